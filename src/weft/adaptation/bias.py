@@ -1,0 +1,58 @@
+"""BitFit (Ben Zaken et al., ACL 2022, arXiv 2106.10199): the backbone's own bias vectors, with a client axis."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from weft.adaptation.part import Additive
+from weft.errors import UserError
+from weft.tensors.init import Init
+
+if TYPE_CHECKING:
+    from weft.backbones.backbone import Backbone, Site
+
+SCOPES = ("all", "blocks", "linear", "norm")
+
+
+@dataclass(frozen=True)
+class Bias(Additive):
+    """Trainable bias vectors, started at their pretrained values.
+
+    Attributes:
+        scope: ``all`` biases of the encoder (embedding norm included), ``blocks`` (inside the stack), ``linear`` or ``norm``.
+        add_missing: give linear layers without a bias a zero one (LLaMA, T5); otherwise a backbone without any is refused.
+    """
+
+    scope: str = "all"
+    add_missing: bool = False
+
+    def sites(self, backbone: Backbone) -> list[Site]:
+        linear = [s for s in backbone.linears if s.bias or self.add_missing]
+        norm = [s for s in backbone.norms if s.bias]
+        found = {
+            "all": linear + norm,
+            "blocks": linear + [s for s in norm if s.block is not None],
+            "linear": linear,
+            "norm": norm,
+        }.get(self.scope)
+        if found is None:
+            raise UserError(f'unknown bias scope "{self.scope}": use {", ".join(SCOPES)}.')
+        if not found:
+            raise UserError(
+                f'backbone "{backbone.name}" has no bias vectors in scope "{self.scope}"; '
+                "add zero ones with --set method.add_missing=true."
+            )
+        return found
+
+    def tensors(self, backbone: Backbone, site: Site) -> Mapping[str, Init]:
+        if site.bias:
+            return {"bias": Init((site.d_out,), "value", value=backbone.originals[f"{site.name}.bias"])}
+        return {"bias": Init((site.d_out,))}
+
+    def apply(self, module: nn.Module, w: Mapping[str, Tensor], x: Tensor, out: Tensor) -> Tensor:
+        # the frozen bias is already in ``out``: add what it has changed by since the start
+        return (w["bias"] - w["bias.start"]).unsqueeze(1).to(out.dtype)

@@ -1,0 +1,49 @@
+"""The task head of the Hugging Face model, one per client: its own modules, and base modules that the checkpoint lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from weft.adaptation.part import Additive
+from weft.tensors.init import Init
+
+if TYPE_CHECKING:
+    from weft.backbones.backbone import Backbone, Site
+
+
+@dataclass(frozen=True)
+class Head(Additive):
+    """Replaces the model's own head, in float32. Starts at the checkpoint's values where it holds a head (a model that was
+    fine-tuned before); elsewhere weights ~ N(0, std²), biases 0, norms at identity.
+    """
+
+    std: float = 0.02
+    replaces = True
+    always = True
+
+    def sites(self, backbone: Backbone) -> list[Site]:
+        return backbone.heads
+
+    def tensors(self, backbone: Backbone, site: Site) -> Mapping[str, Init]:
+        norm = site.role == "head.norm"
+        found = {"weight": Init((site.d_out,), "ones") if norm else Init((site.d_out, site.d_in), "normal", self.std)}
+        if site.bias:
+            found["bias"] = Init((site.d_out,))
+        for role, init in found.items():
+            value = backbone.originals.get(f"{site.name}.{role}")
+            if value is not None:
+                found[role] = Init(init.shape, "value", value=value)
+        return found
+
+    def apply(self, module: nn.Module, w: Mapping[str, Tensor], x: Tensor, out: Tensor) -> Tensor:
+        x = x.to(w["weight"].dtype)
+        bias = w["bias"].unsqueeze(1) if "bias" in w else 0
+        if isinstance(module, nn.LayerNorm):
+            return F.layer_norm(x, module.normalized_shape, eps=module.eps) * w["weight"].unsqueeze(1) + bias
+        return torch.bmm(x, w["weight"].mT) + bias

@@ -1,0 +1,89 @@
+"""LoRA (Hu et al., ICLR 2022, arXiv 2106.09685) and a frozen low-rank delta, both with a client axis."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from weft.adaptation.part import Additive
+from weft.errors import UserError
+from weft.tensors.init import Init
+
+if TYPE_CHECKING:
+    from weft.backbones.backbone import Backbone, Site
+
+
+def low_rank_product(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """x Aᵀ Bᵀ for [k, n, d_in], [k, r, d_in], [k, d_out, r] -> [k, n, d_out], in the dtype of x."""
+    if a.stride(0) == 0 and b.stride(0) == 0:  # one value for all clients of the pack: one product over all rows
+        return x @ a[0].to(x.dtype).mT @ b[0].to(x.dtype).mT
+    return torch.bmm(torch.bmm(x, a.to(x.dtype).mT), b.to(x.dtype).mT)
+
+
+@dataclass(frozen=True)
+class LoRA(Additive):
+    """ΔW = (α/r)·B A beside a frozen linear layer; A [r, d_in] ~ U(±1/√d_in), B [d_out, r] = 0.
+
+    Attributes:
+        rank: r. alpha: α; the scale is α/r.
+        at: which linear layers, see :meth:`weft.backbones.backbone.Backbone.sites`.
+        ffn_rank: another rank for the feed-forward layers.
+    """
+
+    rank: int
+    alpha: float
+    at: str = "q,v"
+    ffn_rank: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or (self.ffn_rank is not None and self.ffn_rank < 1):
+            raise UserError("LoRA needs a rank of at least 1.")
+
+    def rank_at(self, site: Site) -> int:
+        return self.ffn_rank if self.ffn_rank is not None and site.role.startswith("ffn") else self.rank
+
+    def scale_at(self, site: Site) -> float:
+        """α/r."""
+        return self.alpha / self.rank_at(site)
+
+    def sites(self, backbone: Backbone) -> list[Site]:
+        return backbone.sites(self.at)
+
+    def tensors(self, backbone: Backbone, site: Site) -> Mapping[str, Init]:
+        return {
+            "A": Init((self.rank_at(site), site.d_in), "uniform", 1 / math.sqrt(site.d_in)),
+            "B": Init((site.d_out, self.rank_at(site))),
+        }
+
+    def constants(self, site: Site) -> Mapping[str, float]:
+        return {"scale": self.scale_at(site)}
+
+    def apply(self, module: nn.Module, w: Mapping[str, Tensor], x: Tensor, out: Tensor) -> Tensor:
+        # the scale goes onto the small factor: r·d_in products instead of n·d_out
+        return low_rank_product(x, w["A"] * w["scale"].view(-1, 1, 1), w["B"])
+
+
+@dataclass(frozen=True)
+class Delta(Additive):
+    """A frozen low-rank change of the base weights that grows over the rounds (FLoRA, FedEx-LoRA, FRLoRA).
+
+    It stays beside the weight instead of being merged: adding a small delta to int8 or bfloat16 weights loses half of it or
+    more. Its value per site is one :class:`weft.tensors.lowrank.LowRank`, rank 0 at the start.
+    """
+
+    at: str = "q,v"
+    always = True
+
+    def sites(self, backbone: Backbone) -> list[Site]:
+        return backbone.sites(self.at)
+
+    def tensors(self, backbone: Backbone, site: Site) -> Mapping[str, Init]:
+        return {"delta": Init((site.d_out, site.d_in), "lowrank")}
+
+    def apply(self, module: nn.Module, w: Mapping[str, Tensor], x: Tensor, out: Tensor) -> Tensor:
+        return low_rank_product(x, w["delta.A"], w["delta.B"])

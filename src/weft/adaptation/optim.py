@@ -1,0 +1,169 @@
+"""SGD and AdamW on tensors with a client axis: every client has its own step count, learning rate, schedule and clipping.
+
+``torch.optim`` keeps one of each for a whole tensor, so that a pack of unequal clients could not equal its clients trained
+alone. Rows of clients that are not in the batch, or that lack the block, keep their value and their moments.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from weft.errors import UserError, WeftError, nearest
+
+KINDS = ("adamw", "sgd")
+SCHEDULES = ("linear", "constant", "cosine")
+
+
+@dataclass(frozen=True)
+class Optim:
+    """Settings of a local optimizer; a new one is made for each client and round.
+
+    Attributes:
+        kind: ``adamw`` (Loshchilov & Hutter, 2019) or ``sgd``.
+        lr: learning rate. weight_decay: decoupled for AdamW, L2 for SGD. decay_biases: whether it acts on biases and norms too.
+        betas, eps: of AdamW. momentum: of SGD.
+        clip: largest gradient norm of one client over all its tensors in the step; None = off.
+        schedule: of the learning rate over the client's own steps of the round: ``linear`` (to 0), ``cosine`` (to 0), ``constant``.
+        warmup: fraction of the steps over which the rate rises from 0.
+    """
+
+    kind: str = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    momentum: float = 0.0
+    clip: float | None = None
+    schedule: str = "linear"
+    warmup: float = 0.0
+    decay_biases: bool = True
+
+    def __post_init__(self) -> None:
+        for value, choices, what in ((self.kind, KINDS, "optimizer"), (self.schedule, SCHEDULES, "schedule")):
+            if value not in choices:
+                raise UserError(f'unknown {what} "{value}": use {", ".join(choices)}.{nearest(value, choices)}')
+        if self.lr < 0 or self.weight_decay < 0 or not 0 <= self.warmup <= 1:
+            raise UserError("an optimizer needs lr ≥ 0, weight_decay ≥ 0 and 0 ≤ warmup ≤ 1.")
+
+    def but(self, **changes: Any) -> Optim:
+        return replace(self, **changes)
+
+
+class Optimizer:
+    """One local optimizer over K clients.
+
+    Args:
+        params: name -> leaf tensor [K, …]; exactly these can move, and only when :meth:`step` is told so.
+        total: [K] steps that each client will take (its schedule's length).
+    """
+
+    def __init__(self, params: Mapping[str, Tensor], settings: Optim, total: Tensor):
+        self.params = dict(params)
+        self.settings = settings
+        self.total = total.clamp(min=1).double()
+        self.ticks = torch.zeros_like(self.total)  # batches seen, for the schedule
+        self.steps = {n: torch.zeros_like(self.total) for n in self.params}  # updates of a tensor, for Adam's bias correction
+        self.moments: dict[str, tuple[Tensor, ...]] = {}
+        self.moved: set[str] = set()
+
+    def rates(self) -> Tensor:
+        """[K] learning rates of the coming step."""
+        s = self.settings
+        done = self.ticks / self.total
+        warm = torch.ones_like(done)
+        start = math.floor(s.warmup * 1e9) / 1e9
+        if start > 0:
+            length = (start * self.total).clamp(min=1)
+            warm = ((self.ticks + 1) / length).clamp(max=1.0)
+        rest = ((done - start) / (1 - start) if start < 1 else torch.zeros_like(done)).clamp(0, 1)
+        if s.schedule == "linear":
+            fall = 1 - rest
+        elif s.schedule == "cosine":
+            fall = 0.5 * (1 + torch.cos(math.pi * rest))
+        else:
+            fall = torch.ones_like(done)
+        return s.lr * torch.where(warm < 1, warm, fall)
+
+    def step(
+        self, loss: Tensor, clients: Tensor | None, rows: Mapping[str, Tensor], only: Iterable[str] = (), tick: bool = True
+    ) -> None:
+        """Differentiate Σ loss and move the tensors named in ``only`` (all, if empty).
+
+        Args:
+            loss: [k], one per client in the batch; a client's loss must depend on its own rows alone.
+            clients: [k] their indices in the pack, None = all.
+            rows: name -> [K] bool, the clients that have the tensor.
+            tick: advance the schedule (False for the first of two updates on one batch).
+        """
+        names = [n for n in (only or self.params) if n in self.params]
+        if not names:
+            raise WeftError("a step was asked for tensors that no optimizer holds")
+        grads = torch.autograd.grad(loss.sum(), [self.params[n] for n in names], allow_unused=True)
+        active = torch.zeros(len(self.total), dtype=torch.bool, device=self.total.device)
+        active[slice(None) if clients is None else clients] = True
+        with torch.no_grad():
+            pairs = [(n, g) for n, g in zip(names, grads, strict=True) if g is not None]
+            masks = {n: active & rows[n] for n, _ in pairs}
+            if self.settings.clip is not None:
+                pairs = self._clipped(pairs, masks)
+            rates = self.rates()
+            for name, grad in pairs:
+                self._move(name, grad, masks[name], rates)
+        if tick:
+            self.ticks += active
+
+    def _clipped(self, pairs: list[tuple[str, Tensor]], masks: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
+        assert self.settings.clip is not None
+        square = torch.zeros_like(self.total)
+        for name, grad in pairs:
+            square += torch.where(masks[name], grad.double().square().flatten(1).sum(1), 0.0)
+        factor = (self.settings.clip / (square.sqrt() + 1e-6)).clamp(max=1.0)
+        return [(n, g * _wide(factor, g)) for n, g in pairs]
+
+    def _move(self, name: str, grad: Tensor, mask: Tensor, rates: Tensor) -> None:
+        p, s = self.params[name], self.settings
+        self.moved.add(name)
+        self.steps[name] += mask
+        everyone = bool(mask.all())
+        decay = s.weight_decay if s.decay_biases or p.dim() > 2 else 0.0
+        lr = _wide(rates * mask, p)
+        if s.kind == "sgd":
+            grad = grad + decay * p if decay else grad
+            if s.momentum:
+                if name not in self.moments:
+                    self.moments[name] = (torch.zeros_like(p),)
+                (velocity,) = self.moments[name]
+                fresh = velocity * s.momentum + grad
+                velocity.copy_(fresh if everyone else torch.where(_wide(mask, p), fresh, velocity))
+                grad = velocity
+            p.sub_(lr * grad)
+            return
+        if name not in self.moments:
+            self.moments[name] = (torch.zeros_like(p), torch.zeros_like(p))
+        mean, square = self.moments[name]
+        b1, b2 = s.betas
+        if everyone:
+            mean.lerp_(grad, 1 - b1)
+            square.mul_(b2).addcmul_(grad, grad, value=1 - b2)
+        else:
+            here = _wide(mask, p)
+            mean.copy_(torch.where(here, mean.lerp(grad, 1 - b1), mean))
+            square.copy_(torch.where(here, square * b2 + (1 - b2) * grad * grad, square))
+        t = self.steps[name].clamp(min=1)
+        if decay:
+            p.mul_(1 - lr * decay)
+        scale = _wide(rates * mask / (1 - b1**t), p)
+        root = square.sqrt().div_(_wide((1 - b2**t).sqrt(), p)).add_(s.eps)
+        p.sub_(scale * mean / root)
+
+
+def _wide(value: Tensor, like: Tensor) -> Tensor:
+    """[K] shaped to broadcast over [K, …], in the dtype of ``like`` (bool stays bool)."""
+    value = value.view(-1, *[1] * (like.dim() - 1))
+    return value if value.dtype == torch.bool else value.to(like.dtype)

@@ -1,0 +1,1 @@
+"""Frozen foundation models: loading, description, token tables."""

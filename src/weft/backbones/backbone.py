@@ -1,0 +1,146 @@
+"""A frozen foundation model, its tokenizer and a description of where parts can sit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from weft.errors import UserError, nearest
+
+LINEAR_ROLES = ("q", "k", "v", "o", "ffn.in", "ffn.gate", "ffn.out")
+GROUPS = {
+    "attention": ("q", "k", "v", "o"),
+    "ffn": ("ffn.in", "ffn.gate", "ffn.out"),
+    "all": LINEAR_ROLES,
+}
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place of the backbone where a part can sit.
+
+    Attributes:
+        name: the module's path inside the Hugging Face model.
+        role: what it is: one of ``LINEAR_ROLES`` (several joined by ``+`` when fused, as GPT-2's ``c_attn``),
+            ``block`` or ``ffn.norm`` (the two places of a bottleneck), ``head``, ``norm`` …
+        d_in, d_out: feature sizes of input and output.
+        block: index of the transformer block that holds it; None outside the stack.
+        bias: whether the module owns a bias vector.
+        per_row: it is called with the rows of the batch and nothing else (DeBERTa's query and key also see a table of positions).
+    """
+
+    name: str
+    role: str
+    d_in: int
+    d_out: int
+    block: int | None
+    bias: bool = False
+    per_row: bool = True
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return tuple(self.role.split("+"))
+
+
+@dataclass
+class Backbone:
+    """A frozen model ready for parts; see :func:`weft.backbones.load`.
+
+    Attributes:
+        name: what the user typed. hub_id: canonical Hugging Face id or None. path: folder or id it was loaded from.
+        weight_hash: sha256 over the weight files (over the tensors if there are no files).
+        model: Hugging Face sequence-classification model, eval mode, nothing requires a gradient.
+        blocks: paths of the transformer blocks in order. shared_blocks: one block is called several times (ALBERT).
+        tuple_blocks: blocks return their hidden state inside a tuple. row_arguments: a block's arguments with an entry per row.
+        linears, norms, heads, bottlenecks: sites by kind. d: hidden size.
+        pools: which tokens the head reads: ``first``, ``last`` or ``all``.
+        originals: float32 copies of all pretrained biases, and of a head that the checkpoint holds (the model itself may be in
+            bfloat16).
+    """
+
+    name: str
+    hub_id: str | None
+    path: str
+    weight_hash: str
+    model: Any
+    tokenizer: Any
+    blocks: list[str]
+    shared_blocks: bool
+    tuple_blocks: bool
+    row_arguments: frozenset[str]
+    linears: list[Site]
+    norms: list[Site]
+    heads: list[Site]
+    bottlenecks: list[Site]
+    d: int
+    pools: str
+    originals: dict[str, Tensor]
+    max_length: int
+    notes: tuple[str, ...] = ()
+    _modules: dict[str, nn.Module] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        self._modules = dict(self.model.named_modules())
+
+    def module(self, name: str) -> nn.Module:
+        return self._modules[name]
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    @property
+    def kind(self) -> str:
+        return str(self.model.config.model_type)
+
+    @property
+    def parameters(self) -> int:
+        return sum(p.numel() for p in self.model.parameters())
+
+    def sites(self, spec: str, blocks: Iterable[int] | None = None) -> list[Site]:
+        """Linear sites named by ``spec``: roles and groups joined by commas (``q,v``, ``attention``, ``all``), or module-name
+        endings as PEFT takes them (``names:query,value``). ``blocks`` keeps only those blocks.
+
+        Raises:
+            UserError: an unknown role, or a role that this backbone does not have.
+        """
+        keep = None if blocks is None else set(blocks)
+        inside = [s for s in self.linears if keep is None or s.block in keep]
+        if spec.startswith("names:"):
+            ends = [e.strip() for e in spec[6:].split(",") if e.strip()]
+            found = [s for s in inside if any(s.name == e or s.name.endswith("." + e) for e in ends)]
+            if not found:
+                have = sorted({s.name.rsplit(".", 1)[-1] for s in self.linears})
+                raise UserError(f'no linear layer of "{self.name}" ends in {", ".join(ends)}; it has {", ".join(have)}.')
+            return found
+        wanted: set[str] = set()
+        for word in (w.strip() for w in spec.split(",")):
+            if word not in GROUPS and word not in LINEAR_ROLES:
+                choices = [*GROUPS, *LINEAR_ROLES]
+                raise UserError(
+                    f'unknown site "{word}": use {", ".join(choices)}, or names:ENDING.{nearest(word, choices)}'
+                )
+            roles = set(GROUPS.get(word, (word,)))
+            if not any(roles & set(s.roles) for s in inside):
+                raise UserError(f'backbone "{self.name}" has no site "{word}"; try --set method.sites=all.')
+            wanted |= roles
+        return [s for s in inside if wanted & set(s.roles)]
+
+
+def frozen_fingerprint(backbone: Backbone) -> str:
+    """A hash of every frozen tensor: tests compare it before and after training."""
+    import hashlib
+
+    h = hashlib.sha256()
+    for name, p in backbone.model.state_dict().items():
+        h.update(name.encode())
+        h.update(p.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return h.hexdigest()

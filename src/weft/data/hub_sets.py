@@ -1,0 +1,131 @@
+"""The text classification sets known by a short name. Nothing heavy is imported here: ``weft data`` lists
+them at once.
+
+Ids, columns and label codes were taken from the sets' own documents and from memory, without a connection to
+the hub, and ids move: each is a default, and any other set can be named as ``owner/name`` or
+``owner/name:config``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+TEXT = "text classification"
+PAIR = "text pair classification"
+SEEN = "not verified against the hub (id and columns seen in public documents)"
+RECALLED = "not verified against the hub (from memory)"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One set: what to tell a person, then how to load it."""
+
+    name: str
+    hub_id: str | None
+    config: str | None
+    kind: str
+    classes: int
+    rows: Mapping[str, int]  # split -> rows, about
+    client_key: str | None
+    licence: str
+    verified: str
+    offline: bool = False
+    text: str | None = None
+    pair: str | None = None
+    label: str | None = None
+    test: str = "test"  # the split to test on
+    validation: str | None = None
+    label_names: Mapping[int, str] | None = None  # for label codes that the set itself doesn't name
+    configs: tuple[str, ...] = field(default=())  # several configs, each the rows of one natural client
+    parallel: bool = (
+        False  # row i of every config is the same example (translations): train on it in one config only
+    )
+
+
+def _glue(
+    config: str, kind: str, rows: tuple[int, int], texts: tuple[str, str | None], names: tuple[str, ...]
+) -> Entry:
+    """GLUE hides its test labels (all -1), so the validation split is the test set of every paper."""
+    split = "validation_matched" if config == "mnli" else "validation"
+    return Entry(
+        name=config,
+        hub_id="nyu-mll/glue",
+        config=config,
+        kind=kind,
+        classes=len(names),
+        rows={"train": rows[0], "test": rows[1]},
+        client_key=None,
+        licence="GLUE: per task, research",
+        verified=SEEN,
+        text=texts[0],
+        pair=texts[1],
+        label="label",
+        test=split,
+        label_names=dict(enumerate(names)),
+    )
+
+
+NLI = ("entailment", "neutral", "contradiction")
+XNLI_LANGUAGES = ("ar", "bg", "de", "el", "en", "es", "fr", "hi", "ru", "sw", "th", "tr", "ur", "vi", "zh")
+MASAKHANEWS_LANGUAGES = (
+    "amh", "eng", "fra", "hau", "ibo", "lin", "lug", "orm", "pcm", "run", "sna", "som", "swa", "tir",
+    "xho", "yor",
+)  # fmt: skip
+
+ENTRIES: tuple[Entry, ...] = (
+    Entry(
+        "pydocs", None, None, TEXT, 12, {"train": 6_000, "unseen": 600}, "module", "PSF-2.0",
+        "read from the standard library of the Python that runs Weft", offline=True,
+    ),
+    Entry(
+        "20newsgroups", "SetFit/20_newsgroups", None, TEXT, 20, {"train": 11_314, "test": 7_532}, None,
+        "none stated", SEEN, text="text", label="label",
+    ),
+    Entry(
+        "ag_news", "fancyzhx/ag_news", None, TEXT, 4, {"train": 120_000, "test": 7_600}, None,
+        "research, non-commercial", SEEN, text="text", label="label",
+        label_names={0: "World", 1: "Sports", 2: "Business", 3: "Sci/Tech"},
+    ),
+    _glue("cola", TEXT, (8_551, 1_043), ("sentence", None), ("unacceptable", "acceptable")),
+    Entry(
+        "imdb", "stanfordnlp/imdb", None, TEXT, 2, {"train": 25_000, "test": 25_000}, None,
+        "none stated", RECALLED, text="text", label="label", label_names={0: "negative", 1: "positive"},
+    ),
+    Entry(
+        "masakhanews", "masakhane/masakhanews", None, TEXT, 7,
+        {"train": 22_058, "validation": 3_152, "test": 6_242}, "lang",
+        "AFL-3.0", SEEN, text="text", validation="validation", configs=MASAKHANEWS_LANGUAGES,
+    ),
+    _glue("mnli", PAIR, (392_702, 9_815), ("premise", "hypothesis"), NLI),
+    _glue("mrpc", PAIR, (3_668, 408), ("sentence1", "sentence2"), ("not_equivalent", "equivalent")),
+    Entry(
+        "news_category", "heegyu/news-category-dataset", None, TEXT, 42, {"train": 209_527}, None,
+        "CC0", RECALLED, text="headline", label="category",
+    ),
+    _glue("qnli", PAIR, (104_743, 5_463), ("question", "sentence"), ("entailment", "not_entailment")),
+    _glue("qqp", PAIR, (363_846, 40_430), ("question1", "question2"), ("not_duplicate", "duplicate")),
+    _glue("rte", PAIR, (2_490, 277), ("sentence1", "sentence2"), ("entailment", "not_entailment")),
+    Entry(
+        "semeval2010", "SemEvalWorkshop/sem_eval_2010_task_8", None, TEXT, 19,
+        {"train": 8_000, "test": 2_717}, None, "unknown", SEEN, text="sentence", label="relation",
+    ),
+    Entry(
+        "sentiment140", "stanfordnlp/sentiment140", None, TEXT, 2, {"train": 1_600_000, "test": 498}, "user",
+        "none stated, research", SEEN, text="text", label="sentiment",
+        label_names={0: "negative", 4: "positive"},
+    ),
+    _glue("sst2", TEXT, (67_349, 872), ("sentence", None), ("negative", "positive")),
+    _glue("wnli", PAIR, (635, 71), ("sentence1", "sentence2"), ("not_entailment", "entailment")),
+    Entry(
+        "xnli", "facebook/xnli", None, PAIR, 3,
+        {"train": 392_702, "validation": 37_350, "test": 75_150}, "lang",
+        "CC BY-NC 4.0", SEEN, text="premise", pair="hypothesis", label="label", validation="validation",
+        label_names=dict(enumerate(NLI)), configs=XNLI_LANGUAGES, parallel=True,
+    ),
+)  # fmt: skip
+
+
+def catalogue() -> list[Entry]:
+    """The sets known by name, in alphabetical order after the one that needs no network."""
+    return list(ENTRIES)

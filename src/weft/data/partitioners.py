@@ -1,0 +1,283 @@
+"""Dealing a source out to clients: IID, Dirichlet, pathological (k classes each) or by natural key."""
+
+from __future__ import annotations
+
+import heapq
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+
+from weft.data import splits
+from weft.data._telemetry import flower_partitioners
+from weft.data.rows import ClientData, FederatedData, Rows, Source
+from weft.errors import UserError, nearest
+from weft.tensors.keyed import key as stream_key
+from weft.tensors.keyed import numpy_generator
+
+SCHEMES = ("auto", "iid", "dirichlet", "pathological", "natural")
+SEEDS_TRIED = 50  # for a pathological deal that leaves no class out
+
+
+def partition(
+    source: Source,
+    *,
+    clients: int = 8,
+    scheme: str = "auto",
+    alpha: float = 0.5,
+    classes_per_client: int = 2,
+    seed: int = 0,
+    val_fraction: float = 0.1,
+    test_fraction: float = 0.2,
+    min_rows: int = 1,
+    new_clients: int = 0,
+) -> FederatedData:
+    """Deal the rows of ``source`` out to clients, each with its own training, validation and test rows.
+
+    scheme: ``iid``; ``dirichlet``, where each class is spread over the clients by a draw from
+        Dirichlet(``alpha``) (Hsu et al., 2019, arXiv:1909.06335); ``pathological``, where each client holds
+        ``classes_per_client`` classes (McMahan et al., 2017, arXiv:1602.05629); ``natural``, where whole
+        natural keys go to one client, balanced by rows; ``auto`` = natural where the source has keys, else
+        dirichlet.
+    val_fraction, test_fraction: of a client's rows, stratified by natural key and label.
+    min_rows: the fewest rows a client may be dealt; 0 allows clients without any.
+    new_clients: that many further clients get their share and are then held out: their rows are tested on,
+        never trained on. Natural keys that the source itself holds out come on top.
+
+    The global test set is the source's own test split; without one it is the union of the clients' test rows,
+    and so for validation. With an own test split that has the natural keys, a client's test rows are those of
+    its keys. A deal that leaves rows out says how many in ``notes``. Raises UserError where the deal is
+    impossible.
+    """
+    scheme = _checked(source, clients, scheme, alpha, classes_per_client, min_rows, new_clients)
+    rows = source.train
+    dealt = _deal(source, clients + new_clients, scheme, alpha, classes_per_client, seed, min_rows)
+    if (fewest := min(map(len, dealt))) < min_rows:
+        raise UserError(
+            f"the {scheme} deal gives some client {fewest} rows, fewer than the {min_rows} asked for: "
+            f"ask for fewer clients or a smaller --min-rows."
+        )
+    keys = [_keys(rows, index) if scheme == "natural" else [] for index in dealt]
+    own_tests = _tests_by_key(source, keys[:clients])
+    fractions = (val_fraction, test_fraction if own_tests is None else 0.0)
+    mark = splits.draw(splits.strata(rows), fractions, seed, "data/split")
+    members = []
+    for i, index in enumerate(dealt[:clients]):
+        train, val = (rows.take(index[mark[index] == part]) for part in (splits.TRAIN, splits.VAL))
+        test = rows.take(index[mark[index] == splits.TEST]) if own_tests is None else own_tests[i]
+        members.append(ClientData(_name("c", i, clients), train, val, test, _facts(keys[i])))
+    held_out = [(rows.take(index), keys[clients + i]) for i, index in enumerate(dealt[clients:])]
+    held_out += [(source.unseen[key], [key]) for key in sorted(source.unseen)]
+    none = rows.take(np.array([]))
+    return FederatedData(
+        name=source.name,
+        classes=source.classes,
+        clients=members,
+        test=_own_or_all(source.test, [client.test for client in members]),
+        val=_own_or_all(source.validation, [client.val for client in members]),
+        unseen=[
+            ClientData(_name("new", i, len(held_out)), none, none, own, _facts(key))
+            for i, (own, key) in enumerate(held_out)
+        ],
+        fingerprint=source.fingerprint,
+        notes=(*source.notes, *_losses(source, dealt, scheme)),
+    )
+
+
+def _name(prefix: str, i: int, total: int) -> str:
+    """An id whose alphabetical order is the order of dealing: updates are reduced in the order of ids."""
+    return f"{prefix}{i:0{len(str(total - 1))}d}"
+
+
+def _own_or_all(own: Rows | None, clients: list[Rows]) -> Rows:
+    return Rows.concatenate(clients) if own is None else own
+
+
+def _facts(keys: list[str]) -> dict[str, Any]:
+    return {"domain": keys[0]} if len(keys) == 1 else {"domains": keys} if keys else {}
+
+
+def _keys(rows: Rows, index: np.ndarray) -> list[str]:
+    return [] if rows.keys is None else sorted({rows.keys[i] for i in index.tolist()})
+
+
+def _tests_by_key(source: Source, keys: list[list[str]]) -> list[Rows] | None:
+    """Each client's rows of the source's own test split, or None unless every client has some."""
+    if source.test is None or source.test.keys is None:
+        return None
+    owner = {key: i for i, own in enumerate(keys) for key in own}
+    owners = np.array([owner.get(key, -1) for key in source.test.keys])
+    if len(np.unique(owners[owners >= 0])) < len(keys):
+        return None
+    return [source.test.take(owners == i) for i in range(len(keys))]
+
+
+def _losses(source: Source, dealt: list[np.ndarray], scheme: str) -> list[str]:
+    """A sentence about the rows that no client was dealt, if any."""
+    total = len(source.train)
+    left_out = np.setdiff1d(np.arange(total), np.concatenate(dealt))
+    if not len(left_out):
+        return []
+    classes = ", ".join(source.classes[label] for label in np.unique(source.train.labels[left_out]))
+    return [
+        f"The {scheme} deal leaves out {len(left_out)} of {total} rows: no client was given their classes "
+        f"({classes}); more clients or more classes per client use them all."
+    ]
+
+
+def _checked(
+    source: Source,
+    clients: int,
+    scheme: str,
+    alpha: float,
+    classes_per_client: int,
+    min_rows: int,
+    new_clients: int,
+) -> str:
+    """The scheme to use, after refusing what no deal can do."""
+    if scheme not in SCHEMES:
+        raise UserError(
+            f'there is no way to deal data called "{scheme}": choose '
+            f"{', '.join(SCHEMES)}.{nearest(scheme, SCHEMES)}"
+        )
+    if scheme == "auto":
+        scheme = "dirichlet" if source.train.keys is None else "natural"
+    if clients < 1 or new_clients < 0 or min_rows < 0:
+        raise UserError(
+            f"{clients} clients, {new_clients} new clients and at least {min_rows} rows were asked for: "
+            f"give at least one client and no negative numbers."
+        )
+    total = clients + new_clients
+    if total * max(min_rows, 1) > len(source.train):
+        raise UserError(
+            f"{source.name} has {len(source.train)} rows to deal, too few for {total} clients with at least "
+            f"{max(min_rows, 1)} each: ask for fewer clients."
+        )
+    if scheme == "dirichlet" and not (alpha > 0 and math.isfinite(alpha)):
+        raise UserError(
+            f"alpha is {alpha:g}: the Dirichlet deal needs a number above 0 "
+            f"(0.1 is very skewed, 100 is nearly IID)."
+        )
+    if scheme == "pathological" and not 1 <= classes_per_client <= len(np.unique(source.train.labels)):
+        raise UserError(
+            f"{classes_per_client} classes per client were asked for, but {source.name} has "
+            f"{len(np.unique(source.train.labels))} classes in its training rows: give a number between 1 "
+            "and that."
+        )
+    if scheme == "natural":
+        if source.train.keys is None:
+            raise UserError(
+                f"{source.name} has no natural client key: name its column with --key, or deal it iid, "
+                "dirichlet or pathological."
+            )
+        if total > (number := len(set(source.train.keys))):
+            raise UserError(
+                f"{source.name} has {number} different values of {source.key_name} to deal whole, too few "
+                f"for {total} clients: ask for at most {number}, or deal it iid, dirichlet or pathological."
+            )
+    return scheme
+
+
+def _deal(
+    source: Source, parts: int, scheme: str, alpha: float, classes_per_client: int, seed: int, min_rows: int
+) -> list[np.ndarray]:
+    """The positions in ``source.train`` of each of ``parts`` clients, in ascending order."""
+    labels = source.train.labels
+    flower = flower_partitioners()
+    draw = stream_key(seed, "data/deal", scheme) % 2**32
+    everything = np.arange(len(labels))
+    if scheme == "iid":
+        # Flower takes contiguous shards and counts on shuffled rows.
+        mixed = numpy_generator(seed, "data/deal", scheme).permutation(everything)
+        return _run(flower.IidPartitioner(parts), {"row": mixed})
+    if scheme == "natural":
+        # Flower groups a fixed number of keys, whatever their sizes: groups made here are its keys.
+        group = _grouped(np.asarray(source.train.keys, dtype=str), parts, seed)
+        return _run(
+            flower.GroupedNaturalIdPartitioner("client", group_size=1, sort_unique_ids=True),
+            {"row": everything, "client": group},
+        )
+    columns = {"row": everything, "label": labels}
+    if scheme == "dirichlet":
+        try:
+            return _run(
+                flower.DirichletPartitioner(
+                    parts, "label", alpha, min_partition_size=min_rows, shuffle=False, seed=draw
+                ),
+                columns,
+            )
+        except ValueError as error:
+            raise UserError(
+                f"a Dirichlet deal with alpha {alpha:g} leaves some of {parts} clients with fewer than "
+                f"{min_rows} of the {len(labels)} rows, in each of 11 draws: raise --alpha, ask for fewer "
+                f"--clients, or allow small clients (--min-rows 0)."
+            ) from error
+    try:
+        return _run(_pathological(labels, parts, classes_per_client, draw), columns)
+    except ValueError as error:
+        present, size = np.unique(labels, return_counts=True)
+        rarest = source.classes[present[size.argmin()]]
+        raise UserError(
+            f"{source.name} has too few rows of some class (of {rarest} only {size.min()}) to give "
+            f"{parts} clients {classes_per_client} classes each: ask for fewer clients or classes, or deal "
+            f"it by dirichlet."
+        ) from error
+
+
+def _pathological(labels: np.ndarray, parts: int, classes_per_client: int, draw: int) -> Any:
+    """Flower's pathological partitioner, with that seed of a few which leaves out the fewest rows.
+
+    Which client gets which classes depends on the seed and on what classes there are, not on their rows, so
+    that seeds are tried on a small table with ``parts`` rows of each class.
+    """
+    classes, size = np.unique(labels, return_counts=True)
+
+    def partitioner(seed: int) -> Any:
+        return flower_partitioners().PathologicalPartitioner(
+            parts, "label", classes_per_client, "first-deterministic", shuffle=False, seed=seed
+        )
+
+    best, most = draw, -1
+    for seed in range(draw, draw + SEEDS_TRIED):
+        small = np.repeat(classes, parts)
+        used = np.unique(
+            small[np.concatenate(_run(partitioner(seed), {"row": np.arange(len(small)), "label": small}))]
+        )
+        kept = int(size[np.isin(classes, used)].sum())
+        if kept > most:
+            best, most = seed, kept
+        if len(used) >= min(len(classes), parts * classes_per_client):
+            break
+    return partitioner(best)
+
+
+def _run(partitioner: Any, columns: dict[str, np.ndarray]) -> list[np.ndarray]:
+    import datasets
+
+    # The arrow format spares Flower an iteration in Python over every row.
+    partitioner.dataset = datasets.Dataset.from_dict(columns).with_format("arrow")
+    with warnings.catch_warnings():
+        # What Flower warns of, lost classes and repeated draws, is counted and said in our words.
+        warnings.simplefilter("ignore")
+        parts = [partitioner.load_partition(i) for i in range(partitioner.num_partitions)]
+    return [np.sort(part["row"].to_numpy()) for part in parts]
+
+
+def _grouped(keys: np.ndarray, parts: int, seed: int) -> np.ndarray:
+    """Deal whole keys to ``parts`` groups of like size, none empty: a group for each row (int64 [n]).
+
+    Keys go from large to small to whichever group has the fewest rows. Among keys of like size (within a
+    factor of two) the order is drawn, so that seeds give different deals.
+    """
+    names, inverse, size = np.unique(keys, return_inverse=True, return_counts=True)
+    rng = numpy_generator(seed, "data/deal", "natural")
+    order = np.lexsort((rng.random(len(names)), -np.floor(np.log2(size))))
+    group = np.empty(len(names), dtype=np.int64)
+    loads = [(0, i) for i in range(parts)]  # a heap of (rows, group)
+    for name in order.tolist():
+        load, i = loads[0]
+        group[name] = i
+        heapq.heapreplace(loads, (load + int(size[name]), i))
+    # Numbered at random: the last groups, which may be held out, would be the small ones.
+    return rng.permutation(parts)[group[inverse]]

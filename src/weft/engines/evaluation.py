@@ -1,0 +1,81 @@
+"""Scores: every number says which view, on whose data, at which moment and how pooled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One number of one evaluation.
+
+    Attributes:
+        view: a way to predict, from the method's ``views``.
+        people: ``global test``, ``validation``, ``own test`` or ``new clients``.
+        moment: ``received``: with the newest server state loaded.
+        metric: ``accuracy``, ``macro_f1`` or ``loss``.
+        pooling: ``pooled`` (over rows), ``mean over clients`` or ``worst client``.
+        n: rows (or clients) behind it. low, high: 95 % Wilson interval of a pooled accuracy.
+    """
+
+    view: str
+    people: str
+    moment: str
+    metric: str
+    pooling: str
+    value: float
+    n: int
+    low: float | None = None
+    high: float | None = None
+
+    def record(self) -> dict[str, Any]:
+        return {k: v for k, v in asdict(self).items() if v is not None}
+
+
+def wilson(correct: int, n: int) -> tuple[float, float]:
+    from scipy.stats import binomtest
+
+    interval = binomtest(correct, n).proportion_ci(0.95, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def score(logits: Tensor, labels: np.ndarray, *, view: str, people: str, moment: str = "received") -> list[Evaluation]:
+    """Accuracy with interval, macro-F1 (over labels that occur) and mean loss over pooled rows, [n, C] and [n]."""
+    from sklearn.metrics import f1_score
+
+    if not len(labels):
+        return []
+    y = torch.from_numpy(labels)
+    hit = int((logits.argmax(1) == y).sum())
+    low, high = wilson(hit, len(y))
+    common = {"view": view, "people": people, "moment": moment, "pooling": "pooled", "n": len(y)}
+    loss = float(torch.nn.functional.cross_entropy(logits.double(), y))
+    macro = float(f1_score(labels, logits.argmax(1).numpy(), average="macro", labels=np.unique(labels), zero_division=0))
+    return [
+        Evaluation(metric="accuracy", value=hit / len(y), low=low, high=high, **common),  # type: ignore[arg-type]
+        Evaluation(metric="macro_f1", value=macro, **common),  # type: ignore[arg-type]
+        Evaluation(metric="loss", value=loss, **common),  # type: ignore[arg-type]
+    ]
+
+
+def per_client(accuracies: Mapping[str, float], *, view: str, people: str, moment: str = "received") -> list[Evaluation]:
+    """Mean over clients and the worst client, of each client's own accuracy."""
+    if not accuracies:
+        return []
+    values = list(accuracies.values())
+    common = {"view": view, "people": people, "moment": moment, "metric": "accuracy", "n": len(values)}
+    return [
+        Evaluation(pooling="mean over clients", value=float(np.mean(values)), **common),  # type: ignore[arg-type]
+        Evaluation(pooling="worst client", value=min(values), **common),  # type: ignore[arg-type]
+    ]
+
+
+def pick(records: list[dict[str, Any]], **wanted: str) -> dict[str, Any] | None:
+    """The first record that has all these fields."""
+    return next((r for r in records if all(r.get(k) == v for k, v in wanted.items())), None)

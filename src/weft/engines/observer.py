@@ -1,0 +1,24 @@
+"""What an engine tells whoever watches: progress bars, plain lines, tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class Observer:
+    """Ignores everything; override what is of interest."""
+
+    def say(self, text: str) -> None:
+        """A sentence for the person at the terminal."""
+
+    def begin(self, stage: str, total: int) -> None:
+        """A stage of ``total`` steps starts: ``set-up``, ``rounds``, ``clients`` …; stages nest."""
+
+    def advance(self, stage: str, by: int = 1, **figures: Any) -> None:
+        """Progress within a stage."""
+
+    def end(self, stage: str) -> None:
+        """The stage is over."""
+
+    def round_done(self, record: dict[str, Any]) -> None:
+        """A round was evaluated and saved; ``record`` is its line in ``rounds.jsonl``."""

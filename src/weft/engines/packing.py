@@ -1,0 +1,92 @@
+"""How many clients share a pass: chosen from memory, and by what is known to pay on the device."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from weft.errors import UserError
+
+if TYPE_CHECKING:
+    from weft.federation.client import ClientState
+    from weft.federation.method import Method
+    from weft.federation.pack import Bench
+
+# Beyond this many rows a processor without idle units gains nothing, and caches suffer (benchmarks/packing.py).
+ROWS_AT_ONCE = {"cpu": 256, "cuda": 1024, "mps": 256}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes of one pass: ``fixed`` (the backbone) + ``per_client`` × K."""
+
+    fixed: int
+    per_client: int
+    available: int
+
+    def total(self, k: int) -> int:
+        return self.fixed + k * self.per_client
+
+
+def available_memory(device: torch.device) -> int:
+    """Free bytes on the device."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        with open("/proc/meminfo") as f:
+            for line in f:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+        return int(pages)
+    except (OSError, ValueError):
+        return 4 << 30
+
+
+def estimate(bench: Bench, method: Method, trainable: int, width: int) -> Estimate:
+    """Memory of a training pass, roughly: activations kept for the backward pass, and parts with gradient and moments.
+
+    Args:
+        trainable: elements of one client's trainable tensors. width: tokens of a long batch.
+    """
+    config = bench.backbone.model.config
+    d = bench.backbone.d
+    ffn = int(getattr(config, "intermediate_size", 0) or getattr(config, "n_inner", 0) or 4 * d)
+    heads = int(getattr(config, "num_attention_heads", 12))
+    item = torch.finfo(bench.backbone.dtype).bits // 8
+    tokens = method.batch * width
+    per_layer = tokens * (10 * d + 3 * ffn) + 3 * method.batch * heads * width * width
+    activations = len(bench.backbone.blocks) * per_layer * item
+    parts = trainable * 4 * 5  # value, gradient, two moments, one temporary
+    frozen = sum(p.numel() * p.element_size() for p in bench.backbone.model.parameters())
+    return Estimate(frozen, activations + parts, available_memory(bench.backbone.device))
+
+
+def choose(
+    pack: str | int, cohort: int, method: Method, guess: Estimate, device: torch.device
+) -> int:
+    """Clients per pack for ``--pack auto``, or the number asked for."""
+    if pack != "auto":
+        return max(int(pack), 1)
+    by_memory = max(int(guess.available * 0.6 - guess.fixed) // max(guess.per_client, 1), 1)
+    by_rows = max(ROWS_AT_ONCE.get(device.type, 256) // max(method.batch, 1), 1)
+    k = max(min(cohort, by_memory, by_rows), 1)
+    # equal packs: 9 clients as 5 + 4 rather than 8 + 1
+    return math.ceil(cohort / math.ceil(cohort / k)) if cohort else k
+
+
+def group(clients: list[ClientState], k: int) -> list[list[ClientState]]:
+    """Packs of at most k clients, of similar work: sorted by number of rows, so that few leave a pack early."""
+    ordered = sorted(clients, key=lambda c: (-c.n, c.id))
+    return [ordered[i : i + k] for i in range(0, len(ordered), k)]
+
+
+def out_of_memory(k: int, guess: Estimate) -> UserError:
+    lower = f"--pack {max(k // 2, 1)}" if k > 1 else "--set method.batch to a smaller number, or --max-length"
+    return UserError(
+        f"out of memory with {k} client{'s' if k > 1 else ''} in a pack (estimated {guess.total(k) / 1e9:.1f} GB); lower {lower}."
+    )

@@ -1,0 +1,371 @@
+"""The in-process engine: a federation whose clients train in packs on one shared backbone.
+
+Every message is encoded, billed, validated and decoded as between sites. Clients hold nothing in memory between rounds but
+their row numbers: personal state lives in a store, updates wait as bytes and are reduced in client-id order when the round
+closes, so that results depend neither on pack size nor on the order of arrival.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from weft.communication.ledger import Phase
+from weft.communication.strict import Refused
+from weft.engines import packing
+from weft.engines.evaluation import Evaluation, per_client, score
+from weft.engines.observer import Observer
+from weft.errors import UserError, WeftError
+from weft.federation.client import ClientState, Splits
+from weft.federation.exchange import Exchange, payload_of
+from weft.federation.message import Update, Value
+from weft.federation.method import Adaptation, Method
+from weft.federation.pack import Batch, Bench, Pack
+from weft.federation.server import ServerState
+from weft.federation.store import ClientStore, Spool
+from weft.tensors.keyed import numpy_generator
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a federation is run, apart from the method.
+
+    Attributes:
+        rounds: planned. participation: fraction of clients in a sampled cohort. dropout: chance that a drawn client fails in
+            the middle of its turn: it has downloaded, but nothing of its work is kept.
+        pack: clients per pass, or ``auto``. debug: one by one, errors carry stage, client and batch.
+        eval_clients: at most so many clients are scored with personal views each time (sampled); None = all.
+    """
+
+    rounds: int = 6
+    participation: float = 1.0
+    dropout: float = 0.0
+    pack: str | int = "auto"
+    debug: bool = False
+    eval_clients: int | None = None
+
+
+@dataclass
+class Job:
+    """One client's turn in one round: which server it belongs to and what it received."""
+
+    server: ServerState
+    client: ClientState
+    adaptation: Adaptation
+    held: Mapping[str, Value]
+    facts: Mapping[str, Any]
+
+
+@dataclass
+class Tests:
+    """Rows that scores are taken on, as positions in the token table."""
+
+    test: np.ndarray
+    val: np.ndarray
+    unseen: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+class Simulation:
+    """Runs rounds.
+
+    Args:
+        federations: (server, its clients) pairs: one for a federation; one per client for the ``local`` baseline.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        bench: Bench,
+        federations: list[tuple[ServerState, list[ClientState]]],
+        settings: Settings,
+        exchange: Exchange,
+        store: ClientStore,
+        spool: Spool,
+        tests: Tests,
+        observer: Observer | None = None,
+    ):
+        self.method, self.bench, self.settings = method, bench, settings
+        self.federations = federations
+        self.exchange, self.store, self.spool, self.tests = exchange, store, spool, tests
+        self.observer = observer or Observer()
+        for server, clients in federations:
+            self._register(server, clients)
+        self.guess = packing.estimate(bench, method, self._trainable(), self._width())
+        cohort = sum(max(round(settings.participation * len(c)), 1) for _, c in federations)
+        self.k = 1 if settings.debug else packing.choose(settings.pack, cohort, method, self.guess, bench.backbone.device)
+        self._last_cohort: list[str] = []
+
+    def _register(self, server: ServerState, clients: list[ClientState]) -> None:
+        """Each client tells the facts that the method asks for, once; they cost bytes."""
+        for position, client in enumerate(clients):
+            client.facts = self.method.profile(position) | dict(client.facts)
+        server.clients = [c.info(self.method.info.asks) for c in clients]
+        for info in server.clients:
+            if info.facts:
+                size = len(json.dumps(info.facts, sort_keys=True))
+                self.exchange.ledger.add(0, "setup", "up", info.id, {"facts": size}, size)
+
+    # a round ----------------------------------------------------------------------------------------------------------
+
+    def round(self, t: int, phase: Phase = "train") -> dict[str, Any] | None:
+        """One round: plan, download, train in packs, upload, aggregate. None when the method's plan has ended."""
+        began = time.perf_counter()
+        jobs: list[Job] = []
+        lost: list[str] = []
+        for server, clients in self.federations:
+            plan = self.method.plan(server, t)
+            if plan is None:
+                return None
+            server.round = plan
+            cohort = self._cohort(server, clients)
+            server.cohort = [c.info(self.method.info.asks) for c in cohort]
+            for client in cohort:
+                job = self._download(server, client, phase)
+                if self._drops_out(client.id, t):
+                    lost.append(client.id)
+                else:
+                    jobs.append(job)
+        self._last_cohort = sorted([j.client.id for j in jobs] + lost)
+        losses = self._turns(jobs, t, phase)
+        refused: dict[str, str] = {}
+        for server, _ in self.federations:
+            mine = {j.client.id: j for j in jobs if j.server is server}
+            server.clock += 1
+            self.method.aggregate(server, self._updates(server, mine, refused))
+        self.spool.clear()
+        self.exchange.close_round()
+        return {
+            "round": t,
+            "kind": self.federations[0][0].round.kind,
+            "cohort": self._last_cohort,
+            "lost": lost,
+            "refused": refused,
+            "loss": float(np.mean([v for v in losses.values()])) if losses else None,
+            "seconds": time.perf_counter() - began,
+        }
+
+    def _cohort(self, server: ServerState, clients: list[ClientState]) -> list[ClientState]:
+        """Who takes part, by the plan's ``who``; drawn by round alone, so that nothing else changes the draw."""
+        who, t = server.round.who, server.round.index
+        draw = numpy_generator(self.bench.seed, "cohort", t)
+        if who == "all":
+            return clients
+        if who == "same":
+            return [c for c in clients if c.id in set(self._last_cohort)]
+        if isinstance(who, list):
+            return [c for c in clients if c.id in set(who)]
+        if isinstance(who, tuple):
+            groups: dict[Any, list[ClientState]] = {}
+            for c in clients:
+                groups.setdefault(c.facts.get(who[0], c.id), []).append(c)
+            return [group[int(draw.integers(len(group)))] for _, group in sorted(groups.items(), key=lambda g: str(g[0]))]
+        count = max(round(self.settings.participation * len(clients)), 1)
+        if count >= len(clients):
+            return clients
+        return [clients[i] for i in sorted(draw.choice(len(clients), count, replace=False))]
+
+    def _drops_out(self, client: str, t: int) -> bool:
+        return bool(numpy_generator(self.bench.seed, "dropout", t, client).random() < self.settings.dropout)
+
+    def _download(self, server: ServerState, client: ClientState, phase: Phase) -> Job:
+        info = client.info(self.method.info.asks)
+        message = self.method.send(server, info)
+        if client.id not in server.synced:
+            self.exchange.hand_over(server, info, message)
+        received = self.exchange.download(server, info, message, phase)
+        message.tensors = received.tensors
+        held = server.start | server.held_by(info, message)
+        server.receipt(message, info)
+        adaptation = self.method.adapt(self.bench.backbone, self.bench.task, info)
+        return Job(server, client, adaptation, held, received.facts)
+
+    # training -----------------------------------------------------------------------------------------------------------
+
+    def _turns(self, jobs: list[Job], t: int, phase: Phase) -> dict[str, float]:
+        """All turns of the round in packs; updates go to the spool as bytes. Returns each client's mean loss."""
+        by_id = {j.client.id: j for j in jobs}
+        self.observer.begin("clients", len(jobs))
+        losses: dict[str, list[Tensor]] = {c: [] for c in by_id}
+        for group in packing.group([j.client for j in jobs], self.k):
+            members = [by_id[c.id] for c in group]
+            try:
+                self._turn(members, losses, phase)
+            except torch.OutOfMemoryError as e:
+                raise packing.out_of_memory(self.k, self.guess) from e
+            except UserError:
+                raise
+            except Exception as e:
+                if self.settings.debug:
+                    stage = f"training in round {t} ({members[0].server.round.kind})"
+                    step = len(losses[group[0].id])
+                    raise WeftError(f"{stage}, client {group[0].id}, batch {step}: {type(e).__name__}: {e}") from e
+                raise
+            self.observer.advance("clients", len(group))
+        self.observer.end("clients")
+        return {c: float(torch.stack(v).mean()) for c, v in losses.items() if v}
+
+    def _turn(self, members: list[Job], losses: dict[str, list[Tensor]], phase: Phase) -> None:
+        for job in members:
+            self.store.load(job.client)
+        pack = self._pack(members)
+
+        def listen(pack: Pack, batch: Batch, loss: Tensor) -> None:
+            rows = range(len(pack.clients)) if batch.clients is None else batch.clients.tolist()
+            for row, value in zip(rows, loss.detach(), strict=True):
+                losses[pack.clients[row].id].append(value.cpu())
+            self.observer.advance("steps")
+
+        pack.listener = listen
+        by_id = {j.client.id: j for j in members}
+        for update in self.method.train(pack):
+            job = by_id[update.client.id]
+            frame = self.exchange.pack_update(job.server, update, job.held, phase)
+            self.spool.put(update.client.id, frame.data)
+        pack.write_back()
+        for job in members:
+            self.store.save(job.client)
+
+    def _pack(self, members: list[Job]) -> Pack:
+        server = members[0].server
+        return Pack(
+            self.bench,
+            [j.client for j in members],
+            [j.adaptation for j in members],
+            [j.held for j in members],
+            [j.facts for j in members],
+            server.round,
+            server.start,
+        )
+
+    def _updates(self, server: ServerState, jobs: Mapping[str, Job], refused: dict[str, str]) -> Iterator[Update]:
+        """The round's valid updates in client order; a bad one is refused, noted, and the round goes on without it."""
+        for client in sorted(jobs):
+            data = self.spool.get(client)
+            if data is None:
+                continue
+            job = jobs[client]
+            try:
+                yield self.exchange.read_update(server, job.client.info(self.method.info.asks), data, job.held)
+            except Refused as e:
+                refused[client] = str(e)
+                self.observer.say(f"update of {client} refused: {e}")
+
+    # evaluation ---------------------------------------------------------------------------------------------------------
+
+    def evaluate(self, t: int) -> list[Evaluation]:
+        """Scores of every view with the newest server state."""
+        found: list[Evaluation] = []
+        for view in self.method.info.views:
+            found += self._global(view) if view == "global" else self._personal(view, t)
+        return found
+
+    def _global(self, view: str) -> list[Evaluation]:
+        """The one model for all. With several servers (``local``) each server's model is scored, then averaged."""
+        pooled: list[list[Evaluation]] = []
+        own: dict[str, float] = {}
+        for server, clients in self.federations:
+            tests = {"global test": self.tests.test, "validation": self.tests.val}
+            unseen = np.concatenate([*self.tests.unseen.values()]) if self.tests.unseen else np.zeros(0, np.int64)
+            tests["new clients"] = unseen
+            mine = {c.id: c.data.test for c in clients if len(c.data.test)}
+            rows = np.unique(np.concatenate([*tests.values(), *mine.values()]))
+            if not len(rows):
+                continue
+            pack = server.bench()
+            logits = pack.predict(lambda p, b: self.method.forward(p, b, view), [rows])[0]
+            here = [score(logits[np.searchsorted(rows, r)], self._labels(r), view=view, people=p) for p, r in tests.items()]
+            pooled.append([e for part in here for e in part])
+            for client, r in mine.items():
+                own[client] = float((logits[np.searchsorted(rows, r)].argmax(1).numpy() == self._labels(r)).mean())
+        found = pooled[0] if len(pooled) == 1 else _averaged(pooled)
+        return found + per_client(own, view=view, people="own test")
+
+    def _personal(self, view: str, t: int) -> list[Evaluation]:
+        """Each client's own model on its own test rows, after the newest download; new clients start from nothing.
+
+        With several servers (``local``) nobody could say which of them a new client would turn to: none are scored.
+        """
+        owner = {c.id: server for server, clients in self.federations for c in clients}
+        chosen = [c for _, clients in self.federations for c in clients if len(c.data.test)]
+        limit = self.settings.eval_clients
+        if limit is not None and limit < len(chosen):
+            draw = numpy_generator(self.bench.seed, "evaluation", t)
+            chosen = [chosen[i] for i in sorted(draw.choice(len(chosen), limit, replace=False))]
+        # a client that was never trained here is in ``clients`` with its training rows; a new client brings test rows only
+        strangers = [
+            ClientState(name, 0, {}, data=Splits(np.zeros(0, np.int64), np.zeros(0, np.int64), rows))
+            for name, rows in self.tests.unseen.items()
+            if len(self.federations) == 1
+        ]
+        owner |= {c.id: self.federations[0][0] for c in strangers}
+        found: list[Evaluation] = []
+        for people, group in (("own test", chosen), ("validation", chosen), ("new clients", strangers)):
+            rows = {c.id: (c.data.val if people == "validation" else c.data.test) for c in group}
+            logits = self._personal_logits(view, owner, group, rows)
+            if not logits:
+                continue
+            labels = {c: self._labels(rows[c]) for c in logits}
+            everyone = torch.cat(list(logits.values()))
+            found += score(everyone, np.concatenate(list(labels.values())), view=view, people=people)
+            if people == "own test":
+                own = {c: float((logits[c].argmax(1).numpy() == labels[c]).mean()) for c in logits}
+                found += per_client(own, view=view, people=people)
+        return found
+
+    def _personal_logits(
+        self, view: str, owner: Mapping[str, ServerState], group: list[ClientState], rows: Mapping[str, np.ndarray]
+    ) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for part in packing.group([c for c in group if len(rows[c.id])], self.k):
+            jobs = []
+            for client in part:
+                self.store.load(client)
+                server = owner[client.id]
+                info = client.info(self.method.info.asks)
+                message = self.method.send(server, info)
+                payload = payload_of(message.tensors if client.id in server.synced else server.start | message.tensors)
+                self.exchange.ledger.add(server.round.index, "eval", "down", client.id, payload, sum(payload.values()))
+                held = server.start | server.held_by(info, message)
+                jobs.append(Job(server, client, self.method.adapt(self.bench.backbone, self.bench.task, info), held, message.facts))
+            pack = self._pack(jobs)
+            self.method.personalise(pack)
+            pack.hold(None)
+            logits = pack.predict(lambda p, b: self.method.forward(p, b, view), [rows[c.id] for c in part])
+            found |= {c.id: v for c, v in zip(part, logits, strict=True)}
+            for client in part:
+                self.store.forget(client)
+        return dict(sorted(found.items()))
+
+    def _labels(self, rows: np.ndarray) -> np.ndarray:
+        return self.bench.table.labels[rows]
+
+    # estimates ------------------------------------------------------------------------------------------------------------
+
+    def _trainable(self) -> int:
+        from weft.federation.pack import named
+
+        adaptation = self.federations[0][0].adaptation
+        return sum(init.numel for _, init, _ in named(adaptation, self.bench.backbone) if init.kind != "lowrank")
+
+    def _width(self) -> int:
+        lengths = self.bench.table.lengths
+        return int(np.quantile(lengths, 0.95)) if len(lengths) else 1
+
+
+def _averaged(runs: Iterable[list[Evaluation]]) -> list[Evaluation]:
+    """The mean of the same scores over several models, named as such."""
+    from dataclasses import replace
+
+    runs = list(runs)
+    found = []
+    for same in zip(*runs, strict=True):
+        value = float(np.mean([e.value for e in same]))
+        found.append(replace(same[0], value=value, pooling="mean over clients' models", low=None, high=None))
+    return found

@@ -1,0 +1,20 @@
+"""Errors that a person can cause, each one sentence: what is wrong and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class WeftError(Exception):
+    """Base of all errors raised on purpose by Weft."""
+
+
+class UserError(WeftError):
+    """Something a person can put right. The command line prints its sentence and exits with code 2."""
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """A suggestion to append to an error: ``' Did you mean "x"?'``, or ``''`` if nothing is near."""
+    close = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.5)
+    return f' Did you mean "{close[0]}"?' if close else ""

@@ -1,0 +1,326 @@
+"""What is run: every setting of an experiment, checked, in three layers, and as a TOML file.
+
+A setting comes from the method or this file (``default``), from a recipe for the backbone and data at hand (``recipe``), or
+from a person (``user``); the later layer wins, and the origin of each is kept. Settings have flat names; those of the method
+start with ``method.``, as in ``method.rank``.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from weft import recipes
+from weft.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from weft.federation.method import Method
+
+FORMAT = 1
+Baseline = Literal["local", "central", "probe"]
+Count = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Experiment(BaseModel):
+    """All settings of one run.
+
+    Attributes:
+        method: slug. parameters: its own settings by full name (``rank``, ``optim.lr``).
+        baseline: run this instead of the federation: ``local`` (each client alone), ``central`` (all rows at one client; both
+            with as many turns as the federation gives), or ``probe`` (a linear head on the frozen backbone, federated).
+        baselines: run these beside the method, for comparison.
+        model: short name, hub id or folder. data: catalogue name, hub id, file or folder.
+        text, pair, label, key: columns of the data, where the guess is wrong. limit: rows of each split at most.
+        clients, partition, alpha, classes_per_client, min_rows, new_clients, val_fraction, test_fraction: how the data are dealt
+            out, see :func:`weft.data.partition`.
+        rounds: exchanges between server and cohort. participation: fraction of the clients in a sampled cohort.
+        dropout: chance that a client fails in the middle of its turn. seed: of everything random.
+        start_head: start value of the head: ``random``, or ``probe``: trained by ``probe_rounds`` rounds of federated linear
+            probing on frozen features, an epoch each, with learning rate ``probe_lr``; billed as set-up.
+        codec: of uploads. pack: clients per pass, or ``auto`` (from memory). max_length: tokens of a row.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``. precision: of the frozen backbone: ``auto``, ``float32``, ``bfloat16``.
+        eval_every: rounds between evaluations; 0 = only after the last. eval_clients: so many clients at most are scored by
+            themselves each time, drawn at random; None = all.
+        prefix_cache: keep what lies below every trained part: ``auto`` or ``off``. by_length: batches of rows of like length.
+        debug: clients one by one; errors say stage, client and batch.
+        trust_remote_code: let a backbone from the hub run its own Python code.
+        recipes: apply recipes.
+        name: of the run's folder; None = made from method, data, model and seed. runs: the folder above it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    method: str = "fedit"
+    parameters: dict[str, Any] = {}
+    baseline: Baseline | None = None
+    baselines: Annotated[list[Baseline], Field(strict=False)] = []
+    model: str = "minilm"
+    data: str = "pydocs"
+    text: str | None = None
+    pair: str | None = None
+    label: str | None = None
+    key: str | None = None
+    limit: Count | None = None
+    clients: Count = 8
+    partition: Literal["auto", "iid", "dirichlet", "pathological", "natural"] = "auto"
+    alpha: Annotated[float, Field(gt=0)] = 0.5
+    classes_per_client: Count = 2
+    min_rows: Annotated[int, Field(ge=0)] = 1
+    new_clients: Annotated[int, Field(ge=0)] = 0
+    val_fraction: Fraction = 0.1
+    test_fraction: Fraction = 0.2
+    rounds: Count = 10
+    participation: Annotated[float, Field(gt=0, le=1)] = 1.0
+    dropout: Fraction = 0.0
+    seed: Annotated[int, Field(ge=0)] = 0
+    start_head: Literal["random", "probe"] = "random"
+    probe_rounds: Count = 60
+    probe_lr: Annotated[float, Field(ge=0)] = 0.03
+    codec: str = "identity"
+    pack: Count | Literal["auto"] = "auto"
+    max_length: Count = 128
+    device: str = "auto"
+    precision: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
+    eval_every: Annotated[int, Field(ge=0)] = 1
+    eval_clients: Count | None = None
+    prefix_cache: Literal["auto", "off"] = "auto"
+    by_length: bool = True
+    debug: bool = False
+    trust_remote_code: bool = False
+    recipes: bool = True
+    name: str | None = None
+    runs: str = "runs"
+
+    def flat(self) -> dict[str, Any]:
+        """Every setting under its flat name: ``method``, ``method.rank``, …, ``rounds``, …"""
+        own = self.model_dump()
+        parameters = own.pop("parameters")
+        return {"method": own.pop("method"), **{f"method.{n}": v for n, v in parameters.items()}, **own}
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """An experiment with all settings spelt out.
+
+    Attributes:
+        method: built from ``experiment.parameters``, or as given.
+        origin: flat name -> ``default``, ``recipe`` or ``user``. notes: sentences for the person who typed it.
+        given: the method came as an object that no slug stands for, so that only its giver can make it again.
+    """
+
+    experiment: Experiment
+    method: Method
+    origin: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+    given: bool = False
+
+
+def resolve(
+    typed: Mapping[str, Any] | None = None, file: Mapping[str, Any] | None = None, method: Method | None = None
+) -> Resolved:
+    """Lay a person's settings over a file's, over recipes, over defaults.
+
+    Args:
+        typed: settings by flat name, or nested as in a file. file: contents of an experiment file.
+        method: an object instead of a slug; its parameters are taken as they are, recipes for methods do not touch them.
+
+    Raises:
+        UserError: unknown names, wrong types or ranges; all that can be said at once in one sentence.
+    """
+    from weft.methods import registry
+
+    notes: list[str] = []
+    asked, stored = flatten(typed or {}), flatten(file or {})
+    if method is not None:
+        asked = {n: v for n, v in asked.items() if not n.startswith("method.")} | {"method": method.info.slug}
+    if asked.get("method", stored.get("method")) != stored.get("method", Experiment().method):
+        dropped = [n for n in stored if n.startswith("method.")]
+        stored = {n: v for n, v in stored.items() if n not in dropped}
+        if dropped:
+            notes.append(f"the file's {', '.join(dropped)} belong to another method, and are left out.")
+    user = stored | asked
+    slug = str(user.get("method", Experiment().method))
+    cls = type(method) if method is not None else registry.load(slug)
+    user = _full_names(cls, user)
+    recipe: dict[str, Any] = {}
+    if user.get("recipes", True) is not False:
+        model, data = (str(user.get(n, getattr(Experiment(), n))) for n in ("model", "data"))
+        recipe = recipes.find(slug, cls.info.family, model, data, {p.name for p in registry.parameters(cls)})
+    if method is not None:
+        recipe = {n: v for n, v in recipe.items() if not n.startswith("method.")}
+    if "baseline" in user and user["baseline"] is not None:
+        recipe.pop("baselines", None)  # a baseline is not compared with itself
+    settings = recipe | user
+    made = method or registry.build(slug, _parameters(settings))
+    known = registry.values(made)
+    experiment = checked({n: v for n, v in settings.items() if not n.startswith("method.")} | {"parameters": known}, known)
+    origin = {n: "user" if n in user else "recipe" if n in recipe else "default" for n in experiment.flat()}
+    if method is not None:
+        usual = {p.name: p.default for p in registry.parameters(cls)}
+        origin |= {f"method.{n}": "default" if v == usual[n] else "user" for n, v in known.items()}
+        origin["method"] = "user"
+    given = method is not None and (slug not in registry.infos() or registry.load(slug) is not cls)
+    return Resolved(experiment, made, origin, tuple(notes), given)
+
+
+def checked(settings: Mapping[str, Any], parameters: Iterable[str] = ()) -> Experiment:
+    """An experiment from its own settings.
+
+    Raises:
+        UserError: unknown names, wrong types or ranges.
+    """
+    own = {n: None if v == "none" and n in _OPTIONAL else v for n, v in settings.items()}
+    try:
+        return Experiment(**own)
+    except ValidationError as e:
+        problems: dict[str, list[Any]] = {}
+        for error in e.errors():
+            problems.setdefault(str(error["loc"][0]), []).append(error)
+        raise UserError("; ".join(_said(n, p, parameters) for n, p in problems.items()) + ".") from None
+
+
+def flatten(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Flat names from a nested table: ``{"method": {"name": "fedit", "optim": {"lr": 1}}}`` gives ``method`` and
+    ``method.optim.lr``; ``parameters`` stands for ``method`` in Python.
+    """
+    found: dict[str, Any] = {}
+
+    def add(prefix: str, value: Any) -> None:
+        if isinstance(value, Mapping):
+            for name, inner in value.items():
+                add(f"{prefix}.{name}", inner)
+        else:
+            found["method" if prefix == "method.name" else prefix] = value
+
+    for name, value in settings.items():
+        if name != "format":
+            add("method" if name == "parameters" else str(name), value)
+    return found
+
+
+def assignment(text: str) -> tuple[str, Any]:
+    """``method.rank=16`` as a name and a value; what is no TOML value is a text.
+
+    Raises:
+        UserError: there is no ``=``.
+    """
+    name, sign, value = text.partition("=")
+    if not sign or not name.strip():
+        raise UserError(f'"{text}" sets nothing: write NAME=VALUE, as in --set method.rank=16.')
+    try:
+        return name.strip(), tomllib.loads(f"v = {value.strip()}")["v"]
+    except tomllib.TOMLDecodeError:
+        return name.strip(), value.strip()
+
+
+# files ------------------------------------------------------------------------------------------------------------------
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The settings in an experiment file.
+
+    Raises:
+        UserError: there is no such file, or it is no TOML, or of another format.
+    """
+    try:
+        settings = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise UserError(f"can't read the experiment file {path}: {(e.strerror or str(e)).lower()}.") from e
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        raise UserError(f"the experiment file {path} is not valid TOML: {e}.") from e
+    if settings.get("format", FORMAT) != FORMAT:
+        raise UserError(f"{path} has format {settings['format']}, and this version of Weft reads format {FORMAT}.")
+    return settings
+
+
+def to_toml(experiment: Experiment, pinned: Mapping[str, Any]) -> str:
+    """A complete, replayable file.
+
+    Args:
+        pinned: what ``auto`` turned out to be; a file that chose anew might give other numbers.
+    """
+    import tomli_w
+
+    settings = experiment.flat() | dict(pinned) | {"recipes": False}
+    for name in ("name", "runs"):  # a replay is a run of its own
+        settings.pop(name)
+    table: dict[str, Any] = {"format": FORMAT}
+    method: dict[str, Any] = {"name": settings.pop("method")}
+    for name, value in settings.items():
+        plain = "none" if value is None else list(value) if isinstance(value, tuple) else value
+        if name.startswith("method."):
+            *above, last = name.split(".")[1:]
+            inner = method
+            for step in above:
+                inner = inner.setdefault(step, {})
+            inner[last] = plain
+        else:
+            table[name] = plain
+    text = tomli_w.dumps(table | {"method": method})
+    return f"# Every setting of this run, with nothing left to defaults and recipes: `weft run` this file to repeat it.\n\n{text}"
+
+
+# names and sentences ----------------------------------------------------------------------------------------------------
+
+_OPTIONAL = {n for n, f in Experiment.model_fields.items() if type(None) in getattr(f.annotation, "__args__", ())}
+
+
+def _parameters(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {n.removeprefix("method."): v for n, v in settings.items() if n.startswith("method.")}
+
+
+def _full_names(cls: type[Method], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The same settings, those of the method under full names (``method.lr`` is ``method.optim.lr``)."""
+    from weft.methods import registry
+
+    own = {n: v for n, v in settings.items() if not n.startswith("method.")}
+    return own | {f"method.{n}": v for n, v in registry.canonical(cls, _parameters(settings)).items()}
+
+
+def _said(name: str, errors: list[Any], parameters: Iterable[str]) -> str:
+    """One clause on what is wrong with one setting."""
+    given = errors[0]["input"]
+    if errors[0]["type"] == "extra_forbidden":
+        leaf = name.rsplit(".", 1)[-1]
+        for full in parameters:
+            if full in (name, leaf) or full.endswith(f".{leaf}"):
+                return f'there is no setting "{name}", but one of the method: write method.{full}'
+        choices = [*(set(Experiment.model_fields) - {"parameters"}), *(f"method.{p}" for p in parameters)]
+        return f'there is no setting "{name}"' + nearest(name, choices).rstrip("?").replace(" Did", "; did")
+    wanted = " or ".join(dict.fromkeys(_wanted(e) for e in errors))
+    near = nearest(given, _choices(errors)).rstrip("?").replace(" Did", "; did") if isinstance(given, str) else ""
+    return f'{name} is {_shown(given)}, but must be {wanted}{near}'
+
+
+def _wanted(error: Mapping[str, Any]) -> str:
+    kind, bounds = error["type"], error.get("ctx", {})
+    words = {
+        "int_type": "a whole number",
+        "float_type": "a number",
+        "string_type": "a text",
+        "bool_type": "true or false",
+        "list_type": "a list",
+        "none_required": "none",
+        "greater_than_equal": f"at least {bounds.get('ge')}",
+        "greater_than": f"more than {bounds.get('gt')}",
+        "less_than_equal": f"at most {bounds.get('le')}",
+        "less_than": f"less than {bounds.get('lt')}",
+        "literal_error": str(bounds.get("expected")).replace("'", '"'),
+    }
+    return words.get(kind) or str(error["msg"]).removeprefix("Input should be ")
+
+
+def _choices(errors: list[Any]) -> list[str]:
+    import re
+
+    return [w for e in errors for w in re.findall(r"'([^']*)'", str(e.get("ctx", {}).get("expected", "")))]
+
+
+def _shown(value: Any) -> str:
+    return f'"{value}"' if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,38 @@
+"""A client as the simulation holds it: what the server may know, what it remembers, and its rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from weft.federation.message import ClientInfo
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Positions of a client's rows in the token table of the run."""
+
+    train: np.ndarray
+    val: np.ndarray
+    test: np.ndarray
+
+
+@dataclass
+class ClientState(ClientInfo):
+    """What lives at the client between rounds; written back only after a completed turn.
+
+    Attributes:
+        kept: KEEP tensors by name. memo: the method's own values. rounds_seen: completed turns.
+    """
+
+    data: Splits = field(default_factory=lambda: Splits(*[np.zeros(0, dtype=np.int64)] * 3))
+    kept: dict[str, Tensor] = field(default_factory=dict)
+    memo: dict[str, Any] = field(default_factory=dict)
+    rounds_seen: int = 0
+
+    def info(self, asks: tuple[str, ...]) -> ClientInfo:
+        """What the server is told: only the facts that the method asks for."""
+        return ClientInfo(self.id, self.n, {k: v for k, v in self.facts.items() if k in asks})

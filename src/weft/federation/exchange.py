@@ -1,0 +1,147 @@
+"""Messages across the wire: encode, bill, validate, decode. Every engine goes through here, the simulation too.
+
+A message in the simulation takes the same bytes as one between sites, so that an engine over a network is transport only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from weft.communication.codecs import Codec, codec
+from weft.communication.ledger import Ledger, Phase
+from weft.communication.message import Expected, Frame, Header, Received
+from weft.communication.wire import decode, encode
+from weft.federation.message import APPENDED, ClientInfo, Message, Update, Value
+from weft.federation.pack import named
+from weft.federation.scope import Scope
+from weft.tensors.keyed import generator
+from weft.tensors.lowrank import LowRank
+
+if TYPE_CHECKING:
+    from weft.federation.method import Adaptation
+    from weft.federation.server import ServerState
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a receiver puts up with: bytes of one message, and the largest example count."""
+
+    max_bytes: int = 1 << 31
+    max_weight: float = 1e9
+
+
+class Exchange:
+    """The wire of one run.
+
+    Args:
+        uplink: codec of updates. Downloads go exact: a lossy one would need each client's own copy at the server.
+        ledger: counts every encoded byte.
+    """
+
+    def __init__(self, uplink: Codec, ledger: Ledger, limits: Limits | None = None):
+        self.uplink, self.ledger, self.limits = uplink, ledger, limits or Limits()
+        self._identity = codec("identity")
+        self._broadcasts: dict[Any, tuple[Frame, Received]] = {}
+        self._starts: dict[tuple[int, tuple[str, ...]], Frame] = {}
+
+    def close_round(self) -> None:
+        """Forget the round's broadcasts."""
+        self._broadcasts.clear()
+
+    def download(self, server: ServerState, client: ClientInfo, message: Message, phase: Phase = "train") -> Received:
+        """Server -> client. Messages with the same values are encoded and decoded once, and billed to each receiver."""
+        facts = message.facts | server.round.extra
+        key = (id(server), json.dumps(facts, sort_keys=True), *((n, id(v)) for n, v in message.tensors.items()))
+        if key not in self._broadcasts:
+            header = Header(server.method.info.slug, server.round.index, server.round.kind, "down", "*")
+            frame = encode(header, message.tensors, facts, self._identity)
+            adaptation = server.method.adapt(server.bench_of.backbone, server.bench_of.task, client)
+            shapes = download_shapes(adaptation, server)
+            expected = self._expected(server, "down", shapes, frozenset(server.method.info.tells) | frozenset(server.round.extra))
+            # the message is kept beside its frame: a key of ids is only good while the values live
+            self._broadcasts[key] = (frame, decode(frame.data, expected), message)  # type: ignore[assignment]
+        frame, received = self._broadcasts[key][:2]
+        name = f"{hash(key):x}"
+        self.ledger.add(server.round.index, phase, "down", client.id, frame.payload, frame.size, broadcast=name)
+        return received
+
+    def hand_over(self, server: ServerState, client: ClientInfo, message: Message) -> None:
+        """Bill set-up's start values to a client that takes part for the first time, but for those that ``message`` replaces."""
+        names = tuple(n for n in server.start if n not in message.tensors)
+        if not names:
+            return
+        key = (id(server), names)
+        if key not in self._starts:
+            header = Header(server.method.info.slug, server.round.index, "start", "down", "*")
+            self._starts[key] = encode(header, {n: server.start[n] for n in names}, {}, self._identity)
+        frame = self._starts[key]
+        name = f"start {hash(key):x}"
+        self.ledger.add(server.round.index, "setup", "down", client.id, frame.payload, frame.size, broadcast=name)
+
+    def pack_update(self, server: ServerState, update: Update, held: Mapping[str, Value], phase: Phase = "train") -> Frame:
+        """The client's side of an upload: bytes, billed."""
+        info = server.method.info
+        header = Header(info.slug, server.round.index, server.round.kind, "up", update.client.id, update.weight)
+        stream = generator(server.seed, "codec", server.round.index, update.client.id)
+        frame = encode(header, update.tensors, update.facts, self.uplink, reference=held, generator=stream)
+        self.ledger.add(server.round.index, phase, "up", update.client.id, frame.payload, frame.size)
+        return frame
+
+    def read_update(self, server: ServerState, client: ClientInfo, data: bytes, held: Mapping[str, Value]) -> Update:
+        """The server's side of an upload.
+
+        Raises:
+            Refused: the bytes are not an update that this round and method can use.
+        """
+        adaptation = server.method.adapt(server.bench_of.backbone, server.bench_of.task, client)
+        shapes = {n: i.shape for n, i, s in named(adaptation, server.bench_of.backbone) if Scope.UP in s}
+        shapes |= server.method.uploads(server, client)
+        received = decode(data, self._expected(server, "up", shapes, frozenset(server.method.info.reveals), client.id), reference=held)
+        return Update(
+            tensors=received.tensors,
+            facts=received.facts,
+            client=client,
+            weight=received.header.weight,
+            adaptation=adaptation,
+        )
+
+    def _expected(
+        self, server: ServerState, direction: str, shapes: Mapping[str, Any], facts: frozenset[str], client: str | None = None
+    ) -> Expected:
+        return Expected(
+            method=server.method.info.slug,
+            round=server.round.index,
+            kind=server.round.kind,
+            direction=direction,
+            tensors=shapes,
+            facts=facts,
+            max_bytes=self.limits.max_bytes,
+            max_weight=self.limits.max_weight,
+            client=client,
+        )
+
+
+def download_shapes(adaptation: Adaptation, server: ServerState) -> dict[str, tuple[int, ...]]:
+    """Names and shapes that a client accepts."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, init, scope in named(adaptation, server.bench_of.backbone):
+        if Scope.DOWN in scope:
+            shapes[name] = init.shape
+            if init.kind == "lowrank":
+                shapes[name + APPENDED] = init.shape
+    return shapes
+
+
+def payload_of(values: Mapping[str, Value]) -> dict[str, int]:
+    """Bytes per part of a message as it would go down, without encoding it."""
+    sizes: dict[str, int] = {}
+    for name, value in values.items():
+        tensors = (value.A, value.B) if isinstance(value, LowRank) else (value,)
+        part = name.split("/", 1)[0]
+        sizes[part] = sizes.get(part, 0) + sum(t.numel() * t.element_size() for t in tensors if isinstance(t, Tensor))
+    return sizes

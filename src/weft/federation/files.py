@@ -1,0 +1,189 @@
+"""Durable files: written to a temporary name, flushed to the disk, renamed. A kill at any point leaves old or new, whole.
+
+Tensors are only ever safetensors, and every file of them says its format version.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch as st
+from torch import Tensor
+
+from weft.errors import UserError, WeftError
+
+FORMAT = 1
+"""Of every file of a run. A reader refuses any other."""
+
+TEMPORARY = ".tmp"
+
+
+def point(operation: str, path: Path) -> None:
+    """Called before each write, fsync, rename and removal; tests replace it to fail there."""
+
+
+def write(path: Path, data: bytes) -> None:
+    """Replace the file at ``path`` by ``data``, durably.
+
+    Raises:
+        UserError: the disk is full, or the place can't be written; the old file is still there.
+    """
+    temporary = path.with_name(path.name + TEMPORARY)
+    with said(path):
+        try:
+            point("write", temporary)
+            with open(temporary, "wb") as f:
+                f.write(data)
+                f.flush()
+                point("fsync", temporary)
+                os.fsync(f.fileno())
+            point("rename", path)
+            os.replace(temporary, path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+
+def append(path: Path, data: bytes, at: int) -> int:
+    """Write ``data`` from byte ``at`` on, which becomes the end of the file, durably; returns the new length.
+
+    What stood there was written after the last checkpoint, and does not count.
+    """
+    with said(path):
+        point("write", path)
+        with open(path, "r+b" if path.exists() else "w+b") as f:
+            f.truncate(at)
+            f.seek(at)
+            f.write(data)
+            f.flush()
+            point("fsync", path)
+            os.fsync(f.fileno())
+        if not at:
+            sync_folder(path.parent)
+    return at + len(data)
+
+
+def spool(path: Path, data: bytes) -> None:
+    """Write a file that need not survive the process."""
+    with said(path):
+        point("write", path)
+        path.write_bytes(data)
+
+
+def rename(old: Path, new: Path) -> None:
+    """Give a finished folder its name; the name must be free."""
+    with said(new):
+        point("rename", new)
+        os.replace(old, new)
+        sync_folder(new.parent)
+
+
+def remove(path: Path) -> None:
+    """Drop a file that no longer counts."""
+    with said(path):
+        point("remove", path)
+        path.unlink(missing_ok=True)
+
+
+def make_folder(path: Path, exist_ok: bool = True) -> None:
+    """Make a folder and those above it."""
+    with said(path):
+        path.mkdir(parents=True, exist_ok=exist_ok)
+
+
+def read(path: Path) -> bytes:
+    with said(path, "read"):
+        return path.read_bytes()
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder durable."""
+    point("fsync", folder)
+    if os.name == "nt":  # Windows can't open a folder, and needs none of this
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def said(path: Path, verb: str = "write") -> Iterator[None]:
+    """Turn an error of the operating system into a sentence."""
+    try:
+        yield
+    except OSError as e:
+        if isinstance(e, FileExistsError):
+            raise
+        if e.errno in (errno.ENOSPC, errno.EDQUOT):
+            why = "the disk is full; what was saved before is intact, so free some space and go on with weft resume"
+        else:
+            why = f"{(e.strerror or str(e)).lower()}; choose another folder with --runs, or put that right"
+        raise UserError(f"can't {verb} {path}: {why}.") from e
+
+
+# tensors and JSON ---------------------------------------------------------------------------------------------------
+
+
+def tensor_bytes(tensors: Mapping[str, Tensor], facts: Mapping[str, Any] | None = None) -> bytes:
+    """Tensors and a JSON object as one safetensors file."""
+    stored: set[int] = set()
+    found: dict[str, Tensor] = {}
+    for name, value in tensors.items():
+        value = value.detach().to("cpu").contiguous()
+        place = value.untyped_storage().data_ptr()
+        found[name] = value.clone() if place in stored else value  # the format knows no shared memory
+        stored.add(place)
+    return st.save(found, {"format": str(FORMAT), "facts": exact_json(dict(facts or {}))})
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Undo :func:`tensor_bytes`.
+
+    Raises:
+        UserError: the file is damaged, or of another format.
+    """
+    data = read(path)
+    try:
+        tensors = st.load(data)
+        length = int.from_bytes(data[:8], "little")
+        about = json.loads(data[8 : 8 + length])["__metadata__"]
+        facts = json.loads(about["facts"])
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as e:
+        raise UserError(f"{path} is damaged ({type(e).__name__}): {START_ANEW}.") from e
+    check_format(path, int(about["format"]))
+    return tensors, facts
+
+
+START_ANEW = "this run can't be continued from it, so start it anew with weft run and its experiment.toml"
+
+
+def check_format(path: Path, found: Any) -> None:
+    if found != FORMAT:
+        raise UserError(
+            f"{path} has format {found}, and this version of Weft reads format {FORMAT}: use the version that wrote it."
+        )
+
+
+def exact_json(value: Any) -> str:
+    """JSON that gives back an equal value, or an error: a tuple or an integer key would come back as something else.
+
+    Raises:
+        WeftError: a state holds what JSON does not.
+    """
+    try:
+        text = json.dumps(value, sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError) as e:
+        raise WeftError(f"a state that is to be saved holds what JSON does not ({e})") from e
+    if json.loads(text) != value:
+        raise WeftError("a state that is to be saved holds what JSON does not (tuples, or keys that are not text)")
+    return text

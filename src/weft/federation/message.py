@@ -1,0 +1,69 @@
+"""What crosses the wire between server and client, before encoding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from weft.tensors.lowrank import LowRank
+
+if TYPE_CHECKING:
+    from weft.backbones.backbone import Site
+    from weft.federation.method import Adaptation
+
+Value = Tensor | LowRank
+
+APPENDED = "+"
+"""A low-rank tensor name that ends in this carries terms to be added to the receiver's copy instead of a whole value."""
+
+
+@dataclass
+class ClientInfo:
+    """What the server may know of a client: its id, its number of training examples, and the facts that the method asks for."""
+
+    id: str
+    n: int = 0
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Message:
+    """One direction, one client.
+
+    Attributes:
+        tensors: floats; a codec, noise or clipping may touch them.
+        facts: exact values (counts, indices, masks); never touched.
+    """
+
+    tensors: dict[str, Value] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Update(Message):
+    """A client's message to the server.
+
+    Attributes:
+        client: who sent it. weight: examples used, unless the method says otherwise.
+        adaptation: the sender's parts, known to both sides (ranks, scales).
+    """
+
+    client: ClientInfo = field(default_factory=lambda: ClientInfo(""))
+    weight: float = 0.0
+    adaptation: Adaptation = field(default_factory=dict)
+
+    def lowrank(self, part: str, site: Site) -> LowRank:
+        """B, A and this client's α/r at one site as one value."""
+        lora = self.adaptation[part][0]
+        a, b = self.tensors[f"{part}/{site.name}/A"], self.tensors[f"{part}/{site.name}/B"]
+        assert isinstance(a, Tensor) and isinstance(b, Tensor)
+        return LowRank(B=b, A=a, scale=lora.constants(site)["scale"])
+
+
+def scope_of(adaptation: Adaptation, name: str) -> Any:
+    """The scope of the tensor "part/site/role"."""
+    part, scope = adaptation[name.split("/", 1)[0]]
+    return scope[name.rsplit("/", 1)[1]] if isinstance(scope, Mapping) else scope

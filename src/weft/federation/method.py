@@ -1,0 +1,133 @@
+"""The contract of a method: what is adapted, what travels, how a client trains, how the server combines, how one predicts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, dataclass_transform
+
+from torch import Tensor
+
+from weft.adaptation.optim import Optim
+from weft.adaptation.part import Part
+from weft.errors import UserError, nearest
+from weft.federation.info import MethodInfo
+from weft.federation.scope import Scope
+
+if TYPE_CHECKING:
+    from weft.backbones.backbone import Backbone
+    from weft.federation.message import ClientInfo, Message, Update
+    from weft.federation.pack import Batch, Output, Pack
+    from weft.federation.server import Round, ServerState
+    from weft.tasks.classification import Classification
+
+Adaptation = Mapping[str, tuple[Part, "Scope | Mapping[str, Scope]"]]
+"""Part name -> (part, its scope; or a scope per tensor role). Tensors are then called "part/site/role"."""
+
+WEIGHTINGS = ("examples", "uniform")
+
+
+@dataclass_transform(frozen_default=True)
+@dataclass(frozen=True)
+class Method:
+    """One published algorithm. A frozen value: its fields are the paper's hyper-parameters with the paper's defaults.
+
+    A subclass sets ``info`` and overrides the hooks in which its paper differs from federated averaging; most override one or
+    two. Nothing is remembered on the object: server and client state are explicit. Subclasses become frozen dataclasses by
+    themselves, without a decorator.
+
+    Attributes:
+        weighting: of updates in the mean: ``examples`` (n_k) or ``uniform``.
+        epochs: local epochs a round; a fraction works through an epoch over several rounds. steps: local steps instead.
+        batch: examples in a client's step.
+        optim: the local optimizer, made anew in each round.
+    """
+
+    info: ClassVar[MethodInfo]
+    weighting: str = "examples"
+    epochs: float = 1.0
+    steps: int | None = None
+    batch: int = 32
+    optim: Optim = Optim()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        fields = {f for base in cls.__mro__[1:] for f in getattr(base, "__annotations__", ())}
+        own = cls.__dict__.get("__annotations__", {})
+        for name, value in cls.__dict__.items():
+            if name in fields and name not in own and name != "info" and not callable(value):
+                raise TypeError(
+                    f"{cls.__name__}.{name} overrides a setting without a type; write `{name}: TYPE = {value!r}`, "
+                    "or the default of the base class would silently stay in force"
+                )
+        dataclass(frozen=True)(cls)
+
+    def __post_init__(self) -> None:
+        if self.weighting not in WEIGHTINGS:
+            hint = nearest(self.weighting, WEIGHTINGS)
+            raise UserError(f'unknown weighting "{self.weighting}": use {", ".join(WEIGHTINGS)}.{hint}')
+        if not self.epochs > 0 or self.batch < 1 or (self.steps is not None and self.steps < 1):
+            raise UserError("a method needs epochs > 0, batch ≥ 1 and, if given, steps ≥ 1.")
+
+    # what is trained ------------------------------------------------------------------------------------------------
+
+    def adapt(self, backbone: Backbone, task: Classification, client: ClientInfo) -> Adaptation:
+        """The parts of one client. The server asks with a client of id ``""`` and no facts."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what it adapts")
+
+    def profile(self, position: int) -> dict[str, Any]:
+        """Facts that a simulation gives to the client at ``position`` where the data say nothing: its rank, its capacity."""
+        return {}
+
+    # server ---------------------------------------------------------------------------------------------------------
+
+    def start(self, server: ServerState) -> None:
+        """Prepare the server's own state, once."""
+
+    def plan(self, server: ServerState, t: int) -> Round | None:
+        """What kind of round the t-th is and who takes part; None ends the run."""
+        from weft.federation.server import Round
+
+        return Round(t) if t < server.rounds else None
+
+    def send(self, server: ServerState, client: ClientInfo) -> Message:
+        """What one client gets; by default every DOWN tensor that is newer than its copy."""
+        return server.stale(client)
+
+    def aggregate(self, server: ServerState, updates: Iterable[Update]) -> None:
+        """Combine the round's updates (in client order) into ``server.shared``; by default the weighted mean."""
+        server.mean(updates)
+
+    def uploads(self, server: ServerState, client: ClientInfo) -> Mapping[str, tuple[int | None, ...]]:
+        """Names and shapes of uploaded tensors that are not UP tensors of the adaptation (prototypes, logits …)."""
+        return {}
+
+    # client ---------------------------------------------------------------------------------------------------------
+
+    def forward(self, pack: Pack, batch: Batch, view: str | None = None) -> Output:
+        """Predict; ``view`` is None while training, else one of ``info.views``. Outputs are [k, b, …]."""
+        return pack(batch)
+
+    def objective(self, pack: Pack, batch: Batch) -> Tensor:
+        """The local loss, [k]."""
+        return pack.loss(self.forward(pack, batch), batch)
+
+    def train(self, pack: Pack) -> Iterable[Update]:
+        """A client's turn, for all clients of the pack at once."""
+        return self.fit(pack)
+
+    def personalise(self, pack: Pack) -> None:
+        """Fit clients before they are tested, on a copy that is thrown away."""
+
+    # helper, not a hook -----------------------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        pack: Pack,
+        only: Iterable[str] = ("*",),
+        objective: Callable[[Pack, Batch], Tensor] | None = None,
+        **changes: Any,
+    ) -> Iterable[Update]:
+        """The plain local loop: local epochs of ``objective`` over the tensors that match ``only``."""
+        pack.minimise(objective or self.objective, only, self.optim.but(**changes), self.epochs, self.steps, self.batch)
+        return pack.updates()

@@ -1,0 +1,420 @@
+"""A pack: K clients of one backbone trained in one forward and backward pass."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from weft.adaptation.optim import Optim, Optimizer
+from weft.adaptation.weave import Weave, Weight, place, stack
+from weft.errors import WeftError
+from weft.federation import batches as plans
+from weft.federation.client import ClientState
+from weft.federation.message import Update, Value, scope_of
+from weft.federation.method import Adaptation
+from weft.federation.scope import Scope, matches
+from weft.tensors.init import Init
+from weft.tensors.keyed import generator
+
+if TYPE_CHECKING:
+    from weft.backbones.backbone import Backbone
+    from weft.backbones.prefix import PrefixCache
+    from weft.backbones.tokens import Tokens
+    from weft.federation.server import Round
+    from weft.tasks.classification import Classification
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of k clients.
+
+    Attributes:
+        clients: [k] indices into the pack, None = all K in order. index: [k, b] rows of the token table, -1 = padding.
+        labels: [k, b]. mask: [k, b] bool, valid rows.
+    """
+
+    clients: Tensor | None
+    index: np.ndarray
+    labels: Tensor
+    mask: Tensor
+
+    def of(self, values: Tensor) -> Tensor:
+        """[K, …] values of the pack's clients -> [k, …] of those in the batch."""
+        return values if self.clients is None else values.index_select(0, self.clients)
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a forward pass gives.
+
+    Attributes:
+        logits: [k, b, C].
+    """
+
+    logits: Tensor
+
+
+@dataclass
+class Bench:
+    """What every pack of a run shares.
+
+    Attributes:
+        table: tokens of all rows of the run. prefix: cache of frozen lower layers, or None.
+        by_length: length-aware batches.
+    """
+
+    backbone: Backbone
+    task: Classification
+    table: Tokens
+    seed: int
+    prefix: PrefixCache | None = None
+    by_length: bool = True
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of trainable parts, reductions and server algebra: float32, or float64 with a float64 backbone."""
+        return torch.float64 if self.backbone.dtype == torch.float64 else torch.float32
+
+    def draw(self, init: Init, *key: object) -> Tensor:
+        """A start value from the run's seed."""
+        return init.draw(self.seed, *key).to(self.dtype)
+
+
+class Pack:
+    """K >= 1 clients; every trainable tensor has a leading client axis [K, …], smaller ranks are zero-padded.
+
+    Attributes:
+        clients: their states, in order. round: the round in progress. facts: what each received beside tensors.
+    """
+
+    def __init__(
+        self,
+        bench: Bench,
+        clients: list[ClientState],
+        adaptations: list[Adaptation],
+        received: list[Mapping[str, Value]],
+        facts: list[Mapping[str, Any]],
+        round: Round,
+        start: Mapping[str, Tensor],
+    ):
+        self.bench_of = bench
+        self.backbone, self.task = bench.backbone, bench.task
+        self.clients, self.adaptations, self.round, self.facts = clients, adaptations, round, facts
+        device = bench.backbone.device
+        self.device, self.dtype = device, bench.dtype
+        placed = place(bench.backbone, [{n: p for n, (p, _) in a.items()} for a in adaptations], device)
+        self._values: list[dict[str, Value]] = []
+        for client, adaptation, got in zip(clients, adaptations, received, strict=True):
+            self._values.append(initial(bench, client, adaptation, got, round, start))
+        self.tensors: dict[str, Tensor] = {}
+        self._has: dict[str, Tensor] = {}
+        self._shapes: dict[str, list[tuple[int, ...] | None]] = {}
+        for name in dict.fromkeys(n for v in self._values for n in v):
+            values = [v.get(name) for v in self._values]
+            stacked = stack(values, device, self.dtype)
+            present = torch.tensor([v is not None for v in values], device=device)
+            pairs = [(name, stacked)] if isinstance(stacked, Tensor) else list(zip((f"{name}.A", f"{name}.B"), stacked, strict=True))
+            for full, tensor in pairs:
+                self.tensors[full], self._has[full] = tensor, present
+            self._shapes[name] = [tuple(v.shape) if v is not None else None for v in values]
+        self._weave = Weave(bench.backbone, placed, self.tensors, len(clients))
+        self._blocks = {name: p.site.block for p in placed for name in p.names.values()}
+        self._lacks = {n: ~h for n, h in self._has.items() if not bool(h.all())}
+        self._optimizers: list[Optimizer] = []
+        self._lengths = bench.table.lengths
+        self._training: set[str] | None = None
+
+    # forward ----------------------------------------------------------------------------------------------------------
+
+    def __call__(self, batch: Batch, use: Mapping[str, Weight] | None = None) -> Output:
+        """Logits [k, b, C].
+
+        Args:
+            use: part -> weight (a number, [k] or [k, b]); None = all parts at 1. Parts not named are off; heads and deltas
+                stay on.
+        """
+        self._check_absent()
+        k, b = batch.index.shape
+        flat = batch.index.reshape(-1)
+        cut = self._cut()
+        if cut and self.bench_of.prefix is not None:
+            inputs, hidden = self.bench_of.prefix.gather(self.bench_of.table, flat, cut)
+            self._weave.prefix = (cut, hidden)
+        else:
+            inputs = {n: t.to(self.device) for n, t in self.bench_of.table.collate(flat).items()}
+            self._weave.prefix = None
+        with self._weave.attached(batch.clients, k, use):
+            logits = self.backbone.model(**inputs).logits
+        return Output(logits.to(self.dtype).view(k, b, -1))
+
+    def loss(self, out: Output, batch: Batch) -> Tensor:
+        """The task's loss per client, [k]; padding rows weigh nothing."""
+        return self.task.loss(out.logits, batch.labels, batch.mask)
+
+    def hold(self, blocks: Tensor | None) -> None:
+        """[K, L] bool: the blocks that each client has; the rows of the others skip a block. None = everybody has all."""
+        if blocks is not None and self.backbone.shared_blocks:
+            raise WeftError("this backbone calls one block many times; clients cannot hold subsets of it")
+        self._weave.hold = None if blocks is None else blocks.to(self.device)
+
+    def _check_absent(self) -> None:
+        """A tensor that some client has not got must not be used for it: only blocks that it does not hold may lack one."""
+        hold = self._weave.hold
+        for name, lacks in self._lacks.items():
+            block = self._blocks.get(name)
+            unused = torch.zeros_like(lacks) if hold is None or block is None else ~hold[:, block]
+            if bool((lacks & ~unused).any()):
+                who = self.clients[int((lacks & ~unused).nonzero()[0])].id
+                raise WeftError(f'client {who} has no value for "{name}", neither received nor its own')
+
+    def _cut(self) -> int:
+        """How many blocks lie below every part."""
+        if self._weave.hold is not None or self.bench_of.prefix is None:
+            return 0
+        layers = len(self.backbone.blocks)
+        lowest = layers
+        for here in self._weave._by_module.values():
+            for p in here:
+                if p.site.role.startswith("head"):
+                    continue
+                lowest = min(lowest, 0 if p.site.block is None else p.site.block)
+        return 0 if self.backbone.shared_blocks and lowest < layers else lowest
+
+    # training ---------------------------------------------------------------------------------------------------------
+
+    def batches(
+        self, epochs: float | None = 1.0, steps: int | None = None, size: int = 32, stream: str = "main"
+    ) -> Iterator[Batch]:
+        """The turn's batches; a client that has finished leaves the batch."""
+        plan = self._plans(epochs, steps, size, stream)
+        for j in range(max((len(p) for p in plan), default=0)):
+            yield self._assemble([p.batches[j] if j < len(p) else None for p in plan])
+
+    def of(self, clients: Iterable[ClientState]) -> Pack:
+        """The same pack, the same tensors, but only these clients train."""
+        view = copy.copy(self)
+        view._training = {c.id for c in clients}
+        return view
+
+    def _plans(self, epochs: float | None, steps: int | None, size: int, stream: str) -> list[plans.Plan]:
+        return [
+            plans.turn(
+                self._lengths[c.data.train if self._training is None or c.id in self._training else c.data.train[:0]],
+                size=size,
+                seed=self.bench_of.seed,
+                client=c.id,
+                turn=self.round.index,
+                epochs=1.0 if epochs is None else epochs,
+                steps=steps,
+                stream=stream,
+                by_length=self.bench_of.by_length,
+            )
+            for c in self.clients
+        ]
+
+    def _assemble(self, rows: list[np.ndarray | None]) -> Batch:
+        """One step from positions in each client's training rows (None = not in this step)."""
+        present = [i for i, r in enumerate(rows) if r is not None and len(r)]
+        table = self.bench_of.table
+        width = max(len(rows[i]) for i in present)  # type: ignore[arg-type]
+        index = np.full((len(present), width), -1, dtype=np.int64)
+        for row, i in zip(index, present, strict=True):
+            row[: len(rows[i])] = self.clients[i].data.train[rows[i]]  # type: ignore[arg-type,index]
+        return make_batch(table, index, present if len(present) < len(rows) else None, self.device)
+
+    def optimizer(
+        self, *names: str, settings: Optim, epochs: float = 1.0, steps: int | None = None, size: int = 32, updates_per_batch: int = 1
+    ) -> Optimizer:
+        """An optimizer of exactly the tensors that match ``names``; GIVEN tensors are never among them.
+
+        It moves copies: what ``params`` gave before stays as received.
+        """
+        chosen = [n for n in self.tensors if matches(n, names) and self._trainable(n)]
+        if not chosen:
+            raise WeftError(f"no trainable tensor matches {', '.join(names)}")
+        for name in chosen:  # the tensors of a pack of one are the very ones that the server holds
+            value = self.tensors[name].detach().clone(memory_format=torch.contiguous_format)
+            self.tensors[name] = value.requires_grad_(True)
+        total = torch.tensor([len(p) * updates_per_batch for p in self._plans(epochs, steps, size, "main")], device=self.device)
+        made = Optimizer({n: self.tensors[n] for n in chosen}, settings, total)
+        self._optimizers.append(made)
+        return made
+
+    def _trainable(self, name: str) -> bool:
+        return name in self._shapes and scope_of(self.adaptations[0], name) != Scope.DOWN
+
+    def step(self, optimizer: Optimizer, loss: Tensor, batch: Batch, only: Iterable[str] = (), tick: bool = True) -> None:
+        """Move the optimizer's tensors that match ``only`` (all, if empty) down the gradient of each client's own loss."""
+        patterns = tuple(only)
+        names = [n for n in optimizer.params if matches(n, patterns)] if patterns else []
+        optimizer.step(loss, batch.clients, {n: self.rows(n) for n in optimizer.params}, names, tick)
+
+    def rows(self, name: str) -> Tensor:
+        """[K] bool: the clients that have the tensor, and the block it sits in."""
+        has, block = self._has[name], self._blocks.get(name)
+        return has if self._weave.hold is None or block is None else has & self._weave.hold[:, block]
+
+    def minimise(
+        self,
+        objective: Callable[[Pack, Batch], Tensor],
+        only: Iterable[str],
+        settings: Optim,
+        epochs: float,
+        steps: int | None,
+        size: int,
+    ) -> None:
+        """Plain local training."""
+        if not self.has_work():
+            return
+        optimizer = self.optimizer(*only, settings=settings, epochs=epochs, steps=steps, size=size)
+        for batch in self.batches(epochs, steps, size):
+            loss = objective(self, batch)
+            self.step(optimizer, loss, batch)
+            self.report(batch, loss)
+
+    def has_work(self) -> bool:
+        """Whether any client of the pack has training rows."""
+        return any(len(c.data.train) for c in self.clients if self._training is None or c.id in self._training)
+
+    def report(self, batch: Batch, loss: Tensor) -> None:
+        """Called with each step's losses; the engine listens for progress and the round's mean loss."""
+        if self.listener is not None:
+            self.listener(self, batch, loss)
+
+    listener: Callable[[Pack, Batch, Tensor], None] | None = None
+
+    # values -------------------------------------------------------------------------------------------------------------
+
+    def params(self, *names: str) -> dict[str, Tensor]:
+        """Live tensors [K, …] that match."""
+        return {n: t for n, t in self.tensors.items() if matches(n, names)}
+
+    def copy(self, source: str, target: str) -> None:
+        """Give part ``target`` the present values of part ``source`` (a frozen teacher)."""
+        for name, value in self.params(source).items():
+            twin = target + name[len(source) :]
+            self.tensors[twin] = value.detach().clone()
+            self._has[twin] = self._has[name]
+            self._lacks.pop(twin, None)
+
+    def value(self, k: int, name: str) -> Tensor:
+        """One client's tensor, cut to its own size, on the CPU."""
+        shape = self._shapes[name][k]
+        assert shape is not None
+        return self.tensors[name].detach()[k][tuple(slice(0, s) for s in shape)].to("cpu").clone()
+
+    def generators(self, purpose: str) -> list[torch.Generator]:
+        """One keyed generator per client."""
+        return [generator(self.bench_of.seed, purpose, self.round.index, c.id) for c in self.clients]
+
+    def updates(self, facts: list[dict[str, Any]] | None = None) -> Iterator[Update]:
+        """Each client's update: its UP tensors that an optimizer has moved. A client without rows sends nothing."""
+        moved = set().union(*(o.moved for o in self._optimizers)) if self._optimizers else set()
+        for k, client in enumerate(self.clients):
+            if client.n == 0:
+                continue
+            tensors = {
+                n: self.value(k, n)
+                for n in self._shapes
+                if n in moved and Scope.UP in scope_of(self.adaptations[k], n) and bool(self.rows(n)[k])
+            }
+            yield Update(
+                tensors=dict(tensors),
+                facts=dict(facts[k]) if facts else {},
+                client=client,
+                weight=float(client.n),
+                adaptation=self.adaptations[k],
+            )
+
+    def write_back(self) -> None:
+        """Store KEEP tensors in the client states: the end of a completed turn."""
+        for k, client in enumerate(self.clients):
+            for name in self._shapes:
+                if Scope.KEEP in scope_of(self.adaptations[k], name) and bool(self._has[name][k]):
+                    client.kept[name] = self.value(k, name)
+            client.rounds_seen += 1
+
+    # prediction -----------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def predict(
+        self, forward: Callable[[Pack, Batch], Output], rows: list[np.ndarray], tokens: int = 8192
+    ) -> list[Tensor]:
+        """Logits of each client on its own list of table rows: K tensors [n_k, C], in the order given.
+
+        Args:
+            tokens: padded tokens per forward pass.
+        """
+        k = len(self.clients)
+        plan = [list(plans.chunks_by_length(self._lengths[r], max(tokens // k, 1))) for r in rows]
+        found: list[list[Tensor]] = [[] for _ in rows]
+        for j in range(max((len(p) for p in plan), default=0)):
+            present = [i for i in range(k) if j < len(plan[i])]
+            width = max(len(plan[i][j]) for i in present)
+            index = np.full((len(present), width), -1, dtype=np.int64)
+            for row, i in zip(index, present, strict=True):
+                row[: len(plan[i][j])] = rows[i][plan[i][j]]
+            batch = make_batch(self.bench_of.table, index, present if len(present) < k else None, self.device)
+            logits = forward(self, batch).logits.float().cpu()
+            for row, i in zip(logits, present, strict=True):
+                found[i].append(row[: len(plan[i][j])])
+        out = []
+        for i, pieces in enumerate(found):
+            if not pieces:
+                out.append(torch.zeros(0, len(self.task.classes)))
+                continue
+            order = torch.from_numpy(np.concatenate(plan[i]))
+            out.append(torch.cat(pieces)[torch.argsort(order)])
+        return out
+
+
+def make_batch(table: Tokens, index: np.ndarray, present: list[int] | None, device: torch.device) -> Batch:
+    labels = torch.from_numpy(np.where(index >= 0, table.labels[index], 0)).to(device)
+    clients = None if present is None else torch.tensor(present, device=device)
+    return Batch(clients, index, labels, torch.from_numpy(index >= 0).to(device))
+
+
+def initial(
+    bench: Bench,
+    client: ClientState,
+    adaptation: Adaptation,
+    received: Mapping[str, Value],
+    round: Round,
+    start: Mapping[str, Tensor],
+) -> dict[str, Value]:
+    """Every tensor that a client enters its turn with, by scope.
+
+    Args:
+        received: current values of its DOWN tensors, and start values of others that were handed to this client.
+        start: start values handed out in set-up, instead of drawn ones.
+    """
+    values: dict[str, Value] = {}
+    for name, init, scope in named(adaptation, bench.backbone):
+        if Scope.DOWN in scope:
+            if name in received:
+                values[name] = received[name]
+        elif Scope.KEEP in scope and name in client.kept:
+            values[name] = client.kept[name]
+        elif name in received:
+            values[name] = received[name]
+        elif name in start:
+            values[name] = start[name]
+        elif Scope.UP in scope and Scope.KEEP not in scope:  # starts afresh in each round, for each client on its own
+            values[name] = bench.draw(init, name, round.index, client.id)
+        else:
+            values[name] = bench.draw(init, name)
+    return values
+
+
+def named(adaptation: Adaptation, backbone: Backbone) -> Iterator[tuple[str, Any, Scope]]:
+    """(tensor name, start value, scope) of everything in an adaptation."""
+    for part_name, (part, scope) in adaptation.items():
+        for site in part.sites(backbone):
+            for role, init in part.tensors(backbone, site).items():
+                yield f"{part_name}/{site.name}/{role}", init, scope[role] if isinstance(scope, Mapping) else scope

@@ -1,0 +1,231 @@
+"""The server's complete state: what is not in here does not survive a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from weft.aggregation.mean import WeightedMean
+from weft.errors import WeftError
+from weft.federation.client import ClientState
+from weft.federation.message import APPENDED, ClientInfo, Message, Update, Value
+from weft.federation.pack import Pack, named
+from weft.federation.scope import Scope, matches
+from weft.tensors.init import Init
+from weft.tensors.keyed import generator
+from weft.tensors.lowrank import LowRank
+
+if TYPE_CHECKING:
+    from weft.backbones.backbone import Site
+    from weft.federation.method import Adaptation, Method
+    from weft.federation.pack import Bench
+
+Who = Literal["sample", "all", "same"] | tuple[str, ...] | list[str]
+"""The cohort: a random sample, everybody, the last cohort again, one per value of a fact (``("domain",)``), or client ids."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """One exchange between server and cohort.
+
+    Attributes:
+        index: server round, from 0. kind: told apart by the method (``train``, ``probe`` …). who: the cohort.
+        extra: set by ``plan``, the same for every client; travels to the client.
+    """
+
+    index: int
+    kind: str = "train"
+    who: Who = "sample"
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+class ServerState:
+    """What the coordinator holds.
+
+    Attributes:
+        shared: DOWN tensors by name, each stamped with when it was last written, so that only news is sent.
+        memo: the method's own state (tensors, LowRanks and JSON values). clients: all known clients.
+        start: start values handed to clients in set-up (a warm-started head); the others are drawn from the seed.
+        clock: stamp of the next write; 0 = start values, which every client has. synced: clock at a client's last download.
+        rounds: planned number of rounds. round: the one in progress. cohort: who takes part in it.
+    """
+
+    def __init__(
+        self, method: Method, bench: Bench, clients: list[ClientInfo], rounds: int, start: dict[str, Tensor] | None = None
+    ):
+        self.method, self.bench_of, self.clients, self.rounds = method, bench, clients, rounds
+        self.seed = bench.seed
+        self.start = dict(start or {})
+        self.adaptation: Adaptation = method.adapt(bench.backbone, bench.task, ClientInfo(""))
+        self.shared: dict[str, Value] = {}
+        self.stamps: dict[str, int] = {}
+        self.terms: dict[str, list[tuple[int, int]]] = {}  # of a growing LowRank: (stamp, rank added)
+        self.memo: dict[str, Any] = {}
+        self.synced: dict[str, int] = {}
+        self.round = Round(0)
+        self.clock = 1
+        self._news: dict[tuple[int, int], dict[str, Value]] = {}  # both caches hold nothing that can't be made again
+        self._starts: dict[tuple[str, tuple[int, ...]], Value] = {}
+        self.cohort: list[ClientInfo] = []
+        for name, init, scope in named(self.adaptation, bench.backbone):
+            if Scope.DOWN not in scope:
+                continue
+            if init.kind == "lowrank":
+                self.shared[name] = LowRank.zeros(*init.shape, dtype=bench.dtype)
+                self.terms[name] = []
+            else:
+                self.shared[name] = self.start[name] if name in self.start else bench.draw(init, name)
+            self.stamps[name] = 0
+
+    # reading --------------------------------------------------------------------------------------------------------
+
+    def sites(self, part: str) -> list[Site]:
+        """Where one part sits."""
+        return self.adaptation[part][0].sites(self.bench_of.backbone)
+
+    def generator(self, purpose: str, *more: object) -> torch.Generator:
+        """Keyed (seed, purpose, round, …)."""
+        return generator(self.seed, purpose, self.round.index, *more)
+
+    def stale(self, client: ClientInfo) -> Message:
+        """DOWN values written since the client's last download; of growing LowRanks only the new terms if that is less."""
+        since = self.synced.get(client.id, 0)
+        if (self.clock, since) in self._news:  # the same broadcast for everybody who was last here at that time
+            return Message(dict(self._news[self.clock, since]))
+        message = Message()
+        for name, value in self.shared.items():
+            if self.stamps[name] <= since:
+                continue
+            if isinstance(value, LowRank) and self.terms[name][0][0] <= since:
+                new = sum(rank for stamp, rank in self.terms[name] if stamp > since)
+                message.tensors[name + APPENDED] = LowRank(B=value.B[:, -new:], A=value.A[-new:], scale=value.scale)
+            else:
+                message.tensors[name] = value
+        self._news = {k: v for k, v in self._news.items() if k[0] == self.clock} | {(self.clock, since): message.tensors}
+        return Message(dict(message.tensors))
+
+    def receipt(self, message: Message, client: ClientInfo) -> None:
+        """Note that the client is up to date, if the message held all its news."""
+        news = self.stale(client).tensors.keys()
+        if news <= message.tensors.keys():
+            self.synced[client.id] = self.clock
+
+    def held_by(self, client: ClientInfo, message: Message) -> dict[str, Value]:
+        """The DOWN values that the client has once it has read ``message``: received now, or unchanged since it last did."""
+        since = self.synced.get(client.id, 0)
+        backbone = self.bench_of.backbone
+        found: dict[str, Value] = {}
+        for name, init, scope in named(self.method.adapt(backbone, self.bench_of.task, client), backbone):
+            if Scope.DOWN not in scope:
+                continue
+            if name in message.tensors:
+                found[name] = message.tensors[name]
+            elif name + APPENDED in message.tensors:
+                found[name] = self.shared[name]
+            elif self.stamps.get(name, 0) == 0:
+                found[name] = self._start(name, init)
+            elif self.stamps[name] <= since:
+                found[name] = self.shared[name]
+        return found
+
+    def _start(self, name: str, init: Init) -> Value:
+        """The start value at a client: the server's own, or the same draw in the client's size (another rank)."""
+        value = self.shared.get(name)
+        if value is not None and tuple(value.shape) == init.shape:
+            return value
+        if (name, init.shape) not in self._starts:
+            self._starts[name, init.shape] = self.bench_of.draw(init, name)
+        return self._starts[name, init.shape]
+
+    def bench(self) -> Pack:
+        """A pack of one at the server, with every DOWN tensor at its newest value and the others at their start."""
+        client = ClientState("")
+        return Pack(self.bench_of, [client], [self.adaptation], [dict(self.shared)], [{}], self.round, self.start)
+
+    # writing --------------------------------------------------------------------------------------------------------
+
+    def write(self, name: str, value: Value) -> None:
+        """Replace a DOWN value; clients get it at their next download."""
+        if name not in self.shared:
+            raise WeftError(f'the server holds no DOWN tensor "{name}"')
+        self._news.clear()
+        self.shared[name] = value
+        self.stamps[name] = self.clock
+        if isinstance(value, LowRank):
+            self.terms[name] = [(self.clock, value.rank)]
+
+    def grow(self, name: str, term: LowRank) -> None:
+        """Add a term to a growing low-rank value; it is re-compressed exactly once its rank stops paying."""
+        old = self.shared[name]
+        assert isinstance(old, LowRank)
+        value = LowRank.cat([old, term])
+        if value.rank > min(value.shape):
+            self.write(name, value.compress())
+            return
+        self._news.clear()
+        self.shared[name] = value
+        self.stamps[name] = self.clock
+        self.terms[name].append((self.clock, term.rank))
+
+    def mean(self, updates: Iterable[Update], only: str | Iterable[str] = "*", weighting: str | None = None) -> None:
+        """Federated averaging (McMahan et al., 2017): each tensor becomes the weighted mean over the clients that sent it.
+
+        Streams: one update is held at a time.
+        """
+        patterns = (only,) if isinstance(only, str) else tuple(only)
+        total = WeightedMean()
+        for update in updates:
+            tensors = {n: v for n, v in update.tensors.items() if isinstance(v, Tensor) and matches(n, patterns)}
+            total.add(tensors, 1.0 if (weighting or self.method.weighting) == "uniform" else update.weight)
+        for name, value in total.result().items():
+            self.write(name, value)
+
+    # checkpoint -----------------------------------------------------------------------------------------------------
+
+    def tensors_and_json(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything needed to go on, as named tensors and plain JSON."""
+        tensors: dict[str, Tensor] = {}
+        memo: dict[str, Any] = {}
+        scales: dict[str, float] = {}
+        for prefix, values in (("shared", self.shared), ("start", self.start), ("memo", self.memo)):
+            for name, value in values.items():
+                if isinstance(value, Tensor):
+                    tensors[f"{prefix}:{name}"] = value
+                elif isinstance(value, LowRank):
+                    tensors[f"{prefix}:{name}:B"], tensors[f"{prefix}:{name}:A"] = value.B, value.A
+                    scales[f"{prefix}:{name}"] = value.scale  # apart: B * scale would differ in the last bit
+                else:
+                    memo[name] = value
+        state = {
+            "stamps": self.stamps,
+            "terms": self.terms,
+            "synced": self.synced,
+            "clock": self.clock,
+            "memo": memo,
+            "scales": scales,
+            "round": self.round.index,
+        }
+        return tensors, state
+
+    def restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Undo :meth:`tensors_and_json`."""
+        stores = {"shared": self.shared, "start": self.start, "memo": self.memo}
+        for store in stores.values():
+            store.clear()
+        for key, value in tensors.items():
+            prefix, name = key.split(":", 1)
+            if name.endswith(":A"):
+                continue
+            if name.endswith(":B"):
+                plain = name[:-2]
+                stores[prefix][plain] = LowRank(value, tensors[f"{prefix}:{plain}:A"], state["scales"][f"{prefix}:{plain}"])
+            else:
+                stores[prefix][name] = value
+        self.memo |= state["memo"]
+        self.stamps, self.synced, self.clock = dict(state["stamps"]), dict(state["synced"]), int(state["clock"])
+        self.terms = {n: [(int(a), int(b)) for a, b in t] for n, t in state["terms"].items()}
+        self.round = Round(int(state["round"]))

@@ -1,0 +1,117 @@
+"""Where clients' personal state and the round's updates lie: on disk, so that memory does not grow with the federation.
+
+One file per client and version; a checkpoint names the versions that count, older ones are kept until then.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from torch import Tensor
+
+from weft.federation import files
+from weft.federation.client import ClientState
+
+
+class ClientStore:
+    """Personal state by client: KEEP tensors, memo (tensors and JSON values), number of completed turns.
+
+    Args:
+        folder: holds a safetensors file per client and version.
+        manifest: from a checkpoint; files that it does not name are leftovers of an interrupted round, and go.
+    """
+
+    def __init__(self, folder: Path, manifest: Mapping[str, Any] | None = None):
+        self.folder = folder
+        files.make_folder(folder)
+        self.committed: dict[str, int] = dict(manifest["versions"]) if manifest else {}
+        self.seen: dict[str, int] = dict(manifest["seen"]) if manifest else {}
+        self.staged: dict[str, int] = {}
+        self._seen_staged: dict[str, int] = {}
+        self._sweep()
+
+    def load(self, client: ClientState) -> None:
+        """Fill in what the client remembers.
+
+        Raises:
+            UserError: its file is damaged or gone.
+        """
+        client.rounds_seen = self._seen_staged.get(client.id, self.seen.get(client.id, 0))
+        client.kept, client.memo = {}, {}
+        version = self.staged.get(client.id, self.committed.get(client.id))
+        if version is None:
+            return
+        tensors, facts = files.read_tensors(self.path(client.id, version))
+        stores: dict[str, dict[str, Any]] = {"kept": client.kept, "memo": client.memo}
+        for key, value in tensors.items():
+            where, name = key.split(":", 1)
+            stores[where][name] = value
+        client.memo |= facts
+
+    def save(self, client: ClientState) -> None:
+        """Stage what the client remembers after a completed turn, and drop it from memory."""
+        self._seen_staged[client.id] = client.rounds_seen
+        if client.kept or client.memo:
+            version = self.committed.get(client.id, -1) + 1
+            tensors = {f"kept:{n}": v for n, v in client.kept.items()}
+            tensors |= {f"memo:{n}": v for n, v in client.memo.items() if isinstance(v, Tensor)}
+            facts = {n: v for n, v in client.memo.items() if not isinstance(v, Tensor)}
+            files.write(self.path(client.id, version), files.tensor_bytes(tensors, facts))
+            self.staged[client.id] = version
+        self.forget(client)
+
+    def forget(self, client: ClientState) -> None:
+        """Drop from memory without saving."""
+        client.kept, client.memo = {}, {}
+
+    def manifest(self) -> dict[str, Any]:
+        """What a checkpoint has to name for the staged files to count."""
+        return {"versions": self.committed | self.staged, "seen": self.seen | self._seen_staged}
+
+    def commit(self) -> None:
+        """The checkpoint that names the staged files is on disk: older ones may go."""
+        old = [(c, self.committed[c]) for c in self.staged if c in self.committed]
+        self.committed |= self.staged
+        self.seen |= self._seen_staged
+        self.staged, self._seen_staged = {}, {}
+        for client, version in old:
+            files.remove(self.path(client, version))
+
+    def path(self, client: str, version: int) -> Path:
+        return self.folder / f"{file_name(client)}.{version}.safetensors"
+
+    def _sweep(self) -> None:
+        counted = {self.path(c, v).name for c, v in self.committed.items()}
+        for path in self.folder.iterdir():
+            if path.name not in counted:
+                files.remove(path)
+
+
+class Spool:
+    """The round's updates as bytes, by client; they need not survive the process."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        files.make_folder(folder)
+        self.clear()
+
+    def put(self, client: str, data: bytes) -> None:
+        files.spool(self.folder / file_name(client), data)
+
+    def get(self, client: str) -> bytes | None:
+        path = self.folder / file_name(client)
+        return files.read(path) if path.exists() else None
+
+    def clear(self) -> None:
+        for path in self.folder.iterdir():
+            path.unlink()
+
+
+def file_name(client: str) -> str:
+    """A file name of its own for any client id: legal, short, and different even where case does not count."""
+    digest = hashlib.blake2b(client.encode(), digest_size=6).hexdigest()
+    return f"{quote(client, safe='')[:80]}-{digest}"

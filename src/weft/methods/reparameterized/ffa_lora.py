@@ -1,0 +1,55 @@
+"""FFA-LoRA: the random A is frozen for ever, only B is trained and averaged.
+
+Y. Sun, Z. Li, Y. Li, B. Ding, "Improving LoRA in Privacy-preserving Federated Learning", ICLR 2024, arXiv 2403.12313.
+
+With one A0 for all, the mean of the products is the product of the means: Σ p_k B_k A0 = (Σ p_k B_k) A0, half of LoRA's bytes
+travel, and noise added to B enters the weights linearly. A0 comes from the run's seed by name, so it is never sent.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from weft.adaptation.lora import LoRA
+from weft.adaptation.optim import Optim
+from weft.backbones.backbone import Backbone
+from weft.federation.info import MethodInfo
+from weft.federation.message import ClientInfo
+from weft.federation.method import Adaptation, Method
+from weft.federation.scope import GIVEN, SHARED
+from weft.tasks.classification import Classification
+
+
+class FFALoRA(Method):
+    """Defaults as replications give them (no official code); the learning rate is one of the paper's grid {0.1, 0.2, 0.5, 1}.
+
+    Attributes:
+        rank, alpha: of LoRA. From B = 0 with SGD, (α, lr) and (cα, lr/c²) give the same model.
+        sites: sources conflict between query+value and attention+feed-forward.
+        train_head: train and average the head too; the paper's stays random and frozen.
+    """
+
+    info: ClassVar[MethodInfo] = MethodInfo(
+        slug="ffa-lora",
+        title="Frozen random A, averaged B",
+        paper="Sun et al., ICLR 2024",
+        arxiv="2403.12313",
+        family="reparameterized",
+        challenges=("privacy preservation", "server-side aggregation bias"),
+        evidence="paper",
+        sends="the LoRA factor B of every site, and the number of examples",
+    )
+
+    rank: int = 8
+    alpha: float = 8.0
+    sites: str = "q,v"
+    train_head: bool = False
+    steps: int | None = 10
+    batch: int = 200
+    optim: Optim = Optim("sgd", lr=0.5, schedule="constant")
+
+    def adapt(self, backbone: Backbone, task: Classification, client: ClientInfo) -> Adaptation:
+        return {
+            "lora": (LoRA(self.rank, self.alpha, self.sites), {"A": GIVEN, "B": SHARED}),
+            "head": (task.head, SHARED if self.train_head else GIVEN),
+        }

@@ -1,0 +1,78 @@
+"""FLoRA: stack the clients' LoRA factors instead of averaging them, add the stack to the base, start afresh.
+
+Z. Wang, Z. Shen, Y. He, G. Sun, H. Wang, L. Lyu, A. Li, "FLoRA: Federated Fine-Tuning Large Language Models with Heterogeneous
+Low-Rank Adaptations", NeurIPS 2024, arXiv 2409.05976. Code: ATP-1010/FederatedLLM.
+
+Every round a client begins with new factors (A random, B = 0) of its own rank on a base that holds all earlier updates. The
+server concatenates: ΔW = Σ_k p_k s_k B_k A_k, exactly, with p_k on one factor only. Everybody downloads the whole stack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+from weft.adaptation.lora import Delta, LoRA
+from weft.adaptation.optim import Optim
+from weft.aggregation.lowrank import stack
+from weft.backbones.backbone import Backbone
+from weft.federation.info import MethodInfo
+from weft.federation.message import ClientInfo, Update
+from weft.federation.method import Adaptation, Method
+from weft.federation.scope import GIVEN, SENT, SHARED
+from weft.federation.server import ServerState
+from weft.tasks.classification import Classification
+
+
+class FLoRA(Method):
+    """Defaults of the code.
+
+    Attributes:
+        rank: of every client. ranks: different ranks dealt to the clients in turn, the paper's heterogeneous setting being
+            (64, 32, 16, 16, 8, 8, 4, 4, 4, 4); a client's own fact ``rank`` goes first.
+        scale: s = α/r, the same at any rank (α = 2r).
+        sites: linear layers that get LoRA, see ``Backbone.sites``.
+    """
+
+    info: ClassVar[MethodInfo] = MethodInfo(
+        slug="flora",
+        title="Stacking of LoRA factors, exact for any mix of ranks",
+        paper="Wang et al., NeurIPS 2024",
+        arxiv="2409.05976",
+        family="reparameterized",
+        challenges=("computational heterogeneity", "server-side aggregation bias"),
+        evidence="code",
+        asks=("rank",),
+        needs=("all updates",),
+        additive=False,
+        sends="both LoRA factors of every site, which every other client gets to see, the head, and the number of examples",
+    )
+
+    rank: int = 16
+    ranks: tuple[int, ...] = ()
+    scale: float = 2.0
+    sites: str = "q,v"
+    epochs: float = 1.0
+    batch: int = 128
+    optim: Optim = Optim("adamw", lr=3e-4)
+
+    def adapt(self, backbone: Backbone, task: Classification, client: ClientInfo) -> Adaptation:
+        rank = int(client.facts.get("rank", self.rank))
+        return {
+            "base": (Delta(self.sites), GIVEN),
+            "lora": (LoRA(rank, self.scale * rank, self.sites), SENT),
+            "head": (task.head, SHARED),
+        }
+
+    def profile(self, position: int) -> dict[str, Any]:
+        return {"rank": self.ranks[position % len(self.ranks)]} if self.ranks else {}
+
+    def aggregate(self, server: ServerState, updates: Iterable[Update]) -> None:
+        received = list(updates)  # stacking needs them together
+        if not received:
+            return
+        total = sum(u.weight for u in received)
+        for site in server.sites("lora"):
+            terms = [u.lowrank("lora", site) for u in received]
+            server.grow(f"base/{site.name}/delta", stack(terms, [u.weight / total for u in received]))
+        server.mean(received, only="head")

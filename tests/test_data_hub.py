@@ -1,0 +1,250 @@
+"""Hub sets: the real code path, with small sets of the documented columns in place of the download."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import datasets
+import pytest
+
+from weft.data import Source, catalogue, load
+from weft.errors import UserError
+
+Value, ClassLabel = datasets.Value, datasets.ClassLabel
+
+
+def split(columns: dict[str, list[Any]], **features: Any) -> datasets.Dataset:
+    typed = {name: features.get(name, Value("string")) for name in columns}
+    return datasets.Dataset.from_dict(columns, datasets.Features(typed))
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[Any, ...], Any]:
+    """What the hub holds: (id, config) or (id, config, revision) -> splits, or an error to raise."""
+    held: dict[tuple[Any, ...], Any] = {}
+
+    def load_dataset(
+        path: str, name: str | None = None, *, revision: str | None = None
+    ) -> datasets.DatasetDict:
+        found = held.get(
+            (path, name) if revision is None else (path, name, revision), FileNotFoundError("absent")
+        )
+        if isinstance(found, Exception):
+            raise found
+        return datasets.DatasetDict(found)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    return held
+
+
+def glue_split(columns: list[str], labels: list[int], names: list[str]) -> datasets.Dataset:
+    texts = {name: [f"{name} {i}" for i in range(len(labels))] for name in columns}
+    return split(
+        {**texts, "label": labels, "idx": list(range(len(labels)))},
+        label=ClassLabel(names=names),
+        idx=Value("int32"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "columns", "classes"),
+    [
+        ("sst2", ["sentence"], ["negative", "positive"]),
+        ("cola", ["sentence"], ["unacceptable", "acceptable"]),
+        ("qnli", ["question", "sentence"], ["entailment", "not_entailment"]),
+        ("rte", ["sentence1", "sentence2"], ["entailment", "not_entailment"]),
+        ("qqp", ["question1", "question2"], ["not_duplicate", "duplicate"]),
+        ("mrpc", ["sentence1", "sentence2"], ["not_equivalent", "equivalent"]),
+        ("wnli", ["sentence1", "sentence2"], ["not_entailment", "entailment"]),
+    ],
+)
+def test_glue_is_tested_on_its_validation_split(
+    hub: dict[tuple[Any, ...], Any], name: str, columns: list[str], classes: list[str]
+) -> None:
+    hub["nyu-mll/glue", name] = {
+        "train": glue_split(columns, [0, 1, 1, 0], classes),
+        "validation": glue_split(columns, [1, 0], classes),
+        "test": glue_split(columns, [-1, -1, -1], classes),
+    }
+    source = load(name)
+    assert source.classes == tuple(classes)
+    assert source.train.labels.tolist() == [0, 1, 1, 0]
+    assert source.test is not None
+    assert source.test.labels.tolist() == [1, 0]
+    assert source.validation is None
+    assert source.train.texts[2] == f"{columns[0]} 2"
+    assert (source.train.pairs[2] if source.train.pairs else None) == (
+        f"{columns[1]} 2" if columns[1:] else None
+    )
+    assert any("not verified against the hub" in note for note in source.notes)
+
+
+def test_mnli_is_tested_on_the_matched_genres(hub: dict[tuple[Any, ...], Any]) -> None:
+    names = ["entailment", "neutral", "contradiction"]
+    hub["nyu-mll/glue", "mnli"] = {
+        "train": glue_split(["premise", "hypothesis"], [0, 1, 2], names),
+        "validation_matched": glue_split(["premise", "hypothesis"], [2, 2], names),
+        "validation_mismatched": glue_split(["premise", "hypothesis"], [1], names),
+        "test_matched": glue_split(["premise", "hypothesis"], [-1], names),
+    }
+    source = load("mnli")
+    assert source.test is not None
+    assert source.test.labels.tolist() == [2, 2]
+
+
+def test_sentiment140_has_users_as_clients_and_drops_neutral_test_rows(
+    hub: dict[tuple[Any, ...], Any],
+) -> None:
+    def tweets(labels: list[int]) -> datasets.Dataset:
+        n = len(labels)
+        columns = {
+            "text": [f"t {i}" for i in range(n)],
+            "date": ["d"] * n,
+            "user": [f"u{i % 2}" for i in range(n)],
+        }
+        return split({**columns, "sentiment": labels, "query": ["q"] * n}, sentiment=Value("int32"))
+
+    hub["stanfordnlp/sentiment140", None] = RuntimeError(
+        "Dataset scripts are no longer supported, but found sentiment140.py"
+    )
+    hub["stanfordnlp/sentiment140", None, "refs/convert/parquet"] = {
+        "train": tweets([0, 0, 4, 4]),
+        "test": tweets([4, 2, 0]),
+    }
+    source = load("sentiment140")
+    assert source.classes == ("negative", "positive")
+    assert source.train.labels.tolist() == [0, 0, 1, 1]
+    assert source.train.keys == ["u0", "u1", "u0", "u1"]
+    assert source.key_name == "user"
+    assert source.test is not None
+    assert source.test.labels.tolist() == [1, 0]
+    assert any("dropped 1 of 3 test rows" in note for note in source.notes)
+
+
+def test_masakhanews_joins_its_languages_by_class_name(hub: dict[tuple[Any, ...], Any]) -> None:
+    """Languages lack some classes, so the same number can mean another class in another language."""
+    entry = next(entry for entry in catalogue() if entry.name == "masakhanews")
+    for i, lang in enumerate(entry.configs):
+        names = ["business", "health", "sports"] if i else ["health", "sports"]
+        table = split({"text": [f"{lang} a", f"{lang} b"], "label": [0, 1]}, label=ClassLabel(names=names))
+        hub["masakhane/masakhanews", lang] = {"train": table, "validation": table, "test": table}
+    source = load("masakhanews")
+    called = [source.classes[label] for label in source.train.labels.tolist()]
+    assert called == ["health", "sports"] + ["business", "health"] * 15
+    assert source.train.keys == [lang for lang in entry.configs for _ in range(2)]
+    assert source.validation is not None
+    assert len(source.validation) == 32
+
+
+def test_xnli_trains_on_each_pair_in_one_language_only(hub: dict[tuple[Any, ...], Any]) -> None:
+    """Row i is the same pair in every language: with two clients it would leak between their splits."""
+    entry = next(entry for entry in catalogue() if entry.name == "xnli")
+    n = 40
+    for lang in entry.configs:
+        columns = {"premise": [f"{lang} {i}" for i in range(n)], "hypothesis": ["h"] * n}
+        table = split(
+            {**columns, "label": [i % 3 for i in range(n)]},
+            label=ClassLabel(names=["entailment", "neutral", "contradiction"]),
+        )
+        hub["facebook/xnli", lang] = {"train": table, "validation": table.select(range(3)), "test": table}
+    source = load("xnli")
+    numbers = [int(text.split()[1]) for text in source.train.texts]
+    assert sorted(numbers) == list(range(n))
+    assert set(source.train.keys or ()) == set(entry.configs)
+    assert source.test is not None
+    assert len(source.test) == 15 * n
+
+
+def some_set(names: list[str] | None = None) -> dict[str, datasets.Dataset]:
+    label = ClassLabel(names=names) if names else Value("int64")
+    return {
+        "train": split(
+            {"content": ["a b", "c d", "e f"], "stars": ["x", "y", "x"], "label": [0, 1, 1]}, label=label
+        )
+    }
+
+
+def test_any_other_hub_set_is_loaded_by_its_id_with_guessed_columns(hub: dict[tuple[Any, ...], Any]) -> None:
+    hub["owner/name", None] = some_set(["no", "yes"])
+    hub["owner/name", "small"] = some_set()
+    source = load("owner/name")
+    assert (source.classes, list(source.train.texts)) == (("no", "yes"), ["a b", "c d", "e f"])
+    assert source.test is None
+    assert any('"content" is the text' in note for note in source.notes)
+    assert load("owner/name:small").classes == ("0", "1")
+    assert load("owner/name", label="stars").classes == ("x", "y")
+
+
+def test_a_catalogued_column_that_is_gone_is_guessed_and_can_be_named(
+    hub: dict[tuple[Any, ...], Any],
+) -> None:
+    hub["fancyzhx/ag_news", None] = some_set(["World", "Sports"])
+    source = load("ag_news")
+    assert any('"content" is the text' in note for note in source.notes)
+    assert load("ag_news", text="stars").train.texts[0] == "x"
+
+
+def test_columns_that_are_not_plain_values_are_left_alone(hub: dict[tuple[Any, ...], Any]) -> None:
+    table = datasets.Dataset.from_dict(
+        {"text": ["a", "b"], "label": [0, 1], "entities": [[{"start": 1}], []], "vector": [[1.0], [2.0]]}
+    )
+    hub["owner/name", None] = {"train": table}
+    assert load("owner/name").train.labels.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionError("Couldn't reach the Hub\nwith details"),
+        ValueError("Config name is missing."),
+        datasets.exceptions.DatasetNotFoundError("Dataset 'owner/name' is gated"),
+        RuntimeError("Dataset scripts are no longer supported, but found name.py"),
+        OSError(),
+    ],
+)
+def test_a_set_that_cannot_be_loaded_is_one_sentence_that_says_what_to_do(
+    hub: dict[tuple[Any, ...], Any], error: Exception
+) -> None:
+    hub["owner/name", None] = error
+    with pytest.raises(UserError) as caught:
+        load("owner/name")
+    assert "\n" not in str(caught.value)
+    assert "give --data a local file or folder instead, or use pydocs" in str(caught.value)
+
+
+def test_offline_a_hub_set_fails_with_the_same_sentence() -> None:
+    with pytest.raises(UserError, match=r"nyu-mll/glue \(sst2\) can't be loaded from the Hugging Face hub"):
+        load("sst2")
+
+
+def test_a_set_without_a_train_split_names_its_splits(hub: dict[tuple[Any, ...], Any]) -> None:
+    table = some_set()["train"]
+    hub["owner/name", None] = {"de": table, "en": table}
+    with pytest.raises(UserError, match="has no train split but de, en"):
+        load("owner/name")
+    hub["owner/one", None] = {"full": table}
+    assert len(load("owner/one").train) == 3
+
+
+def test_the_catalogue_says_what_is_offline_and_what_was_never_checked() -> None:
+    entries = catalogue()
+    assert [entry.name for entry in entries if entry.offline] == ["pydocs"]
+    assert all("not verified against the hub" in entry.verified for entry in entries if not entry.offline)
+    assert all(entry.hub_id and "/" in entry.hub_id for entry in entries if not entry.offline)
+    names = [entry.name for entry in entries]
+    assert len(names) == len(set(names))
+    wanted = {"ag_news", "20newsgroups", "sst2", "mnli", "qnli", "rte", "qqp", "cola", "sentiment140"}
+    assert wanted <= set(names)
+    pydocs: Source = load("pydocs")
+    assert next(entry for entry in entries if entry.name == "pydocs").classes == len(pydocs.classes)
+
+
+def test_listing_the_catalogue_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, weft.data; weft.data.catalogue();"
+        "print([m for m in ('numpy', 'torch', 'datasets', 'pyarrow', 'matplotlib') if m in sys.modules])"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert printed.stdout.strip() == "[]"
