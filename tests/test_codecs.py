@@ -62,9 +62,7 @@ def test_quant8_gives_one_of_the_two_levels_around_each_element(x: Tensor) -> No
     y = through("quant8", x).double().numpy()
     exact = x.double().numpy()
     step = np.abs(exact).max(initial=0.0) / 127
-    rounding = (
-        np.finfo(np.float32).eps * np.abs(exact).max(initial=0.0) + np.finfo(np.float32).smallest_subnormal
-    )
+    rounding = np.finfo(np.float32).eps * np.abs(exact).max(initial=0.0) + np.finfo(np.float32).smallest_subnormal
     assert np.all(np.abs(y - exact) <= step + rounding)
     if step:
         levels = y / step
@@ -91,9 +89,7 @@ def test_quant8_is_right_on_average(dtype: torch.dtype) -> None:
     z = (decoded.mean(0) - exact)[random] / error[random]
     assert random.sum() > 30
     assert np.abs(z).max() < 4.5
-    assert (
-        np.abs(z.sum() / np.sqrt(len(z))) < 4.5
-    )  # a small bias of all elements in one direction adds up here
+    assert np.abs(z.sum() / np.sqrt(len(z))) < 4.5  # a small bias of all elements in one direction adds up here
     assert decoded.var(0).max() <= (step / 2) ** 2 * (1 + 1e-9)
 
 

@@ -25,12 +25,8 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[Any, ...], Any]:
     """What the hub holds: (id, config) or (id, config, revision) -> splits, or an error to raise."""
     held: dict[tuple[Any, ...], Any] = {}
 
-    def load_dataset(
-        path: str, name: str | None = None, *, revision: str | None = None
-    ) -> datasets.DatasetDict:
-        found = held.get(
-            (path, name) if revision is None else (path, name, revision), FileNotFoundError("absent")
-        )
+    def load_dataset(path: str, name: str | None = None, *, revision: str | None = None) -> datasets.DatasetDict:
+        found = held.get((path, name) if revision is None else (path, name, revision), FileNotFoundError("absent"))
         if isinstance(found, Exception):
             raise found
         return datasets.DatasetDict(found)
@@ -75,9 +71,7 @@ def test_glue_is_tested_on_its_validation_split(
     assert source.test.labels.tolist() == [1, 0]
     assert source.validation is None
     assert source.train.texts[2] == f"{columns[0]} 2"
-    assert (source.train.pairs[2] if source.train.pairs else None) == (
-        f"{columns[1]} 2" if columns[1:] else None
-    )
+    assert (source.train.pairs[2] if source.train.pairs else None) == (f"{columns[1]} 2" if columns[1:] else None)
     assert any("not verified against the hub" in note for note in source.notes)
 
 
@@ -106,9 +100,7 @@ def test_sentiment140_has_users_as_clients_and_drops_neutral_test_rows(
         }
         return split({**columns, "sentiment": labels, "query": ["q"] * n}, sentiment=Value("int32"))
 
-    hub["stanfordnlp/sentiment140", None] = RuntimeError(
-        "Dataset scripts are no longer supported, but found sentiment140.py"
-    )
+    hub["stanfordnlp/sentiment140", None] = RuntimeError("Dataset scripts are no longer supported, but found sentiment140.py")
     hub["stanfordnlp/sentiment140", None, "refs/convert/parquet"] = {
         "train": tweets([0, 0, 4, 4]),
         "test": tweets([4, 2, 0]),
@@ -159,11 +151,7 @@ def test_xnli_trains_on_each_pair_in_one_language_only(hub: dict[tuple[Any, ...]
 
 def some_set(names: list[str] | None = None) -> dict[str, datasets.Dataset]:
     label = ClassLabel(names=names) if names else Value("int64")
-    return {
-        "train": split(
-            {"content": ["a b", "c d", "e f"], "stars": ["x", "y", "x"], "label": [0, 1, 1]}, label=label
-        )
-    }
+    return {"train": split({"content": ["a b", "c d", "e f"], "stars": ["x", "y", "x"], "label": [0, 1, 1]}, label=label)}
 
 
 def test_any_other_hub_set_is_loaded_by_its_id_with_guessed_columns(hub: dict[tuple[Any, ...], Any]) -> None:

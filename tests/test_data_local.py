@@ -77,9 +77,7 @@ def write_parquet(path: Path, rows: Objects) -> None:
         ("rows.parquet", write_parquet),
     ],
 )
-def test_every_format_gives_the_same_rows(
-    name: str, write: Callable[[Path, Objects], None], tmp_path: Path
-) -> None:
+def test_every_format_gives_the_same_rows(name: str, write: Callable[[Path, Objects], None], tmp_path: Path) -> None:
     write(tmp_path / name, ROWS)
     source = load(str(tmp_path / name))
     assert list(source.train.texts) == [row["text"] for row in ROWS]
@@ -157,9 +155,7 @@ def test_columns_are_guessed_and_the_guess_is_said(
 
 
 def test_named_columns_go_before_the_guess(tmp_path: Path) -> None:
-    rows = [
-        {"text": "a b", "body": f"body {i}", "label": 0, "stars": i % 2, "who": f"u{i % 3}"} for i in range(6)
-    ]
+    rows = [{"text": "a b", "body": f"body {i}", "label": 0, "stars": i % 2, "who": f"u{i % 3}"} for i in range(6)]
     write_lines(tmp_path / "rows.jsonl", rows)
     source = load(str(tmp_path / "rows.jsonl"), text="body", label="stars", key="who", pair="text")
     assert source.train.texts[1] == "body 1"
@@ -173,15 +169,10 @@ def test_named_columns_go_before_the_guess(tmp_path: Path) -> None:
 
 
 def test_a_key_column_is_guessed_only_if_it_can_tell_clients_apart(tmp_path: Path) -> None:
-    rows = [
-        {"text": f"t {i}", "label": i % 2, "user": f"u{i}", "lang": f"l{i % 3}", "source": "x"}
-        for i in range(12)
-    ]
+    rows = [{"text": f"t {i}", "label": i % 2, "user": f"u{i}", "lang": f"l{i % 3}", "source": "x"} for i in range(12)]
     write_lines(tmp_path / "each.jsonl", [{k: v for k, v in row.items() if k != "lang"} for row in rows])
     assert load(str(tmp_path / "each.jsonl")).train.keys is None  # a user a row
-    write_lines(
-        tmp_path / "one.jsonl", [{k: v for k, v in row.items() if k not in ("lang", "user")} for row in rows]
-    )
+    write_lines(tmp_path / "one.jsonl", [{k: v for k, v in row.items() if k not in ("lang", "user")} for row in rows])
     assert load(str(tmp_path / "one.jsonl")).train.keys is None  # one source for all
     write_lines(tmp_path / "some.jsonl", [{k: v for k, v in row.items() if k != "user"} for row in rows])
     source = load(str(tmp_path / "some.jsonl"))
@@ -315,9 +306,7 @@ def test_an_unreadable_file_is_one_sentence_with_its_place(
     name: str, content: str | bytes, expected: str, tmp_path: Path
 ) -> None:
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    if (
-        expected == "'label' is"
-    ):  # in a csv all values are text, so 0.5 and 1.5 are two classes like any other
+    if expected == "'label' is":  # in a csv all values are text, so 0.5 and 1.5 are two classes like any other
         assert load(str(tmp_path / name)).classes == ("0.5", "1.5")
     else:
         assert expected in refusal(tmp_path / name)

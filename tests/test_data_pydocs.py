@@ -56,9 +56,7 @@ def test_there_are_thousands_of_rows_and_no_area_is_tiny_or_dominant() -> None:
     assert 5000 < len(source.train) < 9000
     assert 400 < sum(map(len, source.unseen.values())) < 1000
     assert set(counts) == set(range(len(source.classes)))
-    assert (
-        min(counts.values()) > 150
-    )  # without Tk installed "graphical interfaces" has the 170 rows of turtle
+    assert min(counts.values()) > 150  # without Tk installed "graphical interfaces" has the 170 rows of turtle
     assert max(counts.values()) < 0.2 * len(source.train)
 
 
@@ -81,9 +79,7 @@ def test_the_map_lists_each_module_once_and_only_modules_of_every_supported_pyth
 def test_unseen_modules_are_never_trained_on_and_cover_every_area_without_emptying_one() -> None:
     source = pydocs()
     assert not set(source.unseen) & set(source.train.keys or ())
-    assert not {i for table in source.unseen.values() for i in table.ids.tolist()} & set(
-        source.train.ids.tolist()
-    )
+    assert not {i for table in source.unseen.values() for i in table.ids.tolist()} & set(source.train.ids.tolist())
     for area, modules in AREAS.items():
         assert set(modules) & set(UNSEEN), area
         assert set(modules) - set(UNSEEN), area
@@ -101,9 +97,7 @@ def library(tmp_path: Path) -> Path:
     for modules in AREAS.values():
         for module in modules:
             for name in SOURCES.get(module, (module,)):
-                (tmp_path / f"{name}.py").write_text(
-                    f'"""The documentation of module {module} in {name}."""\n'
-                )
+                (tmp_path / f"{name}.py").write_text(f'"""The documentation of module {module} in {name}."""\n')
     return tmp_path
 
 
@@ -155,9 +149,7 @@ def test_tests_inside_packages_are_left_out(library: Path) -> None:
     ]
 
 
-def test_a_changed_docstring_changes_the_fingerprint(
-    library: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_a_changed_docstring_changes_the_fingerprint(library: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     other = tmp_path_factory.mktemp("other")
     for path in library.iterdir():
         (other / path.name).write_text(path.read_text())

@@ -14,9 +14,7 @@ from weft.data import FederatedData, Rows, Source, partition, picture, table
 
 def deal(clients: int, classes: int, n: int = 400) -> FederatedData:
     rows = Rows([str(i) for i in range(n)], None, np.arange(n) % classes, np.arange(n))
-    return partition(
-        Source("toy", tuple(f"class {i}" for i in range(classes)), rows), clients=clients, scheme="iid"
-    )
+    return partition(Source("toy", tuple(f"class {i}" for i in range(classes)), rows), clients=clients, scheme="iid")
 
 
 def test_the_table_counts_every_row_of_every_client_once() -> None:
@@ -34,9 +32,7 @@ def test_the_picture_is_a_png_that_is_not_blank(clients: int, classes: int, tmp_
     path = picture(deal(clients, classes), tmp_path / "deal.png")
     assert path.read_bytes().startswith(b"\x89PNG")
     pixels = imread(path)
-    assert (
-        len(np.unique(pixels.reshape(-1, pixels.shape[-1]), axis=0)) > classes
-    )  # a colour a class, and the paper
+    assert len(np.unique(pixels.reshape(-1, pixels.shape[-1]), axis=0)) > classes  # a colour a class, and the paper
 
 
 def test_a_picture_of_clients_without_rows_can_be_drawn(tmp_path: Path) -> None:

@@ -63,23 +63,15 @@ def billed(some: list[Message]) -> Ledger:
 
 def check_sums(ledger: Ledger, some: list[Message]) -> None:
     for round, phase, direction in product([None, 0, 1], [None, *PHASES], [None, *DIRECTIONS]):
-        chosen = [
-            m
-            for m in some
-            if round in (None, m.round) and phase in (None, m.phase) and direction in (None, m.direction)
-        ]
+        chosen = [m for m in some if round in (None, m.round) and phase in (None, m.phase) and direction in (None, m.direction)]
         once = [m for m in chosen if m.broadcast is None]
         once += {(m.round, m.phase, m.direction, m.broadcast): m for m in chosen if m.broadcast}.values()
         for broadcast_once, counted in ((False, chosen), (True, once)):
-            totals = ledger.totals(
-                round=round, phase=phase, direction=direction, broadcast_once=broadcast_once
-            )
+            totals = ledger.totals(round=round, phase=phase, direction=direction, broadcast_once=broadcast_once)
             assert totals.messages == len(counted)
             assert totals.wire == sum(m.wire for m in counted)
             assert totals.payload == sum(sum(m.payload.values()) for m in counted)
-            assert totals.parts == {
-                part: sum(m.payload.get(part, 0) for m in counted) for m in counted for part in m.payload
-            }
+            assert totals.parts == {part: sum(m.payload.get(part, 0) for m in counted) for m in counted for part in m.payload}
     for phase, direction in product([None, *PHASES], [None, *DIRECTIONS]):
         chosen = [m for m in some if phase in (None, m.phase) and direction in (None, m.direction)]
         by_client = ledger.by_client(phase=phase, direction=direction)
@@ -97,9 +89,7 @@ def test_totals_are_the_sums_over_the_messages_chosen(some: list[Message]) -> No
 
 
 @given(many, many)
-def test_a_ledger_written_to_json_and_read_again_goes_on_as_if_never_stopped(
-    before: list[Message], after: list[Message]
-) -> None:
+def test_a_ledger_written_to_json_and_read_again_goes_on_as_if_never_stopped(before: list[Message], after: list[Message]) -> None:
     ledger = Ledger.from_records(json.loads(json.dumps(billed(before).as_records())))
     for m in after:
         ledger.add(m.round, m.phase, m.direction, m.client, m.payload, m.wire, broadcast=m.broadcast)
@@ -131,9 +121,7 @@ def test_what_totals_gives_is_a_copy() -> None:
     assert ledger.totals().parts == {"lora": 1}
 
 
-@pytest.mark.parametrize(
-    "change", [{"phase": "training"}, {"direction": "sideways"}, {"wire": -1}, {"payload": {"lora": -1}}]
-)
+@pytest.mark.parametrize("change", [{"phase": "training"}, {"direction": "sideways"}, {"wire": -1}, {"payload": {"lora": -1}}])
 def test_a_message_that_cannot_be_is_not_billed(change: dict[str, Any]) -> None:
     ledger = Ledger()
     fine: dict[str, Any] = {"phase": "train", "direction": "up", "client": "c", "payload": {}, "wire": 1}

@@ -13,9 +13,7 @@ from weft.data import ClientData, FederatedData, Rows, Source, partition
 from weft.errors import UserError
 
 
-def make_source(
-    labels: list[int], keys: list[str] | None = None, test: Rows | None = None, classes: int | None = None
-) -> Source:
+def make_source(labels: list[int], keys: list[str] | None = None, test: Rows | None = None, classes: int | None = None) -> Source:
     n = len(labels)
     rows = Rows([f"text {i}" for i in range(n)], None, np.array(labels), np.arange(n), keys)
     names = tuple(f"class {i}" for i in range(classes or max(labels) + 1))
@@ -53,9 +51,7 @@ def test_no_row_is_in_two_clients_and_none_is_lost_without_a_note(
 ) -> None:
     source = random_source(seed, n, classes, keys=12)
     try:
-        fed = partition(
-            source, clients=clients, scheme=scheme, alpha=0.5, seed=seed, min_rows=0, new_clients=new_clients
-        )
+        fed = partition(source, clients=clients, scheme=scheme, alpha=0.5, seed=seed, min_rows=0, new_clients=new_clients)
     except UserError as error:  # a class may have fewer rows than clients that should share it
         if scheme == "pathological" and "too few rows of some class" in str(error):
             return
@@ -98,9 +94,7 @@ def test_whole_keys_are_dealt_to_clients_of_comparable_size() -> None:
     keys = [f"k{i:02d}" for i, size in enumerate(sizes) for _ in range(size)]
     fed = partition(make_source([i % 3 for i in range(len(keys))], keys), clients=4, scheme="natural")
     rows = sorted(len(own_ids(client)) for client in fed.clients)
-    assert (
-        rows[-1] - rows[0] <= 64
-    )  # the filler keys have at most 64 rows, the next larger ones open a client each
+    assert rows[-1] - rows[0] <= 64  # the filler keys have at most 64 rows, the next larger ones open a client each
     assert sum(rows) == len(keys)
 
 
@@ -129,13 +123,15 @@ def test_the_same_seed_gives_the_same_deal_and_another_seed_another(scheme: str)
     assert deal(7) != deal(8)
 
 
-def test_the_global_test_set_does_not_depend_on_the_deal() -> None:
+def test_the_global_test_set_depends_on_the_seed_and_not_on_the_deal() -> None:
     source = random_source(5, 400, 4, 20)
+    one, same, other = (sorted(partition(source, seed=seed).test.ids.tolist()) for seed in (2, 2, 3))
+    assert one == same != other
     tests = {
         tuple(sorted(partition(source, clients=k, scheme=scheme, seed=2).test.ids.tolist()))
         for k, scheme in ((2, "iid"), (9, "iid"), (5, "natural"), (4, "dirichlet"))
     }
-    assert len(tests) == 1
+    assert tests == {tuple(one)}
 
 
 def test_splits_have_the_fractions_asked_for_within_each_class() -> None:
@@ -149,9 +145,7 @@ def test_splits_have_the_fractions_asked_for_within_each_class() -> None:
 
 
 def test_many_small_keys_keep_the_test_fraction_on_average() -> None:
-    keys = [
-        f"k{i // 3:04d}" for i in range(3000)
-    ]  # three rows a key: rounding each the same way gives 0 or 1/3
+    keys = [f"k{i // 3:04d}" for i in range(3000)]  # three rows a key: rounding each the same way gives 0 or 1/3
     fed = partition(make_source([0, 1, 0] * 1000, keys), clients=10, scheme="natural", test_fraction=0.2)
     expected = sum(min(0.2 * n, n - 1) for n in [2, 1] * 1000)  # a stratum of one row stays in training
     assert abs(len(fed.test) - expected) < 5 * np.sqrt(0.4 * 0.6 * 1000)
@@ -173,9 +167,7 @@ def test_a_sets_own_test_split_is_the_global_test_set_and_clients_carve_theirs_f
 
 def test_with_natural_keys_in_the_own_test_split_each_client_is_tested_on_its_keys() -> None:
     keys = [f"k{i % 4}" for i in range(100)]
-    own = Rows(
-        list("abcdefgh"), None, np.arange(8) % 2, np.arange(1000, 1008), [f"k{i % 4}" for i in range(8)]
-    )
+    own = Rows(list("abcdefgh"), None, np.arange(8) % 2, np.arange(1000, 1008), [f"k{i % 4}" for i in range(8)])
     fed = partition(make_source([i % 2 for i in range(100)], keys, test=own), clients=4)
     for client in fed.clients:
         assert client.test.keys is not None
@@ -200,17 +192,13 @@ def test_keys_that_the_source_holds_out_become_new_clients() -> None:
     late = Rows(["x", "y"], None, np.array([0, 1]), np.array([500, 501]), ["late", "late"])
     source = Source("toy", base.classes, base.train, unseen={"late": late}, key_name="site")
     fed = partition(source, clients=3)
-    assert [(client.facts["domain"], client.test.ids.tolist()) for client in fed.unseen] == [
-        ("late", [500, 501])
-    ]
+    assert [(client.facts["domain"], client.test.ids.tolist()) for client in fed.unseen] == [("late", [500, 501])]
 
 
 def test_pathological_clients_hold_exactly_k_classes_and_lose_none_when_the_clients_can_hold_all() -> None:
     labels = [i % 9 for i in range(900)]
     for seed in range(5):
-        fed = partition(
-            make_source(labels), clients=8, scheme="pathological", classes_per_client=2, seed=seed
-        )
+        fed = partition(make_source(labels), clients=8, scheme="pathological", classes_per_client=2, seed=seed)
         held = [len({labels[i] for i in own_ids(client)}) for client in fed.clients]
         assert held == [2] * 8
         assert len(dealt_ids(fed)) == 900
@@ -222,9 +210,7 @@ def test_a_pathological_deal_that_must_lose_classes_says_how_many_rows_and_which
     fed = partition(make_source(labels), clients=2, scheme="pathological", classes_per_client=2)
     left = set(range(5)) - {labels[i] for i in dealt_ids(fed)}
     assert len(left) == 1
-    assert (
-        f"leaves out 20 of 100 rows: no client was given their classes (class {left.pop()})" in fed.notes[0]
-    )
+    assert f"leaves out 20 of 100 rows: no client was given their classes (class {left.pop()})" in fed.notes[0]
 
 
 def test_a_smaller_alpha_makes_clients_more_skewed() -> None:
@@ -276,9 +262,7 @@ def test_ids_of_clients_sort_in_the_order_of_dealing() -> None:
         ({"val_fraction": 0.5, "test_fraction": 0.5}, "sum to less than 1"),
     ],
 )
-def test_an_impossible_deal_is_one_sentence_that_says_what_to_change(
-    arguments: dict[str, float | str], sentence: str
-) -> None:
+def test_an_impossible_deal_is_one_sentence_that_says_what_to_change(arguments: dict[str, float | str], sentence: str) -> None:
     keys = [f"k{i % 30:02d}" for i in range(2000)]
     with pytest.raises(UserError) as caught:
         partition(make_source([i % 5 for i in range(2000)], keys), **arguments)  # type: ignore[arg-type]

@@ -71,9 +71,7 @@ def same(a: Value, b: Value) -> bool:
     if type(a) is not type(b) or getattr(a, "scale", None) != getattr(b, "scale", None):
         return False
     return all(
-        x.dtype == y.dtype
-        and x.shape == y.shape
-        and torch.equal(*(t.contiguous().reshape(-1).view(torch.uint8) for t in (x, y)))
+        x.dtype == y.dtype and x.shape == y.shape and torch.equal(*(t.contiguous().reshape(-1).view(torch.uint8) for t in (x, y)))
         for x, y in zip(pieces(a), pieces(b), strict=True)
     )
 
@@ -82,9 +80,7 @@ sizes = st.integers(0, 4)
 
 
 @st.composite
-def drawn_tensors(
-    draw: st.DrawFn, shape: tuple[int, ...] | None = None, dtype: torch.dtype | None = None
-) -> Tensor:
+def drawn_tensors(draw: st.DrawFn, shape: tuple[int, ...] | None = None, dtype: torch.dtype | None = None) -> Tensor:
     if shape is None:
         shape = tuple(draw(st.lists(sizes, max_size=3)))
     if dtype is None:
@@ -101,18 +97,9 @@ def drawn_lowranks(draw: st.DrawFn) -> LowRank:
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=9)
 words = texts.filter(lambda text: text and "/" not in text and ":" not in text)
-names = (
-    st.lists(words, min_size=1, max_size=3).map("/".join).filter(lambda name: name.split("/")[0] != "facts")
-)
-leaves = (
-    st.booleans()
-    | st.integers(-(2**63), 2**63 - 1)
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | texts
-)
-facts_ = st.recursive(
-    leaves, lambda x: st.lists(x, max_size=3) | st.dictionaries(texts, x, max_size=3), max_leaves=5
-)
+names = st.lists(words, min_size=1, max_size=3).map("/".join).filter(lambda name: name.split("/")[0] != "facts")
+leaves = st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False) | texts
+facts_ = st.recursive(leaves, lambda x: st.lists(x, max_size=3) | st.dictionaries(texts, x, max_size=3), max_leaves=5)
 
 
 @settings(deadline=None)

@@ -57,9 +57,7 @@ def some_reference() -> dict[str, Tensor]:
     return {A: torch.ones(2, 3), B: torch.ones(4, 2) / 3, BIAS: torch.ones(5)}
 
 
-def bytes_of(
-    tensors: dict[str, Value], codec: str = "identity", reference: dict[str, Tensor] | None = None
-) -> bytes:
+def bytes_of(tensors: dict[str, Value], codec: str = "identity", reference: dict[str, Tensor] | None = None) -> bytes:
     reference = some_reference() if reference is None else reference
     return encode(HEADER, tensors, FACTS, CODECS[codec](), reference=reference, generator=generator(0)).data
 
@@ -178,16 +176,12 @@ def test_a_well_formed_header_that_says_anything_else_does_no_harm(codec: str, d
 @pytest.mark.parametrize("codec", NAMES_OF_CODECS)
 @settings(deadline=None, max_examples=200)
 @given(data=st.data())
-def test_a_well_formed_table_of_tensors_that_says_anything_else_does_no_harm(
-    codec: str, data: st.DataObject
-) -> None:
+def test_a_well_formed_table_of_tensors_that_says_anything_else_does_no_harm(codec: str, data: st.DataObject) -> None:
     header, tensors = taken_apart(some_bytes(codec))
     (length,) = struct.unpack_from("<Q", tensors)
     table = json.loads(tensors[8 : 8 + length])
     number = st.sampled_from([0, 1, 2, 3, 5, 24, 2**31, 2**62, 2**63, 2**64 - 1, -1, 0.5, "2"])
-    dtypes = st.sampled_from(
-        ["F64", "F32", "F16", "BF16", "I8", "U8", "BOOL", "I64", "F4", "F8_E8M0", "", None]
-    )
+    dtypes = st.sampled_from(["F64", "F32", "F16", "BF16", "I8", "U8", "BOOL", "I64", "F4", "F8_E8M0", "", None])
     fields = {
         "dtype": dtypes,
         "shape": st.lists(number, max_size=3),
@@ -230,8 +224,10 @@ def test_huge_claims_cost_neither_time_nor_memory() -> None:
         only(a, (FREE, "[0,9223372036854775808]", end, end)),
     ]
     memory, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
-    for data in hostile:
-        reason(data, replace(EXPECTED, max_bytes=1 << 23))
+    reasons = [reason(data, replace(EXPECTED, max_bytes=1 << 23)) for data in hostile]
+    assert "claims 4294967295 bytes where 2 are left" in reasons[0]
+    assert "claims 18446744073709551615 bytes where 2 are left" in reasons[1]
+    assert "lists and objects" in reasons[6]
     assert time.monotonic() - start < 10
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 200_000  # kB
 
@@ -255,9 +251,7 @@ def test_a_reason_carries_no_more_of_a_strangers_text_than_a_line() -> None:
     evil = "\n\x1b[31mroot logged in\u202e" * 10
     for change in ({"facts": {evil: 1}}, {"codec": evil}, {"kind": evil}, {evil: 1}, {"scales": {evil: 1.0}}):
         reason(put_together(header | change, tensors))
-    reason(
-        put_together(header | {"marks": "f", "scales": {}}, safetensors.torch.save({evil: torch.zeros(1)}))
-    )
+    reason(put_together(header | {"marks": "f", "scales": {}}, safetensors.torch.save({evil: torch.zeros(1)})))
 
 
 # ---- messages that are not right ---------------------------------------------------------------------------
@@ -292,10 +286,7 @@ def test_a_difference_that_leads_out_of_range_is_refused() -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [("weight", v) for v in ("NaN", "Infinity", "-Infinity", "1e999", "-1", "101", "true", '"1"', "null")]
-    + [
-        ("seed", v)
-        for v in ("NaN", "1e999", "null", "9223372036854775808", "[[[[[[1]]]]]]", '"\\ud800"', "[NaN]")
-    ]
+    + [("seed", v) for v in ("NaN", "1e999", "null", "9223372036854775808", "[[[[[[1]]]]]]", '"\\ud800"', "[NaN]")]
     + [
         ("seed", '{"\\udc00": 1}'),
         ("round", "3.0"),
@@ -340,10 +331,7 @@ def test_a_message_that_is_not_the_one_expected_is_refused_by_name(wrong: dict[s
 
 @pytest.mark.parametrize("left_open", [{A: (None, 3)}, {A: (None, None)}, {A: None}, {BASE: None}])
 def test_a_dimension_or_shape_left_open_may_have_any_size(left_open: dict[str, Any]) -> None:
-    assert (
-        decode(some_bytes(), replace(EXPECTED, tensors=SHAPES | left_open)).tensors.keys()
-        == some_tensors().keys()
-    )
+    assert decode(some_bytes(), replace(EXPECTED, tensors=SHAPES | left_open)).tensors.keys() == some_tensors().keys()
 
 
 def test_a_difference_needs_the_very_values_it_was_taken_from() -> None:
@@ -360,15 +348,41 @@ def test_a_difference_needs_the_very_values_it_was_taken_from() -> None:
         reason(put_together(header | {"marks": wrong}, tensors), reference=held)
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.int8, torch.uint8, torch.bool])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int8, torch.bool, torch.uint16, torch.float8_e5m2])
 def test_a_dtype_the_codec_does_not_write_is_refused(dtype: torch.dtype) -> None:
     header = taken_apart(some_bytes())[0] | {"marks": "f", "scales": {}}
     tensors = safetensors.torch.save({A: torch.ones(2, 3).to(dtype)})
-    assert "not floating point" in reason(put_together(header, tensors))
+    text = reason(put_together(header, tensors))
+    assert "not floating point" in text or "not allowed" in text
+
+
+def test_a_factored_value_is_two_factors_of_one_dtype_and_nothing_beside() -> None:
+    header = taken_apart(some_bytes())[0] | {"scales": {BASE: 1.0}}
+    free = replace(EXPECTED, required=frozenset())
+    left, right = torch.ones(4, 2), torch.ones(2, 3)
+
+    def message(marks: str, **tensors: Tensor) -> bytes:
+        named = {{"b": f"{BASE}::B", "a": f"{BASE}::A", "whole": BASE}[key]: t for key, t in tensors.items()}
+        return put_together(header | {"marks": marks}, safetensors.torch.save(named))
+
+    assert BASE in decode(message("ff", b=left, a=right), free).tensors
+    assert "two dtypes" in reason(message("dh", b=left, a=right), free)
+    assert "twice" in reason(message("fff", b=left, a=right, whole=torch.ones(4, 3)), free)
+    for wrong in ({"b": left}, {"a": right}, {"b": left.mT, "a": right.mT}, {"b": left, "a": right[0]}):
+        assert "factors" in reason(message("f" * len(wrong), **{k: t.contiguous() for k, t in wrong.items()}), free)
+
+
+@pytest.mark.parametrize("json_but_no_object", ["[]", "3", "null", '"x"', '{"a": NaN}', '{"a": -Infinity}'])
+def test_only_an_object_of_strict_json_is_a_header_or_a_table(json_but_no_object: str) -> None:
+    header, tensors = taken_apart(some_bytes())
+    assert "header is not" in reason(put_together(json_but_no_object, tensors))
+    table = json_but_no_object.encode()
+    assert "table of tensors is not" in reason(put_together(header, struct.pack("<Q", len(table)) + table + b"\0" * 8))
 
 
 def test_another_format_version_or_codec_is_refused_by_name() -> None:
     data = some_bytes()
+    assert "not a Weft message" in reason(b"WEFD" + data[4:])
     assert "version 2" in reason(data[:4] + b"\2\0" + data[6:])
     header, tensors = taken_apart(data)
     assert '"quant9"' in reason(put_together(header | {"codec": "quant9"}, tensors))

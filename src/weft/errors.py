@@ -14,6 +14,10 @@ class UserError(WeftError):
     """Something a person can put right. The command line prints its sentence and exits with code 2."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during a run: what was finished is saved. The command line prints its sentence and exits with code 130."""
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """A suggestion to append to an error: ``' Did you mean "x"?'``, or ``''`` if nothing is near."""
     close = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.5)

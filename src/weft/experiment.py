@@ -81,7 +81,7 @@ class Experiment(BaseModel):
     seed: Annotated[int, Field(ge=0)] = 0
     start_head: Literal["random", "probe"] = "random"
     probe_rounds: Count = 60
-    probe_lr: Annotated[float, Field(ge=0)] = 0.03
+    probe_lr: Annotated[float, Field(ge=0)] = 0.1
     codec: str = "identity"
     pack: Count | Literal["auto"] = "auto"
     max_length: Count = 128
@@ -139,7 +139,8 @@ def resolve(
     asked, stored = flatten(typed or {}), flatten(file or {})
     if method is not None:
         asked = {n: v for n, v in asked.items() if not n.startswith("method.")} | {"method": method.info.slug}
-    if asked.get("method", stored.get("method")) != stored.get("method", Experiment().method):
+    of_file = stored.get("method", Experiment().method)
+    if asked.get("method", of_file) != of_file:
         dropped = [n for n in stored if n.startswith("method.")]
         stored = {n: v for n, v in stored.items() if n not in dropped}
         if dropped:
@@ -292,10 +293,15 @@ def _said(name: str, errors: list[Any], parameters: Iterable[str]) -> str:
             if full in (name, leaf) or full.endswith(f".{leaf}"):
                 return f'there is no setting "{name}", but one of the method: write method.{full}'
         choices = [*(set(Experiment.model_fields) - {"parameters"}), *(f"method.{p}" for p in parameters)]
-        return f'there is no setting "{name}"' + nearest(name, choices).rstrip("?").replace(" Did", "; did")
+        return f'there is no setting "{name}"{_near(name, choices)}'
     wanted = " or ".join(dict.fromkeys(_wanted(e) for e in errors))
-    near = nearest(given, _choices(errors)).rstrip("?").replace(" Did", "; did") if isinstance(given, str) else ""
+    near = _near(given, _choices(errors)) if isinstance(given, str) else ""
     return f'{name} is {_shown(given)}, but must be {wanted}{near}'
+
+
+def _near(name: str, choices: Iterable[str]) -> str:
+    hint = nearest(name, choices).strip()
+    return f" ({hint[0].lower()}{hint[1:]})" if hint else ""
 
 
 def _wanted(error: Mapping[str, Any]) -> str:

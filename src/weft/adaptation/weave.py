@@ -79,6 +79,7 @@ class Weave:
             module.forward = forward  # type: ignore[method-assign]
 
         apart: set[int | None] = set()
+        after: dict[str, Callable[..., Any]] = {}  # of whole blocks: inside the gate, so that rows that skip the block skip it too
         try:
             for name, here in self._by_module.items():
                 module = self.backbone.module(name)
@@ -87,13 +88,17 @@ class Weave:
                     continue
                 if any(p.part.replaces for p in on):
                     patch(module, self._replacing(module, on))
+                elif name in self.backbone.blocks:
+                    after[name] = self._adding(on)
                 else:
                     handles.append(module.register_forward_hook(self._adding(on)))
                 if k > 1:
                     apart |= {p.site.block for p in on if not p.site.per_row}
             for index, name in enumerate(self.backbone.blocks):
+                module = self.backbone.module(name)
+                if name in after:
+                    patch(module, _then(module, module.forward, after[name]))
                 if self.hold is not None or self.prefix is not None or index in apart:
-                    module = self.backbone.module(name)
                     patch(module, self._gated(module.forward, index, index in apart))
             yield
         finally:
@@ -185,7 +190,8 @@ class Weave:
         """
 
         def wrap(hidden: Tensor) -> Any:
-            return (hidden,) if self.backbone.tuple_blocks else hidden
+            size = self.backbone.tuple_blocks
+            return (hidden, *[None] * (size - 1)) if size else hidden
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             assert self._rows is not None
@@ -227,6 +233,10 @@ class Weave:
         return out.index_copy(0, keep, part.to(out.dtype))
 
 
+def _then(module: nn.Module, block: Callable[..., Any], hook: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *args, **kwargs: hook(module, args, block(*args, **kwargs))
+
+
 def _hidden(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
     found: Tensor = args[0] if args else kwargs["hidden_states"]
     return found
@@ -244,7 +254,9 @@ def _take(value: Any, keep: Tensor, n: int, names: Collection[str], path: str = 
     return value
 
 
-def place(backbone: Backbone, parts: list[Mapping[str, Part]], device: torch.device) -> list[Placed]:
+def place(
+    backbone: Backbone, parts: list[Mapping[str, Part]], device: torch.device, dtype: torch.dtype
+) -> list[Placed]:
     """The parts of K clients (one mapping each, same names and sites, possibly other ranks) as one list of placed parts.
 
     Raises:
@@ -270,7 +282,8 @@ def place(backbone: Backbone, parts: list[Mapping[str, Part]], device: torch.dev
                 elif init.kind == "zeros" and len(init.shape) == 1:
                     fixed[f"{role}.start"] = torch.zeros(1, *init.shape, device=device)
             for constant in part.constants(site):
-                fixed[constant] = torch.tensor([o.constants(site)[constant] for o in others], device=device)
+                values = [o.constants(site)[constant] for o in others]
+                fixed[constant] = torch.tensor(values, device=device, dtype=dtype)
             found.append(Placed(name, part, site, names, fixed))
     return found
 

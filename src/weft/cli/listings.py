@@ -4,21 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-if TYPE_CHECKING:
-    from rich.console import Console
+from weft.cli.errors import out
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
-
-
-def console(stderr: bool = False) -> Console:
-    """Where people read: no colours when it is not a terminal or NO_COLOR is set."""
-    from rich.console import Console
-
-    return Console(stderr=stderr, highlight=False)
 
 
 def show_json(value: Any) -> None:
@@ -53,23 +45,23 @@ def methods(
         if as_json:
             show_json([asdict(info) for info in infos])
         else:
-            cards.method_list(console(), infos)
+            cards.method_list(out(), infos)
             for fault in registry.broken():
-                console(stderr=True).print(f"Left out: {fault.reason}", style="yellow", markup=False)
+                out(stderr=True).print(f"Left out: {fault.reason}", style="yellow", markup=False)
         return
     info = registry.info(name)
     method = registry.load(name)
     settings = registry.parameters(method)
     sizes = None
     if model is not None:
-        from weft.cli.sizes import measure
+        from weft.cli.sizes import made_up, measure
 
-        sizes = measure(method(), model, clients, classes)
+        sizes = measure(method(), *made_up(model, clients, classes))
     if as_json:
         listed = [s._asdict() | {"default": _plain(s.default)} for s in settings]
         show_json(asdict(info) | {"settings": listed} | ({"sizes": asdict(sizes)} if sizes else {}))
     else:
-        cards.method_card(console(), info, settings, sizes)
+        cards.method_card(out(), info, settings, sizes)
 
 
 def _plain(value: Any) -> Any:
@@ -95,9 +87,9 @@ def data(
     label: Annotated[str | None, typer.Option(help="Column of the label.", show_default=False)] = None,
     key: Annotated[str | None, typer.Option(help="Column of the natural client.", show_default=False)] = None,
     seed: Annotated[int, typer.Option(help="Seed of the deal.")] = 0,
-    out: Annotated[
+    out_: Annotated[
         Path | None,
-        typer.Option(help="The picture (PNG).", show_default="NAME-PARTITION-CLIENTS.png"),
+        typer.Option("--out", help="The picture (PNG).", show_default="NAME-PARTITION-CLIENTS.png"),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -120,8 +112,9 @@ def data(
         if as_json:
             show_json([asdict(entry) for entry in catalogue()])
         else:
-            cards.data_list(console(), catalogue())
+            cards.data_list(out(), catalogue())
         return
+    from weft.cli.deals import deal_record, show_deal
     from weft.data import load, picture
     from weft.data import partition as deal
 
@@ -136,12 +129,12 @@ def data(
         min_rows=min_rows,
         new_clients=new_clients,
     )
-    path = out or Path(f"{Path(name).stem}-{partition}-{clients}.png")
+    path = out_ or Path(f"{Path(name).stem}-{partition}-{clients}.png")
     picture(dealt, path)
     if as_json:
-        show_json(cards.deal_record(dealt) | {"picture": str(path)})
+        show_json(deal_record(dealt) | {"picture": str(path)})
     else:
-        cards.deal(console(), dealt)
+        show_deal(out(), dealt)
         typer.echo(f"Picture: {path}")
 
 
@@ -162,15 +155,19 @@ def models(as_json: Json = False) -> None:
     if as_json:
         show_json([asdict(k) | {"installed": cards.installed(k.package)} for k in KNOWN.values()])
     else:
-        cards.model_list(console(), list(KNOWN.values()))
+        cards.model_list(out(), list(KNOWN.values()))
 
 
 def env(as_json: Json = False) -> None:
     """Versions, threads and device, for bug reports."""
+    from weft.backbones.load import pick_device, pick_precision
     from weft.cli import cards
+    from weft.runs.environment import environment
 
-    facts = cards.environment()
+    device = pick_device("auto")
+    found = environment(str(device)) | {"precision": str(pick_precision("auto", device)).removeprefix("torch.")}
     if as_json:
-        show_json(facts)
-    else:
-        cards.facts(console(), facts)
+        show_json(found)
+        return
+    versions = {name: value or "not installed" for name, value in found.pop("versions").items()}
+    cards.facts(out(), found | versions)

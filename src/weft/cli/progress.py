@@ -2,120 +2,107 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, Task, TaskID, TextColumn, TimeElapsedColumn
-from rich.text import Text
-
 from weft.engines.observer import Observer
-from weft.report import terminal
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from contextlib import AbstractContextManager
 
-WORDS = {"set-up": "Set-up", "rounds": "Rounds", "clients": "Clients", "evaluation": "Evaluation"}
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+
+def starting(out: Console, quiet: bool) -> AbstractContextManager[Any]:
+    """A sign of life while the heavy imports run."""
+    return nullcontext() if quiet or not out.is_terminal else out.status("Starting")
+
+
+@contextmanager
+def watching(out: Console, quiet: bool) -> Iterator[Observer]:
+    """An observer that fits the place: silent, bars or lines."""
+    if quiet:
+        yield Observer()
+    elif out.is_terminal and not out.is_dumb_terminal:
+        with _bars(out) as progress:
+            yield Bars(out, progress)
+    else:
+        yield Lines(out)
 
 
 class Lines(Observer):
-    """Plain lines: one for each stage at the top level, one for each evaluated round.
-
-    Args:
-        out: where to. classes of stages inside a round are not told: a log of a long run stays short.
-    """
+    """Plain lines: one for each stage outside the rounds, one for each evaluated round."""
 
     def __init__(self, out: Console):
         self.out = out
-        self._open: list[str] = []
         self._headed = False
 
     def say(self, text: str) -> None:
-        self.out.print(Text(text))
+        from rich.text import Text
+
+        self.out.print(Text(text[:1].upper() + text[1:], style="dim"))
 
     def begin(self, stage: str, total: int) -> None:
-        self._open.append(stage)
-        self._headed = False if len(self._open) == 1 else self._headed
-
-    def end(self, stage: str) -> None:
-        if stage in self._open:
-            del self._open[self._open.index(stage) :]
+        if stage not in ("rounds", "clients"):
+            self.out.print(f"{_title(stage)} …", markup=False)
 
     def round_done(self, record: dict[str, Any]) -> None:
+        from weft.report import terminal
+
         row = terminal.round_row(record)
         if row is None:
             return
         if not self._headed:
+            self.out.print()
             self.out.print(terminal.round_head())
             self._headed = True
         self.out.print(row)
 
 
-class Remaining(TextColumn):
-    """Time left of the outermost counted stage, from the steps it has taken so far."""
-
-    def __init__(self) -> None:
-        super().__init__("")
-
-    def render(self, task: Task) -> Text:
-        left = task.time_remaining
-        return Text("" if left is None or task.finished else f"{_clock(left)} left", style="dim")
-
-
 class Bars(Lines):
     """Live bars below the rows, gone when the run is over."""
 
-    def __init__(self, out: Console):
+    def __init__(self, out: Console, progress: Progress):
         super().__init__(out)
-        self.progress = Progress(
-            SpinnerColumn(style="cyan"),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24, complete_style="cyan", finished_style="cyan", pulse_style="cyan"),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            Remaining(),
-            TextColumn("{task.fields[figures]}", style="dim"),
-            console=out,
-            transient=True,
-            refresh_per_second=8,
-        )
+        self.progress = progress
         self._tasks: dict[str, TaskID] = {}
-
-    def __enter__(self) -> Bars:
-        self.progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.progress.stop()
+        self._steps = 0
 
     def begin(self, stage: str, total: int) -> None:
-        super().begin(stage, total)
-        if stage in self._tasks:
-            self.progress.remove_task(self._tasks[stage])
-        self._tasks[stage] = self.progress.add_task(WORDS.get(stage, stage), total=total or None, figures="")
+        self.end(stage)
+        self._steps = 0
+        self._tasks[stage] = self.progress.add_task(_title(stage), total=total or None, figures="")
 
     def advance(self, stage: str, by: int = 1, **figures: Any) -> None:
-        if stage not in self._tasks:
-            return
-        shown = "  ".join(f"{k} {_figure(v)}" for k, v in figures.items())
-        changes = {"figures": shown} if figures else {}
-        self.progress.update(self._tasks[stage], advance=by, **changes)
+        if stage == "steps":  # of whoever trains now
+            self._steps += by
+            stage, by, figures = "clients", 0, {"step": self._steps}
+        if stage in self._tasks:
+            shown = "  ".join(f"{k} {v}" for k, v in figures.items())
+            self.progress.update(self._tasks[stage], advance=by, **({"figures": shown} if shown else {}))
 
     def end(self, stage: str) -> None:
-        super().end(stage)
         if stage in self._tasks:
             self.progress.remove_task(self._tasks.pop(stage))
 
 
-def observer(out: Console, quiet: bool) -> Observer:
-    """What fits the place: nothing, bars or lines."""
-    if quiet:
-        return Observer()
-    return Bars(out) if out.is_terminal and not out.is_dumb_terminal else Lines(out)
+def _title(stage: str) -> str:
+    return stage.capitalize().replace("Baseline ", "Baseline: ")
 
 
-def _figure(value: Any) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+def _bars(out: Console) -> Progress:
+    from rich import progress
 
-
-def _clock(seconds: float) -> str:
-    return time.strftime("%M:%S" if seconds < 3600 else "%H:%M:%S", time.gmtime(seconds))
+    return progress.Progress(
+        progress.SpinnerColumn(style="cyan"),
+        progress.TextColumn("{task.description:<16}"),
+        progress.BarColumn(bar_width=20, complete_style="cyan", finished_style="cyan", pulse_style="cyan"),
+        progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(),
+        progress.TextColumn("{task.fields[figures]}", style="dim"),
+        console=out,
+        transient=True,
+        refresh_per_second=8,
+    )

@@ -14,7 +14,10 @@ from rich.text import Text
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from weft.engines.simulation import Settings
+    from weft.federation.client import ClientState
     from weft.federation.method import Method
+    from weft.federation.pack import Bench
 
 ROUNDS = 3
 
@@ -48,66 +51,101 @@ class Sizes:
     """A method on a backbone.
 
     Attributes:
-        parameters: of the frozen backbone. clients: that took part in each rehearsed round. classes: of the head.
+        parameters: of the frozen backbone. cohort: clients that take part in a round. classes: of the head.
+        memory: bytes that training is estimated to take, with ``pack`` clients to a pass; free: bytes there are.
     """
 
     model: str
     parameters: int
-    clients: int
+    cohort: int
     classes: int
     parts: list[PartSize]
     rounds: list[RoundBytes]
+    memory: int
+    pack: int
+    free: int
 
 
-def measure(method: Method, model: str, clients: int, classes: int) -> Sizes:
-    """Sizes of ``method`` with its own settings; rounds are rehearsed with one step on one row, as sizes ask for no more.
+def made_up(model: str, clients: int, classes: int) -> tuple[Bench, list[ClientState]]:
+    """A backbone and clients of one row each, for sizes without data.
 
     Raises:
-        UserError: the backbone can't be loaded or lacks what the method needs.
+        UserError: the backbone can't be loaded.
     """
     import numpy as np
 
     from weft.backbones.load import load
     from weft.backbones.tokens import tokenize
-    from weft.communication.codecs import codec
-    from weft.communication.ledger import Ledger
     from weft.data.rows import Rows
-    from weft.engines.simulation import Settings, Simulation, Tests
     from weft.federation.client import ClientState, Splits
-    from weft.federation.exchange import Exchange
     from weft.federation.pack import Bench
-    from weft.federation.server import ServerState
-    from weft.federation.store import ClientStore, Spool
     from weft.tasks.classification import Classification
 
     backbone = load(model, classes=classes)
-    each = np.arange(clients)
+    each, none = np.arange(clients), np.zeros(0, dtype=np.int64)
     rows = Rows(texts=["a row"] * clients, pairs=None, labels=each % classes, ids=each)
     bench = Bench(backbone, Classification(tuple(map(str, range(classes)))), tokenize(backbone, rows), 0)
-    short = dataclasses.replace(method, steps=1, batch=1)
+    digits = len(str(clients - 1))
+    return bench, [ClientState(f"c{i:0{digits}d}", 1, data=Splits(each[i : i + 1], none, none)) for i in range(clients)]
+
+
+def measure(method: Method, bench: Bench, clients: list[ClientState], settings: Settings | None = None) -> Sizes:
+    """Sizes of ``method``; rounds are rehearsed with one step on one row of each client, as sizes ask for no more.
+
+    Raises:
+        UserError: the backbone lacks what the method needs.
+    """
+    import numpy as np
+
+    from weft.communication.codecs import codec
+    from weft.communication.ledger import Ledger
+    from weft.engines.simulation import Settings, Simulation, Tests
+    from weft.federation.client import Splits
+    from weft.federation.exchange import Exchange
+    from weft.federation.server import ServerState
+    from weft.federation.store import ClientStore, Spool
+
     none = np.zeros(0, dtype=np.int64)
-    people = [ClientState(f"c{i:03d}", 1, data=Splits(each[i : i + 1], none, none)) for i in range(clients)]
-    server = ServerState(short, bench, [c.info(short.info.asks) for c in people], ROUNDS)
     ledger = Ledger()
-    with tempfile.TemporaryDirectory() as folder:
-        simulation = Simulation(
-            short,
+
+    def simulation(of: Method, people: list[ClientState], folder: str) -> Simulation:
+        server = ServerState(of, bench, [c.info(of.info.asks) for c in people], ROUNDS)
+        of.start(server)
+        return Simulation(
+            of,
             bench,
             [(server, people)],
-            Settings(rounds=ROUNDS),
+            dataclasses.replace(settings or Settings(), rounds=ROUNDS, dropout=0.0),
             Exchange(codec("identity"), ledger),
             ClientStore(Path(folder) / "clients"),
             Spool(Path(folder) / "updates"),
             Tests(none, none),
         )
-        done = [t for t in range(ROUNDS) if simulation.round(t) is not None]
+
+    people = [
+        dataclasses.replace(c, facts=method.profile(i) | c.facts, data=Splits(c.data.train[:1], none, none), n=min(c.n, 1))
+        for i, c in enumerate(clients)
+    ]
+    rounds, cohort = [], 0
+    with tempfile.TemporaryDirectory() as folder:
+        real = simulation(method, people, folder)
+        short = simulation(dataclasses.replace(method, steps=1, batch=1), people, folder)
+        for t in range(ROUNDS):
+            record = short.round(t)
+            if record is None:
+                break
+            cohort = len(record["cohort"])
+            rounds.append(RoundBytes(t, *(_each(ledger, t, d, cohort) for d in ("down", "up"))))
     return Sizes(
-        model=model,
-        parameters=backbone.parameters,
-        clients=clients,
-        classes=classes,
-        parts=_parts(server.adaptation, backbone),
-        rounds=[RoundBytes(t, *(_each(ledger, t, d, clients) for d in ("down", "up"))) for t in done],
+        model=bench.backbone.name,
+        parameters=bench.backbone.parameters,
+        cohort=cohort,
+        classes=len(bench.task.classes),
+        parts=_parts(real.federations[0][0].adaptation, bench.backbone),
+        rounds=rounds,
+        memory=real.guess.total(real.k),
+        pack=real.k,
+        free=real.guess.available,
     )
 
 
@@ -141,10 +179,11 @@ def size_tables(out: Console, sizes: Sizes) -> None:
         elements = f"{p.elements:,}" if p.elements else "grows"
         table.add_row(Text(p.part, style="cyan"), p.kind, p.scope, str(p.sites), elements)
     out.print(table)
+    out.print()
     out.print(
         Text.assemble(
             ("Bytes per client and round", "bold"),
-            (f"  {sizes.clients} clients, {sizes.classes} classes, no codec, without headers", "dim"),
+            (f"  {sizes.cohort} clients, {sizes.classes} classes, no codec, without headers", "dim"),
         )
     )
     names = list(dict.fromkeys(p for r in sizes.rounds for p in (*r.down, *r.up)))
@@ -156,7 +195,9 @@ def size_tables(out: Console, sizes: Sizes) -> None:
             table.add_row(Text(name, style="cyan"), *map(format_bytes, cells))
     table.add_row("all", *(format_bytes(sum(side.values())) for _, r in groups for side in (r.down, r.up)))
     out.print(table)
-    out.print(Text("Start values are drawn from a common seed, so nothing goes down in round 1.", style="dim"))
+    out.print()
+    if sizes.rounds and not any(sizes.rounds[0].down.values()):
+        out.print(Text("Start values are drawn from a common seed, so nothing goes down in round 1.", style="dim"))
 
 
 def _alike(rounds: Sequence[RoundBytes]) -> list[tuple[str, RoundBytes]]:

@@ -31,9 +31,7 @@ class Codec(Protocol):
     name: ClassVar[str]
     differences: ClassVar[bool]
 
-    def encode(
-        self, tensors: dict[str, Tensor], generator: torch.Generator | None
-    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def encode(self, tensors: dict[str, Tensor], generator: torch.Generator | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Wire tensors, and a JSON object with whatever else :meth:`decode` needs.
 
         Args:
@@ -97,9 +95,7 @@ class Identity:
     name: ClassVar[str] = "identity"
     differences: ClassVar[bool] = False
 
-    def encode(
-        self, tensors: dict[str, Tensor], generator: torch.Generator | None
-    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def encode(self, tensors: dict[str, Tensor], generator: torch.Generator | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return tensors, {}
 
     def shapes(self, wire: Mapping[str, Tensor], meta: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -137,9 +133,7 @@ class Quant8:
     _LEVELS = 127
     _SCALE = "::scale"
 
-    def encode(
-        self, tensors: dict[str, Tensor], generator: torch.Generator | None
-    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def encode(self, tensors: dict[str, Tensor], generator: torch.Generator | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if generator is None:
             raise ValueError("quant8 rounds at random and needs a generator")
         wire: dict[str, Tensor] = {}

@@ -113,9 +113,7 @@ class Ledger:
             row.broadcasts.add(broadcast)
         key = (client, phase, direction)
         old = self._clients.get(key, ClientTotals(0, 0, 0))
-        self._clients[key] = ClientTotals(
-            old.messages + 1, old.payload + sum(payload.values()), old.wire + wire
-        )
+        self._clients[key] = ClientTotals(old.messages + 1, old.payload + sum(payload.values()), old.wire + wire)
 
     def totals(
         self,
@@ -133,24 +131,18 @@ class Ledger:
         """
         result = Totals()
         for key, row in self._rows.items():
-            if all(
-                wanted in (None, found) for wanted, found in zip((round, phase, direction), key, strict=True)
-            ):
+            if all(wanted in (None, found) for wanted, found in zip((round, phase, direction), key, strict=True)):
                 some = row.once if broadcast_once else row.unicast
                 result._add(some.messages, some.wire, some.parts)
         return result
 
-    def by_client(
-        self, *, phase: Phase | None = None, direction: Direction | None = None
-    ) -> dict[str, ClientTotals]:
+    def by_client(self, *, phase: Phase | None = None, direction: Direction | None = None) -> dict[str, ClientTotals]:
         """Bytes per client over all rounds, each receiver billed; clients in the order of their ids."""
         result: dict[str, ClientTotals] = {}
         for (client, its_phase, its_direction), some in sorted(self._clients.items()):
             if phase in (None, its_phase) and direction in (None, its_direction):
                 old = result.get(client, ClientTotals(0, 0, 0))
-                result[client] = ClientTotals(
-                    old.messages + some.messages, old.payload + some.payload, old.wire + some.wire
-                )
+                result[client] = ClientTotals(old.messages + some.messages, old.payload + some.payload, old.wire + some.wire)
         return result
 
     def as_records(self) -> list[dict[str, Any]]:

@@ -49,9 +49,7 @@ def read_json(raw: bytes, what: str) -> dict[str, Any]:
             long.
     """
     if not is_modest(raw):
-        raise Refused(
-            f"The {what} has more than {TEXT_LIMIT} bytes or more than {NESTS_LIMIT} lists and objects."
-        )
+        raise Refused(f"The {what} has more than {TEXT_LIMIT} bytes or more than {NESTS_LIMIT} lists and objects.")
     try:
         value = json.loads(raw.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:

@@ -166,9 +166,7 @@ def decode(data: bytes, expected: Expected, *, reference: Mapping[str, Value] | 
 # ---- both sides --------------------------------------------------------------------------------------------
 
 
-def _base(
-    reference: Mapping[str, Value] | None, name: str, shape: tuple[int, ...], dtype: torch.dtype
-) -> Tensor | None:
+def _base(reference: Mapping[str, Value] | None, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
     """The tensor to take the difference from or to add it to, if there is one."""
     base = None if reference is None else reference.get(name)
     if not isinstance(base, Tensor) or tuple(base.shape) != shape or base.dtype != dtype:
@@ -285,9 +283,7 @@ def _check_tensors(shapes: Mapping[str, tuple[int, ...]], scales: dict[str, Any]
         ):
             raise Refused(f"Tensor {quoted(name)} has shape {plain(shape)}; expected is {tuple(wanted)}.")
         if expected.lowrank is not None and (name in scales) != (name in expected.lowrank):
-            raise Refused(
-                f"Tensor {quoted(name)} is {'' if name in scales else 'not '}factored, unexpectedly."
-            )
+            raise Refused(f"Tensor {quoted(name)} is {'' if name in scales else 'not '}factored, unexpectedly.")
         if name not in scales and (wanted is None or None in wanted):
             free += _elements(shape)
     if free > expected.max_bytes:

@@ -72,8 +72,7 @@ def choose(
     for flag, column in (("--text", text), ("--pair", pair), ("--label", label), ("--key", key)):
         if column is not None and column not in table:
             raise UserError(
-                f'{where} has no column "{column}", asked for by {flag}; its columns are '
-                f"{listed}.{nearest(column, present)}"
+                f'{where} has no column "{column}", asked for by {flag}; its columns are {listed}.{nearest(column, present)}'
             )
     lower = {name.lower(): name for name in reversed(present)}
     given = {name for name in (text, pair, label, key) if name}
@@ -85,10 +84,7 @@ def choose(
     if label is None:
         label = guess(LABELS)
         if label is None:
-            raise UserError(
-                f"{where} has no column that looks like a label; its columns are {listed}: name it with "
-                "--label."
-            )
+            raise UserError(f"{where} has no column that looks like a label; its columns are {listed}: name it with --label.")
         given.add(label)
         notes.append(f'"{label}" is the label (--label)')
     if text is None and pair is None and "text" not in lower:
@@ -100,22 +96,13 @@ def choose(
             text, pair = lower[both[0]], lower[both[1]]
             notes.append(f'"{text}" and "{pair}" are the two texts (--text, --pair)')
     if text is None:
-        strings = [
-            c
-            for c in present
-            if c not in given and any(isinstance(v, str) and " " in v for v in table[c][:100])
-        ]
+        strings = [c for c in present if c not in given and any(isinstance(v, str) and " " in v for v in table[c][:100])]
         text = guess(TEXTS) or (strings[0] if len(strings) == 1 else None)
         if text is None:
-            raise UserError(
-                f"{where} has no column that looks like its text; its columns are {listed}: name it with "
-                "--text."
-            )
+            raise UserError(f"{where} has no column that looks like its text; its columns are {listed}: name it with --text.")
         notes.append(f'"{text}" is the text (--text)')
     given.add(text)
-    names = guess(
-        [f"{label}_name".lower(), f"{label}_text".lower(), "label_name", "label_text", "class_name"]
-    )
+    names = guess([f"{label}_name".lower(), f"{label}_text".lower(), "label_name", "label_text", "class_name"])
     if key is None:
         key = guess(KEYS)
         if key is not None:
@@ -154,9 +141,7 @@ def build(
             continue
         kept[split] = np.flatnonzero(usable)
         if dropped := len(usable) - len(kept[split]):
-            said.append(
-                f"{name}: dropped {dropped} of {len(usable)} {split} rows without a text or a label in use."
-            )
+            said.append(f"{name}: dropped {dropped} of {len(usable)} {split} rows without a text or a label in use.")
     if not len(kept.get("train", ())):
         raise UserError(f"{name} has no training rows with text and label: check --text and --label.")
     values = {split: [labels[split][i] for i in index.tolist()] for split, index in kept.items()}
@@ -204,9 +189,7 @@ def _labels(name: str, splits: Mapping[str, Table], column: str) -> dict[str, li
     return _whole_numbers(found)
 
 
-def _usable(
-    table: Table, labels: list[Any], columns: Columns, label_names: Mapping[Any, str] | None
-) -> np.ndarray | None:
+def _usable(table: Table, labels: list[Any], columns: Columns, label_names: Mapping[Any, str] | None) -> np.ndarray | None:
     """Which rows have text and a label in use (bool [n]), or None where the split's labels are hidden."""
     known = [value is not None and (label_names is None or value in label_names) for value in labels]
     if not any(known) or all(isinstance(value, int) and value < 0 for value in labels):
@@ -234,9 +217,7 @@ def _check_classes(name: str, column: str, trained: list[Any], guessed: list[Any
         )
 
 
-def _new_keys(
-    name: str, key: str | None, train: Sequence[str] | None, test: Sequence[str] | None
-) -> list[str]:
+def _new_keys(name: str, key: str | None, train: Sequence[str] | None, test: Sequence[str] | None) -> list[str]:
     new = sorted(set(test or ()) - set(train or ()))
     some = ", ".join(new[:5]) + (" …" if len(new) > 5 else "")
     return [f"{name}: {len(new)} values of {key} occur only in the test split: {some}."] if new else []
@@ -272,9 +253,7 @@ def _label(value: Any, name: str, column: str) -> Any:
         return int(value)
     if value is None or isinstance(value, int):
         return value
-    raise UserError(
-        f'column "{column}" of {name} holds {type(value).__name__} values, not one class a row; see --label.'
-    )
+    raise UserError(f'column "{column}" of {name} holds {type(value).__name__} values, not one class a row; see --label.')
 
 
 def _whole_numbers(labels: dict[str, list[Any]]) -> dict[str, list[Any]]:

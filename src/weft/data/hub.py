@@ -94,9 +94,7 @@ def _download(entry: Entry, config: str | None) -> Any:
 def _splits(entry: Entry, data: Any) -> dict[str, Any]:
     """The splits in use, by our names."""
     if "train" not in data and len(data) != 1:
-        raise UserError(
-            f"{entry.name} has no train split but {', '.join(data)}: save the one you want as a local file."
-        )
+        raise UserError(f"{entry.name} has no train split but {', '.join(data)}: save the one you want as a local file.")
     found = {"train": data["train"] if "train" in data else next(iter(data.values()))}
     if entry.test in data:
         found["test"] = data[entry.test]
@@ -115,9 +113,7 @@ def _table(data: Any, named: dict[str, list[str]]) -> Table:
     import datasets
 
     features = data.features
-    plain = [
-        n for n, feature in features.items() if isinstance(feature, datasets.Value | datasets.ClassLabel)
-    ]
+    plain = [n for n, feature in features.items() if isinstance(feature, datasets.Value | datasets.ClassLabel)]
     table: Table = dict(data.select_columns(plain).with_format(None)[:])
     for name in plain:
         if isinstance(features[name], datasets.ClassLabel):

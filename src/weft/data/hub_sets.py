@@ -38,14 +38,10 @@ class Entry:
     validation: str | None = None
     label_names: Mapping[int, str] | None = None  # for label codes that the set itself doesn't name
     configs: tuple[str, ...] = field(default=())  # several configs, each the rows of one natural client
-    parallel: bool = (
-        False  # row i of every config is the same example (translations): train on it in one config only
-    )
+    parallel: bool = False  # row i of every config is the same example (translations): train on it in one config only
 
 
-def _glue(
-    config: str, kind: str, rows: tuple[int, int], texts: tuple[str, str | None], names: tuple[str, ...]
-) -> Entry:
+def _glue(config: str, kind: str, rows: tuple[int, int], texts: tuple[str, str | None], names: tuple[str, ...]) -> Entry:
     """GLUE hides its test labels (all -1), so the validation split is the test set of every paper."""
     split = "validation_matched" if config == "mnli" else "validation"
     return Entry(

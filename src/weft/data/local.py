@@ -44,9 +44,7 @@ def read(path: Path) -> dict[str, Table]:
         names = list(dict.fromkeys(name for table in tables for name in table))
         splits[split] = {n: [v for t in tables for v in t.get(n, [None] * _length(t))] for n in names}
         if not _length(splits[split]):
-            raise UserError(
-                f"{' and '.join(map(str, parts))} holds no rows: give a file with a row for each example."
-            )
+            raise UserError(f"{' and '.join(map(str, parts))} holds no rows: give a file with a row for each example.")
     return splits
 
 
@@ -61,13 +59,9 @@ def _split_files(folder: Path) -> dict[str, list[Path]]:
         for split, names in SPLIT_NAMES.items():
             stems = {path: path.name[: -len(suffix(path) or "")].lower() for path in files}
             exact = [path for path, stem in stems.items() if stem in names]
-            shards = [
-                p for p, stem in stems.items() if re.fullmatch(rf"({'|'.join(names)})-\d+-of-\d+", stem)
-            ]
+            shards = [p for p, stem in stems.items() if re.fullmatch(rf"({'|'.join(names)})-\d+-of-\d+", stem)]
             if len(exact) > 1:
-                raise UserError(
-                    f"{place} holds several {split} files ({', '.join(p.name for p in exact)}): leave one."
-                )
+                raise UserError(f"{place} holds several {split} files ({', '.join(p.name for p in exact)}): leave one.")
             if exact or shards:
                 found[split] = exact or shards
         if "train" in found:
@@ -76,9 +70,7 @@ def _split_files(folder: Path) -> dict[str, list[Path]]:
             return {"train": files}
         if files:
             some = ", ".join(path.name for path in files[:5])
-            raise UserError(
-                f"{place} holds {some} but no file called train: rename one, or give --data one file."
-            )
+            raise UserError(f"{place} holds {some} but no file called train: rename one, or give --data one file.")
     raise UserError(f"{folder} holds no data file that Weft reads ({', '.join(TEXT_FORMATS)}, .parquet).")
 
 
@@ -86,9 +78,7 @@ def read_file(path: Path) -> Table:
     """The columns of one file."""
     kind = suffix(path)
     if kind is None:
-        raise UserError(
-            f"Weft doesn't read {path.name}: give it one of {', '.join(TEXT_FORMATS)} (or .gz), or .parquet."
-        )
+        raise UserError(f"Weft doesn't read {path.name}: give it one of {', '.join(TEXT_FORMATS)} (or .gz), or .parquet.")
     try:
         if kind == ".parquet":
             return _parquet(path)
@@ -120,9 +110,7 @@ def _json_lines(path: Path, text: str) -> Iterator[tuple[int, Any]]:
             try:
                 yield number, json.loads(line)
             except json.JSONDecodeError as error:
-                raise UserError(
-                    f"{path}:{number} is not JSON ({error.msg} at column {error.colno})."
-                ) from error
+                raise UserError(f"{path}:{number} is not JSON ({error.msg} at column {error.colno}).") from error
 
 
 def _json(path: Path, text: str) -> Table:
@@ -131,9 +119,7 @@ def _json(path: Path, text: str) -> Table:
     except json.JSONDecodeError as error:
         if error.msg == "Extra data":  # one object a line under the name .json
             return _from_objects(path, _json_lines(path, text))
-        raise UserError(
-            f"{path}:{error.lineno} is not JSON ({error.msg} at column {error.colno})."
-        ) from error
+        raise UserError(f"{path}:{error.lineno} is not JSON ({error.msg} at column {error.colno}).") from error
     if isinstance(value, dict):
         columns = [v for v in value.values() if isinstance(v, list)]
         if len(columns) == len(value) > 1 and len({len(v) for v in columns}) == 1:
@@ -148,9 +134,7 @@ def _from_objects(path: Path, objects: Iterator[tuple[int, Any]] | enumerate[Any
     rows = []
     for number, value in objects:
         if not isinstance(value, dict):
-            raise UserError(
-                f'{path}:{number} is not an object of columns, such as {{"text": …, "label": …}}.'
-            )
+            raise UserError(f'{path}:{number} is not an object of columns, such as {{"text": …, "label": …}}.')
         rows.append(value)
     names = list(dict.fromkeys(name for row in rows for name in row))
     return {name: [row.get(name) for row in rows] for name in names}
@@ -168,9 +152,7 @@ def _separated(path: Path, text: str, delimiter: str | None) -> Table:
             if not row:
                 continue
             if len(row) != len(names):
-                raise UserError(
-                    f"{path}:{reader.line_num} has {len(row)} fields, but the header has {len(names)}."
-                )
+                raise UserError(f"{path}:{reader.line_num} has {len(row)} fields, but the header has {len(names)}.")
             for column, value in zip(columns, row, strict=True):
                 column.append(value)
     except csv.Error as error:

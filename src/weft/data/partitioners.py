@@ -77,8 +77,7 @@ def partition(
         test=_own_or_all(source.test, [client.test for client in members]),
         val=_own_or_all(source.validation, [client.val for client in members]),
         unseen=[
-            ClientData(_name("new", i, len(held_out)), none, none, own, _facts(key))
-            for i, (own, key) in enumerate(held_out)
+            ClientData(_name("new", i, len(held_out)), none, none, own, _facts(key)) for i, (own, key) in enumerate(held_out)
         ],
         fingerprint=source.fingerprint,
         notes=(*source.notes, *_losses(source, dealt, scheme)),
@@ -137,10 +136,7 @@ def _checked(
 ) -> str:
     """The scheme to use, after refusing what no deal can do."""
     if scheme not in SCHEMES:
-        raise UserError(
-            f'there is no way to deal data called "{scheme}": choose '
-            f"{', '.join(SCHEMES)}.{nearest(scheme, SCHEMES)}"
-        )
+        raise UserError(f'there is no way to deal data called "{scheme}": choose {", ".join(SCHEMES)}.{nearest(scheme, SCHEMES)}')
     if scheme == "auto":
         scheme = "dirichlet" if source.train.keys is None else "natural"
     if clients < 1 or new_clients < 0 or min_rows < 0:
@@ -155,10 +151,7 @@ def _checked(
             f"{max(min_rows, 1)} each: ask for fewer clients."
         )
     if scheme == "dirichlet" and not (alpha > 0 and math.isfinite(alpha)):
-        raise UserError(
-            f"alpha is {alpha:g}: the Dirichlet deal needs a number above 0 "
-            f"(0.1 is very skewed, 100 is nearly IID)."
-        )
+        raise UserError(f"alpha is {alpha:g}: the Dirichlet deal needs a number above 0 (0.1 is very skewed, 100 is nearly IID).")
     if scheme == "pathological" and not 1 <= classes_per_client <= len(np.unique(source.train.labels)):
         raise UserError(
             f"{classes_per_client} classes per client were asked for, but {source.name} has "
@@ -168,8 +161,7 @@ def _checked(
     if scheme == "natural":
         if source.train.keys is None:
             raise UserError(
-                f"{source.name} has no natural client key: name its column with --key, or deal it iid, "
-                "dirichlet or pathological."
+                f"{source.name} has no natural client key: name its column with --key, or deal it iid, dirichlet or pathological."
             )
         if total > (number := len(set(source.train.keys))):
             raise UserError(
@@ -202,9 +194,7 @@ def _deal(
     if scheme == "dirichlet":
         try:
             return _run(
-                flower.DirichletPartitioner(
-                    parts, "label", alpha, min_partition_size=min_rows, shuffle=False, seed=draw
-                ),
+                flower.DirichletPartitioner(parts, "label", alpha, min_partition_size=min_rows, shuffle=False, seed=draw),
                 columns,
             )
         except ValueError as error:
@@ -241,9 +231,7 @@ def _pathological(labels: np.ndarray, parts: int, classes_per_client: int, draw:
     best, most = draw, -1
     for seed in range(draw, draw + SEEDS_TRIED):
         small = np.repeat(classes, parts)
-        used = np.unique(
-            small[np.concatenate(_run(partitioner(seed), {"row": np.arange(len(small)), "label": small}))]
-        )
+        used = np.unique(small[np.concatenate(_run(partitioner(seed), {"row": np.arange(len(small)), "label": small}))])
         kept = int(size[np.isin(classes, used)].sum())
         if kept > most:
             best, most = seed, kept

@@ -47,9 +47,8 @@ def _read(library: Path) -> Source:
         found = False
         for text in _docstrings(library, module):
             found = True
-            if (
-                len(text) >= SHORTEST and text not in seen
-            ):  # the first module in alphabetical order keeps a repeated text
+            # A repeated text stays with the first module in alphabetical order.
+            if len(text) >= SHORTEST and text not in seen:
                 seen.add(text)
                 texts.append(text)
                 modules.append(module)
@@ -65,10 +64,7 @@ def _read(library: Path) -> Source:
     key = np.array(modules)
     unseen = {module: table.take(key == module) for module in UNSEEN if module not in missing}
     train = table.take(~np.isin(key, UNSEEN))
-    notes = [
-        f"pydocs: {len(texts)} docstrings of {len(set(modules))} modules, read from Python "
-        f"{_version(library)}."
-    ]
+    notes = [f"pydocs: {len(texts)} docstrings of {len(set(modules))} modules, read from Python {_version(library)}."]
     if missing:
         notes.append(f"pydocs: not installed with this Python and left out: {', '.join(missing)}.")
     return Source(
@@ -108,8 +104,4 @@ def _files(library: Path, name: str) -> list[Path]:
         return [single]
     package = library / name
     inside = (path.relative_to(package) for path in package.rglob("*.py"))
-    return [
-        package / path
-        for path in sorted(inside, key=lambda p: p.parts)
-        if not SKIPPED_FOLDERS & set(path.parts)
-    ]
+    return [package / path for path in sorted(inside, key=lambda p: p.parts) if not SKIPPED_FOLDERS & set(path.parts)]

@@ -100,9 +100,7 @@ class ClientData:
     train: Rows
     val: Rows
     test: Rows
-    facts: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # what the partitioner knows, e.g. {"domain": "sports"}
+    facts: Mapping[str, Any] = field(default_factory=dict)  # what the partitioner knows, e.g. {"domain": "sports"}
 
 
 @dataclass(frozen=True, eq=False)

@@ -47,9 +47,7 @@ def load(
 def _load(name: str, *, text: str | None, pair: str | None, label: str | None, key: str | None) -> Source:
     entries = {entry.name: entry for entry in catalogue()}
     if name == "pydocs":
-        if asked := [
-            flag for flag, c in (("text", text), ("pair", pair), ("label", label), ("key", key)) if c
-        ]:
+        if asked := [flag for flag, c in (("text", text), ("pair", pair), ("label", label), ("key", key)) if c]:
             raise UserError(f"pydocs has fixed columns, so leave --{asked[0]} out.")
         return pydocs()
     path = Path(name).expanduser()
@@ -58,12 +56,8 @@ def _load(name: str, *, text: str | None, pair: str | None, label: str | None, k
         called = path.resolve().name
         columns = choose(splits["train"], called, text=text, pair=pair, label=label, key=key)
         for split, table in splits.items():
-            if absent := [
-                c for c in (columns.text, columns.pair, columns.label) if c is not None and c not in table
-            ]:
-                raise UserError(
-                    f'the {split} file of {called} has no column "{absent[0]}", which its train file has.'
-                )
+            if absent := [c for c in (columns.text, columns.pair, columns.label) if c is not None and c not in table]:
+                raise UserError(f'the {split} file of {called} has no column "{absent[0]}", which its train file has.')
         return build(called, splits, columns)
     if name not in entries and not HUB_ID.fullmatch(name):
         raise UserError(
@@ -91,9 +85,7 @@ def _limited(source: Source, limit: int, seed: int) -> Source:
         whole["unseen"] = Rows.concatenate([source.unseen[key] for key in sorted(source.unseen)])
     splits = {split: some(rows, split) for split, rows in whole.items() if rows is not None}
     if len(np.unique(splits["train"].labels)) < 2:
-        raise UserError(
-            f"the {limit} rows drawn from {source.name} are all of one class: give a larger limit."
-        )
+        raise UserError(f"the {limit} rows drawn from {source.name} are all of one class: give a larger limit.")
     held_out = splits.get("unseen")
     key = np.array(held_out.keys if held_out is not None else [])
     return replace(
@@ -101,9 +93,7 @@ def _limited(source: Source, limit: int, seed: int) -> Source:
         train=splits["train"],
         test=splits.get("test"),
         validation=splits.get("validation"),
-        unseen={name: held_out.take(key == name) for name in sorted(set(key.tolist()))}
-        if held_out is not None
-        else {},
+        unseen={name: held_out.take(key == name) for name in sorted(set(key.tolist()))} if held_out is not None else {},
         fingerprint=fingerprint(source.classes, splits),
         notes=(*source.notes, f"{source.name}: at most {limit} rows of each split are used."),
     )

@@ -34,10 +34,7 @@ def draw(stratum: np.ndarray, fractions: Sequence[float], seed: int, purpose: st
     """
     val, test = fractions
     if min(val, test) < 0 or val + test >= 1:
-        raise UserError(
-            f"validation and test fractions are {val:g} and {test:g}: give numbers from 0 that sum to "
-            "less than 1."
-        )
+        raise UserError(f"validation and test fractions are {val:g} and {test:g}: give numbers from 0 that sum to less than 1.")
     rng = numpy_generator(seed, purpose)
     n = len(stratum)
     _, stratum, size = np.unique(stratum, return_inverse=True, return_counts=True)

@@ -108,7 +108,7 @@ class Pack:
         self.clients, self.adaptations, self.round, self.facts = clients, adaptations, round, facts
         device = bench.backbone.device
         self.device, self.dtype = device, bench.dtype
-        placed = place(bench.backbone, [{n: p for n, (p, _) in a.items()} for a in adaptations], device)
+        placed = place(bench.backbone, [{n: p for n, (p, _) in a.items()} for a in adaptations], device, bench.dtype)
         self._values: list[dict[str, Value]] = []
         for client, adaptation, got in zip(clients, adaptations, received, strict=True):
             self._values.append(initial(bench, client, adaptation, got, round, start))

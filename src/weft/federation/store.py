@@ -82,7 +82,7 @@ class ClientStore:
             files.remove(self.path(client, version))
 
     def path(self, client: str, version: int) -> Path:
-        return self.folder / f"{file_name(client)}.{version}.safetensors"
+        return client_file(self.folder, client, version)
 
     def _sweep(self) -> None:
         counted = {self.path(c, v).name for c, v in self.committed.items()}
@@ -109,6 +109,11 @@ class Spool:
     def clear(self) -> None:
         for path in self.folder.iterdir():
             path.unlink()
+
+
+def client_file(folder: Path, client: str, version: int) -> Path:
+    """Where one version of a client's state lies."""
+    return folder / f"{file_name(client)}.{version}.safetensors"
 
 
 def file_name(client: str) -> str:

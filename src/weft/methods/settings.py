@@ -103,7 +103,7 @@ def configure(cls: type[M], given: Mapping[str, Any]) -> M:
     problems: list[str] = []
     own: dict[str, Any] = {}
     inner: dict[str, dict[str, Any]] = {}
-    defaults = {f.name: f.default for f in dataclasses.fields(cls)}
+    defaults: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(cls)}
     hints = {n: h for n, h in get_type_hints(cls).items() if n in defaults}
     spec = {p.name: p for p in parameters(cls)}
     for name, value in canonical(cls, given).items():
@@ -234,7 +234,7 @@ def _docs(cls: type) -> dict[str, str]:
 
     A line may describe several fields: ``rank, alpha: of LoRA.`` and ``epochs: local epochs. steps: local steps instead.``
     """
-    names = "|".join(f.name for f in dataclasses.fields(cls))  # type: ignore[arg-type]
+    names = "|".join(f.name for f in dataclasses.fields(cls))
     entry = re.compile(rf"(?:^|(?<=[.;] )(?=(?:{names})\b))(\w+(?:, \w+)*): ", re.MULTILINE)
     found: dict[str, str] = {}
     for c in reversed(cls.__mro__):

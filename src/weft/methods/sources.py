@@ -148,12 +148,12 @@ def _cards(path: Path) -> dict[str, MethodInfo]:
     found = {}
     for node in tree.body:
         for statement in node.body if isinstance(node, ast.ClassDef) else ():
+            targets: list[ast.expr] = []
             if isinstance(statement, ast.AnnAssign):
-                targets, value = [statement.target], statement.value
+                targets = [statement.target]
             elif isinstance(statement, ast.Assign):
-                targets, value = statement.targets, statement.value
-            else:
-                continue
+                targets = statement.targets
+            value = getattr(statement, "value", None)
             if isinstance(value, ast.Call) and any(isinstance(t, ast.Name) and t.id == "info" for t in targets):
                 assert isinstance(node, ast.ClassDef)
                 found[node.name] = _card(node.name, value)
@@ -182,9 +182,9 @@ def _card(name: str, call: ast.Call) -> MethodInfo:
             fits = isinstance(value, bool if field.type == "bool" else str)
         if not fits:
             raise _Fault(f"has an identity card that does not fit: {name}.info.{field.name} must be {field.type}")
-    for value, choices, what in ((info.family, FAMILIES, "family"), (info.evidence, EVIDENCE, "evidence")):
-        if value not in choices:
-            raise _Fault(f'has an unknown {what} "{value}" in {name}.info; it is one of {", ".join(choices)}')
+    for word, choices, what in ((info.family, FAMILIES, "family"), (info.evidence, EVIDENCE, "evidence")):
+        if word not in choices:
+            raise _Fault(f'has an unknown {what} "{word}" in {name}.info; it is one of {", ".join(choices)}')
     if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", info.slug):
         raise _Fault(f'has a slug "{info.slug}" in {name}.info that is not lower-case words joined by hyphens')
     return info

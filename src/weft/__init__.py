@@ -1,0 +1,65 @@
+"""Weft: federated parameter-efficient fine-tuning of foundation models.
+
+The public API. Each name is imported when it is first used, so that ``import weft`` costs next to nothing.
+
+- :func:`run`, :func:`resume`, :func:`load_run`: train a federation, go on with one, read one; all give a :class:`Run`.
+- :mod:`weft.methods`: the published methods, ``weft.methods.FLoRA(rank=8)``.
+- :mod:`weft.data`: data sets and how they are dealt out to clients.
+- :class:`Experiment`: every setting. :class:`Observer`: to watch a run.
+- :class:`UserError`, :class:`Interrupted`: what a run raises when a person can put it right, or stopped it.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from weft import data, methods
+    from weft.engines.observer import Observer
+    from weft.errors import Interrupted, UserError, WeftError
+    from weft.experiment import Experiment
+    from weft.runs.execute import resume, run
+    from weft.runs.result import Run, load_run
+
+_HOME = {
+    "Experiment": "experiment",
+    "Interrupted": "errors",
+    "Observer": "engines.observer",
+    "Run": "runs.result",
+    "UserError": "errors",
+    "WeftError": "errors",
+    "load_run": "runs.result",
+    "resume": "runs.execute",
+    "run": "runs.execute",
+}
+
+__all__ = [
+    "Experiment",
+    "Interrupted",
+    "Observer",
+    "Run",
+    "UserError",
+    "WeftError",
+    "data",
+    "load_run",
+    "methods",
+    "resume",
+    "run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("data", "methods"):
+        return import_module(f"{__name__}.{name}")
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version(__name__)
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

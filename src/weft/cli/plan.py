@@ -1,0 +1,117 @@
+"""Before and after a run: what will be done, what it takes, and what to try next."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING, Any
+
+from rich.text import Text
+
+from weft.cli.cards import citation, grid, shown
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from weft.engines.observer import Observer
+    from weft.experiment import Resolved
+    from weft.runs.result import Run
+
+
+def header(out: Console, resolved: Resolved) -> None:
+    """What is run, on what, and every setting that is not its source's own."""
+    x, info = resolved.experiment, resolved.method.info
+    what = {None: "", "local": ", each client alone", "central": ", all rows in one place", "probe": ": linear probe instead"}
+    out.print(Text.assemble((info.slug, "bold cyan"), f"  {info.title}{what[x.baseline]}  ", (f"({citation(info)})", "dim")))
+    where = [
+        f"{x.model} on {x.data}",
+        f"{x.clients} clients ({x.partition}{f', α {x.alpha:g}' if x.partition == 'dirichlet' else ''})",
+        f"{x.rounds} rounds",
+        f"seed {x.seed}",
+    ]
+    out.print(" · ".join(where), markup=False)
+    rows = changed(resolved)
+    if rows:
+        out.print()
+        table = grid("setting", "value", "instead of", "from")
+        for row in rows:
+            table.add_row(Text(row["name"], style="cyan"), shown(row["value"]), shown(row["default"]), row["origin"])
+        out.print(table)
+    out.print()
+
+
+def changed(resolved: Resolved) -> list[dict[str, Any]]:
+    """Settings that differ from the method's own (its paper's) or from the defaults of an experiment, with their origin."""
+    from weft.experiment import Experiment
+    from weft.methods import registry
+
+    usual = Experiment().flat() | {f"method.{p.name}": p.default for p in registry.parameters(type(resolved.method))}
+    words = {"recipe": "recipe", "user": "you"}
+    return [
+        {"name": n, "value": v, "default": usual.get(n), "origin": words.get(resolved.origin[n], resolved.origin[n])}
+        for n, v in resolved.experiment.flat().items()
+        if v != usual.get(n) and n not in ("method", "model", "data")
+    ]
+
+
+def rehearse(out: Console, resolved: Resolved, as_json: bool, observer: Observer) -> None:
+    """``--dry-run``: load and deal out everything, count what would be trained and sent, and train nothing that counts.
+
+    Raises:
+        UserError: whatever the run itself would refuse.
+    """
+    import dataclasses
+
+    from weft.cli.sizes import measure, size_tables
+    from weft.communication.codecs import codec
+    from weft.communication.ledger import format_bytes
+    from weft.engines.simulation import Settings
+    from weft.runs import baselines
+    from weft.runs.prepare import prepare
+
+    x = resolved.experiment
+    codec(x.codec)
+    material = prepare(x, None, observer)
+    method = baselines.probe(x) if x.baseline == "probe" else resolved.method
+    settings = Settings(participation=x.participation, pack=x.pack, debug=x.debug)
+    sizes = measure(method, material.bench, material.clients, settings)
+    if as_json:
+        import json
+
+        plain = {n: {"value": v, "origin": resolved.origin[n]} for n, v in x.flat().items()}
+        found = {"settings": plain, "data": material.data, "sizes": dataclasses.asdict(sizes)}
+        out.print(json.dumps(found, indent=2, ensure_ascii=False), markup=False, soft_wrap=True)
+        return
+    out.print()
+    size_tables(out, sizes)
+    rows = material.data["rows"]
+    out.print()
+    out.print(f"Rows: {rows['train']:,} to train on, {rows['val']:,} for validation, {rows['test']:,} to test on.")
+    out.print(
+        f"Memory: about {format_bytes(sizes.memory)} with {sizes.pack} clients in a pass; {format_bytes(sizes.free)} are free."
+    )
+    out.print("Nothing was trained or written; without --dry-run the run starts.")
+
+
+def farewell(out: Console, done: Run) -> None:
+    """Where everything is, and what to try next."""
+    summary = done.summary
+    seconds = round(summary["seconds"]["all"])
+    out.print()
+    out.print(f"Saved in {done.folder} after {seconds // 60} min {seconds % 60} s.", markup=False)
+    out.print(Text.assemble(("Next: ", "bold"), " · ".join(suggestions(done))))
+
+
+def suggestions(done: Run) -> list[str]:
+    """Commands that go on from here."""
+    from weft.methods import registry
+
+    settings, slug = done.summary["settings"], done.summary["method"]["slug"]
+    kept = [
+        part for n in ("model", "data") if settings[n]["origin"] == "user" for part in (f"--{n}", str(settings[n]["value"]))
+    ]
+    slugs = list(registry.infos())
+    other = "flora" if slug != "flora" and "flora" in slugs else next((s for s in slugs if s != slug), slug)
+    found = [shlex.join(["weft", "run", "--method", other, *kept])]
+    if done.adapter is not None:
+        found.append(shlex.join(["weft", "predict", str(done.folder), "some text"]))
+    return [*found, "weft methods"]

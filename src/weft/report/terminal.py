@@ -1,0 +1,172 @@
+"""The figures of a run as text: a row for each evaluated round, and a closing table with what it is compared with.
+
+Eighty columns are enough. Whose rows a number was taken on, in which view and how pooled, is said below the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from weft.communication.ledger import format_bytes
+from weft.runs.result import headline, metrics, pick
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+NONE = "-"
+
+
+# a row for each evaluated round -----------------------------------------------------------------------------------------
+
+COLUMNS = (("round", 5), ("loss", 7), ("accuracy", 19), ("F1", 7), ("mean", 7), ("worst", 7), ("new", 7), ("down", 9), ("up", 9))
+
+
+def round_head() -> Text:
+    """Names of the columns of :func:`round_row`."""
+    return Text(_aligned([name for name, _ in COLUMNS]), style="dim")
+
+
+def round_row(line: dict[str, Any]) -> Text | None:
+    """One line of ``rounds.jsonl``; None if the round was not evaluated."""
+    if headline(line) is None:
+        return None
+    numbers = metrics([line])
+    loss = line.get("loss")
+    cells = [
+        str(int(line["round"]) + 1),
+        NONE if loss is None else f"{loss:.3f}",
+        f"{_share(numbers.get('accuracy'))} {interval(line)}",
+        *(_share(numbers.get(n)) for n in ("macro_f1", "mean_client", "worst_client", "new_clients")),
+        *(sent(line.get("bytes", {}), way) for way in ("down", "up")),
+    ]
+    return Text(_aligned(cells))
+
+
+def interval(line: dict[str, Any]) -> str:
+    """The 95 % interval of the headline, ``(0.63-0.68)``, or nothing where there is none."""
+    top = headline(line) or {}
+    return f"({top['low']:.2f}-{top['high']:.2f})" if "low" in top else ""
+
+
+def sent(phases: Mapping[str, Any], way: str, phase: str = "train") -> str:
+    """Bytes of a phase, all clients together, with headers."""
+    return format_bytes(phases[phase][way]["wire"]) if phase in phases else NONE
+
+
+def _aligned(cells: Sequence[str]) -> str:
+    return "".join(f"{cell:>{width}}" for cell, (_, width) in zip(cells, COLUMNS, strict=True))
+
+
+def _share(value: float | None) -> str:
+    return NONE if value is None else f"{value:.3f}"
+
+
+# the closing table --------------------------------------------------------------------------------------------------------
+
+METRICS = {
+    "accuracy": "accuracy",
+    "interval": "  95 % interval",
+    "macro_f1": "F1 (macro)",
+    "mean_client": "mean client",
+    "worst_client": "worst client",
+    "new_clients": "new clients",
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """One of the things compared: a round of the run, or a baseline.
+
+    Attributes:
+        name, more: its title in two lines. line: with ``round`` and ``evaluations``. phases: bytes by phase, None = unknown.
+    """
+
+    name: str
+    more: str
+    line: dict[str, Any]
+    phases: Mapping[str, Any] | None = None
+
+
+def columns(summary: Mapping[str, Any], rounds: Sequence[dict[str, Any]]) -> list[Column]:
+    """The last round, the best by validation, and each baseline."""
+    found = [Column("last round", f"round {summary['headline']['round'] + 1}", _line(summary), summary["bytes"])]
+    best = summary["best_by_validation"]
+    if best is not None:
+        line = next(r for r in rounds if r["round"] == best["round"])
+        found.append(Column("best by validation", f"round {best['round'] + 1}", line))
+    for name, scored in summary.get("baselines", {}).items():
+        found.append(Column(name, f"{scored['rounds']} rounds", _line(scored), scored["bytes"]))
+    return found
+
+
+def _line(scored: Mapping[str, Any]) -> dict[str, Any]:
+    return {"round": scored["headline"]["round"], "evaluations": scored["evaluations"]}
+
+
+def closing(out: Console, summary: Mapping[str, Any], rounds: Sequence[dict[str, Any]]) -> None:
+    """What came out, beside what it is compared with; then what the numbers mean."""
+    compared = columns(summary, rounds)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="dim", border_style="dim")
+    table.add_column("")
+    for i, c in enumerate(compared):
+        table.add_column(f"{c.name}\n{c.more}", justify="right", style="bold" if i == 0 else "")
+    numbers: list[dict[str, Any]] = [metrics([c.line]) | {"interval": interval(c.line).strip("()")} for c in compared]
+    for key, label in METRICS.items():
+        cells = [n.get(key) or NONE if key == "interval" else _share(n.get(key)) for n in numbers]
+        if set(cells) != {NONE}:
+            table.add_row(label, *cells)
+    for view in _other_views(compared[0].line):
+        table.add_row(f"view {view}", *(_share(_view_accuracy(c.line, view)) for c in compared))
+    for way in ("down", "up"):
+        table.add_row(f"bytes {way}", *(NONE if c.phases is None else _all_sent(c.phases, way) for c in compared))
+    out.print(table)
+    out.print()
+    out.print(Text(meaning(summary), style="dim"))
+
+
+def _all_sent(phases: Mapping[str, Any], way: str) -> str:
+    billed = [phases[p][way]["wire"] for p in ("setup", "train") if p in phases]
+    return format_bytes(sum(billed)) if billed else NONE
+
+
+def _other_views(line: Mapping[str, Any]) -> list[str]:
+    return list(dict.fromkeys(str(e["view"]) for e in line["evaluations"]))[1:]
+
+
+def _view_accuracy(line: Mapping[str, Any], view: str) -> float | None:
+    mine = [e for e in line["evaluations"] if e["view"] == view]
+    top = headline({"round": 0, "evaluations": mine})
+    return None if top is None else float(top["value"])
+
+
+PEOPLE = {"global test": "the global test set", "own test": "clients' own test sets"}
+
+
+def meaning(summary: Mapping[str, Any]) -> str:
+    """Which view, whose rows, at which moment and how pooled: for every number of the tables above."""
+    top, evaluations = summary["headline"], summary["evaluations"]
+    view = str(top["view"])
+    said = [f"accuracy, F1: view {view}, {top['n']:,} rows of {PEOPLE.get(top['people'], top['people'])}, {top['pooling']}"]
+    for other in _other_views({"evaluations": evaluations}):
+        e = headline({"round": 0, "evaluations": [x for x in evaluations if x["view"] == other]})
+        if e is not None:
+            said.append(f"view {other}: accuracy on {e['n']:,} rows of {PEOPLE.get(e['people'], e['people'])}, {e['pooling']}")
+    own = pick(evaluations, view=view, people="own test", pooling="mean over clients")
+    if own is not None:
+        said.append(f"mean, worst: accuracy of {own['n']} clients on their own test rows")
+    new = pick(evaluations, view=view, people="new clients", metric="accuracy")
+    if new is not None:
+        said.append(f"new: {new['n']:,} rows of {summary['data']['new_clients']} clients that were never trained")
+    phases = summary["bytes"]
+    if "train" in phases:
+        setup = sum(phases["setup"][way]["wire"] for way in ("down", "up")) if "setup" in phases else 0
+        counted = f", {format_bytes(setup)} of set-up counted" if setup else ""
+        said.append(f"bytes: all clients and rounds, headers included{counted}")
+    moment = {"received": "the newest server state loaded"}.get(top["moment"], top["moment"])
+    return "; ".join(said) + f". Scored with {moment}; loss: mean while training."

@@ -1,0 +1,87 @@
+"""What a method is compared with: each client alone, all rows in one place, and a linear head on the frozen backbone.
+
+``local`` and ``central`` are no methods: they rearrange who trains on what, with the method, the settings and the number of turns
+of the experiment unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import ClassVar
+
+import numpy as np
+from torch import Tensor
+
+from weft.adaptation.optim import Optim
+from weft.backbones.backbone import Backbone
+from weft.experiment import Experiment
+from weft.federation.client import ClientState, Splits
+from weft.federation.info import MethodInfo
+from weft.federation.message import ClientInfo, Update
+from weft.federation.method import Adaptation, Method
+from weft.federation.pack import Bench, Pack, named
+from weft.federation.scope import SHARED
+from weft.federation.server import ServerState
+from weft.runs.prepare import copies
+from weft.tasks.classification import Classification
+
+
+class Probe(Method):
+    """Federated averaging of the task head alone. With the prefix cache the backbone runs once per row.
+
+    The learning rate falls linearly over the rounds: with clients of different labels, heads drift apart in every round, and a
+    constant rate keeps the mean from settling (0.55 against 0.51 after 60 rounds on pydocs).
+
+    Attributes:
+        rounds: over which the rate falls to 0.
+    """
+
+    info: ClassVar[MethodInfo] = MethodInfo(
+        slug="probe",
+        title="Federated linear probing: the head on the frozen backbone",
+        paper="McMahan et al., AISTATS 2017",
+        arxiv="1602.05629",
+        family="selective",
+        evidence="paper",
+        sends="the head, and the number of examples",
+    )
+
+    rounds: int = 60
+    batch: int = 64
+    optim: Optim = Optim("adamw", lr=0.1, schedule="constant")
+
+    def adapt(self, backbone: Backbone, task: Classification, client: ClientInfo) -> Adaptation:
+        return {"head": (task.head, SHARED)}
+
+    def train(self, pack: Pack) -> Iterable[Update]:
+        return self.fit(pack, lr=self.optim.lr * max(1 - pack.round.index / self.rounds, 0.0))
+
+
+def probe(experiment: Experiment) -> Probe:
+    return Probe(rounds=experiment.probe_rounds, optim=Optim("adamw", lr=experiment.probe_lr, schedule="constant"))
+
+
+def head_of(server: ServerState, method: Method, bench: Bench) -> dict[str, Tensor]:
+    """The values of a probe's server that ``method`` can start from: tensors of its own parts, of the same name."""
+    adaptation = method.adapt(bench.backbone, bench.task, ClientInfo(""))
+    names = {name for name, _, _ in named(adaptation, bench.backbone)}
+    return {n: v for n, v in server.shared.items() if n in names and isinstance(v, Tensor)}
+
+
+def federations(clients: list[ClientState], baseline: str | None) -> list[list[ClientState]]:
+    """The clients of each server: one federation; one for each client; or one with a single client that has all rows."""
+    people = copies(clients)
+    if baseline == "local":
+        return [[c] for c in people]
+    if baseline == "central":
+        splits = [
+            np.unique(np.concatenate([getattr(c.data, split) for c in clients])) for split in ("train", "val", "test")
+        ]
+        return [[ClientState("all", len(splits[0]), {}, data=Splits(*splits))]]
+    return [people]
+
+
+def turns(rounds: int, experiment: Experiment) -> int:
+    """Rounds of a federation that gives a client of a baseline as many turns as one of the experiment's gets on average."""
+    alone = experiment.baseline in ("local", "central")
+    return max(round(rounds * experiment.participation), 1) if alone else rounds

@@ -1,0 +1,141 @@
+"""What a federation needs to go on after its last finished round, saved so that a kill at any instant loses no more than that.
+
+The tensors go to a file of their own; ``state.json`` names it with its hash, and its renaming is the moment from which a round
+counts. What it does not name (tensors of an unfinished save, later lines of ``rounds.jsonl``, staged files of clients) is ignored
+and cleared away.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from weft.errors import UserError
+from weft.federation import files
+from weft.federation.server import ServerState
+
+
+@dataclass
+class Saved:
+    """One checkpoint.
+
+    Attributes:
+        next: index of the round to play next. finished: there is none.
+        pack: clients per pass. cohort: ids of the last round's cohort. length: bytes of ``rounds.jsonl`` that count.
+        clients: the client store's manifest. ledger: its records.
+        identity: what the state depends on besides (data, backbone …): resuming with another is refused.
+        servers: (tensors, JSON state) of each.
+    """
+
+    next: int
+    finished: bool
+    pack: int
+    cohort: list[str]
+    length: int
+    clients: dict[str, Any]
+    ledger: list[dict[str, Any]]
+    identity: dict[str, Any]
+    servers: list[tuple[dict[str, Tensor], dict[str, Any]]]
+
+
+class Checkpoint:
+    """The checkpoint of one federation, in a folder of its own."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.state = folder / "state.json"
+
+    def save(self, saved: Saved) -> None:
+        """Save durably, then drop the tensors of the save before."""
+        files.make_folder(self.folder)
+        tensors: dict[str, Tensor] = {}
+        states: list[dict[str, Any]] = []
+        for i, (values, state) in enumerate(saved.servers):
+            tensors |= {f"{i}|{name}": value for name, value in values.items()}
+            files.exact_json(state["memo"])
+            states.append(state)
+        data = files.tensor_bytes(tensors)
+        # never the name that is in force: until state.json is renamed, the former save must stay whole
+        name = f"server-{saved.next:06d}{'-end' if saved.finished else ''}.safetensors"
+        files.write(self.folder / name, data)
+        state = {n: v for n, v in vars(saved).items() if n != "servers"}
+        state |= {"servers": states, "tensors": {"file": name, "sha256": hashlib.sha256(data).hexdigest()}}
+        body = json.dumps(state, sort_keys=True)
+        text = json.dumps({"format": files.FORMAT, "sha256": _hash(body), "state": body})
+        files.write(self.state, text.encode())
+        self.sweep(name)
+
+    def load(self) -> Saved | None:
+        """The last save, or None if there is none yet.
+
+        Raises:
+            UserError: it is damaged, or of another format.
+        """
+        if not self.state.exists():
+            return None
+        try:
+            outer = json.loads(files.read(self.state))
+            files.check_format(self.state, outer["format"])
+            if _hash(outer["state"]) != outer["sha256"]:
+                raise ValueError("its hash differs")
+            state = json.loads(outer["state"])
+            named, states = state.pop("tensors"), state.pop("servers")
+        except (ValueError, KeyError, TypeError) as e:
+            raise UserError(f"{self.state} is damaged ({e}): {files.START_ANEW}.") from None
+        path = self.folder / named["file"]
+        if not path.exists() or hashlib.sha256(files.read(path)).hexdigest() != named["sha256"]:
+            raise UserError(f"{path} is missing or damaged: {files.START_ANEW}.")
+        tensors, _ = files.read_tensors(path)
+        own: list[dict[str, Tensor]] = [{} for _ in states]
+        for key, value in tensors.items():
+            i, name = key.split("|", 1)
+            own[int(i)][name] = value
+        return Saved(**state, servers=list(zip(own, states, strict=True)))
+
+    def sweep(self, keep: str) -> None:
+        """Drop all other tensors, of former and of unfinished saves."""
+        for path in self.folder.iterdir():
+            if path.name not in (keep, self.state.name):
+                files.remove(path)
+
+
+def restore(server: ServerState, saved: tuple[dict[str, Tensor], dict[str, Any]]) -> None:
+    """Put a server back to where it was saved."""
+    tensors, state = saved
+    server.restore(tensors, state)
+
+
+def digest(folder: Path) -> dict[str, str]:
+    """Hashes of what a finished federation left, apart from times: equal runs have equal ones.
+
+    Returns:
+        ``server``, ``clients`` and each round, by name.
+    """
+    from weft.federation.store import client_file
+    from weft.runs.directory import read_rounds
+
+    saved = Checkpoint(folder / "checkpoint").load()
+    if saved is None:
+        raise UserError(f"{folder} holds no checkpoint.")
+    tensors = {f"{i}|{n}": v for i, (values, _) in enumerate(saved.servers) for n, v in values.items()}
+    states = json.dumps([state for _, state in saved.servers], sort_keys=True)
+    found = {"server": hashlib.sha256(files.tensor_bytes(tensors)).hexdigest() + _hash(states)}
+    for client, version in sorted(saved.clients["versions"].items()):
+        found[f"client {client}"] = hashlib.sha256(files.read(client_file(folder / "clients", client, version))).hexdigest()
+    for line in read_rounds(folder / "rounds.jsonl", saved.length):
+        found[f"round {line['round']}"] = _hash(json.dumps(without_times(line), sort_keys=True))
+    return found
+
+
+def without_times(line: dict[str, Any]) -> dict[str, Any]:
+    """A line of ``rounds.jsonl`` without what differs between equal runs."""
+    return {n: v for n, v in line.items() if n != "seconds"}
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,168 @@
+"""The folder of a run: ``experiment.toml``, ``rounds.jsonl``, ``summary.json``, ``checkpoint/``, ``clients/``, ``adapter/``.
+
+``setup/`` holds the federation that trained the start value of the head, ``baselines/NAME/`` a whole run each. Every file says
+its format version.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from weft import experiment as settings
+from weft.errors import UserError
+from weft.federation import files
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Paths inside one run's folder."""
+
+    root: Path
+
+    @property
+    def experiment(self) -> Path:
+        return self.root / "experiment.toml"
+
+    @property
+    def summary(self) -> Path:
+        return self.root / "summary.json"
+
+    @property
+    def rounds(self) -> Path:
+        return self.root / "rounds.jsonl"
+
+    @property
+    def adapter(self) -> Path:
+        return self.root / "adapter"
+
+    @property
+    def setup(self) -> Path:
+        return self.root / "setup"
+
+    def baseline(self, name: str) -> RunDirectory:
+        return RunDirectory(self.root / "baselines" / name)
+
+
+def create(runs: Path, name: str | None, usual: str) -> RunDirectory:
+    """A new folder under ``runs``: ``name``, or else ``usual``, ``usual-2`` …; nothing is ever written over.
+
+    Raises:
+        UserError: ``name`` is taken, or no folder can be made there.
+    """
+    files.make_folder(runs)
+    if name is not None:
+        if not name or name != Path(name).name:
+            raise UserError(f'a run can\'t be called "{name}": give a plain folder name; --runs says where it goes.')
+        try:
+            files.make_folder(runs / name, exist_ok=False)
+        except FileExistsError:
+            raise UserError(
+                f"{runs / name} exists already: choose another --name, or continue it with weft resume {runs / name}."
+            ) from None
+        return RunDirectory(runs / name)
+    number = 1
+    while True:
+        folder = runs / (usual if number == 1 else f"{usual}-{number}")
+        try:
+            files.make_folder(folder, exist_ok=False)
+        except FileExistsError:
+            number += 1
+        else:
+            return RunDirectory(folder)
+
+
+def usual_name(experiment: settings.Experiment) -> str:
+    """``fedit-pydocs-minilm-s0``."""
+    method = experiment.method if experiment.baseline is None else f"{experiment.method}-{experiment.baseline}"
+    pieces = [method, _plain(experiment.data), _plain(experiment.model), f"s{experiment.seed}"]
+    return "-".join("probe" if p == f"{experiment.method}-probe" else p for p in pieces)
+
+
+def find(folder: str | Path) -> RunDirectory:
+    """The folder of an existing run.
+
+    Raises:
+        UserError: there is none.
+    """
+    directory = RunDirectory(Path(folder).expanduser())
+    if not directory.experiment.is_file():
+        what = "holds no experiment.toml, so nothing of a run was saved there" if directory.root.is_dir() else "does not exist"
+        raise UserError(f"{directory.root} {what}: give the folder of a run, such as runs/fedit-pydocs-minilm-s0.")
+    return directory
+
+
+@contextmanager
+def locked(directory: RunDirectory) -> Iterator[None]:
+    """Keep a second process out of the same run; the lock goes with the process, however that ends.
+
+    Raises:
+        UserError: another process is at it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    handle = os.open(directory.root, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process is working on {directory.root}: wait until it is done, or stop it.") from None
+        yield
+    finally:
+        os.close(handle)
+
+
+def read_rounds(path: Path, length: int | None = None) -> list[dict[str, Any]]:
+    """The lines of ``rounds.jsonl``.
+
+    Args:
+        length: bytes that a checkpoint vouches for; None = every whole line.
+
+    Raises:
+        UserError: the file is shorter than that, or damaged.
+    """
+    data = files.read(path) if path.exists() else b""
+    if length is not None and len(data) < length:
+        raise UserError(f"{path} is damaged (shorter than the checkpoint says): {files.START_ANEW}.")
+    whole = data[: data.rfind(b"\n") + 1 if length is None else length]
+    try:
+        found = [json.loads(line) for line in whole.splitlines()]
+    except ValueError as e:
+        raise UserError(f"{path} is damaged ({e}): {files.START_ANEW}.") from None
+    for line in found:
+        files.check_format(path, line.get("format"))
+    return found
+
+
+def write_summary(directory: RunDirectory, summary: dict[str, Any]) -> None:
+    files.write(directory.summary, json.dumps(summary, indent=2, ensure_ascii=False).encode() + b"\n")
+
+
+def read_summary(directory: RunDirectory) -> dict[str, Any]:
+    """Raises:
+    UserError: it is missing or damaged.
+    """
+    if not directory.summary.is_file():
+        raise UserError(f"{directory.root} holds no summary.json: the run was stopped before it began; start it again.")
+    try:
+        summary: dict[str, Any] = json.loads(files.read(directory.summary))
+    except ValueError as e:
+        raise UserError(f"{directory.summary} is damaged ({e}); weft resume {directory.root} writes it again.") from None
+    files.check_format(directory.summary, summary.get("format"))
+    return summary
+
+
+def _plain(name: str) -> str:
+    """What a path or hub id is called, as part of a folder's name."""
+    last = Path(name.rstrip("/")).name
+    stem = Path(last).stem if Path(last).suffix in (".csv", ".json", ".jsonl", ".parquet") else last
+    return re.sub(r"[^A-Za-z0-9._]+", "-", stem).strip("-.") or "unnamed"

@@ -1,0 +1,345 @@
+"""From settings to a finished run, and on from where a run was stopped."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from weft import experiment as settings
+from weft.communication.codecs import codec
+from weft.engines.observer import Observer
+from weft.errors import Interrupted, UserError
+from weft.experiment import Experiment, Resolved
+from weft.federation import files
+from weft.runs import baselines, summary
+from weft.runs import directory as directories
+from weft.runs.checkpoint import digest
+from weft.runs.directory import RunDirectory
+from weft.runs.environment import changed, environment
+from weft.runs.prepare import Material, prepare
+from weft.runs.result import Run, scores
+from weft.runs.stage import Notes, Played, Player, Stage, sent
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from weft.data.rows import FederatedData, Source
+    from weft.federation.method import Method
+    from weft.federation.server import ServerState
+
+PROBE_PACK = 8  # a probe's packs need next to no memory, and a number of its own keeps a replay's the same
+
+
+def run(
+    method: str | Method | None = None,
+    model: str | None = None,
+    data: str | Source | FederatedData | None = None,
+    clients: int | None = None,
+    rounds: int | None = None,
+    *,
+    file: str | Path | None = None,
+    observer: Observer | None = None,
+    repeat: int = 1,
+    **more: Any,
+) -> Run:
+    """Train a federation, and save it in a folder of its own.
+
+    Args:
+        method: slug, or an object such as ``weft.methods.FLoRA(rank=8)``.
+        model: short name, hub id or local folder of a backbone.
+        data: catalogue name, hub id, file or folder; or rows in memory, dealt out already (:class:`weft.data.FederatedData`)
+            or not (:class:`weft.data.Source`).
+        clients, rounds: how many. file: an experiment file, over which the other settings lie.
+        observer: is told of progress. repeat: run so often and compare the numbers bit for bit.
+        more: any other setting of :class:`weft.Experiment`; those of a method as ``parameters={"rank": 8}``.
+
+    Raises:
+        UserError: anything that a person can put right.
+        Interrupted: Ctrl-C; what was finished is saved.
+    """
+    typed = {"model": model, "clients": clients, "rounds": rounds, "data": data if isinstance(data, str) else None} | more
+    chosen = {n: v for n, v in typed.items() if v is not None}
+    given = None if isinstance(data, str) else data
+    if given is not None:
+        chosen |= {"data": given.name} | ({} if hasattr(given, "train") else {"clients": len(getattr(given, "clients", []))})
+    if isinstance(method, str):
+        chosen["method"] = method
+    made = None if isinstance(method, str) else method
+    return start(settings.resolve(chosen, settings.read(Path(file)) if file else None, made), given, observer, repeat)
+
+
+def start(
+    resolved: Resolved, data: Source | FederatedData | None = None, observer: Observer | None = None, repeat: int = 1
+) -> Run:
+    """:func:`run` with settings that are resolved already."""
+    observer, x = observer or Observer(), resolved.experiment
+    codec(x.codec)  # an unknown name is said before anything is loaded
+    directory = directories.create(Path(x.runs).expanduser(), x.name, directories.usual_name(x))
+    with _stoppable(directory), directories.locked(directory):
+        began = time.time()
+        try:
+            for note in resolved.notes:
+                observer.say(note)
+            for line in summary.origins(x, resolved.origin):
+                observer.say(line)
+            observer.begin("set-up", _steps(x))
+            material = prepare(x, data, observer)
+        except BaseException:
+            shutil.rmtree(directory.root, ignore_errors=True)  # there is nothing in it yet
+            raise
+        about = summary.begun(directory, resolved, material, began)
+        directories.write_summary(directory, about)
+        files.write(directory.experiment, settings.to_toml(x, _pinned(material)).encode())
+        _go_on(directory, resolved, material, about, observer, repeat)
+    return Run(directory)
+
+
+def resume(
+    folder: str | Path,
+    *,
+    method: Method | None = None,
+    data: Source | FederatedData | None = None,
+    observer: Observer | None = None,
+) -> Run:
+    """Go on with a run that was stopped; the numbers are those of a run that never was.
+
+    Args:
+        folder: of the run. method, data: the objects it was begun with, if it was begun with any.
+
+    Raises:
+        UserError: no run there, a damaged checkpoint, or data, weights or objects other than before.
+        Interrupted: Ctrl-C; what was finished is saved.
+    """
+    observer = observer or Observer()
+    directory = directories.find(folder)
+    with _stoppable(directory), directories.locked(directory):
+        about = directories.read_summary(directory)
+        if about["finished"]:
+            observer.say(f"{directory.root} is finished already: there is nothing to do.")
+            return Run(directory)
+        for name, object_, wanted in (("method", method, about["method"]["object"]), ("data", data, about["data"]["object"])):
+            if wanted and object_ is None:
+                raise UserError(
+                    f"this run's {name} was given as an object: give it again, as in weft.resume({str(folder)!r}, {name}=…)."
+                )
+        resolved = settings.resolve({"runs": str(directory.root.parent)}, settings.read(directory.experiment), method)
+        origin = {n: s["origin"] for n, s in about["settings"].items()}
+        resolved = replace(resolved, origin={n: origin.get(n, o) for n, o in resolved.origin.items()})
+        observer.begin("set-up", _steps(resolved.experiment))
+        material = prepare(resolved.experiment, data, Silent(observer))
+        if differences := changed(about["environment"], environment(material.backbone.device.type)):
+            observer.say(f"begun with something else ({'; '.join(differences)}): the last digits may differ.")
+        _go_on(directory, resolved, material, about, observer, about.get("repeat", {}).get("runs", 1))
+    return Run(directory)
+
+
+def _go_on(
+    directory: RunDirectory, resolved: Resolved, material: Material, about: dict[str, Any], observer: Observer, repeat: int
+) -> None:
+    """Everything from the first round to the finished summary, or what is left of it."""
+    x = resolved.experiment
+    began, before = time.perf_counter(), about["seconds"]
+    if repeat > 1:
+        about["repeat"] = {"runs": repeat, "identical": None}
+        directories.write_summary(directory, about)
+    main, setup = play(directory, x, resolved.method, material, observer)
+    about |= scores(main.lines) | {"pack": main.pack, "bytes": summary.total_bytes(main, setup)}
+    if len(main.servers) == 1:
+        about["adapter"] = export_adapter(main.servers[0], material, directory, x)
+    about["baselines"] = {}
+    for name in x.baselines:
+        about["baselines"][name] = _baseline(name, directory, resolved, material, main.pack, setup, observer)
+    for number in range(1, repeat):
+        _compare(directory, x, resolved.method, material.fresh(), main.pack, number, observer)
+        about["repeat"] = {"runs": repeat, "identical": True}
+    about["finished"] = True
+    about["seconds"] |= {"loading": before["loading"], "all": before["loading"] + time.perf_counter() - began}
+    directories.write_summary(directory, about)
+
+
+def play(
+    directory: RunDirectory,
+    x: Experiment,
+    method: Method,
+    material: Material,
+    observer: Observer,
+    aside: str | None = None,
+) -> tuple[Played, Played | None]:
+    """The federation of an experiment, after the one that trains its head if there is to be one.
+
+    Args:
+        aside: name of the one stage that all progress is told under, for a run beside the main one.
+    """
+    if x.baseline == "probe":
+        method = baselines.probe(x)
+    clients = baselines.copies(material.clients)
+    for position, client in enumerate(clients):
+        client.facts = method.profile(position) | client.facts
+    groups = baselines.federations(clients, x.baseline)
+    travels = x.baseline not in ("local", "central")
+    starts: list[dict[str, Tensor]] = [{} for _ in groups]
+    setup: Played | None = None
+    if x.start_head == "probe" and x.baseline != "probe":
+        stage = Stage(
+            aside or "set-up",
+            "setup",
+            PROBE_PACK,
+            baselines.probe(x),
+            baselines.federations(material.clients, x.baseline),
+            starts,
+            baselines.turns(x.probe_rounds, x),
+            eval_every=0,
+            travels=travels,
+            aside=True,
+        )
+        setup = Player(stage, directory.setup, x, material, observer).play()
+        starts = [baselines.head_of(server, method, material.bench) for server in setup.servers]
+        if not starts[0]:
+            observer.say(f"{method.info.slug} has no head that could start from a probe: it starts at random.")
+    if aside is None:
+        observer.end("set-up")
+    rounds = baselines.turns(x.rounds if x.baseline != "probe" else x.probe_rounds, x)
+    stage = Stage(
+        aside or "rounds",
+        "train",
+        x.pack if x.baseline != "probe" else PROBE_PACK,
+        method,
+        groups,
+        starts,
+        rounds,
+        x.eval_every if aside is None else 0,
+        travels,
+        aside is not None,
+    )
+    player = Player(stage, directory.root, x, material, observer)
+    if aside is None:
+        observer.say(summary.memory(player.simulation))
+        pinned = _pinned(material) | {"pack": player.simulation.k if not x.debug else x.pack}
+        files.write(directory.experiment, settings.to_toml(x, pinned).encode())
+        observer.begin("rounds", rounds)
+    played = player.play()
+    if aside is None:
+        observer.end("rounds")
+    return played, setup
+
+
+def export_adapter(server: ServerState, material: Material, directory: RunDirectory, x: Experiment) -> dict[str, Any]:
+    """Write the adapter beside the run, re-loaded and compared by :mod:`weft.export`, and give it its name only then."""
+    from weft.export import export
+
+    unfinished = directory.adapter.with_name("adapter" + files.TEMPORARY)
+    for old in (unfinished, directory.adapter):
+        shutil.rmtree(old, ignore_errors=True)
+    files.make_folder(unfinished)
+    report = export(server, material.bench, unfinished, {"run": directory.root.name, "settings": x.flat()})
+    files.rename(unfinished, directory.adapter)
+    return summary.plain(report)
+
+
+def _baseline(
+    name: settings.Baseline,
+    directory: RunDirectory,
+    resolved: Resolved,
+    material: Material,
+    pack: int,
+    setup: Played | None,
+    observer: Observer,
+) -> dict[str, Any]:
+    """A comparison: a run of its own in a folder of its own, or the head's own training if that was just it."""
+    x = resolved.experiment
+    if name == "probe" and setup is not None and x.baseline is None:
+        return scores(setup.lines) | {"bytes": sent(setup.ledger)}
+    nested = x.model_copy(update={"baseline": name, "baselines": [], "pack": pack})
+    stage = f"baseline {name}"
+    probing = nested.start_head == "probe" and name != "probe"
+    rounds = x.rounds if name != "probe" else x.probe_rounds
+    observer.begin(stage, baselines.turns(rounds, nested) + (baselines.turns(x.probe_rounds, nested) if probing else 0))
+    inside = directory.baseline(name)
+    files.make_folder(inside.root)
+    files.write(inside.experiment, settings.to_toml(nested, _pinned(material)).encode())
+    played, its_setup = play(inside, nested, resolved.method, material, observer, stage)
+    observer.end(stage)
+    return scores(played.lines) | {"bytes": summary.total_bytes(played, its_setup)}
+
+
+def _compare(
+    directory: RunDirectory, x: Experiment, method: Method, material: Material, pack: int, number: int, observer: Observer
+) -> None:
+    """Run once more, in a temporary folder.
+
+    Raises:
+        UserError: the numbers differ.
+    """
+    with tempfile.TemporaryDirectory(prefix="weft-repeat-") as folder:
+        again = RunDirectory(Path(folder))
+        stage = f"repeat {number}"
+        observer.begin(stage, _steps(x) - 3 + baselines.turns(x.rounds, x))
+        # scored as often as the first, to be compared line by line
+        play(again, x.model_copy(update={"pack": pack}), method, material, Renamed(observer, stage))
+        observer.end(stage)
+        pairs = [(digest(directory.root), digest(again.root))]
+        if directory.setup.is_dir():
+            pairs.append((digest(directory.setup), digest(again.setup)))
+    for first, second in pairs:
+        if different := [n for n in first | second if first.get(n) != second.get(n)]:
+            raise UserError(
+                f"the repeat gave other numbers ({', '.join(different[:5])}{' …' if len(different) > 5 else ''}): sums on this "
+                "device are not exact in their order; --device cpu repeats bit for bit."
+            )
+    observer.say(f"{stage}: the same numbers, bit for bit.")
+
+
+def _steps(x: Experiment) -> int:
+    """Of set-up: data, backbone, tokens, and the rounds of a probe."""
+    probing = x.start_head == "probe" and x.baseline != "probe"
+    return 3 + (baselines.turns(x.probe_rounds, x) if probing else 0)
+
+
+def _pinned(material: Material) -> Mapping[str, Any]:
+    """What ``auto`` turned out to be."""
+    backbone = material.backbone
+    return {"device": str(backbone.device), "precision": str(backbone.dtype).removeprefix("torch.")}
+
+
+class _stoppable:
+    """Turn Ctrl-C into a sentence that says how to go on."""
+
+    def __init__(self, directory: RunDirectory):
+        self.directory = directory
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if kind is KeyboardInterrupt:
+            if self.directory.experiment.is_file():
+                go_on = f"every finished round is saved; weft resume {self.directory.root} goes on"
+            else:
+                go_on = "nothing had begun yet"
+            raise Interrupted(f"Stopped: {go_on}.") from error
+
+
+class Silent(Observer):
+    """Passes progress on, and keeps sentences that were said before to itself."""
+
+    def __init__(self, observer: Observer):
+        self.advance = observer.advance  # type: ignore[method-assign]
+
+
+class Renamed(Notes):
+    """Tells progress of rounds and set-up under one other name, and nothing else."""
+
+    def __init__(self, observer: Observer, stage: str):
+        self.observer, self.stage = observer, stage
+
+    def say(self, text: str) -> None:
+        pass
+
+    def advance(self, stage: str, by: int = 1, **figures: Any) -> None:
+        if stage in ("rounds", "set-up"):
+            self.observer.advance(self.stage, by)

@@ -1,0 +1,141 @@
+"""What a run has found: its numbers, its adapter, and predictions with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from weft.engines.evaluation import pick
+from weft.errors import UserError
+from weft.runs import directory as directories
+from weft.runs.checkpoint import Checkpoint
+from weft.runs.directory import RunDirectory
+
+
+class Run:
+    """A run on disk; everything is read from its folder.
+
+    Attributes:
+        folder: see :mod:`weft.runs.directory`.
+        summary: contents of ``summary.json``. rounds: the lines of ``rounds.jsonl`` so far.
+    """
+
+    def __init__(self, directory: RunDirectory):
+        self.folder: Path = directory.root
+        self.summary: dict[str, Any] = directories.read_summary(directory)
+        saved = Checkpoint(directory.root / "checkpoint").load()
+        self.rounds: list[dict[str, Any]] = directories.read_rounds(directory.rounds, saved.length if saved else 0)
+
+    @property
+    def finished(self) -> bool:
+        return bool(self.summary["finished"])
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The headline numbers, all of the last round and the method's first view.
+
+        ``accuracy``, ``macro_f1``, ``loss`` (pooled over the test rows), ``mean_client``, ``worst_client`` (accuracy on clients'
+        own test rows), ``new_clients`` (accuracy on clients never trained), each if the data have such rows.
+        """
+        return metrics(self.rounds)
+
+    @property
+    def adapter(self) -> Path | None:
+        """The exported adapter's folder; None if the run has none (yet)."""
+        path = RunDirectory(self.folder).adapter
+        return path if path.is_dir() else None
+
+    def predict(self, texts: Sequence[Any]) -> Any:
+        """Classes of new texts (or of pairs of texts) by the run's model; see :func:`weft.export.predict`."""
+        from weft.export import predict
+
+        return predict(self.folder, texts)
+
+    def __repr__(self) -> str:
+        numbers = ", ".join(f"{n} {v:.4f}" for n, v in self.metrics.items())
+        return f"<Run {self.folder}: {len(self.rounds)} rounds{'' if self.finished else ', unfinished'}; {numbers}>"
+
+
+def load_run(folder: str | Path) -> Run:
+    """A run, finished or not, from its folder.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    return Run(directories.find(folder))
+
+
+# scores -------------------------------------------------------------------------------------------------------------------
+
+
+def headline(line: dict[str, Any]) -> dict[str, Any] | None:
+    """The number that stands for a round: the accuracy of the method's first view, on the global test set if that view is scored
+    there, else on clients' own test rows pooled.
+    """
+    evaluations = line.get("evaluations", [])
+    if not evaluations:
+        return None
+    view = evaluations[0]["view"]
+    for people in ("global test", "own test"):
+        for e in evaluations:
+            if (e["view"], e["people"], e["metric"]) == (view, people, "accuracy"):
+                return {"round": line["round"]} | e
+    return None
+
+
+def metrics(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """See :attr:`Run.metrics`."""
+    line = next((n for n in reversed(lines) if n.get("evaluations")), None)
+    top = headline(line) if line else None
+    if line is None or top is None:
+        return {}
+    common = {"view": top["view"], "people": top["people"], "pooling": top["pooling"]}
+    own = {"view": top["view"], "people": "own test", "metric": "accuracy"}
+    wanted: dict[str, dict[str, str]] = {
+        "accuracy": common | {"metric": "accuracy"},
+        "macro_f1": common | {"metric": "macro_f1"},
+        "loss": common | {"metric": "loss"},
+        "mean_client": own | {"pooling": "mean over clients"},
+        "worst_client": own | {"pooling": "worst client"},
+        "new_clients": common | {"people": "new clients", "metric": "accuracy"},
+    }
+    found = {name: pick(line["evaluations"], **kind) for name, kind in wanted.items()}
+    return {name: e["value"] for name, e in found.items() if e is not None and e["value"] is not None}
+
+
+def best_by_validation(lines: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The headline of the round with the best validation accuracy (the earliest of equals). Test rows have no say in it."""
+    best: tuple[float, dict[str, Any]] | None = None
+    for line in lines:
+        top = headline(line)
+        if top is None:
+            continue
+        kind = {"view": top["view"], "people": "validation", "metric": "accuracy", "pooling": top["pooling"]}
+        score = pick(line["evaluations"], **kind)
+        if score is not None and (best is None or score["value"] > best[0]):
+            best = score["value"], top | {"validation": score["value"]}
+    return best[1] if best else None
+
+
+def scores(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What ``summary.json`` says of a federation's numbers.
+
+    Raises:
+        UserError: it was never scored.
+    """
+    evaluated = [line for line in lines if line.get("evaluations")]
+    if not evaluated:
+        raise UserError("no round was played, so there is nothing to score: the method's plan ends before it begins.")
+    last = evaluated[-1]
+    return {
+        "rounds": len(lines),
+        "headline": headline(last),
+        "best_by_validation": best_by_validation(lines),
+        "metrics": metrics(lines),
+        "evaluations": last["evaluations"],
+        "seconds": {
+            "training": sum(line["seconds"]["training"] for line in lines),
+            "evaluation": sum(line["seconds"].get("evaluation", 0.0) for line in lines),
+        },
+    }

@@ -1,0 +1,208 @@
+"""One federation played to its end, saved after each round. A run has one, and two if its head is trained first."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from weft.communication.codecs import codec
+from weft.communication.ledger import Ledger, Phase, Totals
+from weft.engines.observer import Observer
+from weft.engines.simulation import Settings, Simulation
+from weft.errors import UserError
+from weft.experiment import Experiment
+from weft.federation import files
+from weft.federation.client import ClientState
+from weft.federation.exchange import Exchange
+from weft.federation.method import Method
+from weft.federation.server import ServerState
+from weft.federation.store import ClientStore, Spool
+from weft.runs.checkpoint import Checkpoint, Saved, restore
+from weft.runs.directory import read_rounds
+from weft.runs.prepare import Material
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What is to be played.
+
+    Attributes:
+        name: for progress. phase: that its messages are billed to. pack: clients per pass, or ``auto``.
+        federations: clients by server. starts: of each server, values handed out beforehand.
+        rounds: planned. eval_every: 0 = after the last only. travels: whether messages cross a wire at all (not if nobody is
+            apart from anybody). aside: not what was asked for first: no progress within a round, no word after it.
+    """
+
+    name: str
+    phase: Phase
+    pack: int | str
+    method: Method
+    federations: list[list[ClientState]]
+    starts: list[dict[str, Tensor]]
+    rounds: int
+    eval_every: int
+    travels: bool = True
+    aside: bool = False
+
+
+@dataclass(frozen=True)
+class Played:
+    """A finished stage: its lines of ``rounds.jsonl``, servers and ledger, and how many clients shared a pass."""
+
+    lines: list[dict[str, Any]]
+    servers: list[ServerState]
+    ledger: Ledger
+    pack: int
+
+
+class Player:
+    """Plays a stage in a folder, from wherever its checkpoint is."""
+
+    def __init__(self, stage: Stage, folder: Path, experiment: Experiment, material: Material, observer: Observer):
+        self.stage, self.folder, self.observer = stage, folder, observer
+        self.rounds_file = folder / "rounds.jsonl"
+        self.checkpoint = Checkpoint(folder / "checkpoint")
+        self.identity = material.identity()
+        saved = self.checkpoint.load()
+        if saved is not None:
+            _same(saved.identity, self.identity, folder)
+        self.servers = [
+            ServerState(stage.method, material.bench, [c.info(stage.method.info.asks) for c in people], stage.rounds, start)
+            for people, start in zip(stage.federations, stage.starts, strict=True)
+        ]
+        x = experiment
+        alone = x.baseline in ("local", "central")
+        self.simulation = Simulation(
+            stage.method,
+            material.bench,
+            list(zip(self.servers, stage.federations, strict=True)),
+            Settings(
+                rounds=stage.rounds,
+                participation=1.0 if alone else x.participation,
+                dropout=0.0 if alone else x.dropout,
+                pack=stage.pack if saved is None else saved.pack,
+                debug=x.debug,
+                eval_clients=x.eval_clients,
+            ),
+            Exchange(codec(x.codec), Ledger()),
+            ClientStore(folder / "clients", saved.clients if saved else None),
+            Spool(folder / "spool"),
+            material.tests,
+            Notes(observer) if stage.aside else observer,
+        )
+        self.next, self.length, self.finished = 0, 0, False
+        if saved is None:
+            for server in self.servers:
+                stage.method.start(server)
+            return
+        for server, state in zip(self.servers, saved.servers, strict=True):
+            restore(server, state)
+        self.simulation.exchange.ledger = Ledger.from_records(saved.ledger)
+        self.simulation._last_cohort = saved.cohort
+        self.next, self.length, self.finished = saved.next, saved.length, saved.finished
+
+    def play(self) -> Played:
+        """All rounds that are left."""
+        lines = read_rounds(self.rounds_file, self.length)
+        self.observer.advance(self.stage.name, len(lines))
+        while not self.finished:
+            line = self._round(self.next)
+            if line is not None:
+                lines.append(line)
+                self.observer.advance(self.stage.name)
+                if not self.stage.aside:
+                    self.observer.round_done(line)
+        shutil.rmtree(self.folder / "spool", ignore_errors=True)
+        return Played(lines, self.servers, self.simulation.exchange.ledger, self.simulation.k)
+
+    def _round(self, t: int) -> dict[str, Any] | None:
+        record = self.simulation.round(t, self.stage.phase)
+        line: dict[str, Any] | None = None
+        if record is None:
+            self.finished = True
+        else:
+            self.next = t + 1
+            self.finished = self.stage.method.plan(self.servers[0], t + 1) is None
+            line = {"format": files.FORMAT} | record
+            line["seconds"] = {"training": record["seconds"]}
+            if self.finished or (self.stage.eval_every and (t + 1) % self.stage.eval_every == 0):
+                began = time.perf_counter()
+                line["evaluations"] = [e.record() for e in self.simulation.evaluate(t)]
+                line["seconds"]["evaluation"] = time.perf_counter() - began
+            line["bytes"] = sent(self.simulation.exchange.ledger, t) if self.stage.travels else {}
+            line = _finite(line)
+            text = json.dumps(line, ensure_ascii=False, allow_nan=False)
+            self.length = files.append(self.rounds_file, text.encode() + b"\n", self.length)
+        self._save()
+        return line
+
+    def _save(self) -> None:
+        simulation = self.simulation
+        self.checkpoint.save(
+            Saved(
+                next=self.next,
+                finished=self.finished,
+                pack=simulation.k,
+                cohort=list(simulation._last_cohort),
+                length=self.length,
+                clients=simulation.store.manifest(),
+                ledger=simulation.exchange.ledger.as_records(),
+                identity=self.identity,
+                servers=[s.tensors_and_json() for s in self.servers],
+            )
+        )
+        simulation.store.commit()
+
+
+class Notes(Observer):
+    """Passes sentences on, and keeps the progress within a round to itself."""
+
+    def __init__(self, observer: Observer):
+        self.say = observer.say  # type: ignore[method-assign]
+
+
+def sent(ledger: Ledger, t: int | None = None) -> dict[str, Any]:
+    """Bytes by phase and direction, of one round or of all; payload by part, and whole messages with their headers."""
+    found: dict[str, Any] = {}
+    phases: tuple[Phase, ...] = ("setup", "train", "eval")
+    for phase in phases:
+        down = ledger.totals(round=t, phase=phase, direction="down")
+        up = ledger.totals(round=t, phase=phase, direction="up")
+        if down.messages or up.messages:
+            found[phase] = {"down": _counted(down), "up": _counted(up)}
+    return found
+
+
+def _counted(some: Totals) -> dict[str, Any]:
+    return {"messages": some.messages, "payload": some.payload, "wire": some.wire, "parts": dict(sorted(some.parts.items()))}
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no NaN: the loss of a model that has diverged is null."""
+    if isinstance(value, dict):
+        return {n: _finite(v) for n, v in value.items()}
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _same(saved: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
+    words = {
+        "data": "the data have changed",
+        "clients": "the data are dealt out to another number of clients",
+        "rows": "the data have another number of rows",
+        "weights": "the backbone's weights are others",
+        "precision": "the backbone is computed in another precision",
+    }
+    changed = [words[n] for n in words if saved.get(n) != now[n]]
+    if changed:
+        raise UserError(
+            f"{folder} can't be continued, since {' and '.join(changed)} since it was saved: put that back, or start a new run."
+        )

@@ -1,0 +1,220 @@
+"""What a federation computes, done again in plain PyTorch: merged weights, ``torch.optim`` and no client axis.
+
+It shares nothing with the package but the start values, the rows of each step and the frozen model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.func import functional_call
+
+import tiny
+from weft.backbones import describe
+from weft.backbones.backbone import Backbone
+from weft.federation.message import ClientInfo, Update, Value
+from weft.federation.method import Method
+from weft.federation.pack import named
+from weft.federation.scope import Scope
+from weft.tasks.classification import Classification
+from weft.tensors.lowrank import LowRank
+
+Values = Mapping[str, Tensor]
+
+
+def close(found: Tensor, wanted: Tensor, tolerance: float = 1e-9) -> None:
+    torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance)
+
+
+# the model ----------------------------------------------------------------------------------------------------------
+
+
+def merged(run: tiny.Federation, values: Values, scale: float) -> dict[str, Tensor]:
+    """Parameters of the whole model: W0 + scale·B A, W0 + delta, and biases and heads put in place."""
+    model = run.bench.backbone.model
+    found: dict[str, Tensor] = {}
+    for name, value in values.items():
+        _, site, role = name.split("/")
+        weight = f"{site}.weight"
+        if role in ("weight", "bias"):
+            found[f"{site}.{role}"] = value
+        elif role == "delta":
+            found[weight] = found.get(weight, model.get_parameter(weight)) + value
+        elif role == "B":
+            found[weight] = found.get(weight, model.get_parameter(weight)) + scale * value @ values[name[:-1] + "A"]
+    return found
+
+
+def logits(run: tiny.Federation, values: Values, rows: np.ndarray | None = None, scale: float = 1.0) -> Tensor:
+    """[n, C] of the Hugging Face model with merged weights, on rows of the table (all, if None)."""
+    index = np.arange(len(run.bench.table)) if rows is None else rows
+    inputs = run.bench.table.collate(index)
+    out: Tensor = functional_call(run.bench.backbone.model, merged(run, values, scale), kwargs=inputs).logits
+    return out
+
+
+def labels(run: tiny.Federation, rows: np.ndarray) -> Tensor:
+    return torch.from_numpy(run.bench.table.labels[rows])
+
+
+def train(
+    run: tiny.Federation,
+    values: Values,
+    steps: Sequence[np.ndarray],
+    optimizer: Callable[[list[Tensor]], torch.optim.Optimizer],
+    *,
+    scale: float = 1.0,
+    only: Callable[[str], bool] = lambda name: True,
+    linear: bool = False,
+) -> dict[str, Tensor]:
+    """A plain local loop over the rows of each step; with ``linear`` the rate falls to 0 over them."""
+    leaves = {n: v.clone().requires_grad_(only(n)) for n, v in values.items()}
+    opt = optimizer([v for v in leaves.values() if v.requires_grad])
+    fall = torch.optim.lr_scheduler.LambdaLR(opt, lambda i: 1 - i / len(steps) if linear else 1.0)
+    for rows in steps:
+        opt.zero_grad()
+        F.cross_entropy(logits(run, leaves, rows, scale), labels(run, rows)).backward()
+        opt.step()
+        fall.step()
+    return {n: v.detach() for n, v in leaves.items()}
+
+
+# the run --------------------------------------------------------------------------------------------------------------
+
+
+def steps_of(run: tiny.Federation, position: int, t: int) -> list[np.ndarray]:
+    """The rows of each step that a client takes in round t."""
+    method = run.method
+    pack = run.pack([position], t)
+    return [b.index[0] for b in pack.batches(method.epochs, method.steps, method.batch)]
+
+
+def start_of(run: tiny.Federation, position: int = 0, t: int = 0) -> dict[str, Tensor]:
+    """Every tensor that a client enters round t with."""
+    pack = run.pack([position], t)
+    return {n: pack.value(0, n) for n in pack._shapes if n in pack.tensors}
+
+
+def shared(run: tiny.Federation) -> dict[str, Tensor]:
+    """What the server holds, products of growing values written out."""
+    return {n: (v.dense() if isinstance(v, LowRank) else v).clone() for n, v in run.server.shared.items()}
+
+
+def kept(run: tiny.Federation) -> dict[str, dict[str, Tensor]]:
+    """Client -> its personal tensors."""
+    found = {}
+    for client in run.clients:
+        run.simulation.store.load(client)
+        found[client.id] = {n: v.clone() for n, v in client.kept.items()}
+        run.simulation.store.forget(client)
+    return found
+
+
+def record(run: tiny.Federation) -> list[list[Update]]:
+    """From now on the updates that the server of this run reads, one list a round."""
+    seen: list[list[Update]] = []
+    read = run.simulation._updates
+
+    def keep(*args: object) -> Iterable[Update]:
+        got = list(read(*args))  # type: ignore[arg-type]
+        seen.append(got)
+        return iter(got)
+
+    run.simulation._updates = keep  # type: ignore[method-assign,assignment]
+    return seen
+
+
+def update(run: tiny.Federation, position: int, tensors: Mapping[str, Value], weight: float) -> Update:
+    """An update made up by the test."""
+    client = run.clients[position].info(run.method.info.asks)
+    adaptation = run.method.adapt(run.bench.backbone, run.bench.task, client)
+    return Update(tensors=dict(tensors), client=client, weight=weight, adaptation=adaptation)
+
+
+def spoil(run: tiny.Federation, position: int) -> None:
+    """Give all training rows of one client other labels."""
+    table, rows = run.bench.table, run.clients[position].data.train
+    wrong = table.labels.copy()
+    wrong[rows] = (wrong[rows] + 1) % len(run.bench.task.classes)
+    run.bench.table = replace(table, labels=wrong)
+
+
+def invented(run: tiny.Federation, weights: Sequence[float], scope: Scope = Scope.UP) -> list[Update]:
+    """Random updates of everything that clients may send, one for each weight."""
+    found = []
+    for k, weight in enumerate(weights):
+        g = torch.Generator().manual_seed(k + 1)
+        blank = update(run, k, {}, weight)
+        tensors = {
+            n: torch.randn(i.shape, generator=g, dtype=run.bench.dtype)
+            for n, i, s in named(blank.adaptation, run.bench.backbone)
+            if scope in s
+        }
+        found.append(update(run, k, tensors, weight))
+    return found
+
+
+def mean_product(updates: Sequence[Update], site: str, scales: Sequence[float]) -> Tensor:
+    """Σ p_k s_k B_k A_k as a dense matrix, p_k = weight over the sum of weights."""
+    total = math.fsum(u.weight for u in updates)
+    found = torch.zeros(())
+    for u, s in zip(updates, scales, strict=True):
+        a, b = u.tensors[f"lora/{site}/A"], u.tensors[f"lora/{site}/B"]
+        assert isinstance(a, Tensor) and isinstance(b, Tensor)
+        found = found + u.weight / total * s * b @ a
+    return found
+
+
+def sites(run: tiny.Federation, part: str = "lora") -> list[str]:
+    return [s.name for s in run.server.sites(part)]
+
+
+# counting -------------------------------------------------------------------------------------------------------------
+
+
+def roberta_base(classes: int = 2) -> Backbone:
+    """RoBERTa-base with all its shapes and none of its 125 million numbers."""
+    from transformers import AutoModelForSequenceClassification, RobertaConfig
+
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(RobertaConfig(num_labels=classes))
+    prefix = model.base_model_prefix
+    blocks = describe.find_blocks(model.base_model, prefix, model.config.num_hidden_layers)
+    heads = describe.head_sites(model, prefix, set())
+    return Backbone(
+        name="roberta-base",
+        hub_id=None,
+        path="",
+        weight_hash="",
+        model=model,
+        tokenizer=None,
+        blocks=blocks,
+        shared_blocks=False,
+        tuple_blocks=False,
+        row_arguments=frozenset(),
+        linears=describe.linear_sites(model, blocks),
+        norms=describe.norm_sites(model, blocks, {h.name for h in heads}),
+        heads=heads,
+        bottlenecks=[],
+        d=model.config.hidden_size,
+        pools="first",
+        originals={n: p for n, p in model.named_parameters() if n.endswith("bias") and n.startswith(f"{prefix}.")},
+        max_length=512,
+    )
+
+
+def elements(method: Method, backbone: Backbone, scope: Scope, classes: int = 2) -> dict[str, int]:
+    """Part -> numbers of its tensors that have these bits of scope."""
+    task = Classification(tuple(str(c) for c in range(classes)))
+    found: dict[str, int] = {}
+    for name, init, s in named(method.adapt(backbone, task, ClientInfo("")), backbone):
+        if scope in s:
+            part = name.split("/")[0]
+            found[part] = found.get(part, 0) + init.numel
+    return found

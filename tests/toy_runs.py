@@ -1,0 +1,102 @@
+"""Tiny whole runs on disk, for tests: a toy source, a backbone loaded once, and what an observer was told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+
+import weft
+from weft.data.rows import Source
+from weft.federation import files
+from weft.runs import execute, prepare
+
+CLASSES = ("one", "two", "three")
+
+
+class Killed(BaseException):
+    """Stands for the end of the process: nothing of ours catches it."""
+
+
+class Told(weft.Observer):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.sentences: list[str] = []
+        self.stages: dict[str, list[int]] = {}
+        self.lines: list[dict[str, Any]] = []
+        self.open: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.sentences.append(text)
+
+    def begin(self, stage: str, total: int) -> None:
+        self.open.append(stage)
+        self.stages[stage] = [total, 0]
+
+    def advance(self, stage: str, by: int = 1, **figures: Any) -> None:
+        if stage in self.stages:
+            self.stages[stage][1] += by
+
+    def end(self, stage: str) -> None:
+        self.open.remove(stage)
+
+    def round_done(self, record: dict[str, Any]) -> None:
+        self.lines.append(record)
+
+
+def source(n: int = 60, seed: int = 0) -> Source:
+    return Source("toy", CLASSES, tiny.rows(n, len(CLASSES), seed), fingerprint=f"toy {n} {seed}")
+
+
+def light(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Load each tiny backbone once per process, and export nothing: what these tests look at lies before and after."""
+    monkeypatch.setattr(prepare, "load_backbone", lambda name, *, classes, **_: tiny.backbone("bert", classes=classes))
+    monkeypatch.setattr(execute, "export_adapter", lambda *_: {"stub": True})
+
+
+def run(runs: Path, **changes: Any) -> weft.Run:
+    """Two rounds of three clients."""
+    settings: dict[str, Any] = {
+        "method": "fedit",
+        "model": tiny.folder("bert"),
+        "data": source(),
+        "clients": 3,
+        "rounds": 2,
+        "max_length": 16,
+        "device": "cpu",
+        "precision": "float64",
+        "partition": "iid",
+        "runs": str(runs),
+    }
+    return weft.run(**(settings | changes))
+
+
+def kill_at(monkeypatch: pytest.MonkeyPatch, number: int) -> list[str]:
+    """Die at the ``number``-th point where a file is about to be written, flushed, renamed or removed; what was written but not
+    flushed is torn in half. Returns the points passed, as they come.
+    """
+    passed: list[str] = []
+
+    def point(operation: str, path: Path) -> None:
+        passed.append(f"{operation} {path.name}")
+        if len(passed) == number:
+            if operation == "fsync" and path.is_file():
+                with open(path, "r+b") as f:
+                    f.truncate(path.stat().st_size // 2)
+            raise Killed
+
+    monkeypatch.setattr(files, "point", point)
+    return passed
+
+
+def finished_rounds(folder: Path) -> list[str]:
+    """Lines of ``rounds.jsonl`` that a checkpoint vouches for, read without the library."""
+    state = folder / "checkpoint" / "state.json"
+    if not state.exists():
+        return []
+    length = json.loads(json.loads(state.read_text())["state"])["length"]
+    return (folder / "rounds.jsonl").read_bytes()[:length].decode().splitlines()
