@@ -137,8 +137,9 @@ def peft_side(
     return run
 
 
-def peft_model(base: Any) -> Any:
-    config = LoraConfig(task_type=TaskType.SEQ_CLS, r=16, lora_alpha=16, lora_dropout=0.0, target_modules="all-linear", bias="none")
+def peft_model(base: Any, sites: list[str]) -> Any:
+    """The same sites by name: PEFT's own "all-linear" would take a pooler too."""
+    config = LoraConfig(task_type=TaskType.SEQ_CLS, r=16, lora_alpha=16, lora_dropout=0.0, target_modules=sites, bias="none")
     model = get_peft_model(base, config).eval()  # eval: dropout off on both sides
     for n, p in model.named_parameters():
         if p.requires_grad:
@@ -177,7 +178,7 @@ def on_cpu(args: argparse.Namespace) -> None:
     loops = {}
     for kernel in ("sdpa", "eager"):
         plain = load("minilm", classes=CLASSES, device="cpu", precision="float32", attention=kernel)
-        loops[kernel] = peft_model(plain.model)
+        loops[kernel] = peft_model(plain.model, [s.name for s in plain.sites("all")])
     print(f"threads {torch.get_num_threads()}, default precision here: {quick.dtype}, median of {args.repeats} (min-max)\n")
     print("| batch x tokens | clients | loss gap f32 | loss gap all on | same precision | everything on | steps/s all on |")
     print("|---|---|---|---|---|---|---|")
@@ -232,7 +233,7 @@ def on_gpu(args: argparse.Namespace) -> None:
         pad_token_id, model_max_length, model_input_names = 0, 2048, ("input_ids",)
 
     backbone = describe_model(fresh(), Words(), {"score.weight"}, name="llama-1b", device=device, dtype=torch.bfloat16, digest="random")
-    plain = peft_model(fresh().eval())
+    plain = peft_model(fresh().eval(), [s.name for s in backbone.sites("all")])
     print(f"{torch.cuda.get_device_name(device)}, {backbone.parameters / 1e9:.2f} B parameters, bfloat16, median of {args.repeats}\n")
     print("| batch x tokens | clients in a pack | loss gap | packed against loop | steps/s |")
     print("|---|---|---|---|---|")

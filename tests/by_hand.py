@@ -116,6 +116,13 @@ def kept(run: tiny.Federation) -> dict[str, dict[str, Tensor]]:
     return found
 
 
+def personal_logits(run: tiny.Federation, view: str = "personal", rows: np.ndarray | None = None) -> dict[str, Tensor]:
+    """Client -> what its own model says about rows of the table (its test rows, if None)."""
+    owner = {c.id: run.server for c in run.clients}
+    wanted = {c.id: c.data.test if rows is None else rows for c in run.clients}
+    return run.simulation._personal_logits(view, owner, run.clients, wanted)
+
+
 def record(run: tiny.Federation) -> list[list[Update]]:
     """From now on the updates that the server of this run reads, one list a round."""
     seen: list[list[Update]] = []
@@ -166,7 +173,8 @@ def mean_product(updates: Sequence[Update], site: str, scales: Sequence[float]) 
     found = torch.zeros(())
     for u, s in zip(updates, scales, strict=True):
         a, b = u.tensors[f"lora/{site}/A"], u.tensors[f"lora/{site}/B"]
-        assert isinstance(a, Tensor) and isinstance(b, Tensor)
+        assert isinstance(a, Tensor)
+        assert isinstance(b, Tensor)
         found = found + u.weight / total * s * b @ a
     return found
 

@@ -28,6 +28,7 @@ import pytest  # noqa: E402
 def tiny() -> Callable[..., str]:
     """``tiny("bert", num_hidden_layers=2)`` -> folder of a saved tiny random model with its tokenizer."""
     import torch
+
     from tiny import folder
 
     torch.set_num_threads(1)

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
+import tiny
 from weft.backbones import load as loading
 from weft.backbones.backbone import GROUPS, Backbone, frozen_fingerprint
 from weft.backbones.load import find, hash_weights, load, packaged_weights, pick_device, pick_precision
@@ -119,9 +119,7 @@ def test_every_linear_layer_of_a_block_has_the_role_its_architecture_gives_it(ki
 def test_blocks_are_listed_in_the_order_in_which_they_run(kind: str) -> None:
     b = tiny.backbone(kind)
     order: list[str] = []
-    handles = [
-        b.module(n).register_forward_hook(lambda _m, _a, _o, n=n: order.append(n)) for n in b.blocks
-    ]
+    handles = [b.module(n).register_forward_hook(lambda _m, _a, _o, n=n: order.append(n)) for n in b.blocks]
     b.model(input_ids=torch.tensor([[5, 6, 7]]))
     for h in handles:
         h.remove()
@@ -288,9 +286,7 @@ def test_sites_given_by_names_are_the_modules_that_peft_targets(kind: str, names
     ends = names.split(",")
     model = AutoModel.from_pretrained(tiny.folder(kind))
     chosen = get_peft_model(model, LoraConfig(r=1, target_modules=ends))
-    adapted = {
-        n.removeprefix("base_model.model.") for n, m in chosen.named_modules() if isinstance(m, LoraLayer)
-    }
+    adapted = {n.removeprefix("base_model.model.") for n, m in chosen.named_modules() if isinstance(m, LoraLayer)}
     b = tiny.backbone(kind)
     prefix = b.model.base_model_prefix + "."
     inside = {n for n in adapted if any((prefix + n).startswith(block + ".") for block in b.blocks)}
@@ -352,9 +348,7 @@ def test_the_packaged_weights_are_found_without_importing_the_package() -> None:
     assert find("minilm") == (str(folder), KNOWN["minilm"], "sentence-transformers/all-MiniLM-L6-v2")
 
 
-def test_damaged_packaged_weights_are_refused_by_their_checksum(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_damaged_packaged_weights_are_refused_by_their_checksum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "weights"
     shutil.copytree(tiny.folder("bert"), folder)
     monkeypatch.setattr(loading, "packaged_weights", lambda known: folder)
@@ -384,18 +378,9 @@ def test_a_hub_model_that_cannot_be_had_offline_says_what_to_do(name: str) -> No
     assert "\n" not in str(e.value)
 
 
-def test_a_hub_id_in_the_local_cache_loads_and_is_hashed_by_its_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hub_id_in_the_local_cache_loads_and_is_hashed_by_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = Path(tiny.folder("bert"))
-    repository = tmp_path / "models--someone--some-model"
-    snapshot = repository / "snapshots" / ("0" * 40)
-    shutil.copytree(source, snapshot)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text("0" * 40)
-    for module in ("huggingface_hub.constants", "transformers.utils.hub", "huggingface_hub.file_download"):
-        for attribute in ("HF_HUB_CACHE", "TRANSFORMERS_CACHE", "PYTORCH_TRANSFORMERS_CACHE"):
-            monkeypatch.setattr(f"{module}.{attribute}", str(tmp_path), raising=False)
+    tiny.hub(monkeypatch, tmp_path, {"someone/some-model": str(source)})
     b = load("someone/some-model", classes=2, device="cpu", precision="float32")
     assert (b.name, b.hub_id, b.path) == ("someone/some-model", "someone/some-model", "someone/some-model")
     assert b.weight_hash == hashlib.sha256((source / "model.safetensors").read_bytes()).hexdigest()
@@ -528,9 +513,7 @@ def test_a_collated_batch_is_what_the_tokenizer_itself_gives(kind: str, pairs: b
     got, rows = collated(b, pairs)
     chosen = rows.take(np.array([4, 0, 2]))
     second = None if chosen.pairs is None else list(chosen.pairs)
-    want = b.tokenizer(
-        list(chosen.texts), second, truncation=True, max_length=16, padding=True, return_tensors="pt"
-    )
+    want = b.tokenizer(list(chosen.texts), second, truncation=True, max_length=16, padding=True, return_tensors="pt")
     assert torch.equal(got["input_ids"], want["input_ids"])
     assert torch.equal(got["attention_mask"], want["attention_mask"])
     if "token_type_ids" in got:

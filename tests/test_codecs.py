@@ -110,6 +110,14 @@ def test_quant8_scales_with_what_it_quantises(x: Tensor, power: int) -> None:
     assert torch.equal(through("quant8", x * 2**power), through("quant8", x) * 2**power)
 
 
+def test_quant8_never_rounds_its_scale_below_the_largest_element() -> None:
+    """Else a level of 128 could be drawn, which a signed byte turns into -128."""
+    for largest in (1 + 1e-12, 1 / 3, 0.1, 1e-50, 3e38):
+        wire, _ = Quant8().encode({"a/x": torch.tensor([-largest, 0.0], dtype=torch.float64)}, generator(0))
+        assert wire["a/x::scale"].dtype == torch.float32
+        assert largest <= wire["a/x::scale"].item() <= largest * (1 + 2e-7) + 2e-45
+
+
 def test_quant8_costs_a_byte_per_element_and_four_per_tensor() -> None:
     shapes = {"lora/a": (3, 5), "lora/b": (), "head/c": (0, 4)}
     frame = encode(

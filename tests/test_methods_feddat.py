@@ -89,9 +89,7 @@ def a_turn(run: tiny.Federation, values: dict[str, Tensor], steps: list[np.ndarr
             value.requires_grad_(True)
             groups[1e-2 if value.dim() == 2 else 0.0].append(value)  # none on biases
     model = Adapted(run, values)
-    opt = torch.optim.AdamW(
-        [{"params": p, "weight_decay": d} for d, p in groups.items()], lr=3e-2, betas=(0.9, 0.98), eps=1e-8
-    )
+    opt = torch.optim.AdamW([{"params": p, "weight_decay": d} for d, p in groups.items()], lr=3e-2, betas=(0.9, 0.98), eps=1e-8)
     total = 2 * len(steps)
     rate = torch.optim.lr_scheduler.LambdaLR(opt, lambda i: min((i + 1) / (0.1 * total), (total - i) / (0.9 * total), 1.0))
 
@@ -139,7 +137,8 @@ def test_without_distillation_the_shared_adapter_is_tuned_as_if_it_were_alone() 
     run.run()
     for name, found in by_hand.shared(run).items():
         grad = values[name].grad
-        assert grad is not None and grad.norm() > 0
+        assert grad is not None
+        assert grad.norm() > 0
         by_hand.close(found, values[name].detach() - 0.1 * grad)
 
 
@@ -192,7 +191,8 @@ def test_the_distillation_term_is_the_tempered_divergence_times_t_squared_and_ne
     teacher, student = torch.randn(2, 4, 7, 5, generator=g, dtype=torch.float64) * 4
     mask = torch.arange(7).expand(4, 7) < torch.tensor([[7], [3], [1], [0]])
     found = distillation(teacher, student, mask, 2.5)
-    assert bool((found >= 0).all()) and found[3] == 0
+    assert bool((found >= 0).all())
+    assert found[3] == 0
     for k in range(3):
         by_hand.close(found[k], tempered(teacher[k][mask[k]], student[k][mask[k]], 2.5), 1e-12)
 
@@ -238,7 +238,8 @@ def test_only_the_shared_adapter_is_sent() -> None:
     m = 32 // 8
     for updates in seen:
         for u in updates:
-            assert {n.split("/")[0] for n in u.tensors} == {"ours"} and not u.facts
+            assert {n.split("/")[0] for n in u.tensors} == {"ours"}
+            assert not u.facts
             assert sum(v.numel() for v in u.tensors.values() if isinstance(v, Tensor)) == 3 * (2 * 32 * m + m + 32)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 
 import by_hand
-import pytest
 import tiny
 from weft.adaptation.optim import Optim
 from weft.federation.message import APPENDED, Update
@@ -30,7 +30,8 @@ def deltas(run: tiny.Federation) -> dict[str, Tensor]:
 def product(update: Update, site: str) -> Tensor:
     """s_k B_k A_k with s_k = 2 for every rank."""
     a, b = update.tensors[f"lora/{site}/A"], update.tensors[f"lora/{site}/B"]
-    assert isinstance(a, Tensor) and isinstance(b, Tensor)
+    assert isinstance(a, Tensor)
+    assert isinstance(b, Tensor)
     return 2.0 * b @ a
 
 
@@ -75,7 +76,9 @@ def test_one_client_is_merge_and_restart_and_not_lora_that_goes_on() -> None:
         )
         values = {n: v for n, v in trained.items() if n.startswith(("base/", "head/"))}
         for site in by_hand.sites(run):
-            values[f"base/{site}/delta"] = values[f"base/{site}/delta"] + 2.0 * trained[f"lora/{site}/B"] @ trained[f"lora/{site}/A"]
+            values[f"base/{site}/delta"] = (
+                values[f"base/{site}/delta"] + 2.0 * trained[f"lora/{site}/B"] @ trained[f"lora/{site}/A"]
+            )
         run.simulation.round(t)
         for name, wanted in values.items():
             by_hand.close(by_hand.shared(run)[name], wanted)
@@ -142,7 +145,8 @@ def test_a_client_that_stayed_away_owes_all_the_stacks_it_missed() -> None:
         run.method.aggregate(run.server, by_hand.invented(run, [3.0, 3.0]))
     owed = run.method.send(run.server, absent).tensors
     whole, part = owed[f"base/{site}/delta"], run.method.send(run.server, present).tensors[f"base/{site}/delta{APPENDED}"]
-    assert isinstance(whole, LowRank) and isinstance(part, LowRank)
+    assert isinstance(whole, LowRank)
+    assert isinstance(part, LowRank)
     assert (whole.rank, part.rank) == (3 * 4, 4)
     assert whole.numel == (2 + 2) * 3 * (32 + 32)
     by_hand.close(whole.dense(), deltas(run)[site], 1e-12)
@@ -158,7 +162,8 @@ def test_a_stack_of_more_rank_than_the_layer_is_compressed_without_moving_the_mo
         run.method.aggregate(run.server, made)
         exact += by_hand.mean_product(made, site, [2.0] * 3)
         delta = run.server.shared[f"base/{site}/delta"]
-        assert isinstance(delta, LowRank) and delta.rank <= 32 < (t + 1) * 3 * 12
+        assert isinstance(delta, LowRank)
+        assert delta.rank <= 32 < (t + 1) * 3 * 12
         by_hand.close(delta.dense(), exact)
 
 

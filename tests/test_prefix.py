@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from torch import Tensor
 
+import tiny
 from weft.adaptation.bias import Bias
 from weft.adaptation.bottleneck import Bottleneck
 from weft.adaptation.head import Head
@@ -31,9 +31,7 @@ class Counter:
 
     def __init__(self, b: Backbone):
         self.runs = [0] * len(b.blocks)
-        self.handles = [
-            b.module(n).register_forward_pre_hook(self._hook(i), with_kwargs=True) for i, n in enumerate(b.blocks)
-        ]
+        self.handles = [b.module(n).register_forward_pre_hook(self._hook(i), with_kwargs=True) for i, n in enumerate(b.blocks)]
         inner = [next(s for s in b.linears if s.block == i).name for i in range(len(b.blocks))]
         self.inside = [0] * len(b.blocks)
         self.handles += [b.module(n).register_forward_pre_hook(self._deep(i)) for i, n in enumerate(inner)]

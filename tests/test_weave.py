@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import tiny
 from weft.adaptation.bias import Bias
 from weft.adaptation.bottleneck import Bottleneck
 from weft.adaptation.head import Head
@@ -203,9 +203,7 @@ def test_the_gradient_of_one_clients_loss_is_zero_for_everybody_else() -> None:
 
 
 def scaled(values: Mapping[str, Any], part: str, roles: Sequence[str], factor: float) -> dict[str, Any]:
-    return {
-        n: v * factor if n.startswith(part + "/") and n.rsplit("/", 1)[1] in roles else v for n, v in values.items()
-    }
+    return {n: v * factor if n.startswith(part + "/") and n.rsplit("/", 1)[1] in roles else v for n, v in values.items()}
 
 
 @pytest.mark.parametrize(("part", "roles"), [(LoRA(2, 4.0, "all"), ("B",)), (Bottleneck(8), ("up", "up_bias"))])
@@ -468,7 +466,7 @@ def test_a_pack_of_layer_subsets_equals_each_clients_own_shortened_model(kind: s
     b = bench.backbone
     parts = [{"lora": LoRA(2, 4.0, "all"), "x": Bottleneck(8), "head": Head()} for _ in range(3)]
     values = [tiny.values_for(bench, p, seed=i) for i, p in enumerate(parts)]
-    hold = torch.tensor([[l in kept for l in range(3)] for kept in HELD])
+    hold = torch.tensor([[block in kept for block in range(3)] for kept in HELD])
     weight = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
     pack = tiny.leaves(tiny.pack_of(bench, parts, values), "*")
     pack.hold(hold)

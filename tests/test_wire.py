@@ -179,6 +179,13 @@ def test_a_quantised_difference_is_off_by_less_than_a_127th_of_the_largest_move(
     assert error <= step + rounding * float(new.double().abs().max())
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_quantised_difference_is_taken_in_no_less_than_float32(dtype: torch.dtype) -> None:
+    """A lone element is its tensor's largest and arrives exactly, if 1000 - 0.125 survives: half precision has 1000 or 999.5."""
+    old, new = torch.tensor([1000.0], dtype=dtype), torch.tensor([0.125], dtype=dtype)
+    assert same(send({"head/x": new}, Quant8(), reference={"head/x": old})[1].tensors["head/x"], new)
+
+
 def test_factored_values_and_values_new_to_the_receiver_are_sent_as_values() -> None:
     tensors = some_tensors(0) | {"base/x": some_lowrank(0)}
     reference = some_tensors(1) | {"base/x": some_lowrank(1)}
@@ -203,6 +210,7 @@ def test_factored_values_and_values_new_to_the_receiver_are_sent_as_values() -> 
         ({"facts/x": torch.zeros(1)}, {}),
         ({"/x": torch.zeros(1)}, {}),
         ({"a/\ud800": torch.zeros(1)}, {}),
+        ({"a/" + "x" * (5 << 20): torch.zeros(1)}, {}),
         ({"a/x": torch.zeros(1, dtype=torch.int64)}, {}),
         ({"a/x": torch.zeros(1, dtype=torch.complex64)}, {}),
         ({}, {"x": None}),

@@ -146,9 +146,7 @@ def tokenizer(model_type: str) -> Any:
     names = ["input_ids", "attention_mask"]
     if model_type in ("bert", "electra", "albert", "deberta-v2"):
         names.insert(1, "token_type_ids")
-    return PreTrainedTokenizerFast(
-        tokenizer_object=inner, model_max_length=64, model_input_names=names, **special
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=inner, model_max_length=64, model_input_names=names, **special)
 
 
 @torch.no_grad()
@@ -412,3 +410,15 @@ def leaves(of: Pack, *names: str) -> Pack:
     for name, value in of.params(*names).items():
         of.tensors[name] = value.contiguous().detach().requires_grad_(True)
     return of
+
+
+def hub(monkeypatch: Any, cache: Path, models: Mapping[str, str]) -> None:
+    """Make hub ids stand for local folders, as after a download: id -> folder."""
+    for name, source in models.items():
+        repository = cache / ("models--" + name.replace("/", "--"))
+        shutil.copytree(source, repository / "snapshots" / ("0" * 40))
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text("0" * 40)
+    for module in ("huggingface_hub.constants", "transformers.utils.hub"):
+        for attribute in ("HF_HUB_CACHE", "TRANSFORMERS_CACHE", "PYTORCH_TRANSFORMERS_CACHE"):
+            monkeypatch.setattr(f"{module}.{attribute}", str(cache), raising=False)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 
+import tiny
 import weft
 from weft.data.rows import Source
 from weft.federation import files

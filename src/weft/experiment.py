@@ -145,10 +145,9 @@ def resolve(
         stored = {n: v for n, v in stored.items() if n not in dropped}
         if dropped:
             notes.append(f"the file's {', '.join(dropped)} belong to another method, and are left out.")
-    user = stored | asked
-    slug = str(user.get("method", Experiment().method))
+    slug = str(asked.get("method", of_file))
     cls = type(method) if method is not None else registry.load(slug)
-    user = _full_names(cls, user)
+    user = _full_names(cls, stored) | _full_names(cls, asked)
     recipe: dict[str, Any] = {}
     if user.get("recipes", True) is not False:
         model, data = (str(user.get(n, getattr(Experiment(), n))) for n in ("model", "data"))
@@ -176,7 +175,7 @@ def checked(settings: Mapping[str, Any], parameters: Iterable[str] = ()) -> Expe
     Raises:
         UserError: unknown names, wrong types or ranges.
     """
-    own = {n: None if v == "none" and n in _OPTIONAL else v for n, v in settings.items()}
+    own: dict[str, Any] = {n: None if v == "none" and n in _OPTIONAL else v for n, v in settings.items()}
     try:
         return Experiment(**own)
     except ValidationError as e:
@@ -296,7 +295,7 @@ def _said(name: str, errors: list[Any], parameters: Iterable[str]) -> str:
         return f'there is no setting "{name}"{_near(name, choices)}'
     wanted = " or ".join(dict.fromkeys(_wanted(e) for e in errors))
     near = _near(given, _choices(errors)) if isinstance(given, str) else ""
-    return f'{name} is {_shown(given)}, but must be {wanted}{near}'
+    return f"{name} is {_shown(given)}, but must be {wanted}{near}"
 
 
 def _near(name: str, choices: Iterable[str]) -> str:

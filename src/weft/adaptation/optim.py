@@ -29,7 +29,7 @@ class Optim:
         lr: learning rate. weight_decay: decoupled for AdamW, L2 for SGD. decay_biases: whether it acts on biases and norms too.
         betas, eps: of AdamW. momentum: of SGD.
         clip: largest gradient norm of one client over all its tensors in the step; None = off.
-        schedule: of the learning rate over the client's own steps of the round: ``linear`` (to 0), ``cosine`` (to 0), ``constant``.
+        schedule: of the learning rate over the client's own steps of the round: ``linear`` or ``cosine`` (to 0), ``constant``.
         warmup: fraction of the steps over which the rate rises from 0.
     """
 
@@ -66,7 +66,9 @@ class Optimizer:
     def __init__(self, params: Mapping[str, Tensor], settings: Optim, total: Tensor):
         self.params = dict(params)
         self.settings = settings
-        self.total = total.clamp(min=1).double()
+        # counts and rates in float64, except on Apple's MPS, which has none
+        exact = torch.float32 if total.device.type == "mps" else torch.float64
+        self.total = total.clamp(min=1).to(exact)
         self.ticks = torch.zeros_like(self.total)  # batches seen, for the schedule
         self.steps = {n: torch.zeros_like(self.total) for n in self.params}  # updates of a tensor, for Adam's bias correction
         self.moments: dict[str, tuple[Tensor, ...]] = {}
@@ -122,7 +124,7 @@ class Optimizer:
         assert self.settings.clip is not None
         square = torch.zeros_like(self.total)
         for name, grad in pairs:
-            square += torch.where(masks[name], grad.double().square().flatten(1).sum(1), 0.0)
+            square += torch.where(masks[name], grad.to(square.dtype).square().flatten(1).sum(1), 0.0)
         factor = (self.settings.clip / (square.sqrt() + 1e-6)).clamp(max=1.0)
         return [(n, g * _wide(factor, g)) for n, g in pairs]
 

@@ -76,10 +76,10 @@ class Weave:
 
         def patch(module: nn.Module, forward: Callable[..., Any]) -> None:
             patched.append((module, vars(module).get("forward")))
-            module.forward = forward  # type: ignore[method-assign]
+            module.forward = forward
 
         apart: set[int | None] = set()
-        after: dict[str, Callable[..., Any]] = {}  # of whole blocks: inside the gate, so that rows that skip the block skip it too
+        after: dict[str, Callable[..., Any]] = {}  # of whole blocks: inside the gate, as rows may skip them
         try:
             for name, here in self._by_module.items():
                 module = self.backbone.module(name)
@@ -140,6 +140,7 @@ class Weave:
         for p in here:
             term = p.part.apply(module, self._values(p), x, out)
             weight = 1.0 if p.part.always else self._weight(p.part_name)
+            assert weight is not None  # a part that is off has no hook
             if isinstance(weight, Tensor):
                 per_row = term.shape[1] // weight.shape[1] if weight.dim() == 2 else term.shape[1]
                 spread = weight.repeat_interleave(per_row, 1) if weight.dim() == 2 else weight.unsqueeze(1)
@@ -254,9 +255,7 @@ def _take(value: Any, keep: Tensor, n: int, names: Collection[str], path: str = 
     return value
 
 
-def place(
-    backbone: Backbone, parts: list[Mapping[str, Part]], device: torch.device, dtype: torch.dtype
-) -> list[Placed]:
+def place(backbone: Backbone, parts: list[Mapping[str, Part]], device: torch.device, dtype: torch.dtype) -> list[Placed]:
     """The parts of K clients (one mapping each, same names and sites, possibly other ranks) as one list of placed parts.
 
     Raises:
@@ -300,13 +299,13 @@ def stack(values: list[Tensor | LowRank | None], device: torch.device, dtype: to
         as_b = [None if v is None else (v.B * v.scale) for v in values]  # type: ignore[union-attr]
         if all(v is present for v in values):
             as_a, as_b = [as_a[0]] * len(values), [as_b[0]] * len(values)
-        return stack(as_a, device, dtype), stack(as_b, device, dtype)  # type: ignore[return-value,arg-type]
+        return stack(as_a, device, dtype), stack(as_b, device, dtype)  # type: ignore[return-value]
     if all(v is present for v in values):
         one = present.to(device, dtype)
         return one.unsqueeze(0).expand(len(values), *one.shape)
-    shape = [max(v.shape[i] for v in values if v is not None) for i in range(present.dim())]  # type: ignore[union-attr]
+    shape = [max(v.shape[i] for v in values if v is not None) for i in range(present.dim())]
     out = torch.zeros(len(values), *shape, device=device, dtype=dtype)
     for row, v in zip(out, values, strict=True):
         if v is not None:
-            row[tuple(slice(0, s) for s in v.shape)] = v.to(device, dtype)  # type: ignore[union-attr]
+            row[tuple(slice(0, s) for s in v.shape)] = v.to(device, dtype)
     return out

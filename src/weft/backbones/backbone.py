@@ -55,8 +55,9 @@ class Backbone:
         weight_hash: sha256 over the weight files (over the tensors if there are no files).
         model: Hugging Face sequence-classification model, eval mode, nothing requires a gradient.
         blocks: paths of the transformer blocks in order. shared_blocks: one block is called several times (ALBERT).
-        tuple_blocks: size of the tuple in which blocks return their hidden state; 0 = on its own. row_arguments: a block's arguments with an entry per row.
-        linears, norms, heads, bottlenecks: sites by kind. d: hidden size.
+        tuple_blocks: size of the tuple in which blocks return their hidden state; 0 = on its own.
+        row_arguments: a block's arguments with an entry per row.
+        linears, norms, heads, bottlenecks: sites by kind; outer: linear layers outside the blocks and the head. d: hidden size.
         pools: which tokens the head reads: ``first``, ``last`` or ``all``.
         originals: float32 copies of all pretrained biases, and of a head that the checkpoint holds (the model itself may be in
             bfloat16).
@@ -81,6 +82,7 @@ class Backbone:
     originals: dict[str, Tensor]
     max_length: int
     notes: tuple[str, ...] = ()
+    outer: list[Site] = field(default_factory=list)
     _modules: dict[str, nn.Module] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -125,9 +127,7 @@ class Backbone:
         for word in (w.strip() for w in spec.split(",")):
             if word not in GROUPS and word not in LINEAR_ROLES:
                 choices = [*GROUPS, *LINEAR_ROLES]
-                raise UserError(
-                    f'unknown site "{word}": use {", ".join(choices)}, or names:ENDING.{nearest(word, choices)}'
-                )
+                raise UserError(f'unknown site "{word}": use {", ".join(choices)}, or names:ENDING.{nearest(word, choices)}')
             roles = set(GROUPS.get(word, (word,)))
             if not any(roles & set(s.roles) for s in inside):
                 raise UserError(f'backbone "{self.name}" has no site "{word}"; try --set method.sites=all.')

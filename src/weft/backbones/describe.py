@@ -38,7 +38,8 @@ def features(module: nn.Module) -> tuple[int, int] | None:
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features
     if type(module).__name__ == "Conv1D":
-        d_in, d_out = module.weight.shape
+        weight: Any = module.weight
+        d_in, d_out = weight.shape
         return int(d_in), int(d_out)
     return None
 
@@ -85,6 +86,16 @@ def linear_sites(model: nn.Module, blocks: list[str], common: Collection[str] = 
             bias = getattr(module, "bias", None) is not None
             full = f"{path}.{name}"
             found.append(Site(full, role, *size, block=index, bias=bias, per_row=full not in common))
+    return found
+
+
+def outer_sites(model: nn.Module, blocks: list[str], apart: Collection[str]) -> list[Site]:
+    """Linear layers of the base model outside its blocks (a pooler, a projection of embeddings), but for those in ``apart``."""
+    found = []
+    for name, module in model.named_modules():
+        size = features(module)
+        if size is not None and block_index(name, blocks) is None and name not in apart:
+            found.append(Site(name, "outer", *size, block=None, bias=getattr(module, "bias", None) is not None))
     return found
 
 
@@ -138,7 +149,8 @@ class Trace:
     """What only a run of the model tells.
 
     Attributes:
-        bottlenecks: sites of a bottleneck adapter. tuple_blocks: size of the tuple in which blocks return their hidden state; 0 = on its own.
+        bottlenecks: sites of a bottleneck adapter.
+        tuple_blocks: size of the tuple in which blocks return their hidden state; 0 = on its own.
         pools: the tokens that the head reads: ``first``, ``last`` (of a row's own tokens) or ``all``.
         common: modules called with something else than the rows of the batch, as DeBERTa's with its table of positions.
         row_arguments: arguments of a block that have one entry per row.

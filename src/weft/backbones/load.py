@@ -181,8 +181,8 @@ def describe_model(
     lost = sorted(n for n in fresh if describe.block_index(n, blocks) is not None)
     if lost:
         raise UserError(
-            f'the checkpoint of "{name}" lacks {len(lost)} tensors of its blocks, such as {lost[0]}; is it damaged, or of another '
-            "architecture than its config.json says?"
+            f'the checkpoint of "{name}" lacks {len(lost)} tensors of its blocks, such as {lost[0]}: it is damaged, or of '
+            "another architecture than its config.json says; get it anew."
         )
     heads = describe.head_sites(model, prefix, fresh)
     if not heads:
@@ -196,7 +196,8 @@ def describe_model(
     }
     seen = describe.trace(model, blocks, d)
     norms = describe.norm_sites(model, blocks, own)
-    notes = tuple(f"the bias of {s.name} is common to all rows and stays frozen" for s in norms if s.bias and s.name in seen.common)
+    common = [s.name for s in norms if s.bias and s.name in seen.common]
+    notes = tuple(f"the bias of {n} is common to all rows of a batch, so it stays frozen." for n in common)
     model.to(device=device or torch.device("cpu"), dtype=dtype)
     limit = int(getattr(config, "max_position_embeddings", 0) or 512)
     return Backbone(
@@ -219,6 +220,7 @@ def describe_model(
         originals=originals,
         max_length=min(limit, int(min(getattr(tokenizer, "model_max_length", limit), 1 << 20))),
         notes=notes,
+        outer=describe.outer_sites(model, blocks, own | seen.common),
     )
 
 

@@ -109,7 +109,7 @@ class PrefixCache:
             self.used += size
             return value.clone()
         if self._file is None:
-            self._file = tempfile.NamedTemporaryFile(prefix="weft-prefix-")
+            self._file = tempfile.NamedTemporaryFile(prefix="weft-prefix-")  # noqa: SIM115 - goes when the cache goes
         offset = self._file.seek(0, 2)
         self._file.write(len(value).to_bytes(8, "little") + value.contiguous().view(torch.uint8).numpy().tobytes())
         self._file.flush()

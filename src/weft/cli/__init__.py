@@ -36,9 +36,12 @@ app.command(rich_help_panel=LOOK)(listings.env)
 
 def _version(asked: bool) -> None:
     if asked:
-        from importlib.metadata import version
+        from importlib.metadata import PackageNotFoundError, version
 
-        typer.echo(f"weft {version('weft')}")
+        try:
+            typer.echo(f"weft {version('weft')}")
+        except PackageNotFoundError:
+            typer.echo("weft, from a checkout that is not installed")
         raise typer.Exit
 
 

@@ -1,4 +1,167 @@
+"""``weft eval``, ``predict`` and ``export``: what a finished run is good for."""
+
 from __future__ import annotations
-def evaluate() -> None: ...
-def predict() -> None: ...
-def export() -> None: ...
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from weft.cli.errors import out
+from weft.cli.listings import Json, show_json
+from weft.cli.progress import starting
+from weft.errors import UserError
+
+Folder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, or of an exported model.")]
+Base = Annotated[
+    str | None,
+    typer.Option(help="Where the frozen backbone is, if not where it was: short name, hub id or folder.", show_default=False),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+Precision = Annotated[str, typer.Option(help="Of the frozen backbone: auto, float32 or bfloat16.")]
+
+
+def evaluate(
+    folder: Folder,
+    data: Annotated[str, typer.Option(help="Labelled rows: catalogue name, hub id, file or folder. Labels match by name.")],
+    split: Annotated[str | None, typer.Option(help="test, validation or train; the first there is.", show_default=False)] = None,
+    text: Annotated[str | None, typer.Option(help="Column of the text, if the guess is wrong.", show_default=False)] = None,
+    pair: Annotated[str | None, typer.Option(help="Column of a second text.", show_default=False)] = None,
+    label: Annotated[str | None, typer.Option(help="Column of the label.", show_default=False)] = None,
+    limit: Annotated[int | None, typer.Option(help="Use at most so many rows.", show_default=False)] = None,
+    base: Base = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    as_json: Json = False,
+) -> None:
+    """Score a run's model on other labelled data: accuracy with its 95 % interval, macro-F1, loss.
+
+    [bold]Example[/bold]
+
+      weft eval runs/fedit-pydocs-minilm-s0 --data more.csv --label area
+    """
+    from rich.text import Text
+
+    from weft.cli.cards import grid
+    from weft.cli.progress import Lines
+
+    screen = out(stderr=as_json)
+    with starting(screen, as_json):
+        from weft.export import evaluate_run
+        from weft.export.predictor import model_folder
+
+        model_folder(folder.expanduser())  # said before the data are read, which takes longer
+        found = evaluate_run(
+            folder,
+            data,
+            split=split,
+            text=text,
+            pair=pair,
+            label=label,
+            limit=limit,
+            base=base,
+            device=device,
+            precision=precision,
+            observer=Lines(screen),
+        )
+    if as_json:
+        show_json(found)
+        return
+    table = grid("", ">value", "95 % interval")
+    for e in found:
+        interval = f"{e['low']:.3f} to {e['high']:.3f}" if "low" in e else ""
+        table.add_row(Text(e["metric"].replace("_", " "), style="cyan"), f"{e['value']:.4f}", interval)
+    screen.print(table)
+    if found:
+        screen.print()
+        screen.print(Text(f"view {found[0]['view']}, {found[0]['n']:,} rows of {found[0]['people']}, pooled", style="dim"))
+
+
+def predict(
+    folder: Folder,
+    texts: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[TEXT]...", help="Texts; without any, a text a line from stdin.", show_default=False),
+    ] = None,
+    base: Base = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    as_json: Json = False,
+) -> None:
+    """Classes of new texts by a run's model, with its probability.
+
+    [bold]Examples[/bold]
+
+      weft predict runs/fedit-pydocs-minilm-s0 "Open a socket and listen." "Parse a date."
+      weft predict runs/fedit-pydocs-minilm-s0 < lines.txt
+    """
+    from rich.text import Text
+
+    from weft.cli.cards import grid
+
+    if not texts and sys.stdin.isatty():
+        raise UserError('there is nothing to classify: give texts, as in weft predict RUN "a text", or lines on stdin.')
+    given = texts or [line.strip() for line in sys.stdin if line.strip()]
+    screen = out()
+    with starting(screen, as_json):
+        from weft.export import load
+
+        model = load(folder, base=base, device=device, precision=precision)
+        chances = model.probabilities(given).tolist()
+    found: list[dict[str, Any]] = [
+        {
+            "text": text,
+            "label": max(zip(row, model.classes, strict=True))[1],
+            "probabilities": dict(zip(model.classes, row, strict=True)),
+        }
+        for text, row in zip(given, chances, strict=True)
+    ]
+    if as_json:
+        show_json(found)
+        return
+    table = grid("label", ">probability", "text")
+    for one in found:
+        table.add_row(Text(one["label"], style="bold cyan"), f"{one['probabilities'][one['label']]:.2f}", Text(one["text"]))
+    screen.print(table)
+
+
+def export(
+    folder: Folder,
+    to: Annotated[Path, typer.Option(help="A new folder.")],
+    client: Annotated[
+        str | None, typer.Option(help="The own model of this client, where the method gives it one.", show_default=False)
+    ] = None,
+    view: Annotated[str | None, typer.Option(help="One of the method's views.", show_default=False)] = None,
+    as_json: Json = False,
+) -> None:
+    """Write the adapter alone, for use elsewhere. It is loaded again and its logits compared before this says it is done.
+
+    Low-rank parts and a head load with plain PEFT (PeftModel.from_pretrained), anything
+    else with weft.export.load; README.md in the folder shows how.
+
+    [bold]Example[/bold]
+
+      weft export runs/fedit-pydocs-minilm-s0 --to my-adapter
+    """
+    from dataclasses import asdict
+
+    from rich.text import Text
+
+    screen = out()
+    with starting(screen, as_json):
+        from weft.export import export_run
+
+        report = export_run(folder, to, client=client, view=view)
+    if as_json:
+        show_json(asdict(report))
+        return
+    how = "PeftModel.from_pretrained" if report.kind == "peft" else "weft.export.load"
+    whose = "the federation's model" if report.client is None else f"client {report.client}'s own model"
+    screen.print(Text(f"{to}: {whose}, view {report.view}, on {report.base}; loads with {how}."), soft_wrap=True)
+    screen.print(
+        Text(f"Loaded again: logits of {report.rows} rows differ by {report.difference:.1g} at most.", style="dim"),
+    )
+    for note in report.notes:
+        screen.print(Text(note, style="dim"))
+    screen.print(Text(", ".join(report.files), style="dim"))

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from weft.backbones.names import Known
-    from weft.data.hub_sets import Entry
     from weft.cli.sizes import Sizes
+    from weft.data.hub_sets import Entry
     from weft.federation.info import MethodInfo
     from weft.methods.settings import Parameter
 

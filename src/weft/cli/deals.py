@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from rich.columns import Columns
 from rich.text import Text
 
 from weft.cli.cards import grid
@@ -58,8 +59,7 @@ def show_deal(out: Console, dealt: FederatedData) -> None:
         out.print(Text(f"… and {len(dealt.clients) - shown} more clients (--json has them all)", style="dim"))
     if fits:
         out.print()
-        names = [f"{i} {name}" for i, name in enumerate(dealt.classes)]
-        out.print(Text("labels  " + "  ".join(n.replace(" ", "\u00a0") for n in names), style="dim"))
+        out.print(Columns([Text(f"{i:>2} {name}", style="dim") for i, name in enumerate(dealt.classes)], padding=(0, 3)))
     rows = [len(c.train) for c in dealt.clients]
     out.print()
     out.print(

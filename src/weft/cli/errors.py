@@ -23,12 +23,10 @@ BUG = (
 
 
 def out(stderr: bool = False) -> Console:
-    """Where people read: without colours where it is not a terminal or NO_COLOR is set, and lines unbroken where it is not."""
+    """Where people read: without colours where it is not a terminal, or NO_COLOR is set."""
     from rich.console import Console
 
-    console = Console(stderr=stderr, highlight=False)
-    console.soft_wrap = not console.is_terminal
-    return console
+    return Console(stderr=stderr, highlight=False)
 
 
 class Commands(TyperGroup):
@@ -44,7 +42,7 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as e:
-            out(stderr=True).print(f"\n{e}" if isinstance(e, Interrupted) else "\nStopped.", markup=False)
+            typer.echo(f"\n{e}" if isinstance(e, Interrupted) else "\nStopped.", err=True)
             raise typer.Exit(130) from None
 
 
@@ -55,8 +53,8 @@ def guarded(app: typer.Typer, arguments: Sequence[str] | None) -> int:
         code = command.main(arguments, prog_name="weft", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except click.exceptions.NoArgsIsHelpError as e:
-        typer.echo(e.format_message())
-        return 2
+        typer.echo(e.format_message())  # nothing was asked for, so nothing is wrong
+        return 0
     except click.UsageError as e:
         return complain(usage(e))
     except UserError as e:
@@ -78,7 +76,8 @@ def complain(sentence: str) -> int:
     """Print an error; returns exit code 2."""
     from rich.text import Text
 
-    out(stderr=True).print(Text.assemble(("Error: ", "bold red"), sentence))
+    screen = out(stderr=True)
+    screen.print(Text.assemble(("Error: ", "bold red"), sentence), soft_wrap=not screen.is_terminal)
     return 2
 
 
@@ -96,10 +95,7 @@ def about_file(error: OSError) -> str | None:
     """The sentence for an error of the disk that a person can put right, None for any other."""
     where = f" ({error.filename})" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return (
-            f"the disk is full{where}; what was saved before is intact: free some space, "
-            "then continue with weft resume RUN."
-        )
+        return f"the disk is full{where}; what was saved before is intact: free some space, then continue with weft resume RUN."
     reasons = {
         errno.EACCES: "permission is denied",
         errno.EPERM: "permission is denied",

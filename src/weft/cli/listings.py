@@ -75,7 +75,8 @@ def data(
     ] = None,
     clients: Annotated[int, typer.Option(min=1, help="Number of clients.")] = 8,
     partition: Annotated[
-        str, typer.Option(help="auto, iid, dirichlet, pathological or natural. auto: natural where the set has clients of its own.")
+        str,
+        typer.Option(help="auto (natural where the set has a key, else dirichlet), iid, dirichlet, pathological or natural."),
     ] = "auto",
     alpha: Annotated[float, typer.Option(help="Dirichlet: 0.1 is very skewed, 100 nearly even.")] = 0.5,
     classes_per_client: Annotated[int, typer.Option(help="Pathological: classes that each client holds.")] = 2,

@@ -97,8 +97,9 @@ def farewell(out: Console, done: Run) -> None:
     summary = done.summary
     seconds = round(summary["seconds"]["all"])
     out.print()
-    out.print(f"Saved in {done.folder} after {seconds // 60} min {seconds % 60} s.", markup=False)
-    out.print(Text.assemble(("Next: ", "bold"), " · ".join(suggestions(done))))
+    # paths and commands stay whole, to be copied
+    out.print(Text(f"Saved in {done.folder} after {seconds // 60} min {seconds % 60} s."), soft_wrap=True)
+    out.print(Text.assemble(("Next: ", "bold"), " · ".join(suggestions(done))), soft_wrap=True)
 
 
 def suggestions(done: Run) -> list[str]:
@@ -106,9 +107,7 @@ def suggestions(done: Run) -> list[str]:
     from weft.methods import registry
 
     settings, slug = done.summary["settings"], done.summary["method"]["slug"]
-    kept = [
-        part for n in ("model", "data") if settings[n]["origin"] == "user" for part in (f"--{n}", str(settings[n]["value"]))
-    ]
+    kept = [part for n in ("model", "data") if settings[n]["origin"] == "user" for part in (f"--{n}", str(settings[n]["value"]))]
     slugs = list(registry.infos())
     other = "flora" if slug != "flora" and "flora" in slugs else next((s for s in slugs if s != slug), slug)
     found = [shlex.join(["weft", "run", "--method", other, *kept])]

@@ -42,7 +42,7 @@ class Lines(Observer):
     def say(self, text: str) -> None:
         from rich.text import Text
 
-        self.out.print(Text(text[:1].upper() + text[1:], style="dim"))
+        self.out.print(Text(text, style="dim"), soft_wrap=not self.out.is_terminal)  # a line of a log stays whole
 
     def begin(self, stage: str, total: int) -> None:
         if stage not in ("rounds", "clients"):
@@ -80,8 +80,10 @@ class Bars(Lines):
             self._steps += by
             stage, by, figures = "clients", 0, {"step": self._steps}
         if stage in self._tasks:
-            shown = "  ".join(f"{k} {v}" for k, v in figures.items())
-            self.progress.update(self._tasks[stage], advance=by, **({"figures": shown} if shown else {}))
+            self.progress.update(self._tasks[stage], advance=by)
+            if figures:
+                shown = "  ".join(f"{v} ✓" if isinstance(v, str) else f"{k} {v}" for k, v in figures.items())
+                self.progress.update(self._tasks[stage], figures=shown)
 
     def end(self, stage: str) -> None:
         if stage in self._tasks:

@@ -86,9 +86,7 @@ def run(
     eval_clients: Annotated[int | None, _option(ROUNDS, "Score at most so many clients by themselves.", "all")] = None,
     pack: Annotated[str | None, _option(MACHINE, "Clients trained in one pass, or auto (from memory).", "auto")] = None,
     device: Annotated[str | None, _option(MACHINE, "auto, cpu, cuda or mps.", "auto")] = None,
-    precision: Annotated[
-        str | None, _option(MACHINE, "Of the frozen backbone: auto, float32 or bfloat16.", "auto")
-    ] = None,
+    precision: Annotated[str | None, _option(MACHINE, "Of the frozen backbone: auto, float32 or bfloat16.", "auto")] = None,
     max_length: Annotated[int | None, _option(MACHINE, "Tokens of a row; the rest is cut off.", "128")] = None,
     prefix_cache: Annotated[
         str | None, _option(MACHINE, "auto or off: compute frozen lower layers once per row.", "auto")
@@ -108,7 +106,8 @@ def run(
         int, typer.Option(min=1, help="Run so often and check that the numbers are the same.", rich_help_panel=OUTPUT)
     ] = 1,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, print plan, sizes and bytes, train nothing.", rich_help_panel=OUTPUT)
+        bool,
+        typer.Option("--dry-run", help="Check everything, print plan, sizes and bytes, train nothing.", rich_help_panel=OUTPUT),
     ] = False,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -123,9 +122,9 @@ def run(
       weft run --data reviews.csv --text body --label stars
       weft run experiment.toml --seed 1
 
-    Settings come from the method's paper; a recipe for the backbone and data lies over
-    them where there is one, and yours over both. What differs is printed first.
-    Results go to runs/NAME; a run that was stopped goes on with weft resume.
+    Settings come from the method's paper. A recipe for the backbone and data lies
+    over them where there is one, and what you type over both; what differs
+    from the paper is printed first. Results go to runs/NAME.
     """
     from weft import experiment
 
@@ -160,7 +159,12 @@ def resume(
     screen = out(stderr=as_json)
     with starting(screen, quiet):
         from weft.runs import execute
+        from weft.runs.result import load_run
+
+        before = load_run(folder)
     with watching(screen, quiet) as observer:
+        for line in before.rounds:
+            observer.round_done(line)
         done = execute.resume(folder, observer=observer)
     _show(done, screen, quiet, as_json)
 

@@ -1,4 +1,4 @@
-"""What a method trains and sends on a backbone: counted by rehearsing a few rounds on made-up rows, so that it holds for any method."""
+"""What a method trains and sends on a backbone, counted by rehearsing a few rounds, so that it holds for any method."""
 
 from __future__ import annotations
 

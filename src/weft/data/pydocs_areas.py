@@ -10,41 +10,41 @@ from __future__ import annotations
 
 #: area -> its modules; the order of the areas is the order of the labels.
 AREAS: dict[str, tuple[str, ...]] = {
-    "concurrency": ("concurrent", "multiprocessing", "queue", "sched", "subprocess", "threading"),
-    "data types": (
-        "bisect", "calendar", "collections", "copy", "datetime", "enum", "functools", "graphlib",
-        "heapq", "operator", "pprint", "reprlib", "types", "weakref", "zoneinfo",
+    "concurrency": (
+        "concurrent", "multiprocessing", "queue", "sched", "subprocess", "threading",
+    ),
+    "data types and numbers": (
+        "bisect", "calendar", "collections", "copy", "datetime", "decimal", "enum", "fractions", "functools",
+        "graphlib", "heapq", "numbers", "operator", "pprint", "random", "reprlib", "statistics", "types", "weakref",
+        "zoneinfo",
     ),
     "development tools": (
-        "bdb", "cProfile", "doctest", "ensurepip", "pdb", "profile", "pstats", "pydoc", "timeit",
-        "trace", "tracemalloc", "typing", "unittest", "venv", "zipapp",
+        "bdb", "cProfile", "doctest", "ensurepip", "pdb", "profile", "pstats", "pydoc", "timeit", "trace",
+        "tracemalloc", "typing", "unittest", "venv", "zipapp",
     ),
-    "files": (
-        "bz2", "configparser", "copyreg", "csv", "dbm", "filecmp", "fnmatch", "glob", "gzip",
-        "linecache", "lzma", "netrc", "os.path", "pathlib", "pickle", "plistlib", "shelve", "shutil",
-        "sqlite3", "stat", "tarfile", "tempfile", "tomllib", "zipfile",
+    "files and operating system": (
+        "argparse", "bz2", "cmd", "configparser", "copyreg", "csv", "ctypes", "curses", "dbm", "filecmp", "fileinput",
+        "fnmatch", "getopt", "getpass", "glob", "gzip", "hashlib", "hmac", "io", "linecache", "logging", "lzma",
+        "netrc", "optparse", "os", "os.path", "pathlib", "pickle", "platform", "plistlib", "pty", "secrets", "shelve",
+        "shlex", "shutil", "sqlite3", "stat", "tarfile", "tempfile", "time", "tomllib", "tty", "zipfile",
     ),
-    "graphical interfaces": ("tkinter", "turtle", "turtledemo"),
-    "internet data": ("base64", "email", "html", "json", "mailbox", "mimetypes", "quopri", "xml"),
-    "internet protocols": (
-        "ftplib", "http", "imaplib", "ipaddress", "poplib", "smtplib", "socketserver", "urllib", "uuid",
-        "webbrowser", "wsgiref", "xmlrpc",
+    "graphical interfaces": (
+        "tkinter", "turtle", "turtledemo",
     ),
-    "networking": ("asyncio", "selectors", "signal", "socket", "ssl"),
-    "numeric": ("decimal", "fractions", "numbers", "random", "statistics"),
-    "operating system": (
-        "argparse", "cmd", "ctypes", "curses", "fileinput", "getopt", "getpass", "hashlib", "hmac",
-        "io", "logging", "optparse", "os", "platform", "pty", "secrets", "shlex", "time", "tty",
+    "internet data": (
+        "base64", "email", "html", "json", "mailbox", "mimetypes", "quopri", "xml",
+    ),
+    "networking": (
+        "asyncio", "ftplib", "http", "imaplib", "ipaddress", "poplib", "selectors", "signal", "smtplib", "socket",
+        "socketserver", "ssl", "urllib", "uuid", "webbrowser", "wsgiref", "xmlrpc",
     ),
     "runtime": (
-        "__future__", "abc", "ast", "code", "codeop", "compileall", "contextlib", "dataclasses", "dis",
-        "importlib", "inspect", "keyword", "modulefinder", "opcode", "pickletools", "pkgutil",
-        "py_compile", "pyclbr", "runpy", "site", "symtable", "sysconfig", "tabnanny", "tokenize",
-        "traceback", "warnings", "zipimport",
+        "__future__", "abc", "ast", "code", "codeop", "compileall", "contextlib", "dataclasses", "dis", "importlib",
+        "inspect", "keyword", "modulefinder", "opcode", "pickletools", "pkgutil", "py_compile", "pyclbr", "runpy",
+        "site", "symtable", "sysconfig", "tabnanny", "tokenize", "traceback", "warnings", "zipimport",
     ),
     "text": (
-        "codecs", "difflib", "gettext", "locale", "re", "rlcompleter", "string", "stringprep",
-        "textwrap",
+        "codecs", "difflib", "gettext", "locale", "re", "rlcompleter", "string", "stringprep", "textwrap",
     ),
 }  # fmt: skip
 

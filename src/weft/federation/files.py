@@ -29,8 +29,11 @@ def point(operation: str, path: Path) -> None:
     """Called before each write, fsync, rename and removal; tests replace it to fail there."""
 
 
-def write(path: Path, data: bytes) -> None:
+def write(path: Path, data: bytes, settle: bool = True) -> None:
     """Replace the file at ``path`` by ``data``, durably.
+
+    Args:
+        settle: False leaves the new name to a later :func:`sync_folder`, one for many files.
 
     Raises:
         UserError: the disk is full, or the place can't be written; the old file is still there.
@@ -49,7 +52,8 @@ def write(path: Path, data: bytes) -> None:
         except OSError:
             temporary.unlink(missing_ok=True)
             raise
-        sync_folder(path.parent)
+        if settle:
+            sync_folder(path.parent)
 
 
 def append(path: Path, data: bytes, at: int) -> int:
@@ -106,14 +110,15 @@ def read(path: Path) -> bytes:
 
 def sync_folder(folder: Path) -> None:
     """Make renames in a folder durable."""
-    point("fsync", folder)
     if os.name == "nt":  # Windows can't open a folder, and needs none of this
         return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    with said(folder):
+        point("fsync", folder)
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 @contextmanager
@@ -143,7 +148,8 @@ def tensor_bytes(tensors: Mapping[str, Tensor], facts: Mapping[str, Any] | None 
         place = value.untyped_storage().data_ptr()
         found[name] = value.clone() if place in stored else value  # the format knows no shared memory
         stored.add(place)
-    return st.save(found, {"format": str(FORMAT), "facts": exact_json(dict(facts or {}))})
+    # one entry: the library writes several in an order that changes from call to call, and equal states shall be equal bytes
+    return st.save(found, {"weft": exact_json({"format": FORMAT, "facts": dict(facts or {})})})
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -156,11 +162,11 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         tensors = st.load(data)
         length = int.from_bytes(data[:8], "little")
-        about = json.loads(data[8 : 8 + length])["__metadata__"]
-        facts = json.loads(about["facts"])
+        about = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["weft"])
+        found, facts = about["format"], about["facts"]
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as e:
         raise UserError(f"{path} is damaged ({type(e).__name__}): {START_ANEW}.") from e
-    check_format(path, int(about["format"]))
+    check_format(path, found)
     return tensors, facts
 
 

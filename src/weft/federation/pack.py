@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -125,7 +125,9 @@ class Pack:
             self._shapes[name] = [tuple(v.shape) if v is not None else None for v in values]
         self._weave = Weave(bench.backbone, placed, self.tensors, len(clients))
         self._blocks = {name: p.site.block for p in placed for name in p.names.values()}
-        self._lacks = {n: ~h for n, h in self._has.items() if not bool(h.all())}
+        nobody = torch.zeros(len(clients), dtype=torch.bool, device=device)
+        has = {name: self._has.get(name, nobody) for name in self._blocks}
+        self._lacks = {name: ~h for name, h in has.items() if not bool(h.all())}
         self._optimizers: list[Optimizer] = []
         self._lengths = bench.table.lengths
         self._training: set[str] | None = None
@@ -250,9 +252,15 @@ class Pack:
         return name in self._shapes and scope_of(self.adaptations[0], name) != Scope.DOWN
 
     def step(self, optimizer: Optimizer, loss: Tensor, batch: Batch, only: Iterable[str] = (), tick: bool = True) -> None:
-        """Move the optimizer's tensors that match ``only`` (all, if empty) down the gradient of each client's own loss."""
+        """Move the optimizer's tensors that match ``only`` (all, if empty) down the gradient of each client's own loss.
+
+        Raises:
+            WeftError: none of them matches.
+        """
         patterns = tuple(only)
         names = [n for n in optimizer.params if matches(n, patterns)] if patterns else []
+        if patterns and not names:
+            raise WeftError(f"the optimizer holds no tensor that matches {', '.join(patterns)}")
         optimizer.step(loss, batch.clients, {n: self.rows(n) for n in optimizer.params}, names, tick)
 
     def rows(self, name: str) -> Tensor:

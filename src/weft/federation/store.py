@@ -60,13 +60,18 @@ class ClientStore:
             tensors = {f"kept:{n}": v for n, v in client.kept.items()}
             tensors |= {f"memo:{n}": v for n, v in client.memo.items() if isinstance(v, Tensor)}
             facts = {n: v for n, v in client.memo.items() if not isinstance(v, Tensor)}
-            files.write(self.path(client.id, version), files.tensor_bytes(tensors, facts))
+            files.write(self.path(client.id, version), files.tensor_bytes(tensors, facts), settle=False)
             self.staged[client.id] = version
         self.forget(client)
 
     def forget(self, client: ClientState) -> None:
         """Drop from memory without saving."""
         client.kept, client.memo = {}, {}
+
+    def settle(self) -> None:
+        """Make the staged files durable: before the checkpoint that names them."""
+        if self.staged:
+            files.sync_folder(self.folder)
 
     def manifest(self) -> dict[str, Any]:
         """What a checkpoint has to name for the staged files to count."""

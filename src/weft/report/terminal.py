@@ -14,7 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from weft.communication.ledger import format_bytes
-from weft.runs.result import headline, metrics, pick
+from weft.engines.evaluation import pick
+from weft.runs.result import headline, metrics
 
 if TYPE_CHECKING:
     from rich.console import Console

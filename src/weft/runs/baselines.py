@@ -74,9 +74,7 @@ def federations(clients: list[ClientState], baseline: str | None) -> list[list[C
     if baseline == "local":
         return [[c] for c in people]
     if baseline == "central":
-        splits = [
-            np.unique(np.concatenate([getattr(c.data, split) for c in clients])) for split in ("train", "val", "test")
-        ]
+        splits = [np.unique(np.concatenate([getattr(c.data, split) for c in clients])) for split in ("train", "val", "test")]
         return [[ClientState("all", len(splits[0]), {}, data=Splits(*splits))]]
     return [people]
 

@@ -58,7 +58,7 @@ def create(runs: Path, name: str | None, usual: str) -> RunDirectory:
     """
     files.make_folder(runs)
     if name is not None:
-        if not name or name != Path(name).name:
+        if name in ("", "..") or name != Path(name).name:
             raise UserError(f'a run can\'t be called "{name}": give a plain folder name; --runs says where it goes.')
         try:
             files.make_folder(runs / name, exist_ok=False)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weft import experiment as settings
+from weft.backbones.load import find, pick_device
 from weft.communication.codecs import codec
 from weft.engines.observer import Observer
 from weft.errors import Interrupted, UserError
@@ -21,7 +21,7 @@ from weft.runs import directory as directories
 from weft.runs.checkpoint import digest
 from weft.runs.directory import RunDirectory
 from weft.runs.environment import changed, environment
-from weft.runs.prepare import Material, prepare
+from weft.runs.prepare import Material, copies, prepare
 from weft.runs.result import Run, scores
 from weft.runs.stage import Notes, Played, Player, Stage, sent
 
@@ -78,15 +78,13 @@ def start(
 ) -> Run:
     """:func:`run` with settings that are resolved already."""
     observer, x = observer or Observer(), resolved.experiment
-    codec(x.codec)  # an unknown name is said before anything is loaded
+    codec(x.codec), find(x.model), pick_device(x.device)  # an unknown name is said before anything is loaded
     directory = directories.create(Path(x.runs).expanduser(), x.name, directories.usual_name(x))
     with _stoppable(directory), directories.locked(directory):
         began = time.time()
         try:
             for note in resolved.notes:
                 observer.say(note)
-            for line in summary.origins(x, resolved.origin):
-                observer.say(line)
             observer.begin("set-up", _steps(x))
             material = prepare(x, data, observer)
         except BaseException:
@@ -150,7 +148,7 @@ def _go_on(
     main, setup = play(directory, x, resolved.method, material, observer)
     about |= scores(main.lines) | {"pack": main.pack, "bytes": summary.total_bytes(main, setup)}
     if len(main.servers) == 1:
-        about["adapter"] = export_adapter(main.servers[0], material, directory, x)
+        about["adapter"] = export_adapter(main.servers[0], material, directory, x, observer)
     about["baselines"] = {}
     for name in x.baselines:
         about["baselines"][name] = _baseline(name, directory, resolved, material, main.pack, setup, observer)
@@ -177,7 +175,7 @@ def play(
     """
     if x.baseline == "probe":
         method = baselines.probe(x)
-    clients = baselines.copies(material.clients)
+    clients = copies(material.clients)
     for position, client in enumerate(clients):
         client.facts = method.profile(position) | client.facts
     groups = baselines.federations(clients, x.baseline)
@@ -219,6 +217,8 @@ def play(
     player = Player(stage, directory.root, x, material, observer)
     if aside is None:
         observer.say(summary.memory(player.simulation))
+        if travels:
+            observer.say(summary.uploads(player.simulation))
         pinned = _pinned(material) | {"pack": player.simulation.k if not x.debug else x.pack}
         files.write(directory.experiment, settings.to_toml(x, pinned).encode())
         observer.begin("rounds", rounds)
@@ -228,7 +228,9 @@ def play(
     return played, setup
 
 
-def export_adapter(server: ServerState, material: Material, directory: RunDirectory, x: Experiment) -> dict[str, Any]:
+def export_adapter(
+    server: ServerState, material: Material, directory: RunDirectory, x: Experiment, observer: Observer
+) -> dict[str, Any]:
     """Write the adapter beside the run, re-loaded and compared by :mod:`weft.export`, and give it its name only then."""
     from weft.export import export
 
@@ -236,9 +238,14 @@ def export_adapter(server: ServerState, material: Material, directory: RunDirect
     for old in (unfinished, directory.adapter):
         shutil.rmtree(old, ignore_errors=True)
     files.make_folder(unfinished)
-    report = export(server, material.bench, unfinished, {"run": directory.root.name, "settings": x.flat()})
+    try:
+        report = export(server, material.bench, unfinished, {"run": directory.root.name, "settings": x.flat()})
+    except UserError as e:  # a method that no file can stand for still has its numbers
+        shutil.rmtree(unfinished, ignore_errors=True)
+        observer.say(f"no adapter was written: {e}")
+        return {"refused": str(e)}
     files.rename(unfinished, directory.adapter)
-    return summary.plain(report)
+    return asdict(report)
 
 
 def _baseline(
@@ -300,7 +307,7 @@ def _steps(x: Experiment) -> int:
     return 3 + (baselines.turns(x.probe_rounds, x) if probing else 0)
 
 
-def _pinned(material: Material) -> Mapping[str, Any]:
+def _pinned(material: Material) -> dict[str, Any]:
     """What ``auto`` turned out to be."""
     backbone = material.backbone
     return {"device": str(backbone.device), "precision": str(backbone.dtype).removeprefix("torch.")}

@@ -54,12 +54,15 @@ class Stage:
 
 @dataclass(frozen=True)
 class Played:
-    """A finished stage: its lines of ``rounds.jsonl``, servers and ledger, and how many clients shared a pass."""
+    """A finished stage: its lines of ``rounds.jsonl``, servers and ledger, how many clients shared a pass, and whether messages
+    crossed a wire.
+    """
 
     lines: list[dict[str, Any]]
     servers: list[ServerState]
     ledger: Ledger
     pack: int
+    travels: bool
 
 
 class Player:
@@ -120,7 +123,7 @@ class Player:
                 if not self.stage.aside:
                     self.observer.round_done(line)
         shutil.rmtree(self.folder / "spool", ignore_errors=True)
-        return Played(lines, self.servers, self.simulation.exchange.ledger, self.simulation.k)
+        return Played(lines, self.servers, self.simulation.exchange.ledger, self.simulation.k, self.stage.travels)
 
     def _round(self, t: int) -> dict[str, Any] | None:
         record = self.simulation.round(t, self.stage.phase)
@@ -145,6 +148,7 @@ class Player:
 
     def _save(self) -> None:
         simulation = self.simulation
+        simulation.store.settle()
         self.checkpoint.save(
             Saved(
                 next=self.next,

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from weft.communication.ledger import format_bytes
-from weft.experiment import Experiment, Resolved
+from weft.experiment import Resolved
 from weft.federation import files
+from weft.federation.pack import named
+from weft.federation.scope import Scope
 from weft.runs.directory import RunDirectory
 from weft.runs.environment import environment
 from weft.runs.stage import sent
@@ -53,18 +53,6 @@ def begun(directory: RunDirectory, resolved: Resolved, material: Material, when:
     }
 
 
-def origins(x: Experiment, origin: Mapping[str, str]) -> list[str]:
-    """Every setting with its origin, a line for each origin."""
-    titles = {"user": "yours", "recipe": f"recipe for {x.model} on {x.data}", "default": "defaults"}
-    flat = x.flat()
-    lines = []
-    for name, title in titles.items():
-        here = [f"{n} {_shown(v)}" for n, v in flat.items() if origin[n] == name and v is not None and v != []]
-        if here:
-            lines.append(f"settings ({title}): {', '.join(here)}")
-    return lines
-
-
 def memory(simulation: Simulation) -> str:
     """The estimate, before the first pass."""
     guess, k = simulation.guess, simulation.k
@@ -74,8 +62,18 @@ def memory(simulation: Simulation) -> str:
     )
 
 
+def uploads(simulation: Simulation) -> str:
+    """What a client sends in a round, if everything it may send has moved."""
+    server, _ = simulation.federations[0]
+    sizes = [i.numel for _, i, scope in named(server.adaptation, simulation.bench.backbone) if Scope.UP in scope]
+    up = sum(sizes) * simulation.bench.dtype.itemsize
+    return f"bytes: a client sends up to {format_bytes(up)} a round before the codec, of {len(sizes)} tensors."
+
+
 def total_bytes(main: Played, setup: Played | None) -> dict[str, Any]:
     """Bytes of the whole run by phase; those of a head's own training are part of set-up."""
+    if not main.travels:
+        return {}
     found = sent(main.ledger)
     if setup is None:
         return found
@@ -87,16 +85,3 @@ def total_bytes(main: Played, setup: Played | None) -> dict[str, Any]:
             for part, size in some["parts"].items():
                 mine["parts"][part] = mine["parts"].get(part, 0) + size
     return found
-
-
-def plain(report: Any) -> dict[str, Any]:
-    """A report of :mod:`weft.export` as JSON."""
-    return {n: v if isinstance(v, (int, float, bool, str, list, dict, type(None))) else str(v) for n, v in _fields(report)}
-
-
-def _fields(report: Any) -> list[tuple[str, Any]]:
-    return [(f.name, getattr(report, f.name)) for f in dataclasses.fields(report)]
-
-
-def _shown(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

@@ -44,7 +44,7 @@ class FedBF(Method):
     weighting: str = "uniform"
     epochs: float = 1.0
     batch: int = 32
-    optim: Optim = Optim("adamw", lr=1e-3)
+    optim: Optim = Optim("adamw", lr=1e-3, decay_biases=False)
 
     def adapt(self, backbone: Backbone, task: Classification, client: ClientInfo) -> Adaptation:
         return {"bias": (Bias(self.bias_scope, self.add_missing), SHARED), "head": (task.head, SHARED)}

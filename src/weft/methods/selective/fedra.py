@@ -86,7 +86,8 @@ class FedRA(Method):
                     message.tensors[name] = server.shared[name]
         message.facts = {"blocks": held}
         if self.truncate:
-            message.facts["limit"] = min(-(-c.n // self.batch) for c in server.cohort) + 1
+            # clients without rows send nothing, so they must not shorten the others' epoch either
+            message.facts["limit"] = min((-(-c.n // self.batch) for c in server.cohort if c.n), default=0) + 1
         return message
 
     def allocation(self, server: ServerState) -> dict[str, list[int]]:

@@ -1,0 +1,101 @@
+"""``weft.json``, which lies beside every exported model: what it is, which base it sits on, what its classes are called."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from weft.errors import UserError
+from weft.federation import files
+
+if TYPE_CHECKING:
+    from weft.backbones.backbone import Backbone
+
+FORMAT = 1
+NAME = "weft.json"
+
+
+@dataclass(frozen=True)
+class Base:
+    """The frozen model that an adapter sits on.
+
+    Attributes:
+        name: as it was typed. hub_id: canonical id, or None for a folder. path: of that folder, or None.
+        sha256: of its weights. pad_token_id: that rows are padded with.
+    """
+
+    name: str
+    hub_id: str | None
+    path: str | None
+    sha256: str
+    pad_token_id: int
+
+    @classmethod
+    def of(cls, backbone: Backbone) -> Base:
+        path = None if backbone.hub_id else os.path.abspath(backbone.path)
+        return cls(backbone.name, backbone.hub_id, path, backbone.weight_hash, int(backbone.model.config.pad_token_id))
+
+    @property
+    def reference(self) -> str:
+        """What to give to ``from_pretrained``."""
+        return self.hub_id or self.path or self.name
+
+
+@dataclass(frozen=True)
+class About:
+    """The contents of ``weft.json``.
+
+    Attributes:
+        kind: ``peft`` or ``weft``. classes: in index order. max_length: tokens that a text is cut to.
+        method: slug, title, paper, settings. view: the way to predict. client: whose model, None = the server's.
+        run: name of the run. weft: version that wrote it. checked: how far the re-loaded logits were off.
+    """
+
+    kind: str
+    base: Base
+    classes: tuple[str, ...]
+    max_length: int
+    method: dict[str, Any]
+    view: str
+    client: str | None = None
+    run: str | None = None
+    weft: str = ""
+    checked: dict[str, Any] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> None:
+        labels = {str(i): name for i, name in enumerate(self.classes)}
+        content = {"format": FORMAT} | asdict(self) | {"id2label": labels}
+        files.write(folder / NAME, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+    @classmethod
+    def read(cls, folder: Path) -> About:
+        """
+        Raises:
+            UserError: there is no exported model, or a damaged one, or one of another format.
+        """
+        path = folder / NAME
+        if not path.is_file():
+            raise UserError(f"{folder} holds no {NAME}: give the folder of a run or of an exported model.")
+        try:
+            content = json.loads(files.read(path))
+            check_format(path, content.pop("format"))
+            content.pop("id2label")
+            content["base"] = Base(**content["base"])
+            content["classes"] = tuple(content["classes"])
+            return cls(**content)
+        except (ValueError, KeyError, TypeError, AttributeError) as e:
+            raise damaged(path, e) from e
+
+
+def check_format(path: Path, found: Any) -> None:
+    if found != FORMAT:
+        raise UserError(
+            f"{path} has format {found}, and this version of Weft reads format {FORMAT}: use the version that wrote it."
+        )
+
+
+def damaged(path: Path, why: object) -> UserError:
+    return UserError(f"{path} is damaged ({why}): export the model again with weft export.")

@@ -1,0 +1,82 @@
+"""Score a trained model on any labelled data set with the same label names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from weft.data.rows import Rows, Source
+from weft.data.sources import load as load_data
+from weft.engines.evaluation import score
+from weft.engines.observer import Observer
+from weft.errors import UserError, nearest
+from weft.export.predictor import load
+
+SPLITS = ("test", "validation", "train")
+
+
+def evaluate_run(
+    folder: str | Path,
+    data: str | Source,
+    *,
+    split: str | None = None,
+    text: str | None = None,
+    pair: str | None = None,
+    label: str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    base: str | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    observer: Observer | None = None,
+) -> list[dict[str, Any]]:
+    """Accuracy with interval, macro-F1 and loss of a run's model on other data: records as in ``rounds.jsonl``.
+
+    Args:
+        folder: of a run, or of an exported model.
+        data: catalogue name, hub id, file or folder; or rows in memory. Labels are matched by name.
+        split: ``test``, ``validation`` or ``train``; by default the first of them that there is. A single file is all ``train``.
+        text, pair, label: columns, where the guess is wrong. limit: at most so many rows, drawn with ``seed``.
+        base, device, precision: see :func:`weft.export.load`. observer: is told what was guessed.
+
+    Raises:
+        UserError: no such model or data, or labels that the model does not know.
+    """
+    observer = observer or Observer()
+    if isinstance(data, str):
+        source = load_data(data, seed=seed, text=text, pair=pair, label=label, limit=limit)
+    else:
+        source = data
+    for note in source.notes:
+        observer.say(note)
+    splits = {"test": source.test, "validation": source.validation, "train": source.train}
+    chosen = split or next(s for s in SPLITS if splits[s] is not None and len(splits[s] or ()))
+    rows = splits.get(chosen)
+    if rows is None or not len(rows):
+        have = ", ".join(s for s in SPLITS if splits[s] is not None)
+        raise UserError(f"{source.name} has no {chosen} rows: it has {have}.")
+    predictor = load(folder, base=base, device=device, precision=precision)
+    labels = matched(rows, source, predictor.classes)
+    logits = predictor.logits_of(rows)
+    people = f"{source.name} ({chosen})"
+    return [e.record() for e in score(logits, labels, view=predictor.about.view, people=people)]
+
+
+def matched(rows: Rows, source: Source, classes: tuple[str, ...]) -> np.ndarray:
+    """Labels [n] as indices of the model's classes, by name.
+
+    Raises:
+        UserError: a label that occurs is none of them.
+    """
+    index = {name: i for i, name in enumerate(classes)}
+    for i in np.unique(rows.labels).tolist():
+        name = source.classes[i]
+        if name not in index:
+            raise UserError(
+                f'{source.name} has the label "{name}", which is none of the model\'s classes: {", ".join(classes)}.'
+                f"{nearest(name, classes)}"
+            )
+    order = np.array([index.get(name, -1) for name in source.classes], dtype=np.int64)
+    return order[rows.labels]

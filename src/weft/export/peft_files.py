@@ -1,0 +1,214 @@
+"""A model of low-rank parts and a head as one PEFT LoRA adapter, and back.
+
+PEFT knows one rank and α per layer, so everything that a site has (LoRAs at their weights, frozen deltas) is summed exactly by
+concatenation. The head travels whole in ``modules_to_save``, with the base modules that the checkpoint lacks.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import safetensors
+import safetensors.torch as st
+import torch
+from torch import Tensor
+
+from weft.adaptation.head import Head
+from weft.adaptation.lora import Delta, LoRA
+from weft.errors import WeftError
+from weft.export.about import damaged
+from weft.export.trained import Trained
+from weft.federation import files
+from weft.federation.message import Value
+from weft.tensors.lowrank import LowRank
+
+if TYPE_CHECKING:
+    from weft.backbones.backbone import Backbone, Site
+    from weft.export.about import Base
+
+CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+ROOT = "base_model.model."
+
+
+def fits(trained: Trained) -> bool:
+    """Whether PEFT's LoRA can say all of it."""
+    heads = [p for p in trained.parts.values() if type(p) is Head]
+    return trained.rule is None and len(heads) == 1 and all(type(p) in (LoRA, Delta, Head) for p in trained.parts.values())
+
+
+def write(trained: Trained, backbone: Backbone, base: Base, folder: Path) -> dict[str, int]:
+    """Write ``adapter_config.json`` and ``adapter_model.safetensors``; returns the rank at each site."""
+    from peft import LoraConfig
+
+    sums = low_rank_sums(trained, backbone)
+    tensors: dict[str, Tensor] = {}
+    for name, one in sums.items():
+        tensors[f"{ROOT}{name}.lora_A.weight"] = one.A.contiguous()
+        tensors[f"{ROOT}{name}.lora_B.weight"] = one.B.contiguous()
+    head = next(n for n, p in trained.parts.items() if type(p) is Head)
+    for name, value in trained.values.items():
+        part, site, role = name.split("/")
+        if part == head:
+            assert isinstance(value, Tensor)
+            tensors[f"{ROOT}{site}.{role}"] = value.contiguous()
+    tops = head_modules(backbone)
+    ranks = {name: value.rank for name, value in sums.items()}
+    alphas = {name: value.scale * value.rank for name, value in sums.items()}
+    rank, alpha = Counter(zip(ranks.values(), alphas.values(), strict=True)).most_common(1)[0][0]
+    config = LoraConfig(
+        task_type="SEQ_CLS",
+        inference_mode=True,
+        base_model_name_or_path=base.reference,
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT divides it by r: a float does
+        rank_pattern={n: r for n, r in ranks.items() if r != rank},
+        alpha_pattern={n: a for n, a in alphas.items() if a != alpha},
+        target_modules=endings(backbone, list(sums), tops),
+        modules_to_save=tops,
+        fan_in_fan_out=all(type(backbone.module(n)).__name__ == "Conv1D" for n in sums),
+        lora_dropout=0.0,
+    )
+    config.save_pretrained(str(folder))
+    files.write(folder / CONFIG, (folder / CONFIG).read_bytes())  # durably
+    files.write(folder / TENSORS, st.save(tensors, {"format": "pt"}))
+    return ranks
+
+
+def low_rank_sums(trained: Trained, backbone: Backbone) -> dict[str, LowRank]:
+    """Σ weight · value over everything low-rank at each site, exactly; sites where that is 0 are left out."""
+    terms: dict[str, list[LowRank]] = {}
+    for name, part in trained.parts.items():
+        if isinstance(part, Head):
+            continue
+        for site in part.sites(backbone):
+            value = _term(trained, name, site)
+            if value.rank and bool(value.A.any()) and bool(value.B.any()):
+                terms.setdefault(site.name, []).append(value)
+    sums = {n: (some[0] if len(some) == 1 else LowRank.cat(some)).compress() for n, some in terms.items()}
+    if not sums:  # PEFT has no adapter without a site: a head alone, or factors that were never trained
+        site = backbone.linears[0]
+        sums[site.name] = LowRank(B=torch.zeros(site.d_out, 1), A=torch.zeros(1, site.d_in))
+    return sums
+
+
+def _term(trained: Trained, name: str, site: Site) -> LowRank:
+    part = trained.parts[name]
+    if isinstance(part, Delta):
+        delta = trained.values[f"{name}/{site.name}/delta"]
+        assert isinstance(delta, LowRank)
+        return delta
+    a, b = trained.values[f"{name}/{site.name}/A"], trained.values[f"{name}/{site.name}/B"]
+    assert isinstance(a, Tensor) and isinstance(b, Tensor)
+    return LowRank(B=b, A=a, scale=part.constants(site)["scale"] * trained.use[name])
+
+
+def head_modules(backbone: Backbone) -> list[str]:
+    """The outermost modules whose parameters all belong to the head: RoBERTa's ``classifier``, not its two layers."""
+    own = {h.name for h in backbone.heads}
+    parameters = [n for n, _ in backbone.model.named_parameters()]
+    found: dict[str, None] = {}
+    for name in (h.name for h in backbone.heads):
+        while "." in name:
+            parent = name.rsplit(".", 1)[0]
+            if not all(n.rsplit(".", 1)[0] in own for n in parameters if n.startswith(parent + ".")):
+                break
+            name = parent
+        found[name] = None
+    return list(found)
+
+
+def endings(backbone: Backbone, sites: list[str], tops: list[str]) -> list[str]:
+    """The shortest module-name endings that PEFT resolves to exactly these sites; full names if there are none."""
+    others = [n for n, _ in backbone.model.named_modules() if n and not any(n == t or n.startswith(t + ".") for t in tops)]
+    for depth in (1, 2, 3):
+        short = {".".join(n.split(".")[-depth:]) for n in sites}
+        if {n for n in others if any(n == e or n.endswith("." + e) for e in short)} == set(sites):
+            return sorted(short)
+    return sites
+
+
+def read(folder: Path, backbone: Backbone) -> Trained:
+    """The model in an adapter that :func:`write` wrote: a frozen delta and a head.
+
+    Raises:
+        UserError: the files are damaged, or do not fit the backbone.
+    """
+    try:
+        config = json.loads(files.read(folder / CONFIG))
+        tensors = st.load(files.read(folder / TENSORS))
+        values: dict[str, Value] = {}
+        sites: list[str] = []
+        for name, value in tensors.items():
+            inner = name.removeprefix(ROOT)
+            if inner.endswith(".lora_A.weight"):
+                site = inner.removesuffix(".lora_A.weight")
+                sites.append(site)
+                alpha = config["alpha_pattern"].get(site, config["lora_alpha"])
+                b = tensors[f"{ROOT}{site}.lora_B.weight"]
+                values[f"delta/{site}/delta"] = LowRank(B=b, A=value, scale=alpha / len(value))
+            elif not inner.endswith(".lora_B.weight"):
+                site, role = inner.rsplit(".", 1)
+                values[f"head/{site}/{role}"] = value
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as e:
+        raise damaged(folder, e) from e
+    trained = Trained({"delta": Delta("names:" + ",".join(sites)), "head": Head()}, values, {})
+    check_names(trained, backbone, folder)
+    return trained
+
+
+def check_names(trained: Trained, backbone: Backbone, folder: Path) -> None:
+    """Every tensor of every part, each of its shape, and nothing else."""
+    expected: dict[str, tuple[int, ...]] = {}
+    for name, part in trained.parts.items():
+        for site in part.sites(backbone):
+            for role, init in part.tensors(backbone, site).items():
+                expected[f"{name}/{site.name}/{role}"] = tuple(init.shape)
+    found = {n: tuple(v.shape) for n, v in trained.values.items()}
+    odd = sorted(expected.keys() ^ found.keys())
+    if odd:
+        missing = odd[0] in expected
+        raise damaged(folder, f"{odd[0]} is {'missing' if missing else 'not a tensor of this model'}")
+    for name, shape in found.items():
+        free = name.rsplit("/", 1)[1] in ("A", "B")  # the rank of a server's average may differ from a client's
+        if shape != expected[name] and not free:
+            raise damaged(folder, f"{name} has shape {shape} instead of {expected[name]}")
+
+
+@torch.no_grad()
+def plain_logits(folder: Path, backbone: Backbone, classes: int, inputs: Mapping[str, Tensor]) -> Tensor:
+    """[n, C] as anybody gets them: transformers loads the base, PEFT the adapter, and nothing of ours takes part.
+
+    Raises:
+        WeftError: PEFT does not load it.
+    """
+    import warnings
+
+    import transformers
+    from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification
+
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    trust = type(backbone.model).__module__.startswith("transformers_modules.")
+    try:
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            # not the stream that our own loader uses: what the adapter forgets to bring along must differ
+            torch.default_generator.manual_seed(1)
+            base = AutoModelForSequenceClassification.from_pretrained(
+                backbone.path, num_labels=classes, dtype=torch.float32, ignore_mismatched_sizes=True, trust_remote_code=trust
+            )
+            base.config.pad_token_id = backbone.model.config.pad_token_id
+            model = PeftModel.from_pretrained(base, str(folder)).eval()
+            logits: Tensor = model(**inputs).logits
+    except Exception as e:
+        raise WeftError(f"plain PEFT does not load what was exported to {folder} ({type(e).__name__}: {e})") from e
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+        transformers.logging.enable_progress_bar()
+    return logits

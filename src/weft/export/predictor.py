@@ -1,0 +1,139 @@
+"""Classes of new texts by an exported model."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from weft.backbones.backbone import Backbone
+from weft.backbones.load import load as load_backbone
+from weft.backbones.names import KNOWN
+from weft.backbones.tokens import tokenize
+from weft.data.rows import Rows
+from weft.errors import UserError
+from weft.export.about import About
+from weft.export.trained import Trained
+from weft.export.write import read
+
+Text = str | tuple[str, str] | list[str]
+
+
+class Predictor:
+    """A trained classifier.
+
+    Attributes:
+        about: what it is. classes: names of the labels, in the order of the columns of :meth:`logits`.
+    """
+
+    def __init__(self, trained: Trained, backbone: Backbone, about: About):
+        self.trained, self.backbone, self.about = trained, backbone, about
+        self.classes = about.classes
+
+    def logits(self, texts: Sequence[Text]) -> Tensor:
+        """[n, C], float32 on the CPU.
+
+        Args:
+            texts: texts, or pairs of texts for a task on pairs.
+        """
+        return self.logits_of(table_of(texts))
+
+    def logits_of(self, rows: Rows) -> Tensor:
+        """[n, C] on a table of texts; its labels are not looked at."""
+        if not len(rows):
+            return torch.zeros(0, len(self.classes))
+        table = tokenize(self.backbone, rows, self.about.max_length)
+        return self.trained.logits(self.backbone, self.classes, table, np.arange(len(rows)))
+
+    def probabilities(self, texts: Sequence[Text]) -> Tensor:
+        """[n, C], each row sums to 1."""
+        return torch.softmax(self.logits(texts), dim=-1)
+
+    def predict(self, texts: Sequence[Text]) -> list[str]:
+        """The name of the most likely class of each text."""
+        return [self.classes[i] for i in self.logits(texts).argmax(-1).tolist()]
+
+
+def table_of(texts: Sequence[Text]) -> Rows:
+    """Texts, or pairs of them, as an unlabelled table.
+
+    Raises:
+        UserError: something else than a list of texts, or of pairs.
+    """
+    if isinstance(texts, str):
+        raise UserError("give a list of texts, even for a single one: predict([text]).")
+    items = list(texts)
+    pairs = [t for t in items if isinstance(t, (tuple, list)) and len(t) == 2 and all(isinstance(s, str) for s in t)]
+    plain = [t for t in items if isinstance(t, str)]
+    if len(plain) != len(items) and len(pairs) != len(items):
+        raise UserError("texts must be all texts, or all pairs of two texts.")
+    first, second = (plain, None) if plain or not items else ([p[0] for p in pairs], [p[1] for p in pairs])
+    return Rows(first, second, np.zeros(len(items), np.int64), np.arange(len(items)))
+
+
+def load(
+    folder: str | Path,
+    *,
+    base: str | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    trust_remote_code: bool = False,
+) -> Predictor:
+    """Load a model that :func:`weft.export.export` wrote, from its folder or from the folder of its run.
+
+    Args:
+        base: where the frozen base is, if not where it was at the time: short name, hub id or folder.
+        device, precision: of the base, see :func:`weft.backbones.load.load`.
+
+    Raises:
+        UserError: no such model, a damaged one, or a base with other weights than it was trained on.
+    """
+    path = model_folder(Path(folder).expanduser())
+    about = About.read(path)
+    name = base or (about.base.name if about.base.name in KNOWN else about.base.reference)
+    if base is None and about.base.path and not Path(about.base.path).is_dir():
+        raise UserError(f"the base of this model was in {about.base.path}, which is gone: say where it is now, as its base.")
+    backbone = load_backbone(
+        name, classes=len(about.classes), device=device, precision=precision, trust_remote_code=trust_remote_code
+    )
+    if backbone.weight_hash != about.base.sha256:
+        raise UserError(
+            f'the weights of "{name}" (sha256 {backbone.weight_hash[:12]}…) are not those that this model was trained on '
+            f"({about.base.sha256[:12]}…), so it would predict at random: give the right base."
+        )
+    return Predictor(read(path, about, backbone), backbone, about)
+
+
+def model_folder(folder: Path) -> Path:
+    """The exported model in a run's folder, or the folder itself.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} does not exist: give the folder of a run or of an exported model.")
+    if (folder / "experiment.toml").is_file():
+        if not (folder / "adapter").is_dir():
+            raise UserError(f"{folder} has no trained model yet: finish it with weft resume {folder}.")
+        return folder / "adapter"
+    return folder
+
+
+def predict(folder: str | Path, texts: Sequence[Text]) -> list[str]:
+    """Classes of ``texts`` by the model in a run's or an exported model's folder; it stays loaded for the next call.
+
+    Raises:
+        UserError: see :func:`load`.
+    """
+    path = model_folder(Path(folder).expanduser())
+    About.read(path)
+    return _loaded(path.resolve(), (path / "weft.json").stat().st_mtime_ns).predict(texts)
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(folder: Path, _written: int) -> Predictor:
+    return load(folder)

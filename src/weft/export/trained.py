@@ -1,0 +1,151 @@
+"""What a run leaves behind: parts with their values and weights, apart from the run and from the backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from weft.adaptation.part import Part
+from weft.backbones.tokens import Tokens
+from weft.errors import UserError
+from weft.federation.client import ClientState
+from weft.federation.message import Value
+from weft.federation.pack import Batch, Bench, Output, Pack, make_batch, named
+from weft.federation.scope import GIVEN
+from weft.federation.server import Round
+from weft.tasks.classification import Classification
+from weft.tensors.lowrank import LowRank
+
+if TYPE_CHECKING:
+    from weft.backbones.backbone import Backbone
+    from weft.federation.method import Method
+    from weft.federation.server import ServerState
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a method predicts, where that is more than its parts at fixed weights: the method itself has to do it."""
+
+    method: Method
+    view: str
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One model.
+
+    Attributes:
+        parts: those that take part in predicting. values: of their tensors, float32 on the CPU.
+        use: part -> its weight in the forward pass. rule: says how to predict instead, if that is not enough.
+    """
+
+    parts: Mapping[str, Part]
+    values: Mapping[str, Value]
+    use: Mapping[str, float]
+    rule: Rule | None = None
+
+    def on(self, bench: Bench) -> Pack:
+        """A pack of one with this model."""
+        adaptation = {name: (part, GIVEN) for name, part in self.parts.items()}
+        return Pack(bench, [ClientState("")], [adaptation], [self.values], [{}], Round(0), {})
+
+    def forward(self, pack: Pack, batch: Batch) -> Output:
+        if self.rule is not None:
+            return self.rule.method.forward(pack, batch, self.rule.view)
+        return pack(batch, use=self.use)
+
+    def logits(self, backbone: Backbone, classes: tuple[str, ...], table: Tokens, rows: np.ndarray) -> Tensor:
+        """[n, C] on rows of a token table."""
+        pack = self.on(Bench(backbone, Classification(classes), table, seed=0))
+        return pack.predict(self.forward, [rows])[0]
+
+
+def capture(server: ServerState, bench: Bench, view: str, client: ClientState | None = None) -> Trained:
+    """The model that ``view`` stands for: the server's, or a client's own with its memory loaded.
+
+    Raises:
+        UserError: the method's way to predict can be written neither as weights of parts nor by its name.
+    """
+    method = server.method
+    pack = server.bench() if client is None else _entering(server, bench, client)
+    if view != "global":
+        method.personalise(pack)
+    pack.hold(None)
+    adaptation = pack.adaptations[0]
+    use = _weights(method, pack, view)
+    facts = {} if client is None else client.info(method.info.asks).facts
+    rule = None if use is not None else by_name(method, view, facts)
+    parts = {name: part for name, (part, _) in adaptation.items() if use is None or part.always or use.get(name, 0.0) != 0.0}
+    values: dict[str, Value] = {}
+    for name, init, _ in named(adaptation, bench.backbone):
+        if name.split("/", 1)[0] not in parts:
+            continue
+        if init.kind == "lowrank":
+            values[name] = LowRank(B=_plain(pack.tensors[f"{name}.B"]), A=_plain(pack.tensors[f"{name}.A"]))
+        else:
+            values[name] = _plain(pack.tensors[name])
+    weights = dict.fromkeys(parts, 1.0) if use is None else {n: w for n, w in use.items() if n in parts}
+    return Trained(parts, values, weights, rule)
+
+
+def _plain(stacked: Tensor) -> Tensor:
+    return stacked[0].detach().to("cpu", torch.float32).clone()
+
+
+def _entering(server: ServerState, bench: Bench, client: ClientState) -> Pack:
+    """A pack of one client after the newest download."""
+    method = server.method
+    info = client.info(method.info.asks)
+    message = method.send(server, info)
+    held = server.start | server.held_by(info, message)
+    adaptation = method.adapt(bench.backbone, bench.task, info)
+    return Pack(bench, [client], [adaptation], [held], [message.facts], server.round, server.start)
+
+
+class _Recorder:
+    """Stands in for a pack and notes with which weights it is called."""
+
+    def __init__(self, pack: Pack):
+        self.pack = pack
+        self.calls: list[tuple[Any, Output]] = []
+
+    def __call__(self, batch: Batch, use: Any = None) -> Output:
+        out = self.pack(batch, use)
+        self.calls.append((use, out))
+        return out
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.pack, name)
+
+
+@torch.no_grad()
+def _weights(method: Method, pack: Pack, view: str) -> dict[str, float] | None:
+    """Part -> weight, if the view is one pass with fixed weights and nothing else; None if it is more."""
+    table = pack.bench_of.table
+    batch = make_batch(table, np.arange(min(2, len(table)))[None], None, pack.device)
+    recorder: Any = _Recorder(pack)
+    out = method.forward(recorder, batch, view)
+    if len(recorder.calls) != 1 or recorder.calls[0][1].logits is not out.logits:
+        return None
+    use = recorder.calls[0][0]
+    if use is None:
+        return dict.fromkeys(pack.adaptations[0], 1.0)
+    return {n: float(w) for n, w in use.items()} if all(isinstance(w, (int, float)) for w in use.values()) else None
+
+
+def by_name(method: Method, view: str, facts: Mapping[str, Any]) -> Rule:
+    from weft.methods import registry
+
+    slug = method.info.slug
+    if slug not in registry.infos() or registry.load(slug) is not type(method):
+        raise UserError(
+            f'view "{view}" of {slug} predicts with more than weights of parts, so that a reader of its files needs the method: '
+            'register it under the entry point "weft.methods" before you export it.'
+        )
+    return Rule(method, view, dict(facts))

@@ -1,0 +1,105 @@
+"""A model with parts that PEFT does not know, in ``weft_adapter.safetensors`` and ``weft_adapter.json``, and back."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import safetensors
+import safetensors.torch as st
+from torch import Tensor
+
+from weft.adaptation.bias import Bias
+from weft.adaptation.bottleneck import Bottleneck
+from weft.adaptation.head import Head
+from weft.adaptation.lora import Delta, LoRA
+from weft.adaptation.part import Part
+from weft.errors import UserError
+from weft.export.about import FORMAT, check_format, damaged
+from weft.export.peft_files import check_names
+from weft.export.trained import Rule, Trained, by_name
+from weft.federation import files
+from weft.federation.message import ClientInfo, Value
+from weft.tensors.lowrank import LowRank
+
+if TYPE_CHECKING:
+    from weft.backbones.backbone import Backbone
+    from weft.federation.method import Method
+    from weft.tasks.classification import Classification
+
+CONFIG, TENSORS = "weft_adapter.json", "weft_adapter.safetensors"
+KINDS: dict[str, type] = {kind.__name__: kind for kind in (LoRA, Delta, Bottleneck, Bias, Head)}
+"""Parts that are described by their settings. A model with others is described by its method."""
+
+
+def write(trained: Trained, method: Method, view: str, facts: dict[str, Any], backbone: Backbone, folder: Path) -> None:
+    """Write both files."""
+    from weft.methods import registry
+
+    tensors: dict[str, Tensor] = {}
+    for name, value in trained.values.items():
+        if isinstance(value, LowRank):
+            tensors[f"{name}.A"], tensors[f"{name}.B"] = value.A.contiguous(), (value.B * value.scale).contiguous()
+        else:
+            tensors[name] = value.contiguous()
+    rule = trained.rule
+    if rule is None and not all(KINDS.get(type(p).__name__) is type(p) for p in trained.parts.values()):
+        rule = by_name(method, view, facts)
+    parts = {
+        name: {
+            "kind": type(part).__name__,
+            "settings": asdict(part) if rule is None else {},  # type: ignore[call-overload]
+            "sites": [s.name for s in part.sites(backbone)],
+            "weight": trained.use.get(name, 1.0),
+        }
+        for name, part in trained.parts.items()
+    }
+    by_method = None
+    if rule is not None:
+        settings = registry.values(rule.method)
+        by_method = {"slug": rule.method.info.slug, "settings": settings, "view": rule.view, "facts": dict(rule.facts)}
+    content = {"format": FORMAT, "parts": parts, "forward": by_method}
+    files.write(folder / CONFIG, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+    files.write(folder / TENSORS, st.save(tensors, {"format": "pt"}))
+
+
+def read(folder: Path, backbone: Backbone, task: Classification) -> Trained:
+    """Undo :func:`write`.
+
+    Raises:
+        UserError: the files are damaged, do not fit the backbone, or need a method that is not installed.
+    """
+    try:
+        content = json.loads(files.read(folder / CONFIG))
+        check_format(folder / CONFIG, content["format"])
+        tensors = st.load(files.read(folder / TENSORS))
+        parts, rule = _parts(content, backbone, task)
+        use = {name: float(p["weight"]) for name, p in content["parts"].items() if not parts[name].always}
+        values: dict[str, Value] = {}
+        for name, value in tensors.items():
+            if name.endswith(".A"):
+                values[name[:-2]] = LowRank(B=tensors[f"{name[:-2]}.B"], A=value)
+            elif not name.endswith(".B"):
+                values[name] = value
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as e:
+        raise damaged(folder, e) from e
+    trained = Trained(parts, values, use, rule)
+    check_names(trained, backbone, folder)
+    return trained
+
+
+def _parts(content: dict[str, Any], backbone: Backbone, task: Classification) -> tuple[dict[str, Part], Rule | None]:
+    given = content["parts"]
+    asked = content["forward"]
+    if asked is None:
+        for part in given.values():
+            if part["kind"] not in KINDS:
+                raise UserError(f"this version of Weft has no part {part['kind']}: use the version that wrote the model.")
+        return {n: KINDS[p["kind"]](**p["settings"]) for n, p in given.items()}, None
+    from weft.methods import registry
+
+    method = registry.build(asked["slug"], asked["settings"])
+    adaptation = method.adapt(backbone, task, ClientInfo("", 0, asked["facts"]))
+    return {n: adaptation[n][0] for n in given}, Rule(method, asked["view"], asked["facts"])

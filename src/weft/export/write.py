@@ -1,0 +1,216 @@
+"""Export a trained model: written, re-loaded and compared before it counts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from weft.backbones.backbone import Backbone
+from weft.backbones.load import load as load_backbone
+from weft.errors import UserError, WeftError
+from weft.export import peft_files, weft_files
+from weft.export.about import About, Base
+from weft.export.trained import Trained, capture
+from weft.federation import files
+from weft.federation.pack import Bench
+
+if TYPE_CHECKING:
+    from weft.federation.client import ClientState
+    from weft.federation.server import ServerState
+
+TOLERANCE = 1e-4
+"""Largest difference of a re-loaded model's logits from the run's, as a share of the largest logit (at least 1); float32."""
+ROWS = 8
+"""Rows that are compared, from the shortest to the longest of the run's data."""
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What an export is, and how well it came back.
+
+    Attributes:
+        kind: ``peft`` (loads with ``PeftModel.from_pretrained``) or ``weft`` (loads with :func:`weft.export.load`).
+        view: the way to predict. client: whose model; None = the server's.
+        base: hub id or folder of the base. sha256: of its weights.
+        rows: compared. difference: largest of their logits, re-loaded against the run's. tolerance: that was allowed.
+        files: written. notes: sentences for people.
+    """
+
+    kind: str
+    view: str
+    client: str | None
+    base: str
+    sha256: str
+    rows: int
+    difference: float
+    tolerance: float
+    files: list[str]
+    notes: list[str]
+
+
+def export(
+    server: ServerState,
+    bench: Bench,
+    folder: Path,
+    info: Mapping[str, Any],
+    *,
+    client: ClientState | None = None,
+    view: str | None = None,
+) -> ExportReport:
+    """Write the model of a run into ``folder``, load it anew in float32 and compare its logits.
+
+    Parts that are low-rank, and a head, make a PEFT LoRA adapter; anything else goes to ``weft_adapter.*``. ``weft.json`` lies
+    beside either, with base, classes and method.
+
+    Args:
+        folder: an existing, empty folder.
+        info: ``run`` (its name) and ``settings``, of which ``max_length`` is kept.
+        client: with its memory loaded: export its own model. view: which of the method's views; the first one that fits.
+
+    Raises:
+        UserError: a view or a client that the method has no model for, or a base that was never loaded from anywhere.
+        WeftError: the re-loaded model predicts something else.
+    """
+    method = server.method
+    view = choose_view(method.info.slug, method.info.views, view, client is not None)
+    if not bench.backbone.path:
+        raise UserError("this backbone was made in memory: save it with save_pretrained and load it from there to export on it.")
+    trained = capture(server, bench, view, client)
+    base = Base.of(bench.backbone)
+    facts = {} if client is None else client.info(method.info.asks).facts
+    kind = "peft" if peft_files.fits(trained) else "weft"
+    if kind == "peft":
+        peft_files.write(trained, bench.backbone, base, folder)
+    else:
+        weft_files.write(trained, method, view, facts, bench.backbone, folder)
+    about = About(
+        kind=kind,
+        base=base,
+        classes=bench.task.classes,
+        max_length=int(info.get("settings", {}).get("max_length", bench.backbone.max_length)),
+        method=_described(server),
+        view=view,
+        client=None if client is None else client.id,
+        run=info.get("run"),
+        weft=_version(),
+    )
+    difference, tolerance, rows = compare(trained, about, bench, folder)
+    if not difference <= tolerance:  # NaN is no agreement
+        raise WeftError(
+            f"the model exported to {folder} predicts something else than the run's (logits differ by {difference:.2g}, "
+            f"{tolerance:.2g} would be rounding): do not use it."
+        )
+    about = replace(about, checked={"rows": rows, "difference": difference, "tolerance": tolerance})
+    about.write(folder)
+    files.write(folder / "README.md", card(about).encode())
+    return report_of(about, folder)
+
+
+def report_of(about: About, folder: Path) -> ExportReport:
+    """The report on a finished export."""
+    base, written = about.base, sorted(p.name for p in folder.iterdir())
+    return ExportReport(
+        about.kind, about.view, about.client, base.reference, base.sha256, **about.checked, files=written, notes=notes(about)
+    )
+
+
+def notes(about: About) -> list[str]:
+    if about.view == "global" or about.client is not None:
+        return []
+    return [f"{about.method['slug']} gives every client a model of its own: this is the one that a new client starts from."]
+
+
+def choose_view(slug: str, views: tuple[str, ...], view: str | None, personal: bool) -> str:
+    """The asked-for view, or the first that is about one model for all, or about a client.
+
+    Raises:
+        UserError: there is none.
+    """
+    if view is not None and view not in views:
+        raise UserError(f'{slug} has no view "{view}": use {", ".join(views)}.')
+    fitting = [v for v in views if not personal or v != "global"]
+    if not fitting or (personal and view == "global"):
+        raise UserError(f"{slug} has one model for all clients: leave the client out.")
+    return view or fitting[0]
+
+
+def compare(trained: Trained, about: About, bench: Bench, folder: Path) -> tuple[float, float, int]:
+    """How far the logits of the files are from those of the model they were written from, what is allowed, and the rows."""
+    backbone = in_float32(bench.backbone, len(about.classes))
+    table = bench.table
+    order = np.argsort(table.lengths, kind="stable")
+    rows = order[np.unique(np.linspace(0, len(order) - 1, ROWS).round().astype(int))]
+    expected = trained.logits(backbone, about.classes, table, rows)
+    again = read(folder, about, backbone).logits(backbone, about.classes, table, rows)
+    differences = [(again - expected).abs().max()]
+    if about.kind == "peft":
+        plain = peft_files.plain_logits(folder, backbone, len(about.classes), table.collate(rows))
+        differences.append((plain - expected).abs().max())
+    tolerance = TOLERANCE * max(float(expected.abs().max()), 1.0)
+    return float(torch.stack(differences).max()), tolerance, len(rows)
+
+
+def in_float32(backbone: Backbone, classes: int) -> Backbone:
+    """The backbone itself if it computes in float32 (or better) on the CPU, else a copy that does, loaded anew."""
+    if backbone.dtype in (torch.float32, torch.float64) and backbone.device.type == "cpu":
+        return backbone
+    trust = type(backbone.model).__module__.startswith("transformers_modules.")
+    return load_backbone(backbone.name, classes=classes, device="cpu", precision="float32", trust_remote_code=trust)
+
+
+def read(folder: Path, about: About, backbone: Backbone) -> Trained:
+    """The model in an exported folder.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    from weft.tasks.classification import Classification
+
+    if about.kind == "peft":
+        return peft_files.read(folder, backbone)
+    return weft_files.read(folder, backbone, Classification(about.classes))
+
+
+def _described(server: ServerState) -> dict[str, Any]:
+    from weft.methods import registry
+
+    info = server.method.info
+    return {"slug": info.slug, "title": info.title, "paper": info.paper, "settings": registry.values(server.method)}
+
+
+def _version() -> str:
+    from importlib import metadata
+
+    try:
+        return metadata.version("weft")
+    except metadata.PackageNotFoundError:  # run from a source tree
+        return ""
+
+
+def card(about: About) -> str:
+    """The README of an exported model."""
+    base, labels = about.base, list(about.classes)
+    whose = "the federation" if about.client is None else f"client {about.client}"
+    padding = "" if base.pad_token_id == 0 else f"base.config.pad_token_id = {base.pad_token_id}\n"
+    if about.kind == "peft":
+        code = (
+            "from peft import PeftModel\nfrom transformers import AutoModelForSequenceClassification\n\n"
+            f"labels = {labels!r}\nbase = AutoModelForSequenceClassification.from_pretrained(\n"
+            f"    {base.reference!r}, num_labels={len(labels)}, id2label=dict(enumerate(labels))\n)\n{padding}"
+            "model = PeftModel.from_pretrained(base, FOLDER)\n"
+        )
+    else:
+        code = "from weft.export import load\n\nload(FOLDER).predict(['a text'])\n"
+    head = f"---\nlibrary_name: {about.kind}\nbase_model: {base.reference}\ntags: [federated-learning, weft]\n---\n"
+    lines = [
+        f"The model of {whose}, trained with Weft by {about.method['title']} ({about.method['paper']}).",
+        f"It sits on `{base.reference}` (weights sha256 `{base.sha256}`); texts are cut to {about.max_length} tokens.",
+        *notes(about),
+        f"```python\n{code}```",
+    ]
+    return head + "\n".join(["# " + (about.run or about.method["slug"]), "", *lines]) + "\n"
