@@ -28,7 +28,12 @@ from weft.tensors.lowrank import LowRank
 Values = Mapping[str, Tensor]
 
 
+ADAM = 1e-6
+"""Tolerance behind AdamW: its divisor can be as small as its ε of 1e-8, which lifts rounding errors of 1e-17 to 1e-9."""
+
+
 def close(found: Tensor, wanted: Tensor, tolerance: float = 1e-9) -> None:
+    """In float64, up to rounding."""
     torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance)
 
 

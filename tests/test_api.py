@@ -170,6 +170,16 @@ def test_local_is_each_client_in_a_federation_of_its_own(slug: str, tmp_path: Pa
             torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-11)
 
 
+def test_the_models_of_clients_alone_share_one_test_set_between_them(tmp_path: Path) -> None:
+    dealt = weft.data.partition(toy_runs.source(), clients=3, scheme="iid", test_fraction=0.3)
+    run = toy_runs.run(tmp_path, data=dealt, baseline="local", clients=None, parameters={"lr": 0.0})
+    one = toy_runs.run(tmp_path, data=dealt, clients=None, parameters={"lr": 0.0})  # untrained: all models are the same
+    top, same = run.summary["headline"], one.summary["headline"]
+    assert top["pooling"] == "pooled over clients' models"
+    assert (top["n"], top["value"], top["low"]) == (same["n"], same["value"], same["low"])
+    assert run.metrics["mean_client"] == one.metrics["mean_client"]
+
+
 def test_central_is_one_client_with_all_rows(tmp_path: Path) -> None:
     dealt = weft.data.partition(toy_runs.source(), clients=3, scheme="iid")
     splits = [Rows.concatenate([getattr(c, s) for c in dealt.clients]) for s in ("train", "val", "test")]

@@ -470,9 +470,23 @@ def test_an_export_that_predicts_something_else_is_an_error(
 ) -> None:
     run = trained(FEDIT, tiny.backbone("bert", precision="float32", checkpoint="mlm"))
     monkeypatch.setattr(peft_files, what, fault)
-    with pytest.raises(WeftError, match=r"predicts something else|does not load"):
+    with pytest.raises(WeftError, match=r"predicts something else|is missing"):
         exported(run, tmp_path)
     assert not (tmp_path / "weft.json").exists()
+
+
+def test_the_comparison_draws_fresh_modules_otherwise_than_our_loader(tmp_path: Path) -> None:
+    """Else a base module that the adapter forgets to bring along would agree by luck."""
+    run = trained(FEDIT, tiny.backbone("bert", precision="float32", checkpoint="mlm"))
+    exported(run, tmp_path)
+    b, inputs = run.bench.backbone, run.bench.table.collate(np.arange(4))
+    whole = peft_files.plain_logits(tmp_path, b, 3, inputs)
+    torch.testing.assert_close(whole, run.global_logits(np.arange(4)), **RUN_CLOSE)
+    path = tmp_path / peft_files.TENSORS
+    path.write_bytes(st.save({n: v for n, v in tensors_in(path).items() if "pooler" not in n}))
+    config = json.loads((tmp_path / peft_files.CONFIG).read_text())
+    (tmp_path / peft_files.CONFIG).write_text(json.dumps(config | {"modules_to_save": ["classifier"]}))
+    assert not torch.allclose(peft_files.plain_logits(tmp_path, b, 3, inputs), whole, rtol=0.0, atol=1e-3)
 
 
 @pytest.mark.parametrize("method", [FEDIT, FedDAT(reduction=8, batch=4, optim=FAST)], ids=["fedit", "feddat"])

@@ -38,7 +38,7 @@ def test_one_client_is_bitfit_with_a_fresh_optimizer_in_every_round() -> None:
         values = by_hand.train(run, values, steps, lambda p: torch.optim.AdamW(p, lr=3e-2, weight_decay=0.0), linear=True)
         run.simulation.round(t)
     for name, found in by_hand.shared(run).items():
-        by_hand.close(found, values[name])
+        by_hand.close(found, values[name], by_hand.ADAM)
     by_hand.close(run.global_logits(), by_hand.logits(run, values).detach().float(), 1e-5)
 
 

@@ -122,7 +122,7 @@ def test_a_turn_is_the_cards_two_phases_under_one_adamw(alpha: float, beta: floa
         found = by_hand.shared(run) | by_hand.kept(run)["client-0"]
         assert {n.split("/")[0] for n in found} == {"ours", "mine", "head"}
         for name, value in found.items():
-            by_hand.close(value, values[name].detach())
+            by_hand.close(value, values[name].detach(), by_hand.ADAM)
         values = {n: v.detach() for n, v in values.items()}  # adapters and head go on; the optimizer does not
 
 
@@ -302,6 +302,18 @@ def test_adapters_start_random_on_both_sides_and_all_clients_start_from_the_same
                 assert 0.017 < value[0].std() < 0.023  # N(0, 0.02²), 512 numbers
     name = f"{by_hand.sites(run, 'ours')[0]}/down"
     assert not torch.equal(pack.tensors[f"mine/{name}"], pack.tensors[f"ours/{name}"])
+
+
+def test_each_client_is_tested_with_its_own_adapter_and_head_and_the_newest_shared_adapter() -> None:
+    run = tiny.federation(SMALL, rounds=2).run()
+    kept, newest = by_hand.kept(run), by_hand.shared(run)
+    for view, weights in (("dat", DAT), ("shared", SHARED), ("personal", PERSONAL)):
+        found = by_hand.personal_logits(run, view)
+        for client in run.clients:
+            if client.n:
+                values = newest | kept[client.id] | {n.replace("ours/", "teacher/"): v for n, v in newest.items()}
+                wanted = Adapted(run, values)(weights, client.data.test)
+                by_hand.close(found[client.id], wanted.detach().float(), 1e-5)
 
 
 def test_the_ramp_rises_to_one_over_its_rounds_and_scales_both_terms() -> None:

@@ -53,7 +53,7 @@ def test_one_client_is_a_peft_model_trained_with_a_fresh_optimizer_in_every_roun
             fall.step()
     run.run()
     for name, found in by_hand.shared(run).items():
-        by_hand.close(found, own(name).detach())
+        by_hand.close(found, own(name).detach(), by_hand.ADAM)
     index = np.arange(len(run.bench.table))
     by_hand.close(run.global_logits(), model(**run.bench.table.collate(index)).logits.detach().float(), 1e-5)
 

@@ -133,7 +133,7 @@ def test_the_scale_is_a_learning_rate_in_disguise(kind: str) -> None:
     for one, other in zip(*paths, strict=True):
         for site, w in one.items():
             assert w.norm() > 1e-4
-            by_hand.close(other[site], w, 1e-8)
+            by_hand.close(other[site], w, by_hand.ADAM)
 
 
 def test_the_update_never_leaves_the_row_space_of_a() -> None:

@@ -143,7 +143,7 @@ def test_clients_of_different_ranks_train_side_by_side_as_each_would_alone() -> 
             )
             for name, value in seen[t][k].tensors.items():
                 assert isinstance(value, Tensor)
-                by_hand.close(value, wanted[name])
+                by_hand.close(value, wanted[name], by_hand.ADAM)
 
 
 def test_the_server_step_turns_one_clients_factors_and_leaves_its_weights() -> None:

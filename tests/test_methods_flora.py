@@ -81,7 +81,7 @@ def test_one_client_is_merge_and_restart_and_not_lora_that_goes_on() -> None:
             )
         run.simulation.round(t)
         for name, wanted in values.items():
-            by_hand.close(by_hand.shared(run)[name], wanted)
+            by_hand.close(by_hand.shared(run)[name], wanted, by_hand.ADAM)
     going_on = tiny.federation(FedIT(rank=2, alpha=4.0, sites="q,v", batch=4, optim=SMALL.optim), sizes=(9,), rounds=2).run()
     assert not torch.allclose(going_on.global_logits(), run.global_logits(), atol=1e-3)
 

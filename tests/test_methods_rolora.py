@@ -81,7 +81,7 @@ def test_one_client_is_alternating_lora_with_a_new_optimizer_in_every_round() ->
         )
         run.simulation.round(t)
         for name, found in by_hand.shared(run).items():
-            by_hand.close(found, values[name])
+            by_hand.close(found, values[name], by_hand.ADAM)
 
 
 def test_a_first_round_of_a_would_have_changed_nothing() -> None:

@@ -91,6 +91,18 @@ def test_cached_equals_uncached_in_logits_and_gradients_for_every_cut(kind: str,
     assert all(counter.inside[cut:])
 
 
+@pytest.mark.parametrize("cut", [1, 2, 3])
+def test_what_stands_between_two_blocks_is_not_applied_twice(cut: int) -> None:
+    """Large DeBERTas have a convolution after their first block."""
+    b = tiny.backbone("deberta-v2", conv_kernel_size=3, conv_act="gelu")
+    assert b.model.deberta.encoder.conv is not None
+    bench = tiny.bench(b)
+    parts = upper(b, cut)
+    expected, _ = passes(b, parts, bench, INDEX)
+    got, _ = passes(b, parts, replace(bench, prefix=PrefixCache(b)), INDEX)
+    torch.testing.assert_close(got[INDEX >= 0], expected[INDEX >= 0], **CLOSE)
+
+
 @pytest.mark.parametrize("kind", ["bert", "llama", "gpt2", "deberta-v2"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_the_cache_keeps_the_precision_of_the_backbone(kind: str, precision: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,19 @@ def test_the_experiment_file_of_a_run_gives_the_same_numbers_again(tmp_path: Pat
     assert digest(again.folder) == digest(first.folder)
     assert digest(again.folder / "setup") == digest(first.folder / "setup")
     assert (again.folder / "experiment.toml").read_bytes() == (first.folder / "experiment.toml").read_bytes()
+
+
+def test_a_replay_finds_local_files_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    table = toy_runs.source().train
+    lines = [f"{t},{toy_runs.CLASSES[y]}" for t, y in zip(table.texts, table.labels.tolist(), strict=True)]
+    Path("toy.csv").write_text("\n".join(["text,label", *lines]))
+    first = toy_runs.run(Path("runs"), data="toy.csv", model=os.path.relpath(tiny.folder("bert")))
+    file = (tmp_path / first.folder / "experiment.toml").resolve()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    again = weft.run(file=file)
+    assert digest(again.folder) == digest(file.parent)
 
 
 def test_what_auto_turned_out_to_be_is_written_down(tmp_path: Path) -> None:

@@ -21,10 +21,12 @@ def header(out: Console, resolved: Resolved) -> None:
     """What is run, on what, and every setting that is not its source's own."""
     x, info = resolved.experiment, resolved.method.info
     what = {None: "", "local": ", each client alone", "central": ", all rows in one place", "probe": ": linear probe instead"}
-    out.print(Text.assemble((info.slug, "bold cyan"), f"  {info.title}{what[x.baseline]}  ", (f"({citation(info)})", "dim")))
+    out.print(Text.assemble((info.slug, "bold cyan"), f"  {info.title}{what[x.baseline]}"))
+    out.print(Text(citation(info), style="dim"))
+    deal = "" if x.partition == "auto" else f" ({x.partition}{f', α {x.alpha:g}' if x.partition == 'dirichlet' else ''})"
     where = [
         f"{x.model} on {x.data}",
-        f"{x.clients} clients ({x.partition}{f', α {x.alpha:g}' if x.partition == 'dirichlet' else ''})",
+        f"{x.clients} clients{deal}",
         f"{x.rounds} rounds",
         f"seed {x.seed}",
     ]
@@ -49,7 +51,7 @@ def changed(resolved: Resolved) -> list[dict[str, Any]]:
     return [
         {"name": n, "value": v, "default": usual.get(n), "origin": words.get(resolved.origin[n], resolved.origin[n])}
         for n, v in resolved.experiment.flat().items()
-        if v != usual.get(n) and n not in ("method", "model", "data")
+        if v != usual.get(n) and n not in ("method", "model", "data", "name", "runs")
     ]
 
 
@@ -74,6 +76,8 @@ def rehearse(out: Console, resolved: Resolved, as_json: bool, observer: Observer
     method = baselines.probe(x) if x.baseline == "probe" else resolved.method
     settings = Settings(participation=x.participation, pack=x.pack, debug=x.debug)
     sizes = measure(method, material.bench, material.clients, settings)
+    if x.baseline in ("local", "central"):
+        sizes = dataclasses.replace(sizes, rounds=[])  # nobody is apart from anybody
     if as_json:
         import json
 
@@ -99,18 +103,18 @@ def farewell(out: Console, done: Run) -> None:
     out.print()
     # paths and commands stay whole, to be copied
     out.print(Text(f"Saved in {done.folder} after {seconds // 60} min {seconds % 60} s."), soft_wrap=True)
+    if done.adapter is not None:
+        command = shlex.join(["weft", "predict", str(done.folder), "some text"])
+        out.print(Text(f"Try it: {command}"), soft_wrap=True)
     out.print(Text.assemble(("Next: ", "bold"), " · ".join(suggestions(done))), soft_wrap=True)
 
 
 def suggestions(done: Run) -> list[str]:
-    """Commands that go on from here."""
+    """Commands that go on from here: another method on the same, and the list of them."""
     from weft.methods import registry
 
     settings, slug = done.summary["settings"], done.summary["method"]["slug"]
     kept = [part for n in ("model", "data") if settings[n]["origin"] == "user" for part in (f"--{n}", str(settings[n]["value"]))]
     slugs = list(registry.infos())
     other = "flora" if slug != "flora" and "flora" in slugs else next((s for s in slugs if s != slug), slug)
-    found = [shlex.join(["weft", "run", "--method", other, *kept])]
-    if done.adapter is not None:
-        found.append(shlex.join(["weft", "predict", str(done.folder), "some text"]))
-    return [*found, "weft methods"]
+    return [shlex.join(["weft", "run", "--method", other, *kept]), "weft methods"]

@@ -80,10 +80,8 @@ class Bars(Lines):
             self._steps += by
             stage, by, figures = "clients", 0, {"step": self._steps}
         if stage in self._tasks:
-            self.progress.update(self._tasks[stage], advance=by)
-            if figures:
-                shown = "  ".join(f"{v} ✓" if isinstance(v, str) else f"{k} {v}" for k, v in figures.items())
-                self.progress.update(self._tasks[stage], figures=shown)
+            shown = "  ".join(f"{v} ✓" if isinstance(v, str) else f"{k} {v}" for k, v in figures.items())
+            self.progress.update(self._tasks[stage], advance=by, figures=shown)
 
     def end(self, stage: str) -> None:
         if stage in self._tasks:

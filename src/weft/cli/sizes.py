@@ -179,6 +179,8 @@ def size_tables(out: Console, sizes: Sizes) -> None:
         elements = f"{p.elements:,}" if p.elements else "grows"
         table.add_row(Text(p.part, style="cyan"), p.kind, p.scope, str(p.sites), elements)
     out.print(table)
+    if not sizes.rounds:
+        return
     out.print()
     out.print(
         Text.assemble(
@@ -196,7 +198,7 @@ def size_tables(out: Console, sizes: Sizes) -> None:
     table.add_row("all", *(format_bytes(sum(side.values())) for _, r in groups for side in (r.down, r.up)))
     out.print(table)
     out.print()
-    if sizes.rounds and not any(sizes.rounds[0].down.values()):
+    if not any(sizes.rounds[0].down.values()):
         out.print(Text("Start values are drawn from a common seed, so nothing goes down in round 1.", style="dim"))
 
 

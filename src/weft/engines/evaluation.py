@@ -20,7 +20,8 @@ class Evaluation:
         people: ``global test``, ``validation``, ``own test`` or ``new clients``.
         moment: ``received``: with the newest server state loaded.
         metric: ``accuracy``, ``macro_f1`` or ``loss``.
-        pooling: ``pooled`` (over rows), ``mean over clients`` or ``worst client``.
+        pooling: ``pooled`` (over rows), ``mean over clients`` or ``worst client``; of the ``local`` baseline ``pooled over
+            clients' models``.
         n: rows (or clients) behind it. low, high: 95 % Wilson interval of a pooled accuracy.
     """
 

@@ -66,9 +66,7 @@ def estimate(bench: Bench, method: Method, trainable: int, width: int) -> Estima
     return Estimate(frozen, activations + parts, available_memory(bench.backbone.device))
 
 
-def choose(
-    pack: str | int, cohort: int, method: Method, guess: Estimate, device: torch.device
-) -> int:
+def choose(pack: str | int, cohort: int, method: Method, guess: Estimate, device: torch.device) -> int:
     """Clients per pack for ``--pack auto``, or the number asked for."""
     if pack != "auto":
         return max(int(pack), 1)

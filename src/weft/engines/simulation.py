@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -100,7 +100,7 @@ class Simulation:
         self.guess = packing.estimate(bench, method, self._trainable(), self._width())
         cohort = sum(max(round(settings.participation * len(c)), 1) for _, c in federations)
         self.k = 1 if settings.debug else packing.choose(settings.pack, cohort, method, self.guess, bench.backbone.device)
-        self._last_cohort: list[str] = []
+        self.last_cohort: list[str] = []
 
     def _register(self, server: ServerState, clients: list[ClientState]) -> None:
         """Each client tells the facts that the method asks for, once; they cost bytes."""
@@ -132,7 +132,7 @@ class Simulation:
                     lost.append(client.id)
                 else:
                     jobs.append(job)
-        self._last_cohort = sorted([j.client.id for j in jobs] + lost)
+        self.last_cohort = sorted([j.client.id for j in jobs] + lost)
         losses = self._turns(jobs, t, phase)
         refused: dict[str, str] = {}
         for server, _ in self.federations:
@@ -144,10 +144,10 @@ class Simulation:
         return {
             "round": t,
             "kind": self.federations[0][0].round.kind,
-            "cohort": self._last_cohort,
+            "cohort": self.last_cohort,
             "lost": lost,
             "refused": refused,
-            "loss": float(np.mean([v for v in losses.values()])) if losses else None,
+            "loss": float(np.mean(list(losses.values()))) if losses else None,
             "seconds": time.perf_counter() - began,
         }
 
@@ -158,7 +158,7 @@ class Simulation:
         if who == "all":
             return clients
         if who == "same":
-            return [c for c in clients if c.id in set(self._last_cohort)]
+            return [c for c in clients if c.id in set(self.last_cohort)]
         if isinstance(who, list):
             return [c for c in clients if c.id in set(who)]
         if isinstance(who, tuple):
@@ -267,25 +267,38 @@ class Simulation:
         return found
 
     def _global(self, view: str) -> list[Evaluation]:
-        """The one model for all. With several servers (``local``) each server's model is scored, then averaged."""
-        pooled: list[list[Evaluation]] = []
+        """The one model for all.
+
+        With several servers (``local``) each row of a common test set is put to one of their models, drawn at random: the mean
+        over rows and models, at the price of one model.
+        """
+        unseen = np.concatenate([*self.tests.unseen.values()]) if self.tests.unseen else np.zeros(0, np.int64)
+        tests = {"global test": self.tests.test, "validation": self.tests.val, "new clients": unseen}
+        several = len(self.federations)
+        if several > 1:
+            tests = {p: numpy_generator(self.bench.seed, "evaluation", p).permutation(r) for p, r in tests.items()}
+        logits: dict[str, list[Tensor]] = {people: [] for people in tests}
+        asked: dict[str, list[np.ndarray]] = {people: [] for people in tests}
         own: dict[str, float] = {}
-        for server, clients in self.federations:
-            tests = {"global test": self.tests.test, "validation": self.tests.val}
-            unseen = np.concatenate([*self.tests.unseen.values()]) if self.tests.unseen else np.zeros(0, np.int64)
-            tests["new clients"] = unseen
+        for number, (server, clients) in enumerate(self.federations):
+            shares = {people: rows[number::several] for people, rows in tests.items()}
             mine = {c.id: c.data.test for c in clients if len(c.data.test)}
-            rows = np.unique(np.concatenate([*tests.values(), *mine.values()]))
+            rows = np.unique(np.concatenate([*shares.values(), *mine.values()]))
             if not len(rows):
                 continue
-            pack = server.bench()
-            logits = pack.predict(lambda p, b: self.method.forward(p, b, view), [rows])[0]
-            here = [score(logits[np.searchsorted(rows, r)], self._labels(r), view=view, people=p) for p, r in tests.items()]
-            pooled.append([e for part in here for e in part])
+            found = server.bench().predict(lambda p, b: self.method.forward(p, b, view), [rows])[0]
+            for people, share in shares.items():
+                logits[people].append(found[np.searchsorted(rows, share)])
+                asked[people].append(share)
             for client, r in mine.items():
-                own[client] = float((logits[np.searchsorted(rows, r)].argmax(1).numpy() == self._labels(r)).mean())
-        found = pooled[0] if len(pooled) == 1 else _averaged(pooled)
-        return found + per_client(own, view=view, people="own test")
+                own[client] = float((found[np.searchsorted(rows, r)].argmax(1).numpy() == self._labels(r)).mean())
+        scores: list[Evaluation] = []
+        for people in tests:
+            if logits[people]:
+                scores += score(torch.cat(logits[people]), self._labels(np.concatenate(asked[people])), view=view, people=people)
+        if several > 1:
+            scores = [replace(e, pooling="pooled over clients' models") for e in scores]
+        return scores + per_client(own, view=view, people="own test")
 
     def _personal(self, view: str, t: int) -> list[Evaluation]:
         """Each client's own model on its own test rows, after the newest download; new clients start from nothing.
@@ -333,7 +346,9 @@ class Simulation:
                 payload = payload_of(message.tensors if client.id in server.synced else server.start | message.tensors)
                 self.exchange.ledger.add(server.round.index, "eval", "down", client.id, payload, sum(payload.values()))
                 held = server.start | server.held_by(info, message)
-                jobs.append(Job(server, client, self.method.adapt(self.bench.backbone, self.bench.task, info), held, message.facts))
+                jobs.append(
+                    Job(server, client, self.method.adapt(self.bench.backbone, self.bench.task, info), held, message.facts)
+                )
             pack = self._pack(jobs)
             self.method.personalise(pack)
             pack.hold(None)
@@ -357,15 +372,3 @@ class Simulation:
     def _width(self) -> int:
         lengths = self.bench.table.lengths
         return int(np.quantile(lengths, 0.95)) if len(lengths) else 1
-
-
-def _averaged(runs: Iterable[list[Evaluation]]) -> list[Evaluation]:
-    """The mean of the same scores over several models, named as such."""
-    from dataclasses import replace
-
-    runs = list(runs)
-    found = []
-    for same in zip(*runs, strict=True):
-        value = float(np.mean([e.value for e in same]))
-        found.append(replace(same[0], value=value, pooling="mean over clients' models", low=None, high=None))
-    return found

@@ -6,6 +6,7 @@ A message in the simulation takes the same bytes as one between sites, so that a
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from weft.communication.message import Expected, Frame, Header, Received
 from weft.communication.wire import decode, encode
 from weft.federation.message import APPENDED, ClientInfo, Message, Update, Value
 from weft.federation.pack import named
-from weft.federation.scope import Scope
+from weft.federation.scope import Scope, matches
 from weft.tensors.keyed import generator
 from weft.tensors.lowrank import LowRank
 
@@ -62,11 +63,17 @@ class Exchange:
             frame = encode(header, message.tensors, facts, self._identity)
             adaptation = server.method.adapt(server.bench_of.backbone, server.bench_of.task, client)
             shapes = download_shapes(adaptation, server)
-            expected = self._expected(server, "down", shapes, frozenset(server.method.info.tells) | frozenset(server.round.extra))
+            factored = frozenset(n for n, i, _ in named(adaptation, server.bench_of.backbone) if i.kind == "lowrank")
+            expected = Expected(
+                **self._common(server, "down"),
+                tensors=shapes,
+                facts=frozenset(server.method.info.tells) | frozenset(server.round.extra),
+                lowrank=factored | {n + APPENDED for n in factored},
+            )
             # the message is kept beside its frame: a key of ids is only good while the values live
             self._broadcasts[key] = (frame, decode(frame.data, expected), message)  # type: ignore[assignment]
         frame, received = self._broadcasts[key][:2]
-        name = f"{hash(key):x}"
+        name = f"{zlib.crc32(frame.data):08x}"
         self.ledger.add(server.round.index, phase, "down", client.id, frame.payload, frame.size, broadcast=name)
         return received
 
@@ -80,7 +87,7 @@ class Exchange:
             header = Header(server.method.info.slug, server.round.index, "start", "down", "*")
             self._starts[key] = encode(header, {n: server.start[n] for n in names}, {}, self._identity)
         frame = self._starts[key]
-        name = f"start {hash(key):x}"
+        name = f"start {zlib.crc32(frame.data):08x}"
         self.ledger.add(server.round.index, "setup", "down", client.id, frame.payload, frame.size, broadcast=name)
 
     def pack_update(self, server: ServerState, update: Update, held: Mapping[str, Value], phase: Phase = "train") -> Frame:
@@ -101,7 +108,15 @@ class Exchange:
         adaptation = server.method.adapt(server.bench_of.backbone, server.bench_of.task, client)
         shapes = {n: i.shape for n, i, s in named(adaptation, server.bench_of.backbone) if Scope.UP in s}
         shapes |= server.method.uploads(server, client)
-        received = decode(data, self._expected(server, "up", shapes, frozenset(server.method.info.reveals), client.id), reference=held)
+        expected = Expected(
+            **self._common(server, "up"),
+            tensors=shapes,
+            required=frozenset(n for n in shapes if matches(n, server.method.demands)),
+            facts=frozenset(server.method.info.reveals),
+            lowrank=frozenset(),
+            client=client.id,
+        )
+        received = decode(data, expected, reference=held)
         return Update(
             tensors=received.tensors,
             facts=received.facts,
@@ -110,20 +125,15 @@ class Exchange:
             adaptation=adaptation,
         )
 
-    def _expected(
-        self, server: ServerState, direction: str, shapes: Mapping[str, Any], facts: frozenset[str], client: str | None = None
-    ) -> Expected:
-        return Expected(
-            method=server.method.info.slug,
-            round=server.round.index,
-            kind=server.round.kind,
-            direction=direction,
-            tensors=shapes,
-            facts=facts,
-            max_bytes=self.limits.max_bytes,
-            max_weight=self.limits.max_weight,
-            client=client,
-        )
+    def _common(self, server: ServerState, direction: str) -> dict[str, Any]:
+        return {
+            "method": server.method.info.slug,
+            "round": server.round.index,
+            "kind": server.round.kind,
+            "direction": direction,
+            "max_bytes": self.limits.max_bytes,
+            "max_weight": self.limits.max_weight,
+        }
 
 
 def download_shapes(adaptation: Adaptation, server: ServerState) -> dict[str, tuple[int, ...]]:

@@ -37,6 +37,7 @@ class Method:
     themselves, without a decorator.
 
     Attributes:
+        demands: patterns of tensors without which an update is refused, for rules that can't do with less.
         weighting: of updates in the mean: ``examples`` (n_k) or ``uniform``.
         epochs: local epochs a round; a fraction works through an epoch over several rounds. steps: local steps instead.
         batch: examples in a client's step.
@@ -44,6 +45,7 @@ class Method:
     """
 
     info: ClassVar[MethodInfo]
+    demands: ClassVar[tuple[str, ...]] = ()
     weighting: str = "examples"
     epochs: float = 1.0
     steps: int | None = None

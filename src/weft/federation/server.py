@@ -213,7 +213,7 @@ class ServerState:
 
     def restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Undo :meth:`tensors_and_json`."""
-        stores = {"shared": self.shared, "start": self.start, "memo": self.memo}
+        stores: dict[str, dict[str, Any]] = {"shared": self.shared, "start": self.start, "memo": self.memo}
         for store in stores.values():
             store.clear()
         for key, value in tensors.items():

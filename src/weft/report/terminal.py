@@ -153,17 +153,22 @@ def meaning(summary: Mapping[str, Any]) -> str:
     """Which view, whose rows, at which moment and how pooled: for every number of the tables above."""
     top, evaluations = summary["headline"], summary["evaluations"]
     view = str(top["view"])
-    said = [f"accuracy, F1: view {view}, {top['n']:,} rows of {PEOPLE.get(top['people'], top['people'])}, {top['pooling']}"]
-    for other in _other_views({"evaluations": evaluations}):
-        e = headline({"round": 0, "evaluations": [x for x in evaluations if x["view"] == other]})
+    said: list[str] = []
+    groups: dict[str, list[str]] = {}  # views that are scored alike
+    for name in (view, *_other_views({"evaluations": evaluations})):
+        e = headline({"round": 0, "evaluations": [x for x in evaluations if x["view"] == name]})
         if e is not None:
-            said.append(f"view {other}: accuracy on {e['n']:,} rows of {PEOPLE.get(e['people'], e['people'])}, {e['pooling']}")
+            where = f"{e['n']:,} rows of {PEOPLE.get(e['people'], e['people'])}, {e['pooling']}"
+            groups.setdefault(where, []).append(name)
+    for where, names in groups.items():
+        what = "accuracy, F1" if view in names else "accuracy"
+        said.append(f"{what}: view{'s' if len(names) > 1 else ''} {', '.join(names)}, {where}")
     own = pick(evaluations, view=view, people="own test", pooling="mean over clients")
     if own is not None:
         said.append(f"mean, worst: accuracy of {own['n']} clients on their own test rows")
     new = pick(evaluations, view=view, people="new clients", metric="accuracy")
     if new is not None:
-        said.append(f"new: {new['n']:,} rows of {summary['data']['new_clients']} clients that were never trained")
+        said.append(f"new: {new['n']:,} rows of clients that were never trained ({summary['data']['new_clients']})")
     phases = summary["bytes"]
     if "train" in phases:
         setup = sum(phases["setup"][way]["wire"] for way in ("down", "up")) if "setup" in phases else 0

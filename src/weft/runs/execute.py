@@ -5,13 +5,17 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weft import experiment as settings
 from weft.backbones.load import find, pick_device
+from weft.backbones.names import KNOWN
 from weft.communication.codecs import codec
+from weft.data.hub_sets import catalogue
 from weft.engines.observer import Observer
 from weft.errors import Interrupted, UserError
 from weft.experiment import Experiment, Resolved
@@ -92,7 +96,7 @@ def start(
             raise
         about = summary.begun(directory, resolved, material, began)
         directories.write_summary(directory, about)
-        files.write(directory.experiment, settings.to_toml(x, _pinned(material)).encode())
+        files.write(directory.experiment, settings.to_toml(x, _pinned(x, material)).encode())
         _go_on(directory, resolved, material, about, observer, repeat)
     return Run(directory)
 
@@ -219,7 +223,7 @@ def play(
         observer.say(summary.memory(player.simulation))
         if travels:
             observer.say(summary.uploads(player.simulation))
-        pinned = _pinned(material) | {"pack": player.simulation.k if not x.debug else x.pack}
+        pinned = _pinned(x, material) | {"pack": player.simulation.k if not x.debug else x.pack}
         files.write(directory.experiment, settings.to_toml(x, pinned).encode())
         observer.begin("rounds", rounds)
     played = player.play()
@@ -268,7 +272,7 @@ def _baseline(
     observer.begin(stage, baselines.turns(rounds, nested) + (baselines.turns(x.probe_rounds, nested) if probing else 0))
     inside = directory.baseline(name)
     files.make_folder(inside.root)
-    files.write(inside.experiment, settings.to_toml(nested, _pinned(material)).encode())
+    files.write(inside.experiment, settings.to_toml(nested, _pinned(x, material)).encode())
     played, its_setup = play(inside, nested, resolved.method, material, observer, stage)
     observer.end(stage)
     return scores(played.lines) | {"bytes": summary.total_bytes(played, its_setup)}
@@ -307,28 +311,27 @@ def _steps(x: Experiment) -> int:
     return 3 + (baselines.turns(x.probe_rounds, x) if probing else 0)
 
 
-def _pinned(material: Material) -> dict[str, Any]:
-    """What ``auto`` turned out to be."""
+def _pinned(x: Experiment, material: Material) -> dict[str, Any]:
+    """What ``auto`` turned out to be, and where local files are, seen from anywhere."""
     backbone = material.backbone
-    return {"device": str(backbone.device), "precision": str(backbone.dtype).removeprefix("torch.")}
+    found = {"device": str(backbone.device), "precision": str(backbone.dtype).removeprefix("torch.")}
+    if Path(backbone.path).is_dir() and x.model not in KNOWN:
+        found["model"] = str(Path(x.model).expanduser().resolve())
+    if not material.data["object"] and (local := Path(x.data).expanduser()).exists():
+        known = {entry.name for entry in catalogue()}
+        found |= {} if x.data in known else {"data": str(local.resolve())}
+    return found
 
 
-class _stoppable:
+@contextmanager
+def _stoppable(directory: RunDirectory) -> Iterator[None]:
     """Turn Ctrl-C into a sentence that says how to go on."""
-
-    def __init__(self, directory: RunDirectory):
-        self.directory = directory
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        if kind is KeyboardInterrupt:
-            if self.directory.experiment.is_file():
-                go_on = f"every finished round is saved; weft resume {self.directory.root} goes on"
-            else:
-                go_on = "nothing had begun yet"
-            raise Interrupted(f"Stopped: {go_on}.") from error
+    try:
+        yield
+    except KeyboardInterrupt as e:
+        begun = directory.experiment.is_file()
+        go_on = f"every finished round is saved; weft resume {directory.root} goes on" if begun else "nothing had begun yet"
+        raise Interrupted(f"Stopped: {go_on}.") from e
 
 
 class Silent(Observer):

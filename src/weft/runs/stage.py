@@ -108,7 +108,7 @@ class Player:
         for server, state in zip(self.servers, saved.servers, strict=True):
             restore(server, state)
         self.simulation.exchange.ledger = Ledger.from_records(saved.ledger)
-        self.simulation._last_cohort = saved.cohort
+        self.simulation.last_cohort = saved.cohort
         self.next, self.length, self.finished = saved.next, saved.length, saved.finished
 
     def play(self) -> Played:
@@ -154,7 +154,7 @@ class Player:
                 next=self.next,
                 finished=self.finished,
                 pack=simulation.k,
-                cohort=list(simulation._last_cohort),
+                cohort=list(simulation.last_cohort),
                 length=self.length,
                 clients=simulation.store.manifest(),
                 ledger=simulation.exchange.ledger.as_records(),

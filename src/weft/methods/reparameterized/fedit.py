@@ -23,7 +23,7 @@ from weft.tasks.classification import Classification
 
 
 class FedIT(Method):
-    """Settings of the paper's experiment; its code defaults to ``sites="q"``, r = 16, α = 16 and 10 local epochs.
+    """Defaults of the code, but for one local epoch in batches of 32 as in the paper's experiment (the code: 10, and 64).
 
     Attributes:
         rank, alpha: of LoRA; the update is (α/r)·B A.

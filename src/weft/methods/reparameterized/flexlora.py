@@ -60,6 +60,8 @@ class FlexLoRA(Method):
         sends="both LoRA factors of every site at the client's rank, the head, and the number of examples",
     )
 
+    demands: ClassVar[tuple[str, ...]] = ("lora",)
+
     rank: int = 8
     alpha: float = 16.0
     mix: str = "uniform"

@@ -48,6 +48,8 @@ class FLoRA(Method):
         sends="both LoRA factors of every site, which every other client gets to see, the head, and the number of examples",
     )
 
+    demands: ClassVar[tuple[str, ...]] = ("lora",)
+
     rank: int = 16
     ranks: tuple[int, ...] = ()
     scale: float = 2.0
