@@ -32,14 +32,12 @@ def one(clients: int, method: str, cohort: int, rounds: int, rows_each: int) -> 
 
     def rows(start: int, n: int) -> Rows:
         picks = rng.integers(len(words), size=(n, 6))
-        return Rows([" ".join(words[i] for i in p) for p in picks], None, rng.integers(3, size=n), np.arange(start, start + n), None)
+        return Rows(
+            [" ".join(words[i] for i in p) for p in picks], None, rng.integers(3, size=n), np.arange(start, start + n), None
+        )
 
-    people = [
-        ClientData(f"c{i:05d}", rows(i * rows_each, rows_each), rows(0, 0), rows(0, 0)) for i in range(clients)
-    ]
-    data = FederatedData(
-        "synthetic", ("a", "b", "c"), people, rows(10**9, 64), rows(2 * 10**9, 8), [], "synthetic", ()
-    )
+    people = [ClientData(f"c{i:05d}", rows(i * rows_each, rows_each), rows(0, 0), rows(0, 0)) for i in range(clients)]
+    data = FederatedData("synthetic", ("a", "b", "c"), people, rows(10**9, 64), rows(2 * 10**9, 8), [], "synthetic", ())
     with tempfile.TemporaryDirectory() as folder:
         weft.run(
             method=method, model="minilm", data=data, rounds=rounds, participation=cohort / clients, precision="float32",

@@ -81,7 +81,9 @@ def weft_side(
 
         for start in range(0, clients, pack):
             part = everyone[start : start + pack]
-            p = Pack(bench, part, [server.adaptation] * len(part), [dict(server.shared)] * len(part), [{}] * len(part), Round(0), {})
+            p = Pack(
+                bench, part, [server.adaptation] * len(part), [dict(server.shared)] * len(part), [{}] * len(part), Round(0), {}
+            )
             p.listener = listen
             for _ in method.train(p):
                 pass
@@ -141,7 +143,7 @@ def peft_model(base: Any, sites: list[str]) -> Any:
     """The same sites by name: PEFT's own "all-linear" would take a pooler too."""
     config = LoraConfig(task_type=TaskType.SEQ_CLS, r=16, lora_alpha=16, lora_dropout=0.0, target_modules=sites, bias="none")
     model = get_peft_model(base, config).eval()  # eval: dropout off on both sides
-    for n, p in model.named_parameters():
+    for p in model.parameters():
         if p.requires_grad:
             p.data = p.data.float()
     return model
@@ -198,7 +200,11 @@ def on_cpu(args: argparse.Namespace) -> None:
             best = min(loop, key=lambda n: statistics.median(took[n]))
             same, everything = ratio(took[best], took["weft32"]), ratio(took["sdpa"], took["weft"])
             rate = clients * args.steps / statistics.median(took["weft"])
-            print(f"| {batch} x {length} | {clients} | {gap32:.0e} | {gap:.0e} | {same} (loop: {best}) | {everything} | {rate:.1f} |", flush=True)
+            print(
+                f"| {batch} x {length} | {clients} | {gap32:.0e} | {gap:.0e} | {same} (loop: {best}) | {everything} "
+                f"| {rate:.1f} |",
+                flush=True,
+            )
             value = float(same.split("x")[0])
             lowest.append(value)
             on_all.append(float(everything.split("x")[0]))
@@ -232,9 +238,14 @@ def on_gpu(args: argparse.Namespace) -> None:
     class Words:
         pad_token_id, model_max_length, model_input_names = 0, 2048, ("input_ids",)
 
-    backbone = describe_model(fresh(), Words(), {"score.weight"}, name="llama-1b", device=device, dtype=torch.bfloat16, digest="random")
+    backbone = describe_model(
+        fresh(), Words(), {"score.weight"}, name="llama-1b", device=device, dtype=torch.bfloat16, digest="random"
+    )
     plain = peft_model(fresh().eval(), [s.name for s in backbone.sites("all")])
-    print(f"{torch.cuda.get_device_name(device)}, {backbone.parameters / 1e9:.2f} B parameters, bfloat16, median of {args.repeats}\n")
+    print(
+        f"{torch.cuda.get_device_name(device)}, {backbone.parameters / 1e9:.2f} B parameters, bfloat16, "
+        f"median of {args.repeats}\n"
+    )
     print("| batch x tokens | clients in a pack | loss gap | packed against loop | steps/s |")
     print("|---|---|---|---|---|")
     found = []
@@ -247,7 +258,10 @@ def on_gpu(args: argparse.Namespace) -> None:
             took = timed({"weft": packed, "loop": loop}, args.repeats, device)
             r = ratio(took["loop"], took["weft"])
             found.append(float(r.split("x")[0]))
-            print(f"| {batch} x 64 | {clients} | {gap:.0e} | {r} | {clients * args.steps / statistics.median(took['weft']):.1f} |", flush=True)
+            print(
+                f"| {batch} x 64 | {clients} | {gap:.0e} | {r} | {clients * args.steps / statistics.median(took['weft']):.1f} |",
+                flush=True,
+            )
     print()
     verdict("packs of 32 at batch 1 to 4: at least 5x", max(found), 5.0)
 

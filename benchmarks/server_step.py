@@ -85,9 +85,7 @@ class Row:
     def add(self, ours: list[float], dense: list[float], distance: float, times: int = 1) -> None:
         """Add one module's seconds, ``times`` over."""
         self.ours = [total + times * s for total, s in zip(self.ours or [0.0] * len(ours), ours, strict=True)]
-        self.dense = [
-            total + times * s for total, s in zip(self.dense or [0.0] * len(dense), dense, strict=True)
-        ]
+        self.dense = [total + times * s for total, s in zip(self.dense or [0.0] * len(dense), dense, strict=True)]
         self.distances.append(distance)
 
     @property
@@ -138,9 +136,7 @@ def flexlora(deltas: list[LowRank], weights: list[float], rank: int) -> LowRank:
     return handed_out(stack(deltas, weights), rank)
 
 
-def flexlora_randomised(
-    deltas: list[LowRank], weights: list[float], rank: int, rng: torch.Generator
-) -> LowRank:
+def flexlora_randomised(deltas: list[LowRank], weights: list[float], rank: int, rng: torch.Generator) -> LowRank:
     return handed_out(stack(deltas, weights).randomised(rank, oversample=rank, generator=rng), rank)
 
 

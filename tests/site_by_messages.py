@@ -47,7 +47,8 @@ class Site:
             if name.endswith(APPENDED):
                 plain = name.removesuffix(APPENDED)
                 old = self.copy[plain]
-                assert isinstance(old, LowRank) and isinstance(value, LowRank)
+                assert isinstance(old, LowRank)
+                assert isinstance(value, LowRank)
                 self.copy[plain] = LowRank.cat([old, value])
             else:
                 self.copy[name] = value

@@ -130,6 +130,10 @@ def test_a_repeat_that_differs_is_an_error_that_says_where(tmp_path: Path) -> No
 
     with pytest.raises(UserError, match=r"the repeat gave other numbers \(server, round 1\)"):
         toy_runs.run(tmp_path, method=Drifting(), repeat=2)
+    (folder,) = tmp_path.iterdir()
+    found = weft.load_run(folder)
+    assert found.finished  # the first run's numbers are kept
+    assert found.summary["repeat"] == {"runs": 2, "identical": False}
 
 
 def test_an_object_that_no_slug_stands_for_is_needed_to_go_on(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ They run over later methods without being edited.
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ from torch import Tensor
 import tiny
 from site_by_messages import by_messages
 from weft.aggregation.mean import WeightedMean
+from weft.engines import packing
 from weft.federation.message import Update
 from weft.federation.method import Method
 from weft.methods import registry
@@ -60,10 +60,7 @@ def logits(run: tiny.Federation) -> dict[str, Tensor]:
             found[view] = run.global_logits()
             continue
         rows = {c.id: run.clients[0].data.test for c in run.clients}
-        found |= {
-            f"{view}:{c}": v
-            for c, v in run.simulation._personal_logits(view, run.server, run.clients, rows).items()
-        }
+        found |= {f"{view}:{c}": v for c, v in run.simulation._personal_logits(view, run.server, run.clients, rows).items()}
     return found
 
 
@@ -139,7 +136,7 @@ def test_every_codec_trains(slug: str) -> None:
     before = logits(run)
     run.run()
     after = logits(run)
-    assert not run.simulation.exchange.ledger.totals(direction="up").payload == 0
+    assert run.simulation.exchange.ledger.totals(direction="up").payload > 0
     assert any(not torch.equal(before[v], after[v]) for v in after)
     assert all(bool(torch.isfinite(v).all()) for v in after.values())
 
@@ -184,21 +181,15 @@ def test_additive_law_both_ways(slug: str) -> None:
 
 
 @pytest.mark.parametrize("slug", METHODS)
-def test_results_do_not_depend_on_the_order_of_clients(slug: str, tmp_path: Path) -> None:
+def test_results_do_not_depend_on_the_order_of_clients(slug: str) -> None:
     forward = tiny.federation(small(slug), pack=1, rounds=2)
     backward = tiny.federation(small(slug), pack=1, rounds=2)
-    for position, client in enumerate(backward.clients):  # device profiles are dealt by position: keep them
-        client.facts = method_facts(backward, position) | client.facts
-    group = __import__("weft.engines.packing", fromlist=["group"]).group
+    group = packing.group
     with pytest.MonkeyPatch.context() as patch:
         forward.run()
         patch.setattr("weft.engines.packing.group", lambda clients, k: list(reversed(group(clients, k))))
         backward.run()
     assert_same(state(forward), state(backward), 0.0)
-
-
-def method_facts(run: tiny.Federation, position: int) -> dict[str, Any]:
-    return run.method.profile(position)
 
 
 @pytest.mark.parametrize("slug", METHODS)

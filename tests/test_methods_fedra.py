@@ -70,15 +70,18 @@ def test_draws_differ_between_rounds_and_come_again_with_the_seed() -> None:
     assert rounds != [draw(other, t) for t in range(8)]
 
 
-def test_each_block_is_held_as_often_as_any_other() -> None:
+def test_each_block_is_held_as_often_as_any_other_whatever_other_clients_hold() -> None:
     from scipy.stats import chisquare
 
     run = tiny.federation(SMALL)
     rounds = 400
-    counts = np.zeros((len(run.clients), 3))
+    counts, pairs = np.zeros((len(run.clients), 3)), np.zeros((3, 3))
     for t in range(rounds):
-        for row, blocks in zip(counts, draw(run, t).values(), strict=True):
+        held = draw(run, t)
+        for row, blocks in zip(counts, held.values(), strict=True):
             row[blocks] += 1
+        pairs[held["client-2"], held["client-5"]] += 1  # one block each
+    assert chisquare(pairs.ravel()).pvalue > 1e-3
     for row, capacity in zip(counts, (3, 2, 1, 3, 2, 1), strict=True):
         assert row.sum() == rounds * capacity
         rare = row if capacity == 1 else rounds - row  # the one block left out is as random as the one taken

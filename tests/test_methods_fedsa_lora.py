@@ -160,6 +160,11 @@ def test_a_client_never_trained_here_is_welcomed_with_a_few_steps_on_b_and_head_
     wanted = by_hand.train(run, start, steps, sgd, scale=3.0, only=lambda n: not n.endswith("/A"))
     (found,) = by_hand.personal_logits(run).values()
     by_hand.close(found, by_hand.logits(run, wanted, late.data.test, 3.0).float(), 1e-5)
+    pack = run.pack([0], run.server.round.index)
+    run.method.personalise(pack)
+    assert all(torch.equal(pack.tensors[n][0], v) == n.endswith("/A") for n, v in start.items()), (
+        "A is for all, B and head its own"
+    )
     unwelcomed = by_hand.logits(run, start, late.data.test, 3.0).float()
     assert not torch.allclose(found, unwelcomed, atol=1e-4)
     assert not by_hand.kept(run)[late.id]

@@ -16,6 +16,7 @@ from weft.errors import UserError, WeftError
 
 CLOSE = {"rtol": 0.0, "atol": 1e-12}
 STEPS = (6, 2, 4, 1)  # of each client
+LATE = (0, 1, 0, 2)  # when each takes its first
 K = len(STEPS)
 SHAPES = {"a": (3, 4), "bias": (5,)}
 ROWS = {"a": torch.tensor([True] * K), "bias": torch.tensor([True, True, False, True])}  # client 2 has no "bias"
@@ -80,17 +81,20 @@ def made(s: Optim) -> tuple[dict[str, Tensor], Optimizer]:
     return params, Optimizer(params, s, torch.tensor(STEPS))
 
 
-def losses(params: dict[str, Tensor], clients: list[int], t: int) -> Tensor:
-    return torch.stack([loss_of({n: p[c] for n, p in params.items() if bool(ROWS[n][c])}, c, t) for c in clients])
+def losses(params: dict[str, Tensor], clients: list[int], steps: list[int] | int) -> Tensor:
+    """[k] losses of some clients, each in a step of its own."""
+    own = [steps] * len(clients) if isinstance(steps, int) else steps
+    pairs = zip(clients, own, strict=True)
+    return torch.stack([loss_of({n: p[c] for n, p in params.items() if bool(ROWS[n][c])}, c, t) for c, t in pairs])
 
 
 def packed(s: Optim) -> dict[str, Tensor]:
-    """All clients at once; those that have finished leave the batch."""
+    """All clients at once; some join later, and those that have finished leave the batch."""
     params, optimizer = made(s)
-    for t in range(max(STEPS)):
-        clients = [c for c in range(K) if t < STEPS[c]]
+    for t in range(max(a + n for a, n in zip(LATE, STEPS, strict=True))):
+        clients = [c for c in range(K) if 0 <= t - LATE[c] < STEPS[c]]
         who = torch.tensor(clients) if len(clients) < K else None
-        optimizer.step(losses(params, clients, t), who, ROWS)
+        optimizer.step(losses(params, clients, [t - LATE[c] for c in clients]), who, ROWS)
     return {n: p.detach() for n, p in params.items()}
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import tiny
+from weaving import CLOSE, grads, leaves, pack_of, values_for
 from weft.adaptation.bias import Bias
 from weft.adaptation.bottleneck import Bottleneck
 from weft.adaptation.head import Head
@@ -20,7 +21,6 @@ from weft.backbones.backbone import Backbone
 from weft.backbones.prefix import PrefixCache
 from weft.federation.pack import Bench, Pack, make_batch
 
-CLOSE = {"rtol": 0.0, "atol": 1e-11}
 INDEX = np.array([[3, 0, 5, -1], [7, 7, 2, 9], [12, -1, -1, -1]])  # ragged, with padding rows, one row twice
 
 KINDS = ("bert", "roberta", "distilbert", "electra", "deberta-v2", "modernbert", "gpt2", "opt", "llama", "qwen2", "gemma", "phi")
@@ -61,11 +61,11 @@ def upper(b: Backbone, cut: int) -> dict[str, Part]:
 
 def passes(b: Backbone, parts: dict[str, Part], bench: Bench, index: np.ndarray) -> tuple[Tensor, dict[str, Tensor]]:
     k = len(index)
-    values = [tiny.values_for(bench, parts, seed=i) for i in range(k)]
-    pack = tiny.leaves(tiny.pack_of(bench, [parts] * k, values), "*")
+    values = [values_for(bench, parts, seed=i) for i in range(k)]
+    pack = leaves(pack_of(bench, [parts] * k, values), "*")
     batch = make_batch(bench.table, index, None, b.device)
     out = pack(batch)
-    return out.logits, tiny.grads(pack, pack.loss(out, batch), "*")
+    return out.logits, grads(pack, pack.loss(out, batch), "*")
 
 
 @pytest.mark.parametrize("pairs", [False, True])
@@ -208,7 +208,7 @@ def test_what_a_row_holds_does_not_depend_on_what_was_asked_for_first() -> None:
 
 def cut_of(b: Backbone, parts: dict[str, Part]) -> int:
     bench = replace(tiny.bench(b), prefix=PrefixCache(b))
-    return tiny.pack_of(bench, [parts], [tiny.values_for(bench, parts, seed=0)])._cut()
+    return pack_of(bench, [parts], [values_for(bench, parts, seed=0)])._cut()
 
 
 def test_the_cut_is_the_lowest_block_of_any_part_frozen_ones_too() -> None:
@@ -229,12 +229,12 @@ def test_layer_subsets_never_start_from_the_cache(kind: str) -> None:
     b = bench.backbone
     cached = replace(bench, prefix=PrefixCache(b))
     parts = upper(b, 2)
-    values = [tiny.values_for(bench, parts, seed=i) for i in range(3)]
+    values = [values_for(bench, parts, seed=i) for i in range(3)]
     hold = torch.tensor([[False, True, True], [True, True, True], [True, False, True]])
     batch = make_batch(bench.table, INDEX, None, b.device)
 
     def gated(of: Bench) -> Pack:
-        pack = tiny.pack_of(of, [parts] * 3, values)
+        pack = pack_of(of, [parts] * 3, values)
         pack.hold(hold)
         return pack
 
@@ -243,7 +243,7 @@ def test_layer_subsets_never_start_from_the_cache(kind: str) -> None:
     torch.testing.assert_close(pack(batch).logits, expected, **CLOSE)
     assert pack._cut() == 0
     pack.hold(None)  # and back
-    plain = tiny.pack_of(bench, [parts] * 3, values)(batch).logits
+    plain = pack_of(bench, [parts] * 3, values)(batch).logits
     torch.testing.assert_close(pack(batch).logits[INDEX >= 0], plain[INDEX >= 0], **CLOSE)
 
 

@@ -194,6 +194,14 @@ def test_a_loss_that_is_no_number_is_null(tmp_path: Path) -> None:
     assert run.finished
 
 
+def test_a_run_without_test_rows_has_no_numbers_and_no_trouble(tmp_path: Path) -> None:
+    dealt = weft.data.partition(toy_runs.source(), clients=3, scheme="iid", test_fraction=0.0, val_fraction=0.0)
+    run = toy_runs.run(tmp_path, data=dealt, clients=None)
+    assert run.finished
+    assert run.metrics == {}
+    assert run.summary["headline"] is None
+
+
 # bytes --------------------------------------------------------------------------------------------------------------------
 
 

@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weft.adaptation.part import Part
 from weft.backbones.backbone import Backbone
 from weft.backbones.load import load
 from weft.backbones.prefix import PrefixCache
@@ -32,15 +31,11 @@ from weft.data.rows import Rows
 from weft.engines.simulation import Settings, Simulation, Tests
 from weft.federation.client import ClientState, Splits
 from weft.federation.exchange import Exchange
-from weft.federation.message import Value
-from weft.federation.method import Adaptation, Method
-from weft.federation.pack import Bench, Pack, named
-from weft.federation.scope import SHARED
+from weft.federation.method import Method
+from weft.federation.pack import Bench, Pack
 from weft.federation.server import Round, ServerState
 from weft.federation.store import ClientStore, Spool
 from weft.tasks.classification import Classification
-from weft.tensors.keyed import generator
-from weft.tensors.lowrank import LowRank
 
 torch.set_num_threads(1)
 
@@ -370,46 +365,6 @@ def hooks(model: torch.nn.Module) -> Iterator[str]:
                 yield f"{name}.{kind}"
         if "forward" in vars(module):
             yield f"{name}.forward"
-
-
-# packs past the wire ---------------------------------------------------------------------------------------------------
-
-
-def values_for(of: Bench, parts: Mapping[str, Part], seed: int, scale: float = 0.3, delta_rank: int = 2) -> dict[str, Value]:
-    """Random values of every tensor of ``parts``; weights of norms stay near 1, biases near where they start."""
-    found: dict[str, Value] = {}
-    adaptation: Adaptation = {n: (p, SHARED) for n, p in parts.items()}
-    for name, init, _ in named(adaptation, of.backbone):
-        g = generator(seed, "test", name)
-        if init.kind == "lowrank":
-            b, a = (torch.randn(s, generator=g) for s in ((init.shape[0], delta_rank), (delta_rank, init.shape[1])))
-            found[name] = LowRank(B=(b * scale).to(of.dtype), A=(a * scale).to(of.dtype), scale=0.7)
-            continue
-        around = of.draw(init, name) if init.kind in ("value", "ones") else torch.zeros(init.shape)
-        found[name] = (around + scale * torch.randn(init.shape, generator=g)).to(of.dtype)
-    return found
-
-
-def pack_of(of: Bench, parts: Sequence[Mapping[str, Part]], values: Sequence[Mapping[str, Value]]) -> Pack:
-    """A pack of clients whose parts have these values; client i holds the rows 6·i … 6·i + 5 of the table."""
-    adaptations: list[Adaptation] = [{n: (p, SHARED) for n, p in each.items()} for each in parts]
-    empty = np.zeros(0, np.int64)
-    clients = [ClientState(f"client-{i}", 6, data=Splits(np.arange(6 * i, 6 * i + 6), empty, empty)) for i in range(len(parts))]
-    return Pack(of, clients, adaptations, list(values), [{} for _ in parts], Round(0), {})
-
-
-def grads(of: Pack, loss: Tensor, *names: str) -> dict[str, Tensor]:
-    """Gradients [K, …] of Σ loss with respect to the pack's tensors that match; call :func:`leaves` before the forward."""
-    chosen = of.params(*names)
-    found = torch.autograd.grad(loss.sum(), list(chosen.values()), allow_unused=True)
-    return {n: g for n, g in zip(chosen, found, strict=True) if g is not None}
-
-
-def leaves(of: Pack, *names: str) -> Pack:
-    """Make the tensors that match differentiable."""
-    for name, value in of.params(*names).items():
-        of.tensors[name] = value.contiguous().detach().requires_grad_(True)
-    return of
 
 
 def hub(monkeypatch: Any, cache: Path, models: Mapping[str, str]) -> None:

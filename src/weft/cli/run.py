@@ -35,7 +35,7 @@ def run(
     context: typer.Context,
     file: Annotated[
         Path | None,
-        typer.Argument(metavar="[EXPERIMENT.toml]", help="Settings in a file; options go before it.", show_default=False),
+        typer.Argument(metavar="[EXPERIMENT.toml]", help="Settings in a file; those typed here win.", show_default=False),
     ] = None,
     method: Annotated[str | None, _option(WHAT, "Slug of a method: weft methods lists them.", "fedit", "--method", "-m")] = None,
     model: Annotated[str | None, _option(WHAT, "Backbone: short name, hub id or local folder.", "minilm")] = None,

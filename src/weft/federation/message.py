@@ -65,5 +65,5 @@ class Update(Message):
 
 def scope_of(adaptation: Adaptation, name: str) -> Any:
     """The scope of the tensor "part/site/role"."""
-    part, scope = adaptation[name.split("/", 1)[0]]
+    _, scope = adaptation[name.split("/", 1)[0]]
     return scope[name.rsplit("/", 1)[1]] if isinstance(scope, Mapping) else scope

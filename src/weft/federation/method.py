@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, dataclass_transform
@@ -54,8 +55,8 @@ class Method:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        fields = {f for base in cls.__mro__[1:] for f in getattr(base, "__annotations__", ())}
-        own = cls.__dict__.get("__annotations__", {})
+        fields = {f for base in cls.__mro__[1:] for f in inspect.get_annotations(base)}
+        own = inspect.get_annotations(cls)
         for name, value in cls.__dict__.items():
             if name in fields and name not in own and name != "info" and not callable(value):
                 raise TypeError(

@@ -119,7 +119,9 @@ class Pack:
             values = [v.get(name) for v in self._values]
             stacked = stack(values, device, self.dtype)
             present = torch.tensor([v is not None for v in values], device=device)
-            pairs = [(name, stacked)] if isinstance(stacked, Tensor) else list(zip((f"{name}.A", f"{name}.B"), stacked, strict=True))
+            pairs = (
+                [(name, stacked)] if isinstance(stacked, Tensor) else list(zip((f"{name}.A", f"{name}.B"), stacked, strict=True))
+            )
             for full, tensor in pairs:
                 self.tensors[full], self._has[full] = tensor, present
             self._shapes[name] = [tuple(v.shape) if v is not None else None for v in values]
@@ -231,7 +233,13 @@ class Pack:
         return make_batch(table, index, present if len(present) < len(rows) else None, self.device)
 
     def optimizer(
-        self, *names: str, settings: Optim, epochs: float = 1.0, steps: int | None = None, size: int = 32, updates_per_batch: int = 1
+        self,
+        *names: str,
+        settings: Optim,
+        epochs: float = 1.0,
+        steps: int | None = None,
+        size: int = 32,
+        updates_per_batch: int = 1,
     ) -> Optimizer:
         """An optimizer of exactly the tensors that match ``names``; GIVEN tensors are never among them.
 
@@ -351,9 +359,7 @@ class Pack:
     # prediction -----------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def predict(
-        self, forward: Callable[[Pack, Batch], Output], rows: list[np.ndarray], tokens: int = 8192
-    ) -> list[Tensor]:
+    def predict(self, forward: Callable[[Pack, Batch], Output], rows: list[np.ndarray], tokens: int = 8192) -> list[Tensor]:
         """Logits of each client on its own list of table rows: K tensors [n_k, C], in the order given.
 
         Args:

@@ -156,7 +156,7 @@ def read_summary(directory: RunDirectory) -> dict[str, Any]:
     try:
         summary: dict[str, Any] = json.loads(files.read(directory.summary))
     except ValueError as e:
-        raise UserError(f"{directory.summary} is damaged ({e}); weft resume {directory.root} writes it again.") from None
+        raise UserError(f"{directory.summary} is damaged ({e}): {files.START_ANEW}.") from None
     files.check_format(directory.summary, summary.get("format"))
     return summary
 

@@ -156,12 +156,18 @@ def _go_on(
     about["baselines"] = {}
     for name in x.baselines:
         about["baselines"][name] = _baseline(name, directory, resolved, material, main.pack, setup, observer)
+    different: list[str] = []
     for number in range(1, repeat):
-        _compare(directory, x, resolved.method, material.fresh(), main.pack, number, observer)
-        about["repeat"] = {"runs": repeat, "identical": True}
+        different += _repeat(directory, x, resolved.method, material.fresh(), main.pack, number, observer)
+        about["repeat"] = {"runs": repeat, "identical": not different}
     about["finished"] = True
     about["seconds"] |= {"loading": before["loading"], "all": before["loading"] + time.perf_counter() - began}
     directories.write_summary(directory, about)
+    if different:
+        raise UserError(
+            f"the repeat gave other numbers ({', '.join(different[:5])}{' …' if len(different) > 5 else ''}): the run is saved, "
+            "but sums on this device are not exact in their order; --device cpu repeats bit for bit."
+        )
 
 
 def play(
@@ -278,31 +284,23 @@ def _baseline(
     return scores(played.lines) | {"bytes": summary.total_bytes(played, its_setup)}
 
 
-def _compare(
+def _repeat(
     directory: RunDirectory, x: Experiment, method: Method, material: Material, pack: int, number: int, observer: Observer
-) -> None:
-    """Run once more, in a temporary folder.
-
-    Raises:
-        UserError: the numbers differ.
-    """
+) -> list[str]:
+    """Run once more, in a temporary folder; returns what differs."""
     with tempfile.TemporaryDirectory(prefix="weft-repeat-") as folder:
         again = RunDirectory(Path(folder))
         stage = f"repeat {number}"
-        observer.begin(stage, _steps(x) - 3 + baselines.turns(x.rounds, x))
-        # scored as often as the first, to be compared line by line
+        observer.begin(stage, _steps(x) - 3 + baselines.turns(x.rounds if x.baseline != "probe" else x.probe_rounds, x))
         play(again, x.model_copy(update={"pack": pack}), method, material, Renamed(observer, stage))
         observer.end(stage)
         pairs = [(digest(directory.root), digest(again.root))]
         if directory.setup.is_dir():
             pairs.append((digest(directory.setup), digest(again.setup)))
-    for first, second in pairs:
-        if different := [n for n in first | second if first.get(n) != second.get(n)]:
-            raise UserError(
-                f"the repeat gave other numbers ({', '.join(different[:5])}{' …' if len(different) > 5 else ''}): sums on this "
-                "device are not exact in their order; --device cpu repeats bit for bit."
-            )
-    observer.say(f"{stage}: the same numbers, bit for bit.")
+    different = [n for first, second in pairs for n in first | second if first.get(n) != second.get(n)]
+    if not different:
+        observer.say(f"{stage}: the same numbers, bit for bit.")
+    return different
 
 
 def _steps(x: Experiment) -> int:

@@ -119,9 +119,7 @@ class LowRank:
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> LowRank:
         """The same value on another device or in another dtype."""
-        return LowRank(
-            self.B.to(device=device, dtype=dtype), self.A.to(device=device, dtype=dtype), self.scale
-        )
+        return LowRank(self.B.to(device=device, dtype=dtype), self.A.to(device=device, dtype=dtype), self.scale)
 
     def rescaled(self, scale: float) -> LowRank:
         """The same value stored with another ``scale``, e.g. the alpha/r of the layer that is to receive it.

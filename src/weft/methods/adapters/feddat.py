@@ -81,7 +81,14 @@ class FedDAT(Method):
         if not pack.has_work():
             return pack.updates()
         opt = pack.optimizer(
-            "mine", "ours", "head", settings=self.optim, epochs=self.epochs, steps=self.steps, size=self.batch, updates_per_batch=2
+            "mine",
+            "ours",
+            "head",
+            settings=self.optim,
+            epochs=self.epochs,
+            steps=self.steps,
+            size=self.batch,
+            updates_per_batch=2,
         )
         ramp = self._ramp(pack.round.index)
         for batch in pack.batches(self.epochs, self.steps, self.batch):

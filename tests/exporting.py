@@ -1,0 +1,49 @@
+"""Short runs that are exported, for tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import torch as st
+from torch import Tensor
+
+import tiny
+from weft.adaptation.optim import Optim
+from weft.backbones.backbone import Backbone
+from weft.export import ExportReport, export
+from weft.federation.method import Method
+from weft.methods.reparameterized.fedit import FedIT
+from weft.methods.reparameterized.flora import FLoRA
+
+INFO = {"run": "a-run", "settings": {"max_length": 32}}
+FAST = Optim("adamw", lr=0.05)
+FEDIT = FedIT(rank=2, alpha=6.0, sites="all", batch=4, optim=FAST)
+FLORA = FLoRA(rank=2, ranks=(1, 2, 3), sites="q,v", batch=4, optim=FAST)
+RUN_CLOSE = {"rtol": 0.0, "atol": 2e-5}  # logits of a few units, float32
+
+
+def trained(method: Method, model: Backbone | str = "bert", **more: Any) -> tiny.Federation:
+    return tiny.federation(method, model, **({"precision": "float32"} | more)).run()
+
+
+def exported(run: tiny.Federation, folder: Path, **more: Any) -> ExportReport:
+    return export(run.server, run.bench, folder, INFO, **more)
+
+
+def tensors_in(path: Path) -> dict[str, Tensor]:
+    """Read at once: a file that is mapped into memory must not be written over."""
+    return st.load(path.read_bytes())
+
+
+def by_peft(base: str, folder: Path, inputs: dict[str, Tensor], classes: int, pad: int) -> Tensor:
+    """What anybody writes who has never heard of Weft."""
+    from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification
+
+    torch.manual_seed(99)
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=classes)
+    model.config.pad_token_id = pad
+    with torch.no_grad():
+        return PeftModel.from_pretrained(model, folder).eval()(**inputs).logits

@@ -1,0 +1,143 @@
+"""Parts that PEFT does not know, and models of single clients, come back through our own loader."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+
+import tiny
+from exporting import FAST, FEDIT, RUN_CLOSE, exported, tensors_in, trained
+from weft.errors import UserError
+from weft.export import load
+from weft.federation.info import MethodInfo
+from weft.federation.method import Method
+from weft.federation.pack import Batch, Output, Pack
+from weft.methods.adapters.feddat import FedDAT
+from weft.methods.reparameterized.fedsa_lora import FedSALoRA
+from weft.methods.selective.fedbf import FedBF
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "roberta"])
+@pytest.mark.parametrize(
+    "method", [FedBF(batch=4, optim=FAST), FedDAT(reduction=8, batch=4, optim=FAST)], ids=["fedbf", "feddat"]
+)
+def test_other_parts_come_back_through_our_own_loader(kind: str, method: Method, tmp_path: Path) -> None:
+    run = trained(method, kind)
+    report = exported(run, tmp_path)
+    assert report.kind == "weft"
+    assert report.files == ["README.md", "weft.json", "weft_adapter.json", "weft_adapter.safetensors"]
+    got = load(tmp_path, device="cpu", precision="float32").logits(all_texts())
+    if isinstance(method, FedBF):
+        expected = run.global_logits()
+    else:  # what a client that was never here starts from
+        pack = run.server.bench()
+        method.personalise(pack)
+        expected = pack.predict(lambda p, b: method.forward(p, b, "dat"), [np.arange(len(run.bench.table))])[0]
+    torch.testing.assert_close(got, expected, **RUN_CLOSE)
+
+
+def all_texts() -> list[str]:
+    rows, _, _ = tiny.states()
+    return list(rows.texts)
+
+
+def test_only_the_parts_that_a_view_uses_are_written(tmp_path: Path) -> None:
+    run = trained(FedDAT(reduction=8, batch=4, optim=FAST))
+    for view, parts in (("dat", {"mine", "teacher", "head"}), ("shared", {"ours", "head"}), ("personal", {"mine", "head"})):
+        folder = tmp_path / view
+        folder.mkdir()
+        exported(run, folder, view=view)
+        content = json.loads((folder / "weft_adapter.json").read_text())
+        assert set(content["parts"]) == parts
+        assert {n.split("/")[0] for n in tensors_in(folder / "weft_adapter.safetensors")} == parts
+    content = json.loads((tmp_path / "dat" / "weft_adapter.json").read_text())
+    assert content["parts"]["mine"] == {
+        "kind": "Bottleneck",
+        "settings": {"reduction": 8, "std": 0.02},
+        "sites": [s.name for s in run.bench.backbone.bottlenecks],
+        "weight": 0.5,
+    }
+
+
+class Squared(FedBF):
+    """Predicts with more than one pass."""
+
+    info: ClassVar[MethodInfo] = dataclasses.replace(FedBF.info, slug="squared")
+
+    def forward(self, pack: Pack, batch: Batch, view: str | None = None) -> Output:
+        return Output(0.5 * (pack(batch).logits + pack(batch, use={}).logits))
+
+
+def test_a_model_that_is_more_than_its_parts_is_rebuilt_by_its_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from weft.methods import registry
+
+    known, classes = registry.infos(), registry.load
+    run = trained(Squared(batch=4, optim=FAST))
+    with pytest.raises(UserError, match=r'register it under the entry point "weft\.methods"'):
+        exported(run, tmp_path)
+    monkeypatch.setattr(registry, "infos", lambda: known | {"squared": Squared.info})
+    monkeypatch.setattr(registry, "load", lambda slug: Squared if slug == "squared" else classes(slug))
+    exported(run, tmp_path)
+    got = load(tmp_path, device="cpu", precision="float32").logits(all_texts())
+    torch.testing.assert_close(got, run.global_logits(), **RUN_CLOSE)
+    monkeypatch.undo()
+    with pytest.raises(UserError, match='no method "squared"'):
+        load(tmp_path, device="cpu")
+
+
+# a client's own model -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "method",
+    [FedSALoRA(rank=2, batch=4, steps=2, optim=FAST), FedDAT(reduction=8, batch=4, optim=FAST)],
+    ids=["fedsa-lora", "feddat"],
+)
+def test_a_clients_export_is_the_model_that_its_personal_score_is_about(method: Method, tmp_path: Path) -> None:
+    run = trained(method)
+    rows = np.arange(len(run.bench.table))
+    owner = {c.id: run.server for c in run.clients}
+    view = method.info.views[0]
+    seen = []
+    for client in (run.clients[0], run.clients[3]):
+        folder = tmp_path / client.id
+        folder.mkdir()
+        run.simulation.store.load(client)
+        report = exported(run, folder, client=client)
+        assert (report.client, report.view) == (client.id, view)
+        assert report.notes == []
+        got = load(folder, device="cpu", precision="float32").logits(all_texts())
+        expected = run.simulation._personal_logits(view, owner, [client], {client.id: rows})[client.id]
+        torch.testing.assert_close(got, expected, **RUN_CLOSE)
+        seen.append(got)
+    assert not torch.allclose(seen[0], seen[1], **RUN_CLOSE)
+
+
+def test_without_a_client_a_personal_methods_export_says_whose_model_it_is(tmp_path: Path) -> None:
+    run = trained(FedSALoRA(rank=2, batch=4, steps=2, optim=FAST))
+    report = exported(run, tmp_path)
+    assert (report.view, report.client) == ("personal", None)
+    assert "new client starts from" in report.notes[0]
+    assert report.notes[0] in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"client": True}, "one model for all clients"),
+        ({"client": True, "view": "global"}, "one model for all clients"),
+        ({"view": "personal"}, 'no view "personal": use global'),
+    ],
+)
+def test_a_view_that_the_method_has_not_got_is_refused(more: dict[str, Any], words: str, tmp_path: Path) -> None:
+    run = tiny.federation(FEDIT, precision="float32")
+    if "client" in more:
+        more = more | {"client": run.clients[0]}
+    with pytest.raises(UserError, match=words):
+        exported(run, tmp_path, **more)

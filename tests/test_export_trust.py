@@ -1,0 +1,177 @@
+"""An export that went wrong is an error, damaged files are refused, and the run stays as it was."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors import torch as st
+
+import tiny
+from exporting import FAST, FEDIT, RUN_CLOSE, exported, tensors_in, trained
+from weft.adaptation.bias import Bias
+from weft.backbones.backbone import Backbone, frozen_fingerprint
+from weft.errors import UserError, WeftError
+from weft.export import load, peft_files
+from weft.export.trained import Trained
+from weft.federation.method import Method
+from weft.methods.adapters.feddat import FedDAT
+from weft.methods.selective.fedbf import FedBF
+from weft.tensors.lowrank import LowRank
+
+
+def corruptions() -> Iterator[tuple[str, Any]]:
+    sums, write = peft_files.low_rank_sums, peft_files.write
+
+    def scaled(t: Trained, b: Backbone) -> dict[str, LowRank]:
+        return {n: v * 1.05 for n, v in sums(t, b).items()}
+
+    def forgotten(t: Trained, b: Backbone) -> dict[str, LowRank]:
+        return dict(list(sums(t, b).items())[1:])
+
+    def without_pooler(t: Trained, b: Backbone, base: Any, folder: Path) -> dict[str, int]:
+        ranks = write(t, b, base, folder)
+        path = folder / peft_files.TENSORS
+        path.write_bytes(st.save({n: v for n, v in tensors_in(path).items() if "pooler" not in n}))
+        config = json.loads((folder / peft_files.CONFIG).read_text())
+        config["modules_to_save"].remove("bert.pooler")
+        (folder / peft_files.CONFIG).write_text(json.dumps(config))
+        return ranks
+
+    def not_a_number(t: Trained, b: Backbone, base: Any, folder: Path) -> dict[str, int]:
+        ranks = write(t, b, base, folder)
+        tensors = tensors_in(folder / peft_files.TENSORS)
+        tensors["base_model.model.classifier.bias"][0] = float("nan")
+        (folder / peft_files.TENSORS).write_bytes(st.save(tensors))
+        return ranks
+
+    yield "low_rank_sums", scaled
+    yield "low_rank_sums", forgotten
+    yield "write", without_pooler
+    yield "write", not_a_number
+
+
+@pytest.mark.parametrize(("what", "fault"), [*corruptions()], ids=["scaled", "a site forgotten", "pooler forgotten", "nan"])
+def test_an_export_that_predicts_something_else_is_an_error(
+    what: str, fault: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = trained(FEDIT, tiny.backbone("bert", precision="float32", checkpoint="mlm"))
+    monkeypatch.setattr(peft_files, what, fault)
+    with pytest.raises(WeftError, match=r"predicts something else|is missing"):
+        exported(run, tmp_path)
+    assert not (tmp_path / "weft.json").exists()
+
+
+def test_the_comparison_draws_fresh_modules_otherwise_than_our_loader(tmp_path: Path) -> None:
+    """Else a base module that the adapter forgets to bring along would agree by luck."""
+    run = trained(FEDIT, tiny.backbone("bert", precision="float32", checkpoint="mlm"))
+    exported(run, tmp_path)
+    b, inputs = run.bench.backbone, run.bench.table.collate(np.arange(4))
+    whole = peft_files.plain_logits(tmp_path, b, 3, inputs)
+    torch.testing.assert_close(whole, run.global_logits(np.arange(4)), **RUN_CLOSE)
+    path = tmp_path / peft_files.TENSORS
+    path.write_bytes(st.save({n: v for n, v in tensors_in(path).items() if "pooler" not in n}))
+    config = json.loads((tmp_path / peft_files.CONFIG).read_text())
+    (tmp_path / peft_files.CONFIG).write_text(json.dumps(config | {"modules_to_save": ["classifier"]}))
+    assert not torch.allclose(peft_files.plain_logits(tmp_path, b, 3, inputs), whole, rtol=0.0, atol=1e-3)
+
+
+@pytest.mark.parametrize("method", [FEDIT, FedDAT(reduction=8, batch=4, optim=FAST)], ids=["fedit", "feddat"])
+def test_exporting_changes_nothing_about_the_run(method: Method, tmp_path: Path) -> None:
+    one, two = (tiny.federation(method, tiny.fresh("bert", precision="float32"), rounds=3) for _ in range(2))
+    one.run(2)
+    two.run(2)
+    before = frozen_fingerprint(one.bench.backbone)
+    state = torch.get_rng_state()
+    exported(one, tmp_path)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert frozen_fingerprint(one.bench.backbone) == before
+    assert list(tiny.hooks(one.bench.backbone.model)) == []
+    for run in (one, two):
+        run.simulation.round(2)
+    for name, value in one.server.shared.items():
+        assert torch.equal(value, two.server.shared[name])  # type: ignore[arg-type]
+
+
+def test_a_backbone_that_was_never_loaded_from_anywhere_is_refused(tmp_path: Path) -> None:
+    b = dataclasses.replace(tiny.fresh("bert", precision="float32"), path="")
+    with pytest.raises(UserError, match="save_pretrained"):
+        exported(trained(FEDIT, b), tmp_path)
+
+
+# damaged files --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> dict[str, Path]:
+    """A finished export of each kind."""
+    found = {"peft": tmp_path / "peft", "weft": tmp_path / "weft"}
+    for kind, method in (("peft", FEDIT), ("weft", FedBF(batch=4, optim=FAST))):
+        found[kind].mkdir()
+        exported(tiny.federation(method, precision="float32"), found[kind])
+    return found
+
+
+TENSORS = {"peft": "adapter_model.safetensors", "weft": "weft_adapter.safetensors"}
+CONFIGS = {"peft": "adapter_config.json", "weft": "weft_adapter.json"}
+
+
+@pytest.mark.parametrize("kind", ["peft", "weft"])
+def test_damaged_files_are_one_sentence(kind: str, folders: dict[str, Path]) -> None:
+    folder = folders[kind]
+    path = folder / TENSORS[kind]
+    good = path.read_bytes()
+    tensors = tensors_in(path)
+    last = sorted(n for n in tensors if "classifier" in n)[-1]
+
+    def refused(words: str) -> None:
+        with pytest.raises(UserError, match=words) as e:
+            load(folder, device="cpu", precision="float32")
+        assert "\n" not in str(e.value)
+
+    path.write_bytes(good[: len(good) // 2])
+    refused("is damaged")
+    path.write_bytes(st.save({n: t for n, t in tensors.items() if n != last}))
+    refused("is missing")
+    where = "base_model.model.classifier.more" if kind == "peft" else "head/classifier/more"
+    path.write_bytes(st.save(tensors | {where: torch.zeros(1)}))
+    refused("not a tensor of this model")
+    path.write_bytes(st.save(tensors | {last: torch.zeros(5, 7)}))
+    refused(r"has shape \(5, 7\)")
+    path.unlink()
+    refused("read")
+    path.write_bytes(good)
+    (folder / CONFIGS[kind]).write_text("{}")
+    refused("is damaged")
+
+
+def test_a_format_of_another_version_is_refused(folders: dict[str, Path]) -> None:
+    for name in ("weft.json", "weft_adapter.json"):
+        path = folders["weft"] / name
+        good = path.read_text()
+        path.write_text(json.dumps(json.loads(good) | {"format": 2}))
+        with pytest.raises(UserError, match="format 2"):
+            load(folders["weft"], device="cpu")
+        path.write_text(good)
+
+
+def test_a_part_of_another_version_is_refused(folders: dict[str, Path]) -> None:
+    path = folders["weft"] / "weft_adapter.json"
+    content = json.loads(path.read_text())
+    content["parts"]["bias"]["kind"] = "Hologram"
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="no part Hologram"):
+        load(folders["weft"], device="cpu")
+
+
+def test_bias_values_are_exact_after_a_round_trip(folders: dict[str, Path]) -> None:
+    b = tiny.backbone("bert", precision="float32")
+    tensors = tensors_in(folders["weft"] / "weft_adapter.safetensors")
+    for site in Bias().sites(b):
+        assert torch.equal(tensors[f"bias/{site.name}/bias"], b.originals[f"{site.name}.bias"])
