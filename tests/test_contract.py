@@ -314,6 +314,45 @@ def test_an_upload_of_another_rank_than_the_clients_own_is_refused() -> None:
         run.simulation.exchange.read_update(run.server, wider, frame.data, {})
 
 
+class Misshapen(FedIT):
+    """Sends a B with a row too many."""
+
+    info: ClassVar[MethodInfo] = CARD
+
+    def send(self, server: ServerState, client: ClientInfo) -> Message:
+        message = super().send(server, client)
+        for name, value in message.tensors.items():
+            if name.endswith("/B") and isinstance(value, Tensor):
+                message.tensors[name] = torch.cat([value, value[:1]])
+        return message
+
+
+def test_a_message_of_another_shape_than_the_clients_parts_is_refused() -> None:
+    run = tiny.federation(Misshapen(rank=2, steps=1, batch=4), rounds=2).run(1)
+    with pytest.raises(Refused, match=r"has shape \(33, 2\)"):
+        run.simulation.round(1)
+
+
+def test_an_update_that_lacks_what_the_rule_demands_is_refused_and_any_other_may_send_less() -> None:
+    demanding = [slug for slug in registry.infos() if registry.load(slug).demands]
+    assert {"flora", "flexlora"} <= set(demanding)
+    for slug in (*demanding, "fedit"):
+        method = replace(registry.build(slug), batch=4, steps=1)
+        run = tiny.federation(method, sizes=(9, 5), rounds=1, pack=1)
+        pack = run.pack([0])
+        (update,) = run.method.train(pack)
+        lost = next(n for n in update.tensors if matches(n, method.demands or ("*",)))
+        del update.tensors[lost]
+        held = run.server.held_by(update.client, run.method.send(run.server, update.client))
+        frame = run.simulation.exchange.pack_update(run.server, update, held)
+        if slug == "fedit":
+            read = run.simulation.exchange.read_update(run.server, update.client, frame.data, held)
+            assert set(read.tensors) == set(update.tensors)
+            continue
+        with pytest.raises(Refused, match=f'"{lost}" is missing'):
+            run.simulation.exchange.read_update(run.server, update.client, frame.data, held)
+
+
 # turns ------------------------------------------------------------------------------------------------------------------
 
 

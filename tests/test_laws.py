@@ -60,7 +60,8 @@ def logits(run: tiny.Federation) -> dict[str, Tensor]:
             found[view] = run.global_logits()
             continue
         rows = {c.id: run.clients[0].data.test for c in run.clients}
-        found |= {f"{view}:{c}": v for c, v in run.simulation._personal_logits(view, run.server, run.clients, rows).items()}
+        owner = {c.id: run.server for c in run.clients}
+        found |= {f"{view}:{c}": v for c, v in run.simulation._personal_logits(view, owner, run.clients, rows).items()}
     return found
 
 
