@@ -48,7 +48,7 @@ class FedDAT(Method):
         challenges=("communication efficiency", "data heterogeneity"),
         evidence="code",
         views=("dat", "personal", "shared"),
-        sends="the shared adapter of every block",
+        sends="the shared adapter of every block, and the number of examples",
     )
 
     reduction: int = 16

@@ -36,7 +36,7 @@ class FedBF(Method):
         family="selective",
         challenges=("communication efficiency", "privacy preservation"),
         evidence="code",
-        sends="every bias vector of the encoder, and the head",
+        sends="every bias vector of the encoder, the head, and the number of examples",
     )
 
     bias_scope: str = "all"

@@ -49,7 +49,7 @@ class FedRA(Method):
         asks=("capacity", "domain"),
         tells=("blocks", "limit"),
         needs=("separate blocks",),
-        sends="the LoRA factors of the blocks it was given this round, and the head",
+        sends="the LoRA factors of the blocks it was given this round, the head, and the number of examples",
     )
 
     rank: int = 8
