@@ -71,7 +71,7 @@ MASAKHANEWS_LANGUAGES = (
 
 ENTRIES: tuple[Entry, ...] = (
     Entry(
-        "pydocs", None, None, TEXT, 12, {"train": 6_000, "unseen": 600}, "module", "PSF-2.0",
+        "pydocs", None, None, TEXT, 9, {"train": 6_000, "unseen": 600}, "module", "PSF-2.0",
         "read from the standard library of the Python that runs Weft", offline=True,
     ),
     Entry(
