@@ -43,9 +43,7 @@ def dense_mean(deltas: list[LowRank], weights: list[float]) -> Tensor:
 
 
 def close(value: Tensor, expected: Tensor, tolerance: float = 1e-12) -> None:
-    torch.testing.assert_close(
-        value, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max() + 1)
-    )
+    torch.testing.assert_close(value, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max() + 1))
 
 
 # ---- weighted mean: FedAvg, FedIT, FedRA ---------------------------------------------------------
@@ -278,13 +276,9 @@ def test_equal_updates_of_different_rank_and_scale_count_the_same() -> None:
 
 @pytest.mark.parametrize("product_rank", [0, 1, 3])
 @pytest.mark.parametrize("rank", [4, 16, 21])
-def test_ranks_without_a_singular_value_are_random_directions_that_can_learn(
-    product_rank: int, rank: int
-) -> None:
+def test_ranks_without_a_singular_value_are_random_directions_that_can_learn(product_rank: int, rank: int) -> None:
     own = client(product_rank, seed=3)
-    twice = LowRank.cat(
-        [own, own]
-    )  # stored at twice its rank: half of its singular values are rounding errors
+    twice = LowRank.cat([own, own])  # stored at twice its rank: half of its singular values are rounding errors
     A, B = redistribute(twice, rank, 2.0, rng(1))
     close(2.0 * B @ A, twice.dense())
     assert torch.equal(B[:, product_rank:], torch.zeros(D_OUT, rank - product_rank, dtype=torch.float64))

@@ -201,9 +201,7 @@ def test_norm_and_inner_product_are_those_of_frobenius(items: list[LowRank]) -> 
     one, two = items[0], items[-1]
     bound = 1e-12 * (1 + float(reference(one).norm()) * float(reference(two).norm()))
     assert one.norm() == pytest.approx(float(reference(one).norm()), rel=1e-12, abs=1e-14)
-    assert one.inner(two) == pytest.approx(
-        float((reference(one) * reference(two)).sum()), rel=1e-11, abs=bound
-    )
+    assert one.inner(two) == pytest.approx(float((reference(one) * reference(two)).sum()), rel=1e-11, abs=bound)
 
 
 def test_the_norm_of_a_difference_keeps_its_digits() -> None:
