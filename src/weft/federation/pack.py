@@ -229,7 +229,7 @@ class Pack:
         width = max(len(rows[i]) for i in present)  # type: ignore[arg-type]
         index = np.full((len(present), width), -1, dtype=np.int64)
         for row, i in zip(index, present, strict=True):
-            row[: len(rows[i])] = self.clients[i].data.train[rows[i]]  # type: ignore[arg-type,index]
+            row[: len(rows[i])] = self.clients[i].data.train[rows[i]]  # type: ignore[arg-type]
         return make_batch(table, index, present if len(present) < len(rows) else None, self.device)
 
     def optimizer(
