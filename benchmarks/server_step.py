@@ -1,6 +1,6 @@
 """Server steps of FlexLoRA and FLoRA at the shapes of Llama-2-7B, low-rank against dense, as one table.
 
-    python benchmarks/server_step.py            # many minutes: a dense SVD of one module takes 10 to 40 s
+    python benchmarks/server_step.py            # tens of minutes, nearly all of it in the dense SVDs
     python benchmarks/server_step.py --quick    # toy shapes, to see that it runs; its times mean nothing
 
 Modules are aggregated one after another, so that one module's factors are held and never the model's. One
