@@ -41,7 +41,7 @@ def one(clients: int, method: str, cohort: int, rounds: int, rows_each: int) -> 
     with tempfile.TemporaryDirectory() as folder:
         weft.run(
             method=method, model="minilm", data=data, rounds=rounds, participation=cohort / clients, precision="float32",
-            runs=folder, quiet=True, baselines=(), eval_clients=cohort, pack=cohort,
+            runs=folder, baselines=[], eval_clients=cohort, pack=cohort, start_head="random",
         )  # fmt: skip
     print(json.dumps({"mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
 
