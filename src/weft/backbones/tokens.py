@@ -60,6 +60,7 @@ class Tokens:
 
 def tokenize(backbone: Backbone, rows: Rows, max_length: int = 128) -> Tokens:
     """Tokenise a table of texts (or text pairs), cut to ``max_length`` tokens."""
+    assert rows.texts is not None
     limit = min(max_length, backbone.max_length)
     tokenizer = backbone.tokenizer
     uses_types = "token_type_ids" in tokenizer.model_input_names and rows.pairs is not None

@@ -9,35 +9,40 @@ from typing import Any
 
 import numpy as np
 
+from weft.data.images import Images
+
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """An immutable table of n examples of one text classification set.
+    """An immutable table of n examples of one set of texts, or of pictures.
 
     ``ids`` are unique over all splits of one source and do not depend on a seed: they key caches and random
     streams. ``pairs`` holds the second text of each example where the task has two, ``keys`` the natural
-    client of each row.
+    client of each row. A set of pictures has ``images`` and no texts.
     """
 
-    texts: Sequence[str]
+    texts: Sequence[str] | None
     pairs: Sequence[str] | None
     labels: np.ndarray  # int64 [n], index into the classes of the source
     ids: np.ndarray  # int64 [n]
     keys: Sequence[str] | None = None
+    images: Images | None = None
 
     def __post_init__(self) -> None:
-        n = len(self.texts)
+        if (self.texts is None) == (self.images is None):
+            raise ValueError("rows are either texts or images")
+        n, what = len(self), "images" if self.texts is None else "texts"
         columns = {"pairs": self.pairs, "labels": self.labels, "ids": self.ids, "keys": self.keys}
         for name, column in columns.items():
             if column is not None and len(column) != n:
-                raise ValueError(f"{name} has {len(column)} entries for {n} texts")
+                raise ValueError(f"{name} has {len(column)} entries for {n} {what}")
         for array in ("labels", "ids"):
             frozen = np.array(getattr(self, array), dtype=np.int64)
             frozen.setflags(write=False)
             object.__setattr__(self, array, frozen)
 
     def __len__(self) -> int:
-        return len(self.texts)
+        return len(self.images if self.texts is None else self.texts)  # type: ignore[arg-type]
 
     def take(self, index: np.ndarray) -> Rows:
         """The rows at the positions ``index`` (int [m] or bool [n]), in that order."""
@@ -48,11 +53,12 @@ class Rows:
             index = index.astype(np.int64)
         where = index.tolist()
         return Rows(
-            texts=[self.texts[i] for i in where],
+            texts=None if self.texts is None else [self.texts[i] for i in where],
             pairs=None if self.pairs is None else [self.pairs[i] for i in where],
             labels=self.labels[index],
             ids=self.ids[index],
             keys=None if self.keys is None else [self.keys[i] for i in where],
+            images=None if self.images is None else self.images.take(where),
         )
 
     @staticmethod
@@ -64,11 +70,12 @@ class Rows:
             return [value for column in present for value in column] if len(present) == len(columns) else None
 
         return Rows(
-            texts=[text for part in parts for text in part.texts],
+            texts=joined([part.texts for part in parts]),
             pairs=joined([part.pairs for part in parts]),
             labels=np.concatenate([part.labels for part in parts]),
             ids=np.concatenate([part.ids for part in parts]),
             keys=joined([part.keys for part in parts]),
+            images=Images.concatenate(images) if len(images := [p.images for p in parts if p.images is not None]) else None,
         )
 
 
@@ -118,7 +125,7 @@ class FederatedData:
 
 
 def fingerprint(classes: Iterable[str], splits: Mapping[str, Rows | None]) -> str:
-    """The sha256 (hexadecimal) of class names and of every row's split, text, pair, label and key.
+    """The sha256 (hexadecimal) of class names and of every row's split, text (or picture), pair, label and key.
 
     Splits are taken in the order of their names and rows in their own order, so the value depends on content
     alone.
@@ -137,8 +144,8 @@ def fingerprint(classes: Iterable[str], splits: Mapping[str, Rows | None]) -> st
             continue
         add(split)
         add(len(rows))
-        for i, (text, label) in enumerate(zip(rows.texts, rows.labels.tolist(), strict=True)):
-            add(text)
+        for i, label in enumerate(rows.labels.tolist()):
+            add(rows.texts[i] if rows.texts is not None else rows.images.digest(i) if rows.images is not None else None)
             add(None if rows.pairs is None else rows.pairs[i])
             add(label)
             add(None if rows.keys is None else rows.keys[i])
