@@ -231,3 +231,8 @@ def elements(method: Method, backbone: Backbone, scope: Scope, classes: int = 2)
             part = name.split("/")[0]
             found[part] = found.get(part, 0) + init.numel
     return found
+
+
+def known(run: tiny.Federation) -> dict[str, Tensor]:
+    """Everything that the server has learnt: what it shares, and what it keeps to itself."""
+    return shared(run) | {f"memo {n}": v for n, v in run.server.memo.items() if isinstance(v, Tensor)}

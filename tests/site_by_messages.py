@@ -18,8 +18,8 @@ class Site:
     """One client with nothing but the experiment's description, its rows, and a copy of what it has received."""
 
     def __init__(self, run: tiny.Federation, position: int):
-        self.method, self.bench, self.start = run.method, run.bench, run.server.start
         self.client = run.clients[position]
+        self.method, self.bench, self.start = run.method, run.bench.of(self.client), run.server.start
         self.info = self.client.info(run.method.info.asks)
         self.adaptation = self.method.adapt(self.bench.backbone, self.bench.task, self.info)
         self.copy: dict[str, Value] = {}
@@ -32,7 +32,7 @@ class Site:
                     self.copy[name] = drawn if drawn is not None else self.bench.draw(init, name)
 
     def turn(self, run: tiny.Federation, data: bytes, round: Round) -> bytes | None:
-        shapes = download_shapes(self.adaptation, run.server)
+        shapes = download_shapes(self.adaptation, self.bench)
         expected = Expected(
             method=self.method.info.slug,
             round=round.index,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import subprocess
@@ -10,6 +11,7 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from rich.console import Console
 
 import command_line
@@ -187,6 +189,17 @@ def test_data_with_more_labels_than_fit_names_the_largest_of_each_client(capsys:
     assert re.search(r"^c0 +100 +\d+ +label \d\d \d+ %", got.out, re.MULTILINE)
 
 
+def test_a_domain_is_left_out_of_a_folder_of_pictures(capsys: Capture, tmp_path: Path) -> None:
+    for domain, name, i in itertools.product(("art", "photo", "sketch"), ("cat", "dog"), range(5)):
+        (tmp_path / "set" / domain / name).mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 4), i).save(tmp_path / "set" / domain / name / f"{i}.png")
+    line = ("data", tmp_path / "set", "--clients", 1, "--leave-out", "sketch", "--leave-out", "art")
+    found = json.loads(weft(capsys, *line, "--json").out)
+    assert [(new["facts"], new["test"]) for new in found["new_clients"]] == [({"domain": "art"}, 10), ({"domain": "sketch"}, 10)]
+    assert [(client["facts"], client["labels"]) for client in found["clients"]] == [({"domain": "photo"}, {"cat": 5, "dog": 5})]
+    assert "3 domains (art, photo, sketch) × 2 classes, domain is the natural key" in flowing(weft(capsys, *line).out)
+
+
 # a run ------------------------------------------------------------------------------------------------------------------
 
 
@@ -244,6 +257,17 @@ def test_the_header_names_what_differs_from_the_paper_and_who_said_so(capsys: Ca
     assert re.search(rf"^method.optim.lr +0.01 +{usual['optim.lr']} +you *$", got.out, re.MULTILINE)
     assert "method.alpha" not in got.out
     assert re.search(r"memory: about .* clients?; .* free", got.out)
+
+
+@pytest.mark.usefixtures("light")
+def test_a_run_leaves_out_what_is_typed(capsys: Capture, tmp_path: Path) -> None:
+    text = command_line.table(tmp_path / "rows.csv").read_text().splitlines()
+    (tmp_path / "rows.csv").write_text("\n".join([f"{text[0]},site", *(f"{line},s{i % 4}" for i, line in enumerate(text[1:]))]))
+    line = command_line.small(tmp_path, "--leave-out", "s1", "--leave-out", "s2", "--rounds", 1, "--json")
+    data = json.loads(weft(capsys, *line).out)["data"]
+    assert data["new_clients"] == 2
+    assert data["rows"]["new clients"] == 2 * (len(text) - 1) // 4
+    assert sum("is never trained on" in note for note in data["notes"]) == 2
 
 
 @pytest.mark.usefixtures("light")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import datasets
 import pytest
+from PIL import Image
 
-from weft.data import Source, catalogue, load
+from weft.data import Rows, catalogue, load, partition
+from weft.data.hub_sets import IMAGE
 from weft.errors import UserError
 
 Value, ClassLabel = datasets.Value, datasets.ClassLabel
@@ -218,15 +222,25 @@ def test_a_set_without_a_train_split_names_its_splits(hub: dict[tuple[Any, ...],
 
 def test_the_catalogue_says_what_is_offline_and_what_was_never_checked() -> None:
     entries = catalogue()
-    assert [entry.name for entry in entries if entry.offline] == ["pydocs"]
+    assert [entry.name for entry in entries if entry.offline] == ["pydocs", "glyphs", "digits"]
     assert all("not verified against the hub" in entry.verified for entry in entries if not entry.offline)
-    assert all(entry.hub_id and "/" in entry.hub_id for entry in entries if not entry.offline)
+    folders = {"office-caltech10", "vlcs"}
+    assert {entry.name for entry in entries if entry.hub_id is None and not entry.offline} == folders
+    assert all("/" in entry.hub_id for entry in entries if entry.hub_id is not None)
     names = [entry.name for entry in entries]
     assert len(names) == len(set(names))
     wanted = {"ag_news", "20newsgroups", "sst2", "mnli", "qnli", "rte", "qqp", "cola", "sentiment140"}
-    assert wanted <= set(names)
-    pydocs: Source = load("pydocs")
-    assert next(entry for entry in entries if entry.name == "pydocs").classes == len(pydocs.classes)
+    wanted |= {"cifar10", "cifar100", "domainnet", "pacs", "officehome", "flowers102", "pets", "food101", "caltech101", "dtd"}
+    assert wanted | folders | {"ucf101"} <= set(names)
+
+
+@pytest.mark.parametrize("name", ["pydocs", "glyphs", "digits"])
+def test_the_catalogue_is_right_about_what_comes_with_weft(name: str) -> None:
+    entry, source = next(entry for entry in catalogue() if entry.name == name), load(name)
+    assert entry.classes == len(source.classes)
+    assert entry.client_key == source.key_name
+    assert entry.rows["train"] == pytest.approx(len(source.train), rel=0.1)
+    assert (entry.kind == IMAGE) == (source.train.images is not None)
 
 
 def test_listing_the_catalogue_imports_nothing_heavy() -> None:
@@ -236,3 +250,130 @@ def test_listing_the_catalogue_imports_nothing_heavy() -> None:
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert printed.stdout.strip() == "[]"
+
+
+# pictures -----------------------------------------------------------------------------------------------------------------
+
+
+def picture(shade: int) -> dict[str, Any]:
+    file = io.BytesIO()
+    Image.new("RGB", (2, 2), (shade, shade, shade)).save(file, "png")
+    return {"bytes": file.getvalue(), "path": None}
+
+
+def shades(rows: Rows | None) -> list[int]:
+    assert rows is not None
+    assert rows.texts is None
+    assert rows.images is not None
+    return [rows.images[i].getpixel((0, 0))[0] for i in range(len(rows))]
+
+
+def pictures(names: list[str], labels: list[int], start: int = 0, image: str = "image", **more: list[Any]) -> datasets.Dataset:
+    """A picture for each label, of shade ``start`` and upwards; all further columns but ``frame`` are texts."""
+    columns = {image: [picture(start + i) for i in range(len(labels))], "label": labels, **more}
+    return split(columns, **{image: datasets.Image()}, label=ClassLabel(names=names), frame=Value("int64"))
+
+
+def test_sets_of_pictures_have_the_columns_of_their_documents(hub: dict[tuple[Any, ...], Any]) -> None:
+    names = ["airplane", "automobile"]
+    hub["uoft-cs/cifar10", "plain_text"] = {
+        "train": pictures(names, [0, 1, 1], image="img"),
+        "test": pictures(names, [1, 0], start=10, image="img"),
+    }
+    source = load("cifar10")
+    assert source.classes == tuple(names)
+    assert (source.train.labels.tolist(), shades(source.train)) == ([0, 1, 1], [0, 1, 2])
+    assert shades(source.test) == [10, 11]
+    assert any("not verified against the hub" in note for note in source.notes)
+    hub["ethz/food101", None] = {"train": pictures(names, [0, 1]), "validation": pictures(names, [1], start=20)}
+    food = load("food101")
+    assert (shades(food.test), food.validation) == ([20], None)
+
+
+def test_cifar100_has_its_fine_labels_and_a_crab(hub: dict[tuple[Any, ...], Any]) -> None:
+    columns = {"img": [picture(i) for i in range(4)], "fine_label": [0, 1, 2, 0], "coarse_label": [0, 0, 1, 0]}
+    table = split(
+        columns,
+        img=datasets.Image(),
+        fine_label=ClassLabel(names=["couch", "cra", "crocodile"]),
+        coarse_label=ClassLabel(names=["one", "two"]),
+    )
+    hub["uoft-cs/cifar100", "cifar100"] = {"train": table}
+    assert load("cifar100").classes == ("couch", "crab", "crocodile")
+    assert load("cifar100", label="coarse_label").classes == ("one", "two")
+
+
+@pytest.mark.parametrize("name", ["domainnet", "officehome", "pacs"])
+def test_domains_are_natural_clients(hub: dict[tuple[Any, ...], Any], name: str) -> None:
+    entry = next(entry for entry in catalogue() if entry.name == name)
+    domains = ["photo", "sketch", "photo", "art", "art"]
+    hub[entry.hub_id, None] = {"train": pictures(["dog", "cat"], [0, 1, 0, 1, 0], domain=domains)}
+    source = load(name)
+    assert source.train.keys == domains
+    assert source.key_name == "domain"
+    fed = partition(source, clients=2, leave_out="photo")
+    assert [sorted(shades(new.test)) for new in fed.unseen] == [[0, 2]]
+
+
+def test_a_clip_gives_its_middle_frame_only(hub: dict[tuple[Any, ...], Any]) -> None:
+    """Frames of one clip are nearly the same picture, and would leak between training and test rows."""
+    clips = [("v1", "c1"), ("v1", "c1"), ("v1", "c2"), ("v1", "c1"), ("v2", "c1"), ("v2", "c1")]
+    table = pictures(
+        ["Archery", "Biking"],
+        [0, 0, 0, 0, 1, 1],
+        video_id=[video for video, _ in clips],
+        clip_id=[clip for _, clip in clips],
+        frame=[0, 1, 0, 2, 0, 1],
+    )
+    hub["flwrlabs/ucf101", None] = {"train": table, "test": table}
+    source = load("ucf101")
+    assert shades(source.train) == [1, 2, 5]
+    assert shades(source.test) == [1, 2, 5]
+    assert source.train.labels.tolist() == [0, 0, 1]
+
+
+def test_any_other_set_with_pictures_is_one_of_pictures(hub: dict[tuple[Any, ...], Any]) -> None:
+    table = pictures(["no", "yes"], [0, 1, 1], image="shot", caption=["a b", "c d", "e f"], style=["x", "y", "x"])
+    hub["owner/name", None] = {"train": table}
+    source = load("owner/name")
+    assert shades(source.train) == [0, 1, 2]
+    assert source.train.keys == ["x", "y", "x"]
+    assert any('"shot" is the picture (--image)' in note for note in source.notes)
+    captions = load("owner/name", text="caption").train
+    assert (captions.images, captions.texts) == (None, ["a b", "c d", "e f"])
+    assert "holds no pictures" in refusal("owner/name", image="caption")
+
+
+def test_pictures_are_read_from_the_sets_files_when_they_are_looked_at(hub: dict[tuple[Any, ...], Any], tmp_path: Path) -> None:
+    (tmp_path / "2.png").write_bytes(picture(2)["bytes"])
+    table = split(
+        {"image": [picture(0), None, {"bytes": None, "path": str(tmp_path / "2.png")}], "label": ["a", "b", "b"]},
+        image=datasets.Image(),
+    )
+    hub["owner/name", None] = {"train": table}
+    source = load("owner/name")
+    assert shades(source.train) == [0, 2]
+    assert any("dropped 1 of 3 train rows without a picture" in note for note in source.notes)
+    held = source.train.images
+    assert held is not None
+    assert not any(isinstance(item, bytes) for item in held._items)
+
+
+def refusal(name: str, **columns: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        load(name, **columns)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["office-caltech10", "vlcs"])
+def test_a_set_that_the_hub_does_not_have_is_asked_for_as_a_folder(name: str) -> None:
+    assert "laid out as domain/class/picture" in refusal(name)
+
+
+def test_a_set_of_pictures_that_cannot_be_loaded_names_the_set_of_pictures_that_can() -> None:
+    assert "or use glyphs, which needs neither" in refusal("pacs")
+
+
+@pytest.mark.parametrize("name", ["pydocs", "glyphs", "digits"])
+def test_columns_of_a_set_that_comes_with_weft_cannot_be_named(name: str) -> None:
+    assert refusal(name, text="body") == f"{name} has fixed columns, so leave --text out."

@@ -189,6 +189,17 @@ def test_classes_take_their_names_from_a_companion_column_and_their_order_from_t
     assert source.train.labels.tolist() == [2, 1, 0] * 3
 
 
+def test_a_parquet_file_that_datasets_wrote_keeps_the_names_of_its_classes(tmp_path: Path) -> None:
+    import datasets
+
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["up", "down", "level"])})
+    rows = {"text": [f"t {i}" for i in range(9)], "label": [i % 3 for i in range(9)]}
+    datasets.Dataset.from_dict(rows, features).to_parquet(str(tmp_path / "rows.parquet"))
+    source = load(str(tmp_path / "rows.parquet"))
+    assert source.classes == ("up", "down", "level")
+    assert source.train.labels.tolist() == rows["label"]
+
+
 def test_numbers_in_a_csv_are_ordered_as_numbers(tmp_path: Path) -> None:
     write_separated(tmp_path / "rows.csv", [{"text": f"t {i}", "label": i % 12} for i in range(48)], ",")
     source = load(str(tmp_path / "rows.csv"))

@@ -168,6 +168,16 @@ def test_any_valid_values_survive_a_file(rounds: int, lr: float, steps: int | No
     assert again.experiment.flat() | {"recipes": True} == first.experiment.flat()
 
 
+@pytest.mark.parametrize("given", ["photo", ["photo"], ["photo", "a, b"], []])
+def test_what_is_left_out_is_a_name_or_a_list_of_names_and_survives_a_file(given: str | list[str]) -> None:
+    first = resolve(ELSEWHERE | {"leave_out": given, "image": "img"})
+    assert first.experiment.leave_out == ([given] if isinstance(given, str) else given)
+    again = resolve({}, tomllib.loads(experiment.to_toml(first.experiment, {})))
+    assert again.experiment.leave_out == first.experiment.leave_out
+    assert again.experiment.image == "img"
+    assert "leave_out" in refused({"leave_out": [3]})
+
+
 def test_a_file_that_is_none_is_said_in_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "broken.toml").write_text("rounds = = 3")
     (tmp_path / "later.toml").write_text("format = 2")
@@ -213,7 +223,7 @@ def test_an_assignment_without_a_sign_is_refused() -> None:
         ({"pack": 0}, ["pack is 0", 'at least 1 or "auto"']),
         ({"seed": -1}, ["seed is -1", "at least 0"]),
         ({"partition": "dirichelt"}, ["partition is", '(did you mean "dirichlet"?)']),
-        ({"baselines": ["locl"]}, ['is "locl"', '"local", "central" or "probe"']),
+        ({"baselines": ["locl"]}, ['is "locl"', '"local", "central", "probe" or "zero-shot"']),
         ({"precision": "fp8"}, ['precision is "fp8"', '"bfloat16"']),
         ({"rouns": 3}, ['no setting "rouns"', '(did you mean "rounds"?)']),
         ({"rank": 8}, ['no setting "rank"', "write method.rank"]),

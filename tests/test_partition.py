@@ -195,6 +195,71 @@ def test_keys_that_the_source_holds_out_become_new_clients() -> None:
     assert [(client.facts["domain"], client.test.ids.tolist()) for client in fed.unseen] == [("late", [500, 501])]
 
 
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(seed=st.integers(0, 1000), scheme=st.sampled_from(["iid", "dirichlet", "pathological", "natural"]), data=st.data())
+def test_a_key_that_is_left_out_is_tested_on_whole_and_never_trained_on(seed: int, scheme: str, data: st.DataObject) -> None:
+    source = random_source(seed, 160, 4, keys=8)
+    names = sorted(set(source.train.keys or ()))
+    left = data.draw(st.lists(st.sampled_from(names), min_size=1, max_size=3, unique=True))
+    fed = partition(source, clients=3, scheme=scheme, seed=seed, min_rows=0, new_clients=1, leave_out=left)
+    keys = source.train.keys or ()
+    wanted = {key: {i for i in range(160) if keys[i] == key} for key in left}
+    new = {str(client.facts.get("domain")): client for client in fed.unseen if client.facts.get("domain") in left}
+    assert {key: set(client.test.ids.tolist()) for key, client in new.items()} == wanted
+    assert len(fed.unseen) == len(left) + 1
+    rest = [i for client in fed.clients for i in own_ids(client)]
+    rest += [i for rows in (fed.test, fed.val) for i in rows.ids.tolist()]
+    assert not {keys[i] for i in rest} & set(left)
+    assert all(any(f"{key} is never trained on" in note for note in fed.notes) for key in left)
+    ids = dealt_ids(fed)
+    lost = [note for note in fed.notes if "leaves out" in note]
+    assert len(ids) == len(set(ids))
+    assert (len(ids) == 160) == (not lost)
+
+
+def test_a_key_that_is_left_out_leaves_the_sets_own_test_split_too() -> None:
+    keys = [f"k{i % 4}" for i in range(100)]
+    own = Rows(list("abcdefgh"), None, np.arange(8) % 2, np.arange(1000, 1008), [f"k{i % 4}" for i in range(8)])
+    source = make_source([i // 4 % 2 for i in range(100)], keys, test=own)
+    fed = partition(source, clients=3, leave_out="k1")
+    assert sorted(fed.test.ids.tolist()) == [1000, 1002, 1003, 1004, 1006, 1007]
+    (new,) = fed.unseen
+    assert sorted(new.test.ids.tolist()) == [*range(1, 100, 4), 1001, 1005]
+    only = own.take(np.array([1, 5]))  # nothing is left of this test split, so that the clients' test rows take its place
+    fed = partition(make_source([i // 4 % 2 for i in range(100)], keys, test=only), clients=3, leave_out="k1")
+    assert sorted(fed.test.ids.tolist()) == sorted(i for client in fed.clients for i in client.test.ids.tolist()) != []
+    unkeyed = Rows(["a", "b"], None, np.array([0, 1]), np.array([1000, 1001]))
+    fed = partition(make_source([i // 4 % 2 for i in range(100)], keys, test=unkeyed), clients=3, leave_out="k1")
+    assert any("its test split does not tell the site of a row" in note for note in fed.notes)
+
+
+def test_leaving_one_key_out_is_the_same_as_a_list_of_it_and_changes_nothing_if_it_is_left_out_already() -> None:
+    base = random_source(2, 100, 3, 10)
+    one, same = (partition(base, clients=3, leave_out=given) for given in ("site 04", ["site 04"]))
+    assert [own_ids(client) for client in one.clients] == [own_ids(client) for client in same.clients]
+    late = Rows(["x", "y"], None, np.array([0, 1]), np.array([500, 501]), ["late", "late"])
+    source = Source("toy", base.classes, base.train, unseen={"late": late}, key_name="site")
+    without, asked = (partition(source, clients=3, leave_out=keys) for keys in ([], ["late"]))
+    assert [client.test.ids.tolist() for client in asked.unseen] == [client.test.ids.tolist() for client in without.unseen]
+    assert asked.notes == without.notes
+
+
+@pytest.mark.parametrize(
+    ("keys", "left", "sentence"),
+    [
+        (["north", "south"] * 20, "nrth", 'no row of toy has the site "nrth": there are north, south. Did you mean "north"?'),
+        (["north", "south"] * 20, ["north", "south"], "toy has nothing to train on"),
+        (["a", "b", "a", "a"] * 10, "b", "toy has one class only to train on"),
+        (None, "north", "toy has no natural key to leave north out by: name its column with --key"),
+    ],
+)
+def test_what_cannot_be_left_out_is_one_sentence(keys: list[str] | None, left: str | list[str], sentence: str) -> None:
+    with pytest.raises(UserError) as caught:
+        partition(make_source([0, 1, 0, 0] * 10, keys), clients=1, leave_out=left)
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_pathological_clients_hold_exactly_k_classes_and_lose_none_when_the_clients_can_hold_all() -> None:
     labels = [i % 9 for i in range(900)]
     for seed in range(5):

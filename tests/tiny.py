@@ -24,9 +24,10 @@ from torch import Tensor
 from weft.backbones.backbone import Backbone
 from weft.backbones.load import load
 from weft.backbones.prefix import PrefixCache
-from weft.backbones.tokens import Tokens, tokenize
+from weft.backbones.tables import Table, tabulate
 from weft.communication.codecs import codec
 from weft.communication.ledger import Ledger
+from weft.data.images import Images
 from weft.data.rows import Rows
 from weft.engines.simulation import Settings, Simulation, Tests
 from weft.federation.client import ClientState, Splits
@@ -91,9 +92,20 @@ SHAPES: dict[str, dict[str, Any]] = {
     "gemma": GROUPED,
     "phi": COMMON,
     "gpt_neox": COMMON,
+    "vit": {k: v for k, v in COMMON.items() if k not in ("vocab_size", "max_position_embeddings")}
+    | {"image_size": 8, "patch_size": 4},
+    "clip": {
+        "projection_dim": 16,
+        "text_config": COMMON
+        | {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "projection_dim": 16}
+        | {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3},
+        "vision_config": {k: v for k, v in COMMON.items() if k not in ("vocab_size", "max_position_embeddings")}
+        | {"image_size": 8, "patch_size": 4, "projection_dim": 16},
+    },
 }
+IMAGES = ("vit", "clip")
 DECODERS = ("gpt2", "opt", "llama", "mistral", "qwen2", "qwen3", "gemma", "phi", "gpt_neox")
-ENCODERS = tuple(m for m in SHAPES if m not in DECODERS)
+ENCODERS = tuple(m for m in SHAPES if m not in DECODERS + IMAGES)
 
 _ROOT: list[Path] = []
 
@@ -110,6 +122,8 @@ def specials(model_type: str) -> dict[str, str]:
     """Special tokens in the order of their ids, named and placed as the real models of that type have them."""
     if model_type in ("roberta", "xlm-roberta"):  # padding is 1, not 0
         return {"cls_token": "<s>", "pad_token": "<pad>", "sep_token": "</s>", "unk_token": "<unk>"}
+    if model_type == "clip":
+        return {"pad_token": "[PAD]", "unk_token": "[UNK]", "bos_token": "[SOS]", "eos_token": "[EOS]"}
     if model_type in DECODERS:  # no padding token: the end-of-text token has to serve
         return {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
     return {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
@@ -124,7 +138,8 @@ def tokenizer(model_type: str) -> Any:
     words = [*special.values(), *(f"w{i}" for i in range(WORDS))]
     ids = {w: i for i, w in enumerate(words)}
     inner = Tokenizer(models.WordLevel(ids, unk_token=special["unk_token"]))
-    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    # punctuation by itself: a class name may end a sentence
+    inner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
     if "cls_token" in special:
         cls, sep = special["cls_token"], special["sep_token"]
         second = 0 if "roberta" in model_type else 1
@@ -149,6 +164,8 @@ def scramble(model: torch.nn.Module, seed: int = 0) -> None:
     """Fixed weights of a size at which every bias, norm and attention score matters (fresh ones are near the identity)."""
     g = torch.Generator().manual_seed(seed)
     for name, p in sorted(model.named_parameters()):
+        if not p.dim():  # CLIP's logit scale
+            continue
         noise = torch.randn(p.shape, generator=g)
         if p.dim() == 1:
             around = 0.0 if name.endswith("bias") else 1.0
@@ -176,34 +193,51 @@ def _folder(model_type: str, checkpoint: str, overrides: str) -> str:
     kinds = {"base": "AutoModel", "mlm": "AutoModelForMaskedLM", "lm": "AutoModelForCausalLM"}
     words = tokenizer(model_type)
     config = AutoConfig.for_model(model_type, **SHAPES[model_type])
+    inner = getattr(config, "text_config", config)
     for name in ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"):
-        if hasattr(config, name):
-            setattr(config, name, getattr(words, name))
+        if hasattr(inner, name) and model_type != "vit":
+            setattr(inner, name, getattr(words, name))
     for name, value in json.loads(overrides).items():
         setattr(config, name, value)
     model = getattr(transformers, kinds[checkpoint]).from_config(config)
     scramble(model)
     path = root() / f"{model_type}-{checkpoint}-{_folder.cache_info().misses}"
     model.save_pretrained(path)
-    words.save_pretrained(path)
+    if model_type in IMAGES:
+        from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+        ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(path)
+    if model_type != "vit":
+        words.save_pretrained(path)
     return str(path)
 
 
 def backbone(
-    model_type: str = "bert", *, classes: int = 3, precision: str = "float64", checkpoint: str = "base", **overrides: Any
+    model_type: str = "bert",
+    *,
+    classes: int = 3,
+    precision: str = "float64",
+    checkpoint: str = "base",
+    task: str = "auto",
+    **overrides: Any,
 ) -> Backbone:
     """A tiny backbone, loaded once per process: parts never change it."""
-    return _backbone(folder(model_type, checkpoint, **overrides), classes, precision)
+    return _backbone(folder(model_type, checkpoint, **overrides), classes, precision, task)
+
+
+def names(classes: int) -> tuple[str, ...]:
+    """Of the classes: words that the tokenizers know."""
+    return tuple(f"class w{7 * c}" for c in range(classes))
 
 
 @functools.cache
-def _backbone(path: str, classes: int, precision: str) -> Backbone:
-    return load(path, classes=classes, device="cpu", precision=precision)
+def _backbone(path: str, classes: int, precision: str, task: str) -> Backbone:
+    return load(path, classes=names(classes), device="cpu", precision=precision, task=task)
 
 
 def fresh(model_type: str = "bert", *, classes: int = 3, precision: str = "float64", **overrides: Any) -> Backbone:
     """A tiny backbone that the test may break."""
-    return load(folder(model_type, **overrides), classes=classes, device="cpu", precision=precision)
+    return load(folder(model_type, **overrides), classes=names(classes), device="cpu", precision=precision)
 
 
 def texts(n: int, labels: Sequence[int], classes: int, seed: int = 0, longest: int = 12) -> list[str]:
@@ -219,16 +253,31 @@ def texts(n: int, labels: Sequence[int], classes: int, seed: int = 0, longest: i
     return found
 
 
-def rows(n: int, classes: int = 3, seed: int = 0, labels: Sequence[int] | None = None, pairs: bool = False) -> Rows:
-    """A table of n labelled texts (or pairs)."""
+def pictures(labels: Sequence[int], classes: int, seed: int = 0) -> Images:
+    """8×8 pictures of noise, brighter in the share of their rows that belongs to their label."""
+    rng = np.random.default_rng((seed, 3))
+    found = []
+    for y in labels:
+        picture = rng.integers(0, 120, size=(8, 8, 3))
+        picture[8 * y // classes : 8 * (y + 1) // classes] += 100
+        found.append(picture.astype(np.uint8))
+    return Images(found)
+
+
+def rows(
+    n: int, classes: int = 3, seed: int = 0, labels: Sequence[int] | None = None, pairs: bool = False, reads: str = "texts"
+) -> Rows:
+    """A table of n labelled texts (or pairs of them), or pictures."""
     rng = np.random.default_rng((seed, 1))
     y = np.asarray(rng.integers(classes, size=n) if labels is None else labels, dtype=np.int64)
+    if reads == "images":
+        return Rows(None, None, y, np.arange(n), images=pictures(y.tolist(), classes, seed))
     second = texts(n, y.tolist(), classes, seed + 1000) if pairs else None
     return Rows(texts=texts(n, y.tolist(), classes, seed), pairs=second, labels=y, ids=np.arange(n))
 
 
-def table(of: Backbone, n: int = 24, classes: int = 3, seed: int = 0, pairs: bool = False) -> Tokens:
-    return tokenize(of, rows(n, classes, seed, pairs=pairs), 32)
+def table(of: Backbone, n: int = 24, classes: int = 3, seed: int = 0, pairs: bool = False) -> Table:
+    return tabulate(of, rows(n, classes, seed, pairs=pairs, reads=of.reads), 32)
 
 
 def bench(
@@ -236,9 +285,8 @@ def bench(
 ) -> Bench:
     """A bench over n rows."""
     model = backbone(of, classes=classes) if isinstance(of, str) else of
-    names = tuple(f"class {c}" for c in range(classes))
     cache = PrefixCache(model) if prefix else None
-    return Bench(model, Classification(names), table(model, n, classes, seed, pairs), seed, cache)
+    return Bench(model, Classification(names(classes)), table(model, n, classes, seed, pairs), seed, cache)
 
 
 SIZES = (9, 5, 1, 7, 0, 6)
@@ -284,7 +332,11 @@ class Federation:
 
 
 def states(
-    sizes: Sequence[int] = SIZES, classes: int = 3, facts: Sequence[Mapping[str, Any]] | None = None, seed: int = 0
+    sizes: Sequence[int] = SIZES,
+    classes: int = 3,
+    facts: Sequence[Mapping[str, Any]] | None = None,
+    seed: int = 0,
+    reads: str = "texts",
 ) -> tuple[Rows, list[ClientState], Tests]:
     """Rows of a whole federation, its clients and its tests; every client with rows has 2 for validation and 3 for test."""
     rng = np.random.default_rng((seed, 2))
@@ -307,12 +359,18 @@ def states(
     test = more(12, rng.integers(classes, size=12))
     val = more(6, rng.integers(classes, size=6))
     stranger = more(4, rng.integers(classes, size=4))
-    return rows(len(labels), classes, seed, labels), clients, Tests(test, val, {"stranger": stranger})
+    return rows(len(labels), classes, seed, labels, reads=reads), clients, Tests(test, val, {"stranger": stranger})
+
+
+def home(method: Method) -> str:
+    """A type of ``SHAPES`` that has what a method needs."""
+    needs = method.info.needs
+    return "clip" if "two towers" in needs else "vit" if "images" in needs else "bert"
 
 
 def federation(
     method: Method,
-    model: Backbone | str = "bert",
+    model: Backbone | str | None = None,
     *,
     sizes: Sequence[int] = SIZES,
     classes: int = 3,
@@ -329,15 +387,17 @@ def federation(
     """A whole tiny federation in memory: ``federation(FedIT(rank=2), pack=3).run()``.
 
     Args:
-        model: a type of ``SHAPES`` or a backbone. facts: one mapping per client. prefix: with the frozen-prefix cache.
+        model: a type of ``SHAPES`` or a backbone; None = one that has what the method needs. facts: one mapping per client.
+        prefix: with the frozen-prefix cache.
         where: folder of the client store (a new temporary one). settings: of :class:`weft.engines.simulation.Settings`.
     """
+    model = model or home(method)
     of = backbone(model, classes=classes, precision=precision) if isinstance(model, str) else model
-    all_rows, clients, tests = states(sizes, classes, facts, seed)
+    all_rows, clients, tests = states(sizes, classes, facts, seed, of.reads)
     made = Bench(
         of,
-        Classification(tuple(f"class {c}" for c in range(classes))),
-        tokenize(of, all_rows, 32),
+        Classification(names(classes)),
+        tabulate(of, all_rows, 32),
         seed,
         PrefixCache(of) if prefix else None,
     )

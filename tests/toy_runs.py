@@ -54,7 +54,7 @@ def source(n: int = 60, seed: int = 0) -> Source:
 
 def light(monkeypatch: pytest.MonkeyPatch) -> None:
     """Load each tiny backbone once per process, and export nothing: what these tests look at lies before and after."""
-    monkeypatch.setattr(prepare, "load_backbone", lambda name, *, classes, **_: tiny.backbone("bert", classes=classes))
+    monkeypatch.setattr(prepare, "load_backbone", lambda name, *, classes, **_: tiny.backbone("bert", classes=len(classes)))
     monkeypatch.setattr(execute, "export_adapter", lambda *_: {"stub": True})
 
 

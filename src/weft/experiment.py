@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from weft import recipes
 from weft.errors import UserError, nearest
@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from weft.federation.method import Method
 
 FORMAT = 1
-Baseline = Literal["local", "central", "probe"]
+Baseline = Literal["local", "central", "probe", "zero-shot"]
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Names = Annotated[list[str], Field(strict=False), BeforeValidator(lambda given: [given] if isinstance(given, str) else given)]
 
 
 class Experiment(BaseModel):
@@ -33,12 +34,16 @@ class Experiment(BaseModel):
     Attributes:
         method: slug. parameters: its own settings by full name (``rank``, ``optim.lr``).
         baseline: run this instead of the federation: ``local`` (each client alone), ``central`` (all rows at one client; both
-            with as many turns as the federation gives), or ``probe`` (a linear head on the frozen backbone, federated).
+            with as many turns as the federation gives), ``probe`` (a linear head on the frozen backbone, federated), or
+            ``zero-shot`` (a CLIP as it is).
         baselines: run these beside the method, for comparison.
-        model: short name, hub id or folder. data: catalogue name, hub id, file or folder.
-        text, pair, label, key: columns of the data, where the guess is wrong. limit: rows of each split at most.
-        clients, partition, alpha, classes_per_client, min_rows, new_clients, val_fraction, test_fraction: how the data are dealt
-            out, see :func:`weft.data.partition`.
+        model: short name, hub id or folder; several, joined by commas, are dealt to the clients in turn.
+        data: catalogue name, hub id, file or folder.
+        task: what tells classes apart: ``classification``, a linear head; ``similarity``, the text tower of a CLIP and the names
+            of the classes in ``template``; ``auto``: similarity where there is a text tower, unless the method trains a head.
+        image, text, pair, label, key: columns of the data, where the guess is wrong. limit: rows of each split at most.
+        clients, partition, alpha, classes_per_client, min_rows, new_clients, leave_out, val_fraction, test_fraction: how the data
+            are dealt out, see :func:`weft.data.partition`; leave_out: a natural key or a list of them.
         rounds: exchanges between server and cohort. participation: fraction of the clients in a sampled cohort.
         dropout: chance that a client fails in the middle of its turn. seed: of everything random.
         start_head: start value of the head: ``random``, or ``probe``: trained by ``probe_rounds`` rounds of federated linear
@@ -61,7 +66,10 @@ class Experiment(BaseModel):
     baseline: Baseline | None = None
     baselines: Annotated[list[Baseline], Field(strict=False)] = []
     model: str = "minilm"
+    task: Literal["auto", "classification", "similarity"] = "auto"
+    template: str = "a photo of a {}."
     data: str = "pydocs"
+    image: str | None = None
     text: str | None = None
     pair: str | None = None
     label: str | None = None
@@ -73,6 +81,7 @@ class Experiment(BaseModel):
     classes_per_client: Count = 2
     min_rows: Annotated[int, Field(ge=0)] = 1
     new_clients: Annotated[int, Field(ge=0)] = 0
+    leave_out: Names = []
     val_fraction: Fraction = 0.1
     test_fraction: Fraction = 0.2
     rounds: Count = 10
@@ -96,6 +105,11 @@ class Experiment(BaseModel):
     recipes: bool = True
     name: str | None = None
     runs: str = "runs"
+
+    @property
+    def models(self) -> list[str]:
+        """The backbones of the federation."""
+        return list(dict.fromkeys(name.strip() for name in self.model.split(",")))
 
     def flat(self) -> dict[str, Any]:
         """Every setting under its flat name: ``method``, ``method.rank``, …, ``rounds``, …"""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from weft.adaptation.part import Additive
+from weft.adaptation.part import Additive, Mode
 from weft.tensors.init import Init
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class Head(Additive):
     """
 
     std: float = 0.02
-    replaces = True
+    mode: ClassVar[Mode] = "replaces"
     always = True
 
     def sites(self, backbone: Backbone) -> list[Site]:

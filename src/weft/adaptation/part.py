@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from torch import Tensor, nn
 
@@ -11,6 +11,17 @@ from weft.tensors.init import Init
 
 if TYPE_CHECKING:
     from weft.backbones.backbone import Backbone, Site
+
+
+Mode = Literal["adds", "replaces", "embeds", "enters"]
+"""What ``apply`` makes of a module, n = rows × positions of one client:
+
+adds: a term to be added to the output, x [k, n, d_in] and out [k, n, d_out] -> [k, n, d_out].
+replaces: the output itself; the frozen module does not run, and ``out`` is ``x``.
+embeds: the output of a token embedding, x token ids [k, rows, T] and out [k, rows, T, d] -> [k, rows, T, d]. Ids below 0, which a
+    part has put into the inputs, stand for its own tokens (the frozen module sees 0 in their place).
+enters: what a block takes in, x = out = hidden states [k, rows, T, d] -> [k, rows, T', d].
+"""
 
 
 class Part(Protocol):
@@ -28,6 +39,10 @@ class Part(Protocol):
         """Role -> shape and start value of each tensor at ``site``."""
         ...
 
+    def inputs(self, backbone: Backbone, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The model's inputs with this part on: tokens of its own among those of the text tower."""
+        ...
+
     def constants(self, site: Site) -> Mapping[str, float]:
         """Numbers that may differ between clients (a LoRA's α/r); reach ``apply`` as tensors [k] under the same name."""
         ...
@@ -38,22 +53,25 @@ class Part(Protocol):
         Args:
             module: the frozen module of the backbone.
             w: role -> [k, …] tensors and constant -> [k] tensors of the clients in the rows.
-            x, out: the module's input and frozen output, [k, n, d]: n = rows × positions of one client.
+            x, out: the module's input and frozen output, see ``mode``.
 
         Returns:
-            A term to be added to ``out``, [k, n, d_out] (or one that replaces it, see ``replaces``).
+            what ``mode`` says.
         """
         ...
 
-    replaces: bool
+    mode: ClassVar[Mode]
     always: bool  # stays on whatever ``use`` says: heads and frozen deltas
 
 
 class Additive:
     """Defaults of parts that add a term to the frozen output."""
 
-    replaces = False
+    mode: ClassVar[Mode] = "adds"
     always = False
+
+    def inputs(self, backbone: Backbone, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        return inputs
 
     def constants(self, site: Site) -> Mapping[str, float]:
         return {}

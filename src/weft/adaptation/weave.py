@@ -61,8 +61,10 @@ class Weave:
         self.hold: Tensor | None = None  # [K, L] bool: the blocks that a client has
         self.prefix: tuple[int, Tensor] | None = None  # (blocks to skip, their output)
         self._by_module: dict[str, list[Placed]] = defaultdict(list)
+        self.placed = placed
         for p in placed:
-            self._by_module[p.site.name].append(p)
+            if p.site.role != "values":  # sits nowhere: the method itself looks at it
+                self._by_module[p.site.name].append(p)
         self._rows: Rows | None = None
 
     @contextmanager
@@ -80,18 +82,23 @@ class Weave:
 
         apart: set[int | None] = set()
         after: dict[str, Callable[..., Any]] = {}  # of whole blocks: inside the gate, as rows may skip them
+        entering: dict[str, list[Placed]] = {}  # outside the gate: all rows get as many tokens
         try:
             for name, here in self._by_module.items():
                 module = self.backbone.module(name)
                 on = [p for p in here if p.part.always or self._weight(p.part_name) is not None]
                 if not on:
                     continue
-                if any(p.part.replaces for p in on):
+                adding = [p for p in on if p.part.mode == "adds"]
+                entering[name] = [p for p in on if p.part.mode == "enters"]
+                if any(p.part.mode == "replaces" for p in on):
                     patch(module, self._replacing(module, on))
-                elif name in self.backbone.blocks:
-                    after[name] = self._adding(on)
-                else:
-                    handles.append(module.register_forward_hook(self._adding(on)))
+                elif any(p.part.mode == "embeds" for p in on):
+                    patch(module, self._embedding(module, module.forward, on))
+                elif adding and name in self.backbone.blocks:
+                    after[name] = self._adding(adding)
+                elif adding:
+                    handles.append(module.register_forward_hook(self._adding(adding)))
                 if k > 1:
                     apart |= {p.site.block for p in on if not p.site.per_row}
             for index, name in enumerate(self.backbone.blocks):
@@ -100,6 +107,8 @@ class Weave:
                     patch(module, _then(module, module.forward, after[name]))
                 if self.hold is not None or self.prefix is not None or index in apart:
                     patch(module, self._gated(module.forward, index, index in apart))
+                if entering.get(name):
+                    patch(module, self._entering(module, module.forward, entering[name]))
             yield
         finally:
             for handle in handles:
@@ -110,6 +119,17 @@ class Weave:
                 else:
                     module.forward = before
             self._rows = None
+
+    def inputs(self, inputs: dict[str, Tensor], k: int, use: Mapping[str, Weight] | None) -> dict[str, Any]:
+        """What the model takes beside the rows of a batch, once for each client if a part in the text tower is on."""
+        texts = {p.part_name: p.part for p in self.placed if p.site.tower == "text" and (use is None or p.part_name in use)}
+        if not texts or self.backbone.names is None:
+            return inputs | self.backbone.class_inputs()
+        ids = {"input_ids": self.backbone.names.ids()}
+        for part in texts.values():
+            ids = part.inputs(self.backbone, ids)
+        rows = ids["input_ids"].to(self.backbone.device)
+        return inputs | {"input_ids": rows.repeat(k, 1), "classes": len(rows)}
 
     # values of the clients in the rows ----------------------------------------------------------------------------
 
@@ -180,6 +200,29 @@ class Weave:
             flat = x.reshape(self._rows.k, -1, x.shape[-1])
             out = self._terms(here, module, flat, flat)
             return out.reshape(*x.shape[:-1], out.shape[-1])
+
+        return forward
+
+    def _embedding(self, module: nn.Module, frozen: Callable[[Tensor], Tensor], here: list[Placed]) -> Callable[[Tensor], Tensor]:
+        def forward(ids: Tensor) -> Tensor:
+            assert self._rows is not None
+            k, out = self._rows.k, frozen(ids.clamp(min=0))
+            out = out.view(k, -1, *out.shape[1:])
+            for p in here:
+                out = p.part.apply(module, self._values(p), ids.view(k, -1, *ids.shape[1:]), out)
+            return out.flatten(0, 1)
+
+        return forward
+
+    def _entering(self, module: nn.Module, block: Callable[..., Any], here: list[Placed]) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            assert self._rows is not None
+            hidden = _hidden(args, kwargs)
+            hidden = hidden.view(self._rows.k, -1, *hidden.shape[1:])
+            for p in here:
+                hidden = p.part.apply(module, self._values(p), hidden, hidden)
+            hidden = hidden.flatten(0, 1)
+            return block(hidden, *args[1:], **kwargs) if args else block(**kwargs | {"hidden_states": hidden})
 
         return forward
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from weft.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from weft.backbones.clip import ClassNames
 
 LINEAR_ROLES = ("q", "k", "v", "o", "ffn.in", "ffn.gate", "ffn.out")
 GROUPS = {
@@ -26,11 +29,13 @@ class Site:
     Attributes:
         name: the module's path inside the Hugging Face model.
         role: what it is: one of ``LINEAR_ROLES`` (several joined by ``+`` when fused, as GPT-2's ``c_attn``),
-            ``block`` or ``ffn.norm`` (the two places of a bottleneck), ``head``, ``norm`` …
+            ``block`` or ``ffn.norm`` (the two places of a bottleneck), ``head``, ``norm``, ``entry`` (what goes into a block),
+            ``words`` (the token embedding), ``embedding`` (of a whole image), ``values`` (tensors that sit nowhere) …
         d_in, d_out: feature sizes of input and output.
         block: index of the transformer block that holds it; None outside the stack.
         bias: whether the module owns a bias vector.
         per_row: it is called with the rows of the batch and nothing else (DeBERTa's query and key also see a table of positions).
+        tower: ``text`` for the text tower of a backbone with two; "" everywhere else.
     """
 
     name: str
@@ -40,6 +45,7 @@ class Site:
     block: int | None
     bias: bool = False
     per_row: bool = True
+    tower: str = ""
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -53,7 +59,8 @@ class Backbone:
     Attributes:
         name: what the user typed. hub_id: canonical Hugging Face id or None. path: folder or id it was loaded from.
         weight_hash: sha256 over the weight files (over the tensors if there are no files).
-        model: Hugging Face sequence-classification model, eval mode, nothing requires a gradient.
+        model: Hugging Face model whose output has logits, eval mode, nothing requires a gradient.
+        reads: ``texts`` or ``images``. tokenizer, processor: for either; None where there is none.
         blocks: paths of the transformer blocks in order. shared_blocks: one block is called several times (ALBERT).
         tuple_blocks: size of the tuple in which blocks return their hidden state; 0 = on its own.
         row_arguments: a block's arguments with an entry per row.
@@ -61,6 +68,9 @@ class Backbone:
         pools: which tokens the head reads: ``first``, ``last`` or ``all``.
         originals: float32 copies of all pretrained biases, and of a head that the checkpoint holds (the model itself may be in
             bfloat16).
+        picture_tokens: that a block sees of one picture.
+        names: the class names as the text tower reads them, and text_linears, words: sites in that tower; embedding: the site at
+            the embedding of a whole image. Only of a backbone with two towers.
     """
 
     name: str
@@ -83,6 +93,14 @@ class Backbone:
     max_length: int
     notes: tuple[str, ...] = ()
     outer: list[Site] = field(default_factory=list)
+    reads: str = "texts"
+    processor: Any = None
+    picture_tokens: int = 0
+    names: ClassNames | None = None
+    text_linears: list[Site] = field(default_factory=list)
+    words: Site | None = None
+    embedding: Site | None = None
+    _text_embeds: Tensor | None = field(default=None, repr=False)
     _modules: dict[str, nn.Module] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -90,6 +108,11 @@ class Backbone:
 
     def module(self, name: str) -> nn.Module:
         return self._modules[name]
+
+    @property
+    def entries(self) -> list[Site]:
+        """What goes into each block."""
+        return [Site(name, "entry", self.d, self.d, block=i) for i, name in enumerate(self.blocks)]
 
     @property
     def device(self) -> torch.device:
@@ -103,36 +126,52 @@ class Backbone:
     def kind(self) -> str:
         return str(self.model.config.model_type)
 
+    def to_model(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A table's inputs on the model's device, pictures in its precision."""
+        return {n: t.to(self.device, self.dtype if t.is_floating_point() else None) for n, t in inputs.items()}
+
+    def class_inputs(self) -> dict[str, Tensor]:
+        """What the model takes beside the rows of a batch: the frozen embeddings of the class names, [C, e]."""
+        if self.names is None:
+            return {}
+        if self._text_embeds is None or self._text_embeds.device != self.device:
+            with torch.no_grad():
+                self._text_embeds = self.model.embed_texts(self.names.ids().to(self.device))
+        return {"text_embeds": self._text_embeds}
+
     @property
     def parameters(self) -> int:
         return sum(p.numel() for p in self.model.parameters())
 
     def sites(self, spec: str, blocks: Iterable[int] | None = None) -> list[Site]:
         """Linear sites named by ``spec``: roles and groups joined by commas (``q,v``, ``attention``, ``all``), or module-name
-        endings as PEFT takes them (``names:query,value``). ``blocks`` keeps only those blocks.
+        endings as PEFT takes them (``names:query,value``). ``blocks`` keeps only those blocks. ``text.`` before a role or group
+        means the text tower of a backbone with two.
 
         Raises:
             UserError: an unknown role, or a role that this backbone does not have.
         """
         keep = None if blocks is None else set(blocks)
-        inside = [s for s in self.linears if keep is None or s.block in keep]
+        inside = [s for s in self.linears + self.text_linears if keep is None or s.block in keep or s.tower]
         if spec.startswith("names:"):
             ends = [e.strip() for e in spec[6:].split(",") if e.strip()]
             found = [s for s in inside if any(s.name == e or s.name.endswith("." + e) for e in ends)]
             if not found:
-                have = sorted({s.name.rsplit(".", 1)[-1] for s in self.linears})
+                have = sorted({s.name.rsplit(".", 1)[-1] for s in self.linears + self.text_linears})
                 raise UserError(f'no linear layer of "{self.name}" ends in {", ".join(ends)}; it has {", ".join(have)}.')
             return found
-        wanted: set[str] = set()
+        wanted: dict[str, set[str]] = {"": set(), "text": set()}
         for word in (w.strip() for w in spec.split(",")):
-            if word not in GROUPS and word not in LINEAR_ROLES:
+            tower = "text" if word.startswith("text.") else ""
+            plain = word.removeprefix("text.")
+            if plain not in GROUPS and plain not in LINEAR_ROLES:
                 choices = [*GROUPS, *LINEAR_ROLES]
-                raise UserError(f'unknown site "{word}": use {", ".join(choices)}, or names:ENDING.{nearest(word, choices)}')
-            roles = set(GROUPS.get(word, (word,)))
-            if not any(roles & set(s.roles) for s in inside):
+                raise UserError(f'unknown site "{word}": use {", ".join(choices)}, or names:ENDING.{nearest(plain, choices)}')
+            roles = set(GROUPS.get(plain, (plain,)))
+            if not any(roles & set(s.roles) for s in inside if s.tower == tower):
                 raise UserError(f'backbone "{self.name}" has no site "{word}"; try --set method.sites=all.')
-            wanted |= roles
-        return [s for s in inside if wanted & set(s.roles)]
+            wanted[tower] |= roles
+        return [s for s in inside if wanted[s.tower] & set(s.roles)]
 
 
 def frozen_fingerprint(backbone: Backbone) -> str:
@@ -142,5 +181,5 @@ def frozen_fingerprint(backbone: Backbone) -> str:
     h = hashlib.sha256()
     for name, p in backbone.model.state_dict().items():
         h.update(name.encode())
-        h.update(p.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        h.update(p.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return h.hexdigest()

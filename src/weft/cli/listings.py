@@ -81,8 +81,13 @@ def data(
     alpha: Annotated[float, typer.Option(help="Dirichlet: 0.1 is very skewed, 100 nearly even.")] = 0.5,
     classes_per_client: Annotated[int, typer.Option(help="Pathological: classes that each client holds.")] = 2,
     new_clients: Annotated[int, typer.Option(help="Further clients that are tested on but never trained.")] = 0,
+    leave_out: Annotated[
+        list[str] | None,
+        typer.Option(help="Test on this natural key as a new client, never train on it; may be repeated.", show_default=False),
+    ] = None,
     min_rows: Annotated[int, typer.Option(help="Fewest rows a client may get.")] = 1,
     limit: Annotated[int | None, typer.Option(help="Use at most so many rows of each split.", show_default=False)] = None,
+    image: Annotated[str | None, typer.Option(help="Column of the picture, if the guess is wrong.", show_default=False)] = None,
     text: Annotated[str | None, typer.Option(help="Column of the text, if the guess is wrong.", show_default=False)] = None,
     pair: Annotated[str | None, typer.Option(help="Column of a second text.", show_default=False)] = None,
     label: Annotated[str | None, typer.Option(help="Column of the label.", show_default=False)] = None,
@@ -102,6 +107,7 @@ def data(
       weft data pydocs                                   eight clients, whole modules each
       weft data ag_news --clients 20 --alpha 0.3         label skew
       weft data reviews.csv --text body --label stars    your own file: csv, jsonl or parquet
+      weft data ./pacs --clients 3 --leave-out sketch    a folder of domain/class/picture, one domain for testing
     """
     from weft.cli import cards
 
@@ -119,7 +125,7 @@ def data(
     from weft.data import load, picture
     from weft.data import partition as deal
 
-    source = load(name, seed=seed, text=text, pair=pair, label=label, key=key, limit=limit)
+    source = load(name, seed=seed, image=image, text=text, pair=pair, label=label, key=key, limit=limit)
     dealt = deal(
         source,
         clients=clients,
@@ -129,6 +135,7 @@ def data(
         seed=seed,
         min_rows=min_rows,
         new_clients=new_clients,
+        leave_out=leave_out or (),
     )
     path = out_ or Path(f"{Path(name).stem}-{partition}-{clients}.png")
     picture(dealt, path)

@@ -20,7 +20,13 @@ if TYPE_CHECKING:
 def header(out: Console, resolved: Resolved) -> None:
     """What is run, on what, and every setting that is not its source's own."""
     x, info = resolved.experiment, resolved.method.info
-    what = {None: "", "local": ", each client alone", "central": ", all rows in one place", "probe": ": linear probe instead"}
+    what = {
+        None: "",
+        "local": ", each client alone",
+        "central": ", all rows in one place",
+        "probe": ": linear probe instead",
+        "zero-shot": ": the backbone as it is instead",
+    }
     out.print(Text.assemble((info.slug, "bold cyan"), f"  {info.title}{what[x.baseline]}"))
     out.print(Text(citation(info), style="dim"))
     deal = "" if x.partition == "auto" else f" ({x.partition}{f', α {x.alpha:g}' if x.partition == 'dirichlet' else ''})"
@@ -72,8 +78,8 @@ def rehearse(out: Console, resolved: Resolved, as_json: bool, observer: Observer
 
     x = resolved.experiment
     codec(x.codec)
-    material = prepare(x, None, observer)
-    method = baselines.probe(x) if x.baseline == "probe" else resolved.method
+    material = prepare(x, None, observer, resolved.method.info.needs)
+    method = baselines.stand_in(x) or resolved.method
     settings = Settings(participation=x.participation, pack=x.pack, debug=x.debug)
     sizes = measure(method, material.bench, material.clients, settings)
     if x.baseline in ("local", "central"):

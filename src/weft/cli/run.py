@@ -38,11 +38,23 @@ def run(
         typer.Argument(metavar="[EXPERIMENT.toml]", help="Settings in a file; those typed here win.", show_default=False),
     ] = None,
     method: Annotated[str | None, _option(WHAT, "Slug of a method: weft methods lists them.", "fedit", "--method", "-m")] = None,
-    model: Annotated[str | None, _option(WHAT, "Backbone: short name, hub id or local folder.", "minilm")] = None,
+    model: Annotated[
+        str | None,
+        _option(WHAT, "Backbone: short name, hub id or local folder; several by commas, dealt to clients in turn.", "minilm"),
+    ] = None,
+    task: Annotated[
+        str | None,
+        _option(WHAT, "auto, classification (linear head) or similarity (a CLIP and the names of the classes).", "auto"),
+    ] = None,
+    template: Annotated[
+        str | None, _option(WHAT, "Similarity: the sentence around the name of a class.", "a photo of a {}.")
+    ] = None,
     data: Annotated[str | None, _option(WHAT, "Data set: name, hub id, local file or folder.", "pydocs")] = None,
     baseline: Annotated[
         str | None,
-        _option(WHAT, "Run this instead: local (each client alone), central (all rows in one place), probe (linear head)."),
+        _option(
+            WHAT, "Run this instead: local (each client alone), central (all rows in one place), probe (linear head), zero-shot."
+        ),
     ] = None,
     baselines: Annotated[
         str | None, _option(WHAT, "Run these beside it, joined by commas; none for no comparison.", "none")
@@ -69,7 +81,11 @@ def run(
     classes_per_client: Annotated[int | None, _option(DEAL, "Pathological: classes of a client.", "2")] = None,
     min_rows: Annotated[int | None, _option(DEAL, "Fewest rows of a client.", "1")] = None,
     new_clients: Annotated[int | None, _option(DEAL, "Further clients, tested on but never trained.", "0")] = None,
+    leave_out: Annotated[
+        list[str] | None, _option(DEAL, "Test on this natural key as a new client, never train on it; may be repeated.")
+    ] = None,
     limit: Annotated[int | None, _option(DEAL, "Use at most so many rows of each split.")] = None,
+    image: Annotated[str | None, _option(DEAL, "Column of the picture, if the guess is wrong.")] = None,
     text: Annotated[str | None, _option(DEAL, "Column of the text, if the guess is wrong.")] = None,
     pair: Annotated[str | None, _option(DEAL, "Column of a second text.")] = None,
     label: Annotated[str | None, _option(DEAL, "Column of the label.")] = None,
@@ -171,7 +187,7 @@ def resume(
 
 def _typed(context: typer.Context, fields: Iterable[str]) -> dict[str, Any]:
     """The options that were given, by the names of the experiment's fields, which they share."""
-    given = {n: v for n, v in context.params.items() if n in fields and v is not None}
+    given = {n: v for n, v in context.params.items() if n in fields and v not in (None, [])}
     if "pack" in given and given["pack"].isdecimal():
         given["pack"] = int(given["pack"])
     if "baselines" in given:

@@ -75,7 +75,7 @@ def made_up(model: str, clients: int, classes: int) -> tuple[Bench, list[ClientS
     import numpy as np
 
     from weft.backbones.load import load
-    from weft.backbones.tokens import tokenize
+    from weft.backbones.tables import tabulate
     from weft.data.rows import Rows
     from weft.federation.client import ClientState, Splits
     from weft.federation.pack import Bench
@@ -84,7 +84,7 @@ def made_up(model: str, clients: int, classes: int) -> tuple[Bench, list[ClientS
     backbone = load(model, classes=classes)
     each, none = np.arange(clients), np.zeros(0, dtype=np.int64)
     rows = Rows(texts=["a row"] * clients, pairs=None, labels=each % classes, ids=each)
-    bench = Bench(backbone, Classification(tuple(map(str, range(classes)))), tokenize(backbone, rows), 0)
+    bench = Bench(backbone, Classification(tuple(map(str, range(classes)))), tabulate(backbone, rows), 0)
     digits = len(str(clients - 1))
     return bench, [ClientState(f"c{i:0{digits}d}", 1, data=Splits(each[i : i + 1], none, none)) for i in range(clients)]
 

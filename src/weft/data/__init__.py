@@ -1,4 +1,4 @@
-"""Data: loading text classification sets, dealing them out to clients, and showing the deal.
+"""Data: loading sets of texts or pictures for classification, dealing them out to clients, and showing the deal.
 
 ``load`` a :class:`Source` by name, hub id or path, then ``partition`` it into :class:`FederatedData`.
 Importing this package is cheap: each name is imported when it is first used.
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from weft.data.hub_sets import Entry, catalogue
+    from weft.data.images import Images
     from weft.data.partitioners import SCHEMES, partition
     from weft.data.rows import ClientData, FederatedData, Rows, Source
     from weft.data.sources import load
@@ -21,6 +22,7 @@ _HOME = {
     "ClientData": "rows",
     "Entry": "hub_sets",
     "FederatedData": "rows",
+    "Images": "images",
     "Rows": "rows",
     "Source": "rows",
     "catalogue": "hub_sets",
@@ -35,6 +37,7 @@ __all__ = [
     "ClientData",
     "Entry",
     "FederatedData",
+    "Images",
     "Rows",
     "Source",
     "catalogue",

@@ -1,4 +1,4 @@
-"""From columns to examples: which column is the text, which the label, and what the classes are called.
+"""From columns to examples: which column is the text or the picture, which the label, and what the classes are called.
 
 Hub sets and local files meet here: both arrive as one table of columns for each split.
 """
@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from weft.data.rows import Rows, Source, fingerprint
+from weft.data import pictures
+from weft.data.images import Images
+from weft.data.rows import Rows, Source
 from weft.errors import UserError, nearest
 
 Table = dict[str, list[Any]]  # column name -> one value for each row
@@ -32,31 +34,38 @@ TEXTS = (
 )  # fmt: skip
 LABELS = (
     "label", "labels", "class", "category", "target", "sentiment", "intent", "topic", "relation",
-    "emotion", "gold_label", "coarse_label", "news_category", "label_name", "label_text", "y",
+    "emotion", "gold_label", "fine_label", "coarse_label", "news_category", "label_name", "label_text", "y",
 )  # fmt: skip
 KEYS = (
     "client", "client_id", "user", "user_id", "domain", "lang", "language", "speaker", "author", "site",
-    "hospital", "genre", "group", "source",
+    "hospital", "genre", "group", "source", "style",
 )  # fmt: skip
 MOST_CLASSES = 1000  # more different values than this in a guessed label column: it is hardly a label
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns in use, and for each guessed one a sentence in ``notes``."""
+    """The columns in use, text or image, and for each guessed one a sentence in ``notes``."""
 
-    text: str
+    text: str | None
     label: str
     pair: str | None = None
+    image: str | None = None
     names: str | None = None  # a companion of the label that holds the name of the class
     key: str | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def content(self) -> str:
+        """What an example is: ``text`` or ``picture``."""
+        return "picture" if self.text is None else "text"
 
 
 def choose(
     table: Mapping[str, Sequence[Any]],
     where: str,
     *,
+    image: str | None = None,
     text: str | None = None,
     pair: str | None = None,
     label: str | None = None,
@@ -64,18 +73,23 @@ def choose(
 ) -> Columns:
     """Pick the columns of ``table``: those named, and a guess for the rest.
 
-    ``where`` is what sentences call the set. Raises UserError where a named column is absent, or where no
-    text or label column can be told.
+    A set with a column of pictures, as :func:`weft.data.pictures.resolved` leaves them, is one of pictures unless a text is
+    named. ``where`` is what sentences call the set. Raises UserError where a named column is absent, or where no text or label
+    column can be told.
     """
     present = list(table)
     listed = ", ".join(present)
-    for flag, column in (("--text", text), ("--pair", pair), ("--label", label), ("--key", key)):
+    for flag, column in (("--image", image), ("--text", text), ("--pair", pair), ("--label", label), ("--key", key)):
         if column is not None and column not in table:
             raise UserError(
                 f'{where} has no column "{column}", asked for by {flag}; its columns are {listed}.{nearest(column, present)}'
             )
     lower = {name.lower(): name for name in reversed(present)}
-    given = {name for name in (text, pair, label, key) if name}
+    if image is not None and (text is not None or pair is not None):
+        raise UserError(f"{where} is read as pictures or as texts: name a column with --image or with --text, not both.")
+    if image is not None and image not in pictures.columns(table, image):
+        raise UserError(f'column "{image}" of {where} holds no pictures: name another with --image, or the text with --text.')
+    given = {name for name in (image, text, pair, label, key) if name}
     notes = []
 
     def guess(candidates: Iterable[str]) -> str | None:
@@ -87,7 +101,11 @@ def choose(
             raise UserError(f"{where} has no column that looks like a label; its columns are {listed}: name it with --label.")
         given.add(label)
         notes.append(f'"{label}" is the label (--label)')
-    if text is None and pair is None and "text" not in lower:
+    if image is None and text is None and pair is None:
+        image = next((name for name in pictures.columns(table) if name not in given), None)
+        if image is not None:
+            notes.append(f'"{image}" is the picture (--image)')
+    if image is None and text is None and pair is None and "text" not in lower:
         both = next(
             (p for p in PAIRS if p[0] in lower and p[1] in lower and not {lower[p[0]], lower[p[1]]} & given),
             None,
@@ -95,13 +113,16 @@ def choose(
         if both:
             text, pair = lower[both[0]], lower[both[1]]
             notes.append(f'"{text}" and "{pair}" are the two texts (--text, --pair)')
-    if text is None:
+    if image is None and text is None:
         strings = [c for c in present if c not in given and any(isinstance(v, str) and " " in v for v in table[c][:100])]
         text = guess(TEXTS) or (strings[0] if len(strings) == 1 else None)
         if text is None:
-            raise UserError(f"{where} has no column that looks like its text; its columns are {listed}: name it with --text.")
+            raise UserError(
+                f"{where} has no column that looks like its text; its columns are {listed}: name it with --text (or, if it holds "
+                "pictures, with --image)."
+            )
         notes.append(f'"{text}" is the text (--text)')
-    given.add(text)
+    given.update(column for column in (image, text) if column is not None)
     names = guess([f"{label}_name".lower(), f"{label}_text".lower(), "label_name", "label_text", "class_name"])
     if key is None:
         key = guess(KEYS)
@@ -112,7 +133,7 @@ def choose(
             else:
                 key = None
     sentence = (f"{where}: guessed that {', '.join(notes)}.",) if notes else ()
-    return Columns(text=text, label=label, pair=pair, names=names, key=key, notes=sentence)
+    return Columns(text=text, label=label, pair=pair, image=image, names=names, key=key, notes=sentence)
 
 
 def build(
@@ -123,11 +144,11 @@ def build(
     label_names: Mapping[Any, str] | None = None,
     notes: Iterable[str] = (),
 ) -> Source:
-    """The source made of ``splits`` (keys out of SPLITS, with "train").
+    """The source made of ``splits`` (keys out of SPLITS, with "train"), but for its fingerprint.
 
     Classes are those of ``label_names`` in its order (rows with another label are dropped and counted), else
     the sorted values of the label column, called by the companion column where there is one. Rows without
-    text or label are dropped and counted. A split without any label, as test sets of competitions are, is set
+    text (or picture) or label are dropped and counted. A split without any label, as test sets of competitions are, is set
     aside; the validation split then becomes the test set. Ids number the rows of train, test and validation
     in this order, dropped rows included.
     """
@@ -141,9 +162,10 @@ def build(
             continue
         kept[split] = np.flatnonzero(usable)
         if dropped := len(usable) - len(kept[split]):
-            said.append(f"{name}: dropped {dropped} of {len(usable)} {split} rows without a text or a label in use.")
+            said.append(f"{name}: dropped {dropped} of {len(usable)} {split} rows without a {columns.content} or a label in use.")
     if not len(kept.get("train", ())):
-        raise UserError(f"{name} has no training rows with text and label: check --text and --label.")
+        flag = "image" if columns.text is None else "text"
+        raise UserError(f"{name} has no training rows with {columns.content} and label: check --{flag} and --label.")
     values = {split: [labels[split][i] for i in index.tolist()] for split, index in kept.items()}
     order = list(label_names or sorted({value for column in values.values() for value in column}))
     if label_names is None:
@@ -175,7 +197,6 @@ def build(
         test=tables.get("test"),
         validation=tables.get("validation"),
         key_name=columns.key,
-        fingerprint=fingerprint(called, tables),
         notes=tuple(said),
     )
 
@@ -190,12 +211,15 @@ def _labels(name: str, splits: Mapping[str, Table], column: str) -> dict[str, li
 
 
 def _usable(table: Table, labels: list[Any], columns: Columns, label_names: Mapping[Any, str] | None) -> np.ndarray | None:
-    """Which rows have text and a label in use (bool [n]), or None where the split's labels are hidden."""
+    """Which rows have text (or picture) and a label in use (bool [n]), or None where the split's labels are hidden."""
     known = [value is not None and (label_names is None or value in label_names) for value in labels]
     if not any(known) or all(isinstance(value, int) and value < 0 for value in labels):
         return None
     absent = [None] * len(labels)
-    texts = table.get(columns.text, absent)
+    if columns.image is not None:
+        shown = [image is not None for image in table.get(columns.image, absent)]
+        return np.logical_and(known, shown)
+    texts = table.get(columns.text or "", absent)
     seconds = texts if columns.pair is None else table.get(columns.pair, absent)
     readable = [
         isinstance(text, str) and text.strip() != "" and isinstance(second, str)
@@ -227,8 +251,10 @@ def _rows(table: Table, index: np.ndarray, columns: Columns, labels: list[int], 
     def column(name: str | None) -> list[str] | None:
         return [str(table[name][i]) for i in index.tolist()] if name is not None and name in table else None
 
+    pictured = [] if columns.image is None else table[columns.image]
     return Rows(
-        texts=column(columns.text) or [],
+        texts=column(columns.text) or [] if columns.image is None else None,
+        images=None if columns.image is None else Images([pictured[i] for i in index.tolist()]),
         pairs=column(columns.pair),
         labels=np.array(labels, dtype=np.int64),
         ids=index + first,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from weft.data.columns import Table, build, choose
-from weft.data.hub_sets import TEXT, Entry
+from weft.data.hub_sets import IMAGE, TEXT, Entry
 from weft.data.local import SPLIT_NAMES
 from weft.data.rows import Source
 from weft.errors import UserError
@@ -17,6 +19,7 @@ VALIDATION = ("validation_matched", *SPLIT_NAMES["validation"])
 def from_hub(
     entry: Entry,
     *,
+    image: str | None = None,
     text: str | None = None,
     pair: str | None = None,
     label: str | None = None,
@@ -29,21 +32,25 @@ def from_hub(
         for split, data in _splits(entry, _download(entry, config)).items():
             if entry.parallel and split == "train":
                 data = data.select(range(number, len(data), len(entry.configs)))
+            if entry.one_of is not None and set(entry.one_of) <= set(data.column_names):
+                data = data.select(_middle(data, entry.one_of))
             table = _table(data, named)
             if entry.configs and entry.client_key:
                 table[entry.client_key] = [config] * len(data)
             _append(splits.setdefault(split, {}), table)
+    catalogued = image is None and text is None and pair is None
     columns = choose(
         splits["train"],
         entry.name,
-        text=text or _known(entry.text, splits["train"]),
-        pair=pair or (_known(entry.pair, splits["train"]) if text is None else None),
+        image=_known(entry.image, splits["train"]) if catalogued else image,
+        text=text or (_known(entry.text, splits["train"]) if image is None else None),
+        pair=_known(entry.pair, splits["train"]) if catalogued else pair,
         label=label or _known(entry.label, splits["train"]),
         key=key or _known(entry.client_key, splits["train"]),
     )
     codes: Mapping[Any, str] | None = None
     if columns.label in named:
-        codes = {name: name for name in named[columns.label]}
+        codes = {name: entry.renamed.get(name, name) for name in named[columns.label]}
     elif columns.label == entry.label:
         codes = entry.label_names
     return build(entry.name, splits, columns, label_names=codes, notes=[f"{entry.name}: {entry.verified}."])
@@ -74,7 +81,10 @@ def _download(entry: Entry, config: str | None) -> Any:
     import datasets
 
     if entry.hub_id is None:
-        raise ValueError(f"{entry.name} is not on the hub")
+        raise UserError(
+            f"no copy of {entry.name} is known on the Hugging Face hub: get it from its owner, and give --data its folder, laid "
+            "out as domain/class/picture."
+        )
     try:
         try:
             return datasets.load_dataset(entry.hub_id, config)
@@ -87,7 +97,7 @@ def _download(entry: Entry, config: str | None) -> Any:
         raise UserError(
             f"{entry.hub_id}{f' ({config})' if config else ''} can't be loaded from the Hugging Face hub "
             f"({reason}): check the name and the network, give --data a local file or folder instead, "
-            f"or use pydocs, which needs neither."
+            f"or use {'glyphs' if entry.kind == IMAGE else 'pydocs'}, which needs neither."
         ) from error
 
 
@@ -113,6 +123,7 @@ def _table(data: Any, named: dict[str, list[str]]) -> Table:
     import datasets
 
     features = data.features
+    pictures = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     plain = [n for n, feature in features.items() if isinstance(feature, datasets.Value | datasets.ClassLabel)]
     table: Table = dict(data.select_columns(plain).with_format(None)[:])
     for name in plain:
@@ -120,7 +131,28 @@ def _table(data: Any, named: dict[str, list[str]]) -> Table:
             names = features[name].names
             table[name] = [None if value is None or value < 0 else names[value] for value in table[name]]
             named[name] = list(dict.fromkeys([*named.get(name, []), *names]))
+    for name in pictures:
+        table[name] = _lazily(data.cast_column(name, datasets.Image(decode=False)), name)
     return table
+
+
+def _lazily(data: Any, column: str) -> list[Any]:
+    """A function for each encoded picture that fetches it (None where there is none): the column stays in its files."""
+    stored = data.select_columns([column]).with_format("arrow")[:].column(column)
+    return [partial(_fetch, stored, i) if there else None for i, there in enumerate(stored.is_valid().to_pylist())]
+
+
+def _fetch(stored: Any, i: int) -> bytes | Path:
+    value = stored[i].as_py()
+    return Path(value["path"]) if value["bytes"] is None else bytes(value["bytes"])
+
+
+def _middle(data: Any, columns: Iterable[str]) -> Sequence[int]:
+    """The middle one of the rows that agree in ``columns``, in the order of the rows: one frame of each clip."""
+    rows: dict[tuple[Any, ...], list[int]] = {}
+    for i, values in enumerate(zip(*(data.with_format(None)[name] for name in columns), strict=True)):
+        rows.setdefault(values, []).append(i)
+    return sorted(same[len(same) // 2] for same in rows.values())
 
 
 def _append(table: Table, more: Table) -> None:

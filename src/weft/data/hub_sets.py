@@ -1,4 +1,4 @@
-"""The text classification sets known by a short name. Nothing heavy is imported here: ``weft data`` lists
+"""The classification sets known by a short name, of texts and of pictures. Nothing heavy is imported here: ``weft data`` lists
 them at once.
 
 Ids, columns and label codes were taken from the sets' own documents and from memory, without a connection to
@@ -10,10 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 TEXT = "text classification"
 PAIR = "text pair classification"
+IMAGE = "image classification"
 SEEN = "not verified against the hub (id and columns seen in public documents)"
+PICTURES_SEEN = "not verified against the hub (id and columns seen in public documents; its pictures were never loaded)"
+ELSEWHERE = "not verified against the hub, where no copy is known: give --data its folder"
 RECALLED = "not verified against the hub (from memory)"
 
 
@@ -31,12 +35,15 @@ class Entry:
     licence: str
     verified: str
     offline: bool = False
+    image: str | None = None
     text: str | None = None
     pair: str | None = None
     label: str | None = None
     test: str = "test"  # the split to test on
     validation: str | None = None
     label_names: Mapping[int, str] | None = None  # for label codes that the set itself doesn't name
+    renamed: Mapping[str, str] = field(default_factory=dict)  # names of classes that the set misspells
+    one_of: tuple[str, ...] | None = None  # rows that agree in these columns are frames of one clip: the middle one is used
     configs: tuple[str, ...] = field(default=())  # several configs, each the rows of one natural client
     parallel: bool = False  # row i of every config is the same example (translations): train on it in one config only
 
@@ -62,6 +69,23 @@ def _glue(config: str, kind: str, rows: tuple[int, int], texts: tuple[str, str |
     )
 
 
+def _pictures(
+    name: str,
+    hub_id: str | None,
+    classes: int,
+    rows: Mapping[str, int],
+    licence: str,
+    *,
+    verified: str = PICTURES_SEEN,
+    client_key: str | None = None,
+    config: str | None = None,
+    **columns: Any,
+) -> Entry:
+    """A set of pictures; most call their columns ``image`` and ``label``."""
+    own = {"image": "image", "label": "label"} | columns
+    return Entry(name, hub_id, config, IMAGE, classes, rows, client_key, licence, verified, **own)
+
+
 NLI = ("entailment", "neutral", "contradiction")
 XNLI_LANGUAGES = ("ar", "bg", "de", "el", "en", "es", "fr", "hi", "ru", "sw", "th", "tr", "ur", "vi", "zh")
 MASAKHANEWS_LANGUAGES = (
@@ -73,6 +97,14 @@ ENTRIES: tuple[Entry, ...] = (
     Entry(
         "pydocs", None, None, TEXT, 9, {"train": 6_000, "unseen": 600}, "module", "PSF-2.0",
         "read from the standard library of the Python that runs Weft", offline=True,
+    ),
+    Entry(
+        "glyphs", None, None, IMAGE, 36, {"train": 0}, "style", "fonts of matplotlib: free",
+        "drawn from the fonts that matplotlib ships", offline=True,
+    ),
+    Entry(
+        "digits", None, None, IMAGE, 10, {"train": 1_797}, None, "CC BY 4.0",
+        "handwritten digits that scikit-learn ships", offline=True,
     ),
     Entry(
         "20newsgroups", "SetFit/20_newsgroups", None, TEXT, 20, {"train": 11_314, "test": 7_532}, None,
@@ -119,9 +151,54 @@ ENTRIES: tuple[Entry, ...] = (
         "CC BY-NC 4.0", SEEN, text="premise", pair="hypothesis", label="label", validation="validation",
         label_names=dict(enumerate(NLI)), configs=XNLI_LANGUAGES, parallel=True,
     ),
+    _pictures(
+        "caltech101", "flwrlabs/caltech101", 101, {"train": 8_680}, "CC BY 4.0",
+    ),
+    _pictures(
+        "cifar10", "uoft-cs/cifar10", 10, {"train": 50_000, "test": 10_000}, "unknown",
+        config="plain_text", image="img",
+    ),
+    _pictures(
+        "cifar100", "uoft-cs/cifar100", 100, {"train": 50_000, "test": 10_000}, "unknown",
+        config="cifar100", image="img", label="fine_label", renamed={"cra": "crab"},
+    ),
+    _pictures(
+        "domainnet", "wltjr1007/DomainNet", 345, {"train": 409_832, "test": 176_743}, "fair use, non-commercial",
+        client_key="domain",
+    ),
+    _pictures(
+        "dtd", "mcimpoi/dtd_split_1", 47, {"train": 1_880, "validation": 1_880, "test": 1_880}, "CC BY 4.0",
+    ),
+    _pictures(
+        "flowers102", "dpdl-benchmark/oxford_flowers102", 102, {"train": 1_020, "validation": 1_020, "test": 6_149},
+        "none stated, research",
+    ),
+    _pictures(
+        "food101", "ethz/food101", 101, {"train": 75_750, "test": 25_250}, "Foodspotting terms, research",
+        test="validation",
+    ),
+    _pictures(
+        "office-caltech10", None, 10, {"train": 2_533}, "research", verified=ELSEWHERE, client_key="domain",
+    ),
+    _pictures(
+        "officehome", "flwrlabs/office-home", 65, {"train": 15_588}, "fair use notice", client_key="domain",
+    ),
+    _pictures(
+        "pacs", "flwrlabs/pacs", 7, {"train": 9_991}, "unknown, research", client_key="domain",
+    ),
+    _pictures(
+        "pets", "timm/oxford-iiit-pet", 37, {"train": 3_680, "test": 3_669}, "CC BY-SA 4.0",
+    ),
+    _pictures(
+        "ucf101", "flwrlabs/ucf101", 101, {"train": 9_537, "test": 3_783}, "research",
+        one_of=("video_id", "clip_id"),
+    ),
+    _pictures(
+        "vlcs", None, 5, {"train": 10_729}, "research", verified=ELSEWHERE, client_key="domain",
+    ),
 )  # fmt: skip
 
 
 def catalogue() -> list[Entry]:
-    """The sets known by name, in alphabetical order after the one that needs no network."""
+    """The sets known by name: those that need no network, then texts, then pictures, each in alphabetical order."""
     return list(ENTRIES)

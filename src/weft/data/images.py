@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,15 +15,15 @@ from weft.errors import UserError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Item = np.ndarray | Path | bytes
-"""One picture: uint8 pixels [h, w] or [h, w, 3], a file, or the bytes of one."""
+Item = np.ndarray | Path | bytes | Callable[[], bytes | Path]
+"""One picture: uint8 pixels [h, w] or [h, w, 3], a file, the bytes of one, or a function that fetches these when asked."""
 
 
 class Images:
     """n pictures.
 
     Args:
-        items: pixels, files or encoded bytes, of any size each.
+        items: pixels, files, encoded bytes or functions that fetch either, of any size each.
     """
 
     def __init__(self, items: Sequence[Item]):
@@ -31,6 +31,10 @@ class Images:
 
     def __len__(self) -> int:
         return len(self._items)
+
+    def _item(self, index: int) -> np.ndarray | Path | bytes:
+        item = self._items[index]
+        return item() if callable(item) else item
 
     def __getitem__(self, index: int) -> Image:
         """A decoded picture, RGB.
@@ -40,7 +44,7 @@ class Images:
         """
         from PIL import Image, UnidentifiedImageError
 
-        item = self._items[index]
+        item = self._item(index)
         try:
             if isinstance(item, np.ndarray):
                 return Image.fromarray(item).convert("RGB")
@@ -60,11 +64,13 @@ class Images:
         Raises:
             UserError: the file is missing.
         """
-        item = self._items[index]
+        item = self._item(index)
         if isinstance(item, np.ndarray):
             return hashlib.sha256(repr((item.shape, str(item.dtype))).encode() + np.ascontiguousarray(item).tobytes()).hexdigest()
+        if isinstance(item, bytes):
+            return hashlib.sha256(item).hexdigest()
         try:
-            return hashlib.sha256(item if isinstance(item, bytes) else item.read_bytes()).hexdigest()
+            return hashlib.sha256(item.read_bytes()).hexdigest()
         except OSError as e:
             raise UserError(f"{item} can't be read ({e.strerror or e}): check the file.") from e
 

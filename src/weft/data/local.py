@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from weft.data.columns import Table
+from weft.data.pictures import resolved
 from weft.errors import UserError
 
 TEXT_FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
@@ -20,8 +21,9 @@ FORMATS = (*TEXT_FORMATS, *(f"{suffix}.gz" for suffix in TEXT_FORMATS), ".parque
 SPLIT_NAMES = {
     "train": ("train", "training"),
     "test": ("test", "testing"),
-    "validation": ("validation", "valid", "val", "dev"),
+    "validation": ("validation", "valid", "val", "dev", "crossval"),
 }
+SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
 
 
 def suffix(path: Path) -> str | None:
@@ -29,9 +31,9 @@ def suffix(path: Path) -> str | None:
     return next((s for s in sorted(FORMATS, key=len, reverse=True) if path.name.lower().endswith(s)), None)
 
 
-def read(path: Path) -> dict[str, Table]:
+def read(path: Path, image: str | None = None) -> dict[str, Table]:
     """The splits found at ``path``: a file is a training split; a folder holds a file (or shards) for each
-    split.
+    split. Columns of pictures, such as ``image``, are items of :class:`weft.data.images.Images`.
 
     Raises UserError for what is missing, empty or unreadable, with file and line where there is one.
     """
@@ -40,7 +42,7 @@ def read(path: Path) -> dict[str, Table]:
     files = {"train": [path]} if path.is_file() else _split_files(path)
     splits = {}
     for split, parts in files.items():
-        tables = [read_file(part) for part in parts]
+        tables = [resolved(read_file(part), part.parent, image) for part in parts]
         names = list(dict.fromkeys(name for table in tables for name in table))
         splits[split] = {n: [v for t in tables for v in t.get(n, [None] * _length(t))] for n in names}
         if not _length(splits[split]):
@@ -52,26 +54,37 @@ def _length(table: Table) -> int:
     return len(next(iter(table.values()), []))
 
 
+def data_files(folder: Path) -> dict[Path, str]:
+    """The files in a folder that can be read, in the order of their names, with their names in small letters and no suffix."""
+    files = sorted(path for path in folder.glob("*") if path.is_file() and suffix(path))
+    return {path: path.name[: -len(suffix(path) or "")].lower() for path in files}
+
+
+def split_files(folder: Path) -> dict[str, list[Path]]:
+    """The files (or shards) of each split right below ``folder``, by their names; none if there is none to train on."""
+    stems = data_files(folder)
+    found: dict[str, list[Path]] = {}
+    for split, names in SPLIT_NAMES.items():
+        exact = [path for path, stem in stems.items() if stem in names]
+        shards = [p for p, stem in stems.items() if re.fullmatch(rf"({'|'.join(names)})-\d+-of-\d+", stem)]
+        if len(exact) > 1:
+            raise UserError(f"{folder} holds several {split} files ({', '.join(p.name for p in exact)}): leave one.")
+        if exact or shards:
+            found[split] = exact or shards
+    return found if "train" in found else {}
+
+
 def _split_files(folder: Path) -> dict[str, list[Path]]:
     for place in (folder, folder / "data"):  # "data" is where the hub keeps a set's files
-        files = sorted(path for path in place.glob("*") if path.is_file() and suffix(path))
-        found: dict[str, list[Path]] = {}
-        for split, names in SPLIT_NAMES.items():
-            stems = {path: path.name[: -len(suffix(path) or "")].lower() for path in files}
-            exact = [path for path, stem in stems.items() if stem in names]
-            shards = [p for p, stem in stems.items() if re.fullmatch(rf"({'|'.join(names)})-\d+-of-\d+", stem)]
-            if len(exact) > 1:
-                raise UserError(f"{place} holds several {split} files ({', '.join(p.name for p in exact)}): leave one.")
-            if exact or shards:
-                found[split] = exact or shards
-        if "train" in found:
+        if found := split_files(place):
             return found
+        files = list(data_files(place))
         if len(files) == 1:
             return {"train": files}
         if files:
             some = ", ".join(path.name for path in files[:5])
             raise UserError(f"{place} holds {some} but no file called train: rename one, or give --data one file.")
-    raise UserError(f"{folder} holds no data file that Weft reads ({', '.join(TEXT_FORMATS)}, .parquet).")
+    raise UserError(f"{folder} holds no data file that Weft reads ({', '.join(TEXT_FORMATS)}, .parquet), and no pictures.")
 
 
 def read_file(path: Path) -> Table:
@@ -99,9 +112,17 @@ def _parquet(path: Path) -> Table:
     import pyarrow.parquet
 
     try:
-        return dict(pyarrow.parquet.read_table(path).to_pydict())
+        stored = pyarrow.parquet.read_table(path)
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path} can't be read as parquet: {str(error).splitlines()[0]}") from error
+    table: Table = stored.to_pydict()
+    # What ``datasets`` writes beside a column of classes: their names, which then make a companion of the label.
+    about = json.loads((stored.schema.metadata or {}).get(b"huggingface", b"{}"))
+    for name, feature in about.get("info", {}).get("features", {}).items():
+        if name in table and isinstance(feature, dict) and (names := feature.get("names")):
+            called = [names[v] if isinstance(v, int) and 0 <= v < len(names) else None for v in table[name]]
+            table.setdefault(f"{name}_name", called)
+    return table
 
 
 def _json_lines(path: Path, text: str) -> Iterator[tuple[int, Any]]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import heapq
 import math
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from weft.data import splits
 from weft.data._telemetry import flower_partitioners
+from weft.data.leave_out import leave_out as left_out
 from weft.data.rows import ClientData, FederatedData, Rows, Source
 from weft.errors import UserError, nearest
 from weft.tensors.keyed import key as stream_key
@@ -32,6 +34,7 @@ def partition(
     test_fraction: float = 0.2,
     min_rows: int = 1,
     new_clients: int = 0,
+    leave_out: str | Sequence[str] = (),
 ) -> FederatedData:
     """Deal the rows of ``source`` out to clients, each with its own training, validation and test rows.
 
@@ -44,12 +47,14 @@ def partition(
     min_rows: the fewest rows a client may be dealt; 0 allows clients without any.
     new_clients: that many further clients get their share and are then held out: their rows are tested on,
         never trained on. Natural keys that the source itself holds out come on top.
+    leave_out: a natural key or several, all of whose rows become new clients, one for each: leave-one-domain-out.
 
     The global test set is the source's own test split; without one it is the union of the clients' test rows,
     and so for validation. With an own test split that has the natural keys, a client's test rows are those of
     its keys. A deal that leaves rows out says how many in ``notes``. Raises UserError where the deal is
     impossible.
     """
+    source = left_out(source, [leave_out] if isinstance(leave_out, str) else leave_out)
     scheme = _checked(source, clients, scheme, alpha, classes_per_client, min_rows, new_clients)
     rows = source.train
     dealt = _deal(source, clients + new_clients, scheme, alpha, classes_per_client, seed, min_rows)

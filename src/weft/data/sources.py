@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 
+from weft.data import folders
 from weft.data.columns import build, choose
 from weft.data.hub_sets import catalogue
 from weft.data.local import read, suffix
-from weft.data.pydocs import pydocs
 from weft.data.rows import Rows, Source, fingerprint
 from weft.errors import UserError, nearest
 
@@ -22,6 +23,7 @@ def load(
     name: str,
     *,
     seed: int = 0,
+    image: str | None = None,
     text: str | None = None,
     pair: str | None = None,
     label: str | None = None,
@@ -31,8 +33,8 @@ def load(
     """Load the set called ``name``: a catalogue name, a local file or folder, or a hub id
     ``owner/name[:config]``.
 
-    text, pair, label, key: the columns of the text, of a second text, of the label and of the natural client,
-        where the guess is wrong; guesses are in ``notes``.
+    image, text, pair, label, key: the columns of the picture or the text, of a second text, of the label and of the natural
+        client, where the guess is wrong; guesses are in ``notes``.
     limit: at most this many rows of each split, drawn with ``seed`` (held-out clients count as one split).
 
     Raises UserError for an unknown name, a missing or unreadable file, an absent column, and a set without
@@ -40,26 +42,29 @@ def load(
     """
     if limit is not None and limit < 2:
         raise UserError(f"a limit of {limit} rows leaves nothing to learn: give a larger one.")
-    source = _load(name, text=text, pair=pair, label=label, key=key)
-    return source if limit is None else _limited(source, limit, seed)
+    columns = {"image": image, "text": text, "pair": pair, "label": label, "key": key}
+    source = _load(name, {flag: column for flag, column in columns.items() if column is not None})
+    if limit is not None:
+        return _limited(source, limit, seed)
+    if source.fingerprint:
+        return source
+    splits = {"train": source.train, "test": source.test, "validation": source.validation}
+    return replace(source, fingerprint=fingerprint(source.classes, splits))
 
 
-def _load(name: str, *, text: str | None, pair: str | None, label: str | None, key: str | None) -> Source:
+def _load(name: str, columns: dict[str, str]) -> Source:
+    """The whole set, most without a fingerprint: pictures would be read for it that a limit leaves out."""
     entries = {entry.name: entry for entry in catalogue()}
-    if name == "pydocs":
-        if asked := [flag for flag, c in (("text", text), ("pair", pair), ("label", label), ("key", key)) if c]:
-            raise UserError(f"pydocs has fixed columns, so leave --{asked[0]} out.")
-        return pydocs()
+    entry = entries.get(name)
+    if entry is not None and entry.offline:
+        _refuse(name, columns)
+        module = import_module(f"weft.data.{name}")
+        source: Source = getattr(module, name)()
+        return source
     path = Path(name).expanduser()
-    if name not in entries and (path.exists() or suffix(path) or name.startswith((".", "/", "~"))):
-        splits = read(path)
-        called = path.resolve().name
-        columns = choose(splits["train"], called, text=text, pair=pair, label=label, key=key)
-        for split, table in splits.items():
-            if absent := [c for c in (columns.text, columns.pair, columns.label) if c is not None and c not in table]:
-                raise UserError(f'the {split} file of {called} has no column "{absent[0]}", which its train file has.')
-        return build(called, splits, columns)
-    if name not in entries and not HUB_ID.fullmatch(name):
+    if entry is None and (path.exists() or suffix(path) or name.startswith((".", "/", "~"))):
+        return _local(path, columns)
+    if entry is None and not HUB_ID.fullmatch(name):
         raise UserError(
             f'there is no data set called "{name}": weft data lists the known ones; a file or folder, or '
             "a hub id "
@@ -67,7 +72,34 @@ def _load(name: str, *, text: str | None, pair: str | None, label: str | None, k
         )
     from weft.data.hub import from_hub, unknown
 
-    return from_hub(entries.get(name) or unknown(name), text=text, pair=pair, label=label, key=key)
+    return from_hub(entry or unknown(name), **columns)
+
+
+def _refuse(name: str, columns: dict[str, str]) -> None:
+    if columns:
+        raise UserError(f"{name} has fixed columns, so leave --{next(iter(columns))} out.")
+
+
+def _local(path: Path, asked: dict[str, str]) -> Source:
+    called, image = path.resolve().name, asked.get("image")
+    splits = None
+    if path.is_dir() and folders.recognised(path):
+        splits = folders.index(path, image)
+        if splits is None:
+            _refuse(f"{called}, a folder of pictures,", asked)
+            return folders.load(path)
+    splits = splits or read(path, image)
+    columns = choose(splits["train"], called, **asked)
+    said = []
+    if columns.image is not None and len(splits) == 1 and len(splits := folders.by_split(splits["train"], called)) > 1:
+        said.append(f"{called}: a column tells the split of a row ({', '.join(splits)}).")
+    for split, table in splits.items():
+        used = (columns.image, columns.text, columns.pair, columns.label)
+        if absent := [c for c in used if c is not None and c not in table]:
+            raise UserError(f'the {split} file of {called} has no column "{absent[0]}", which its train file has.')
+        if lost := [v for v in table.get(columns.image or "", ()) if isinstance(v, str)]:
+            raise UserError(f"the {split} file of {called} names {len(lost)} pictures that do not exist, first {lost[0]}.")
+    return build(called, splits, columns, notes=said)
 
 
 def _limited(source: Source, limit: int, seed: int) -> Source:

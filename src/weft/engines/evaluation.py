@@ -17,11 +17,12 @@ class Evaluation:
 
     Attributes:
         view: a way to predict, from the method's ``views``.
-        people: ``global test``, ``validation``, ``own test`` or ``new clients``.
+        people: ``global test``, ``validation``, ``own test``, ``new clients``, or ``common test``: the global test set, for
+            models of single clients.
         moment: ``received``: with the newest server state loaded.
         metric: ``accuracy``, ``macro_f1`` or ``loss``.
-        pooling: ``pooled`` (over rows), ``mean over clients`` or ``worst client``; of the ``local`` baseline ``pooled over
-            clients' models``.
+        pooling: ``pooled`` (over rows), ``mean over clients`` or ``worst client``; ``pooled over clients' models``: each
+            row is put to one of them.
         n: rows (or clients) behind it. low, high: 95 % Wilson interval of a pooled accuracy.
     """
 

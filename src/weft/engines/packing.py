@@ -78,9 +78,12 @@ def choose(pack: str | int, cohort: int, method: Method, guess: Estimate, device
 
 
 def group(clients: list[ClientState], k: int) -> list[list[ClientState]]:
-    """Packs of at most k clients, of similar work: sorted by number of rows, so that few leave a pack early."""
-    ordered = sorted(clients, key=lambda c: (-c.n, c.id))
-    return [ordered[i : i + k] for i in range(0, len(ordered), k)]
+    """Packs of at most k clients of one backbone, of similar work: sorted by number of rows, so that few leave a pack early."""
+    found = []
+    for model in dict.fromkeys(c.model for c in clients):
+        ordered = sorted((c for c in clients if c.model == model), key=lambda c: (-c.n, c.id))
+        found += [ordered[i : i + k] for i in range(0, len(ordered), k)]
+    return found
 
 
 def out_of_memory(k: int, guess: Estimate) -> UserError:

@@ -183,7 +183,8 @@ class Simulation:
         message.tensors = received.tensors
         held = server.start | server.held_by(info, message)
         server.receipt(message, info)
-        adaptation = self.method.adapt(self.bench.backbone, self.bench.task, info)
+        bench = self.bench.of(client)
+        adaptation = self.method.adapt(bench.backbone, bench.task, info)
         return Job(server, client, adaptation, held, received.facts)
 
     # training -----------------------------------------------------------------------------------------------------------
@@ -235,7 +236,7 @@ class Simulation:
     def _pack(self, members: list[Job]) -> Pack:
         server = members[0].server
         return Pack(
-            self.bench,
+            self.bench.of(members[0].client),
             [j.client for j in members],
             [j.adaptation for j in members],
             [j.held for j in members],
@@ -318,15 +319,24 @@ class Simulation:
             if len(self.federations) == 1
         ]
         owner |= {c.id: self.federations[0][0] for c in strangers}
+        splits = [
+            ("own test", chosen, {c.id: c.data.test for c in chosen}),
+            ("validation", chosen, {c.id: c.data.val for c in chosen}),
+            ("new clients", strangers, {c.id: c.data.test for c in strangers}),
+        ]
+        if "global" not in self.method.info.views and view == self.method.info.views[0] and chosen:
+            # what clients' models know of everybody's data: each row of the global test set is put to one of them
+            rows = numpy_generator(self.bench.seed, "evaluation", "common test").permutation(self.tests.test)
+            splits.append(("common test", chosen, {c.id: rows[i :: len(chosen)] for i, c in enumerate(chosen)}))
         found: list[Evaluation] = []
-        for people, group in (("own test", chosen), ("validation", chosen), ("new clients", strangers)):
-            rows = {c.id: (c.data.val if people == "validation" else c.data.test) for c in group}
-            logits = self._personal_logits(view, owner, group, rows)
+        for people, group, rows_of in splits:
+            logits = self._personal_logits(view, owner, group, rows_of)
             if not logits:
                 continue
-            labels = {c: self._labels(rows[c]) for c in logits}
+            labels = {c: self._labels(rows_of[c]) for c in logits}
             everyone = torch.cat(list(logits.values()))
-            found += score(everyone, np.concatenate(list(labels.values())), view=view, people=people)
+            scores = score(everyone, np.concatenate(list(labels.values())), view=view, people=people)
+            found += [replace(e, pooling="pooled over clients' models") if people == "common test" else e for e in scores]
             if people == "own test":
                 own = {c: float((logits[c].argmax(1).numpy() == labels[c]).mean()) for c in logits}
                 found += per_client(own, view=view, people=people)
@@ -346,9 +356,9 @@ class Simulation:
                 payload = payload_of(message.tensors if client.id in server.synced else server.start | message.tensors)
                 self.exchange.ledger.add(server.round.index, "eval", "down", client.id, payload, sum(payload.values()))
                 held = server.start | server.held_by(info, message)
-                jobs.append(
-                    Job(server, client, self.method.adapt(self.bench.backbone, self.bench.task, info), held, message.facts)
-                )
+                bench = self.bench.of(client)
+                adaptation = self.method.adapt(bench.backbone, bench.task, info)
+                jobs.append(Job(server, client, adaptation, held, message.facts))
             pack = self._pack(jobs)
             self.method.personalise(pack)
             pack.hold(None)

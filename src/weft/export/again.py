@@ -71,7 +71,7 @@ def _rebuilt(folder: Path, target: Path, client: str | None, view: str | None) -
             raise UserError(f"{folder} has no finished federation to export from: finish it with weft resume {folder}.")
         resolved = settings.resolve({"runs": str(directory.root.parent)}, settings.read(directory.experiment))
         x, method = resolved.experiment, resolved.method
-        material = prepare(x, None, Observer())
+        material = prepare(x, None, Observer(), method.info.needs)
         (people,) = baselines.federations(copies(material.clients), x.baseline)
         for position, one in enumerate(people):
             one.facts = method.profile(position) | one.facts

@@ -13,7 +13,7 @@ from torch import Tensor
 from weft.backbones.backbone import Backbone
 from weft.backbones.load import load as load_backbone
 from weft.backbones.names import KNOWN
-from weft.backbones.tokens import tokenize
+from weft.backbones.tables import tabulate
 from weft.data.rows import Rows
 from weft.errors import UserError
 from weft.export.about import About
@@ -46,7 +46,7 @@ class Predictor:
         """[n, C] on a table of texts; its labels are not looked at."""
         if not len(rows):
             return torch.zeros(0, len(self.classes))
-        table = tokenize(self.backbone, rows, self.about.max_length)
+        table = tabulate(self.backbone, rows, self.about.max_length)
         return self.trained.logits(self.backbone, self.classes, table, np.arange(len(rows)))
 
     def probabilities(self, texts: Sequence[Text]) -> Tensor:

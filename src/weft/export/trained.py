@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from weft.adaptation.part import Part
-from weft.backbones.tokens import Tokens
+from weft.backbones.tables import Table
 from weft.errors import UserError
 from weft.federation.client import ClientState
 from weft.federation.message import Value
@@ -60,8 +60,8 @@ class Trained:
             return self.rule.method.forward(pack, batch, self.rule.view)
         return pack(batch, use=self.use)
 
-    def logits(self, backbone: Backbone, classes: tuple[str, ...], table: Tokens, rows: np.ndarray) -> Tensor:
-        """[n, C] on rows of a token table."""
+    def logits(self, backbone: Backbone, classes: tuple[str, ...], table: Table, rows: np.ndarray) -> Tensor:
+        """[n, C] on rows of a table."""
         pack = self.on(Bench(backbone, Classification(classes), table, seed=0))
         return pack.predict(self.forward, [rows])[0]
 
@@ -104,6 +104,7 @@ def _entering(server: ServerState, bench: Bench, client: ClientState) -> Pack:
     info = client.info(method.info.asks)
     message = method.send(server, info)
     held = server.start | server.held_by(info, message)
+    bench = bench.of(client)
     adaptation = method.adapt(bench.backbone, bench.task, info)
     return Pack(bench, [client], [adaptation], [held], [message.facts], server.round, server.start)
 

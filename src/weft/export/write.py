@@ -77,6 +77,7 @@ def export(
         WeftError: the re-loaded model predicts something else.
     """
     method = server.method
+    bench = bench if client is None else bench.of(client)
     view = choose_view(method.info.slug, method.info.views, view, client is not None)
     if not bench.backbone.path:
         raise UserError("this backbone was made in memory: save it with save_pretrained and load it from there to export on it.")

@@ -35,4 +35,4 @@ class ClientState(ClientInfo):
 
     def info(self, asks: tuple[str, ...]) -> ClientInfo:
         """What the server is told: only the facts that the method asks for."""
-        return ClientInfo(self.id, self.n, {k: v for k, v in self.facts.items() if k in asks})
+        return ClientInfo(self.id, self.n, {k: v for k, v in self.facts.items() if k in asks}, self.model)

@@ -25,6 +25,7 @@ from weft.tensors.lowrank import LowRank
 
 if TYPE_CHECKING:
     from weft.federation.method import Adaptation
+    from weft.federation.pack import Bench
     from weft.federation.server import ServerState
 
 
@@ -47,7 +48,7 @@ class Exchange:
     def __init__(self, uplink: Codec, ledger: Ledger, limits: Limits | None = None):
         self.uplink, self.ledger, self.limits = uplink, ledger, limits or Limits()
         self._identity = codec("identity")
-        self._broadcasts: dict[Any, tuple[Frame, Received]] = {}
+        self._broadcasts: dict[Any, tuple[Frame, Received, dict[str, Value]]] = {}
         self._starts: dict[tuple[int, tuple[str, ...]], Frame] = {}
 
     def close_round(self) -> None:
@@ -57,22 +58,23 @@ class Exchange:
     def download(self, server: ServerState, client: ClientInfo, message: Message, phase: Phase = "train") -> Received:
         """Server -> client. Messages with the same values are encoded and decoded once, and billed to each receiver."""
         facts = message.facts | server.round.extra
-        key = (id(server), json.dumps(facts, sort_keys=True), *((n, id(v)) for n, v in message.tensors.items()))
+        key = (id(server), client.model, json.dumps(facts, sort_keys=True), *((n, id(v)) for n, v in message.tensors.items()))
         if key not in self._broadcasts:
             header = Header(server.method.info.slug, server.round.index, server.round.kind, "down", "*")
             frame = encode(header, message.tensors, facts, self._identity)
-            adaptation = server.method.adapt(server.bench_of.backbone, server.bench_of.task, client)
-            shapes = download_shapes(adaptation, server)
-            factored = frozenset(n for n, i, _ in named(adaptation, server.bench_of.backbone) if i.kind == "lowrank")
+            bench = server.bench_of.of(client)
+            adaptation = server.method.adapt(bench.backbone, bench.task, client)
+            shapes = download_shapes(adaptation, bench)
+            factored = frozenset(n for n, i, _ in named(adaptation, bench.backbone) if i.kind == "lowrank")
             expected = Expected(
                 **self._common(server, "down"),
                 tensors=shapes,
                 facts=frozenset(server.method.info.tells) | frozenset(server.round.extra),
                 lowrank=factored | {n + APPENDED for n in factored},
             )
-            # the message is kept beside its frame: a key of ids is only good while the values live
-            self._broadcasts[key] = (frame, decode(frame.data, expected), message)  # type: ignore[assignment]
-        frame, received = self._broadcasts[key][:2]
+            # the values are kept beside their frame: a key of ids is only good while they live
+            self._broadcasts[key] = (frame, decode(frame.data, expected), dict(message.tensors))
+        frame, received, _ = self._broadcasts[key]
         name = f"{zlib.crc32(frame.data):08x}"
         self.ledger.add(server.round.index, phase, "down", client.id, frame.payload, frame.size, broadcast=name)
         return received
@@ -105,8 +107,9 @@ class Exchange:
         Raises:
             Refused: the bytes are not an update that this round and method can use.
         """
-        adaptation = server.method.adapt(server.bench_of.backbone, server.bench_of.task, client)
-        shapes = {n: i.shape for n, i, s in named(adaptation, server.bench_of.backbone) if Scope.UP in s}
+        bench = server.bench_of.of(client)
+        adaptation = server.method.adapt(bench.backbone, bench.task, client)
+        shapes = {n: i.shape for n, i, s in named(adaptation, bench.backbone) if Scope.UP in s}
         shapes |= server.method.uploads(server, client)
         expected = Expected(
             **self._common(server, "up"),
@@ -136,10 +139,10 @@ class Exchange:
         }
 
 
-def download_shapes(adaptation: Adaptation, server: ServerState) -> dict[str, tuple[int, ...]]:
+def download_shapes(adaptation: Adaptation, bench: Bench) -> dict[str, tuple[int, ...]]:
     """Names and shapes that a client accepts."""
     shapes: dict[str, tuple[int, ...]] = {}
-    for name, init, scope in named(adaptation, server.bench_of.backbone):
+    for name, init, scope in named(adaptation, bench.backbone):
         if Scope.DOWN in scope:
             shapes[name] = init.shape
             if init.kind == "lowrank":

@@ -22,11 +22,16 @@ APPENDED = "+"
 
 @dataclass
 class ClientInfo:
-    """What the server may know of a client: its id, its number of training examples, and the facts that the method asks for."""
+    """What the server may know of a client: its id, its number of training examples, and the facts that the method asks for.
+
+    Attributes:
+        model: which of the federation's backbones it has, "" = the first.
+    """
 
     id: str
     n: int = 0
     facts: dict[str, Any] = field(default_factory=dict)
+    model: str = ""
 
 
 @dataclass

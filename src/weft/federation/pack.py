@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from weft.adaptation.weave import Weave, Weight, place, stack
 from weft.errors import WeftError
 from weft.federation import batches as plans
 from weft.federation.client import ClientState
-from weft.federation.message import Update, Value, scope_of
+from weft.federation.message import ClientInfo, Update, Value, scope_of
 from weft.federation.method import Adaptation
 from weft.federation.scope import Scope, matches
 from weft.tensors.init import Init
@@ -25,7 +25,7 @@ from weft.tensors.keyed import generator
 if TYPE_CHECKING:
     from weft.backbones.backbone import Backbone
     from weft.backbones.prefix import PrefixCache
-    from weft.backbones.tokens import Tokens
+    from weft.backbones.tables import Table
     from weft.federation.server import Round
     from weft.tasks.classification import Classification
 
@@ -35,7 +35,7 @@ class Batch:
     """Rows of k clients.
 
     Attributes:
-        clients: [k] indices into the pack, None = all K in order. index: [k, b] rows of the token table, -1 = padding.
+        clients: [k] indices into the pack, None = all K in order. index: [k, b] rows of the table, -1 = padding.
         labels: [k, b]. mask: [k, b] bool, valid rows.
     """
 
@@ -65,16 +65,22 @@ class Bench:
     """What every pack of a run shares.
 
     Attributes:
-        table: tokens of all rows of the run. prefix: cache of frozen lower layers, or None.
-        by_length: length-aware batches.
+        table: all rows of the run, as the backbone reads them. prefix: cache of frozen lower layers, or None.
+        by_length: length-aware batches. others: benches of clients with another backbone, by its name; their tables hold the
+            same rows in the same order.
     """
 
     backbone: Backbone
     task: Classification
-    table: Tokens
+    table: Table
     seed: int
     prefix: PrefixCache | None = None
     by_length: bool = True
+    others: Mapping[str, Bench] = field(default_factory=dict)
+
+    def of(self, client: ClientInfo) -> Bench:
+        """The bench with the client's backbone."""
+        return self.others.get(client.model, self)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -91,6 +97,7 @@ class Pack:
 
     Attributes:
         clients: their states, in order. round: the round in progress. facts: what each received beside tensors.
+        at_server: it is the server's own, where GIVEN tensors may be trained.
     """
 
     def __init__(
@@ -102,8 +109,9 @@ class Pack:
         facts: list[Mapping[str, Any]],
         round: Round,
         start: Mapping[str, Tensor],
+        at_server: bool = False,
     ):
-        self.bench_of = bench
+        self.bench_of, self.at_server = bench, at_server
         self.backbone, self.task = bench.backbone, bench.task
         self.clients, self.adaptations, self.round, self.facts = clients, adaptations, round, facts
         device = bench.backbone.device
@@ -144,18 +152,49 @@ class Pack:
                 stay on.
         """
         self._check_absent()
-        k, b = batch.index.shape
+        k = len(batch.index)
         flat = batch.index.reshape(-1)
         cut = self._cut()
+        self._weave.prefix = None
         if cut and self.bench_of.prefix is not None:
             inputs, hidden = self.bench_of.prefix.gather(self.bench_of.table, flat, cut)
-            self._weave.prefix = (cut, hidden)
+            if hidden is not None:
+                self._weave.prefix = (cut, hidden)
         else:
-            inputs = {n: t.to(self.device) for n, t in self.bench_of.table.collate(flat).items()}
-            self._weave.prefix = None
-        with self._weave.attached(batch.clients, k, use):
+            inputs = self.backbone.to_model(self.bench_of.table.collate(flat))
+        return self._forward(inputs, batch.clients, k, use)
+
+    def _forward(self, inputs: dict[str, Tensor], clients: Tensor | None, k: int, use: Mapping[str, Weight] | None) -> Output:
+        inputs = self._weave.inputs(inputs, k, use)
+        with self._weave.attached(clients, k, use):
             logits = self.backbone.model(**inputs).logits
-        return Output(logits.to(self.dtype).view(k, b, -1))
+        return Output(logits.to(self.dtype).view(k, -1, logits.shape[-1]))
+
+    @torch.no_grad()
+    def embed(self, rows: list[np.ndarray], chunk: int = 256) -> list[Tensor]:
+        """Embeddings of each client's table rows on the frozen backbone, no part on: K tensors [n_k, e], not normalised."""
+        if self.backbone.embedding is None:
+            raise WeftError(f'backbone "{self.backbone.name}" has no embedding of whole rows')
+        table, prefix = self.bench_of.table, self.bench_of.prefix
+        found = []
+        for index in rows:
+            pieces = [torch.zeros(0, self.backbone.embedding.d_in, dtype=self.dtype, device=self.device)]
+            for start in range(0, len(index), chunk):
+                part = index[start : start + chunk]
+                if prefix is not None:
+                    z = prefix.gather(table, part, len(self.backbone.blocks) + 1)[0]["image_embeds"]
+                else:
+                    z = self.backbone.model.embed_images(**self.backbone.to_model(table.collate(part)))
+                pieces.append(z.to(self.dtype))
+            found.append(torch.cat(pieces))
+        return found
+
+    def tail(self, embeddings: Tensor, use: Mapping[str, Weight] | None = None) -> Output:
+        """What the model makes of embeddings [K, n, e], as :meth:`embed` gives them: logits [K, n, C]."""
+        self._check_absent()
+        self._weave.prefix = None
+        k = len(embeddings)
+        return self._forward({"image_embeds": embeddings.flatten(0, 1)}, None, k, use)
 
     def loss(self, out: Output, batch: Batch) -> Tensor:
         """The task's loss per client, [k]; padding rows weigh nothing."""
@@ -182,12 +221,11 @@ class Pack:
         if self._weave.hold is not None or self.bench_of.prefix is None:
             return 0
         layers = len(self.backbone.blocks)
-        lowest = layers
-        for here in self._weave._by_module.values():
-            for p in here:
-                if p.site.role.startswith("head"):
-                    continue
-                lowest = min(lowest, 0 if p.site.block is None else p.site.block)
+        lowest = layers if self.backbone.embedding is None else layers + 1
+        for p in self._weave.placed:
+            if p.site.tower or p.site.role in ("head", "head.norm", "embedding", "values"):
+                continue
+            lowest = min(lowest, 0 if p.site.block is None else p.site.block)
         return 0 if self.backbone.shared_blocks and lowest < layers else lowest
 
     # training ---------------------------------------------------------------------------------------------------------
@@ -240,10 +278,14 @@ class Pack:
         steps: int | None = None,
         size: int = 32,
         updates_per_batch: int = 1,
+        total: int | None = None,
     ) -> Optimizer:
-        """An optimizer of exactly the tensors that match ``names``; GIVEN tensors are never among them.
+        """An optimizer of exactly the tensors that match ``names``; GIVEN tensors are never among a client's.
 
         It moves copies: what ``params`` gave before stays as received.
+
+        Args:
+            total: steps that the schedule is spread over, if not those of the clients' batches.
         """
         chosen = [n for n in self.tensors if matches(n, names) and self._trainable(n)]
         if not chosen:
@@ -251,13 +293,13 @@ class Pack:
         for name in chosen:  # the tensors of a pack of one are the very ones that the server holds
             value = self.tensors[name].detach().clone(memory_format=torch.contiguous_format)
             self.tensors[name] = value.requires_grad_(True)
-        total = torch.tensor([len(p) * updates_per_batch for p in self._plans(epochs, steps, size, "main")], device=self.device)
-        made = Optimizer({n: self.tensors[n] for n in chosen}, settings, total)
+        counts = [len(p) * updates_per_batch if total is None else total for p in self._plans(epochs, steps, size, "main")]
+        made = Optimizer({n: self.tensors[n] for n in chosen}, settings, torch.tensor(counts, device=self.device))
         self._optimizers.append(made)
         return made
 
     def _trainable(self, name: str) -> bool:
-        return name in self._shapes and scope_of(self.adaptations[0], name) != Scope.DOWN
+        return name in self._shapes and (self.at_server or scope_of(self.adaptations[0], name) != Scope.DOWN)
 
     def step(self, optimizer: Optimizer, loss: Tensor, batch: Batch, only: Iterable[str] = (), tick: bool = True) -> None:
         """Move the optimizer's tensors that match ``only`` (all, if empty) down the gradient of each client's own loss.
@@ -311,12 +353,15 @@ class Pack:
         """Live tensors [K, …] that match."""
         return {n: t for n, t in self.tensors.items() if matches(n, names)}
 
-    def copy(self, source: str, target: str) -> None:
-        """Give part ``target`` the present values of part ``source`` (a frozen teacher)."""
+    def copy(self, source: str, target: str, clients: Tensor | None = None) -> None:
+        """Give part ``target`` the present values of part ``source`` (a frozen teacher), for some clients ([K] bool) or all."""
         for name, value in self.params(source).items():
             twin = target + name[len(source) :]
-            self.tensors[twin] = value.detach().clone()
-            self._has[twin] = self._has[name]
+            new, has = value.detach().clone(), self._has[name]
+            if clients is not None:
+                chosen = clients.view(-1, *[1] * (new.dim() - 1))
+                new, has = torch.where(chosen, new, self.tensors[twin]), torch.where(clients, has, self._has[twin])
+            self.tensors[twin], self._has[twin] = new, has
             self._lacks.pop(twin, None)
 
     def value(self, k: int, name: str) -> Tensor:
@@ -329,19 +374,23 @@ class Pack:
         """One keyed generator per client."""
         return [generator(self.bench_of.seed, purpose, self.round.index, c.id) for c in self.clients]
 
-    def updates(self, facts: list[dict[str, Any]] | None = None) -> Iterator[Update]:
-        """Each client's update: its UP tensors that an optimizer has moved. A client without rows sends nothing."""
+    def updates(
+        self, facts: list[dict[str, Any]] | None = None, tensors: list[dict[str, Tensor]] | None = None
+    ) -> Iterator[Update]:
+        """Each client's update: its UP tensors that an optimizer has moved, and ``tensors`` that are not of its adaptation (see
+        :meth:`Method.uploads`). A client without rows sends nothing.
+        """
         moved = set().union(*(o.moved for o in self._optimizers)) if self._optimizers else set()
         for k, client in enumerate(self.clients):
             if client.n == 0:
                 continue
-            tensors = {
+            own: dict[str, Value] = {
                 n: self.value(k, n)
                 for n in self._shapes
                 if n in moved and Scope.UP in scope_of(self.adaptations[k], n) and bool(self.rows(n)[k])
             }
             yield Update(
-                tensors=dict(tensors),
+                tensors=own | (dict(tensors[k]) if tensors else {}),
                 facts=dict(facts[k]) if facts else {},
                 client=client,
                 weight=float(client.n),
@@ -388,7 +437,7 @@ class Pack:
         return out
 
 
-def make_batch(table: Tokens, index: np.ndarray, present: list[int] | None, device: torch.device) -> Batch:
+def make_batch(table: Table, index: np.ndarray, present: list[int] | None, device: torch.device) -> Batch:
     labels = torch.from_numpy(np.where(index >= 0, table.labels[index], 0)).to(device)
     clients = None if present is None else torch.tensor(present, device=device)
     return Batch(clients, index, labels, torch.from_numpy(index >= 0).to(device))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from weft.aggregation.mean import WeightedMean
-from weft.errors import WeftError
+from weft.errors import UserError, WeftError
 from weft.federation.client import ClientState
 from weft.federation.message import APPENDED, ClientInfo, Message, Update, Value
 from weft.federation.pack import Pack, named
@@ -80,6 +80,24 @@ class ServerState:
             else:
                 self.shared[name] = self.start[name] if name in self.start else bench.draw(init, name)
             self.stamps[name] = 0
+        self._check_others()
+
+    def _check_others(self) -> None:
+        """Clients with another backbone must be able to read and answer the same messages."""
+        bench = self.bench_of
+
+        def travelling(of: Bench) -> dict[str, tuple[int, ...]]:
+            mine = self.method.adapt(of.backbone, of.task, ClientInfo(""))
+            return {n: tuple(i.shape) for n, i, s in named(mine, of.backbone) if Scope.DOWN in s or Scope.UP in s}
+
+        for name, other in bench.others.items():
+            here, there = travelling(bench), travelling(other)
+            odd = sorted(n for n in here.keys() | there.keys() if here.get(n) != there.get(n))
+            if odd:
+                raise UserError(
+                    f"{self.method.info.slug} sends {len(odd)} tensors that are not the same for {bench.backbone.name} and "
+                    f"{name}, such as {odd[0]}: give all clients one backbone, or choose a method for several (fedhpl)."
+                )
 
     # reading --------------------------------------------------------------------------------------------------------
 
@@ -117,9 +135,9 @@ class ServerState:
     def held_by(self, client: ClientInfo, message: Message) -> dict[str, Value]:
         """The DOWN values that the client has once it has read ``message``: received now, or unchanged since it last did."""
         since = self.synced.get(client.id, 0)
-        backbone = self.bench_of.backbone
+        bench = self.bench_of.of(client)
         found: dict[str, Value] = {}
-        for name, init, scope in named(self.method.adapt(backbone, self.bench_of.task, client), backbone):
+        for name, init, scope in named(self.method.adapt(bench.backbone, bench.task, client), bench.backbone):
             if Scope.DOWN not in scope:
                 continue
             if name in message.tensors:
@@ -144,7 +162,7 @@ class ServerState:
     def bench(self) -> Pack:
         """A pack of one at the server, with every DOWN tensor at its newest value and the others at their start."""
         client = ClientState("")
-        return Pack(self.bench_of, [client], [self.adaptation], [dict(self.shared)], [{}], self.round, self.start)
+        return Pack(self.bench_of, [client], [self.adaptation], [dict(self.shared)], [{}], self.round, self.start, True)
 
     # writing --------------------------------------------------------------------------------------------------------
 

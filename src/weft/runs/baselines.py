@@ -1,4 +1,5 @@
-"""What a method is compared with: each client alone, all rows in one place, and a linear head on the frozen backbone.
+"""What a method is compared with: each client alone, all rows in one place, a linear head on the frozen backbone, and the
+backbone as it is.
 
 ``local`` and ``central`` are no methods: they rearrange who trains on what, with the method, the settings and the number of turns
 of the experiment unchanged.
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from weft.adaptation.optim import Optim
 from weft.backbones.backbone import Backbone
+from weft.errors import UserError
 from weft.experiment import Experiment
 from weft.federation.client import ClientState, Splits
 from weft.federation.info import MethodInfo
@@ -51,10 +53,57 @@ class Probe(Method):
     optim: Optim = Optim("adamw", lr=0.1, schedule="constant")
 
     def adapt(self, backbone: Backbone, task: Classification, client: ClientInfo) -> Adaptation:
+        if not backbone.heads:
+            raise UserError(
+                f'backbone "{backbone.name}" has no head to probe, it compares images with class names: use --baselines '
+                "zero-shot, or --task classification."
+            )
         return {"head": (task.head, SHARED)}
 
     def train(self, pack: Pack) -> Iterable[Update]:
         return self.fit(pack, lr=self.optim.lr * max(1 - pack.round.index / self.rounds, 0.0))
+
+
+class ZeroShot(Method):
+    """The backbone as it is: nothing is trained and nothing sent. A CLIP knows classes by their names alone."""
+
+    info: ClassVar[MethodInfo] = MethodInfo(
+        slug="zero-shot",
+        title="The backbone without any training",
+        paper="Radford et al., ICML 2021",
+        arxiv="2103.00020",
+        family="full",
+        evidence="paper",
+        sends="nothing",
+    )
+
+    def adapt(self, backbone: Backbone, task: Classification, client: ClientInfo) -> Adaptation:
+        if backbone.heads:
+            raise UserError(
+                f'backbone "{backbone.name}" knows nothing of these classes before its head is trained: compare with '
+                "--baselines probe, or use a CLIP with --task similarity."
+            )
+        return {}
+
+    def train(self, pack: Pack) -> Iterable[Update]:
+        return []
+
+
+def stand_in(experiment: Experiment) -> Method | None:
+    """The method that takes the place of the experiment's own, if its baseline is one."""
+    found: dict[str | None, Method] = {"probe": probe(experiment), "zero-shot": ZeroShot()}
+    return found.get(experiment.baseline)
+
+
+def planned(experiment: Experiment) -> int:
+    """Rounds of a federation of the experiment or its baseline."""
+    own = {"probe": experiment.probe_rounds, "zero-shot": 1}.get(experiment.baseline or "", experiment.rounds)
+    return turns(own, experiment)
+
+
+def probing(experiment: Experiment) -> bool:
+    """Whether a probe trains the head first."""
+    return experiment.start_head == "probe" and experiment.baseline not in ("probe", "zero-shot")
 
 
 def probe(experiment: Experiment) -> Probe:

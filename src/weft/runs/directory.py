@@ -80,9 +80,10 @@ def create(runs: Path, name: str | None, usual: str) -> RunDirectory:
 
 def usual_name(experiment: settings.Experiment) -> str:
     """``fedit-pydocs-minilm-s0``."""
-    method = experiment.method if experiment.baseline is None else f"{experiment.method}-{experiment.baseline}"
-    pieces = [method, _plain(experiment.data), _plain(experiment.model), f"s{experiment.seed}"]
-    return "-".join("probe" if p == f"{experiment.method}-probe" else p for p in pieces)
+    alone = experiment.baseline in ("probe", "zero-shot")  # whatever the method
+    words = [experiment.baseline] if alone else [experiment.method, experiment.baseline]
+    pieces = [*filter(None, words), _plain(experiment.data), _plain(experiment.model), f"s{experiment.seed}"]
+    return "-".join(pieces)
 
 
 def find(folder: str | Path) -> RunDirectory:

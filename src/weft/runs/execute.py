@@ -82,7 +82,7 @@ def start(
 ) -> Run:
     """:func:`run` with settings that are resolved already."""
     observer, x = observer or Observer(), resolved.experiment
-    codec(x.codec), find(x.model), pick_device(x.device)  # an unknown name is said before anything is loaded
+    codec(x.codec), [find(m) for m in x.models], pick_device(x.device)  # an unknown name is said before anything is loaded
     directory = directories.create(Path(x.runs).expanduser(), x.name, directories.usual_name(x))
     with _stoppable(directory), directories.locked(directory):
         began = time.time()
@@ -90,7 +90,7 @@ def start(
             for note in resolved.notes:
                 observer.say(note)
             observer.begin("set-up", _steps(x))
-            material = prepare(x, data, observer)
+            material = prepare(x, data, observer, resolved.method.info.needs)
         except BaseException:
             shutil.rmtree(directory.root, ignore_errors=True)  # there is nothing in it yet
             raise
@@ -133,7 +133,7 @@ def resume(
         origin = {n: s["origin"] for n, s in about["settings"].items()}
         resolved = replace(resolved, origin={n: origin.get(n, o) for n, o in resolved.origin.items()})
         observer.begin("set-up", _steps(resolved.experiment))
-        material = prepare(resolved.experiment, data, Silent(observer))
+        material = prepare(resolved.experiment, data, Silent(observer), resolved.method.info.needs)
         if differences := changed(about["environment"], environment(material.backbone.device.type)):
             observer.say(f"begun with something else ({'; '.join(differences)}): the last digits may differ.")
         _go_on(directory, resolved, material, about, observer, about.get("repeat", {}).get("runs", 1))
@@ -183,8 +183,7 @@ def play(
     Args:
         aside: name of the one stage that all progress is told under, for a run beside the main one.
     """
-    if x.baseline == "probe":
-        method = baselines.probe(x)
+    method = baselines.stand_in(x) or method
     clients = copies(material.clients)
     for position, client in enumerate(clients):
         client.facts = method.profile(position) | client.facts
@@ -192,7 +191,7 @@ def play(
     travels = x.baseline not in ("local", "central")
     starts: list[dict[str, Tensor]] = [{} for _ in groups]
     setup: Played | None = None
-    if x.start_head == "probe" and x.baseline != "probe":
+    if baselines.probing(x):
         stage = Stage(
             aside or "set-up",
             "setup",
@@ -211,7 +210,7 @@ def play(
             observer.say(f"{method.info.slug} has no head that could start from a probe: it starts at random.")
     if aside is None:
         observer.end("set-up")
-    rounds = baselines.turns(x.rounds if x.baseline != "probe" else x.probe_rounds, x)
+    rounds = baselines.planned(x)
     stage = Stage(
         aside or "rounds",
         "train",
@@ -273,9 +272,8 @@ def _baseline(
         return scores(setup.lines) | {"bytes": sent(setup.ledger)}
     nested = x.model_copy(update={"baseline": name, "baselines": [], "pack": pack})
     stage = f"baseline {name}"
-    probing = nested.start_head == "probe" and name != "probe"
-    rounds = x.rounds if name != "probe" else x.probe_rounds
-    observer.begin(stage, baselines.turns(rounds, nested) + (baselines.turns(x.probe_rounds, nested) if probing else 0))
+    before = baselines.turns(x.probe_rounds, nested) if baselines.probing(nested) else 0
+    observer.begin(stage, baselines.planned(nested) + before)
     inside = directory.baseline(name)
     files.make_folder(inside.root)
     files.write(inside.experiment, settings.to_toml(nested, _pinned(x, material)).encode())
@@ -291,7 +289,7 @@ def _repeat(
     with tempfile.TemporaryDirectory(prefix="weft-repeat-") as folder:
         again = RunDirectory(Path(folder))
         stage = f"repeat {number}"
-        observer.begin(stage, _steps(x) - 3 + baselines.turns(x.rounds if x.baseline != "probe" else x.probe_rounds, x))
+        observer.begin(stage, _steps(x) - 3 + baselines.planned(x))
         play(again, x.model_copy(update={"pack": pack}), method, material, Renamed(observer, stage))
         observer.end(stage)
         pairs = [(digest(directory.root), digest(again.root))]
@@ -305,16 +303,15 @@ def _repeat(
 
 def _steps(x: Experiment) -> int:
     """Of set-up: data, backbone, tokens, and the rounds of a probe."""
-    probing = x.start_head == "probe" and x.baseline != "probe"
-    return 3 + (baselines.turns(x.probe_rounds, x) if probing else 0)
+    return 3 + (baselines.turns(x.probe_rounds, x) if baselines.probing(x) else 0)
 
 
 def _pinned(x: Experiment, material: Material) -> dict[str, Any]:
     """What ``auto`` turned out to be, and where local files are, seen from anywhere."""
     backbone = material.backbone
     found = {"device": str(backbone.device), "precision": str(backbone.dtype).removeprefix("torch.")}
-    if Path(backbone.path).is_dir() and x.model not in KNOWN:
-        found["model"] = str(Path(x.model).expanduser().resolve())
+    places = [m if m in KNOWN or not Path(m).expanduser().is_dir() else str(Path(m).expanduser().resolve()) for m in x.models]
+    found["model"] = ",".join(places)
     if not material.data["object"] and (local := Path(x.data).expanduser()).exists():
         known = {entry.name for entry in catalogue()}
         found |= {} if x.data in known else {"data": str(local.resolve())}

@@ -10,7 +10,7 @@ import numpy as np
 from weft.backbones.backbone import Backbone
 from weft.backbones.load import load as load_backbone
 from weft.backbones.prefix import PrefixCache
-from weft.backbones.tokens import tokenize
+from weft.backbones.tables import tabulate
 from weft.data.partitioners import partition
 from weft.data.rows import FederatedData, Rows, Source, fingerprint
 from weft.data.sources import load as load_data
@@ -42,8 +42,12 @@ class Material:
 
     def fresh(self) -> Material:
         """The same with an empty prefix cache."""
-        prefix = None if self.bench.prefix is None else PrefixCache(self.bench.backbone)
-        return replace(self, bench=replace(self.bench, prefix=prefix))
+
+        def emptied(bench: Bench) -> Bench:
+            return replace(bench, prefix=None if bench.prefix is None else PrefixCache(bench.backbone))
+
+        others = {name: emptied(other) for name, other in self.bench.others.items()}
+        return replace(self, bench=replace(emptied(self.bench), others=others))
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint's numbers rest on: data as dealt, weights, and precision."""
@@ -51,22 +55,25 @@ class Material:
             "data": self.data["fingerprint"],
             "clients": len(self.clients),
             "rows": len(self.bench.table),
-            "weights": self.backbone.weight_hash,
+            "weights": ",".join(b.backbone.weight_hash for b in (self.bench, *self.bench.others.values())),
             "precision": str(self.backbone.dtype).removeprefix("torch."),
         }
 
 
-def prepare(experiment: Experiment, given: Source | FederatedData | None, observer: Observer) -> Material:
+def prepare(
+    experiment: Experiment, given: Source | FederatedData | None, observer: Observer, needs: tuple[str, ...] = ()
+) -> Material:
     """Load, deal out, tokenise.
 
     Args:
         given: data as an object; a :class:`Source` is dealt out, :class:`FederatedData` already are.
+        needs: of the method: one that needs a ``head`` gets a linear one on a CLIP too, unless another task was asked for.
     """
     x = experiment
     if isinstance(given, FederatedData):
         dealt = given
     else:
-        columns = {"text": x.text, "pair": x.pair, "label": x.label, "key": x.key}
+        columns = {"image": x.image, "text": x.text, "pair": x.pair, "label": x.label, "key": x.key}
         dealt = partition(
             given or load_data(x.data, seed=x.seed, limit=x.limit, **columns),
             clients=x.clients,
@@ -78,29 +85,43 @@ def prepare(experiment: Experiment, given: Source | FederatedData | None, observ
             test_fraction=x.test_fraction,
             min_rows=x.min_rows,
             new_clients=x.new_clients,
+            leave_out=x.leave_out,
         )
     for note in dealt.notes:
         observer.say(note)
     observer.advance("set-up", step="data")
-    backbone = load_backbone(
-        x.model,
-        classes=len(dealt.classes),
-        device=x.device,
-        precision=x.precision,
-        trust_remote_code=x.trust_remote_code,
-    )
-    for note in backbone.notes:
+    models = x.models
+    backbones = [
+        load_backbone(
+            name,
+            classes=dealt.classes,
+            device=x.device,
+            precision=x.precision,
+            task="classification" if x.task == "auto" and "head" in needs else x.task,
+            template=x.template,
+            trust_remote_code=x.trust_remote_code,
+        )
+        for name in models
+    ]
+    for note in dict.fromkeys(n for b in backbones for n in b.notes):
         observer.say(note)
     observer.advance("set-up", step="backbone")
     rows, positions = _layout(dealt)
-    table = tokenize(backbone, rows, x.max_length)
+    task = Classification(tuple(dealt.classes))
+    benches = [
+        Bench(b, task, tabulate(b, rows, x.max_length), x.seed, None if x.prefix_cache == "off" else PrefixCache(b), x.by_length)
+        for b in backbones
+    ]
+    bench = replace(benches[0], others=dict(zip(models[1:], benches[1:], strict=True)))
     observer.advance("set-up", step="tokens")
     test, val, *rest = positions
     own, new = rest[: 3 * len(dealt.clients)], rest[3 * len(dealt.clients) :]
     clients = [
         ClientState(c.id, len(c.train), dict(c.facts), data=Splits(*own[3 * i : 3 * i + 3])) for i, c in enumerate(dealt.clients)
     ]
-    prefix = None if x.prefix_cache == "off" else PrefixCache(backbone)
+    clients.sort(key=lambda c: c.id)
+    for i, client in enumerate(clients):
+        client.model = models[i % len(models)] if i % len(models) else ""
     about = {
         "name": dealt.name,
         "fingerprint": dealt.fingerprint or fingerprint(dealt.classes, {"rows": rows}),
@@ -112,8 +133,8 @@ def prepare(experiment: Experiment, given: Source | FederatedData | None, observ
         "notes": list(dealt.notes),
     }
     return Material(
-        Bench(backbone, Classification(tuple(dealt.classes)), table, x.seed, prefix, x.by_length),
-        sorted(clients, key=lambda c: c.id),
+        bench,
+        clients,
         Tests(test, val, {c.id: rows for c, rows in zip(dealt.unseen, new, strict=True)}),
         about,
     )
@@ -138,4 +159,4 @@ def _layout(dealt: FederatedData) -> tuple[Rows, list[np.ndarray]]:
 
 def copies(clients: list[ClientState]) -> list[ClientState]:
     """Clients without memory, for another federation on the same rows."""
-    return [ClientState(c.id, c.n, dict(c.facts), data=c.data) for c in clients]
+    return [ClientState(c.id, c.n, dict(c.facts), c.model, data=c.data) for c in clients]

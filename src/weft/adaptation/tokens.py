@@ -1,0 +1,137 @@
+"""Trainable tokens: a context in front of class names (CoOp), and tokens among the patches of a picture (VPT)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from weft.adaptation.part import Additive, Mode
+from weft.errors import UserError, nearest
+from weft.tensors.init import Init
+
+if TYPE_CHECKING:
+    from weft.backbones.backbone import Backbone, Site
+
+PLACES = ("end", "middle", "front")
+
+
+@dataclass(frozen=True)
+class ClassContext(Additive):
+    """p trainable tokens around every class name in the text tower of a CLIP (K. Zhou et al., "Learning to Prompt for
+    Vision-Language Models", IJCV 2022, arXiv 2109.01134).
+
+    A name becomes [start][v_1 … v_p][name][.][end], the v in the space of the token embedding.
+
+    Attributes:
+        tokens: p. where the name stands: ``end`` (after the context), ``middle`` or ``front`` (before it).
+        per_class: a context of its own for each class ([C, p, d] instead of [p, d]).
+        phrase: words whose embeddings the context starts at; p is then their number. std: of the normal start otherwise.
+    """
+
+    tokens: int = 16
+    where: str = "end"
+    per_class: bool = False
+    phrase: str = ""
+    std: float = 0.02
+    mode: ClassVar[Mode] = "embeds"
+
+    def __post_init__(self) -> None:
+        if self.where not in PLACES:
+            raise UserError(
+                f'unknown place "{self.where}" of a class name: use {", ".join(PLACES)}.{nearest(self.where, PLACES)}'
+            )
+        if self.tokens < 1:
+            raise UserError("a context needs at least 1 token.")
+
+    def sites(self, backbone: Backbone) -> list[Site]:
+        if backbone.words is None:
+            raise UserError(
+                f'backbone "{backbone.name}" has no text tower for class names: use a CLIP, such as --model glyph-clip, with '
+                "--task similarity."
+            )
+        return [backbone.words]
+
+    def length(self, backbone: Backbone) -> int:
+        """p."""
+        if not self.phrase:
+            return self.tokens
+        assert backbone.names is not None
+        return len(backbone.names.words(self.phrase))
+
+    def tensors(self, backbone: Backbone, site: Site) -> Mapping[str, Init]:
+        assert backbone.names is not None
+        p, classes = self.length(backbone), len(backbone.names.names)
+        shape = (classes, p, site.d_out) if self.per_class else (p, site.d_out)
+        if not self.phrase:
+            return {"context": Init(shape, "normal", self.std)}
+        weight: Tensor = backbone.module(site.name).weight  # type: ignore[assignment]
+        words = torch.tensor(backbone.names.words(self.phrase), device=weight.device)
+        return {"context": Init(shape, "value", value=weight[words].float().cpu().expand(shape))}
+
+    def inputs(self, backbone: Backbone, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Rows of token ids in which -1 … -p stand for the context."""
+        assert backbone.names is not None
+        context = [-1 - i for i in range(self.length(backbone))]
+        stop = backbone.names.words(".")
+        rows = []
+        for name in backbone.names.names:
+            word = backbone.names.words(name.replace("_", " "))
+            before = {"end": len(context), "middle": len(context) // 2, "front": 0}[self.where]
+            rows.append([*context[:before], *word, *context[before:], *stop])
+        return inputs | {"input_ids": backbone.names.rows(rows)}
+
+    def apply(self, module: nn.Module, w: Mapping[str, Tensor], x: Tensor, out: Tensor) -> Tensor:
+        place = x < 0
+        at = (-1 - x).clamp(min=0)
+        context = w["context"].to(out.dtype)  # [k, p, d] or [k, C, p, d]
+        if context.dim() == 3:
+            context = context.unsqueeze(1).expand(-1, x.shape[1], -1, -1)
+        put = context.gather(2, at.unsqueeze(-1).expand(*at.shape, context.shape[-1]))
+        return torch.where(place.unsqueeze(-1), put, out)
+
+
+@dataclass(frozen=True)
+class ImageTokens(Additive):
+    """n trainable tokens between the class token and the patches of every picture (M. Jia et al., "Visual Prompt Tuning", ECCV
+    2022, arXiv 2203.12119): from the first block on (shallow), or new ones at every block (deep).
+
+    Start: uniform on ±√(6 / (3·patch² + d)).
+
+    Attributes:
+        tokens: n. deep: new tokens at every block.
+    """
+
+    tokens: int = 10
+    deep: bool = False
+    mode: ClassVar[Mode] = "enters"
+
+    def __post_init__(self) -> None:
+        if self.tokens < 1:
+            raise UserError("image tokens: at least 1 is needed.")
+
+    def sites(self, backbone: Backbone) -> list[Site]:
+        if backbone.reads != "images" or backbone.shared_blocks:
+            raise UserError(
+                f'backbone "{backbone.name}" has no picture patches to put tokens among: use an image transformer, such as '
+                "--model glyph-vit."
+            )
+        return backbone.entries[: None if self.deep else 1]
+
+    def tensors(self, backbone: Backbone, site: Site) -> Mapping[str, Init]:
+        config = backbone.model.config
+        patch = getattr(getattr(config, "vision_config", config), "patch_size", 16)
+        patch = patch if isinstance(patch, int) else math.sqrt(math.prod(patch))
+        return {"tokens": Init((self.tokens, backbone.d), "uniform", math.sqrt(6 / (3 * patch**2 + backbone.d)))}
+
+    def constants(self, site: Site) -> Mapping[str, float]:
+        return {"drop": float(self.tokens if site.block else 0)}
+
+    def apply(self, module: nn.Module, w: Mapping[str, Tensor], x: Tensor, out: Tensor) -> Tensor:
+        tokens = w["tokens"].to(out.dtype).unsqueeze(1).expand(-1, out.shape[1], -1, -1)
+        former = int(w["drop"].reshape(-1)[0])  # those that the block before has brought along
+        return torch.cat([out[:, :, :1], tokens, out[:, :, 1 + former :]], 2)

@@ -1,0 +1,36 @@
+"""Tensors of a method that sit in no layer: tables of logits, class means … They travel and are kept like any other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from weft.adaptation.part import Additive
+from weft.backbones.backbone import Site
+from weft.tensors.init import Init
+
+if TYPE_CHECKING:
+    from weft.backbones.backbone import Backbone
+
+
+@dataclass(frozen=True)
+class Values(Additive):
+    """Named tensors, zero at the start.
+
+    Attributes:
+        shapes: (name, shape) pairs; a pack holds them as "PART/values/NAME".
+    """
+
+    shapes: tuple[tuple[str, tuple[int, ...]], ...]
+
+    def sites(self, backbone: Backbone) -> list[Site]:
+        return [Site("values", "values", 0, 0, block=None)]
+
+    def tensors(self, backbone: Backbone, site: Site) -> Mapping[str, Init]:
+        return {name: Init(shape) for name, shape in self.shapes}
+
+    def apply(self, module: nn.Module, w: Mapping[str, Tensor], x: Tensor, out: Tensor) -> Tensor:
+        raise AssertionError("a part without a layer has nothing to apply")

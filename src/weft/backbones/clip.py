@@ -1,0 +1,117 @@
+"""CLIP as a classifier: an image belongs to the class whose name its embedding is most similar to.
+
+A. Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", ICML 2021, arXiv 2103.00020.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import CLIPModel
+from transformers.modeling_outputs import ImageClassifierOutput
+
+from weft.errors import UserError
+
+TEMPLATE = "a photo of a {}."
+
+
+class SimilarityCLIP(CLIPModel):
+    """Logits exp(s)·cos(image, text of class c), s the frozen logit scale. The same tensors, by the same names, as CLIPModel.
+
+    Both sides may begin half way: an image at its embedding, classes at theirs.
+    """
+
+    def __init__(self, config: Any):
+        super().__init__(config)
+        self.image_embedding = nn.Identity()  # where parts on the embedding sit
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        image_embeds: Tensor | None = None,
+        text_embeds: Tensor | None = None,
+        classes: int = 0,
+        **_: Any,
+    ) -> ImageClassifierOutput:
+        """
+        Args:
+            pixel_values: [n, 3, H, W], or image_embeds: [n, e], not normalised.
+            input_ids: token rows of the class names, r copies of all ``classes``: [r·C, T], or text_embeds: [r·C, e], of unit
+                length. Copy i is compared with the i-th of r equal shares of the images.
+            classes: C, if there are several copies.
+        """
+        if image_embeds is None:
+            assert pixel_values is not None
+            image_embeds = self.embed_images(pixel_values)
+        image_embeds = self.image_embedding(image_embeds)
+        if text_embeds is None:
+            assert input_ids is not None
+            text_embeds = self.embed_texts(input_ids)
+        dtype = torch.promote_types(image_embeds.dtype, torch.float32)  # a scale of 100 leaves little of bfloat16
+        names = text_embeds.to(dtype).view(-1, classes or len(text_embeds), text_embeds.shape[-1])
+        images = unit(image_embeds.to(dtype)).view(len(names), -1, image_embeds.shape[-1])
+        logits = self.logit_scale.to(dtype).exp() * images @ names.mT
+        return ImageClassifierOutput(logits=logits.flatten(0, 1))
+
+    def embed_images(self, pixel_values: Tensor) -> Tensor:
+        """[n, e], not normalised."""
+        found: Tensor = self.visual_projection(self.vision_model(pixel_values).pooler_output)
+        return found
+
+    def embed_texts(self, input_ids: Tensor) -> Tensor:
+        """[n, e], of unit length; float32 at least."""
+        found = self.text_projection(self.text_model(input_ids).pooler_output)
+        return unit(found.to(torch.promote_types(found.dtype, torch.float32)))
+
+
+def unit(x: Tensor) -> Tensor:
+    return x / x.norm(dim=-1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class ClassNames:
+    """The class names as token rows for the text tower.
+
+    Attributes:
+        names: in index order, ``_`` read as a space. template: a sentence with ``{}`` for the name. limit: longest row.
+    """
+
+    tokenizer: Any
+    names: tuple[str, ...]
+    template: str
+    limit: int
+
+    def __post_init__(self) -> None:
+        if "{}" not in self.template:
+            raise UserError(f'the template "{self.template}" has no {{}} for the name of a class: write one, as in "{TEMPLATE}".')
+
+    def ids(self) -> Tensor:
+        """[C, T] int64: every name in the template, with start and end token, padded to the longest."""
+        return self.rows([self.words(self.template.format(name.replace("_", " "))) for name in self.names])
+
+    def words(self, text: str) -> list[int]:
+        """Token ids of a text without start and end."""
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def rows(self, inner: list[list[int]]) -> Tensor:
+        """[n, T]: rows of token ids framed by start and end token.
+
+        Raises:
+            UserError: a row longer than the text tower takes.
+        """
+        start, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        width = max(map(len, inner)) + 2
+        if width > self.limit:
+            name = self.names[max(range(len(inner)), key=lambda i: len(inner[i]))]
+            raise UserError(
+                f'class "{name}" makes a text of {width} tokens, but the text tower takes {self.limit}: shorten the name, the '
+                "template or the prompt."
+            )
+        padding = self.tokenizer.pad_token_id
+        # what follows the end token is not looked at: attention is causal, and the end token is read
+        filler = end if padding is None or padding < 0 else padding
+        return torch.tensor([[start, *row, end, *[filler] * (width - 2 - len(row))] for row in inner])

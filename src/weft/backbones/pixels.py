@@ -1,0 +1,100 @@
+"""Picture tables: a data set brought to the backbone's size once, normalised a batch at a time."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from weft.errors import UserError
+
+if TYPE_CHECKING:
+    from weft.backbones.backbone import Backbone
+    from weft.data.rows import Rows
+
+IN_MEMORY = 2 << 30  # bytes of pictures beyond which a table lies in a temporary file
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """n pictures of one size.
+
+    Attributes:
+        values: uint8 [n, 3, H, W]. mean, std: float32 [3], of values scaled to 0–1.
+        tokens: that the backbone makes of a picture.
+        labels: int64 [n]. row_ids: int64 [n], stable keys of the rows within their source.
+    """
+
+    values: np.ndarray
+    mean: np.ndarray
+    std: np.ndarray
+    tokens: int
+    labels: np.ndarray
+    row_ids: np.ndarray
+    file: Any = field(default=None, repr=False)  # keeps a temporary file alive
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.full(len(self), self.tokens)
+
+    def collate(self, index: np.ndarray, width: int | None = None) -> dict[str, torch.Tensor]:
+        """Model inputs for the rows ``index`` ([m]; -1 = an empty padding row): ``pixel_values`` float32 [m, 3, H, W]."""
+        found = np.zeros((len(index), *self.values.shape[1:]), dtype=np.float32)
+        present = index >= 0
+        scaled = self.values[index[present]].astype(np.float32) / 255
+        found[present] = (scaled - self.mean[:, None, None]) / self.std[:, None, None]
+        return {"pixel_values": torch.from_numpy(found)}
+
+
+def pixels(backbone: Backbone, rows: Rows) -> Pixels:
+    """Resize and crop pictures as the backbone's own image processor does; what it makes random stays off.
+
+    Raises:
+        UserError: a file that is no picture.
+    """
+    assert rows.images is not None
+    processor = backbone.processor
+    shape = picture_shape(backbone.model.config, processor)
+    store: Any = None
+    size = len(rows) * int(np.prod(shape))
+    if size > IN_MEMORY:
+        store = tempfile.TemporaryFile(prefix="weft-pixels-")  # noqa: SIM115 - goes with the table
+        values: np.ndarray = np.memmap(store, np.uint8, "w+", shape=(len(rows), *shape))
+    else:
+        values = np.empty((len(rows), *shape), np.uint8)
+    for start in range(0, len(rows), 256):
+        batch = [rows.images[i] for i in range(start, min(start + 256, len(rows)))]
+        out = processor(images=batch, do_rescale=False, do_normalize=False, return_tensors="np")["pixel_values"]
+        if out.shape[1:] != shape:
+            raise UserError(
+                f'the image processor of "{backbone.name}" makes pictures of {out.shape[2]}×{out.shape[3]} pixels, but the '
+                f"backbone takes {shape[1]}×{shape[2]}: correct its preprocessor_config.json."
+            )
+        values[start : start + len(batch)] = np.clip(np.rint(out), 0, 255)
+    normalise = bool(getattr(processor, "do_normalize", True))
+    mean, std = (processor.image_mean, processor.image_std) if normalise else (0.0, 1.0)
+    return Pixels(
+        values,
+        np.broadcast_to(np.asarray(mean, np.float32), 3).copy(),
+        np.broadcast_to(np.asarray(std, np.float32), 3).copy(),
+        backbone.picture_tokens,
+        np.asarray(rows.labels, dtype=np.int64),
+        np.asarray(rows.ids, dtype=np.int64),
+        store,
+    )
+
+
+def picture_shape(config: Any, processor: Any) -> tuple[int, int, int]:
+    """(3, H, W) that a backbone takes."""
+    size = getattr(getattr(config, "vision_config", config), "image_size", None)
+    if size is None:  # a convolutional network takes any size: the processor decides
+        wanted = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
+        size = (wanted["height"], wanted["width"]) if "height" in wanted else (wanted["shortest_edge"],) * 2
+    height, width = (size, size) if isinstance(size, int) else size
+    return 3, int(height), int(width)

@@ -1,0 +1,31 @@
+"""The table of a run: its rows in the form that the backbone takes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from weft.backbones.pixels import Pixels, pixels
+from weft.backbones.tokens import Tokens, tokenize
+from weft.errors import UserError
+
+if TYPE_CHECKING:
+    from weft.backbones.backbone import Backbone
+    from weft.data.rows import Rows
+
+Table = Tokens | Pixels
+
+
+def tabulate(backbone: Backbone, rows: Rows, max_length: int = 128) -> Table:
+    """Tokenise texts (cut to ``max_length`` tokens), or bring pictures to size.
+
+    Raises:
+        UserError: a backbone for texts was given pictures, or the other way round.
+    """
+    have = "texts" if rows.images is None else "images"
+    if backbone.reads != have:
+        fitting = {"texts": "minilm", "images": "glyph-clip or glyph-vit"}
+        raise UserError(
+            f'the data are {have}, but backbone "{backbone.name}" reads {backbone.reads}: choose another --model, such as '
+            f"{fitting[have]}, or other --data."
+        )
+    return tokenize(backbone, rows, max_length) if rows.images is None else pixels(backbone, rows)

@@ -1,0 +1,57 @@
+"""PromptFL: clients learn one context of soft tokens around the class names of a frozen CLIP.
+
+T. Guo, S. Guo, J. Wang, X. Tang, W. Xu, "PromptFL: Let Federated Participants Cooperatively Learn Prompts Instead of Models",
+IEEE TMC 23(5), 2024, arXiv 2208.11625. Code: PEILab-Federated-Learning/PromptFL.
+
+Every client computes the text features of all class names through the context P, compares them with its images' features by
+cosine times CLIP's own scale, and trains P alone by cross-entropy; the server takes the plain mean of the P. (The released loop
+appends references to one model's tensors and so keeps the last client's P: the paper's mean is built.) Pictures are not
+augmented, so that their features are computed once.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from weft.adaptation.optim import Optim
+from weft.adaptation.tokens import ClassContext
+from weft.backbones.backbone import Backbone
+from weft.federation.info import MethodInfo
+from weft.federation.message import ClientInfo
+from weft.federation.method import Adaptation, Method
+from weft.federation.scope import SHARED
+from weft.tasks.classification import Classification
+
+
+class PromptFL(Method):
+    """Defaults of the code; its first of five epochs at a hundredth of the rate is a linear rise here, made anew in each round.
+
+    Attributes:
+        tokens: p. where: the class name stands: ``end``, ``middle`` or ``front``. per_class: a context for each class.
+        phrase: words that the context starts at (``a photo of a``); p is then their number. std: of the random start otherwise.
+    """
+
+    info: ClassVar[MethodInfo] = MethodInfo(
+        slug="promptfl",
+        title="Federated CoOp: one shared context of soft text tokens for a frozen CLIP",
+        paper="Guo et al., IEEE TMC 2024",
+        arxiv="2208.11625",
+        family="prompts",
+        challenges=("communication efficiency",),
+        evidence="code",
+        sends="the context tokens; every client knows all class names",
+        needs=("images", "two towers"),
+    )
+
+    tokens: int = 16
+    where: str = "end"
+    per_class: bool = False
+    phrase: str = ""
+    std: float = 0.02
+    weighting: str = "uniform"
+    epochs: float = 5.0
+    batch: int = 32
+    optim: Optim = Optim("sgd", lr=1e-3, momentum=0.9, weight_decay=5e-4, schedule="cosine", warmup=0.2)
+
+    def adapt(self, backbone: Backbone, task: Classification, client: ClientInfo) -> Adaptation:
+        return {"context": (ClassContext(self.tokens, self.where, self.per_class, self.phrase, self.std), SHARED)}
