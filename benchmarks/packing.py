@@ -29,7 +29,7 @@ from weft.adaptation.optim import Optim
 from weft.backbones.backbone import Backbone
 from weft.backbones.load import describe_model, load, pick_device
 from weft.backbones.tokens import Tokens
-from weft.engines.packing import ROWS_AT_ONCE
+from weft.engines.packing import paying
 from weft.federation.client import ClientState, Splits
 from weft.federation.message import ClientInfo
 from weft.federation.pack import Bench, Pack
@@ -188,8 +188,8 @@ def on_cpu(args: argparse.Namespace) -> None:
     for batch, length in args.shapes:
         for clients in args.clients:
             rows = table(clients, args.steps, batch, length, 30000)
-            k = max(min(clients, ROWS_AT_ONCE["cpu"] // batch), 1)
-            packed32 = weft_side(base32, rows, clients, args.steps, batch, k)
+            k32, k = (min(clients, paying(batch, length, b.device, b.dtype)) for b in (base32, quick))
+            packed32 = weft_side(base32, rows, clients, args.steps, batch, k32)
             packed = weft_side(quick, rows, clients, args.steps, batch, k)
             loop = {n: peft_side(m, base32, rows, clients, args.steps, batch, torch.float32) for n, m in loops.items()}
             expected = loop["sdpa"]()

@@ -14,7 +14,8 @@ import torch
 import tiny
 from weft.methods import registry
 
-D, F, LAYERS, CLASSES = 32, 64, 3, 3  # of the tiny BERT
+D, F, LAYERS, CLASSES = 32, 64, 3, 3  # of the tiny BERT; D of the tiny ViT too
+TEXT, JOINT = 24, 16  # of the tiny CLIP: width of its text tower, and of the embedding common to both
 HEAD = [CLASSES * D, CLASSES]
 BLOCK = ((D, D), (D, F))  # (d_in, d_out) of the sites "q,ffn.in"
 Sizes = dict[str, list[int]]
@@ -22,13 +23,16 @@ Sizes = dict[str, list[int]]
 
 
 class Turn(NamedTuple):
-    """One client in one round: its position, what it told the server once and was told now, and what all others told."""
+    """One client in one round: its position, what it told the server once and was told now, what all others told, and how many
+    training rows of each class it has.
+    """
 
     k: int
     t: int
     facts: Mapping[str, Any]
     told: Mapping[str, Any]
     everybody: list[dict[str, Any]]
+    counts: list[int]
 
 
 class Case(NamedTuple):
@@ -37,6 +41,9 @@ class Case(NamedTuple):
     up: Callable[[Turn], Sizes]
     facts: tuple[dict[str, Any], ...] = ({},) * 6
     first: Callable[[Turn], Sizes] = lambda turn: {}  # start values are drawn on both sides
+    head: bool = True  # whether clients have a trainable head
+    answers: tuple[bool, bool, bool] = (True, True, True)  # the rounds in which clients send something
+    rounds: int = 3  # that there are, if three are asked for
 
 
 def lora(rank: int, roles: str = "AB", ffn: int | None = None, blocks: int = LAYERS) -> list[int]:
@@ -80,6 +87,36 @@ def both(turn: Turn) -> Sizes:
     return {"lora": lora(turn.facts.get("rank", 2), ffn=turn.facts.get("ffn_rank")), "head": HEAD}
 
 
+def context(turn: Turn) -> Sizes:
+    return {"context": [5 * TEXT]}  # p·d
+
+
+def class_contexts(turn: Turn) -> Sizes:
+    return {"context": [CLASSES * 5 * TEXT]}
+
+
+def prototypes(turn: Turn) -> Sizes:
+    """p·n_c of each class, n_c = ⌈ρ·N_c⌉ with ρ = ½."""
+    return {"prototype": [math.ceil(n / 2) * JOINT for n in turn.counts if n]}
+
+
+def residual(turn: Turn) -> Sizes:
+    """W1 and W2, p²/4 each, once, after the only upload."""
+    return {"adapter": [JOINT * JOINT // 4] * 2} if turn.t == 1 else {}
+
+
+def prompt(turn: Turn) -> Sizes:
+    return {"prompt": [4 * D]}  # K·l
+
+
+def tables(turn: Turn) -> Sizes:
+    return {"logits": [CLASSES * CLASSES], "accuracy": [CLASSES]}
+
+
+def teacher(turn: Turn) -> Sizes:
+    return {"teacher": [CLASSES * CLASSES]}
+
+
 SITES = {"sites": "q,ffn.in"}
 RANKS = tuple({"rank": r} for r in (3, 2, 1, 3, 2, 1))
 MIXED = tuple({"rank": r, "ffn_rank": f} for r, f in ((4, 2), (1, 1), (3, 5), (2, 2), (1, 3), (2, 1)))
@@ -93,12 +130,32 @@ CASES: dict[str, Case] = {
     "rolora": Case(SITES | {"rank": 2}, half(lambda t: "AB"[t.t % 2]), half(lambda t: "BA"[t.t % 2])),
     "fedsa-lora": Case(SITES | {"rank": 2}, half(lambda t: "A"), half(lambda t: "A")),
     "flexlora": Case(SITES | {"mix": "none"}, both, both, MIXED),
+    "promptfl": Case({"tokens": 5}, context, context, head=False),
+    "mpft": Case(
+        {"prototypes": "random", "share": 0.5, "server_epochs": 2},
+        residual,
+        prototypes,
+        head=False,
+        answers=(True, False, False),
+        rounds=2,
+    ),
+    "pfedpg": Case({"tokens": 4, "inner": 6}, prompt, prompt, first=prompt),
+    "fedhpl": Case({"tokens": 4}, teacher, tables),
 }
 """A new method adds its card's formula here."""
 
+VARIANTS: dict[str, tuple[str, Case]] = {
+    "promptfl, a context for each class": (
+        "promptfl",
+        Case({"tokens": 5, "per_class": True}, class_contexts, class_contexts, head=False),
+    ),
+    "fedhpl, deep": ("fedhpl", Case({"tokens": 4, "deep": True}, teacher, tables)),
+}
+"""Settings that change, or that must not change, what a method sends."""
 
-def play(slug: str, codec: str, rounds: int = 3, **more: Any) -> tiny.Federation:
-    case = CASES[slug]
+
+def play(slug: str, codec: str, rounds: int = 3, case: Case | None = None, **more: Any) -> tiny.Federation:
+    case = case or CASES[slug]
     method = registry.build(slug, case.settings | {"batch": 4, "steps": 2})
     return tiny.federation(method, facts=case.facts, precision="float32", rounds=rounds, codec_name=codec, **more)
 
@@ -108,7 +165,9 @@ def turns(run: tiny.Federation, t: int) -> list[Turn]:
     everybody = [dict(c.facts) for c in run.clients]
     found = []
     for k in range(len(run.clients)):
-        found.append(Turn(k, t, everybody[k], run.pack([k], t).facts[0], everybody))
+        labels = run.bench.table.labels[run.clients[k].data.train]
+        counts = [int((labels == c).sum()) for c in range(CLASSES)]
+        found.append(Turn(k, t, everybody[k], run.pack([k], t).facts[0], everybody, counts))
     return found
 
 
@@ -133,16 +192,18 @@ def test_every_method_of_this_package_has_its_cards_formula_here() -> None:
 
 
 @pytest.mark.parametrize("codec", ["identity", "quant8"])
-@pytest.mark.parametrize("slug", CASES)
-def test_bytes_up_and_down_are_the_cards_formula_in_every_round_and_for_every_client(slug: str, codec: str) -> None:
-    run, case = play(slug, codec), CASES[slug]
+@pytest.mark.parametrize("which", [*CASES, *VARIANTS])
+def test_bytes_up_and_down_are_the_cards_formula_in_every_round_and_for_every_client(which: str, codec: str) -> None:
+    slug, case = VARIANTS[which] if which in VARIANTS else (which, CASES[which])
+    run = play(slug, codec, case=case)
     ledger = run.simulation.exchange.ledger
     each: dict[tuple[str, str], int] = {}
     for t in range(3):
-        here = turns(run, t)
-        run.simulation.round(t)
+        here = turns(run, t) if t < case.rounds else []
+        assert (run.simulation.round(t) is None) == (not here)
         downs = [cost((case.down if t else case.first)(turn), "identity") for turn in here]  # downloads go exact
-        ups = [cost(case.up(turn), codec) for turn in here if tiny.SIZES[turn.k]]
+        senders = [turn for turn in here if tiny.SIZES[turn.k] and case.answers[t]]
+        ups = [cost(case.up(turn), codec) for turn in senders]
         for direction, wanted in (("down", downs), ("up", ups)):
             found = ledger.totals(round=t, phase="train", direction=direction)  # type: ignore[arg-type]
             assert without_facts(found.parts) == added(wanted)
@@ -151,7 +212,7 @@ def test_bytes_up_and_down_are_the_cards_formula_in_every_round_and_for_every_cl
             told = len(json.dumps(turn.told, separators=(",", ":"))) if turn.told else 0
             name = run.clients[turn.k].id
             each[name, "down"] = each.get((name, "down"), 0) + sum(down.values()) + told
-        for turn, up in zip([x for x in here if tiny.SIZES[x.k]], ups, strict=True):
+        for turn, up in zip(senders, ups, strict=True):
             name = run.clients[turn.k].id
             each[name, "up"] = each.get((name, "up"), 0) + sum(up.values())
     for direction in ("down", "up"):
@@ -197,7 +258,7 @@ def test_what_the_server_asks_of_clients_is_billed_once_at_set_up(slug: str) -> 
     assert run.simulation.exchange.ledger.totals(phase="setup", direction="up").payload == found.payload
 
 
-@pytest.mark.parametrize("slug", CASES)
+@pytest.mark.parametrize("slug", [slug for slug, case in CASES.items() if case.head])
 def test_a_warm_started_head_is_billed_to_each_client_once_as_set_up(slug: str) -> None:
     start = {"head/classifier/weight": torch.ones(CLASSES, D), "head/classifier/bias": torch.zeros(CLASSES)}
     cold, warm = play(slug, "identity"), play(slug, "identity", start=start)
@@ -218,7 +279,8 @@ def test_the_head_is_a_part_of_its_own_and_absent_where_it_stays_at_home(slug: s
     run = play(slug, "identity").run()
     parts = run.simulation.exchange.ledger.totals(phase="train", direction="up").parts
     heads = sum(1 for n in tiny.SIZES if n) * 3 * 4 * sum(HEAD)
-    assert parts.get("head", 0) == (0 if slug in ("feddat", "ffa-lora", "rolora", "fedsa-lora") else heads)
+    at_home = ("feddat", "ffa-lora", "rolora", "fedsa-lora", "pfedpg", "fedhpl")
+    assert parts.get("head", 0) == (heads if CASES[slug].head and slug not in at_home else 0)
 
 
 @pytest.mark.parametrize("slug", CASES)

@@ -52,7 +52,7 @@ def moved(values: Mapping[str, Any], b: Backbone, keep: Sequence[int]) -> dict[s
 HELD = ([0, 2], [1], [0, 1, 2])
 
 
-@pytest.mark.parametrize("kind", ["bert", "llama", "gpt2", "deberta-v2", "distilbert", "modernbert", "opt"])
+@pytest.mark.parametrize("kind", ["bert", "llama", "gpt2", "deberta-v2", "distilbert", "modernbert", "opt", "t5"])
 def test_a_pack_of_layer_subsets_equals_each_clients_own_shortened_model(kind: str) -> None:
     bench = tiny.bench(kind)
     b = bench.backbone

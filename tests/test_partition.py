@@ -105,6 +105,11 @@ def test_auto_is_natural_with_keys_and_dirichlet_without() -> None:
     assert [own_ids(c) for c in partition(with_keys, clients=3).clients] == [
         own_ids(c) for c in partition(with_keys, clients=3, scheme="natural").clients
     ]
+    crowded = partition(with_keys, clients=8)  # too few keys for that: dealt anyway, with a word about it
+    assert [own_ids(c) for c in crowded.clients] == [
+        own_ids(c) for c in partition(with_keys, clients=8, scheme="dirichlet").clients
+    ]
+    assert any("--clients 5" in note for note in crowded.notes)
     without = make_source(labels)
     assert [own_ids(c) for c in partition(without, clients=3).clients] == [
         own_ids(c) for c in partition(without, clients=3, scheme="dirichlet").clients

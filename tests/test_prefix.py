@@ -23,7 +23,10 @@ from weft.federation.pack import Bench, Pack, make_batch
 
 INDEX = np.array([[3, 0, 5, -1], [7, 7, 2, 9], [12, -1, -1, -1]])  # ragged, with padding rows, one row twice
 
-KINDS = ("bert", "roberta", "distilbert", "electra", "deberta-v2", "modernbert", "gpt2", "opt", "llama", "qwen2", "gemma", "phi")
+KINDS = (
+    *("bert", "roberta", "distilbert", "electra", "deberta-v2", "modernbert", "gpt2", "opt", "llama", "qwen2", "gemma", "phi"),
+    "t5",
+)
 
 
 class Counter:
@@ -222,7 +225,7 @@ def test_the_cut_is_the_lowest_block_of_any_part_frozen_ones_too() -> None:
     assert cut_of(b, {"bias": Bias("all"), "head": Head()}) == 0  # the embedding norm lies below every block
 
 
-@pytest.mark.parametrize("kind", ["bert", "gpt2", "llama"])
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "llama", "t5"])
 def test_layer_subsets_never_start_from_the_cache(kind: str) -> None:
     """A client without block 0 has other hidden states above it than the cache."""
     bench = tiny.bench(kind)

@@ -83,7 +83,7 @@ def test_lora_as_a_hook_equals_pefts_layer_in_logits_and_gradients(kind: str, at
 RANKS = (1, 4, 2)
 
 
-@pytest.mark.parametrize("kind", ["bert", "gpt2", "llama", "deberta-v2", "albert", "modernbert"])
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "llama", "deberta-v2", "albert", "modernbert", "t5"])
 def test_a_pack_of_mixed_ranks_equals_its_clients_alone(kind: str) -> None:
     bench = tiny.bench(kind)
     parts = [{"lora": LoRA(r, 2.0 * r, "all"), "head": Head()} for r in RANKS]
@@ -138,7 +138,7 @@ def test_clients_that_left_the_batch_do_not_shift_the_others() -> None:
         torch.testing.assert_close(out[row][valid], one[valid], **CLOSE)
 
 
-@pytest.mark.parametrize("kind", ["bert", "gpt2", "llama", "deberta-v2"])
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "llama", "deberta-v2", "t5"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_nothing_of_one_client_reaches_another(kind: str, precision: str) -> None:
     """Other rows and other weights for one client: the others' outputs keep every bit."""

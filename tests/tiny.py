@@ -13,7 +13,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     "gemma": GROUPED,
     "phi": COMMON,
     "gpt_neox": COMMON,
+    "t5": {"vocab_size": 100, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 3, "num_heads": 4}
+    | {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 16},
     "vit": {k: v for k, v in COMMON.items() if k not in ("vocab_size", "max_position_embeddings")}
     | {"image_size": 8, "patch_size": 4},
     "clip": {
@@ -105,7 +107,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 IMAGES = ("vit", "clip")
 DECODERS = ("gpt2", "opt", "llama", "mistral", "qwen2", "qwen3", "gemma", "phi", "gpt_neox")
-ENCODERS = tuple(m for m in SHAPES if m not in DECODERS + IMAGES)
+ENCODERS = tuple(m for m in SHAPES if m not in (*DECODERS, *IMAGES, "t5"))  # whose head reads the first token
 
 _ROOT: list[Path] = []
 
@@ -124,6 +126,8 @@ def specials(model_type: str) -> dict[str, str]:
         return {"cls_token": "<s>", "pad_token": "<pad>", "sep_token": "</s>", "unk_token": "<unk>"}
     if model_type == "clip":
         return {"pad_token": "[PAD]", "unk_token": "[UNK]", "bos_token": "[SOS]", "eos_token": "[EOS]"}
+    if model_type == "t5":
+        return {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
     if model_type in DECODERS:  # no padding token: the end-of-text token has to serve
         return {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
     return {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
@@ -147,6 +151,16 @@ def tokenizer(model_type: str) -> Any:
             single=f"{cls} $A {sep}",
             pair=f"{cls} $A {sep} $B:{second} {sep}:{second}",
             special_tokens=[(cls, ids[cls]), (sep, ids[sep])],
+        )
+    elif model_type == "t5":
+        eos = special["eos_token"]
+        inner.post_processor = processors.TemplateProcessing(
+            single=f"$A {eos}", pair=f"$A {eos} $B:1 {eos}:1", special_tokens=[(eos, ids[eos])]
+        )
+    elif model_type == "clip":
+        bos, eos = special["bos_token"], special["eos_token"]
+        inner.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A {eos}", special_tokens=[(bos, ids[bos]), (eos, ids[eos])]
         )
     elif model_type not in ("gpt2", "gpt_neox", "phi"):
         bos = special["bos_token"]
@@ -311,7 +325,7 @@ class Federation:
         return self
 
     def pack(self, clients: Sequence[int] | None = None, t: int = 0) -> Pack:
-        """A pack of these clients (all, if None) as they enter round t, past the wire."""
+        """A pack of these clients (all, if None), of one backbone, as they enter round t, past the wire."""
         server = self.server
         server.round = self.method.plan(server, t) or Round(t)
         chosen = self.clients if clients is None else [self.clients[i] for i in clients]
@@ -320,10 +334,10 @@ class Federation:
         for c in chosen:
             info = c.info(self.method.info.asks)
             message = self.method.send(server, info)
-            adaptations.append(self.method.adapt(self.bench.backbone, self.bench.task, info))
+            adaptations.append(self.method.adapt(self.bench.of(info).backbone, self.bench.task, info))
             held.append(server.held_by(info, message))
             facts.append(dict(message.facts))
-        return Pack(self.bench, chosen, adaptations, held, facts, server.round, server.start)
+        return Pack(self.bench.of(chosen[0]), chosen, adaptations, held, facts, server.round, server.start)
 
     def global_logits(self, index: np.ndarray | None = None) -> Tensor:
         """[n, C] on rows of the table (all, if None)."""
@@ -382,25 +396,27 @@ def federation(
     codec_name: str = "identity",
     start: dict[str, Tensor] | None = None,
     where: Path | None = None,
+    others: Sequence[Backbone] = (),
     **settings: Any,
 ) -> Federation:
     """A whole tiny federation in memory: ``federation(FedIT(rank=2), pack=3).run()``.
 
     Args:
         model: a type of ``SHAPES`` or a backbone; None = one that has what the method needs. facts: one mapping per client.
+        others: more backbones, which clients get by turns.
         prefix: with the frozen-prefix cache.
         where: folder of the client store (a new temporary one). settings: of :class:`weft.engines.simulation.Settings`.
     """
     model = model or home(method)
     of = backbone(model, classes=classes, precision=precision) if isinstance(model, str) else model
     all_rows, clients, tests = states(sizes, classes, facts, seed, of.reads)
-    made = Bench(
-        of,
-        Classification(names(classes)),
-        tabulate(of, all_rows, 32),
-        seed,
-        PrefixCache(of) if prefix else None,
-    )
+    benches = [
+        Bench(b, Classification(names(classes)), tabulate(b, all_rows, 32), seed, PrefixCache(b) if prefix else None)
+        for b in (of, *others)
+    ]
+    made = replace(benches[0], others={b.backbone.name: b for b in benches[1:]})
+    for i, client in enumerate(clients):
+        client.model = ["", *made.others][i % len(benches)]
     server = ServerState(method, made, [c.info(method.info.asks) for c in clients], rounds, start)
     method.start(server)
     where = where or Path(tempfile.mkdtemp(dir=root()))
@@ -415,6 +431,12 @@ def federation(
         tests,
     )
     return Federation(method, made, server, clients, simulation, rounds)
+
+
+def mixed_federation(method: Method, backbones: Sequence[Backbone], **settings: Any) -> Federation:
+    """Clients with different backbones in one federation: client i has the i-th, counted round and round."""
+    first, *others = backbones
+    return federation(method, first, others=others, **settings)
 
 
 def hooks(model: torch.nn.Module) -> Iterator[str]:

@@ -41,6 +41,8 @@ class Experiment(BaseModel):
         data: catalogue name, hub id, file or folder.
         task: what tells classes apart: ``classification``, a linear head; ``similarity``, the text tower of a CLIP and the names
             of the classes in ``template``; ``auto``: similarity where there is a text tower, unless the method trains a head.
+        blocks, roles, head: where the description of the backbone is wrong: path of its list of blocks, roles of linear layers by
+            the ends of their names (``Wqkv=q+k+v,wo=o``), names of the modules of its head.
         image, text, pair, label, key: columns of the data, where the guess is wrong. limit: rows of each split at most.
         clients, partition, alpha, classes_per_client, min_rows, new_clients, leave_out, val_fraction, test_fraction: how the data
             are dealt out, see :func:`weft.data.partition`; leave_out: a natural key or a list of them.
@@ -68,6 +70,9 @@ class Experiment(BaseModel):
     model: str = "minilm"
     task: Literal["auto", "classification", "similarity"] = "auto"
     template: str = "a photo of a {}."
+    blocks: str = ""
+    roles: str = ""
+    head: str = ""
     data: str = "pydocs"
     image: str | None = None
     text: str | None = None
@@ -162,15 +167,16 @@ def resolve(
     slug = str(asked.get("method", of_file))
     cls = type(method) if method is not None else registry.load(slug)
     user = _full_names(cls, stored) | _full_names(cls, asked)
+    fitting = _fitting(cls.info.needs, user)
     recipe: dict[str, Any] = {}
     if user.get("recipes", True) is not False:
-        model, data = (str(user.get(n, getattr(Experiment(), n))) for n in ("model", "data"))
+        model, data = (str((fitting | user).get(n, getattr(Experiment(), n))) for n in ("model", "data"))
         recipe = recipes.find(slug, cls.info.family, model, data, {p.name for p in registry.parameters(cls)})
     if method is not None:
         recipe = {n: v for n, v in recipe.items() if not n.startswith("method.")}
     if "baseline" in user and user["baseline"] is not None:
         recipe.pop("baselines", None)  # a baseline is not compared with itself
-    settings = recipe | user
+    settings = fitting | recipe | user
     made = method or registry.build(slug, _parameters(settings))
     known = registry.values(made)
     experiment = checked({n: v for n, v in settings.items() if not n.startswith("method.")} | {"parameters": known}, known)
@@ -181,6 +187,17 @@ def resolve(
         origin["method"] = "user"
     given = method is not None and (slug not in registry.infos() or registry.load(slug) is not cls)
     return Resolved(experiment, made, origin, tuple(notes), given)
+
+
+def _fitting(needs: tuple[str, ...], user: Mapping[str, Any]) -> dict[str, str]:
+    """Model and data for those who named none, where the usual ones are not what the method or the data need."""
+    from weft.data.hub_sets import IMAGE, catalogue
+
+    pictures = {entry.name for entry in catalogue() if entry.kind == IMAGE}
+    if "images" not in needs and user.get("data") not in pictures:
+        return {}
+    model = "glyph-clip" if "two towers" in needs else "glyph-vit"
+    return {"data": "glyphs", "model": model}
 
 
 def checked(settings: Mapping[str, Any], parameters: Iterable[str] = ()) -> Experiment:

@@ -57,11 +57,18 @@ class ClassContext(Additive):
         return [backbone.words]
 
     def length(self, backbone: Backbone) -> int:
-        """p."""
+        """p.
+
+        Raises:
+            UserError: a phrase without words.
+        """
         if not self.phrase:
             return self.tokens
         assert backbone.names is not None
-        return len(backbone.names.words(self.phrase))
+        words = backbone.names.words(self.phrase)
+        if not words:
+            raise UserError(f'the phrase "{self.phrase}" holds no words to start a context at: leave it out, or write some.')
+        return len(words)
 
     def tensors(self, backbone: Backbone, site: Site) -> Mapping[str, Init]:
         assert backbone.names is not None

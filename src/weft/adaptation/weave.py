@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from weft.adaptation.part import Part
-from weft.errors import WeftError
+from weft.errors import UserError, WeftError
 from weft.tensors.lowrank import LowRank
 
 if TYPE_CHECKING:
@@ -101,6 +101,11 @@ class Weave:
                     handles.append(module.register_forward_hook(self._adding(adding)))
                 if k > 1:
                     apart |= {p.site.block for p in on if not p.site.per_row}
+            if apart and self.backbone.chained_blocks:
+                raise UserError(
+                    f'backbone "{self.backbone.name}" shares tables between its rows and between its blocks, so that its clients '
+                    "can't be trained together: use --pack 1."
+                )
             for index, name in enumerate(self.backbone.blocks):
                 module = self.backbone.module(name)
                 if name in after:

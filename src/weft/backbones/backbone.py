@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from weft.backbones.options import LINEAR_ROLES, Options
 from weft.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from weft.backbones.clip import ClassNames
 
-LINEAR_ROLES = ("q", "k", "v", "o", "ffn.in", "ffn.gate", "ffn.out")
 GROUPS = {
     "attention": ("q", "k", "v", "o"),
     "ffn": ("ffn.in", "ffn.gate", "ffn.out"),
@@ -30,7 +30,8 @@ class Site:
         name: the module's path inside the Hugging Face model.
         role: what it is: one of ``LINEAR_ROLES`` (several joined by ``+`` when fused, as GPT-2's ``c_attn``),
             ``block`` or ``ffn.norm`` (the two places of a bottleneck), ``head``, ``norm``, ``entry`` (what goes into a block),
-            ``words`` (the token embedding), ``embedding`` (of a whole image), ``values`` (tensors that sit nowhere) …
+            ``words`` (the token embedding), ``patches`` (the convolution over them), ``embedding`` (of a whole image), ``values``
+            (tensors that sit nowhere) …
         d_in, d_out: feature sizes of input and output.
         block: index of the transformer block that holds it; None outside the stack.
         bias: whether the module owns a bias vector.
@@ -62,13 +63,15 @@ class Backbone:
         model: Hugging Face model whose output has logits, eval mode, nothing requires a gradient.
         reads: ``texts`` or ``images``. tokenizer, processor: for either; None where there is none.
         blocks: paths of the transformer blocks in order. shared_blocks: one block is called several times (ALBERT).
+        chained_blocks: blocks hand on more than their hidden states, so that none can be left out.
         tuple_blocks: size of the tuple in which blocks return their hidden state; 0 = on its own.
         row_arguments: a block's arguments with an entry per row.
         linears, norms, heads, bottlenecks: sites by kind; outer: linear layers outside the blocks and the head. d: hidden size.
+        reader: the token embedding (d_in = size of the vocabulary), or the convolution over patches.
         pools: which tokens the head reads: ``first``, ``last`` or ``all``.
         originals: float32 copies of all pretrained biases, and of a head that the checkpoint holds (the model itself may be in
             bfloat16).
-        picture_tokens: that a block sees of one picture.
+        picture_tokens: that a block sees of one picture. options: it was loaded with.
         names: the class names as the text tower reads them, and text_linears, words: sites in that tower; embedding: the site at
             the embedding of a whole image. Only of a backbone with two towers.
     """
@@ -93,6 +96,7 @@ class Backbone:
     max_length: int
     notes: tuple[str, ...] = ()
     outer: list[Site] = field(default_factory=list)
+    reader: Site | None = None
     reads: str = "texts"
     processor: Any = None
     picture_tokens: int = 0
@@ -100,6 +104,8 @@ class Backbone:
     text_linears: list[Site] = field(default_factory=list)
     words: Site | None = None
     embedding: Site | None = None
+    chained_blocks: bool = False
+    options: Options = field(default_factory=Options)
     _text_embeds: Tensor | None = field(default=None, repr=False)
     _modules: dict[str, nn.Module] = field(default_factory=dict, repr=False)
 
@@ -113,6 +119,11 @@ class Backbone:
     def entries(self) -> list[Site]:
         """What goes into each block."""
         return [Site(name, "entry", self.d, self.d, block=i) for i, name in enumerate(self.blocks)]
+
+    @property
+    def separate_blocks(self) -> bool:
+        """Whether a pass can leave blocks out, or start at any of them from its hidden states."""
+        return not (self.shared_blocks or self.chained_blocks)
 
     @property
     def device(self) -> torch.device:

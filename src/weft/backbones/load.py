@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from weft.backbones import describe
+from weft.backbones import trace as tracing
 from weft.backbones.backbone import Backbone
 from weft.backbones.names import KNOWN, Known
+from weft.backbones.options import Options
 from weft.backbones.pixels import picture_shape
 from weft.errors import UserError, nearest
 
@@ -129,6 +131,9 @@ def load(
     attention: str = "auto",
     task: str = "auto",
     template: str = "a photo of a {}.",
+    blocks: str = "",
+    roles: str = "",
+    head: str = "",
     trust_remote_code: bool = False,
 ) -> Backbone:
     """Load a frozen backbone that tells ``classes`` apart.
@@ -142,10 +147,12 @@ def load(
             several times slower in bfloat16, measured), the model's own default elsewhere.
         task: what tells classes apart: ``classification``, a linear head; ``similarity``, the text tower of a CLIP and the
             names of the classes in ``template``; ``auto``: similarity where there is a text tower.
+        blocks, roles, head: corrections where the description is wrong, see :class:`weft.backbones.options.Options`.
 
     Raises:
         UserError: unknown name, weights that can't be had, a corrupt packaged file, an architecture without blocks or head.
     """
+    options = Options(task, template, blocks, roles, head)
     where, known, hub_id = find(name)
     target = pick_device(device)
     dtype = pick_precision(precision, target)
@@ -182,6 +189,7 @@ def load(
         digest=digest,
         device=target,
         dtype=dtype,
+        options=options,
     )
 
 
@@ -198,8 +206,11 @@ def describe_model(
     digest: str | None = None,
     device: torch.device | None = None,
     dtype: torch.dtype = torch.float32,
+    options: Options | None = None,
 ) -> Backbone:
     """Freeze and describe a Hugging Face classification model that is already in memory."""
+    options = options or Options()
+    endings = options.endings
     config = model.config
     if getattr(config, "is_encoder_decoder", False):
         raise UserError(f'backbone "{name}" is an encoder-decoder; choose an encoder (BERT …) or a decoder (LLaMA …).')
@@ -215,26 +226,26 @@ def describe_model(
     text: tuple[str, ...] = () if names is None else ("text_model", "text_projection")
     prefix = next(n for n, m in model.named_modules() if m is base)
     layers = int(getattr(sizes, "num_hidden_layers", 0) or 0)
-    blocks = describe.find_blocks(base, prefix, layers)
+    blocks = describe.find_blocks(base, prefix, layers, options.blocks)
+    describe.check_endings(model, blocks, endings)
     lost = sorted(n for n in fresh if describe.block_index(n, blocks) is not None)
     if lost:
         raise UserError(
             f'the checkpoint of "{name}" lacks {len(lost)} tensors of its blocks, such as {lost[0]}: it is damaged, or of '
             "another architecture than its config.json says; get it anew."
         )
-    heads = [] if names is not None else describe.head_sites(model, prefix, fresh)
+    heads = [] if names is not None else describe.head_sites(model, prefix, fresh, options.heads)
     if not heads and names is None:
-        raise UserError(f'backbone "{name}" has no classification head that Weft can train.')
-    d = int(sizes.hidden_size)
+        raise UserError(f'backbone "{name}" has no classification head that Weft can train: name its modules with --head.')
     own = {h.name for h in heads}
     originals = {
         n: p.detach().float().clone()
         for n, p in model.named_parameters()
         if n not in fresh and (n.endswith("bias") or n.rsplit(".", 1)[0] in own)
     }
-    inputs = describe.words(model) if processor is None else describe.pictures(*picture_shape(config, processor)[1:])
+    inputs = tracing.words(model) if processor is None else tracing.pictures(*picture_shape(config, processor)[1:])
     extra = {} if names is None else {"text_embeds": model.embed_texts(names.ids()).detach()}
-    seen = describe.trace(model, blocks, d, inputs | extra, text)
+    seen = tracing.trace(model, blocks, inputs | extra, text)
     norms = describe.norm_sites(model, blocks, own, text)
     common = [s.name for s in norms if s.bias and s.name in seen.common]
     notes = tuple(f"the bias of {n} is common to all rows of a batch, so it stays frozen." for n in common)
@@ -248,14 +259,16 @@ def describe_model(
         model=model,
         tokenizer=tokenizer,
         blocks=blocks,
-        shared_blocks=len(blocks) < layers,
+        shared_blocks=seen.shared,
+        chained_blocks=seen.chained,
         tuple_blocks=seen.tuple_blocks,
         row_arguments=seen.row_arguments,
-        linears=describe.linear_sites(model, blocks, seen.common),
+        linears=describe.linear_sites(model, blocks, seen.common, endings),
         norms=[s for s in norms if s.name not in seen.common],
+        reader=seen.reader,
         heads=heads,
         bottlenecks=seen.bottlenecks,
-        d=d,
+        d=seen.d,
         pools=seen.pools,
         originals=originals,
         max_length=min(limit, int(min(getattr(tokenizer, "model_max_length", limit), 1 << 20))),
@@ -265,9 +278,10 @@ def describe_model(
         processor=processor,
         picture_tokens=0 if processor is None else seen.tokens,
         names=names,
+        options=options,
     )
     if names is not None:
-        describe.text_tower(found)
+        describe.text_tower(found, endings)
     return found
 
 
@@ -303,6 +317,10 @@ def model_class(config: Any, name: str, task: str) -> Any:
     )
 
     towers = config.model_type == "clip"
+    if config.model_type in ("t5", "mt5") and task != "similarity":
+        from weft.backbones import t5
+
+        return t5.CLASSES[config.model_type]
     if task == "similarity" or (task == "auto" and towers):
         if not towers:
             raise UserError(
@@ -311,10 +329,10 @@ def model_class(config: Any, name: str, task: str) -> Any:
         from weft.backbones.clip import SimilarityCLIP
 
         return SimilarityCLIP
-    images = type(config) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
-    if images and type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
-        return AutoModelForImageClassification
-    return AutoModelForSequenceClassification
+    own = getattr(config, "auto_map", None) or {}  # of a model that brings its code along
+    images = type(config) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING or "AutoModelForImageClassification" in own
+    texts = type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING or "AutoModelForSequenceClassification" in own
+    return AutoModelForImageClassification if images and not texts else AutoModelForSequenceClassification
 
 
 def transformers_model(where: str, name: str, classes: int, task: str, trust: bool, seed: int = 0) -> Read:

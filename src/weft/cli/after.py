@@ -26,6 +26,7 @@ def evaluate(
     folder: Folder,
     data: Annotated[str, typer.Option(help="Labelled rows: catalogue name, hub id, file or folder. Labels match by name.")],
     split: Annotated[str | None, typer.Option(help="test, validation or train; the first there is.", show_default=False)] = None,
+    image: Annotated[str | None, typer.Option(help="Column of the picture, if the guess is wrong.", show_default=False)] = None,
     text: Annotated[str | None, typer.Option(help="Column of the text, if the guess is wrong.", show_default=False)] = None,
     pair: Annotated[str | None, typer.Option(help="Column of a second text.", show_default=False)] = None,
     label: Annotated[str | None, typer.Option(help="Column of the label.", show_default=False)] = None,
@@ -56,6 +57,7 @@ def evaluate(
             folder,
             data,
             split=split,
+            image=image,
             text=text,
             pair=pair,
             label=label,
@@ -82,19 +84,22 @@ def predict(
     folder: Folder,
     texts: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[TEXT]...", help="Texts; without any, a text a line from stdin.", show_default=False),
+        typer.Argument(
+            metavar="[TEXT]...", help="Texts, or files of pictures; without any, one a line from stdin.", show_default=False
+        ),
     ] = None,
     base: Base = None,
     device: Device = "auto",
     precision: Precision = "auto",
     as_json: Json = False,
 ) -> None:
-    """Classes of new texts by a run's model, with its probability.
+    """Classes of new texts or pictures by a run's model, with its probability.
 
     [bold]Examples[/bold]
 
       weft predict runs/fedit-pydocs-minilm-s0 "Open a socket and listen." "Parse a date."
       weft predict runs/fedit-pydocs-minilm-s0 < lines.txt
+      weft predict runs/fedbf-digits-glyph-vit-s0 one.png two.png
     """
     from rich.text import Text
 
@@ -109,9 +114,10 @@ def predict(
 
         model = load(folder, base=base, device=device, precision=precision)
         chances = model.probabilities(given).tolist()
+    what = model.about.base.reads.removesuffix("s")
     found: list[dict[str, Any]] = [
         {
-            "text": text,
+            what: text,
             "label": max(zip(row, model.classes, strict=True))[1],
             "probabilities": dict(zip(model.classes, row, strict=True)),
         }
@@ -120,9 +126,9 @@ def predict(
     if as_json:
         show_json(found)
         return
-    table = grid("label", ">probability", "text")
+    table = grid("label", ">probability", what)
     for one in found:
-        table.add_row(Text(one["label"], style="bold cyan"), f"{one['probabilities'][one['label']]:.2f}", Text(one["text"]))
+        table.add_row(Text(one["label"], style="bold cyan"), f"{one['probabilities'][one['label']]:.2f}", Text(one[what]))
     screen.print(table)
 
 

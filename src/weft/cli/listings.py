@@ -146,21 +146,62 @@ def data(
         typer.echo(f"Picture: {path}")
 
 
-def models(as_json: Json = False) -> None:
-    """The backbones known by a short name; any hub id or local folder does too.
+def models(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            help="One backbone: what was found in it. A name from the list, a hub id or a local folder.", show_default=False
+        ),
+    ] = None,
+    task: Annotated[str, typer.Option(help="auto, classification or similarity (a CLIP and the names of the classes).")] = "auto",
+    blocks: Annotated[str, typer.Option(help="Path of its list of blocks, if the guess is wrong.", show_default=False)] = "",
+    roles: Annotated[
+        str,
+        typer.Option(help="Roles of linear layers by the ends of their names: Wqkv=q+k+v,wo=o,skip=none.", show_default=False),
+    ] = "",
+    head: Annotated[str, typer.Option(help="Names of the modules that make its head, by commas.", show_default=False)] = "",
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Let a hub backbone run its own Python code.", show_default=False)
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """The backbones known by a short name, or what was found in one of them; any hub id or local folder does too.
 
     [bold]Examples[/bold]
 
-      weft run --model roberta-base
-      weft run --model owner/name --data ag_news
-      weft run --model ./my-folder
+      weft models                                        what is there
+      weft models minilm                                 its blocks, linear layers by role, biases, head
+      weft models ./my-folder --roles Wqkv=q+k+v,wo=o    with a wrong guess put right
+      weft run --model ./my-folder --roles Wqkv=q+k+v,wo=o
     """
     from dataclasses import asdict
 
     from weft.backbones.names import KNOWN
     from weft.cli import cards
 
-    if as_json:
+    if name is not None:
+        from weft.cli.backbone_card import backbone_card
+        from weft.cli.progress import starting
+
+        with starting(out(stderr=as_json), as_json):
+            from weft.backbones.inventory import inventory
+            from weft.backbones.load import load
+
+            found = inventory(
+                load(
+                    name,
+                    classes=("one", "two"),
+                    device="cpu",
+                    precision="float32",
+                    task=task,
+                    blocks=blocks,
+                    roles=roles,
+                    head=head,
+                    trust_remote_code=trust_remote_code,
+                )
+            )
+        show_json(found) if as_json else backbone_card(out(), found)
+    elif as_json:
         show_json([asdict(k) | {"installed": cards.installed(k.package)} for k in KNOWN.values()])
     else:
         cards.model_list(out(), list(KNOWN.values()))

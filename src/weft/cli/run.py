@@ -49,6 +49,13 @@ def run(
     template: Annotated[
         str | None, _option(WHAT, "Similarity: the sentence around the name of a class.", "a photo of a {}.")
     ] = None,
+    blocks: Annotated[
+        str | None, _option(WHAT, "Path of the backbone's list of blocks, if weft models NAME shows a wrong one.")
+    ] = None,
+    roles: Annotated[
+        str | None, _option(WHAT, "Roles of its linear layers by the ends of their names, as Wqkv=q+k+v,wo=o,skip=none.")
+    ] = None,
+    head: Annotated[str | None, _option(WHAT, "Names of the modules that make its head, joined by commas.")] = None,
     data: Annotated[str | None, _option(WHAT, "Data set: name, hub id, local file or folder.", "pydocs")] = None,
     baseline: Annotated[
         str | None,

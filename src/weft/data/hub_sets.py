@@ -99,7 +99,7 @@ ENTRIES: tuple[Entry, ...] = (
         "read from the standard library of the Python that runs Weft", offline=True,
     ),
     Entry(
-        "glyphs", None, None, IMAGE, 36, {"train": 0}, "style", "fonts of matplotlib: free",
+        "glyphs", None, None, IMAGE, 36, {"train": 3_456, "unseen": 576}, "style", "none needed: drawn here, from free fonts",
         "drawn from the fonts that matplotlib ships", offline=True,
     ),
     Entry(

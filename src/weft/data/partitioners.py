@@ -55,7 +55,7 @@ def partition(
     impossible.
     """
     source = left_out(source, [leave_out] if isinstance(leave_out, str) else leave_out)
-    scheme = _checked(source, clients, scheme, alpha, classes_per_client, min_rows, new_clients)
+    asked, scheme = scheme, _checked(source, clients, scheme, alpha, classes_per_client, min_rows, new_clients)
     rows = source.train
     dealt = _deal(source, clients + new_clients, scheme, alpha, classes_per_client, seed, min_rows)
     if (fewest := min(map(len, dealt))) < min_rows:
@@ -63,6 +63,13 @@ def partition(
             f"the {scheme} deal gives some client {fewest} rows, fewer than the {min_rows} asked for: "
             f"ask for fewer clients or a smaller --min-rows."
         )
+    few = []
+    if asked == "auto" and scheme == "dirichlet" and rows.keys is not None:
+        number = len(set(rows.keys))
+        few = [
+            f"{source.name} has {number} values of {source.key_name}, too few for {clients + new_clients} clients to have whole "
+            f"ones, so it is dealt dirichlet({alpha:g}); --clients {max(number - new_clients, 1)} deals them whole."
+        ]
     keys = [_keys(rows, index) if scheme == "natural" else [] for index in dealt]
     own_tests = _tests_by_key(source, keys[:clients])
     fractions = (val_fraction, test_fraction if own_tests is None else 0.0)
@@ -85,7 +92,7 @@ def partition(
             ClientData(_name("new", i, len(held_out)), none, none, own, _facts(key)) for i, (own, key) in enumerate(held_out)
         ],
         fingerprint=source.fingerprint,
-        notes=(*source.notes, *_losses(source, dealt, scheme)),
+        notes=(*source.notes, *few, *_losses(source, dealt, scheme)),
     )
 
 
@@ -143,7 +150,7 @@ def _checked(
     if scheme not in SCHEMES:
         raise UserError(f'there is no way to deal data called "{scheme}": choose {", ".join(SCHEMES)}.{nearest(scheme, SCHEMES)}')
     if scheme == "auto":
-        scheme = "dirichlet" if source.train.keys is None else "natural"
+        scheme = "natural" if len(set(source.train.keys or ())) >= max(clients + new_clients, 1) else "dirichlet"
     if clients < 1 or new_clients < 0 or min_rows < 0:
         raise UserError(
             f"{clients} clients, {new_clients} new clients and at least {min_rows} rows were asked for: "

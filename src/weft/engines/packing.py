@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from weft.federation.method import Method
     from weft.federation.pack import Bench
 
-# Beyond this many rows a processor without idle units gains nothing, and caches suffer (benchmarks/packing.py).
+# Beyond this a processor without idle units gains nothing, and caches suffer: rows of a pass, and tokens in float32, which a CPU
+# computes at a rate that falls with the size of a pass (benchmarks/packing.py: 8 x 64 x 16 clients at half a loop's rate).
 ROWS_AT_ONCE = {"cpu": 256, "cuda": 1024, "mps": 256}
+FLOAT32_TOKENS_ON_CPU = 1024
 
 
 @dataclass(frozen=True)
@@ -66,15 +68,26 @@ def estimate(bench: Bench, method: Method, trainable: int, width: int) -> Estima
     return Estimate(frozen, activations + parts, available_memory(bench.backbone.device))
 
 
-def choose(pack: str | int, cohort: int, method: Method, guess: Estimate, device: torch.device) -> int:
-    """Clients per pack for ``--pack auto``, or the number asked for."""
+def choose(pack: str | int, cohort: int, batch: int, width: int, guess: Estimate, bench: Bench) -> int:
+    """Clients per pack for ``--pack auto``, or the number asked for.
+
+    Args:
+        batch: rows of one client in a step. width: tokens of a row.
+    """
     if pack != "auto":
         return max(int(pack), 1)
     by_memory = max(int(guess.available * 0.6 - guess.fixed) // max(guess.per_client, 1), 1)
-    by_rows = max(ROWS_AT_ONCE.get(device.type, 256) // max(method.batch, 1), 1)
-    k = max(min(cohort, by_memory, by_rows), 1)
+    k = max(min(cohort, by_memory, paying(batch, width, bench.backbone.device, bench.backbone.dtype)), 1)
     # equal packs: 9 clients as 5 + 4 rather than 8 + 1
     return math.ceil(cohort / math.ceil(cohort / k)) if cohort else k
+
+
+def paying(batch: int, width: int, device: torch.device, dtype: torch.dtype) -> int:
+    """How many clients can share a pass before it gets slower."""
+    rows = ROWS_AT_ONCE.get(device.type, 256)
+    if device.type == "cpu" and dtype == torch.float32:
+        rows = min(rows, FLOAT32_TOKENS_ON_CPU // max(width, 1))
+    return max(rows // max(batch, 1), 1)
 
 
 def group(clients: list[ClientState], k: int) -> list[list[ClientState]]:

@@ -99,7 +99,7 @@ class Simulation:
             self._register(server, clients)
         self.guess = packing.estimate(bench, method, self._trainable(), self._width())
         cohort = sum(max(round(settings.participation * len(c)), 1) for _, c in federations)
-        self.k = 1 if settings.debug else packing.choose(settings.pack, cohort, method, self.guess, bench.backbone.device)
+        self.k = 1 if settings.debug else packing.choose(settings.pack, cohort, method.batch, self._width(), self.guess, bench)
         self.last_cohort: list[str] = []
 
     def _register(self, server: ServerState, clients: list[ClientState]) -> None:

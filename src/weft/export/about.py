@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from weft.backbones.names import KNOWN
+from weft.backbones.options import Options
 from weft.errors import UserError
 from weft.federation import files
 
@@ -24,23 +26,29 @@ class Base:
 
     Attributes:
         name: as it was typed. hub_id: canonical id, or None for a folder. path: of that folder, or None.
-        sha256: of its weights. pad_token_id: that rows are padded with.
+        sha256: of its weights. pad_token_id: that rows of tokens are padded with; None for images.
+        options: it was loaded with. reads: ``texts`` or ``images``.
     """
 
     name: str
     hub_id: str | None
     path: str | None
     sha256: str
-    pad_token_id: int
+    pad_token_id: int | None
+    options: Options = field(default_factory=Options)
+    reads: str = "texts"
 
     @classmethod
     def of(cls, backbone: Backbone) -> Base:
-        path = None if backbone.hub_id else os.path.abspath(backbone.path)
-        return cls(backbone.name, backbone.hub_id, path, backbone.weight_hash, int(backbone.model.config.pad_token_id))
+        known = KNOWN.get(backbone.name)
+        named = backbone.hub_id or (known is not None and known.shipped)  # found by its name on any machine
+        path = None if named else os.path.abspath(backbone.path)
+        padding = int(backbone.model.config.pad_token_id) if backbone.reads == "texts" else None
+        return cls(backbone.name, backbone.hub_id, path, backbone.weight_hash, padding, backbone.options, backbone.reads)
 
     @property
     def reference(self) -> str:
-        """What to give to ``from_pretrained``."""
+        """What to give to ``from_pretrained``; of a backbone that comes with Weft, its short name."""
         return self.hub_id or self.path or self.name
 
 
@@ -83,7 +91,8 @@ class About:
             content = json.loads(files.read(path))
             check_format(path, content.pop("format"))
             content.pop("id2label")
-            content["base"] = Base(**content["base"])
+            base = content["base"]
+            content["base"] = Base(**base | {"options": Options(**base.get("options", {}))})
             content["classes"] = tuple(content["classes"])
             return cls(**content)
         except (ValueError, KeyError, TypeError, AttributeError) as e:

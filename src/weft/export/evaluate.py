@@ -22,6 +22,7 @@ def evaluate_run(
     data: str | Source,
     *,
     split: str | None = None,
+    image: str | None = None,
     text: str | None = None,
     pair: str | None = None,
     label: str | None = None,
@@ -38,7 +39,7 @@ def evaluate_run(
         folder: of a run, or of an exported model.
         data: catalogue name, hub id, file or folder; or rows in memory. Labels are matched by name.
         split: ``test``, ``validation`` or ``train``; by default the first of them that there is. A single file is all ``train``.
-        text, pair, label: columns, where the guess is wrong. limit: at most so many rows, drawn with ``seed``.
+        image, text, pair, label: columns, where the guess is wrong. limit: at most so many rows, drawn with ``seed``.
         base, device, precision: see :func:`weft.export.load`. observer: is told what was guessed.
 
     Raises:
@@ -46,7 +47,7 @@ def evaluate_run(
     """
     observer = observer or Observer()
     if isinstance(data, str):
-        source = load_data(data, seed=seed, text=text, pair=pair, label=label, limit=limit)
+        source = load_data(data, seed=seed, image=image, text=text, pair=pair, label=label, limit=limit)
     else:
         source = data
     for note in source.notes:

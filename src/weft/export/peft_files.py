@@ -34,10 +34,21 @@ CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 ROOT = "base_model.model."
 
 
-def fits(trained: Trained) -> bool:
-    """Whether PEFT's LoRA can say all of it."""
+def fits(trained: Trained, backbone: Backbone) -> bool:
+    """Whether PEFT's LoRA can say all of it, on a model that transformers can load."""
     heads = [p for p in trained.parts.values() if type(p) is Head]
-    return trained.rule is None and len(heads) == 1 and all(type(p) in (LoRA, Delta, Head) for p in trained.parts.values())
+    whole = len(heads) == 1 or (not heads and not backbone.heads)
+    known = all(type(p) in (LoRA, Delta, Head) for p in trained.parts.values())
+    return trained.rule is None and whole and known and plain_class(backbone) is not None
+
+
+def plain_class(backbone: Backbone) -> str | None:
+    """The class of transformers that loads the base for people without Weft; None if it is a class of Weft's own."""
+    if backbone.names is not None:
+        return "CLIPModel"
+    if type(backbone.model).__module__.startswith("weft."):
+        return None
+    return "AutoModelForImageClassification" if backbone.reads == "images" else "AutoModelForSequenceClassification"
 
 
 def write(trained: Trained, backbone: Backbone, base: Base, folder: Path) -> dict[str, int]:
@@ -49,10 +60,10 @@ def write(trained: Trained, backbone: Backbone, base: Base, folder: Path) -> dic
     for name, one in sums.items():
         tensors[f"{ROOT}{name}.lora_A.weight"] = one.A.contiguous()
         tensors[f"{ROOT}{name}.lora_B.weight"] = one.B.contiguous()
-    head = next(n for n, p in trained.parts.items() if type(p) is Head)
+    heads = [n for n, p in trained.parts.items() if type(p) is Head]
     for name, value in trained.values.items():
         part, site, role = name.split("/")
-        if part == head:
+        if part in heads:
             assert isinstance(value, Tensor)
             tensors[f"{ROOT}{site}.{role}"] = value.contiguous()
     tops = head_modules(backbone)
@@ -60,7 +71,7 @@ def write(trained: Trained, backbone: Backbone, base: Base, folder: Path) -> dic
     alphas = {name: value.scale * value.rank for name, value in sums.items()}
     rank, alpha = Counter(zip(ranks.values(), alphas.values(), strict=True)).most_common(1)[0][0]
     config = LoraConfig(
-        task_type="SEQ_CLS",
+        task_type="SEQ_CLS" if backbone.reads == "texts" else None,  # PEFT has no word for images
         inference_mode=True,
         base_model_name_or_path=base.reference,
         r=rank,
@@ -68,7 +79,7 @@ def write(trained: Trained, backbone: Backbone, base: Base, folder: Path) -> dic
         rank_pattern={n: r for n, r in ranks.items() if r != rank},
         alpha_pattern={n: a for n, a in alphas.items() if a != alpha},
         target_modules=endings(backbone, list(sums), tops),
-        modules_to_save=tops,
+        modules_to_save=tops or None,
         fan_in_fan_out=all(type(backbone.module(n)).__name__ == "Conv1D" for n in sums),
         lora_dropout=0.0,
     )
@@ -189,23 +200,29 @@ def plain_logits(folder: Path, backbone: Backbone, classes: int, inputs: Mapping
 
     import transformers
     from peft import PeftModel
-    from transformers import AutoModelForSequenceClassification
 
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     trust = type(backbone.model).__module__.startswith("transformers_modules.")
+    kind = plain_class(backbone)
+    assert kind is not None
+    more = {"num_labels": classes, "ignore_mismatched_sizes": True} if backbone.names is None else {}
     try:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             # not the stream that our own loader uses: what the adapter forgets to bring along must differ
             torch.default_generator.manual_seed(1)
-            base = AutoModelForSequenceClassification.from_pretrained(
-                backbone.path, num_labels=classes, dtype=torch.float32, ignore_mismatched_sizes=True, trust_remote_code=trust
+            base = getattr(transformers, kind).from_pretrained(
+                backbone.path, dtype=torch.float32, trust_remote_code=trust, **more
             )
-            base.config.pad_token_id = backbone.model.config.pad_token_id
+            if backbone.reads == "texts":
+                base.config.pad_token_id = backbone.model.config.pad_token_id
             model = PeftModel.from_pretrained(base, str(folder)).eval()
-            logits: Tensor = model(**inputs).logits
+            if backbone.names is None:
+                logits: Tensor = model(**inputs).logits
+            else:
+                logits = model(**inputs, input_ids=backbone.names.ids()).logits_per_image
     except Exception as e:
         raise WeftError(f"plain PEFT does not load what was exported to {folder} ({type(e).__name__}: {e})") from e
     finally:

@@ -1,10 +1,12 @@
-"""Classes of new texts by an exported model."""
+"""Classes of new texts or pictures by an exported model."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -14,13 +16,18 @@ from weft.backbones.backbone import Backbone
 from weft.backbones.load import load as load_backbone
 from weft.backbones.names import KNOWN
 from weft.backbones.tables import tabulate
+from weft.data.images import Images, Item
 from weft.data.rows import Rows
 from weft.errors import UserError
 from weft.export.about import About
 from weft.export.trained import Trained
 from weft.export.write import read
 
-Text = str | tuple[str, str] | list[str]
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Text: TypeAlias = str | tuple[str, str] | list[str]
+Picture: TypeAlias = "str | Path | bytes | np.ndarray | Image"
 
 
 class Predictor:
@@ -34,31 +41,32 @@ class Predictor:
         self.trained, self.backbone, self.about = trained, backbone, about
         self.classes = about.classes
 
-    def logits(self, texts: Sequence[Text]) -> Tensor:
+    def logits(self, items: Sequence[Text | Picture]) -> Tensor:
         """[n, C], float32 on the CPU.
 
         Args:
-            texts: texts, or pairs of texts for a task on pairs.
+            items: texts, or pairs of texts for a task on pairs; or pictures: files, PIL images, uint8 pixels [h, w] or [h, w, 3],
+                or encoded bytes.
         """
-        return self.logits_of(table_of(texts))
+        return self.logits_of(table_of(items) if self.backbone.reads == "texts" else pictures_of(items))
 
     def logits_of(self, rows: Rows) -> Tensor:
-        """[n, C] on a table of texts; its labels are not looked at."""
+        """[n, C] on a table; its labels are not looked at."""
         if not len(rows):
             return torch.zeros(0, len(self.classes))
         table = tabulate(self.backbone, rows, self.about.max_length)
         return self.trained.logits(self.backbone, self.classes, table, np.arange(len(rows)))
 
-    def probabilities(self, texts: Sequence[Text]) -> Tensor:
+    def probabilities(self, items: Sequence[Text | Picture]) -> Tensor:
         """[n, C], each row sums to 1."""
-        return torch.softmax(self.logits(texts), dim=-1)
+        return torch.softmax(self.logits(items), dim=-1)
 
-    def predict(self, texts: Sequence[Text]) -> list[str]:
-        """The name of the most likely class of each text."""
-        return [self.classes[i] for i in self.logits(texts).argmax(-1).tolist()]
+    def predict(self, items: Sequence[Text | Picture]) -> list[str]:
+        """The name of the most likely class of each text or picture."""
+        return [self.classes[i] for i in self.logits(items).argmax(-1).tolist()]
 
 
-def table_of(texts: Sequence[Text]) -> Rows:
+def table_of(texts: Sequence[Any]) -> Rows:
     """Texts, or pairs of them, as an unlabelled table.
 
     Raises:
@@ -73,6 +81,30 @@ def table_of(texts: Sequence[Text]) -> Rows:
         raise UserError("texts must be all texts, or all pairs of two texts.")
     first, second = (plain, None) if plain or not items else ([p[0] for p in pairs], [p[1] for p in pairs])
     return Rows(first, second, np.zeros(len(items), np.int64), np.arange(len(items)))
+
+
+def pictures_of(items: Sequence[Any]) -> Rows:
+    """Pictures as an unlabelled table.
+
+    Raises:
+        UserError: something else than a list of pictures.
+    """
+    if isinstance(items, (str, bytes, Path)) or hasattr(items, "convert"):
+        raise UserError("give a list of pictures, even for a single one: predict([picture]).")
+    found = [_picture(item) for item in items]
+    return Rows(None, None, np.zeros(len(found), np.int64), np.arange(len(found)), images=Images(found))
+
+
+def _picture(item: Any) -> Item:
+    if isinstance(item, (str, Path)):
+        return Path(item).expanduser()
+    if hasattr(item, "convert"):  # of PIL
+        return np.asarray(item.convert("RGB"))
+    if isinstance(item, np.ndarray) and item.dtype == np.uint8 and (item.ndim == 2 or item.shape[2:] == (3,)):
+        return item
+    if isinstance(item, bytes):
+        return item
+    raise UserError("a picture must be a file, a PIL image, encoded bytes, or uint8 pixels [h, w] or [h, w, 3].")
 
 
 def load(
@@ -98,7 +130,12 @@ def load(
     if base is None and about.base.path and not Path(about.base.path).is_dir():
         raise UserError(f"the base of this model was in {about.base.path}, which is gone: say where it is now, as its base.")
     backbone = load_backbone(
-        name, classes=len(about.classes), device=device, precision=precision, trust_remote_code=trust_remote_code
+        name,
+        classes=about.classes,
+        device=device,
+        precision=precision,
+        trust_remote_code=trust_remote_code,
+        **asdict(about.base.options),
     )
     if backbone.weight_hash != about.base.sha256:
         raise UserError(
@@ -123,15 +160,15 @@ def model_folder(folder: Path) -> Path:
     return folder
 
 
-def predict(folder: str | Path, texts: Sequence[Text]) -> list[str]:
-    """Classes of ``texts`` by the model in a run's or an exported model's folder; it stays loaded for the next call.
+def predict(folder: str | Path, items: Sequence[Text | Picture]) -> list[str]:
+    """Classes of texts or pictures by the model in a run's or an exported model's folder; it stays loaded for the next call.
 
     Raises:
         UserError: see :func:`load`.
     """
     path = model_folder(Path(folder).expanduser())
     About.read(path)
-    return _loaded(path.resolve(), (path / "weft.json").stat().st_mtime_ns).predict(texts)
+    return _loaded(path.resolve(), (path / "weft.json").stat().st_mtime_ns).predict(items)
 
 
 @functools.lru_cache(maxsize=1)

@@ -16,6 +16,8 @@ from weft.adaptation.bottleneck import Bottleneck
 from weft.adaptation.head import Head
 from weft.adaptation.lora import Delta, LoRA
 from weft.adaptation.part import Part
+from weft.adaptation.residual import Residual
+from weft.adaptation.tokens import ClassContext, ImageTokens
 from weft.errors import UserError
 from weft.export.about import FORMAT, check_format, damaged
 from weft.export.peft_files import check_names
@@ -30,7 +32,8 @@ if TYPE_CHECKING:
     from weft.tasks.classification import Classification
 
 CONFIG, TENSORS = "weft_adapter.json", "weft_adapter.safetensors"
-KINDS: dict[str, type] = {kind.__name__: kind for kind in (LoRA, Delta, Bottleneck, Bias, Head)}
+PARTS = (LoRA, Delta, Bottleneck, Bias, Head, ClassContext, ImageTokens, Residual)
+KINDS: dict[str, type] = {kind.__name__: kind for kind in PARTS}
 """Parts that are described by their settings. A model with others is described by its method."""
 
 

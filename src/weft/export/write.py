@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from weft.backbones.load import load as load_backbone
 from weft.errors import UserError, WeftError
 from weft.export import peft_files, weft_files
 from weft.export.about import About, Base
+from weft.export.card import card
 from weft.export.trained import Trained, capture
 from weft.federation import files
 from weft.federation.pack import Bench
@@ -84,7 +85,7 @@ def export(
     trained = capture(server, bench, view, client)
     base = Base.of(bench.backbone)
     facts = {} if client is None else client.info(method.info.asks).facts
-    kind = "peft" if peft_files.fits(trained) else "weft"
+    kind = "peft" if peft_files.fits(trained, bench.backbone) else "weft"
     if kind == "peft":
         peft_files.write(trained, bench.backbone, base, folder)
     else:
@@ -108,7 +109,7 @@ def export(
         )
     about = replace(about, checked={"rows": rows, "difference": difference, "tolerance": tolerance})
     about.write(folder)
-    files.write(folder / "README.md", card(about).encode())
+    files.write(folder / "README.md", card(about, notes(about), peft_files.plain_class(bench.backbone)).encode())
     return report_of(about, folder)
 
 
@@ -142,7 +143,7 @@ def choose_view(slug: str, views: tuple[str, ...], view: str | None, personal: b
 
 def compare(trained: Trained, about: About, bench: Bench, folder: Path) -> tuple[float, float, int]:
     """How far the logits of the files are from those of the model they were written from, what is allowed, and the rows."""
-    backbone = in_float32(bench.backbone, len(about.classes))
+    backbone = in_float32(bench.backbone, about.classes)
     table = bench.table
     order = np.argsort(table.lengths, kind="stable")
     rows = order[np.unique(np.linspace(0, len(order) - 1, ROWS).round().astype(int))]
@@ -156,12 +157,13 @@ def compare(trained: Trained, about: About, bench: Bench, folder: Path) -> tuple
     return float(torch.stack(differences).max()), tolerance, len(rows)
 
 
-def in_float32(backbone: Backbone, classes: int) -> Backbone:
+def in_float32(backbone: Backbone, classes: Sequence[str]) -> Backbone:
     """The backbone itself if it computes in float32 (or better) on the CPU, else a copy that does, loaded anew."""
     if backbone.dtype in (torch.float32, torch.float64) and backbone.device.type == "cpu":
         return backbone
     trust = type(backbone.model).__module__.startswith("transformers_modules.")
-    return load_backbone(backbone.name, classes=classes, device="cpu", precision="float32", trust_remote_code=trust)
+    options = asdict(backbone.options)
+    return load_backbone(backbone.name, classes=classes, device="cpu", precision="float32", trust_remote_code=trust, **options)
 
 
 def read(folder: Path, about: About, backbone: Backbone) -> Trained:
@@ -191,27 +193,3 @@ def _version() -> str:
         return metadata.version("weft")
     except metadata.PackageNotFoundError:  # run from a source tree
         return ""
-
-
-def card(about: About) -> str:
-    """The README of an exported model."""
-    base, labels = about.base, list(about.classes)
-    whose = "the federation" if about.client is None else f"client {about.client}"
-    padding = "" if base.pad_token_id == 0 else f"base.config.pad_token_id = {base.pad_token_id}\n"
-    if about.kind == "peft":
-        code = (
-            "from peft import PeftModel\nfrom transformers import AutoModelForSequenceClassification\n\n"
-            f"labels = {labels!r}\nbase = AutoModelForSequenceClassification.from_pretrained(\n"
-            f"    {base.reference!r}, num_labels={len(labels)}, id2label=dict(enumerate(labels))\n)\n{padding}"
-            "model = PeftModel.from_pretrained(base, FOLDER)\n"
-        )
-    else:
-        code = "from weft.export import load\n\nload(FOLDER).predict(['a text'])\n"
-    head = f"---\nlibrary_name: {about.kind}\nbase_model: {base.reference}\ntags: [federated-learning, weft]\n---\n"
-    lines = [
-        f"The model of {whose}, trained with Weft by {about.method['title']} ({about.method['paper']}).",
-        f"It sits on `{base.reference}` (weights sha256 `{base.sha256}`); texts are cut to {about.max_length} tokens.",
-        *notes(about),
-        f"```python\n{code}```",
-    ]
-    return head + "\n".join(["# " + (about.run or about.method["slug"]), "", *lines]) + "\n"

@@ -16,6 +16,7 @@ from weft.data.rows import FederatedData, Rows, Source, fingerprint
 from weft.data.sources import load as load_data
 from weft.engines.observer import Observer
 from weft.engines.simulation import Tests
+from weft.errors import UserError
 from weft.experiment import Experiment
 from weft.federation.client import ClientState, Splits
 from weft.federation.pack import Bench
@@ -91,6 +92,8 @@ def prepare(
         observer.say(note)
     observer.advance("set-up", step="data")
     models = x.models
+    if len(models) > 1 and (x.blocks or x.roles or x.head):
+        raise UserError("blocks, roles and head correct the description of one backbone: give a single --model with them.")
     backbones = [
         load_backbone(
             name,
@@ -99,6 +102,9 @@ def prepare(
             precision=x.precision,
             task="classification" if x.task == "auto" and "head" in needs else x.task,
             template=x.template,
+            blocks=x.blocks,
+            roles=x.roles,
+            head=x.head,
             trust_remote_code=x.trust_remote_code,
         )
         for name in models

@@ -46,11 +46,11 @@ class Run:
         path = RunDirectory(self.folder).adapter
         return path if path.is_dir() else None
 
-    def predict(self, texts: Sequence[Any]) -> Any:
-        """Classes of new texts (or of pairs of texts) by the run's model; see :func:`weft.export.predict`."""
+    def predict(self, items: Sequence[Any]) -> Any:
+        """Classes of new texts (or pairs of texts), or of pictures, by the run's model; see :func:`weft.export.predict`."""
         from weft.export import predict
 
-        return predict(self.folder, texts)
+        return predict(self.folder, items)
 
     def __repr__(self) -> str:
         numbers = ", ".join(f"{n} {v:.4f}" for n, v in self.metrics.items())

@@ -65,6 +65,8 @@ class FedHPL(Method):
         additive=False,
     )
 
+    demands: ClassVar[tuple[str, ...]] = ("logits", "accuracy", "count")
+
     tokens: int = 10
     deep: bool = False
     gamma: float = 1.0

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -57,6 +57,8 @@ class PFedPG(Method):
         additive=False,
     )
 
+    demands: ClassVar[tuple[str, ...]] = ("prompt",)
+
     tokens: int = 10
     inner: int = 512
     server_lr: float = 1e-3
@@ -97,27 +99,34 @@ class PFedPG(Method):
     def aggregate(self, server: ServerState, updates: Iterable[Update]) -> None:
         memo, name = server.memo, prompt_name(server)
         learnt = {n: memo[n].clone().requires_grad_(True) for n in ("q", "k", "v", "o", "base", "clients")}
+        present = torch.zeros(len(memo["ids"]), 1, dtype=torch.bool)
         loss = torch.zeros((), dtype=server.bench_of.dtype)
         for update in updates:
-            d = learnt["clients"][memo["ids"].index(update.client.id)]
+            place = memo["ids"].index(update.client.id)
             trained = update.tensors[name]
             assert isinstance(trained, Tensor)
-            loss = loss + 0.5 * (generate(learnt, d) - trained.to(loss.dtype)).square().sum()
-        if not loss.requires_grad:
+            loss = loss + 0.5 * (generate(learnt, learnt["clients"][place]) - trained.to(loss.dtype)).square().sum()
+            present[place] = True
+        if not present.any():
             return
         gradients = torch.autograd.grad(loss, list(learnt.values()))
         for (n, value), g in zip(learnt.items(), gradients, strict=True):
-            memo[n] = value.detach() - self._step(memo, n, g)
+            rows = present if n == "clients" else torch.ones(len(g), 1, dtype=torch.bool)
+            memo[n] = value.detach() - self._step(memo, n, g, rows)
 
-    def _step(self, memo: dict[str, object], name: str, g: Tensor) -> Tensor:
-        """α·g, or Adam's (Kingma & Ba, 2015) with its usual constants."""
+    def _step(self, memo: dict[str, Any], name: str, g: Tensor, here: Tensor) -> Tensor:
+        """α·g, or Adam's (Kingma & Ba, 2015) with its usual constants, in the rows ``here`` [n, 1]: momentum would go on moving
+        absent clients.
+        """
         if self.server_optimizer == "gd":
             return self.server_lr * g
-        t = int(memo.get(f"adam/{name}/t", 0)) + 1  # type: ignore[call-overload]
+        t = memo.get(f"adam/{name}/t", torch.zeros_like(g[:, :1])) + here
         first, second = (memo.get(f"adam/{name}/{i}", torch.zeros_like(g)) for i in ("m", "v"))
-        m, v = 0.9 * first + 0.1 * g, 0.999 * second + 0.001 * g.square()  # type: ignore[operator]
+        m = torch.where(here, 0.9 * first + 0.1 * g, first)
+        v = torch.where(here, 0.999 * second + 0.001 * g.square(), second)
         memo |= {f"adam/{name}/t": t, f"adam/{name}/m": m, f"adam/{name}/v": v}
-        return self.server_lr * (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + 1e-8)
+        steps = t.clamp(min=1)
+        return self.server_lr * here * (m / (1 - 0.9**steps)) / ((v / (1 - 0.999**steps)).sqrt() + 1e-8)
 
     # client ---------------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,93 @@
+"""What was found in a backbone, as plain data for people and programs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+from weft.backbones.backbone import Backbone, Site
+from weft.backbones.describe import find_blocks
+
+
+def inventory(backbone: Backbone) -> dict[str, Any]:
+    """Names, sizes and counts of everything that a part can sit on."""
+    b = backbone
+    stack = b.blocks[0].rsplit(".", 1)[0]
+    biases = [(s.name, s.d_out) for s in (*b.linears, *b.norms, *b.outer) if s.bias]
+    return {
+        "name": b.name,
+        "type": b.kind,
+        "class": type(b.model).__name__,
+        "parameters": b.parameters,
+        "reads": b.reads,
+        "task": "classification" if b.names is None else "similarity",
+        "options": asdict(b.options),
+        "input": _site(b.reader),
+        "blocks": {
+            "path": stack,
+            "count": len(b.blocks),
+            "hidden_size": b.d,
+            "separate": b.separate_blocks,
+            "shared": b.shared_blocks,
+            "tokens_of_a_picture": b.picture_tokens or None,
+        },
+        "linears": grouped(b.linears, b.blocks),
+        "norms": {
+            "in_blocks": sum(s.block is not None for s in b.norms),
+            "outside": [s.name for s in b.norms if s.block is None],
+        },
+        "biases": {"vectors": len(biases), "elements": sum(size for _, size in biases)},
+        "bottlenecks": {
+            "count": len(b.bottlenecks),
+            "place": f"before the norm {_inside(b.bottlenecks[0].name, b.blocks)} that ends a block"
+            if b.bottlenecks[0].role == "ffn.norm"
+            else "after a block",
+        },
+        "head": {"reads": b.pools, "modules": [_site(s) for s in b.heads]},
+        "outside": [_site(s) for s in b.outer],
+        "text_tower": None if b.names is None else _text_tower(b),
+        "notes": [*b.notes, *cautions(b)],
+    }
+
+
+def cautions(backbone: Backbone) -> list[str]:
+    """What some methods can't do on this backbone, a sentence each."""
+    found = []
+    if not backbone.separate_blocks:
+        why = "one block is called several times" if backbone.shared_blocks else "blocks hand on more than their hidden states"
+        found.append(f"{why}: methods that leave blocks out can't be used, and frozen lower blocks are not cached.")
+    if not any(s.bias for s in (*backbone.linears, *backbone.norms)):
+        found.append("there are no biases: methods that train them need --set method.add_missing=true.")
+    if not backbone.heads:
+        found.append("there is no head: class names in the text tower stand for one.")
+    return found
+
+
+def grouped(sites: Iterable[Site], blocks: list[str]) -> list[dict[str, Any]]:
+    """Sites that are alike in all blocks as one, with their number."""
+    counts: Counter[tuple[str, str, int, int, bool, bool]] = Counter(
+        (s.role, _inside(s.name, blocks), s.d_in, s.d_out, s.bias, s.per_row) for s in sites
+    )
+    keys = ("role", "name", "d_in", "d_out", "bias", "per_row")
+    return [dict(zip(keys, key, strict=True)) | {"count": n} for key, n in counts.items()]
+
+
+def _text_tower(b: Backbone) -> dict[str, Any]:
+    blocks = find_blocks(b.model.text_model, "text_model", int(b.model.config.text_config.num_hidden_layers))
+    return {
+        "words": _site(b.words),
+        "joint_embedding": _site(b.embedding),
+        "blocks": {"path": blocks[0].rsplit(".", 1)[0], "count": len(blocks)},
+        "linears": grouped(b.text_linears, blocks),
+    }
+
+
+def _inside(name: str, blocks: list[str]) -> str:
+    """A module's name within its block."""
+    return next((name.removeprefix(b + ".") for b in blocks if name.startswith(b + ".")), name)
+
+
+def _site(site: Site | None) -> dict[str, Any] | None:
+    return None if site is None else {"name": site.name, "d_in": site.d_in, "d_out": site.d_out, "bias": site.bias}

@@ -1,0 +1,55 @@
+"""How a backbone is to be read: its task, and what a person knows better than the description by structure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from weft.errors import UserError, nearest
+
+LINEAR_ROLES = ("q", "k", "v", "o", "ffn.in", "ffn.gate", "ffn.out")
+NO_SITE = "none"  # instead of a role: no place for a part
+
+
+@dataclass(frozen=True)
+class Options:
+    """What :func:`weft.backbones.load.load` takes beside a name and classes; the last three correct wrong guesses.
+
+    Attributes:
+        task: ``auto``, ``classification`` or ``similarity``. template: sentence for class names in a text tower.
+        blocks: path of the list of transformer blocks, as in ``model.layers``.
+        roles: of linear layers inside a block by the ends of their names, as in ``Wqkv=q+k+v,wo=o``; ``none`` = no place for
+            a part.
+        head: names of the modules that make the head, joined by commas.
+    """
+
+    task: str = "auto"
+    template: str = "a photo of a {}."
+    blocks: str = ""
+    roles: str = ""
+    head: str = ""
+
+    def __post_init__(self) -> None:
+        _ = self.endings  # a wrong one is said before anything is loaded
+
+    @property
+    def endings(self) -> dict[str, str]:
+        """Ending of a name -> role.
+
+        Raises:
+            UserError: something else than ENDING=ROLE pairs, or an unknown role.
+        """
+        found: dict[str, str] = {}
+        for pair in filter(None, (p.strip() for p in self.roles.split(","))):
+            ending, sign, role = (s.strip() for s in pair.partition("="))
+            if not sign or not ending:
+                raise UserError(f'"{pair}" gives no role to a layer: write ENDING=ROLE, as in --roles Wqkv=q+k+v,wo=o.')
+            for one in role.split("+"):
+                if one not in LINEAR_ROLES and role != NO_SITE:
+                    choices = [*LINEAR_ROLES, NO_SITE]
+                    raise UserError(f'unknown role "{one}" in {pair}: use {", ".join(choices)}.{nearest(one, choices)}')
+            found[ending] = role
+        return found
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        return tuple(n.strip() for n in self.head.split(",") if n.strip())

@@ -1,0 +1,238 @@
+"""What only a run tells of an unknown Hugging Face model: a few rows go through it and are watched."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from weft.backbones.backbone import Site
+from weft.backbones.describe import features, is_norm
+from weft.errors import UserError
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What only a run of the model tells.
+
+    Attributes:
+        d: hidden size. bottlenecks: sites of a bottleneck adapter. reader: what is called with the raw input: a token embedding,
+            a convolution over patches; None if nothing is.
+        shared: a block is called several times. chained: blocks hand on more than their hidden states.
+        tuple_blocks: size of the tuple in which blocks return their hidden state; 0 = on its own.
+        pools: the tokens that the head reads: ``first``, ``last`` (of a row's own tokens) or ``all``. tokens: in a block.
+        common: modules called with something else than the rows of the batch, as DeBERTa's with its table of positions.
+        row_arguments: arguments of a block that have one entry per row.
+    """
+
+    d: int
+    bottlenecks: list[Site]
+    reader: Site | None
+    shared: bool
+    chained: bool
+    tuple_blocks: int
+    pools: str
+    tokens: int
+    common: frozenset[str]
+    row_arguments: frozenset[str]
+
+
+ROWS, WIDTH = 5, 3  # of the run that is watched: told apart in a shape
+PICTURES = 7  # rows, where the number of tokens is the model's: a square and one or two more
+
+
+def trace(model: nn.Module, blocks: list[str], inputs: Mapping[str, torch.Tensor], apart: tuple[str, ...] = ()) -> Trace:
+    """Run a few rows through the model and watch.
+
+    Args:
+        inputs: :func:`words` or :func:`pictures`. apart: prefixes of modules that see other rows (a text tower).
+
+    Bottlenecks follow the feed-forward (Houlsby/Pfeiffer placement). Post-norm blocks (BERT) end in a layer norm: the site is
+    that norm, role ``ffn.norm``. Other blocks (LLaMA): the site is the block's output, role ``block``.
+
+    Raises:
+        UserError: blocks that do not take and give hidden states [rows, tokens, d], or that never run.
+    """
+    modules = dict(model.named_modules())
+    raw = inputs["pixel_values"] if "pixel_values" in inputs else inputs["input_ids"]
+    rows = len(raw)
+    outputs: dict[str, Any] = {}
+    calls: Counter[str] = Counter()
+    sizes: set[int] = set()
+    common: set[str] = set()
+    row_arguments: set[str] = set()
+    last: list[torch.Tensor] = []
+    seen: set[int] = {WIDTH}
+    shapes: set[tuple[int, ...]] = set()
+    readers: list[str] = []
+
+    def block_hook(name: str) -> Callable[..., Any]:
+        def hook(_m: nn.Module, args: Any, kwargs: Any, out: Any) -> Any:
+            calls[name] += 1
+            sizes.add(len(out) if isinstance(out, tuple) else 0)
+            row_arguments.update(paths_with(rows, args, kwargs))
+            hidden = outputs[name] = out[0] if isinstance(out, tuple) else out
+            shapes.add(_shape(args[0] if args else kwargs.get("hidden_states")))
+            shapes.add(_shape(hidden))
+            seen.add(hidden.shape[1] if isinstance(hidden, torch.Tensor) and hidden.dim() == 3 else 0)
+            if name != blocks[-1] or not isinstance(hidden, torch.Tensor):
+                return None
+            last[:] = [hidden.detach().requires_grad_()]  # what the head makes of it is differentiated below
+            return (last[0], *out[1:]) if isinstance(out, tuple) else last[0]
+
+        return hook
+
+    def leaf_hook(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, out: Any) -> None:
+            if is_norm(module):
+                outputs[name] = out
+            if args[0].shape[0] not in (rows, rows * max(seen)):
+                common.add(name)
+
+        return hook
+
+    def reader_hook(name: str) -> Callable[..., None]:
+        def hook(_m: nn.Module, args: Any, _out: Any) -> None:
+            if args and args[0].shape == raw.shape and torch.equal(args[0], raw):
+                readers.append(name)
+
+        return hook
+
+    weights = {n: m for n, m in modules.items() if isinstance(m, (nn.Embedding, nn.Conv2d)) and not n.startswith(apart)}
+    leaves = {n for n, m in modules.items() if (is_norm(m) or features(m) is not None) and not n.startswith(apart)}
+    watched = {modules[n]: block_hook(n) for n in blocks}
+    others = {modules[n]: leaf_hook(n) for n in leaves} | {m: reader_hook(n) for n, m in weights.items()}
+    with torch.enable_grad(), hooked(watched, with_kwargs=True), hooked(others):
+        logits = model(**inputs).logits
+        shapes |= {() for name in blocks if not calls[name]}
+        tokens = _tokens(shapes, rows, inputs)
+        (slope,) = torch.autograd.grad(logits.sum(), last, allow_unused=True)
+    d = last[0].shape[-1]
+    found = []
+    for index, path in enumerate(blocks):
+        ends = [n for n, out in outputs.items() if n.startswith(path + ".") and torch.equal(out, outputs[path])]
+        name, role = (ends[-1], "ffn.norm") if ends else (path, "block")
+        found.append(Site(name, role, d, d, block=index))
+    return Trace(
+        d=d,
+        bottlenecks=found,
+        reader=_reader(readers[0], weights[readers[0]]) if readers else None,
+        shared=max(calls.values()) > 1,
+        chained=max(sizes) > 1 and _chained([modules[n] for n in blocks], model, inputs, logits),
+        tuple_blocks=max(sizes),
+        pools=_pooled(slope, inputs),
+        tokens=tokens,
+        common=frozenset(common),
+        row_arguments=frozenset(row_arguments),
+    )
+
+
+@contextmanager
+def hooked(hooks: Mapping[nn.Module, Callable[..., Any]], with_kwargs: bool = False) -> Iterator[None]:
+    handles = [module.register_forward_hook(hook, with_kwargs=with_kwargs) for module, hook in hooks.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _reader(name: str, module: nn.Module) -> Site:
+    if isinstance(module, nn.Embedding):
+        return Site(name, "words", module.num_embeddings, module.embedding_dim, block=None)
+    assert isinstance(module, nn.Conv2d)
+    return Site(name, "patches", module.in_channels, module.out_channels, block=None, bias=module.bias is not None)
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    return tuple(value.shape) if isinstance(value, torch.Tensor) else ()
+
+
+def _tokens(shapes: set[tuple[int, ...]], rows: int, inputs: Mapping[str, torch.Tensor]) -> int:
+    """Tokens of a row inside the blocks.
+
+    Args:
+        shapes: of what goes into a block and comes out of it; () = of something else than a tensor.
+
+    Raises:
+        UserError: these are no hidden states of one shape.
+    """
+    shape = min(shapes)
+    width = inputs["input_ids"].shape[1] if "input_ids" in inputs else None
+    if len(shapes) > 1 or len(shape) != 3 or shape[0] != rows or width not in (None, shape[1]):
+        raise UserError(
+            "this backbone's blocks do not take and give hidden states of one shape [rows, tokens, features]: choose a "
+            "transformer, or name its list of blocks with --blocks PATH."
+        )
+    return int(shape[1])
+
+
+@torch.no_grad()
+def _chained(blocks: list[nn.Module], model: nn.Module, inputs: Mapping[str, torch.Tensor], logits: torch.Tensor) -> bool:
+    """Whether the logits change when blocks hand on nothing but their hidden states, as blocks that were left out do."""
+
+    def hidden_only(_m: nn.Module, _a: Any, out: Any) -> Any:
+        return (out[0], *[None] * (len(out) - 1)) if isinstance(out, tuple) else out
+
+    try:
+        with hooked(dict.fromkeys(blocks, hidden_only)):
+            return not torch.allclose(model(**inputs).logits, logits)
+    except Exception:  # whatever a model does without something that it needs
+        return True
+
+
+def pictures(height: int, width: int) -> dict[str, torch.Tensor]:
+    """PICTURES different ones."""
+    g = torch.Generator().manual_seed(0)
+    return {"pixel_values": torch.randn(PICTURES, 3, height, width, generator=g)}
+
+
+def words(model: nn.Module) -> dict[str, torch.Tensor]:
+    """ROWS rows of WIDTH tokens; the last one of the second row is padding."""
+    config: Any = model.config
+    pad = int(config.pad_token_id or 0)
+    some = [i for i in range(min(config.vocab_size, WIDTH + 6)) if i != pad][-WIDTH:]
+    ids = torch.tensor([some] * ROWS, device=next(model.parameters()).device)
+    mask = torch.ones_like(ids)
+    ids[1, -1], mask[1, -1] = pad, 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def _pooled(slope: torch.Tensor | None, inputs: Mapping[str, torch.Tensor]) -> str:
+    """From the gradient of the logits, [ROWS, tokens, d]: which tokens reach the head."""
+    if slope is None:
+        return "all"
+    read = slope.abs().sum(-1) > 0
+    if "input_ids" not in inputs:
+        return "first" if bool(read[:, 0].all()) and not bool(read[:, 1:].any()) else "all"
+    for name, full, short in (("first", 0, 0), ("last", WIDTH - 1, WIDTH - 2)):
+        at = torch.full((ROWS,), full, device=read.device)
+        at[1] = short
+        if torch.equal(read, torch.nn.functional.one_hot(at, WIDTH).bool()):
+            return name
+    return "all"
+
+
+def paths_with(n: int, args: Any, kwargs: Any) -> set[str]:
+    """Paths ("0", "attention_mask", "position_embeddings.1") of the tensors whose first size is n."""
+    found: set[str] = set()
+
+    def visit(value: Any, path: str) -> None:
+        if isinstance(value, torch.Tensor):
+            if value.dim() and value.shape[0] == n:
+                found.add(path)
+        elif isinstance(value, (tuple, list)):
+            for i, v in enumerate(value):
+                visit(v, f"{path}.{i}" if path else str(i))
+        elif isinstance(value, dict):
+            for key, v in value.items():
+                visit(v, f"{path}.{key}" if path else str(key))
+
+    visit(args, "")
+    visit(kwargs, "")
+    return found

@@ -1,0 +1,63 @@
+"""How the description of one backbone looks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.text import Text
+
+from weft.cli.cards import facts, grid
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+POOLED = {"first": "the first token", "last": "the last token of a row", "all": "all tokens"}
+
+
+def backbone_card(out: Console, found: dict[str, Any]) -> None:
+    """What :func:`weft.backbones.inventory.inventory` found."""
+    blocks, norms, biases, head = found["blocks"], found["norms"], found["biases"], found["head"]
+    tokens = f", {blocks['tokens_of_a_picture']} tokens a picture" if blocks["tokens_of_a_picture"] else ""
+    outside = f" and {', '.join(norms['outside'])}" if norms["outside"] else ""
+    out.print(Text.assemble((found["name"], "bold cyan"), f"  {found['type']}, {found['class']}"))
+    facts(
+        out,
+        {
+            "parameters": f"{found['parameters']:,}",
+            "reads": found["reads"],
+            "task": found["task"],
+            "input": "not found" if found["input"] is None else _site(found["input"]),
+            "blocks": f"{blocks['count']} in {blocks['path']}, hidden size {blocks['hidden_size']}{tokens}",
+            "norms": f"{norms['in_blocks']} in blocks{outside}",
+            "biases": f"{biases['vectors']} vectors, {biases['elements']:,} elements",
+            "bottlenecks": f"{found['bottlenecks']['count']}, {found['bottlenecks']['place']}",
+            "other linear layers": ", ".join(map(_site, found["outside"])) or "none",
+            "head": ", ".join(map(_site, head["modules"])) or "none",
+            "head reads": POOLED[head["reads"]],
+        },
+    )
+    _linears(out, "Linear layers of a block", found["linears"])
+    tower = found["text_tower"]
+    if tower is not None:
+        _linears(out, f"Text tower: {tower['blocks']['count']} blocks in {tower['blocks']['path']}", tower["linears"], "text.")
+    for note in found["notes"]:
+        out.print()
+        out.print(Text(note, style="yellow"))
+    out.print()
+    out.print(Text("Something wrong? --blocks, --roles and --head put it right, here and in weft run.", style="dim"))
+
+
+def _linears(out: Console, title: str, linears: list[dict[str, Any]], prefix: str = "") -> None:
+    out.print()
+    out.print(Text(title, style="bold"))
+    table = grid("role", "name", ">from", ">to", "bias", ">count")
+    for s in linears:
+        role = "+".join(prefix + r for r in s["role"].split("+"))
+        table.add_row(
+            Text(role, style="cyan"), s["name"], str(s["d_in"]), str(s["d_out"]), "yes" if s["bias"] else "-", str(s["count"])
+        )
+    out.print(table)
+
+
+def _site(site: dict[str, Any]) -> str:
+    return f"{site['name']} ({site['d_in']} → {site['d_out']})"

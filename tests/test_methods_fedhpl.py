@@ -1,0 +1,509 @@
+"""FedHPL against its card: VPT on every client's own backbone, and tables of class-wise logits mixed by loops."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import by_hand
+import images_by_hand as hand
+import tiny
+from site_by_messages import by_messages
+from weft.adaptation.optim import Optim
+from weft.aggregation.tables import RECEIVERS, WEIGHTINGS, contributions, mix
+from weft.backbones.backbone import Backbone, frozen_fingerprint
+from weft.errors import UserError
+from weft.federation.message import Update
+from weft.federation.pack import make_batch
+from weft.federation.scope import Scope
+from weft.methods import FedHPL, FedIT
+
+C = 3
+TEACHER = "teacher/values/logits"
+SMALL = FedHPL(tokens=3, batch=4, epochs=2.0)
+
+
+def models() -> list[Backbone]:
+    """A ViT, a wider and shallower one, and the image tower of a CLIP."""
+    wide = tiny.backbone("vit", hidden_size=48, num_hidden_layers=2, intermediate_size=96)
+    return [tiny.backbone("vit"), wide, tiny.backbone("clip", task="classification")]
+
+
+@functools.cache
+def mixed(method: FedHPL = SMALL, **settings: Any) -> tiny.Federation:
+    """Two rounds of a federation on three backbones; nobody may go on with it."""
+    return tiny.mixed_federation(method, models(), rounds=2, **settings).run()
+
+
+def model_of(run: tiny.Federation, k: int) -> Backbone:
+    return run.bench.of(run.clients[k]).backbone
+
+
+def predict(run: tiny.Federation, k: int, values: dict[str, Tensor], rows: np.ndarray) -> Tensor:
+    table = run.bench.of(run.clients[k]).table
+    return hand.prompted(model_of(run, k), values, table.collate(rows)["pixel_values"])
+
+
+def a_turn(
+    run: tiny.Federation, k: int, values: dict[str, Tensor], steps: list[np.ndarray], known: Sequence[int], gamma: float, tau: float
+) -> dict[str, Tensor]:
+    """The card's client step, example by example: VPT, and a teacher for the classes that have one."""
+    teacher = values.get(TEACHER)
+    values = {n: v.clone().requires_grad_(True) for n, v in values.items() if n.startswith(("prompt/", "head/"))}
+    optimizer = torch.optim.SGD(list(values.values()), lr=0.05, momentum=0.9)
+    for rows in steps:
+        z, y = predict(run, k, values, rows), by_hand.labels(run, rows)
+        loss = F.cross_entropy(z, y)
+        taught = [i for i in range(len(rows)) if int(y[i]) in known]
+        for i in taught:
+            assert teacher is not None
+            p, q = F.softmax(teacher[y[i]] / tau, 0), F.softmax(z[i] / tau, 0)
+            loss = loss + gamma * tau**2 * (p * (p / q).log()).sum() / len(taught)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return {n: v.detach() for n, v in values.items()}
+
+
+def table(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean logits of the correctly predicted examples of each class, the share of them, and their number."""
+    means, accuracy, count = torch.zeros(C, C, dtype=torch.float64), torch.zeros(C, dtype=torch.float64), torch.zeros(C)
+    for c in range(C):
+        own = [z[i].double() for i in range(len(z)) if int(y[i]) == c]
+        right = [row for row in own if int(row.argmax()) == c]
+        if right:
+            means[c], accuracy[c], count[c] = sum(right) / len(right), len(right) / len(own), len(right)  # type: ignore[assignment]
+    return means, accuracy, count
+
+
+def mixed_by_hand(tables: Tensor, given: Tensor, k: int | None, mixing: str, receiver: str) -> tuple[Tensor, list[int]]:
+    """Ẑ_k and the classes that it has a row for. ``given``: accuracies, or counts, [n, C]."""
+    found, known = torch.zeros(C, C, dtype=torch.float64), []
+    for c in range(C):
+        weights = []
+        for j in range(len(tables)):
+            a = float(given[j, c])
+            w = {"accuracy": a, "count": a, "uniform": 1.0, "accuracy_softmax": math.exp(a / 0.1)}[mixing] if a > 0 else 0.0
+            if receiver == "leave_self_out" and j == k:
+                w = 0.0
+            if receiver == "similarity" and k is not None and float(given[k, c]) > 0 and w:
+                one, other = tables[k, c], tables[j, c]
+                w *= math.exp(float(one @ other / (one.norm() * other.norm())))
+            weights.append(w)
+        if sum(weights) > 0:
+            known.append(c)
+            found[c] = sum(w / sum(weights) * tables[j, c] for j, w in enumerate(weights))  # type: ignore[assignment]
+    return found, known
+
+
+def sent(updates: Sequence[Update], name: str) -> Tensor:
+    values = [u.tensors[name] for u in updates]
+    assert all(isinstance(v, Tensor) for v in values)
+    return torch.stack(values)  # type: ignore[arg-type]
+
+
+# a client's turn ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_each_client_tunes_its_prompt_and_head_by_its_labels_and_from_the_second_round_on_by_the_table(deep: bool) -> None:
+    run = tiny.federation(replace(SMALL, deep=deep, gamma=0.7, temperature=1.5), rounds=2)
+    seen = by_hand.record(run)
+    own: dict[int, dict[str, Tensor]] = {}
+    for t in range(2):
+        for k, client in enumerate(run.clients):
+            pack = run.pack([k], t)
+            known = pack.facts[0].get("known", [])
+            assert bool(known) == (t > 0)
+            values = by_hand.start_of(run, k, t) | own.get(k, {})  # its own go on from where they were
+            if client.n:
+                own[k] = a_turn(run, k, values, by_hand.steps_of(run, k, t), known, 0.7, 1.5)
+        run.simulation.round(t)
+        for u in seen[t]:
+            k = int(u.client.id[-1])
+            rows = run.clients[k].data.train
+            means, accuracy, _ = table(predict(run, k, own[k], rows), by_hand.labels(run, rows))
+            by_hand.close(sent([u], "logits")[0], means, 1e-5)  # logits are kept in float32
+            by_hand.close(sent([u], "accuracy")[0], accuracy, 1e-6)
+    for k, values in own.items():
+        kept = by_hand.kept(run)[f"client-{k}"]
+        assert kept.keys() == values.keys()
+        for n, v in values.items():
+            by_hand.close(kept[n], v)
+
+
+def test_without_distillation_every_client_tunes_its_prompts_as_if_it_were_alone() -> None:
+    run = tiny.federation(replace(SMALL, gamma=0.0), rounds=3).run()
+    for k, client in enumerate(run.clients):
+        alone = tiny.federation(replace(SMALL, gamma=0.0))
+        values = by_hand.start_of(alone, k)
+        for t in range(3):
+            values |= a_turn(alone, k, values, by_hand.steps_of(alone, k, t), [], 0.0, 1.0)
+        kept = by_hand.kept(run)[client.id]
+        assert kept
+        for n, v in kept.items():
+            by_hand.close(v, values[n])
+
+
+def test_distillation_makes_a_difference() -> None:
+    with_it, without = (tiny.federation(replace(SMALL, gamma=g), rounds=2).run() for g in (1.0, 0.0))
+    for client, values in by_hand.kept(with_it).items():
+        if client != "client-4":  # it has no rows
+            assert any((v - by_hand.kept(without)[client][n]).abs().max() > 1e-4 for n, v in values.items())
+
+
+def one_of_each(run: tiny.Federation) -> Any:
+    """A batch of one client with an example of every class."""
+    labels = run.bench.table.labels
+    rows = np.array([[int(np.flatnonzero(labels == c)[0]) for c in range(C)]])
+    return make_batch(run.bench.table, rows, None, run.bench.backbone.device)
+
+
+def test_a_teacher_that_agrees_costs_nothing_whatever_is_added_to_its_logits() -> None:
+    run = tiny.federation(SMALL)
+    pack, batch = run.pack([0]), one_of_each(run)
+    z = run.method.forward(pack, batch).logits
+    plain = pack.loss(run.method.forward(pack, batch), batch)
+    for shift in (0.0, 5.0):
+        pack.tensors[TEACHER] = (z + shift).detach()
+        pack.facts[0]["known"] = [0, 1, 2]
+        by_hand.close(run.method.objective(pack, batch), plain, 1e-12)
+    pack.tensors[TEACHER] = (z * 3).detach()
+    assert float(run.method.objective(pack, batch) - plain) > 1e-3
+
+
+def test_a_class_without_a_row_in_the_table_is_not_distilled() -> None:
+    run = tiny.federation(SMALL)
+    pack, batch = run.pack([0]), one_of_each(run)
+    optimizer = pack.optimizer("prompt", "head", settings=SMALL.optim)
+
+    def slope(known: list[int], filler: float) -> tuple[Tensor, ...]:
+        teacher = torch.full((1, C, C), filler, dtype=torch.float64)
+        teacher[0, 1] = torch.tensor([1.0, 4.0, -2.0])
+        pack.tensors[TEACHER], pack.facts[0]["known"] = teacher, known
+        return torch.autograd.grad(run.method.objective(pack, batch).sum(), list(optimizer.params.values()))
+
+    for a, b in zip(slope([1], 0.0), slope([1], 9.0), strict=True):
+        assert torch.equal(a, b)
+    plain = torch.autograd.grad(pack.loss(run.method.forward(pack, batch), batch).sum(), list(optimizer.params.values()))
+    for a, b in zip(slope([], 9.0), plain, strict=True):
+        by_hand.close(a, b, 1e-12)
+    assert any((a - b).abs().max() > 1e-4 for a, b in zip(slope([1], 0.0), plain, strict=True))
+
+
+# tables ---------------------------------------------------------------------------------------------------------------
+
+
+def random_tables(n: int = 4, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Tables and accuracies of n clients, of whom the first and the last lack a class."""
+    g = torch.Generator().manual_seed(seed)
+    accuracy = torch.rand(n, C, generator=g, dtype=torch.float64)
+    accuracy[0, 2] = accuracy[-1, 0] = 0.0
+    tables = torch.randn(n, C, C, generator=g, dtype=torch.float64) * (accuracy > 0).unsqueeze(-1)
+    return tables, accuracy
+
+
+@pytest.mark.parametrize("receiver", RECEIVERS)
+@pytest.mark.parametrize("mixing", WEIGHTINGS)
+def test_a_mixed_table_is_the_cards_sum_for_every_receiver(mixing: str, receiver: str) -> None:
+    tables, given = random_tables()
+    given = (given * 10).ceil() if mixing == "count" else given
+    for k in (None, 0, 1, 2, 3):
+        found, known = mix(tables, contributions(given, given, mixing), None if k is None else tables[k], k, receiver)
+        wanted, classes = mixed_by_hand(tables, given, k, mixing, receiver)
+        by_hand.close(found, wanted, 1e-12)
+        assert known.nonzero().flatten().tolist() == classes
+
+
+@pytest.mark.parametrize("mixing", WEIGHTINGS)
+def test_weights_are_zero_without_a_correct_example_and_grow_with_accuracy(mixing: str) -> None:
+    given = torch.tensor([[0.0], [0.2], [0.6], [1.0]], dtype=torch.float64) * (10 if mixing == "count" else 1)
+    w = contributions(given, given, mixing).flatten()
+    assert w[0] == 0
+    assert bool((w[1:] > 0).all())
+    grows = bool((w[1:].diff() > 0).all())
+    assert grows == (mixing != "uniform")
+    equal = contributions(torch.full((5, C), 0.7), torch.full((5, C), 7.0), mixing)
+    assert torch.equal(equal, equal[:1].expand(5, C)), "equal accuracies weigh the same"
+
+
+@pytest.mark.parametrize("receiver", RECEIVERS)
+@pytest.mark.parametrize("mixing", WEIGHTINGS)
+def test_if_all_tables_are_equal_so_is_what_everybody_gets(mixing: str, receiver: str) -> None:
+    tables, given = random_tables()
+    given = given.clamp(min=0.1)
+    same = torch.randn(C, C, dtype=torch.float64, generator=torch.Generator().manual_seed(5)).expand(4, C, C)
+    for k in range(4):
+        found, known = mix(same, contributions(given, given, mixing), same[k], k, receiver)
+        by_hand.close(found, same[0], 1e-12)
+        assert bool(known.all())
+
+
+@pytest.mark.parametrize("mixing", WEIGHTINGS)
+def test_one_client_gets_its_own_table_back_or_none_if_it_is_left_out(mixing: str) -> None:
+    tables, given = (x[:1] for x in random_tables())
+    for receiver in RECEIVERS:
+        found, known = mix(tables, contributions(given, given, mixing), tables[0], 0, receiver)
+        assert known.tolist() == ([False] * 3 if receiver == "leave_self_out" else [True, True, False])
+        if receiver != "leave_self_out":
+            assert torch.equal(found, tables[0])
+
+
+@pytest.mark.parametrize("receiver", RECEIVERS)
+def test_permuting_clients_permutes_what_they_get(receiver: str) -> None:
+    tables, given = random_tables()
+    order = [2, 0, 3, 1]
+    weights = contributions(given, given, "accuracy")
+    for k in range(4):
+        plain, _ = mix(tables, weights, tables[k], k, receiver)
+        moved, _ = mix(tables[order], weights[order], tables[k], order.index(k), receiver)
+        by_hand.close(moved, plain, 1e-12)
+
+
+def test_rows_of_every_table_are_highest_at_their_own_class_and_so_is_every_mixture() -> None:
+    for receiver in RECEIVERS:
+        run = tiny.federation(replace(SMALL, receiver=receiver, epochs=4.0), rounds=2)
+        seen = by_hand.record(run)
+        run.run()
+        for updates in seen:
+            for u in updates:
+                for c in range(C):
+                    if sent([u], "accuracy")[0][c] > 0:
+                        assert int(sent([u], "logits")[0][c].argmax()) == c
+                    else:
+                        assert not sent([u], "logits")[0][c].any(), "a row without a correct example stays empty"
+        for client in run.clients:
+            message = run.method.send(run.server, client.info(()))
+            found = message.tensors[TEACHER]
+            assert isinstance(found, Tensor)
+            assert message.facts["known"]
+            for c in message.facts["known"]:
+                assert int(found[c].argmax()) == c
+
+
+# messages -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("receiver", RECEIVERS)
+@pytest.mark.parametrize("mixing", WEIGHTINGS)
+def test_each_client_is_sent_the_mixture_of_what_clients_sent(mixing: str, receiver: str) -> None:
+    run = tiny.federation(replace(SMALL, mixing=mixing, receiver=receiver), rounds=1)
+    seen = by_hand.record(run)
+    run.run()
+    kind = "count" if mixing == "count" else "accuracy"
+    assert all(set(u.tensors) == {"logits", kind} and not u.facts for u in seen[0])
+    ids = [u.client.id for u in seen[0]]
+    tables, given = sent(seen[0], "logits"), sent(seen[0], kind)
+    for client in run.clients:  # client 4 has no rows, and gets a table all the same
+        message = run.method.send(run.server, client.info(()))
+        wanted, known = mixed_by_hand(tables, given, ids.index(client.id) if client.id in ids else None, mixing, receiver)
+        assert set(message.tensors) == {TEACHER}
+        assert message.facts == {"known": known}
+        by_hand.close(message.tensors[TEACHER], wanted, 1e-12)  # type: ignore[arg-type]
+
+
+def test_counts_travel_instead_of_accuracies_if_they_are_the_weights() -> None:
+    run = tiny.federation(replace(SMALL, mixing="count"), rounds=1)
+    seen = by_hand.record(run)
+    run.run()
+    for u in seen[0]:
+        k = int(u.client.id[-1])
+        rows = run.clients[k].data.train
+        _, _, count = table(predict(run, k, by_hand.kept(run)[u.client.id], rows), by_hand.labels(run, rows))
+        assert sent([u], "count")[0].tolist() == count.tolist()
+
+
+def test_nothing_is_sent_before_there_is_a_table_and_nothing_but_tables_at_all() -> None:
+    run = tiny.federation(SMALL)
+    first = run.method.send(run.server, run.clients[0].info(()))
+    assert not first.tensors
+    assert not first.facts
+    assert by_hand.elements(SMALL, tiny.backbone("vit"), Scope.UP, classes=C) == {}
+    assert by_hand.elements(SMALL, tiny.backbone("vit"), Scope.DOWN, classes=C) == {"teacher": C * C}
+
+
+def test_only_tables_of_the_last_cohort_count_unless_older_ones_are_kept() -> None:
+    for stale in (False, True):
+        run = tiny.federation(replace(SMALL, stale=stale), rounds=4, participation=0.5)
+        seen = by_hand.record(run)
+        run.run()
+        newest: dict[str, Update] = {}
+        for updates in seen if stale else seen[-1:]:
+            newest |= {u.client.id: u for u in updates}
+        chosen = [newest[c] for c in sorted(newest)]
+        assert (len(chosen) > len(seen[-1])) == stale
+        assert run.server.memo["ids"] == sorted(newest)
+        wanted, known = mixed_by_hand(sent(chosen, "logits"), sent(chosen, "accuracy"), None, "accuracy", "none")
+        message = run.method.send(run.server, run.clients[0].info(()))
+        by_hand.close(message.tensors[TEACHER], wanted, 1e-12)  # type: ignore[arg-type]
+        assert message.facts["known"] == known
+
+
+def test_a_round_without_any_update_leaves_the_former_tables() -> None:
+    run = tiny.federation(SMALL, rounds=1).run()
+    before = {n: run.server.memo[n].clone() for n in ("logits", "accuracy")}
+    run.method.aggregate(run.server, [])
+    assert all(torch.equal(run.server.memo[n], v) for n, v in before.items())
+
+
+def test_in_eight_bits_a_class_that_nobody_has_stays_without_a_row() -> None:
+    run = tiny.federation(SMALL, sizes=(0, 0, 0, 7), rounds=1, codec_name="quant8").run()  # the fourth has a single class
+    labels = run.bench.table.labels[run.clients[3].data.train]
+    assert len(set(labels.tolist())) == 1
+    assert run.method.send(run.server, run.clients[0].info(())).facts["known"] in ([], [int(labels[0])])
+
+
+def test_prompts_and_head_of_an_absent_client_stay() -> None:
+    run = tiny.federation(SMALL, rounds=3, participation=0.5)
+    absences = 0
+    for t in range(3):
+        before = by_hand.kept(run)
+        record = run.simulation.round(t)
+        assert record is not None
+        for client, values in by_hand.kept(run).items():
+            if client not in record["cohort"]:
+                assert values.keys() == before[client].keys()
+                assert all(torch.equal(v, before[client][n]) for n, v in values.items())
+                absences += bool(values)
+    assert absences
+
+
+# several backbones ----------------------------------------------------------------------------------------------------
+
+
+def test_clients_with_different_backbones_run_in_one_federation_and_each_predicts_with_its_own() -> None:
+    run = mixed()
+    assert [model_of(run, k).name for k in range(6)] == [m.name for m in models()] * 2
+    found, kept = by_hand.personal_logits(run), by_hand.kept(run)
+    for k, client in enumerate(run.clients):
+        if client.n:
+            width = model_of(run, k).d
+            assert kept[client.id]["head/classifier/weight"].shape == (C, width)
+            by_hand.close(found[client.id], predict(run, k, kept[client.id], client.data.test).float(), 1e-5)
+    assert {model_of(run, k).d for k in range(3)} == {32, 48}
+
+
+def test_a_turn_in_a_mixed_federation_is_the_clients_own_vpt_taught_by_the_common_table() -> None:
+    run = tiny.mixed_federation(SMALL, models(), rounds=2)
+    own: dict[int, dict[str, Tensor]] = {}
+    for t in range(2):
+        for k, n in enumerate(tiny.SIZES):
+            if n:
+                known = run.pack([k], t).facts[0].get("known", [])
+                values = by_hand.start_of(run, k, t) | own.get(k, {})
+                own[k] = a_turn(run, k, values, by_hand.steps_of(run, k, t), known, 1.0, 2.0)
+        run.simulation.round(t)
+    for k, values in own.items():
+        for n, v in values.items():
+            by_hand.close(by_hand.kept(run)[f"client-{k}"][n], v)
+
+
+def test_what_a_client_sends_and_gets_is_as_long_whatever_its_backbone() -> None:
+    run = mixed()
+    ledger = run.simulation.exchange.ledger
+    up = ledger.by_client(phase="train", direction="up")
+    assert {c: b.payload for c, b in up.items()} == {c.id: 2 * 8 * (C * C + C) for c in run.clients if c.n}
+    facts = len(json.dumps(run.pack([0], 1).facts[0], separators=(",", ":")))
+    down = ledger.by_client(phase="train", direction="down")
+    assert {c: b.payload for c, b in down.items()} == {c.id: 8 * C * C + facts for c in run.clients}  # none in round 0
+
+
+def test_no_pack_holds_clients_of_two_backbones(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tiny.mixed_federation(SMALL, models(), rounds=1, pack=6)
+    seen: list[tuple[Backbone, list[int]]] = []
+    make = run.simulation._pack
+
+    def watched(members: Any) -> Any:
+        pack = make(members)
+        seen.append((pack.backbone, [run.clients.index(c) for c in pack.clients if c in run.clients]))
+        return pack
+
+    monkeypatch.setattr(run.simulation, "_pack", watched)
+    run.run()
+    run.simulation.evaluate(0)
+    assert all(model_of(run, k) is backbone for backbone, group in seen for k in group)
+    assert sorted(k for _, group in seen[:3] for k in group) == list(range(6))
+    assert [len(group) for _, group in seen[:3]] == [2, 2, 2], "clients of one backbone do share a pack"
+
+
+def test_packed_one_by_one_or_message_by_message_the_result_is_the_same() -> None:
+    packed = mixed(pack=6)
+    single = mixed(pack=1)
+    apart = tiny.mixed_federation(SMALL, models(), rounds=2, pack=1)
+    by_messages(apart)
+    wanted = by_hand.personal_logits(packed)
+    for other in (single, apart):
+        for client, found in by_hand.personal_logits(other).items():
+            by_hand.close(found, wanted[client], 1e-8)
+    for name in ("logits", "accuracy"):
+        by_hand.close(single.server.memo[name], packed.server.memo[name], 1e-6)
+
+
+def test_no_backbone_is_touched() -> None:
+    before = [frozen_fingerprint(m) for m in models()]
+    run = tiny.mixed_federation(SMALL, models(), rounds=2).run()
+    run.simulation.evaluate(1)
+    assert [frozen_fingerprint(m) for m in models()] == before
+    assert not any(list(tiny.hooks(m.model)) for m in models())
+
+
+def test_the_common_test_puts_every_row_of_the_global_test_set_to_one_client() -> None:
+    run = mixed()
+    rows = run.simulation.tests.test
+    found = {e.metric: e for e in run.simulation.evaluate(2) if e.people == "common test"}
+    assert found["accuracy"].n == len(rows)
+    assert found["accuracy"].pooling == "pooled over clients' models"
+    every = by_hand.personal_logits(run, rows=rows)
+    clients = [c.id for c in run.clients if len(c.data.test)]
+    right = {c: int((z.argmax(1) == by_hand.labels(run, rows)).sum()) for c, z in every.items()}
+    assert len(set(right.values())) > 1, "clients differ"
+    hits = found["accuracy"].value * len(rows)
+    best = sum(bool(max(every[c].argmax(1)[i] == run.bench.table.labels[r] for c in clients)) for i, r in enumerate(rows))
+    worst = sum(bool(min(every[c].argmax(1)[i] == run.bench.table.labels[r] for c in clients)) for i, r in enumerate(rows))
+    assert worst <= round(hits) <= best
+
+
+def test_a_method_whose_tensors_depend_on_the_backbone_is_refused_with_one_sentence() -> None:
+    sentence = r"fedit sends 7 tensors that are not the same for .*, such as head/classifier/weight: .* \(fedhpl\)\."
+    with pytest.raises(UserError, match=sentence) as e:  # A and B in three blocks, and a head of another width
+        tiny.mixed_federation(FedIT(rank=2), models()[:2])
+    assert str(e.value).count(". ") == 0
+
+
+def test_backbones_of_one_shape_may_share_what_depends_on_it() -> None:
+    other = tiny.backbone("vit", hidden_dropout_prob=0.1)  # the same tensors in another folder
+    run = tiny.mixed_federation(FedIT(rank=2, batch=4), [tiny.backbone("vit"), other], rounds=1)
+    before = by_hand.shared(run)
+    run.run()
+    assert any(not torch.equal(v, before[n]) for n, v in by_hand.shared(run).items())
+
+
+# settings -------------------------------------------------------------------------------------------------------------
+
+
+def test_unknown_mixing_and_receiver_are_refused_with_the_nearest_word() -> None:
+    with pytest.raises(UserError, match='unknown mixing "acuracy".*Did you mean "accuracy"'):
+        FedHPL(mixing="acuracy")
+    with pytest.raises(UserError, match='unknown receiver "nobody": use none, leave_self_out, similarity'):
+        FedHPL(receiver="nobody")
+
+
+def test_defaults_are_the_cards_fillings_and_the_card_says_reconstructed() -> None:
+    method = FedHPL()
+    # "default: shallow, 10 tokens", "γ = 1, τ = 2", "accuracy (default)", "none (default)", "participants only (default)"
+    assert (method.tokens, method.deep, method.gamma, method.temperature) == (10, False, 1.0, 2.0)
+    assert (method.mixing, method.receiver, method.stale) == ("accuracy", "none", False)
+    # "E = 1, SGD lr 0.05 momentum 0.9", "batch 64", "default fresh per round"
+    assert (method.epochs, method.steps, method.batch) == (1.0, None, 64)
+    assert method.optim == Optim("sgd", lr=0.05, momentum=0.9, schedule="constant")
+    assert (method.info.evidence, method.info.views) == ("reconstructed", ("personal",))
