@@ -1,6 +1,6 @@
 """Pretrain the two small backbones that come with Weft, on letters and digits drawn from fonts: nothing is downloaded.
 
-    python scripts/pretrain_glyphs.py [--steps 1500] [--seed 0] [--to src/weft/backbones/shipped]
+    python scripts/pretrain_glyphs.py [--steps 4000,2500,1500] [--seed 0] [--only glyph-clip] [--to src/weft/backbones/shipped]
 
 glyph-vit: a ViT, supervised. glyph-clip: a CLIP, whose image tower starts supervised (contrastive training alone does not move
 within minutes) and goes on contrastively with captions such as "a bold red letter k on blue". Both see SEEN fonts only
@@ -41,8 +41,9 @@ TEMPLATES = (
     "a small photo of a {}.", "a drawing of a {}.", "a {}.", "a printed {}.",
 )  # fmt: skip
 MORE_WORDS = (
-    "handwritten digit type pet flower food texture person doing sketch painting cartoon art of an the with in and".split()
-)
+    "handwritten", "digit", "type", "pet", "flower", "food", "texture", "person", "doing", "sketch", "painting", "cartoon",
+    "art", "of", "an", "the", "with", "in", "and",
+)  # fmt: skip
 FONTS = tuple(SEEN)
 BATCH = 256
 
@@ -233,7 +234,8 @@ def contrastive(clip: CLIPModel, tokenizer: Any, steps: int, seed: int) -> None:
             clip.logit_scale.clamp_(max=math.log(100))
         if step % 250 >= 248:
             print(
-                f"clip {step + 1}/{steps}: loss {float(loss.detach()):.3f}, scale {float(scale):.1f}, {time.time() - began:.0f} s",
+                f"clip {step + 1}/{steps}: loss {float(loss.detach()):.3f}, scale {float(scale):.1f}, "
+                f"{time.time() - began:.0f} s",
                 flush=True,
             )
 
@@ -268,28 +270,39 @@ def save(model: Any, folder: Path, extras: list[Any]) -> str:
 def card(name: str, what: str, digest: str, parameters: int, lines: list[str], command: str) -> str:
     return "\n".join(
         [
-            "---", "license: apache-2.0", "library_name: transformers", "tags: [weft, federated-learning]", "---", f"# {name}", "",
-            what, "", f"- {parameters:,} parameters, float16; sha256 of `model.safetensors`: `{digest}`",
+            "---", "license: apache-2.0", "library_name: transformers", "tags: [weft, federated-learning]", "---",
+            f"# {name}", "", what, "", f"- {parameters:,} parameters, float16; sha256 of `model.safetensors`: `{digest}`",
             f"- Written by `{command}` from the fonts {', '.join(FONTS)}, which come with matplotlib; nothing was downloaded.",
             *[f"- {line}" for line in lines], "",
-            "For trying out federated fine-tuning without a network, and for tests. It knows printed characters of 16×16 pixels and",
-            "nothing else of the world.", "",
+            "For trying out federated fine-tuning without a network, and for tests. It knows printed characters of 16×16",
+            "pixels and nothing else of the world.", "",
         ]
     )  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1500, help="of each of the three trainings, of 256 pictures each")
+    parser.add_argument("--steps", default="4000,2500,1500", help="of glyph-vit, of the CLIP's image tower alone, of the CLIP")
+    parser.add_argument("--only", choices=("glyph-vit", "glyph-clip"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--to", type=Path, default=Path(__file__).parents[1] / "src" / "weft" / "backbones" / "shipped")
     args = parser.parse_args()
-    command = f"python scripts/pretrain_glyphs.py --steps {args.steps} --seed {args.seed}"
-    torch.manual_seed(args.seed)
+    args.command = f"python scripts/pretrain_glyphs.py --steps {args.steps} --seed {args.seed}"
+    args.counts = [int(n) for n in args.steps.split(",")]
+    if args.only != "glyph-clip":
+        make_vit(args)
+    if args.only != "glyph-vit":
+        make_clip(args)
 
+
+HALF = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+
+
+def make_vit(args: argparse.Namespace) -> None:
+    torch.manual_seed(args.seed)
     vit = ViTModel(
-        ViTConfig(hidden_size=96, num_hidden_layers=3, num_attention_heads=4, intermediate_size=192, image_size=SIZE, patch_size=4,
-                  hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0),
+        ViTConfig(hidden_size=96, num_hidden_layers=3, num_attention_heads=4, intermediate_size=192, image_size=SIZE,
+                  patch_size=4, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0),
         add_pooling_layer=False,
     )  # fmt: skip
 
@@ -298,16 +311,18 @@ def main() -> None:
             found: Tensor = self.model(x).last_hidden_state[:, 0]
             return found
 
-    supervised(First(vit), 96, args.steps, args.seed + 1, "vit")
-    half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    vit_processor = ViTImageProcessorPil(size={"height": SIZE, "width": SIZE}, **half)
+    supervised(First(vit), 96, args.counts[0], args.seed + 1, "vit")
+    vit_processor = ViTImageProcessorPil(size={"height": SIZE, "width": SIZE}, **HALF)
     folder = args.to / "glyph-vit"
     digest = save(vit, folder, [vit_processor])
     size = sum(p.numel() for p in vit.parameters())
     about = "A small ViT (16×16 pixels, 16 patches, 3 blocks of width 96), trained to name printed characters, colours and faces."
-    (folder / "README.md").write_text(card("glyph-vit", about, digest, size, [], command))
+    (folder / "README.md").write_text(card("glyph-vit", about, digest, size, [], args.command))
     print(f"glyph-vit {digest} {size:,} parameters")
 
+
+def make_clip(args: argparse.Namespace) -> None:
+    torch.manual_seed(args.seed + 10)
     tokenizer = words()
     special = {
         "pad_token_id": tokenizer.pad_token_id,
@@ -322,10 +337,10 @@ def main() -> None:
             vision_config=tower | {"num_hidden_layers": 4, "image_size": SIZE, "patch_size": 4},
         )
     )
-    supervised(Tower(clip.vision_model), 128, args.steps, args.seed + 2, "image tower")
-    contrastive(clip, tokenizer, args.steps, args.seed + 3)
+    supervised(Tower(clip.vision_model), 128, args.counts[1], args.seed + 2, "image tower")
+    contrastive(clip, tokenizer, args.counts[2], args.seed + 3)
     folder = args.to / "glyph-clip"
-    clip_processor = CLIPImageProcessorPil(size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE}, **half)
+    clip_processor = CLIPImageProcessorPil(size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE}, **HALF)
     digest = save(clip, folder, [tokenizer, clip_processor])
     size = sum(p.numel() for p in clip.parameters())
     x, what = Drawings(args.seed + 1000).draw(3600)
@@ -340,7 +355,7 @@ def main() -> None:
         'vocabulary of its own), trained on captions such as "a bold red letter k on blue".'
     )
     measured = [f'zero-shot ("a photo of a NAME.") on {on}: {score:.3f}' for on, score in scores.items()]
-    (folder / "README.md").write_text(card("glyph-clip", about, digest, size, measured, command))
+    (folder / "README.md").write_text(card("glyph-clip", about, digest, size, measured, args.command))
     print(f"glyph-clip {digest} {size:,} parameters", json.dumps(scores))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import tiny
@@ -95,7 +96,7 @@ def zero_shot(b: Backbone, names: Sequence[str], template: str) -> Tensor:
 def similarity(b: Backbone, z: Tensor, texts: Tensor) -> Tensor:
     """Logits [n, C] of image embeddings [n, e] and text features [C, e]."""
     scale = clip(b.path).logit_scale.exp()
-    return scale * torch.nn.functional.normalize(z, dim=-1) @ texts.T
+    return scale * F.normalize(z, dim=-1) @ texts.T
 
 
 # visual prompts -------------------------------------------------------------------------------------------------------
@@ -123,3 +124,36 @@ def prompted(b: Backbone, values: Mapping[str, Tensor], pixel_values: Tensor, pa
     """Logits [n, C] with a client's prompt and head, both by their names in a pack."""
     tokens = [v for n, v in values.items() if n.startswith(f"{part}/")]
     return vpt(b, tokens, pixel_values) @ values["head/classifier/weight"].T + values["head/classifier/bias"]
+
+
+def own_logits(run: tiny.Federation, k: int, values: Mapping[str, Tensor], rows: np.ndarray) -> Tensor:
+    """Logits [n, C] of the k-th client's own backbone, prompt and head on rows of the table."""
+    bench = run.bench.of(run.clients[k])
+    return prompted(bench.backbone, values, bench.table.collate(rows)["pixel_values"])
+
+
+def taught_turn(
+    run: tiny.Federation,
+    k: int,
+    values: dict[str, Tensor],
+    steps: list[np.ndarray],
+    known: Sequence[int],
+    gamma: float,
+    tau: float,
+) -> dict[str, Tensor]:
+    """FedHPL's client step, example by example: VPT, and a table of logits that teaches the classes which it has a row for."""
+    teacher = values.get("teacher/values/logits")
+    values = {n: v.clone().requires_grad_(True) for n, v in values.items() if n.startswith(("prompt/", "head/"))}
+    optimizer = torch.optim.SGD(list(values.values()), lr=0.05, momentum=0.9)
+    for rows in steps:
+        z, y = own_logits(run, k, values, rows), torch.from_numpy(run.bench.table.labels[rows])
+        loss = F.cross_entropy(z, y)
+        taught = [i for i in range(len(rows)) if int(y[i]) in known]
+        for i in taught:
+            assert teacher is not None
+            p, q = F.softmax(teacher[y[i]] / tau, 0), F.softmax(z[i] / tau, 0)
+            loss = loss + gamma * tau**2 * (p * (p / q).log()).sum() / len(taught)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return {n: v.detach() for n, v in values.items()}

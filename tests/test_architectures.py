@@ -144,11 +144,10 @@ def without_weft(folder: Path, run: tiny.Federation) -> Tensor:
     scope: dict[str, Any] = {"FOLDER": folder, "IMAGES": None if images is None else [images[i] for i in range(len(images))]}
     with torch.no_grad():
         exec(code, scope)
-        if "logits" in scope:
-            found: Tensor = scope["logits"]
-            return found
-        inputs = run.bench.table.collate(np.arange(len(run.bench.table)))
-        found = scope["model"].eval()(**inputs).logits
+        if "logits" not in scope:
+            inputs = run.bench.table.collate(np.arange(len(run.bench.table)))
+            scope["logits"] = scope["model"].eval()(**inputs).logits
+    found: Tensor = scope["logits"]
     return found
 
 
@@ -208,6 +207,62 @@ def test_convolutional_networks_are_refused_with_a_reason(kind: str, tmp_path: P
     ) as e:
         load_backbone(str(tmp_path), classes=3, device="cpu", precision="float32")
     assert "\n" not in str(e.value)
+
+
+def test_a_model_whose_library_is_not_installed_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    """timm's come through a class of transformers, and need timm."""
+    import json
+
+    from weft.backbones.load import load as load_backbone
+
+    config = {"architecture": "mixer_b16_224", "model_type": "timm_wrapper", "num_classes": 3}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="could not be loaded") as e:
+        load_backbone(str(tmp_path), classes=3, device="cpu", precision="float32")
+    assert "\n" not in str(e.value)
+
+
+def test_an_mlp_mixer_is_a_stack_of_blocks_too() -> None:
+    """No attention, blocks in an ``nn.Sequential``, and linear layers that mix tokens instead of features."""
+    from mixer import Mixer
+    from weaving import CLOSE, INDEX, alone, batch_of, grads, leaves, pack_of, values_for
+    from weft.adaptation.bottleneck import Bottleneck
+    from weft.adaptation.head import Head
+    from weft.adaptation.lora import LoRA
+
+    b = Mixer.backbone()
+    assert b.blocks == ["mixer.blocks.0", "mixer.blocks.1"]
+    assert (b.d, b.picture_tokens, b.pools) == (24, 4, "all")
+    assert b.reader is not None
+    assert (b.reader.name, b.reader.d_in, b.reader.d_out) == ("mixer.stem", 3, 24)
+    sizes = {s.name.removeprefix("mixer.blocks.1."): (s.role, s.d_in, s.d_out) for s in b.linears if s.block == 1}
+    assert sizes == {
+        "tokens.fc1": ("ffn.in", 4, 8),
+        "tokens.fc2": ("ffn.out", 8, 4),
+        "features.fc1": ("ffn.in", 24, 48),
+        "features.fc2": ("ffn.out", 48, 24),
+    }
+    bench = tiny.bench(b)
+    parts = [{"lora": LoRA(r, 4.0, "ffn"), "x": Bottleneck(8), "head": Head()} for r in (1, 3, 2)]
+    values = [values_for(bench, p, seed=i) for i, p in enumerate(parts)]
+    pack = leaves(pack_of(bench, parts, values), "*")
+    batch = batch_of(bench, INDEX)
+    out = pack(batch)
+    got = grads(pack, pack.loss(out, batch), "*")
+    for i, single in enumerate(alone(bench, parts, values)):
+        leaves(single, "*")
+        mine = batch_of(bench, INDEX[i : i + 1])
+        one = single(mine)
+        valid = INDEX[i] >= 0
+        torch.testing.assert_close(out.logits[i][valid], one.logits[0][valid], **CLOSE)
+        for name, grad in grads(single, single.loss(one, mine), "*").items():
+            some = got[name][i][tuple(slice(0, n) for n in grad.shape[1:])]
+            torch.testing.assert_close(some, grad[0], **CLOSE)
+    with pytest.raises(UserError, match=r'has no site "o"; try --set method\.sites=all'):
+        tiny.federation(METHODS["fedra"], b, sizes=SIZES, rounds=1)
+    run = tiny.federation(FedRA(rank=2, alpha=4.0, sites="ffn", batch=4, optim=FAST), b, sizes=SIZES, rounds=1)
+    before = run.global_logits()
+    assert not torch.allclose(run.run().global_logits(), before, **RUN_CLOSE)
 
 
 # T5 -------------------------------------------------------------------------------------------------------------------

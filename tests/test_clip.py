@@ -225,9 +225,9 @@ def test_pictures_beyond_the_memory_limit_lie_in_a_file_and_are_the_same(monkeyp
 def test_texts_for_a_picture_backbone_and_the_other_way_round_are_refused() -> None:
     from weft.backbones.tables import tabulate
 
-    with pytest.raises(UserError, match='the data are texts, but backbone ".*" reads images'):
+    with pytest.raises(UserError, match=r'the data are texts, but backbone ".*" reads images'):
         tabulate(tiny.backbone("vit"), tiny.rows(3))
-    with pytest.raises(UserError, match='the data are images, but backbone ".*" reads texts'):
+    with pytest.raises(UserError, match=r'the data are images, but backbone ".*" reads texts'):
         tabulate(tiny.backbone("bert"), tiny.rows(3, reads="images"))
 
 

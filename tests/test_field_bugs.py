@@ -205,7 +205,9 @@ def test_on_a_half_precision_backbone_everything_that_is_learnt_sent_and_average
 @pytest.mark.parametrize("slug", METHODS)
 def test_averaging_writes_neither_into_an_update_nor_into_what_was_broadcast(slug: str) -> None:
     run = tiny.federation(small(slug), rounds=2)
-    first = int(run.method.plan(run.server, 1).kind == run.method.plan(run.server, 0).kind)  # else they only receive in the second
+    first = int(
+        run.method.plan(run.server, 1).kind == run.method.plan(run.server, 0).kind
+    )  # else they only receive in the second
     run.run(first)
     seen = by_hand.record(run)
     broadcast = dict(run.server.shared)  # the very tensors that clients are given

@@ -172,6 +172,11 @@ def test_there_is_no_embedding_of_rows_where_there_is_no_second_tower() -> None:
         Residual().sites(tiny.backbone("vit"))
 
 
+def test_a_hidden_layer_wider_than_the_embedding_can_not_be_asked_for() -> None:
+    with pytest.raises(UserError, match="ratio ≥ 1"):
+        Residual(0)
+
+
 def test_both_matrices_start_as_a_linear_layer_does() -> None:
     b = tiny.backbone("clip")
     site = Residual().sites(b)[0]
@@ -204,5 +209,6 @@ def test_values_are_held_for_each_client_and_change_no_logit() -> None:
 def test_values_start_at_zero_and_leave_the_cache_its_height() -> None:
     bench = tiny.bench("bert", prefix=True)
     parts: dict[str, Part] = {"table": Values((("logits", (3, 3)),)), "head": Head()}
-    assert not any(bool(i.draw(0).any()) for i in parts["table"].tensors(bench.backbone, parts["table"].sites(bench.backbone)[0]).values())
+    (site,) = parts["table"].sites(bench.backbone)
+    assert not parts["table"].tensors(bench.backbone, site)["logits"].draw(0).any()
     assert pack_of(bench, [parts], [values_for(bench, parts, seed=0)])._cut() == 3

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,67 +10,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 import by_hand
 import images_by_hand as hand
 import tiny
-from site_by_messages import by_messages
 from weft.adaptation.optim import Optim
 from weft.aggregation.tables import RECEIVERS, WEIGHTINGS, contributions, mix
-from weft.backbones.backbone import Backbone, frozen_fingerprint
 from weft.errors import UserError
 from weft.federation.message import Update
 from weft.federation.pack import make_batch
 from weft.federation.scope import Scope
-from weft.methods import FedHPL, FedIT
+from weft.methods import FedHPL
 
 C = 3
 TEACHER = "teacher/values/logits"
 SMALL = FedHPL(tokens=3, batch=4, epochs=2.0)
-
-
-def models() -> list[Backbone]:
-    """A ViT, a wider and shallower one, and the image tower of a CLIP."""
-    wide = tiny.backbone("vit", hidden_size=48, num_hidden_layers=2, intermediate_size=96)
-    return [tiny.backbone("vit"), wide, tiny.backbone("clip", task="classification")]
-
-
-@functools.cache
-def mixed(method: FedHPL = SMALL, **settings: Any) -> tiny.Federation:
-    """Two rounds of a federation on three backbones; nobody may go on with it."""
-    return tiny.mixed_federation(method, models(), rounds=2, **settings).run()
-
-
-def model_of(run: tiny.Federation, k: int) -> Backbone:
-    return run.bench.of(run.clients[k]).backbone
-
-
-def predict(run: tiny.Federation, k: int, values: dict[str, Tensor], rows: np.ndarray) -> Tensor:
-    table = run.bench.of(run.clients[k]).table
-    return hand.prompted(model_of(run, k), values, table.collate(rows)["pixel_values"])
-
-
-def a_turn(
-    run: tiny.Federation, k: int, values: dict[str, Tensor], steps: list[np.ndarray], known: Sequence[int], gamma: float, tau: float
-) -> dict[str, Tensor]:
-    """The card's client step, example by example: VPT, and a teacher for the classes that have one."""
-    teacher = values.get(TEACHER)
-    values = {n: v.clone().requires_grad_(True) for n, v in values.items() if n.startswith(("prompt/", "head/"))}
-    optimizer = torch.optim.SGD(list(values.values()), lr=0.05, momentum=0.9)
-    for rows in steps:
-        z, y = predict(run, k, values, rows), by_hand.labels(run, rows)
-        loss = F.cross_entropy(z, y)
-        taught = [i for i in range(len(rows)) if int(y[i]) in known]
-        for i in taught:
-            assert teacher is not None
-            p, q = F.softmax(teacher[y[i]] / tau, 0), F.softmax(z[i] / tau, 0)
-            loss = loss + gamma * tau**2 * (p * (p / q).log()).sum() / len(taught)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return {n: v.detach() for n, v in values.items()}
 
 
 def table(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -127,12 +80,12 @@ def test_each_client_tunes_its_prompt_and_head_by_its_labels_and_from_the_second
             assert bool(known) == (t > 0)
             values = by_hand.start_of(run, k, t) | own.get(k, {})  # its own go on from where they were
             if client.n:
-                own[k] = a_turn(run, k, values, by_hand.steps_of(run, k, t), known, 0.7, 1.5)
+                own[k] = hand.taught_turn(run, k, values, by_hand.steps_of(run, k, t), known, 0.7, 1.5)
         run.simulation.round(t)
         for u in seen[t]:
             k = int(u.client.id[-1])
             rows = run.clients[k].data.train
-            means, accuracy, _ = table(predict(run, k, own[k], rows), by_hand.labels(run, rows))
+            means, accuracy, _ = table(hand.own_logits(run, k, own[k], rows), by_hand.labels(run, rows))
             by_hand.close(sent([u], "logits")[0], means, 1e-5)  # logits are kept in float32
             by_hand.close(sent([u], "accuracy")[0], accuracy, 1e-6)
     for k, values in own.items():
@@ -148,7 +101,7 @@ def test_without_distillation_every_client_tunes_its_prompts_as_if_it_were_alone
         alone = tiny.federation(replace(SMALL, gamma=0.0))
         values = by_hand.start_of(alone, k)
         for t in range(3):
-            values |= a_turn(alone, k, values, by_hand.steps_of(alone, k, t), [], 0.0, 1.0)
+            values |= hand.taught_turn(alone, k, values, by_hand.steps_of(alone, k, t), [], 0.0, 1.0)
         kept = by_hand.kept(run)[client.id]
         assert kept
         for n, v in kept.items():
@@ -240,8 +193,7 @@ def test_weights_are_zero_without_a_correct_example_and_grow_with_accuracy(mixin
 @pytest.mark.parametrize("receiver", RECEIVERS)
 @pytest.mark.parametrize("mixing", WEIGHTINGS)
 def test_if_all_tables_are_equal_so_is_what_everybody_gets(mixing: str, receiver: str) -> None:
-    tables, given = random_tables()
-    given = given.clamp(min=0.1)
+    given = random_tables()[1].clamp(min=0.1)
     same = torch.randn(C, C, dtype=torch.float64, generator=torch.Generator().manual_seed(5)).expand(4, C, C)
     for k in range(4):
         found, known = mix(same, contributions(given, given, mixing), same[k], k, receiver)
@@ -319,7 +271,7 @@ def test_counts_travel_instead_of_accuracies_if_they_are_the_weights() -> None:
     for u in seen[0]:
         k = int(u.client.id[-1])
         rows = run.clients[k].data.train
-        _, _, count = table(predict(run, k, by_hand.kept(run)[u.client.id], rows), by_hand.labels(run, rows))
+        _, _, count = table(hand.own_logits(run, k, by_hand.kept(run)[u.client.id], rows), by_hand.labels(run, rows))
         assert sent([u], "count")[0].tolist() == count.tolist()
 
 
@@ -378,124 +330,17 @@ def test_prompts_and_head_of_an_absent_client_stay() -> None:
     assert absences
 
 
-# several backbones ----------------------------------------------------------------------------------------------------
-
-
-def test_clients_with_different_backbones_run_in_one_federation_and_each_predicts_with_its_own() -> None:
-    run = mixed()
-    assert [model_of(run, k).name for k in range(6)] == [m.name for m in models()] * 2
-    found, kept = by_hand.personal_logits(run), by_hand.kept(run)
-    for k, client in enumerate(run.clients):
-        if client.n:
-            width = model_of(run, k).d
-            assert kept[client.id]["head/classifier/weight"].shape == (C, width)
-            by_hand.close(found[client.id], predict(run, k, kept[client.id], client.data.test).float(), 1e-5)
-    assert {model_of(run, k).d for k in range(3)} == {32, 48}
-
-
-def test_a_turn_in_a_mixed_federation_is_the_clients_own_vpt_taught_by_the_common_table() -> None:
-    run = tiny.mixed_federation(SMALL, models(), rounds=2)
-    own: dict[int, dict[str, Tensor]] = {}
-    for t in range(2):
-        for k, n in enumerate(tiny.SIZES):
-            if n:
-                known = run.pack([k], t).facts[0].get("known", [])
-                values = by_hand.start_of(run, k, t) | own.get(k, {})
-                own[k] = a_turn(run, k, values, by_hand.steps_of(run, k, t), known, 1.0, 2.0)
-        run.simulation.round(t)
-    for k, values in own.items():
-        for n, v in values.items():
-            by_hand.close(by_hand.kept(run)[f"client-{k}"][n], v)
-
-
-def test_what_a_client_sends_and_gets_is_as_long_whatever_its_backbone() -> None:
-    run = mixed()
-    ledger = run.simulation.exchange.ledger
-    up = ledger.by_client(phase="train", direction="up")
-    assert {c: b.payload for c, b in up.items()} == {c.id: 2 * 8 * (C * C + C) for c in run.clients if c.n}
-    facts = len(json.dumps(run.pack([0], 1).facts[0], separators=(",", ":")))
-    down = ledger.by_client(phase="train", direction="down")
-    assert {c: b.payload for c, b in down.items()} == {c.id: 8 * C * C + facts for c in run.clients}  # none in round 0
-
-
-def test_no_pack_holds_clients_of_two_backbones(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = tiny.mixed_federation(SMALL, models(), rounds=1, pack=6)
-    seen: list[tuple[Backbone, list[int]]] = []
-    make = run.simulation._pack
-
-    def watched(members: Any) -> Any:
-        pack = make(members)
-        seen.append((pack.backbone, [run.clients.index(c) for c in pack.clients if c in run.clients]))
-        return pack
-
-    monkeypatch.setattr(run.simulation, "_pack", watched)
-    run.run()
-    run.simulation.evaluate(0)
-    assert all(model_of(run, k) is backbone for backbone, group in seen for k in group)
-    assert sorted(k for _, group in seen[:3] for k in group) == list(range(6))
-    assert [len(group) for _, group in seen[:3]] == [2, 2, 2], "clients of one backbone do share a pack"
-
-
-def test_packed_one_by_one_or_message_by_message_the_result_is_the_same() -> None:
-    packed = mixed(pack=6)
-    single = mixed(pack=1)
-    apart = tiny.mixed_federation(SMALL, models(), rounds=2, pack=1)
-    by_messages(apart)
-    wanted = by_hand.personal_logits(packed)
-    for other in (single, apart):
-        for client, found in by_hand.personal_logits(other).items():
-            by_hand.close(found, wanted[client], 1e-8)
-    for name in ("logits", "accuracy"):
-        by_hand.close(single.server.memo[name], packed.server.memo[name], 1e-6)
-
-
-def test_no_backbone_is_touched() -> None:
-    before = [frozen_fingerprint(m) for m in models()]
-    run = tiny.mixed_federation(SMALL, models(), rounds=2).run()
-    run.simulation.evaluate(1)
-    assert [frozen_fingerprint(m) for m in models()] == before
-    assert not any(list(tiny.hooks(m.model)) for m in models())
-
-
-def test_the_common_test_puts_every_row_of_the_global_test_set_to_one_client() -> None:
-    run = mixed()
-    rows = run.simulation.tests.test
-    found = {e.metric: e for e in run.simulation.evaluate(2) if e.people == "common test"}
-    assert found["accuracy"].n == len(rows)
-    assert found["accuracy"].pooling == "pooled over clients' models"
-    every = by_hand.personal_logits(run, rows=rows)
-    clients = [c.id for c in run.clients if len(c.data.test)]
-    right = {c: int((z.argmax(1) == by_hand.labels(run, rows)).sum()) for c, z in every.items()}
-    assert len(set(right.values())) > 1, "clients differ"
-    hits = found["accuracy"].value * len(rows)
-    best = sum(bool(max(every[c].argmax(1)[i] == run.bench.table.labels[r] for c in clients)) for i, r in enumerate(rows))
-    worst = sum(bool(min(every[c].argmax(1)[i] == run.bench.table.labels[r] for c in clients)) for i, r in enumerate(rows))
-    assert worst <= round(hits) <= best
-
-
-def test_a_method_whose_tensors_depend_on_the_backbone_is_refused_with_one_sentence() -> None:
-    sentence = r"fedit sends 7 tensors that are not the same for .*, such as head/classifier/weight: .* \(fedhpl\)\."
-    with pytest.raises(UserError, match=sentence) as e:  # A and B in three blocks, and a head of another width
-        tiny.mixed_federation(FedIT(rank=2), models()[:2])
-    assert str(e.value).count(". ") == 0
-
-
-def test_backbones_of_one_shape_may_share_what_depends_on_it() -> None:
-    other = tiny.backbone("vit", hidden_dropout_prob=0.1)  # the same tensors in another folder
-    run = tiny.mixed_federation(FedIT(rank=2, batch=4), [tiny.backbone("vit"), other], rounds=1)
-    before = by_hand.shared(run)
-    run.run()
-    assert any(not torch.equal(v, before[n]) for n, v in by_hand.shared(run).items())
-
-
 # settings -------------------------------------------------------------------------------------------------------------
 
 
 def test_unknown_mixing_and_receiver_are_refused_with_the_nearest_word() -> None:
-    with pytest.raises(UserError, match='unknown mixing "acuracy".*Did you mean "accuracy"'):
+    with pytest.raises(UserError, match=r'unknown mixing "acuracy".*Did you mean "accuracy"'):
         FedHPL(mixing="acuracy")
     with pytest.raises(UserError, match='unknown receiver "nobody": use none, leave_self_out, similarity'):
         FedHPL(receiver="nobody")
+    for wrong in ({"gamma": -1.0}, {"temperature": 0.0}):
+        with pytest.raises(UserError, match="gamma ≥ 0 and temperature > 0"):
+            FedHPL(**wrong)  # type: ignore[arg-type]
 
 
 def test_defaults_are_the_cards_fillings_and_the_card_says_reconstructed() -> None:

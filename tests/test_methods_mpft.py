@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,7 +17,6 @@ import by_hand
 import images_by_hand as hand
 import tiny
 from weft.adaptation.optim import Optim
-from weft.aggregation.prototypes import pick
 from weft.backbones.backbone import frozen_fingerprint
 from weft.errors import UserError
 from weft.federation.message import Update
@@ -105,61 +105,6 @@ def together(updates: Sequence[Update]) -> tuple[Tensor, Tensor]:
 
 def some(n: int = 30, seed: int = 0) -> Tensor:
     return torch.randn(n, WIDTH, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def stream(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-@pytest.mark.parametrize("how", ["mean", "random", "cluster"])
-def test_a_class_with_a_single_example_has_one_prototype_which_is_that_example(how: str) -> None:
-    z = some(1)
-    assert torch.equal(pick(z, how, 0.1, stream()), z)
-
-
-def test_the_mean_is_one_row_whatever_the_share() -> None:
-    z = some()
-    found = pick(z, "mean", 0.9, stream())
-    assert found.shape == (1, WIDTH)
-    by_hand.close(found[0], sum(z) / 30, 1e-12)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(("share", "count"), [(0.1, 3), (0.34, 11), (0.001, 1), (1.0, 30)])
-@pytest.mark.parametrize("how", ["random", "cluster"])
-def test_a_share_of_the_examples_is_rounded_up(how: str, share: float, count: int) -> None:
-    assert pick(some(), how, share, stream()).shape == (count, WIDTH)
-
-
-def test_random_prototypes_are_examples_and_none_comes_twice() -> None:
-    z = some()
-    for share in (0.3, 1.0):
-        found = pick(z, "random", share, stream())
-        which = [int((z == row).all(1).nonzero()) for row in found]
-        assert len(set(which)) == len(which) == math.ceil(30 * share)
-    assert not torch.equal(pick(z, "random", 0.3, stream(1)), pick(z, "random", 0.3, stream(2)))
-    assert torch.equal(pick(z, "random", 0.3, stream(1)), pick(z, "random", 0.3, stream(1)))
-
-
-def test_as_many_clusters_as_examples_are_the_examples() -> None:
-    z = some(12)
-    assert torch.equal(pick(z, "cluster", 1.0, stream()), z)
-
-
-def test_centres_are_means_of_the_examples_nearest_to_them_and_weighted_by_size_they_give_the_mean_of_the_class() -> None:
-    z = some(60) + 4 * some(3).repeat_interleave(20, 0)
-    found = pick(z, "cluster", 0.1, stream())
-    assert len(found) == 6
-    nearest = torch.cdist(z, found).argmin(1)
-    for c, centre in enumerate(found):
-        by_hand.close(centre, z[nearest == c].mean(0), 1e-10)
-    sizes = torch.bincount(nearest, minlength=6).double()
-    by_hand.close(sizes @ found / 60, z.mean(0), 1e-10)
-
-
-def test_equal_examples_make_one_cluster() -> None:
-    z = some(3).repeat(4, 1)
-    by_hand.close(pick(z, "cluster", 1.0, stream()), some(3), 1e-12)
-    assert pick(z[:1].repeat(5, 1), "cluster", 1.0, stream()).shape == (1, WIDTH)
 
 
 def run_with(method: MPFT, **more: object) -> tuple[tiny.Federation, list[Update]]:
@@ -402,7 +347,7 @@ def test_the_stronger_the_distillation_the_nearer_a_client_stays_to_the_common_a
         with torch.no_grad():
             common, own = (pack.tail(z, use={part: 1.0}).logits.log_softmax(-1) for part in ("adapter", "mine"))
         distances.append(float(F.kl_div(own, common, log_target=True, reduction="sum")))
-    assert all(b < a / 50 for a, b in zip(distances, distances[1:], strict=False))
+    assert all(b < a / 50 for a, b in itertools.pairwise(distances))
     assert distances[-1] < 1e-8
 
 
@@ -441,11 +386,16 @@ def test_a_client_without_rows_keeps_the_common_adapter_in_whatever_pack_it_is()
 
 
 def test_unknown_prototypes_are_refused_with_the_nearest_and_a_share_must_be_one() -> None:
-    with pytest.raises(UserError, match='unknown prototypes "clusters".*Did you mean "cluster"'):
+    with pytest.raises(UserError, match=r'unknown prototypes "clusters".*Did you mean "cluster"'):
         MPFT(prototypes="clusters")
     for wrong in ({"share": 0.0}, {"share": 1.1}, {"noise": -0.1}, {"server_epochs": 0}, {"server_batch": 0}):
         with pytest.raises(UserError, match="0 < share ≤ 1"):
             MPFT(**wrong)  # type: ignore[arg-type]
+    for wrong in ({"shots": -1}, {"kd": -1.0}, {"adapt_steps": -1}):
+        with pytest.raises(UserError, match="shots ≥ 0"):
+            MPFT(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="ratio ≥ 1"):
+        tiny.federation(MPFT(ratio=0))
 
 
 @pytest.mark.parametrize("model", ["vit", "bert"])

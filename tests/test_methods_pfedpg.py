@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -100,7 +102,7 @@ def test_the_basis_starts_by_vpts_rule_descriptors_within_one_and_projections_as
     run = tiny.federation(PFedPG(tokens=200, inner=300))
     memo = run.server.memo
     bounds = {n: 1 / math.sqrt(len(memo[n])) for n in "qkvo"} | {"clients": 1.0, "base": math.sqrt(6 / (3 * 4**2 + WIDTH))}
-    shapes = {n: (WIDTH, 300) for n in "qkv"} | {"o": (300, WIDTH), "clients": (6, WIDTH), "base": (200, WIDTH)}
+    shapes = dict.fromkeys("qkv", (WIDTH, 300)) | {"o": (300, WIDTH), "clients": (6, WIDTH), "base": (200, WIDTH)}
     for n, bound in bounds.items():
         assert tuple(memo[n].shape) == shapes[n]
         assert 0.97 * bound < memo[n].abs().max() <= bound
@@ -223,7 +225,7 @@ def test_clients_that_stand_at_fixed_prompts_are_approached_without_exception() 
     for _ in range(40):
         run.method.aggregate(run.server, updates_of(run, aims))
         path.append(distance())
-    assert all(b < a for a, b in zip(path, path[1:], strict=False))
+    assert all(b < a for a, b in itertools.pairwise(path))
     assert path[-1] < 0.8 * path[0]
 
 
@@ -294,8 +296,14 @@ def test_an_update_without_a_prompt_is_refused_before_the_rule_sees_it() -> None
 
 
 def test_an_unknown_optimizer_of_the_server_is_refused_with_the_nearest_one() -> None:
-    with pytest.raises(UserError, match='unknown server_optimizer "adm".*Did you mean "adam"'):
+    with pytest.raises(UserError, match=r'unknown server_optimizer "adm".*Did you mean "adam"'):
         PFedPG(server_optimizer="adm")
+
+
+@pytest.mark.parametrize("wrong", [{"inner": 0}, {"server_lr": -1.0}])
+def test_an_attention_without_width_and_a_negative_rate_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="inner ≥ 1 and server_lr ≥ 0"):
+        PFedPG(**wrong)
 
 
 # prediction -----------------------------------------------------------------------------------------------------------

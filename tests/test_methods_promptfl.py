@@ -188,8 +188,6 @@ def test_a_class_name_too_long_beside_the_context_is_refused_by_name() -> None:
     long = " ".join(["w1"] * 50)
     b = load(tiny.folder("clip"), classes=["w7", long, "w9"], device="cpu", precision="float64")
     run = tiny.federation(PromptFL(), b)
-    names = replace(run.bench.backbone.names, names=("w7", long, "w9"))  # type: ignore[type-var]
-    assert names == b.names
     with pytest.raises(UserError, match=f'class "{long}" makes a text of 69 tokens, but the text tower takes 64: shorten'):
         run.run()
 

@@ -191,13 +191,13 @@ def resolve(
 
 def _fitting(needs: tuple[str, ...], user: Mapping[str, Any]) -> dict[str, str]:
     """Model and data for those who named none, where the usual ones are not what the method or the data need."""
+    from weft.backbones.names import usual
     from weft.data.hub_sets import IMAGE, catalogue
 
     pictures = {entry.name for entry in catalogue() if entry.kind == IMAGE}
     if "images" not in needs and user.get("data") not in pictures:
         return {}
-    model = "glyph-clip" if "two towers" in needs else "glyph-vit"
-    return {"data": "glyphs", "model": model}
+    return {"data": "glyphs", "model": usual({"images", *needs})}
 
 
 def checked(settings: Mapping[str, Any], parameters: Iterable[str] = ()) -> Experiment:

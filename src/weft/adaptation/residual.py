@@ -30,6 +30,10 @@ class Residual(Additive):
 
     ratio: int = 4
 
+    def __post_init__(self) -> None:
+        if self.ratio < 1:
+            raise UserError("a residual adapter needs ratio ≥ 1, the width of the embedding over that of its hidden layer.")
+
     def sites(self, backbone: Backbone) -> list[Site]:
         if backbone.embedding is None:
             raise UserError(

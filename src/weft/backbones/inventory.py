@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from weft.backbones.backbone import Backbone, Site
@@ -80,7 +80,7 @@ def _text_tower(b: Backbone) -> dict[str, Any]:
         "words": _site(b.words),
         "joint_embedding": _site(b.embedding),
         "blocks": {"path": blocks[0].rsplit(".", 1)[0], "count": len(blocks)},
-        "linears": grouped(b.text_linears, blocks),
+        "linears": grouped((replace(s, bias=b.module(s.name).bias is not None) for s in b.text_linears), blocks),
     }
 
 

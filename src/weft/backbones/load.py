@@ -369,7 +369,7 @@ def transformers_model(where: str, name: str, classes: int, task: str, trust: bo
             processor = AutoImageProcessor.from_pretrained(where, trust_remote_code=trust, backend="pil")
         if processor is None or similar(model):
             tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trust)
-    except (OSError, ValueError, KeyError, SafetensorError) as e:
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as e:
         offline = os.environ.get("HF_HUB_OFFLINE") == "1"
         reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         if not os.path.isdir(where) and (offline or "connect" in str(e).lower() or "couldn't" in str(e).lower()):

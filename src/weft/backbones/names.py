@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 
@@ -30,7 +31,7 @@ class Known:
 
 # of src/weft/backbones/shipped, written by scripts/pretrain_glyphs.py
 GLYPH_CLIP = ""
-GLYPH_VIT = ""
+GLYPH_VIT = "292b3fb71558fdaee993773fecf6859c90e23072b0c009a2325ed1161fdfe919"
 
 KNOWN = {
     k.name: k
@@ -63,3 +64,8 @@ KNOWN = {
         Known("qwen2.5-0.5b", "Qwen/Qwen2.5-0.5B", "decoder", 494),
     )
 }
+
+
+def usual(needs: Collection[str]) -> str:
+    """The backbone that comes along with Weft for a method of these needs (of its identity card)."""
+    return "glyph-clip" if "two towers" in needs else "glyph-vit" if "images" in needs else "minilm"

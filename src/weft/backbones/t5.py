@@ -39,11 +39,11 @@ class MeanPooled:
         return SequenceClassifierOutput(logits=self.classifier(pooled))
 
 
-class T5Classifier(MeanPooled, T5EncoderModel):  # type: ignore[misc]
+class T5Classifier(MeanPooled, T5EncoderModel):
     pass
 
 
-class MT5Classifier(MeanPooled, MT5EncoderModel):  # type: ignore[misc]
+class MT5Classifier(MeanPooled, MT5EncoderModel):
     pass
 
 

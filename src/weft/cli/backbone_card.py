@@ -44,7 +44,7 @@ def backbone_card(out: Console, found: dict[str, Any]) -> None:
         out.print()
         out.print(Text(note, style="yellow"))
     out.print()
-    out.print(Text("Something wrong? --blocks, --roles and --head put it right, here and in weft run.", style="dim"))
+    out.print(Text("Wrong? --blocks, --roles and --head put it right, here and in weft run.", style="dim"))
 
 
 def _linears(out: Console, title: str, linears: list[dict[str, Any]], prefix: str = "") -> None:

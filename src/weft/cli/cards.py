@@ -97,6 +97,7 @@ def method_list(out: Console, infos: Sequence[MethodInfo]) -> None:
 
 def method_card(out: Console, info: MethodInfo, fields: Sequence[Parameter], sizes: Sizes | None) -> None:
     """One method in full."""
+    from weft.backbones.names import usual
     from weft.cli.sizes import size_tables
 
     out.print(Text.assemble((info.slug, "bold cyan"), f"  {info.title}"))
@@ -107,6 +108,7 @@ def method_card(out: Console, info: MethodInfo, fields: Sequence[Parameter], siz
             "family": f"{info.family}: {FAMILIES.get(info.family, '')}".rstrip(": "),
             "addresses": ", ".join(info.challenges) or "-",
             "rests on": EVIDENCE.get(info.evidence, info.evidence),
+            "differs from the paper": info.deviations or "not stated",
             "sends": info.sends,
             "predicts": "by view: " + ", ".join(info.views),
             "needs": ", ".join(info.needs) or "nothing special",
@@ -133,7 +135,7 @@ def method_card(out: Console, info: MethodInfo, fields: Sequence[Parameter], siz
     out.print(table)
     out.print()
     if sizes is None:
-        out.print(Text(f"What is trained and sent: weft methods {info.slug} --model minilm", style="dim"))
+        out.print(Text(f"What is trained and sent: weft methods {info.slug} --model {usual(info.needs)}", style="dim"))
     else:
         size_tables(out, sizes)
 

@@ -56,7 +56,7 @@ def methods(
     if model is not None:
         from weft.cli.sizes import made_up, measure
 
-        sizes = measure(method(), *made_up(model, clients, classes))
+        sizes = measure(method(), *made_up(model, clients, classes, info.needs))
     if as_json:
         listed = [s._asdict() | {"default": _plain(s.default)} for s in settings]
         show_json(asdict(info) | {"settings": listed} | ({"sizes": asdict(sizes)} if sizes else {}))

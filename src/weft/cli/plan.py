@@ -110,7 +110,10 @@ def farewell(out: Console, done: Run) -> None:
     # paths and commands stay whole, to be copied
     out.print(Text(f"Saved in {done.folder} after {seconds // 60} min {seconds % 60} s."), soft_wrap=True)
     if done.adapter is not None:
-        command = shlex.join(["weft", "predict", str(done.folder), "some text"])
+        from weft.export.about import About
+
+        row = "some text" if About.read(done.adapter).base.reads == "texts" else "picture.png"
+        command = shlex.join(["weft", "predict", str(done.folder), row])
         out.print(Text(f"Try it: {command}"), soft_wrap=True)
     out.print(Text.assemble(("Next: ", "bold"), " · ".join(suggestions(done))), soft_wrap=True)
 

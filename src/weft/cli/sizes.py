@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,8 +66,11 @@ class Sizes:
     free: int
 
 
-def made_up(model: str, clients: int, classes: int) -> tuple[Bench, list[ClientState]]:
+def made_up(model: str, clients: int, classes: int, needs: Collection[str] = ()) -> tuple[Bench, list[ClientState]]:
     """A backbone and clients of one row each, for sizes without data.
+
+    Args:
+        needs: of the method: one that needs a ``head`` gets a linear one on a CLIP too, as in a run.
 
     Raises:
         UserError: the backbone can't be loaded.
@@ -76,15 +79,19 @@ def made_up(model: str, clients: int, classes: int) -> tuple[Bench, list[ClientS
 
     from weft.backbones.load import load
     from weft.backbones.tables import tabulate
+    from weft.data.images import Images
     from weft.data.rows import Rows
     from weft.federation.client import ClientState, Splits
     from weft.federation.pack import Bench
     from weft.tasks.classification import Classification
 
-    backbone = load(model, classes=classes)
+    names = tuple(map(str, range(classes)))
+    backbone = load(model, classes=names, task="classification" if "head" in needs else "auto")
     each, none = np.arange(clients), np.zeros(0, dtype=np.int64)
-    rows = Rows(texts=["a row"] * clients, pairs=None, labels=each % classes, ids=each)
-    bench = Bench(backbone, Classification(tuple(map(str, range(classes)))), tabulate(backbone, rows), 0)
+    texts, images = ["a row"] * clients, Images([np.zeros((8, 8, 3), np.uint8)] * clients)
+    content = {"texts": texts, "images": None} if backbone.reads == "texts" else {"texts": None, "images": images}
+    rows = Rows(pairs=None, labels=each % classes, ids=each, **content)
+    bench = Bench(backbone, Classification(names), tabulate(backbone, rows), 0)
     digits = len(str(clients - 1))
     return bench, [ClientState(f"c{i:0{digits}d}", 1, data=Splits(each[i : i + 1], none, none)) for i in range(clients)]
 
@@ -189,7 +196,7 @@ def size_tables(out: Console, sizes: Sizes) -> None:
         )
     )
     names = list(dict.fromkeys(p for r in sizes.rounds for p in (*r.down, *r.up)))
-    groups = _alike(sizes.rounds)
+    groups = alike(sizes.rounds)
     table = grid("part", *(f">{when} {way}" for when, _ in groups for way in ("down", "up")))
     for name in names:
         cells = [side.get(name, 0) for _, r in groups for side in (r.down, r.up)]
@@ -202,7 +209,7 @@ def size_tables(out: Console, sizes: Sizes) -> None:
         out.print(Text("Start values are drawn from a common seed, so nothing goes down in round 1.", style="dim"))
 
 
-def _alike(rounds: Sequence[RoundBytes]) -> list[tuple[str, RoundBytes]]:
+def alike(rounds: Sequence[RoundBytes]) -> list[tuple[str, RoundBytes]]:
     """Rounds of the same bytes as one, with a name such as "2-3"."""
     groups: list[list[RoundBytes]] = []
     for r in rounds:

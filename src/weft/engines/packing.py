@@ -49,20 +49,28 @@ def available_memory(device: torch.device) -> int:
         return 4 << 30
 
 
-def estimate(bench: Bench, method: Method, trainable: int, width: int) -> Estimate:
+def estimate(bench: Bench, method: Method, trainable: int, width: int, texts: bool = False) -> Estimate:
     """Memory of a training pass, roughly: activations kept for the backward pass, and parts with gradient and moments.
 
     Args:
         trainable: elements of one client's trainable tensors. width: tokens of a long batch.
+        texts: a part sits in the text tower.
     """
     config = bench.backbone.model.config
+    sizes = getattr(config, "vision_config", config)
     d = bench.backbone.d
-    ffn = int(getattr(config, "intermediate_size", 0) or getattr(config, "n_inner", 0) or 4 * d)
-    heads = int(getattr(config, "num_attention_heads", 12))
+    ffn = int(getattr(sizes, "intermediate_size", 0) or getattr(sizes, "n_inner", 0) or 4 * d)
+    heads = int(getattr(sizes, "num_attention_heads", 12))
     item = torch.finfo(bench.backbone.dtype).bits // 8
     tokens = method.batch * width
     per_layer = tokens * (10 * d + 3 * ffn) + 3 * method.batch * heads * width * width
     activations = len(bench.backbone.blocks) * per_layer * item
+    names = bench.backbone.names
+    if names is not None and texts:  # every class name goes through the text tower for every client
+        text = config.text_config
+        rows, length = len(names.names), min(names.limit, 32)
+        per_row = length * (10 * text.hidden_size + 3 * text.intermediate_size) + 3 * text.num_attention_heads * length**2
+        activations += text.num_hidden_layers * rows * per_row * item
     parts = trainable * 4 * 5  # value, gradient, two moments, one temporary
     frozen = sum(p.numel() * p.element_size() for p in bench.backbone.model.parameters())
     return Estimate(frozen, activations + parts, available_memory(bench.backbone.device))

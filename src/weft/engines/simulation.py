@@ -97,7 +97,7 @@ class Simulation:
         self.observer = observer or Observer()
         for server, clients in federations:
             self._register(server, clients)
-        self.guess = packing.estimate(bench, method, self._trainable(), self._width())
+        self.guess = packing.estimate(bench, method, self._trainable(), self._width(), self._texts())
         cohort = sum(max(round(settings.participation * len(c)), 1) for _, c in federations)
         self.k = 1 if settings.debug else packing.choose(settings.pack, cohort, method.batch, self._width(), self.guess, bench)
         self.last_cohort: list[str] = []
@@ -378,6 +378,10 @@ class Simulation:
 
         adaptation = self.federations[0][0].adaptation
         return sum(init.numel for _, init, _ in named(adaptation, self.bench.backbone) if init.kind != "lowrank")
+
+    def _texts(self) -> bool:
+        parts = [part for part, _ in self.federations[0][0].adaptation.values()]
+        return any(site.tower for part in parts for site in part.sites(self.bench.backbone))
 
     def _width(self) -> int:
         lengths = self.bench.table.lengths

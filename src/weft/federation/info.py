@@ -16,6 +16,7 @@ class MethodInfo:
         slug: its name on the command line. title: one line. paper: authors, venue, year. arxiv: number or "".
         family: one of FAMILIES. challenges: what it addresses, in the surveys' words.
         evidence: what the implementation rests on: the ``paper``, its ``code``, or ``reconstructed`` from descriptions.
+        deviations: what differs by default from the paper or its code, beyond what differs for every method (dropout is off).
         sends: what leaves the client, in one sentence.
         views: ways to predict: ``global`` (one model for all) and others (per client); the first is the headline.
         asks: facts about a client that the server needs. tells: keys of facts that the server sends beside tensors.
@@ -31,6 +32,7 @@ class MethodInfo:
     arxiv: str = ""
     challenges: tuple[str, ...] = ()
     evidence: str = "paper"
+    deviations: str = ""
     views: tuple[str, ...] = ("global",)
     asks: tuple[str, ...] = ()
     tells: tuple[str, ...] = ()

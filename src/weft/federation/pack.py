@@ -134,7 +134,8 @@ class Pack:
                 self.tensors[full], self._has[full] = tensor, present
             self._shapes[name] = [tuple(v.shape) if v is not None else None for v in values]
         self._weave = Weave(bench.backbone, placed, self.tensors, len(clients))
-        self._blocks = {name: p.site.block for p in placed for name in p.names.values()}
+        # blocks of the text tower are numbered by themselves, and nobody lacks one
+        self._blocks = {name: None if p.site.tower else p.site.block for p in placed for name in p.names.values()}
         nobody = torch.zeros(len(clients), dtype=torch.bool, device=device)
         has = {name: self._has.get(name, nobody) for name in self._blocks}
         self._lacks = {name: ~h for name, h in has.items() if not bool(h.all())}
@@ -209,8 +210,8 @@ class Pack:
                 else "hands more than hidden states from block to block"
             )
             raise UserError(
-                f'backbone "{self.backbone.name}" {why}, so that clients cannot hold subsets of its blocks: choose another --model, '
-                "such as minilm."
+                f'backbone "{self.backbone.name}" {why}, so that clients cannot hold subsets of its blocks: choose another '
+                "--model, such as minilm."
             )
         self._weave.hold = None if blocks is None else blocks.to(self.device)
 

@@ -47,6 +47,11 @@ class FedDAT(Method):
         family="adapters",
         challenges=("communication efficiency", "data heterogeneity"),
         evidence="code",
+        deviations=(
+            "It classifies instead of answering questions about pictures; the teacher is tested with the newest A_s (the code: "
+            "that of the round's start). There is no ramp of the distillation, schedules span the local epochs, and the personal "
+            "adapter goes on learning after the first evaluation, where the code's stands still."
+        ),
         views=("dat", "personal", "shared"),
         sends="the shared adapter of every block, and the number of examples",
     )

@@ -57,6 +57,11 @@ class MPFT(Method):
         family="adapters",
         challenges=("data heterogeneity", "communication efficiency"),
         evidence="code",
+        deviations=(
+            "All clients use one template, so that the text head is the same everywhere and does not travel; prototypes are of "
+            "undisturbed pictures in evaluation mode. The server's training may settle only after its warm-up, and local "
+            "adaptation takes 100 steps on all shots at once."
+        ),
         views=("global", "personal"),
         sends="prototypes, which are embeddings of its rows or means of them, under the names of the classes it has",
         needs=("images", "two towers", "all updates"),
@@ -81,6 +86,8 @@ class MPFT(Method):
             raise UserError(f'unknown prototypes "{self.prototypes}": use {", ".join(WAYS)}.{nearest(self.prototypes, WAYS)}')
         if not 0 < self.share <= 1 or self.noise < 0 or self.server_epochs < 1 or self.server_batch < 1:
             raise UserError("mpft needs 0 < share ≤ 1, noise ≥ 0, server_epochs ≥ 1 and server_batch ≥ 1.")
+        if self.shots < 0 or self.kd < 0 or self.adapt_steps < 0:
+            raise UserError("mpft needs shots ≥ 0, kd ≥ 0 and adapt_steps ≥ 0.")
 
     def adapt(self, backbone: Backbone, task: Classification, client: ClientInfo) -> Adaptation:
         return {"adapter": (Residual(self.ratio), GIVEN), "mine": (Residual(self.ratio), TEMPORARY)}

@@ -58,6 +58,10 @@ class FedHPL(Method):
         family="prompts",
         challenges=("computational heterogeneity", "data heterogeneity"),
         evidence="reconstructed",
+        deviations=(
+            "Reconstructed: how accuracies become weights, what makes a table the client's own, the form of the distillation and "
+            "every number are fillings."
+        ),
         views=("personal",),
         sends="mean logits of its correctly predicted examples, per class, and its accuracy on each class",
         tells=("known",),
@@ -83,6 +87,8 @@ class FedHPL(Method):
         for value, choices, what in ((self.mixing, WEIGHTINGS, "mixing"), (self.receiver, RECEIVERS, "receiver")):
             if value not in choices:
                 raise UserError(f'unknown {what} "{value}": use {", ".join(choices)}.{nearest(value, choices)}')
+        if self.gamma < 0 or self.temperature <= 0:
+            raise UserError("fedhpl needs gamma ≥ 0 and temperature > 0.")
 
     def adapt(self, backbone: Backbone, task: Classification, client: ClientInfo) -> Adaptation:
         classes = len(task.classes)

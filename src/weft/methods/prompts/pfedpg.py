@@ -51,6 +51,11 @@ class PFedPG(Method):
         family="prompts",
         challenges=("data heterogeneity", "computational heterogeneity"),
         evidence="paper",
+        deviations=(
+            "Start values, the generator's residual form and its inner width of 512 are those of re-implementations, as the "
+            "paper's text gives none. The sign of the clients' change is the one that descends, and the trained prompt travels "
+            "instead of the change."
+        ),
         views=("personal", "generated"),
         sends="its prompt as trained; the server keeps a vector that describes the client, learnt from it",
         needs=("images", "head"),
@@ -72,6 +77,8 @@ class PFedPG(Method):
         if self.server_optimizer not in SERVER_OPTIMIZERS:
             hint = nearest(self.server_optimizer, SERVER_OPTIMIZERS)
             raise UserError(f'unknown server_optimizer "{self.server_optimizer}": use {", ".join(SERVER_OPTIMIZERS)}.{hint}')
+        if self.inner < 1 or self.server_lr < 0:
+            raise UserError("pfedpg needs inner ≥ 1 and server_lr ≥ 0.")
 
     def adapt(self, backbone: Backbone, task: Classification, client: ClientInfo) -> Adaptation:
         prompt = ImageTokens(self.tokens)

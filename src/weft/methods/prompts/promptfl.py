@@ -39,6 +39,11 @@ class PromptFL(Method):
         family="prompts",
         challenges=("communication efficiency",),
         evidence="code",
+        deviations=(
+            "The code's first of five epochs at a hundredth of the rate is a linear rise, made anew in each round with the "
+            "schedule; pictures are not augmented. The contexts of all clients are averaged, where the released loop keeps the "
+            "last client's."
+        ),
         sends="the context tokens; every client knows all class names",
         needs=("images", "two towers"),
     )

@@ -39,6 +39,10 @@ class FedSALoRA(Method):
         family="reparameterized",
         challenges=("data heterogeneity",),
         evidence="code",
+        deviations=(
+            "Every client has a B and a head of its own, as the paper says; the released simulation hands one module from client "
+            "to client. A client that was never trained takes 10 steps on B and head before it is tested."
+        ),
         views=("personal",),
         sends="the LoRA factor A of every site, and the number of examples",
     )

@@ -37,6 +37,10 @@ class FFALoRA(Method):
         family="reparameterized",
         challenges=("privacy preservation", "server-side aggregation bias"),
         evidence="paper",
+        deviations=(
+            "There is no official code: rank, α, steps and batch are those that replications name, query and value get LoRA "
+            "where sources conflict, and A0 is uniform instead of Gaussian. The differentially private variant is not in it."
+        ),
         sends="the LoRA factor B of every site, and the number of examples",
     )
 

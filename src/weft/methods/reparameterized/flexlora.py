@@ -54,6 +54,11 @@ class FlexLoRA(Method):
         family="reparameterized",
         challenges=("computational heterogeneity", "data heterogeneity"),
         evidence="code",
+        deviations=(
+            "It tunes a classifier, whose head is trained and averaged too; the learning rate is a replication's 5e-4 in all "
+            "rounds instead of 1e-6, halved after round 15. Clients do train at ranks of their own: the code defines that step, "
+            "but never calls it."
+        ),
         asks=("rank", "ffn_rank"),
         needs=("all updates",),
         additive=False,

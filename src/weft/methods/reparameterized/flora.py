@@ -42,6 +42,10 @@ class FLoRA(Method):
         family="reparameterized",
         challenges=("computational heterogeneity", "server-side aggregation bias"),
         evidence="code",
+        deviations=(
+            "It tunes a classifier, whose head is averaged because stacking does not cover it. Stacks stay beside the weights "
+            "instead of being merged into them."
+        ),
         asks=("rank",),
         needs=("all updates",),
         additive=False,

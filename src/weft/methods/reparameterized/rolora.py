@@ -42,6 +42,10 @@ class RoLoRA(Method):
         family="reparameterized",
         challenges=("server-side aggregation bias",),
         evidence="code",
+        deviations=(
+            "AdamW at 5e-4: the paper names no optimizer, and an audit could not learn with the SGD at 0.005 of the supplement. "
+            "Updates weigh by examples as in the supplement; the paper's algorithm takes the plain mean."
+        ),
         sends="one LoRA factor of every site, B in even rounds and A in odd ones, and the number of examples",
     )
 

@@ -36,6 +36,10 @@ class FedBF(Method):
         family="selective",
         challenges=("communication efficiency", "privacy preservation"),
         evidence="code",
+        deviations=(
+            "All biases of the encoder are trained: the saving of the official run implies fewer, but which is not known. The "
+            "learning rate is 1e-3 for any data (the code takes 5e-3 for two of its tasks)."
+        ),
         sends="every bias vector of the encoder, the head, and the number of examples",
     )
 

@@ -46,6 +46,11 @@ class FedRA(Method):
         family="selective",
         challenges=("computational heterogeneity", "data heterogeneity"),
         evidence="code",
+        deviations=(
+            "The patch embedding gets no LoRA, which the code's choice of layers also hits, and no epoch is cut to that of the "
+            "shortest client (`truncate` does). Clients are taken to hold the whole backbone, so that frozen blocks do not "
+            "travel."
+        ),
         asks=("capacity", "domain"),
         tells=("blocks", "limit"),
         needs=("separate blocks",),
