@@ -122,6 +122,18 @@ def test_pictures_are_files_on_the_command_line(model: Path, tmp_path: Path, cap
     assert "nowhere.png can't be read as a picture" in said.err
 
 
+def test_a_base_that_comes_with_weft_is_known_by_its_name(tmp_path: Path) -> None:
+    """Its folder lies elsewhere on every machine."""
+    b = load_backbone("glyph-vit", classes=3, device="cpu", precision="float32")
+    exported(tiny.federation(FEDIT, b, sizes=(3, 4), rounds=1).run(), tmp_path)
+    base = json.loads((tmp_path / "weft.json").read_text())["base"]
+    assert (base["name"], base["hub_id"], base["path"]) == ("glyph-vit", None, None)
+    written = "".join(p.read_text() for p in tmp_path.iterdir() if p.suffix in (".md", ".json"))
+    assert str(Path(b.path).parent) not in written
+    assert "find('glyph-vit')[0]" in (tmp_path / "README.md").read_text()
+    assert here(tmp_path).backbone.weight_hash == b.weight_hash
+
+
 def test_a_client_with_another_backbone_is_exported_on_its_own(tmp_path: Path) -> None:
     """The second of two backbones that are dealt out in turn."""
     import weft as package

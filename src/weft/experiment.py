@@ -50,6 +50,10 @@ class Experiment(BaseModel):
         dropout: chance that a client fails in the middle of its turn. seed: of everything random.
         start_head: start value of the head: ``random``, or ``probe``: trained by ``probe_rounds`` rounds of federated linear
             probing on frozen features, an epoch each, with learning rate ``probe_lr``; billed as set-up.
+        robust: what the server does with updates of clients that may be malicious, instead of their plain mean: ``clip``,
+            ``median``, ``trimmed``, ``krum`` or ``multi-krum``, see :class:`weft.federation.robust.Robust`. robust_norm: largest
+            norm of an update for ``clip``; None = the median of the round. robust_share: of the updates that is taken for bad.
+        max_weight: largest example count, max_bytes: largest message that is believed; an update above either is refused.
         codec: of uploads. pack: clients per pass, or ``auto`` (from memory). max_length: tokens of a row.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``. precision: of the frozen backbone: ``auto``, ``float32``, ``bfloat16``.
         eval_every: rounds between evaluations; 0 = only after the last. eval_clients: so many clients at most are scored by
@@ -96,6 +100,11 @@ class Experiment(BaseModel):
     start_head: Literal["random", "probe"] = "random"
     probe_rounds: Count = 60
     probe_lr: Annotated[float, Field(ge=0)] = 0.1
+    robust: Literal["none", "clip", "median", "trimmed", "krum", "multi-krum"] = "none"
+    robust_norm: Annotated[float, Field(gt=0)] | None = None
+    robust_share: Annotated[float, Field(ge=0, lt=0.5)] = 0.2
+    max_weight: Count = 1_000_000_000
+    max_bytes: Count = 2_147_483_648
     codec: str = "identity"
     pack: Count | Literal["auto"] = "auto"
     max_length: Count = 128
@@ -180,6 +189,7 @@ def resolve(
     made = method or registry.build(slug, _parameters(settings))
     known = registry.values(made)
     experiment = checked({n: v for n, v in settings.items() if not n.startswith("method.")} | {"parameters": known}, known)
+    _check_robust(experiment, made)
     origin = {n: "user" if n in user else "recipe" if n in recipe else "default" for n in experiment.flat()}
     if method is not None:
         usual = {p.name: p.default for p in registry.parameters(cls)}
@@ -187,6 +197,15 @@ def resolve(
         origin["method"] = "user"
     given = method is not None and (slug not in registry.infos() or registry.load(slug) is not cls)
     return Resolved(experiment, made, origin, tuple(notes), given)
+
+
+def _check_robust(x: Experiment, method: Method) -> None:
+    """Refuse a robust rule that can't work with this method or with so few clients, before anything is loaded."""
+    from weft.federation.robust import Robust
+
+    rule = Robust(x.robust, x.robust_norm, x.robust_share)
+    if x.baseline not in ("local", "central"):
+        rule.check(method, max(round(x.participation * x.clients), 1))
 
 
 def _fitting(needs: tuple[str, ...], user: Mapping[str, Any]) -> dict[str, str]:

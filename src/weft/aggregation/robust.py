@@ -1,7 +1,8 @@
 """What stands in for a mean when some of the updates may be malicious: clipping, medians, trimmed means, Krum.
 
-All functions take dicts of tensors, hold no state and draw nothing at random. Medians, trimmed means and distances are the same of
-values as of their differences to a common value, so only the norm needs differences. An update may lack names that others hold.
+All functions take dicts of tensors, hold no state and draw nothing at random. Medians, trimmed means and distances are the same
+of values as of their differences to a common value, so only the norm needs differences. An update may lack names that others
+hold.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def clip(value: Tensors, held: Tensors, limit: float) -> dict[str, Tensor]:
     be told in floating point comes back as ``held``.
 
     Args:
-        value: tensors by name. held: at least those names, of the same shapes. limit: > 0.
+        value: tensors by name. held: at least those names, of the same shapes. limit: from 0.
     """
     apart = _differences(value, held)
     size = norm(apart)
@@ -65,7 +66,7 @@ def distance(value: Tensors, held: Tensors) -> float:
 
 
 def median(updates: Sequence[Tensors]) -> dict[str, Tensor]:
-    """The coordinate-wise median of each name over the updates that hold it; of an even number, the mean of the two in the middle.
+    """The coordinate-wise median of each name over the updates that hold it; of an even number, the mean of the middle two.
 
     D. Yin, Y. Chen, K. Ramchandran, P. Bartlett, "Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates", ICML
     2018, arXiv 1803.01498, definition 1. Every coordinate lies in the range of the honest ones while these are a majority.
@@ -106,7 +107,7 @@ def krum_scores(updates: Sequence[Tensors], bad: int) -> list[float]:
         raise ValueError("Krum compares whole updates: they must all hold the same names")
     squares = torch.zeros(n, n, dtype=torch.float64)
     for _, rows in _by_name(updates):
-        flat = rows.reshape(n, -1).double()
+        flat = rows.reshape(n, rows[0].numel()).double()
         # by differences, not by products: a stranger's large numbers must not cost the others their digits
         squares += torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist").square()
     squares.fill_diagonal_(torch.inf)

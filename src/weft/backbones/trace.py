@@ -91,14 +91,14 @@ def trace(model: nn.Module, blocks: list[str], inputs: Mapping[str, torch.Tensor
         def hook(module: nn.Module, args: Any, out: Any) -> None:
             if is_norm(module):
                 outputs[name] = out
-            if args[0].shape[0] not in (rows, rows * max(seen)):
+            if _shape(args[0] if args else None)[:1] not in ((rows,), (rows * max(seen),)):
                 common.add(name)
 
         return hook
 
     def reader_hook(name: str) -> Callable[..., None]:
         def hook(_m: nn.Module, args: Any, _out: Any) -> None:
-            if args and args[0].shape == raw.shape and torch.equal(args[0], raw):
+            if args and _shape(args[0]) == tuple(raw.shape) and torch.equal(args[0], raw):
                 readers.append(name)
 
         return hook
@@ -108,7 +108,11 @@ def trace(model: nn.Module, blocks: list[str], inputs: Mapping[str, torch.Tensor
     watched = {modules[n]: block_hook(n) for n in blocks}
     others = {modules[n]: leaf_hook(n) for n in leaves} | {m: reader_hook(n) for n, m in weights.items()}
     with torch.enable_grad(), hooked(watched, with_kwargs=True), hooked(others):
-        logits = model(**inputs).logits
+        try:
+            logits = model(**inputs).logits
+        except Exception as e:
+            why = f"{type(e).__name__}: {str(e).strip().splitlines()[0]}" if str(e).strip() else type(e).__name__
+            raise UserError(f"this backbone can't be run on a few short rows ({why}): choose another.") from e
         shapes |= {() for name in blocks if not calls[name]}
         tokens = _tokens(shapes, rows, inputs)
         (slope,) = torch.autograd.grad(logits.sum(), last, allow_unused=True)

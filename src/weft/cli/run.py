@@ -104,6 +104,16 @@ def run(
         str | None, _option(ROUNDS, "random, or probe: warmed up by federated linear probing, billed as set-up.", "random")
     ] = None,
     codec: Annotated[str | None, _option(ROUNDS, "Of uploads: identity or quant8 (8-bit differences).", "identity")] = None,
+    robust: Annotated[
+        str | None,
+        _option(ROUNDS, "Against malicious clients, for the mean: none, clip, median, trimmed, krum or multi-krum.", "none"),
+    ] = None,
+    robust_norm: Annotated[float | None, _option(ROUNDS, "Clip: largest norm of an update; left out: the median norm.")] = None,
+    robust_share: Annotated[
+        float | None, _option(ROUNDS, "Median, trimmed, krum: share of bad updates, below 0.5.", "0.2")
+    ] = None,
+    max_weight: Annotated[int | None, _option(ROUNDS, "Largest example count that is believed.", "1000000000")] = None,
+    max_bytes: Annotated[int | None, _option(ROUNDS, "Largest message that is read.", "2147483648")] = None,
     seed: Annotated[int | None, _option(ROUNDS, "Of everything random.", "0")] = None,
     eval_every: Annotated[int | None, _option(ROUNDS, "Rounds between evaluations; 0: only after the last.", "1")] = None,
     eval_clients: Annotated[int | None, _option(ROUNDS, "Score at most so many clients by themselves.", "all")] = None,

@@ -142,7 +142,7 @@ def decode(data: bytes, expected: Expected, *, reference: Mapping[str, Value] | 
     Raises:
         Refused: with the reason, for anything else.
     """
-    table, body = _split(data, expected)
+    table, body = _split(data, expected.max_bytes)
     header = _check_header(table, expected)
     if table["codec"] not in CODECS:
         raise Refused(f"There is no codec {quoted(table['codec'])} here.")
@@ -208,10 +208,25 @@ def _flatten(tensors: Mapping[str, Value]) -> tuple[dict[str, Tensor], dict[str,
 # ---- receiving ---------------------------------------------------------------------------------------------
 
 
-def _split(data: bytes, expected: Expected) -> tuple[dict[str, Any], bytes]:
+def payload_in(data: bytes) -> dict[str, int]:
+    """Payload bytes of a received message by part, as :func:`encode` counts them.
+
+    Raises:
+        Refused: it is no message.
+    """
+    table, body = _split(data, len(data))
+    payload: dict[str, int] = {}
+    for name, tensor in read_tensors(body).items():
+        part = name.split("::")[0].split("/")[0]
+        payload[part] = payload.get(part, 0) + tensor.numel() * tensor.element_size()
+    payload[FACTS] = len(write_json(table["facts"])) if table["facts"] else 0
+    return payload
+
+
+def _split(data: bytes, max_bytes: int) -> tuple[dict[str, Any], bytes]:
     """The header, with all its keys and their types right, and the bytes of the tensors."""
-    if len(data) > expected.max_bytes:
-        raise Refused(f"The message has {len(data)} bytes; at most {expected.max_bytes} are allowed.")
+    if len(data) > max_bytes:
+        raise Refused(f"The message has {len(data)} bytes; at most {max_bytes} are allowed.")
     if len(data) < _PREAMBLE.size:
         raise Refused("The message ends before its header.")
     magic, version, length = _PREAMBLE.unpack_from(data)

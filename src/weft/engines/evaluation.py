@@ -66,6 +66,35 @@ def score(logits: Tensor, labels: np.ndarray, *, view: str, people: str, moment:
     ]
 
 
+@dataclass(frozen=True)
+class Answers:
+    """What a client says of its own test: right answers of n, and the sum of the rows' losses."""
+
+    n: int
+    right: int
+    loss: float
+
+
+def answers(logits: Tensor, labels: np.ndarray) -> Answers:
+    """Of logits [n, C] and labels [n]."""
+    y = torch.from_numpy(np.asarray(labels))
+    loss = float(torch.nn.functional.cross_entropy(logits.double(), y, reduction="sum"))
+    return Answers(len(y), int((logits.argmax(1) == y).sum()), loss)
+
+
+def pooled(said: list[Answers], *, view: str, people: str) -> list[Evaluation]:
+    """Accuracy with interval and mean loss over all rows of clients that keep their answers to themselves."""
+    n, right = sum(a.n for a in said), sum(a.right for a in said)
+    if not n:
+        return []
+    low, high = wilson(right, n)
+    common = {"view": view, "people": people, "moment": "received", "pooling": "pooled", "n": n}
+    return [
+        Evaluation(metric="accuracy", value=right / n, low=low, high=high, **common),  # type: ignore[arg-type]
+        Evaluation(metric="loss", value=sum(a.loss for a in said) / n, **common),  # type: ignore[arg-type]
+    ]
+
+
 def per_client(accuracies: Mapping[str, float], *, view: str, people: str, moment: str = "received") -> list[Evaluation]:
     """Mean over clients and the worst client, of each client's own accuracy."""
     if not accuracies:

@@ -54,13 +54,18 @@ class Settings:
 
 @dataclass
 class Job:
-    """One client's turn in one round: which server it belongs to and what it received."""
+    """One client's turn in one round: which server it belongs to and what it received, also as bytes, with the
+    clock up to which it was up to date before and is after.
+    """
 
     server: ServerState
     client: ClientState
     adaptation: Adaptation
     held: Mapping[str, Value]
     facts: Mapping[str, Any]
+    frame: bytes = b""
+    since: int = 0
+    now: int = 0
 
 
 @dataclass
@@ -135,10 +140,12 @@ class Simulation:
         self.last_cohort = sorted([j.client.id for j in jobs] + lost)
         losses = self._turns(jobs, t, phase)
         refused: dict[str, str] = {}
+        remarks: dict[str, Any] = {}
         for server, _ in self.federations:
             mine = {j.client.id: j for j in jobs if j.server is server}
-            server.clock += 1
-            self.method.aggregate(server, self._updates(server, mine, refused))
+            remarks |= server.aggregate(self._updates(server, mine, refused))
+            if "skipped" in remarks:
+                self.observer.say(f"round {t}: {remarks['skipped']}.")
         self.spool.clear()
         self.exchange.close_round()
         return {
@@ -147,6 +154,7 @@ class Simulation:
             "cohort": self.last_cohort,
             "lost": lost,
             "refused": refused,
+            **({"robust": remarks} if remarks else {}),
             "loss": float(np.mean(list(losses.values()))) if losses else None,
             "seconds": time.perf_counter() - began,
         }
@@ -176,16 +184,18 @@ class Simulation:
 
     def _download(self, server: ServerState, client: ClientState, phase: Phase) -> Job:
         info = client.info(self.method.info.asks)
+        since = server.synced.get(client.id, 0)
         message = self.method.send(server, info)
         if client.id not in server.synced:
             self.exchange.hand_over(server, info, message)
+        frame = self.exchange.broadcast(server, info, message)[0]
         received = self.exchange.download(server, info, message, phase)
         message.tensors = received.tensors
         held = server.start | server.held_by(info, message)
         server.receipt(message, info)
         bench = self.bench.of(client)
         adaptation = self.method.adapt(bench.backbone, bench.task, info)
-        return Job(server, client, adaptation, held, received.facts)
+        return Job(server, client, adaptation, held, received.facts, frame.data, since, server.synced.get(client.id, 0))
 
     # training -----------------------------------------------------------------------------------------------------------
 

@@ -24,9 +24,9 @@ from weft.tensors.keyed import generator
 from weft.tensors.lowrank import LowRank
 
 if TYPE_CHECKING:
-    from weft.federation.method import Adaptation
+    from weft.federation.method import Adaptation, Method
     from weft.federation.pack import Bench
-    from weft.federation.server import ServerState
+    from weft.federation.server import Round, ServerState
 
 
 @dataclass(frozen=True)
@@ -57,27 +57,23 @@ class Exchange:
 
     def download(self, server: ServerState, client: ClientInfo, message: Message, phase: Phase = "train") -> Received:
         """Server -> client. Messages with the same values are encoded and decoded once, and billed to each receiver."""
+        frame, received = self.broadcast(server, client, message)
+        name = f"{zlib.crc32(frame.data):08x}"
+        self.ledger.add(server.round.index, phase, "down", client.id, frame.payload, frame.size, broadcast=name)
+        return received
+
+    def broadcast(self, server: ServerState, client: ClientInfo, message: Message) -> tuple[Frame, Received]:
+        """A download as bytes and as it is read, not billed."""
         facts = message.facts | server.round.extra
         key = (id(server), client.model, json.dumps(facts, sort_keys=True), *((n, id(v)) for n, v in message.tensors.items()))
         if key not in self._broadcasts:
             header = Header(server.method.info.slug, server.round.index, server.round.kind, "down", "*")
             frame = encode(header, message.tensors, facts, self._identity)
-            bench = server.bench_of.of(client)
-            adaptation = server.method.adapt(bench.backbone, bench.task, client)
-            shapes = download_shapes(adaptation, bench)
-            factored = frozenset(n for n, i, _ in named(adaptation, bench.backbone) if i.kind == "lowrank")
-            expected = Expected(
-                **self._common(server, "down"),
-                tensors=shapes,
-                facts=frozenset(server.method.info.tells) | frozenset(server.round.extra),
-                lowrank=factored | {n + APPENDED for n in factored},
-            )
+            received = read_download(server.method, server.bench_of.of(client), client, server.round, frame.data, self.limits)
             # the values are kept beside their frame: a key of ids is only good while they live
-            self._broadcasts[key] = (frame, decode(frame.data, expected), dict(message.tensors))
+            self._broadcasts[key] = (frame, received, dict(message.tensors))
         frame, received, _ = self._broadcasts[key]
-        name = f"{zlib.crc32(frame.data):08x}"
-        self.ledger.add(server.round.index, phase, "down", client.id, frame.payload, frame.size, broadcast=name)
-        return received
+        return frame, received
 
     def hand_over(self, server: ServerState, client: ClientInfo, message: Message) -> None:
         """Bill set-up's start values to a client that takes part for the first time, but for those that ``message`` replaces."""
@@ -94,10 +90,7 @@ class Exchange:
 
     def pack_update(self, server: ServerState, update: Update, held: Mapping[str, Value], phase: Phase = "train") -> Frame:
         """The client's side of an upload: bytes, billed."""
-        info = server.method.info
-        header = Header(info.slug, server.round.index, server.round.kind, "up", update.client.id, update.weight)
-        stream = generator(server.seed, "codec", server.round.index, update.client.id)
-        frame = encode(header, update.tensors, update.facts, self.uplink, reference=held, generator=stream)
+        frame = write_update(server.method, server.round, server.seed, update, self.uplink, held)
         self.ledger.add(server.round.index, phase, "up", update.client.id, frame.payload, frame.size)
         return frame
 
@@ -137,6 +130,38 @@ class Exchange:
             "max_bytes": self.limits.max_bytes,
             "max_weight": self.limits.max_weight,
         }
+
+
+def read_download(
+    method: Method, bench: Bench, client: ClientInfo, round: Round, data: bytes, limits: Limits | None = None
+) -> Received:
+    """The client's side of a download.
+
+    Raises:
+        Refused: the bytes are not a message that this method and round allow.
+    """
+    limits = limits or Limits()
+    adaptation = method.adapt(bench.backbone, bench.task, client)
+    factored = frozenset(n for n, i, _ in named(adaptation, bench.backbone) if i.kind == "lowrank")
+    expected = Expected(
+        method=method.info.slug,
+        round=round.index,
+        kind=round.kind,
+        direction="down",
+        max_bytes=limits.max_bytes,
+        max_weight=limits.max_weight,
+        tensors=download_shapes(adaptation, bench),
+        facts=frozenset(method.info.tells) | frozenset(round.extra),
+        lowrank=factored | {n + APPENDED for n in factored},
+    )
+    return decode(data, expected)
+
+
+def write_update(method: Method, round: Round, seed: int, update: Update, uplink: Codec, held: Mapping[str, Value]) -> Frame:
+    """The client's side of an upload."""
+    header = Header(method.info.slug, round.index, round.kind, "up", update.client.id, update.weight)
+    stream = generator(seed, "codec", round.index, update.client.id)
+    return encode(header, update.tensors, update.facts, uplink, reference=held, generator=stream)
 
 
 def download_shapes(adaptation: Adaptation, bench: Bench) -> dict[str, tuple[int, ...]]:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
-from weft.aggregation.mean import WeightedMean
 from weft.errors import UserError, WeftError
 from weft.federation.client import ClientState
 from weft.federation.message import APPENDED, ClientInfo, Message, Update, Value
 from weft.federation.pack import Pack, named
+from weft.federation.robust import Robust, Vote
 from weft.federation.scope import Scope, matches
 from weft.tensors.init import Init
 from weft.tensors.keyed import generator
@@ -52,12 +52,21 @@ class ServerState:
         start: start values handed to clients in set-up (a warm-started head); the others are drawn from the seed.
         clock: stamp of the next write; 0 = start values, which every client has. synced: clock at a client's last download.
         rounds: planned number of rounds. round: the one in progress. cohort: who takes part in it.
+        robust: what stands in for a mean. remarks: what that rule did in this round, for its record.
     """
 
     def __init__(
-        self, method: Method, bench: Bench, clients: list[ClientInfo], rounds: int, start: dict[str, Tensor] | None = None
+        self,
+        method: Method,
+        bench: Bench,
+        clients: list[ClientInfo],
+        rounds: int,
+        start: dict[str, Tensor] | None = None,
+        robust: Robust | None = None,
     ):
         self.method, self.bench_of, self.clients, self.rounds = method, bench, clients, rounds
+        self.robust = robust or Robust()
+        self.remarks: dict[str, Any] = {}
         self.seed = bench.seed
         self.start = dict(start or {})
         self.adaptation: Adaptation = method.adapt(bench.backbone, bench.task, ClientInfo(""))
@@ -192,15 +201,48 @@ class ServerState:
     def mean(self, updates: Iterable[Update], only: str | Iterable[str] = "*", weighting: str | None = None) -> None:
         """Federated averaging (McMahan et al., 2017): each tensor becomes the weighted mean over the clients that sent it.
 
-        Streams: one update is held at a time.
+        Or what ``robust`` puts in its place. The mean streams: one update is held at a time.
         """
         patterns = (only,) if isinstance(only, str) else tuple(only)
-        total = WeightedMean()
-        for update in updates:
-            tensors = {n: v for n, v in update.tensors.items() if isinstance(v, Tensor) and matches(n, patterns)}
-            total.add(tensors, 1.0 if (weighting or self.method.weighting) == "uniform" else update.weight)
-        for name, value in total.result().items():
+        uniform = (weighting or self.method.weighting) == "uniform"
+
+        def votes() -> Iterator[Vote]:
+            for update in updates:
+                tensors = {n: v for n, v in update.tensors.items() if isinstance(v, Tensor) and matches(n, patterns)}
+                yield Vote(update.client.id, tensors, 1.0 if uniform else update.weight)
+
+        outcome = self.robust.combine(self.shared, votes())
+        self.remarks |= {"rule": self.robust.rule} | outcome.remarks
+        for name, value in outcome.tensors.items():
             self.write(name, value)
+
+    def aggregate(self, updates: Iterable[Update]) -> dict[str, Any]:
+        """The method's own rule on a round's updates, at a new stamp.
+
+        Returns:
+            what a robust rule did, nothing for a plain mean.
+
+        Raises:
+            UserError: a robust rule was asked for, and the method does not come by :meth:`mean`.
+        """
+        self.clock += 1
+        self.remarks = {}
+        came: list[str] = []
+
+        def counted() -> Iterator[Update]:
+            for update in updates:
+                came.append(update.client.id)
+                yield update
+
+        self.method.aggregate(self, counted())
+        if self.robust.rule == "none":
+            return {}
+        if came and not self.remarks:
+            raise UserError(
+                f'{self.method.info.slug} does not aggregate by the server\'s mean, so robust = "{self.robust.rule}" has no hold '
+                "on it: leave --robust out."
+            )
+        return self.remarks
 
     # checkpoint -----------------------------------------------------------------------------------------------------
 

@@ -20,8 +20,9 @@ from weft.errors import UserError
 from weft.experiment import Experiment
 from weft.federation import files
 from weft.federation.client import ClientState
-from weft.federation.exchange import Exchange
+from weft.federation.exchange import Exchange, Limits
 from weft.federation.method import Method
+from weft.federation.robust import Robust
 from weft.federation.server import ServerState
 from weft.federation.store import ClientStore, Spool
 from weft.runs.checkpoint import Checkpoint, Saved, restore
@@ -76,12 +77,15 @@ class Player:
         saved = self.checkpoint.load()
         if saved is not None:
             _same(saved.identity, self.identity, folder)
+        x = experiment
+        alone = x.baseline in ("local", "central")  # nobody is a stranger to anybody
+        robust = Robust() if alone else Robust(x.robust, x.robust_norm, x.robust_share)
         self.servers = [
-            ServerState(stage.method, material.bench, [c.info(stage.method.info.asks) for c in people], stage.rounds, start)
+            ServerState(
+                stage.method, material.bench, [c.info(stage.method.info.asks) for c in people], stage.rounds, start, robust
+            )
             for people, start in zip(stage.federations, stage.starts, strict=True)
         ]
-        x = experiment
-        alone = x.baseline in ("local", "central")
         self.simulation = Simulation(
             stage.method,
             material.bench,
@@ -94,7 +98,7 @@ class Player:
                 debug=x.debug,
                 eval_clients=x.eval_clients,
             ),
-            Exchange(codec(x.codec), Ledger()),
+            Exchange(codec(x.codec), Ledger(), Limits() if alone else Limits(x.max_bytes, x.max_weight)),
             ClientStore(folder / "clients", saved.clients if saved else None),
             Spool(folder / "spool"),
             material.tests,

@@ -3,6 +3,9 @@
 Z. Zhang et al., "FedPETuning: When Federated Learning Meets the Parameter-Efficient Tuning Methods of Pre-trained Language
 Models", Findings of ACL 2023, arXiv 2212.10025 (its BitFit member). BitFit: Ben Zaken et al., ACL 2022, arXiv 2106.10199.
 Code: SMILELab-FL/FedPETuning.
+
+Every weight matrix stays as it is; clients train what is added to their outputs, the bias vectors of linear layers and norms, and
+the head. The server averages them.
 """
 
 from __future__ import annotations

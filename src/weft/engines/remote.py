@@ -1,0 +1,193 @@
+"""Rounds with clients that are elsewhere: whoever carries the bytes, the coordinator is the same.
+
+The coordinator plans, sends, waits, validates, combines and saves as the simulation does; what differs is that a turn is a
+question to a site and its answer. A site that does not answer in time is left out of the round and gets everything anew when it
+is back.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from weft.communication.ledger import Phase
+from weft.communication.strict import Refused, read_json
+from weft.communication.wire import payload_in
+from weft.engines.evaluation import Answers, Evaluation, per_client, pooled
+from weft.engines.simulation import Job, Simulation
+from weft.engines.site import Behind, Site
+from weft.federation.exchange import payload_of
+from weft.federation.server import Round, ServerState
+
+TRAIN, TEST = "train", "test"
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a site is asked.
+
+    Attributes:
+        what: ``train`` or ``test``. round: which, as planned. data: the download.
+        since: clock up to which the site must be up to date, 0 = not at all. now: up to which it is then.
+    """
+
+    what: str
+    round: Round
+    data: bytes
+    since: int
+    now: int
+
+    def encode(self) -> bytes:
+        round = {"index": self.round.index, "kind": self.round.kind, "extra": self.round.extra}
+        about = {"what": self.what, "round": round, "since": self.since, "now": self.now}
+        return _join(about, self.data)
+
+    @classmethod
+    def decode(cls, raw: bytes) -> Question:
+        """Raises:
+        Refused: it is none.
+        """
+        about, data = _split(raw)
+        kinds = {"what": str, "round": dict, "since": int, "now": int}
+        inner = {"index": int, "kind": str, "extra": dict}
+        round = about.get("round")
+        fits = all(type(about.get(n)) is k for n, k in kinds.items()) and about["what"] in (TRAIN, TEST)
+        if not fits or not isinstance(round, dict) or not all(type(round.get(n)) is k for n, k in inner.items()):
+            raise Refused("The question is none that a site answers.")
+        return cls(about["what"], Round(round["index"], round["kind"], extra=round["extra"]), data, about["since"], about["now"])
+
+
+def answer(site: Site, raw: bytes) -> bytes:
+    """What a site says to a question.
+
+    Raises:
+        Refused: the question or its download is not one of this federation.
+    """
+    question = Question.decode(raw)
+    try:
+        if question.what == TRAIN:
+            frame, loss = site.turn(question.round, question.data, question.since, question.now)
+            return _join({"loss": loss, "update": frame is not None}, frame or b"")
+        found = site.scores(question.round, question.data, question.since)
+    except Behind:
+        return _join({"behind": True}, b"")
+    return _join({v: {s: asdict(a) for s, a in splits.items()} for v, splits in found.items()}, b"")
+
+
+def _join(about: Mapping[str, Any], data: bytes) -> bytes:
+    text = json.dumps(about, sort_keys=True).encode()
+    return len(text).to_bytes(4, "little") + text + data
+
+
+def _split(raw: bytes) -> tuple[dict[str, Any], bytes]:
+    length = int.from_bytes(raw[:4], "little")
+    if len(raw) < 4 + length:
+        raise Refused("The message is shorter than it says.")
+    return read_json(raw[4 : 4 + length], "message"), raw[4 + length :]
+
+
+class Transport(Protocol):
+    """Carries bytes to sites and back."""
+
+    def ask(self, questions: Mapping[str, bytes]) -> Mapping[str, bytes]:
+        """Answers by client id; whoever did not answer in time is missing."""
+        ...
+
+
+class Remote(Simulation):
+    """A simulation whose clients are elsewhere; its own clients have no rows."""
+
+    transport: Transport
+
+    def _turns(self, jobs: list[Job], t: int, phase: Phase) -> dict[str, float]:
+        self.observer.begin("clients", len(jobs))
+        said = dict(self.transport.ask({j.client.id: self._question(TRAIN, j) for j in jobs}))
+        behind = [j for j in jobs if j.client.id in said and _is_behind(said[j.client.id])]
+        for job in behind:
+            self.observer.say(f"{job.client.id} has lost what it was sent, and gets everything anew.")
+            self._forgotten(job.server, job.client.id)
+        again = {j.client.id: self._download(j.server, j.client, phase) for j in behind}
+        for client_id, job in again.items():
+            next(j for j in jobs if j.client.id == client_id).held = job.held  # what its answer builds on
+        said |= self.transport.ask({c: self._question(TRAIN, j) for c, j in again.items()}) if again else {}
+        losses: dict[str, float] = {}
+        for job in jobs:
+            raw = said.get(job.client.id)
+            if raw is None:
+                self.observer.say(f"{job.client.id} did not answer in round {t}, which goes on without it.")
+                self._forgotten(job.server, job.client.id)
+                continue
+            try:
+                about, data = _split(raw)
+                if about.get("update") is True:
+                    self.exchange.ledger.add(t, phase, "up", job.client.id, payload_in(data), len(data))
+                    self.spool.put(job.client.id, data)
+            except Refused as e:
+                self.observer.say(f"answer of {job.client.id} refused: {e}")
+                self._forgotten(job.server, job.client.id)
+                continue
+            loss = about.get("loss")
+            if isinstance(loss, (int, float)):
+                losses[job.client.id] = float(loss)
+            self.observer.advance("clients")
+        self.observer.end("clients")
+        return losses
+
+    def _question(self, what: str, job: Job) -> bytes:
+        return Question(what, job.server.round, job.frame, job.since, job.now).encode()
+
+    def _forgotten(self, server: ServerState, client: str) -> None:
+        """Nobody knows what the client holds: it gets everything anew."""
+        server.synced[client] = 0
+
+    def evaluate(self, t: int) -> list[Evaluation]:
+        """Every site's own counts, pooled and by client."""
+        questions: dict[str, bytes] = {}
+        for server, clients in self.federations:
+            for client in clients:
+                info = client.info(self.method.info.asks)
+                message = self.method.send(server, info)
+                payload = payload_of(message.tensors)
+                self.exchange.ledger.add(server.round.index, "eval", "down", client.id, payload, sum(payload.values()))
+                data = self.exchange.broadcast(server, info, message)[0].data
+                since = server.synced.get(client.id, 0)
+                questions[client.id] = Question(TEST, server.round, data, since, since).encode()
+        said: dict[tuple[str, str], dict[str, Answers]] = {}
+        for client_id, raw in sorted(self.transport.ask(questions).items()):
+            try:
+                found = _answers(raw)
+            except (Refused, TypeError, ValueError, KeyError) as e:
+                self.observer.say(f"scores of {client_id} refused: {e}")
+                continue
+            for where, some in found.items():
+                said.setdefault(where, {})[client_id] = some
+        scores: list[Evaluation] = []
+        for view in self.method.info.views:
+            for people in ("own test", "validation"):
+                own = said.get((view, people), {})
+                common = people if view != "global" or people == "validation" else "global test"
+                scores += pooled(list(own.values()), view=view, people=common)
+                if people == "own test":
+                    scores += per_client({c: a.right / a.n for c, a in own.items()}, view=view, people=people)
+        return scores
+
+
+def _is_behind(raw: bytes) -> bool:
+    try:
+        return _split(raw)[0].get("behind") is True
+    except Refused:
+        return False
+
+
+def _answers(raw: bytes) -> dict[tuple[str, str], Answers]:
+    about, _ = _split(raw)
+    found = {}
+    for view, splits in about.items():
+        for split, counts in splits.items():
+            some = Answers(int(counts["n"]), int(counts["right"]), float(counts["loss"]))
+            if not 0 <= some.right <= some.n or some.n == 0:
+                raise Refused("The counts are not those of a test.")
+            found[view, split] = some
+    return found

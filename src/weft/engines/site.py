@@ -1,0 +1,191 @@
+"""A client at its own place: it has its rows, its memory and what it has received, and sees nothing else but bytes.
+
+The in-process engine holds many clients in one table; a site is one of them alone, as it runs at a data owner's. Its memory lies
+in a folder of its own and survives a restart. What it answers depends on nothing but that folder, its rows and the message.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from weft.communication.codecs import Codec
+from weft.communication.message import Received
+from weft.engines.evaluation import Answers, answers
+from weft.errors import WeftError
+from weft.federation import files
+from weft.federation.client import ClientState
+from weft.federation.exchange import Limits, read_download, write_update
+from weft.federation.message import APPENDED, Value
+from weft.federation.method import Method
+from weft.federation.pack import Batch, Bench, Pack, named
+from weft.federation.scope import Scope
+from weft.federation.server import Round
+from weft.federation.store import ClientStore
+from weft.tensors.lowrank import LowRank
+
+
+class Behind(WeftError):
+    """A message builds on one that this site has not got, or has lost: it needs everything anew."""
+
+
+class Site:
+    """One client.
+
+    Args:
+        bench: its own rows in the form of its backbone. client: its id, facts, and where its rows are in the table.
+        folder: of its memory. start: start values handed out in set-up.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        bench: Bench,
+        client: ClientState,
+        folder: Path,
+        uplink: Codec,
+        start: Mapping[str, Tensor] | None = None,
+        limits: Limits | None = None,
+    ):
+        self.method, self.bench, self.client, self.folder, self.uplink = method, bench, client, folder, uplink
+        self.limits = limits or Limits()
+        self.start = dict(start or {})
+        files.make_folder(folder)
+        self.info = client.info(method.info.asks)
+        self.adaptation = method.adapt(bench.backbone, bench.task, self.info)
+        self.state = folder / "site.json"
+        saved = json.loads(files.read(self.state)) if self.state.exists() else {}
+        if saved:
+            files.check_format(self.state, saved["format"])
+        self.rounds: dict[str, Any] = saved.get("last", {})
+        self.clock = int(saved.get("clock", 0))
+        self.store = ClientStore(folder / "clients", saved.get("clients"))
+        self.copy = self._received(saved.get("copy")) if saved else self._drawn()
+
+    # what it has received -----------------------------------------------------------------------------------------------
+
+    def _drawn(self) -> dict[str, Value]:
+        """Start values, drawn from the common seed."""
+        found: dict[str, Value] = {}
+        for name, init, scope in named(self.adaptation, self.bench.backbone):
+            if Scope.DOWN not in scope:
+                continue
+            if init.kind == "lowrank":
+                found[name] = LowRank.zeros(*init.shape, dtype=self.bench.dtype)
+            else:
+                found[name] = self.start[name] if name in self.start else self.bench.draw(init, name)
+        return found
+
+    def _received(self, name: str | None) -> dict[str, Value]:
+        tensors, scales = files.read_tensors(self.folder / str(name))
+        found: dict[str, Value] = {n: v for n, v in tensors.items() if not n.endswith((":A", ":B"))}
+        for n in {n[:-2] for n in tensors if n.endswith(":A")}:
+            found[n] = LowRank(tensors[f"{n}:B"], tensors[f"{n}:A"], scales[n])
+        return found
+
+    def _apply(self, tensors: Mapping[str, Value]) -> dict[str, Value]:
+        """The copy after a message; the one before is not touched."""
+        new = dict(self.copy)
+        for name, value in tensors.items():
+            old = new.get(name.removesuffix(APPENDED))
+            if name.endswith(APPENDED):
+                assert isinstance(old, LowRank) and isinstance(value, LowRank)
+                new[name.removesuffix(APPENDED)] = LowRank.cat([old, value])
+            else:
+                new[name] = value
+        return new
+
+    # what it does ---------------------------------------------------------------------------------------------------------
+
+    def turn(self, round: Round, data: bytes, since: int, now: int) -> tuple[bytes | None, float | None]:
+        """Train on a download: the update as bytes (None without rows, or in a round without uploads), and the mean loss.
+
+        The same message for the same round again, as after a restart of the coordinator, gives the same answer and trains
+        nothing twice.
+
+        Args:
+            since: the coordinator's clock up to which this site must have all news, 0 = none. now: up to which it then has.
+
+        Raises:
+            Behind: this site does not hold what the download builds on. Refused: the message is not one of this round and method.
+        """
+        digest = hashlib.sha256(data).hexdigest()
+        if self.rounds.get("round") == round.index and self.rounds.get("digest") == digest:
+            return (files.read(self._reply(round.index)) if self.rounds["replied"] else None), self.rounds["loss"]
+        received = self._read(round, data, since)
+        self.copy, self.clock = self._apply(received.tensors), now
+        self.store.load(self.client)
+        pack = Pack(self.bench, [self.client], [self.adaptation], [self.start | self.copy], [received.facts], round, self.start)
+        losses: list[float] = []
+
+        def listen(_pack: Pack, _batch: Batch, loss: Tensor) -> None:
+            losses.append(float(loss.detach().mean()))
+
+        pack.listener = listen
+        updates = list(self.method.train(pack))
+        held = self.start | self.copy
+        frame = write_update(self.method, round, self.bench.seed, updates[0], self.uplink, held).data if updates else None
+        pack.write_back()
+        self.store.save(self.client)
+        loss = sum(losses) / len(losses) if losses else None
+        self._save(round.index, digest, frame, loss)
+        return frame, loss
+
+    def _read(self, round: Round, data: bytes, since: int) -> Received:
+        if since and since != self.clock:
+            raise Behind(f"{self.client.id} holds another state than the message builds on")
+        return read_download(self.method, self.bench, self.info, round, data, self.limits)
+
+    def _save(self, round: int, digest: str, frame: bytes | None, loss: float | None) -> None:
+        tensors: dict[str, Tensor] = {}
+        scales: dict[str, float] = {}
+        for name, value in self.copy.items():
+            if isinstance(value, LowRank):
+                tensors[f"{name}:A"], tensors[f"{name}:B"], scales[name] = value.A, value.B, value.scale
+            else:
+                tensors[name] = value
+        name = f"copy-{round:06d}.safetensors"
+        files.write(self.folder / name, files.tensor_bytes(tensors, scales), settle=False)
+        if frame is not None:
+            files.write(self._reply(round), frame, settle=False)
+        self.store.settle()
+        files.sync_folder(self.folder)
+        self.rounds = {"round": round, "digest": digest, "replied": frame is not None, "loss": loss}
+        text = {"format": files.FORMAT, "copy": name, "clock": self.clock, "last": self.rounds, "clients": self.store.manifest()}
+        files.write(self.state, json.dumps(text).encode())
+        self.store.commit()
+        for old in (*self.folder.glob("copy-*.safetensors"), *self.folder.glob("reply-*.bin")):
+            if old.name not in (name, self._reply(round).name):
+                files.remove(old)
+
+    def _reply(self, round: int) -> Path:
+        return self.folder / f"reply-{round:06d}.bin"
+
+    @torch.no_grad()
+    def scores(self, round: Round, data: bytes, since: int) -> dict[str, dict[str, Answers]]:
+        """Counts of right answers by view and split on its own validation and test rows, with a download that is not kept."""
+        received = self._read(round, data, since)
+        self.store.load(self.client)
+        held = self.start | self._apply(received.tensors)
+        pack = Pack(self.bench, [self.client], [self.adaptation], [held], [received.facts], round, self.start)
+        found: dict[str, dict[str, Answers]] = {}
+        personal = False
+        for view in sorted(self.method.info.views, key=lambda v: v != "global"):  # the common model, before it is fitted
+            if view != "global" and not personal:
+                with torch.enable_grad():
+                    self.method.personalise(pack)
+                personal = True
+            pack.hold(None)
+            splits = {"own test": self.client.data.test, "validation": self.client.data.val}
+            for split, rows in splits.items():
+                if len(rows):
+                    logits = pack.predict(lambda p, b, v=view: self.method.forward(p, b, v), [rows])[0]  # type: ignore[misc]
+                    found.setdefault(view, {})[split] = answers(logits, self.bench.table.labels[rows])
+        self.store.forget(self.client)
+        return found

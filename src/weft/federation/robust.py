@@ -1,0 +1,166 @@
+"""What a server does instead of a plain mean where it does not trust every update, and what it then says of the round."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch import Tensor
+
+from weft.aggregation import robust
+from weft.aggregation.mean import weighted_mean
+from weft.errors import UserError, nearest
+from weft.tensors.lowrank import LowRank
+
+if TYPE_CHECKING:
+    from weft.federation.message import Value
+    from weft.federation.method import Method
+
+RULES = ("none", "clip", "median", "trimmed", "krum", "multi-krum")
+
+
+class Vote(NamedTuple):
+    """One client's part in a mean. A weight of 0 is as if absent."""
+
+    client: str
+    tensors: dict[str, Tensor]
+    weight: float
+
+
+@dataclass
+class Outcome:
+    """What became of the votes.
+
+    Attributes:
+        tensors: new values by name; what is absent stays as it was.
+        remarks: of the round, for ``rounds.jsonl``: ``limit`` and ``clipped``; ``chosen``; ``unchanged``, how many tensors too
+            few clients sent; ``skipped``, why nothing was aggregated at all.
+    """
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    remarks: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Robust:
+    """The rule of a mean, and how much malice it is to withstand.
+
+    ``none`` and ``clip`` with a norm take one update at a time; all others hold the round's updates in memory together.
+
+    Attributes:
+        rule: ``none``: the mean. ``clip``: the mean of updates whose difference to what the server holds is scaled down to
+            ``norm``, or, where that is None, to the median norm of the round. ``median``, ``trimmed``: of each coordinate.
+            ``krum``: the one update nearest to its neighbours. ``multi-krum``: the mean of several of them. Weights count for
+            ``none`` and ``clip``; for the others each client has one vote, since an example count is what a client says.
+        share: of the updates that is taken for bad, rounded up; of no meaning for ``none`` and ``clip``.
+    """
+
+    rule: str = "none"
+    norm: float | None = None
+    share: float = 0.2
+
+    def __post_init__(self) -> None:
+        if self.rule not in RULES:
+            raise UserError(f'there is no robust rule "{self.rule}": use {", ".join(RULES)}.{nearest(self.rule, RULES)}')
+        if self.norm is not None and (self.rule != "clip" or not self.norm > 0):
+            raise UserError(
+                f'robust_norm is the largest norm of an update, above 0, and goes with robust = "clip", not "{self.rule}".'
+            )
+        if not 0 <= self.share < 0.5:
+            raise UserError(
+                f"robust_share is {self.share}, but must be at least 0 and less than 0.5: no rule survives a majority."
+            )
+
+    # before a run -----------------------------------------------------------------------------------------------------
+
+    def check(self, method: Method, cohort: int) -> None:
+        """Refuse what can't work.
+
+        Args:
+            cohort: how many clients a round is planned with.
+
+        Raises:
+            UserError: the method needs more than a mean, or the rule needs more clients.
+        """
+        if self.rule == "none":
+            return
+        slug = method.info.slug
+        if not method.info.additive:
+            raise UserError(
+                f'{slug} needs each update by itself and not their mean, so robust = "{self.rule}" can\'t stand in for it: '
+                "leave --robust out, or choose a method such as fedit."
+            )
+        if need := self._lacking(cohort):
+            raise UserError(f"{need}, and {cohort} take part in a round: have more of them, or lower robust_share.")
+
+    def _lacking(self, count: int) -> str:
+        """What is wrong with so few updates, or ``""``."""
+        bad = robust.assumed_bad(count, self.share)
+        need = {"median": 2 * bad + 1, "trimmed": 2 * bad + 1, "krum": 2 * bad + 3, "multi-krum": 2 * bad + 3}.get(self.rule, 0)
+        if count >= need:
+            return ""
+        return f'robust = "{self.rule}" with robust_share {self.share:g} takes {bad} of {count} for bad and needs at least {need}'
+
+    # in a round -------------------------------------------------------------------------------------------------------
+
+    def combine(self, held: Mapping[str, Value], votes: Iterable[Vote]) -> Outcome:
+        """New values from a round's votes.
+
+        Args:
+            held: what the server holds, and sent to the clients. votes: in an order that does not depend on arrival.
+
+        Raises:
+            UserError: Krum, and most clients send different tensors.
+        """
+        if self.rule == "none":
+            return Outcome(weighted_mean((v.tensors, v.weight) for v in votes))
+        if self.rule == "clip":
+            return self._clipped({n: v for n, v in held.items() if not isinstance(v, LowRank)}, votes)
+        given = [v for v in votes if v.weight > 0]
+        if not given:
+            return Outcome()
+        if few := self._lacking(len(given)):
+            return Outcome(remarks={"skipped": f"{few}: nothing was aggregated"})
+        if self.rule in ("krum", "multi-krum"):
+            return self._chosen(given)
+        updates = [v.tensors for v in given]
+        rare = {n for n, count in Counter(n for u in updates for n in u).items() if self._lacking(count)}
+        updates = [{n: t for n, t in u.items() if n not in rare} for u in updates]
+        found = robust.median(updates) if self.rule == "median" else robust.trimmed_mean(updates, self.share)
+        return Outcome(found, {"unchanged": len(rare)} if rare else {})
+
+    def _clipped(self, held: dict[str, Tensor], votes: Iterable[Vote]) -> Outcome:
+        limit, clipped = self.norm, []
+        if limit is None:
+            votes = [v for v in votes if v.weight > 0]
+            if not votes:
+                return Outcome()
+            # the lower of two in the middle: their mean would follow a huge one
+            limit = statistics.median_low(robust.distance(v.tensors, held) for v in votes)
+
+        def within() -> Iterator[tuple[dict[str, Tensor], float]]:
+            for vote in votes:
+                tensors = robust.clip(vote.tensors, held, limit)
+                if any(tensors[n] is not t for n, t in vote.tensors.items()):
+                    clipped.append(vote.client)
+                yield tensors, vote.weight
+
+        return Outcome(weighted_mean(within()), {"limit": limit, "clipped": clipped})
+
+    def _chosen(self, votes: list[Vote]) -> Outcome:
+        names, _ = Counter(frozenset(v.tensors) for v in votes).most_common(1)[0]
+        alike = [v for v in votes if v.tensors.keys() == names]
+        if 2 * len(alike) <= len(votes):  # not the doing of a minority
+            raise UserError(
+                f'only {len(alike)} of {len(votes)} clients sent the same tensors, and robust = "{self.rule}" compares whole '
+                "updates: use median or trimmed with a method whose clients send different ones."
+            )
+        if few := self._lacking(len(alike)):
+            return Outcome(remarks={"skipped": f"{few} that send the same tensors: nothing was aggregated"})
+        bad = robust.assumed_bad(len(alike), self.share)
+        updates = [v.tensors for v in alike]
+        chosen = [robust.krum(updates, bad)] if self.rule == "krum" else robust.multi_krum(updates, bad)
+        return Outcome(weighted_mean((updates[i], 1.0) for i in chosen), {"chosen": [alike[i].client for i in chosen]})

@@ -1,0 +1,174 @@
+"""Sites that see nothing but bytes, and a coordinator that sees nothing but their answers, give the simulation's numbers."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tiny
+from test_laws import METHODS, assert_same, small, state
+from weft.communication.codecs import codec
+from weft.engines.remote import Question, Remote, answer
+from weft.engines.site import Site
+from weft.federation.client import ClientState
+from weft.federation.method import Method
+
+
+class Loopback:
+    """Sites in this process, each with a folder of its own."""
+
+    def __init__(self, run: tiny.Federation, uplink: str = "identity"):
+        self.root = Path(tempfile.mkdtemp(dir=tiny.root()))
+        self.run, self.uplink = run, uplink
+        self.silent: set[str] = set()
+        self.asked: list[str] = []
+        self.sites: dict[str, Site] = {}
+        self.start()
+
+    def start(self) -> None:
+        """(Re)start every site from its folder."""
+        run = self.run
+        for c in run.clients:
+            own = ClientState(c.id, c.n, dict(c.facts), c.model, data=c.data)
+            bench = run.bench.of(own)
+            self.sites[c.id] = Site(run.method, bench, own, self.root / c.id, codec(self.uplink), run.server.start)
+
+    def ask(self, questions: Mapping[str, bytes]) -> Mapping[str, bytes]:
+        found = {}
+        for client, raw in questions.items():
+            if client not in self.silent:
+                self.asked.append(client)
+                found[client] = answer(self.sites[client], raw)
+        return found
+
+
+def remote(method: Method, uplink: str = "identity", **more: Any) -> tuple[tiny.Federation, Loopback]:
+    """A federation whose clients are sites; the coordinator's own records of them have no rows."""
+    run = tiny.federation(method, codec_name=uplink, **more)
+    loop = Loopback(run, uplink)
+    old = run.simulation
+    stubs = [ClientState(c.id, c.n, dict(c.facts), c.model) for c in run.clients]
+    engine = Remote(
+        run.method, run.bench, [(run.server, stubs)], old.settings, old.exchange, old.store, old.spool, old.tests, old.observer
+    )
+    engine.transport = loop
+    run.simulation = engine
+    return run, loop
+
+
+def kept(loop: Loopback) -> dict[str, torch.Tensor]:
+    found = {}
+    for name, site in loop.sites.items():
+        site.store.load(site.client)
+        found |= {f"{name}:{n}": v for n, v in site.client.kept.items()}
+    return found
+
+
+@pytest.mark.parametrize("slug", METHODS)
+def test_sites_give_the_numbers_of_the_simulation(slug: str) -> None:
+    here = tiny.federation(small(slug), pack=1, rounds=4, participation=0.5).run()
+    away, loop = remote(small(slug), rounds=4, participation=0.5)
+    away.run()
+    server = {n: v for n, v in state(here).items() if not n.startswith("client-")}
+    assert_same(server, {n: v for n, v in state(away).items() if not n.startswith("client-")}, 1e-9)
+    mine = {n: v for n, v in state(here).items() if n.startswith("client-")}
+    assert_same(mine, {n: v for n, v in kept(loop).items() if n in mine}, 1e-9)
+
+
+@pytest.mark.parametrize("slug", METHODS)
+def test_payloads_on_the_ledger_are_those_of_the_simulation(slug: str) -> None:
+    here = tiny.federation(small(slug), pack=1, rounds=3).run()
+    away, _ = remote(small(slug), rounds=3)
+    away.run()
+    for t in range(3):
+        for direction in ("up", "down"):
+            mine, theirs = (
+                r.simulation.exchange.ledger.totals(round=t, phase="train", direction=direction) for r in (here, away)
+            )
+            assert mine.parts == theirs.parts
+            assert mine.wire == theirs.wire
+
+
+def test_scores_of_sites_are_those_of_the_simulation() -> None:
+    here = tiny.federation(small("feddat"), pack=1, rounds=2).run()
+    away, _ = remote(small("feddat"), rounds=2)
+    away.run()
+    wanted = {(e.view, e.people, e.metric, e.pooling): e.value for e in here.simulation.evaluate(1)}
+    found = {(e.view, e.people, e.metric, e.pooling): e.value for e in away.simulation.evaluate(1)}
+    assert found
+    assert all(wanted[k] == pytest.approx(v) for k, v in found.items())
+    assert ("personal", "own test", "accuracy", "mean over clients") in found
+
+
+@pytest.mark.parametrize("slug", ["fedsa-lora", "flora", "pfedpg"])
+def test_a_restart_of_every_site_between_rounds_changes_nothing(slug: str) -> None:
+    steady, _ = remote(small(slug), rounds=3)
+    steady.run()
+    shaken, loop = remote(small(slug), rounds=3)
+    for t in range(3):
+        shaken.simulation.round(t)
+        loop.start()
+    assert_same(state(steady), state(shaken), 0.0)
+
+
+def test_a_question_asked_twice_is_answered_twice_and_trained_once() -> None:
+    run, loop = remote(small("fedsa-lora"), rounds=2)
+    asked: list[Mapping[str, bytes]] = []
+    ask = loop.ask
+    loop.ask = lambda q: (asked.append(dict(q)), ask(q))[1]  # type: ignore[method-assign, func-returns-value]
+    run.simulation.round(0)
+    first = ask(asked[0])
+    before = kept(loop)
+    seen = {c: s.client.rounds_seen for c, s in loop.sites.items()}
+    loop.start()  # a restart in between does not matter
+    assert ask(asked[0]) == first
+    assert_same(before, kept(loop), 0.0)
+    for name, site in loop.sites.items():
+        site.store.load(site.client)
+        assert site.client.rounds_seen == seen[name]
+
+
+@pytest.mark.parametrize("slug", ["fedit", "flora", "fedsa-lora"])
+def test_a_silent_site_is_left_out_and_catches_up_when_it_is_back(slug: str) -> None:
+    run, loop = remote(small(slug), rounds=4)
+    for t in range(4):
+        loop.silent = {"client-0"} if t in (1, 2) else set()
+        run.simulation.round(t)
+    site = loop.sites["client-0"]
+    held = run.server.held_by(site.info, run.method.send(run.server, site.info))
+    loop.silent = set()
+    run.server.clock += 1
+    # what the coordinator believes the site to hold once it has read its next message is what it then holds
+    message = run.method.send(run.server, site.info)
+    after = site._apply(message.tensors)
+    for name, value in held.items():
+        a, b = (v.dense() if hasattr(v, "dense") else v for v in (value, after[name]))
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("slug", ["rolora", "flora", "fedit"])
+def test_a_site_whose_folder_is_gone_gets_everything_anew(slug: str) -> None:
+    """RoLoRA and FLoRA send only what is new: a site without the rest would train on other values and nobody would know."""
+    steady, _ = remote(small(slug), rounds=4)
+    steady.run()
+    robbed, loop = remote(small(slug), rounds=4)
+    for t in range(4):
+        robbed.simulation.round(t)
+        if t == 1:
+            shutil.rmtree(loop.root / "client-0")
+            loop.start()
+    assert_same(state(steady), state(robbed), 0.0)
+
+
+def test_a_question_that_is_none_is_refused() -> None:
+    from weft.communication.strict import Refused
+
+    for raw in (b"", b"\x00" * 3, b"\xff\xff\xff\xff", (2).to_bytes(4, "little") + b"{}"):
+        with pytest.raises(Refused):
+            Question.decode(raw)
