@@ -57,8 +57,8 @@ COMMON = """## What differs for every method
 - What is trained is a classifier. Methods that were published for following instructions get a head.
 - An optimizer and its schedule are made anew for each client in each round, and trained tensors are float32.
 
-What differs for one method alone stands on its page. Where there is a recipe for a backbone and a data
-set, its values (a learning rate, say) lie over a method's own: a run says which, and `--no-recipes` leaves them out.
+What differs for one method alone stands on its page. Where there is a recipe for a backbone and a data set, its values (a
+learning rate, say) lie over a method's own: a run says which, and `--no-recipes` leaves them out.
 
 ## About the figures
 

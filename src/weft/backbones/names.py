@@ -30,7 +30,7 @@ class Known:
 
 
 # of src/weft/backbones/shipped, written by scripts/pretrain_glyphs.py
-GLYPH_CLIP = ""
+GLYPH_CLIP = "867e6575c7a080333a3adff72979e68a899c9908bbf436763771687b799af2d3"
 GLYPH_VIT = "292b3fb71558fdaee993773fecf6859c90e23072b0c009a2325ed1161fdfe919"
 
 KNOWN = {
