@@ -1,6 +1,6 @@
-"""What each robust rule buys against a fifth of the clients being malicious: fedit on the digits, with the ViT that comes with Weft.
+"""What each robust rule buys when a fifth of the clients is malicious: fedit on the digits, with the ViT that comes with Weft.
 
-    python benchmarks/poison.py [--clients 10] [--rounds 15] [--repeats 1] [--quick]
+    python benchmarks/poison.py [--clients 10] [--rounds 8] [--repeats 1] [--quick]
 
 The malicious clients do as they are told, but for what they send or train on:
 
@@ -9,8 +9,8 @@ The malicious clients do as they are told, but for what they send or train on:
 - backdoor: half of their rows carry a white corner and the label 0; they learn both tasks, and send the honest size of a step;
 - backdoor x5: the same, five times as far (model replacement).
 
-Columns are the last round's accuracy on a global test set, and the share of other digits with a white corner that the model takes
-for 0 ("backdoor"), mean over the repeats. A rule that does worse than the plain mean without an attack is printed like the others.
+Columns are the last round's accuracy on a global test set, and the share of other digits with a white corner that the model
+takes for 0 ("backdoor"), mean over the repeats. A rule that does worse than the plain mean is printed like the others.
 """
 
 from __future__ import annotations
@@ -125,13 +125,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, default=10)
     parser.add_argument("--share", type=float, default=0.2, help="of malicious clients, and what the rules are told of it")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="two rounds, one attack")
     args = parser.parse_args()
     attacks = ["nobody", "sign-flip"] if args.quick else list(ATTACKS)
     args.rounds = 2 if args.quick else args.rounds
-    print(f"{args.clients} clients, {round(args.share * args.clients)} of them malicious, {args.rounds} rounds; accuracy, backdoor")
+    print(
+        f"{args.clients} clients, {round(args.share * args.clients)} of them malicious, {args.rounds} rounds; accuracy, backdoor"
+    )
     print("| attack | " + " | ".join(RULES) + " |")
     print("|---" * (len(RULES) + 1) + "|")
     began = time.perf_counter()

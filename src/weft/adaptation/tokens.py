@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from weft.adaptation.part import Additive, Mode
+from weft.backbones.options import spoken
 from weft.errors import UserError, nearest
 from weft.tensors.init import Init
 
@@ -87,7 +88,7 @@ class ClassContext(Additive):
         stop = backbone.names.words(".")
         rows = []
         for name in backbone.names.names:
-            word = backbone.names.words(name.replace("_", " "))
+            word = backbone.names.words(spoken(name))
             before = {"end": len(context), "middle": len(context) // 2, "front": 0}[self.where]
             rows.append([*context[:before], *word, *context[before:], *stop])
         return inputs | {"input_ids": backbone.names.rows(rows)}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import CLIPModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
+from weft.backbones.options import spoken
 from weft.errors import UserError
 
 TEMPLATE = "a photo of a {}."
@@ -77,7 +78,7 @@ class ClassNames:
     """The class names as token rows for the text tower.
 
     Attributes:
-        names: in index order, ``_`` read as a space. template: a sentence with ``{}`` for the name. limit: longest row.
+        names: in index order, as a data set spells them. template: a sentence with ``{}`` for the name. limit: longest row.
     """
 
     tokenizer: Any
@@ -91,7 +92,7 @@ class ClassNames:
 
     def ids(self) -> Tensor:
         """[C, T] int64: every name in the template, with start and end token, padded to the longest."""
-        return self.rows([self.words(self.template.format(name.replace("_", " "))) for name in self.names])
+        return self.rows([self.words(self.template.format(spoken(name))) for name in self.names])
 
     def words(self, text: str) -> list[int]:
         """Token ids of a text without start and end."""

@@ -53,3 +53,8 @@ class Options:
     @property
     def heads(self) -> tuple[str, ...]:
         return tuple(n.strip() for n in self.head.split(",") if n.strip())
+
+
+def spoken(name: str) -> str:
+    """A class name as words: ``baseball_field`` and ``baseball/field`` have spaces."""
+    return " ".join(name.replace("_", " ").replace("/", " ").split())

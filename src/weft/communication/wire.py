@@ -208,13 +208,13 @@ def _flatten(tensors: Mapping[str, Value]) -> tuple[dict[str, Tensor], dict[str,
 # ---- receiving ---------------------------------------------------------------------------------------------
 
 
-def payload_in(data: bytes) -> dict[str, int]:
+def payload_in(data: bytes, max_bytes: int) -> dict[str, int]:
     """Payload bytes of a received message by part, as :func:`encode` counts them.
 
     Raises:
-        Refused: it is no message.
+        Refused: it is no message, or longer than ``max_bytes``.
     """
-    table, body = _split(data, len(data))
+    table, body = _split(data, max_bytes)
     payload: dict[str, int] = {}
     for name, tensor in read_tensors(body).items():
         part = name.split("::")[0].split("/")[0]

@@ -49,6 +49,7 @@ LEFT_OUT = "shadowed"  # a domain that nobody trains on
 EACH = 16  # pictures of a character in a style
 
 
+@cache
 def glyphs() -> Source:
     """36 characters × 7 styles × 16 pictures, of which one style is held out."""
     from weft.tensors.keyed import numpy_generator

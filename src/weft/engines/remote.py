@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from weft.communication.ledger import Phase
-from weft.communication.strict import Refused, read_json
+from weft.communication.message import FACTS
+from weft.communication.strict import Refused, is_number, read_json
 from weft.communication.wire import payload_in
 from weft.engines.evaluation import Answers, Evaluation, per_client, pooled
 from weft.engines.simulation import Job, Simulation
@@ -22,6 +23,7 @@ from weft.federation.exchange import payload_of
 from weft.federation.server import Round, ServerState
 
 TRAIN, TEST = "train", "test"
+LARGEST = 1e15  # that a count or a loss may be: beyond it sums over sites are no numbers any more
 
 
 @dataclass(frozen=True)
@@ -122,18 +124,28 @@ class Remote(Simulation):
             try:
                 about, data = _split(raw)
                 if about.get("update") is True:
-                    self.exchange.ledger.add(t, phase, "up", job.client.id, payload_in(data), len(data))
+                    self.exchange.ledger.add(t, phase, "up", job.client.id, self._payload(job, data), len(data))
                     self.spool.put(job.client.id, data)
             except Refused as e:
                 self.observer.say(f"answer of {job.client.id} refused: {e}")
                 self._forgotten(job.server, job.client.id)
                 continue
-            loss = about.get("loss")
-            if isinstance(loss, (int, float)):
+            loss: Any = about.get("loss")
+            if is_number(loss, int, float) and abs(loss) < LARGEST:
                 losses[job.client.id] = float(loss)
             self.observer.advance("clients")
         self.observer.end("clients")
         return losses
+
+    def _payload(self, job: Job, data: bytes) -> dict[str, int]:
+        """What an update is billed for; the ledger takes no names of parts from strangers.
+
+        Raises:
+            Refused: it is no message, or longer than is allowed.
+        """
+        payload = payload_in(data, self.exchange.limits.max_bytes)
+        known = {n.split("/")[0] for n in (*job.adaptation, *self.method.uploads(job.server, job.client), FACTS)}
+        return payload if payload.keys() <= known else {"refused": sum(payload.values())}
 
     def _question(self, what: str, job: Job) -> bytes:
         return Question(what, job.server.round, job.frame, job.since, job.now).encode()
@@ -158,7 +170,7 @@ class Remote(Simulation):
         for client_id, raw in sorted(self.transport.ask(questions).items()):
             try:
                 found = _answers(raw)
-            except (Refused, TypeError, ValueError, KeyError) as e:
+            except Refused as e:
                 self.observer.say(f"scores of {client_id} refused: {e}")
                 continue
             for where, some in found.items():
@@ -185,9 +197,11 @@ def _answers(raw: bytes) -> dict[tuple[str, str], Answers]:
     about, _ = _split(raw)
     found = {}
     for view, splits in about.items():
-        for split, counts in splits.items():
-            some = Answers(int(counts["n"]), int(counts["right"]), float(counts["loss"]))
-            if not 0 <= some.right <= some.n or some.n == 0:
+        for split, counts in splits.items() if isinstance(splits, dict) else ():
+            given: list[Any] = [counts.get(key) if isinstance(counts, dict) else None for key in ("n", "right", "loss")]
+            n, right, loss = given
+            fits = is_number(n, int) and is_number(right, int) and is_number(loss, int, float)
+            if not fits or not 0 <= right <= n or not 0 < n < LARGEST or not abs(loss) < LARGEST:
                 raise Refused("The counts are not those of a test.")
-            found[view, split] = some
+            found[view, split] = Answers(n, right, float(loss))
     return found

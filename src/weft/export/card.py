@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from weft.backbones.options import spoken
 from weft.export.about import About
 
 
@@ -39,7 +40,7 @@ def plain(about: About, plain_class: str) -> str:
         where, imports = f"find({base.reference!r})[0]", f"{imports}from weft.backbones.load import find\n"
     imports += f"from transformers import {plain_class}"
     if plain_class == "CLIPModel":
-        texts = [base.options.template.format(name.replace("_", " ")) for name in labels]
+        texts = [base.options.template.format(spoken(name)) for name in labels]
         return (
             f"{imports}, AutoImageProcessor, AutoTokenizer\n\n"
             f"labels = {labels!r}\ntexts = {texts!r}\nwhere = {where}\n"
