@@ -103,8 +103,12 @@ def test_a_run_killed_at_any_write_flush_rename_or_removal_and_resumed_equals_on
 
 @pytest.mark.parametrize("slug", sorted(registry.infos()))
 def test_every_method_goes_on_from_its_checkpoint_as_if_it_had_never_stopped(slug: str, tmp_path: Path) -> None:
+    home = tiny.home(registry.build(slug, {}))
+    data = toy_runs.source(reads="images" if home in tiny.IMAGES else "texts")
     common: dict[str, Any] = {
         "method": slug,
+        "model": tiny.folder(home),
+        "data": data,
         "rounds": 3,
         "clients": 4,
         "participation": 0.5,
@@ -116,7 +120,7 @@ def test_every_method_goes_on_from_its_checkpoint_as_if_it_had_never_stopped(slu
     whole = toy_runs.run(tmp_path / "whole", **common)
     with pytest.raises(Interrupted):
         toy_runs.run(tmp_path / "cut", observer=StopAfter(0), **common)
-    same(whole, weft.resume(only_run(tmp_path / "cut"), data=toy_runs.source()))
+    same(whole, weft.resume(only_run(tmp_path / "cut"), data=data))
 
 
 def test_stopping_says_how_to_go_on_and_stopping_twice_changes_nothing(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 import tiny
 import weft
+from weft.backbones.backbone import Backbone
 from weft.data.rows import Source
 from weft.federation import files
 from weft.runs import execute, prepare
@@ -48,13 +49,18 @@ class Told(weft.Observer):
         self.lines.append(record)
 
 
-def source(n: int = 60, seed: int = 0) -> Source:
-    return Source("toy", CLASSES, tiny.rows(n, len(CLASSES), seed), fingerprint=f"toy {n} {seed}")
+def source(n: int = 60, seed: int = 0, reads: str = "texts") -> Source:
+    return Source("toy", CLASSES, tiny.rows(n, len(CLASSES), seed, reads=reads), fingerprint=f"toy {n} {seed}")
 
 
 def light(monkeypatch: pytest.MonkeyPatch) -> None:
     """Load each tiny backbone once per process, and export nothing: what these tests look at lies before and after."""
-    monkeypatch.setattr(prepare, "load_backbone", lambda name, *, classes, **_: tiny.backbone("bert", classes=len(classes)))
+
+    def load(name: str, *, classes: tuple[str, ...], task: str = "auto", **_: Any) -> Backbone:
+        kind = Path(name).name.split("-")[0]
+        return tiny.backbone(kind if kind in tiny.IMAGES else "bert", classes=len(classes), task=task)
+
+    monkeypatch.setattr(prepare, "load_backbone", load)
     monkeypatch.setattr(execute, "export_adapter", lambda *_: {"stub": True})
 
 
