@@ -47,6 +47,14 @@ def test_nothing_is_ever_written_over(tmp_path: Path) -> None:
         toy_runs.run(tmp_path, name="mine")
 
 
+def test_a_name_whose_run_was_killed_before_it_saved_anything_is_free(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    assert directories.create(tmp_path, "mine", "usual").root == tmp_path / "mine"
+    (tmp_path / "mine" / "summary.json").write_text("{}")
+    with pytest.raises(UserError, match="exists already"):
+        directories.create(tmp_path, "mine", "usual")
+
+
 @pytest.mark.parametrize(
     ("settings", "name"),
     [

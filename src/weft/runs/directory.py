@@ -51,7 +51,8 @@ class RunDirectory:
 
 
 def create(runs: Path, name: str | None, usual: str) -> RunDirectory:
-    """A new folder under ``runs``: ``name``, or else ``usual``, ``usual-2`` …; nothing is ever written over.
+    """A new folder under ``runs``: ``name``, or else ``usual``, ``usual-2`` …; nothing is ever written over, but an
+    empty folder called ``name`` is used.
 
     Raises:
         UserError: ``name`` is taken, or no folder can be made there.
@@ -63,6 +64,8 @@ def create(runs: Path, name: str | None, usual: str) -> RunDirectory:
         try:
             files.make_folder(runs / name, exist_ok=False)
         except FileExistsError:
+            if (runs / name).is_dir() and not any((runs / name).iterdir()):
+                return RunDirectory(runs / name)  # a run that was killed before it had saved anything
             raise UserError(
                 f"{runs / name} exists already: choose another --name, or continue it with weft resume {runs / name}."
             ) from None
