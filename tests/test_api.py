@@ -309,3 +309,17 @@ def test_tiny_models_are_loaded_by_path(tmp_path: Path, monkeypatch: pytest.Monk
     run = toy_runs.run(tmp_path, precision="float32")
     assert run.summary["backbone"]["sha256"] == load(tiny.folder("bert"), classes=3, device="cpu").weight_hash
     assert run.summary["backbone"]["precision"] == "float32"
+
+
+def test_all_that_a_backbone_lacks_is_said_at_once(tmp_path: Path) -> None:
+    """Nothing is left of the run, and each reason comes with its way out."""
+    from weft.adaptation.tokens import ClassContext, ImageTokens
+    from weft.federation.scope import SHARED
+
+    class Both(FedIT):
+        def adapt(self, backbone: Any, task: Any, client: Any) -> Any:
+            return {"a": (ClassContext(2), SHARED), "b": (ImageTokens(2), SHARED), "head": (task.head, SHARED)}
+
+    with pytest.raises(UserError, match=r"no text tower.*--model glyph-clip.*no picture patches.*--model glyph-vit"):
+        toy_runs.run(tmp_path, method=Both())
+    assert not any(tmp_path.iterdir())

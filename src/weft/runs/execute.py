@@ -20,6 +20,7 @@ from weft.engines.observer import Observer
 from weft.errors import Interrupted, UserError
 from weft.experiment import Experiment, Resolved
 from weft.federation import files
+from weft.federation.message import ClientInfo
 from weft.runs import baselines, summary
 from weft.runs import directory as directories
 from weft.runs.checkpoint import digest
@@ -91,6 +92,7 @@ def start(
                 observer.say(note)
             observer.begin("set-up", _steps(x))
             material = prepare(x, data, observer, resolved.method.info.needs)
+            _suited(baselines.stand_in(x) or resolved.method, material)
         except BaseException:
             shutil.rmtree(directory.root, ignore_errors=True)  # there is nothing in it yet
             raise
@@ -138,6 +140,24 @@ def resume(
             observer.say(f"begun with something else ({'; '.join(differences)}): the last digits may differ.")
         _go_on(directory, resolved, material, about, observer, about.get("repeat", {}).get("runs", 1))
     return Run(directory)
+
+
+def _suited(method: Method, material: Material) -> None:
+    """Refuse a backbone that lacks what the method needs, with all reasons at once."""
+    for bench in (material.bench, *material.bench.others.values()):
+        reasons: dict[str, None] = {}
+        for part, _ in method.adapt(bench.backbone, bench.task, ClientInfo("")).values():
+            try:
+                part.sites(bench.backbone)
+            except UserError as e:
+                reasons[str(e)] = None
+        if "separate blocks" in method.info.needs and not bench.backbone.separate_blocks:
+            reasons[
+                f'{method.info.slug} leaves blocks out, which "{bench.backbone.name}" does not allow (weft models '
+                f"{bench.backbone.name} says why): choose another --model, such as minilm."
+            ] = None
+        if reasons:
+            raise UserError(" ".join(reasons))
 
 
 def _go_on(
