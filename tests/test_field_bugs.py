@@ -456,7 +456,7 @@ def test_messages_do_not_grow_by_being_read() -> None:
     run = tiny.federation(small("fedit"), rounds=2).run(1)
     info = run.clients[0].info(())
     message: Message = run.method.send(run.server, info)
-    received = run.simulation.exchange.download(run.server, info, message)
+    _, received = run.simulation.exchange.download(run.server, info, message)
     for value in received.tensors.values():
         assert isinstance(value, Tensor)
         value.add_(1)

@@ -172,7 +172,7 @@ def test_a_mixed_table_is_the_cards_sum_for_every_receiver(mixing: str, receiver
     tables, given = random_tables()
     given = (given * 10).ceil() if mixing == "count" else given
     for k in (None, 0, 1, 2, 3):
-        found, known = mix(tables, contributions(given, given, mixing), None if k is None else tables[k], k, receiver)
+        found, known = mix(tables, contributions(given, mixing), k, receiver)
         wanted, classes = mixed_by_hand(tables, given, k, mixing, receiver)
         by_hand.close(found, wanted, 1e-12)
         assert known.nonzero().flatten().tolist() == classes
@@ -181,12 +181,12 @@ def test_a_mixed_table_is_the_cards_sum_for_every_receiver(mixing: str, receiver
 @pytest.mark.parametrize("mixing", WEIGHTINGS)
 def test_weights_are_zero_without_a_correct_example_and_grow_with_accuracy(mixing: str) -> None:
     given = torch.tensor([[0.0], [0.2], [0.6], [1.0]], dtype=torch.float64) * (10 if mixing == "count" else 1)
-    w = contributions(given, given, mixing).flatten()
+    w = contributions(given, mixing).flatten()
     assert w[0] == 0
     assert bool((w[1:] > 0).all())
     grows = bool((w[1:].diff() > 0).all())
     assert grows == (mixing != "uniform")
-    equal = contributions(torch.full((5, C), 0.7), torch.full((5, C), 7.0), mixing)
+    equal = contributions(torch.full((5, C), 0.7), mixing)
     assert torch.equal(equal, equal[:1].expand(5, C)), "equal accuracies weigh the same"
 
 
@@ -196,7 +196,7 @@ def test_if_all_tables_are_equal_so_is_what_everybody_gets(mixing: str, receiver
     given = random_tables()[1].clamp(min=0.1)
     same = torch.randn(C, C, dtype=torch.float64, generator=torch.Generator().manual_seed(5)).expand(4, C, C)
     for k in range(4):
-        found, known = mix(same, contributions(given, given, mixing), same[k], k, receiver)
+        found, known = mix(same, contributions(given, mixing), k, receiver)
         by_hand.close(found, same[0], 1e-12)
         assert bool(known.all())
 
@@ -205,7 +205,7 @@ def test_if_all_tables_are_equal_so_is_what_everybody_gets(mixing: str, receiver
 def test_one_client_gets_its_own_table_back_or_none_if_it_is_left_out(mixing: str) -> None:
     tables, given = (x[:1] for x in random_tables())
     for receiver in RECEIVERS:
-        found, known = mix(tables, contributions(given, given, mixing), tables[0], 0, receiver)
+        found, known = mix(tables, contributions(given, mixing), 0, receiver)
         assert known.tolist() == ([False] * 3 if receiver == "leave_self_out" else [True, True, False])
         if receiver != "leave_self_out":
             assert torch.equal(found, tables[0])
@@ -215,10 +215,10 @@ def test_one_client_gets_its_own_table_back_or_none_if_it_is_left_out(mixing: st
 def test_permuting_clients_permutes_what_they_get(receiver: str) -> None:
     tables, given = random_tables()
     order = [2, 0, 3, 1]
-    weights = contributions(given, given, "accuracy")
+    weights = contributions(given, "accuracy")
     for k in range(4):
-        plain, _ = mix(tables, weights, tables[k], k, receiver)
-        moved, _ = mix(tables[order], weights[order], tables[k], order.index(k), receiver)
+        plain, _ = mix(tables, weights, k, receiver)
+        moved, _ = mix(tables[order], weights[order], order.index(k), receiver)
         by_hand.close(moved, plain, 1e-12)
 
 

@@ -92,7 +92,7 @@ def test_payloads_on_the_ledger_are_those_of_the_simulation(slug: str) -> None:
                 r.simulation.exchange.ledger.totals(round=t, phase="train", direction=direction) for r in (here, away)
             )
             assert mine.parts == theirs.parts
-            assert mine.wire == theirs.wire
+            assert mine.wire == theirs.wire if direction == "down" else mine.wire <= theirs.wire  # an answer is framed
 
 
 def test_scores_of_sites_are_those_of_the_simulation() -> None:

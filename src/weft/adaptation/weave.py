@@ -62,6 +62,7 @@ class Weave:
         self.prefix: tuple[int, Tensor] | None = None  # (blocks to skip, their output)
         self._by_module: dict[str, list[Placed]] = defaultdict(list)
         self.placed = placed
+        self._texts: dict[frozenset[str], Tensor] = {}
         for p in placed:
             if p.site.role != "values":  # sits nowhere: the method itself looks at it
                 self._by_module[p.site.name].append(p)
@@ -130,10 +131,13 @@ class Weave:
         texts = {p.part_name: p.part for p in self.placed if p.site.tower == "text" and (use is None or p.part_name in use)}
         if not texts or self.backbone.names is None:
             return inputs | self.backbone.class_inputs()
-        ids = {"input_ids": self.backbone.names.ids()}
-        for part in texts.values():
-            ids = part.inputs(self.backbone, ids)
-        rows = ids["input_ids"].to(self.backbone.device)
+        key = frozenset(texts)
+        if key not in self._texts:  # the same in every step
+            ids = {"input_ids": self.backbone.names.ids()}
+            for part in texts.values():
+                ids = part.inputs(self.backbone, ids)
+            self._texts[key] = ids["input_ids"].to(self.backbone.device)
+        rows = self._texts[key]
         return inputs | {"input_ids": rows.repeat(k, 1), "classes": len(rows)}
 
     # values of the clients in the rows ----------------------------------------------------------------------------

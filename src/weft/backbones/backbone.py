@@ -106,7 +106,7 @@ class Backbone:
     embedding: Site | None = None
     chained_blocks: bool = False
     options: Options = field(default_factory=Options)
-    _text_embeds: Tensor | None = field(default=None, repr=False)
+    _text_embeds: Tensor | None = field(default=None, init=False, repr=False)
     _modules: dict[str, nn.Module] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -114,6 +114,18 @@ class Backbone:
 
     def module(self, name: str) -> nn.Module:
         return self._modules[name]
+
+    def check_separate(self) -> None:
+        """
+        Raises:
+            UserError: blocks can't be left out.
+        """
+        if not self.separate_blocks:
+            why = "calls one block many times" if self.shared_blocks else "hands more than hidden states from block to block"
+            raise UserError(
+                f'backbone "{self.name}" {why}, so that clients cannot hold subsets of its blocks: choose another --model, such '
+                "as minilm."
+            )
 
     @property
     def entries(self) -> list[Site]:

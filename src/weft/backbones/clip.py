@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPModel
 from transformers.modeling_outputs import ImageClassifierOutput
@@ -54,7 +55,7 @@ class SimilarityCLIP(CLIPModel):
             text_embeds = self.embed_texts(input_ids)
         dtype = torch.promote_types(image_embeds.dtype, torch.float32)  # a scale of 100 leaves little of bfloat16
         names = text_embeds.to(dtype).view(-1, classes or len(text_embeds), text_embeds.shape[-1])
-        images = unit(image_embeds.to(dtype)).view(len(names), -1, image_embeds.shape[-1])
+        images = F.normalize(image_embeds.to(dtype), dim=-1).view(len(names), -1, image_embeds.shape[-1])
         logits = self.logit_scale.to(dtype).exp() * images @ names.mT
         return ImageClassifierOutput(logits=logits.flatten(0, 1))
 
@@ -66,11 +67,7 @@ class SimilarityCLIP(CLIPModel):
     def embed_texts(self, input_ids: Tensor) -> Tensor:
         """[n, e], of unit length; float32 at least."""
         found = self.text_projection(self.text_model(input_ids).pooler_output)
-        return unit(found.to(torch.promote_types(found.dtype, torch.float32)))
-
-
-def unit(x: Tensor) -> Tensor:
-    return x / x.norm(dim=-1, keepdim=True)
+        return F.normalize(found.to(torch.promote_types(found.dtype, torch.float32)), dim=-1)
 
 
 @dataclass(frozen=True)

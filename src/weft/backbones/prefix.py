@@ -65,7 +65,6 @@ class PrefixCache:
                 value = self._read(rows[i], self._size(cut))
                 row[: len(value)] = value
         if cut > len(self.backbone.blocks):
-            hidden[torch.from_numpy(index < 0)] = 1  # a padding row has no direction: 0 can't be normalised
             return {"image_embeds": hidden.squeeze(1).to(self.backbone.device)}, None
         return self.backbone.to_model(inputs), hidden.to(self.backbone.device)
 

@@ -111,8 +111,7 @@ class Remote(Simulation):
             self.observer.say(f"{job.client.id} has lost what it was sent, and gets everything anew.")
             self._forgotten(job.server, job.client.id)
         again = {j.client.id: self._download(j.server, j.client, phase) for j in behind}
-        for client_id, job in again.items():
-            next(j for j in jobs if j.client.id == client_id).held = job.held  # what its answer builds on
+        jobs[:] = [again.get(j.client.id, j) for j in jobs]  # the caller reads answers by what they build on
         said |= self.transport.ask({c: self._question(TRAIN, j) for c, j in again.items()}) if again else {}
         losses: dict[str, float] = {}
         for job in jobs:
@@ -123,8 +122,10 @@ class Remote(Simulation):
                 continue
             try:
                 about, data = _split(raw)
-                if about.get("update") is True:
-                    self.exchange.ledger.add(t, phase, "up", job.client.id, self._payload(job, data), len(data))
+                update = about.get("update") is True
+                payload = self._payload(job, data) if update else {}
+                self.exchange.ledger.add(t, phase, "up", job.client.id, payload, len(raw))
+                if update:
                     self.spool.put(job.client.id, data)
             except Refused as e:
                 self.observer.say(f"answer of {job.client.id} refused: {e}")
@@ -170,6 +171,7 @@ class Remote(Simulation):
         for client_id, raw in sorted(self.transport.ask(questions).items()):
             try:
                 found = _answers(raw)
+                self.exchange.ledger.add(t, "eval", "up", client_id, {FACTS: len(raw) - 4}, len(raw))
             except Refused as e:
                 self.observer.say(f"scores of {client_id} refused: {e}")
                 continue

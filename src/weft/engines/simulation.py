@@ -188,8 +188,7 @@ class Simulation:
         message = self.method.send(server, info)
         if client.id not in server.synced:
             self.exchange.hand_over(server, info, message)
-        frame = self.exchange.broadcast(server, info, message)[0]
-        received = self.exchange.download(server, info, message, phase)
+        frame, received = self.exchange.download(server, info, message, phase)
         message.tensors = received.tensors
         held = server.start | server.held_by(info, message)
         server.receipt(message, info)

@@ -55,12 +55,14 @@ class Exchange:
         """Forget the round's broadcasts."""
         self._broadcasts.clear()
 
-    def download(self, server: ServerState, client: ClientInfo, message: Message, phase: Phase = "train") -> Received:
+    def download(
+        self, server: ServerState, client: ClientInfo, message: Message, phase: Phase = "train"
+    ) -> tuple[Frame, Received]:
         """Server -> client. Messages with the same values are encoded and decoded once, and billed to each receiver."""
         frame, received = self.broadcast(server, client, message)
         name = f"{zlib.crc32(frame.data):08x}"
         self.ledger.add(server.round.index, phase, "down", client.id, frame.payload, frame.size, broadcast=name)
-        return received
+        return frame, received
 
     def broadcast(self, server: ServerState, client: ClientInfo, message: Message) -> tuple[Frame, Received]:
         """A download as bytes and as it is read, not billed."""
@@ -105,7 +107,12 @@ class Exchange:
         shapes = {n: i.shape for n, i, s in named(adaptation, bench.backbone) if Scope.UP in s}
         shapes |= server.method.uploads(server, client)
         expected = Expected(
-            **self._common(server, "up"),
+            method=server.method.info.slug,
+            round=server.round.index,
+            kind=server.round.kind,
+            direction="up",
+            max_bytes=self.limits.max_bytes,
+            max_weight=self.limits.max_weight,
             tensors=shapes,
             required=frozenset(n for n in shapes if matches(n, server.method.demands)),
             facts=frozenset(server.method.info.reveals),
@@ -120,16 +127,6 @@ class Exchange:
             weight=received.header.weight,
             adaptation=adaptation,
         )
-
-    def _common(self, server: ServerState, direction: str) -> dict[str, Any]:
-        return {
-            "method": server.method.info.slug,
-            "round": server.round.index,
-            "kind": server.round.kind,
-            "direction": direction,
-            "max_bytes": self.limits.max_bytes,
-            "max_weight": self.limits.max_weight,
-        }
 
 
 def read_download(

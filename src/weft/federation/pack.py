@@ -13,7 +13,7 @@ from torch import Tensor
 
 from weft.adaptation.optim import Optim, Optimizer
 from weft.adaptation.weave import Weave, Weight, place, stack
-from weft.errors import UserError, WeftError
+from weft.errors import WeftError
 from weft.federation import batches as plans
 from weft.federation.client import ClientState
 from weft.federation.message import ClientInfo, Update, Value, scope_of
@@ -203,16 +203,8 @@ class Pack:
 
     def hold(self, blocks: Tensor | None) -> None:
         """[K, L] bool: the blocks that each client has; the rows of the others skip a block. None = everybody has all."""
-        if blocks is not None and not self.backbone.separate_blocks:
-            why = (
-                "calls one block many times"
-                if self.backbone.shared_blocks
-                else "hands more than hidden states from block to block"
-            )
-            raise UserError(
-                f'backbone "{self.backbone.name}" {why}, so that clients cannot hold subsets of its blocks: choose another '
-                "--model, such as minilm."
-            )
+        if blocks is not None:
+            self.backbone.check_separate()
         self._weave.hold = None if blocks is None else blocks.to(self.device)
 
     def _check_absent(self) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -145,17 +146,18 @@ def resume(
 def _suited(method: Method, material: Material) -> None:
     """Refuse a backbone that lacks what the method needs, with all reasons at once."""
     for bench in (material.bench, *material.bench.others.values()):
+        demands: list[Callable[[], object]] = [
+            functools.partial(part.sites, bench.backbone)
+            for part, _ in method.adapt(bench.backbone, bench.task, ClientInfo("")).values()
+        ]
+        if "separate blocks" in method.info.needs:
+            demands.append(bench.backbone.check_separate)
         reasons: dict[str, None] = {}
-        for part, _ in method.adapt(bench.backbone, bench.task, ClientInfo("")).values():
+        for demand in demands:
             try:
-                part.sites(bench.backbone)
+                demand()
             except UserError as e:
                 reasons[str(e)] = None
-        if "separate blocks" in method.info.needs and not bench.backbone.separate_blocks:
-            reasons[
-                f'{method.info.slug} leaves blocks out, which "{bench.backbone.name}" does not allow (weft models '
-                f"{bench.backbone.name} says why): choose another --model, such as minilm."
-            ] = None
         if reasons:
             raise UserError(" ".join(reasons))
 

@@ -46,7 +46,7 @@ class MPFT(Method):
             20 losses deviate by less, once the rate has risen.
         shots: examples per class that a client adapts with before it is tested; 0 = it uses the common adapter. kd: weight λ of
             the distillation then. adapt_steps: of that, on all shots at once.
-        optim: of the server, and of a client that adapts.
+        optim: of the server, and of a client that adapts; its weight decay is what PyTorch does where the code says nothing.
     """
 
     info: ClassVar[MethodInfo] = MethodInfo(

@@ -90,6 +90,11 @@ class FedHPL(Method):
         if self.gamma < 0 or self.temperature <= 0:
             raise UserError("fedhpl needs gamma ≥ 0 and temperature > 0.")
 
+    @property
+    def quality(self) -> str:
+        """What travels beside the logits."""
+        return "count" if self.mixing == "count" else "accuracy"
+
     def adapt(self, backbone: Backbone, task: Classification, client: ClientInfo) -> Adaptation:
         classes = len(task.classes)
         return {
@@ -118,14 +123,14 @@ class FedHPL(Method):
         rows = [c.data.train for c in pack.clients]
         logits = pack.predict(self.forward, rows)
         found = [table_of(z.to(pack.dtype), torch.from_numpy(labels[own])) for z, own in zip(logits, rows, strict=True)]
-        kept = "count" if self.mixing == "count" else "accuracy"
-        return pack.updates(tensors=[{"logits": z, kept: (count if kept == "count" else a)} for z, a, count in found])
+        quality = {"accuracy": 1, "count": 2}[self.quality]
+        return pack.updates(tensors=[{"logits": f[0], self.quality: f[quality]} for f in found])
 
     # server ---------------------------------------------------------------------------------------------------------
 
     def uploads(self, server: ServerState, client: ClientInfo) -> Mapping[str, tuple[int | None, ...]]:
         classes = len(server.bench_of.task.classes)
-        return {"logits": (classes, classes), "count" if self.mixing == "count" else "accuracy": (classes,)}
+        return {"logits": (classes, classes), self.quality: (classes,)}
 
     def aggregate(self, server: ServerState, updates: Iterable[Update]) -> None:
         received = list(updates)
@@ -134,7 +139,7 @@ class FedHPL(Method):
         memo, new = server.memo, {u.client.id: u.tensors for u in received}
         old = {client: i for i, client in enumerate(memo.get("ids", []))} if self.stale else {}
         ids = sorted(old.keys() | new.keys())
-        for name in ("logits", "count" if self.mixing == "count" else "accuracy"):
+        for name in ("logits", self.quality):
             rows: list[Any] = [new[i][name] if i in new else memo[name][old[i]] for i in ids]
             memo[name] = torch.stack(rows)
         memo["ids"] = ids
@@ -143,10 +148,8 @@ class FedHPL(Method):
         memo = server.memo
         if "ids" not in memo:
             return Message()
-        given = memo["count"] if self.mixing == "count" else memo["accuracy"]
-        weights = contributions(given.clamp(min=0), given, self.mixing)
         me = memo["ids"].index(client.id) if client.id in memo["ids"] else None
-        table, known = mix(memo["logits"], weights, None if me is None else memo["logits"][me], me, self.receiver)
+        table, known = mix(memo["logits"], contributions(memo[self.quality], self.mixing), me, self.receiver)
         return Message({TEACHER: table}, {"known": known.nonzero().flatten().tolist()})
 
 

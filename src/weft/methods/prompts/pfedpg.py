@@ -89,7 +89,7 @@ class PFedPG(Method):
     def start(self, server: ServerState) -> None:
         bench = server.bench_of
         (site,) = server.sites("prompt")
-        base = self.adapt(bench.backbone, bench.task, ClientInfo(""))["prompt"][0].tensors(bench.backbone, site)["tokens"]
+        base = server.adaptation["prompt"][0].tensors(bench.backbone, site)["tokens"]
         width, inner = site.d_in, self.inner
         linear = {"q": (width, inner), "k": (width, inner), "v": (width, inner), "o": (inner, width)}
         inits = {n: Init(shape, "uniform", 1 / math.sqrt(shape[0])) for n, shape in linear.items()}
