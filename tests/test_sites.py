@@ -39,6 +39,9 @@ class Loopback:
             bench = run.bench.of(own)
             self.sites[c.id] = Site(run.method, bench, own, self.root / c.id, codec(self.uplink), run.server.start)
 
+    def arrivals(self, clients: list[ClientState]) -> list[ClientState]:
+        return []
+
     def ask(self, questions: Mapping[str, bytes]) -> Mapping[str, bytes]:
         found = {}
         for client, raw in questions.items():
@@ -54,11 +57,8 @@ def remote(method: Method, uplink: str = "identity", **more: Any) -> tuple[tiny.
     loop = Loopback(run, uplink)
     old = run.simulation
     stubs = [ClientState(c.id, c.n, dict(c.facts), c.model) for c in run.clients]
-    engine = Remote(
-        run.method, run.bench, [(run.server, stubs)], old.settings, old.exchange, old.store, old.spool, old.tests, old.observer
-    )
-    engine.transport = loop
-    run.simulation = engine
+    about = (old.settings, old.exchange, old.store, old.spool, old.tests, old.observer)
+    run.simulation = Remote(run.method, run.bench, [(run.server, stubs)], *about, transport=lambda _: loop)
     return run, loop
 
 

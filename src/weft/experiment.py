@@ -43,6 +43,8 @@ class Experiment(BaseModel):
             of the classes in ``template``; ``auto``: similarity where there is a text tower, unless the method trains a head.
         blocks, roles, head: where the description of the backbone is wrong: path of its list of blocks, roles of linear layers by
             the ends of their names (``Wqkv=q+k+v,wo=o``), names of the modules of its head.
+        classes: the label set, in the order of the indices; empty = those of the data, in alphabetical order. A real federation
+            has to declare it, and a row with any other label is refused.
         image, text, pair, label, key: columns of the data, where the guess is wrong. limit: rows of each split at most.
         clients, partition, alpha, classes_per_client, min_rows, new_clients, leave_out, val_fraction, test_fraction: how the data
             are dealt out, see :func:`weft.data.partition`; leave_out: a natural key or a list of them.
@@ -59,6 +61,7 @@ class Experiment(BaseModel):
         eval_every: rounds between evaluations; 0 = only after the last. eval_clients: so many clients at most are scored by
             themselves each time, drawn at random; None = all.
         prefix_cache: keep what lies below every trained part: ``auto`` or ``off``. by_length: batches of rows of like length.
+        engine: ``simulation``, in this process; ``flower``: every client is a process of its own on this machine, over Flower.
         debug: clients one by one; errors say stage, client and batch.
         trust_remote_code: let a backbone from the hub run its own Python code.
         recipes: apply recipes.
@@ -78,6 +81,7 @@ class Experiment(BaseModel):
     roles: str = ""
     head: str = ""
     data: str = "pydocs"
+    classes: Names = []
     image: str | None = None
     text: str | None = None
     pair: str | None = None
@@ -114,6 +118,7 @@ class Experiment(BaseModel):
     eval_clients: Count | None = None
     prefix_cache: Literal["auto", "off"] = "auto"
     by_length: bool = True
+    engine: Literal["simulation", "flower"] = "simulation"
     debug: bool = False
     trust_remote_code: bool = False
     recipes: bool = True

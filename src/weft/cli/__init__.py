@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from weft.cli import after, listings, run
+from weft.cli import after, keys, listings, run, sites
 from weft.cli.errors import Commands, guarded
 
 app = typer.Typer(
@@ -22,12 +22,15 @@ app = typer.Typer(
     epilog="Start with [bold]weft run[/bold]: it needs no network and takes a few minutes on a laptop.",
 )
 
-TRAIN, LOOK = "Train", "Look around"
+TRAIN, SITES, LOOK = "Train", "Real federations", "Look around"
 app.command(rich_help_panel=TRAIN)(run.run)
 app.command(rich_help_panel=TRAIN)(run.resume)
 app.command(rich_help_panel=TRAIN, name="eval")(after.evaluate)
 app.command(rich_help_panel=TRAIN)(after.predict)
 app.command(rich_help_panel=TRAIN)(after.export)
+app.command(rich_help_panel=SITES)(sites.serve)
+app.command(rich_help_panel=SITES)(sites.join)
+app.add_typer(keys.app, name="keys", rich_help_panel=SITES)
 app.command(rich_help_panel=LOOK)(listings.methods)
 app.command(rich_help_panel=LOOK)(listings.data)
 app.command(rich_help_panel=LOOK)(listings.models)

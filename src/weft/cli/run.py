@@ -127,6 +127,9 @@ def run(
     by_length: Annotated[
         bool | None, _option(MACHINE, "Batches of rows of like length.", "by-length", "--by-length/--no-by-length")
     ] = None,
+    engine: Annotated[
+        str | None, _option(MACHINE, "simulation, or flower: every client a process of its own, over Flower.", "simulation")
+    ] = None,
     debug: Annotated[
         bool | None, _option(MACHINE, "Clients one by one; errors say stage, client and batch.", "", "--debug")
     ] = None,
@@ -175,7 +178,7 @@ def run(
         return
     with watching(screen, quiet) as observer:
         done = execute.start(resolved, observer=observer, repeat=repeat)
-    _show(done, screen, quiet, as_json)
+    show(done, screen, quiet, as_json)
 
 
 def resume(
@@ -199,7 +202,7 @@ def resume(
         for line in before.rounds:
             observer.round_done(line)
         done = execute.resume(folder, observer=observer)
-    _show(done, screen, quiet, as_json)
+    show(done, screen, quiet, as_json)
 
 
 def _typed(context: typer.Context, fields: Iterable[str]) -> dict[str, Any]:
@@ -212,7 +215,7 @@ def _typed(context: typer.Context, fields: Iterable[str]) -> dict[str, Any]:
     return given
 
 
-def _show(done: Run, screen: Console, quiet: bool, as_json: bool) -> None:
+def show(done: Run, screen: Console, quiet: bool, as_json: bool) -> None:
     """The outcome: for programs, for people, or not at all."""
     if as_json:
         typer.echo((done.folder / "summary.json").read_text(encoding="utf-8"), nl=False)

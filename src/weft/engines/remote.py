@@ -7,18 +7,20 @@ is back.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
+from weft.communication.envelope import unwrap, wrap
 from weft.communication.ledger import Phase
 from weft.communication.message import FACTS
-from weft.communication.strict import Refused, is_number, read_json
+from weft.communication.strict import Refused, is_number
 from weft.communication.wire import payload_in
 from weft.engines.evaluation import Answers, Evaluation, per_client, pooled
 from weft.engines.simulation import Job, Simulation
 from weft.engines.site import Behind, Site
+from weft.federation.client import ClientState
 from weft.federation.exchange import payload_of
 from weft.federation.server import Round, ServerState
 
@@ -44,14 +46,14 @@ class Question:
     def encode(self) -> bytes:
         round = {"index": self.round.index, "kind": self.round.kind, "extra": self.round.extra}
         about = {"what": self.what, "round": round, "since": self.since, "now": self.now}
-        return _join(about, self.data)
+        return wrap(about, self.data)
 
     @classmethod
     def decode(cls, raw: bytes) -> Question:
         """Raises:
         Refused: it is none.
         """
-        about, data = _split(raw)
+        about, data = unwrap(raw)
         kinds = {"what": str, "round": dict, "since": int, "now": int}
         inner = {"index": int, "kind": str, "extra": dict}
         round = about.get("round")
@@ -71,23 +73,17 @@ def answer(site: Site, raw: bytes) -> bytes:
     try:
         if question.what == TRAIN:
             frame, loss = site.turn(question.round, question.data, question.since, question.now)
-            return _join({"loss": loss, "update": frame is not None}, frame or b"")
+            return wrap({"loss": _or_none(loss), "update": frame is not None}, frame or b"")
         found = site.scores(question.round, question.data, question.since)
     except Behind:
-        return _join({"behind": True}, b"")
-    return _join({v: {s: asdict(a) for s, a in splits.items()} for v, splits in found.items()}, b"")
+        return wrap({"behind": True})
+    counts = {v: {s: asdict(a) | {"loss": _or_none(a.loss)} for s, a in splits.items()} for v, splits in found.items()}
+    return wrap(counts)
 
 
-def _join(about: Mapping[str, Any], data: bytes) -> bytes:
-    text = json.dumps(about, sort_keys=True).encode()
-    return len(text).to_bytes(4, "little") + text + data
-
-
-def _split(raw: bytes) -> tuple[dict[str, Any], bytes]:
-    length = int.from_bytes(raw[:4], "little")
-    if len(raw) < 4 + length:
-        raise Refused("The message is shorter than it says.")
-    return read_json(raw[4 : 4 + length], "message"), raw[4 + length :]
+def _or_none(loss: float | None) -> float | None:
+    """JSON has no word for the loss of a model that has diverged."""
+    return loss if loss is not None and math.isfinite(loss) else None
 
 
 class Transport(Protocol):
@@ -97,11 +93,33 @@ class Transport(Protocol):
         """Answers by client id; whoever did not answer in time is missing."""
         ...
 
+    def arrivals(self, clients: list[ClientState]) -> list[ClientState]:
+        """Clients that have come since the last round and were never there before."""
+        ...
+
 
 class Remote(Simulation):
-    """A simulation whose clients are elsewhere; its own clients have no rows."""
+    """A simulation whose clients are elsewhere; its own clients have no rows.
 
-    transport: Transport
+    Args:
+        transport: made from the engine: it needs the server's start values.
+    """
+
+    def __init__(self, *about: Any, transport: Callable[[Remote], Transport]):
+        super().__init__(*about)
+        self.transport = transport(self)
+
+    def round(self, t: int, phase: Phase = "train") -> dict[str, Any] | None:
+        """A round of the simulation, with whoever has joined in the meantime."""
+        for server, clients in self.federations:
+            for client in self.transport.arrivals(clients):
+                clients.append(client)
+                self._told(client.info(self.method.info.asks))
+                self.observer.say(f"{client.id} joins in round {t}.")
+                self.method.welcome(server, client)
+            clients.sort(key=lambda c: c.id)
+            server.clients = [c.info(self.method.info.asks) for c in clients]
+        return super().round(t, phase)
 
     def _turns(self, jobs: list[Job], t: int, phase: Phase) -> dict[str, float]:
         self.observer.begin("clients", len(jobs))
@@ -121,7 +139,7 @@ class Remote(Simulation):
                 self._forgotten(job.server, job.client.id)
                 continue
             try:
-                about, data = _split(raw)
+                about, data = unwrap(raw)
                 update = about.get("update") is True
                 payload = self._payload(job, data) if update else {}
                 self.exchange.ledger.add(t, phase, "up", job.client.id, payload, len(raw))
@@ -156,7 +174,7 @@ class Remote(Simulation):
         server.synced[client] = 0
 
     def evaluate(self, t: int) -> list[Evaluation]:
-        """Every site's own counts, pooled and by client."""
+        """Every site's own counts, pooled and by client; and the common model on test rows that the coordinator has."""
         questions: dict[str, bytes] = {}
         for server, clients in self.federations:
             for client in clients:
@@ -179,10 +197,13 @@ class Remote(Simulation):
                 said.setdefault(where, {})[client_id] = some
         scores: list[Evaluation] = []
         for view in self.method.info.views:
+            here = self._global(view) if view == "global" else []
+            scores += here
             for people in ("own test", "validation"):
                 own = said.get((view, people), {})
                 common = people if view != "global" or people == "validation" else "global test"
-                scores += pooled(list(own.values()), view=view, people=common)
+                if not any(e.people == common for e in here):
+                    scores += pooled(list(own.values()), view=view, people=common)
                 if people == "own test":
                     scores += per_client({c: a.right / a.n for c, a in own.items()}, view=view, people=people)
         return scores
@@ -190,20 +211,21 @@ class Remote(Simulation):
 
 def _is_behind(raw: bytes) -> bool:
     try:
-        return _split(raw)[0].get("behind") is True
+        return unwrap(raw)[0].get("behind") is True
     except Refused:
         return False
 
 
 def _answers(raw: bytes) -> dict[tuple[str, str], Answers]:
-    about, _ = _split(raw)
+    about, _ = unwrap(raw)
     found = {}
     for view, splits in about.items():
         for split, counts in splits.items() if isinstance(splits, dict) else ():
             given: list[Any] = [counts.get(key) if isinstance(counts, dict) else None for key in ("n", "right", "loss")]
             n, right, loss = given
+            loss = math.nan if loss is None else loss
             fits = is_number(n, int) and is_number(right, int) and is_number(loss, int, float)
-            if not fits or not 0 <= right <= n or not 0 < n < LARGEST or not abs(loss) < LARGEST:
+            if not fits or not 0 <= right <= n or not 0 < n < LARGEST or abs(loss) >= LARGEST:
                 raise Refused("The counts are not those of a test.")
             found[view, split] = Answers(n, right, float(loss))
     return found

@@ -25,7 +25,7 @@ from weft.engines.observer import Observer
 from weft.errors import UserError, WeftError
 from weft.federation.client import ClientState, Splits
 from weft.federation.exchange import Exchange, payload_of
-from weft.federation.message import Update, Value
+from weft.federation.message import ClientInfo, Update, Value
 from weft.federation.method import Adaptation, Method
 from weft.federation.pack import Batch, Bench, Pack
 from weft.federation.server import ServerState
@@ -113,9 +113,12 @@ class Simulation:
             client.facts = self.method.profile(position) | dict(client.facts)
         server.clients = [c.info(self.method.info.asks) for c in clients]
         for info in server.clients:
-            if info.facts:
-                size = len(json.dumps(info.facts, sort_keys=True))
-                self.exchange.ledger.add(0, "setup", "up", info.id, {"facts": size}, size)
+            self._told(info)
+
+    def _told(self, info: ClientInfo) -> None:
+        if info.facts:
+            size = len(json.dumps(info.facts, sort_keys=True))
+            self.exchange.ledger.add(0, "setup", "up", info.id, {"facts": size}, size)
 
     # a round ----------------------------------------------------------------------------------------------------------
 
@@ -262,10 +265,15 @@ class Simulation:
                 continue
             job = jobs[client]
             try:
-                yield self.exchange.read_update(server, job.client.info(self.method.info.asks), data, job.held)
+                update = self.exchange.read_update(server, job.client.info(self.method.info.asks), data, job.held)
             except Refused as e:
                 refused[client] = str(e)
                 self.observer.say(f"update of {client} refused: {e}")
+                continue
+            if update.weight > 0:
+                yield update
+            else:  # those who train have rows; a rule that divides by the weights could divide by nothing
+                self.observer.say(f"update of {client} counts no examples, and is left out.")
 
     # evaluation ---------------------------------------------------------------------------------------------------------
 

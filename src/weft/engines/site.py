@@ -18,7 +18,7 @@ from torch import Tensor
 from weft.communication.codecs import Codec
 from weft.communication.message import Received
 from weft.engines.evaluation import Answers, answers
-from weft.errors import WeftError
+from weft.errors import UserError, WeftError
 from weft.federation import files
 from weft.federation.client import ClientState
 from weft.federation.exchange import Limits, read_download, write_update
@@ -29,6 +29,8 @@ from weft.federation.scope import Scope
 from weft.federation.server import Round
 from weft.federation.store import ClientStore
 from weft.tensors.lowrank import LowRank
+
+JOIN_ANEW = "put a copy of that folder back, or remove the folder, and this site joins anew without what it had learnt for itself"
 
 
 class Behind(WeftError):
@@ -60,13 +62,50 @@ class Site:
         self.info = client.info(method.info.asks)
         self.adaptation = method.adapt(bench.backbone, bench.task, self.info)
         self.state = folder / "site.json"
-        saved = json.loads(files.read(self.state)) if self.state.exists() else {}
-        if saved:
-            files.check_format(self.state, saved["format"])
+        self._recall()
+
+    # what its folder holds ----------------------------------------------------------------------------------------------
+
+    def _recall(self) -> None:
+        """Be what the folder says, as after a restart.
+
+        Raises:
+            UserError: what it says can't be trusted, or has gone.
+        """
+        saved = self._saved()
         self.rounds: dict[str, Any] = saved.get("last", {})
+        self.hashes: dict[str, str] = saved.get("files", {})
         self.clock = int(saved.get("clock", 0))
-        self.store = ClientStore(folder / "clients", saved.get("clients"))
-        self.copy = self._received(saved.get("copy")) if saved else self._drawn()
+        self.store = ClientStore(self.folder / "clients", saved.get("clients"))
+        try:
+            self.copy = self._received(self.folder / saved["copy"]) if saved else self._drawn()
+        except UserError:  # what others know too is no loss: at clock 0 it is all asked for again
+            self.copy, self.clock = self._drawn(), 0
+
+    def _saved(self) -> dict[str, Any]:
+        if not self.state.exists():
+            return {}
+        try:
+            outer = json.loads(files.read(self.state))
+            files.check_format(self.state, outer["format"])
+            if hashlib.sha256(outer["state"].encode()).hexdigest() != outer["sha256"]:
+                raise ValueError("its hash differs")
+            saved: dict[str, Any] = json.loads(outer["state"])
+        except (ValueError, KeyError, TypeError, AttributeError) as e:
+            raise UserError(f"{self.state} is damaged ({e}): {JOIN_ANEW}.") from None
+        return saved
+
+    def _whole(self, path: Path) -> bytes:
+        """A file that ``site.json`` vouches for: a value changed on the disk must not become a number that nobody trained."""
+        if not path.exists() or hashlib.sha256(data := files.read(path)).hexdigest() != self.hashes.get(path.name):
+            raise UserError(f"{path} is missing or damaged: {JOIN_ANEW}.")
+        return data
+
+    def _load(self) -> None:
+        version = self.store.committed.get(self.client.id)
+        if version is not None:
+            self._whole(self.store.path(self.client.id, version))
+        self.store.load(self.client)
 
     # what it has received -----------------------------------------------------------------------------------------------
 
@@ -82,8 +121,9 @@ class Site:
                 found[name] = self.start[name] if name in self.start else self.bench.draw(init, name)
         return found
 
-    def _received(self, name: str | None) -> dict[str, Value]:
-        tensors, scales = files.read_tensors(self.folder / str(name))
+    def _received(self, path: Path) -> dict[str, Value]:
+        self._whole(path)
+        tensors, scales = files.read_tensors(path)
         found: dict[str, Value] = {n: v for n, v in tensors.items() if not n.endswith((":A", ":B"))}
         for n in {n[:-2] for n in tensors if n.endswith(":A")}:
             found[n] = LowRank(tensors[f"{n}:B"], tensors[f"{n}:A"], scales[n])
@@ -114,13 +154,21 @@ class Site:
 
         Raises:
             Behind: this site does not hold what the download builds on. Refused: the message is not one of this round and method.
+            UserError: its memory is damaged or can't be saved.
         """
         digest = hashlib.sha256(data).hexdigest()
         if self.rounds.get("round") == round.index and self.rounds.get("digest") == digest:
-            return (files.read(self._reply(round.index)) if self.rounds["replied"] else None), self.rounds["loss"]
+            return (self._whole(self._reply(round.index)) if self.rounds["replied"] else None), self.rounds["loss"]
         received = self._read(round, data, since)
+        try:
+            return self._train(round, received, now, digest)
+        except Exception:
+            self._recall()  # a turn that was not saved has not happened
+            raise
+
+    def _train(self, round: Round, received: Received, now: int, digest: str) -> tuple[bytes | None, float | None]:
         self.copy, self.clock = self._apply(received.tensors), now
-        self.store.load(self.client)
+        self._load()
         pack = Pack(self.bench, [self.client], [self.adaptation], [self.start | self.copy], [received.facts], round, self.start)
         losses: list[float] = []
 
@@ -151,13 +199,20 @@ class Site:
             else:
                 tensors[name] = value
         name = f"copy-{round:06d}.safetensors"
-        files.write(self.folder / name, files.tensor_bytes(tensors, scales), settle=False)
+        held = {self.folder / name: files.tensor_bytes(tensors, scales)}
         if frame is not None:
-            files.write(self._reply(round), frame, settle=False)
+            held[self._reply(round)] = frame
+        for path, data in held.items():
+            files.write(path, data, settle=False)
+        clients = self.store.manifest()
+        held |= {p: files.read(p) for p in (self.store.path(c, v) for c, v in clients["versions"].items())}
+        self.hashes = {p.name: hashlib.sha256(data).hexdigest() for p, data in held.items()}
         self.store.settle()
         files.sync_folder(self.folder)
         self.rounds = {"round": round, "digest": digest, "replied": frame is not None, "loss": loss}
-        text = {"format": files.FORMAT, "copy": name, "clock": self.clock, "last": self.rounds, "clients": self.store.manifest()}
+        saved = {"copy": name, "clock": self.clock, "last": self.rounds, "clients": clients, "files": self.hashes}
+        body = json.dumps(saved)
+        text = {"format": files.FORMAT, "sha256": hashlib.sha256(body.encode()).hexdigest(), "state": body}
         files.write(self.state, json.dumps(text).encode())
         self.store.commit()
         for old in (*self.folder.glob("copy-*.safetensors"), *self.folder.glob("reply-*.bin")):
@@ -171,7 +226,7 @@ class Site:
     def scores(self, round: Round, data: bytes, since: int) -> dict[str, dict[str, Answers]]:
         """Counts of right answers by view and split on its own validation and test rows, with a download that is not kept."""
         received = self._read(round, data, since)
-        self.store.load(self.client)
+        self._load()
         held = self.start | self._apply(received.tensors)
         pack = Pack(self.bench, [self.client], [self.adaptation], [held], [received.facts], round, self.start)
         found: dict[str, dict[str, Answers]] = {}

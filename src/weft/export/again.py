@@ -63,6 +63,10 @@ def _rebuilt(folder: Path, target: Path, client: str | None, view: str | None) -
     directory = directories.find(folder)
     with directories.locked(directory):
         about = directories.read_summary(directory)
+        if "served" in about:
+            raise UserError(
+                "what clients of this run remember lies at their sites; without --client and --view its adapter is exported."
+            )
         for what in ("method", "data"):
             if about[what]["object"]:
                 raise UserError(f"this run's {what} was given as an object in Python, so weft export can't rebuild its clients.")

@@ -16,6 +16,7 @@ from torch import Tensor
 from weft.communication.codecs import Codec, codec
 from weft.communication.ledger import Ledger, Phase
 from weft.communication.message import Expected, Frame, Header, Received
+from weft.communication.strict import Refused, quoted
 from weft.communication.wire import decode, encode
 from weft.federation.message import APPENDED, ClientInfo, Message, Update, Value
 from weft.federation.pack import named
@@ -67,7 +68,8 @@ class Exchange:
     def broadcast(self, server: ServerState, client: ClientInfo, message: Message) -> tuple[Frame, Received]:
         """A download as bytes and as it is read, not billed."""
         facts = message.facts | server.round.extra
-        key = (id(server), client.model, json.dumps(facts, sort_keys=True), *((n, id(v)) for n, v in message.tensors.items()))
+        round, values = server.round, ((n, id(v)) for n, v in message.tensors.items())
+        key = (id(server), round.index, round.kind, client.model, json.dumps(facts, sort_keys=True), *values)
         if key not in self._broadcasts:
             header = Header(server.method.info.slug, server.round.index, server.round.kind, "down", "*")
             frame = encode(header, message.tensors, facts, self._identity)
@@ -104,8 +106,7 @@ class Exchange:
         """
         bench = server.bench_of.of(client)
         adaptation = server.method.adapt(bench.backbone, bench.task, client)
-        shapes = {n: i.shape for n, i, s in named(adaptation, bench.backbone) if Scope.UP in s}
-        shapes |= server.method.uploads(server, client)
+        shapes = uploaded(server, client)
         expected = Expected(
             method=server.method.info.slug,
             round=server.round.index,
@@ -120,6 +121,9 @@ class Exchange:
             client=client.id,
         )
         received = decode(data, expected, reference=held)
+        for name, value in received.tensors.items():
+            if value.dtype != bench.dtype:  # a mean with one of them would be of the wider dtype from then on, for everybody
+                raise Refused(f"Tensor {quoted(name)} is of {value.dtype}; expected is {bench.dtype}.")
         return Update(
             tensors=received.tensors,
             facts=received.facts,
@@ -127,6 +131,14 @@ class Exchange:
             weight=received.header.weight,
             adaptation=adaptation,
         )
+
+
+def uploaded(server: ServerState, client: ClientInfo) -> dict[str, tuple[int | None, ...]]:
+    """Names and shapes of the tensors that a client may send."""
+    bench = server.bench_of.of(client)
+    adaptation = server.method.adapt(bench.backbone, bench.task, client)
+    shapes: dict[str, tuple[int | None, ...]] = {n: i.shape for n, i, s in named(adaptation, bench.backbone) if Scope.UP in s}
+    return shapes | dict(server.method.uploads(server, client))
 
 
 def read_download(

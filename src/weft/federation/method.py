@@ -87,6 +87,9 @@ class Method:
     def start(self, server: ServerState) -> None:
         """Prepare the server's own state, once."""
 
+    def welcome(self, server: ServerState, client: ClientInfo) -> None:
+        """Make room for a client that joined after :meth:`start`; ``server.clients`` has it already."""
+
     def plan(self, server: ServerState, t: int) -> Round | None:
         """What kind of round the t-th is and who takes part; None ends the run."""
         from weft.federation.server import Round

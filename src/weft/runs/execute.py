@@ -17,7 +17,9 @@ from weft.backbones.load import find, pick_device
 from weft.backbones.names import KNOWN
 from weft.communication.codecs import codec
 from weft.data.hub_sets import catalogue
+from weft.engines.flower import environment as flower
 from weft.engines.observer import Observer
+from weft.engines.simulation import Simulation
 from weft.errors import Interrupted, UserError
 from weft.experiment import Experiment, Resolved
 from weft.federation import files
@@ -29,13 +31,14 @@ from weft.runs.directory import RunDirectory
 from weft.runs.environment import changed, environment
 from weft.runs.prepare import Material, copies, prepare
 from weft.runs.result import Run, scores
-from weft.runs.stage import Notes, Played, Player, Stage, sent
+from weft.runs.stage import Engine, Notes, Played, Player, Stage, sent
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from weft.data.rows import FederatedData, Source
     from weft.federation.method import Method
+    from weft.federation.pack import Bench
     from weft.federation.server import ServerState
 
 PROBE_PACK = 8  # a probe's packs need next to no memory, and a number of its own keeps a replay's the same
@@ -84,23 +87,29 @@ def start(
 ) -> Run:
     """:func:`run` with settings that are resolved already."""
     observer, x = observer or Observer(), resolved.experiment
+    if x.engine == "flower":
+        if resolved.given or data is not None or x.baseline is not None:
+            raise UserError("sites know method and data by name and run no baseline themselves: leave --engine flower out.")
+        flower.ready()
     codec(x.codec), [find(m) for m in x.models], pick_device(x.device)  # an unknown name is said before anything is loaded
     directory = directories.create(Path(x.runs).expanduser(), x.name, directories.usual_name(x))
-    with _stoppable(directory), directories.locked(directory):
+    with stoppable(directory), directories.locked(directory):
         began = time.time()
         try:
             for note in resolved.notes:
                 observer.say(note)
             observer.begin("set-up", _steps(x))
             material = prepare(x, data, observer, resolved.method.info.needs)
-            _suited(baselines.stand_in(x) or resolved.method, material)
+            for bench in (material.bench, *material.bench.others.values()):
+                suited(baselines.stand_in(x) or resolved.method, bench)
         except BaseException:
             shutil.rmtree(directory.root, ignore_errors=True)  # there is nothing in it yet
             raise
         about = summary.begun(directory, resolved, material, began)
         directories.write_summary(directory, about)
-        files.write(directory.experiment, settings.to_toml(x, _pinned(x, material)).encode())
-        _go_on(directory, resolved, material, about, observer, repeat)
+        files.write(directory.experiment, settings.to_toml(x, pinned_to(x, material)).encode())
+        with _engine(resolved, directory, material, observer) as engine:
+            go_on(directory, resolved, material, about, observer, repeat, engine)
     return Run(directory)
 
 
@@ -122,7 +131,7 @@ def resume(
     """
     observer = observer or Observer()
     directory = directories.find(folder)
-    with _stoppable(directory), directories.locked(directory):
+    with stoppable(directory), directories.locked(directory):
         about = directories.read_summary(directory)
         if about["finished"]:
             observer.say(f"{directory.root} is finished already: there is nothing to do.")
@@ -132,6 +141,10 @@ def resume(
                 raise UserError(
                     f"this run's {name} was given as an object: give it again, as in weft.resume({str(folder)!r}, {name}=…)."
                 )
+        if "served" in about:
+            raise UserError(
+                f"{directory.root} is a federation of sites: weft serve with the same experiment file goes on with it."
+            )
         resolved = settings.resolve({"runs": str(directory.root.parent)}, settings.read(directory.experiment), method)
         origin = {n: s["origin"] for n, s in about["settings"].items()}
         resolved = replace(resolved, origin={n: origin.get(n, o) for n, o in resolved.origin.items()})
@@ -139,31 +152,54 @@ def resume(
         material = prepare(resolved.experiment, data, Silent(observer), resolved.method.info.needs)
         if differences := changed(about["environment"], environment(material.backbone.device.type)):
             observer.say(f"begun with something else ({'; '.join(differences)}): the last digits may differ.")
-        _go_on(directory, resolved, material, about, observer, about.get("repeat", {}).get("runs", 1))
+        with _engine(resolved, directory, material, observer) as engine:
+            go_on(directory, resolved, material, about, observer, about.get("repeat", {}).get("runs", 1), engine)
     return Run(directory)
 
 
-def _suited(method: Method, material: Material) -> None:
-    """Refuse a backbone that lacks what the method needs, with all reasons at once."""
-    for bench in (material.bench, *material.bench.others.values()):
-        demands: list[Callable[[], object]] = [
-            functools.partial(part.sites, bench.backbone)
-            for part, _ in method.adapt(bench.backbone, bench.task, ClientInfo("")).values()
-        ]
-        if "separate blocks" in method.info.needs:
-            demands.append(bench.backbone.check_separate)
-        reasons: dict[str, None] = {}
-        for demand in demands:
-            try:
-                demand()
-            except UserError as e:
-                reasons[str(e)] = None
-        if reasons:
-            raise UserError(" ".join(reasons))
+@contextmanager
+def _engine(resolved: Resolved, directory: RunDirectory, material: Material, observer: Observer) -> Iterator[Engine]:
+    """What plays the rounds of the run itself; its baselines and repeats are always simulated."""
+    x = resolved.experiment
+    if x.engine == "simulation":
+        yield Simulation
+        return
+    from weft.sites.loopback import federation
+
+    with federation(x, resolved.method, directory, material, observer) as engine:
+        yield engine
 
 
-def _go_on(
-    directory: RunDirectory, resolved: Resolved, material: Material, about: dict[str, Any], observer: Observer, repeat: int
+def suited(method: Method, bench: Bench) -> None:
+    """Refuse a backbone that lacks what the method needs, with all reasons at once.
+
+    Raises:
+        UserError: it lacks something.
+    """
+    demands: list[Callable[[], object]] = [
+        functools.partial(part.sites, bench.backbone)
+        for part, _ in method.adapt(bench.backbone, bench.task, ClientInfo("")).values()
+    ]
+    if "separate blocks" in method.info.needs:
+        demands.append(bench.backbone.check_separate)
+    reasons: dict[str, None] = {}
+    for demand in demands:
+        try:
+            demand()
+        except UserError as e:
+            reasons[str(e)] = None
+    if reasons:
+        raise UserError(" ".join(reasons))
+
+
+def go_on(
+    directory: RunDirectory,
+    resolved: Resolved,
+    material: Material,
+    about: dict[str, Any],
+    observer: Observer,
+    repeat: int = 1,
+    engine: Engine = Simulation,
 ) -> None:
     """Everything from the first round to the finished summary, or what is left of it."""
     x = resolved.experiment
@@ -171,7 +207,7 @@ def _go_on(
     if repeat > 1:
         about["repeat"] = {"runs": repeat, "identical": None}
         directories.write_summary(directory, about)
-    main, setup = play(directory, x, resolved.method, material, observer)
+    main, setup = play(directory, x, resolved.method, material, observer, engine=engine)
     about |= scores(main.lines) | {"pack": main.pack, "bytes": summary.total_bytes(main, setup)}
     if len(main.servers) == 1:
         about["adapter"] = export_adapter(main.servers[0], material, directory, x, observer)
@@ -199,11 +235,12 @@ def play(
     material: Material,
     observer: Observer,
     aside: str | None = None,
+    engine: Engine = Simulation,
 ) -> tuple[Played, Played | None]:
     """The federation of an experiment, after the one that trains its head if there is to be one.
 
     Args:
-        aside: name of the one stage that all progress is told under, for a run beside the main one.
+        engine: plays the rounds. aside: name of the one stage that all progress is told under, for a run beside the main one.
     """
     method = baselines.stand_in(x) or method
     clients = copies(material.clients)
@@ -226,7 +263,7 @@ def play(
             travels=travels,
             aside=True,
         )
-        setup = Player(stage, directory.setup, x, material, observer).play()
+        setup = Player(stage, directory.setup, x, material, observer, engine).play()
         starts = [baselines.head_of(server, method, material.bench) for server in setup.servers]
         if not starts[0]:
             observer.say(f"{method.info.slug} has no head that could start from a probe: it starts at random.")
@@ -245,12 +282,12 @@ def play(
         travels,
         aside is not None,
     )
-    player = Player(stage, directory.root, x, material, observer)
+    player = Player(stage, directory.root, x, material, observer, engine)
     if aside is None:
         observer.say(summary.memory(player.simulation))
         if travels:
             observer.say(summary.uploads(player.simulation))
-        pinned = _pinned(x, material) | {"pack": player.simulation.k if not x.debug else x.pack}
+        pinned = pinned_to(x, material) | {"pack": player.simulation.k if not x.debug else x.pack}
         files.write(directory.experiment, settings.to_toml(x, pinned).encode())
         observer.begin("rounds", rounds)
     played = player.play()
@@ -298,7 +335,7 @@ def _baseline(
     observer.begin(stage, baselines.planned(nested) + before)
     inside = directory.baseline(name)
     files.make_folder(inside.root)
-    files.write(inside.experiment, settings.to_toml(nested, _pinned(x, material)).encode())
+    files.write(inside.experiment, settings.to_toml(nested, pinned_to(x, material)).encode())
     played, its_setup = play(inside, nested, resolved.method, material, observer, stage)
     observer.end(stage)
     return scores(played.lines) | {"bytes": summary.total_bytes(played, its_setup)}
@@ -328,7 +365,7 @@ def _steps(x: Experiment) -> int:
     return 3 + (baselines.turns(x.probe_rounds, x) if baselines.probing(x) else 0)
 
 
-def _pinned(x: Experiment, material: Material) -> dict[str, Any]:
+def pinned_to(x: Experiment, material: Material) -> dict[str, Any]:
     """What ``auto`` turned out to be, and where local files are, seen from anywhere."""
     backbone = material.backbone
     found = {"device": str(backbone.device), "precision": str(backbone.dtype).removeprefix("torch.")}
@@ -341,7 +378,7 @@ def _pinned(x: Experiment, material: Material) -> dict[str, Any]:
 
 
 @contextmanager
-def _stoppable(directory: RunDirectory) -> Iterator[None]:
+def stoppable(directory: RunDirectory) -> Iterator[None]:
     """Turn Ctrl-C into a sentence that says how to go on."""
     try:
         yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from weft.backbones.backbone import Backbone
 from weft.backbones.load import load as load_backbone
 from weft.backbones.prefix import PrefixCache
 from weft.backbones.tables import tabulate
+from weft.data import labels
 from weft.data.partitioners import partition
 from weft.data.rows import FederatedData, Rows, Source, fingerprint
 from weft.data.sources import load as load_data
@@ -54,7 +56,7 @@ class Material:
         """What a checkpoint's numbers rest on: data as dealt, weights, and precision."""
         return {
             "data": self.data["fingerprint"],
-            "clients": len(self.clients),
+            "clients": self.data["clients"],
             "rows": len(self.bench.table),
             "weights": ",".join(b.backbone.weight_hash for b in (self.bench, *self.bench.others.values())),
             "precision": str(self.backbone.dtype).removeprefix("torch."),
@@ -71,53 +73,19 @@ def prepare(
         needs: of the method: one that needs a ``head`` gets a linear one on a CLIP too, unless another task was asked for.
     """
     x = experiment
-    if isinstance(given, FederatedData):
-        dealt = given
-    else:
-        columns = {"image": x.image, "text": x.text, "pair": x.pair, "label": x.label, "key": x.key}
-        dealt = partition(
-            given or load_data(x.data, seed=x.seed, limit=x.limit, **columns),
-            clients=x.clients,
-            scheme=x.partition,
-            alpha=x.alpha,
-            classes_per_client=x.classes_per_client,
-            seed=x.seed,
-            val_fraction=x.val_fraction,
-            test_fraction=x.test_fraction,
-            min_rows=x.min_rows,
-            new_clients=x.new_clients,
-            leave_out=x.leave_out,
-        )
+    dealt = deal(x, given)
     for note in dealt.notes:
         observer.say(note)
     observer.advance("set-up", step="data")
     models = x.models
     if len(models) > 1 and (x.blocks or x.roles or x.head):
         raise UserError("blocks, roles and head correct the description of one backbone: give a single --model with them.")
-    backbones = [
-        load_backbone(
-            name,
-            classes=dealt.classes,
-            device=x.device,
-            precision=x.precision,
-            task="classification" if x.task == "auto" and "head" in needs else x.task,
-            template=x.template,
-            blocks=x.blocks,
-            roles=x.roles,
-            head=x.head,
-            trust_remote_code=x.trust_remote_code,
-        )
-        for name in models
-    ]
+    backbones = [backbone_of(x, name, dealt.classes, needs) for name in models]
     for note in dict.fromkeys(n for b in backbones for n in b.notes):
         observer.say(note)
     observer.advance("set-up", step="backbone")
     rows, positions = _layout(dealt)
-    task = Classification(tuple(dealt.classes))
-    benches = [
-        Bench(b, task, tabulate(b, rows, x.max_length), x.seed, None if x.prefix_cache == "off" else PrefixCache(b), x.by_length)
-        for b in backbones
-    ]
+    benches = [bench_of(x, b, dealt.classes, rows) for b in backbones]
     bench = replace(benches[0], others=dict(zip(models[1:], benches[1:], strict=True)))
     observer.advance("set-up", step="tokens")
     test, val, *rest = positions
@@ -144,6 +112,54 @@ def prepare(
         Tests(test, val, {c.id: rows for c, rows in zip(dealt.unseen, new, strict=True)}),
         about,
     )
+
+
+def deal(x: Experiment, given: Source | FederatedData | None = None) -> FederatedData:
+    """The rows of an experiment, dealt out to its clients.
+
+    Args:
+        given: data as an object; :class:`FederatedData` are dealt out already.
+    """
+    if isinstance(given, FederatedData):
+        labels.same(given, x.classes)
+        return given
+    columns = {"image": x.image, "text": x.text, "pair": x.pair, "label": x.label, "key": x.key}
+    source = given or load_data(x.data, seed=x.seed, limit=x.limit, **columns)
+    return partition(
+        labels.declared(source, x.classes) if x.classes else source,
+        clients=x.clients,
+        scheme=x.partition,
+        alpha=x.alpha,
+        classes_per_client=x.classes_per_client,
+        seed=x.seed,
+        val_fraction=x.val_fraction,
+        test_fraction=x.test_fraction,
+        min_rows=x.min_rows,
+        new_clients=x.new_clients,
+        leave_out=x.leave_out,
+    )
+
+
+def backbone_of(x: Experiment, name: str, classes: Sequence[str], needs: tuple[str, ...]) -> Backbone:
+    """One of an experiment's backbones."""
+    return load_backbone(
+        name,
+        classes=classes,
+        device=x.device,
+        precision=x.precision,
+        task="classification" if x.task == "auto" and "head" in needs else x.task,
+        template=x.template,
+        blocks=x.blocks,
+        roles=x.roles,
+        head=x.head,
+        trust_remote_code=x.trust_remote_code,
+    )
+
+
+def bench_of(x: Experiment, backbone: Backbone, classes: Sequence[str], rows: Rows) -> Bench:
+    """A backbone with its rows."""
+    prefix = None if x.prefix_cache == "off" else PrefixCache(backbone)
+    return Bench(backbone, Classification(tuple(classes)), tabulate(backbone, rows, x.max_length), x.seed, prefix, x.by_length)
 
 
 def _layout(dealt: FederatedData) -> tuple[Rows, list[np.ndarray]]:

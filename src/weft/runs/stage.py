@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,10 +67,22 @@ class Played:
     travels: bool
 
 
+Engine = Callable[..., Simulation]
+"""Makes what plays the rounds, from the arguments of :class:`Simulation`."""
+
+
 class Player:
     """Plays a stage in a folder, from wherever its checkpoint is."""
 
-    def __init__(self, stage: Stage, folder: Path, experiment: Experiment, material: Material, observer: Observer):
+    def __init__(
+        self,
+        stage: Stage,
+        folder: Path,
+        experiment: Experiment,
+        material: Material,
+        observer: Observer,
+        engine: Engine = Simulation,
+    ):
         self.stage, self.folder, self.observer = stage, folder, observer
         self.rounds_file = folder / "rounds.jsonl"
         self.checkpoint = Checkpoint(folder / "checkpoint")
@@ -86,7 +99,7 @@ class Player:
             )
             for people, start in zip(stage.federations, stage.starts, strict=True)
         ]
-        self.simulation = Simulation(
+        self.simulation = engine(
             stage.method,
             material.bench,
             list(zip(self.servers, stage.federations, strict=True)),

@@ -97,6 +97,15 @@ class PFedPG(Method):
         server.memo |= {n: bench.draw(init, "pfedpg", n) for n, init in inits.items()}
         server.memo["ids"] = [c.id for c in server.clients]
 
+    def welcome(self, server: ServerState, client: ClientInfo) -> None:
+        memo = server.memo
+        if client.id in memo["ids"]:
+            return
+        memo["ids"] = [*memo["ids"], client.id]
+        for name in [n for n in memo if n.startswith("adam/clients/")]:
+            memo[name] = torch.cat([memo[name], torch.zeros_like(memo[name][:1])])
+        memo["clients"] = torch.cat([memo["clients"], memo["clients"].mean(0, keepdim=True)])  # an average one
+
     def send(self, server: ServerState, client: ClientInfo) -> Message:
         ids = server.memo["ids"]
         who = server.memo["clients"]

@@ -1,0 +1,74 @@
+"""``weft join --dry-run``: what would leave a site, in plain words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.text import Text
+
+from weft import experiment as settings
+from weft.cli.cards import grid
+from weft.cli.sizes import measure, size_tables
+from weft.federation.exchange import uploaded
+from weft.federation.server import ServerState
+from weft.sites.joining import own_of
+from weft.sites.resident import Resident
+from weft.sites.terms import Terms
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+SCALARS = (
+    ("once", "the name of this site"),
+    ("once", "how many rows it trains on"),
+    ("every round", "how many rows it trained on, as its weight in the mean"),
+    ("every round", "its mean loss while training"),
+    ("every evaluation", "on its own test and validation rows: how many, how many right, the sum of the loss"),
+)
+LABELS = (
+    "What is made by class tells which classes you have and how many rows of each, like a histogram of your labels; a prototype "
+    "of few rows is near to those rows themselves."
+)
+
+
+def show(screen: Console, about: Mapping[str, Any], file: Path) -> None:
+    """Load and count everything that would be sent; send nothing.
+
+    Raises:
+        UserError: whatever the site itself would refuse.
+    """
+    x = settings.resolve({}, settings.read(file)).experiment
+    site = Resident(own_of(about), Path(about["folder"]), lambda words: screen.print(Text(words, style="dim"), soft_wrap=True))
+    run = site.rehearse(Terms.of("0" * 32, x, {}))
+    method, bench, client = run.method, run.bench, run.client
+    asks = method.info.asks
+    screen.print()
+    screen.print(Text.assemble(("Leaves this site: ", "bold"), method.info.sends, "."))
+    screen.print(Text("Rows, texts, pictures, file names and columns never do.", style="dim"))
+    screen.print()
+    server = ServerState(method, bench, [client.info(asks)], x.rounds)
+    method.start(server)
+    table = grid("tensor", ">shape", "what it is")
+    shapes = uploaded(server, client.info(asks))
+    for name, shape in shapes.items():
+        sits = name in server.shared or "/" in name
+        words = "trained values" if sits and not name.startswith("prototype") else "made from your rows, by class"
+        table.add_row(Text(name, style="cyan"), "×".join("any" if d is None else str(d) for d in shape), words)
+    screen.print(table)
+    screen.print()
+    table = grid("when", "what else is said")
+    for when, what in SCALARS:
+        table.add_row(when, what)
+    for name in asks:
+        value = (client.facts | {n: v for n, v in method.profile(0).items() if n not in client.facts}).get(name, "nothing")
+        table.add_row("once", f"{name}: {value}")
+    for name in method.info.reveals:
+        table.add_row("every round", f"{name}, as a fact of your rows")
+    screen.print(table)
+    screen.print()
+    size_tables(screen, measure(method, bench, [client]))
+    if any("prototype" in n or "logits" in n for n in shapes) or method.info.reveals:
+        screen.print(Text(LABELS), soft_wrap=True)
+    screen.print("Nothing was sent.")

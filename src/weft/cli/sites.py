@@ -1,0 +1,218 @@
+"""``weft serve`` and ``weft join``: a real federation, of a coordinator and sites that keep their rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from weft.cli.errors import out
+from weft.cli.progress import starting, watching
+from weft.cli.run import Json, Quiet, show
+from weft.errors import UserError
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from rich.console import Console
+
+    from weft.engines.flower.keys import Coordinator
+    from weft.runs.directory import RunDirectory
+
+PORT = 9393
+Insecure = Annotated[
+    bool, typer.Option("--insecure", help="No TLS, and nobody has to prove who they are: for trying out on one machine only.")
+]
+WARNING = "Warning: --insecure: anybody on the way can read and change what is sent, and anybody may join."
+
+
+def serve(
+    file: Annotated[Path, typer.Argument(metavar="EXPERIMENT.toml", help="What is trained; it declares the classes.")],
+    sites: Annotated[int | None, typer.Option(help="Sites to wait for before round 1.", show_default="clients")] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on.", show_default="0.0.0.0, or 127.0.0.1 if --insecure")
+    ] = None,
+    port: Annotated[int, typer.Option(help="Port to listen on; the only one that sites need.")] = PORT,
+    keys: Annotated[Path, typer.Option(help="Folder that weft keys coordinator made.")] = Path("keys"),
+    insecure: Insecure = False,
+    deadline: Annotated[
+        float, typer.Option(min=1, help="Seconds that a site may take for a turn; a round goes on without whoever takes longer.")
+    ] = 3600.0,
+    name: Annotated[str | None, typer.Option(help="Of the run's folder.", show_default=False)] = None,
+    runs: Annotated[str | None, typer.Option(help="Folder above it.", show_default="runs")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Any setting, as for weft run.", show_default=False),
+    ] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Coordinate a federation of sites; begun again with the same command, it goes on where it was stopped.
+
+    [bold]Examples[/bold]
+
+      weft keys coordinator --host fl.example.org     once; then sites/NAME.pub from every site
+      weft serve experiment.toml --sites 2
+      weft serve experiment.toml --insecure           to try it out on one machine
+
+    No rows come here, and no code that arrives is run.
+    """
+    from weft import experiment
+
+    typed: dict[str, Any] = {"name": name, "runs": runs, "clients": sites}
+    chosen = {n: v for n, v in typed.items() if v is not None} | dict(experiment.assignment(s) for s in set_ or ())
+    screen = out(stderr=as_json)
+    with starting(screen, quiet):
+        from weft.engines.flower import environment
+
+        environment.ready()
+        from weft.cli import plan
+        from weft.engines.flower.keys import find
+        from weft.sites import serve as coordinator
+
+        resolved = experiment.resolve(chosen, experiment.read(file))
+        made = None if insecure else find(keys)
+    where = host or ("127.0.0.1" if insecure else "0.0.0.0")
+    if not quiet:
+        plan.header(screen, resolved)
+    if insecure:
+        out(stderr=True).print(WARNING, style="yellow", markup=False)
+    with watching(screen, quiet) as observer:
+        observer.say(f"listening on {where}:{port}.")
+        done = coordinator.serve(resolved, lambda d: _link(d, where, port, made), observer, deadline=deadline)
+    show(done, screen, quiet, as_json)
+
+
+def _link(directory: RunDirectory, host: str, port: int, keys: Coordinator | None) -> AbstractContextManager[Any]:
+    from weft.engines.flower.keys import public_keys
+    from weft.engines.flower.link import Link
+
+    known = {} if keys is None else public_keys(keys.sites)
+    if keys is not None and not known:
+        raise UserError(f"no site is known: put the NAME.pub of every site into {keys.sites}.")
+    return Link(directory.root / "link", host, port, keys, known).open()
+
+
+def join(
+    file: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[EXPERIMENT.toml]",
+            help="Your own copy of what is trained: whatever the coordinator says otherwise is refused.",
+            show_default=False,
+        ),
+    ] = None,
+    server: Annotated[str | None, typer.Option(metavar="HOST[:PORT]", help="The coordinator.", show_default=False)] = None,
+    name: Annotated[str | None, typer.Option(help="Of this site; that of its key.", show_default="this machine's")] = None,
+    data: Annotated[str | None, typer.Option(help="Your rows: file, folder, data set or hub id.", show_default=False)] = None,
+    text: Annotated[str | None, typer.Option(help="Column of the text, if the guess is wrong.", show_default=False)] = None,
+    pair: Annotated[str | None, typer.Option(help="Column of a second text.", show_default=False)] = None,
+    image: Annotated[str | None, typer.Option(help="Column of the picture.", show_default=False)] = None,
+    label: Annotated[str | None, typer.Option(help="Column of the label.", show_default=False)] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Where the backbone is here, if not under its name.", show_default=False)
+    ] = None,
+    fact: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="For methods that ask: domain=ct, capacity=6, rank=4.", show_default=False),
+    ] = None,
+    keys: Annotated[Path, typer.Option(help="Folder with NAME.key and the coordinator's ca.pem.")] = Path("keys"),
+    insecure: Insecure = False,
+    folder: Annotated[Path | None, typer.Option(help="Of what this site remembers; keep it.", show_default="sites/NAME")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Let a backbone from the hub run its own Python code here.")
+    ] = False,
+    play: Annotated[
+        str | None,
+        typer.Option(
+            "--as",
+            metavar="CLIENT",
+            help="To try it out: have the rows of this client of the experiment's own deal.",
+            show_default=False,
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would leave this site, from your EXPERIMENT.toml, and connect to nobody.")
+    ] = False,
+    write: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write these settings for a SuperNode of your own.", show_default=False)
+    ] = None,
+) -> None:
+    """Take part in a federation with rows that stay here; ends with Ctrl-C.
+
+    [bold]Examples[/bold]
+
+      weft keys site north                            once; north.pub goes to the coordinator, its ca.pem comes here
+      weft join experiment.toml --data ./rows.csv --dry-run
+      weft join experiment.toml --data ./rows.csv --server fl.example.org --name north
+
+    The coordinator learns neither paths nor columns nor rows. The backbone stays loaded between rounds.
+    """
+    import platform
+
+    from weft import experiment
+
+    screen = out()
+    called = name or play or platform.node().split(".")[0] or "site"
+    about: dict[str, Any] = {
+        "name": called,
+        "data": data,
+        "text": text,
+        "pair": pair,
+        "image": image,
+        "label": label,
+        "model": model,
+        "facts": dict(experiment.assignment(f) for f in fact or ()),
+        "device": device,
+        "trust_remote_code": trust_remote_code,
+        "experiment": None if file is None else str(file),
+        "deal": None if play is None else (str(_needed(file, "--as")), play),
+        "folder": str(folder or Path("sites") / called),
+    }
+    if write is not None:
+        from weft.sites import joining
+
+        joining.own_of(about)
+        joining.write_file(write, about)
+        screen.print(f"Written to {write}.", markup=False)
+        return
+    if dry_run:
+        with starting(screen, False):
+            from weft.cli import leaving
+        leaving.show(screen, about, _needed(file, "--dry-run"))
+        return
+    if server is None:
+        raise UserError("give the coordinator's address: --server HOST[:PORT].")
+    address = server if ":" in server else f"{server}:{PORT}"
+    with starting(screen, False):
+        from weft.engines.flower import environment
+
+        environment.ready()
+        from weft.engines.flower.node import Node
+        from weft.sites import joining
+
+        site = joining.resident(about, lambda words: _say(screen, words))
+    if insecure:
+        out(stderr=True).print(WARNING, style="yellow", markup=False)
+        root = key = None
+    else:
+        root, key = keys / "ca.pem", keys / f"{called}.key"
+        for path, help in ((root, "get it from the coordinator"), (key, f"make it with weft keys site {called}")):
+            if not path.is_file():
+                raise UserError(f"there is no {path}: {help}, or type --insecure to try it out without.")
+    _say(screen, f"{called}: waiting for questions of {address}; Ctrl-C ends.")
+    Node(site.folder / "link", address, root, key).serve(site.answer, lambda words: _say(screen, words))
+
+
+def _needed(file: Path | None, option: str) -> Path:
+    if file is None:
+        raise UserError(f"{option} needs your copy of the experiment: weft join EXPERIMENT.toml {option} …")
+    return file
+
+
+def _say(screen: Console, words: str) -> None:
+    import time
+
+    screen.print(f"{time.strftime('%H:%M:%S')} {words}", markup=False, soft_wrap=True)

@@ -1,0 +1,70 @@
+"""Labels in the order that an experiment declares, whatever order a data set has them in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from weft.data.rows import FederatedData, Rows, Source
+from weft.errors import UserError, nearest
+
+
+class UnknownLabel(UserError):
+    """A row has a label that the experiment does not know."""
+
+
+def index(own: Sequence[str], declared: Sequence[str], labels: np.ndarray, name: str) -> np.ndarray:
+    """Where each of a data set's classes is among those declared, -1 for one that no row has.
+
+    Args:
+        own: classes of the data set. labels: of its rows, indices of them. name: of the data set, for the sentence.
+
+    Raises:
+        UnknownLabel: rows have a label that is not declared.
+    """
+    where = {label: i for i, label in enumerate(declared)}
+    for i in np.unique(labels).tolist():
+        if own[i] not in where:
+            shown = ", ".join(declared[:20]) + (" …" if len(declared) > 20 else "")
+            raise UnknownLabel(
+                f'{name} has the label "{own[i]}", which is none of the classes of this experiment: {shown}.'
+                f"{nearest(own[i], declared)}"
+            )
+    return np.array([where.get(label, -1) for label in own], dtype=np.int64)
+
+
+def declared(source: Source, classes: Sequence[str]) -> Source:
+    """The same rows with labels that are indices of ``classes``.
+
+    Raises:
+        UnknownLabel: a row has a label that is none of them.
+    """
+    parts = [r for r in (source.train, source.test, source.validation, *source.unseen.values()) if r is not None]
+    order = index(source.classes, classes, np.concatenate([r.labels for r in parts]), source.name)
+
+    def mapped(rows: Rows | None) -> Rows | None:
+        return None if rows is None else replace(rows, labels=order[rows.labels])
+
+    train = mapped(source.train)
+    assert train is not None
+    unseen = {k: m for k, r in source.unseen.items() if (m := mapped(r)) is not None}
+    return replace(
+        source,
+        classes=tuple(classes),
+        train=train,
+        test=mapped(source.test),
+        validation=mapped(source.validation),
+        unseen=unseen,
+    )
+
+
+def same(dealt: FederatedData, classes: Sequence[str]) -> None:
+    """Refuse rows that were dealt out with other classes than those declared.
+
+    Raises:
+        UnknownLabel: they have others, or the same in another order.
+    """
+    if classes and tuple(classes) != tuple(dealt.classes):
+        raise UnknownLabel(f"{dealt.name} has the classes {', '.join(dealt.classes)}: declare just these, in this order.")

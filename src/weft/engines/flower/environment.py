@@ -1,0 +1,35 @@
+"""Flower as a guest that keeps to itself: no telemetry, no question after updates, and its files in a folder of ours.
+
+Flower posts usage events and asks for newer versions unless told otherwise; it reads both switches when it is imported, so this
+module is imported before any of Flower's.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+from weft.errors import UserError
+
+SILENT = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+def ready() -> None:
+    """Switch off what leaves the process.
+
+    Raises:
+        UserError: Flower is not installed.
+    """
+    os.environ |= SILENT
+    if find_spec("flwr") is None:
+        raise UserError("Flower is not installed, and real federations go over it: pip install 'weft[flower]'.")
+
+
+def of(home: Path) -> dict[str, str]:
+    """The environment of one of Flower's own processes.
+
+    Args:
+        home: what Flower keeps goes there.
+    """
+    return {**os.environ, **SILENT, "FLWR_HOME": str(home), "FLWR_LOG_LEVEL": os.environ.get("FLWR_LOG_LEVEL", "INFO")}

@@ -1,0 +1,55 @@
+"""``python -m weft.engines.flower.launch WHICH PARENT ARGUMENTS``: one of Flower's processes, which ends with its parent.
+
+A SuperNode that has nothing to do asks for messages every three seconds, which would be most of a short round. Here it asks
+more often as long as there was something to do lately, and as rarely as before when there was not.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import SimpleNamespace
+
+SOON = 0.1  # seconds between two questions of a busy node
+PART = 0.1  # of the time that nothing has happened
+
+
+class Patience:
+    """How long a SuperNode sleeps."""
+
+    def __init__(self) -> None:
+        self.busy = time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        """Flower sleeps for a second or more only where it found nothing to do, and shorter while a message is at work."""
+        now = time.monotonic()
+        if seconds < 1:
+            self.busy, seconds = now, min(seconds, SOON)
+        time.sleep(min(seconds, max(SOON, PART * (now - self.busy))))
+
+
+def main(arguments: list[str]) -> None:
+    """Become ``superlink`` or ``supernode``."""
+    from weft.engines.flower import environment
+
+    environment.ready()
+    which, parent, *rest = arguments
+    from flwr.supercore.app_utils import start_parent_process_monitor
+
+    sys.argv = [f"flower-{which}", *rest]
+    if which == "superlink":
+        from flwr.superlink.cli import flower_superlink
+
+        start_parent_process_monitor(int(parent))
+        flower_superlink()
+    else:
+        from flwr.supernode import start_client_internal as loop
+        from flwr.supernode.cli import flower_supernode
+
+        vars(loop)["time"] = SimpleNamespace(sleep=Patience().sleep)
+        start_parent_process_monitor(int(parent))
+        flower_supernode()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,159 @@
+"""The coordinator's side of Flower: a SuperLink, a run in it, and the grid of its sites."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from weft.engines.flower import environment
+from weft.engines.flower.processes import Child
+from weft.errors import UserError
+from weft.federation import files
+
+if TYPE_CHECKING:
+    from weft.engines.flower.keys import Coordinator
+
+CONNECTION = "weft"
+APP = """\
+[project]
+name = "weft-federation"
+version = "1.0.0"
+description = "A federation of Weft: both ends run what is installed there, this names them."
+license = "Apache-2.0"
+dependencies = []
+
+[tool.flwr.app]
+publisher = "weft"
+
+[tool.flwr.app.components]
+serverapp = "weft.sites.flower_app:server"
+clientapp = "weft.sites.flower_app:client"
+
+[tool.flwr.app.config]
+experiment = ""
+"""
+
+
+class Link:
+    """A SuperLink of our own.
+
+    Args:
+        keys: of the coordinator; None = no TLS, and anybody may join.
+        sites: public keys by the name of their site.
+    """
+
+    def __init__(self, folder: Path, host: str, port: int, keys: Coordinator | None, sites: Mapping[str, Path]):
+        self.folder, self.keys, self.sites = folder, keys, dict(sites)
+        secure = (
+            ["--insecure"]
+            if keys is None
+            else [
+                *("--ssl-certfile", str(keys.certificate), "--ssl-keyfile", str(keys.key)),
+                *("--ssl-ca-certfile", str(keys.ca), "--enable-supernode-auth"),
+            ]
+        )
+        self.child = Child("superlink", folder, host, port, [*secure, "--disable-runtime-dependency-installation"])
+        self.root = None if keys is None else keys.ca.read_bytes()
+
+    @contextmanager
+    def open(self) -> Iterator[Grid]:
+        """Start it, begin a run, and hand out its grid; all ends when the block ends.
+
+        Raises:
+            UserError: it does not start, or a key is refused.
+        """
+        from weft.engines.flower import tasks
+
+        self.child.start()
+        try:
+            self.child.wait()
+            self._configure()
+            for name, key in sorted(self.sites.items()):
+                self._flwr("supernode", "register", str(key), CONNECTION, "--name", name)
+            run = int(self._flwr("run", str(self._app()), CONNECTION)["run-id"])
+            runtime = tasks.Runtime(self.child.address, self.child.secret, self.root)
+            # whoever can reach the port can ask for a run of their own: theirs are not taken up
+            for token, its in runtime.tokens(tasks.COORDINATOR, lambda: self.child.alive):
+                if its == run:
+                    with tasks.grid(runtime, token) as grid:
+                        yield Grid(grid)
+                    return
+            raise UserError(f"Flower's superlink has ended: {self.child.last_words()} (all of it: {self.child.log}).")
+        finally:
+            self.child.stop()
+
+    def _configure(self) -> None:
+        secure = "insecure = true" if self.keys is None else f"root-certificates = {json.dumps(str(self.keys.ca.resolve()))}"
+        files.make_folder(self.folder / "flower")
+        text = f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\naddress = "{self.child.address}"\n{secure}\n'
+        (self.folder / "flower" / "config.toml").write_text(text)
+
+    def _app(self) -> Path:
+        app = self.folder / "app"
+        files.make_folder(app)
+        (app / "pyproject.toml").write_text(APP)
+        return app
+
+    def _flwr(self, *arguments: str) -> dict[str, Any]:
+        """Flower's own command line."""
+        start = "import sys; from flwr.cli.app import app; sys.argv[0] = 'flwr'; app()"
+        done = subprocess.run(
+            [sys.executable, "-c", start, *arguments, "--format", "json"],
+            env=environment.of(self.folder / "flower") | {"NO_COLOR": "1"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+        )
+        text = done.stdout[done.stdout.find("{") :]
+        try:
+            found: dict[str, Any] = json.loads(text)
+        except ValueError:
+            found = {"success": False, "error-message": (done.stdout + done.stderr).strip()}
+        if not found.get("success"):
+            said = " ".join(str(found.get("error-message", found)).split())
+            raise UserError(f"Flower refused flwr {' '.join(arguments[:2])}: {said[-300:]}")
+        return found
+
+
+class Grid:
+    """The sites of a run: who is there, and questions to them."""
+
+    def __init__(self, grid: Any, poll: float = 0.1):
+        self.grid, self.poll = grid, poll
+
+    def present(self) -> dict[str, str | None]:
+        """Addresses of nodes that are there now, each with the name that its key was registered under (None: it has none)."""
+        return {str(node.node_id): node.name or None for node in self.grid.get_nodes()}
+
+    def ask(self, questions: Mapping[str, bytes], deadline: float) -> dict[str, bytes]:
+        """Answers by address; who is late, has gone, failed or said something else is missing.
+
+        Args:
+            deadline: seconds.
+        """
+        from flwr.app import Message
+
+        from weft.engines.flower.tasks import data_of, record
+
+        if not questions:
+            return {}
+        end = time.monotonic() + deadline
+        asked = list(questions)
+        sent = self.grid.push_messages([Message(record(questions[a]), int(a), "query", ttl=deadline) for a in asked])
+        waiting = {i: a for i, a in zip(sent, asked, strict=True) if i}
+        found: dict[str, bytes] = {}
+        while waiting:
+            for reply in self.grid.pull_messages(list(waiting)):
+                address = waiting.pop(reply.metadata.reply_to_message_id, None)
+                if address is not None and (data := data_of(reply)) is not None:
+                    found[address] = data
+            if not waiting or time.monotonic() >= end:
+                break
+            time.sleep(self.poll)
+        return found

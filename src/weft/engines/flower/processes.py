@@ -1,0 +1,104 @@
+"""Flower's own processes as children of ours: the SuperLink of a coordinator, the SuperNode of a site.
+
+Both run in Flower's isolation mode ``process``: Flower carries messages, and what answers them is the process that started it
+(:mod:`weft.engines.flower.tasks`). So no code that arrives over the network is ever run, at neither end, and a backbone stays
+loaded between messages. A secret that only this user can read keeps others on the machine from taking its tasks.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from weft.engines.flower import environment
+from weft.errors import UserError
+from weft.federation import files
+
+PATIENCE = 60.0  # seconds that one of Flower's processes may take to come up
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+LOOPBACK = "127.0.0.1"
+
+
+class Child:
+    """One of Flower's processes.
+
+    Attributes:
+        address: host and port of its interface for tasks. secret: that a taker of tasks must know. log: what it says.
+    """
+
+    def __init__(self, which: str, folder: Path, host: str, port: int, arguments: Sequence[str], name: str = ""):
+        files.make_folder(folder)
+        os.chmod(folder, 0o700)
+        self.which, self.folder, self.log = which, folder, folder / f"{name or which}.log"
+        secret = folder / f"{name or which}.secret"
+        secret.unlink(missing_ok=True)
+        self.secret = secrets.token_hex(32).encode()
+        with open(os.open(secret, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(self.secret)
+        # a server that listens on every interface is spoken to on this machine's own
+        self.address = f"{LOOPBACK if host in ('0.0.0.0', '::') else host}:{port}"
+        self.command = [
+            *(sys.executable, "-m", "weft.engines.flower.launch", which, str(os.getpid())),
+            *("--host", host, "--port", str(port), "--isolation", "process", "--superexec-auth-secret-file", str(secret)),
+            *arguments,
+        ]
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """(Re)start it; its words go to the log."""
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment.of(self.folder / "flower")
+            )
+
+    @property
+    def alive(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def wait(self) -> None:
+        """Until it takes connections.
+
+        Raises:
+            UserError: it does not; the sentence ends with the last that it said.
+        """
+        host, port = self.address.rsplit(":", 1)
+        end = time.monotonic() + PATIENCE
+        while self.alive and time.monotonic() < end:
+            try:
+                with socket.create_connection((host, int(port)), timeout=1):
+                    return
+            except OSError:
+                time.sleep(0.1)
+        raise UserError(f"Flower's {self.which} did not come up on {self.address}: {self.last_words()} (all of it: {self.log}).")
+
+    def last_words(self) -> str:
+        """The last error that it told of, or else the last line."""
+        text = self.log.read_text(errors="replace") if self.log.exists() else ""
+        said = [line.strip() for line in COLOURS.sub("", text).splitlines() if line.strip()]
+        errors = [line for line in said if "ERROR" in line or "Error" in line]
+        last = (errors or said or ["it said nothing"])[-1]
+        return re.sub(r"^(ERROR\s*:?\s*)", "", last)
+
+    def stop(self) -> None:
+        if self.process is None:
+            return
+        self.process.terminate()
+        try:
+            self.process.wait(5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def free_port(host: str = LOOPBACK) -> int:
+    """A port that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,158 @@
+"""Takes tasks from one of Flower's processes and does them here, in place of the short-lived processes that Flower would start.
+
+This is what Flower's SuperExec does, with one difference: the app of a task is not installed and imported, it is a function of
+ours. Written against Flower 1.41; these are its interfaces for executors, not those for apps, so the version is pinned.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from weft.engines.flower import environment
+
+environment.ready()
+
+from flwr.app import ConfigRecord, Message, RecordDict  # noqa: E402
+from flwr.app.error import Error  # noqa: E402
+from flwr.common.constant import ErrorCode, SubStatus  # noqa: E402
+from flwr.common.serde import run_from_proto  # noqa: E402
+from flwr.proto.runtime_pb2 import AcquireTaskRequest, PullTaskInputRequest, PushTaskOutputRequest  # noqa: E402
+from flwr.supercore.constant import TaskType  # noqa: E402
+from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http  # noqa: E402
+from flwr.supercore.interceptors import (  # noqa: E402
+    RuntimeTokenHttpInterceptor,
+    RuntimeVersionHttpInterceptor,
+    SuperExecAuthHttpInterceptor,
+)
+from flwr.supercore.protobuf.client import ProtobufClientInterceptor  # noqa: E402
+from flwr.supercore.retry import RetryInvoker, make_simple_http_retry_invoker  # noqa: E402
+from flwr.supercore.runtime import RuntimeHttpClient  # noqa: E402
+from flwr.supercore.task_identity import TaskIdentity  # noqa: E402
+from flwr.superlink.grid import HttpGrid  # noqa: E402
+from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message  # noqa: E402
+
+logging.getLogger("flwr").setLevel(logging.ERROR)  # it tells of every attempt to connect
+RECORD, DATA = "weft", "data"
+COORDINATOR, SITE = TaskType.SERVER_APP, TaskType.CLIENT_APP
+POLL = 0.05  # seconds between two looks for a task
+TRIES = 3
+ACQUIRE = frozenset({"/flwr.proto.Runtime/AcquireTask"})
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where tasks come from.
+
+    Attributes:
+        address: host and port. secret: that opens it. root: certificates that vouch for it, None = it speaks without TLS.
+    """
+
+    address: str
+    secret: bytes
+    root: bytes | None = None
+
+    def client(self, *interceptors: ProtobufClientInterceptor, component: str) -> RuntimeHttpClient:
+        return RuntimeHttpClient.from_server_address(
+            server_address=self.address,
+            insecure=self.root is None,
+            root_certificates=self.root,
+            interceptors=[RuntimeVersionHttpInterceptor(component_name=component), *interceptors],
+            retry_invoker=_soon(),
+        )
+
+    def tokens(self, kind: str, alive: Callable[[], bool]) -> Iterator[tuple[str, int]]:
+        """Each task's token and run, as they come, as long as ``alive`` says so.
+
+        Args:
+            kind: :data:`COORDINATOR` or :data:`SITE`.
+        """
+        guard = SuperExecAuthHttpInterceptor(master_secret=self.secret, protected_methods=ACQUIRE)
+        client = self.client(guard, component="SuperExec")
+        try:
+            while alive():
+                found = client.AcquireTask(AcquireTaskRequest(supported_task_types={kind}))
+                if found.HasField("task") and found.token:
+                    yield found.token, found.task.run_id
+                else:
+                    time.sleep(POLL)
+        finally:
+            client.close()
+
+
+def _soon() -> RetryInvoker:
+    """Tries a few times: the process at the other end is on this machine, and started again by us when it has ended."""
+    invoker = make_simple_http_retry_invoker()
+    invoker.max_tries = TRIES
+    return invoker
+
+
+@contextmanager
+def heartbeat(client: RuntimeHttpClient) -> Iterator[None]:
+    """Tells Flower that the task is being worked on."""
+    sender = HeartbeatSender(make_task_heartbeat_fn_http(client))
+    sender.start()
+    try:
+        yield
+    finally:
+        sender.stop()
+
+
+def answer_one(runtime: Runtime, token: str, answer: Callable[[bytes], bytes]) -> None:
+    """Do one task of a SuperNode: read its message, answer it, send the answer."""
+    client = runtime.client(RuntimeTokenHttpInterceptor(token), component="flwr-clientapp")
+    status, details = SubStatus.FAILED, ""
+    try:
+        with heartbeat(client):
+            message, context, _, _ = pull_task_input(client)
+            try:
+                question = data_of(message)
+                if question is None:
+                    raise ValueError("the message holds no question")
+                reply = Message(record(answer(question)), reply_to=message)
+                status = SubStatus.COMPLETED
+            except Exception as e:  # a site answers the next message whatever became of this one
+                details = f"{type(e).__name__}: {e}"
+                reply = Message(Error(code=ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason=details), reply_to=message)
+            push_message(client, reply, context)
+        client.PushTaskOutput(PushTaskOutputRequest(sub_status=status, details=details))
+    finally:
+        client.close()
+
+
+@contextmanager
+def grid(runtime: Runtime, token: str) -> Iterator[HttpGrid]:
+    """Be the ServerApp of one task of a SuperLink."""
+    found = HttpGrid(runtime.address, insecure=runtime.root is None, root_certificates=runtime.root, token=token)
+    status = SubStatus.FAILED
+    try:
+        client = found._runtime_client  # Flower's own ServerApp process takes it from there too
+        with heartbeat(client):
+            task = client.PullTaskInput(PullTaskInputRequest())
+            TaskIdentity.task_id, TaskIdentity.run_id = task.task_id, task.run.run_id
+            TaskIdentity.node_id = task.context.node_id
+            found.set_run(run_from_proto(task.run))
+            yield found
+            status = SubStatus.COMPLETED
+    finally:
+        try:
+            found._runtime_client.PushTaskOutput(PushTaskOutputRequest(sub_status=status, details=""))
+        finally:
+            found.close()
+
+
+def record(data: bytes) -> RecordDict:
+    """Bytes as Flower's content."""
+    return RecordDict({RECORD: ConfigRecord({DATA: data})})
+
+
+def data_of(message: Message) -> bytes | None:
+    """The bytes in a message, None if it holds none."""
+    if not message.has_content():
+        return None
+    found = message.content.get(RECORD)
+    data = found.get(DATA) if isinstance(found, ConfigRecord) else None
+    return data if isinstance(data, bytes) else None

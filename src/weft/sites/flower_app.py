@@ -1,0 +1,48 @@
+"""A Flower app, for those who start SuperLink, SuperNodes and ``flwr run`` by themselves.
+
+``weft serve`` and ``weft join`` do not run it: they answer Flower's tasks in their own processes, where the backbone stays
+loaded. Here every message costs a process that loads it anew. The coordinator's experiment is ``--run-config
+'experiment="…"'``; a SuperNode's ``--node-config`` is ``site="…"``, a file that ``weft join --write FILE`` writes.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import nullcontext
+from pathlib import Path
+
+from weft.engines.flower import environment
+
+environment.ready()
+
+from flwr.app import Context, Message  # noqa: E402
+from flwr.clientapp import ClientApp  # noqa: E402
+from flwr.serverapp import Grid, ServerApp  # noqa: E402
+
+from weft.engines.flower.link import Grid as Sites  # noqa: E402
+from weft.engines.flower.tasks import data_of, record  # noqa: E402
+
+server = ServerApp()
+client = ClientApp()
+
+
+@server.main()
+def main(grid: Grid, context: Context) -> None:
+    """Serve the experiment that the run's configuration names."""
+    from weft import experiment as settings
+    from weft.cli.errors import out
+    from weft.cli.progress import Lines
+    from weft.sites.serve import serve
+
+    file = Path(str(context.run_config["experiment"]))
+    resolved = settings.resolve({}, settings.read(file))
+    serve(resolved, lambda _: nullcontext(Sites(grid)), Lines(out()))
+
+
+@client.query()
+def answer(message: Message, context: Context) -> Message:
+    """Answer one message for the site that the node's configuration names."""
+    from weft.sites.joining import from_file
+
+    resident = from_file(Path(str(context.node_config["site"])), lambda text: print(json.dumps(text), flush=True))
+    return Message(record(resident.answer(data_of(message) or b"")), reply_to=message)

@@ -1,0 +1,104 @@
+"""``weft run --engine flower``: a whole federation on this machine, of real processes that talk over Flower with TLS and keys.
+
+For trying out what a real federation does: every client is a process with the rows that it was dealt, and a backbone of its own.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from weft import experiment as settings
+from weft.engines.flower import environment
+from weft.engines.observer import Observer
+from weft.engines.remote import Remote
+from weft.errors import UserError
+from weft.experiment import Experiment
+from weft.federation import files
+from weft.federation.client import ClientState
+from weft.runs.directory import RunDirectory
+from weft.runs.stage import Engine
+from weft.sites.roll import Roll, Stage
+from weft.sites.terms import Terms
+
+if TYPE_CHECKING:
+    from weft.federation.method import Method
+    from weft.runs.prepare import Material
+
+DEADLINE = 3600.0
+
+
+@contextmanager
+def federation(
+    x: Experiment, method: Method, directory: RunDirectory, material: Material, observer: Observer
+) -> Iterator[Engine]:
+    """Start coordinator and sites, and give the engine that plays rounds with them; all processes end with the block.
+
+    Raises:
+        UserError: a process does not start.
+    """
+    environment.ready()
+    from weft.engines.flower import keys
+    from weft.engines.flower.link import Link
+    from weft.engines.flower.processes import LOOPBACK, free_port
+
+    root = directory.root / "sites"
+    port, names = free_port(), [c.id for c in material.clients]
+    made = keys.find(root / "keys") if (root / "keys").exists() else keys.coordinator(root / "keys", [LOOPBACK])
+    public = {}
+    for name in names:
+        mine = root / "keys" / f"{name}.key"
+        public[name] = mine.with_suffix(".pub") if mine.exists() else keys.site(root / "keys", name).public
+    file = root / "experiment.toml"
+    classes = list(material.data["classes"])
+    files.write(file, settings.to_toml(x, {"classes": classes, "engine": "simulation"}).encode())
+    weights = {n: material.bench.of(ClientState("", model=n)).backbone.weight_hash for n in x.models}
+    common = x.model_copy(update={"classes": classes})
+    sites: list[subprocess.Popen[bytes]] = []
+    with Link(directory.root / "link", LOOPBACK, port, made, public).open() as grid:
+        try:
+            for name in names:
+                sites.append(_site(root, name, file, port, x))
+            roll = Roll(grid, Terms.of(uuid4().hex, common, weights), method, x.models, DEADLINE, observer)
+            roll.wait_for(len(names), lambda: _all_well(sites, names, root))
+            yield _engine(roll, method)
+        finally:
+            for process in sites:
+                process.terminate()
+            for process in sites:
+                process.wait()
+
+
+def _engine(roll: Roll, method: Method) -> Engine:
+    def engine(of: Any, bench: Any, federations: Any, *about: Any) -> Remote:
+        stubs = [(s, [ClientState(c.id, c.n, dict(c.facts), c.model) for c in people]) for s, people in federations]
+        stage = "rounds" if of is method else "setup"
+        return Remote(of, bench, stubs, *about, transport=lambda r: Stage(roll, stage, of, r.federations[0][0]))
+
+    return engine
+
+
+def _site(root: Path, name: str, file: Path, port: int, x: Experiment) -> subprocess.Popen[bytes]:
+    """``weft join``, as a person would type it."""
+    from weft.engines.flower.processes import LOOPBACK
+
+    command = [
+        *(sys.executable, "-m", "weft", "join", str(file), "--as", name, "--name", name, "--server", f"{LOOPBACK}:{port}"),
+        *("--keys", str(root / "keys"), "--folder", str(root / name), "--device", x.device),
+        *(["--trust-remote-code"] if x.trust_remote_code else []),
+    ]
+    with (root / f"{name}.log").open("ab") as log:
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+
+def _all_well(sites: list[subprocess.Popen[bytes]], names: list[str], root: Path) -> None:
+    for name, process in zip(names, sites, strict=True):
+        if process.poll() is not None:
+            log = root / f"{name}.log"
+            said = log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
+            raise UserError(f"the site {name} has ended: {said[-1]} (all of it: {log}).")

@@ -1,0 +1,237 @@
+"""The process of a site that stays: it holds the backbone and the rows, and answers bytes with bytes.
+
+It is greeted once by each run's coordinator (``hello``: do we agree?), let in for each stage of the run (``admit``: the head's
+probe is one, the method's own rounds another), and asked from then on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from weft.backbones.names import KNOWN
+from weft.communication.codecs import codec
+from weft.communication.envelope import unwrap, wrap
+from weft.communication.message import Expected
+from weft.communication.strict import Refused
+from weft.communication.wire import decode
+from weft.data.labels import UnknownLabel
+from weft.data.rows import ClientData, Rows
+from weft.engines.remote import answer
+from weft.engines.site import Site
+from weft.errors import UserError
+from weft.experiment import Experiment
+from weft.federation import files
+from weft.federation.client import ClientState, Splits
+from weft.federation.exchange import Limits
+from weft.federation.method import Method
+from weft.federation.pack import Bench, named
+from weft.runs import baselines
+from weft.runs.execute import suited
+from weft.runs.prepare import backbone_of, bench_of
+from weft.sites.rows import OwnData, print_of
+from weft.sites.terms import RUN, Terms, differences
+
+HELLO, ADMIT, ASK = "hello", "admit", "ask"
+START = "start"
+AGREED, ADMITTED = "agreed.json", "admitted.json"
+STAGES = ("setup", "rounds")
+TROUBLE = "something is amiss with its own data or machine; its log says what."
+
+
+@dataclass(frozen=True)
+class Own:
+    """What a site settles for itself.
+
+    Attributes:
+        name: of the site. data: its rows. model: where it has the backbone, "" = under the name that the coordinator says.
+        facts: about it, for methods that ask (its domain, its capacity). device: that it computes on.
+        expected: its own copy of the experiment, None = it takes the coordinator's. trust_remote_code: of a backbone.
+    """
+
+    name: str
+    data: OwnData
+    model: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    device: str = "auto"
+    expected: Experiment | None = None
+    trust_remote_code: bool = False
+
+
+class Disagreed(UserError):
+    """The site and the coordinator do not agree; the coordinator is told why."""
+
+
+@dataclass
+class Run:
+    """What a site has agreed to."""
+
+    terms: Terms
+    experiment: Experiment
+    method: Method
+    bench: Bench
+    client: ClientState
+    stages: dict[str, Site] = field(default_factory=dict)
+
+
+class Resident:
+    """Answers for a site.
+
+    Args:
+        folder: what it remembers; a folder per run. say: is told what happens, in sentences.
+    """
+
+    def __init__(self, own: Own, folder: Path, say: Callable[[str], None]):
+        self.own, self.folder, self.say = own, folder, say
+        self.runs: dict[str, Run] = {}
+
+    def answer(self, raw: bytes) -> bytes:
+        """An answer to anything that arrives.
+
+        A refusal says why if that is about what was to be agreed on; what else may go wrong here is said here alone.
+        """
+        try:
+            about, data = unwrap(raw)
+            what = about.get("what")
+            if what == HELLO:
+                return self._hello(Terms.from_json(about))
+            run = self._run(about.get("run"))
+            if what == ADMIT and run is not None:
+                return self._admit(run, about, data)
+            site = None if run is None or what != ASK else self._stage(run, about.get("stage"))
+            if site is None:
+                return wrap({"stranger": True})  # its folder is new since it was greeted
+            return wrap({"answer": True}, answer(site, data))
+        except Refused as e:
+            self.say(f"a message was refused: {e}")
+            return wrap({"refused": str(e)})
+        except UserError as e:
+            self.say(f"no answer to a message: {e}")
+        except OSError as e:
+            self.say(f"no answer to a message: {e.strerror or e} ({e.filename or self.folder}); what was saved before is intact.")
+        return wrap({"refused": TROUBLE})
+
+    # agreement ------------------------------------------------------------------------------------------------------------
+
+    def _hello(self, terms: Terms) -> bytes:
+        run = self.runs.get(terms.run)
+        if run is None or run.terms != terms:
+            try:
+                run = self._agreed(terms)
+            except UserError as e:
+                self.say(f"this site does not take part: {e}")
+                told = isinstance(e, Disagreed | UnknownLabel)
+                return wrap({"refused": str(e) if told else TROUBLE})
+        client = run.client.info(run.method.info.asks)
+        return wrap({"name": client.id, "n": client.n, "facts": client.facts, "model": client.model})
+
+    def _run(self, name: object) -> Run | None:
+        """A run that this site has agreed to, in this process or before it was started."""
+        if name not in self.runs and isinstance(name, str) and RUN.fullmatch(name):
+            note = self.folder / name / AGREED
+            if note.exists():
+                self._agreed(Terms.from_json(json.loads(files.read(note))["terms"]))
+        return self.runs.get(str(name))
+
+    def rehearse(self, terms: Terms) -> Run:
+        """What :meth:`answer` would agree to, with nothing written and any weights of the backbone."""
+        return self._agreed(terms, rehearsal=True)
+
+    def _agreed(self, terms: Terms, rehearsal: bool = False) -> Run:
+        own = self.own
+        if own.expected is not None and (odd := differences(terms, own.expected)):
+            raise Disagreed(f"{'; '.join(odd[:5])}: use the same experiment file.")
+        mine = {"device": own.device, "trust_remote_code": own.trust_remote_code}
+        try:
+            resolved = terms.resolved(mine)
+        except UserError as e:
+            raise Disagreed(str(e)) from e
+        x, method = resolved.experiment, resolved.method
+        if not x.classes:
+            raise Disagreed("the experiment declares no classes, so that labels have no common order.")
+        client = own.data.client(own.name, x)
+        note, rows = self.folder / terms.run / AGREED, print_of(client, x)
+        if note.exists() and json.loads(files.read(note))["rows"] != rows:
+            raise UserError(f"the rows are not those that this run was begun with ({note}): put them back, or leave the run.")
+        name, bench = self._bench(terms, x, method, client, rehearsal)
+        suited(method, bench)
+        if not rehearsal:
+            files.make_folder(note.parent)
+            agreed = {"format": files.FORMAT, "terms": terms.as_json(), "rows": rows}
+            files.write(note, json.dumps(agreed, indent=1).encode())
+        self.say(f"agreed to {method.info.slug} on {bench.backbone.name}: {len(client.train)} rows to train on.")
+        sizes = np.cumsum([len(client.train), len(client.val)])
+        splits = Splits(*np.split(np.arange(len(bench.table)), sizes))
+        facts = dict(client.facts) | dict(own.facts)
+        run = Run(terms, x, method, bench, ClientState(own.name, len(client.train), facts, name, data=splits))
+        self.runs = {terms.run: run}  # one at a time: a backbone fills the memory
+        return run
+
+    def _bench(self, terms: Terms, x: Experiment, method: Method, client: ClientData, any_weights: bool) -> tuple[str, Bench]:
+        """The backbone and the rows; and which of the federation's backbones it is, "" = the first."""
+        names = x.models
+        wanted = self.own.model or names[0]
+        self.say(f"loading {wanted} …")
+        backbone = backbone_of(x, wanted, x.classes, method.info.needs)
+        have = [n for n in names if any_weights or terms.weights.get(n) == backbone.weight_hash]
+        if not have:
+            shown = ", ".join(f"{n} ({terms.weights.get(n, '?')[:12]})" for n in names)
+            known = wanted if wanted in KNOWN or wanted in names else "the site's own"
+            raise Disagreed(
+                f"the coordinator's backbone is {shown} by the hash of its weights, and the site's, {known}, is "
+                f"{backbone.weight_hash[:12]}: get the same weights."
+            )
+        rows = Rows.concatenate([client.train, client.val, client.test])
+        return ("" if have[0] == names[0] else have[0]), bench_of(x, backbone, x.classes, rows)
+
+    # a stage ----------------------------------------------------------------------------------------------------------------
+
+    def _admit(self, run: Run, about: Mapping[str, Any], start: bytes) -> bytes:
+        """Begin or continue a stage."""
+        stage, facts = about.get("stage"), about.get("facts")
+        if stage not in STAGES or not isinstance(facts, dict):
+            raise Refused("The coordinator admits this site to no stage that there is.")
+        site = self._site(run, stage, facts, start)
+        files.write(site.folder / START, start)
+        files.write(site.folder / ADMITTED, json.dumps({"format": files.FORMAT, "facts": facts}).encode())
+        run.stages = {stage: site}
+        return wrap({"admitted": True})
+
+    def _stage(self, run: Run, name: object) -> Site | None:
+        """A stage that this site was admitted to, in this process or before it was started."""
+        if name not in run.stages and name in STAGES:
+            folder = self.folder / run.terms.run / str(name)
+            if (folder / ADMITTED).exists():
+                facts = json.loads(files.read(folder / ADMITTED))["facts"]
+                run.stages = {str(name): self._site(run, str(name), facts, files.read(folder / START))}
+        return run.stages.get(str(name))
+
+    def _site(self, run: Run, stage: str, facts: Mapping[str, Any], start: bytes) -> Site:
+        """
+        Raises:
+            Refused: the start values are not those of this method.
+        """
+        x, one, bench = run.experiment, run.client, run.bench
+        method = baselines.probe(x) if stage == "setup" else run.method
+        client = ClientState(one.id, one.n, dict(one.facts) | dict(facts), one.model, data=one.data)
+        limits = Limits(x.max_bytes, x.max_weight)
+        tensors: dict[str, Any] = {}
+        if start:
+            adaptation = method.adapt(bench.backbone, bench.task, client)
+            expected = Expected(
+                method=method.info.slug,
+                round=0,
+                kind=START,
+                direction="down",
+                tensors={n: i.shape for n, i, _ in named(adaptation, bench.backbone)},
+                max_bytes=limits.max_bytes,
+                max_weight=limits.max_weight,
+                client="*",
+            )
+            tensors = dict(decode(start, expected).tensors)
+        return Site(method, bench, client, self.folder / run.terms.run / stage, codec(x.codec), tensors, limits)

@@ -1,0 +1,87 @@
+"""A site's own rows: where they are and how they are read is known to nobody else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from weft import experiment as settings
+from weft.data import labels, splits
+from weft.data.rows import ClientData, Source, fingerprint
+from weft.data.sources import load
+from weft.errors import UserError, nearest
+from weft.experiment import Experiment
+
+
+@dataclass(frozen=True)
+class OwnData:
+    """What a site has.
+
+    Attributes:
+        data: file, folder, catalogue name or hub id. image, text, pair, label: columns, where the guess is wrong.
+        deal: plays a client of a simulated deal, for trying out: an experiment file, and the id of the client in it.
+    """
+
+    data: str = ""
+    image: str | None = None
+    text: str | None = None
+    pair: str | None = None
+    label: str | None = None
+    deal: tuple[Path, str] | None = None
+
+    @cached_property
+    def loaded(self) -> Source | tuple[ClientData, tuple[str, ...]]:
+        """Read, with the labels it has; or one client of a deal, with its classes.
+
+        Raises:
+            UserError: there are no such data.
+        """
+        if self.deal is None:
+            return load(self.data, image=self.image, text=self.text, pair=self.pair, label=self.label)
+        from weft.runs.prepare import deal
+
+        file, name = self.deal
+        dealt = deal(settings.resolve({}, settings.read(file)).experiment)
+        ids = [c.id for c in dealt.clients]
+        if name not in ids:
+            shown = ", ".join(ids[:20])
+            raise UserError(f'the experiment {file} deals its data to no client "{name}": {shown}.{nearest(name, ids)}')
+        return dealt.clients[ids.index(name)], dealt.classes
+
+    def client(self, name: str, x: Experiment) -> ClientData:
+        """Training, validation and test rows, with labels as the experiment counts them.
+
+        A set with splits of its own keeps them; what it lacks is taken from its training rows.
+
+        Raises:
+            UnknownLabel: a label that the experiment does not declare. UserError: nothing is left to train on.
+        """
+        if isinstance(self.loaded, tuple):
+            one, own = self.loaded
+            parts = (one.train, one.val, one.test)
+            order = labels.index(own, x.classes, np.concatenate([p.labels for p in parts]), f'the deal\'s client "{name}"')
+            train, val, test = (replace(p, labels=order[p.labels]) for p in parts)
+            return ClientData(name, train, val, test, one.facts)
+        source = labels.declared(self.loaded, x.classes)
+        fractions = (
+            x.val_fraction if source.validation is None else 0.0,
+            x.test_fraction if source.test is None else 0.0,
+        )
+        mark = splits.draw(splits.strata(source.train), fractions, x.seed, "data/split")
+        train, val, test = (source.train.take(mark == part) for part in (splits.TRAIN, splits.VAL, splits.TEST))
+        if not len(train):
+            raise UserError(f"{source.name} leaves no row to train on: it has {len(source.train)} in all.")
+        return ClientData(
+            name,
+            train,
+            val if source.validation is None else source.validation,
+            test if source.test is None else source.test,
+        )
+
+
+def print_of(client: ClientData, x: Experiment) -> str:
+    """What a site's rows are, as a sha256 that stays there: a run goes on with the rows it was begun with."""
+    return fingerprint(x.classes, {"train": client.train, "val": client.val, "test": client.test})

@@ -1,0 +1,194 @@
+"""The coordinator of a real federation: a run whose clients are sites."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from weft import experiment as settings
+from weft.backbones.backbone import Backbone
+from weft.communication.codecs import codec
+from weft.data.images import Images
+from weft.data.rows import Rows
+from weft.engines.observer import Observer
+from weft.engines.remote import Remote
+from weft.engines.simulation import Tests
+from weft.errors import UserError
+from weft.experiment import Resolved
+from weft.federation import files
+from weft.federation.client import ClientState
+from weft.runs import directory as directories
+from weft.runs import execute, summary
+from weft.runs.directory import RunDirectory
+from weft.runs.prepare import Material, backbone_of, bench_of
+from weft.runs.result import Run
+from weft.sites.roll import Roll, Stage, Wire
+from weft.sites.terms import Terms
+
+PROBES = 8  # made-up rows on which an exported adapter is compared with the model in memory: the coordinator has no others
+
+
+def serve(
+    resolved: Resolved,
+    connect: Callable[[RunDirectory], Any],
+    observer: Observer | None = None,
+    *,
+    deadline: float = 3600.0,
+) -> Run:
+    """Run a federation with the sites that come; begun again with the same settings, it goes on where it was stopped.
+
+    Args:
+        connect: given the run's folder, a context manager that gives a :class:`weft.sites.roll.Wire`.
+        deadline: seconds that a site may take for a turn; a round goes on without whoever takes longer.
+
+    Raises:
+        UserError: what an experiment for sites can't have, or another experiment under the name of an unfinished run.
+    """
+    observer = observer or Observer()
+    _check(resolved)
+    directory, begun = _directory(resolved)
+    with execute.stoppable(directory), directories.locked(directory):
+        began = time.time()
+        for note in resolved.notes:
+            observer.say(note)
+        try:
+            observer.begin("set-up", 2)
+            material = _material(resolved, observer)
+            about = directories.read_summary(directory) if begun else summary.begun(directory, resolved, material, began)
+            about.setdefault("served", {"run": uuid.uuid4().hex, "sites": []})
+            if begun:
+                observer.say(f"going on with {directory.root}.")
+            with connect(directory) as wire:
+                _federate(wire, directory, resolved, material, about, observer, deadline)
+        except BaseException:
+            if not directory.experiment.exists():
+                shutil.rmtree(directory.root, ignore_errors=True)  # there is nothing of a run in it yet
+            raise
+    return Run(directory)
+
+
+def _federate(
+    wire: Wire,
+    directory: RunDirectory,
+    resolved: Resolved,
+    material: Material,
+    about: dict[str, Any],
+    observer: Observer,
+    deadline: float,
+) -> None:
+    x = resolved.experiment
+    weights = {x.models[0]: material.backbone.weight_hash} | {n: b.backbone.weight_hash for n, b in material.bench.others.items()}
+    terms = Terms.of(about["served"]["run"], x, weights)
+    roll = Roll(wire, terms, resolved.method, x.models, deadline, observer)
+    before = {s["id"]: s for s in about["served"]["sites"]}
+    roll.wait_for(1 if before else x.clients)  # those that were there before may come back at any time
+    for info in roll.members.values():
+        before.setdefault(info.id, asdict(info))
+    material.clients[:] = [ClientState(s["id"], s["n"], dict(s["facts"]), s["model"]) for _, s in sorted(before.items())]
+    about["served"]["sites"] = [asdict(c.info(resolved.method.info.asks)) for c in material.clients]
+    directories.write_summary(directory, about)
+    files.write(directory.experiment, settings.to_toml(x, execute.pinned_to(x, material)).encode())
+
+    def engine(*args: Any) -> Remote:
+        def transport(remote: Remote) -> Stage:
+            server = remote.federations[0][0]
+            stage = "setup" if remote.method is not resolved.method else "rounds"
+            return Noted(roll, stage, remote.method, server, directory, about)
+
+        return Remote(*args, transport=transport)
+
+    execute.go_on(directory, resolved, material, about, observer, engine=engine)
+
+
+class Noted(Stage):
+    """A stage that writes down who has joined, for a coordinator that is started again."""
+
+    def __init__(self, roll: Roll, name: str, method: Any, server: Any, directory: RunDirectory, about: dict[str, Any]):
+        super().__init__(roll, name, method, server)
+        self.directory, self.about = directory, about
+
+    def arrivals(self, clients: list[ClientState]) -> list[ClientState]:
+        found = super().arrivals(clients)
+        if found:
+            known = {s["id"] for s in self.about["served"]["sites"]}
+            new = [asdict(c.info(self.roll.method.info.asks)) for c in found if c.id not in known]
+            self.about["served"]["sites"] += new
+            directories.write_summary(self.directory, self.about)
+        return found
+
+
+def _check(resolved: Resolved) -> None:
+    x = resolved.experiment
+    codec(x.codec)
+    if resolved.given:
+        raise UserError("a method that is an object in Python can't be told to sites: give it a slug in a package of its own.")
+    if not x.classes:
+        raise UserError('a real federation has to declare its label set: write classes = ["…", "…"] in the experiment file.')
+    if x.baseline is not None or x.baselines:
+        raise UserError("baselines compare runs on the same rows, which a coordinator does not have: leave baseline(s) out.")
+    if x.dropout or x.eval_clients:
+        raise UserError("dropout and eval_clients are for simulations: leave them out of an experiment for sites.")
+
+
+def _directory(resolved: Resolved) -> tuple[RunDirectory, bool]:
+    """A new folder, or that of the unfinished run of this very experiment."""
+    x = resolved.experiment
+    runs, usual = Path(x.runs).expanduser(), f"{x.method}-sites-s{x.seed}"
+    there = RunDirectory(runs / (x.name or usual))
+    if there.summary.is_file() and there.experiment.is_file():
+        about = directories.read_summary(there)
+        if "served" in about and not about["finished"]:
+            old = {n: s["value"] for n, s in about["settings"].items()}
+            new = json.loads(json.dumps(x.flat()))
+            odd = sorted(n for n in new if new[n] != old.get(n) and n not in ("name", "runs"))
+            if odd:
+                raise UserError(
+                    f"{there.root} is an unfinished run with another {', '.join(odd[:5])}: serve it to its end with the same "
+                    "settings, or give another --name."
+                )
+            return there, True
+    return directories.create(runs, x.name, usual), False
+
+
+def _material(resolved: Resolved, observer: Observer) -> Material:
+    """Backbones without data."""
+    x = resolved.experiment
+    backbones = [backbone_of(x, name, x.classes, resolved.method.info.needs) for name in x.models]
+    observer.advance("set-up", step="backbone")
+    benches = [bench_of(x, b, x.classes, made_up(b, x.classes)) for b in backbones]
+    for bench in benches:
+        execute.suited(resolved.method, bench)
+    observer.advance("set-up", step="tokens")
+    bench = benches[0]
+    bench.others = dict(zip(x.models[1:], benches[1:], strict=True))
+    none = np.zeros(0, dtype=np.int64)
+    about = {
+        "name": "the sites' own",
+        "fingerprint": "",
+        "object": False,
+        "classes": list(x.classes),
+        "clients": x.clients,
+        "rows": {"train": 0, "val": 0, "test": 0, "new clients": 0},
+        "new_clients": 0,
+        "notes": [],
+    }
+    return Material(bench, [], Tests(none, none), about)
+
+
+def made_up(backbone: Backbone, classes: list[str]) -> Rows:
+    """A few rows that are nobody's: what an exported adapter is compared on."""
+    ids = np.arange(PROBES)
+    labels = ids % len(classes)
+    if backbone.reads == "texts":
+        texts = [" ".join(classes[(i + k) % len(classes)] for k in range(1 + i)) for i in range(PROBES)]
+        return Rows(texts, None, labels, ids)
+    draw = np.random.default_rng(0)
+    return Rows(None, None, labels, ids, images=Images([draw.integers(0, 255, (32, 32, 3), dtype=np.uint8) for _ in ids]))

@@ -1,0 +1,93 @@
+"""What all sites and the coordinator agree on before the first round, and what each may settle for itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from weft import experiment as settings
+from weft.communication.strict import Refused
+from weft.errors import UserError
+from weft.experiment import Experiment, Resolved
+
+COMMON = (
+    *("method", "parameters", "model", "task", "template", "blocks", "roles", "head", "classes", "max_length", "precision"),
+    *("codec", "rounds", "seed", "start_head", "probe_rounds", "probe_lr", "val_fraction", "test_fraction", "by_length"),
+    *("max_bytes", "max_weight"),
+)
+"""Settings of an experiment that hold for everybody. Where the data are, and what computes on them, is a site's own."""
+RUN = re.compile(r"[0-9a-f]{32}")
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a coordinator says to a site before anything else.
+
+    Attributes:
+        run: 32 hexadecimal digits, of this run alone: what a site remembers of one run is never mixed with another's.
+        weft: version. common: settings by name. weights: sha256 of each backbone's weights, by its name.
+    """
+
+    run: str
+    weft: str
+    common: dict[str, Any]
+    weights: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, run: str, x: Experiment, weights: Mapping[str, str]) -> Terms:
+        everything = x.model_dump()
+        return cls(run, installed(), {n: everything[n] for n in COMMON}, dict(weights))
+
+    def as_json(self) -> dict[str, Any]:
+        return {"run": self.run, "weft": self.weft, "common": self.common, "weights": self.weights}
+
+    @classmethod
+    def from_json(cls, given: Mapping[str, Any]) -> Terms:
+        """Terms as a stranger said them.
+
+        Raises:
+            Refused: they are none. Whether their settings make sense is told by :meth:`resolved`.
+        """
+        run, weft, common, weights = (given.get(n) for n in ("run", "weft", "common", "weights"))
+        if not (isinstance(run, str) and RUN.fullmatch(run) and isinstance(weft, str)):
+            raise Refused("The coordinator does not say which run and which version this is.")
+        if not isinstance(common, dict) or not isinstance(weights, dict) or not all(isinstance(w, str) for w in weights.values()):
+            raise Refused("The coordinator does not say what is to be agreed on.")
+        return cls(run, weft, common, weights)
+
+    def resolved(self, own: Mapping[str, Any]) -> Resolved:
+        """The experiment of this site: what is agreed on, with what it settles for itself.
+
+        Raises:
+            UserError: another version, or settings that this version does not have.
+        """
+        if self.weft != installed():
+            raise UserError(f"the coordinator runs Weft {self.weft}, and this site Weft {installed()}: install the same version.")
+        strange = sorted(set(self.common) - set(COMMON))
+        if strange:
+            raise UserError(f"the coordinator would settle {', '.join(map(repr, strange[:5]))} for this site, which is its own.")
+        return settings.resolve({**settings.flatten(self.common), **own, "recipes": False})
+
+
+def differences(terms: Terms, mine: Experiment) -> list[str]:
+    """What a site's own experiment file says otherwise, one clause each."""
+    here, there = mine.flat(), terms.resolved({}).experiment.flat()
+    names = [n for n in there if n in COMMON or n.startswith("method.")]
+    return [
+        f"{n} is {_shown(there[n])} at the coordinator and {_shown(here.get(n))} here" for n in names if there[n] != here.get(n)
+    ]
+
+
+def _shown(value: Any) -> str:
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+def installed() -> str:
+    """The version of Weft."""
+    try:
+        return version("weft")
+    except PackageNotFoundError:
+        return "from a checkout"
