@@ -122,7 +122,9 @@ class Exchange:
         )
         received = decode(data, expected, reference=held)
         for name, value in received.tensors.items():
-            if value.dtype != bench.dtype:  # a mean with one of them would be of the wider dtype from then on, for everybody
+            if (
+                isinstance(value, Tensor) and value.dtype != bench.dtype
+            ):  # a mean with one of them would be of the wider dtype from then on, for everybody
                 raise Refused(f"Tensor {quoted(name)} is of {value.dtype}; expected is {bench.dtype}.")
         return Update(
             tensors=received.tensors,

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,17 @@ if TYPE_CHECKING:
     from weft.engines.flower.keys import Coordinator
 
 CONNECTION = "weft"
+NEXT = "--- next command ---"
+COMMANDS = f"""\
+import json, sys
+from flwr.cli.app import app
+for command in json.loads(sys.argv[1]):
+    print("{NEXT}", flush=True)
+    try:
+        app([*command, "--format", "json"], prog_name="flwr")
+    except SystemExit:
+        pass
+"""
 APP = """\
 [project]
 name = "weft-federation"
@@ -74,9 +86,9 @@ class Link:
         try:
             self.child.wait()
             self._configure()
-            for name, key in sorted(self.sites.items()):
-                self._flwr("supernode", "register", str(key), CONNECTION, "--name", name)
-            run = int(self._flwr("run", str(self._app()), CONNECTION)["run-id"])
+            keys = sorted(self.sites.items())
+            register = [["supernode", "register", str(key), CONNECTION, "--name", name] for name, key in keys]
+            run = int(self._flwr([*register, ["run", str(self._app()), CONNECTION]])[-1]["run-id"])
             runtime = tasks.Runtime(self.child.address, self.child.secret, self.root)
             # whoever can reach the port can ask for a run of their own: theirs are not taken up
             for token, its in runtime.tokens(tasks.COORDINATOR, lambda: self.child.alive):
@@ -100,24 +112,29 @@ class Link:
         (app / "pyproject.toml").write_text(APP)
         return app
 
-    def _flwr(self, *arguments: str) -> dict[str, Any]:
-        """Flower's own command line."""
-        start = "import sys; from flwr.cli.app import app; sys.argv[0] = 'flwr'; app()"
+    def _flwr(self, commands: list[list[str]]) -> list[dict[str, Any]]:
+        """Flower's own command line, several commands in one process.
+
+        Raises:
+            UserError: one is refused.
+        """
         done = subprocess.run(
-            [sys.executable, "-c", start, *arguments, "--format", "json"],
+            [sys.executable, "-c", COMMANDS, json.dumps(commands)],
             env=environment.of(self.folder / "flower") | {"NO_COLOR": "1"},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
         )
-        text = done.stdout[done.stdout.find("{") :]
-        try:
-            found: dict[str, Any] = json.loads(text)
-        except ValueError:
-            found = {"success": False, "error-message": (done.stdout + done.stderr).strip()}
-        if not found.get("success"):
-            said = " ".join(str(found.get("error-message", found)).split())
-            raise UserError(f"Flower refused flwr {' '.join(arguments[:2])}: {said[-300:]}")
+        found: list[dict[str, Any]] = []
+        for command, text in zip_longest(commands, done.stdout.split(NEXT)[1:], fillvalue=""):
+            try:
+                said: dict[str, Any] = json.loads(text[text.find("{") :])
+            except ValueError:
+                said = {"error-message": f"{text} {done.stderr}"}
+            if not said.get("success"):
+                reason = " ".join(str(said.get("error-message", said)).split())
+                raise UserError(f"Flower refused flwr {' '.join(command[:2])}: {reason[-300:]}")
+            found.append(said)
         return found
 
 
