@@ -76,7 +76,7 @@ class Site:
         self.rounds: dict[str, Any] = saved.get("last", {})
         self.hashes: dict[str, str] = saved.get("files", {})
         self.clock = int(saved.get("clock", 0))
-        self.store = ClientStore(self.folder / "clients", saved.get("clients"))
+        self.store = ClientStore(self.folder / "clients", saved.get("clients"), JOIN_ANEW)
         try:
             self.copy = self._received(self.folder / saved["copy"]) if saved else self._drawn()
         except UserError:  # what others know too is no loss: at clock 0 it is all asked for again
@@ -100,12 +100,6 @@ class Site:
         if not path.exists() or hashlib.sha256(data := files.read(path)).hexdigest() != self.hashes.get(path.name):
             raise UserError(f"{path} is missing or damaged: {JOIN_ANEW}.")
         return data
-
-    def _load(self) -> None:
-        version = self.store.committed.get(self.client.id)
-        if version is not None:
-            self._whole(self.store.path(self.client.id, version))
-        self.store.load(self.client)
 
     # what it has received -----------------------------------------------------------------------------------------------
 
@@ -168,7 +162,7 @@ class Site:
 
     def _train(self, round: Round, received: Received, now: int, digest: str) -> tuple[bytes | None, float | None]:
         self.copy, self.clock = self._apply(received.tensors), now
-        self._load()
+        self.store.load(self.client)
         pack = Pack(self.bench, [self.client], [self.adaptation], [self.start | self.copy], [received.facts], round, self.start)
         losses: list[float] = []
 
@@ -204,13 +198,11 @@ class Site:
             held[self._reply(round)] = frame
         for path, data in held.items():
             files.write(path, data, settle=False)
-        clients = self.store.manifest()
-        held |= {p: files.read(p) for p in (self.store.path(c, v) for c, v in clients["versions"].items())}
         self.hashes = {p.name: hashlib.sha256(data).hexdigest() for p, data in held.items()}
         self.store.settle()
         files.sync_folder(self.folder)
         self.rounds = {"round": round, "digest": digest, "replied": frame is not None, "loss": loss}
-        saved = {"copy": name, "clock": self.clock, "last": self.rounds, "clients": clients, "files": self.hashes}
+        saved = {"copy": name, "clock": self.clock, "last": self.rounds, "clients": self.store.manifest(), "files": self.hashes}
         body = json.dumps(saved)
         text = {"format": files.FORMAT, "sha256": hashlib.sha256(body.encode()).hexdigest(), "state": body}
         files.write(self.state, json.dumps(text).encode())
@@ -226,7 +218,7 @@ class Site:
     def scores(self, round: Round, data: bytes, since: int) -> dict[str, dict[str, Answers]]:
         """Counts of right answers by view and split on its own validation and test rows, with a download that is not kept."""
         received = self._read(round, data, since)
-        self._load()
+        self.store.load(self.client)
         held = self.start | self._apply(received.tensors)
         pack = Pack(self.bench, [self.client], [self.adaptation], [held], [received.facts], round, self.start)
         found: dict[str, dict[str, Answers]] = {}

@@ -18,6 +18,7 @@ from weft.communication.ledger import Ledger, Phase
 from weft.communication.message import Expected, Frame, Header, Received
 from weft.communication.strict import Refused, quoted
 from weft.communication.wire import decode, encode
+from weft.errors import UserError
 from weft.federation.message import APPENDED, ClientInfo, Message, Update, Value
 from weft.federation.pack import named
 from weft.federation.scope import Scope, matches
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
     from weft.federation.method import Adaptation, Method
     from weft.federation.pack import Bench
     from weft.federation.server import Round, ServerState
+
+
+LARGEST = 1e15
+"""That a value of an update may be: products and squares of larger ones leave the range of float32."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,11 @@ class Exchange:
         if key not in self._broadcasts:
             header = Header(server.method.info.slug, server.round.index, server.round.kind, "down", "*")
             frame = encode(header, message.tensors, facts, self._identity)
+            if frame.size > self.limits.max_bytes:
+                raise UserError(
+                    f"a download has {frame.size:,} bytes, more than the {self.limits.max_bytes:,} that a message may have: "
+                    "give a larger --max-bytes."
+                )
             received = read_download(server.method, server.bench_of.of(client), client, server.round, frame.data, self.limits)
             # the values are kept beside their frame: a key of ids is only good while they live
             self._broadcasts[key] = (frame, received, dict(message.tensors))
@@ -122,10 +132,11 @@ class Exchange:
         )
         received = decode(data, expected, reference=held)
         for name, value in received.tensors.items():
-            if (
-                isinstance(value, Tensor) and value.dtype != bench.dtype
-            ):  # a mean with one of them would be of the wider dtype from then on, for everybody
+            assert isinstance(value, Tensor)  # uploads are never factored
+            if value.dtype != bench.dtype:  # a mean with one of them would be of the wider dtype from then on, for everybody
                 raise Refused(f"Tensor {quoted(name)} is of {value.dtype}; expected is {bench.dtype}.")
+            if value.numel() and float(value.abs().max()) > LARGEST:
+                raise Refused(f"Tensor {quoted(name)} has values beyond {LARGEST:g}, which no training gives.")
         return Update(
             tensors=received.tensors,
             facts=received.facts,

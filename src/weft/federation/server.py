@@ -219,6 +219,8 @@ class ServerState:
     def aggregate(self, updates: Iterable[Update]) -> dict[str, Any]:
         """The method's own rule on a round's updates, at a new stamp.
 
+        A round whose result is not finite is undone: finite updates of absurd size would end the run for everybody.
+
         Returns:
             what a robust rule did, nothing for a plain mean.
 
@@ -234,7 +236,16 @@ class ServerState:
                 came.append(update.client.id)
                 yield update
 
+        before = [dict(d) for d in self._stores()]
+        terms = {n: list(t) for n, t in self.terms.items()}
         self.method.aggregate(self, counted())
+        if not self._finite():
+            for store, old in zip(self._stores(), before, strict=True):
+                store.clear()
+                store.update(old)
+            self.terms = terms
+            self._news.clear()
+            return {"skipped": "the updates together gave values that are not finite, and count for nothing"}
         if self.robust.rule == "none":
             return {}
         if came and not self.remarks:
@@ -243,6 +254,15 @@ class ServerState:
                 "on it: leave --robust out."
             )
         return self.remarks
+
+    def _stores(self) -> tuple[dict[str, Any], ...]:
+        return self.shared, self.stamps, self.memo
+
+    def _finite(self) -> bool:
+        tensors: list[Tensor] = []
+        for value in (*self.shared.values(), *self.memo.values()):
+            tensors += [value.A, value.B] if isinstance(value, LowRank) else [value] if isinstance(value, Tensor) else []
+        return all(bool(torch.isfinite(t).all()) for t in tensors if t.is_floating_point())
 
     # checkpoint -----------------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from torch import Tensor
 
+from weft.errors import UserError
 from weft.federation import files
 from weft.federation.client import ClientState
 
@@ -23,15 +24,18 @@ class ClientStore:
     Args:
         folder: holds a safetensors file per client and version.
         manifest: from a checkpoint; files that it does not name are leftovers of an interrupted round, and go.
+        advice: what to do where a file is damaged.
     """
 
-    def __init__(self, folder: Path, manifest: Mapping[str, Any] | None = None):
-        self.folder = folder
+    def __init__(self, folder: Path, manifest: Mapping[str, Any] | None = None, advice: str = files.START_ANEW):
+        self.folder, self.advice = folder, advice
         files.make_folder(folder)
         self.committed: dict[str, int] = dict(manifest["versions"]) if manifest else {}
+        self.hashes: dict[str, str] = dict(manifest["hashes"]) if manifest else {}
         self.seen: dict[str, int] = dict(manifest["seen"]) if manifest else {}
         self.staged: dict[str, int] = {}
         self._seen_staged: dict[str, int] = {}
+        self._hashes_staged: dict[str, str] = {}
         self._sweep()
 
     def load(self, client: ClientState) -> None:
@@ -45,7 +49,10 @@ class ClientStore:
         version = self.staged.get(client.id, self.committed.get(client.id))
         if version is None:
             return
-        tensors, facts = files.read_tensors(self.path(client.id, version))
+        path = self.path(client.id, version)
+        if not path.exists() or _hash(files.read(path)) != self._hashes_staged.get(client.id, self.hashes.get(client.id)):
+            raise UserError(f"{path} is missing or damaged: {self.advice}.")
+        tensors, facts = files.read_tensors(path)
         stores: dict[str, dict[str, Any]] = {"kept": client.kept, "memo": client.memo}
         for key, value in tensors.items():
             where, name = key.split(":", 1)
@@ -60,8 +67,9 @@ class ClientStore:
             tensors = {f"kept:{n}": v for n, v in client.kept.items()}
             tensors |= {f"memo:{n}": v for n, v in client.memo.items() if isinstance(v, Tensor)}
             facts = {n: v for n, v in client.memo.items() if not isinstance(v, Tensor)}
-            files.write(self.path(client.id, version), files.tensor_bytes(tensors, facts), settle=False)
-            self.staged[client.id] = version
+            data = files.tensor_bytes(tensors, facts)
+            files.write(self.path(client.id, version), data, settle=False)
+            self.staged[client.id], self._hashes_staged[client.id] = version, _hash(data)
         self.forget(client)
 
     def forget(self, client: ClientState) -> None:
@@ -75,14 +83,19 @@ class ClientStore:
 
     def manifest(self) -> dict[str, Any]:
         """What a checkpoint has to name for the staged files to count."""
-        return {"versions": self.committed | self.staged, "seen": self.seen | self._seen_staged}
+        return {
+            "versions": self.committed | self.staged,
+            "seen": self.seen | self._seen_staged,
+            "hashes": self.hashes | self._hashes_staged,
+        }
 
     def commit(self) -> None:
         """The checkpoint that names the staged files is on disk: older ones may go."""
         old = [(c, self.committed[c]) for c in self.staged if c in self.committed]
         self.committed |= self.staged
         self.seen |= self._seen_staged
-        self.staged, self._seen_staged = {}, {}
+        self.hashes |= self._hashes_staged
+        self.staged, self._seen_staged, self._hashes_staged = {}, {}, {}
         for client, version in old:
             files.remove(self.path(client, version))
 
@@ -119,6 +132,10 @@ class Spool:
 def client_file(folder: Path, client: str, version: int) -> Path:
     """Where one version of a client's state lies."""
     return folder / f"{file_name(client)}.{version}.safetensors"
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def file_name(client: str) -> str:

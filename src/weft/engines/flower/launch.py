@@ -6,6 +6,7 @@ more often as long as there was something to do lately, and as rarely as before 
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from types import SimpleNamespace
@@ -49,6 +50,8 @@ def main(arguments: list[str]) -> None:
         vars(loop)["time"] = SimpleNamespace(sleep=Patience().sleep)
         start_parent_process_monitor(int(parent))
         flower_supernode()
+        sys.stdout.flush()
+        os._exit(1)  # it has given up, and would stay for the sake of a thread that serves nobody
 
 
 if __name__ == "__main__":

@@ -82,9 +82,12 @@ class Child:
         """The last error that it told of, or else the last line."""
         text = self.log.read_text(errors="replace") if self.log.exists() else ""
         said = [line.strip() for line in COLOURS.sub("", text).splitlines() if line.strip()]
-        errors = [line for line in said if "ERROR" in line or "Error" in line]
-        last = (errors or said or ["it said nothing"])[-1]
-        return re.sub(r"^(ERROR\s*:?\s*)", "", last)
+        for i in range(len(said) - 1, -1, -1):
+            if "Exit Code" in said[i]:  # what went wrong stands in the lines below
+                return " ".join(said[i + 1 : i + 3])
+            if "ERROR" in said[i]:
+                return re.sub(r"^ERROR\s*:?\s*", "", said[i])
+        return (said or ["it said nothing"])[-1]
 
     def stop(self) -> None:
         if self.process is None:

@@ -1,0 +1,166 @@
+"""Real processes that are killed, come late, come back, or have no business here. Needs the extra ``flower``."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import tiny
+from command_line import table
+from weft.engines.flower.processes import free_port
+
+ROUNDS = 25
+
+
+class Federation:
+    """A coordinator and sites, by the commands that people type, each in a folder of its own machine."""
+
+    def __init__(self, root: Path):
+        self.root, self.port = root, free_port()
+        self.running: dict[str, subprocess.Popen[bytes]] = {}
+        self.server = root / "coordinator"
+        self.server.mkdir()
+        classes = ", ".join(f'"class {i}"' for i in range(3))
+        (self.server / "experiment.toml").write_text(
+            f'model = "{tiny.folder("bert")}"\nclasses = [{classes}]\nrounds = {ROUNDS}\nmax_length = 16\nrecipes = false\n'
+            'precision = "float64"\nname = "run"\n[method]\nname = "fedsa-lora"\nrank = 2\nbatch = 4\n'
+        )
+        self.weft(self.server, "keys", "coordinator", "--host", "localhost")
+
+    def weft(self, where: Path, *arguments: str) -> str:
+        done = subprocess.run([sys.executable, "-m", "weft", *arguments], cwd=where, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def site(self, name: str, known: bool = True) -> Path:
+        """A site's machine: rows and keys; the coordinator gets its public key, unless it is nobody that it knows."""
+        folder = self.root / name
+        folder.mkdir()
+        table(folder / "rows.csv")
+        self.weft(folder, "keys", "site", name)
+        (folder / "keys" / "ca.pem").write_bytes((self.server / "keys" / "ca.pem").read_bytes())
+        if known:
+            (self.server / "keys" / "sites" / f"{name}.pub").write_bytes((folder / "keys" / f"{name}.pub").read_bytes())
+        return folder
+
+    def serve(self) -> None:
+        self._start("coordinator", "serve", "experiment.toml", "--sites", "2", "--port", str(self.port), "--deadline", "6")
+
+    def join(self, name: str) -> None:
+        self._start(name, "join", "--server", f"localhost:{self.port}", "--name", name, "--data", "rows.csv", "--device", "cpu")
+
+    def _start(self, name: str, *arguments: str) -> None:
+        with (self.root / f"{name}.log").open("ab") as log:
+            self.running[name] = subprocess.Popen(
+                [sys.executable, "-m", "weft", *arguments],
+                cwd=self.root / name,
+                stdout=log,
+                stderr=log,
+                env=os.environ | {"COLUMNS": "500"},
+            )
+
+    def kill(self, name: str) -> None:
+        process = self.running.pop(name)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+    def said(self, name: str) -> str:
+        log = self.root / f"{name}.log"
+        return log.read_text(errors="replace") if log.exists() else ""
+
+    def rounds(self) -> list[dict[str, Any]]:
+        file = self.server / "runs" / "run" / "rounds.jsonl"
+        text = file.read_text() if file.exists() else ""
+        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+    def until(self, what: Callable[[], object], seconds: float = 90) -> None:
+        end = time.monotonic() + seconds
+        while not what():
+            assert time.monotonic() < end, {n: self.said(n)[-1500:] for n in ("coordinator", *self.running)}
+            time.sleep(0.1)
+
+    def site_state(self, name: str) -> dict[str, Any]:
+        (file,) = (self.root / name).glob("sites/*/*/rounds/site.json")
+        state: dict[str, Any] = json.loads(json.loads(file.read_text())["state"])
+        return state
+
+
+@contextmanager
+def federation(root: Path) -> Iterator[Federation]:
+    found = Federation(root)
+    try:
+        yield found
+    finally:
+        for name in list(found.running):
+            found.kill(name)
+
+
+def test_a_federation_outlives_its_sites_and_its_coordinator_and_lets_no_stranger_in(tmp_path: Path) -> None:
+    with federation(tmp_path) as f:
+        for name in ("north", "south", "late"):
+            f.site(name)
+        f.site("stranger", known=False)
+        liar = f.site("liar", known=False)  # it believes another authority
+        f.weft(liar, "keys", "coordinator", "--host", "localhost", "--folder", "other")
+        (liar / "keys" / "ca.pem").write_bytes((liar / "other" / "ca.pem").read_bytes())
+
+        f.serve()
+        for name in ("north", "south"):
+            f.join(name)
+        f.until(lambda: len(f.rounds()) >= 2)
+        f.join("stranger")
+        f.join("liar")
+
+        f.kill("south")
+        before = f.site_state("south")["last"]["round"]
+        f.until(lambda: "south did not answer in round" in f.said("coordinator"))
+        missed = len(f.rounds())
+        f.until(lambda: len(f.rounds()) > missed)  # the others go on
+
+        f.join("late")
+        f.until(lambda: "late joins in round" in f.said("coordinator"))
+        f.join("south")
+        f.until(lambda: f.site_state("south")["last"]["round"] > before + 1)
+
+        f.kill("coordinator")
+        at = len(f.rounds())
+        f.serve()
+        f.until(lambda: "going on with" in f.said("coordinator"))
+        f.until(lambda: f.running["coordinator"].poll() is not None, 180)
+
+        assert f.running["coordinator"].returncode == 0, f.said("coordinator")[-3000:]
+        lines = f.rounds()
+        assert [line["round"] for line in lines] == list(range(ROUNDS))
+        assert at < ROUNDS
+        assert lines[-1]["cohort"] == ["late", "north", "south"]
+        assert {s for line in lines for s in line["cohort"]} == {"late", "north", "south"}
+        summary = json.loads((f.server / "runs" / "run" / "summary.json").read_text())
+        assert summary["finished"]
+        assert "no connection" in f.said("stranger")
+        assert "no connection" in f.said("liar")
+        assert "CERTIFICATE_VERIFY_FAILED" in f.said("liar")
+        for name in ("stranger", "liar"):
+            assert name not in f.said("coordinator")
+            assert not list((tmp_path / name).glob("sites/*/*/agreed.json"))
+
+
+def test_sites_that_do_not_agree_are_turned_away_by_a_sentence(tmp_path: Path) -> None:
+    with federation(tmp_path) as f:
+        folder = f.site("north")
+        table(folder / "rows.csv", label="label")
+        text = (folder / "rows.csv").read_text().replace("class 2", "class 9")
+        (folder / "rows.csv").write_text(text)
+        f.serve()
+        f.join("north")
+        f.until(lambda: "north does not take part" in f.said("coordinator"))
+        said = f.said("coordinator")
+        assert 'has the label "class 9", which is none of the classes of this experiment: class 0, class 1, class 2.' in said
+        assert str(folder) not in said
