@@ -80,5 +80,5 @@ $(VENV)/.run $(VENV)/.dev $(VENV)/.docs: $(VENV)/.torch $(LOCKED)
 	@touch $@
 
 $(VENV)/.run: EXTRAS := offline
-$(VENV)/.dev: EXTRAS := offline,dev
+$(VENV)/.dev: EXTRAS := offline,flower,dev
 $(VENV)/.docs: EXTRAS := offline,docs

@@ -167,7 +167,7 @@ def played(slug: str, rounds: int, **script: str) -> Played:
 def test_a_site_killed_in_its_turn_leaves_the_round_to_the_others_and_is_back_with_what_it_remembers(slug: str) -> None:
     shaken = Played(slug, {1: "killed", 2: "killed"}, 4)
     shaken.assert_same(played(slug, 4, t1="silent", t2="silent"))
-    assert shaken.sentences == [[], [SILENT.format(1)], [SILENT.format(2)], []]
+    assert shaken.sentences == [[], [SILENT.format(2)], [SILENT.format(3)], []]
     shaken.assert_caught_up()
 
 
@@ -178,7 +178,7 @@ def test_late_repeated_and_borrowed_answers_count_for_nothing_and_their_senders_
     refused = f"update of {BAD} refused: "
     assert shaken.sentences == [
         [],
-        [SILENT.format(1)],
+        [SILENT.format(2)],
         [refused + 'The message is for round "1"; expected is "2".'],
         [refused + f'The message is for client "{OTHER}"; expected is "{BAD}".'],
         [refused + 'The message is for round "0"; expected is "4".'],
@@ -192,7 +192,7 @@ def test_a_site_that_joins_late_begins_with_all_that_the_others_have_learnt(slug
     late = Played(slug, {}, 4, joins=2)
     for mine, theirs in zip(late.states, played(slug, 4, t0="silent", t1="silent").states, strict=True):
         assert_equal(mine, theirs)
-    assert late.sentences == [[], [], [f"{BAD} joins in round 2."], []]
+    assert late.sentences == [[], [], [f"{BAD} joins in round 3."], []]
     late.assert_caught_up()
 
 
@@ -203,7 +203,7 @@ def test_a_site_that_joins_late_begins_with_all_that_the_others_have_learnt(slug
 def test_a_site_whose_disk_is_full_has_not_had_its_turn_and_goes_on_once_there_is_space(slug: str) -> None:
     shaken = Played(slug, {1: "full"}, 3)
     shaken.assert_same(played(slug, 3, t1="silent"))
-    assert shaken.sentences == [[], [SILENT.format(1)], []]
+    assert shaken.sentences == [[], [SILENT.format(2)], []]
     (error,) = shaken.transport.errors
     assert str(shaken.loop.root / BAD) in error
     assert "the disk is full; what was saved before is intact" in error
@@ -352,7 +352,7 @@ def test_a_site_whose_memory_was_changed_is_left_out_and_joins_anew_without_its_
     flipped(memory, memory.stat().st_size - 3)
     shaken.round(2)
     assert_equal(shaken.states[2], played("fedsa-lora", 4, t2="silent").states[2])
-    assert shaken.sentences[2] == [SILENT.format(2)]
+    assert shaken.sentences[2] == [SILENT.format(3)]
     assert str(memory) in shaken.transport.errors[0]
     shutil.rmtree(shaken.loop.root / BAD)
     shaken.loop.start()

@@ -103,7 +103,7 @@ def without(slug: str, precision: str = "float64") -> State:
     """The round in which the site was silent; which is another than the one in which it was not."""
     s = scene(slug, precision)
     state, sentences, _ = s.play({c: a for c, a in s.honest.items() if c != BAD})
-    assert sentences == [SILENT.format(s.t)]
+    assert sentences == [SILENT.format(s.t + 1)]
     honest, sentences, record = s.play(s.honest)
     assert sentences == []
     assert record["refused"] == {}
@@ -243,6 +243,32 @@ def test_an_update_of_a_wider_dtype_does_not_widen_what_everybody_holds(slug: st
 def test_one_element_that_is_no_number_is_refused(slug: str) -> None:
     for bad, at in ((float("nan"), 0), (float("inf"), -1), (-float("inf"), 0)):
         assert_refused(slug, edited(scene(slug).honest[BAD], element(bad, at)), "has elements that are not finite")
+
+
+@pytest.mark.parametrize("slug", METHODS)
+def test_values_beyond_all_training_are_refused(slug: str) -> None:
+    for bad in (2e15, -1e30):
+        assert_refused(slug, edited(scene(slug).honest[BAD], element(bad, 0)), r"has values beyond 1e\+15")
+
+
+@pytest.mark.parametrize("slug", METHODS)
+def test_a_round_whose_result_is_not_finite_is_undone_and_said(slug: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    s = scene(slug)
+    method = type(s.run.method)
+    aggregate = method.aggregate
+
+    def overflows(self: Any, server: Any, updates: Any) -> None:
+        aggregate(self, server, updates)
+        server.memo["more"] = torch.ones(2)
+        for name, value in list(server.shared.items()):
+            if isinstance(value, Tensor):
+                server.write(name, value * float("inf"))
+        server.memo["most"] = torch.full((2,), float("nan"))
+
+    monkeypatch.setattr(method, "aggregate", overflows)
+    (tensors, _), sentences, _ = s.play(s.honest)
+    assert sentences == [f"round {s.t + 1}: the updates together gave values that are not finite, and count for nothing."]
+    assert_equal((tensors, {}), (s.before[0], {}))
 
 
 @pytest.mark.parametrize("slug", PATHS)

@@ -1,4 +1,4 @@
-"""Federations of real processes, over Flower with TLS and keys, give the numbers of the simulation. Needs the extra ``flower``."""
+"""Federations of real processes, over Flower with TLS and keys, give the simulation's numbers. Needs the extra ``flower``."""
 
 from __future__ import annotations
 

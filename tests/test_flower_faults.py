@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,8 +25,8 @@ ROUNDS = 25
 class Federation:
     """A coordinator and sites, by the commands that people type, each in a folder of its own machine."""
 
-    def __init__(self, root: Path):
-        self.root, self.port = root, free_port()
+    def __init__(self, root: Path, environment: dict[str, str] | None = None):
+        self.root, self.port, self.environment = root, free_port(), environment or {}
         self.running: dict[str, subprocess.Popen[bytes]] = {}
         self.server = root / "coordinator"
         self.server.mkdir()
@@ -64,7 +66,7 @@ class Federation:
                 cwd=self.root / name,
                 stdout=log,
                 stderr=log,
-                env=os.environ | {"COLUMNS": "500"},
+                env=os.environ | {"COLUMNS": "500"} | self.environment,
             )
 
     def kill(self, name: str) -> None:
@@ -94,8 +96,8 @@ class Federation:
 
 
 @contextmanager
-def federation(root: Path) -> Iterator[Federation]:
-    found = Federation(root)
+def federation(root: Path, environment: dict[str, str] | None = None) -> Iterator[Federation]:
+    found = Federation(root, environment)
     try:
         yield found
     finally:
@@ -152,10 +154,32 @@ def test_a_federation_outlives_its_sites_and_its_coordinator_and_lets_no_strange
             assert not list((tmp_path / name).glob("sites/*/*/agreed.json"))
 
 
-def test_sites_that_do_not_agree_are_turned_away_by_a_sentence(tmp_path: Path) -> None:
-    with federation(tmp_path) as f:
+class Proxy:
+    """Counts who would like to go out."""
+
+    def __init__(self) -> None:
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.calls = 0
+        threading.Thread(target=self._count, daemon=True).start()
+        address = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
+        self.environment = {
+            **dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), address),
+            **dict.fromkeys(("no_proxy", "NO_PROXY"), "localhost,127.0.0.1"),
+            "FLWR_TELEMETRY_ENABLED": "1",
+            "FLWR_DISABLE_UPDATE_CHECK": "0",  # whatever a person has set
+        }
+
+    def _count(self) -> None:
+        while True:
+            peer, _ = self.socket.accept()
+            self.calls += 1
+            peer.close()
+
+
+def test_sites_that_do_not_agree_are_turned_away_by_a_sentence_and_nothing_leaves_any_process(tmp_path: Path) -> None:
+    proxy = Proxy()
+    with federation(tmp_path, proxy.environment) as f:
         folder = f.site("north")
-        table(folder / "rows.csv", label="label")
         text = (folder / "rows.csv").read_text().replace("class 2", "class 9")
         (folder / "rows.csv").write_text(text)
         f.serve()
@@ -164,3 +188,7 @@ def test_sites_that_do_not_agree_are_turned_away_by_a_sentence(tmp_path: Path) -
         said = f.said("coordinator")
         assert 'has the label "class 9", which is none of the classes of this experiment: class 0, class 1, class 2.' in said
         assert str(folder) not in said
+    assert proxy.calls == 0
+    post = "from flwr.supercore.telemetry import EventType, event; event(EventType.PING).result()"
+    subprocess.run([sys.executable, "-c", post], env=os.environ | proxy.environment)
+    assert proxy.calls > 0  # Flower by itself would have called

@@ -214,7 +214,7 @@ def test_a_round_with_too_few_updates_changes_nothing_and_says_so(rule: str, nee
     assert record is not None
     assert equal(shared(run), before)
     assert f"needs at least {needs}" in record["robust"]["skipped"]
-    assert [s for s in told.sentences if "nothing was aggregated" in s and s.startswith("round 0: ")]
+    assert [s for s in told.sentences if "nothing was aggregated" in s and s.startswith("round 1: ")]
 
 
 def test_a_tensor_that_too_few_clients_sent_stays_as_it_was() -> None:

@@ -61,7 +61,8 @@ class Experiment(BaseModel):
         eval_every: rounds between evaluations; 0 = only after the last. eval_clients: so many clients at most are scored by
             themselves each time, drawn at random; None = all.
         prefix_cache: keep what lies below every trained part: ``auto`` or ``off``. by_length: batches of rows of like length.
-        engine: ``simulation``, in this process; ``flower``: every client is a process of its own on this machine, over Flower.
+        engine: ``simulation``, in this process; ``ray``: packs of clients on all cores or GPUs of this machine, or of a Ray
+            cluster, by Flower's simulation; ``flower``: every client is a process of its own on this machine, over Flower.
         debug: clients one by one; errors say stage, client and batch.
         trust_remote_code: let a backbone from the hub run its own Python code.
         recipes: apply recipes.
@@ -118,7 +119,7 @@ class Experiment(BaseModel):
     eval_clients: Count | None = None
     prefix_cache: Literal["auto", "off"] = "auto"
     by_length: bool = True
-    engine: Literal["simulation", "flower"] = "simulation"
+    engine: Literal["simulation", "ray", "flower"] = "simulation"
     debug: bool = False
     trust_remote_code: bool = False
     recipes: bool = True

@@ -17,8 +17,12 @@ if TYPE_CHECKING:
     from weft.runs.result import Run
 
 
-def header(out: Console, resolved: Resolved) -> None:
-    """What is run, on what, and every setting that is not its source's own."""
+def header(out: Console, resolved: Resolved, people: str | None = None) -> None:
+    """What is run, on what, and every setting that is not its source's own.
+
+    Args:
+        people: who takes part, if it is not the clients of a simulation.
+    """
     x, info = resolved.experiment, resolved.method.info
     what = {
         None: "",
@@ -31,8 +35,7 @@ def header(out: Console, resolved: Resolved) -> None:
     out.print(Text(citation(info), style="dim"))
     deal = "" if x.partition == "auto" else f" ({x.partition}{f', α {x.alpha:g}' if x.partition == 'dirichlet' else ''})"
     where = [
-        f"{x.model} on {x.data}",
-        f"{x.clients} clients{deal}",
+        *([f"{x.model} on {x.data}", f"{x.clients} clients{deal}"] if people is None else [x.model, people]),
         f"{x.rounds} rounds",
         f"seed {x.seed}",
     ]
@@ -115,6 +118,8 @@ def farewell(out: Console, done: Run) -> None:
         row = "some text" if About.read(done.adapter).base.reads == "texts" else "picture.png"
         command = shlex.join(["weft", "predict", str(done.folder), row])
         out.print(Text(f"Try it: {command}"), soft_wrap=True)
+    if "served" in summary:
+        return  # its clients are no data set that another run could have
     out.print(Text.assemble(("Next: ", "bold"), " · ".join(suggestions(done))), soft_wrap=True)
 
 

@@ -128,7 +128,12 @@ def run(
         bool | None, _option(MACHINE, "Batches of rows of like length.", "by-length", "--by-length/--no-by-length")
     ] = None,
     engine: Annotated[
-        str | None, _option(MACHINE, "simulation, or flower: every client a process of its own, over Flower.", "simulation")
+        str | None,
+        _option(
+            MACHINE,
+            "simulation; ray: packs on all cores, GPUs or machines that Ray has; flower: every client a process of its own.",
+            "simulation",
+        ),
     ] = None,
     debug: Annotated[
         bool | None, _option(MACHINE, "Clients one by one; errors say stage, client and batch.", "", "--debug")

@@ -45,6 +45,12 @@ def serve(
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="Any setting, as for weft run.", show_default=False),
     ] = None,
+    write_app: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Write a Flower app for a SuperLink of your own, and serve nobody.", show_default=False
+        ),
+    ] = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -74,8 +80,14 @@ def serve(
         resolved = experiment.resolve(chosen, experiment.read(file))
         made = None if insecure else find(keys)
     where = host or ("127.0.0.1" if insecure else "0.0.0.0")
+    if write_app is not None:
+        from weft.cli import app_folder
+
+        words = app_folder.write(write_app, file, where, port, made, deadline, chosen)
+        screen.print(words, markup=False, soft_wrap=True)
+        return
     if not quiet:
-        plan.header(screen, resolved)
+        plan.header(screen, resolved, f"{resolved.experiment.clients} sites before round 1")
     if insecure:
         out(stderr=True).print(WARNING, style="yellow", markup=False)
     with watching(screen, quiet) as observer:

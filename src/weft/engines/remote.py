@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from weft.communication.envelope import unwrap, wrap
 from weft.communication.ledger import Phase
@@ -105,9 +105,12 @@ class Remote(Simulation):
         transport: made from the engine: it needs the server's start values.
     """
 
+    here: ClassVar[bool] = False
+
     def __init__(self, *about: Any, transport: Callable[[Remote], Transport]):
         super().__init__(*about)
         self.transport = transport(self)
+        self.absent: set[str] = set()
 
     def round(self, t: int, phase: Phase = "train") -> dict[str, Any] | None:
         """A round of the simulation, with whoever has joined in the meantime."""
@@ -115,7 +118,7 @@ class Remote(Simulation):
             for client in self.transport.arrivals(clients):
                 clients.append(client)
                 self._told(client.info(self.method.info.asks))
-                self.observer.say(f"{client.id} joins in round {t}.")
+                self.observer.say(f"{client.id} joins in round {t + 1}.")
                 self.method.welcome(server, client)
             clients.sort(key=lambda c: c.id)
             server.clients = [c.info(self.method.info.asks) for c in clients]
@@ -132,10 +135,12 @@ class Remote(Simulation):
         jobs[:] = [again.get(j.client.id, j) for j in jobs]  # the caller reads answers by what they build on
         said |= self.transport.ask({c: self._question(TRAIN, j) for c, j in again.items()}) if again else {}
         losses: dict[str, float] = {}
+        self.absent = set()  # who is not asked for scores, and waited for, in the same round
         for job in jobs:
             raw = said.get(job.client.id)
             if raw is None:
-                self.observer.say(f"{job.client.id} did not answer in round {t}, which goes on without it.")
+                self.absent.add(job.client.id)
+                self.observer.say(f"{job.client.id} did not answer in round {t + 1}, which goes on without it.")
                 self._forgotten(job.server, job.client.id)
                 continue
             try:
@@ -178,6 +183,8 @@ class Remote(Simulation):
         questions: dict[str, bytes] = {}
         for server, clients in self.federations:
             for client in clients:
+                if client.id in self.absent:
+                    continue
                 info = client.info(self.method.info.asks)
                 message = self.method.send(server, info)
                 payload = payload_of(message.tensors)

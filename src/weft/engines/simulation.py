@@ -8,10 +8,11 @@ closes, so that results depend neither on pack size nor on the order of arrival.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -80,9 +81,14 @@ class Tests:
 class Simulation:
     """Runs rounds.
 
+    Attributes:
+        here: clients train in this process.
+
     Args:
         federations: (server, its clients) pairs: one for a federation; one per client for the ``local`` baseline.
     """
+
+    here: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -102,10 +108,22 @@ class Simulation:
         self.observer = observer or Observer()
         for server, clients in federations:
             self._register(server, clients)
-        self.guess = packing.estimate(bench, method, self._trainable(), self._width(), self._texts())
-        cohort = sum(max(round(settings.participation * len(c)), 1) for _, c in federations)
-        self.k = 1 if settings.debug else packing.choose(settings.pack, cohort, method.batch, self._width(), self.guess, bench)
+        self._choose_pack()
         self.last_cohort: list[str] = []
+
+    def _choose_pack(self, memory: int | None = None, workers: int = 1) -> None:
+        """How many clients share a pass.
+
+        Args:
+            memory: bytes that a pass may take, None = what is free here. workers: that share a cohort.
+        """
+        settings, method, width = self.settings, self.method, self._width()
+        self.guess = packing.estimate(self.bench, method, self._trainable(), width, self._texts())
+        if memory is not None:
+            self.guess = replace(self.guess, available=memory)
+        cohort = sum(max(round(settings.participation * len(c)), 1) for _, c in self.federations)
+        share = math.ceil(cohort / workers)
+        self.k = 1 if settings.debug else packing.choose(settings.pack, share, method.batch, width, self.guess, self.bench)
 
     def _register(self, server: ServerState, clients: list[ClientState]) -> None:
         """Each client tells the facts that the method asks for, once; they cost bytes."""
@@ -148,7 +166,7 @@ class Simulation:
             mine = {j.client.id: j for j in jobs if j.server is server}
             remarks |= server.aggregate(self._updates(server, mine, refused))
             if "skipped" in remarks:
-                self.observer.say(f"round {t}: {remarks['skipped']}.")
+                self.observer.say(f"round {t + 1}: {remarks['skipped']}.")
         self.spool.clear()
         self.exchange.close_round()
         return {

@@ -87,10 +87,12 @@ def start(
 ) -> Run:
     """:func:`run` with settings that are resolved already."""
     observer, x = observer or Observer(), resolved.experiment
-    if x.engine == "flower":
+    if x.engine != "simulation":
         if resolved.given or data is not None or x.baseline is not None:
-            raise UserError("sites know method and data by name and run no baseline themselves: leave --engine flower out.")
-        flower.ready()
+            raise UserError(
+                f"other processes know method and data by name and run no baseline themselves: leave --engine {x.engine} out."
+            )
+        flower.ready() if x.engine == "flower" else flower.ready_for_ray()
     codec(x.codec), [find(m) for m in x.models], pick_device(x.device)  # an unknown name is said before anything is loaded
     directory = directories.create(Path(x.runs).expanduser(), x.name, directories.usual_name(x))
     with stoppable(directory), directories.locked(directory):
@@ -164,9 +166,15 @@ def _engine(resolved: Resolved, directory: RunDirectory, material: Material, obs
     if x.engine == "simulation":
         yield Simulation
         return
-    from weft.sites.loopback import federation
+    if x.engine == "ray":
+        from weft.sites import ray_simulation
 
-    with federation(x, resolved.method, directory, material, observer) as engine:
+        with ray_simulation.federation(resolved.method, directory, material, observer) as engine:
+            yield engine
+        return
+    from weft.sites import loopback
+
+    with loopback.federation(x, resolved.method, directory, material, observer) as engine:
         yield engine
 
 
@@ -284,7 +292,8 @@ def play(
     )
     player = Player(stage, directory.root, x, material, observer, engine)
     if aside is None:
-        observer.say(summary.memory(player.simulation))
+        if player.simulation.here:
+            observer.say(summary.memory(player.simulation))
         if travels:
             observer.say(summary.uploads(player.simulation))
         pinned = pinned_to(x, material) | {"pack": player.simulation.k if not x.debug else x.pack}

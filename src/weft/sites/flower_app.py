@@ -1,13 +1,17 @@
 """A Flower app, for those who start SuperLink, SuperNodes and ``flwr run`` by themselves.
 
 ``weft serve`` and ``weft join`` do not run it: they answer Flower's tasks in their own processes, where the backbone stays
-loaded. Here every message costs a process that loads it anew. The coordinator's experiment is ``--run-config
-'experiment="…"'``; a SuperNode's ``--node-config`` is ``site="…"``, a file that ``weft join --write FILE`` writes.
+loaded. Here every message costs a process that loads it anew. ``weft serve --write-app FOLDER`` writes the app's folder and says
+what to type; a SuperNode's ``--node-config`` is ``site="…"``, a file that ``weft join --write FILE`` writes.
+
+Such a SuperNode also runs whatever code the app of a run brings, where ``weft join`` runs none that arrives.
+
+Flower's processes are then the user's own: ``FLWR_TELEMETRY_ENABLED=0`` and ``FLWR_DISABLE_UPDATE_CHECK=1`` have to be set
+where they are started, since Flower has read both before it imports this.
 """
 
 from __future__ import annotations
 
-import json
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -36,7 +40,8 @@ def main(grid: Grid, context: Context) -> None:
 
     file = Path(str(context.run_config["experiment"]))
     resolved = settings.resolve({}, settings.read(file))
-    serve(resolved, lambda _: nullcontext(Sites(grid)), Lines(out()))
+    deadline = float(context.run_config["deadline"])
+    serve(resolved, lambda _: nullcontext(Sites(grid)), Lines(out()), deadline=deadline)
 
 
 @client.query()
@@ -44,5 +49,5 @@ def answer(message: Message, context: Context) -> Message:
     """Answer one message for the site that the node's configuration names."""
     from weft.sites.joining import from_file
 
-    resident = from_file(Path(str(context.node_config["site"])), lambda text: print(json.dumps(text), flush=True))
+    resident = from_file(Path(str(context.node_config["site"])), lambda words: print(words, flush=True))
     return Message(record(resident.answer(data_of(message) or b"")), reply_to=message)

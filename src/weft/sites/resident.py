@@ -7,6 +7,7 @@ probe is one, the method's own rounds another), and asked from then on.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,12 +18,13 @@ import numpy as np
 from weft.backbones.names import KNOWN
 from weft.communication.codecs import codec
 from weft.communication.envelope import unwrap, wrap
+from weft.communication.ledger import format_bytes
 from weft.communication.message import Expected
 from weft.communication.strict import Refused
 from weft.communication.wire import decode
 from weft.data.labels import UnknownLabel
 from weft.data.rows import ClientData, Rows
-from weft.engines.remote import answer
+from weft.engines.remote import TRAIN, Question, answer
 from weft.engines.site import Site
 from weft.errors import UserError
 from weft.experiment import Experiment
@@ -106,7 +108,7 @@ class Resident:
             site = None if run is None or what != ASK else self._stage(run, about.get("stage"))
             if site is None:
                 return wrap({"stranger": True})  # its folder is new since it was greeted
-            return wrap({"answer": True}, answer(site, data))
+            return self._answered(site, data)
         except Refused as e:
             self.say(f"a message was refused: {e}")
             return wrap({"refused": str(e)})
@@ -115,6 +117,14 @@ class Resident:
         except OSError as e:
             self.say(f"no answer to a message: {e.strerror or e} ({e.filename or self.folder}); what was saved before is intact.")
         return wrap({"refused": TROUBLE})
+
+    def _answered(self, site: Site, data: bytes) -> bytes:
+        began, question = time.perf_counter(), Question.decode(data)
+        said = answer(site, data)
+        what = "trained" if question.what == TRAIN else "scored"
+        seconds = time.perf_counter() - began
+        self.say(f"round {question.round.index + 1}: {what} in {seconds:.1f} s, {format_bytes(len(said))} go out.")
+        return wrap({"answer": True}, said)
 
     # agreement ------------------------------------------------------------------------------------------------------------
 

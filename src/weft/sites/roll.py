@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -23,17 +24,23 @@ from weft.sites.resident import ADMIT, ASK, HELLO, START
 from weft.sites.terms import Terms
 
 SOON = 0.5  # seconds between two looks for sites
+POLL = 0.1  # seconds between two looks for answers
+AGAIN = 30.0  # seconds until a site that was turned away is greeted again: it may have been put right
 
 
 class Wire(Protocol):
-    """Carries bytes to addresses."""
+    """Carries bytes to addresses and back."""
 
     def present(self) -> Mapping[str, str | None]:
         """Addresses that can be asked now, each with the name that it has proven, None where it has proven none."""
         ...
 
-    def ask(self, questions: Mapping[str, bytes], deadline: float) -> Mapping[str, bytes]:
-        """Answers by address; whoever has none after ``deadline`` seconds is missing."""
+    def post(self, questions: Mapping[str, bytes], deadline: float) -> Mapping[str, str]:
+        """Send questions to addresses; a ticket for each that was sent -> its address. Answers count for ``deadline`` seconds."""
+        ...
+
+    def fetch(self, tickets: Collection[str]) -> Mapping[str, bytes | None]:
+        """The answers that have come, by ticket; None for a site that failed."""
         ...
 
 
@@ -43,7 +50,8 @@ class Roll:
 
     Attributes:
         deadline: seconds that a site may take for a turn. members: what each site has told, by name.
-        places: addresses by name. turned_away: reasons by address.
+        places: addresses by name. greeted: addresses that have not answered yet, by ticket, and when they were asked.
+        turned_away: reasons by address, and when.
     """
 
     wire: Wire
@@ -54,56 +62,96 @@ class Roll:
     observer: Observer
     members: dict[str, ClientInfo] = field(default_factory=dict)
     places: dict[str, str] = field(default_factory=dict)
-    turned_away: dict[str, str] = field(default_factory=dict)
+    greeted: dict[str, tuple[str, float]] = field(default_factory=dict)
+    turned_away: dict[str, tuple[str, float]] = field(default_factory=dict)
 
-    def wait_for(self, number: int, check: Callable[[], None] = lambda: None) -> None:
+    def wait_for(self, number: int, check: Callable[[], None] = lambda: None, patience: float = math.inf) -> None:
         """Until so many sites are there and agree; whoever waits is told who has come.
 
         Args:
-            check: is called at every look, and may raise.
+            check: is called at every look, and may raise. patience: seconds, after which one site is enough.
         """
+        end = time.monotonic() + patience
         self.observer.begin("sites", number)
         while True:
             for name in self.look():
                 self.observer.advance("sites")
                 self.observer.say(f"{name} is here, {len(self.places)} of {number}.")
-            if len(self.places) >= number:
+            if len(self.places) >= (1 if time.monotonic() > end else number):
                 self.observer.end("sites")
                 return
             check()
             time.sleep(SOON)
 
     def look(self) -> list[str]:
-        """Greet who is there and not known yet; returns the names of those who agreed."""
-        present = self.wire.present()
-        for name, address in list(self.places.items()):
-            if address not in present:
-                del self.places[name]
-        known = set(self.places.values())
-        return self.greet({a: n for a, n in present.items() if a not in known and a not in self.turned_away})
+        """See who is there: greet whoever is not known yet, and hear those who answer; waits for nobody.
 
-    def greet(self, strangers: Mapping[str, str | None]) -> list[str]:
-        """Say the terms to addresses; returns the names of those who agreed."""
-        hello = wrap({"what": HELLO} | self.terms.as_json())
+        Returns:
+            names of those who have just agreed.
+        """
+        now, present = time.monotonic(), self.wire.present()
+        self.places = {n: a for n, a in self.places.items() if a in present}
         agreed: list[str] = []
-        for address, raw in sorted(self.wire.ask(dict.fromkeys(strangers, hello), self.deadline).items()):
-            try:
-                about, _ = unwrap(raw)
-                who = strangers[address] or plain(about.get("name") or address, 40)
-                if "refused" in about:
-                    raise Refused(f"it refuses: {plain(about['refused'], 600)}")
-                info = self._read(about, strangers[address])
-                if (there := self.places.get(info.id)) is not None and there != address:
-                    raise Refused("another site with this name is here already: give each a --name of its own.")
-            except Refused as e:
-                who = strangers[address] or f"a site at {address}"
-                self.turned_away[address] = str(e)
-                self.observer.say(f"{who} does not take part: {e}")
-                continue
-            self.members[info.id] = info
-            self.places[info.id] = address
-            agreed.append(info.id)
+        for ticket, raw in self.wire.fetch(list(self.greeted)).items():
+            address, _ = self.greeted.pop(ticket)
+            agreed += self._heard(address, present.get(address), raw)
+        for ticket, (address, when) in list(self.greeted.items()):
+            if now - when > self.deadline:
+                del self.greeted[ticket]
+                self._turn_away(address, present.get(address), "it does not answer.")
+        asked = {address for address, _ in self.greeted.values()} | set(self.places.values())
+        late = {a for a, (_, when) in self.turned_away.items() if now - when < AGAIN}
+        new = [a for a in present if a not in asked and a not in late]
+        for ticket, address in self.wire.post(dict.fromkeys(new, self._hello()), self.deadline).items():
+            self.greeted[ticket] = (address, now)
         return agreed
+
+    def greet(self, address: str) -> list[str]:
+        """Greet an address and wait for its answer; returns its name if it agrees."""
+        proven = self.wire.present().get(address)
+        return self._heard(address, proven, self.ask({address: self._hello()}).get(address))
+
+    def ask(self, questions: Mapping[str, bytes]) -> dict[str, bytes]:
+        """Answers by address; whoever failed or has none before the deadline is missing."""
+        end = time.monotonic() + self.deadline
+        waiting = dict(self.wire.post(questions, self.deadline))
+        found: dict[str, bytes] = {}
+        while waiting:
+            for ticket, raw in self.wire.fetch(list(waiting)).items():
+                address = waiting.pop(ticket)
+                if raw is not None:
+                    found[address] = raw
+            if not waiting or time.monotonic() >= end:
+                break
+            time.sleep(POLL)
+        return found
+
+    def _hello(self) -> bytes:
+        return wrap({"what": HELLO} | self.terms.as_json())
+
+    def _heard(self, address: str, proven: str | None, raw: bytes | None) -> list[str]:
+        """Take a site in, or turn it away by a sentence."""
+        try:
+            if raw is None:
+                raise Refused("it fails, and its own log may say why.")
+            about, _ = unwrap(raw)
+            if "refused" in about:
+                raise Refused(f"it refuses: {plain(about['refused'], 600)}")
+            info = self._read(about, proven)
+            if self.places.get(info.id, address) != address:
+                raise Refused("another site with this name is here already: give each a --name of its own.")
+        except Refused as e:
+            self._turn_away(address, proven, str(e))
+            return []
+        self.turned_away.pop(address, None)
+        self.members[info.id] = info
+        self.places[info.id] = address
+        return [info.id]
+
+    def _turn_away(self, address: str, proven: str | None, reason: str) -> None:
+        if self.turned_away.get(address, ("", 0.0))[0] != reason:
+            self.observer.say(f"{proven or f'a site at {address}'} does not take part: {reason}")
+        self.turned_away[address] = (reason, time.monotonic())
 
     def _read(self, about: Mapping[str, Any], proven: str | None) -> ClientInfo:
         """What a site says of itself.
@@ -172,9 +220,8 @@ class Stage:
         found, strangers = self._asked(questions)
         if strangers:
             for name in strangers:
-                address = self.roll.places.pop(name)
                 self.admitted.pop(name, None)
-                self.roll.greet({address: self.roll.wire.present().get(address)})
+                self.roll.greet(self.roll.places.pop(name))
             found |= self._asked({n: questions[n] for n in strangers})[0]
         return found
 
@@ -184,7 +231,7 @@ class Stage:
         strangers = self._admit([n for n in here if self.admitted.get(n) != self.roll.places[n]])
         about = {"what": ASK, "run": self.roll.terms.run, "stage": self.name}
         names = {self.roll.places[n]: n for n in here if self.admitted.get(n) == self.roll.places[n]}
-        said = self.roll.wire.ask({a: wrap(about, questions[n]) for a, n in names.items()}, self.roll.deadline)
+        said = self.roll.ask({a: wrap(about, questions[n]) for a, n in names.items()})
         found: dict[str, bytes] = {}
         for address, raw in said.items():
             name = names[address]
@@ -211,7 +258,7 @@ class Stage:
         for name in names:
             about = {"what": ADMIT, "run": self.roll.terms.run, "stage": self.name, "facts": self.facts.get(name, {})}
             letters[self.roll.places[name]] = wrap(about, start)
-        said = self.roll.wire.ask(letters, self.roll.deadline)
+        said = self.roll.ask(letters)
         strangers: list[str] = []
         for name in names:
             address = self.roll.places[name]

@@ -33,6 +33,7 @@ from weft.runs.result import Run
 from weft.sites.roll import Roll, Stage, Wire
 from weft.sites.terms import Terms
 
+RETURN = 60.0  # seconds that a coordinator which was started again waits for the sites that it had
 PROBES = 8  # made-up rows on which an exported adapter is compared with the model in memory: the coordinator has no others
 
 
@@ -89,7 +90,10 @@ def _federate(
     terms = Terms.of(about["served"]["run"], x, weights)
     roll = Roll(wire, terms, resolved.method, x.models, deadline, observer)
     before = {s["id"]: s for s in about["served"]["sites"]}
-    roll.wait_for(1 if before else x.clients)  # those that were there before may come back at any time
+    if before:  # they may come back at any time, but most do at once
+        roll.wait_for(len(before), patience=min(deadline, RETURN))
+    else:
+        roll.wait_for(x.clients)
     for info in roll.members.values():
         before.setdefault(info.id, asdict(info))
     material.clients[:] = [ClientState(s["id"], s["n"], dict(s["facts"]), s["model"]) for _, s in sorted(before.items())]

@@ -26,6 +26,17 @@ def ready() -> None:
         raise UserError("Flower is not installed, and real federations go over it: pip install 'weft[flower]'.")
 
 
+def ready_for_ray() -> None:
+    """The same for Flower's simulation engine and the Ray that it runs on.
+
+    Raises:
+        UserError: one of them is not installed.
+    """
+    os.environ |= SILENT | {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}  # or it warns of what it will do some day
+    if find_spec("flwr") is None or find_spec("ray") is None:
+        raise UserError("Ray is not installed, and --engine ray runs on it: pip install 'weft[ray]'.")
+
+
 def of(home: Path) -> dict[str, str]:
     """The environment of one of Flower's own processes.
 

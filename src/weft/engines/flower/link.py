@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
@@ -80,6 +79,8 @@ class Link:
         Raises:
             UserError: it does not start, or a key is refused.
         """
+        import httpx
+
         from weft.engines.flower import tasks
 
         self.child.start()
@@ -96,9 +97,15 @@ class Link:
                     with tasks.grid(runtime, token) as grid:
                         yield Grid(grid)
                     return
-            raise UserError(f"Flower's superlink has ended: {self.child.last_words()} (all of it: {self.child.log}).")
+            raise self._ended()
+        except httpx.HTTPError as e:
+            raise self._ended() from e
         finally:
             self.child.stop()
+
+    def _ended(self) -> UserError:
+        words, log = self.child.last_words(), self.child.log
+        return UserError(f"Flower's superlink has ended: {words} (all of it: {log}); what was saved before is intact.")
 
     def _configure(self) -> None:
         secure = "insecure = true" if self.keys is None else f"root-certificates = {json.dumps(str(self.keys.ca.resolve()))}"
@@ -141,36 +148,33 @@ class Link:
 class Grid:
     """The sites of a run: who is there, and questions to them."""
 
-    def __init__(self, grid: Any, poll: float = 0.1):
-        self.grid, self.poll = grid, poll
+    def __init__(self, grid: Any):
+        self.grid = grid
 
     def present(self) -> dict[str, str | None]:
         """Addresses of nodes that are there now, each with the name that its key was registered under (None: it has none)."""
         return {str(node.node_id): node.name or None for node in self.grid.get_nodes()}
 
-    def ask(self, questions: Mapping[str, bytes], deadline: float) -> dict[str, bytes]:
-        """Answers by address; who is late, has gone, failed or said something else is missing.
+    def post(self, questions: Mapping[str, bytes], deadline: float) -> dict[str, str]:
+        """Send questions to addresses; returns a ticket for each that was sent, and its address.
 
         Args:
-            deadline: seconds.
+            deadline: seconds after which nobody is interested in the answers any more.
         """
         from flwr.app import Message
 
-        from weft.engines.flower.tasks import data_of, record
+        from weft.engines.flower.tasks import record
 
         if not questions:
             return {}
-        end = time.monotonic() + deadline
         asked = list(questions)
         sent = self.grid.push_messages([Message(record(questions[a]), int(a), "query", ttl=deadline) for a in asked])
-        waiting = {i: a for i, a in zip(sent, asked, strict=True) if i}
-        found: dict[str, bytes] = {}
-        while waiting:
-            for reply in self.grid.pull_messages(list(waiting)):
-                address = waiting.pop(reply.metadata.reply_to_message_id, None)
-                if address is not None and (data := data_of(reply)) is not None:
-                    found[address] = data
-            if not waiting or time.monotonic() >= end:
-                break
-            time.sleep(self.poll)
-        return found
+        return {ticket: address for ticket, address in zip(sent, asked, strict=True) if ticket}
+
+    def fetch(self, tickets: Collection[str]) -> dict[str, bytes | None]:
+        """The answers that have come, by ticket; None for a site that failed, or said something else."""
+        from weft.engines.flower.tasks import data_of
+
+        if not tickets:
+            return {}
+        return {m.metadata.reply_to_message_id: data_of(m) for m in self.grid.pull_messages(list(tickets))}

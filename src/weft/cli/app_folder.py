@@ -1,0 +1,85 @@
+"""``weft serve --write-app``: a Flower app's folder, for those who start Flower's processes themselves."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from weft.errors import UserError
+from weft.federation import files
+
+if TYPE_CHECKING:
+    from weft.engines.flower.keys import Coordinator
+
+CONNECTION = "weft"
+
+
+def write(
+    folder: Path, experiment: Path, host: str, port: int, keys: Coordinator | None, deadline: float, typed: dict[str, Any]
+) -> str:
+    """Write what ``flwr run`` needs into a new folder; returns the commands to type.
+
+    Args:
+        experiment: the file that the ServerApp reads. host, port: of the SuperLink. keys: None = no TLS.
+        deadline: seconds of a turn. typed: settings on the command line, of which there may be none.
+
+    Raises:
+        UserError: the folder is there already, or a setting was typed.
+    """
+    from weft.engines.flower.link import APP
+
+    if typed:
+        raise UserError(f"the app reads its settings from {experiment} alone: write {', '.join(sorted(typed))} there.")
+    if folder.exists():
+        raise UserError(f"{folder} is there already: give --write-app a new folder.")
+    folder = folder.resolve()
+    files.make_folder(folder)
+    config = f"experiment = {_toml(experiment.resolve())}\ndeadline = {float(deadline)}"
+    (folder / "pyproject.toml").write_text(APP.replace('experiment = ""', config), encoding="utf-8")
+    home = folder / ".flwr"  # flwr packs whatever else lies in the folder
+    files.make_folder(home)
+    near = "127.0.0.1" if host in ("0.0.0.0", "::") else host
+    trust = "insecure = true" if keys is None else f"root-certificates = {_toml(keys.ca.resolve())}"
+    (home / "config.toml").write_text(
+        f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\naddress = "{near}:{port}"\n{trust}\n',
+        encoding="utf-8",
+    )
+    return _commands(folder, home, host, port, keys)
+
+
+def _toml(path: Path) -> str:
+    return json.dumps(str(path), ensure_ascii=False)
+
+
+def _commands(folder: Path, home: Path, host: str, port: int, keys: Coordinator | None) -> str:
+    flwr, app = f"FLWR_HOME={shlex.quote(str(home))} flwr", shlex.quote(str(folder))
+    link, register, node = "--insecure", "", "--insecure"
+    if keys is not None:
+        own = {"--ssl-certfile": keys.certificate, "--ssl-keyfile": keys.key, "--ssl-ca-certfile": keys.ca}
+        link = " ".join([*(f"{o} {shlex.quote(str(p.resolve()))}" for o, p in own.items()), "--enable-supernode-auth"])
+        public = shlex.quote(str(keys.sites.resolve() / "NAME.pub"))
+        register = f"\n  {flwr} supernode register {public} {CONNECTION} --name NAME     for every site"
+        node = "--root-certificates keys/ca.pem --auth-supernode-private-key keys/NAME.key"
+    where = host if keys is None else "HOST"
+    return f"""\
+Written to {folder}. In every terminal, before anything of Flower's: it posts usage events and asks for updates otherwise.
+
+  export FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1
+
+Here, and what the app says and writes (runs/) is where this is typed:
+
+  flower-superlink --host {host} --port {port} --disable-runtime-dependency-installation {link}{register}
+
+At every site (several on one machine: give each a --port):
+
+  weft join EXPERIMENT.toml --data ./rows.csv --name NAME --write NAME.json
+  flower-supernode --superlink {where}:{port} {node} --node-config "site=\\"$PWD/NAME.json\\""
+
+Here, when they are there:
+
+  {flwr} run {app} {CONNECTION} --stream
+
+Every message starts a process that loads the backbone anew, and such a node runs whatever code an app brings; with weft serve
+and weft join the backbone stays loaded, and no code that arrives is run."""

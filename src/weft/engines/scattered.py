@@ -1,0 +1,224 @@
+"""Rounds whose packs are trained by workers: the coordinator is that of the simulation, and a pack is a question and its answer.
+
+Unlike a site a worker belongs to nobody. It has a backbone and everybody's rows, and keeps nothing of a client: what the client
+holds and remembers comes with the question, and what it remembers afterwards goes back with the answer, so that any worker can
+train any pack.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from weft.communication.codecs import Codec
+from weft.communication.envelope import unwrap, wrap
+from weft.communication.ledger import Phase
+from weft.communication.strict import read_tensors
+from weft.engines import packing
+from weft.engines.simulation import Job, Simulation
+from weft.errors import UserError, WeftError
+from weft.federation import files
+from weft.federation.client import ClientState
+from weft.federation.exchange import write_update
+from weft.federation.message import Value
+from weft.federation.method import Method
+from weft.federation.pack import Batch, Bench, Pack
+from weft.federation.server import Round
+from weft.tensors.lowrank import LowRank
+
+Ask = Callable[[Iterable[tuple[int, bytes]]], Iterator[tuple[int, bytes]]]
+"""Carries numbered questions to workers; gives their numbered answers as they come, and takes a question only when it can go."""
+
+PERSON, MEMORY, BUG = "person", "memory", "bug"
+"""Who has to do something about a failure: the person, with fewer clients in a pack, or we."""
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Who trains.
+
+    Attributes:
+        number: that train at the same time. memory: bytes that each may use, its backbone included. threads: cores of each.
+    """
+
+    number: int
+    memory: int
+    threads: int = 1
+
+
+class Scattered(Simulation):
+    """A simulation whose packs are trained elsewhere; evaluation is the coordinator's.
+
+    Args:
+        ask: carries the questions. workers: who answers them.
+    """
+
+    here: ClassVar[bool] = False
+
+    def __init__(self, *about: Any, ask: Ask, workers: Workers):
+        super().__init__(*about)
+        self.ask = ask
+        self._choose_pack(workers.memory, workers.number)
+
+    def _turns(self, jobs: list[Job], t: int, phase: Phase) -> dict[str, float]:
+        by_id = {j.client.id: j for j in jobs}
+        packs = [[by_id[c.id] for c in group] for group in packing.group([j.client for j in jobs], self.k)]
+        self.observer.begin("clients", len(jobs))
+        losses: dict[str, float] = {}
+        bills: dict[str, tuple[dict[str, int], int]] = {}
+        for number, raw in self.ask((i, self._question(members)) for i, members in enumerate(packs)):
+            about, data = unwrap(raw)
+            if "failed" in about:
+                raise self._failure(about)
+            tensors, frames = read_tensors(data[: about["tensors"]]), memoryview(data)[about["tensors"] :]
+            for i, (job, said) in enumerate(zip(packs[number], about["clients"], strict=True)):
+                _remember(job.client, tensors, i, said)
+                self.store.save(job.client)
+                if f"{i}:loss" in tensors:
+                    losses[job.client.id] = float(tensors[f"{i}:loss"])
+                if said["size"] is not None:
+                    frame, frames = bytes(frames[: said["size"]]), frames[said["size"] :]
+                    self.spool.put(job.client.id, frame)
+                    bills[job.client.id] = said["payload"], len(frame)
+            self.observer.advance("clients", len(packs[number]))
+        self.observer.end("clients")
+        for client, (payload, size) in sorted(bills.items()):
+            self.exchange.ledger.add(t, phase, "up", client, payload, size)
+        return {c: losses[c] for c in by_id if c in losses}
+
+    def _question(self, members: list[Job]) -> bytes:
+        """A pack: what its clients hold, each value once, what each has received beside it, and what each remembers."""
+        tensors: dict[str, Tensor] = {}
+        scales: dict[str, float] = {}
+        numbers: dict[int, int] = {}
+        sets: dict[tuple[tuple[str, int], ...], int] = {}
+
+        def number_of(value: Value) -> int:
+            if id(value) not in numbers:  # the jobs keep it alive
+                number = numbers[id(value)] = len(numbers)
+                if isinstance(value, LowRank):
+                    tensors[f"held:{number}:A"], tensors[f"held:{number}:B"] = value.A, value.B
+                    scales[str(number)] = value.scale
+                else:
+                    tensors[f"held:{number}"] = value
+            return numbers[id(value)]
+
+        clients = []
+        for i, job in enumerate(members):
+            self.store.load(job.client)
+            held = tuple((n, number_of(v)) for n, v in sorted(job.held.items()))
+            about = {"id": job.client.id, "facts": job.client.facts, "received": dict(job.facts)}
+            clients.append(about | {"held": sets.setdefault(held, len(sets))} | _memory(job.client, tensors, i))
+            self.store.forget(job.client)
+        plan = members[0].server.round
+        round = {"index": plan.index, "kind": plan.kind, "extra": plan.extra}
+        head = {"round": round, "clients": clients, "held": [dict(s) for s in sets], "scales": scales}
+        return wrap(head, files.tensor_bytes(tensors))
+
+    def _failure(self, about: Mapping[str, Any]) -> Exception:
+        if about["failed"] == PERSON:
+            return UserError(about["why"])
+        if about["failed"] == MEMORY:
+            return packing.out_of_memory(self.k, self.guess)
+        error = WeftError(about["why"])
+        error.add_note(about["trace"])
+        return error
+
+
+class Worker:
+    """Trains packs.
+
+    Args:
+        clients: all of the federation, for their rows; nothing else of them is used.
+    """
+
+    def __init__(self, method: Method, bench: Bench, clients: Iterable[ClientState], uplink: Codec):
+        self.method, self.bench, self.uplink = method, bench, uplink
+        self.clients = {c.id: c for c in clients}
+
+    def answer(self, raw: bytes) -> bytes:
+        """Train the pack of a question of :class:`Scattered`."""
+        about, data = unwrap(raw)
+        tensors = read_tensors(data)
+        round = Round(about["round"]["index"], about["round"]["kind"], extra=about["round"]["extra"])
+        sets: list[dict[str, Value]] = [
+            {name: _held(tensors, number, about["scales"]) for name, number in names.items()} for names in about["held"]
+        ]
+        clients = [self._client(tensors, i, said) for i, said in enumerate(about["clients"])]
+        held = [sets[said["held"]] for said in about["clients"]]
+        bench = self.bench.of(clients[0])
+        asks = self.method.info.asks
+        adaptations = [self.method.adapt(bench.backbone, bench.task, c.info(asks)) for c in clients]
+        pack = Pack(bench, clients, adaptations, list(held), [said["received"] for said in about["clients"]], round, {})
+        losses: dict[str, list[Tensor]] = {c.id: [] for c in clients}
+
+        def listen(pack: Pack, batch: Batch, loss: Tensor) -> None:
+            rows = range(len(pack.clients)) if batch.clients is None else batch.clients.tolist()
+            for row, value in zip(rows, loss.detach(), strict=True):
+                losses[pack.clients[row].id].append(value.cpu())
+
+        pack.listener = listen
+        frames = {}
+        try:
+            for update in self.method.train(pack):
+                values = held[[c.id for c in clients].index(update.client.id)]
+                frames[update.client.id] = write_update(self.method, round, bench.seed, update, self.uplink, values)
+        except (UserError, torch.OutOfMemoryError):
+            raise
+        except Exception as e:
+            who, step = ", ".join(c.id for c in clients), max(map(len, losses.values()))
+            where = f"training in round {round.index} ({round.kind}), clients {who}, batch {step}"
+            raise WeftError(f"{where}: {type(e).__name__}: {e}") from e
+        pack.write_back()
+        found: dict[str, Tensor] = {}
+        told = []
+        for i, client in enumerate(clients):
+            frame = frames.get(client.id)
+            sent = {"size": frame.size, "payload": frame.payload} if frame else {"size": None}
+            told.append(sent | _memory(client, found, i))
+            if losses[client.id]:
+                found[f"{i}:loss"] = torch.stack(losses[client.id]).mean()
+        packed = files.tensor_bytes(found)
+        uploads = [frames[c.id].data for c in clients if c.id in frames]
+        return wrap({"clients": told, "tensors": len(packed)}, b"".join([packed, *uploads]))
+
+    def _client(self, tensors: Mapping[str, Tensor], i: int, said: Mapping[str, Any]) -> ClientState:
+        known = self.clients[said["id"]]
+        client = ClientState(known.id, known.n, dict(said["facts"]), known.model, data=known.data)
+        _remember(client, tensors, i, said)
+        return client
+
+
+def failed(error: Exception) -> bytes:
+    """What a worker answers where it can't: whoever asked raises it."""
+    kind = PERSON if isinstance(error, UserError) else MEMORY if isinstance(error, torch.OutOfMemoryError) else BUG
+    why = str(error) if isinstance(error, WeftError) else f"{type(error).__name__}: {error}"
+    return wrap({"failed": kind, "why": why, "trace": "".join(traceback.format_exception(error))})
+
+
+def _held(tensors: Mapping[str, Tensor], number: int, scales: Mapping[str, float]) -> Value:
+    if str(number) in scales:
+        return LowRank(tensors[f"held:{number}:B"], tensors[f"held:{number}:A"], scales[str(number)])
+    return tensors[f"held:{number}"]
+
+
+def _memory(client: ClientState, tensors: dict[str, Tensor], i: int) -> dict[str, Any]:
+    """What the pack's i-th client remembers: tensors into ``tensors``, the rest as JSON."""
+    tensors |= {f"{i}:kept:{n}": v for n, v in client.kept.items()}
+    tensors |= {f"{i}:memo:{n}": v for n, v in client.memo.items() if isinstance(v, Tensor)}
+    facts = {n: v for n, v in client.memo.items() if not isinstance(v, Tensor)}
+    files.exact_json(facts)
+    return {"seen": client.rounds_seen, "memo": facts}
+
+
+def _remember(client: ClientState, tensors: Mapping[str, Tensor], i: int, said: Mapping[str, Any]) -> None:
+    """Undo :func:`_memory`."""
+    kept, memo = f"{i}:kept:", f"{i}:memo:"
+    client.rounds_seen = said["seen"]
+    client.kept = {n.removeprefix(kept): v for n, v in tensors.items() if n.startswith(kept)}
+    client.memo = {n.removeprefix(memo): v for n, v in tensors.items() if n.startswith(memo)} | said["memo"]

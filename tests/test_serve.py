@@ -1,0 +1,322 @@
+"""A coordinator and sites that see nothing of each other but bytes: who is let in, who is not, and what a restart keeps."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tiny
+import weft
+from command_line import table
+from toy_runs import Killed, Told
+from weft import experiment as settings
+from weft.errors import UserError
+from weft.runs.checkpoint import digest
+from weft.sites import joining, roll
+from weft.sites.resident import Resident
+from weft.sites.serve import serve
+from weft.sites.terms import Terms
+
+CLASSES = ["class 0", "class 1", "class 2"]
+
+
+@dataclass
+class Machines:
+    """Sites in this process, by address, behind a wire that can lose, delay and change what is said."""
+
+    root: Path
+    sites: dict[str, Resident] = field(default_factory=dict)
+    names: dict[str, str | None] = field(default_factory=dict)
+    said: dict[str, list[str]] = field(default_factory=dict)
+    silent: set[str] = field(default_factory=set)
+    watch: Callable[[str, bytes], bytes] = lambda address, raw: raw
+    answers: dict[str, bytes | None] = field(default_factory=dict)
+    count: int = 0
+
+    def about(self, name: str, **more: Any) -> dict[str, Any]:
+        rows = self.root / f"{name}.csv"
+        if not rows.exists():
+            table(rows)
+        return {"name": name, "data": str(rows), "device": "cpu", "folder": str(self.root / "sites" / name)} | more
+
+    def join(self, name: str, address: str = "", proven: str | None = "", **more: Any) -> None:
+        address = address or f"at {name}"
+        told = self.said.setdefault(address, [])
+        self.sites[address] = joining.resident(self.about(name, **more), told.append)
+        self.names[address] = name if proven == "" else proven
+
+    def leave(self, name: str) -> None:
+        del self.sites[f"at {name}"], self.names[f"at {name}"]
+
+    # a weft.sites.roll.Wire
+
+    def present(self) -> Mapping[str, str | None]:
+        return dict(self.names)
+
+    def post(self, questions: Mapping[str, bytes], deadline: float) -> Mapping[str, str]:
+        tickets = {}
+        for address, raw in questions.items():
+            self.count += 1
+            ticket = f"t{self.count}"
+            tickets[ticket] = address
+            if address in self.sites and address not in self.silent:
+                self.answers[ticket] = self.watch(address, self.sites[address].answer(raw))
+        return tickets
+
+    def fetch(self, tickets: Collection[str]) -> Mapping[str, bytes | None]:
+        return {t: self.answers.pop(t) for t in tickets if t in self.answers}
+
+
+@pytest.fixture
+def machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machines:
+    monkeypatch.setattr(roll, "SOON", 0.0)
+    monkeypatch.setattr(roll, "POLL", 0.01)
+    return Machines(tmp_path)
+
+
+def experiment(machines: Machines, **changes: Any) -> dict[str, Any]:
+    chosen = {
+        "method": "fedsa-lora",
+        "method.rank": 2,
+        "method.batch": 4,
+        "model": tiny.folder("bert"),
+        "classes": CLASSES,
+        "clients": 2,
+        "rounds": 3,
+        "max_length": 16,
+        "precision": "float64",
+        "device": "cpu",
+        "recipes": False,
+        "name": "run",
+        "runs": str(machines.root / "runs"),
+    }
+    return {n: v for n, v in (chosen | changes).items() if v is not None}
+
+
+def coordinate(machines: Machines, observer: weft.Observer | None = None, deadline: float = 0.2, **changes: Any) -> weft.Run:
+    @contextmanager
+    def connect(_: Any) -> Iterator[Machines]:
+        yield machines
+
+    return serve(settings.resolve(experiment(machines, **changes)), connect, observer or Told(), deadline=deadline)
+
+
+def test_a_federation_of_sites_ends_with_an_adapter_and_tells_who_took_part(machines: Machines) -> None:
+    machines.join("north")
+    machines.join("south")
+    told = Told()
+    done = coordinate(machines, told)
+    assert done.summary["finished"]
+    assert done.adapter is None or done.adapter.is_dir()
+    assert [line["cohort"] for line in done.rounds] == [["north", "south"]] * 3
+    assert {s["id"]: s["n"] for s in done.summary["served"]["sites"]} == {"north": 43, "south": 43}
+    people = {(e["view"], e["people"]) for e in done.rounds[-1]["evaluations"]}
+    assert ("personal", "own test") in people
+    assert any("north is here" in s for s in told.sentences)
+
+
+def test_a_site_that_was_started_again_goes_on_with_what_it_remembers_and_a_coordinator_too(machines: Machines) -> None:
+    """Both ends are thrown away in the middle, and nothing of the numbers is."""
+    machines.join("north")
+    machines.join("south")
+    steady = digest(coordinate(machines).folder)
+    shutil.rmtree(machines.root / "runs")
+    machines.join("north")
+    machines.join("south")
+    for site in (machines.root / "sites").iterdir():
+        shutil.rmtree(site)
+
+    class Dies(Told):
+        def round_done(self, record: dict[str, Any]) -> None:
+            if record["round"] == 1:
+                raise Killed
+
+    with pytest.raises(Killed):
+        coordinate(machines, Dies())
+    machines.join("north")  # anew, from its folder
+    machines.join("south")
+    told = Told()
+    again = coordinate(machines, told)
+    assert any("going on with" in s for s in told.sentences)
+    assert digest(again.folder) == steady
+
+
+def test_a_probe_starts_the_head_of_sites_too(machines: Machines) -> None:
+    machines.join("north")
+    machines.join("south")
+    done = coordinate(machines, method="fedit", start_head="probe", probe_rounds=2)
+    assert done.summary["bytes"]["setup"]["up"]["payload"] > 0
+    # the probe's head went to the sites as start values
+    kept = list((machines.root / "sites" / "north").glob("*/rounds/start"))
+    assert len(kept) == 1
+    assert kept[0].stat().st_size > 100
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"rounds": 4}, "rounds is 3 at the coordinator and 4 here: use the same experiment file."),
+        ({"method.rank": 4}, "method.rank is 2 at the coordinator and 4 here"),
+        ({"classes": [*CLASSES[:2], "class 9"]}, "classes is "),
+        ({"codec": "quant8"}, "codec is"),
+    ],
+)
+def test_a_site_with_another_experiment_is_turned_away_by_what_differs(
+    machines: Machines, change: dict[str, Any], sentence: str
+) -> None:
+    mine = settings.resolve(experiment(machines, **change)).experiment
+    file = machines.root / "mine.toml"
+    file.write_text(settings.to_toml(mine, {}))
+    machines.join("north")
+    machines.join("south")
+    machines.join("other", experiment=str(file))
+    told = Told()
+    done = coordinate(machines, told)
+    assert any("other does not take part: it refuses:" in s and sentence in s for s in told.sentences), told.sentences
+    assert all("other" not in line["cohort"] for line in done.rounds)
+    assert any(sentence in s for s in machines.said["at other"])
+
+
+def test_another_version_and_other_weights_are_told_by_name(machines: Machines, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = tiny.folder("bert", hidden_size=48)
+    machines.join("north")
+    machines.join("south")
+    machines.join("odd", model=other)
+    told = Told()
+    coordinate(machines, told)
+    weights = next(s for s in told.sentences if "odd does not take part" in s)
+    assert "by the hash of its weights" in weights
+    assert "get the same weights" in weights
+
+    terms = Terms.of("0" * 32, settings.resolve(experiment(machines)).experiment, {})
+    with pytest.raises(UserError, match=r"the coordinator runs Weft 0\.0\.0, and this site Weft"):
+        Terms(terms.run, "0.0.0", terms.common, {}).resolved({})
+
+
+def test_an_unknown_label_is_refused_by_name_and_no_path_is_told(machines: Machines) -> None:
+    machines.join("north")
+    machines.join("south")
+    rows = Path(machines.about("odd")["data"])
+    rows.write_text(rows.read_text().replace("class 2", "class 9"))
+    machines.join("odd")
+    told = Told()
+    coordinate(machines, told)
+    assert any('the label "class 9", which is none of the classes of this experiment' in s for s in told.sentences)
+    assert not any(str(machines.root) in s for s in told.sentences if "odd" in s)
+
+
+def test_what_is_amiss_at_a_site_is_told_there_alone(machines: Machines, monkeypatch: pytest.MonkeyPatch) -> None:
+    machines.join("north")
+    machines.join("south")
+    machines.join("odd", device="cuda")
+    told = Told()
+    coordinate(machines, told)
+    assert any("odd does not take part: it refuses: something is amiss with its own data or machine" in s for s in told.sentences)
+    assert any("cuda" in s for s in machines.said["at odd"])
+
+
+def test_a_site_can_neither_take_a_name_that_its_key_does_not_prove_nor_one_that_is_taken(machines: Machines) -> None:
+    machines.join("north")
+    machines.join("south")
+    machines.join("north", address="elsewhere", proven=None)
+    machines.join("south", address="liar", proven="east")
+    told = Told()
+    done = coordinate(machines, told)
+    assert any("another site with this name is here already" in s for s in told.sentences)
+    assert any('calls itself "south", but its key is that of "east"' in s for s in told.sentences)
+    assert {s["id"] for s in done.summary["served"]["sites"]} == {"north", "south"}
+
+
+def test_a_silent_site_is_left_out_and_a_late_one_joins(machines: Machines) -> None:
+    machines.join("north")
+    machines.join("south")
+
+    class Watching(Told):
+        def round_done(self, record: dict[str, Any]) -> None:
+            super().round_done(record)
+            if record["round"] == 0:
+                machines.silent = {"at south"}
+                machines.join("late")
+            if record["round"] == 2:
+                machines.silent = set()
+
+    told = Watching()
+    done = coordinate(machines, told, rounds=6)
+    assert any("south did not answer in round 2" in s for s in told.sentences)
+    assert any("late joins in round" in s for s in told.sentences)
+    assert done.rounds[-1]["cohort"] == ["late", "north", "south"]
+    assert "late" in {s["id"] for s in done.summary["served"]["sites"]}
+    updates = [line["bytes"]["train"]["up"]["messages"] for line in done.rounds]
+    assert updates[0] == 2
+    assert updates[-1] == 3
+
+
+def test_a_site_whose_rows_have_changed_since_the_run_began_stays_out(machines: Machines) -> None:
+    machines.join("north")
+    machines.join("south")
+
+    class Dies(Told):
+        def round_done(self, record: dict[str, Any]) -> None:
+            raise Killed
+
+    with pytest.raises(Killed):
+        coordinate(machines, Dies())
+    rows = Path(machines.about("south")["data"])
+    rows.write_text("\n".join(rows.read_text().splitlines()[:-3]) + "\n")
+    machines.join("north")
+    machines.join("south")
+    told = Told()
+    done = coordinate(machines, told)
+    assert done.summary["finished"]
+    assert any("south" in s and ("refuses" in s or "did not answer" in s) for s in told.sentences)
+    assert any("the rows are not those that this run was begun with" in s for s in machines.said["at south"])
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"classes": None}, "has to declare its label set"),
+        ({"baselines": ["local"]}, "leave baseline"),
+        ({"dropout": 0.5}, "are for simulations"),
+    ],
+)
+def test_what_a_coordinator_can_not_have_is_refused_at_once(machines: Machines, change: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        coordinate(machines, **change)
+    assert not (machines.root / "runs").exists()
+
+
+def test_an_unfinished_run_is_not_continued_with_other_settings(machines: Machines) -> None:
+    machines.join("north")
+    machines.join("south")
+
+    class Dies(Told):
+        def round_done(self, record: dict[str, Any]) -> None:
+            raise Killed
+
+    with pytest.raises(Killed):
+        coordinate(machines, Dies())
+    with pytest.raises(UserError, match="is an unfinished run with another rounds"):
+        coordinate(machines, rounds=9)
+    with pytest.raises(UserError, match="weft serve with the same experiment file goes on with it"):
+        weft.resume(machines.root / "runs" / "run")
+
+
+@pytest.mark.parametrize("raw", [b"", b"\x00", b"\xff" * 40, b"\x02\x00\x00\x00{}", b'\x10\x00\x00\x00{"what": "hello"}'])
+def test_a_site_answers_nonsense_with_a_sentence(machines: Machines, raw: bytes) -> None:
+    machines.join("north")
+    said = machines.sites["at north"].answer(raw)
+    assert b"refused" in said or b"stranger" in said
+
+
+@pytest.mark.parametrize("strange", ["device", "trust_remote_code", "data", "runs"])
+def test_a_coordinator_can_not_settle_what_is_a_sites_own(machines: Machines, strange: str) -> None:
+    terms = Terms.of("0" * 32, settings.resolve(experiment(machines)).experiment, {})
+    with pytest.raises(UserError, match=f"would settle '{strange}'"):
+        Terms(terms.run, terms.weft, terms.common | {strange: True}, {}).resolved({})
