@@ -20,8 +20,8 @@ from weft.backbones import describe
 from weft.backbones.backbone import Backbone
 from weft.federation.message import ClientInfo, Update, Value
 from weft.federation.method import Method
-from weft.federation.pack import named
 from weft.federation.scope import Scope
+from weft.federation.values import named
 from weft.tasks.classification import Classification
 from weft.tensors.lowrank import LowRank
 

@@ -8,9 +8,10 @@ from weft.communication.message import Expected, Header
 from weft.communication.wire import decode, encode
 from weft.federation.exchange import download_shapes
 from weft.federation.message import APPENDED, Value
-from weft.federation.pack import Pack, named
+from weft.federation.pack import Pack
 from weft.federation.scope import Scope
 from weft.federation.server import Round
+from weft.federation.values import named
 from weft.tensors.lowrank import LowRank
 
 

@@ -21,8 +21,8 @@ from weft.communication.wire import Refused, decode, encode
 from weft.federation.exchange import download_shapes
 from weft.federation.message import Message, Update, scope_of
 from weft.federation.method import Method
-from weft.federation.pack import named
 from weft.federation.scope import Scope
+from weft.federation.values import named
 from weft.methods import FedIT, FedSALoRA, FFALoRA, FlexLoRA, FLoRA, registry
 from weft.tensors.lowrank import LowRank
 

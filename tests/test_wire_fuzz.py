@@ -24,8 +24,8 @@ from weft.communication.strict import Refused
 from weft.communication.wire import payload_in
 from weft.federation.exchange import Limits, read_download
 from weft.federation.message import Value
-from weft.federation.pack import named
 from weft.federation.scope import Scope
+from weft.federation.values import named
 from weft.methods import registry
 from weft.tensors.lowrank import LowRank
 

@@ -15,9 +15,10 @@ from weft.backbones.backbone import Backbone
 from weft.federation.client import ClientState, Splits
 from weft.federation.message import Value
 from weft.federation.method import Adaptation
-from weft.federation.pack import Batch, Bench, Pack, make_batch, named
+from weft.federation.pack import Batch, Bench, Pack, make_batch
 from weft.federation.scope import SHARED
 from weft.federation.server import Round
+from weft.federation.values import named
 from weft.tensors.keyed import generator
 from weft.tensors.lowrank import LowRank
 

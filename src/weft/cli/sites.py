@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from weft.engines.flower.keys import Coordinator
+    from weft.engines.flower.link import Grid
     from weft.runs.directory import RunDirectory
+
 
 PORT = 9393
 Insecure = Annotated[
@@ -58,7 +59,7 @@ def serve(
 
     [bold]Examples[/bold]
 
-      weft keys coordinator --host fl.example.org     once; then sites/NAME.pub from every site
+      weft keys coordinator --host fl.example.org     once
       weft serve experiment.toml --sites 2
       weft serve experiment.toml --insecure           to try it out on one machine
 
@@ -74,7 +75,8 @@ def serve(
 
         environment.ready()
         from weft.cli import plan
-        from weft.engines.flower.keys import find
+        from weft.engines.flower.keys import find, public_keys
+        from weft.engines.flower.link import Link
         from weft.sites import serve as coordinator
 
         resolved = experiment.resolve(chosen, experiment.read(file))
@@ -86,24 +88,21 @@ def serve(
         words = app_folder.write(write_app, file, where, port, made, deadline, chosen)
         screen.print(words, markup=False, soft_wrap=True)
         return
+    known = {} if made is None else public_keys(made.sites)
+    if made is not None and not known:
+        raise UserError(f"no site is known: put the NAME.pub of every site into {made.sites}.")
     if not quiet:
         plan.header(screen, resolved, f"{resolved.experiment.clients} sites before round 1")
     if insecure:
         out(stderr=True).print(WARNING, style="yellow", markup=False)
+
+    def connect(directory: RunDirectory) -> AbstractContextManager[Grid]:
+        return Link(directory.root / "link", where, port, made, known).open()
+
     with watching(screen, quiet) as observer:
         observer.say(f"listening on {where}:{port}.")
-        done = coordinator.serve(resolved, lambda d: _link(d, where, port, made), observer, deadline=deadline)
+        done = coordinator.serve(resolved, connect, observer, deadline=deadline)
     show(done, screen, quiet, as_json)
-
-
-def _link(directory: RunDirectory, host: str, port: int, keys: Coordinator | None) -> AbstractContextManager[Any]:
-    from weft.engines.flower.keys import public_keys
-    from weft.engines.flower.link import Link
-
-    known = {} if keys is None else public_keys(keys.sites)
-    if keys is not None and not known:
-        raise UserError(f"no site is known: put the NAME.pub of every site into {keys.sites}.")
-    return Link(directory.root / "link", host, port, keys, known).open()
 
 
 def join(
@@ -156,9 +155,9 @@ def join(
 
     [bold]Examples[/bold]
 
-      weft keys site north                            once; north.pub goes to the coordinator, its ca.pem comes here
-      weft join experiment.toml --data ./rows.csv --dry-run
-      weft join experiment.toml --data ./rows.csv --server fl.example.org --name north
+      weft keys site north                     once; its public half goes away
+      weft join experiment.toml --data rows.csv --dry-run
+      weft join experiment.toml --data rows.csv --server fl.example.org --name north
 
     The coordinator learns neither paths nor columns nor rows. The backbone stays loaded between rounds.
     """

@@ -409,7 +409,7 @@ class Simulation:
     # estimates ------------------------------------------------------------------------------------------------------------
 
     def _trainable(self) -> int:
-        from weft.federation.pack import named
+        from weft.federation.values import named
 
         adaptation = self.federations[0][0].adaptation
         return sum(init.numel for _, init, _ in named(adaptation, self.bench.backbone) if init.kind != "lowrank")

@@ -24,10 +24,11 @@ from weft.federation.client import ClientState
 from weft.federation.exchange import Limits, read_download, write_update
 from weft.federation.message import APPENDED, Value
 from weft.federation.method import Method
-from weft.federation.pack import Batch, Bench, Pack, named
+from weft.federation.pack import Batch, Bench, Pack
 from weft.federation.scope import Scope
 from weft.federation.server import Round
 from weft.federation.store import ClientStore
+from weft.federation.values import named
 from weft.tensors.lowrank import LowRank
 
 JOIN_ANEW = "put a copy of that folder back, or remove the folder, and this site joins anew without what it had learnt for itself"

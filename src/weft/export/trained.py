@@ -15,9 +15,10 @@ from weft.backbones.tables import Table
 from weft.errors import UserError
 from weft.federation.client import ClientState
 from weft.federation.message import Value
-from weft.federation.pack import Batch, Bench, Output, Pack, make_batch, named
+from weft.federation.pack import Batch, Bench, Output, Pack, make_batch
 from weft.federation.scope import GIVEN
 from weft.federation.server import Round
+from weft.federation.values import named
 from weft.tasks.classification import Classification
 from weft.tensors.lowrank import LowRank
 

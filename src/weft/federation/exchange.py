@@ -20,8 +20,8 @@ from weft.communication.strict import Refused, quoted
 from weft.communication.wire import decode, encode
 from weft.errors import UserError
 from weft.federation.message import APPENDED, ClientInfo, Message, Update, Value
-from weft.federation.pack import named
 from weft.federation.scope import Scope, matches
+from weft.federation.values import named
 from weft.tensors.keyed import generator
 from weft.tensors.lowrank import LowRank
 

@@ -19,6 +19,7 @@ from weft.federation.client import ClientState
 from weft.federation.message import ClientInfo, Update, Value, scope_of
 from weft.federation.method import Adaptation
 from weft.federation.scope import Scope, matches
+from weft.federation.values import initial
 from weft.tensors.init import Init
 from weft.tensors.keyed import generator
 
@@ -442,43 +443,3 @@ def make_batch(table: Table, index: np.ndarray, present: list[int] | None, devic
     labels = torch.from_numpy(np.where(index >= 0, table.labels[index], 0)).to(device)
     clients = None if present is None else torch.tensor(present, device=device)
     return Batch(clients, index, labels, torch.from_numpy(index >= 0).to(device))
-
-
-def initial(
-    bench: Bench,
-    client: ClientState,
-    adaptation: Adaptation,
-    received: Mapping[str, Value],
-    round: Round,
-    start: Mapping[str, Tensor],
-) -> dict[str, Value]:
-    """Every tensor that a client enters its turn with, by scope.
-
-    Args:
-        received: current values of its DOWN tensors, and start values of others that were handed to this client.
-        start: start values handed out in set-up, instead of drawn ones.
-    """
-    values: dict[str, Value] = {}
-    for name, init, scope in named(adaptation, bench.backbone):
-        if Scope.DOWN in scope:
-            if name in received:
-                values[name] = received[name]
-        elif Scope.KEEP in scope and name in client.kept:
-            values[name] = client.kept[name]
-        elif name in received:
-            values[name] = received[name]
-        elif name in start:
-            values[name] = start[name]
-        elif Scope.UP in scope and Scope.KEEP not in scope:  # starts afresh in each round, for each client on its own
-            values[name] = bench.draw(init, name, round.index, client.id)
-        else:
-            values[name] = bench.draw(init, name)
-    return values
-
-
-def named(adaptation: Adaptation, backbone: Backbone) -> Iterator[tuple[str, Any, Scope]]:
-    """(tensor name, start value, scope) of everything in an adaptation."""
-    for part_name, (part, scope) in adaptation.items():
-        for site in part.sites(backbone):
-            for role, init in part.tensors(backbone, site).items():
-                yield f"{part_name}/{site.name}/{role}", init, scope[role] if isinstance(scope, Mapping) else scope

@@ -12,9 +12,10 @@ from torch import Tensor
 from weft.errors import UserError, WeftError
 from weft.federation.client import ClientState
 from weft.federation.message import APPENDED, ClientInfo, Message, Update, Value
-from weft.federation.pack import Pack, named
+from weft.federation.pack import Pack
 from weft.federation.robust import Robust, Vote
 from weft.federation.scope import Scope, matches
+from weft.federation.values import named
 from weft.tensors.init import Init
 from weft.tensors.keyed import generator
 from weft.tensors.lowrank import LowRank

@@ -21,9 +21,10 @@ from weft.federation.client import ClientState, Splits
 from weft.federation.info import MethodInfo
 from weft.federation.message import ClientInfo, Update
 from weft.federation.method import Adaptation, Method
-from weft.federation.pack import Bench, Pack, named
+from weft.federation.pack import Bench, Pack
 from weft.federation.scope import SHARED
 from weft.federation.server import ServerState
+from weft.federation.values import named
 from weft.runs.prepare import copies
 from weft.tasks.classification import Classification
 

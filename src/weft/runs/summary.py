@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from weft.communication.ledger import format_bytes
 from weft.experiment import Resolved
 from weft.federation import files
-from weft.federation.pack import named
 from weft.federation.scope import Scope
+from weft.federation.values import named
 from weft.runs.directory import RunDirectory
 from weft.runs.environment import environment
 from weft.runs.stage import sent

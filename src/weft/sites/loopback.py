@@ -64,7 +64,7 @@ def federation(
         try:
             for name in names:
                 sites.append(_site(root, name, file, port, x))
-            roll = Roll(grid, Terms.of(uuid4().hex, common, weights), method, x.models, DEADLINE, observer)
+            roll = Roll(grid, Terms.of(_run(root), common, weights), method, x.models, DEADLINE, observer)
             roll.wait_for(len(names), lambda: _all_well(sites, names, root))
             yield _engine(roll, method)
         finally:
@@ -72,6 +72,14 @@ def federation(
                 process.terminate()
             for process in sites:
                 process.wait()
+
+
+def _run(root: Path) -> str:
+    """The run's id; the same when it is resumed, so that the sites find what they remember."""
+    file = root / "run"
+    if not file.exists():
+        files.write(file, uuid4().hex.encode())
+    return files.read(file).decode()
 
 
 def _engine(roll: Roll, method: Method) -> Engine:

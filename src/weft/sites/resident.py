@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +33,8 @@ from weft.federation import files
 from weft.federation.client import ClientState, Splits
 from weft.federation.exchange import Limits
 from weft.federation.method import Method
-from weft.federation.pack import Bench, named
+from weft.federation.pack import Bench
+from weft.federation.values import named
 from weft.runs import baselines
 from weft.runs.execute import suited
 from weft.runs.prepare import backbone_of, bench_of
@@ -116,6 +118,8 @@ class Resident:
             self.say(f"no answer to a message: {e}")
         except OSError as e:
             self.say(f"no answer to a message: {e.strerror or e} ({e.filename or self.folder}); what was saved before is intact.")
+        except Exception:  # a bug of ours or of a backbone: the site stays, and what it says of its own goes no further
+            self.say(f"no answer to a message, which is a bug; please report it:\n{traceback.format_exc()}")
         return wrap({"refused": TROUBLE})
 
     def _answered(self, site: Site, data: bytes) -> bytes:

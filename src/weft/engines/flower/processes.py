@@ -36,6 +36,7 @@ class Child:
     def __init__(self, which: str, folder: Path, host: str, port: int, arguments: Sequence[str], name: str = ""):
         files.make_folder(folder)
         os.chmod(folder, 0o700)
+        self.host, self.port = host, port
         self.which, self.folder, self.log = which, folder, folder / f"{name or which}.log"
         secret = folder / f"{name or which}.secret"
         secret.unlink(missing_ok=True)
@@ -52,7 +53,16 @@ class Child:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """(Re)start it; its words go to the log."""
+        """(Re)start it; its words go to the log.
+
+        Raises:
+            UserError: another process has its port.
+        """
+        try:
+            socket.create_server((self.host, self.port)).close()
+        except OSError as e:
+            taken = f"can't listen on {self.host}:{self.port} ({os.strerror(e.errno or 0).lower()})"
+            raise UserError(f"{taken}: stop what does, or take another port.") from None
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment.of(self.folder / "flower")

@@ -1,0 +1,58 @@
+"""Names and start values of the tensors that an adaptation trains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from weft.federation.client import ClientState
+from weft.federation.message import Value
+from weft.federation.method import Adaptation
+from weft.federation.scope import Scope
+
+if TYPE_CHECKING:
+    from weft.backbones.backbone import Backbone
+    from weft.federation.pack import Bench
+    from weft.federation.server import Round
+
+
+def initial(
+    bench: Bench,
+    client: ClientState,
+    adaptation: Adaptation,
+    received: Mapping[str, Value],
+    round: Round,
+    start: Mapping[str, Tensor],
+) -> dict[str, Value]:
+    """Every tensor that a client enters its turn with, by scope.
+
+    Args:
+        received: current values of its DOWN tensors, and start values of others that were handed to this client.
+        start: start values handed out in set-up, instead of drawn ones.
+    """
+    values: dict[str, Value] = {}
+    for name, init, scope in named(adaptation, bench.backbone):
+        if Scope.DOWN in scope:
+            if name in received:
+                values[name] = received[name]
+        elif Scope.KEEP in scope and name in client.kept:
+            values[name] = client.kept[name]
+        elif name in received:
+            values[name] = received[name]
+        elif name in start:
+            values[name] = start[name]
+        elif Scope.UP in scope and Scope.KEEP not in scope:  # starts afresh in each round, for each client on its own
+            values[name] = bench.draw(init, name, round.index, client.id)
+        else:
+            values[name] = bench.draw(init, name)
+    return values
+
+
+def named(adaptation: Adaptation, backbone: Backbone) -> Iterator[tuple[str, Any, Scope]]:
+    """(tensor name, start value, scope) of everything in an adaptation."""
+    for part_name, (part, scope) in adaptation.items():
+        for site in part.sites(backbone):
+            for role, init in part.tensors(backbone, site).items():
+                yield f"{part_name}/{site.name}/{role}", init, scope[role] if isinstance(scope, Mapping) else scope
