@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from weft import __version__
 from weft import experiment as settings
 from weft.communication.strict import Refused
 from weft.errors import UserError
@@ -39,7 +39,7 @@ class Terms:
     @classmethod
     def of(cls, run: str, x: Experiment, weights: Mapping[str, str]) -> Terms:
         everything = x.model_dump()
-        return cls(run, installed(), {n: everything[n] for n in COMMON}, dict(weights))
+        return cls(run, __version__, {n: everything[n] for n in COMMON}, dict(weights))
 
     def as_json(self) -> dict[str, Any]:
         return {"run": self.run, "weft": self.weft, "common": self.common, "weights": self.weights}
@@ -64,8 +64,8 @@ class Terms:
         Raises:
             UserError: another version, or settings that this version does not have.
         """
-        if self.weft != installed():
-            raise UserError(f"the coordinator runs Weft {self.weft}, and this site Weft {installed()}: install the same version.")
+        if self.weft != __version__:
+            raise UserError(f"the coordinator runs Weft {self.weft}, and this site Weft {__version__}: install the same version.")
         strange = sorted(set(self.common) - set(COMMON))
         if strange:
             raise UserError(f"the coordinator would settle {', '.join(map(repr, strange[:5]))} for this site, which is its own.")
@@ -83,11 +83,3 @@ def differences(terms: Terms, mine: Experiment) -> list[str]:
 
 def _shown(value: Any) -> str:
     return f'"{value}"' if isinstance(value, str) else str(value)
-
-
-def installed() -> str:
-    """The version of Weft."""
-    try:
-        return version("weft")
-    except PackageNotFoundError:
-        return "from a checkout"
