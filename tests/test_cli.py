@@ -84,6 +84,7 @@ def test_the_help_of_run_tells_the_defaults_of_the_experiment() -> None:
 
 def test_the_page_on_the_command_line_has_every_option_of_run_with_its_default() -> None:
     page = (Path(__file__).parent.parent / "docs" / "cli.md").read_text()
+    page = page.split("### Options of `weft run`")[1].split("\n### ")[0]
     listed = {}
     for names, default in re.findall(r"^\| (`-.*?`) \| (.*?) ?\| ", page, re.MULTILINE):
         listed |= dict.fromkeys(re.findall(r"`(--.*?)`", names), default)

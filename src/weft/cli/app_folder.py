@@ -68,7 +68,7 @@ Written to {folder}. In every terminal, before anything of Flower's: it posts us
 
   export FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1
 
-Here, and what the app says and writes (runs/) is where this is typed:
+Here; the run's folder will be where this is typed, unless the experiment says where:
 
   flower-superlink --host {host} --port {port} --disable-runtime-dependency-installation {link}{register}
 

@@ -95,7 +95,8 @@ def about_file(error: OSError) -> str | None:
     """The sentence for an error of the disk that a person can put right, None for any other."""
     where = f" ({error.filename})" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"the disk is full{where}; what was saved before is intact: free some space, then continue with weft resume RUN."
+        again = "free some space, then continue with weft resume RUN, or the same weft serve"
+        return f"the disk is full{where}; what was saved before is intact: {again}."
     reasons = {
         errno.EACCES: "permission is denied",
         errno.EPERM: "permission is denied",

@@ -39,7 +39,7 @@ def show(screen: Console, about: Mapping[str, Any], file: Path) -> None:
     Raises:
         UserError: whatever the site itself would refuse.
     """
-    x = settings.resolve({}, settings.read(file)).experiment
+    x = settings.resolve({"recipes": False}, settings.read(file)).experiment
     site = Resident(own_of(about), Path(about["folder"]), lambda words: screen.print(Text(words, style="dim"), soft_wrap=True))
     run = site.rehearse(Terms.of("0" * 32, x, {}))
     method, bench, client = run.method, run.bench, run.client

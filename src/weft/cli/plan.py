@@ -40,7 +40,7 @@ def header(out: Console, resolved: Resolved, people: str | None = None) -> None:
         f"seed {x.seed}",
     ]
     out.print(" · ".join(where), markup=False)
-    rows = changed(resolved)
+    rows = [row for row in changed(resolved) if people is None or row["name"] != "recipes"]
     if rows:
         out.print()
         table = grid("setting", "value", "instead of", "from")

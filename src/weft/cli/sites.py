@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,8 +15,6 @@ from weft.cli.run import Json, Quiet, show
 from weft.errors import UserError
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
     from rich.console import Console
 
     from weft.engines.flower.link import Grid
@@ -79,7 +79,8 @@ def serve(
         from weft.engines.flower.link import Link
         from weft.sites import serve as coordinator
 
-        resolved = experiment.resolve(chosen, experiment.read(file))
+        # recipes are for data that are known
+        resolved = experiment.resolve(chosen | {"recipes": False}, experiment.read(file))
         made = None if insecure else find(keys)
     where = host or ("127.0.0.1" if insecure else "0.0.0.0")
     if write_app is not None:
@@ -96,11 +97,14 @@ def serve(
     if insecure:
         out(stderr=True).print(WARNING, style="yellow", markup=False)
 
-    def connect(directory: RunDirectory) -> AbstractContextManager[Grid]:
-        return Link(directory.root / "link", where, port, made, known).open()
-
     with watching(screen, quiet) as observer:
-        observer.say(f"listening on {where}:{port}.")
+
+        @contextmanager
+        def connect(directory: RunDirectory) -> Iterator[Grid]:
+            with Link(directory.root / "link", where, port, made, known).open() as grid:
+                observer.say(f"listening on {where}:{port}.")
+                yield grid
+
         done = coordinator.serve(resolved, connect, observer, deadline=deadline)
     show(done, screen, quiet, as_json)
 

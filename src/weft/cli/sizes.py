@@ -189,10 +189,11 @@ def size_tables(out: Console, sizes: Sizes) -> None:
     if not sizes.rounds:
         return
     out.print()
+    people = f"{sizes.cohort} client{'s' if sizes.cohort != 1 else ''}"
     out.print(
         Text.assemble(
             ("Bytes per client and round", "bold"),
-            (f"  {sizes.cohort} clients, {sizes.classes} classes, no codec, without headers", "dim"),
+            (f"  {people}, {sizes.classes} classes, no codec, without headers", "dim"),
         )
     )
     names = list(dict.fromkeys(p for r in sizes.rounds for p in (*r.down, *r.up)))

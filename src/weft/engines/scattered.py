@@ -7,18 +7,19 @@ train any pack.
 
 from __future__ import annotations
 
+import math
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import safetensors.torch as st
 import torch
 from torch import Tensor
 
 from weft.communication.codecs import Codec
 from weft.communication.envelope import unwrap, wrap
 from weft.communication.ledger import Phase
-from weft.communication.strict import read_tensors
 from weft.engines import packing
 from weft.engines.simulation import Job, Simulation
 from weft.errors import UserError, WeftError
@@ -50,6 +51,27 @@ class Workers:
     memory: int
     threads: int = 1
 
+    @classmethod
+    def fitting(cls, nodes: Iterable[Mapping[str, float]], need: int, gpu: bool) -> Workers:
+        """As many workers as there is room for: one per GPU, or one per core; fewer, of several cores, where memory is short.
+
+        Args:
+            nodes: resources of each machine, as Ray names them. need: bytes that a worker needs.
+
+        Raises:
+            UserError: no machine has a core, or a GPU where one is asked for.
+        """
+        rooms = [n for n in nodes if n.get("CPU", 0) >= 1 and (not gpu or n.get("GPU", 0) >= 1)]
+        if not rooms:
+            raise UserError(f"Ray sees no machine with a {'GPU' if gpu else 'core'} to work on: ray status says what it sees.")
+        most = 1 if gpu else int(max(n["CPU"] for n in rooms))
+        for threads in range(1, most + 1):
+            counts = [int(min(n["CPU"] // threads, n["GPU"] if gpu else math.inf)) for n in rooms]
+            memory = min(int(n.get("memory", 0)) // c for n, c in zip(rooms, counts, strict=True) if c)
+            if memory >= need:
+                break
+        return cls(sum(counts), memory, threads)
+
 
 class Scattered(Simulation):
     """A simulation whose packs are trained elsewhere; evaluation is the coordinator's.
@@ -75,7 +97,7 @@ class Scattered(Simulation):
             about, data = unwrap(raw)
             if "failed" in about:
                 raise self._failure(about)
-            tensors, frames = read_tensors(data[: about["tensors"]]), memoryview(data)[about["tensors"] :]
+            tensors, frames = st.load(data[: about["tensors"]]), memoryview(data)[about["tensors"] :]
             for i, (job, said) in enumerate(zip(packs[number], about["clients"], strict=True)):
                 _remember(job.client, tensors, i, said)
                 self.store.save(job.client)
@@ -144,7 +166,7 @@ class Worker:
     def answer(self, raw: bytes) -> bytes:
         """Train the pack of a question of :class:`Scattered`."""
         about, data = unwrap(raw)
-        tensors = read_tensors(data)
+        tensors = st.load(data)
         round = Round(about["round"]["index"], about["round"]["kind"], extra=about["round"]["extra"])
         sets: list[dict[str, Value]] = [
             {name: _held(tensors, number, about["scales"]) for name, number in names.items()} for names in about["held"]

@@ -158,7 +158,8 @@ def meaning(summary: Mapping[str, Any]) -> str:
     for name in (view, *_other_views({"evaluations": evaluations})):
         e = headline({"round": 0, "evaluations": [x for x in evaluations if x["view"] == name]})
         if e is not None:
-            where = f"{e['n']:,} rows of {PEOPLE.get(e['people'], e['people'])}, {e['pooling']}"
+            rows = "the sites' own tests" if "served" in summary else PEOPLE.get(e["people"], e["people"])
+            where = f"{e['n']:,} rows of {rows}, {e['pooling']}"
             groups.setdefault(where, []).append(name)
     for where, names in groups.items():
         what = "accuracy, F1" if view in names else "accuracy"

@@ -387,13 +387,18 @@ def pinned_to(x: Experiment, material: Material) -> dict[str, Any]:
 
 
 @contextmanager
-def stoppable(directory: RunDirectory) -> Iterator[None]:
-    """Turn Ctrl-C into a sentence that says how to go on."""
+def stoppable(directory: RunDirectory, how: str = "") -> Iterator[None]:
+    """Turn Ctrl-C into a sentence that says how to go on.
+
+    Args:
+        how: if not by ``weft resume``.
+    """
     try:
         yield
     except KeyboardInterrupt as e:
         begun = directory.experiment.is_file()
-        go_on = f"every finished round is saved; weft resume {directory.root} goes on" if begun else "nothing had begun yet"
+        how = how or f"weft resume {directory.root} goes on"
+        go_on = f"every finished round is saved; {how}" if begun else "nothing had begun yet"
         raise Interrupted(f"Stopped: {go_on}.") from e
 
 

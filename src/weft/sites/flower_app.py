@@ -39,7 +39,7 @@ def main(grid: Grid, context: Context) -> None:
     from weft.sites.serve import serve
 
     file = Path(str(context.run_config["experiment"]))
-    resolved = settings.resolve({}, settings.read(file))
+    resolved = settings.resolve({"recipes": False}, settings.read(file))
     deadline = float(context.run_config["deadline"])
     serve(resolved, lambda _: nullcontext(Sites(grid)), Lines(out()), deadline=deadline)
 

@@ -39,7 +39,7 @@ def own_of(about: Mapping[str, Any]) -> Own:
         model=str(about.get("model") or ""),
         facts=dict(about.get("facts") or {}),
         device=str(about.get("device") or "auto"),
-        expected=None if file is None else settings.resolve({}, settings.read(Path(file))).experiment,
+        expected=None if file is None else settings.resolve({"recipes": False}, settings.read(Path(file))).experiment,
         trust_remote_code=bool(about.get("trust_remote_code")),
     )
 

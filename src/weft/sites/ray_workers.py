@@ -1,7 +1,7 @@
 """A worker of ``--engine ray``: it builds data and backbone once, as the coordinator has, and answers for them.
 
-Ray's processes get :func:`answer` by its name and import this module: what is cached here is each process's own, and lives as long
-as the process.
+Ray's processes get :func:`answer` by its name and import this module: what is cached here is each process's own, and lives as
+long as the process.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import functools
 import json
 import platform
 import tomllib
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -66,6 +67,8 @@ def _built(run: str) -> tuple[Resolved, Material]:
         raise UserError(f"a worker on {platform.node()} has Weft {__version__}, and not {about['version']}: install the same.")
     torch.set_num_threads(about["threads"])
     resolved = settings.resolve({}, tomllib.loads(about["experiment"]))
+    here = {"device": resolved.experiment.device.split(":")[0]}  # Ray shows a worker its own GPU alone, which is its first
+    resolved = replace(resolved, experiment=resolved.experiment.model_copy(update=here))
     material = prepare(resolved.experiment, None, Observer(), resolved.method.info.needs)
     for bench in (material.bench, *material.bench.others.values()):
         if bench.prefix is not None:

@@ -41,7 +41,7 @@ from weft.runs.prepare import backbone_of, bench_of
 from weft.sites.rows import OwnData, print_of
 from weft.sites.terms import RUN, Terms, differences
 
-HELLO, ADMIT, ASK = "hello", "admit", "ask"
+HELLO, ADMIT, ASK, BYE = "hello", "admit", "ask", "bye"
 START = "start"
 AGREED, ADMITTED = "agreed.json", "admitted.json"
 STAGES = ("setup", "rounds")
@@ -104,6 +104,9 @@ class Resident:
             what = about.get("what")
             if what == HELLO:
                 return self._hello(Terms.from_json(about))
+            if what == BYE:
+                self.say("the run is over; waiting for another.")
+                return wrap({"bye": True})
             run = self._run(about.get("run"))
             if what == ADMIT and run is not None:
                 return self._admit(run, about, data)

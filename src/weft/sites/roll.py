@@ -20,11 +20,12 @@ from weft.federation.client import ClientState
 from weft.federation.message import ClientInfo
 from weft.federation.method import Method
 from weft.federation.server import ServerState
-from weft.sites.resident import ADMIT, ASK, HELLO, START
+from weft.sites.resident import ADMIT, ASK, BYE, HELLO, START
 from weft.sites.terms import Terms
 
 SOON = 0.5  # seconds between two looks for sites
 POLL = 0.1  # seconds between two looks for answers
+SHORT = 5.0  # seconds that the last word may take
 AGAIN = 30.0  # seconds until a site that was turned away is greeted again: it may have been put right
 
 
@@ -74,9 +75,10 @@ class Roll:
         end = time.monotonic() + patience
         self.observer.begin("sites", number)
         while True:
-            for name in self.look():
+            before = len(self.places)
+            for count, name in enumerate(self.look(), before + 1):
                 self.observer.advance("sites")
-                self.observer.say(f"{name} is here, {len(self.places)} of {number}.")
+                self.observer.say(f"{name} is here, {count} of {number}.")
             if len(self.places) >= (1 if time.monotonic() > end else number):
                 self.observer.end("sites")
                 return
@@ -90,7 +92,9 @@ class Roll:
             names of those who have just agreed.
         """
         now, present = time.monotonic(), self.wire.present()
-        self.places = {n: a for n, a in self.places.items() if a in present}
+        for name in [n for n, a in self.places.items() if a not in present]:
+            del self.places[name]
+            self.observer.say(f"{name} has gone.")
         agreed: list[str] = []
         for ticket, raw in self.wire.fetch(list(self.greeted)).items():
             address, _ = self.greeted.pop(ticket)
@@ -125,6 +129,12 @@ class Roll:
                 break
             time.sleep(POLL)
         return found
+
+    def farewell(self) -> None:
+        """Tell everybody that the run is over."""
+        bye = wrap({"what": BYE, "run": self.terms.run})
+        self.deadline = min(self.deadline, SHORT)
+        self.ask(dict.fromkeys(self.places.values(), bye))
 
     def _hello(self) -> bytes:
         return wrap({"what": HELLO} | self.terms.as_json())
@@ -198,15 +208,17 @@ class Stage:
         """
         self.facts |= {c.id: dict(c.facts) for c in clients}
         end = time.monotonic() + self.roll.deadline
-        self.roll.look()
+        back = set(self.roll.look())
         while not self.roll.places:
             if time.monotonic() > end:
                 raise UserError(
                     f"no site has been there for {self.roll.deadline:g} s: the run is saved, and weft serve goes on with it."
                 )
             time.sleep(SOON)
-            self.roll.look()
+            back |= set(self.roll.look())
         known = {c.id for c in clients}
+        for name in back & known:
+            self.roll.observer.say(f"{name} is back.")
         new = [self.roll.members[n] for n in sorted(self.roll.places.keys() - known)]
         found = []
         for position, info in enumerate(new, len(clients)):

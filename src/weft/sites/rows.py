@@ -44,7 +44,7 @@ class OwnData:
         from weft.runs.prepare import deal
 
         file, name = self.deal
-        dealt = deal(settings.resolve({}, settings.read(file)).experiment)
+        dealt = deal(settings.resolve({"recipes": False}, settings.read(file)).experiment)
         ids = [c.id for c in dealt.clients]
         if name not in ids:
             shown = ", ".join(ids[:20])

@@ -56,7 +56,10 @@ def serve(
     observer = observer or Observer()
     _check(resolved)
     directory, begun = _directory(resolved)
-    with execute.stoppable(directory), directories.locked(directory):
+    if begun and directories.read_summary(directory)["finished"]:
+        observer.say(f"{directory.root} is finished already: there is nothing to do.")
+        return Run(directory)
+    with execute.stoppable(directory, "the same command goes on"), directories.locked(directory):
         began = time.time()
         for note in resolved.notes:
             observer.say(note)
@@ -67,6 +70,7 @@ def serve(
             about.setdefault("served", {"run": uuid.uuid4().hex, "sites": []})
             if begun:
                 observer.say(f"going on with {directory.root}.")
+            _note(directory, about, resolved, material)
             with connect(directory) as wire:
                 _federate(wire, directory, resolved, material, about, observer, deadline)
         except BaseException:
@@ -98,8 +102,7 @@ def _federate(
         before.setdefault(info.id, asdict(info))
     material.clients[:] = [ClientState(s["id"], s["n"], dict(s["facts"]), s["model"]) for _, s in sorted(before.items())]
     about["served"]["sites"] = [asdict(c.info(resolved.method.info.asks)) for c in material.clients]
-    directories.write_summary(directory, about)
-    files.write(directory.experiment, settings.to_toml(x, execute.pinned_to(x, material)).encode())
+    _note(directory, about, resolved, material)
 
     def engine(*args: Any) -> Remote:
         def transport(remote: Remote) -> Stage:
@@ -110,6 +113,14 @@ def _federate(
         return Remote(*args, transport=transport)
 
     execute.go_on(directory, resolved, material, about, observer, engine=engine)
+    roll.farewell()
+
+
+def _note(directory: RunDirectory, about: dict[str, Any], resolved: Resolved, material: Material) -> None:
+    """From here on the run is one that can be gone on with."""
+    directories.write_summary(directory, about)
+    x = resolved.experiment
+    files.write(directory.experiment, settings.to_toml(x, execute.pinned_to(x, material)).encode())
 
 
 class Noted(Stage):
@@ -143,22 +154,24 @@ def _check(resolved: Resolved) -> None:
 
 
 def _directory(resolved: Resolved) -> tuple[RunDirectory, bool]:
-    """A new folder, or that of the unfinished run of this very experiment."""
+    """A new folder, or that of the run of this very experiment."""
     x = resolved.experiment
     runs, usual = Path(x.runs).expanduser(), f"{x.method}-sites-s{x.seed}"
     there = RunDirectory(runs / (x.name or usual))
     if there.summary.is_file() and there.experiment.is_file():
         about = directories.read_summary(there)
-        if "served" in about and not about["finished"]:
+        if "served" in about:
             old = {n: s["value"] for n, s in about["settings"].items()}
             new = json.loads(json.dumps(x.flat()))
             odd = sorted(n for n in new if new[n] != old.get(n) and n not in ("name", "runs"))
-            if odd:
+            if not odd:
+                return there, True
+            if x.name or not about["finished"]:
+                state = "a finished" if about["finished"] else "an unfinished"
                 raise UserError(
-                    f"{there.root} is an unfinished run with another {', '.join(odd[:5])}: serve it to its end with the same "
-                    "settings, or give another --name."
+                    f"{there.root} is {state} run with another {', '.join(odd[:5])}: serve it with the same settings, or give "
+                    "another --name."
                 )
-            return there, True
     return directories.create(runs, x.name, usual), False
 
 

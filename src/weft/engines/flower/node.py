@@ -9,6 +9,7 @@ from pathlib import Path
 from weft.engines.flower.processes import LOOPBACK, Child, free_port
 from weft.errors import UserError
 
+UNKNOWN = "code: 2004"  # Flower's, for a node that has not been registered
 PAUSE = 2.0  # seconds before a SuperNode that has ended is started again
 
 
@@ -44,12 +45,16 @@ class Node:
                     self.child.wait()
                     runtime = tasks.Runtime(self.child.address, self.child.secret)
                     for token, _ in runtime.tokens(tasks.SITE, lambda: self.child.alive and not stop.is_set()):
-                        tasks.answer_one(runtime, token, answer)
+                        if why := tasks.answer_one(runtime, token, answer):
+                            say(f"an answer was not sent: {why}.")
                         said = ""
                 except (httpx.HTTPError, UserError):
                     pass  # it has ended, and its last words say why
                 self.child.stop()
-                words = f"no connection to {self.server}: {self.child.last_words()}; trying again."
+                reason = self.child.last_words()
+                if UNKNOWN in reason:
+                    reason = "the coordinator does not know this site's key, or not yet"
+                words = f"no connection to {self.server}: {reason}; trying again."
                 if not stop.is_set() and words != said:
                     say(words)
                 said = words

@@ -16,13 +16,20 @@ from weft.engines.flower import environment
 
 environment.ready()
 
+import httpx  # noqa: E402
 from flwr.app import ConfigRecord, Message, RecordDict  # noqa: E402
 from flwr.app.error import Error  # noqa: E402
 from flwr.common.constant import ErrorCode, SubStatus  # noqa: E402
 from flwr.common.serde import run_from_proto  # noqa: E402
-from flwr.proto.runtime_pb2 import AcquireTaskRequest, PullTaskInputRequest, PushTaskOutputRequest  # noqa: E402
+from flwr.proto.runtime_pb2 import (  # noqa: E402
+    AcquireTaskRequest,
+    PullTaskInputRequest,
+    PushTaskOutputRequest,
+    SendTaskHeartbeatRequest,
+)
 from flwr.supercore.constant import TaskType  # noqa: E402
-from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http  # noqa: E402
+from flwr.supercore.heartbeat import HeartbeatSender  # noqa: E402
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectPushError  # noqa: E402
 from flwr.supercore.interceptors import (  # noqa: E402
     RuntimeTokenHttpInterceptor,
     RuntimeVersionHttpInterceptor,
@@ -30,6 +37,7 @@ from flwr.supercore.interceptors import (  # noqa: E402
 )
 from flwr.supercore.protobuf.client import ProtobufClientInterceptor  # noqa: E402
 from flwr.supercore.retry import RetryInvoker, make_simple_http_retry_invoker  # noqa: E402
+from flwr.supercore.run import RunNotRunningException  # noqa: E402
 from flwr.supercore.runtime import RuntimeHttpClient  # noqa: E402
 from flwr.supercore.task_identity import TaskIdentity  # noqa: E402
 from flwr.superlink.grid import HttpGrid  # noqa: E402
@@ -86,14 +94,26 @@ class Runtime:
 def _soon() -> RetryInvoker:
     """Tries a few times: the process at the other end is on this machine, and started again by us when it has ended."""
     invoker = make_simple_http_retry_invoker()
-    invoker.max_tries = TRIES
+    invoker.max_tries, invoker.should_giveup = TRIES, _for_good
     return invoker
+
+
+def _for_good(error: Exception) -> bool:
+    """Whether to give up: a word of the other end's, unlike silence, does not change. Flower's own rule ends the process."""
+    return isinstance(error, httpx.HTTPStatusError) and error.response.status_code not in (502, 503, 504)
 
 
 @contextmanager
 def heartbeat(client: RuntimeHttpClient) -> Iterator[None]:
-    """Tells Flower that the task is being worked on."""
-    sender = HeartbeatSender(make_task_heartbeat_fn_http(client))
+    """Tells Flower that the task is being worked on; whoever does not hear it does not end this process."""
+
+    def beat() -> bool:
+        try:
+            return bool(client.SendTaskHeartbeat(SendTaskHeartbeatRequest()).success)
+        except httpx.HTTPError:
+            return False
+
+    sender = HeartbeatSender(beat)
     sender.start()
     try:
         yield
@@ -101,11 +121,14 @@ def heartbeat(client: RuntimeHttpClient) -> Iterator[None]:
         sender.stop()
 
 
-def answer_one(runtime: Runtime, token: str, answer: Callable[[bytes], bytes]) -> None:
+def answer_one(runtime: Runtime, token: str, answer: Callable[[bytes], bytes]) -> str:
     """Do one task of a SuperNode: read its message, answer it, send the answer.
 
     Args:
         answer: raises nothing: what goes wrong at a site is said there.
+
+    Returns:
+        why the answer was not sent, "" if it was.
     """
     client = runtime.client(RuntimeTokenHttpInterceptor(token), component="flwr-clientapp")
     try:
@@ -120,6 +143,9 @@ def answer_one(runtime: Runtime, token: str, answer: Callable[[bytes], bytes]) -
                 reply = Message(record(answer(question)), reply_to=message)
             push_message(client, reply, context)
         client.PushTaskOutput(PushTaskOutputRequest(sub_status=SubStatus.COMPLETED, details=""))
+        return ""
+    except (httpx.HTTPError, ObjectPushError, ObjectPullError, RunNotRunningException) as e:
+        return " ".join(str(e).split())[:200] or type(e).__name__
     finally:
         client.close()
 
@@ -128,6 +154,7 @@ def answer_one(runtime: Runtime, token: str, answer: Callable[[bytes], bytes]) -
 def grid(runtime: Runtime, token: str) -> Iterator[HttpGrid]:
     """Be the ServerApp of one task of a SuperLink."""
     found = HttpGrid(runtime.address, insecure=runtime.root is None, root_certificates=runtime.root, token=token)
+    found._retry_invoker.max_tries, found._retry_invoker.should_giveup = TRIES, _for_good
     status = SubStatus.FAILED
     try:
         client = found._runtime_client  # Flower's own ServerApp process takes it from there too

@@ -8,10 +8,10 @@ against Flower 1.41 and the Ray that it pins.
 from __future__ import annotations
 
 import logging
-import math
+import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -33,28 +33,9 @@ from weft.errors import UserError  # noqa: E402
 PLACES = 2  # per worker: one question at work, one that waits beside it, so that nobody waits for the next look
 POLL = 0.05  # seconds between two looks for answers
 FOREVER = 1e8  # seconds: a question never gets too old
+COLOURS = re.compile("\x1b\\[[0-9;]*m")
+TOLD = re.compile(r"<class '(?:\w+\.)*(\w+)[^>]*'>:<'(.*?)(?:\.(?= )|'>$)")
 PATIENCE = 120.0  # seconds until the simulation is there
-
-
-def crew(nodes: Iterable[Mapping[str, float]], need: int, gpu: bool) -> Workers:
-    """As many workers as there is room for: one per GPU, or one per core; fewer, of several cores each, where memory is short.
-
-    Args:
-        nodes: resources of each machine, as Ray names them. need: bytes that a worker needs.
-
-    Raises:
-        UserError: no machine has a core, or a GPU where one is asked for.
-    """
-    rooms = [n for n in nodes if n.get("CPU", 0) >= 1 and (not gpu or n.get("GPU", 0) >= 1)]
-    if not rooms:
-        raise UserError(f"Ray sees no machine with a {'GPU' if gpu else 'core'} to work on: ray status says what it sees.")
-    most = 1 if gpu else int(max(n["CPU"] for n in rooms))
-    for threads in range(1, most + 1):
-        counts = [int(min(n["CPU"] // threads, n["GPU"] if gpu else math.inf)) for n in rooms]
-        memory = min(int(n.get("memory", 0)) // c for n, c in zip(rooms, counts, strict=True) if c)
-        if memory >= need:
-            break
-    return Workers(sum(counts), memory, threads)
 
 
 class Pool:
@@ -98,9 +79,15 @@ class Pool:
 
 
 def _lost(why: object) -> UserError:
-    said = " ".join(str(why).split())
+    """
+    Args:
+        why: what Flower says: an error, or ``<class 'its.Class'>:<'its text'>`` with Ray's details behind the first sentence.
+    """
+    said = " ".join(COLOURS.sub("", str(why)).split())
+    if told := TOLD.match(said):
+        said = f"{told[1]}: {told[2]}"
     return UserError(
-        f"a worker of Ray has ended ({said[:300]}): every finished round is saved, and weft resume goes on from there; where memory "
+        f"a worker of Ray has ended ({said[:300]}): every finished round is saved, and weft resume goes on from there; if memory "
         "ran out, start anew with a lower --pack."
     )
 
@@ -124,7 +111,7 @@ def pool(answer: Callable[[bytes], bytes], need: int, gpu: bool) -> Iterator[Poo
         except (OSError, RuntimeError, ValueError) as e:
             raise UserError(f"Ray does not start: {' '.join(str(e).split())[:300]}") from e
     try:
-        each = crew([n["Resources"] for n in ray.nodes() if n["Alive"]], need, gpu)
+        each = Workers.fitting([n["Resources"] for n in ray.nodes() if n["Alive"]], need, gpu)
     except BaseException:
         ray.shutdown()
         raise
@@ -136,11 +123,13 @@ def pool(answer: Callable[[bytes], bytes], need: int, gpu: bool) -> Iterator[Poo
         grids.put(grid)
         stop.wait()
 
-    resources: dict[str, int | float] = {"num_cpus": each.threads, "num_gpus": 1.0 if gpu else 0.0}
+    resources: dict[str, Any] = {"num_cpus": each.threads, "num_gpus": 1.0 if gpu else 0.0}
 
     def simulate() -> None:
         try:
-            run_simulation(server, _app(answer), PLACES * each.number, backend_config={"client_resources": resources, "init_args": {}})
+            run_simulation(
+                server, _app(answer), PLACES * each.number, backend_config={"client_resources": resources, "init_args": {}}
+            )
         except BaseException as e:
             ended.put(e)
         finally:
