@@ -190,7 +190,8 @@ def test_a_picture_that_can_not_be_written_is_told(capsys: Capture, tmp_path: Pa
 def test_a_damaged_file_of_a_run_is_named(victim: str, capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = stopped(capsys, tmp_path, monkeypatch)
     (path,) = folder.glob(victim)
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    half = path.read_bytes()[: path.stat().st_size // 2]
+    path.write_bytes(half + b'"')  # a text that does not end, wherever the cut was
     refused(weft(capsys, "resume", folder, "--quiet"), path.name)
 
 
