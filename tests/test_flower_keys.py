@@ -97,3 +97,21 @@ def test_a_supernode_reaches_the_coordinator_with_ca_pem_and_no_other(tmp_path: 
                 call(made.ca, f"{host}:{port}")
             with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
                 call(other.ca, f"{host}:{port}")
+
+
+def test_flower_still_has_the_waits_that_are_shortened() -> None:
+    """Otherwise a round would lose seconds, and nobody would know why."""
+    import inspect
+
+    from flwr.supercore.inflatable import inflatable_utils
+    from flwr.supernode import start_client_internal
+
+    from weft.engines.flower import environment
+
+    environment.eager()
+    for pull in (inflatable_utils.pull_objects, inflatable_utils.pull_and_inflate_object_from_tree):
+        defaults = {n: p.default for n, p in inspect.signature(pull).parameters.items()}
+        assert defaults["initial_backoff"] == 0.05
+        assert defaults["max_tries_per_object"] is None
+    assert "time.sleep(3)" in inspect.getsource(start_client_internal)
+    assert "time.sleep(0.5)" in inspect.getsource(start_client_internal)

@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 
+import command_line
 import tiny
 import weft
-from command_line import table
 from weft.engines.flower.processes import free_port
 from weft.runs.checkpoint import Checkpoint
 
@@ -69,7 +70,7 @@ def terminals(root: Path) -> Iterator[Typed]:
 
 def experiment(root: Path) -> Path:
     """Two sites that have the rows of the clients of a deal, so that a simulation can be compared."""
-    table(root / "rows.csv")
+    command_line.table(root / "rows.csv")
     file = root / "experiment.toml"
     file.write_text(
         f'model = "{tiny.folder("bert")}"\ndata = "{root / "rows.csv"}"\nclasses = ["class 0", "class 1", "class 2"]\n'
@@ -114,3 +115,35 @@ def test_flwr_run_with_flowers_own_processes_gives_the_numbers_of_the_simulation
         torch.testing.assert_close(found[name], value, rtol=0, atol=1e-9)
     assert [(r["round"], r["cohort"]) for r in there.rounds] == [(t, [*SITES]) for t in range(2)]
     assert [r["loss"] for r in there.rounds] == pytest.approx([r["loss"] for r in here.rounds], abs=1e-9)
+
+
+def test_the_app_for_a_coordinator_with_keys_leaves_no_way_in_without_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    experiment(tmp_path)
+    command_line.weft(capsys, "keys", "coordinator", "--host", "fl.example.org")
+    done = command_line.weft(capsys, "serve", "experiment.toml", "--write-app", "app")
+    assert done.code == 0, done.err
+    assert "insecure" not in done.out
+    assert "--enable-supernode-auth" in done.out
+    config = tomllib.loads((tmp_path / "app" / ".flwr" / "config.toml").read_text())
+    assert config["superlink"]["weft"] == {
+        "address": "127.0.0.1:9393",
+        "root-certificates": str(tmp_path / "keys" / "ca.pem"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("more", "said"), [(["--set", "rounds=3"], "the app reads its settings from experiment.toml alone"), ([], "is there already")]
+)
+def test_an_app_that_would_not_be_what_was_typed_is_not_written(
+    more: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    experiment(tmp_path)
+    (tmp_path / "app").mkdir()
+    done = command_line.weft(capsys, "serve", "experiment.toml", "--insecure", "--write-app", "app", *more)
+    assert done.code == 2
+    assert said in done.err
+    assert not list((tmp_path / "app").iterdir())

@@ -44,3 +44,12 @@ def of(home: Path) -> dict[str, str]:
         home: what Flower keeps goes there.
     """
     return {**os.environ, **SILENT, "FLWR_HOME": str(home), "FLWR_LOG_LEVEL": os.environ.get("FLWR_LOG_LEVEL", "INFO")}
+
+
+def eager() -> None:
+    """Let Flower ask again soon for what is still being sent: it waits a second, then two, for an object that is not there yet."""
+    from flwr.supercore.inflatable import inflatable_utils
+
+    for pull in (inflatable_utils.pull_objects, inflatable_utils.pull_and_inflate_object_from_tree):
+        assert pull.__kwdefaults__ is not None
+        pull.__kwdefaults__.update(initial_backoff=0.05, backoff_cap=1.0, max_tries_per_object=None)

@@ -47,6 +47,7 @@ def main(arguments: list[str]) -> None:
         from flwr.supernode import start_client_internal as loop
         from flwr.supernode.cli import flower_supernode
 
+        environment.eager()
         vars(loop)["time"] = SimpleNamespace(sleep=Patience().sleep)
         start_parent_process_monitor(int(parent))
         flower_supernode()

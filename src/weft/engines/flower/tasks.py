@@ -43,6 +43,7 @@ from flwr.supercore.task_identity import TaskIdentity  # noqa: E402
 from flwr.superlink.grid import HttpGrid  # noqa: E402
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message  # noqa: E402
 
+environment.eager()
 logging.getLogger("flwr").setLevel(logging.ERROR)  # it tells of every attempt to connect
 RECORD, DATA = "weft", "data"
 COORDINATOR, SITE = TaskType.SERVER_APP, TaskType.CLIENT_APP
