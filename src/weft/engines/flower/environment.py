@@ -47,7 +47,7 @@ def of(home: Path) -> dict[str, str]:
 
 
 def eager() -> None:
-    """Let Flower ask again soon for what is still being sent: it waits a second, then two, for an object that is not there yet."""
+    """Let Flower ask again soon for what is still being sent: it waits a second, then two, for what is not there yet."""
     from flwr.supercore.inflatable import inflatable_utils
 
     for pull in (inflatable_utils.pull_objects, inflatable_utils.pull_and_inflate_object_from_tree):
