@@ -62,8 +62,8 @@ def federation(
     sites: list[subprocess.Popen[bytes]] = []
     with Link(directory.root / "link", LOOPBACK, port, made, public).open() as grid:
         try:
-            for name in names:
-                sites.append(_site(root, name, file, port, x))
+            for client in material.clients:
+                sites.append(_site(root, client, file, port, x))
             roll = Roll(grid, Terms.of(_run(root), common, weights), method, x.models, DEADLINE, observer)
             roll.wait_for(len(names), lambda: _all_well(sites, names, root))
             yield _engine(roll, method)
@@ -91,13 +91,15 @@ def _engine(roll: Roll, method: Method) -> Engine:
     return engine
 
 
-def _site(root: Path, name: str, file: Path, port: int, x: Experiment) -> subprocess.Popen[bytes]:
+def _site(root: Path, client: ClientState, file: Path, port: int, x: Experiment) -> subprocess.Popen[bytes]:
     """``weft join``, as a person would type it."""
     from weft.engines.flower.processes import LOOPBACK
 
+    name = client.id
     command = [
         *(sys.executable, "-m", "weft", "join", str(file), "--as", name, "--name", name, "--server", f"{LOOPBACK}:{port}"),
         *("--keys", str(root / "keys"), "--folder", str(root / name), "--device", x.device),
+        *(["--model", client.model] if client.model else []),
         *(["--trust-remote-code"] if x.trust_remote_code else []),
     ]
     with (root / f"{name}.log").open("ab") as log:
