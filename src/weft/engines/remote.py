@@ -122,7 +122,8 @@ class Remote(Simulation):
                 self.method.welcome(server, client)
             clients.sort(key=lambda c: c.id)
             server.clients = [c.info(self.method.info.asks) for c in clients]
-        return super().round(t, phase)
+        record = super().round(t, phase)
+        return None if record is None else record | {"lost": sorted({*record["lost"], *self.absent})}
 
     def _turns(self, jobs: list[Job], t: int, phase: Phase) -> dict[str, float]:
         self.observer.begin("clients", len(jobs))

@@ -26,6 +26,7 @@ from weft.sites.terms import Terms
 SOON = 0.5  # seconds between two looks for sites
 POLL = 0.1  # seconds between two looks for answers
 SHORT = 5.0  # seconds that the last word may take
+GREETING = 3600.0  # seconds that a site may take to agree: it loads its backbone meanwhile, and nobody waits for it
 AGAIN = 30.0  # seconds until a site that was turned away is greeted again: it may have been put right
 
 
@@ -100,13 +101,13 @@ class Roll:
             address, _ = self.greeted.pop(ticket)
             agreed += self._heard(address, present.get(address), raw)
         for ticket, (address, when) in list(self.greeted.items()):
-            if now - when > self.deadline:
+            if now - when > GREETING:
                 del self.greeted[ticket]
                 self._turn_away(address, present.get(address), "it does not answer.")
         asked = {address for address, _ in self.greeted.values()} | set(self.places.values())
         late = {a for a, (_, when) in self.turned_away.items() if now - when < AGAIN}
         new = [a for a in present if a not in asked and a not in late]
-        for ticket, address in self.wire.post(dict.fromkeys(new, self._hello()), self.deadline).items():
+        for ticket, address in self.wire.post(dict.fromkeys(new, self._hello()), GREETING).items():
             self.greeted[ticket] = (address, now)
         return agreed
 
