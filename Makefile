@@ -31,7 +31,7 @@ install: $(VENV)/.run ## only install, into .venv
 # ---- for developers --------------------------------------------------------------------------------------------------
 
 # One thread per test process: the tests' matrices are small, and two processes would fight for the same cores.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 test: $(VENV)/.dev ## the tests, without the slow ones
 	$(PYTEST) -m "not slow" $(ARGS)

@@ -191,7 +191,7 @@ def test_a_damaged_file_of_a_run_is_named(victim: str, capsys: Capture, tmp_path
     folder = stopped(capsys, tmp_path, monkeypatch)
     (path,) = folder.glob(victim)
     half = path.read_bytes()[: path.stat().st_size // 2]
-    path.write_bytes(half + b'"')  # a text that does not end, wherever the cut was
+    path.write_bytes(half + b"\n= =")  # no TOML and no JSON, wherever the cut was
     refused(weft(capsys, "resume", folder, "--quiet"), path.name)
 
 

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import tiny
 from command_line import table
 from weft.engines.flower.processes import free_port
@@ -105,6 +107,7 @@ def federation(root: Path, environment: dict[str, str] | None = None) -> Iterato
             found.kill(name)
 
 
+@pytest.mark.slow
 def test_a_federation_outlives_its_sites_and_its_coordinator_and_lets_no_stranger_in(tmp_path: Path) -> None:
     with federation(tmp_path) as f:
         for name in ("north", "south", "late"):
@@ -156,6 +159,9 @@ def test_a_federation_outlives_its_sites_and_its_coordinator_and_lets_no_strange
         for name in ("stranger", "liar"):
             assert name not in f.said("coordinator")
             assert not list((tmp_path / name).glob("sites/*/*/agreed.json"))
+    time.sleep(6)  # nobody who was killed leaves a process behind
+    left = [p for p in Path("/proc").glob("[0-9]*/cmdline") if str(tmp_path).encode() in p.read_bytes()]
+    assert left == []
 
 
 class Proxy:

@@ -1,7 +1,7 @@
 """Federations on real workers of Ray, through Flower's simulation engine, give the numbers of the simulation.
 
-This file needs the extra ``ray``. It is skipped without it, alone among the tests, because Ray is heavy (hundreds of megabytes,
-and processes of its own) and nothing else here needs it; ``test_ray.py`` holds the same laws without it.
+These need the extra ``ray``. `make test-all` skips them without it, alone among the tests, because Ray is heavy (hundreds of
+megabytes, and processes of its own) and nothing else here needs it; ``test_ray.py`` holds the same laws without it.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ from typing import Any
 
 import pytest
 import torch
-
-pytest.importorskip("ray")
 
 import weft
 from test_laws import assert_same
@@ -56,8 +54,7 @@ def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(autouse=True)
 def two_workers() -> Iterator[None]:
     """Whatever the machine has: a cluster of two cores; the run ends it."""
-    import ray
-
+    ray = pytest.importorskip("ray")
     environment.ready_for_ray()
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield

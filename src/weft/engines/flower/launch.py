@@ -7,11 +7,14 @@ more often as long as there was something to do lately, and as rarely as before 
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 import time
 from types import SimpleNamespace
 
 SOON = 0.1  # seconds between two questions of a busy node
+LAST = 3.0  # seconds to say goodbye
 PART = 0.1  # of the time that nothing has happened
 
 
@@ -29,19 +32,26 @@ class Patience:
         time.sleep(min(seconds, max(SOON, PART * (now - self.busy))))
 
 
+def _end_with(parent: int) -> None:
+    """End when the parent has: as by Ctrl-C, so that the other end is told, and soon after that anyway."""
+    while os.getppid() == parent:
+        time.sleep(0.2)
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(LAST)
+    os._exit(1)
+
+
 def main(arguments: list[str]) -> None:
     """Become ``superlink`` or ``supernode``."""
     from weft.engines.flower import environment
 
     environment.ready()
     which, parent, *rest = arguments
-    from flwr.supercore.app_utils import start_parent_process_monitor
-
+    threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
     sys.argv = [f"flower-{which}", *rest]
     if which == "superlink":
         from flwr.superlink.cli import flower_superlink
 
-        start_parent_process_monitor(int(parent))
         flower_superlink()
     else:
         from flwr.supernode import start_client_internal as loop
@@ -49,7 +59,6 @@ def main(arguments: list[str]) -> None:
 
         environment.eager()
         vars(loop)["time"] = SimpleNamespace(sleep=Patience().sleep)
-        start_parent_process_monitor(int(parent))
         flower_supernode()
         sys.stdout.flush()
         os._exit(1)  # it has given up, and would stay for the sake of a thread that serves nobody
