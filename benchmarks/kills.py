@@ -113,9 +113,11 @@ def main() -> None:
             number += 1
             where[place] += 1
             same[place] += result == whole
+            print(f"\r{number} killed, {same.total()} continued to the same bits", end="", file=sys.stderr, flush=True)
             if result != whole:
                 odd = sorted(n for n in whole.keys() | result.keys() if whole.get(n) != result.get(n))
                 print(f"DIFFERENT after {instant:.2f} s ({place}): {', '.join(odd[:5])}", flush=True)
+    print(file=sys.stderr)
     print("| killed | times | continued to the same bits |")
     print("|---|---|---|")
     for place, times in where.most_common():
