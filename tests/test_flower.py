@@ -12,7 +12,7 @@ import torch
 import tiny
 import weft
 from command_line import table
-from toy_runs import Killed, Told
+from toy_runs import Dies, Killed
 from weft.federation.client import ClientState
 from weft.federation.store import ClientStore
 from weft.runs.checkpoint import Checkpoint
@@ -30,19 +30,11 @@ def federation(tmp_path: Path, slug: str, engine: str) -> weft.Run:
     if not data.exists():
         table(data)
     more: dict[str, Any] = {"start_head": "probe", "probe_rounds": 2} if slug == "fedit" else {}
-    stopped = Dies() if (slug, engine) == ("fedsa-lora", "flower") else None
+    stopped = Dies(after=1) if (slug, engine) == ("fedsa-lora", "flower") else None
     try:
         return run(tmp_path, slug, engine, str(data), more, stopped)
     except Killed:
         return weft.resume(tmp_path / "runs" / engine)  # with everything started anew
-
-
-class Dies(Told):
-    """Ends the process, as it were, after the second round."""
-
-    def round_done(self, record: dict[str, Any]) -> None:
-        if record["round"] == 1:
-            raise Killed
 
 
 def run(tmp_path: Path, slug: str, engine: str, data: str, more: dict[str, Any], observer: weft.Observer | None) -> weft.Run:

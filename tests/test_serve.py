@@ -14,7 +14,7 @@ import pytest
 import tiny
 import weft
 from command_line import table
-from toy_runs import Killed, Told
+from toy_runs import Dies, Killed, Told
 from weft import experiment as settings
 from weft.errors import UserError
 from weft.runs.checkpoint import digest
@@ -132,13 +132,8 @@ def test_a_site_that_was_started_again_goes_on_with_what_it_remembers_and_a_coor
     for site in (machines.root / "sites").iterdir():
         shutil.rmtree(site)
 
-    class Dies(Told):
-        def round_done(self, record: dict[str, Any]) -> None:
-            if record["round"] == 1:
-                raise Killed
-
     with pytest.raises(Killed):
-        coordinate(machines, Dies())
+        coordinate(machines, Dies(after=1))
     machines.join("north")  # anew, from its folder
     machines.join("south")
     told = Told()
@@ -194,7 +189,7 @@ def test_another_version_and_other_weights_are_told_by_name(machines: Machines, 
     assert "by the hash of its weights" in weights
     assert "get the same weights" in weights
 
-    terms = Terms.of("0" * 32, settings.resolve(experiment(machines)).experiment, {})
+    terms = Terms.of("0" * 32, settings.resolve(experiment(machines)).experiment)
     with pytest.raises(UserError, match=r"the coordinator runs Weft 0\.0\.0, and this site Weft"):
         Terms(terms.run, "0.0.0", terms.common, {}).resolved({})
 
@@ -261,10 +256,6 @@ def test_a_site_whose_rows_have_changed_since_the_run_began_stays_out(machines: 
     machines.join("north")
     machines.join("south")
 
-    class Dies(Told):
-        def round_done(self, record: dict[str, Any]) -> None:
-            raise Killed
-
     with pytest.raises(Killed):
         coordinate(machines, Dies())
     rows = Path(machines.about("south")["data"])
@@ -296,10 +287,6 @@ def test_an_unfinished_run_is_not_continued_with_other_settings(machines: Machin
     machines.join("north")
     machines.join("south")
 
-    class Dies(Told):
-        def round_done(self, record: dict[str, Any]) -> None:
-            raise Killed
-
     with pytest.raises(Killed):
         coordinate(machines, Dies())
     with pytest.raises(UserError, match="is an unfinished run with another rounds"):
@@ -317,6 +304,6 @@ def test_a_site_answers_nonsense_with_a_sentence(machines: Machines, raw: bytes)
 
 @pytest.mark.parametrize("strange", ["device", "trust_remote_code", "data", "runs"])
 def test_a_coordinator_can_not_settle_what_is_a_sites_own(machines: Machines, strange: str) -> None:
-    terms = Terms.of("0" * 32, settings.resolve(experiment(machines)).experiment, {})
+    terms = Terms.of("0" * 32, settings.resolve(experiment(machines)).experiment)
     with pytest.raises(UserError, match=f"would settle '{strange}'"):
         Terms(terms.run, terms.weft, terms.common | {strange: True}, {}).resolved({})

@@ -49,6 +49,19 @@ class Told(weft.Observer):
         self.lines.append(record)
 
 
+class Dies(Told):
+    """Ends the process, as it were, after a round."""
+
+    def __init__(self, after: int = 0) -> None:
+        super().__init__()
+        self.after = after
+
+    def round_done(self, record: dict[str, Any]) -> None:
+        super().round_done(record)
+        if record["round"] == self.after:
+            raise Killed
+
+
 def source(n: int = 60, seed: int = 0, reads: str = "texts") -> Source:
     return Source("toy", CLASSES, tiny.rows(n, len(CLASSES), seed, reads=reads), fingerprint=f"toy {n} {seed}")
 

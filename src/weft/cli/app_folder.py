@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from weft.engines.flower.link import CONNECTION, app, connection
+from weft.engines.flower.processes import near
 from weft.errors import UserError
-from weft.federation import files
 
 if TYPE_CHECKING:
     from weft.engines.flower.keys import Coordinator
-
-CONNECTION = "weft"
 
 
 def write(
@@ -28,33 +26,18 @@ def write(
     Raises:
         UserError: the folder is there already, or a setting was typed.
     """
-    from weft.engines.flower.link import APP
-
     if typed:
         raise UserError(f"the app reads its settings from {experiment} alone: write {', '.join(sorted(typed))} there.")
     if folder.exists():
         raise UserError(f"{folder} is there already: give --write-app a new folder.")
-    folder = folder.resolve()
-    files.make_folder(folder)
-    config = f"experiment = {_toml(experiment.resolve())}\ndeadline = {float(deadline)}"
-    (folder / "pyproject.toml").write_text(APP.replace('experiment = ""', config), encoding="utf-8")
+    folder = app(folder.resolve(), experiment.resolve(), deadline)
     home = folder / ".flwr"  # flwr packs whatever else lies in the folder
-    files.make_folder(home)
-    near = "127.0.0.1" if host in ("0.0.0.0", "::") else host
-    trust = "insecure = true" if keys is None else f"root-certificates = {_toml(keys.ca.resolve())}"
-    (home / "config.toml").write_text(
-        f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\naddress = "{near}:{port}"\n{trust}\n',
-        encoding="utf-8",
-    )
+    connection(home, f"{near(host)}:{port}", keys)
     return _commands(folder, home, host, port, keys)
 
 
-def _toml(path: Path) -> str:
-    return json.dumps(str(path), ensure_ascii=False)
-
-
 def _commands(folder: Path, home: Path, host: str, port: int, keys: Coordinator | None) -> str:
-    flwr, app = f"FLWR_HOME={shlex.quote(str(home))} flwr", shlex.quote(str(folder))
+    flwr, path = f"FLWR_HOME={shlex.quote(str(home))} flwr", shlex.quote(str(folder))
     link, register, node = "--insecure", "", "--insecure"
     if keys is not None:
         own = {"--ssl-certfile": keys.certificate, "--ssl-keyfile": keys.key, "--ssl-ca-certfile": keys.ca}
@@ -79,7 +62,7 @@ At every site (several on one machine: give each a --port):
 
 Here, when they are there:
 
-  {flwr} run {app} {CONNECTION} --stream
+  {flwr} run {path} {CONNECTION} --stream
 
 Every message starts a process that loads the backbone anew, and such a node runs whatever code an app brings; with weft serve
 and weft join the backbone stays loaded, and no code that arrives is run."""

@@ -41,7 +41,7 @@ def show(screen: Console, about: Mapping[str, Any], file: Path) -> None:
     """
     x = settings.resolve({"recipes": False}, settings.read(file)).experiment
     site = Resident(own_of(about), Path(about["folder"]), lambda words: screen.print(Text(words, style="dim"), soft_wrap=True))
-    run = site.rehearse(Terms.of("0" * 32, x, {}))
+    run = site.rehearse(Terms.of("0" * 32, x))
     method, bench, client = run.method, run.bench, run.client
     asks = method.info.asks
     screen.print()
@@ -51,10 +51,10 @@ def show(screen: Console, about: Mapping[str, Any], file: Path) -> None:
     server = ServerState(method, bench, [client.info(asks)], x.rounds)
     method.start(server)
     table = grid("tensor", ">shape", "what it is")
-    shapes = uploaded(server, client.info(asks))
-    for name, shape in shapes.items():
-        sits = name in server.shared or "/" in name
-        words = "trained values" if sits and not name.startswith("prototype") else "made from your rows, by class"
+    info = client.info(asks)
+    made = method.uploads(server, info)  # not trained, but computed from the rows
+    for name, shape in uploaded(server, info, method.adapt(bench.backbone, bench.task, info)).items():
+        words = "made from your rows, by class" if name in made else "trained values"
         table.add_row(Text(name, style="cyan"), "×".join("any" if d is None else str(d) for d in shape), words)
     screen.print(table)
     screen.print()
@@ -62,13 +62,12 @@ def show(screen: Console, about: Mapping[str, Any], file: Path) -> None:
     for when, what in SCALARS:
         table.add_row(when, what)
     for name in asks:
-        value = (client.facts | {n: v for n, v in method.profile(0).items() if n not in client.facts}).get(name, "nothing")
-        table.add_row("once", f"{name}: {value}")
+        table.add_row("once", f"{name}: {(method.profile(0) | client.facts).get(name, 'nothing')}")
     for name in method.info.reveals:
         table.add_row("every round", f"{name}, as a fact of your rows")
     screen.print(table)
     screen.print()
     size_tables(screen, measure(method, bench, [client]))
-    if any("prototype" in n or "logits" in n for n in shapes) or method.info.reveals:
+    if made or method.info.reveals:
         screen.print(Text(LABELS), soft_wrap=True)
     screen.print("Nothing was sent.")

@@ -15,11 +15,14 @@ class UnknownLabel(UserError):
     """A row has a label that the experiment does not know."""
 
 
-def index(own: Sequence[str], declared: Sequence[str], labels: np.ndarray, name: str) -> np.ndarray:
+def index(
+    own: Sequence[str], declared: Sequence[str], labels: np.ndarray, name: str, whose: str = "the classes of this experiment"
+) -> np.ndarray:
     """Where each of a data set's classes is among those declared, -1 for one that no row has.
 
     Args:
-        own: classes of the data set. labels: of its rows, indices of them. name: of the data set, for the sentence.
+        own: classes of the data set. labels: of its rows, indices of them. name: of the data set, and
+            whose classes are declared, for the sentence.
 
     Raises:
         UnknownLabel: rows have a label that is not declared.
@@ -28,10 +31,7 @@ def index(own: Sequence[str], declared: Sequence[str], labels: np.ndarray, name:
     for i in np.unique(labels).tolist():
         if own[i] not in where:
             shown = ", ".join(declared[:20]) + (" …" if len(declared) > 20 else "")
-            raise UnknownLabel(
-                f'{name} has the label "{own[i]}", which is none of the classes of this experiment: {shown}.'
-                f"{nearest(own[i], declared)}"
-            )
+            raise UnknownLabel(f'{name} has the label "{own[i]}", which is none of {whose}: {shown}.{nearest(own[i], declared)}')
     return np.array([where.get(label, -1) for label in own], dtype=np.int64)
 
 

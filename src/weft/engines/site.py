@@ -97,10 +97,8 @@ class Site:
         return saved
 
     def _whole(self, path: Path) -> bytes:
-        """A file that ``site.json`` vouches for: a value changed on the disk must not become a number that nobody trained."""
-        if not path.exists() or hashlib.sha256(data := files.read(path)).hexdigest() != self.hashes.get(path.name):
-            raise UserError(f"{path} is missing or damaged: {JOIN_ANEW}.")
-        return data
+        """A file that ``site.json`` vouches for."""
+        return files.read_whole(path, self.hashes.get(path.name), JOIN_ANEW)
 
     # what it has received -----------------------------------------------------------------------------------------------
 
@@ -117,8 +115,7 @@ class Site:
         return found
 
     def _received(self, path: Path) -> dict[str, Value]:
-        self._whole(path)
-        tensors, scales = files.read_tensors(path)
+        tensors, scales = files.tensors_in(self._whole(path), path)
         found: dict[str, Value] = {n: v for n, v in tensors.items() if not n.endswith((":A", ":B"))}
         for n in {n[:-2] for n in tensors if n.endswith(":A")}:
             found[n] = LowRank(tensors[f"{n}:B"], tensors[f"{n}:A"], scales[n])

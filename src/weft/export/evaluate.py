@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from weft.data import labels
 from weft.data.rows import Rows, Source
 from weft.data.sources import load as load_data
 from weft.engines.evaluation import score
 from weft.engines.observer import Observer
-from weft.errors import UserError, nearest
+from weft.errors import UserError
 from weft.export.predictor import load
 
 SPLITS = ("test", "validation", "train")
@@ -59,10 +60,10 @@ def evaluate_run(
         have = ", ".join(s for s in SPLITS if splits[s] is not None)
         raise UserError(f"{source.name} has no {chosen} rows: it has {have}.")
     predictor = load(folder, base=base, device=device, precision=precision)
-    labels = matched(rows, source, predictor.classes)
+    known = matched(rows, source, predictor.classes)
     logits = predictor.logits_of(rows)
     people = f"{source.name} ({chosen})"
-    return [e.record() for e in score(logits, labels, view=predictor.about.view, people=people)]
+    return [e.record() for e in score(logits, known, view=predictor.about.view, people=people)]
 
 
 def matched(rows: Rows, source: Source, classes: tuple[str, ...]) -> np.ndarray:
@@ -71,13 +72,4 @@ def matched(rows: Rows, source: Source, classes: tuple[str, ...]) -> np.ndarray:
     Raises:
         UserError: a label that occurs is none of them.
     """
-    index = {name: i for i, name in enumerate(classes)}
-    for i in np.unique(rows.labels).tolist():
-        name = source.classes[i]
-        if name not in index:
-            raise UserError(
-                f'{source.name} has the label "{name}", which is none of the model\'s classes: {", ".join(classes)}.'
-                f"{nearest(name, classes)}"
-            )
-    order = np.array([index.get(name, -1) for name in source.classes], dtype=np.int64)
-    return order[rows.labels]
+    return labels.index(source.classes, classes, rows.labels, source.name, "the model's classes")[rows.labels]

@@ -116,7 +116,7 @@ class Exchange:
         """
         bench = server.bench_of.of(client)
         adaptation = server.method.adapt(bench.backbone, bench.task, client)
-        shapes = uploaded(server, client)
+        shapes = uploaded(server, client, adaptation)
         expected = Expected(
             method=server.method.info.slug,
             round=server.round.index,
@@ -146,10 +146,9 @@ class Exchange:
         )
 
 
-def uploaded(server: ServerState, client: ClientInfo) -> dict[str, tuple[int | None, ...]]:
-    """Names and shapes of the tensors that a client may send."""
+def uploaded(server: ServerState, client: ClientInfo, adaptation: Adaptation) -> dict[str, tuple[int | None, ...]]:
+    """Names and shapes of the tensors that a client with this adaptation may send."""
     bench = server.bench_of.of(client)
-    adaptation = server.method.adapt(bench.backbone, bench.task, client)
     shapes: dict[str, tuple[int | None, ...]] = {n: i.shape for n, i, s in named(adaptation, bench.backbone) if Scope.UP in s}
     return shapes | dict(server.method.uploads(server, client))
 

@@ -6,6 +6,7 @@ Tensors are only ever safetensors, and every file of them says its format versio
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -152,13 +153,29 @@ def tensor_bytes(tensors: Mapping[str, Tensor], facts: Mapping[str, Any] | None 
     return st.save(found, {"weft": exact_json({"format": FORMAT, "facts": dict(facts or {})})})
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Undo :func:`tensor_bytes`.
+def read_whole(path: Path, sha256: str | None, advice: str) -> bytes:
+    """A file that another one vouches for by its hash: a byte changed on the disk must not become a number that nobody trained.
+
+    Args:
+        advice: what to do where it is not the file that was written.
 
     Raises:
-        UserError: the file is damaged, or of another format.
+        UserError: it has gone, or has another hash.
     """
-    data = read(path)
+    if not path.exists() or hashlib.sha256(data := read(path)).hexdigest() != sha256:
+        raise UserError(f"{path} is missing or damaged: {advice}.")
+    return data
+
+
+def tensors_in(data: bytes, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Undo :func:`tensor_bytes`.
+
+    Args:
+        path: where they were read, for the sentence.
+
+    Raises:
+        UserError: they are damaged, or of another format.
+    """
     try:
         tensors = st.load(data)
         length = int.from_bytes(data[:8], "little")

@@ -13,7 +13,6 @@ from urllib.parse import quote
 
 from torch import Tensor
 
-from weft.errors import UserError
 from weft.federation import files
 from weft.federation.client import ClientState
 
@@ -50,9 +49,8 @@ class ClientStore:
         if version is None:
             return
         path = self.path(client.id, version)
-        if not path.exists() or _hash(files.read(path)) != self._hashes_staged.get(client.id, self.hashes.get(client.id)):
-            raise UserError(f"{path} is missing or damaged: {self.advice}.")
-        tensors, facts = files.read_tensors(path)
+        wanted = self._hashes_staged.get(client.id, self.hashes.get(client.id))
+        tensors, facts = files.tensors_in(files.read_whole(path, wanted, self.advice), path)
         stores: dict[str, dict[str, Any]] = {"kept": client.kept, "memo": client.memo}
         for key, value in tensors.items():
             where, name = key.split(":", 1)
@@ -69,7 +67,7 @@ class ClientStore:
             facts = {n: v for n, v in client.memo.items() if not isinstance(v, Tensor)}
             data = files.tensor_bytes(tensors, facts)
             files.write(self.path(client.id, version), data, settle=False)
-            self.staged[client.id], self._hashes_staged[client.id] = version, _hash(data)
+            self.staged[client.id], self._hashes_staged[client.id] = version, hashlib.sha256(data).hexdigest()
         self.forget(client)
 
     def forget(self, client: ClientState) -> None:
@@ -132,10 +130,6 @@ class Spool:
 def client_file(folder: Path, client: str, version: int) -> Path:
     """Where one version of a client's state lies."""
     return folder / f"{file_name(client)}.{version}.safetensors"
-
-
-def _hash(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 def file_name(client: str) -> str:

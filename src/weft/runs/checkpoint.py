@@ -88,9 +88,7 @@ class Checkpoint:
         except (ValueError, KeyError, TypeError) as e:
             raise UserError(f"{self.state} is damaged ({e}): {files.START_ANEW}.") from None
         path = self.folder / named["file"]
-        if not path.exists() or hashlib.sha256(files.read(path)).hexdigest() != named["sha256"]:
-            raise UserError(f"{path} is missing or damaged: {files.START_ANEW}.")
-        tensors, _ = files.read_tensors(path)
+        tensors, _ = files.tensors_in(files.read_whole(path, named["sha256"], files.START_ANEW), path)
         own: list[dict[str, Tensor]] = [{} for _ in states]
         for key, value in tensors.items():
             i, name = key.split("|", 1)

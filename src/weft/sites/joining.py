@@ -8,14 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from weft import experiment as settings
-from weft.engines.flower.keys import NAME
+from weft.engines.flower.keys import check_name
 from weft.errors import UserError
 from weft.federation import files
 from weft.sites.resident import Own, Resident
 from weft.sites.rows import OwnData
-
-FIELDS = ("name", "data", "image", "text", "pair", "label", "model", "facts", "device", "trust_remote_code")
-PLACES = ("experiment", "deal", "folder")
 
 
 def own_of(about: Mapping[str, Any]) -> Own:
@@ -25,8 +22,7 @@ def own_of(about: Mapping[str, Any]) -> Own:
         UserError: a name that can't be, no data, or an experiment file that can't be read.
     """
     name = str(about["name"])
-    if not NAME.fullmatch(name):
-        raise UserError(f'a site can\'t be called "{name}": use up to 64 letters, digits, dots, dashes and underscores.')
+    check_name(name)
     columns = {c: about.get(c) for c in ("image", "text", "pair", "label")}
     deal = about.get("deal")
     data = OwnData(str(about.get("data") or ""), **columns, deal=None if deal is None else (Path(deal[0]), str(deal[1])))
@@ -53,12 +49,11 @@ def resident(about: Mapping[str, Any], say: Callable[[str], None]) -> Resident:
 
 def write_file(path: Path, about: Mapping[str, Any]) -> None:
     """Keep it for a SuperNode's ``--node-config``, with absolute paths."""
-    kept = {n: about[n] for n in (*FIELDS, *PLACES) if about.get(n) not in (None, "", {}, False)}
-    if (local := Path(str(kept.get("data", ""))).expanduser()).exists() and kept.get("data"):
+    kept = {n: v for n, v in about.items() if v not in (None, "", {}, False)}
+    for place in {"experiment", "folder"} & kept.keys():
+        kept[place] = str(Path(kept[place]).resolve())
+    if "data" in kept and (local := Path(kept["data"]).expanduser()).exists():
         kept["data"] = str(local.resolve())
-    kept["folder"] = str(Path(kept["folder"]).resolve())
-    if "experiment" in kept:
-        kept["experiment"] = str(Path(kept["experiment"]).resolve())
     if "deal" in kept:
         kept["deal"] = [str(Path(kept["deal"][0]).resolve()), kept["deal"][1]]
     files.write(path, json.dumps(kept, indent=1).encode())

@@ -57,14 +57,13 @@ def federation(
     file = root / "experiment.toml"
     classes = list(material.data["classes"])
     files.write(file, settings.to_toml(x, {"classes": classes, "engine": "simulation"}).encode())
-    weights = {n: material.bench.of(ClientState("", model=n)).backbone.weight_hash for n in x.models}
     common = x.model_copy(update={"classes": classes})
     sites: list[subprocess.Popen[bytes]] = []
     with Link(directory.root / "link", LOOPBACK, port, made, public).open() as grid:
         try:
             for client in material.clients:
                 sites.append(_site(root, client, file, port, x))
-            roll = Roll(grid, Terms.of(_run(root), common, weights), method, x.models, DEADLINE, observer)
+            roll = Roll(grid, Terms.of(_run(root), common, material.bench), method, x.models, DEADLINE, observer)
             roll.wait_for(len(names), lambda: _all_well(sites, names, root))
             yield _engine(roll, method)
         finally:
@@ -86,7 +85,7 @@ def _engine(roll: Roll, method: Method) -> Engine:
     def engine(of: Any, bench: Any, federations: Any, *about: Any) -> Remote:
         stubs = [(s, [ClientState(c.id, c.n, dict(c.facts), c.model) for c in people]) for s, people in federations]
         stage = "rounds" if of is method else "setup"
-        return Remote(of, bench, stubs, *about, transport=lambda r: Stage(roll, stage, of, r.federations[0][0]))
+        return Remote(of, bench, stubs, *about, transport=lambda r: Stage(roll, stage, r.federations[0][0]))
 
     return engine
 

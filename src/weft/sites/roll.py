@@ -116,10 +116,11 @@ class Roll:
         proven = self.wire.present().get(address)
         return self._heard(address, proven, self.ask({address: self._hello()}).get(address))
 
-    def ask(self, questions: Mapping[str, bytes]) -> dict[str, bytes]:
+    def ask(self, questions: Mapping[str, bytes], deadline: float | None = None) -> dict[str, bytes]:
         """Answers by address; whoever failed or has none before the deadline is missing."""
-        end = time.monotonic() + self.deadline
-        waiting = dict(self.wire.post(questions, self.deadline))
+        deadline = self.deadline if deadline is None else deadline
+        end = time.monotonic() + deadline
+        waiting = dict(self.wire.post(questions, deadline))
         found: dict[str, bytes] = {}
         while waiting:
             for ticket, raw in self.wire.fetch(list(waiting)).items():
@@ -134,8 +135,7 @@ class Roll:
     def farewell(self) -> None:
         """Tell everybody that the run is over."""
         bye = wrap({"what": BYE, "run": self.terms.run})
-        self.deadline = min(self.deadline, SHORT)
-        self.ask(dict.fromkeys(self.places.values(), bye))
+        self.ask(dict.fromkeys(self.places.values(), bye), min(self.deadline, SHORT))
 
     def _hello(self) -> bytes:
         return wrap({"what": HELLO} | self.terms.as_json())
@@ -193,13 +193,12 @@ class Stage:
     """A :class:`weft.engines.remote.Transport`: questions of one stage to sites by name.
 
     Args:
-        name: ``setup`` or ``rounds``. server: whose start values the sites get.
+        name: ``setup`` or ``rounds``. server: whose start values the sites get. joined: is told of new clients.
     """
 
-    def __init__(self, roll: Roll, name: str, method: Method, server: ServerState):
-        self.roll, self.name, self.method, self.server = roll, name, method, server
+    def __init__(self, roll: Roll, name: str, server: ServerState, joined: Callable[[list[ClientState]], None] = lambda _: None):
+        self.roll, self.name, self.server, self.joined = roll, name, server, joined
         self.admitted: dict[str, str] = {}
-        self.facts: dict[str, dict[str, Any]] = {}
 
     def arrivals(self, clients: list[ClientState]) -> list[ClientState]:
         """Look who is there; returns the clients that were not before.
@@ -207,7 +206,6 @@ class Stage:
         Raises:
             UserError: nobody has been there for the time of a turn.
         """
-        self.facts |= {c.id: dict(c.facts) for c in clients}
         end = time.monotonic() + self.roll.deadline
         back = set(self.roll.look())
         while not self.roll.places:
@@ -221,11 +219,10 @@ class Stage:
         for name in back & known:
             self.roll.observer.say(f"{name} is back.")
         new = [self.roll.members[n] for n in sorted(self.roll.places.keys() - known)]
-        found = []
-        for position, info in enumerate(new, len(clients)):
-            facts = self.method.profile(position) | info.facts
-            self.facts[info.id] = facts
-            found.append(ClientState(info.id, info.n, dict(facts), info.model))
+        profile = self.server.method.profile
+        found = [ClientState(c.id, c.n, profile(i) | c.facts, c.model) for i, c in enumerate(new, len(clients))]
+        if found:
+            self.joined(found)
         return found
 
     def ask(self, questions: Mapping[str, bytes]) -> Mapping[str, bytes]:
@@ -265,11 +262,12 @@ class Stage:
         """
         start = b""
         if self.server.start:
-            header = Header(self.method.info.slug, 0, START, "down", "*")
+            header = Header(self.server.method.info.slug, 0, START, "down", "*")
             start = encode(header, dict(self.server.start), {}, codec("identity")).data
+        facts = {c.id: c.facts for c in self.server.clients}
         letters = {}
         for name in names:
-            about = {"what": ADMIT, "run": self.roll.terms.run, "stage": self.name, "facts": self.facts.get(name, {})}
+            about = {"what": ADMIT, "run": self.roll.terms.run, "stage": self.name, "facts": facts[name]}
             letters[self.roll.places[name]] = wrap(about, start)
         said = self.roll.ask(letters)
         strangers: list[str] = []

@@ -90,8 +90,7 @@ def _federate(
     deadline: float,
 ) -> None:
     x = resolved.experiment
-    weights = {x.models[0]: material.backbone.weight_hash} | {n: b.backbone.weight_hash for n, b in material.bench.others.items()}
-    terms = Terms.of(about["served"]["run"], x, weights)
+    terms = Terms.of(about["served"]["run"], x, material.bench)
     roll = Roll(wire, terms, resolved.method, x.models, deadline, observer)
     before = {s["id"]: s for s in about["served"]["sites"]}
     if before:  # they may come back at any time, but most do at once
@@ -104,11 +103,15 @@ def _federate(
     about["served"]["sites"] = [asdict(c.info(resolved.method.info.asks)) for c in material.clients]
     _note(directory, about, resolved, material)
 
+    def joined(clients: list[ClientState]) -> None:
+        """Write down who has come, for a coordinator that is started again."""
+        known = {s["id"] for s in about["served"]["sites"]}
+        about["served"]["sites"] += [asdict(c.info(resolved.method.info.asks)) for c in clients if c.id not in known]
+        directories.write_summary(directory, about)
+
     def engine(*args: Any) -> Remote:
         def transport(remote: Remote) -> Stage:
-            server = remote.federations[0][0]
-            stage = "setup" if remote.method is not resolved.method else "rounds"
-            return Noted(roll, stage, remote.method, server, directory, about)
+            return Stage(roll, "rounds" if remote.method is resolved.method else "setup", remote.federations[0][0], joined)
 
         return Remote(*args, transport=transport)
 
@@ -121,23 +124,6 @@ def _note(directory: RunDirectory, about: dict[str, Any], resolved: Resolved, ma
     directories.write_summary(directory, about)
     x = resolved.experiment
     files.write(directory.experiment, settings.to_toml(x, execute.pinned_to(x, material)).encode())
-
-
-class Noted(Stage):
-    """A stage that writes down who has joined, for a coordinator that is started again."""
-
-    def __init__(self, roll: Roll, name: str, method: Any, server: Any, directory: RunDirectory, about: dict[str, Any]):
-        super().__init__(roll, name, method, server)
-        self.directory, self.about = directory, about
-
-    def arrivals(self, clients: list[ClientState]) -> list[ClientState]:
-        found = super().arrivals(clients)
-        if found:
-            known = {s["id"] for s in self.about["served"]["sites"]}
-            new = [asdict(c.info(self.roll.method.info.asks)) for c in found if c.id not in known]
-            self.about["served"]["sites"] += new
-            directories.write_summary(self.directory, self.about)
-        return found
 
 
 def _check(resolved: Resolved) -> None:

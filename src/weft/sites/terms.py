@@ -12,6 +12,8 @@ from weft import experiment as settings
 from weft.communication.strict import Refused
 from weft.errors import UserError
 from weft.experiment import Experiment, Resolved
+from weft.federation.message import ClientInfo
+from weft.federation.pack import Bench
 
 COMMON = (
     *("method", "parameters", "model", "task", "template", "blocks", "roles", "head", "classes", "max_length", "precision"),
@@ -37,12 +39,16 @@ class Terms:
     weights: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, run: str, x: Experiment, weights: Mapping[str, str]) -> Terms:
+    def of(cls, run: str, x: Experiment, bench: Bench | None = None) -> Terms:
+        """Args:
+        bench: with all the experiment's backbones, None = with any weights.
+        """
         everything = x.model_dump()
-        return cls(run, __version__, {n: everything[n] for n in COMMON}, dict(weights))
+        weights = {} if bench is None else {n: bench.of(ClientInfo("", model=n)).backbone.weight_hash for n in x.models}
+        return cls(run, __version__, {n: everything[n] for n in COMMON}, weights)
 
     def as_json(self) -> dict[str, Any]:
-        return {"run": self.run, "weft": self.weft, "common": self.common, "weights": self.weights}
+        return dict(vars(self))
 
     @classmethod
     def from_json(cls, given: Mapping[str, Any]) -> Terms:

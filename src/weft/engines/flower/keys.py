@@ -116,15 +116,22 @@ def coordinator(folder: Path, hosts: Sequence[str], days: int = DAYS, renew: boo
     return paths
 
 
+def check_name(name: str) -> None:
+    """Raises:
+    UserError: no site can have this name.
+    """
+    if not NAME.fullmatch(name):
+        rule = "at most 64 letters (a to z), digits, dots, dashes and underscores, of which a letter or digit is the first"
+        raise UserError(f'"{name}" is no name for a site: take {rule}.')
+
+
 def site(folder: Path, name: str) -> SiteKeys:
     """Make the key pair by which the coordinator knows the site ``name``, in OpenSSH's format, which Flower reads.
 
     Raises:
         UserError: a name that will not do, a file that is there already, or a folder that others may enter.
     """
-    if not NAME.fullmatch(name):
-        rule = "at most 64 letters (a to z), digits, dots, dashes and underscores, of which a letter or digit is the first"
-        raise UserError(f'"{name}" is no name for a site: take {rule}.')
+    check_name(name)
     needs_cryptography()
     from cryptography.hazmat.primitives.serialization import Encoding, PrivateFormat, PublicFormat
 

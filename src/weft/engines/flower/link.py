@@ -31,7 +31,7 @@ for command in json.loads(sys.argv[1]):
     except SystemExit:
         pass
 """
-APP = """\
+_APP = """\
 [project]
 name = "weft-federation"
 version = "1.0.0"
@@ -47,8 +47,34 @@ serverapp = "weft.sites.flower_app:server"
 clientapp = "weft.sites.flower_app:client"
 
 [tool.flwr.app.config]
-experiment = ""
+experiment = {experiment}
+deadline = {deadline}
 """
+
+
+def app(folder: Path, experiment: Path | str = "", deadline: float = 0.0) -> Path:
+    """Write the folder of the Flower app that a run names.
+
+    Args:
+        experiment, deadline: its configuration, where the app itself is run (:mod:`weft.sites.flower_app`).
+    """
+    files.make_folder(folder)
+    text = _APP.format(experiment=_quoted(experiment), deadline=float(deadline))
+    (folder / "pyproject.toml").write_text(text, encoding="utf-8")
+    return folder
+
+
+def connection(home: Path, address: str, keys: Coordinator | None) -> None:
+    """Write down for Flower's command line, whose home this is, where the SuperLink is."""
+    trust = "insecure = true" if keys is None else f"root-certificates = {_quoted(keys.ca.resolve())}"
+    files.make_folder(home)
+    text = f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\naddress = "{address}"\n{trust}\n'
+    (home / "config.toml").write_text(text, encoding="utf-8")
+
+
+def _quoted(text: Path | str) -> str:
+    """As TOML has it."""
+    return json.dumps(str(text), ensure_ascii=False)
 
 
 class Link:
@@ -86,10 +112,11 @@ class Link:
         self.child.start()
         try:
             self.child.wait()
-            self._configure()
+            connection(self.folder / "flower", self.child.address, self.keys)
+            named = app(self.folder / "app")
             keys = sorted(self.sites.items())
             register = [["supernode", "register", str(key), CONNECTION, "--name", name] for name, key in keys]
-            run = int(self._flwr([*register, ["run", str(self._app()), CONNECTION]])[-1]["run-id"])
+            run = int(self._flwr([*register, ["run", str(named), CONNECTION]])[-1]["run-id"])
             runtime = tasks.Runtime(self.child.address, self.child.secret, self.root)
             # whoever can reach the port can ask for a run of their own: theirs are not taken up
             for token, its in runtime.tokens(tasks.COORDINATOR, lambda: self.child.alive):
@@ -106,18 +133,6 @@ class Link:
     def _ended(self) -> UserError:
         words, log = self.child.last_words(), self.child.log
         return UserError(f"Flower's superlink has ended: {words} (all of it: {log}); what was saved before is intact.")
-
-    def _configure(self) -> None:
-        secure = "insecure = true" if self.keys is None else f"root-certificates = {json.dumps(str(self.keys.ca.resolve()))}"
-        files.make_folder(self.folder / "flower")
-        text = f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\naddress = "{self.child.address}"\n{secure}\n'
-        (self.folder / "flower" / "config.toml").write_text(text)
-
-    def _app(self) -> Path:
-        app = self.folder / "app"
-        files.make_folder(app)
-        (app / "pyproject.toml").write_text(APP)
-        return app
 
     def _flwr(self, commands: list[list[str]]) -> list[dict[str, Any]]:
         """Flower's own command line, several commands in one process.

@@ -24,6 +24,7 @@ from weft.federation import files
 PATIENCE = 60.0  # seconds that one of Flower's processes may take to come up
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 LOOPBACK = "127.0.0.1"
+LAST = 1 << 16  # bytes at the end of a log in which the last words are looked for
 
 
 class Child:
@@ -33,24 +34,24 @@ class Child:
         address: host and port of its interface for tasks. secret: that a taker of tasks must know. log: what it says.
     """
 
-    def __init__(self, which: str, folder: Path, host: str, port: int, arguments: Sequence[str], name: str = ""):
+    def __init__(self, which: str, folder: Path, host: str, port: int, arguments: Sequence[str]):
         files.make_folder(folder)
         os.chmod(folder, 0o700)
         self.host, self.port = host, port
-        self.which, self.folder, self.log = which, folder, folder / f"{name or which}.log"
-        secret = folder / f"{name or which}.secret"
+        self.which, self.folder, self.log = which, folder, folder / f"{which}.log"
+        secret = folder / f"{which}.secret"
         secret.unlink(missing_ok=True)
         self.secret = secrets.token_hex(32).encode()
         with open(os.open(secret, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.write(self.secret)
-        # a server that listens on every interface is spoken to on this machine's own
-        self.address = f"{LOOPBACK if host in ('0.0.0.0', '::') else host}:{port}"
+        self.address = f"{near(host)}:{port}"
         self.command = [
             *(sys.executable, "-m", "weft.engines.flower.launch", which, str(os.getpid())),
             *("--host", host, "--port", str(port), "--isolation", "process", "--superexec-auth-secret-file", str(secret)),
             *arguments,
         ]
         self.process: subprocess.Popen[bytes] | None = None
+        self._before = 0  # bytes of the log that are of earlier processes
 
     def start(self) -> None:
         """(Re)start it; its words go to the log.
@@ -64,6 +65,7 @@ class Child:
             taken = f"can't listen on {self.host}:{self.port} ({os.strerror(e.errno or 0).lower()})"
             raise UserError(f"{taken}: stop what does, or take another port.") from None
         with self.log.open("ab") as log:
+            self._before = log.tell()
             self.process = subprocess.Popen(
                 self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment.of(self.folder / "flower")
             )
@@ -89,8 +91,12 @@ class Child:
         raise UserError(f"Flower's {self.which} did not come up on {self.address}: {self.last_words()} (all of it: {self.log}).")
 
     def last_words(self) -> str:
-        """The last error that it told of, or else the last line."""
-        text = self.log.read_text(errors="replace") if self.log.exists() else ""
+        """The last error that it told of since it was started, or else the last line."""
+        text = ""
+        if self.log.exists():
+            with self.log.open("rb") as log:
+                log.seek(max(self._before, self.log.stat().st_size - LAST))
+                text = log.read().decode(errors="replace")
         said = [line.strip() for line in COLOURS.sub("", text).splitlines() if line.strip()]
         for i in range(len(said) - 1, -1, -1):
             if "Exit Code" in said[i]:  # what went wrong stands in the lines below
@@ -108,6 +114,11 @@ class Child:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+
+def near(host: str) -> str:
+    """Where a server that listens on ``host`` is spoken to from the same machine."""
+    return LOOPBACK if host in ("0.0.0.0", "::") else host
 
 
 def free_port(host: str = LOOPBACK) -> int:
