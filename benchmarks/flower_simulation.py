@@ -33,22 +33,18 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from _shares import name, simulation
 from weft.adaptation.optim import Optim
 from weft.backbones.backbone import Backbone
 from weft.backbones.load import load
-from weft.backbones.prefix import PrefixCache
 from weft.backbones.tokens import tokenize
-from weft.communication.codecs import codec
-from weft.communication.ledger import Ledger, Phase
+from weft.communication.ledger import Phase
 from weft.data.rows import Rows
 from weft.engines.simulation import Job as Turn
-from weft.engines.simulation import Settings, Simulation, Tests
+from weft.engines.simulation import Simulation
 from weft.federation.batches import turn
-from weft.federation.client import ClientState, Splits
-from weft.federation.exchange import Exchange
 from weft.federation.pack import Bench
 from weft.federation.server import ServerState
-from weft.federation.store import ClientStore, Spool
 from weft.methods.reparameterized.fedit import FedIT
 from weft.tasks.classification import Classification
 
@@ -84,41 +80,19 @@ def method(steps: int, batch: int, sites: str) -> FedIT:
     return FedIT(rank=RANK, alpha=RANK, sites=sites, epochs=1.0, batch=batch, optim=optim)
 
 
-def name(client: int) -> str:
-    return f"c{client:03d}"
-
-
 def weft_side(
     backbone: Backbone, rows: Rows, clients: int, batch: int, rounds: int, sites: str, cache: bool = False
 ) -> tuple[float, list[float], list[list[float]]]:
     """Seconds until the first round is over, seconds of each round, losses [rounds][clients]."""
     began = time.perf_counter()
-    each = len(rows) // clients
-    none = np.zeros(0, np.int64)
-    people = [ClientState(name(i), each, data=Splits(np.arange(i * each, (i + 1) * each), none, none)) for i in range(clients)]
-    table = tokenize(backbone, rows)
-    bench = Bench(backbone, Classification(CLASSES), table, 0, PrefixCache(backbone) if cache else None)
-    chosen = method(each // batch, batch, sites)
-    server = ServerState(chosen, bench, [c.info(()) for c in people], rounds)
-    seconds, losses = [], []
-    with tempfile.TemporaryDirectory() as folder:
-        where = Path(folder)
-        simulation = Told(
-            chosen,
-            bench,
-            [(server, people)],
-            Settings(rounds=rounds),
-            Exchange(codec("identity"), Ledger()),
-            ClientStore(where / "clients"),
-            Spool(where / "spool"),
-            Tests(none, none),
-        )
-        first = 0.0
+    chosen = method(len(rows) // clients // batch, batch, sites)
+    seconds, losses, first = [], [], 0.0
+    with simulation(Told, chosen, backbone, tokenize(backbone, rows), CLASSES, clients, rounds, cache) as weft:
         for t in range(rounds):
             start = time.perf_counter()
-            simulation.round(t)
+            weft.round(t)
             seconds.append(time.perf_counter() - start)
-            losses.append([loss for _, loss in sorted(simulation.told.items())])
+            losses.append([loss for _, loss in sorted(weft.told.items())])
             first = first or time.perf_counter() - began
     return first, seconds, losses
 

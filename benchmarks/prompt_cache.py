@@ -13,9 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import tempfile
 import time
-from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -24,22 +22,14 @@ import numpy as np
 import torch
 from transformers import CLIPConfig
 
+from _shares import simulation
 from weft.adaptation.optim import Optim
 from weft.backbones.backbone import Backbone
 from weft.backbones.clip import TEMPLATE, ClassNames, SimilarityCLIP
 from weft.backbones.load import describe_model, load
 from weft.backbones.pixels import Pixels
-from weft.backbones.prefix import PrefixCache
-from weft.communication.codecs import codec
-from weft.communication.ledger import Ledger
-from weft.engines.simulation import Settings, Simulation, Tests
-from weft.federation.client import ClientState, Splits
-from weft.federation.exchange import Exchange
-from weft.federation.pack import Bench
-from weft.federation.server import ServerState
-from weft.federation.store import ClientStore, Spool
+from weft.engines.simulation import Simulation
 from weft.methods.prompts.promptfl import PromptFL
-from weft.tasks.classification import Classification
 
 AIM = 5.0
 CLASSES = tuple("0123456789")
@@ -74,31 +64,14 @@ def pictures(backbone: Backbone, n: int) -> Pixels:
     return Pixels(values, half, half, backbone.picture_tokens, rng.integers(0, len(CLASSES), n), np.arange(n))
 
 
-def run(
-    backbone: Backbone, table: Pixels, clients: int, each: int, epochs: float, rounds: int, cached: bool
-) -> list[tuple[float, float]]:
+def run(backbone: Backbone, table: Pixels, clients: int, epochs: float, rounds: int, cached: bool) -> list[tuple[float, float]]:
     """(seconds, loss) of each round; nothing is evaluated."""
-    none = np.zeros(0, np.int64)
-    people = [ClientState(f"c{i}", each, data=Splits(np.arange(i * each, (i + 1) * each), none, none)) for i in range(clients)]
     method = PromptFL(epochs=epochs, optim=Optim("sgd", lr=1e-3, momentum=0.9))
-    bench = Bench(backbone, Classification(CLASSES), table, 0, PrefixCache(backbone) if cached else None)
-    server = ServerState(method, bench, [c.info(()) for c in people], rounds)
-    with tempfile.TemporaryDirectory() as folder:
-        where = Path(folder)
-        simulation = Simulation(
-            method,
-            bench,
-            [(server, people)],
-            Settings(rounds=rounds),
-            Exchange(codec("identity"), Ledger()),
-            ClientStore(where / "clients"),
-            Spool(where / "spool"),
-            Tests(none, none),
-        )
-        found = []
+    found = []
+    with simulation(Simulation, method, backbone, table, CLASSES, clients, rounds, cached) as federation:
         for t in range(rounds):
             began = time.perf_counter()
-            record = simulation.round(t)
+            record = federation.round(t)
             assert record is not None
             found.append((time.perf_counter() - began, float(record["loss"])))
     return found
@@ -118,8 +91,8 @@ def main() -> None:
             continue
         backbone = random_clip(patch) if patch else load(name, classes=CLASSES, device="cpu", precision="float32")
         table = pictures(backbone, clients * each)
-        plain = run(backbone, table, clients, each, epochs, repeats + 1, cached=False)
-        kept = run(backbone, table, clients, each, epochs, repeats + 1, cached=True)
+        plain = run(backbone, table, clients, epochs, repeats + 1, cached=False)
+        kept = run(backbone, table, clients, epochs, repeats + 1, cached=True)
         gap = max(abs(a[1] - b[1]) for a, b in zip(plain, kept, strict=True))
         if gap > 1e-3:
             raise SystemExit(f"{name}: losses differ by {gap:.1e}; nothing is timed that is not the same")

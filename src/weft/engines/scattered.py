@@ -21,6 +21,7 @@ from weft.communication.codecs import Codec
 from weft.communication.envelope import unwrap, wrap
 from weft.communication.ledger import Phase
 from weft.engines import packing
+from weft.engines.losses import Losses
 from weft.engines.simulation import Job, Simulation
 from weft.errors import UserError, WeftError
 from weft.federation import files
@@ -28,7 +29,7 @@ from weft.federation.client import ClientState
 from weft.federation.exchange import write_update
 from weft.federation.message import Value
 from weft.federation.method import Method
-from weft.federation.pack import Batch, Bench, Pack
+from weft.federation.pack import Bench, Pack
 from weft.federation.server import Round
 from weft.tensors.lowrank import LowRank
 
@@ -177,14 +178,7 @@ class Worker:
         asks = self.method.info.asks
         adaptations = [self.method.adapt(bench.backbone, bench.task, c.info(asks)) for c in clients]
         pack = Pack(bench, clients, adaptations, list(held), [said["received"] for said in about["clients"]], round, {})
-        losses: dict[str, list[Tensor]] = {c.id: [] for c in clients}
-
-        def listen(pack: Pack, batch: Batch, loss: Tensor) -> None:
-            rows = range(len(pack.clients)) if batch.clients is None else batch.clients.tolist()
-            for row, value in zip(rows, loss.detach(), strict=True):
-                losses[pack.clients[row].id].append(value.cpu())
-
-        pack.listener = listen
+        losses = pack.listener = Losses(c.id for c in clients)
         frames = {}
         try:
             for update in self.method.train(pack):
@@ -193,18 +187,18 @@ class Worker:
         except (UserError, torch.OutOfMemoryError):
             raise
         except Exception as e:
-            who, step = ", ".join(c.id for c in clients), max(map(len, losses.values()))
+            who, step = ", ".join(c.id for c in clients), max(losses.steps(c.id) for c in clients)
             where = f"training in round {round.index} ({round.kind}), clients {who}, batch {step}"
             raise WeftError(f"{where}: {type(e).__name__}: {e}") from e
         pack.write_back()
         found: dict[str, Tensor] = {}
-        told = []
+        told, means = [], losses.means()
         for i, client in enumerate(clients):
             frame = frames.get(client.id)
             sent = {"size": frame.size, "payload": frame.payload} if frame else {"size": None}
             told.append(sent | _memory(client, found, i))
-            if losses[client.id]:
-                found[f"{i}:loss"] = torch.stack(losses[client.id]).mean()
+            if client.id in means:
+                found[f"{i}:loss"] = torch.tensor(means[client.id], dtype=torch.float64)
         packed = files.tensor_bytes(found)
         uploads = [frames[c.id].data for c in clients if c.id in frames]
         return wrap({"clients": told, "tensors": len(packed)}, b"".join([packed, *uploads]))

@@ -22,13 +22,14 @@ from weft.communication.ledger import Phase
 from weft.communication.strict import Refused
 from weft.engines import packing
 from weft.engines.evaluation import Evaluation, per_client, score
+from weft.engines.losses import Losses
 from weft.engines.observer import Observer
 from weft.errors import UserError, WeftError
 from weft.federation.client import ClientState, Splits
 from weft.federation.exchange import Exchange, payload_of
 from weft.federation.message import ClientInfo, Update, Value
 from weft.federation.method import Adaptation, Method
-from weft.federation.pack import Batch, Bench, Pack
+from weft.federation.pack import Bench, Pack
 from weft.federation.server import ServerState
 from weft.federation.store import ClientStore, Spool
 from weft.tensors.keyed import numpy_generator
@@ -223,7 +224,7 @@ class Simulation:
         """All turns of the round in packs; updates go to the spool as bytes. Returns each client's mean loss."""
         by_id = {j.client.id: j for j in jobs}
         self.observer.begin("clients", len(jobs))
-        losses: dict[str, list[Tensor]] = {c: [] for c in by_id}
+        losses = Losses(by_id, lambda: self.observer.advance("steps"))
         for group in packing.group([j.client for j in jobs], self.k):
             members = [by_id[c.id] for c in group]
             try:
@@ -235,25 +236,18 @@ class Simulation:
             except Exception as e:
                 if self.settings.debug:
                     stage = f"training in round {t} ({members[0].server.round.kind})"
-                    step = len(losses[group[0].id])
+                    step = losses.steps(group[0].id)
                     raise WeftError(f"{stage}, client {group[0].id}, batch {step}: {type(e).__name__}: {e}") from e
                 raise
             self.observer.advance("clients", len(group))
         self.observer.end("clients")
-        return {c: float(torch.stack(v).mean()) for c, v in losses.items() if v}
+        return losses.means()
 
-    def _turn(self, members: list[Job], losses: dict[str, list[Tensor]], phase: Phase) -> None:
+    def _turn(self, members: list[Job], losses: Losses, phase: Phase) -> None:
         for job in members:
             self.store.load(job.client)
         pack = self._pack(members)
-
-        def listen(pack: Pack, batch: Batch, loss: Tensor) -> None:
-            rows = range(len(pack.clients)) if batch.clients is None else batch.clients.tolist()
-            for row, value in zip(rows, loss.detach(), strict=True):
-                losses[pack.clients[row].id].append(value.cpu())
-            self.observer.advance("steps")
-
-        pack.listener = listen
+        pack.listener = losses
         by_id = {j.client.id: j for j in members}
         for update in self.method.train(pack):
             job = by_id[update.client.id]

@@ -6,8 +6,6 @@ in a folder of its own and survives a restart. What it answers depends on nothin
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,13 +16,14 @@ from torch import Tensor
 from weft.communication.codecs import Codec
 from weft.communication.message import Received
 from weft.engines.evaluation import Answers, answers
+from weft.engines.losses import Losses
 from weft.errors import UserError, WeftError
 from weft.federation import files
 from weft.federation.client import ClientState
 from weft.federation.exchange import Limits, read_download, write_update
 from weft.federation.message import APPENDED, Value
 from weft.federation.method import Method
-from weft.federation.pack import Batch, Bench, Pack
+from weft.federation.pack import Bench, Pack
 from weft.federation.scope import Scope
 from weft.federation.server import Round
 from weft.federation.store import ClientStore
@@ -73,7 +72,7 @@ class Site:
         Raises:
             UserError: what it says can't be trusted, or has gone.
         """
-        saved = self._saved()
+        saved = files.read_sealed(self.state, JOIN_ANEW) if self.state.exists() else {}
         self.rounds: dict[str, Any] = saved.get("last", {})
         self.hashes: dict[str, str] = saved.get("files", {})
         self.clock = int(saved.get("clock", 0))
@@ -82,19 +81,6 @@ class Site:
             self.copy = self._received(self.folder / saved["copy"]) if saved else self._drawn()
         except UserError:  # what others know too is no loss: at clock 0 it is all asked for again
             self.copy, self.clock = self._drawn(), 0
-
-    def _saved(self) -> dict[str, Any]:
-        if not self.state.exists():
-            return {}
-        try:
-            outer = json.loads(files.read(self.state))
-            files.check_format(self.state, outer["format"])
-            if hashlib.sha256(outer["state"].encode()).hexdigest() != outer["sha256"]:
-                raise ValueError("its hash differs")
-            saved: dict[str, Any] = json.loads(outer["state"])
-        except (ValueError, KeyError, TypeError, AttributeError) as e:
-            raise UserError(f"{self.state} is damaged ({e}): {JOIN_ANEW}.") from None
-        return saved
 
     def _whole(self, path: Path) -> bytes:
         """A file that ``site.json`` vouches for."""
@@ -148,7 +134,7 @@ class Site:
             Behind: this site does not hold what the download builds on. Refused: the message is not one of this round and method.
             UserError: its memory is damaged or can't be saved.
         """
-        digest = hashlib.sha256(data).hexdigest()
+        digest = files.sha256(data)
         if self.rounds.get("round") == round.index and self.rounds.get("digest") == digest:
             return (self._whole(self._reply(round.index)) if self.rounds["replied"] else None), self.rounds["loss"]
         received = self._read(round, data, since)
@@ -162,18 +148,13 @@ class Site:
         self.copy, self.clock = self._apply(received.tensors), now
         self.store.load(self.client)
         pack = Pack(self.bench, [self.client], [self.adaptation], [self.start | self.copy], [received.facts], round, self.start)
-        losses: list[float] = []
-
-        def listen(_pack: Pack, _batch: Batch, loss: Tensor) -> None:
-            losses.append(float(loss.detach().mean()))
-
-        pack.listener = listen
+        losses = pack.listener = Losses([self.client.id])
         updates = list(self.method.train(pack))
         held = self.start | self.copy
         frame = write_update(self.method, round, self.bench.seed, updates[0], self.uplink, held).data if updates else None
         pack.write_back()
         self.store.save(self.client)
-        loss = sum(losses) / len(losses) if losses else None
+        loss = losses.means().get(self.client.id)
         self._save(round.index, digest, frame, loss)
         return frame, loss
 
@@ -196,14 +177,12 @@ class Site:
             held[self._reply(round)] = frame
         for path, data in held.items():
             files.write(path, data, settle=False)
-        self.hashes = {p.name: hashlib.sha256(data).hexdigest() for p, data in held.items()}
+        self.hashes = {p.name: files.sha256(data) for p, data in held.items()}
         self.store.settle()
         files.sync_folder(self.folder)
         self.rounds = {"round": round, "digest": digest, "replied": frame is not None, "loss": loss}
         saved = {"copy": name, "clock": self.clock, "last": self.rounds, "clients": self.store.manifest(), "files": self.hashes}
-        body = json.dumps(saved)
-        text = {"format": files.FORMAT, "sha256": hashlib.sha256(body.encode()).hexdigest(), "state": body}
-        files.write(self.state, json.dumps(text).encode())
+        files.write_sealed(self.state, saved)
         self.store.commit()
         for old in (*self.folder.glob("copy-*.safetensors"), *self.folder.glob("reply-*.bin")):
             if old.name not in (name, self._reply(round).name):

@@ -153,16 +153,20 @@ def tensor_bytes(tensors: Mapping[str, Tensor], facts: Mapping[str, Any] | None 
     return st.save(found, {"weft": exact_json({"format": FORMAT, "facts": dict(facts or {})})})
 
 
-def read_whole(path: Path, sha256: str | None, advice: str) -> bytes:
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def read_whole(path: Path, wanted: str | None, advice: str) -> bytes:
     """A file that another one vouches for by its hash: a byte changed on the disk must not become a number that nobody trained.
 
     Args:
-        advice: what to do where it is not the file that was written.
+        wanted: the hash. advice: what to do where it is not the file that was written.
 
     Raises:
         UserError: it has gone, or has another hash.
     """
-    if not path.exists() or hashlib.sha256(data := read(path)).hexdigest() != sha256:
+    if not path.exists() or sha256(data := read(path)) != wanted:
         raise UserError(f"{path} is missing or damaged: {advice}.")
     return data
 
@@ -185,6 +189,32 @@ def tensors_in(data: bytes, path: Path) -> tuple[dict[str, Tensor], dict[str, An
         raise UserError(f"{path} is damaged ({type(e).__name__}): {START_ANEW}.") from e
     check_format(path, found)
     return tensors, facts
+
+
+def write_sealed(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a JSON object under a hash of its own, durably."""
+    body = json.dumps(state, sort_keys=True)
+    write(path, json.dumps({"format": FORMAT, "sha256": sha256(body.encode()), "state": body}).encode())
+
+
+def read_sealed(path: Path, advice: str) -> dict[str, Any]:
+    """Undo :func:`write_sealed`.
+
+    Args:
+        advice: what to do where it is not the file that was written.
+
+    Raises:
+        UserError: it is damaged, or of another format.
+    """
+    try:
+        outer = json.loads(read(path))
+        check_format(path, outer["format"])
+        if sha256(outer["state"].encode()) != outer["sha256"]:
+            raise ValueError("its hash differs")
+        state: dict[str, Any] = json.loads(outer["state"])
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise UserError(f"{path} is damaged ({e}): {advice}.") from None
+    return state
 
 
 START_ANEW = "this run can't be continued from it, so start it anew with weft run and its experiment.toml"

@@ -67,7 +67,7 @@ class ClientStore:
             facts = {n: v for n, v in client.memo.items() if not isinstance(v, Tensor)}
             data = files.tensor_bytes(tensors, facts)
             files.write(self.path(client.id, version), data, settle=False)
-            self.staged[client.id], self._hashes_staged[client.id] = version, hashlib.sha256(data).hexdigest()
+            self.staged[client.id], self._hashes_staged[client.id] = version, files.sha256(data)
         self.forget(client)
 
     def forget(self, client: ClientState) -> None:

@@ -7,7 +7,6 @@ and cleared away.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,10 +63,8 @@ class Checkpoint:
         name = f"server-{saved.next:06d}{'-end' if saved.finished else ''}.safetensors"
         files.write(self.folder / name, data)
         state = {n: v for n, v in vars(saved).items() if n != "servers"}
-        state |= {"servers": states, "tensors": {"file": name, "sha256": hashlib.sha256(data).hexdigest()}}
-        body = json.dumps(state, sort_keys=True)
-        text = json.dumps({"format": files.FORMAT, "sha256": _hash(body), "state": body})
-        files.write(self.state, text.encode())
+        state |= {"servers": states, "tensors": {"file": name, "sha256": files.sha256(data)}}
+        files.write_sealed(self.state, state)
         self.sweep(name)
 
     def load(self) -> Saved | None:
@@ -78,15 +75,8 @@ class Checkpoint:
         """
         if not self.state.exists():
             return None
-        try:
-            outer = json.loads(files.read(self.state))
-            files.check_format(self.state, outer["format"])
-            if _hash(outer["state"]) != outer["sha256"]:
-                raise ValueError("its hash differs")
-            state = json.loads(outer["state"])
-            named, states = state.pop("tensors"), state.pop("servers")
-        except (ValueError, KeyError, TypeError) as e:
-            raise UserError(f"{self.state} is damaged ({e}): {files.START_ANEW}.") from None
+        state = files.read_sealed(self.state, files.START_ANEW)
+        named, states = state.pop("tensors"), state.pop("servers")
         path = self.folder / named["file"]
         tensors, _ = files.tensors_in(files.read_whole(path, named["sha256"], files.START_ANEW), path)
         own: list[dict[str, Tensor]] = [{} for _ in states]
@@ -122,18 +112,14 @@ def digest(folder: Path) -> dict[str, str]:
         raise UserError(f"{folder} holds no checkpoint.")
     tensors = {f"{i}|{n}": v for i, (values, _) in enumerate(saved.servers) for n, v in values.items()}
     states = json.dumps([state for _, state in saved.servers], sort_keys=True)
-    found = {"server": hashlib.sha256(files.tensor_bytes(tensors)).hexdigest() + _hash(states)}
+    found = {"server": files.sha256(files.tensor_bytes(tensors)) + files.sha256(states.encode())}
     for client, version in sorted(saved.clients["versions"].items()):
-        found[f"client {client}"] = hashlib.sha256(files.read(client_file(folder / "clients", client, version))).hexdigest()
+        found[f"client {client}"] = files.sha256(files.read(client_file(folder / "clients", client, version)))
     for line in read_rounds(folder / "rounds.jsonl", saved.length):
-        found[f"round {line['round']}"] = _hash(json.dumps(without_times(line), sort_keys=True))
+        found[f"round {line['round']}"] = files.sha256(json.dumps(without_times(line), sort_keys=True).encode())
     return found
 
 
 def without_times(line: dict[str, Any]) -> dict[str, Any]:
     """A line of ``rounds.jsonl`` without what differs between equal runs."""
     return {n: v for n, v in line.items() if n != "seconds"}
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

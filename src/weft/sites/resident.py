@@ -80,7 +80,7 @@ class Run:
     method: Method
     bench: Bench
     client: ClientState
-    stages: dict[str, Site] = field(default_factory=dict)
+    stage: Site | None = None
 
 
 class Resident:
@@ -92,7 +92,7 @@ class Resident:
 
     def __init__(self, own: Own, folder: Path, say: Callable[[str], None]):
         self.own, self.folder, self.say = own, folder, say
-        self.runs: dict[str, Run] = {}
+        self.run: Run | None = None  # one at a time: a backbone fills the memory
 
     def answer(self, raw: bytes) -> bytes:
         """An answer to anything that arrives.
@@ -136,7 +136,7 @@ class Resident:
     # agreement ------------------------------------------------------------------------------------------------------------
 
     def _hello(self, terms: Terms) -> bytes:
-        run = self.runs.get(terms.run)
+        run = self.run
         if run is None or run.terms != terms:
             try:
                 run = self._agreed(terms)
@@ -149,11 +149,11 @@ class Resident:
 
     def _run(self, name: object) -> Run | None:
         """A run that this site has agreed to, in this process or before it was started."""
-        if name not in self.runs and isinstance(name, str) and RUN.fullmatch(name):
-            note = self.folder / name / AGREED
-            if note.exists():
-                self._agreed(Terms.from_json(json.loads(files.read(note))["terms"]))
-        return self.runs.get(str(name))
+        if self.run is not None and self.run.terms.run == name:
+            return self.run
+        if isinstance(name, str) and RUN.fullmatch(name) and (note := self.folder / name / AGREED).exists():
+            return self._agreed(Terms.from_json(json.loads(files.read(note))["terms"]))
+        return None
 
     def rehearse(self, terms: Terms) -> Run:
         """What :meth:`answer` would agree to, with nothing written and any weights of the backbone."""
@@ -175,6 +175,7 @@ class Resident:
         note, rows = self.folder / terms.run / AGREED, print_of(client, x)
         if note.exists() and json.loads(files.read(note))["rows"] != rows:
             raise UserError(f"the rows are not those that this run was begun with ({note}): put them back, or leave the run.")
+        self.run = None
         name, bench = self._bench(terms, x, method, client, rehearsal)
         suited(method, bench)
         if not rehearsal:
@@ -186,7 +187,7 @@ class Resident:
         splits = Splits(*np.split(np.arange(len(bench.table)), sizes))
         facts = dict(client.facts) | dict(own.facts)
         run = Run(terms, x, method, bench, ClientState(own.name, len(client.train), facts, name, data=splits))
-        self.runs = {terms.run: run}  # one at a time: a backbone fills the memory
+        self.run = run
         return run
 
     def _bench(self, terms: Terms, x: Experiment, method: Method, client: ClientData, any_weights: bool) -> tuple[str, Bench]:
@@ -216,17 +217,21 @@ class Resident:
         site = self._site(run, stage, facts, start)
         files.write(site.folder / START, start)
         files.write(site.folder / ADMITTED, json.dumps({"format": files.FORMAT, "facts": facts}).encode())
-        run.stages = {stage: site}
+        run.stage = site
         return wrap({"admitted": True})
 
     def _stage(self, run: Run, name: object) -> Site | None:
         """A stage that this site was admitted to, in this process or before it was started."""
-        if name not in run.stages and name in STAGES:
-            folder = self.folder / run.terms.run / str(name)
-            if (folder / ADMITTED).exists():
-                facts = json.loads(files.read(folder / ADMITTED))["facts"]
-                run.stages = {str(name): self._site(run, str(name), facts, files.read(folder / START))}
-        return run.stages.get(str(name))
+        if name not in STAGES:
+            return None
+        folder = self.folder / run.terms.run / str(name)
+        if run.stage is not None and run.stage.folder == folder:
+            return run.stage
+        if not (folder / ADMITTED).exists():
+            return None
+        facts = json.loads(files.read(folder / ADMITTED))["facts"]
+        run.stage = self._site(run, str(name), facts, files.read(folder / START))
+        return run.stage
 
     def _site(self, run: Run, stage: str, facts: Mapping[str, Any], start: bytes) -> Site:
         """

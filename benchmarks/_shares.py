@@ -1,0 +1,66 @@
+"""A simulation whose clients train on equal shares of a table, for the benchmarks that time its rounds."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from weft.backbones.backbone import Backbone
+from weft.backbones.prefix import PrefixCache
+from weft.backbones.tables import Table
+from weft.communication.codecs import codec
+from weft.communication.ledger import Ledger
+from weft.engines.simulation import Settings, Simulation, Tests
+from weft.federation.client import ClientState, Splits
+from weft.federation.exchange import Exchange
+from weft.federation.method import Method
+from weft.federation.pack import Bench
+from weft.federation.server import ServerState
+from weft.federation.store import ClientStore, Spool
+from weft.tasks.classification import Classification
+
+S = TypeVar("S", bound=Simulation)
+NONE = np.zeros(0, np.int64)
+
+
+def name(client: int) -> str:
+    return f"c{client:03d}"
+
+
+@contextmanager
+def simulation(
+    kind: type[S],
+    method: Method,
+    backbone: Backbone,
+    table: Table,
+    classes: tuple[str, ...],
+    clients: int,
+    rounds: int,
+    cached: bool,
+) -> Iterator[S]:
+    """A simulation before its first round; nothing will be evaluated.
+
+    Args:
+        kind: of simulation. table: rows, the first share the first client's. cached: with the prefix cache.
+    """
+    each = len(table) // clients
+    people = [ClientState(name(i), each, data=Splits(np.arange(i * each, (i + 1) * each), NONE, NONE)) for i in range(clients)]
+    bench = Bench(backbone, Classification(classes), table, 0, PrefixCache(backbone) if cached else None)
+    server = ServerState(method, bench, [c.info(()) for c in people], rounds)
+    with tempfile.TemporaryDirectory() as folder:
+        where = Path(folder)
+        yield kind(
+            method,
+            bench,
+            [(server, people)],
+            Settings(rounds=rounds),
+            Exchange(codec("identity"), Ledger()),
+            ClientStore(where / "clients"),
+            Spool(where / "spool"),
+            Tests(NONE, NONE),
+        )
