@@ -17,7 +17,7 @@ from weft.errors import UserError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from weft.engines.flower.link import Grid
+    from weft.engines.flower.grid import Grid
     from weft.runs.directory import RunDirectory
 
 

@@ -23,7 +23,7 @@ from flwr.app import Context, Message  # noqa: E402
 from flwr.clientapp import ClientApp  # noqa: E402
 from flwr.serverapp import Grid, ServerApp  # noqa: E402
 
-from weft.engines.flower.link import Grid as Sites  # noqa: E402
+from weft.engines.flower.grid import Grid as Sites  # noqa: E402
 from weft.engines.flower.tasks import data_of, record  # noqa: E402
 
 server = ServerApp()

@@ -1,17 +1,18 @@
-"""The coordinator's side of Flower: a SuperLink, a run in it, and the grid of its sites."""
+"""The coordinator's side of Flower: a SuperLink and a run in it."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weft.engines.flower import environment
+from weft.engines.flower.grid import Grid
 from weft.engines.flower.processes import Child
 from weft.errors import UserError
 from weft.federation import files
@@ -158,38 +159,3 @@ class Link:
                 raise UserError(f"Flower refused flwr {' '.join(command[:2])}: {reason[-300:]}")
             found.append(said)
         return found
-
-
-class Grid:
-    """The sites of a run: who is there, and questions to them."""
-
-    def __init__(self, grid: Any):
-        self.grid = grid
-
-    def present(self) -> dict[str, str | None]:
-        """Addresses of nodes that are there now, each with the name that its key was registered under (None: it has none)."""
-        return {str(node.node_id): node.name or None for node in self.grid.get_nodes()}
-
-    def post(self, questions: Mapping[str, bytes], deadline: float) -> dict[str, str]:
-        """Send questions to addresses; returns a ticket for each that was sent, and its address.
-
-        Args:
-            deadline: seconds after which nobody is interested in the answers any more.
-        """
-        from flwr.app import Message
-
-        from weft.engines.flower.tasks import record
-
-        if not questions:
-            return {}
-        asked = list(questions)
-        sent = self.grid.push_messages([Message(record(questions[a]), int(a), "query", ttl=deadline) for a in asked])
-        return {ticket: address for ticket, address in zip(sent, asked, strict=True) if ticket}
-
-    def fetch(self, tickets: Collection[str]) -> dict[str, bytes | None]:
-        """The answers that have come, by ticket; None for a site that failed, or said something else."""
-        from weft.engines.flower.tasks import data_of
-
-        if not tickets:
-            return {}
-        return {m.metadata.reply_to_message_id: data_of(m) for m in self.grid.pull_messages(list(tickets))}
