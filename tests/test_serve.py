@@ -16,8 +16,9 @@ import weft
 from command_line import table
 from toy_runs import Dies, Killed, Told
 from weft import experiment as settings
+from weft.communication.ledger import Ledger
 from weft.errors import UserError
-from weft.runs.checkpoint import digest
+from weft.runs.checkpoint import Checkpoint, digest
 from weft.sites import joining, roll
 from weft.sites.resident import Resident
 from weft.sites.serve import serve
@@ -151,6 +152,37 @@ def test_a_probe_starts_the_head_of_sites_too(machines: Machines) -> None:
     kept = list((machines.root / "sites" / "north").glob("*/rounds/start"))
     assert len(kept) == 1
     assert kept[0].stat().st_size > 100
+
+
+def test_start_values_that_go_out_again_are_billed_again(machines: Machines) -> None:
+    """A coordinator that was started again lets its sites in again."""
+
+    def handed_over(run: weft.Run) -> tuple[int, int]:
+        saved = Checkpoint(run.folder / "checkpoint").load()
+        assert saved is not None
+        total = Ledger.from_records(saved.ledger).totals(phase="setup", direction="down")
+        return total.messages, total.payload
+
+    about: dict[str, Any] = {"method": "fedit", "start_head": "probe", "probe_rounds": 2}
+    for name in ("north", "south"):
+        machines.join(name)
+    messages, payload = handed_over(coordinate(machines, name="steady", **about))
+    assert messages == 2
+    with pytest.raises(Killed):
+        coordinate(machines, Dies(after=1), **about)
+    assert handed_over(coordinate(machines, **about)) == (2 * messages, 2 * payload)
+
+
+def test_a_site_may_have_rows_of_one_class_only(machines: Machines) -> None:
+    machines.join("north")
+    rows = Path(machines.about("south")["data"])
+    table(rows)
+    head, *lines = rows.read_text().splitlines()
+    rows.write_text("\n".join([head, *(line for line in lines if line.endswith(CLASSES[1]))]) + "\n")
+    machines.join("south")
+    done = coordinate(machines)
+    assert [line["cohort"] for line in done.rounds] == [["north", "south"]] * 3
+    assert [line["lost"] for line in done.rounds] == [[]] * 3
 
 
 @pytest.mark.parametrize(

@@ -172,7 +172,8 @@ def build(
         called = _names(splits, labels, kept, columns, order)
     else:
         called = [label_names[value] for value in order]
-    _check_classes(name, columns.label, values["train"], order if label_names is None else [])
+    if label_names is None:
+        _check_number(name, columns.label, len(order), len(values["train"]))
 
     index_of = {value: i for i, value in enumerate(order)}
     tables: dict[str, Rows] = {}
@@ -197,6 +198,7 @@ def build(
         test=tables.get("test"),
         validation=tables.get("validation"),
         key_name=columns.key,
+        label_name=columns.label,
         notes=tuple(said),
     )
 
@@ -228,16 +230,10 @@ def _usable(table: Table, labels: list[Any], columns: Columns, label_names: Mapp
     return np.logical_and(known, readable)
 
 
-def _check_classes(name: str, column: str, trained: list[Any], guessed: list[Any]) -> None:
-    if len(set(trained)) < 2:
+def _check_number(name: str, column: str, classes: int, rows: int) -> None:
+    if classes > 20 and classes > min(MOST_CLASSES, rows // 2):
         raise UserError(
-            f'{name} has one class only in its training rows ("{column}" is always {trained[0]!r}): '
-            f"name another column with --label, or add rows of another class."
-        )
-    if len(guessed) > 20 and len(guessed) > min(MOST_CLASSES, len(trained) // 2):
-        raise UserError(
-            f'column "{column}" of {name} has {len(guessed)} different values, too many for a label: '
-            f"name another column with --label."
+            f'column "{column}" of {name} has {classes} different values, too many for a label: name another column with --label.'
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from weft.data.columns import Columns, Table, build
@@ -80,7 +81,7 @@ def load(folder: Path) -> Source:
     A folder that holds nothing but another one is passed through. Classes are in the order of their names; pictures stay files.
 
     Raises:
-        UserError: the layout is none of these, there is no split to train on, or only one class.
+        UserError: the layout is none of these, or there is no split to train on.
     """
     name = folder.resolve().name
     paths = sorted(_pictures(folder))
@@ -94,8 +95,6 @@ def load(folder: Path) -> Source:
         folder, paths = folder / paths[0][0], [parts[1:] for parts in paths]
     split_at, domain_at = _levels(name, paths)
     classes = _in_order({parts[-2] for parts in paths})
-    if len(classes) < 2:
-        raise UserError(f"{name} has pictures of one class only ({classes[0]}): give it a folder for each class.")
     number = {called: label for label, called in enumerate(classes)}
     splits: dict[str, Table] = {}
     for parts in paths:
@@ -109,7 +108,7 @@ def load(folder: Path) -> Source:
     domains = {parts[domain_at] for parts in paths} if domain_at is not None else set()
     used = Columns(text=None, image="image", label="label", key="domain" if len(domains) > 1 else None)
     said = _said(name, paths, splits, len(classes), sorted(domains), domain_at)
-    return build(name, splits, used, label_names=dict(enumerate(classes)), notes=[said])
+    return replace(build(name, splits, used, label_names=dict(enumerate(classes)), notes=[said]), label_name=None)
 
 
 def _pictures(folder: Path) -> Iterable[Parts]:

@@ -95,6 +95,7 @@ class Source:
     validation: Rows | None = None
     unseen: Mapping[str, Rows] = field(default_factory=dict)
     key_name: str | None = None  # what the natural key is called, for instance "module"
+    label_name: str | None = None  # the column of the label, if one holds it
     fingerprint: str = ""  # sha256 in hexadecimal, see fingerprint()
     notes: tuple[str, ...] = ()
 

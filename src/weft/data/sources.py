@@ -29,6 +29,7 @@ def load(
     label: str | None = None,
     key: str | None = None,
     limit: int | None = None,
+    one_class: bool = False,
 ) -> Source:
     """Load the set called ``name``: a catalogue name, a local file or folder, or a hub id
     ``owner/name[:config]``.
@@ -36,16 +37,22 @@ def load(
     image, text, pair, label, key: the columns of the picture or the text, of a second text, of the label and of the natural
         client, where the guess is wrong; guesses are in ``notes``.
     limit: at most this many rows of each split, drawn with ``seed`` (held-out clients count as one split).
+    one_class: whether that is enough to train on, as it is for one site of a federation.
 
-    Raises UserError for an unknown name, a missing or unreadable file, an absent column, and a set without
-    two classes.
+    Raises UserError for an unknown name, a missing or unreadable file, an absent column, and training rows
+    of one class.
     """
     if limit is not None and limit < 2:
         raise UserError(f"a limit of {limit} rows leaves nothing to learn: give a larger one.")
     columns = {"image": image, "text": text, "pair": pair, "label": label, "key": key}
     source = _load(name, {flag: column for flag, column in columns.items() if column is not None})
+    if not one_class:
+        _check_classes(source)
     if limit is not None:
-        return _limited(source, limit, seed)
+        few = _limited(source, limit, seed)
+        if not one_class and len(np.unique(few.train.labels)) < 2:
+            raise UserError(f"the {limit} rows drawn from {source.name} are all of one class: give a larger limit.")
+        return few
     if source.fingerprint:
         return source
     splits = {"train": source.train, "test": source.test, "validation": source.validation}
@@ -73,6 +80,19 @@ def _load(name: str, columns: dict[str, str]) -> Source:
     from weft.data.hub import from_hub, unknown
 
     return from_hub(entry or unknown(name), **columns)
+
+
+def _check_classes(source: Source) -> None:
+    trained = np.unique(source.train.labels).tolist()
+    if len(trained) > 1:
+        return
+    always = source.classes[trained[0]]
+    if source.label_name is None:
+        raise UserError(f"{source.name} has pictures of one class only ({always}): give it a folder for each class.")
+    raise UserError(
+        f'{source.name} has one class only in its training rows ("{source.label_name}" is always "{always}"): '
+        "name another column with --label, or add rows of another class."
+    )
 
 
 def _refuse(name: str, columns: dict[str, str]) -> None:
@@ -116,8 +136,6 @@ def _limited(source: Source, limit: int, seed: int) -> Source:
     if source.unseen:
         whole["unseen"] = Rows.concatenate([source.unseen[key] for key in sorted(source.unseen)])
     splits = {split: some(rows, split) for split, rows in whole.items() if rows is not None}
-    if len(np.unique(splits["train"].labels)) < 2:
-        raise UserError(f"the {limit} rows drawn from {source.name} are all of one class: give a larger limit.")
     held_out = splits.get("unseen")
     key = np.array(held_out.keys if held_out is not None else [])
     return replace(

@@ -48,7 +48,7 @@ def evaluate_run(
     """
     observer = observer or Observer()
     if isinstance(data, str):
-        source = load_data(data, seed=seed, image=image, text=text, pair=pair, label=label, limit=limit)
+        source = load_data(data, seed=seed, image=image, text=text, pair=pair, label=label, limit=limit, one_class=True)
     else:
         source = data
     for note in source.notes:

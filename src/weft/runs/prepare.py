@@ -124,7 +124,7 @@ def deal(x: Experiment, given: Source | FederatedData | None = None) -> Federate
         labels.same(given, x.classes)
         return given
     columns = {"image": x.image, "text": x.text, "pair": x.pair, "label": x.label, "key": x.key}
-    source = given or load_data(x.data, seed=x.seed, limit=x.limit, **columns)
+    source = given or load_data(x.data, seed=x.seed, limit=x.limit, one_class=False, **columns)
     return partition(
         labels.declared(source, x.classes) if x.classes else source,
         clients=x.clients,

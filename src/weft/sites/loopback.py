@@ -85,7 +85,7 @@ def _engine(roll: Roll, method: Method) -> Engine:
     def engine(of: Any, bench: Any, federations: Any, *about: Any) -> Remote:
         stubs = [(s, [ClientState(c.id, c.n, dict(c.facts), c.model) for c in people]) for s, people in federations]
         stage = "rounds" if of is method else "setup"
-        return Remote(of, bench, stubs, *about, transport=lambda r: Stage(roll, stage, r.federations[0][0]))
+        return Remote(of, bench, stubs, *about, transport=lambda r: Stage(roll, stage, r.federations[0][0], r.exchange))
 
     return engine
 

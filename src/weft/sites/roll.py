@@ -17,6 +17,7 @@ from weft.engines.flower.keys import NAME
 from weft.engines.observer import Observer
 from weft.errors import UserError
 from weft.federation.client import ClientState
+from weft.federation.exchange import Exchange
 from weft.federation.message import ClientInfo
 from weft.federation.method import Method
 from weft.federation.server import ServerState
@@ -193,12 +194,21 @@ class Stage:
     """A :class:`weft.engines.remote.Transport`: questions of one stage to sites by name.
 
     Args:
-        name: ``setup`` or ``rounds``. server: whose start values the sites get. joined: is told of new clients.
+        name: ``setup`` or ``rounds``. server: whose start values the sites get. exchange: which bills what goes to them.
+        joined: is told of new clients.
     """
 
-    def __init__(self, roll: Roll, name: str, server: ServerState, joined: Callable[[list[ClientState]], None] = lambda _: None):
-        self.roll, self.name, self.server, self.joined = roll, name, server, joined
+    def __init__(
+        self,
+        roll: Roll,
+        name: str,
+        server: ServerState,
+        exchange: Exchange,
+        joined: Callable[[list[ClientState]], None] = lambda _: None,
+    ):
+        self.roll, self.name, self.server, self.exchange, self.joined = roll, name, server, exchange, joined
         self.admitted: dict[str, str] = {}
+        self.given: set[str] | None = None  # who was sent the start values before
 
     def arrivals(self, clients: list[ClientState]) -> list[ClientState]:
         """Look who is there; returns the clients that were not before.
@@ -206,6 +216,8 @@ class Stage:
         Raises:
             UserError: nobody has been there for the time of a turn.
         """
+        if self.given is None:
+            self.given = set(self.server.synced)
         end = time.monotonic() + self.roll.deadline
         back = set(self.roll.look())
         while not self.roll.places:
@@ -261,9 +273,16 @@ class Stage:
             those that do not know this run.
         """
         start = b""
+        given = set(self.server.synced) if self.given is None else self.given
         if self.server.start:
             header = Header(self.server.method.info.slug, 0, START, "down", "*")
-            start = encode(header, dict(self.server.start), {}, codec("identity")).data
+            frame = encode(header, dict(self.server.start), {}, codec("identity"))
+            start = frame.data
+            for name in given.intersection(
+                names
+            ):  # the first time they are billed as in a simulation, by whoever plans the round
+                self.exchange.ledger.add(self.server.round.index, "setup", "down", name, frame.payload, frame.size)
+        self.given = given.union(names)
         facts = {c.id: c.facts for c in self.server.clients}
         letters = {}
         for name in names:

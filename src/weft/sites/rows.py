@@ -40,7 +40,7 @@ class OwnData:
             UserError: there are no such data.
         """
         if self.deal is None:
-            return load(self.data, image=self.image, text=self.text, pair=self.pair, label=self.label)
+            return load(self.data, image=self.image, text=self.text, pair=self.pair, label=self.label, one_class=True)
         from weft.runs.prepare import deal
 
         file, name = self.deal

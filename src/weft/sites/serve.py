@@ -111,7 +111,8 @@ def _federate(
 
     def engine(*args: Any) -> Remote:
         def transport(remote: Remote) -> Stage:
-            return Stage(roll, "rounds" if remote.method is resolved.method else "setup", remote.federations[0][0], joined)
+            stage = "rounds" if remote.method is resolved.method else "setup"
+            return Stage(roll, stage, remote.federations[0][0], remote.exchange, joined)
 
         return Remote(*args, transport=transport)
 
