@@ -16,10 +16,10 @@ from weft.backbones.tables import Table
 from weft.communication.codecs import codec
 from weft.communication.ledger import Ledger
 from weft.engines.simulation import Settings, Simulation, Tests
+from weft.federation.bench import Bench
 from weft.federation.client import ClientState, Splits
 from weft.federation.exchange import Exchange
 from weft.federation.method import Method
-from weft.federation.pack import Bench
 from weft.federation.server import ServerState
 from weft.federation.store import ClientStore, Spool
 from weft.tasks.classification import Classification

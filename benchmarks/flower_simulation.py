@@ -42,8 +42,8 @@ from weft.communication.ledger import Phase
 from weft.data.rows import Rows
 from weft.engines.simulation import Job as Turn
 from weft.engines.simulation import Simulation
-from weft.federation.batches import turn
-from weft.federation.pack import Bench
+from weft.federation.bench import Bench
+from weft.federation.plans import turn
 from weft.federation.server import ServerState
 from weft.methods.reparameterized.fedit import FedIT
 from weft.tasks.classification import Classification

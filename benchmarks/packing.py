@@ -30,9 +30,10 @@ from weft.backbones.backbone import Backbone
 from weft.backbones.load import describe_model, load, pick_device
 from weft.backbones.tokens import Tokens
 from weft.engines.packing import paying
+from weft.federation.bench import Bench
 from weft.federation.client import ClientState, Splits
 from weft.federation.message import ClientInfo
-from weft.federation.pack import Bench, Pack
+from weft.federation.pack import Pack
 from weft.federation.server import Round, ServerState
 from weft.methods.reparameterized.fedit import FedIT
 from weft.tasks.classification import Classification
@@ -96,7 +97,7 @@ def peft_side(
     model: Any, backbone: Backbone, rows: Tokens, clients: int, steps: int, batch: int, dtype: torch.dtype
 ) -> Callable[[], list[list[float]]]:
     """What a researcher writes today: load the adapter's start, train with a fresh AdamW, read the adapter; next client."""
-    from weft.federation.batches import turn
+    from weft.federation.plans import turn
 
     method = FedIT(rank=16, alpha=16, sites="all")
     bench = Bench(backbone, Classification(tuple(map(str, range(CLASSES)))), rows, 0)

@@ -307,7 +307,7 @@ def test_what_blocks_hand_on_beside_hidden_states_is_noticed_and_never_lost() ->
     from weft.adaptation.lora import LoRA
     from weft.backbones.load import describe_model
     from weft.backbones.prefix import PrefixCache
-    from weft.federation.pack import make_batch
+    from weft.federation.batch import make_batch
 
     ours = tiny.fresh("t5")
     for block in ours.model.encoder.block[1:]:

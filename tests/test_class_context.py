@@ -20,7 +20,8 @@ from weft.adaptation.tokens import ClassContext
 from weft.backbones.backbone import Backbone
 from weft.backbones.load import load
 from weft.errors import UserError
-from weft.federation.pack import Bench, Pack
+from weft.federation.bench import Bench
+from weft.federation.pack import Pack
 from weft.tasks.classification import Classification
 
 NAMES = ("w7", "w8_w9_w10", "w11 w12")  # of unequal length, so that rows are padded

@@ -8,7 +8,7 @@ import torch
 
 import tiny
 from weft.adaptation.optim import Optim
-from weft.federation import batches
+from weft.federation import plans
 from weft.methods import FedIT, FedSALoRA
 
 
@@ -17,7 +17,7 @@ def small(**changes: object) -> FedIT:
 
 
 def turn(lengths: np.ndarray, t: int, epochs: float, steps: int | None = None, by_length: bool = True) -> list[np.ndarray]:
-    return batches.turn(lengths, size=4, seed=0, client="a", turn=t, epochs=epochs, steps=steps, by_length=by_length).batches
+    return plans.turn(lengths, size=4, seed=0, client="a", turn=t, epochs=epochs, steps=steps, by_length=by_length).batches
 
 
 @pytest.mark.parametrize("by_length", [True, False])

@@ -20,7 +20,7 @@ from weft.adaptation.tokens import ImageTokens
 from weft.adaptation.values import Values
 from weft.backbones.backbone import Backbone
 from weft.errors import UserError, WeftError
-from weft.federation.pack import Bench
+from weft.federation.bench import Bench
 
 
 def backbone(kind: str) -> Backbone:

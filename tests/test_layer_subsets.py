@@ -19,7 +19,7 @@ from weft.adaptation.lora import LoRA
 from weft.backbones.backbone import Backbone
 from weft.backbones.load import describe_model
 from weft.errors import WeftError
-from weft.federation.pack import Bench
+from weft.federation.bench import Bench
 
 
 def shortened(b: Backbone, keep: Sequence[int]) -> Backbone:

@@ -18,8 +18,8 @@ import tiny
 from weft.adaptation.optim import Optim
 from weft.aggregation.tables import RECEIVERS, WEIGHTINGS, contributions, mix
 from weft.errors import UserError
+from weft.federation.batch import make_batch
 from weft.federation.message import Update
-from weft.federation.pack import make_batch
 from weft.federation.scope import Scope
 from weft.methods import FedHPL
 

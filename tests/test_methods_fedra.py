@@ -16,8 +16,9 @@ from torch.func import functional_call
 import by_hand
 import tiny
 from weft.adaptation.optim import Optim
+from weft.federation.batch import Batch
 from weft.federation.message import ClientInfo, Update
-from weft.federation.pack import Batch, Pack
+from weft.federation.pack import Pack
 from weft.federation.scope import Scope
 from weft.federation.server import Round
 from weft.methods import FedIT, FedRA

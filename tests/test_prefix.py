@@ -19,7 +19,9 @@ from weft.adaptation.lora import Delta, LoRA
 from weft.adaptation.part import Part
 from weft.backbones.backbone import Backbone
 from weft.backbones.prefix import PrefixCache
-from weft.federation.pack import Bench, Pack, make_batch
+from weft.federation.batch import make_batch
+from weft.federation.bench import Bench
+from weft.federation.pack import Pack
 
 INDEX = np.array([[3, 0, 5, -1], [7, 7, 2, 9], [12, -1, -1, -1]])  # ragged, with padding rows, one row twice
 

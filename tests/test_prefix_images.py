@@ -22,8 +22,9 @@ from weft.adaptation.tokens import ClassContext, ImageTokens
 from weft.adaptation.values import Values
 from weft.backbones.backbone import Backbone
 from weft.backbones.prefix import PrefixCache
+from weft.federation.batch import make_batch
+from weft.federation.bench import Bench
 from weft.federation.method import Method
-from weft.federation.pack import Bench, make_batch
 from weft.methods import MPFT, PromptFL
 
 INDEX = np.array([[3, 0, 5, -1], [7, 7, 2, 9], [12, -1, -1, -1]])  # ragged, with padding rows, one row twice

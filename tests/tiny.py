@@ -30,10 +30,11 @@ from weft.communication.ledger import Ledger
 from weft.data.images import Images
 from weft.data.rows import Rows
 from weft.engines.simulation import Settings, Simulation, Tests
+from weft.federation.bench import Bench
 from weft.federation.client import ClientState, Splits
 from weft.federation.exchange import Exchange
 from weft.federation.method import Method
-from weft.federation.pack import Bench, Pack
+from weft.federation.pack import Pack
 from weft.federation.server import Round, ServerState
 from weft.federation.store import ClientStore, Spool
 from weft.tasks.classification import Classification

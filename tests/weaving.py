@@ -12,10 +12,12 @@ from torch import Tensor
 
 from weft.adaptation.part import Part
 from weft.backbones.backbone import Backbone
+from weft.federation.batch import Batch, make_batch
+from weft.federation.bench import Bench
 from weft.federation.client import ClientState, Splits
 from weft.federation.message import Value
 from weft.federation.method import Adaptation
-from weft.federation.pack import Batch, Bench, Pack, make_batch
+from weft.federation.pack import Pack
 from weft.federation.scope import SHARED
 from weft.federation.server import Round
 from weft.federation.values import named

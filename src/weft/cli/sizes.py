@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from weft.engines.simulation import Settings
+    from weft.federation.bench import Bench
     from weft.federation.client import ClientState
     from weft.federation.method import Method
-    from weft.federation.pack import Bench
 
 ROUNDS = 3
 
@@ -81,8 +81,8 @@ def made_up(model: str, clients: int, classes: int, needs: Collection[str] = ())
     from weft.backbones.tables import tabulate
     from weft.data.images import Images
     from weft.data.rows import Rows
+    from weft.federation.bench import Bench
     from weft.federation.client import ClientState, Splits
-    from weft.federation.pack import Bench
     from weft.tasks.classification import Classification
 
     names = tuple(map(str, range(classes)))

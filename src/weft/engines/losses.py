@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from weft.federation.pack import Batch, Pack
+from weft.federation.batch import Batch
+from weft.federation.pack import Pack
 
 
 class Losses:

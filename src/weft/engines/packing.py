@@ -12,9 +12,9 @@ import torch
 from weft.errors import UserError
 
 if TYPE_CHECKING:
+    from weft.federation.bench import Bench
     from weft.federation.client import ClientState
     from weft.federation.method import Method
-    from weft.federation.pack import Bench
 
 # Beyond this a processor without idle units gains nothing, and caches suffer: rows of a pass, and tokens in float32, which a CPU
 # computes at a rate that falls with the size of a pass (benchmarks/packing.py: 8 x 64 x 16 clients at half a loop's rate).

@@ -25,11 +25,12 @@ from weft.engines.losses import Losses
 from weft.engines.simulation import Job, Simulation
 from weft.errors import UserError, WeftError
 from weft.federation import files
+from weft.federation.bench import Bench
 from weft.federation.client import ClientState
 from weft.federation.exchange import write_update
 from weft.federation.message import Value
 from weft.federation.method import Method
-from weft.federation.pack import Bench, Pack
+from weft.federation.pack import Pack
 from weft.federation.server import Round
 from weft.tensors.lowrank import LowRank
 

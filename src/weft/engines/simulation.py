@@ -25,11 +25,12 @@ from weft.engines.evaluation import Evaluation, per_client, score
 from weft.engines.losses import Losses
 from weft.engines.observer import Observer
 from weft.errors import UserError, WeftError
+from weft.federation.bench import Bench
 from weft.federation.client import ClientState, Splits
 from weft.federation.exchange import Exchange, payload_of
 from weft.federation.message import ClientInfo, Update, Value
 from weft.federation.method import Adaptation, Method
-from weft.federation.pack import Bench, Pack
+from weft.federation.pack import Pack
 from weft.federation.server import ServerState
 from weft.federation.store import ClientStore, Spool
 from weft.tensors.keyed import numpy_generator

@@ -19,11 +19,12 @@ from weft.engines.evaluation import Answers, answers
 from weft.engines.losses import Losses
 from weft.errors import UserError, WeftError
 from weft.federation import files
+from weft.federation.bench import Bench
 from weft.federation.client import ClientState
 from weft.federation.exchange import Limits, read_download, write_update
 from weft.federation.message import APPENDED, Value
 from weft.federation.method import Method
-from weft.federation.pack import Bench, Pack
+from weft.federation.pack import Pack
 from weft.federation.scope import Scope
 from weft.federation.server import Round
 from weft.federation.store import ClientStore

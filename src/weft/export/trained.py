@@ -13,9 +13,11 @@ from torch import Tensor
 from weft.adaptation.part import Part
 from weft.backbones.tables import Table
 from weft.errors import UserError
+from weft.federation.batch import Batch, Output, make_batch
+from weft.federation.bench import Bench
 from weft.federation.client import ClientState
 from weft.federation.message import Value
-from weft.federation.pack import Batch, Bench, Output, Pack, make_batch
+from weft.federation.pack import Pack
 from weft.federation.scope import GIVEN
 from weft.federation.server import Round
 from weft.federation.values import named

@@ -18,7 +18,7 @@ from weft.export.about import About, Base
 from weft.export.card import card
 from weft.export.trained import Trained, capture
 from weft.federation import files
-from weft.federation.pack import Bench
+from weft.federation.bench import Bench
 
 if TYPE_CHECKING:
     from weft.federation.client import ClientState

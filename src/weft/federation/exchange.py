@@ -26,8 +26,8 @@ from weft.tensors.keyed import generator
 from weft.tensors.lowrank import LowRank
 
 if TYPE_CHECKING:
+    from weft.federation.bench import Bench
     from weft.federation.method import Adaptation, Method
-    from weft.federation.pack import Bench
     from weft.federation.server import Round, ServerState
 
 

@@ -17,8 +17,9 @@ from weft.federation.scope import Scope
 
 if TYPE_CHECKING:
     from weft.backbones.backbone import Backbone
+    from weft.federation.batch import Batch, Output
     from weft.federation.message import ClientInfo, Message, Update
-    from weft.federation.pack import Batch, Output, Pack
+    from weft.federation.pack import Pack
     from weft.federation.server import Round, ServerState
     from weft.tasks.classification import Classification
 

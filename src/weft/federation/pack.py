@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,83 +13,18 @@ from torch import Tensor
 from weft.adaptation.optim import Optim, Optimizer
 from weft.adaptation.weave import Weave, Weight, place, stack
 from weft.errors import WeftError
-from weft.federation import batches as plans
+from weft.federation import plans
+from weft.federation.batch import Batch, Output, make_batch
+from weft.federation.bench import Bench
 from weft.federation.client import ClientState
-from weft.federation.message import ClientInfo, Update, Value, scope_of
+from weft.federation.message import Update, Value, scope_of
 from weft.federation.method import Adaptation
 from weft.federation.scope import Scope, matches
 from weft.federation.values import initial
-from weft.tensors.init import Init
 from weft.tensors.keyed import generator
 
 if TYPE_CHECKING:
-    from weft.backbones.backbone import Backbone
-    from weft.backbones.prefix import PrefixCache
-    from weft.backbones.tables import Table
     from weft.federation.server import Round
-    from weft.tasks.classification import Classification
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Rows of k clients.
-
-    Attributes:
-        clients: [k] indices into the pack, None = all K in order. index: [k, b] rows of the table, -1 = padding.
-        labels: [k, b]. mask: [k, b] bool, valid rows.
-    """
-
-    clients: Tensor | None
-    index: np.ndarray
-    labels: Tensor
-    mask: Tensor
-
-    def of(self, values: Tensor) -> Tensor:
-        """[K, …] values of the pack's clients -> [k, …] of those in the batch."""
-        return values if self.clients is None else values.index_select(0, self.clients)
-
-
-@dataclass(frozen=True)
-class Output:
-    """What a forward pass gives.
-
-    Attributes:
-        logits: [k, b, C].
-    """
-
-    logits: Tensor
-
-
-@dataclass
-class Bench:
-    """What every pack of a run shares.
-
-    Attributes:
-        table: all rows of the run, as the backbone reads them. prefix: cache of frozen lower layers, or None.
-        by_length: length-aware batches. others: benches of clients with another backbone, by its name; their tables hold the
-            same rows in the same order.
-    """
-
-    backbone: Backbone
-    task: Classification
-    table: Table
-    seed: int
-    prefix: PrefixCache | None = None
-    by_length: bool = True
-    others: Mapping[str, Bench] = field(default_factory=dict)
-
-    def of(self, client: ClientInfo) -> Bench:
-        """The bench with the client's backbone."""
-        return self.others.get(client.model, self)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of trainable parts, reductions and server algebra: float32, or float64 with a float64 backbone."""
-        return torch.float64 if self.backbone.dtype == torch.float64 else torch.float32
-
-    def draw(self, init: Init, *key: object) -> Tensor:
-        """A start value from the run's seed."""
-        return init.draw(self.seed, *key).to(self.dtype)
 
 
 class Pack:
@@ -437,9 +371,3 @@ class Pack:
             order = torch.from_numpy(np.concatenate(plan[i]))
             out.append(torch.cat(pieces)[torch.argsort(order)])
         return out
-
-
-def make_batch(table: Table, index: np.ndarray, present: list[int] | None, device: torch.device) -> Batch:
-    labels = torch.from_numpy(np.where(index >= 0, table.labels[index], 0)).to(device)
-    clients = None if present is None else torch.tensor(present, device=device)
-    return Batch(clients, index, labels, torch.from_numpy(index >= 0).to(device))

@@ -22,8 +22,8 @@ from weft.tensors.lowrank import LowRank
 
 if TYPE_CHECKING:
     from weft.backbones.backbone import Site
+    from weft.federation.bench import Bench
     from weft.federation.method import Adaptation, Method
-    from weft.federation.pack import Bench
 
 Who = Literal["sample", "all", "same"] | tuple[str, ...] | list[str]
 """The cohort: a random sample, everybody, the last cohort again, one per value of a fact (``("domain",)``), or client ids."""

@@ -14,7 +14,7 @@ from weft.federation.scope import Scope
 
 if TYPE_CHECKING:
     from weft.backbones.backbone import Backbone
-    from weft.federation.pack import Bench
+    from weft.federation.bench import Bench
     from weft.federation.server import Round
 
 

@@ -17,11 +17,12 @@ from weft.adaptation.optim import Optim
 from weft.backbones.backbone import Backbone
 from weft.errors import UserError
 from weft.experiment import Experiment
+from weft.federation.bench import Bench
 from weft.federation.client import ClientState, Splits
 from weft.federation.info import MethodInfo
 from weft.federation.message import ClientInfo, Update
 from weft.federation.method import Adaptation, Method
-from weft.federation.pack import Bench, Pack
+from weft.federation.pack import Pack
 from weft.federation.scope import SHARED
 from weft.federation.server import ServerState
 from weft.federation.values import named

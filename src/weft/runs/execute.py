@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from weft.data.rows import FederatedData, Source
+    from weft.federation.bench import Bench
     from weft.federation.method import Method
-    from weft.federation.pack import Bench
     from weft.federation.server import ServerState
 
 PROBE_PACK = 8  # a probe's packs need next to no memory, and a number of its own keeps a replay's the same

@@ -20,8 +20,8 @@ from weft.engines.observer import Observer
 from weft.engines.simulation import Tests
 from weft.errors import UserError
 from weft.experiment import Experiment
+from weft.federation.bench import Bench
 from weft.federation.client import ClientState, Splits
-from weft.federation.pack import Bench
 from weft.tasks.classification import Classification
 
 

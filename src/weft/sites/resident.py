@@ -30,10 +30,10 @@ from weft.engines.site import Site
 from weft.errors import UserError
 from weft.experiment import Experiment
 from weft.federation import files
+from weft.federation.bench import Bench
 from weft.federation.client import ClientState, Splits
 from weft.federation.exchange import Limits
 from weft.federation.method import Method
-from weft.federation.pack import Bench
 from weft.federation.values import named
 from weft.runs import baselines
 from weft.runs.execute import suited

@@ -12,8 +12,8 @@ from weft import experiment as settings
 from weft.communication.strict import Refused
 from weft.errors import UserError
 from weft.experiment import Experiment, Resolved
+from weft.federation.bench import Bench
 from weft.federation.message import ClientInfo
-from weft.federation.pack import Bench
 
 COMMON = (
     *("method", "parameters", "model", "task", "template", "blocks", "roles", "head", "classes", "max_length", "precision"),

@@ -18,10 +18,11 @@ import torch
 from weft.adaptation.bottleneck import Bottleneck
 from weft.adaptation.optim import Optim
 from weft.backbones.backbone import Backbone
+from weft.federation.batch import Batch, Output
 from weft.federation.info import MethodInfo
 from weft.federation.message import ClientInfo, Update
 from weft.federation.method import Adaptation, Method
-from weft.federation.pack import Batch, Output, Pack
+from weft.federation.pack import Pack
 from weft.federation.scope import PERSONAL, SHARED, TEMPORARY
 from weft.tasks.classification import Classification, distillation
 

@@ -25,10 +25,11 @@ from weft.adaptation.residual import Residual
 from weft.aggregation.prototypes import WAYS, pick
 from weft.backbones.backbone import Backbone
 from weft.errors import UserError, nearest
+from weft.federation.batch import Batch, Output
 from weft.federation.info import MethodInfo
 from weft.federation.message import ClientInfo, Update
 from weft.federation.method import Adaptation, Method
-from weft.federation.pack import Batch, Output, Pack
+from weft.federation.pack import Pack
 from weft.federation.scope import GIVEN, TEMPORARY
 from weft.federation.server import Round, ServerState
 from weft.tasks.classification import Classification, mean_of

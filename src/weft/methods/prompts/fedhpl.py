@@ -27,10 +27,11 @@ from weft.adaptation.values import Values
 from weft.aggregation.tables import RECEIVERS, WEIGHTINGS, contributions, mix
 from weft.backbones.backbone import Backbone
 from weft.errors import UserError, nearest
+from weft.federation.batch import Batch
 from weft.federation.info import MethodInfo
 from weft.federation.message import ClientInfo, Message, Update
 from weft.federation.method import Adaptation, Method
-from weft.federation.pack import Batch, Pack
+from weft.federation.pack import Pack
 from weft.federation.scope import GIVEN, PERSONAL
 from weft.federation.server import ServerState
 from weft.tasks.classification import Classification, distillation

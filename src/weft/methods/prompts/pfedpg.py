@@ -21,10 +21,11 @@ from weft.adaptation.optim import Optim
 from weft.adaptation.tokens import ImageTokens
 from weft.backbones.backbone import Backbone
 from weft.errors import UserError, nearest
+from weft.federation.batch import Batch, Output
 from weft.federation.info import MethodInfo
 from weft.federation.message import ClientInfo, Message, Update
 from weft.federation.method import Adaptation, Method
-from weft.federation.pack import Batch, Output, Pack
+from weft.federation.pack import Pack
 from weft.federation.scope import PERSONAL, SHARED
 from weft.federation.server import ServerState
 from weft.tasks.classification import Classification

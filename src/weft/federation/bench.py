@@ -1,0 +1,51 @@
+"""What all packs of a run train on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from weft.federation.message import ClientInfo
+from weft.tensors.init import Init
+
+if TYPE_CHECKING:
+    from weft.backbones.backbone import Backbone
+    from weft.backbones.prefix import PrefixCache
+    from weft.backbones.tables import Table
+    from weft.tasks.classification import Classification
+
+
+@dataclass
+class Bench:
+    """What every pack of a run shares.
+
+    Attributes:
+        table: all rows of the run, as the backbone reads them. prefix: cache of frozen lower layers, or None.
+        by_length: length-aware batches. others: benches of clients with another backbone, by its name; their tables hold the
+            same rows in the same order.
+    """
+
+    backbone: Backbone
+    task: Classification
+    table: Table
+    seed: int
+    prefix: PrefixCache | None = None
+    by_length: bool = True
+    others: Mapping[str, Bench] = field(default_factory=dict)
+
+    def of(self, client: ClientInfo) -> Bench:
+        """The bench with the client's backbone."""
+        return self.others.get(client.model, self)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of trainable parts, reductions and server algebra: float32, or float64 with a float64 backbone."""
+        return torch.float64 if self.backbone.dtype == torch.float64 else torch.float32
+
+    def draw(self, init: Init, *key: object) -> Tensor:
+        """A start value from the run's seed."""
+        return init.draw(self.seed, *key).to(self.dtype)
