@@ -45,15 +45,19 @@ class Federation:
         return done.stdout
 
     def site(self, name: str, known: bool = True) -> Path:
-        """A site's machine: rows and keys; the coordinator gets its public key, unless it is nobody that it knows."""
+        """A site's machine: rows and keys; the coordinator gets its public key, unless it is nobody that it knows yet."""
         folder = self.root / name
         folder.mkdir()
         table(folder / "rows.csv")
         self.weft(folder, "keys", "site", name)
         (folder / "keys" / "ca.pem").write_bytes((self.server / "keys" / "ca.pem").read_bytes())
         if known:
-            (self.server / "keys" / "sites" / f"{name}.pub").write_bytes((folder / "keys" / f"{name}.pub").read_bytes())
+            self.known(name).write_bytes((folder / "keys" / f"{name}.pub").read_bytes())
         return folder
+
+    def known(self, name: str) -> Path:
+        """Where the coordinator has a site's public key."""
+        return self.server / "keys" / "sites" / f"{name}.pub"
 
     def serve(self) -> None:
         self._start("coordinator", "serve", "experiment.toml", "--sites", "2", "--port", str(self.port), "--deadline", "6")
@@ -110,8 +114,9 @@ def federation(root: Path, environment: dict[str, str] | None = None) -> Iterato
 @pytest.mark.slow
 def test_a_federation_outlives_its_sites_and_its_coordinator_and_lets_no_stranger_in(tmp_path: Path) -> None:
     with federation(tmp_path) as f:
-        for name in ("north", "south", "late"):
+        for name in ("north", "south"):
             f.site(name)
+        late = f.site("late", known=False)
         f.site("stranger", known=False)
         liar = f.site("liar", known=False)  # it believes another authority
         f.weft(liar, "keys", "coordinator", "--host", "localhost", "--folder", "other")
@@ -131,6 +136,8 @@ def test_a_federation_outlives_its_sites_and_its_coordinator_and_lets_no_strange
         f.until(lambda: len(f.rounds()) > missed)  # the others go on
 
         f.join("late")
+        f.until(lambda: "does not know this site's key" in f.said("late"))
+        f.known("late").write_bytes((late / "keys" / "late.pub").read_bytes())
         f.until(lambda: "late joins in round" in f.said("coordinator"))
         f.join("south")
         f.until(lambda: "south is back" in f.said("coordinator"))
@@ -143,6 +150,10 @@ def test_a_federation_outlives_its_sites_and_its_coordinator_and_lets_no_strange
         everybody = ["late", "north", "south"]
         f.until(lambda: any(line["cohort"] == everybody and not line["lost"] for line in f.rounds()[at:]))
         f.until(lambda: "does not know this site's key" in f.said("stranger"))
+        f.known("south").unlink()
+        f.until(lambda: "south's key has gone from the folder" in f.said("coordinator"))
+        at = len(f.rounds())
+        f.until(lambda: any(line["cohort"] == everybody and line["lost"] == ["south"] for line in f.rounds()[at:]))
         f.running["coordinator"].send_signal(signal.SIGINT)
         assert f.running["coordinator"].wait(60) == 130
         assert "every finished round is saved; the same command goes on" in f.said("coordinator")
@@ -151,7 +162,7 @@ def test_a_federation_outlives_its_sites_and_its_coordinator_and_lets_no_strange
         assert [line["round"] for line in lines] == list(range(len(lines)))
         assert {s for line in lines for s in line["cohort"]} == set(everybody)
         assert any("south" in line["lost"] for line in lines)
-        for name in everybody:
+        for name in ("late", "north"):
             assert f.site_state(name)["last"]["round"] in (len(lines) - 1, len(lines))
         assert "no connection" in f.said("stranger")
         assert "no connection" in f.said("liar")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -89,8 +90,7 @@ def serve(
         words = app_folder.write(write_app, file, where, port, made, deadline, chosen)
         screen.print(words, markup=False, soft_wrap=True)
         return
-    known = {} if made is None else public_keys(made.sites)
-    if made is not None and not known:
+    if made is not None and not public_keys(made.sites):
         raise UserError(f"no site is known: put the NAME.pub of every site into {made.sites}.")
     if not quiet:
         plan.header(screen, resolved, f"{resolved.experiment.clients} sites before round 1")
@@ -101,7 +101,8 @@ def serve(
 
         @contextmanager
         def connect(directory: RunDirectory) -> Iterator[Grid]:
-            with Link(directory.root / "link", where, port, made, known).open() as grid:
+            known = functools.partial(public_keys, made.sites) if made else dict
+            with Link(directory.root / "link", where, port, made, known, observer.say).open() as grid:
                 observer.say(f"listening on {where}:{port}.")
                 yield grid
 

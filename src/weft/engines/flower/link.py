@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from weft.engines.flower import environment
 from weft.engines.flower.grid import Grid
 from weft.engines.flower.processes import Child
+from weft.engines.flower.register import Register
 from weft.errors import UserError
 from weft.federation import files
 
@@ -83,11 +84,20 @@ class Link:
 
     Args:
         keys: of the coordinator; None = no TLS, and anybody may join.
-        sites: public keys by the name of their site.
+        sites: gives the public keys that are to be known now, by the name of their site. say: is told when they change.
     """
 
-    def __init__(self, folder: Path, host: str, port: int, keys: Coordinator | None, sites: Mapping[str, Path]):
-        self.folder, self.keys, self.sites = folder, keys, dict(sites)
+    def __init__(
+        self,
+        folder: Path,
+        host: str,
+        port: int,
+        keys: Coordinator | None,
+        sites: Callable[[], Mapping[str, Path]],
+        say: Callable[[str], None] = lambda _: None,
+    ):
+        self.folder, self.keys = folder, keys
+        self.register = Register(self._flwr, CONNECTION, sites, say)
         secure = (
             ["--insecure"]
             if keys is None
@@ -115,14 +125,12 @@ class Link:
             self.child.wait()
             connection(self.folder / "flower", self.child.address, self.keys)
             named = app(self.folder / "app")
-            keys = sorted(self.sites.items())
-            register = [["supernode", "register", str(key), CONNECTION, "--name", name] for name, key in keys]
-            run = int(self._flwr([*register, ["run", str(named), CONNECTION]])[-1]["run-id"])
+            run = int(self.register.begin(["run", str(named), CONNECTION])["run-id"])
             runtime = tasks.Runtime(self.child.address, self.child.secret, self.root)
             # whoever can reach the port can ask for a run of their own: theirs are not taken up
             for token, its in runtime.tokens(tasks.COORDINATOR, lambda: self.child.alive):
                 if its == run:
-                    with tasks.grid(runtime, token) as grid:
+                    with tasks.grid(runtime, token) as grid, self.register.following():
                         yield Grid(grid)
                     return
             raise self._ended()
@@ -135,7 +143,7 @@ class Link:
         words, log = self.child.last_words(), self.child.log
         return UserError(f"Flower's superlink has ended: {words} (all of it: {log}); what was saved before is intact.")
 
-    def _flwr(self, commands: list[list[str]]) -> list[dict[str, Any]]:
+    def _flwr(self, commands: Sequence[list[str]]) -> list[dict[str, Any]]:
         """Flower's own command line, several commands in one process.
 
         Raises:
