@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score, f1_score
 
 import tiny
@@ -228,6 +229,14 @@ def test_a_label_that_the_model_does_not_know_is_refused_by_name(models: dict[st
         assert words in str(e.value)
 
 
+def test_rows_of_one_class_can_be_scored_too(models: dict[str, Path], tmp_path: Path) -> None:
+    texts = list(tiny.rows(10, seed=8).texts)
+    data = write(tmp_path / "one.csv", texts, [CLASSES[1]] * len(texts))
+    records = evaluate_run(models["peft"], data, device="cpu", precision="float32")
+    answers = here(models["peft"]).predict(texts)
+    assert value(records, "accuracy") == pytest.approx(answers.count(CLASSES[1]) / len(texts), abs=1e-12)
+
+
 def test_the_test_split_is_taken_unless_another_is_asked_for(models: dict[str, Path], tmp_path: Path) -> None:
     folder = tmp_path / "set"
     folder.mkdir()
@@ -340,6 +349,34 @@ def test_an_export_never_writes_over_anything(run: weft.Run, tmp_path: Path) -> 
     with pytest.raises(UserError, match="exists already"):
         export_run(run.folder, taken / "mine.txt")
     assert (taken / "mine.txt").read_text() == "mine"
+
+
+def test_a_probe_alone_leaves_an_adapter_of_a_trained_head_and_nothing_else(run: weft.Run, tmp_path: Path) -> None:
+    settings = {n: s["value"] for n, s in run.summary["settings"].items()}
+    probe = weft.run(
+        method="fedsa-lora",
+        model=settings["model"],
+        data=settings["data"],
+        clients=3,
+        runs=str(tmp_path / "runs"),
+        baseline="probe",
+        baselines=[],
+        probe_rounds=3,
+        device="cpu",
+        precision="float32",
+        max_length=32,
+    )
+    assert probe.adapter is not None
+    report = export_run(probe.folder, tmp_path / "out")
+    assert (report.kind, report.view) == ("peft", "global")
+    assert report.difference <= probe.summary["adapter"]["tolerance"]
+    weights = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    low_rank = [n for n in weights if "lora_B" in n]
+    assert all(not weights[n].any() for n in low_rank)
+    head = next(v for n, v in weights.items() if n.endswith("classifier.weight"))
+    assert float(head.std()) > 0
+    records = evaluate_run(tmp_path / "out", settings["data"], device="cpu", precision="float32")
+    assert value(records, "accuracy") > 1 / 3
 
 
 def test_a_run_is_scored_on_its_own_file_again(run: weft.Run) -> None:
