@@ -63,6 +63,9 @@ KNOWN: dict[str, Expected] = {
     "deberta-v2": Expected("deberta-v2", PLAIN, norms=(2, 1), head=("pooler.dense", "classifier")),
     "xlm-roberta": replace(ROBERTA, type="xlm-roberta"),
     "gpt2": Expected("gpt2", FUSED, head=("score",), pools="last"),
+    "bloom": Expected(
+        "bloom", FUSED | {"ffn.in": (D, D * 4), "ffn.out": (D * 4, D)}, norms=(2, 2), head=("score",), pools="last"
+    ),
     "llama": LLAMA,
     "mistral": replace(LLAMA, type="mistral"),
     "qwen2": replace(LLAMA, type="qwen2", biases="q,k,v"),

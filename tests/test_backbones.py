@@ -62,6 +62,12 @@ EXPECTED: dict[str, dict[str, list[str]]] = {
         "ffn.in": ["dense_h_to_4h"],
         "ffn.out": ["dense_4h_to_h"],
     },
+    "bloom": {
+        "q+k+v": ["query_key_value"],
+        "o": ["self_attention.dense"],
+        "ffn.in": ["dense_h_to_4h"],
+        "ffn.out": ["dense_4h_to_h"],
+    },
     "opt": {
         "q": ["q_proj"],
         "k": ["k_proj"],

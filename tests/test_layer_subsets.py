@@ -52,7 +52,7 @@ def moved(values: Mapping[str, Any], b: Backbone, keep: Sequence[int]) -> dict[s
 HELD = ([0, 2], [1], [0, 1, 2])
 
 
-@pytest.mark.parametrize("kind", ["bert", "llama", "gpt2", "deberta-v2", "distilbert", "modernbert", "opt", "t5"])
+@pytest.mark.parametrize("kind", ["bert", "llama", "gpt2", "deberta-v2", "distilbert", "modernbert", "opt", "t5", "bloom"])
 def test_a_pack_of_layer_subsets_equals_each_clients_own_shortened_model(kind: str) -> None:
     bench = tiny.bench(kind)
     b = bench.backbone
@@ -84,7 +84,7 @@ def test_a_pack_of_layer_subsets_equals_each_clients_own_shortened_model(kind: s
                 assert not grad.any(), name
 
 
-@pytest.mark.parametrize(("kind", "rows"), [("deberta-v2", 32), ("llama", 7), ("bert", 7), ("gpt2", 7)])
+@pytest.mark.parametrize(("kind", "rows"), [("deberta-v2", 32), ("llama", 7), ("bert", 7), ("gpt2", 7), ("bloom", 7)])
 def test_tables_that_are_as_long_as_the_batch_has_rows_are_not_taken_for_rows(kind: str, rows: int) -> None:
     """DeBERTa hands its 2·16 relative positions to every block, LLaMA positions of a 7-token batch: 7 rows here, too."""
     b = tiny.backbone(kind)

@@ -93,6 +93,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "gemma": GROUPED,
     "phi": COMMON,
     "gpt_neox": COMMON,
+    "bloom": {"vocab_size": 100, "hidden_size": 32, "n_layer": 3, "n_head": 4},
     "t5": {"vocab_size": 100, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 3, "num_heads": 4}
     | {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 16},
     "vit": {k: v for k, v in COMMON.items() if k not in ("vocab_size", "max_position_embeddings")}
@@ -107,7 +108,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }
 IMAGES = ("vit", "clip")
-DECODERS = ("gpt2", "opt", "llama", "mistral", "qwen2", "qwen3", "gemma", "phi", "gpt_neox")
+DECODERS = ("gpt2", "opt", "llama", "mistral", "qwen2", "qwen3", "gemma", "phi", "gpt_neox", "bloom")
 ENCODERS = tuple(m for m in SHAPES if m not in (*DECODERS, *IMAGES, "t5"))  # whose head reads the first token
 
 _ROOT: list[Path] = []

@@ -296,10 +296,11 @@ def _hidden(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
 
 
 def _take(value: Any, keep: Tensor, n: int, names: Collection[str], path: str = "") -> Any:
-    """The rows ``keep`` of the block's arguments that have an entry per row; what is common to all rows stays whole."""
+    """The rows ``keep`` of the block's arguments that have entries per row; what is common to all rows stays whole."""
     if isinstance(value, Tensor):
-        chosen = path in names and value.dim() > 0 and value.shape[0] == n
-        return value.index_select(0, keep.to(value.device)) if chosen else value
+        if path not in names or not value.dim() or value.shape[0] % n:
+            return value
+        return value.unflatten(0, (n, -1)).index_select(0, keep.to(value.device)).flatten(0, 1)
     if isinstance(value, tuple):
         return tuple(_take(v, keep, n, names, f"{path}.{i}" if path else str(i)) for i, v in enumerate(value))
     if isinstance(value, dict):

@@ -27,7 +27,7 @@ class Trace:
         tuple_blocks: size of the tuple in which blocks return their hidden state; 0 = on its own.
         pools: the tokens that the head reads: ``first``, ``last`` (of a row's own tokens) or ``all``. tokens: in a block.
         common: modules called with something else than the rows of the batch, as DeBERTa's with its table of positions.
-        row_arguments: arguments of a block that have one entry per row.
+        row_arguments: arguments of a block that have one entry per row, or the same number for each.
     """
 
     d: int
@@ -223,12 +223,14 @@ def _pooled(slope: torch.Tensor | None, inputs: Mapping[str, torch.Tensor]) -> s
 
 
 def paths_with(n: int, args: Any, kwargs: Any) -> set[str]:
-    """Paths ("0", "attention_mask", "position_embeddings.1") of the tensors whose first size is n."""
+    """Paths ("0", "attention_mask", "position_embeddings.1") of the tensors whose first size is n, or a multiple of it (n times
+    the heads, as BLOOM's alibi has).
+    """
     found: set[str] = set()
 
     def visit(value: Any, path: str) -> None:
         if isinstance(value, torch.Tensor):
-            if value.dim() and value.shape[0] == n:
+            if value.dim() and value.shape[0] and value.shape[0] % n == 0:
                 found.add(path)
         elif isinstance(value, (tuple, list)):
             for i, v in enumerate(value):
