@@ -44,6 +44,7 @@ class Job:
         folder: holds ``rows.json`` ([text, label] of all clients, one after another), ``order.npy`` (which of its rows a client
             takes: [rounds, clients, steps, batch]) and ``start.safetensors`` (the adapter as PEFT names it).
         model: folder of the weights. sites: names of the linear layers that get LoRA, by commas. attention: kernel.
+        precision: of the backbone: float32, or bfloat16 with autocast and trainable values in float32.
         workers, threads: of Ray, and of PyTorch in each.
         cached: each worker keeps model and tokenised rows; else they are made anew for every message.
     """
@@ -57,6 +58,7 @@ class Job:
     sites: str
     lr: float
     attention: str
+    precision: str
     workers: int
     threads: int
     cached: bool
@@ -74,15 +76,19 @@ class Outcome:
 # the client -----------------------------------------------------------------------------------------------------------
 
 
-def build(path: str, classes: int, rank: int, sites: str, attention: str) -> Any:
-    """Backbone and LoRA in float32, dropout off (by eval) as on the other side."""
+def build(path: str, classes: int, rank: int, sites: str, attention: str, precision: str) -> Any:
+    """Backbone and LoRA, which stays in float32; dropout off (by eval) as on the other side."""
     base = AutoModelForSequenceClassification.from_pretrained(
-        path, num_labels=classes, dtype=torch.float32, attn_implementation=attention
+        path, num_labels=classes, dtype=getattr(torch, precision), attn_implementation=attention
     )
     config = LoraConfig(
         task_type=TaskType.SEQ_CLS, r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=sites.split(","), bias="none"
     )
-    return get_peft_model(base, config).eval()
+    model = get_peft_model(base, config).eval()
+    for p in model.parameters():
+        if p.requires_grad:
+            p.data = p.data.float()
+    return model
 
 
 def tokenise(path: str, folder: str, first: int, stop: int | None) -> dict[str, Tensor]:
@@ -107,7 +113,7 @@ def train(message: Message, context: Context) -> Message:
     transformers.logging.set_verbosity_error()
     order = kept_order(f"{job.folder}/order.npy")[t, client]
     each = order.size  # rows of a client: it sees each of them once
-    wanted = (job.model, job.classes, job.rank, job.sites, job.attention)
+    wanted = (job.model, job.classes, job.rank, job.sites, job.attention, job.precision)
     if job.cached:
         model = kept_model(*wanted)
         # those of all clients: which worker a client comes to differs from round to round
@@ -118,7 +124,8 @@ def train(message: Message, context: Context) -> Message:
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=job.lr, weight_decay=0.0)
     losses = []
     for pick in order:
-        loss = model(**{k: v[pick] for k, v in rows.items()}).loss
+        with torch.autocast("cpu", torch.bfloat16, enabled=job.precision == "bfloat16"):
+            loss = model(**{k: v[pick] for k, v in rows.items()}).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
