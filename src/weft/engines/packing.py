@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from weft.federation.client import ClientState
     from weft.federation.method import Method
 
-# Beyond this a processor without idle units gains nothing, and caches suffer: rows of a pass, and tokens in float32, which a CPU
-# computes at a rate that falls with the size of a pass (benchmarks/packing.py: 8 x 64 x 16 clients at half a loop's rate).
+# Beyond this a processor without idle units gains nothing, and caches suffer: rows of a pass, and tokens on a CPU. Its rate falls
+# with the size of a pass (benchmarks/packing.py: 8 x 64 x 16 clients at half a loop's rate in float32, packs of 32 clients in
+# bfloat16 at 0.7 of that of 8).
 ROWS_AT_ONCE = {"cpu": 256, "cuda": 1024, "mps": 256}
-FLOAT32_TOKENS_ON_CPU = 1024
+TOKENS_ON_CPU = {torch.float32: 1024, torch.bfloat16: 4096}
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,8 @@ def choose(pack: str | int, cohort: int, batch: int, width: int, guess: Estimate
 def paying(batch: int, width: int, device: torch.device, dtype: torch.dtype) -> int:
     """How many clients can share a pass before it gets slower."""
     rows = ROWS_AT_ONCE.get(device.type, 256)
-    if device.type == "cpu" and dtype == torch.float32:
-        rows = min(rows, FLOAT32_TOKENS_ON_CPU // max(width, 1))
+    if device.type == "cpu" and dtype in TOKENS_ON_CPU:
+        rows = min(rows, TOKENS_ON_CPU[dtype] // max(width, 1))
     return max(rows // max(batch, 1), 1)
 
 
