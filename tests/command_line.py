@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,22 @@ def weft(capsys: pytest.CaptureFixture[str], *arguments: object) -> Outcome:
         main([str(a) for a in arguments])
     said = capsys.readouterr()
     return Outcome(int(left.value.code or 0), said.out, said.err)
+
+
+def flowing(text: str) -> str:
+    """A text without its line breaks and frames."""
+    return " ".join(re.sub(r"[│╭╮╰╯─]", " ", text).split())
+
+
+def refused(got: Outcome, *fragments: str) -> str:
+    """The one sentence of an error that people can cause, which must hold all ``fragments``."""
+    assert (got.code, got.out) == (2, "")
+    (line,) = got.err.splitlines()[-1:]
+    assert line.startswith("Error: ")
+    assert line[-1] in ".?"
+    assert "Traceback" not in got.err
+    assert [f for f in fragments if f not in line] == []
+    return line
 
 
 def table(path: Path, n: int = 60, label: str = "label") -> Path:

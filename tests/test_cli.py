@@ -18,7 +18,7 @@ import command_line
 import tiny
 import toy_runs
 import weft as library
-from command_line import Outcome, weft
+from command_line import Outcome, flowing, weft
 from weft.cli import app
 from weft.experiment import Experiment
 from weft.methods import registry
@@ -31,11 +31,6 @@ Capture = pytest.CaptureFixture[str]
 def _eighty_columns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.chdir(tmp_path)
-
-
-def flowing(text: str) -> str:
-    """A text without its line breaks and frames."""
-    return " ".join(re.sub(r"[│╭╮╰╯─]", " ", text).split())
 
 
 def options(command: str) -> dict[str, object]:

@@ -14,7 +14,7 @@ import pytest
 import command_line
 import tiny
 import toy_runs
-from command_line import Outcome, weft
+from command_line import Outcome, refused, weft
 from weft.engines.simulation import Simulation
 from weft.federation import files
 from weft.federation.method import Method
@@ -26,17 +26,6 @@ Capture = pytest.CaptureFixture[str]
 def _light(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     toy_runs.light(monkeypatch)
     monkeypatch.chdir(tmp_path)
-
-
-def refused(got: Outcome, *fragments: str) -> str:
-    """The one sentence, which must hold all ``fragments``."""
-    assert (got.code, got.out) == (2, "")
-    (line,) = got.err.splitlines()[-1:]
-    assert line.startswith("Error: ")
-    assert line[-1] in ".?"
-    assert "Traceback" not in got.err
-    assert [f for f in fragments if f not in line] == []
-    return line
 
 
 def typing(capsys: Capture, where: Path, *more: object) -> Outcome:
