@@ -412,6 +412,7 @@ def sites(where: Path, *names: str) -> Path:
 def test_public_keys_are_found_by_the_name_of_their_site(made: keys.Coordinator, tmp_path: Path) -> None:
     assert keys.public_keys(made.sites) == {}
     folder = sites(tmp_path, "b.c", "a", "B")
+    (folder / ".DS_Store").write_bytes(b"\0\1")
     assert list(keys.public_keys(folder).items()) == [(n, folder / f"{n}.pub") for n in ("B", "a", "b.c")]
     with pytest.raises(UserError, match="there is no folder"):
         keys.public_keys(tmp_path / "none")
@@ -440,11 +441,9 @@ def foreign(made: keys.Coordinator) -> dict[str, bytes]:
         "cut.pub": good[:-9],
         "empty.pub": b"",
         "certificate.pub": made.ca.read_bytes(),
-        ".DS_Store": b"\0\1",
         "key.txt": good,
         "key": good,
         "a b.pub": good,
-        ".pub": good,
         f"{'a' * 65}.pub": good,
     }
 

@@ -111,6 +111,7 @@ def start(
         directories.write_summary(directory, about)
         files.write(directory.experiment, settings.to_toml(x, pinned_to(x, material)).encode())
         with _engine(resolved, directory, material, observer) as engine:
+            about["seconds"]["loading"] = time.time() - began
             go_on(directory, resolved, material, about, observer, repeat, engine)
     return Run(directory)
 

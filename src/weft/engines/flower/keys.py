@@ -181,7 +181,8 @@ def find(folder: Path) -> Coordinator:
 
 
 def public_keys(folder: Path) -> dict[str, Path]:
-    """The sites' public keys in ``folder``, by the name of the site (the file without its ``.pub``), sorted.
+    """The sites' public keys in ``folder``, by the name of the site (the file without its ``.pub``), sorted; hidden files, such as
+    those that a file manager leaves or a copy is made in, are passed over.
 
     Raises:
         UserError: naming a file there that is a private key or no site's public key, or two that hold the same key.
@@ -191,7 +192,7 @@ def public_keys(folder: Path) -> dict[str, Path]:
         raise UserError(f"there is no folder {folder}: the public keys of the sites belong there.")
     found: dict[str, Path] = {}
     keys: list[EllipticCurvePublicKey] = []
-    for path in sorted(folder.iterdir()):
+    for path in sorted(p for p in folder.iterdir() if not p.name.startswith(".")):
         text = _read(path) if path.is_file() else b""
         if b"PRIVATE KEY-" in text:
             raise UserError(
