@@ -181,8 +181,8 @@ def find(folder: Path) -> Coordinator:
 
 
 def public_keys(folder: Path) -> dict[str, Path]:
-    """The sites' public keys in ``folder``, by the name of the site (the file without its ``.pub``), sorted; hidden files, such as
-    those that a file manager leaves or a copy is made in, are passed over.
+    """The sites' public keys in ``folder``, by the name of the site (the file without its ``.pub``), sorted. Hidden files are
+    passed over: file managers leave some, and copies are made in some.
 
     Raises:
         UserError: naming a file there that is a private key or no site's public key, or two that hold the same key.
