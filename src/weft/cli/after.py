@@ -44,7 +44,7 @@ def evaluate(
     """
     from rich.text import Text
 
-    from weft.cli.cards import grid
+    from weft.cli.grids import grid
     from weft.cli.progress import Lines
 
     screen = out(stderr=as_json)
@@ -103,7 +103,7 @@ def predict(
     """
     from rich.text import Text
 
-    from weft.cli.cards import grid
+    from weft.cli.grids import grid
 
     if not texts and sys.stdin.isatty():
         raise UserError('there is nothing to classify: give texts, as in weft predict RUN "a text", or lines on stdin.')

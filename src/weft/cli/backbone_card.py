@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from weft.cli.cards import facts, grid
+from weft.cli.grids import facts, grid
 
 if TYPE_CHECKING:
     from rich.console import Console

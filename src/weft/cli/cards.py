@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from rich import box
 from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
+
+from weft.cli.grids import facts, grid, shown
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,37 +35,12 @@ FAMILIES = {
 MORE = 2  # indentation of what belongs to a line above
 
 
-def grid(*columns: str, head: bool = True) -> Table:
-    """A table without a frame. A column called ``>x`` is aligned right."""
-    table = Table(
-        box=box.SIMPLE_HEAD if head else None,
-        pad_edge=False,
-        show_edge=False,
-        show_header=head,
-        header_style="dim",
-        border_style="dim",
-        padding=(0, 1 if head else 2, 0, 0),
-    )
-    for name in columns:
-        right = name.startswith(">")
-        table.add_column(name.lstrip(">"), justify="right" if right else "left", no_wrap=right, overflow="fold")
-    return table
-
-
 def installed(package: str | None) -> bool:
     """Whether a package that carries weights is there, without importing it."""
     try:
         return package is not None and bool(metadata.version(package))
     except metadata.PackageNotFoundError:
         return False
-
-
-def facts(out: Console, values: Mapping[str, Any]) -> None:
-    """Name and value, line by line."""
-    table = grid("", "", head=False)
-    for name, value in values.items():
-        table.add_row(Text(name, style="dim"), Text(str(value)))
-    out.print(table)
 
 
 # methods ----------------------------------------------------------------------------------------------------------------
@@ -138,15 +113,6 @@ def method_card(out: Console, info: MethodInfo, fields: Sequence[Parameter], siz
         out.print(Text(f"What is trained and sent: weft methods {info.slug} --model {usual(info.needs)}", style="dim"))
     else:
         size_tables(out, sizes)
-
-
-def shown(value: Any) -> str:
-    """A setting as a person would type it."""
-    if isinstance(value, (tuple, list)):
-        return ",".join(map(shown, value)) or "none"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return "none" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 # data and models ----------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import numpy as np
 from rich.columns import Columns
 from rich.text import Text
 
-from weft.cli.cards import grid
+from weft.cli.grids import grid
 from weft.data import table
 
 if TYPE_CHECKING:

@@ -99,7 +99,7 @@ def site(
 def _show(*files: tuple[Path, str]) -> None:
     from rich.text import Text
 
-    from weft.cli.cards import grid
+    from weft.cli.grids import grid
 
     table = grid("file", "what it is", head=False)
     for path, what in files:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from weft import experiment as settings
-from weft.cli.cards import grid
+from weft.cli.grids import grid
 from weft.cli.sizes import measure, size_tables
 from weft.federation.exchange import uploaded
 from weft.federation.server import ServerState

@@ -210,7 +210,7 @@ def models(
 def env(as_json: Json = False) -> None:
     """Versions, threads and device, for bug reports."""
     from weft.backbones.load import pick_device, pick_precision
-    from weft.cli import cards
+    from weft.cli.grids import facts
     from weft.runs.environment import environment
 
     device = pick_device("auto")
@@ -219,4 +219,4 @@ def env(as_json: Json = False) -> None:
         show_json(found)
         return
     versions = {name: value or "not installed" for name, value in found.pop("versions").items()}
-    cards.facts(out(), found | versions)
+    facts(out(), found | versions)

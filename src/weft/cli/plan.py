@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from weft.cli.cards import citation, grid, shown
+from weft.cli.cards import citation
+from weft.cli.grids import grid, shown
 
 if TYPE_CHECKING:
     from rich.console import Console

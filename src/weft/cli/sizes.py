@@ -175,7 +175,7 @@ def _parts(adaptation: Any, backbone: Any) -> list[PartSize]:
 
 def size_tables(out: Console, sizes: Sizes) -> None:
     """Parts, then bytes per client and round."""
-    from weft.cli.cards import grid
+    from weft.cli.grids import grid
     from weft.communication.ledger import format_bytes
 
     trained = sum(p.elements for p in sizes.parts)

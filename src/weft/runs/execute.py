@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -23,13 +22,12 @@ from weft.engines.simulation import Simulation
 from weft.errors import Interrupted, UserError
 from weft.experiment import Experiment, Resolved
 from weft.federation import files
-from weft.federation.message import ClientInfo
 from weft.runs import baselines, summary
 from weft.runs import directory as directories
 from weft.runs.checkpoint import digest
 from weft.runs.directory import RunDirectory
 from weft.runs.environment import changed, environment
-from weft.runs.prepare import Material, copies, prepare
+from weft.runs.prepare import Material, copies, prepare, suited
 from weft.runs.result import Run, scores
 from weft.runs.stage import Engine, Notes, Played, Player, Stage, sent
 
@@ -37,7 +35,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from weft.data.rows import FederatedData, Source
-    from weft.federation.bench import Bench
     from weft.federation.method import Method
     from weft.federation.server import ServerState
 
@@ -177,28 +174,6 @@ def _engine(resolved: Resolved, directory: RunDirectory, material: Material, obs
 
     with loopback.federation(x, resolved.method, directory, material, observer) as engine:
         yield engine
-
-
-def suited(method: Method, bench: Bench) -> None:
-    """Refuse a backbone that lacks what the method needs, with all reasons at once.
-
-    Raises:
-        UserError: it lacks something.
-    """
-    demands: list[Callable[[], object]] = [
-        functools.partial(part.sites, bench.backbone)
-        for part, _ in method.adapt(bench.backbone, bench.task, ClientInfo("")).values()
-    ]
-    if "separate blocks" in method.info.needs:
-        demands.append(bench.backbone.check_separate)
-    reasons: dict[str, None] = {}
-    for demand in demands:
-        try:
-            demand()
-        except UserError as e:
-            reasons[str(e)] = None
-    if reasons:
-        raise UserError(" ".join(reasons))
 
 
 def go_on(

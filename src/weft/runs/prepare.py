@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +23,8 @@ from weft.errors import UserError
 from weft.experiment import Experiment
 from weft.federation.bench import Bench
 from weft.federation.client import ClientState, Splits
+from weft.federation.message import ClientInfo
+from weft.federation.method import Method
 from weft.tasks.classification import Classification
 
 
@@ -182,3 +185,25 @@ def _layout(dealt: FederatedData) -> tuple[Rows, list[np.ndarray]]:
 def copies(clients: list[ClientState]) -> list[ClientState]:
     """Clients without memory, for another federation on the same rows."""
     return [ClientState(c.id, c.n, dict(c.facts), c.model, data=c.data) for c in clients]
+
+
+def suited(method: Method, bench: Bench) -> None:
+    """Refuse a backbone that lacks what the method needs, with all reasons at once.
+
+    Raises:
+        UserError: it lacks something.
+    """
+    demands: list[Callable[[], object]] = [
+        functools.partial(part.sites, bench.backbone)
+        for part, _ in method.adapt(bench.backbone, bench.task, ClientInfo("")).values()
+    ]
+    if "separate blocks" in method.info.needs:
+        demands.append(bench.backbone.check_separate)
+    reasons: dict[str, None] = {}
+    for demand in demands:
+        try:
+            demand()
+        except UserError as e:
+            reasons[str(e)] = None
+    if reasons:
+        raise UserError(" ".join(reasons))

@@ -36,8 +36,7 @@ from weft.federation.exchange import Limits
 from weft.federation.method import Method
 from weft.federation.values import named
 from weft.runs import baselines
-from weft.runs.execute import suited
-from weft.runs.prepare import backbone_of, bench_of
+from weft.runs.prepare import backbone_of, bench_of, suited
 from weft.sites.rows import OwnData, print_of
 from weft.sites.terms import RUN, Terms, differences
 

@@ -28,7 +28,7 @@ from weft.federation.client import ClientState
 from weft.runs import directory as directories
 from weft.runs import execute, summary
 from weft.runs.directory import RunDirectory
-from weft.runs.prepare import Material, backbone_of, bench_of
+from weft.runs.prepare import Material, backbone_of, bench_of, suited
 from weft.runs.result import Run
 from weft.sites.roll import Roll, Stage, Wire
 from weft.sites.terms import Terms
@@ -169,7 +169,7 @@ def _material(resolved: Resolved, observer: Observer) -> Material:
     observer.advance("set-up", step="backbone")
     benches = [bench_of(x, b, x.classes, made_up(b, x.classes)) for b in backbones]
     for bench in benches:
-        execute.suited(resolved.method, bench)
+        suited(resolved.method, bench)
     observer.advance("set-up", step="tokens")
     bench = benches[0]
     bench.others = dict(zip(x.models[1:], benches[1:], strict=True))
