@@ -236,3 +236,26 @@ def elements(method: Method, backbone: Backbone, scope: Scope, classes: int = 2)
 def known(run: tiny.Federation) -> dict[str, Tensor]:
     """Everything that the server has learnt: what it shares, and what it keeps to itself."""
     return shared(run) | {f"memo {n}": v for n, v in run.server.memo.items() if isinstance(v, Tensor)}
+
+
+def play_and_see_who_stays(run: tiny.Federation, rounds: int) -> list[tuple[str, dict[str, Tensor], dict[str, Tensor]]]:
+    """Play rounds in which not everybody is drawn, and assert that what an absent client keeps stays as it was.
+
+    Returns:
+        of each that was drawn and had something before: its id, what it kept before, and after.
+    """
+    absences, drawn = 0, []
+    for t in range(rounds):
+        before = kept(run)
+        record = run.simulation.round(t)
+        assert record is not None
+        for client, values in kept(run).items():
+            if client in record["cohort"]:
+                if before[client]:
+                    drawn.append((client, before[client], values))
+                continue
+            assert values.keys() == before[client].keys()
+            assert all(torch.equal(v, before[client][n]) for n, v in values.items())
+            absences += bool(values)
+    assert absences
+    return drawn
