@@ -9,10 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-import tiny
 import weft
-from command_line import table
-from toy_runs import Dies, Killed
+from toy_runs import Dies, Killed, by_engine
 from weft.federation.client import ClientState
 from weft.federation.store import ClientStore
 from weft.runs.checkpoint import Checkpoint
@@ -26,37 +24,12 @@ METHODS: dict[str, dict[str, Any]] = {
 
 def federation(tmp_path: Path, slug: str, engine: str) -> weft.Run:
     """Three rounds of two clients, the head started by a probe where the method has one to start."""
-    data = tmp_path / "rows.csv"
-    if not data.exists():
-        table(data)
     more: dict[str, Any] = {"start_head": "probe", "probe_rounds": 2} if slug == "fedit" else {}
     stopped = Dies(after=1) if (slug, engine) == ("fedsa-lora", "flower") else None
     try:
-        return run(tmp_path, slug, engine, str(data), more, stopped)
+        return by_engine(tmp_path, slug, engine, 2, METHODS[slug], codec="quant8", observer=stopped, **more)
     except Killed:
         return weft.resume(tmp_path / "runs" / engine)  # with everything started anew
-
-
-def run(tmp_path: Path, slug: str, engine: str, data: str, more: dict[str, Any], observer: weft.Observer | None) -> weft.Run:
-    return weft.run(
-        slug,
-        tiny.folder("bert"),
-        data,
-        2,
-        3,
-        observer=observer,
-        parameters=METHODS[slug] | {"batch": 4},
-        engine=engine,
-        name=engine,
-        runs=str(tmp_path / "runs"),
-        partition="iid",
-        device="cpu",
-        precision="float64",
-        max_length=16,
-        codec="quant8",
-        baselines=[],
-        **more,
-    )
 
 
 def personal(folder: Path, manifest: dict[str, Any] | None, name: str) -> dict[str, torch.Tensor]:

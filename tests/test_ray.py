@@ -15,8 +15,8 @@ import torch
 
 import tiny
 import weft
-from command_line import table
 from test_laws import METHODS, assert_same, small, state
+from toy_runs import by_engine
 from weft.communication.codecs import codec
 from weft.communication.envelope import unwrap
 from weft.engines.flower import environment
@@ -198,24 +198,9 @@ def test_objects_and_baselines_stay_in_this_process(tmp_path: Path) -> None:
 
 
 def federation(tmp_path: Path, slug: str, engine: str, observer: Observer | None = None, **more: Any) -> weft.Run:
-    data = tmp_path / "rows.csv"
-    if not data.exists():
-        table(data)
-    return weft.run(
-        *(slug, tiny.folder("bert"), str(data), 4, 3),
-        parameters={"batch": 4},
-        engine=engine,
-        name=engine,
-        runs=str(tmp_path / "runs"),
-        partition="iid",
-        device="cpu",
-        precision="float64",
-        max_length=16,
-        baselines=[],
-        **({"start_head": "probe", "probe_rounds": 2} if slug == "fedit" and "baseline" not in more else {}),
-        **more,
-        observer=observer,
-    )
+    if slug == "fedit" and "baseline" not in more:
+        more |= {"start_head": "probe", "probe_rounds": 2}
+    return by_engine(tmp_path, slug, engine, 4, {}, observer=observer, **more)
 
 
 @pytest.fixture

@@ -16,11 +16,12 @@ import weft
 from command_line import table
 from toy_runs import Dies, Killed, Told
 from weft import experiment as settings
+from weft.communication.envelope import unwrap, wrap
 from weft.communication.ledger import Ledger
 from weft.errors import UserError
 from weft.runs.checkpoint import Checkpoint, digest
 from weft.sites import joining, roll
-from weft.sites.resident import Resident
+from weft.sites.resident import TROUBLE, Resident
 from weft.sites.serve import serve
 from weft.sites.terms import Terms
 
@@ -171,6 +172,23 @@ def test_start_values_that_go_out_again_are_billed_again(machines: Machines) -> 
     with pytest.raises(Killed):
         coordinate(machines, Dies(after=1), **about)
     assert handed_over(coordinate(machines, **about)) == (2 * messages, 2 * payload)
+
+
+@pytest.mark.parametrize("name", ["agreed.json", "rounds/admitted.json", "rounds/start"])
+def test_a_changed_byte_in_what_a_site_was_told_is_said_at_the_site(name: str, machines: Machines) -> None:
+    for site in ("north", "south"):
+        machines.join(site)
+    run = coordinate(machines, method="fedit", start_head="probe", probe_rounds=1).summary["served"]["run"]
+    file = machines.root / "sites" / "north" / run / name
+    data = bytearray(file.read_bytes())
+    data[-10] ^= 1
+    file.write_bytes(data)
+    machines.join("north")  # anew, from its folder
+    about, _ = unwrap(machines.sites["at north"].answer(wrap({"what": "ask", "run": run, "stage": "rounds"})))
+    assert about == {"refused": TROUBLE}
+    (said,) = [s for s in machines.said["at north"] if "damaged" in s]
+    assert str(file) in said
+    assert "remove the folder" in said
 
 
 def test_a_site_may_have_rows_of_one_class_only(machines: Machines) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 import tiny
 import weft
+from command_line import table
 from weft.backbones.backbone import Backbone
 from weft.data.rows import Source
 from weft.federation import files
@@ -92,6 +93,26 @@ def run(runs: Path, **changes: Any) -> weft.Run:
         "runs": str(runs),
     }
     return weft.run(**(settings | changes))
+
+
+def by_engine(root: Path, slug: str, engine: str, clients: int, parameters: dict[str, Any], **more: Any) -> weft.Run:
+    """Three rounds in double precision, named after the engine that plays them, so that two can be compared."""
+    data = root / "rows.csv"
+    if not data.exists():
+        table(data)
+    return weft.run(
+        *(slug, tiny.folder("bert"), str(data), clients, 3),
+        parameters=parameters | {"batch": 4},
+        engine=engine,
+        name=engine,
+        runs=str(root / "runs"),
+        partition="iid",
+        device="cpu",
+        precision="float64",
+        max_length=16,
+        baselines=[],
+        **more,
+    )
 
 
 def kill_at(monkeypatch: pytest.MonkeyPatch, number: int) -> list[str]:

@@ -65,7 +65,7 @@ class Backbone:
         blocks: paths of the transformer blocks in order. shared_blocks: one block is called several times (ALBERT).
         chained_blocks: blocks hand on more than their hidden states, so that none can be left out.
         tuple_blocks: size of the tuple in which blocks return their hidden state; 0 = on its own.
-        row_arguments: a block's arguments with an entry per row, or the same number for each.
+        row_arguments: a block's arguments with an entry per row, or per row and head.
         linears, norms, heads, bottlenecks: sites by kind; outer: linear layers outside the blocks and the head. d: hidden size.
         reader: the token embedding (d_in = size of the vocabulary), or the convolution over patches.
         pools: which tokens the head reads: ``first``, ``last`` or ``all``.

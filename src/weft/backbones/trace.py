@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +27,7 @@ class Trace:
         tuple_blocks: size of the tuple in which blocks return their hidden state; 0 = on its own.
         pools: the tokens that the head reads: ``first``, ``last`` (of a row's own tokens) or ``all``. tokens: in a block.
         common: modules called with something else than the rows of the batch, as DeBERTa's with its table of positions.
-        row_arguments: arguments of a block that have one entry per row, or the same number for each.
+        row_arguments: arguments of a block that have one entry per row, or per row and head (BLOOM's alibi).
     """
 
     d: int
@@ -60,7 +60,7 @@ def trace(model: nn.Module, blocks: list[str], inputs: Mapping[str, torch.Tensor
     """
     modules = dict(model.named_modules())
     raw = inputs["pixel_values"] if "pixel_values" in inputs else inputs["input_ids"]
-    rows = len(raw)
+    rows, heads = len(raw), getattr(model.config, "num_attention_heads", 1)
     outputs: dict[str, Any] = {}
     calls: Counter[str] = Counter()
     sizes: set[int] = set()
@@ -75,7 +75,7 @@ def trace(model: nn.Module, blocks: list[str], inputs: Mapping[str, torch.Tensor
         def hook(_m: nn.Module, args: Any, kwargs: Any, out: Any) -> Any:
             calls[name] += 1
             sizes.add(len(out) if isinstance(out, tuple) else 0)
-            row_arguments.update(paths_with(rows, args, kwargs))
+            row_arguments.update(paths_with({rows, rows * heads}, args, kwargs))
             hidden = outputs[name] = out[0] if isinstance(out, tuple) else out
             shapes.add(_shape(args[0] if args else kwargs.get("hidden_states")))
             shapes.add(_shape(hidden))
@@ -222,15 +222,13 @@ def _pooled(slope: torch.Tensor | None, inputs: Mapping[str, torch.Tensor]) -> s
     return "all"
 
 
-def paths_with(n: int, args: Any, kwargs: Any) -> set[str]:
-    """Paths ("0", "attention_mask", "position_embeddings.1") of the tensors whose first size is n, or a multiple of it (n times
-    the heads, as BLOOM's alibi has).
-    """
+def paths_with(sizes: Collection[int], args: Any, kwargs: Any) -> set[str]:
+    """Paths ("0", "attention_mask", "position_embeddings.1") of the tensors whose first size is one of these."""
     found: set[str] = set()
 
     def visit(value: Any, path: str) -> None:
         if isinstance(value, torch.Tensor):
-            if value.dim() and value.shape[0] and value.shape[0] % n == 0:
+            if value.dim() and value.shape[0] in sizes:
                 found.add(path)
         elif isinstance(value, (tuple, list)):
             for i, v in enumerate(value):

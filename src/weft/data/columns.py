@@ -170,10 +170,9 @@ def build(
     order = list(label_names or sorted({value for column in values.values() for value in column}))
     if label_names is None:
         called = _names(splits, labels, kept, columns, order)
+        _check_number(name, columns.label, len(order), len(values["train"]))
     else:
         called = [label_names[value] for value in order]
-    if label_names is None:
-        _check_number(name, columns.label, len(order), len(values["train"]))
 
     index_of = {value: i for i, value in enumerate(order)}
     tables: dict[str, Rows] = {}

@@ -21,8 +21,8 @@ def index(
     """Where each of a data set's classes is among those declared, -1 for one that no row has.
 
     Args:
-        own: classes of the data set. labels: of its rows, indices of them. name: of the data set, and
-            whose classes are declared, for the sentence.
+        own: classes of the data set. labels: of its rows, indices of them.
+        name: of the data set, whose: whose classes are declared; both for the sentence.
 
     Raises:
         UnknownLabel: rows have a label that is not declared.

@@ -28,8 +28,8 @@ class Losses:
             loss: (clients of the batch,), a mean over each one's rows.
         """
         rows = range(len(pack.clients)) if batch.clients is None else batch.clients.tolist()
-        for row, value in zip(rows, loss.detach(), strict=True):
-            self._found[pack.clients[row].id].append(value.cpu())
+        for row, value in zip(rows, loss.detach().cpu(), strict=True):
+            self._found[pack.clients[row].id].append(value)
         if self._step is not None:
             self._step()
 

@@ -22,6 +22,7 @@ from weft.engines.simulation import Job, Simulation
 from weft.engines.site import Behind, Site
 from weft.federation.client import ClientState
 from weft.federation.exchange import payload_of
+from weft.federation.message import Message
 from weft.federation.server import Round, ServerState
 
 TRAIN, TEST = "train", "test"
@@ -124,6 +125,9 @@ class Remote(Simulation):
             server.clients = [c.info(self.method.info.asks) for c in clients]
         record = super().round(t, phase)
         return None if record is None else record | {"lost": sorted({*record["lost"], *self.absent})}
+
+    def _hand_over(self, server: ServerState, client: str, message: Message) -> None:
+        """The transport does, with every site that it lets in."""
 
     def _turns(self, jobs: list[Job], t: int, phase: Phase) -> dict[str, float]:
         self.observer.begin("clients", len(jobs))

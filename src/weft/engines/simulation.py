@@ -28,7 +28,7 @@ from weft.errors import UserError, WeftError
 from weft.federation.bench import Bench
 from weft.federation.client import ClientState, Splits
 from weft.federation.exchange import Exchange, payload_of
-from weft.federation.message import ClientInfo, Update, Value
+from weft.federation.message import ClientInfo, Message, Update, Value
 from weft.federation.method import Adaptation, Method
 from weft.federation.pack import Pack
 from weft.federation.server import ServerState
@@ -210,7 +210,7 @@ class Simulation:
         since = server.synced.get(client.id, 0)
         message = self.method.send(server, info)
         if client.id not in server.synced:
-            self.exchange.hand_over(server, info, message)
+            self._hand_over(server, client.id, message)
         frame, received = self.exchange.download(server, info, message, phase)
         message.tensors = received.tensors
         held = server.start | server.held_by(info, message)
@@ -218,6 +218,10 @@ class Simulation:
         bench = self.bench.of(client)
         adaptation = self.method.adapt(bench.backbone, bench.task, info)
         return Job(server, client, adaptation, held, received.facts, frame.data, since, server.synced.get(client.id, 0))
+
+    def _hand_over(self, server: ServerState, client: str, message: Message) -> None:
+        """Give set-up's start values to a client that takes part for the first time, but for those that ``message`` replaces."""
+        self.exchange.hand_over(server, client, message.tensors)
 
     # training -----------------------------------------------------------------------------------------------------------
 

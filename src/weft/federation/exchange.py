@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 LARGEST = 1e15
 """That a value of an update may be: products and squares of larger ones leave the range of float32."""
+
+START = "start"
+"""The kind of message in which start values go out."""
 
 
 @dataclass(frozen=True)
@@ -89,18 +92,23 @@ class Exchange:
         frame, received, _ = self._broadcasts[key]
         return frame, received
 
-    def hand_over(self, server: ServerState, client: ClientInfo, message: Message) -> None:
-        """Bill set-up's start values to a client that takes part for the first time, but for those that ``message`` replaces."""
-        names = tuple(n for n in server.start if n not in message.tensors)
+    def hand_over(self, server: ServerState, client: str, replaced: Collection[str] = ()) -> bytes:
+        """Set-up's start values for a client, billed; empty if there are none.
+
+        Args:
+            client: its id. replaced: names of those that it need not get.
+        """
+        names = tuple(n for n in server.start if n not in replaced)
         if not names:
-            return
+            return b""
         key = (id(server), names)
         if key not in self._starts:
-            header = Header(server.method.info.slug, server.round.index, "start", "down", "*")
+            header = Header(server.method.info.slug, 0, START, "down", "*")
             self._starts[key] = encode(header, {n: server.start[n] for n in names}, {}, self._identity)
         frame = self._starts[key]
         name = f"start {zlib.crc32(frame.data):08x}"
-        self.ledger.add(server.round.index, "setup", "down", client.id, frame.payload, frame.size, broadcast=name)
+        self.ledger.add(server.round.index, "setup", "down", client, frame.payload, frame.size, broadcast=name)
+        return frame.data
 
     def pack_update(self, server: ServerState, update: Update, held: Mapping[str, Value], phase: Phase = "train") -> Frame:
         """The client's side of an upload: bytes, billed."""

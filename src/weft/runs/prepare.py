@@ -126,8 +126,8 @@ def deal(x: Experiment, given: Source | FederatedData | None = None) -> Federate
     if isinstance(given, FederatedData):
         labels.same(given, x.classes)
         return given
-    columns = {"image": x.image, "text": x.text, "pair": x.pair, "label": x.label, "key": x.key}
-    source = given or load_data(x.data, seed=x.seed, limit=x.limit, one_class=False, **columns)
+    columns: dict[str, Any] = {"image": x.image, "text": x.text, "pair": x.pair, "label": x.label, "key": x.key}
+    source = given or load_data(x.data, seed=x.seed, limit=x.limit, **columns)
     return partition(
         labels.declared(source, x.classes) if x.classes else source,
         clients=x.clients,

@@ -6,7 +6,6 @@ probe is one, the method's own rounds another), and asked from then on.
 
 from __future__ import annotations
 
-import json
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -26,13 +25,13 @@ from weft.communication.wire import decode
 from weft.data.labels import UnknownLabel
 from weft.data.rows import ClientData, Rows
 from weft.engines.remote import TRAIN, Question, answer
-from weft.engines.site import Site
+from weft.engines.site import JOIN_ANEW, Site
 from weft.errors import UserError
 from weft.experiment import Experiment
 from weft.federation import files
 from weft.federation.bench import Bench
 from weft.federation.client import ClientState, Splits
-from weft.federation.exchange import Limits
+from weft.federation.exchange import START, Limits
 from weft.federation.method import Method
 from weft.federation.values import named
 from weft.runs import baselines
@@ -41,7 +40,6 @@ from weft.sites.rows import OwnData, print_of
 from weft.sites.terms import RUN, Terms, differences
 
 HELLO, ADMIT, ASK, BYE = "hello", "admit", "ask", "bye"
-START = "start"
 AGREED, ADMITTED = "agreed.json", "admitted.json"
 STAGES = ("setup", "rounds")
 TROUBLE = "something is amiss with its own data or machine; its log says what."
@@ -151,7 +149,7 @@ class Resident:
         if self.run is not None and self.run.terms.run == name:
             return self.run
         if isinstance(name, str) and RUN.fullmatch(name) and (note := self.folder / name / AGREED).exists():
-            return self._agreed(Terms.from_json(json.loads(files.read(note))["terms"]))
+            return self._agreed(Terms.from_json(files.read_sealed(note, JOIN_ANEW)["terms"]))
         return None
 
     def rehearse(self, terms: Terms) -> Run:
@@ -172,15 +170,14 @@ class Resident:
             raise Disagreed("the experiment declares no classes, so that labels have no common order.")
         client = own.data.client(own.name, x)
         note, rows = self.folder / terms.run / AGREED, print_of(client, x)
-        if note.exists() and json.loads(files.read(note))["rows"] != rows:
+        if note.exists() and files.read_sealed(note, JOIN_ANEW)["rows"] != rows:
             raise UserError(f"the rows are not those that this run was begun with ({note}): put them back, or leave the run.")
         self.run = None
         name, bench = self._bench(terms, x, method, client, rehearsal)
         suited(method, bench)
         if not rehearsal:
             files.make_folder(note.parent)
-            agreed = {"format": files.FORMAT, "terms": terms.as_json(), "rows": rows}
-            files.write(note, json.dumps(agreed, indent=1).encode())
+            files.write_sealed(note, {"terms": terms.as_json(), "rows": rows})
         self.say(f"agreed to {method.info.slug} on {bench.backbone.name}: {len(client.train)} rows to train on.")
         sizes = np.cumsum([len(client.train), len(client.val)])
         splits = Splits(*np.split(np.arange(len(bench.table)), sizes))
@@ -215,7 +212,7 @@ class Resident:
             raise Refused("The coordinator admits this site to no stage that there is.")
         site = self._site(run, stage, facts, start)
         files.write(site.folder / START, start)
-        files.write(site.folder / ADMITTED, json.dumps({"format": files.FORMAT, "facts": facts}).encode())
+        files.write_sealed(site.folder / ADMITTED, {"facts": facts, START: files.sha256(start)})
         run.stage = site
         return wrap({"admitted": True})
 
@@ -228,8 +225,9 @@ class Resident:
             return run.stage
         if not (folder / ADMITTED).exists():
             return None
-        facts = json.loads(files.read(folder / ADMITTED))["facts"]
-        run.stage = self._site(run, str(name), facts, files.read(folder / START))
+        admitted = files.read_sealed(folder / ADMITTED, JOIN_ANEW)
+        start = files.read_whole(folder / START, admitted[START], JOIN_ANEW)
+        run.stage = self._site(run, str(name), admitted["facts"], start)
         return run.stage
 
     def _site(self, run: Run, stage: str, facts: Mapping[str, Any], start: bytes) -> Site:

@@ -8,11 +8,8 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from weft.communication.codecs import codec
 from weft.communication.envelope import unwrap, wrap
-from weft.communication.message import Header
 from weft.communication.strict import Refused, check_facts, is_number, plain
-from weft.communication.wire import encode
 from weft.engines.flower.keys import NAME
 from weft.engines.observer import Observer
 from weft.errors import UserError
@@ -21,7 +18,7 @@ from weft.federation.exchange import Exchange
 from weft.federation.message import ClientInfo
 from weft.federation.method import Method
 from weft.federation.server import ServerState
-from weft.sites.resident import ADMIT, ASK, BYE, HELLO, START
+from weft.sites.resident import ADMIT, ASK, BYE, HELLO
 from weft.sites.terms import Terms
 
 SOON = 0.5  # seconds between two looks for sites
@@ -208,7 +205,6 @@ class Stage:
     ):
         self.roll, self.name, self.server, self.exchange, self.joined = roll, name, server, exchange, joined
         self.admitted: dict[str, str] = {}
-        self.given: set[str] | None = None  # who was sent the start values before
 
     def arrivals(self, clients: list[ClientState]) -> list[ClientState]:
         """Look who is there; returns the clients that were not before.
@@ -216,8 +212,6 @@ class Stage:
         Raises:
             UserError: nobody has been there for the time of a turn.
         """
-        if self.given is None:
-            self.given = set(self.server.synced)
         end = time.monotonic() + self.roll.deadline
         back = set(self.roll.look())
         while not self.roll.places:
@@ -272,22 +266,11 @@ class Stage:
         Returns:
             those that do not know this run.
         """
-        start = b""
-        given = set(self.server.synced) if self.given is None else self.given
-        if self.server.start:
-            header = Header(self.server.method.info.slug, 0, START, "down", "*")
-            frame = encode(header, dict(self.server.start), {}, codec("identity"))
-            start = frame.data
-            for name in given.intersection(
-                names
-            ):  # the first time they are billed as in a simulation, by whoever plans the round
-                self.exchange.ledger.add(self.server.round.index, "setup", "down", name, frame.payload, frame.size)
-        self.given = given.union(names)
         facts = {c.id: c.facts for c in self.server.clients}
         letters = {}
         for name in names:
             about = {"what": ADMIT, "run": self.roll.terms.run, "stage": self.name, "facts": facts[name]}
-            letters[self.roll.places[name]] = wrap(about, start)
+            letters[self.roll.places[name]] = wrap(about, self.exchange.hand_over(self.server, name))
         said = self.roll.ask(letters)
         strangers: list[str] = []
         for name in names:

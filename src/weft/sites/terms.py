@@ -40,8 +40,10 @@ class Terms:
 
     @classmethod
     def of(cls, run: str, x: Experiment, bench: Bench | None = None) -> Terms:
-        """Args:
-        bench: with all the experiment's backbones, None = with any weights.
+        """What an experiment's coordinator says.
+
+        Args:
+            run: its id. bench: with all the experiment's backbones, None = with any weights.
         """
         everything = x.model_dump()
         weights = {} if bench is None else {n: bench.of(ClientInfo("", model=n)).backbone.weight_hash for n in x.models}

@@ -117,8 +117,10 @@ def coordinator(folder: Path, hosts: Sequence[str], days: int = DAYS, renew: boo
 
 
 def check_name(name: str) -> None:
-    """Raises:
-    UserError: no site can have this name.
+    """See that a site can have this name.
+
+    Raises:
+        UserError: it can't.
     """
     if not NAME.fullmatch(name):
         rule = "at most 64 letters (a to z), digits, dots, dashes and underscores, of which a letter or digit is the first"
