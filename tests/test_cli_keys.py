@@ -82,9 +82,9 @@ def test_without_cryptography_it_says_what_to_install(capsys: Capture, tmp_path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "cryptography", None)
     for line in ("keys coordinator --host a", "keys site a"):
-        refused(weft(capsys, *line.split()), "cryptography", "pip install 'weft[flower]'")
+        refused(weft(capsys, *line.split()), "cryptography", "'.[flower]'")
     for call in (keys.find, keys.public_keys, keys.fingerprint, keys.certified, keys.certificate):
-        with pytest.raises(UserError, match=r"pip install 'weft\[flower\]'"):
+        with pytest.raises(UserError, match=r"pip install .* '\.\[flower\]'"):
             call(tmp_path / "ca.pem")
 
 

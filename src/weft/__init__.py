@@ -53,9 +53,9 @@ def __getattr__(name: str) -> Any:
     if name in ("data", "methods"):
         return import_module(f"{__name__}.{name}")
     if name == "__version__":
-        from importlib.metadata import version
+        from weft.distribution import version
 
-        return version(__name__)
+        return version() or "0+unknown"
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

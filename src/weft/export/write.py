@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from weft import distribution
 from weft.backbones.backbone import Backbone
 from weft.backbones.load import load as load_backbone
 from weft.errors import UserError, WeftError
@@ -99,7 +100,7 @@ def export(
         view=view,
         client=None if client is None else client.id,
         run=info.get("run"),
-        weft=_version(),
+        weft=distribution.version() or "",
     )
     difference, tolerance, rows = compare(trained, about, bench, folder)
     if not difference <= tolerance:  # NaN is no agreement
@@ -184,12 +185,3 @@ def _described(server: ServerState) -> dict[str, Any]:
 
     info = server.method.info
     return {"slug": info.slug, "title": info.title, "paper": info.paper, "settings": registry.values(server.method)}
-
-
-def _version() -> str:
-    from importlib import metadata
-
-    try:
-        return metadata.version("weft")
-    except metadata.PackageNotFoundError:  # run from a source tree
-        return ""

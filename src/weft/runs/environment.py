@@ -9,7 +9,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("weft", "torch", "transformers", "peft", "datasets", "flwr-datasets", "safetensors", "numpy")
+from weft import distribution
+
+PACKAGES = ("torch", "transformers", "peft", "datasets", "flwr-datasets", "safetensors", "numpy")
 
 
 def environment(device: str) -> dict[str, Any]:
@@ -19,7 +21,7 @@ def environment(device: str) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(terse=True),
-        "versions": {name: version(name) for name in PACKAGES},
+        "versions": {"weft": distribution.version()} | {name: version(name) for name in PACKAGES},
         "commit": commit(),
         "threads": torch.get_num_threads(),
         "processors": os.cpu_count(),
@@ -30,7 +32,7 @@ def environment(device: str) -> dict[str, Any]:
 def version(package: str) -> str | None:
     try:
         return metadata.version(package)
-    except metadata.PackageNotFoundError:  # a checkout on the path, not installed
+    except metadata.PackageNotFoundError:
         return None
 
 

@@ -10,6 +10,7 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
+from weft import distribution
 from weft.errors import UserError
 
 SILENT = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "RAY_USAGE_STATS_ENABLED": "0"}
@@ -23,7 +24,7 @@ def ready() -> None:
     """
     os.environ |= SILENT
     if find_spec("flwr") is None:
-        raise UserError("Flower is not installed, and real federations go over it: pip install 'weft[flower]'.")
+        raise UserError(f"Flower is not installed, and real federations go over it: {distribution.install('flower')}.")
 
 
 def ready_for_ray() -> None:
@@ -34,7 +35,7 @@ def ready_for_ray() -> None:
     """
     os.environ |= SILENT | {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}  # or it warns of what it will do some day
     if find_spec("flwr") is None or find_spec("ray") is None:
-        raise UserError("Ray is not installed, and --engine ray runs on it: pip install 'weft[ray]'.")
+        raise UserError(f"Ray is not installed, and --engine ray runs on it: {distribution.install('ray')}.")
 
 
 def of(home: Path) -> dict[str, str]:

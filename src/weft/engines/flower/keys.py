@@ -17,6 +17,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from weft import distribution
 from weft.errors import UserError
 
 if TYPE_CHECKING:
@@ -252,7 +253,7 @@ def needs_cryptography() -> None:
     try:
         import cryptography  # noqa: F401
     except ImportError:
-        raise UserError("keys need the package cryptography: install it with pip install 'weft[flower]'.") from None
+        raise UserError(f"keys need the package cryptography: {distribution.install('flower')}.") from None
 
 
 def _new_key() -> EllipticCurvePrivateKey:
