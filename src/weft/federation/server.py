@@ -148,10 +148,16 @@ class ServerState:
         return self._wholes[name][1]
 
     def receipt(self, message: Message, client: ClientInfo) -> None:
-        """Note that the client is up to date, if the message held all its news."""
-        news = self.stale(client).tensors.keys()
-        if news <= message.tensors.keys():
+        """Note that the client is up to date, if the message held all its news.
+
+        With part of the news, its low-rank values are of different ages, and terms would be added to some that have them: it gets
+        everything anew.
+        """
+        held = message.tensors.keys() | {name + APPENDED for name in message.tensors}  # a whole value is more than its terms
+        if self.stale(client).tensors.keys() <= held:
             self.synced[client.id] = self.clock
+        elif any(isinstance(value, LowRank) for value in message.tensors.values()):
+            self.synced[client.id] = 0
 
     def held_by(self, client: ClientInfo, message: Message) -> dict[str, Value]:
         """The DOWN values that the client has once it has read ``message``: received now, or unchanged since it last did."""
