@@ -103,9 +103,43 @@ def test_everybody_holds_the_sum_and_nobody_downloads_more_than_it_missed_or_the
         by_hand.close(value.dense(), exact, 1e-10)
         assert value.rank <= (SLACK + 1) * D
         assert sum(r for _, r in server.terms[name]) == value.rank
-        missed = [m + min(5 * rank, D) for m in missed]
+        missed = [m + 5 * rank for m in missed]
     assert wholes
     assert bool(appended) == (5 * rank < D)
+
+
+def test_a_value_that_is_replaced_goes_whole_and_the_terms_before_it_count_no_more() -> None:
+    run = tiny.federation(FLoRA(rank=1, sites="q"), sizes=(3,) * 2)
+    client, name = run.server.clients[0], f"base/{by_hand.sites(run)[0]}/delta"
+    for t in range(3):
+        run.server.receipt(run.server.stale(client), client)
+        run.server.aggregate(updates(run, 2, t))
+    new = term(5, 0)
+    run.server.write(name, new)
+    found = run.server.stale(client).tensors
+    assert name + APPENDED not in found
+    by_hand.close(found[name].dense(), new.dense(), 1e-12)  # type: ignore[union-attr]
+    run.server.receipt(run.server.stale(client), client)
+    run.server.aggregate(updates(run, 2, 9))
+    assert run.server.stale(client).tensors[name + APPENDED].rank == 2  # type: ignore[union-attr]
+
+
+def test_a_round_that_is_undone_leaves_no_terms() -> None:
+    run = tiny.federation(FLoRA(rank=1, sites="q"), sizes=(3,) * 2)
+    client, name = run.server.clients[0], f"base/{by_hand.sites(run)[0]}/delta"
+    for t in range(2):
+        run.server.receipt(run.server.stale(client), client)
+        run.server.aggregate(updates(run, 2, t))
+    run.server.receipt(run.server.stale(client), client)
+    before = run.server.shared[name].dense()  # type: ignore[union-attr]
+    absurd = updates(run, 2, 7)
+    absurd[0].tensors = {n: v * torch.inf for n, v in absurd[0].tensors.items()}  # type: ignore[operator]
+    assert "skipped" in run.server.aggregate(absurd)
+    assert run.server.stale(client).tensors == {}
+    run.server.aggregate(updates(run, 2, 8))
+    news = run.server.stale(client).tensors[name + APPENDED]
+    assert news.rank == 2  # type: ignore[union-attr]
+    by_hand.close(run.server.shared[name].dense(), before + news.dense(), 1e-12)  # type: ignore[union-attr]
 
 
 def test_terms_that_nobody_lacks_are_not_kept_apart() -> None:

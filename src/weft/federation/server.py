@@ -130,12 +130,15 @@ class ServerState:
         for name, value in self.shared.items():
             if self.stamps[name] <= since:
                 continue
-            new = growing.after(self.terms[name], since) if isinstance(value, LowRank) else None
-            if isinstance(value, LowRank) and new is not None and new < min(value.rank, *value.shape):
+            if not isinstance(value, LowRank):
+                message.tensors[name] = value
+                continue
+            new = growing.after(self.terms[name], since)
+            if new < min(value.rank, *value.shape):
                 cut = value.rank - new
                 message.tensors[name + APPENDED] = LowRank(B=value.B[:, cut:], A=value.A[cut:], scale=value.scale)
             else:
-                message.tensors[name] = self._whole(name) if isinstance(value, LowRank) else value
+                message.tensors[name] = self._whole(name)
         self._news = {k: v for k, v in self._news.items() if k[0] == self.clock} | {(self.clock, since): message.tensors}
         return Message(dict(message.tensors))
 
@@ -205,7 +208,7 @@ class ServerState:
 
     def grow(self, name: str, term: LowRank) -> None:
         """Add a term to a growing low-rank value, see :mod:`weft.tensors.growing`; terms that clients lack stay apart."""
-        old, term = self.shared[name], term.compress()
+        old = self.shared[name]
         assert isinstance(old, LowRank)
         terms = [*self.terms[name], (self.clock, term.rank)]
         keep = growing.owed(terms, (since for since in self.synced.values() if since), min(old.shape))

@@ -27,17 +27,14 @@ def grow(value: LowRank, term: LowRank, keep: int = 0) -> LowRank:
     return total.compress(keep) if total.rank - keep > SLACK * min(total.shape) else total
 
 
-def after(terms: Terms, since: int) -> int | None:
-    """Rank of the terms that are newer than ``since``; None if they are no longer apart from older ones."""
-    if not terms or terms[0][0] > since:
-        return None
+def after(terms: Terms, since: int) -> int:
+    """Rank of the terms that are newer than ``since``: all there is, if some of them are no longer apart from older ones."""
     return sum(rank for stamp, rank in terms if stamp > since)
 
 
 def owed(terms: Terms, sinces: Iterable[int], d: int) -> int:
     """Rank of the newest terms that must stay apart for those who hold the sum as of ``sinces``, below d."""
-    news = (after(terms, since) for since in set(sinces))
-    return max((rank for rank in news if rank is not None and rank < d), default=0)
+    return max((rank for since in set(sinces) if (rank := after(terms, since)) < d), default=0)
 
 
 def folded(terms: Terms, keep: int, rank: int) -> Terms:
