@@ -29,7 +29,9 @@ def updates(run: tiny.Federation, clients: int, seed: int) -> list[Update]:
     found = by_hand.invented(run, [float(k + 1) for k in range(clients)])
     g = torch.Generator().manual_seed(seed)
     for u in found:
-        u.tensors = {n: torch.randn(v.shape, generator=g, dtype=torch.float64) for n, v in u.tensors.items() if isinstance(v, Tensor)}
+        u.tensors = {
+            n: torch.randn(v.shape, generator=g, dtype=torch.float64) for n, v in u.tensors.items() if isinstance(v, Tensor)
+        }
     return found
 
 
@@ -63,7 +65,13 @@ def test_what_is_kept_apart_is_left_as_it_is() -> None:
             value.compress(wrong)
 
 
-PRESENT = {0: lambda t: True, 1: lambda t: t % 2 == 0, 2: lambda t: t % 5 == 0, 3: lambda t: t in (0, 1, 19), 4: lambda t: t == 20}
+PRESENT = {
+    0: lambda t: True,
+    1: lambda t: t % 2 == 0,
+    2: lambda t: t % 5 == 0,
+    3: lambda t: t in (0, 1, 19),
+    4: lambda t: t == 20,
+}
 """Who takes part when: always, every other round, one round in five, hardly ever, and only at the end."""
 
 

@@ -19,8 +19,8 @@ from weft.communication.wire import _split
 from weft.federation import plans
 from weft.federation.exchange import write_update
 from weft.federation.message import ClientInfo, Update
-from weft.federation.server import Round
-from weft.methods import FedIT, FlexLoRA
+from weft.federation.server import Round, ServerState
+from weft.methods import FedIT, FedRA, FlexLoRA
 
 
 def all_differ(found: Iterable[Any]) -> bool:
@@ -122,3 +122,42 @@ def test_a_cohort_is_the_share_of_the_clients_rounded_to_the_nearest_and_never_n
         assert cohort == sorted(cohort)
         seen |= set(cohort)
     assert len(seen) > count or count == 6, "others in other rounds"
+
+
+def test_who_drops_out_is_drawn_for_each_client_and_round() -> None:
+    run = tiny.federation(FedIT(rank=1), dropout=0.3)
+    lost = np.array([[run.simulation._drops_out(c, t) for t in range(200)] for c in ("a", "b")])
+    assert abs(lost.mean() - 0.3) < 0.1
+    assert len({tuple(row) for row in lost.tolist()}) == 2, "clients apart"
+    for row in lost:  # given that it was lost, a client is lost next time as often as ever
+        assert abs(row[1:][row[:-1]].mean() - 0.3) < 0.2
+
+
+def test_the_client_of_a_domain_is_drawn_at_random_apart_from_other_domains() -> None:
+    facts = [{"domain": "xy"[i % 2], "capacity": 1.0} for i in range(4)]
+    run = tiny.federation(FedRA(), sizes=(3,) * 4, facts=facts)
+    draws = []
+    for t in range(24):
+        run.server.round = Round(t, who=("domain",))
+        draws.append([int(c.id[-1]) // 2 for c in run.simulation._cohort(run.server, run.clients)])
+    one, two = np.array(draws).T
+    for row in (one, two):
+        assert 4 <= row.sum() <= 20
+        assert 4 <= (row[1:] == row[:-1]).sum() <= 19, "neither always another nor always the same"
+    assert 4 <= (one == two).sum() <= 20
+
+
+class Twice(FedIT):
+    """Every second round is with the clients of the one before."""
+
+    def plan(self, server: ServerState, t: int) -> Round | None:
+        return Round(t, who="same" if t % 2 else "sample") if t < server.rounds else None
+
+
+def test_the_same_cohort_takes_part_again_when_a_plan_says_so() -> None:
+    run = tiny.federation(Twice(rank=1, steps=1, batch=2), rounds=8, participation=0.5)
+    records = [run.simulation.round(t) for t in range(8)]
+    cohorts = [r["cohort"] for r in records if r is not None]
+    assert all(len(c) == 3 for c in cohorts)
+    assert cohorts[::2] == cohorts[1::2]
+    assert len({tuple(c) for c in cohorts}) > 1

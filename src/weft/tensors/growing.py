@@ -1,9 +1,9 @@
-"""A low-rank sum that grows by a term a round, held on both sides of the wire: when it is compressed, and what of it stays apart.
+"""A low-rank sum that grows by a term a round, held on both sides of the wire: when it is compressed, and what stays apart.
 
-A sum of rank R over d = min(d_out, d_in) can be had at rank d, by a QR that costs more than many rounds' sums. So it is left alone
-until its rank passes 3d/2, and then brought to d: with terms of rank r that is one QR in d/2r rounds, and factors of at most
-1.5 d (d_out + d_in) elements. Whoever owes terms to others keeps the newest ones uncompressed beside the rest, at most d of them,
-since from d on the whole is no larger: 2.5 d in all.
+A sum of rank R over d = min(d_out, d_in) can be had at rank d, by a QR that costs more than the sums of many rounds. So it is
+left alone until its rank passes 1.5 d, and is then brought to d: with terms of rank r that is one QR in d/2r rounds, and factors
+of at most 1.5 d (d_out + d_in) elements. Whoever owes terms to others keeps the newest ones as they are beside the rest, less
+than d of them, since from d on the whole is no larger: 2.5 d in all.
 
 Two sides that compress at different times, or got a term later than others, hold the same product in other factors.
 """
