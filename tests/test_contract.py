@@ -371,6 +371,20 @@ def test_a_client_lost_in_the_middle_of_its_turn_has_downloaded_but_keeps_and_se
         assert client.rounds_seen == (client.id not in record["lost"])
 
 
+def test_a_client_counts_its_completed_turns_whether_it_keeps_something_or_not() -> None:
+    for method in (FedIT(rank=1, steps=1, batch=4), FFALoRA(rank=1, steps=1, batch=4)):
+        run = tiny.federation(method, sizes=(5, 3), rounds=3, dropout=0.4)
+        turns = dict.fromkeys((c.id for c in run.clients), 0)
+        for t in range(3):
+            record = run.simulation.round(t)
+            assert record is not None
+            for client in run.clients:
+                turns[client.id] += client.id not in record["lost"]
+                run.simulation.store.load(client)
+                assert client.rounds_seen == turns[client.id]
+        assert len(set(turns.values()) | {3}) > 1, "somebody was lost"
+
+
 def test_values_tried_on_a_pack_do_not_reach_the_server() -> None:
     """The tensors of a pack of one start as the very ones that the server holds."""
     run = tiny.federation(FedIT(rank=2, steps=2, batch=4))

@@ -154,6 +154,31 @@ def test_a_class_without_a_row_in_the_table_is_not_distilled() -> None:
     assert any((a - b).abs().max() > 1e-4 for a, b in zip(slope([1], 0.0), plain, strict=True))
 
 
+def test_distillation_is_the_mean_over_the_taught_rows_and_not_over_all() -> None:
+    """Two clients side by side, with other tables and other known classes; each has rows that nobody teaches."""
+    method = replace(SMALL, gamma=0.7, temperature=3.0)
+    run = tiny.federation(method)
+    labels = run.bench.table.labels
+    one, two, three = (np.flatnonzero(labels == c)[:3] for c in range(C))
+    rows = np.array([[*one, *two, *three], [*one[:2], *two[:2], *three[:2], -1, -1, -1]])
+    pack, batch = run.pack([0, 1]), make_batch(run.bench.table, rows, None, run.bench.backbone.device)
+    teacher = torch.randn(2, C, C, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    known = [[1], [0, 2]]
+    pack.tensors[TEACHER] = teacher
+    for facts, classes in zip(pack.facts, known, strict=True):
+        facts["known"] = classes  # type: ignore[index]
+    logits = method.forward(pack, batch).logits
+    plain = pack.loss(method.forward(pack, batch), batch)
+    for k in range(2):
+        apart = []
+        for j, row in enumerate(rows[k]):
+            if row >= 0 and int(labels[row]) in known[k]:
+                p, q = (torch.softmax(z / 3.0, -1) for z in (teacher[k, int(labels[row])], logits[k, j]))
+                apart.append((p * (p / q).log()).sum())
+        assert len(apart) == (3, 4)[k] < int((rows[k] >= 0).sum())
+        by_hand.close(method.objective(pack, batch)[k], plain[k] + 0.7 * 9.0 * sum(apart) / len(apart), 1e-12)
+
+
 # tables ---------------------------------------------------------------------------------------------------------------
 
 

@@ -309,11 +309,7 @@ def _take(value: Any, keep: Tensor, n: int, names: Collection[str], path: str = 
 
 
 def place(backbone: Backbone, parts: list[Mapping[str, Part]], device: torch.device, dtype: torch.dtype) -> list[Placed]:
-    """The parts of K clients (one mapping each, same names and sites, possibly other ranks) as one list of placed parts.
-
-    Raises:
-        WeftError: clients of one pack disagree on which parts there are or where they sit.
-    """
+    """The parts of K clients (one mapping each, same names and sites, possibly other ranks) as one list of placed parts."""
     found = []
     first = parts[0]
     for name, part in first.items():

@@ -29,6 +29,7 @@ from weft.federation.scope import Scope
 from weft.federation.server import Round
 from weft.federation.store import ClientStore
 from weft.federation.values import named
+from weft.tensors.growing import grow
 from weft.tensors.lowrank import LowRank
 
 JOIN_ANEW = "put a copy of that folder back, or remove the folder, and this site joins anew without what it had learnt for itself"
@@ -115,7 +116,7 @@ class Site:
             old = new.get(name.removesuffix(APPENDED))
             if name.endswith(APPENDED):
                 assert isinstance(old, LowRank) and isinstance(value, LowRank)
-                new[name.removesuffix(APPENDED)] = LowRank.cat([old, value])
+                new[name.removesuffix(APPENDED)] = grow(old, value)
             else:
                 new[name] = value
         return new

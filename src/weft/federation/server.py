@@ -16,6 +16,7 @@ from weft.federation.pack import Pack
 from weft.federation.robust import Robust, Vote
 from weft.federation.scope import Scope, matches
 from weft.federation.values import named
+from weft.tensors import growing
 from weft.tensors.init import Init
 from weft.tensors.keyed import generator
 from weft.tensors.lowrank import LowRank
@@ -73,12 +74,13 @@ class ServerState:
         self.adaptation: Adaptation = method.adapt(bench.backbone, bench.task, ClientInfo(""))
         self.shared: dict[str, Value] = {}
         self.stamps: dict[str, int] = {}
-        self.terms: dict[str, list[tuple[int, int]]] = {}  # of a growing LowRank: (stamp, rank added)
+        self.terms: dict[str, growing.Terms] = {}  # of LowRanks
         self.memo: dict[str, Any] = {}
         self.synced: dict[str, int] = {}
         self.round = Round(0)
         self.clock = 1
-        self._news: dict[tuple[int, int], dict[str, Value]] = {}  # both caches hold nothing that can't be made again
+        self._news: dict[tuple[int, int], dict[str, Value]] = {}  # these caches hold nothing that can't be made again
+        self._wholes: dict[str, tuple[LowRank, LowRank]] = {}  # a value, and what goes out for it
         self._starts: dict[tuple[str, tuple[int, ...]], Value] = {}
         self.cohort: list[ClientInfo] = []
         for name, init, scope in named(self.adaptation, bench.backbone):
@@ -120,7 +122,7 @@ class ServerState:
         return generator(self.seed, purpose, self.round.index, *more)
 
     def stale(self, client: ClientInfo) -> Message:
-        """DOWN values written since the client's last download; of growing LowRanks only the new terms if that is less."""
+        """DOWN values written since the client's last download; of LowRanks the new terms or the whole, whichever is less."""
         since = self.synced.get(client.id, 0)
         if (self.clock, since) in self._news:  # the same broadcast for everybody who was last here at that time
             return Message(dict(self._news[self.clock, since]))
@@ -128,19 +130,37 @@ class ServerState:
         for name, value in self.shared.items():
             if self.stamps[name] <= since:
                 continue
-            if isinstance(value, LowRank) and self.terms[name][0][0] <= since:
-                new = sum(rank for stamp, rank in self.terms[name] if stamp > since)
-                message.tensors[name + APPENDED] = LowRank(B=value.B[:, -new:], A=value.A[-new:], scale=value.scale)
-            else:
+            if not isinstance(value, LowRank):
                 message.tensors[name] = value
+                continue
+            new = growing.after(self.terms[name], since)
+            if new < min(value.rank, *value.shape):
+                cut = value.rank - new
+                message.tensors[name + APPENDED] = LowRank(B=value.B[:, cut:], A=value.A[cut:], scale=value.scale)
+            else:
+                message.tensors[name] = self._whole(name)
         self._news = {k: v for k, v in self._news.items() if k[0] == self.clock} | {(self.clock, since): message.tensors}
         return Message(dict(message.tensors))
 
+    def _whole(self, name: str) -> LowRank:
+        """A low-rank value at no more rank than it needs, for whoever has nothing of it."""
+        value = self.shared[name]
+        assert isinstance(value, LowRank)
+        if name not in self._wholes or self._wholes[name][0] is not value:
+            self._wholes[name] = value, value.compress()
+        return self._wholes[name][1]
+
     def receipt(self, message: Message, client: ClientInfo) -> None:
-        """Note that the client is up to date, if the message held all its news."""
-        news = self.stale(client).tensors.keys()
-        if news <= message.tensors.keys():
+        """Note that the client is up to date, if the message held all its news.
+
+        With part of the news, its low-rank values are of different ages, and terms would be added to some that have them: it gets
+        everything anew.
+        """
+        held = message.tensors.keys() | {name + APPENDED for name in message.tensors}  # a whole value is more than its terms
+        if self.stale(client).tensors.keys() <= held:
             self.synced[client.id] = self.clock
+        elif any(isinstance(value, LowRank) for value in message.tensors.values()):
+            self.synced[client.id] = 0
 
     def held_by(self, client: ClientInfo, message: Message) -> dict[str, Value]:
         """The DOWN values that the client has once it has read ``message``: received now, or unchanged since it last did."""
@@ -187,17 +207,16 @@ class ServerState:
             self.terms[name] = [(self.clock, value.rank)]
 
     def grow(self, name: str, term: LowRank) -> None:
-        """Add a term to a growing low-rank value; it is re-compressed exactly once its rank stops paying."""
+        """Add a term to a growing low-rank value, see :mod:`weft.tensors.growing`; terms that clients lack stay apart."""
         old = self.shared[name]
         assert isinstance(old, LowRank)
-        value = LowRank.cat([old, term])
-        if value.rank > min(value.shape):
-            self.write(name, value.compress())
-            return
+        terms = [*self.terms[name], (self.clock, term.rank)]
+        keep = growing.owed(terms, (since for since in self.synced.values() if since), min(old.shape))
+        value = growing.grow(old, term, keep)
         self._news.clear()
         self.shared[name] = value
         self.stamps[name] = self.clock
-        self.terms[name].append((self.clock, term.rank))
+        self.terms[name] = terms if value.rank == old.rank + term.rank else growing.folded(terms, keep, value.rank)
 
     def mean(self, updates: Iterable[Update], only: str | Iterable[str] = "*", weighting: str | None = None) -> None:
         """Federated averaging (McMahan et al., 2017): each tensor becomes the weighted mean over the clients that sent it.

@@ -4,8 +4,8 @@ Adding LoRA updates is concatenation of their factors; cutting the sum to a rank
 small SVD. While the stored rank R stays below min(d_out, d_in), nothing here but :meth:`LowRank.dense`
 creates a tensor with as many elements as the full matrix. From R = min(d_out, d_in) on that is out of
 reach, because a single factor is by then as large as the matrix: all operations stay exact, but no longer
-pay. :meth:`LowRank.compress` holds a sum that grows forever at rank min(d_out, d_in), so that its factors
-never outgrow twice the dense size.
+pay. :meth:`LowRank.compress` brings a sum to rank min(d_out, d_in), where its factors are at most twice the
+dense size; :mod:`weft.tensors.growing` says when, for a sum that grows forever.
 """
 
 from __future__ import annotations
@@ -136,12 +136,28 @@ class LowRank:
         value = self._computable()
         return (value.B @ value.A) * value.scale
 
-    def compress(self) -> LowRank:
+    def compress(self, keep: int = 0) -> LowRank:
         """The same value at rank min(d_out, d_in) if more is stored, else this value itself.
 
         One QR of the factor on the short side; the other factor takes up the triangle. On the short side
         the result has orthonormal rows (of A, if d_in <= d_out) or columns (of B).
+
+        Args:
+            keep: the last so many columns of B and rows of A stay as they are, beside the rest at rank min(d_out, d_in).
+
+        Raises:
+            ValueError: if ``keep`` is not in 0..R.
         """
+        if not 0 <= keep <= self.rank:
+            raise ValueError(f"keep must be in 0..{self.rank}, not {keep}")
+        if keep:
+            cut = self.rank - keep
+            old, value = LowRank(self.B[:, :cut], self.A[:cut], self.scale), self._computable()
+            small = old.compress()
+            if small is old:
+                return self
+            B, A = torch.cat([small.B, value.B[:, cut:]], dim=1), torch.cat([small.A, value.A[cut:]])
+            return LowRank(B, A, self.scale)
         d_out, d_in = self.shape
         if self.rank <= min(d_out, d_in):
             return self

@@ -4,7 +4,9 @@ Z. Wang, Z. Shen, Y. He, G. Sun, H. Wang, L. Lyu, A. Li, "FLoRA: Federated Fine-
 Low-Rank Adaptations", NeurIPS 2024, arXiv 2409.05976. Code: ATP-1010/FederatedLLM.
 
 Every round a client begins with new factors (A random, B = 0) of its own rank on a base that holds all earlier updates. The
-server concatenates: ΔW = Σ_k p_k s_k B_k A_k, exactly, with p_k on one factor only. Everybody downloads the whole stack.
+server concatenates: ΔW = Σ_k p_k s_k B_k A_k, exactly, with p_k on one factor only. Everybody downloads the stacks that it has
+not got, Σ_k r_k (d_in + d_out) numbers per site and round, or all of the base's change where that is less: at most
+min(d_in, d_out)·(d_in + d_out), however many rounds there were.
 """
 
 from __future__ import annotations
