@@ -85,8 +85,8 @@ class Register:
         with self._lock:
             if self._flower is None or self.amiss:
                 return
-            self._follow_folder(self._flower, self._now())
             self._look_after(self._flower)
+            self._follow_folder(self._flower, self._now())
 
     def _follow_folder(self, flower: Flower, now: Mapping[bytes, str]) -> None:
         before = dict(self.known)
