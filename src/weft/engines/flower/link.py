@@ -40,17 +40,18 @@ clientapp = "weft.sites.flower_app:client"
 [tool.flwr.app.config]
 experiment = {experiment}
 deadline = {deadline}
+sites = {sites}
 """
 
 
-def app(folder: Path, experiment: Path | str = "", deadline: float = 0.0) -> Path:
+def app(folder: Path, experiment: Path | str = "", deadline: float = 0.0, sites: Path | str = "") -> Path:
     """Write the folder of the Flower app that a run names.
 
     Args:
-        experiment, deadline: its configuration, where the app itself is run (:mod:`weft.sites.flower_app`).
+        experiment, deadline, sites: its configuration, where the app itself is run (:mod:`weft.sites.flower_app`).
     """
     files.make_folder(folder)
-    text = _APP.format(experiment=_quoted(experiment), deadline=float(deadline))
+    text = _APP.format(experiment=_quoted(experiment), deadline=float(deadline), sites=_quoted(sites))
     (folder / "pyproject.toml").write_text(text, encoding="utf-8")
     return folder
 
