@@ -7,6 +7,7 @@ rarely as before when there was not.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -57,6 +58,8 @@ def main(arguments: list[str]) -> None:
     secret, keys = Path(rest[rest.index(SECRET) + 1]).read_bytes(), KEYS in rest
     if which == "superlink":
         gate.guard(secret, gate.SITE | {gate.KNOWN} | (frozenset() if keys else gate.KEYLESS), keys, int(largest))
+        # our own looks, which would fill the log
+        logging.getLogger("flwr").addFilter(lambda record: "ControlServicer.List" not in record.getMessage())
         from flwr.superlink.cli import flower_superlink
 
         flower_superlink()

@@ -23,7 +23,7 @@ from weft.engines.flower.launch import SECRET
 from weft.errors import UserError
 from weft.federation import files
 
-PATIENCE = 60.0  # seconds that one of Flower's processes may take to come up
+PATIENCE = 900.0  # seconds that one of Flower's processes may take to come up, as long as it lives: minutes where much else runs
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 LOOPBACK = "127.0.0.1"
 LAST = 1 << 16  # bytes at the end of a log in which the last words are looked for

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -106,7 +106,8 @@ class Register:
         """Put right what somebody else has done to the SuperLink."""
         running = set(flower.runs())
         for run in running - {self._run}:
-            flower.stop(run)
+            with suppress(httpx.HTTPStatusError):  # it may have ended meanwhile
+                flower.stop(run)
             self.say("somebody else has begun a run in this federation's SuperLink: it is stopped.")
         if self._run not in running:
             self.amiss = "its run was stopped from outside"
@@ -114,7 +115,8 @@ class Register:
             return
         there = flower.nodes()
         for number in there.keys() - set(self.numbers.values()):
-            flower.unregister(number)
+            with suppress(httpx.HTTPStatusError):  # of a site that has never come Flower says so, and unregisters it
+                flower.unregister(number)
             self.say("somebody else has registered a site of their own: it is removed, and was never asked.")
         for key, name in self.known.items():
             if there.get(self.numbers[key]) != key:
