@@ -17,9 +17,12 @@ import httpx
 import pytest
 import uvicorn
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from flwr.proto.fleet_pb2 import PushMessagesRequest
+from flwr.proto.message_pb2 import Message, Metadata
+from flwr.proto.node_pb2 import Node
 
 from weft.engines.flower import gate, keys, proof
-from weft.engines.flower.gate import ADMIT, FLEET, KNOWN, PUSH, SECRET, SITE, Gate, Patient, word
+from weft.engines.flower.gate import ADMIT, FLEET, KNOWN, PUSH, REPLY, SECRET, SITE, Gate, Patient, word
 
 SECRET_OF_OURS = b"a secret of ours"
 OURS = {SECRET: word(SECRET_OF_OURS)}
@@ -145,13 +148,39 @@ def test_another_secret_is_none(secret: str, server: Server) -> None:
 def test_a_site_with_a_known_key_makes_a_sites_calls_and_no_others(server: Server, north: EllipticCurvePrivateKey) -> None:
     with server.client() as site:
         for path in sorted(SITE):
-            assert site.post(path, content=b"12345", headers=proof.headers(north)).text == "5"
+            body = reply() if path == REPLY else b"12345"
+            assert site.post(path, content=body, headers=proof.headers(north)).text == str(len(body))
         for path in (*OTHERS, ADMIT):
             assert site.post(path, headers=proof.headers(north)).status_code == 404
         for method in ("GET", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE"):
             assert site.request(method, PUSH, headers=proof.headers(north)).status_code == 404
         assert site.post(KNOWN, headers=proof.headers(north)).status_code == 200
     assert sorted(server.flower.seen) == [("POST", path) for path in sorted(SITE)]
+
+
+def reply(**changes: Any) -> bytes:
+    """An answer of site 7, or something like it."""
+    about = {"reply_to_message_id": "question", "src_node_id": 7, "dst_node_id": 1} | changes
+    return bytes(
+        PushMessagesRequest(node=Node(node_id=7), messages_list=[Message(metadata=Metadata(**about))]).SerializeToString()
+    )
+
+
+def test_a_site_can_answer_but_neither_ask_another_in_the_coordinators_name_nor_answer_for_it(
+    server: Server, north: EllipticCurvePrivateKey
+) -> None:
+    bad = {
+        "a question of the coordinator's": reply(src_node_id=1, dst_node_id=8, reply_to_message_id=""),
+        "a question of its own": reply(dst_node_id=8, reply_to_message_id=""),
+        "another's answer": reply(src_node_id=8),
+        "one of each": reply() + reply(src_node_id=8),  # as Flower reads it, the messages of both
+        "nothing": b"",
+        "no message": b"\xff\xff",
+    }
+    with server.client() as site:
+        for kind, body in bad.items():
+            assert site.post(REPLY, content=body, headers=proof.headers(north)).status_code == 400, kind
+    assert server.flower.seen == []
 
 
 def test_nobody_may_come_in_before_the_first_keys_are_told_nor_once_they_are_told_no_more(north: EllipticCurvePrivateKey) -> None:
@@ -225,7 +254,7 @@ def test_a_body_that_is_too_long_is_refused(server: Server, north: EllipticCurve
 
 def test_without_keys_anybody_makes_a_sites_calls_but_no_others() -> None:
     with serving(SITE | gate.KEYLESS | {KNOWN}, keys_=False) as server, server.client() as site:
-        assert {site.post(path).status_code for path in (*SITE, *gate.KEYLESS, KNOWN)} == {200}
+        assert {site.post(path, content=reply()).status_code for path in (*SITE, *gate.KEYLESS, KNOWN)} == {200}
         assert {site.post(path).status_code for path in OTHERS if path not in gate.KEYLESS} == {404}
 
 

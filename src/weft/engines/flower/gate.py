@@ -22,6 +22,8 @@ from weft.engines.flower import environment
 environment.ready()
 
 import uvicorn  # noqa: E402
+from flwr.proto.fleet_pb2 import PushMessagesRequest  # noqa: E402
+from google.protobuf.message import DecodeError  # noqa: E402
 from uvicorn.protocols.http.auto import AutoHTTPProtocol  # noqa: E402
 
 from weft.engines.flower import proof  # noqa: E402
@@ -30,6 +32,7 @@ SECRET = "weft-secret"
 ADMIT, KNOWN = "/weft/admit", "/weft/known"  # the gate's own: whose calls pass; and for a site, whether its calls do
 FLEET = "/v1/fleet/"
 PUSH = f"{FLEET}push-object"  # what alone brings much
+REPLY = f"{FLEET}push-messages"
 SITE = frozenset(
     f"{FLEET}{name}"
     for name in (
@@ -80,9 +83,9 @@ class Gate:
         status, why = self._judge(path, given)
         if status == 200 and path != KNOWN:
             body = await _whole(receive, given, self.largest if path == PUSH else SMALL)
-            if body is not None:
+            status = 413 if body is None else 400
+            if body is not None and (path != REPLY or _is_reply(body)):
                 return await self.app(_plain(scope), _again(body, receive), send)
-            status = 413
         return await _answer(send, status, why)
 
     def _judge(self, path: str, given: dict[bytes, list[bytes]]) -> tuple[int, str]:
@@ -135,6 +138,17 @@ def _again(body: bytes, receive: Receive) -> Receive:
         return waiting.pop() if waiting else await receive()
 
     return give
+
+
+def _is_reply(body: bytes) -> bool:
+    """Whether messages are answers of who sends them: Flower would also pass on what claims to be the coordinator's question."""
+    request = PushMessagesRequest()
+    try:
+        request.ParseFromString(body)
+    except DecodeError:
+        return False
+    sender, about = request.node.node_id, [m.metadata for m in request.messages_list]
+    return bool(about) and all(a.reply_to_message_id and a.src_node_id == sender for a in about)
 
 
 async def _answer(send: Send, status: int, why: str) -> None:
