@@ -19,7 +19,10 @@ import pytest
 
 import tiny
 from command_line import table
+from weft.engines.flower import proof
+from weft.engines.flower.control import Control
 from weft.engines.flower.processes import free_port
+from weft.engines.flower.tasks import Runtime
 
 ROUNDS = 10_000  # it ends when all has been seen
 
@@ -59,11 +62,33 @@ class Federation:
         """Where the coordinator has a site's public key."""
         return self.server / "keys" / "sites" / f"{name}.pub"
 
-    def serve(self) -> None:
-        self._start("coordinator", "serve", "experiment.toml", "--sites", "2", "--port", str(self.port), "--deadline", "6")
+    def serve(self, *more: str) -> None:
+        more = more or ("--deadline", "6")
+        self._start("coordinator", "serve", "experiment.toml", "--sites", "2", "--port", str(self.port), *more)
 
-    def join(self, name: str) -> None:
-        self._start(name, "join", "--server", f"localhost:{self.port}", "--name", name, "--data", "rows.csv", "--device", "cpu")
+    def join(self, name: str, calls_itself: str = "") -> None:
+        about = ("--name", calls_itself or name, "--data", "rows.csv", "--device", "cpu")
+        self._start(name, "join", "--server", f"localhost:{self.port}", *about)
+
+    @contextmanager
+    def control(self) -> Iterator[Control]:
+        """The coordinator's SuperLink, for who has its secret."""
+        secret = (self.server / "runs" / "run" / "link" / "superlink.secret").read_bytes()
+        found = Control(Runtime(f"localhost:{self.port}", secret, (self.server / "keys" / "ca.pem").read_bytes()))
+        try:
+            yield found
+        finally:
+            found.close()
+
+    def key(self, name: str) -> bytes:
+        return proof.of_file(self.known(name))
+
+    def runs_here(self, process: Path, which: str) -> bool:
+        try:
+            words = (process / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            return False
+        return which.encode() in words and str(self.root).encode() in b" ".join(words) + os.readlink(process / "cwd").encode()
 
     def _start(self, name: str, *arguments: str) -> None:
         with (self.root / f"{name}.log").open("ab") as log:
@@ -89,9 +114,14 @@ class Federation:
         text = file.read_text() if file.exists() else ""
         return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
-    def until(self, what: Callable[[], object], seconds: float = 180) -> None:
-        end = time.monotonic() + seconds
+    def until(self, what: Callable[[], object], idle: float = 180, most: float = 1200) -> None:
+        """Wait for something, as long as anything else happens: a busy machine may be slow."""
+        last, end = time.monotonic(), time.monotonic() + most
+        before = -1
         while not what():
+            if (now := sum(file.stat().st_size for file in self.root.rglob("*.log")) + len(self.rounds())) != before:
+                last, before = time.monotonic(), now
+            assert time.monotonic() - last < idle, {n: self.said(n)[-1500:] for n in ("coordinator", *self.running)}
             assert time.monotonic() < end, {n: self.said(n)[-1500:] for n in ("coordinator", *self.running)}
             time.sleep(0.1)
 
@@ -173,6 +203,69 @@ def test_a_federation_outlives_its_sites_and_its_coordinator_and_lets_no_strange
     time.sleep(6)  # nobody who was killed leaves a process behind
     left = [p for p in Path("/proc").glob("[0-9]*/cmdline") if str(tmp_path).encode() in p.read_bytes()]
     assert left == []
+
+
+@pytest.mark.slow
+def test_a_superlink_that_dies_or_is_tampered_with_is_begun_anew_and_the_same_run_goes_on(tmp_path: Path) -> None:
+    with federation(tmp_path) as f:
+        for name in ("north", "south"):
+            f.site(name)
+        f.serve("--deadline", "600")  # nobody is given up
+        for name in ("north", "south"):
+            f.join(name)
+        f.until(lambda: len(f.rounds()) >= 2)
+        for count, harm in enumerate((killed, stopped, unregistered), 1):
+            harm(f)
+            f.until(lambda n=count: f.said("coordinator").count("Flower's superlink is begun anew") == n)  # type: ignore[misc]
+            at = len(f.rounds())
+            f.until(lambda n=at: len(f.rounds()) >= n + 2)  # type: ignore[misc]
+        said = f.said("coordinator")
+        for words in ("killed by signal 9", "its run was stopped from outside", "north's registration has gone from it"):
+            assert f"({words}); the run goes on." in said
+        with f.control() as control:
+            (number,) = (n for n, key in control.nodes().items() if key == f.key("south"))
+            stranger = tmp_path / "stranger"
+            f.weft(tmp_path, "keys", "site", "stranger", "--folder", str(stranger))
+            control.register(proof.of_file(stranger / "stranger.pub"), "south")
+            f.until(lambda: "somebody else has registered a site of their own" in f.said("coordinator"))
+            assert sorted(control.nodes().values()) == sorted(f.key(name) for name in ("north", "south"))
+            assert number in control.nodes()
+        lines = f.rounds()
+        assert [line["round"] for line in lines] == list(range(len(lines)))
+        assert not any(line["lost"] for line in lines)
+        assert f.running["coordinator"].poll() is None
+
+
+def killed(f: Federation) -> None:
+    (link,) = (p for p in Path("/proc").glob("[0-9]*") if f.runs_here(p, "superlink"))
+    os.kill(int(link.name), signal.SIGKILL)
+
+
+def stopped(f: Federation) -> None:
+    """As by ``flwr stop``, if somebody had the secret."""
+    with f.control() as control:
+        (run,) = control.runs()
+        control.stop(run)
+
+
+def unregistered(f: Federation) -> None:
+    with f.control() as control:
+        (number,) = (n for n, key in control.nodes().items() if key == f.key("north"))
+        control.unregister(number)
+
+
+@pytest.mark.slow
+def test_a_site_whose_name_is_not_that_of_its_key_is_told_so(tmp_path: Path) -> None:
+    with federation(tmp_path) as f:
+        f.site("north")
+        for kind in ("key", "pub"):
+            (tmp_path / "north" / "keys" / f"north.{kind}").rename(tmp_path / "north" / "keys" / f"south.{kind}")
+        f.serve()
+        f.join("north", calls_itself="south")
+        words = 'it calls itself "south", but its key is that of "north": give it --name north.'
+        f.until(lambda: f"the coordinator does not let this site take part: {words}" in f.said("north"))
+        assert f"north does not take part: {words}" in f.said("coordinator")
+        assert "does not know this site's key" not in f.said("north")
 
 
 class Proxy:

@@ -7,6 +7,7 @@ import time
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 
 from weft.engines.flower import environment, tasks  # first: it silences Flower
@@ -144,11 +145,111 @@ def test_late_answers_are_dropped_when_the_next_questions_go_out(
     grid: Grid, link: SuperLink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(grid.grid, "push_messages", lambda messages: [f"ticket {m.metadata.dst_node_id}" for m in messages])
-    late = grid.post({"1": b"?"}, deadline=0.0)
+    late = grid.post({"1": b"?"}, deadline=1.0)
     (ticket,) = late
     link.announce(ticket, b"late", upload=False)
     assert grid.fetch([ticket]) == {}
     assert ticket in grid.arriving
+    time.sleep(1.0)
     grid.post({"2": b"?"}, deadline=60.0)
     assert ticket not in grid.arriving
     link.upload(ticket)
+
+
+class Two:
+    """A SuperLink that is lost, and the one that is begun in its place."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.links, self.reasons = [SuperLink(), SuperLink()], list[str]()
+        self.amiss, self.lost, self.sent = "", False, list[tuple[int, int, bytes | None]]()
+        for name in ("_run_id", "_task_id", "_node_id"):
+            monkeypatch.setattr(TaskIdentity, name, 1)
+
+    def flower(self, which: int) -> Any:
+        """The grid of the first or the second: sites get other numbers in each."""
+        found = HttpGrid("nowhere:1", insecure=True, token="t")
+        found._client = self.links[which]  # type: ignore[assignment]
+        found._run = SimpleNamespace(run_id=1)  # type: ignore[assignment]
+
+        def nodes() -> list[Any]:
+            if self.lost and which == 0:
+                raise httpx.ConnectError("nobody listens")
+            known = [SimpleNamespace(node_id=10 * which + i, public_key=f"key {i}".encode(), name="liar") for i in range(3)]
+            return [] if self.empty and which == 1 else known
+
+        def push(messages: list[Message]) -> list[str]:
+            self.sent += [(which, m.metadata.dst_node_id, tasks.data_of(m)) for m in messages]
+            return [f"{which}: message to {m.metadata.dst_node_id}" for m in messages]
+
+        found.get_nodes, found.push_messages = nodes, push  # type: ignore[method-assign]
+        return found
+
+    empty = False
+
+    def grid(self, keys: bool = True) -> Grid:
+        def anew(why: str) -> Any:
+            self.reasons.append(why)
+            self.amiss = ""
+            return self.flower(1)
+
+        def who(number: int, key: bytes) -> str | None:
+            return {b"key 0": "north", b"key 1": "south"}.get(key)
+
+        return Grid(self.flower(0), who if keys else None, lambda: self.amiss, anew)
+
+
+def test_only_who_is_known_by_its_key_is_there_whatever_name_flower_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert sorted(Two(monkeypatch).grid().present().values(), key=str) == ["north", "south"]
+    assert Two(monkeypatch).grid(keys=False).present() == {"0": None, "1": None, "2": None}
+
+
+@pytest.mark.parametrize("how", ["lost", "tampered with"])
+def test_what_a_lost_superlink_owes_is_asked_again_of_the_same_sites_in_another(
+    how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = Two(monkeypatch)
+    grid = two.grid()
+    (north,) = (a for a, name in grid.present().items() if name == "north")
+    (ticket,) = grid.post({north: b"?"}, 60.0)
+    assert two.sent == [(0, 0, b"?")]
+    two.lost, two.amiss, two.empty = how == "lost", "" if how == "lost" else "its run was stopped", True
+    assert grid.present() == {}
+    assert two.reasons == ["nobody listens" if how == "lost" else "its run was stopped"]
+    assert grid.fetch([ticket]) == {}  # the site has not come yet
+    two.empty = False
+    assert grid.fetch([ticket]) == {}
+    assert two.sent[1:] == [(1, 10, b"?")]
+    assert north in grid.present()  # under the same address
+    two.links[1].announce("1: message to 10", b"yes")
+    assert until(grid, [ticket], 1) == {ticket: b"yes"}
+    assert len(two.sent) == 2
+    assert len(two.reasons) == 1
+
+
+def test_an_answer_that_had_come_before_the_superlink_was_lost_is_not_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    two = Two(monkeypatch)
+    grid = two.grid()
+    address = next(iter(grid.present()))
+    (ticket,) = grid.post({address: b"?"}, 60.0)
+    two.links[0].announce("0: message to 0", b"yes")
+    for arriving in grid._announced([ticket]):
+        assert arriving.done.wait(20)
+    two.amiss = "its run was stopped"
+    assert until(grid, [ticket], 1) == {ticket: b"yes"}
+    assert len(two.sent) == 1
+
+
+def test_a_site_without_a_key_has_failed_when_the_superlink_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    two = Two(monkeypatch)
+    grid = two.grid(keys=False)
+    (ticket,) = grid.post({"1": b"?"}, 60.0)
+    two.amiss = "its run was stopped"
+    assert grid.fetch([ticket]) == {ticket: None}
+    assert len(two.sent) == 1
+
+
+def test_without_another_superlink_an_error_of_flower_is_the_callers(monkeypatch: pytest.MonkeyPatch) -> None:
+    two = Two(monkeypatch)
+    two.lost = True
+    with pytest.raises(httpx.ConnectError):
+        Grid(two.flower(0)).present()

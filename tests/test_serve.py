@@ -18,7 +18,7 @@ from toy_runs import Dies, Killed, Told
 from weft import experiment as settings
 from weft.communication.envelope import unwrap, wrap
 from weft.communication.ledger import Ledger
-from weft.errors import UserError
+from weft.errors import Elsewhere, UserError
 from weft.runs.checkpoint import Checkpoint, digest
 from weft.sites import joining, roll
 from weft.sites.resident import TROUBLE, Resident
@@ -275,7 +275,32 @@ def test_a_site_can_neither_take_a_name_that_its_key_does_not_prove_nor_one_that
     done = coordinate(machines, told)
     assert any("another site with this name is here already" in s for s in told.sentences)
     assert any('calls itself "south", but its key is that of "east"' in s for s in told.sentences)
+    why = "the coordinator does not let this site take part: "
+    assert [s for s in machines.said["elsewhere"] if why in s] == [
+        f"{why}another site with this name is here already: give each a --name of its own."
+    ]
+    assert [s for s in machines.said["liar"] if why in s] == [
+        f'{why}it calls itself "south", but its key is that of "east": give it --name east.'
+    ]
+    assert not any(why in s for name in ("north", "south") for s in machines.said[f"at {name}"])
     assert {s["id"] for s in done.summary["served"]["sites"]} == {"north", "south"}
+
+
+def test_sites_whose_keys_change_names_are_greeted_again(machines: Machines) -> None:
+    machines.join("north")
+    machines.join("south")
+
+    class Swapping(Told):
+        def round_done(self, record: dict[str, Any]) -> None:
+            super().round_done(record)
+            if record["round"] == 0:
+                machines.names |= {"at north": "south", "at south": "north"}
+
+    told = Swapping()
+    with pytest.raises(Elsewhere, match="no site has been there"):
+        coordinate(machines, told, rounds=6)
+    assert any("north has gone" in s for s in told.sentences)
+    assert any('it calls itself "north", but its key is that of "south"' in s for s in told.sentences)
 
 
 def test_a_silent_site_is_left_out_and_a_late_one_joins(machines: Machines) -> None:

@@ -14,6 +14,10 @@ class UserError(WeftError):
     """Something a person can put right. The command line prints its sentence and exits with code 2."""
 
 
+class Elsewhere(UserError):
+    """Something outside has ended this, and may be over soon: the same command goes on. The command line exits with code 75."""
+
+
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C during a run: what was finished is saved. The command line prints its sentence and exits with code 130."""
 

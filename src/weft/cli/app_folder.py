@@ -30,7 +30,7 @@ def write(
         raise UserError(f"the app reads its settings from {experiment} alone: write {', '.join(sorted(typed))} there.")
     if folder.exists():
         raise UserError(f"{folder} is there already: give --write-app a new folder.")
-    folder = app(folder.resolve(), experiment.resolve(), deadline)
+    folder = app(folder.resolve(), experiment.resolve(), deadline, "" if keys is None else keys.sites.resolve())
     home = folder / ".flwr"  # flwr packs whatever else lies in the folder
     connection(home, f"{near(host)}:{port}", keys)
     return _commands(folder, home, host, port, keys)
@@ -64,5 +64,7 @@ Here, when they are there:
 
   {flwr} run {path} {CONNECTION} --stream
 
-Every message starts a process that loads the backbone anew, and such a node runs whatever code an app brings; with weft serve
-and weft join the backbone stays loaded, and no code that arrives is run."""
+Whoever reaches this SuperLink's port can list and stop runs, register keys and unregister sites, with no key at all: let nobody
+reach it but your sites, by a firewall. Every message starts a process that loads the backbone anew, and such a node runs whatever
+code an app brings. With weft serve and weft join the port shows a site only what it needs, the backbone stays loaded, and no code
+that arrives is run."""

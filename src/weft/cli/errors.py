@@ -1,4 +1,7 @@
-"""What goes wrong, in one sentence on stderr: exit code 2 for what a person can put right, 130 for Ctrl-C, 1 for a bug."""
+"""What goes wrong, in one sentence on stderr.
+
+Exit code 2 for what a person can put right, 75 for what may be over soon, 130 for Ctrl-C, 1 for a bug.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,12 @@ import click
 import typer
 from typer.core import TyperGroup
 
-from weft.errors import Interrupted, UserError, nearest
+from weft.errors import Elsewhere, Interrupted, UserError, nearest
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+AGAIN = 75  # "temporary failure" in the sysexits.h of old
 BUG = (
     "This is a bug in Weft, or in something it builds on. Please report it with the lines above, the command "
     "you typed and the output of `weft env`."
@@ -57,6 +61,9 @@ def guarded(app: typer.Typer, arguments: Sequence[str] | None) -> int:
         return 0
     except click.UsageError as e:
         return complain(usage(e))
+    except Elsewhere as e:
+        complain(str(e))
+        return AGAIN
     except UserError as e:
         return complain(str(e))
     except OSError as e:

@@ -101,8 +101,9 @@ def serve(
 
         @contextmanager
         def connect(directory: RunDirectory) -> Iterator[Grid]:
-            known = functools.partial(public_keys, made.sites) if made else dict
-            with Link(directory.root / "link", where, port, made, known, observer.say).open() as grid:
+            known = functools.partial(public_keys, made.sites) if made else None
+            largest = resolved.experiment.max_bytes
+            with Link(directory.root / "link", where, port, made, known, observer.say, largest).open() as grid:
                 observer.say(f"listening on {where}:{port}.")
                 yield grid
 

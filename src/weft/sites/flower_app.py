@@ -12,7 +12,8 @@ where they are started, since Flower has read both before it imports this.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from weft.engines.flower import environment
@@ -25,6 +26,7 @@ from flwr.serverapp import Grid, ServerApp  # noqa: E402
 
 from weft.engines.flower.grid import Grid as Sites  # noqa: E402
 from weft.engines.flower.tasks import data_of, record  # noqa: E402
+from weft.errors import UserError  # noqa: E402
 
 server = ServerApp()
 client = ClientApp()
@@ -41,7 +43,26 @@ def main(grid: Grid, context: Context) -> None:
     file = Path(str(context.run_config["experiment"]))
     resolved = settings.resolve({"recipes": False}, settings.read(file))
     deadline = float(context.run_config["deadline"])
-    serve(resolved, lambda _: nullcontext(Sites(grid)), Lines(out()), deadline=deadline)
+    sites = Sites(grid, _known(str(context.run_config.get("sites") or "")))
+    serve(resolved, lambda _: nullcontext(sites), Lines(out()), deadline=deadline)
+
+
+def _known(folder: str) -> Callable[[int, bytes], str | None] | None:
+    """Names by the keys in a folder: anybody may have registered others with this SuperLink. None = it has no keys."""
+    if not folder:
+        return None
+    from weft.engines.flower.keys import public_keys
+    from weft.engines.flower.register import of_folder
+
+    names = dict[bytes, str]()
+
+    def who(_number: int, key: bytes) -> str | None:
+        if key not in names:
+            with suppress(UserError, OSError, ValueError):  # something else in the folder: it is looked at again
+                names.update(of_folder(public_keys(Path(folder))))
+        return names.get(key)
+
+    return who
 
 
 @client.query()

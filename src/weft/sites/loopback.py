@@ -59,7 +59,7 @@ def federation(
     files.write(file, settings.to_toml(x, {"classes": classes, "engine": "simulation"}).encode())
     common = x.model_copy(update={"classes": classes})
     sites: list[subprocess.Popen[bytes]] = []
-    with Link(directory.root / "link", LOOPBACK, port, made, lambda: public).open() as grid:
+    with Link(directory.root / "link", LOOPBACK, port, made, lambda: public, observer.say, x.max_bytes).open() as grid:
         try:
             for client in material.clients:
                 sites.append(_site(root, client, file, port, x))

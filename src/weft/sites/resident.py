@@ -20,7 +20,7 @@ from weft.communication.codecs import codec
 from weft.communication.envelope import unwrap, wrap
 from weft.communication.ledger import format_bytes
 from weft.communication.message import Expected
-from weft.communication.strict import Refused
+from weft.communication.strict import Refused, plain
 from weft.communication.wire import decode
 from weft.data.labels import UnknownLabel
 from weft.data.rows import ClientData, Rows
@@ -39,7 +39,7 @@ from weft.runs.prepare import backbone_of, bench_of, suited
 from weft.sites.rows import OwnData, print_of
 from weft.sites.terms import RUN, Terms, differences
 
-HELLO, ADMIT, ASK, BYE = "hello", "admit", "ask", "bye"
+HELLO, ADMIT, ASK, AWAY, BYE = "hello", "admit", "ask", "away", "bye"
 AGREED, ADMITTED = "agreed.json", "admitted.json"
 STAGES = ("setup", "rounds")
 TROUBLE = "something is amiss with its own data or machine; its log says what."
@@ -104,6 +104,9 @@ class Resident:
             if what == BYE:
                 self.say("the run is over; waiting for another.")
                 return wrap({"bye": True})
+            if what == AWAY:
+                self.say(f"the coordinator does not let this site take part: {plain(about.get('why'), 600)}")
+                return wrap({"away": True})
             run = self._run(about.get("run"))
             if what == ADMIT and run is not None:
                 return self._admit(run, about, data)

@@ -12,13 +12,13 @@ from weft.communication.envelope import unwrap, wrap
 from weft.communication.strict import Refused, check_facts, is_number, plain
 from weft.engines.flower.keys import NAME
 from weft.engines.observer import Observer
-from weft.errors import UserError
+from weft.errors import Elsewhere
 from weft.federation.client import ClientState
 from weft.federation.exchange import Exchange
 from weft.federation.message import ClientInfo
 from weft.federation.method import Method
 from weft.federation.server import ServerState
-from weft.sites.resident import ADMIT, ASK, BYE, HELLO
+from weft.sites.resident import ADMIT, ASK, AWAY, BYE, HELLO
 from weft.sites.terms import Terms
 
 SOON = 0.5  # seconds between two looks for sites
@@ -91,7 +91,7 @@ class Roll:
             names of those who have just agreed.
         """
         now, present = time.monotonic(), self.wire.present()
-        for name in [n for n, a in self.places.items() if a not in present]:
+        for name in [n for n, a in self.places.items() if present.get(a, "") not in (n, None)]:  # gone, or of another name now
             del self.places[name]
             self.observer.say(f"{name} has gone.")
         agreed: list[str] = []
@@ -139,27 +139,31 @@ class Roll:
         return wrap({"what": HELLO} | self.terms.as_json())
 
     def _heard(self, address: str, proven: str | None, raw: bytes | None) -> list[str]:
-        """Take a site in, or turn it away by a sentence."""
+        """Take a site in, or turn it away by a sentence, which it is told as well unless it is its own."""
+        refuses = raw is None
         try:
             if raw is None:
                 raise Refused("it fails, and its own log may say why.")
             about, _ = unwrap(raw)
             if "refused" in about:
+                refuses = True
                 raise Refused(f"it refuses: {plain(about['refused'], 600)}")
             info = self._read(about, proven)
             if self.places.get(info.id, address) != address:
                 raise Refused("another site with this name is here already: give each a --name of its own.")
         except Refused as e:
-            self._turn_away(address, proven, str(e))
+            self._turn_away(address, proven, str(e), tell=not refuses)
             return []
         self.turned_away.pop(address, None)
         self.members[info.id] = info
         self.places[info.id] = address
         return [info.id]
 
-    def _turn_away(self, address: str, proven: str | None, reason: str) -> None:
+    def _turn_away(self, address: str, proven: str | None, reason: str, tell: bool = False) -> None:
         if self.turned_away.get(address, ("", 0.0))[0] != reason:
             self.observer.say(f"{proven or f'a site at {address}'} does not take part: {reason}")
+            if tell:
+                self.wire.post({address: wrap({"what": AWAY, "run": self.terms.run, "why": reason})}, GREETING)
         self.turned_away[address] = (reason, time.monotonic())
 
     def _read(self, about: Mapping[str, Any], proven: str | None) -> ClientInfo:
@@ -210,13 +214,13 @@ class Stage:
         """Look who is there; returns the clients that were not before.
 
         Raises:
-            UserError: nobody has been there for the time of a turn.
+            Elsewhere: nobody has been there for the time of a turn.
         """
         end = time.monotonic() + self.roll.deadline
         back = set(self.roll.look())
         while not self.roll.places:
             if time.monotonic() > end:
-                raise UserError(
+                raise Elsewhere(
                     f"no site has been there for {self.roll.deadline:g} s: the run is saved, and weft serve goes on with it."
                 )
             time.sleep(SOON)

@@ -14,6 +14,8 @@ from weft import distribution
 from weft.errors import UserError
 
 SILENT = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+# Each opens a port beside the one that has a gate, without a key, or makes Flower ask somebody else who may come in.
+CLOSED = ("FLWR_INTERNAL_GRPC_CONTROL_API", "FLWR_INTERNAL_GRPC_FLEET_API", "FLWR_OIDC_ENABLED", "FLWR_ENABLE_EVENT_LOG")
 
 
 def ready() -> None:
@@ -44,7 +46,8 @@ def of(home: Path) -> dict[str, str]:
     Args:
         home: what Flower keeps goes there.
     """
-    return {**os.environ, **SILENT, "FLWR_HOME": str(home), "FLWR_LOG_LEVEL": os.environ.get("FLWR_LOG_LEVEL", "INFO")}
+    kept = {name: value for name, value in os.environ.items() if name not in CLOSED}
+    return {**kept, **SILENT, "FLWR_HOME": str(home), "FLWR_LOG_LEVEL": os.environ.get("FLWR_LOG_LEVEL", "INFO")}
 
 
 def eager() -> None:

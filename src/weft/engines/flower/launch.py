@@ -1,18 +1,22 @@
-"""``python -m weft.engines.flower.launch WHICH PARENT ARGUMENTS``: one of Flower's processes, which ends with its parent.
+"""``python -m weft.engines.flower.launch WHICH PARENT LARGEST ARGUMENTS``: one of Flower's processes, which ends with its parent.
 
-A SuperNode that has nothing to do asks for messages every three seconds, which would be most of a short round. Here it asks
-more often as long as there was something to do lately, and as rarely as before when there was not.
+Whatever it serves has a :mod:`weft.engines.flower.gate` before it. A SuperNode that has nothing to do asks for messages every
+three seconds, which would be most of a short round. Here it asks more often as long as there was something to do lately, and as
+rarely as before when there was not.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
+SECRET, KEYS = "--superexec-auth-secret-file", "--enable-supernode-auth"
 SOON = 0.1  # seconds between two questions of a busy node
 LAST = 3.0  # seconds to say goodbye
 PART = 0.1  # of the time that nothing has happened
@@ -42,18 +46,25 @@ def _end_with(parent: int) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Become ``superlink`` or ``supernode``."""
+    """Become ``superlink`` or ``supernode``; ``LARGEST`` bytes is what a site may send at once."""
     from weft.engines.flower import environment
 
     environment.ready()
-    which, parent, *rest = arguments
+    which, parent, largest, *rest = arguments
     threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
     sys.argv = [f"flower-{which}", *rest]
+    from weft.engines.flower import gate
+
+    secret, keys = Path(rest[rest.index(SECRET) + 1]).read_bytes(), KEYS in rest
     if which == "superlink":
+        gate.guard(secret, gate.SITE | {gate.KNOWN} | (frozenset() if keys else gate.KEYLESS), keys, int(largest))
+        # our own looks, which would fill the log
+        logging.getLogger("flwr").addFilter(lambda record: "ControlServicer.List" not in record.getMessage())
         from flwr.superlink.cli import flower_superlink
 
         flower_superlink()
     else:
+        gate.guard(secret)
         from flwr.supernode import start_client_internal as loop
         from flwr.supernode.cli import flower_supernode
 

@@ -3,36 +3,25 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from itertools import zip_longest
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from weft.engines.flower import environment
-from weft.engines.flower.grid import Grid
+from weft.engines.flower.launch import KEYS
 from weft.engines.flower.processes import Child
-from weft.engines.flower.register import Register
-from weft.errors import UserError
+from weft.errors import Elsewhere, UserError
 from weft.federation import files
 
 if TYPE_CHECKING:
+    from weft.engines.flower.grid import Grid
     from weft.engines.flower.keys import Coordinator
 
 CONNECTION = "weft"
-NEXT = "--- next command ---"
-COMMANDS = f"""\
-import json, sys
-from flwr.cli.app import app
-for command in json.loads(sys.argv[1]):
-    print("{NEXT}", flush=True)
-    try:
-        app([*command, "--format", "json"], prog_name="flwr")
-    except SystemExit:
-        pass
-"""
+AROUND = 1 << 20  # bytes that Flower's own form adds to what a site sends
+OFTEN, LATELY = 5, 600.0  # how often it may be begun anew within so many seconds
+PAUSE = 2.0  # seconds before it is tried once more
 _APP = """\
 [project]
 name = "weft-federation"
@@ -51,17 +40,18 @@ clientapp = "weft.sites.flower_app:client"
 [tool.flwr.app.config]
 experiment = {experiment}
 deadline = {deadline}
+sites = {sites}
 """
 
 
-def app(folder: Path, experiment: Path | str = "", deadline: float = 0.0) -> Path:
+def app(folder: Path, experiment: Path | str = "", deadline: float = 0.0, sites: Path | str = "") -> Path:
     """Write the folder of the Flower app that a run names.
 
     Args:
-        experiment, deadline: its configuration, where the app itself is run (:mod:`weft.sites.flower_app`).
+        experiment, deadline, sites: its configuration, where the app itself is run (:mod:`weft.sites.flower_app`).
     """
     files.make_folder(folder)
-    text = _APP.format(experiment=_quoted(experiment), deadline=float(deadline))
+    text = _APP.format(experiment=_quoted(experiment), deadline=float(deadline), sites=_quoted(sites))
     (folder / "pyproject.toml").write_text(text, encoding="utf-8")
     return folder
 
@@ -80,11 +70,11 @@ def _quoted(text: Path | str) -> str:
 
 
 class Link:
-    """A SuperLink of our own.
+    """A SuperLink of our own, begun anew if it ends or somebody else has had a hand in it.
 
     Args:
-        keys: of the coordinator; None = no TLS, and anybody may join.
-        sites: gives the public keys that are to be known now, by the name of their site. say: is told when they change.
+        keys: of the coordinator; None = no TLS. sites: gives the public keys that are to be known now, by the name of their site;
+            None = anybody may join. say: is told when they change. largest: bytes that a site may send at once.
     """
 
     def __init__(
@@ -93,77 +83,101 @@ class Link:
         host: str,
         port: int,
         keys: Coordinator | None,
-        sites: Callable[[], Mapping[str, Path]],
+        sites: Callable[[], Mapping[str, Path]] | None,
         say: Callable[[str], None] = lambda _: None,
+        largest: int = 1 << 31,
     ):
-        self.folder, self.keys = folder, keys
-        self.register = Register(self._flwr, CONNECTION, sites, say)
+        from weft.engines.flower.register import Register
+
+        self.folder, self.keys, self.say = folder, keys, say
+        self.register = Register(sites, say)
         secure = (
             ["--insecure"]
             if keys is None
             else [
                 *("--ssl-certfile", str(keys.certificate), "--ssl-keyfile", str(keys.key)),
-                *("--ssl-ca-certfile", str(keys.ca), "--enable-supernode-auth"),
+                *("--ssl-ca-certfile", str(keys.ca)),
             ]
         )
-        self.child = Child("superlink", folder, host, port, [*secure, "--disable-runtime-dependency-installation"])
+        known = [] if sites is None else [KEYS]
+        self.child = Child(
+            "superlink", folder, host, port, [*secure, *known, "--disable-runtime-dependency-installation"], largest + AROUND
+        )
         self.root = None if keys is None else keys.ca.read_bytes()
+        self.open_ones = ExitStack()
+        self.begun: list[float] = []  # when it was begun anew
 
     @contextmanager
     def open(self) -> Iterator[Grid]:
         """Start it, begin a run, and hand out its grid; all ends when the block ends.
 
         Raises:
-            UserError: it does not start, or a key is refused.
+            UserError: it does not start, or a key is refused. Elsewhere: it was begun anew again and again, in vain.
         """
         import httpx
 
+        from weft.engines.flower.grid import Grid
+
+        register = self.register
+        try:
+            try:
+                first = self._begin()
+            except httpx.HTTPError as e:
+                raise self._ended() from e
+            who = None if register.keys is None else register.who
+            with register.following():
+                yield Grid(first, who, lambda: register.amiss, self._anew)
+        finally:
+            self._end()
+
+    def _begin(self) -> Any:
+        """Start it and be the ServerApp of a run in it; gives Flower's grid."""
         from weft.engines.flower import tasks
+        from weft.engines.flower.control import Control
 
         self.child.start()
-        try:
-            self.child.wait()
-            connection(self.folder / "flower", self.child.address, self.keys)
-            named = app(self.folder / "app")
-            run = int(self.register.begin(["run", str(named), CONNECTION])["run-id"])
-            runtime = tasks.Runtime(self.child.address, self.child.secret, self.root)
-            # whoever can reach the port can ask for a run of their own: theirs are not taken up
-            for token, its in runtime.tokens(tasks.COORDINATOR, lambda: self.child.alive):
-                if its == run:
-                    with tasks.grid(runtime, token) as grid, self.register.following():
-                        yield Grid(grid)
-                    return
-            raise self._ended()
-        except httpx.HTTPError as e:
-            raise self._ended() from e
-        finally:
-            self.child.stop()
+        self.child.wait()
+        runtime = tasks.Runtime(self.child.address, self.child.secret, self.root)
+        control = Control(runtime)
+        self.open_ones.callback(control.close)
+        run = self.register.begin(control, lambda: control.start(app(self.folder / "app")))
+        for token, its in runtime.tokens(tasks.COORDINATOR, lambda: self.child.alive):
+            if its == run:
+                return self.open_ones.enter_context(tasks.grid(runtime, token))
+        raise self._ended()
 
-    def _ended(self) -> UserError:
-        words, log = self.child.last_words(), self.child.log
-        return UserError(f"Flower's superlink has ended: {words} (all of it: {log}); what was saved before is intact.")
-
-    def _flwr(self, commands: Sequence[list[str]]) -> list[dict[str, Any]]:
-        """Flower's own command line, several commands in one process.
+    def _anew(self, why: str) -> Any:
+        """Begin another SuperLink, which knows nothing of what was done to the last one; gives its grid.
 
         Raises:
-            UserError: one is refused.
+            Elsewhere: it was done too often of late.
         """
-        done = subprocess.run(
-            [sys.executable, "-c", COMMANDS, json.dumps(commands)],
-            env=environment.of(self.folder / "flower") | {"NO_COLOR": "1"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-        )
-        found: list[dict[str, Any]] = []
-        for command, text in zip_longest(commands, done.stdout.split(NEXT)[1:], fillvalue=""):
+        import httpx
+
+        while True:
+            now = time.monotonic()
+            self.begun = [t for t in self.begun if t > now - LATELY] + [now]
+            if len(self.begun) > OFTEN:
+                raise self._ended()
+            why = why if self.child.alive else self.child.epitaph()
+            self.say(f"Flower's superlink is begun anew ({why}); the run goes on.")
+            self._end()
             try:
-                said: dict[str, Any] = json.loads(text[text.find("{") :])
-            except ValueError:
-                said = {"error-message": f"{text} {done.stderr}"}
-            if not said.get("success"):
-                reason = " ".join(str(said.get("error-message", said)).split())
-                raise UserError(f"Flower refused flwr {' '.join(command[:2])}: {reason[-300:]}")
-            found.append(said)
-        return found
+                return self._begin()
+            except (httpx.HTTPError, UserError) as e:
+                why = " ".join(str(e).split())[:300] or type(e).__name__
+                time.sleep(PAUSE)
+
+    def _end(self) -> None:
+        """Leave what is left of it."""
+        self.register.end()
+        with suppress(Exception):  # whoever would be told has ended, perhaps
+            self.open_ones.close()
+        self.child.stop()
+
+    def _ended(self) -> Elsewhere:
+        words, log = self.child.epitaph(), self.child.log
+        return Elsewhere(
+            f"Flower's superlink has ended: {words} (all of it: {log}); what was saved before is intact, and the same command "
+            "goes on."
+        )

@@ -2,7 +2,8 @@
 
 Both run in Flower's isolation mode ``process``: Flower carries messages, and what answers them is the process that started it
 (:mod:`weft.engines.flower.tasks`). So no code that arrives over the network is ever run, at neither end, and a backbone stays
-loaded between messages. A secret that only this user can read keeps others on the machine from taking its tasks.
+loaded between messages. A secret that only this user can read keeps others, on the machine or elsewhere, from all that no site
+needs (:mod:`weft.engines.flower.gate`).
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from weft.engines.flower import environment
+from weft.engines.flower.launch import SECRET
 from weft.errors import UserError
 from weft.federation import files
 
-PATIENCE = 60.0  # seconds that one of Flower's processes may take to come up
+PATIENCE = 900.0  # seconds that one of Flower's processes may take to come up, as long as it lives: minutes where much else runs
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 LOOPBACK = "127.0.0.1"
 LAST = 1 << 16  # bytes at the end of a log in which the last words are looked for
@@ -30,11 +32,14 @@ LAST = 1 << 16  # bytes at the end of a log in which the last words are looked f
 class Child:
     """One of Flower's processes.
 
+    Args:
+        largest: bytes that a site may send to it at once.
+
     Attributes:
         address: host and port of its interface for tasks. secret: that a taker of tasks must know. log: what it says.
     """
 
-    def __init__(self, which: str, folder: Path, host: str, port: int, arguments: Sequence[str]):
+    def __init__(self, which: str, folder: Path, host: str, port: int, arguments: Sequence[str], largest: int = 0):
         files.make_folder(folder)
         os.chmod(folder, 0o700)
         self.host, self.port = host, port
@@ -46,8 +51,8 @@ class Child:
             file.write(self.secret)
         self.address = f"{near(host)}:{port}"
         self.command = [
-            *(sys.executable, "-m", "weft.engines.flower.launch", which, str(os.getpid())),
-            *("--host", host, "--port", str(port), "--isolation", "process", "--superexec-auth-secret-file", str(secret)),
+            *(sys.executable, "-m", "weft.engines.flower.launch", which, str(os.getpid()), str(largest)),
+            *("--host", host, "--port", str(port), "--isolation", "process", SECRET, str(secret)),
             *arguments,
         ]
         self.process: subprocess.Popen[bytes] | None = None
@@ -104,6 +109,11 @@ class Child:
             if "ERROR" in said[i]:
                 return re.sub(r"^ERROR\s*:?\s*", "", said[i])
         return (said or ["it said nothing"])[-1]
+
+    def epitaph(self) -> str:
+        """Why it has ended, as far as anybody knows."""
+        code = None if self.process is None else self.process.poll()
+        return f"it was killed by signal {-code}" if code is not None and code < 0 else self.last_words()
 
     def stop(self) -> None:
         if self.process is None:

@@ -1,7 +1,7 @@
 """Takes tasks from one of Flower's processes and does them here, in place of the short-lived processes that Flower would start.
 
 This is what Flower's SuperExec does, with one difference: the app of a task is not installed and imported, it is a function of
-ours. Written against Flower 1.41; these are its interfaces for executors, not those for apps, so the version is pinned.
+ours. Written against Flower 1.41 and 1.42; these are its interfaces for executors, not those for apps, so the version is pinned.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from weft.engines.flower import environment
 
@@ -35,7 +36,12 @@ from flwr.supercore.interceptors import (  # noqa: E402
     RuntimeVersionHttpInterceptor,
     SuperExecAuthHttpInterceptor,
 )
-from flwr.supercore.protobuf.client import ProtobufClientInterceptor  # noqa: E402
+from flwr.supercore.protobuf.client import (  # noqa: E402
+    ProtobufCall,
+    ProtobufClient,
+    ProtobufClientInterceptor,
+    ProtobufRequestContext,
+)
 from flwr.supercore.retry import RetryInvoker, make_simple_http_retry_invoker  # noqa: E402
 from flwr.supercore.run import RunNotRunningException  # noqa: E402
 from flwr.supercore.runtime import RuntimeHttpClient  # noqa: E402
@@ -43,18 +49,34 @@ from flwr.supercore.task_identity import TaskIdentity  # noqa: E402
 from flwr.superlink.grid import HttpGrid  # noqa: E402
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message  # noqa: E402
 
+from weft.engines.flower import proof  # noqa: E402
+from weft.engines.flower.gate import SECRET, word  # noqa: E402
+
 environment.eager()
 logging.getLogger("flwr").setLevel(logging.ERROR)  # it tells of every attempt to connect
 RECORD, DATA = "weft", "data"
 COORDINATOR, SITE = TaskType.SERVER_APP, TaskType.CLIENT_APP
 POLL = 0.05  # seconds between two looks for a task
 TRIES = 3
+TIMEOUT = 30.0  # seconds, as of Flower's own clients
 ACQUIRE = frozenset({"/flwr.proto.Runtime/AcquireTask"})
+Client = TypeVar("Client", bound=ProtobufClient)
+
+
+@dataclass(frozen=True)
+class _Headers:
+    """Has every call of a client carry headers."""
+
+    more: dict[str, str]
+
+    def intercept(self, context: ProtobufRequestContext, call_next: ProtobufCall) -> httpx.Response:
+        context.request.headers.update(self.more)
+        return call_next(context)
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where tasks come from.
+    """One of Flower's processes that is ours: where tasks come from.
 
     Attributes:
         address: host and port. secret: that opens it. root: certificates that vouch for it, None = it speaks without TLS.
@@ -64,14 +86,30 @@ class Runtime:
     secret: bytes
     root: bytes | None = None
 
-    def client(self, *interceptors: ProtobufClientInterceptor, component: str) -> RuntimeHttpClient:
-        return RuntimeHttpClient.from_server_address(
-            server_address=self.address,
-            insecure=self.root is None,
-            root_certificates=self.root,
-            interceptors=[RuntimeVersionHttpInterceptor(component_name=component), *interceptors],
+    def header(self) -> dict[str, str]:
+        """By what its gate knows our calls."""
+        return {SECRET: word(self.secret)}
+
+    def connect(self, kind: type[Client], *interceptors: ProtobufClientInterceptor, component: str) -> Client:
+        """One of Flower's clients, for our own calls; they go nowhere but to this machine, whatever proxy others use."""
+        made = kind(
+            self.url,
+            interceptors=[RuntimeVersionHttpInterceptor(component_name=component), _Headers(self.header()), *interceptors],
             retry_invoker=_soon(),
         )
+        made._client.close()
+        made._client = self.http()
+        return made
+
+    @property
+    def url(self) -> str:
+        return f"{'http' if self.root is None else 'https'}://{self.address}"
+
+    def http(self, **more: Any) -> httpx.Client:
+        return httpx.Client(verify=proof.trusting(self.root), timeout=TIMEOUT, trust_env=False, **more)
+
+    def client(self, *interceptors: ProtobufClientInterceptor, component: str) -> RuntimeHttpClient:
+        return self.connect(RuntimeHttpClient, *interceptors, component=component)
 
     def tokens(self, kind: str, alive: Callable[[], bool]) -> Iterator[tuple[str, int]]:
         """Each task's token and run, as they come, as long as ``alive`` says so.
@@ -155,7 +193,9 @@ def answer_one(runtime: Runtime, token: str, answer: Callable[[bytes], bytes]) -
 def grid(runtime: Runtime, token: str) -> Iterator[HttpGrid]:
     """Be the ServerApp of one task of a SuperLink."""
     found = HttpGrid(runtime.address, insecure=runtime.root is None, root_certificates=runtime.root, token=token)
-    found._retry_invoker.max_tries, found._retry_invoker.should_giveup = TRIES, _for_good
+    found._client = runtime.client(
+        RuntimeTokenHttpInterceptor(token), component="flwr-serverapp"
+    )  # its own would lack the secret
     status = SubStatus.FAILED
     try:
         client = found._runtime_client  # Flower's own ServerApp process takes it from there too

@@ -2,7 +2,7 @@
 
 Flower's simulation gives each message to whichever worker is idle and keeps the workers for as long as it runs. Its virtual
 SuperNodes stand here for places in the queue, not for clients: a few for each worker, however large the federation. Written
-against Flower 1.41 and the Ray that it pins.
+against Flower 1.41 and 1.42 and the Ray that they pin.
 """
 
 from __future__ import annotations
