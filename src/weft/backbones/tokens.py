@@ -64,7 +64,7 @@ def tokenize(backbone: Backbone, rows: Rows, max_length: int = 128) -> Tokens:
     assert rows.texts is not None
     limit = min(max_length, backbone.max_length)
     tokenizer = backbone.tokenizer
-    uses_types = "token_type_ids" in tokenizer.model_input_names and rows.pairs is not None
+    uses_types = backbone.segments and rows.pairs is not None
     ids: list[np.ndarray] = []
     types: list[np.ndarray] = []
     for start in range(0, len(rows), 2048):
