@@ -303,6 +303,7 @@ def describe_model(
         max_length=longest,
         segments=segments,
         own_padding=own_padding,
+        own_head=bool(resized),
         notes=tuple(notes),
         outer=describe.outer_sites(model, blocks, own | seen.common, text),
         reads="texts" if processor is None else "images",

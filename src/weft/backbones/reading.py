@@ -123,8 +123,8 @@ def transformers_model(where: str, name: str, classes: int, task: str, trust: bo
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
         if tokenizer.pad_token_id is None and processor is None:
             raise UserError(
-                f'the tokenizer of "{name}" names no token to pad rows with, nor an end-of-text or unknown one: set its pad_token '
-                "and save it anew."
+                f'the tokenizer of "{name}" names no token to pad rows with, nor an end-of-text or unknown one: set its '
+                "pad_token and save it anew."
             )
     if tokenizer is not None:
         tokenizer.padding_side = "right"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from weft.errors import UserError
@@ -48,31 +48,49 @@ class Reading:
         tokens: special ones left out. unknown: of them.
     """
 
-    rows: int
-    empty: int
-    lost: int
-    tokens: int
-    unknown: int
+    rows: int = 0
+    empty: int = 0
+    lost: int = 0
+    tokens: int = 0
+    unknown: int = 0
 
 
-def known(name: str, found: Reading) -> list[str]:
-    """What is said of texts that the tokenizer could not read.
-
-    Raises:
-        UserError: it knows next to nothing of them.
+def legible(name: str, found: Reading) -> None:
     """
-    if not found.rows:
-        return []
+    Raises:
+        UserError: a tokenizer knows next to nothing of the texts.
+    """
     if found.lost + found.empty > MOST * found.rows or found.unknown > MOST * found.tokens:
         raise UserError(
             f'the tokenizer of "{name}" makes nothing of these texts: {found.empty:,} of {found.rows:,} rows are empty, and '
             f"{found.unknown:,} of {found.tokens:,} tokens are unknown to it; choose another --model, or another column with --text."
         )
+
+
+def known(found: Reading) -> list[str]:
+    """What is said of texts that the tokenizer could not read."""
     notes = []
     if found.empty + found.lost:
         notes.append(f"{found.empty + found.lost:,} of {found.rows:,} texts hold no token that the backbone knows.")
     if found.unknown > FEW * found.tokens:
         notes.append(f"{found.unknown / found.tokens:.0%} of the tokens of these texts are unknown to the backbone.")
+    return notes
+
+
+def alike(names: Sequence[str], rows: Sequence[Sequence[int]]) -> list[str]:
+    """Names of classes that a tokenizer makes the same tokens of: nothing tells them apart in a text tower.
+
+    Args:
+        rows: token ids of each name.
+    """
+    first: dict[tuple[int, ...], str] = {}
+    notes = []
+    for name, row in zip(names, rows, strict=True):
+        other = first.setdefault(tuple(row), name)
+        if other is not name:
+            notes.append(
+                f'the classes "{other}" and "{name}" are the same tokens to the text tower, which can\'t tell them apart.'
+            )
     return notes
 
 
