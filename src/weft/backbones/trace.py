@@ -147,7 +147,10 @@ def idle(model: nn.Module, inputs: Mapping[str, torch.Tensor], names: Collection
         with torch.enable_grad():
             for p in some.values():
                 p.requires_grad_()
-            slopes = torch.autograd.grad(model(**inputs).logits.sum(), list(some.values()), allow_unused=True)
+            logits = model(**inputs).logits
+            if not logits.requires_grad:
+                return derived | set(some)
+            slopes = torch.autograd.grad(logits.sum(), list(some.values()), allow_unused=True)
     except Exception:  # of a model that is not whole
         return derived
     finally:

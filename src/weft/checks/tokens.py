@@ -63,7 +63,8 @@ def legible(name: str, found: Reading) -> None:
     if found.lost + found.empty > MOST * found.rows or found.unknown > MOST * found.tokens:
         raise UserError(
             f'the tokenizer of "{name}" makes nothing of these texts: {found.empty:,} of {found.rows:,} rows are empty, and '
-            f"{found.unknown:,} of {found.tokens:,} tokens are unknown to it; choose another --model, or another column with --text."
+            f"{found.unknown:,} of {found.tokens:,} tokens are unknown to it; choose another --model, or another column by "
+            "--text."
         )
 
 
@@ -88,9 +89,7 @@ def alike(names: Sequence[str], rows: Sequence[Sequence[int]]) -> list[str]:
     for name, row in zip(names, rows, strict=True):
         other = first.setdefault(tuple(row), name)
         if other is not name:
-            notes.append(
-                f'the classes "{other}" and "{name}" are the same tokens to the text tower, which can\'t tell them apart.'
-            )
+            notes.append(f'the classes "{other}" and "{name}" are the same tokens to the text tower: it can\'t tell them apart.')
     return notes
 
 

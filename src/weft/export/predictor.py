@@ -74,8 +74,8 @@ class Predictor:
             return
         if self.about.pairs:
             raise UserError(
-                "this model was trained on pairs of texts: give pairs, as in predict([(text, second)]), weft predict RUN TEXT SECOND, "
-                "or data with a column of second texts (--pair)."
+                "this model was trained on pairs of texts: give pairs, as in predict([(text, second)]), weft predict RUN TEXT "
+                "SECOND, or data with a column of second texts (--pair)."
             )
         raise UserError("this model was trained on single texts, not on pairs: leave the second ones out.")
 
