@@ -1,4 +1,4 @@
-"""A checkpoint is compared with the model that it goes into: whatever it lacks, or has in another size, is said before training."""
+"""A checkpoint is compared with its model: whatever it lacks, or has in another size, is said before training."""
 
 from __future__ import annotations
 
@@ -56,8 +56,13 @@ OUTSIDE = {
     "albert": ["embedding_hidden_mapping_in.weight"],
     "t5": ["shared", "encoder.final_layer_norm"],
     "vit": ["cls_token", "position_embeddings", "patch_embeddings.projection.weight", "layernorm.bias"],
-    "clip": ["vision_model.embeddings.class_embedding", "text_model.embeddings.token_embedding", "text_projection", "logit_scale"]
-    + ["text_model.encoder.layers.1.mlp.fc1.bias"],
+    "clip": [
+        "vision_model.embeddings.class_embedding",
+        "text_model.embeddings.token_embedding",
+        "text_model.encoder.layers.1.mlp.fc1.bias",
+        "text_projection",
+        "logit_scale",
+    ],
 }
 CASES = [(kind, part) for kind, parts in OUTSIDE.items() for part in parts]
 

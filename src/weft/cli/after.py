@@ -149,15 +149,13 @@ def in_pairs(given: list[str], typed: bool) -> list[tuple[str, ...]]:
     """
     if typed and len(given) % 2:
         raise UserError(
-            f"this model was trained on pairs of texts, and {len(given)} texts are no pairs: give each text and its second one in "
-            "turn."
+            f"this model was trained on pairs of texts, and {len(given)} texts make none: give each text and its second in turn."
         )
     found = list(zip(given[::2], given[1::2], strict=True)) if typed else [tuple(line.split("\t")) for line in given]
     odd = next((i for i, pair in enumerate(found, 1) if len(pair) != 2), None)
     if odd is not None:
         raise UserError(
-            f"this model was trained on pairs of texts, and line {odd} is no pair: write both texts on a line, with a tab between "
-            "them."
+            f"this model was trained on pairs of texts, and line {odd} is no pair: write both on a line, with a tab between them."
         )
     return found
 
