@@ -16,6 +16,7 @@ import tiny
 from weft.backbones.backbone import Backbone
 from weft.backbones.inventory import inventory
 from weft.backbones.load import load
+from weft.checks import checkpoints
 from weft.errors import UserError
 
 
@@ -138,6 +139,26 @@ def test_weights_so_large_that_logits_overflow_are_said_before_training(tmp_path
     values["h.1.mlp.c_proj.weight"][0, 0] = 3e38
     rewrite(folder, values)
     refused(folder, "are not finite: its weights are damaged")
+
+
+def test_weights_stored_as_whole_numbers_are_refused_unless_the_configuration_explains_them(tmp_path: Path) -> None:
+    folder = copy("bert", tmp_path / "m")
+    values = tensors(folder)
+    name = "encoder.layer.1.output.dense.weight"
+    rewrite(folder, values | {name: (values[name] * 100).to(torch.int8)})
+    refused(folder, rf"stores 1 tensor as whole numbers \(I8\), such as {name}")
+    checkpoints.numbers("x", {name: "I8", "embeddings.position_ids": "I64"}, quantised=True)
+    checkpoints.numbers("x", {name: "BF16", "embeddings.position_ids": "I64"}, quantised=False)
+
+
+@pytest.mark.parametrize(
+    "change", [{"size": {"height": "many", "width": 8}}, {"image_std": [0.0, 0.5, 0.5]}, {"image_mean": "x"}]
+)
+def test_an_image_processor_that_can_not_be_used_is_refused_before_training(change: dict[str, Any], tmp_path: Path) -> None:
+    folder = copy("vit", tmp_path / "m")
+    path = folder / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    refused(folder, r"the image processor of \S+ could not be loaded: ")
 
 
 def test_blocks_that_the_configuration_leaves_out_are_said(tmp_path: Path) -> None:

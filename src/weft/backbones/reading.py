@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from weft.checks.checkpoints import Shape
@@ -100,6 +101,10 @@ def transformers_model(where: str, name: str, classes: int, task: str, trust: bo
         if model.main_input_name == "pixel_values" or similar(model):
             what = f'the image processor of "{name}"'
             processor = AutoImageProcessor.from_pretrained(where, trust_remote_code=trust, backend="pil")
+            with np.errstate(all="ignore"):
+                tried = processor(images=[np.full((16, 16, 3), 100, np.uint8)], return_tensors="np")["pixel_values"]
+            if not np.isfinite(tried).all():
+                raise ValueError("it makes values that are not finite of a picture")
         if processor is None or similar(model):
             what = f'the tokenizer of "{name}"'
             tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trust)

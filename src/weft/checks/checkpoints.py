@@ -51,6 +51,24 @@ def finite(name: str, tensors: Iterable[tuple[str, Tensor]]) -> None:
         )
 
 
+def numbers(name: str, types: Mapping[str, str], quantised: bool) -> None:
+    """Weights are stored as numbers with a fraction.
+
+    Args:
+        types: of the tensors in the files, as safetensors calls them (``F32``, ``I8`` …). quantised: the configuration says how
+            whole numbers become weights.
+
+    Raises:
+        UserError: whole numbers that nothing explains.
+    """
+    odd = sorted(n for n, t in types.items() if n.endswith(("weight", "bias")) and t[0] in "IU")
+    if odd and not quantised:
+        raise UserError(
+            f'the checkpoint of "{name}" stores {_tensors(len(odd))} as whole numbers ({types[odd[0]]}), such as {odd[0]}, and '
+            "its config.json does not say how they were quantised: get it in float32 or bfloat16."
+        )
+
+
 def unread(stack: str, blocks: int, left: Iterable[str]) -> list[str]:
     """Tensors of blocks that a checkpoint holds and the model has no use for.
 
