@@ -48,7 +48,7 @@ CLASSES = tiny.names(3)
 
 @dataclass(frozen=True)
 class Fault:
-    """What was done to a folder; ``numbers``: it changes what is computed in a way that nothing else in the folder contradicts."""
+    """What was done to a folder; ``numbers``: it changes what is computed, and nothing else in the folder contradicts it."""
 
     what: str
     numbers: bool = False
@@ -81,11 +81,14 @@ def check(folder: Path, fault: Fault, whole: Tensor) -> str:
     Raises:
         AssertionError: something else than a sentence was raised, or a change went by without a word.
     """
+    words = ""
     try:
         b, hidden, frozen = state(folder)
     except UserError as e:
-        assert str(e).isprintable(), f"not one line: {e!r}"
-        assert len(str(e)) < 700, f"too long: {e}"
+        words = str(e)
+    if words:
+        assert words.isprintable(), f"not one line: {words!r}"
+        assert len(words) < 700, f"too long: {words}"
         return "refused"
     again = transformers_model(str(folder), "again", len(CLASSES), "auto", False, seed=1).model
     drawn = [n for n, p in again.named_parameters() if n in frozen and not torch.equal(p, frozen[n])]
@@ -173,20 +176,18 @@ def settings(folder: Path, rng: random.Random) -> Fault:
     """Another value of a number, or a value less, in one of the json files."""
     path = rng.choice(sorted(p for p in folder.glob("*.json") if p.name != "tokenizer.json"))
     content = json.loads(path.read_text())
-    places = [(content, n) for n, v in content.items() if not isinstance(v, dict)]
-    places += [
-        (inner, n) for inner in content.values() if isinstance(inner, dict) for n in inner if not isinstance(inner[n], dict)
-    ]
+    inside = [content, *(v for v in content.values() if isinstance(v, dict))]
+    places = [(one, n) for one in inside for n, v in one.items() if not isinstance(v, dict)]
     numbers = [(o, n) for o, n in places if isinstance(o[n], (int, float)) and not isinstance(o[n], bool)]
     if numbers and rng.random() < 0.8:
-        inside, name = rng.choice(numbers)
-        old = inside[name]
-        inside[name] = rng.choice(ODD)(old)
-        what = f"{path.name}: {name} {old} -> {inside[name]}"
+        one, name = rng.choice(numbers)
+        old = one[name]
+        one[name] = rng.choice(ODD)(old)
+        what = f"{path.name}: {name} {old} -> {one[name]}"
     else:
-        inside, name = rng.choice(places)
+        one, name = rng.choice(places)
         what = f"{path.name}: without {name}"
-        del inside[name]
+        del one[name]
     path.write_text(json.dumps(content))
     return Fault(what, numbers=True)
 
