@@ -5,7 +5,6 @@ What an architecture can't do is refused in a sentence.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 import tiny
-from exporting import FAST, RUN_CLOSE, exported
+from exporting import FAST, RUN_CLOSE, by_readme, exported
 from weft.backbones.backbone import Backbone
 from weft.errors import UserError
 from weft.export import load
@@ -140,20 +139,6 @@ def logits(run: tiny.Federation, view: str) -> Tensor:
     return pack.predict(lambda p, b: run.method.forward(p, b, view), [np.arange(len(run.bench.table))])[0]
 
 
-def without_weft(folder: Path, run: tiny.Federation) -> Tensor:
-    """By the lines in the README of the export."""
-    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), flags=re.DOTALL)
-    images = tiny.states(SIZES, reads=run.bench.backbone.reads)[0].images
-    scope: dict[str, Any] = {"FOLDER": folder, "IMAGES": None if images is None else [images[i] for i in range(len(images))]}
-    with torch.no_grad():
-        exec(code, scope)
-        if "logits" not in scope:
-            inputs = run.bench.table.collate(np.arange(len(run.bench.table)))
-            scope["logits"] = scope["model"].eval()(**inputs).logits
-    found: Tensor = scope["logits"]
-    return found
-
-
 @pytest.mark.parametrize("slug", METHODS)
 @pytest.mark.parametrize("name", KNOWN)
 def test_a_round_of_it_is_trained_exported_and_loaded_again_or_refused(name: str, slug: str, tmp_path: Path) -> None:
@@ -180,7 +165,7 @@ def test_a_round_of_it_is_trained_exported_and_loaded_again_or_refused(name: str
     rows = tiny.states(SIZES, reads=b.reads)[0]
     torch.testing.assert_close(again.logits_of(rows), after, **RUN_CLOSE)
     if report.kind == "peft":
-        torch.testing.assert_close(without_weft(tmp_path, run), after, **RUN_CLOSE)
+        torch.testing.assert_close(by_readme(tmp_path, rows), after, **RUN_CLOSE)
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "t5"])

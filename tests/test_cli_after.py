@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 import sys
 from io import StringIO
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import command_line
+import tiny
 import weft as library
 from command_line import weft
 from weft.cli import main
@@ -61,6 +63,54 @@ def test_predict_without_texts_at_a_terminal_says_how_to_give_them(
     got = weft(capsys, "predict", finished)
     assert (got.code, got.out) == (2, "")
     assert "stdin" in got.err
+
+
+@pytest.fixture(scope="module")
+def paired(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small run on pairs."""
+    where = tmp_path_factory.mktemp("pairs")
+    data = tiny.rows(60, 3, pairs=True)
+    arguments = command_line.small(where, "--quiet")
+    with open(where / "rows.csv", "w", newline="") as f:
+        body = zip(data.texts or (), data.pairs or (), (f"class {y}" for y in data.labels), strict=True)
+        csv.writer(f).writerows([("premise", "hypothesis", "label"), *body])
+    with pytest.raises(SystemExit) as left:
+        main([str(a) for a in arguments])
+    assert left.value.code == 0
+    (folder,) = (where / "runs").iterdir()
+    return folder
+
+
+def test_a_model_of_pairs_is_asked_for_pairs_on_the_command_line(
+    paired: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = library.load_run(paired).predict([("w1 w2", "w3"), ("w40", "w41 w42")])
+    more = ("--precision", "float32", "--json")
+    found = json.loads(weft(capsys, "predict", paired, "w1 w2", "w3", "w40", "w41 w42", *more).out)
+    assert [(one["text"], one["pair"], one["label"]) for one in found] == [
+        ("w1 w2", "w3", expected[0]),
+        ("w40", "w41 w42", expected[1]),
+    ]
+    monkeypatch.setattr(sys, "stdin", StringIO("w1 w2\tw3\n\nw40\tw41 w42\n"))
+    assert json.loads(weft(capsys, "predict", paired, *more).out) == found
+    shown = weft(capsys, "predict", paired, "w1 w2", "w3", "--precision", "float32").out.splitlines()
+    assert shown[0].split() == ["label", "probability", "text", "pair"]
+    command_line.refused(weft(capsys, "predict", paired, "w1 w2 w3"), "pairs of texts", "1 texts make none", "in turn")
+    monkeypatch.setattr(sys, "stdin", StringIO("w1 w2\tw3\nw40 w41 w42\n"))
+    command_line.refused(weft(capsys, "predict", paired), "line 2 is no pair", "a tab")
+
+
+def test_the_farewell_of_a_run_on_pairs_proposes_a_command_that_works(paired: Path, capsys: Capture) -> None:
+    from rich.console import Console
+
+    from weft.cli import plan
+
+    out = Console(file=StringIO(), width=500)
+    plan.farewell(out, library.load_run(paired))
+    (line,) = [line for line in out.file.getvalue().splitlines() if line.startswith("Try it: ")]  # type: ignore[attr-defined]
+    program, *arguments = shlex.split(line.removeprefix("Try it: "))
+    assert program == "weft"
+    assert weft(capsys, *arguments).code == 0
 
 
 def test_eval_gives_the_accuracy_of_the_predictions(finished: Path, capsys: Capture) -> None:

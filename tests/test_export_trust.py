@@ -17,13 +17,23 @@ import tiny
 from exporting import FAST, FEDIT, RUN_CLOSE, exported, tensors_in, trained
 from weft.adaptation.bias import Bias
 from weft.backbones.backbone import Backbone, frozen_fingerprint
+from weft.engines.observer import Observer
 from weft.errors import UserError, WeftError
-from weft.export import load, peft_files
+from weft.export import export_run, load, peft_files
+from weft.export.about import About
 from weft.export.trained import Trained
 from weft.federation.method import Method
 from weft.methods.adapters.feddat import FedDAT
 from weft.methods.selective.fedbf import FedBF
 from weft.tensors.lowrank import LowRank
+
+
+class Said(Observer):
+    def __init__(self) -> None:
+        self.words: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.words.append(text)
 
 
 def corruptions() -> Iterator[tuple[str, Any]]:
@@ -63,7 +73,7 @@ def test_an_export_that_predicts_something_else_is_an_error(
 ) -> None:
     run = trained(FEDIT, tiny.backbone("bert", precision="float32", checkpoint="mlm"))
     monkeypatch.setattr(peft_files, what, fault)
-    with pytest.raises(WeftError, match=r"predicts something else|is missing"):
+    with pytest.raises(WeftError, match=r"predicts something else|is missing|is not finite"):
         exported(run, tmp_path)
     assert not (tmp_path / "weft.json").exists()
 
@@ -73,13 +83,14 @@ def test_the_comparison_draws_fresh_modules_otherwise_than_our_loader(tmp_path: 
     run = trained(FEDIT, tiny.backbone("bert", precision="float32", checkpoint="mlm"))
     exported(run, tmp_path)
     b, inputs = run.bench.backbone, run.bench.table.collate(np.arange(4))
-    whole = peft_files.plain_logits(tmp_path, b, 3, inputs)
+    about = About.read(tmp_path)
+    whole = peft_files.plain_logits(tmp_path, b, about, inputs)
     torch.testing.assert_close(whole, run.global_logits(np.arange(4)), **RUN_CLOSE)
     path = tmp_path / peft_files.TENSORS
     path.write_bytes(st.save({n: v for n, v in tensors_in(path).items() if "pooler" not in n}))
     config = json.loads((tmp_path / peft_files.CONFIG).read_text())
     (tmp_path / peft_files.CONFIG).write_text(json.dumps(config | {"modules_to_save": ["classifier"]}))
-    assert not torch.allclose(peft_files.plain_logits(tmp_path, b, 3, inputs), whole, rtol=0.0, atol=1e-3)
+    assert not torch.allclose(peft_files.plain_logits(tmp_path, b, about, inputs), whole, rtol=0.0, atol=1e-3)
 
 
 @pytest.mark.parametrize("method", [FEDIT, FedDAT(reduction=8, batch=4, optim=FAST)], ids=["fedit", "feddat"])
@@ -122,9 +133,58 @@ TENSORS = {"peft": "adapter_model.safetensors", "weft": "weft_adapter.safetensor
 CONFIGS = {"peft": "adapter_config.json", "weft": "weft_adapter.json"}
 
 
+def unrecorded(folder: Path) -> None:
+    """As an export that was written before its files were recorded."""
+    about = json.loads((folder / "weft.json").read_text())
+    (folder / "weft.json").write_text(json.dumps({n: v for n, v in about.items() if n != "files"}))
+
+
+@pytest.mark.parametrize("kind", ["peft", "weft"])
+@pytest.mark.parametrize("which", [TENSORS, CONFIGS], ids=["weights", "configuration"])
+def test_a_bit_that_was_flipped_since_the_export_is_noticed(which: dict[str, str], kind: str, folders: dict[str, Path]) -> None:
+    folder = folders[kind]
+    path = folder / which[kind]
+    load(folder, device="cpu", precision="float32")
+    data = bytearray(path.read_bytes())
+    data[-20] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=rf"{path.name} is missing or damaged: it is not what was exported") as e:
+        load(folder, device="cpu", precision="float32")
+    assert "\n" not in str(e.value)
+    with pytest.raises(UserError, match="is missing or damaged"):
+        export_run(folder, folder.parent / "copy")
+
+
+@pytest.mark.parametrize("kind", ["peft", "weft"])
+def test_an_export_without_a_record_of_its_files_is_loaded_with_a_note(kind: str, folders: dict[str, Path]) -> None:
+    said = Said()
+    whole = load(folders[kind], device="cpu", precision="float32", observer=said).logits(["w1 w2", "w3"])
+    assert said.words == []
+    unrecorded(folders[kind])
+    old = load(folders[kind], device="cpu", precision="float32", observer=said).logits(["w1 w2", "w3"])
+    assert ["has no record of its files" in w for w in said.words] == [True]
+    assert torch.equal(old, whole)
+
+
+def test_a_rank_that_the_factors_do_not_have_is_noticed_without_a_record_too(folders: dict[str, Path]) -> None:
+    unrecorded(folders["peft"])
+    path = folders["peft"] / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"r": 99999}))
+    with pytest.raises(UserError, match=r"is damaged \(adapter_config\.json says rank 99999"):
+        load(folders["peft"], device="cpu", precision="float32")
+
+
+def test_a_run_that_diverged_has_no_model_to_export(tmp_path: Path) -> None:
+    run = trained(FEDIT)
+    run.server.write("head/classifier/bias", torch.full((3,), float("nan")))
+    with pytest.raises(UserError, match=r"head/classifier/bias is not finite, since training diverged"):
+        exported(run, tmp_path)
+
+
 @pytest.mark.parametrize("kind", ["peft", "weft"])
 def test_damaged_files_are_one_sentence(kind: str, folders: dict[str, Path]) -> None:
     folder = folders[kind]
+    unrecorded(folder)
     path = folder / TENSORS[kind]
     good = path.read_bytes()
     tensors = tensors_in(path)
@@ -152,6 +212,7 @@ def test_damaged_files_are_one_sentence(kind: str, folders: dict[str, Path]) -> 
 
 
 def test_a_format_of_another_version_is_refused(folders: dict[str, Path]) -> None:
+    unrecorded(folders["weft"])
     for name in ("weft.json", "weft_adapter.json"):
         path = folders["weft"] / name
         good = path.read_text()
@@ -162,6 +223,7 @@ def test_a_format_of_another_version_is_refused(folders: dict[str, Path]) -> Non
 
 
 def test_a_part_of_another_version_is_refused(folders: dict[str, Path]) -> None:
+    unrecorded(folders["weft"])
     path = folders["weft"] / "weft_adapter.json"
     content = json.loads(path.read_text())
     content["parts"]["bias"]["kind"] = "Hologram"

@@ -34,12 +34,12 @@ METHODS = {
 }
 
 
-def finished(folder: Path, kind: str = "peft", model: str = "bert") -> Path:
+def finished(folder: Path, kind: str = "peft", model: str = "bert", pairs: bool = False) -> Path:
     """An exported model in a folder."""
     run = tiny.federation(METHODS[kind], model, precision="float32", sizes=(16, 16, 16), rounds=3, seed=1).run()
     run.bench.task = Classification(CLASSES)
     folder.mkdir()
-    export(run.server, run.bench, folder, {"settings": {"max_length": 12}})
+    export(run.server, run.bench, folder, {"settings": {"max_length": 12}, "pairs": pairs})
     return folder
 
 
@@ -97,7 +97,7 @@ def test_an_answer_does_not_depend_on_what_else_is_asked(kind: str, models: dict
 
 @pytest.mark.parametrize("model", ["bert", "roberta", "llama"])
 def test_pairs_are_read_as_the_tokenizer_reads_pairs(model: str, tmp_path: Path) -> None:
-    folder = finished(tmp_path / "m", model=model)
+    folder = finished(tmp_path / "m", model=model, pairs=True)
     rows = tiny.rows(8, seed=7, pairs=True)
     pairs = list(zip(rows.texts, rows.pairs or (), strict=True))
     predictor = here(folder)
@@ -112,6 +112,39 @@ def test_pairs_are_read_as_the_tokenizer_reads_pairs(model: str, tmp_path: Path)
         with pack._weave.attached(None, 1, predictor.trained.use):
             expected = b.model(**one).logits
         torch.testing.assert_close(got[i], expected[0].detach(), rtol=0.0, atol=1e-5)
+
+
+def test_a_model_knows_whether_it_reads_single_texts_or_pairs(models: dict[str, Path], tmp_path: Path) -> None:
+    single, paired = here(models["peft"]), here(finished(tmp_path / "m", pairs=True))
+    assert (single.about.pairs, paired.about.pairs) == (False, True)
+    for model, given, words in (
+        (paired, ["w1 w2"], r"trained on pairs of texts: give pairs, as in predict\(\[\(text, second\)\]\)"),
+        (single, [("w1", "w2")], "trained on single texts, not on pairs"),
+    ):
+        with pytest.raises(UserError, match=words):
+            model.predict(given)  # type: ignore[arg-type]
+    with open(tmp_path / "pairs.csv", "w", newline="") as f:
+        csv.writer(f).writerows(
+            [["premise", "hypothesis", "label"], *([f"w{i} w2", f"w{i + 9}", CLASSES[i % 3]] for i in range(9))]
+        )
+    single_file = write(tmp_path / "single.csv", [f"w{i}" for i in range(9)], list(CLASSES) * 3)
+    place = {"device": "cpu", "precision": "float32"}
+    assert len(evaluate_run(tmp_path / "m", str(tmp_path / "pairs.csv"), **place)) == 3  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="pairs"):
+        evaluate_run(tmp_path / "m", single_file, **place)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="single texts"):
+        evaluate_run(models["peft"], str(tmp_path / "pairs.csv"), **place)  # type: ignore[arg-type]
+
+
+def test_a_model_that_does_not_say_what_it_reads_takes_either(models: dict[str, Path], tmp_path: Path) -> None:
+    """One exported before that was noted, or by a coordinator, who never sees a row."""
+    folder = tmp_path / "model"
+    shutil.copytree(models["peft"], folder)
+    about = json.loads((folder / "weft.json").read_text())
+    del about["pairs"]
+    (folder / "weft.json").write_text(json.dumps(about))
+    model = here(folder)
+    assert len(model.predict(["w1"])) == len(model.predict([("w1", "w2")])) == 1
 
 
 def test_no_texts_give_no_answers(models: dict[str, Path]) -> None:

@@ -71,6 +71,9 @@ class Backbone:
         pools: which tokens the head reads: ``first``, ``last`` or ``all``.
         originals: float32 copies of all pretrained biases, and of a head that the checkpoint holds (the model itself may be in
             bfloat16).
+        max_length: tokens of the longest row that it takes. segments: it tells the two texts of a pair apart by ids of their own.
+        own_padding: padding id that its configuration names, before its tokenizer's took its place.
+        own_head: its checkpoint has a head for another number of classes.
         picture_tokens: that a block sees of one picture. options: it was loaded with.
         names: the class names as the text tower reads them, and text_linears, words: sites in that tower; embedding: the site at
             the embedding of a whole image. Only of a backbone with two towers.
@@ -105,6 +108,9 @@ class Backbone:
     words: Site | None = None
     embedding: Site | None = None
     chained_blocks: bool = False
+    segments: bool = False
+    own_padding: int | None = None
+    own_head: bool = False
     options: Options = field(default_factory=Options)
     _text_embeds: Tensor | None = field(default=None, init=False, repr=False)
     _modules: dict[str, nn.Module] = field(default_factory=dict, repr=False)

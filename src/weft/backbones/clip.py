@@ -14,10 +14,8 @@ from torch import Tensor, nn
 from transformers import CLIPModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from weft.backbones.options import spoken
+from weft.backbones.options import sentence
 from weft.errors import UserError
-
-TEMPLATE = "a photo of a {}."
 
 
 class SimilarityCLIP(CLIPModel):
@@ -83,13 +81,9 @@ class ClassNames:
     template: str
     limit: int
 
-    def __post_init__(self) -> None:
-        if "{}" not in self.template:
-            raise UserError(f'the template "{self.template}" has no {{}} for the name of a class: write one, as in "{TEMPLATE}".')
-
     def ids(self) -> Tensor:
         """[C, T] int64: every name in the template, with start and end token, padded to the longest."""
-        return self.rows([self.words(self.template.format(spoken(name))) for name in self.names])
+        return self.rows([self.words(sentence(self.template, name)) for name in self.names])
 
     def words(self, text: str) -> list[int]:
         """Token ids of a text without start and end."""

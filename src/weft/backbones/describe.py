@@ -168,10 +168,10 @@ def block_index(name: str, blocks: list[str]) -> int | None:
 
 
 def head_sites(model: nn.Module, base_prefix: str, fresh: set[str], wanted: tuple[str, ...] = ()) -> list[Site]:
-    """Everything trainable that the checkpoint does not hold: the task head, and base modules left without weights.
+    """The task head, and a pooler that the checkpoint lacks: everything that may be drawn at random.
 
     Args:
-        fresh: names of parameters that the checkpoint lacked (a BERT without its pooler, say).
+        fresh: names of parameters that the checkpoint lacked.
         wanted: names of the modules of the head, if a person names them.
 
     Raises:
@@ -195,7 +195,8 @@ def head_sites(model: nn.Module, base_prefix: str, fresh: set[str], wanted: tupl
             outside = not (name == base_prefix or name.startswith(base_prefix + "."))
         else:  # the model is its own base: its head is at its top, and has one output for each class
             outside = "." not in name and (features(module) or (0, 0))[1] == model.config.num_labels  # type: ignore[union-attr]
-        if not (outside or all(o in fresh for o in own)):
+        pooler = "pooler" in name.split(".") and all(o in fresh for o in own)
+        if not (outside or pooler):
             continue
         size = features(module)
         bias = getattr(module, "bias", None) is not None

@@ -48,7 +48,22 @@ def inventory(backbone: Backbone) -> dict[str, Any]:
         "head": {"reads": b.pools, "modules": [_site(s) for s in b.heads]},
         "outside": [_site(s) for s in b.outer],
         "text_tower": None if b.names is None else _text_tower(b),
+        "checked": checked(b),
         "notes": [*b.notes, *cautions(b)],
+    }
+
+
+def checked(backbone: Backbone) -> dict[str, Any]:
+    """What was compared when it was loaded; what did not fit is among the notes, or was refused."""
+    b = backbone
+    new = {f"{s.name}.{n}" for s in b.heads for n, _ in b.module(s.name).named_parameters()}
+    table = None if b.tokenizer is None else (b.model if b.names is None else b.model.text_model).get_input_embeddings()
+    return {
+        "tensors": sum(n not in new for n, _ in b.model.named_parameters()),
+        "new": [s.name for s in b.heads],
+        "tokens": None if b.tokenizer is None else len(b.tokenizer),
+        "rows_of_the_embedding": getattr(table, "num_embeddings", None),
+        "longest_row": b.max_length or None,
     }
 
 

@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
-from weft import distribution
 from weft.backbones import describe
 from weft.backbones import trace as tracing
 from weft.backbones.backbone import Backbone
 from weft.backbones.names import KNOWN, Known
 from weft.backbones.options import Options
 from weft.backbones.pixels import picture_shape
+from weft.backbones.reading import similar, transformers_model, with_adapter
+from weft.checks import checkpoints, tokens
+from weft.checks.checkpoints import Shape
 from weft.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from weft.backbones.clip import ClassNames
 
 SHIPPED = Path(__file__).parent / "shipped"
+USUAL_LENGTH = 512  # tokens of a row, where a configuration names no limit
+TRIED_LENGTH = 8192  # what takes longer rows has no table of positions to run out of
+UNDESCRIBED = "there is no tokenizer_config.json beside the backbone: its special tokens and longest row are guessed."
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
@@ -84,8 +90,12 @@ def find(name: str) -> tuple[str, Known | None, str]:
         packaged = SHIPPED / known.name if known.shipped else packaged_weights(known)
         return (str(packaged) if packaged else known.hub_id), known, known.hub_id
     if os.path.isdir(name):
+        adapter = (Path(name) / "adapter_config.json").exists()
         if not (Path(name) / "config.json").exists():
-            raise UserError(f'the folder "{name}" holds no config.json; give a folder saved by save_pretrained.')
+            what = "holds a PEFT adapter and no backbone" if adapter else "holds no config.json"
+            raise UserError(f'the folder "{name}" {what}; give a folder saved by save_pretrained.')
+        if adapter:
+            raise with_adapter(name)
         return name, None, ""
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return name, None, name
@@ -98,9 +108,7 @@ def find(name: str) -> tuple[str, Known | None, str]:
 def hash_weights(path: str, model: Any) -> str:
     """sha256 over the weight files of a local folder or of a hub id's copy on this machine, else over the tensors."""
     h = hashlib.sha256()
-    folder = path if os.path.isdir(path) else _cached(path)
-    files = sorted(Path(folder).glob("*.safetensors")) if folder else []
-    if files:
+    if files := weight_files(path):
         for file in files:
             with open(file, "rb") as f:
                 while chunk := f.read(1 << 22):
@@ -110,6 +118,29 @@ def hash_weights(path: str, model: Any) -> str:
             h.update(name.encode())
             h.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return h.hexdigest()
+
+
+def weight_files(path: str) -> list[Path]:
+    """Of a local folder or of a hub id's copy on this machine."""
+    folder = path if os.path.isdir(path) else _cached(path)
+    return sorted(Path(folder).glob("*.safetensors")) if folder else []
+
+
+def stored(path: str) -> dict[str, str]:
+    """Name of each tensor in these files -> its type there, such as F32."""
+    from safetensors import safe_open
+
+    found: dict[str, str] = {}
+    for file in weight_files(path):
+        with safe_open(file, "pt") as content:
+            found |= {n: content.get_slice(n).get_dtype() for n in content.keys()}  # noqa: SIM118 - it is no mapping
+    return found
+
+
+def described(path: str) -> bool:
+    """Whether a tokenizer's own settings lie in the folder."""
+    folder = path if os.path.isdir(path) else _cached(path)
+    return folder is None or (Path(folder) / "tokenizer_config.json").exists()
 
 
 def _cached(hub_id: str) -> str | None:
@@ -168,6 +199,8 @@ def load(
             f'the weights of "{name}" in {carrier} are damaged (sha256 {digest[:12]}…, expected '
             f"{known.sha256[:12]}…); reinstall it {anew}."
         )
+    checkpoints.numbers(name, stored(where), quantised=hasattr(model.config, "quantization_config"))
+    notes = [] if read.tokenizer is None or described(where) else [UNDESCRIBED]
     if attention == "auto":  # the eager kernel takes its softmax in float32, too coarse for float64
         attention = "eager" if target.type == "cpu" and dtype != torch.float64 else ""
     if attention:
@@ -182,7 +215,10 @@ def load(
     return describe_model(
         model,
         read.tokenizer,
-        read.fresh,
+        read.missing,
+        resized=read.resized,
+        unread=read.unread,
+        notes=notes,
         processor=read.processor,
         names=class_names,
         name=name,
@@ -198,8 +234,11 @@ def load(
 def describe_model(
     model: Any,
     tokenizer: Any,
-    fresh: set[str],
+    missing: Collection[str],
     *,
+    resized: Mapping[str, tuple[Shape, Shape]] = MappingProxyType({}),
+    unread: Collection[str] = (),
+    notes: Sequence[str] = (),
     processor: Any = None,
     names: ClassNames | None = None,
     name: str,
@@ -210,7 +249,14 @@ def describe_model(
     dtype: torch.dtype = torch.float32,
     options: Options | None = None,
 ) -> Backbone:
-    """Freeze and describe a Hugging Face classification model that is already in memory."""
+    """Freeze and describe a Hugging Face classification model that is already in memory.
+
+    Args:
+        missing, resized, unread: of its checkpoint, see :class:`weft.backbones.reading.Read`. notes: on its files.
+
+    Raises:
+        UserError: the checkpoint or the tokenizer does not belong to the model, or its structure can't be told.
+    """
     options = options or Options()
     endings = options.endings
     config = model.config
@@ -218,8 +264,13 @@ def describe_model(
         raise UserError(f'backbone "{name}" is an encoder-decoder; choose an encoder (BERT …) or a decoder (LLaMA …).')
     model.eval()
     model.requires_grad_(False)
+    checkpoints.finite(name, model.state_dict().items())
+    notes = list(notes)
+    if tokenizer is not None:
+        notes += fitting(name, tokenizer, model if names is None else model.text_model)
     if getattr(config, "use_cache", False):
         config.use_cache = False
+    own_padding = getattr(config, "pad_token_id", None)
     if tokenizer is not None and names is None:
         # a decoder's head finds the last token of a row by the padding id, which must be the one that rows are padded with
         config.pad_token_id = tokenizer.pad_token_id
@@ -230,29 +281,34 @@ def describe_model(
     layers = int(getattr(sizes, "num_hidden_layers", 0) or 0)
     blocks = describe.find_blocks(base, prefix, layers, options.blocks)
     describe.check_endings(model, blocks, endings)
-    lost = sorted(n for n in fresh if describe.block_index(n, blocks) is not None)
-    if lost:
-        raise UserError(
-            f'the checkpoint of "{name}" lacks {len(lost)} tensors of its blocks, such as {lost[0]}: it is damaged, or of '
-            "another architecture than its config.json says; get it anew."
-        )
+    notes += checkpoints.unread(blocks[0].rsplit(".", 1)[0], len(blocks), unread)
+    fresh = {*missing, *resized}
     heads = [] if names is not None else describe.head_sites(model, prefix, fresh, options.heads)
+    own = {h.name for h in heads}
+    inputs = tracing.words(model) if processor is None else tracing.pictures(*picture_shape(config, processor)[1:])
+    lost = {n for n in fresh if n.rsplit(".", 1)[0] not in own}
+    outside = {n for n in lost if describe.block_index(n, blocks) is None}
+    if outside:
+        lost -= tracing.idle(model, inputs if names is None else inputs | {"input_ids": names.ids()}, outside)
+    checkpoints.whole(name, lost & set(missing), {n: sizes for n, sizes in resized.items() if n in lost})
     if not heads and names is None:
         raise UserError(f'backbone "{name}" has no classification head that Weft can train: name its modules with --head.')
-    own = {h.name for h in heads}
     originals = {
         n: p.detach().float().clone()
         for n, p in model.named_parameters()
         if n not in fresh and (n.endswith("bias") or n.rsplit(".", 1)[0] in own)
     }
-    inputs = tracing.words(model) if processor is None else tracing.pictures(*picture_shape(config, processor)[1:])
     extra = {} if names is None else {"text_embeds": model.embed_texts(names.ids()).detach()}
     seen = tracing.trace(model, blocks, inputs | extra, text)
     norms = describe.norm_sites(model, blocks, own, text)
     common = [s.name for s in norms if s.bias and s.name in seen.common]
-    notes = tuple(f"the bias of {n} is common to all rows of a batch, so it stays frozen." for n in common)
+    notes += [f"the bias of {n} is common to all rows of a batch, so it stays frozen." for n in common]
+    longest = 0 if processor is not None else longest_row(name, model, tokenizer, blocks[0], inputs)
+    segments = processor is None and "token_type_ids" in tokenizer.model_input_names
+    if segments and not tracing.takes(model, blocks[0], inputs | {"token_type_ids": inputs["attention_mask"]}):
+        segments = False
+        notes.append("the backbone knows one kind of segment: both texts of a pair are read as the same kind.")
     model.to(device=device or torch.device("cpu"), dtype=dtype)
-    limit = int(getattr(config, "max_position_embeddings", 0) or 512)
     found = Backbone(
         name=name,
         hub_id=hub_id,
@@ -273,8 +329,11 @@ def describe_model(
         d=seen.d,
         pools=seen.pools,
         originals=originals,
-        max_length=min(limit, int(min(getattr(tokenizer, "model_max_length", limit), 1 << 20))),
-        notes=notes,
+        max_length=longest,
+        segments=segments,
+        own_padding=own_padding,
+        own_head=bool(resized),
+        notes=tuple(notes),
         outer=describe.outer_sites(model, blocks, own | seen.common, text),
         reads="texts" if processor is None else "images",
         processor=processor,
@@ -287,110 +346,29 @@ def describe_model(
     return found
 
 
-@dataclass(frozen=True)
-class Read:
-    """What transformers gives for a name.
-
-    Attributes:
-        tokenizer, processor: of texts, of images; None where there is none. fresh: parameters that the checkpoint lacks.
-    """
-
-    model: Any
-    tokenizer: Any
-    processor: Any
-    fresh: set[str]
-
-
-def similar(model: Any) -> bool:
-    """Whether it compares images with class names."""
-    return hasattr(model, "embed_texts")
-
-
-def model_class(config: Any, name: str, task: str) -> Any:
-    """The class of transformers (or ours on top of it) that makes a classifier of a checkpoint.
-
-    Raises:
-        UserError: a task that it can't be used for.
-    """
-    from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
-        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
-    )
-
-    towers = config.model_type == "clip"
-    if config.model_type in ("t5", "mt5") and task != "similarity":
-        from weft.backbones import t5
-
-        return t5.CLASSES[config.model_type]
-    if task == "similarity" or (task == "auto" and towers):
-        if not towers:
-            raise UserError(
-                f'backbone "{name}" has no text tower to compare images with class names: use --task classification, or a CLIP.'
-            )
-        from weft.backbones.clip import SimilarityCLIP
-
-        return SimilarityCLIP
-    own = getattr(config, "auto_map", None) or {}  # of a model that brings its code along
-    images = type(config) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING or "AutoModelForImageClassification" in own
-    texts = type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING or "AutoModelForSequenceClassification" in own
-    return AutoModelForImageClassification if images and not texts else AutoModelForSequenceClassification
-
-
-def transformers_model(where: str, name: str, classes: int, task: str, trust: bool, seed: int = 0) -> Read:
-    """Load with transformers, in float32.
-
-    Args:
-        seed: of what the checkpoint lacks.
-
-    Raises:
-        UserError: it can't be had, or is damaged.
-    """
-    import transformers
-    from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
-
-    verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    tokenizer = processor = None
+def fitting(name: str, tokenizer: Any, model: Any) -> list[str]:
+    """Compare a tokenizer with the embedding that its tokens go to; notes."""
     try:
-        kind = model_class(AutoConfig.from_pretrained(where, trust_remote_code=trust), name, task)
-        # transformers draws what a checkpoint lacks from the global stream: give it a fixed one and put ours back
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            model, info = kind.from_pretrained(
-                where,
-                num_labels=classes,
-                output_loading_info=True,
-                trust_remote_code=trust,
-                dtype=torch.float32,
-                ignore_mismatched_sizes=True,
-            )
-        if model.main_input_name == "pixel_values" or similar(model):
-            processor = AutoImageProcessor.from_pretrained(where, trust_remote_code=trust, backend="pil")
-        if processor is None or similar(model):
-            tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trust)
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as e:
-        offline = os.environ.get("HF_HUB_OFFLINE") == "1"
-        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-        if not os.path.isdir(where) and (offline or "connect" in str(e).lower() or "couldn't" in str(e).lower()):
-            raise UserError(
-                f'the weights of "{name}" ({where}) are neither on this machine nor can the hub be reached; '
-                "download them once with a network, give a local folder, or use --model minilm, which needs neither: "
-                f"{distribution.install('offline')}."
-            ) from e
-        raise UserError(f'backbone "{name}" could not be loaded: {reason}') from e
-    finally:
-        transformers.logging.set_verbosity(verbosity)
-        transformers.logging.enable_progress_bar()
-    if tokenizer is not None:
-        if tokenizer.pad_token_id is None:
-            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-        tokenizer.padding_side = "right"
-    missing = {m[0] if isinstance(m, tuple) else m for m in info["missing_keys"] | _mismatched(info)}
-    return Read(model, tokenizer, processor, missing)
+        embedding = model.get_input_embeddings()
+    except NotImplementedError:
+        return []
+    if not isinstance(embedding, torch.nn.Embedding):  # CANINE hashes its characters
+        return []
+    own = tokenizer.init_kwargs.get("pad_token") is not None  # else the end of a text was taken for it
+    notes = tokens.padding(tokenizer.pad_token_id, model.config.pad_token_id) if own else []
+    return notes + tokens.vocabulary(name, tokenizer.get_vocab(), tokenizer.all_special_tokens, embedding.num_embeddings)
 
 
-def _mismatched(info: dict[str, Any]) -> set[str]:
-    return {m[0] if isinstance(m, (tuple, list)) else m for m in info.get("mismatched_keys", ())}
+def longest_row(name: str, model: Any, tokenizer: Any, block: str, inputs: Mapping[str, Tensor]) -> int:
+    """Tokens of the longest row that the model takes: as its configuration and tokenizer say, if that is true.
+
+    A RoBERTa counts positions from behind its padding id, so that it takes fewer than it has.
+    """
+    limit, named = int(getattr(model.config, "max_position_embeddings", 0) or USUAL_LENGTH), tokenizer.model_max_length
+    if not isinstance(named, (int, float)):
+        raise UserError(f'the tokenizer of "{name}" names {named!r} as its model_max_length: write a number of tokens.')
+    limit = min(limit, int(min(named, 1 << 20)))
+    if limit <= TRIED_LENGTH:
+        limit = tracing.longest(model, block, inputs, limit)
+    tokens.length(name, limit, tokenizer.num_special_tokens_to_add(pair=True))
+    return limit

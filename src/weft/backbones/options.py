@@ -8,6 +8,7 @@ from weft.errors import UserError, nearest
 
 LINEAR_ROLES = ("q", "k", "v", "o", "ffn.in", "ffn.gate", "ffn.out")
 NO_SITE = "none"  # instead of a role: no place for a part
+TEMPLATE = "a photo of a {}."
 
 
 @dataclass(frozen=True)
@@ -23,13 +24,18 @@ class Options:
     """
 
     task: str = "auto"
-    template: str = "a photo of a {}."
+    template: str = TEMPLATE
     blocks: str = ""
     roles: str = ""
     head: str = ""
 
     def __post_init__(self) -> None:
         _ = self.endings  # a wrong one is said before anything is loaded
+        if self.template.count("{}") != 1:
+            many = "no" if "{}" not in self.template else "more than one"
+            raise UserError(
+                f'the template "{self.template}" has {many} {{}} for the name of a class: write one, as in "{TEMPLATE}".'
+            )
 
     @property
     def endings(self) -> dict[str, str]:
@@ -53,6 +59,11 @@ class Options:
     @property
     def heads(self) -> tuple[str, ...]:
         return tuple(n.strip() for n in self.head.split(",") if n.strip())
+
+
+def sentence(template: str, name: str) -> str:
+    """A class name in its template, in which nothing but ``{}`` has a meaning."""
+    return template.replace("{}", spoken(name))
 
 
 def spoken(name: str) -> str:

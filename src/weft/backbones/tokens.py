@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+
+from weft.checks.tokens import Reading
 
 if TYPE_CHECKING:
     from weft.backbones.backbone import Backbone
@@ -21,6 +23,7 @@ class Tokens:
     Attributes:
         ids: int32 [total], all rows one after another. offsets: int64 [n + 1]. types: int8 [total] segment ids or None.
         labels: int64 [n]. row_ids: int64 [n], stable keys of the rows within their source.
+        pairs: rows are pairs of texts. reading: how much of the texts the tokenizer knew.
     """
 
     ids: np.ndarray
@@ -29,6 +32,8 @@ class Tokens:
     labels: np.ndarray
     row_ids: np.ndarray
     pad: int
+    pairs: bool = False
+    reading: Reading = Reading()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -64,7 +69,7 @@ def tokenize(backbone: Backbone, rows: Rows, max_length: int = 128) -> Tokens:
     assert rows.texts is not None
     limit = min(max_length, backbone.max_length)
     tokenizer = backbone.tokenizer
-    uses_types = "token_type_ids" in tokenizer.model_input_names and rows.pairs is not None
+    uses_types = backbone.segments and rows.pairs is not None
     ids: list[np.ndarray] = []
     types: list[np.ndarray] = []
     for start in range(0, len(rows), 2048):
@@ -75,11 +80,32 @@ def tokenize(backbone: Backbone, rows: Rows, max_length: int = 128) -> Tokens:
         ids += [np.asarray(r if len(r) else [tokenizer.pad_token_id], dtype=np.int32) for r in out["input_ids"]]
         if uses_types:
             types += [np.asarray(r, dtype=np.int8) for r in out["token_type_ids"]]
+    flat = np.concatenate(ids) if ids else np.zeros(0, np.int32)
+    offsets = np.concatenate([[0], np.cumsum([len(r) for r in ids])]).astype(np.int64)
     return Tokens(
-        ids=np.concatenate(ids) if ids else np.zeros(0, np.int32),
-        offsets=np.concatenate([[0], np.cumsum([len(r) for r in ids])]).astype(np.int64),
+        ids=flat,
+        offsets=offsets,
         types=np.concatenate(types) if types else None,
         labels=np.asarray(rows.labels, dtype=np.int64),
         row_ids=np.asarray(rows.ids, dtype=np.int64),
         pad=int(tokenizer.pad_token_id or 0),
+        pairs=rows.pairs is not None,
+        reading=_reading(tokenizer, flat, offsets),
     )
+
+
+def _reading(tokenizer: Any, ids: np.ndarray, offsets: np.ndarray) -> Reading:
+    """How much of its texts a tokenizer knew.
+
+    Args:
+        ids, offsets: of :class:`Tokens`.
+    """
+    unknown = tokenizer.unk_token_id
+    if unknown in (tokenizer.eos_token_id, tokenizer.bos_token_id):  # GPT-2 has tokens for everything, and no unknown one
+        unknown = None
+    frame = [i for i in tokenizer.all_special_ids if i != unknown]
+    word = ~np.isin(ids, frame)
+    strange = np.zeros_like(word) if unknown is None else ids == unknown
+    words, lost = (np.diff(np.append(0, flags.cumsum())[offsets]) for flags in (word, strange))
+    empty = words == 0
+    return Reading(len(words), int(empty.sum()), int(((words == lost) & ~empty).sum()), int(words.sum()), int(lost.sum()))

@@ -61,6 +61,7 @@ def trace(model: nn.Module, blocks: list[str], inputs: Mapping[str, torch.Tensor
     modules = dict(model.named_modules())
     raw = inputs["pixel_values"] if "pixel_values" in inputs else inputs["input_ids"]
     rows, heads = len(raw), getattr(model.config, "num_attention_heads", 1)
+    by_head = {rows * h for h in (heads if isinstance(heads, (list, tuple)) else [heads])}  # Swin: another number in each stage
     outputs: dict[str, Any] = {}
     calls: Counter[str] = Counter()
     sizes: set[int] = set()
@@ -75,7 +76,7 @@ def trace(model: nn.Module, blocks: list[str], inputs: Mapping[str, torch.Tensor
         def hook(_m: nn.Module, args: Any, kwargs: Any, out: Any) -> Any:
             calls[name] += 1
             sizes.add(len(out) if isinstance(out, tuple) else 0)
-            row_arguments.update(paths_with({rows, rows * heads}, args, kwargs))
+            row_arguments.update(paths_with({rows, *by_head}, args, kwargs))
             hidden = outputs[name] = out[0] if isinstance(out, tuple) else out
             shapes.add(_shape(args[0] if args else kwargs.get("hidden_states")))
             shapes.add(_shape(hidden))
@@ -113,6 +114,8 @@ def trace(model: nn.Module, blocks: list[str], inputs: Mapping[str, torch.Tensor
         except Exception as e:
             why = f"{type(e).__name__}: {str(e).strip().splitlines()[0]}" if str(e).strip() else type(e).__name__
             raise UserError(f"this backbone can't be run on a few short rows ({why}): choose another.") from e
+        if not bool(logits.isfinite().all()):
+            raise UserError("this backbone's logits of a few short rows are not finite: its weights are damaged; get it anew.")
         shapes |= {() for name in blocks if not calls[name]}
         tokens = _tokens(shapes, rows, inputs)
         (slope,) = torch.autograd.grad(logits.sum(), last, allow_unused=True)
@@ -134,6 +137,69 @@ def trace(model: nn.Module, blocks: list[str], inputs: Mapping[str, torch.Tensor
         common=frozenset(common),
         row_arguments=frozenset(row_arguments),
     )
+
+
+def idle(model: nn.Module, inputs: Mapping[str, torch.Tensor], names: Collection[str]) -> set[str]:
+    """Of these tensors, those that the logits do not depend on: tokens of masks, say, and whole numbers that a model derives."""
+    some = {n: p for n, p in model.named_parameters(remove_duplicate=False) if n in names}
+    derived = {n for n, b in model.named_buffers() if n in names and not b.is_floating_point()}
+    try:
+        with torch.enable_grad():
+            for p in some.values():
+                p.requires_grad_()
+            logits = model(**inputs).logits
+            if not logits.requires_grad:
+                return derived | set(some)
+            slopes = torch.autograd.grad(logits.sum(), list(some.values()), allow_unused=True)
+    except Exception:  # of a model that is not whole
+        return derived
+    finally:
+        model.requires_grad_(False)
+    return derived | {n for n, slope in zip(some, slopes, strict=True) if slope is None}
+
+
+class _Reached(Exception):
+    """A block was reached, which is all that was asked."""
+
+
+@torch.no_grad()
+def takes(model: nn.Module, block: str, inputs: Mapping[str, torch.Tensor]) -> bool:
+    """Whether the model makes these inputs into what enters its first block, ``block``."""
+
+    def stop(_m: nn.Module, _a: Any) -> None:
+        raise _Reached
+
+    handle = model.get_submodule(block).register_forward_pre_hook(stop)
+    try:
+        model(**inputs)
+    except _Reached:
+        return True
+    except Exception:
+        return False
+    finally:
+        handle.remove()
+    return True
+
+
+def longest(model: nn.Module, block: str, inputs: Mapping[str, torch.Tensor], limit: int) -> int:
+    """Tokens of the longest row up to ``limit`` that reaches the first block.
+
+    Args:
+        inputs: of :func:`words`.
+    """
+    token = inputs["input_ids"][:1, :1]
+
+    def fits(length: int) -> bool:
+        ids = token.expand(1, length)
+        return takes(model, block, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+
+    if fits(limit):
+        return limit
+    low, high = 0, limit  # fits, does not
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
 
 
 @contextmanager

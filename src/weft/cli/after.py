@@ -85,7 +85,10 @@ def predict(
     texts: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[TEXT]...", help="Texts, or files of pictures; without any, one a line from stdin.", show_default=False
+            metavar="[TEXT]...",
+            help="Texts, or files of pictures; without any, one a line from stdin. Of a model of pairs, each text and its second "
+            "one in turn; on stdin with a tab between them.",
+            show_default=False,
         ),
     ] = None,
     base: Base = None,
@@ -99,11 +102,13 @@ def predict(
 
       weft predict runs/fedit-pydocs-minilm-s0 "Open a socket and listen." "Parse a date."
       weft predict runs/fedit-pydocs-minilm-s0 < lines.txt
+      weft predict runs/fedit-nli-minilm-s0 "It rains." "The sun shines."
       weft predict runs/fedbf-digits-glyph-vit-s0 one.png two.png
     """
     from rich.text import Text
 
     from weft.cli.grids import grid
+    from weft.cli.progress import Lines
 
     if not texts and sys.stdin.isatty():
         raise UserError('there is nothing to classify: give texts, as in weft predict RUN "a text", or lines on stdin.')
@@ -112,24 +117,47 @@ def predict(
     with starting(screen, as_json):
         from weft.export import load
 
-        model = load(folder, base=base, device=device, precision=precision)
-        chances = model.probabilities(given).tolist()
-    what = model.about.base.reads.removesuffix("s")
+        model = load(folder, base=base, device=device, precision=precision, observer=Lines(out(stderr=True)))
+        if model.about.pairs:
+            words, items = ("text", "pair"), in_pairs(given, typed=bool(texts))
+        else:
+            words, items = (model.about.base.reads.removesuffix("s"),), [(text,) for text in given]
+        chances = model.probabilities([item if model.about.pairs else item[0] for item in items]).tolist()
     found: list[dict[str, Any]] = [
         {
-            what: text,
+            **dict(zip(words, item, strict=True)),
             "label": max(zip(row, model.classes, strict=True))[1],
             "probabilities": dict(zip(model.classes, row, strict=True)),
         }
-        for text, row in zip(given, chances, strict=True)
+        for item, row in zip(items, chances, strict=True)
     ]
     if as_json:
         show_json(found)
         return
-    table = grid("label", ">probability", what)
+    table = grid("label", ">probability", *words)
     for one in found:
-        table.add_row(Text(one["label"], style="bold cyan"), f"{one['probabilities'][one['label']]:.2f}", Text(one[what]))
+        label = Text(one["label"], style="bold cyan")
+        table.add_row(label, f"{one['probabilities'][one['label']]:.2f}", *(Text(one[w]) for w in words))
     screen.print(table)
+
+
+def in_pairs(given: list[str], typed: bool) -> list[tuple[str, ...]]:
+    """Two texts each: arguments in turn, or the halves of lines.
+
+    Raises:
+        UserError: a text without its second one.
+    """
+    if typed and len(given) % 2:
+        raise UserError(
+            f"this model was trained on pairs of texts, and {len(given)} texts make none: give each text and its second in turn."
+        )
+    found = list(zip(given[::2], given[1::2], strict=True)) if typed else [tuple(line.split("\t")) for line in given]
+    odd = next((i for i, pair in enumerate(found, 1) if len(pair) != 2), None)
+    if odd is not None:
+        raise UserError(
+            f"this model was trained on pairs of texts, and line {odd} is no pair: write both on a line, with a tab between them."
+        )
+    return found
 
 
 def export(

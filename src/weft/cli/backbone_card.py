@@ -34,6 +34,7 @@ def backbone_card(out: Console, found: dict[str, Any]) -> None:
             "other linear layers": ", ".join(map(_site, found["outside"])) or "none",
             "head": ", ".join(map(_site, head["modules"])) or "none",
             "head reads": POOLED[head["reads"]],
+            "checked": _checked(found["checked"]),
         },
     )
     _linears(out, "Linear layers of a block", found["linears"])
@@ -57,6 +58,15 @@ def _linears(out: Console, title: str, linears: list[dict[str, Any]], prefix: st
             Text(role, style="cyan"), s["name"], str(s["d_in"]), str(s["d_out"]), "yes" if s["bias"] else "-", str(s["count"])
         )
     out.print(table)
+
+
+def _checked(found: dict[str, Any]) -> str:
+    words = [f"{found['tensors']} tensors, all there and finite"]
+    if found["tokens"] is not None:
+        words.append(f"{found['tokens']:,} tokens for {found['rows_of_the_embedding']:,} rows of the embedding")
+    if found["longest_row"] is not None:
+        words.append(f"rows of up to {found['longest_row']:,} tokens")
+    return "; ".join(words)
 
 
 def _site(site: dict[str, Any]) -> str:

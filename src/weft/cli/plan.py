@@ -116,8 +116,10 @@ def farewell(out: Console, done: Run) -> None:
     if done.adapter is not None:
         from weft.export.about import About
 
-        row = "some text" if About.read(done.adapter).base.reads == "texts" else "picture.png"
-        command = shlex.join(["weft", "predict", str(done.folder), row])
+        about = About.read(done.adapter)
+        texts = ["some text", "and its second"] if about.pairs else ["some text"]
+        rows = texts if about.base.reads == "texts" else ["picture.png"]
+        command = shlex.join(["weft", "predict", str(done.folder), *rows])
         out.print(Text(f"Try it: {command}"), soft_wrap=True)
     if "served" in summary:
         return  # its clients are no data set that another run could have

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,8 @@ class Base:
         name: as it was typed. hub_id: canonical id, or None for a folder. path: of that folder, or None.
         sha256: of its weights. pad_token_id: that rows of tokens are padded with; None for images.
         options: it was loaded with. reads: ``texts`` or ``images``.
+        own_padding: the padding id that its own configuration names. own_head: it has a head for another number of classes.
+        segments: it tells the two texts of a pair apart by ids of their own. code: it brings Python code along.
     """
 
     name: str
@@ -37,6 +40,10 @@ class Base:
     pad_token_id: int | None
     options: Options = field(default_factory=Options)
     reads: str = "texts"
+    own_padding: int | None = None
+    own_head: bool = False
+    segments: bool = False
+    code: bool = False
 
     @classmethod
     def of(cls, backbone: Backbone) -> Base:
@@ -44,7 +51,19 @@ class Base:
         named = backbone.hub_id or (known is not None and known.shipped)  # found by its name on any machine
         path = None if named else os.path.abspath(backbone.path)
         padding = int(backbone.model.config.pad_token_id) if backbone.reads == "texts" else None
-        return cls(backbone.name, backbone.hub_id, path, backbone.weight_hash, padding, backbone.options, backbone.reads)
+        return cls(
+            backbone.name,
+            backbone.hub_id,
+            path,
+            backbone.weight_hash,
+            padding,
+            backbone.options,
+            backbone.reads,
+            backbone.own_padding,
+            backbone.own_head,
+            backbone.segments,
+            brings_code(backbone),
+        )
 
     @property
     def reference(self) -> str:
@@ -60,6 +79,7 @@ class About:
         kind: ``peft`` or ``weft``. classes: in index order. max_length: tokens that a text is cut to.
         method: slug, title, paper, settings. view: the way to predict. client: whose model, None = the server's.
         run: name of the run. weft: version that wrote it. checked: how far the re-loaded logits were off.
+        pairs: it was trained on pairs of texts; None = nobody knows. files: name -> sha256 of what else makes the model.
     """
 
     kind: str
@@ -72,6 +92,8 @@ class About:
     run: str | None = None
     weft: str = ""
     checked: dict[str, Any] = field(default_factory=dict)
+    pairs: bool | None = None
+    files: dict[str, str] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
         labels = {str(i): name for i, name in enumerate(self.classes)}
@@ -97,6 +119,26 @@ class About:
             return cls(**content)
         except (ValueError, KeyError, TypeError, AttributeError) as e:
             raise damaged(path, e) from e
+
+
+def brings_code(backbone: Backbone) -> bool:
+    return type(backbone.model).__module__.startswith("transformers_modules.")
+
+
+def hashes(folder: Path, names: Sequence[str]) -> dict[str, str]:
+    """The sha256 of each file."""
+    return {name: files.sha256(files.read(folder / name)) for name in names}
+
+
+def check_hashes(folder: Path, about: About) -> list[str]:
+    """Every file is the one that was exported; a note, where nothing is known of that.
+
+    Raises:
+        UserError: one is not.
+    """
+    for name, digest in about.files.items():
+        files.read_whole(folder / Path(name).name, digest, "it is not what was exported; export the model again with weft export")
+    return [] if about.files else [f"{folder} has no record of its files, so nobody knows whether they are what was exported."]
 
 
 def check_format(path: Path, found: Any) -> None:

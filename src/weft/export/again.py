@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from weft.errors import UserError
-from weft.export.about import About
+from weft.export.about import About, check_hashes
 from weft.export.predictor import model_folder
 from weft.export.write import ExportReport, export, report_of
 from weft.federation import files
@@ -45,7 +45,9 @@ def export_run(folder: str | Path, to: str | Path, *, client: str | None = None,
 def _copied(source: Path, target: Path) -> ExportReport:
     with files.said(target):
         shutil.copytree(source, target, dirs_exist_ok=True)
-    return report_of(About.read(target), target)
+    about = About.read(target)
+    check_hashes(target, about)
+    return report_of(about, target)
 
 
 def _rebuilt(folder: Path, target: Path, client: str | None, view: str | None) -> ExportReport:
@@ -88,5 +90,5 @@ def _rebuilt(folder: Path, target: Path, client: str | None, view: str | None) -
                 ids = [c.id for c in people]
                 raise UserError(f'this run has no client "{client}": it has {", ".join(ids[:20])}.{nearest(client, ids)}')
             ClientStore(directory.root / "clients", saved.clients).load(chosen)
-        info = {"run": directory.root.name, "settings": x.flat()}
+        info = {"run": directory.root.name, "settings": x.flat(), "pairs": material.data["pairs"]}
         return export(server, material.bench, target, info, client=chosen, view=view)

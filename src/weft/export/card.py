@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from weft.backbones.options import spoken
+from weft.backbones.options import sentence
 from weft.export.about import About
+from weft.export.peft_files import loading
 
 
 def card(about: About, notes: Sequence[str], plain_class: str | None) -> str:
@@ -16,7 +17,8 @@ def card(about: About, notes: Sequence[str], plain_class: str | None) -> str:
     base = about.base
     whose = "the federation" if about.client is None else f"client {about.client}"
     head = f"---\nlibrary_name: {about.kind}\nbase_model: {base.reference}\ntags: [federated-learning, weft]\n---\n"
-    rows = f"texts are cut to {about.max_length} tokens" if base.reads == "texts" else "pictures go through its image processor"
+    texts = "pairs of texts" if about.pairs else "texts"
+    rows = f"{texts} are cut to {about.max_length} tokens" if base.reads == "texts" else "pictures go through its image processor"
     code = plain(about, plain_class) if about.kind == "peft" and plain_class else ours(about)
     lines = [
         f"The model of {whose}, trained with Weft by {about.method['title']} ({about.method['paper']}).",
@@ -28,31 +30,56 @@ def card(about: About, notes: Sequence[str], plain_class: str | None) -> str:
 
 
 def ours(about: About) -> str:
-    row = "a text" if about.base.reads == "texts" else "a-picture.png"
+    row = "a-picture.png" if about.base.reads == "images" else ("a text", "its pair") if about.pairs else "a text"
     return f"from weft.export import load\n\nload(FOLDER).predict([{row!r}])\n"
 
 
 def plain(about: About, plain_class: str) -> str:
-    """Without Weft; only a base that comes with Weft is looked up in it."""
+    """Without Weft; only a base that comes with Weft is looked up in it. FOLDER, and TEXTS (and SECOND, of pairs) or IMAGES, are
+    the reader's.
+    """
     base, labels = about.base, list(about.classes)
-    where, imports = repr(base.reference), "from peft import PeftModel\n"
+    where, imports = repr(base.reference), "import torch\nfrom peft import PeftModel\n"
     if base.hub_id is None and base.path is None:
         where, imports = f"find({base.reference!r})[0]", f"{imports}from weft.backbones.load import find\n"
-    imports += f"from transformers import {plain_class}"
     if plain_class == "CLIPModel":
-        texts = [base.options.template.format(spoken(name)) for name in labels]
+        texts = [sentence(base.options.template, name) for name in labels]
         return (
-            f"{imports}, AutoImageProcessor, AutoTokenizer\n\n"
+            f"{imports}from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel\n\n"
             f"labels = {labels!r}\ntexts = {texts!r}\nwhere = {where}\n"
-            "model = PeftModel.from_pretrained(CLIPModel.from_pretrained(where), FOLDER)\n"
+            "model = PeftModel.from_pretrained(CLIPModel.from_pretrained(where), FOLDER).eval()\n"
             'inputs = AutoTokenizer.from_pretrained(where)(texts, padding=True, return_tensors="pt")\n'
             'inputs |= AutoImageProcessor.from_pretrained(where)(IMAGES, return_tensors="pt")\n'
-            "logits = model(**inputs).logits_per_image\n"
+            "with torch.no_grad():\n    logits = model(**inputs).logits_per_image\n"
         )
-    padding = "" if base.pad_token_id in (0, None) else f"base.config.pad_token_id = {base.pad_token_id}\n"
+    more = {n: v for n, v in loading(base, labels).items() if n != "id2label"}
+    arguments = ", ".join(["id2label=dict(enumerate(labels))", *(f"{n}={v!r}" for n, v in more.items())])
+    trust = ", trust_remote_code=True" if base.code else ""
+    reader = "AutoTokenizer" if base.reads == "texts" else "AutoImageProcessor"
+    padding = ""
+    if base.pad_token_id != base.own_padding:
+        padding = f"base.config.pad_token_id = {base.pad_token_id}\n"
     return (
-        f"{imports}\n\n"
-        f"labels = {labels!r}\nbase = {plain_class}.from_pretrained(\n"
-        f"    {where}, num_labels={len(labels)}, id2label=dict(enumerate(labels))\n)\n{padding}"
-        "model = PeftModel.from_pretrained(base, FOLDER)\n"
+        f"{imports}from transformers import {', '.join(sorted([plain_class, reader]))}\n\n"
+        f"labels = {labels!r}\nwhere = {where}\n"
+        f"base = {plain_class}.from_pretrained(where, {arguments})\n{padding}"
+        "model = PeftModel.from_pretrained(base, FOLDER).eval()\n"
+        f"reader = {reader}.from_pretrained(where{trust})\n"
+        f"{_read(about)}"
+        "with torch.no_grad():\n    logits = model(**inputs).logits\n"
+        "print([labels[i] for i in logits.argmax(-1)])\n"
+    )
+
+
+def _read(about: About) -> str:
+    """How rows become inputs."""
+    base = about.base
+    if base.reads == "images":
+        return 'inputs = reader(IMAGES, return_tensors="pt")\n'
+    # what our own reader does: rows are padded at their end, and a single text has no kinds of segments
+    given = "TEXTS, SECOND" if about.pairs else "TEXTS"
+    kinds = "" if about.pairs and base.segments else ", return_token_type_ids=False"
+    return (
+        f'reader.padding_side, reader.pad_token_id = "right", {base.pad_token_id}\n'
+        f'inputs = reader({given}, truncation=True, max_length={about.max_length}, padding=True, return_tensors="pt"{kinds})\n'
     )

@@ -59,7 +59,7 @@ def evaluate_run(
     if rows is None or not len(rows):
         have = ", ".join(s for s in SPLITS if splits[s] is not None)
         raise UserError(f"{source.name} has no {chosen} rows: it has {have}.")
-    predictor = load(folder, base=base, device=device, precision=precision)
+    predictor = load(folder, base=base, device=device, precision=precision, observer=observer)
     known = matched(rows, source, predictor.classes)
     logits = predictor.logits_of(rows)
     people = f"{source.name} ({chosen})"

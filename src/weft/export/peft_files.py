@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import safetensors
 import safetensors.torch as st
@@ -21,16 +21,16 @@ from weft.adaptation.head import Head
 from weft.adaptation.lora import Delta, LoRA
 from weft.errors import WeftError
 from weft.export.about import damaged
-from weft.export.trained import Trained
+from weft.export.trained import Trained, not_finite
 from weft.federation import files
 from weft.federation.message import Value
 from weft.tensors.lowrank import LowRank
 
 if TYPE_CHECKING:
     from weft.backbones.backbone import Backbone, Site
-    from weft.export.about import Base
+    from weft.export.about import About, Base
 
-CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, TENSORS = FILES = "adapter_config.json", "adapter_model.safetensors"
 ROOT = "base_model.model."
 
 
@@ -49,6 +49,16 @@ def plain_class(backbone: Backbone) -> str | None:
     if type(backbone.model).__module__.startswith("weft."):
         return None
     return "AutoModelForImageClassification" if backbone.reads == "images" else "AutoModelForSequenceClassification"
+
+
+def loading(base: Base, classes: Sequence[str]) -> dict[str, Any]:
+    """What ``from_pretrained`` has to be told of the base, by the lines in the README and by our own check of them."""
+    found: dict[str, Any] = {"num_labels": len(classes), "id2label": dict(enumerate(classes))}
+    if base.own_head:
+        found["ignore_mismatched_sizes"] = True
+    if base.code:
+        found["trust_remote_code"] = True
+    return found
 
 
 def write(trained: Trained, backbone: Backbone, base: Base, folder: Path) -> dict[str, int]:
@@ -160,6 +170,9 @@ def read(folder: Path, backbone: Backbone) -> Trained:
                 sites.append(site)
                 alpha = config["alpha_pattern"].get(site, config["lora_alpha"])
                 b = tensors[f"{ROOT}{site}.lora_B.weight"]
+                rank = config["rank_pattern"].get(site, config["r"])
+                if rank != len(value):
+                    raise ValueError(f"{CONFIG} says rank {rank} and {site} has {len(value)}")
                 values[f"delta/{site}/delta"] = LowRank(B=b, A=value, scale=alpha / len(value))
             elif not inner.endswith(".lora_B.weight"):
                 site, role = inner.rsplit(".", 1)
@@ -183,6 +196,8 @@ def check_names(trained: Trained, backbone: Backbone, folder: Path) -> None:
     if odd:
         missing = odd[0] in expected
         raise damaged(folder, f"{odd[0]} is {'missing' if missing else 'not a tensor of this model'}")
+    if strange := not_finite(trained.values):
+        raise damaged(folder, f"{strange} is not finite")
     for name, shape in found.items():
         free = name.rsplit("/", 1)[1] in ("A", "B")  # the rank of a server's average may differ from a client's
         if shape != expected[name] and not free:
@@ -190,8 +205,11 @@ def check_names(trained: Trained, backbone: Backbone, folder: Path) -> None:
 
 
 @torch.no_grad()
-def plain_logits(folder: Path, backbone: Backbone, classes: int, inputs: Mapping[str, Tensor]) -> Tensor:
+def plain_logits(folder: Path, backbone: Backbone, about: About, inputs: Mapping[str, Tensor]) -> Tensor:
     """[n, C] as anybody gets them: transformers loads the base, PEFT the adapter, and nothing of ours takes part.
+
+    Args:
+        backbone: says where the base is, and is not used. about: that of the adapter. inputs: of the model.
 
     Raises:
         WeftError: PEFT does not load it.
@@ -204,20 +222,17 @@ def plain_logits(folder: Path, backbone: Backbone, classes: int, inputs: Mapping
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    trust = type(backbone.model).__module__.startswith("transformers_modules.")
     kind = plain_class(backbone)
     assert kind is not None
-    more = {"num_labels": classes, "ignore_mismatched_sizes": True} if backbone.names is None else {}
+    more = loading(about.base, about.classes) if backbone.names is None else {}
     try:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             # not the stream that our own loader uses: what the adapter forgets to bring along must differ
             torch.default_generator.manual_seed(1)
-            base = getattr(transformers, kind).from_pretrained(
-                backbone.path, dtype=torch.float32, trust_remote_code=trust, **more
-            )
-            if backbone.reads == "texts":
-                base.config.pad_token_id = backbone.model.config.pad_token_id
+            base = getattr(transformers, kind).from_pretrained(backbone.path, dtype=torch.float32, **more)
+            if about.base.pad_token_id != about.base.own_padding:
+                base.config.pad_token_id = about.base.pad_token_id
             model = PeftModel.from_pretrained(base, str(folder)).eval()
             if backbone.names is None:
                 logits: Tensor = model(**inputs).logits

@@ -16,10 +16,13 @@ from weft.backbones.backbone import Backbone
 from weft.backbones.load import load as load_backbone
 from weft.backbones.names import KNOWN
 from weft.backbones.tables import tabulate
+from weft.backbones.tokens import Tokens
+from weft.checks import tokens
 from weft.data.images import Images, Item
 from weft.data.rows import Rows
+from weft.engines.observer import Observer
 from weft.errors import UserError
-from weft.export.about import About
+from weft.export.about import About, check_hashes
 from weft.export.trained import Trained
 from weft.export.write import read
 
@@ -35,11 +38,12 @@ class Predictor:
 
     Attributes:
         about: what it is. classes: names of the labels, in the order of the columns of :meth:`logits`.
+        observer: is told of texts that the backbone does not know.
     """
 
-    def __init__(self, trained: Trained, backbone: Backbone, about: About):
+    def __init__(self, trained: Trained, backbone: Backbone, about: About, observer: Observer | None = None):
         self.trained, self.backbone, self.about = trained, backbone, about
-        self.classes = about.classes
+        self.classes, self.observer = about.classes, observer or Observer()
 
     def logits(self, items: Sequence[Text | Picture]) -> Tensor:
         """[n, C], float32 on the CPU.
@@ -51,11 +55,29 @@ class Predictor:
         return self.logits_of(table_of(items) if self.backbone.reads == "texts" else pictures_of(items))
 
     def logits_of(self, rows: Rows) -> Tensor:
-        """[n, C] on a table; its labels are not looked at."""
+        """[n, C] on a table; its labels are not looked at.
+
+        Raises:
+            UserError: single texts for a model of pairs, or the other way round.
+        """
         if not len(rows):
             return torch.zeros(0, len(self.classes))
         table = tabulate(self.backbone, rows, self.about.max_length)
+        if isinstance(table, Tokens):
+            self._check_pairs(table.pairs)
+            for note in tokens.known(table.reading):
+                self.observer.say(note)
         return self.trained.logits(self.backbone, self.classes, table, np.arange(len(rows)))
+
+    def _check_pairs(self, given: bool) -> None:
+        if self.about.pairs is None or self.about.pairs == given:  # None: written by a coordinator, or before it was noted
+            return
+        if self.about.pairs:
+            raise UserError(
+                "this model was trained on pairs of texts: give pairs, as in predict([(text, second)]), weft predict RUN TEXT "
+                "SECOND, or data with a column of second texts (--pair)."
+            )
+        raise UserError("this model was trained on single texts, not on pairs: leave the second ones out.")
 
     def probabilities(self, items: Sequence[Text | Picture]) -> Tensor:
         """[n, C], each row sums to 1."""
@@ -114,18 +136,23 @@ def load(
     device: str = "auto",
     precision: str = "auto",
     trust_remote_code: bool = False,
+    observer: Observer | None = None,
 ) -> Predictor:
     """Load a model that :func:`weft.export.export` wrote, from its folder or from the folder of its run.
 
     Args:
         base: where the frozen base is, if not where it was at the time: short name, hub id or folder.
         device, precision: of the base, see :func:`weft.backbones.load.load`.
+        observer: is told what is doubtful about the model, and of texts that it does not know.
 
     Raises:
         UserError: no such model, a damaged one, or a base with other weights than it was trained on.
     """
     path = model_folder(Path(folder).expanduser())
     about = About.read(path)
+    observer = observer or Observer()
+    for note in check_hashes(path, about):
+        observer.say(note)
     name = base or (about.base.name if about.base.name in KNOWN else about.base.reference)
     if base is None and about.base.path and not Path(about.base.path).is_dir():
         raise UserError(f"the base of this model was in {about.base.path}, which is gone: say where it is now, as its base.")
@@ -142,7 +169,7 @@ def load(
             f'the weights of "{name}" (sha256 {backbone.weight_hash[:12]}…) are not those that this model was trained on '
             f"({about.base.sha256[:12]}…), so it would predict at random: give the right base."
         )
-    return Predictor(read(path, about, backbone), backbone, about)
+    return Predictor(read(path, about, backbone), backbone, about, observer)
 
 
 def model_folder(folder: Path) -> Path:

@@ -97,6 +97,15 @@ def capture(server: ServerState, bench: Bench, view: str, client: ClientState | 
     return Trained(parts, values, weights, rule)
 
 
+def not_finite(values: Mapping[str, Value]) -> str | None:
+    """Name of a value that holds NaN or infinity."""
+    for name, value in values.items():
+        factors = (value.A, value.B) if isinstance(value, LowRank) else (value,)
+        if not all(bool(t.isfinite().all()) for t in factors):
+            return name
+    return None
+
+
 def _plain(stacked: Tensor) -> Tensor:
     return stacked[0].detach().to("cpu", torch.float32).clone()
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from weft.federation.method import Method
     from weft.tasks.classification import Classification
 
-CONFIG, TENSORS = "weft_adapter.json", "weft_adapter.safetensors"
+CONFIG, TENSORS = FILES = "weft_adapter.json", "weft_adapter.safetensors"
 PARTS = (LoRA, Delta, Bottleneck, Bias, Head, ClassContext, ImageTokens, Residual)
 KINDS: dict[str, type] = {kind.__name__: kind for kind in PARTS}
 """Parts that are described by their settings. A model with others is described by its method."""

@@ -15,9 +15,9 @@ from weft.backbones.backbone import Backbone
 from weft.backbones.load import load as load_backbone
 from weft.errors import UserError, WeftError
 from weft.export import peft_files, weft_files
-from weft.export.about import About, Base
+from weft.export.about import About, Base, brings_code, hashes
 from weft.export.card import card
-from weft.export.trained import Trained, capture
+from weft.export.trained import Trained, capture, not_finite
 from weft.federation import files
 from weft.federation.bench import Bench
 
@@ -71,11 +71,13 @@ def export(
 
     Args:
         folder: an existing, empty folder.
-        info: ``run`` (its name) and ``settings``, of which ``max_length`` is kept.
+        info: ``run`` (its name), ``settings``, of which ``max_length`` is kept, and ``pairs`` (whether rows are pairs of texts),
+            if the table of the bench does not tell.
         client: with its memory loaded: export its own model. view: which of the method's views; the first one that fits.
 
     Raises:
-        UserError: a view or a client that the method has no model for, or a base that was never loaded from anywhere.
+        UserError: a view or a client that the method has no model for, a base that was never loaded from anywhere, or a model
+            that is not finite.
         WeftError: the re-loaded model predicts something else.
     """
     method = server.method
@@ -84,23 +86,31 @@ def export(
     if not bench.backbone.path:
         raise UserError("this backbone was made in memory: save it with save_pretrained and load it from there to export on it.")
     trained = capture(server, bench, view, client)
+    if odd := not_finite(trained.values):
+        raise UserError(
+            f"{odd} is not finite, since training diverged: there is no model to export; try a lower --set method.lr."
+        )
     base = Base.of(bench.backbone)
     facts = {} if client is None else client.info(method.info.asks).facts
     kind = "peft" if peft_files.fits(trained, bench.backbone) else "weft"
+    module = peft_files if kind == "peft" else weft_files
     if kind == "peft":
         peft_files.write(trained, bench.backbone, base, folder)
     else:
         weft_files.write(trained, method, view, facts, bench.backbone, folder)
+    pairs = info["pairs"] if "pairs" in info else getattr(bench.table, "pairs", False)
     about = About(
         kind=kind,
         base=base,
         classes=bench.task.classes,
-        max_length=int(info.get("settings", {}).get("max_length", bench.backbone.max_length)),
+        max_length=max_length(info.get("settings", {}), bench.backbone),
         method=_described(server),
         view=view,
         client=None if client is None else client.id,
         run=info.get("run"),
         weft=distribution.version() or "",
+        pairs=pairs,
+        files=hashes(folder, module.FILES),
     )
     difference, tolerance, rows = compare(trained, about, bench, folder)
     if not difference <= tolerance:  # NaN is no agreement
@@ -120,6 +130,12 @@ def report_of(about: About, folder: Path) -> ExportReport:
     return ExportReport(
         about.kind, about.view, about.client, base.reference, base.sha256, **about.checked, files=written, notes=notes(about)
     )
+
+
+def max_length(settings: Mapping[str, Any], backbone: Backbone) -> int:
+    """Tokens that the run's texts were cut to, which is never more than the backbone takes."""
+    wanted = int(settings.get("max_length", backbone.max_length))
+    return min(wanted, backbone.max_length) if backbone.reads == "texts" else wanted
 
 
 def notes(about: About) -> list[str]:
@@ -152,7 +168,7 @@ def compare(trained: Trained, about: About, bench: Bench, folder: Path) -> tuple
     again = read(folder, about, backbone).logits(backbone, about.classes, table, rows)
     differences = [(again - expected).abs().max()]
     if about.kind == "peft":
-        plain = peft_files.plain_logits(folder, backbone, len(about.classes), table.collate(rows))
+        plain = peft_files.plain_logits(folder, backbone, about, table.collate(rows))
         differences.append((plain - expected).abs().max())
     tolerance = TOLERANCE * max(float(expected.abs().max()), 1.0)
     return float(torch.stack(differences).max()), tolerance, len(rows)
@@ -162,9 +178,8 @@ def in_float32(backbone: Backbone, classes: Sequence[str]) -> Backbone:
     """The backbone itself if it computes in float32 (or better) on the CPU, else a copy that does, loaded anew."""
     if backbone.dtype in (torch.float32, torch.float64) and backbone.device.type == "cpu":
         return backbone
-    trust = type(backbone.model).__module__.startswith("transformers_modules.")
-    options = asdict(backbone.options)
-    return load_backbone(backbone.name, classes=classes, device="cpu", precision="float32", trust_remote_code=trust, **options)
+    options = asdict(backbone.options) | {"trust_remote_code": brings_code(backbone)}
+    return load_backbone(backbone.name, classes=classes, device="cpu", precision="float32", **options)
 
 
 def read(folder: Path, about: About, backbone: Backbone) -> Trained:

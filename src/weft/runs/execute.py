@@ -292,7 +292,8 @@ def export_adapter(
         shutil.rmtree(old, ignore_errors=True)
     files.make_folder(unfinished)
     try:
-        report = export(server, material.bench, unfinished, {"run": directory.root.name, "settings": x.flat()})
+        about = {"run": directory.root.name, "settings": x.flat(), "pairs": material.data["pairs"]}
+        report = export(server, material.bench, unfinished, about)
     except UserError as e:  # a method that no file can stand for still has its numbers
         shutil.rmtree(unfinished, ignore_errors=True)
         observer.say(f"no adapter was written: {e}")

@@ -13,6 +13,8 @@ from weft.backbones.backbone import Backbone
 from weft.backbones.load import load as load_backbone
 from weft.backbones.prefix import PrefixCache
 from weft.backbones.tables import tabulate
+from weft.backbones.tokens import Tokens
+from weft.checks import tokens
 from weft.data import labels
 from weft.data.partitioners import partition
 from weft.data.rows import FederatedData, Rows, Source, fingerprint
@@ -90,6 +92,8 @@ def prepare(
     rows, positions = _layout(dealt)
     benches = [bench_of(x, b, dealt.classes, rows) for b in backbones]
     bench = replace(benches[0], others=dict(zip(models[1:], benches[1:], strict=True)))
+    for note in dict.fromkeys(n for b in benches for n in understood(b)):
+        observer.say(note)
     observer.advance("set-up", step="tokens")
     test, val, *rest = positions
     own, new = rest[: 3 * len(dealt.clients)], rest[3 * len(dealt.clients) :]
@@ -104,6 +108,7 @@ def prepare(
         "fingerprint": dealt.fingerprint or fingerprint(dealt.classes, {"rows": rows}),
         "object": given is not None,
         "classes": list(dealt.classes),
+        "pairs": rows.pairs is not None,
         "clients": len(clients),
         "rows": {"train": sum(c.n for c in clients), "val": len(val), "test": len(test), "new clients": sum(map(len, new))},
         "new_clients": len(dealt.unseen),
@@ -163,6 +168,20 @@ def bench_of(x: Experiment, backbone: Backbone, classes: Sequence[str], rows: Ro
     """A backbone with its rows."""
     prefix = None if x.prefix_cache == "off" else PrefixCache(backbone)
     return Bench(backbone, Classification(tuple(classes)), tabulate(backbone, rows, x.max_length), x.seed, prefix, x.by_length)
+
+
+def understood(bench: Bench) -> list[str]:
+    """What the backbone's tokenizer could not make of the rows, or of the names of the classes; notes.
+
+    Raises:
+        UserError: next to nothing of it is known to the backbone.
+    """
+    names = bench.backbone.names
+    notes = [] if names is None else tokens.alike(names.names, names.ids().tolist())
+    if isinstance(bench.table, Tokens):
+        tokens.legible(bench.backbone.name, bench.table.reading)
+        notes += tokens.known(bench.table.reading)
+    return notes
 
 
 def _layout(dealt: FederatedData) -> tuple[Rows, list[np.ndarray]]:

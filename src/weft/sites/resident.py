@@ -35,7 +35,7 @@ from weft.federation.exchange import START, Limits
 from weft.federation.method import Method
 from weft.federation.values import named
 from weft.runs import baselines
-from weft.runs.prepare import backbone_of, bench_of, suited
+from weft.runs.prepare import backbone_of, bench_of, suited, understood
 from weft.sites.rows import OwnData, print_of
 from weft.sites.terms import RUN, Terms, differences
 
@@ -178,6 +178,8 @@ class Resident:
         self.run = None
         name, bench = self._bench(terms, x, method, client, rehearsal)
         suited(method, bench)
+        for words in understood(bench):
+            self.say(words)
         if not rehearsal:
             files.make_folder(note.parent)
             files.write_sealed(note, {"terms": terms.as_json(), "rows": rows})

