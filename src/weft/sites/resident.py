@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from weft.backbones.names import KNOWN
+from weft import experiment as settings
 from weft.communication.codecs import codec
 from weft.communication.envelope import unwrap, wrap
 from weft.communication.ledger import format_bytes
@@ -36,13 +36,14 @@ from weft.federation.method import Method
 from weft.federation.values import named
 from weft.runs import baselines
 from weft.runs.prepare import backbone_of, bench_of, suited
+from weft.sites.asked import Asked
 from weft.sites.rows import OwnData, print_of
 from weft.sites.terms import RUN, Terms, differences
+from weft.sites.words import SHOWN, Disagreed, Reason, refusal
 
 HELLO, ADMIT, ASK, BYE = "hello", "admit", "ask", "bye"
 AGREED, ADMITTED = "agreed.json", "admitted.json"
 STAGES = ("setup", "rounds")
-TROUBLE = "something is amiss with its own data or machine; its log says what."
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,6 @@ class Own:
     device: str = "auto"
     expected: Experiment | None = None
     trust_remote_code: bool = False
-
-
-class Disagreed(UserError):
-    """The site and the coordinator do not agree; the coordinator is told why."""
 
 
 @dataclass
@@ -89,12 +86,13 @@ class Resident:
 
     def __init__(self, own: Own, folder: Path, say: Callable[[str], None]):
         self.own, self.folder, self.say = own, folder, say
+        self.asked = Asked(folder, own.expected)
         self.run: Run | None = None  # one at a time: a backbone fills the memory
 
     def answer(self, raw: bytes) -> bytes:
         """An answer to anything that arrives.
 
-        A refusal says why if that is about what was to be agreed on; what else may go wrong here is said here alone.
+        A refusal says why by a sentence of :class:`weft.sites.words.Reason`; the sentences of errors are said here alone.
         """
         try:
             about, data = unwrap(raw)
@@ -113,14 +111,14 @@ class Resident:
             return self._answered(site, data)
         except Refused as e:
             self.say(f"a message was refused: {e}")
-            return wrap({"refused": str(e)})
+            return refusal(Reason.MESSAGE)
         except UserError as e:
             self.say(f"no answer to a message: {e}")
         except OSError as e:
             self.say(f"no answer to a message: {e.strerror or e} ({e.filename or self.folder}); what was saved before is intact.")
         except Exception:  # a bug of ours or of a backbone: the site stays, and what it says of its own goes no further
             self.say(f"no answer to a message, which is a bug; please report it:\n{traceback.format_exc()}")
-        return wrap({"refused": TROUBLE})
+        return refusal(Reason.TROUBLE)
 
     def _answered(self, site: Site, data: bytes) -> bytes:
         began, question = time.perf_counter(), Question.decode(data)
@@ -136,11 +134,16 @@ class Resident:
         run = self.run
         if run is None or run.terms != terms:
             try:
+                if not self._agreed_before(terms):
+                    self.asked.begin(terms)
                 run = self._agreed(terms)
+                self.asked.agreed(terms)
+            except Disagreed as e:
+                self.say(f"this site does not take part: {e}")
+                return refusal(e.reason, e.names, settings.flatten(terms.common))
             except UserError as e:
                 self.say(f"this site does not take part: {e}")
-                told = isinstance(e, Disagreed | UnknownLabel)
-                return wrap({"refused": str(e) if told else TROUBLE})
+                return refusal(Reason.TROUBLE)
         client = run.client.info(run.method.info.asks)
         return wrap({"name": client.id, "n": client.n, "facts": client.facts, "model": client.model})
 
@@ -152,6 +155,11 @@ class Resident:
             return self._agreed(Terms.from_json(files.read_sealed(note, JOIN_ANEW)["terms"]))
         return None
 
+    def _agreed_before(self, terms: Terms) -> bool:
+        """These very terms, so that agreeing again tells nothing new."""
+        note = self.folder / terms.run / AGREED
+        return note.exists() and files.read_sealed(note, JOIN_ANEW)["terms"] == terms.as_json()
+
     def rehearse(self, terms: Terms) -> Run:
         """What :meth:`answer` would agree to, with nothing written and any weights of the backbone."""
         return self._agreed(terms, rehearsal=True)
@@ -159,16 +167,16 @@ class Resident:
     def _agreed(self, terms: Terms, rehearsal: bool = False) -> Run:
         own = self.own
         if own.expected is not None and (odd := differences(terms, own.expected)):
-            raise Disagreed(f"{'; '.join(odd[:5])}: use the same experiment file.")
-        mine = {"device": own.device, "trust_remote_code": own.trust_remote_code}
-        try:
-            resolved = terms.resolved(mine)
-        except UserError as e:
-            raise Disagreed(str(e)) from e
+            words = "; ".join(list(odd.values())[:SHOWN])
+            raise Disagreed(Reason.SETTINGS, f"{words}: use the same experiment file.", list(odd))
+        resolved = terms.resolved({"device": own.device, "trust_remote_code": own.trust_remote_code})
         x, method = resolved.experiment, resolved.method
         if not x.classes:
-            raise Disagreed("the experiment declares no classes, so that labels have no common order.")
-        client = own.data.client(own.name, x)
+            raise Disagreed(Reason.ORDER, Reason.ORDER.value)
+        try:
+            client = own.data.client(own.name, x)
+        except UnknownLabel as e:
+            raise Disagreed(Reason.LABEL, str(e)) from e
         note, rows = self.folder / terms.run / AGREED, print_of(client, x)
         if note.exists() and files.read_sealed(note, JOIN_ANEW)["rows"] != rows:
             raise UserError(f"the rows are not those that this run was begun with ({note}): put them back, or leave the run.")
@@ -195,10 +203,10 @@ class Resident:
         have = [n for n in names if any_weights or terms.weights.get(n) == backbone.weight_hash]
         if not have:
             shown = ", ".join(f"{n} ({terms.weights.get(n, '?')[:12]})" for n in names)
-            known = wanted if wanted in KNOWN or wanted in names else "the site's own"
             raise Disagreed(
-                f"the coordinator's backbone is {shown} by the hash of its weights, and the site's, {known}, is "
-                f"{backbone.weight_hash[:12]}: get the same weights."
+                Reason.WEIGHTS,
+                f"the coordinator's backbone is {shown} by the hash of its weights, and the site's, {wanted}, is "
+                f"{backbone.weight_hash[:12]}: get the same weights.",
             )
         rows = Rows.concatenate([client.train, client.val, client.test])
         return ("" if have[0] == names[0] else have[0]), bench_of(x, backbone, x.classes, rows)
