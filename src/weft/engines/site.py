@@ -31,8 +31,6 @@ from weft.federation.store import ClientStore
 from weft.federation.values import named
 from weft.tensors.lowrank import LowRank
 
-JOIN_ANEW = "put a copy of that folder back, or remove the folder, and this site joins anew without what it had learnt for itself"
-
 
 class Behind(WeftError):
     """A message builds on one that this site has not got, or has lost: it needs everything anew."""
@@ -59,7 +57,7 @@ class Site:
         self.method, self.bench, self.client, self.folder, self.uplink = method, bench, client, folder, uplink
         self.limits = limits or Limits()
         self.start = dict(start or {})
-        files.make_folder(folder)
+        files.make_folder(folder, private=True)
         self.info = client.info(method.info.asks)
         self.adaptation = method.adapt(bench.backbone, bench.task, self.info)
         self.state = folder / "site.json"
@@ -73,11 +71,11 @@ class Site:
         Raises:
             UserError: what it says can't be trusted, or has gone.
         """
-        saved = files.read_sealed(self.state, JOIN_ANEW) if self.state.exists() else {}
+        saved = files.read_sealed(self.state) if self.state.exists() else {}
         self.rounds: dict[str, Any] = saved.get("last", {})
         self.hashes: dict[str, str] = saved.get("files", {})
         self.clock = int(saved.get("clock", 0))
-        self.store = ClientStore(self.folder / "clients", saved.get("clients"), JOIN_ANEW)
+        self.store = ClientStore(self.folder / "clients", saved.get("clients"))
         try:
             self.copy = self._received(self.folder / saved["copy"]) if saved else self._drawn()
         except UserError:  # what others know too is no loss: at clock 0 it is all asked for again
@@ -85,7 +83,7 @@ class Site:
 
     def _whole(self, path: Path) -> bytes:
         """A file that ``site.json`` vouches for."""
-        return files.read_whole(path, self.hashes.get(path.name), JOIN_ANEW)
+        return files.read_whole(path, self.hashes.get(path.name))
 
     # what it has received -----------------------------------------------------------------------------------------------
 

@@ -51,7 +51,7 @@ class Checkpoint:
 
     def save(self, saved: Saved) -> None:
         """Save durably, then drop the tensors of the save before."""
-        files.make_folder(self.folder)
+        files.make_folder(self.folder, private=True)
         tensors: dict[str, Tensor] = {}
         states: list[dict[str, Any]] = []
         for i, (values, state) in enumerate(saved.servers):
@@ -75,10 +75,10 @@ class Checkpoint:
         """
         if not self.state.exists():
             return None
-        state = files.read_sealed(self.state, files.START_ANEW)
+        state = files.read_sealed(self.state)
         named, states = state.pop("tensors"), state.pop("servers")
         path = self.folder / named["file"]
-        tensors, _ = files.tensors_in(files.read_whole(path, named["sha256"], files.START_ANEW), path)
+        tensors, _ = files.tensors_in(files.read_whole(path, named["sha256"]), path)
         own: list[dict[str, Tensor]] = [{} for _ in states]
         for key, value in tensors.items():
             i, name = key.split("|", 1)

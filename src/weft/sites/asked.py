@@ -1,8 +1,8 @@
-"""Which experiments a site was asked to agree to: a coordinator must not find out what labels its rows have by asking again and again.
+"""Which experiments a site was asked to agree to: nobody is to find out what labels its rows have by asking again and again.
 
-Whether a set of classes covers the labels is told, by agreeing or refusing. So a site answers for one set of classes, the one that
-its own experiment file declares, or else the first that it was asked with; and refuses a number of different experiments at most.
-Both are remembered over restarts.
+Whether a set of classes covers the labels is told, by agreeing or refusing. So a site answers for one set of classes, the one
+that its own experiment file declares, or else the first that it was asked with; and refuses a number of different experiments at
+most. Both are remembered over restarts.
 """
 
 from __future__ import annotations
@@ -41,19 +41,20 @@ class Asked:
         classes = list(map(str, terms.common.get("classes") or ()))
         pinned = saved["classes"] if self.expected is None else None
         if pinned is not None and classes != pinned:
+            now, first = ", ".join(classes[:20]), ", ".join(pinned[:20])
             raise Disagreed(
                 Reason.CLASSES,
-                f"the coordinator asks with other classes ({', '.join(classes[:20])}) than at first ({', '.join(pinned[:20])}), and "
-                "whoever asks with one set after the other learns which labels the rows have: if you agree to these, give weft join "
-                f"your own experiment file that declares them, or remove {self.file}.",
+                f"the coordinator asks with other classes ({now}) than at first ({first}), and whoever asks with one set after the "
+                "other learns which labels the rows have: if you agree to these, give weft join your own experiment file that "
+                f"declares them, or remove {self.file}.",
             )
         digest = _digest(terms)
         if digest not in saved["refused"]:
             if len(saved["refused"]) >= LIMIT:
                 raise Disagreed(
                     Reason.OFTEN,
-                    f"this site has refused {LIMIT} different experiments, so that it looks at no other: ask the coordinator why, "
-                    f"and remove {self.file} if you trust it.",
+                    f"this site has refused {LIMIT} different experiments, so that it looks at no other: ask the coordinator "
+                    f"why, and remove {self.file} if you trust it.",
                 )
             saved["refused"].append(digest)
         if self.expected is None and classes:
@@ -70,7 +71,7 @@ class Asked:
         return files.read_sealed(self.file, ADVICE) if self.file.exists() else {"classes": None, "refused": []}
 
     def _save(self, saved: dict[str, Any]) -> None:
-        files.make_folder(self.folder)
+        files.make_folder(self.folder, private=not self.folder.exists())  # one that a person has made stays as it is
         files.write_sealed(self.file, saved)
 
 

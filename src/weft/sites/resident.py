@@ -25,7 +25,7 @@ from weft.communication.wire import decode
 from weft.data.labels import UnknownLabel
 from weft.data.rows import ClientData, Rows
 from weft.engines.remote import TRAIN, Question, answer
-from weft.engines.site import JOIN_ANEW, Site
+from weft.engines.site import Site
 from weft.errors import UserError
 from weft.experiment import Experiment
 from weft.federation import files
@@ -152,13 +152,13 @@ class Resident:
         if self.run is not None and self.run.terms.run == name:
             return self.run
         if isinstance(name, str) and RUN.fullmatch(name) and (note := self.folder / name / AGREED).exists():
-            return self._agreed(Terms.from_json(files.read_sealed(note, JOIN_ANEW)["terms"]))
+            return self._agreed(Terms.from_json(files.read_sealed(note)["terms"]))
         return None
 
     def _agreed_before(self, terms: Terms) -> bool:
         """These very terms, so that agreeing again tells nothing new."""
         note = self.folder / terms.run / AGREED
-        return note.exists() and files.read_sealed(note, JOIN_ANEW)["terms"] == terms.as_json()
+        return note.exists() and files.read_sealed(note)["terms"] == terms.as_json()
 
     def rehearse(self, terms: Terms) -> Run:
         """What :meth:`answer` would agree to, with nothing written and any weights of the backbone."""
@@ -178,13 +178,13 @@ class Resident:
         except UnknownLabel as e:
             raise Disagreed(Reason.LABEL, str(e)) from e
         note, rows = self.folder / terms.run / AGREED, print_of(client, x)
-        if note.exists() and files.read_sealed(note, JOIN_ANEW)["rows"] != rows:
+        if note.exists() and files.read_sealed(note)["rows"] != rows:
             raise UserError(f"the rows are not those that this run was begun with ({note}): put them back, or leave the run.")
         self.run = None
         name, bench = self._bench(terms, x, method, client, rehearsal)
         suited(method, bench)
         if not rehearsal:
-            files.make_folder(note.parent)
+            files.make_folder(note.parent, private=True)
             files.write_sealed(note, {"terms": terms.as_json(), "rows": rows})
         self.say(f"agreed to {method.info.slug} on {bench.backbone.name}: {len(client.train)} rows to train on.")
         sizes = np.cumsum([len(client.train), len(client.val)])
@@ -233,8 +233,8 @@ class Resident:
             return run.stage
         if not (folder / ADMITTED).exists():
             return None
-        admitted = files.read_sealed(folder / ADMITTED, JOIN_ANEW)
-        start = files.read_whole(folder / START, admitted[START], JOIN_ANEW)
+        admitted = files.read_sealed(folder / ADMITTED)
+        start = files.read_whole(folder / START, admitted[START])
         run.stage = self._site(run, str(name), admitted["facts"], start)
         return run.stage
 
