@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -47,12 +48,24 @@ def wilson(correct: int, n: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
+def accuracy(logits: Tensor, labels: np.ndarray) -> float:
+    """Share of right answers, of logits [n, C] and labels [n]; NaN where logits are not finite, whose largest is any class."""
+    if not bool(torch.isfinite(logits).all()):
+        return math.nan
+    return float((logits.argmax(1).numpy() == labels).mean())
+
+
 def score(logits: Tensor, labels: np.ndarray, *, view: str, people: str, moment: str = "received") -> list[Evaluation]:
-    """Accuracy with interval, macro-F1 (over labels that occur) and mean loss over pooled rows, [n, C] and [n]."""
+    """Accuracy with interval, macro-F1 (over labels that occur) and mean loss over pooled rows, [n, C] and [n].
+
+    All are NaN where logits are not finite.
+    """
     from sklearn.metrics import f1_score
 
     if not len(labels):
         return []
+    if not bool(torch.isfinite(logits).all()):
+        return _nothing({"view": view, "people": people, "moment": moment, "pooling": "pooled", "n": len(labels)})
     y = torch.from_numpy(labels)
     hit = int((logits.argmax(1) == y).sum())
     low, high = wilson(hit, len(y))
@@ -66,24 +79,42 @@ def score(logits: Tensor, labels: np.ndarray, *, view: str, people: str, moment:
     ]
 
 
+def _nothing(common: dict[str, Any]) -> list[Evaluation]:
+    return [Evaluation(metric=metric, value=math.nan, **common) for metric in ("accuracy", "macro_f1", "loss")]
+
+
 @dataclass(frozen=True)
 class Answers:
-    """What a client says of its own test: right answers of n, and the sum of the rows' losses."""
+    """What a client says of its own test: right answers of n, and the sum of the rows' losses, which is not finite where its logits
+    are not.
+    """
 
     n: int
     right: int
     loss: float
 
+    @property
+    def blank(self) -> bool:
+        return not math.isfinite(self.loss)
+
 
 def answers(logits: Tensor, labels: np.ndarray) -> Answers:
     """Of logits [n, C] and labels [n]."""
+    if not bool(torch.isfinite(logits).all()):
+        return Answers(len(labels), 0, math.nan)
     y = torch.from_numpy(np.asarray(labels))
     loss = float(torch.nn.functional.cross_entropy(logits.double(), y, reduction="sum"))
     return Answers(len(y), int((logits.argmax(1) == y).sum()), loss)
 
 
 def pooled(said: list[Answers], *, view: str, people: str) -> list[Evaluation]:
-    """Accuracy with interval and mean loss over all rows of clients that keep their answers to themselves."""
+    """Accuracy with interval and mean loss over all rows of clients that keep their answers to themselves; those whose logits are
+    not finite are left out, and where nobody else is there it is NaN.
+    """
+    finite = [a for a in said if not a.blank]
+    if said and not finite:
+        return _nothing({"view": view, "people": people, "moment": "received", "pooling": "pooled", "n": sum(a.n for a in said)})
+    said = finite
     n, right = sum(a.n for a in said), sum(a.right for a in said)
     if not n:
         return []
@@ -103,7 +134,7 @@ def per_client(accuracies: Mapping[str, float], *, view: str, people: str, momen
     common = {"view": view, "people": people, "moment": moment, "metric": "accuracy", "n": len(values)}
     return [
         Evaluation(pooling="mean over clients", value=float(np.mean(values)), **common),  # type: ignore[arg-type]
-        Evaluation(pooling="worst client", value=min(values), **common),  # type: ignore[arg-type]
+        Evaluation(pooling="worst client", value=float(np.min(values)), **common),  # type: ignore[arg-type]
     ]
 
 

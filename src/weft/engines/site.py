@@ -28,12 +28,16 @@ from weft.federation.pack import Pack
 from weft.federation.scope import Scope
 from weft.federation.server import Round
 from weft.federation.store import ClientStore
-from weft.federation.values import named
+from weft.federation.values import finite, named
 from weft.tensors.lowrank import LowRank
 
 
 class Behind(WeftError):
     """A message builds on one that this site has not got, or has lost: it needs everything anew."""
+
+
+class Diverged(WeftError):
+    """A turn has ended in values that are not finite, and has not happened: what this site remembers stays as it was."""
 
 
 class Site:
@@ -130,7 +134,7 @@ class Site:
             since: the coordinator's clock up to which this site must have all news, 0 = none. now: up to which it then has.
 
         Raises:
-            Behind: this site does not hold what the download builds on. Refused: the message is not one of this round and method.
+            Behind: this site does not hold what the download builds on. Diverged: it has trained in vain. Refused: the message is not one of this round and method.
             UserError: its memory is damaged or can't be saved.
         """
         digest = files.sha256(data)
@@ -152,6 +156,8 @@ class Site:
         held = self.start | self.copy
         frame = write_update(self.method, round, self.bench.seed, updates[0], self.uplink, held).data if updates else None
         pack.write_back()
+        if not all(finite(some.values()) for some in (self.client.kept, self.client.memo, *(u.tensors for u in updates))):
+            raise Diverged(f"the turn of {self.client.id} in round {round.index + 1} has ended in values that are not finite")
         self.store.save(self.client)
         loss = losses.means().get(self.client.id)
         self._save(round.index, digest, frame, loss)

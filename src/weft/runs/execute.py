@@ -105,7 +105,7 @@ def start(
             about = summary.begun(directory, resolved, material, began) | {"pinned": pinned}
             directories.write_summary(directory, about)
             files.write(directory.experiment, settings.to_toml(x, pinned).encode())
-        except BaseException:
+        except (Exception, KeyboardInterrupt):
             if not directory.experiment.exists():
                 shutil.rmtree(directory.root, ignore_errors=True)  # there is nothing of a run in it yet
             raise
