@@ -1,4 +1,4 @@
-"""An experiment file that was edited after its run began: what people may change goes on and is written down, the rest is refused."""
+"""An experiment file that was edited after its run began: what may change goes on and is written down, the rest is refused."""
 
 from __future__ import annotations
 

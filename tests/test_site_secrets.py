@@ -77,7 +77,7 @@ def test_the_words_of_no_error_at_any_stage_of_a_site_reach_the_coordinator(
     machines: Machines,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Every question of a short run, each met by each kind of error at one place, by a site that knows the run and one that does not."""
+    """Each question of a short run meets each kind of error at one place, at a site that knows the run and one that does not."""
     light(monkeypatch)
     monkeypatch.setattr(os, "fsync", lambda _: None)
     about: dict[str, Any] = {"rounds": 1, "start_head": "probe", "probe_rounds": 1, "method": "fedit"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -85,26 +85,40 @@ def _nothing(common: dict[str, Any]) -> list[Evaluation]:
 
 @dataclass(frozen=True)
 class Answers:
-    """What a client says of its own test: right answers of n, and the sum of the rows' losses, which is not finite where its logits
-    are not.
+    """What a client says of its own test: right answers of n, and the sum of the rows' losses, which is not finite where its
+    logits are not.
+
+    Attributes:
+        classes: where the experiment asks for it, of each class how many rows were rightly given it, how many were given it,
+            and how many have it.
     """
 
     n: int
     right: int
     loss: float
+    classes: tuple[tuple[int, int, int], ...] | None = None
 
     @property
     def blank(self) -> bool:
         return not math.isfinite(self.loss)
 
 
-def answers(logits: Tensor, labels: np.ndarray) -> Answers:
-    """Of logits [n, C] and labels [n]."""
+def answers(logits: Tensor, labels: np.ndarray, by_class: bool = False) -> Answers:
+    """Of logits [n, C] and labels [n].
+
+    Args:
+        by_class: counts for each class too, which tell a histogram of the labels.
+    """
     if not bool(torch.isfinite(logits).all()):
         return Answers(len(labels), 0, math.nan)
     y = torch.from_numpy(np.asarray(labels))
     loss = float(torch.nn.functional.cross_entropy(logits.double(), y, reduction="sum"))
-    return Answers(len(y), int((logits.argmax(1) == y).sum()), loss)
+    given = logits.argmax(1)
+    right = given == y
+    if not by_class:
+        return Answers(len(y), int(right.sum()), loss)
+    counts = [torch.bincount(some, minlength=logits.shape[1]).tolist() for some in (given[right], given, y)]
+    return Answers(len(y), int(right.sum()), loss, tuple(zip(*counts, strict=True)))
 
 
 def pooled(said: list[Answers], *, view: str, people: str) -> list[Evaluation]:
@@ -120,10 +134,18 @@ def pooled(said: list[Answers], *, view: str, people: str) -> list[Evaluation]:
         return []
     low, high = wilson(right, n)
     common = {"view": view, "people": people, "moment": "received", "pooling": "pooled", "n": n}
+    told = [a.classes for a in said if a.classes is not None]
     return [
         Evaluation(metric="accuracy", value=right / n, low=low, high=high, **common),  # type: ignore[arg-type]
+        *([Evaluation(metric="macro_f1", value=macro_f1(told), **common)] if len(told) == len(said) else []),  # type: ignore[arg-type]
         Evaluation(metric="loss", value=sum(a.loss for a in said) / n, **common),  # type: ignore[arg-type]
     ]
+
+
+def macro_f1(told: Sequence[Sequence[tuple[int, int, int]]]) -> float:
+    """The mean of 2 right / (given + have) over classes that occur, of each client's :attr:`Answers.classes` added up."""
+    summed = [[sum(counts) for counts in zip(*one_class, strict=True)] for one_class in zip(*told, strict=True)]
+    return float(np.mean([2 * right / (given + have) for right, given, have in summed if have]))
 
 
 def per_client(accuracies: Mapping[str, float], *, view: str, people: str, moment: str = "received") -> list[Evaluation]:

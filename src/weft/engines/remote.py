@@ -81,8 +81,11 @@ def answer(site: Site, raw: bytes) -> bytes:
         return wrap({"behind": True})
     except Diverged:
         return wrap({"diverged": True})
-    counts = {v: {s: asdict(a) | {"loss": _or_none(a.loss)} for s, a in splits.items()} for v, splits in found.items()}
-    return wrap(counts)
+    return wrap({v: {s: _told(a) for s, a in splits.items()} for v, splits in found.items()})
+
+
+def _told(answers: Answers) -> dict[str, Any]:
+    return {n: v for n, v in asdict(answers).items() if n != "classes" or v is not None} | {"loss": _or_none(answers.loss)}
 
 
 def _or_none(loss: float | None) -> float | None:
@@ -214,7 +217,7 @@ class Remote(Simulation):
         self.scored = self.blank = 0
         for client_id, raw in sorted(self.transport.ask(questions).items()):
             try:
-                found = _answers(raw)
+                found = _answers(raw, len(self.bench.task.classes) if self.settings.by_class else 0)
                 self.exchange.ledger.add(t, "eval", "up", client_id, {FACTS: len(raw) - 4}, len(raw))
             except Refused as e:
                 self.observer.say(f"scores of {client_id} refused: {e}")
@@ -247,7 +250,14 @@ def _is_behind(raw: bytes) -> bool:
         return False
 
 
-def _answers(raw: bytes) -> dict[tuple[str, str], Answers]:
+def _answers(raw: bytes, classes: int = 0) -> dict[tuple[str, str], Answers]:
+    """
+    Args:
+        classes: for how many of them counts are to be told; 0 = for none, and what is told is not read.
+
+    Raises:
+        Refused: these are no scores.
+    """
     about, _ = unwrap(raw)
     found = {}
     for view, splits in about.items():
@@ -258,5 +268,21 @@ def _answers(raw: bytes) -> dict[tuple[str, str], Answers]:
             fits = is_number(n, int) and is_number(right, int) and is_number(loss, int, float)
             if not fits or not 0 <= right <= n or not 0 < n < LARGEST or abs(loss) >= LARGEST:
                 raise Refused("The counts are not those of a test.")
-            found[view, split] = Answers(n, right, float(loss))
+            by_class = _by_class(counts.get("classes"), classes, n, right) if classes and math.isfinite(loss) else None
+            found[view, split] = Answers(n, right, float(loss), by_class)
     return found
+
+
+def _by_class(told: Any, classes: int, n: int, right: int) -> tuple[tuple[int, int, int], ...]:
+    """Counts of each class as a stranger tells them, which have to add up to those of all.
+
+    Raises:
+        Refused: they do not.
+    """
+    rows = told if isinstance(told, list) and len(told) == classes else []
+    if not rows or not all(isinstance(r, list) and len(r) == 3 and all(is_number(v, int) for v in r) for r in rows):
+        raise Refused("The counts by class are none.")
+    fits = all(0 <= hit <= min(given, have) for hit, given, have in rows)
+    if not fits or [sum(c) for c in zip(*rows, strict=True)] != [right, n, n]:
+        raise Refused("The counts by class do not add up to those of all.")
+    return tuple((hit, given, have) for hit, given, have in rows)

@@ -48,6 +48,7 @@ class Settings:
         pack: clients per pass, or ``auto``. debug: one by one, errors carry stage, client and batch.
         eval_clients: at most so many clients are scored with personal views each time (sampled); None = all.
         max_factor: how many times as large as usual an update may be; ``auto``: as the engine has it; ``off``: anything.
+        by_class: clients that are elsewhere tell their right answers by class.
     """
 
     rounds: int = 6
@@ -57,6 +58,7 @@ class Settings:
     debug: bool = False
     eval_clients: int | None = None
     max_factor: float | str = "auto"
+    by_class: bool = False
 
 
 @dataclass

@@ -45,7 +45,7 @@ class Site:
 
     Args:
         bench: its own rows in the form of its backbone. client: its id, facts, and where its rows are in the table.
-        folder: of its memory. start: start values handed out in set-up.
+        folder: of its memory. start: start values handed out in set-up. by_class: its scores tell counts of each class.
     """
 
     def __init__(
@@ -57,9 +57,10 @@ class Site:
         uplink: Codec,
         start: Mapping[str, Tensor] | None = None,
         limits: Limits | None = None,
+        by_class: bool = False,
     ):
         self.method, self.bench, self.client, self.folder, self.uplink = method, bench, client, folder, uplink
-        self.limits = limits or Limits()
+        self.limits, self.by_class = limits or Limits(), by_class
         self.start = dict(start or {})
         files.make_folder(folder, private=True)
         self.info = client.info(method.info.asks)
@@ -134,7 +135,8 @@ class Site:
             since: the coordinator's clock up to which this site must have all news, 0 = none. now: up to which it then has.
 
         Raises:
-            Behind: this site does not hold what the download builds on. Diverged: it has trained in vain. Refused: the message is not one of this round and method.
+            Behind: this site does not hold what the download builds on. Diverged: it has trained in
+                vain. Refused: the message is not one of this round and method.
             UserError: its memory is damaged or can't be saved.
         """
         digest = files.sha256(data)
@@ -215,6 +217,6 @@ class Site:
             for split, rows in splits.items():
                 if len(rows):
                     logits = pack.predict(lambda p, b, v=view: self.method.forward(p, b, v), [rows])[0]  # type: ignore[misc]
-                    found.setdefault(view, {})[split] = answers(logits, self.bench.table.labels[rows])
+                    found.setdefault(view, {})[split] = answers(logits, self.bench.table.labels[rows], self.by_class)
         self.store.forget(self.client)
         return found

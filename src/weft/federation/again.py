@@ -1,5 +1,6 @@
-"""How to go on with what was stopped, and how to begin it anew. It depends on whose folder a file lies in, and is decided here alone:
-a run of this machine is resumed, a federation of sites is served again, and a site is asked again.
+"""How to go on with what was stopped, and how to begin it anew: decided here alone, by whose folder a file lies in.
+
+A run of this machine is resumed, a federation of sites is served again, and a site is asked again.
 """
 
 from __future__ import annotations

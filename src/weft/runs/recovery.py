@@ -106,8 +106,8 @@ class Recovery:
         if self.barren >= PATIENCE:
             raise UserError(
                 f"no round has counted for {PATIENCE} rounds in a row: the sites' updates are not finite, are refused or do not "
-                "come, as the lines above say. The run is saved with its last good state; leave out whoever sends such updates, or "
-                "begin another run with a smaller lr, before the same command goes on with this one."
+                "come, as the lines above say. The run is saved with its last good state; leave out whoever sends such updates, "
+                "or begin another run with a smaller lr, before the same command goes on with this one."
             )
 
     # states -------------------------------------------------------------------------------------------------------------

@@ -114,6 +114,7 @@ class Player:
                 debug=x.debug,
                 eval_clients=x.eval_clients,
                 max_factor="off" if alone else x.max_factor,
+                by_class=x.class_counts,
             ),
             Exchange(codec(x.codec), Ledger(), Limits() if alone else Limits(x.max_bytes, x.max_weight)),
             ClientStore(folder / "clients", saved.clients if saved else None),

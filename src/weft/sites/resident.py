@@ -173,6 +173,12 @@ class Resident:
         x, method = resolved.experiment, resolved.method
         if not x.classes:
             raise Disagreed(Reason.ORDER, Reason.ORDER.value)
+        if x.class_counts and own.expected is None:
+            raise Disagreed(
+                Reason.COUNTS,
+                "the coordinator asks for counts by class, which tell how many rows of each label there are: give weft join your "
+                "own experiment file with class_counts = true if you agree.",
+            )
         try:
             client = own.data.client(own.name, x)
         except UnknownLabel as e:
@@ -261,4 +267,4 @@ class Resident:
                 client="*",
             )
             tensors = dict(decode(start, expected).tensors)
-        return Site(method, bench, client, self.folder / run.terms.run / stage, codec(x.codec), tensors, limits)
+        return Site(method, bench, client, self.folder / run.terms.run / stage, codec(x.codec), tensors, limits, x.class_counts)

@@ -1,4 +1,4 @@
-"""All that a site ever says in words to a coordinator: a closed list, so that no error can carry a cell, a column or a path along.
+"""All that a site ever says in words to a coordinator: a closed list, so that no error can carry a cell or a path along.
 
 What went wrong in detail is said at the site alone. A reason has at most two slots, for names of settings that the coordinator
 itself has sent, and for the number of this version.
