@@ -21,9 +21,10 @@ from weft.communication.ledger import Ledger
 from weft.errors import Elsewhere, UserError
 from weft.runs.checkpoint import Checkpoint, digest
 from weft.sites import joining, roll
-from weft.sites.resident import TROUBLE, Resident
+from weft.sites.resident import Resident
 from weft.sites.serve import serve
 from weft.sites.terms import Terms
+from weft.sites.words import Reason
 
 CLASSES = ["class 0", "class 1", "class 2"]
 
@@ -185,7 +186,7 @@ def test_a_changed_byte_in_what_a_site_was_told_is_said_at_the_site(name: str, m
     file.write_bytes(data)
     machines.join("north")  # anew, from its folder
     about, _ = unwrap(machines.sites["at north"].answer(wrap({"what": "ask", "run": run, "stage": "rounds"})))
-    assert about == {"refused": TROUBLE}
+    assert about == {"refused": Reason.TROUBLE}
     (said,) = [s for s in machines.said["at north"] if "damaged" in s]
     assert str(file) in said
     assert "remove the folder" in said
@@ -210,9 +211,10 @@ def test_a_site_may_have_rows_of_one_class_only(machines: Machines) -> None:
         ({"method.rank": 4}, "method.rank is 2 at the coordinator and 4 here"),
         ({"classes": [*CLASSES[:2], "class 9"]}, "classes is "),
         ({"codec": "quant8"}, "codec is"),
+        ({"model": "/home/me/models/secret"}, 'and "/home/me/models/secret" here'),
     ],
 )
-def test_a_site_with_another_experiment_is_turned_away_by_what_differs(
+def test_a_site_with_another_experiment_is_turned_away_by_the_names_of_what_differs(
     machines: Machines, change: dict[str, Any], sentence: str
 ) -> None:
     mine = settings.resolve(experiment(machines, **change)).experiment
@@ -223,7 +225,9 @@ def test_a_site_with_another_experiment_is_turned_away_by_what_differs(
     machines.join("other", experiment=str(file))
     told = Told()
     done = coordinate(machines, told)
-    assert any("other does not take part: it refuses:" in s and sentence in s for s in told.sentences), told.sentences
+    name = next(iter(change))
+    words = f"it refuses: its own experiment file says otherwise about {name}: use the same experiment file."
+    assert f"other does not take part: {words}" in told.sentences
     assert all("other" not in line["cohort"] for line in done.rounds)
     assert any(sentence in s for s in machines.said["at other"])
 
@@ -235,16 +239,17 @@ def test_another_version_and_other_weights_are_told_by_name(machines: Machines, 
     machines.join("odd", model=other)
     told = Told()
     coordinate(machines, told)
-    weights = next(s for s in told.sentences if "odd does not take part" in s)
-    assert "by the hash of its weights" in weights
-    assert "get the same weights" in weights
+    assert "odd does not take part: it refuses: its backbone has other weights: get the same; its log says which." in (
+        told.sentences
+    )
+    assert any("by the hash of its weights" in s and "get the same weights" in s for s in machines.said["at odd"])
 
     terms = Terms.of("0" * 32, settings.resolve(experiment(machines)).experiment)
     with pytest.raises(UserError, match=r"the coordinator runs Weft 0\.0\.0, and this site Weft"):
         Terms(terms.run, "0.0.0", terms.common, {}).resolved({})
 
 
-def test_an_unknown_label_is_refused_by_name_and_no_path_is_told(machines: Machines) -> None:
+def test_an_unknown_label_is_named_at_the_site_alone(machines: Machines) -> None:
     machines.join("north")
     machines.join("south")
     rows = Path(machines.about("odd")["data"])
@@ -252,8 +257,10 @@ def test_an_unknown_label_is_refused_by_name_and_no_path_is_told(machines: Machi
     machines.join("odd")
     told = Told()
     coordinate(machines, told)
-    assert any('the label "class 9", which is none of the classes of this experiment' in s for s in told.sentences)
-    assert not any(str(machines.root) in s for s in told.sentences if "odd" in s)
+    assert any('odd.csv has the label "class 9", which is none of the classes' in s for s in machines.said["at odd"])
+    assert [s for s in told.sentences if s.startswith("odd ")] == [
+        "odd does not take part: it refuses: its rows have a label that the experiment does not declare; its log says which."
+    ]
 
 
 def test_what_is_amiss_at_a_site_is_told_there_alone(machines: Machines, monkeypatch: pytest.MonkeyPatch) -> None:

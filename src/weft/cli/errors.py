@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -100,10 +101,12 @@ def usage(error: click.UsageError) -> str:
 
 def about_file(error: OSError) -> str | None:
     """The sentence for an error of the disk that a person can put right, None for any other."""
+    from weft.federation import again
+
     where = f" ({error.filename})" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        again = "free some space, then continue with weft resume RUN, or the same weft serve"
-        return f"the disk is full{where}; what was saved before is intact: {again}."
+        way = again.go_on(Path(error.filename)) if isinstance(error.filename, str) else "type the same command again"
+        return f"the disk is full{where}; what was saved before is intact: free some space, and {way}."
     reasons = {
         errno.EACCES: "permission is denied",
         errno.EPERM: "permission is denied",

@@ -27,6 +27,7 @@ SCALARS = (
     ("every round", "its mean loss while training"),
     ("every evaluation", "on its own test and validation rows: how many, how many right, the sum of the loss"),
 )
+BY_CLASS = (("every evaluation", "for each class: how many of those rows have it, are given it, and are given it rightly"),)
 LABELS = (
     "What is made by class tells which classes you have and how many rows of each, like a histogram of your labels; a prototype "
     "of few rows is near to those rows themselves."
@@ -59,7 +60,7 @@ def show(screen: Console, about: Mapping[str, Any], file: Path) -> None:
     screen.print(table)
     screen.print()
     table = grid("when", "what else is said")
-    for when, what in SCALARS:
+    for when, what in (*SCALARS, *(BY_CLASS if x.class_counts else ())):
         table.add_row(when, what)
     for name in asks:
         table.add_row("once", f"{name}: {(method.profile(0) | client.facts).get(name, 'nothing')}")
@@ -68,6 +69,6 @@ def show(screen: Console, about: Mapping[str, Any], file: Path) -> None:
     screen.print(table)
     screen.print()
     size_tables(screen, measure(method, bench, [client]))
-    if made or method.info.reveals:
+    if made or method.info.reveals or x.class_counts:
         screen.print(Text(LABELS), soft_wrap=True)
     screen.print("Nothing was sent.")

@@ -114,6 +114,9 @@ def run(
     ] = None,
     max_weight: Annotated[int | None, _option(ROUNDS, "Largest example count that is believed.", "1000000000")] = None,
     max_bytes: Annotated[int | None, _option(ROUNDS, "Largest message that is read.", "2147483648")] = None,
+    max_factor: Annotated[
+        str | None, _option(ROUNDS, "Largest update that is believed, in times of the usual one: a number, auto or off.", "auto")
+    ] = None,
     seed: Annotated[int | None, _option(ROUNDS, "Of everything random.", "0")] = None,
     eval_every: Annotated[int | None, _option(ROUNDS, "Rounds between evaluations; 0: only after the last.", "1")] = None,
     eval_clients: Annotated[int | None, _option(ROUNDS, "Score at most so many clients by themselves.", "all")] = None,
@@ -212,9 +215,13 @@ def resume(
 
 def _typed(context: typer.Context, fields: Iterable[str]) -> dict[str, Any]:
     """The options that were given, by the names of the experiment's fields, which they share."""
+    from weft import experiment
+
     given = {n: v for n, v in context.params.items() if n in fields and v not in (None, [])}
     if "pack" in given and given["pack"].isdecimal():
         given["pack"] = int(given["pack"])
+    if given.get("max_factor", "auto") not in ("auto", "off"):
+        given["max_factor"] = experiment.assignment(f"max_factor={given['max_factor']}")[1]
     if "baselines" in given:
         given["baselines"] = [] if given["baselines"] == "none" else given["baselines"].split(",")
     return given

@@ -19,13 +19,14 @@ from weft.communication.strict import Refused, is_number
 from weft.communication.wire import payload_in
 from weft.engines.evaluation import Answers, Evaluation, per_client, pooled
 from weft.engines.simulation import Job, Simulation
-from weft.engines.site import Behind, Site
+from weft.engines.site import Behind, Diverged, Site
 from weft.federation.client import ClientState
 from weft.federation.exchange import payload_of
 from weft.federation.message import Message
 from weft.federation.server import Round, ServerState
 
 TRAIN, TEST = "train", "test"
+DIVERGED = "Its training has given values that are not finite."
 LARGEST = 1e15  # that a count or a loss may be: beyond it sums over sites are no numbers any more
 
 
@@ -78,8 +79,13 @@ def answer(site: Site, raw: bytes) -> bytes:
         found = site.scores(question.round, question.data, question.since)
     except Behind:
         return wrap({"behind": True})
-    counts = {v: {s: asdict(a) | {"loss": _or_none(a.loss)} for s, a in splits.items()} for v, splits in found.items()}
-    return wrap(counts)
+    except Diverged:
+        return wrap({"diverged": True})
+    return wrap({v: {s: _told(a) for s, a in splits.items()} for v, splits in found.items()})
+
+
+def _told(answers: Answers) -> dict[str, Any]:
+    return {n: v for n, v in asdict(answers).items() if n != "classes" or v is not None} | {"loss": _or_none(answers.loss)}
 
 
 def _or_none(loss: float | None) -> float | None:
@@ -107,11 +113,13 @@ class Remote(Simulation):
     """
 
     here: ClassVar[bool] = False
+    factor: ClassVar[float | None] = 1000.0  # generous: sites of very unequal size train for very unequal numbers of steps
 
     def __init__(self, *about: Any, transport: Callable[[Remote], Transport]):
         super().__init__(*about)
         self.transport = transport(self)
         self.absent: set[str] = set()
+        self.diverged: set[str] = set()
 
     def round(self, t: int, phase: Phase = "train") -> dict[str, Any] | None:
         """A round of the simulation, with whoever has joined in the meantime."""
@@ -124,7 +132,10 @@ class Remote(Simulation):
             clients.sort(key=lambda c: c.id)
             server.clients = [c.info(self.method.info.asks) for c in clients]
         record = super().round(t, phase)
-        return None if record is None else record | {"lost": sorted({*record["lost"], *self.absent})}
+        if record is None:
+            return None
+        refused = record["refused"] | dict.fromkeys(sorted(self.diverged), DIVERGED)
+        return record | {"lost": sorted({*record["lost"], *self.absent}), "refused": refused}
 
     def _hand_over(self, server: ServerState, client: str, message: Message) -> None:
         """The transport does, with every site that it lets in."""
@@ -140,6 +151,7 @@ class Remote(Simulation):
         jobs[:] = [again.get(j.client.id, j) for j in jobs]  # the caller reads answers by what they build on
         said |= self.transport.ask({c: self._question(TRAIN, j) for c, j in again.items()}) if again else {}
         losses: dict[str, float] = {}
+        self.diverged = set()
         self.absent = set()  # who is not asked for scores, and waited for, in the same round
         for job in jobs:
             raw = said.get(job.client.id)
@@ -151,6 +163,10 @@ class Remote(Simulation):
             try:
                 about, data = unwrap(raw)
                 update = about.get("update") is True
+                if about.get("diverged") is True:
+                    self.diverged.add(job.client.id)
+                    self.observer.say(f"update of {job.client.id} refused: {DIVERGED}")
+                    self._forgotten(job.server, job.client.id)
                 payload = self._payload(job, data) if update else {}
                 self.exchange.ledger.add(t, phase, "up", job.client.id, payload, len(raw))
                 if update:
@@ -198,13 +214,19 @@ class Remote(Simulation):
                 since = server.synced.get(client.id, 0)
                 questions[client.id] = Question(TEST, server.round, data, since, since).encode()
         said: dict[tuple[str, str], dict[str, Answers]] = {}
+        self.scored = self.blank = 0
         for client_id, raw in sorted(self.transport.ask(questions).items()):
             try:
-                found = _answers(raw)
+                found = _answers(raw, len(self.bench.task.classes) if self.settings.by_class else 0)
                 self.exchange.ledger.add(t, "eval", "up", client_id, {FACTS: len(raw) - 4}, len(raw))
             except Refused as e:
                 self.observer.say(f"scores of {client_id} refused: {e}")
                 continue
+            if any(a.blank for a in found.values()):
+                self.blank += 1
+                self.observer.say(f"scores of {client_id} left out: its logits are not finite.")
+            else:
+                self.scored += bool(found)
             for where, some in found.items():
                 said.setdefault(where, {})[client_id] = some
         scores: list[Evaluation] = []
@@ -217,7 +239,7 @@ class Remote(Simulation):
                 if not any(e.people == common for e in here):
                     scores += pooled(list(own.values()), view=view, people=common)
                 if people == "own test":
-                    scores += per_client({c: a.right / a.n for c, a in own.items()}, view=view, people=people)
+                    scores += per_client({c: a.right / a.n for c, a in own.items() if not a.blank}, view=view, people=people)
         return scores
 
 
@@ -228,7 +250,14 @@ def _is_behind(raw: bytes) -> bool:
         return False
 
 
-def _answers(raw: bytes) -> dict[tuple[str, str], Answers]:
+def _answers(raw: bytes, classes: int = 0) -> dict[tuple[str, str], Answers]:
+    """
+    Args:
+        classes: for how many of them counts are to be told; 0 = for none, and what is told is not read.
+
+    Raises:
+        Refused: these are no scores.
+    """
     about, _ = unwrap(raw)
     found = {}
     for view, splits in about.items():
@@ -239,5 +268,21 @@ def _answers(raw: bytes) -> dict[tuple[str, str], Answers]:
             fits = is_number(n, int) and is_number(right, int) and is_number(loss, int, float)
             if not fits or not 0 <= right <= n or not 0 < n < LARGEST or abs(loss) >= LARGEST:
                 raise Refused("The counts are not those of a test.")
-            found[view, split] = Answers(n, right, float(loss))
+            by_class = _by_class(counts.get("classes"), classes, n, right) if classes and math.isfinite(loss) else None
+            found[view, split] = Answers(n, right, float(loss), by_class)
     return found
+
+
+def _by_class(told: Any, classes: int, n: int, right: int) -> tuple[tuple[int, int, int], ...]:
+    """Counts of each class as a stranger tells them, which have to add up to those of all.
+
+    Raises:
+        Refused: they do not.
+    """
+    rows = told if isinstance(told, list) and len(told) == classes else []
+    if not rows or not all(isinstance(r, list) and len(r) == 3 and all(is_number(v, int) for v in r) for r in rows):
+        raise Refused("The counts by class are none.")
+    fits = all(0 <= hit <= min(given, have) for hit, given, have in rows)
+    if not fits or [sum(c) for c in zip(*rows, strict=True)] != [right, n, n]:
+        raise Refused("The counts by class do not add up to those of all.")
+    return tuple((hit, given, have) for hit, given, have in rows)

@@ -11,6 +11,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -21,7 +22,7 @@ from torch import Tensor
 from weft.communication.ledger import Phase
 from weft.communication.strict import Refused
 from weft.engines import packing
-from weft.engines.evaluation import Evaluation, per_client, score
+from weft.engines.evaluation import Evaluation, accuracy, per_client, score
 from weft.engines.losses import Losses
 from weft.engines.observer import Observer
 from weft.errors import UserError, WeftError
@@ -33,6 +34,7 @@ from weft.federation.method import Adaptation, Method
 from weft.federation.pack import Pack
 from weft.federation.server import ServerState
 from weft.federation.store import ClientStore, Spool
+from weft.federation.usual import Usual, moved
 from weft.tensors.keyed import numpy_generator
 
 
@@ -45,6 +47,8 @@ class Settings:
             the middle of its turn: it has downloaded, but nothing of its work is kept.
         pack: clients per pass, or ``auto``. debug: one by one, errors carry stage, client and batch.
         eval_clients: at most so many clients are scored with personal views each time (sampled); None = all.
+        max_factor: how many times as large as usual an update may be; ``auto``: as the engine has it; ``off``: anything.
+        by_class: clients that are elsewhere tell their right answers by class.
     """
 
     rounds: int = 6
@@ -53,6 +57,8 @@ class Settings:
     pack: str | int = "auto"
     debug: bool = False
     eval_clients: int | None = None
+    max_factor: float | str = "auto"
+    by_class: bool = False
 
 
 @dataclass
@@ -84,13 +90,16 @@ class Simulation:
     """Runs rounds.
 
     Attributes:
-        here: clients train in this process.
+        here: clients train in this process. factor: :attr:`Settings.max_factor` where that is ``auto``; None = off.
+        counted: clients whose updates counted in the last round. scored, blank: in the last evaluation, how many clients that are
+            elsewhere had finite logits, and how many had not.
 
     Args:
         federations: (server, its clients) pairs: one for a federation; one per client for the ``local`` baseline.
     """
 
     here: ClassVar[bool] = True
+    factor: ClassVar[float | None] = None
 
     def __init__(
         self,
@@ -112,6 +121,10 @@ class Simulation:
             self._register(server, clients)
         self._choose_pack()
         self.last_cohort: list[str] = []
+        self.counted: list[str] = []
+        self.scored = self.blank = 0
+        factor = self.factor if settings.max_factor == "auto" else settings.max_factor
+        self.usual = Usual(factor) if isinstance(factor, int | float) else None
 
     def _choose_pack(self, memory: int | None = None, workers: int = 1) -> None:
         """How many clients share a pass.
@@ -164,11 +177,15 @@ class Simulation:
         losses = self._turns(jobs, t, phase)
         refused: dict[str, str] = {}
         remarks: dict[str, Any] = {}
+        self.counted = []
         for server, _ in self.federations:
             mine = {j.client.id: j for j in jobs if j.server is server}
-            remarks |= server.aggregate(self._updates(server, mine, refused))
+            norms, limit = self._norms(server, mine)
+            remarks |= server.aggregate(self._updates(server, mine, refused, norms, limit))
             if "skipped" in remarks:
                 self.observer.say(f"round {t + 1}: {remarks['skipped']}.")
+            elif self.usual is not None:
+                self.usual.accepted(server.round.kind, [norms[c] for c in self.counted if c in norms])
         self.spool.clear()
         self.exchange.close_round()
         return {
@@ -274,20 +291,53 @@ class Simulation:
             server.start,
         )
 
-    def _updates(self, server: ServerState, jobs: Mapping[str, Job], refused: dict[str, str]) -> Iterator[Update]:
+    def _norms(self, server: ServerState, jobs: Mapping[str, Job]) -> tuple[dict[str, float], float | None]:
+        """How far each update leads, and how far it may; both empty where nobody asks. One update is in memory at a time."""
+        norms: dict[str, float] = {}
+        if self.usual is None:
+            return norms, None
+        for client, job in jobs.items():
+            with suppress(Refused):
+                update = self._read(server, job)
+                if update is not None and update.weight > 0:
+                    norms[client] = moved(update.tensors, job.held)
+        return norms, self.usual.limit(server.round.kind, norms.values())
+
+    def _read(self, server: ServerState, job: Job) -> Update | None:
+        """
+        Raises:
+            Refused: what was sent is none that this round can use.
+        """
+        data = self.spool.get(job.client.id)
+        if data is None:
+            return None
+        return self.exchange.read_update(server, job.client.info(self.method.info.asks), data, job.held)
+
+    def _updates(
+        self,
+        server: ServerState,
+        jobs: Mapping[str, Job],
+        refused: dict[str, str],
+        norms: Mapping[str, float],
+        limit: float | None,
+    ) -> Iterator[Update]:
         """The round's valid updates in client order; a bad one is refused, noted, and the round goes on without it."""
         for client in sorted(jobs):
-            data = self.spool.get(client)
-            if data is None:
-                continue
-            job = jobs[client]
             try:
-                update = self.exchange.read_update(server, job.client.info(self.method.info.asks), data, job.held)
+                update = self._read(server, jobs[client])
+                if limit is not None and norms.get(client, 0.0) > limit:
+                    raise Refused(
+                        f"It leads {norms[client]:.3g} away, and {limit:.3g} is the most that this federation's updates so far "
+                        "allow (max_factor)."
+                    )
             except Refused as e:
                 refused[client] = str(e)
                 self.observer.say(f"update of {client} refused: {e}")
                 continue
+            if update is None:
+                continue
             if update.weight > 0:
+                self.counted.append(client)
                 yield update
             else:  # those who train have rows; a rule that divides by the weights could divide by nothing
                 self.observer.say(f"update of {client} counts no examples, and is left out.")
@@ -326,7 +376,7 @@ class Simulation:
                 logits[people].append(found[np.searchsorted(rows, share)])
                 asked[people].append(share)
             for client, r in mine.items():
-                own[client] = float((found[np.searchsorted(rows, r)].argmax(1).numpy() == self._labels(r)).mean())
+                own[client] = accuracy(found[np.searchsorted(rows, r)], self._labels(r))
         scores: list[Evaluation] = []
         for people in tests:
             if logits[people]:
@@ -372,7 +422,7 @@ class Simulation:
             scores = score(everyone, np.concatenate(list(labels.values())), view=view, people=people)
             found += [replace(e, pooling="pooled over clients' models") if people == "common test" else e for e in scores]
             if people == "own test":
-                own = {c: float((logits[c].argmax(1).numpy() == labels[c]).mean()) for c in logits}
+                own = {c: accuracy(logits[c], labels[c]) for c in logits}
                 found += per_client(own, view=view, people=people)
         return found
 

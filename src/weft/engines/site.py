@@ -28,15 +28,17 @@ from weft.federation.pack import Pack
 from weft.federation.scope import Scope
 from weft.federation.server import Round
 from weft.federation.store import ClientStore
-from weft.federation.values import named
+from weft.federation.values import finite, named
 from weft.tensors.growing import grow
 from weft.tensors.lowrank import LowRank
-
-JOIN_ANEW = "put a copy of that folder back, or remove the folder, and this site joins anew without what it had learnt for itself"
 
 
 class Behind(WeftError):
     """A message builds on one that this site has not got, or has lost: it needs everything anew."""
+
+
+class Diverged(WeftError):
+    """A turn has ended in values that are not finite, and has not happened: what this site remembers stays as it was."""
 
 
 class Site:
@@ -44,7 +46,7 @@ class Site:
 
     Args:
         bench: its own rows in the form of its backbone. client: its id, facts, and where its rows are in the table.
-        folder: of its memory. start: start values handed out in set-up.
+        folder: of its memory. start: start values handed out in set-up. by_class: its scores tell counts of each class.
     """
 
     def __init__(
@@ -56,11 +58,12 @@ class Site:
         uplink: Codec,
         start: Mapping[str, Tensor] | None = None,
         limits: Limits | None = None,
+        by_class: bool = False,
     ):
         self.method, self.bench, self.client, self.folder, self.uplink = method, bench, client, folder, uplink
-        self.limits = limits or Limits()
+        self.limits, self.by_class = limits or Limits(), by_class
         self.start = dict(start or {})
-        files.make_folder(folder)
+        files.make_folder(folder, private=True)
         self.info = client.info(method.info.asks)
         self.adaptation = method.adapt(bench.backbone, bench.task, self.info)
         self.state = folder / "site.json"
@@ -74,11 +77,11 @@ class Site:
         Raises:
             UserError: what it says can't be trusted, or has gone.
         """
-        saved = files.read_sealed(self.state, JOIN_ANEW) if self.state.exists() else {}
+        saved = files.read_sealed(self.state) if self.state.exists() else {}
         self.rounds: dict[str, Any] = saved.get("last", {})
         self.hashes: dict[str, str] = saved.get("files", {})
         self.clock = int(saved.get("clock", 0))
-        self.store = ClientStore(self.folder / "clients", saved.get("clients"), JOIN_ANEW)
+        self.store = ClientStore(self.folder / "clients", saved.get("clients"))
         try:
             self.copy = self._received(self.folder / saved["copy"]) if saved else self._drawn()
         except UserError:  # what others know too is no loss: at clock 0 it is all asked for again
@@ -86,7 +89,7 @@ class Site:
 
     def _whole(self, path: Path) -> bytes:
         """A file that ``site.json`` vouches for."""
-        return files.read_whole(path, self.hashes.get(path.name), JOIN_ANEW)
+        return files.read_whole(path, self.hashes.get(path.name))
 
     # what it has received -----------------------------------------------------------------------------------------------
 
@@ -133,7 +136,8 @@ class Site:
             since: the coordinator's clock up to which this site must have all news, 0 = none. now: up to which it then has.
 
         Raises:
-            Behind: this site does not hold what the download builds on. Refused: the message is not one of this round and method.
+            Behind: this site does not hold what the download builds on. Diverged: it has trained in
+                vain. Refused: the message is not one of this round and method.
             UserError: its memory is damaged or can't be saved.
         """
         digest = files.sha256(data)
@@ -155,6 +159,8 @@ class Site:
         held = self.start | self.copy
         frame = write_update(self.method, round, self.bench.seed, updates[0], self.uplink, held).data if updates else None
         pack.write_back()
+        if not all(finite(some.values()) for some in (self.client.kept, self.client.memo, *(u.tensors for u in updates))):
+            raise Diverged(f"the turn of {self.client.id} in round {round.index + 1} has ended in values that are not finite")
         self.store.save(self.client)
         loss = losses.means().get(self.client.id)
         self._save(round.index, digest, frame, loss)
@@ -212,6 +218,6 @@ class Site:
             for split, rows in splits.items():
                 if len(rows):
                     logits = pack.predict(lambda p, b, v=view: self.method.forward(p, b, v), [rows])[0]  # type: ignore[misc]
-                    found.setdefault(view, {})[split] = answers(logits, self.bench.table.labels[rows])
+                    found.setdefault(view, {})[split] = answers(logits, self.bench.table.labels[rows], self.by_class)
         self.store.forget(self.client)
         return found

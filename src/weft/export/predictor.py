@@ -25,6 +25,7 @@ from weft.errors import UserError
 from weft.export.about import About, check_hashes
 from weft.export.trained import Trained
 from weft.export.write import read
+from weft.federation import again
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -182,7 +183,8 @@ def model_folder(folder: Path) -> Path:
         raise UserError(f"{folder} does not exist: give the folder of a run or of an exported model.")
     if (folder / "experiment.toml").is_file():
         if not (folder / "adapter").is_dir():
-            raise UserError(f"{folder} has no trained model yet: finish it with weft resume {folder}.")
+            way = again.command(folder) or f"weft resume {folder}"
+            raise UserError(f"{folder} has no trained model yet: finish it with {way}.")
         return folder / "adapter"
     return folder
 

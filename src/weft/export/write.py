@@ -20,6 +20,7 @@ from weft.export.card import card
 from weft.export.trained import Trained, capture, not_finite
 from weft.federation import files
 from weft.federation.bench import Bench
+from weft.federation.exchange import DIVERGED
 
 if TYPE_CHECKING:
     from weft.federation.client import ClientState
@@ -165,6 +166,8 @@ def compare(trained: Trained, about: About, bench: Bench, folder: Path) -> tuple
     order = np.argsort(table.lengths, kind="stable")
     rows = order[np.unique(np.linspace(0, len(order) - 1, ROWS).round().astype(int))]
     expected = trained.logits(backbone, about.classes, table, rows)
+    if not bool(torch.isfinite(expected).all()):
+        raise UserError(f"the model's logits are not finite: {DIVERGED}.")
     again = read(folder, about, backbone).logits(backbone, about.classes, table, rows)
     differences = [(again - expected).abs().max()]
     if about.kind == "peft":

@@ -38,6 +38,13 @@ START = "start"
 """The kind of message in which start values go out."""
 
 
+DIVERGED = "its training has diverged, and a smaller lr may keep it from that"
+
+
+class Unsendable(UserError):
+    """The server's state gives a message that is not finite."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """What a receiver puts up with: bytes of one message, and the largest example count."""
@@ -86,7 +93,10 @@ class Exchange:
                     f"a download has {frame.size:,} bytes, more than the {self.limits.max_bytes:,} that a message may have: "
                     "give a larger --max-bytes."
                 )
-            received = read_download(server.method, server.bench_of.of(client), client, server.round, frame.data, self.limits)
+            try:
+                received = read_download(server.method, server.bench_of.of(client), client, server.round, frame.data, self.limits)
+            except Refused as e:
+                raise Unsendable(f"{server.method.info.slug} would send what no client takes ({e}): {DIVERGED}.") from e
             # the values are kept beside their frame: a key of ids is only good while they live
             self._broadcasts[key] = (frame, received, dict(message.tensors))
         frame, received, _ = self._broadcasts[key]

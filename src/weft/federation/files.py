@@ -9,7 +9,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,13 @@ import safetensors.torch as st
 from torch import Tensor
 
 from weft.errors import UserError, WeftError
+from weft.federation import again
 
 FORMAT = 1
 """Of every file of a run. A reader refuses any other."""
 
 TEMPORARY = ".tmp"
+PRIVATE, OTHERS = 0o700, 0o077
 
 
 def point(operation: str, path: Path) -> None:
@@ -43,7 +45,7 @@ def write(path: Path, data: bytes, settle: bool = True) -> None:
     with said(path):
         try:
             point("write", temporary)
-            with open(temporary, "wb") as f:
+            with open(temporary, "wb", opener=_opener(path)) as f:
                 f.write(data)
                 f.flush()
                 point("fsync", temporary)
@@ -64,7 +66,7 @@ def append(path: Path, data: bytes, at: int) -> int:
     """
     with said(path):
         point("write", path)
-        with open(path, "r+b" if path.exists() else "w+b") as f:
+        with open(path, "r+b" if path.exists() else "w+b", opener=_opener(path)) as f:
             f.truncate(at)
             f.seek(at)
             f.write(data)
@@ -80,7 +82,14 @@ def spool(path: Path, data: bytes) -> None:
     """Write a file that need not survive the process."""
     with said(path):
         point("write", path)
-        path.write_bytes(data)
+        with open(path, "wb", opener=_opener(path)) as f:
+            f.write(data)
+
+
+def _opener(path: Path) -> Callable[[str, int], int]:
+    """A file takes after its folder: what others may not enter, they may not read, wherever it is copied to."""
+    hidden = os.name == "posix" and not path.parent.stat().st_mode & OTHERS
+    return lambda name, flags: os.open(name, flags, 0o600 if hidden else 0o666)
 
 
 def rename(old: Path, new: Path) -> None:
@@ -98,10 +107,16 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def make_folder(path: Path, exist_ok: bool = True) -> None:
-    """Make a folder and those above it."""
+def make_folder(path: Path, exist_ok: bool = True, private: bool = False) -> None:
+    """Make a folder and those above it.
+
+    Args:
+        private: nobody else on this machine may enter it, nor read a file that is written into it (700 and 600).
+    """
     with said(path):
-        path.mkdir(parents=True, exist_ok=exist_ok)
+        path.mkdir(PRIVATE if private else 0o777, parents=True, exist_ok=exist_ok)
+        if private and path.stat().st_mode & OTHERS:  # it was there before
+            path.chmod(PRIVATE)
 
 
 def read(path: Path) -> bytes:
@@ -131,7 +146,7 @@ def said(path: Path, verb: str = "write") -> Iterator[None]:
         if isinstance(e, FileExistsError):
             raise
         if e.errno in (errno.ENOSPC, errno.EDQUOT):
-            why = "the disk is full; what was saved before is intact, so free some space and go on with weft resume"
+            why = f"the disk is full; what was saved before is intact: free some space, and {again.go_on(path)}"
         else:
             why = f"{(e.strerror or str(e)).lower()}; choose another folder with --runs, or put that right"
         raise UserError(f"can't {verb} {path}: {why}.") from e
@@ -157,17 +172,17 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def read_whole(path: Path, wanted: str | None, advice: str) -> bytes:
+def read_whole(path: Path, wanted: str | None) -> bytes:
     """A file that another one vouches for by its hash: a byte changed on the disk must not become a number that nobody trained.
 
     Args:
-        wanted: the hash. advice: what to do where it is not the file that was written.
+        wanted: the hash.
 
     Raises:
         UserError: it has gone, or has another hash.
     """
     if not path.exists() or sha256(data := read(path)) != wanted:
-        raise UserError(f"{path} is missing or damaged: {advice}.")
+        raise UserError(f"{path} is missing or damaged: {again.anew(path)}.")
     return data
 
 
@@ -186,7 +201,7 @@ def tensors_in(data: bytes, path: Path) -> tuple[dict[str, Tensor], dict[str, An
         about = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["weft"])
         found, facts = about["format"], about["facts"]
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as e:
-        raise UserError(f"{path} is damaged ({type(e).__name__}): {START_ANEW}.") from e
+        raise UserError(f"{path} is damaged ({type(e).__name__}): {again.anew(path)}.") from e
     check_format(path, found)
     return tensors, facts
 
@@ -197,11 +212,11 @@ def write_sealed(path: Path, state: Mapping[str, Any]) -> None:
     write(path, json.dumps({"format": FORMAT, "sha256": sha256(body.encode()), "state": body}).encode())
 
 
-def read_sealed(path: Path, advice: str) -> dict[str, Any]:
+def read_sealed(path: Path, advice: str = "") -> dict[str, Any]:
     """Undo :func:`write_sealed`.
 
     Args:
-        advice: what to do where it is not the file that was written.
+        advice: what to do where it is not the file that was written, if that is not what its folder tells.
 
     Raises:
         UserError: it is damaged, or of another format.
@@ -213,11 +228,8 @@ def read_sealed(path: Path, advice: str) -> dict[str, Any]:
             raise ValueError("its hash differs")
         state: dict[str, Any] = json.loads(outer["state"])
     except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise UserError(f"{path} is damaged ({e}): {advice}.") from None
+        raise UserError(f"{path} is damaged ({e}): {advice or again.anew(path)}.") from None
     return state
-
-
-START_ANEW = "this run can't be continued from it, so start it anew with weft run and its experiment.toml"
 
 
 def check_format(path: Path, found: Any) -> None:

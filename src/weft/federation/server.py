@@ -15,7 +15,7 @@ from weft.federation.message import APPENDED, ClientInfo, Message, Update, Value
 from weft.federation.pack import Pack
 from weft.federation.robust import Robust, Vote
 from weft.federation.scope import Scope, matches
-from weft.federation.values import named
+from weft.federation.values import finite, named
 from weft.tensors import growing
 from weft.tensors.init import Init
 from weft.tensors.keyed import generator
@@ -259,7 +259,7 @@ class ServerState:
         before = [dict(d) for d in self._stores()]
         terms = {n: list(t) for n, t in self.terms.items()}
         self.method.aggregate(self, counted())
-        if not self._finite():
+        if not finite((*self.shared.values(), *self.memo.values())):
             for store, old in zip(self._stores(), before, strict=True):
                 store.clear()
                 store.update(old)
@@ -275,14 +275,16 @@ class ServerState:
             )
         return self.remarks
 
+    def roll_back(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Hold an earlier state (:meth:`tensors_and_json`) again, as news for everybody, whatever they were sent since."""
+        clock, synced, round = self.clock, self.synced, self.round
+        self.restore(tensors, state)
+        self.clock, self.synced, self.round = clock + 1, synced, round
+        for name, value in dict(self.shared).items():
+            self.write(name, value)
+
     def _stores(self) -> tuple[dict[str, Any], ...]:
         return self.shared, self.stamps, self.memo
-
-    def _finite(self) -> bool:
-        tensors: list[Tensor] = []
-        for value in (*self.shared.values(), *self.memo.values()):
-            tensors += [value.A, value.B] if isinstance(value, LowRank) else [value] if isinstance(value, Tensor) else []
-        return all(bool(torch.isfinite(t).all()) for t in tensors if t.is_floating_point())
 
     # checkpoint -----------------------------------------------------------------------------------------------------
 

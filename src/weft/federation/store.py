@@ -23,12 +23,11 @@ class ClientStore:
     Args:
         folder: holds a safetensors file per client and version.
         manifest: from a checkpoint; files that it does not name are leftovers of an interrupted round, and go.
-        advice: what to do where a file is damaged.
     """
 
-    def __init__(self, folder: Path, manifest: Mapping[str, Any] | None = None, advice: str = files.START_ANEW):
-        self.folder, self.advice = folder, advice
-        files.make_folder(folder)
+    def __init__(self, folder: Path, manifest: Mapping[str, Any] | None = None):
+        self.folder = folder
+        files.make_folder(folder, private=True)
         self.committed: dict[str, int] = dict(manifest["versions"]) if manifest else {}
         self.hashes: dict[str, str] = dict(manifest["hashes"]) if manifest else {}
         self.seen: dict[str, int] = dict(manifest["seen"]) if manifest else {}
@@ -50,7 +49,7 @@ class ClientStore:
             return
         path = self.path(client.id, version)
         wanted = self._hashes_staged.get(client.id, self.hashes.get(client.id))
-        tensors, facts = files.tensors_in(files.read_whole(path, wanted, self.advice), path)
+        tensors, facts = files.tensors_in(files.read_whole(path, wanted), path)
         stores: dict[str, dict[str, Any]] = {"kept": client.kept, "memo": client.memo}
         for key, value in tensors.items():
             where, name = key.split(":", 1)
@@ -112,7 +111,7 @@ class Spool:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        files.make_folder(folder)
+        files.make_folder(folder, private=True)
         self.clear()
 
     def put(self, client: str, data: bytes) -> None:

@@ -1,16 +1,18 @@
-"""Names and start values of the tensors that an adaptation trains."""
+"""Names and start values of the tensors that an adaptation trains, and whether values are numbers at all."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from weft.federation.client import ClientState
 from weft.federation.message import Value
 from weft.federation.method import Adaptation
 from weft.federation.scope import Scope
+from weft.tensors.lowrank import LowRank
 
 if TYPE_CHECKING:
     from weft.backbones.backbone import Backbone
@@ -56,3 +58,11 @@ def named(adaptation: Adaptation, backbone: Backbone) -> Iterator[tuple[str, Any
         for site in part.sites(backbone):
             for role, init in part.tensors(backbone, site).items():
                 yield f"{part_name}/{site.name}/{role}", init, scope[role] if isinstance(scope, Mapping) else scope
+
+
+def finite(values: Iterable[Any]) -> bool:
+    """Whether all numbers in tensors and low-rank values are finite; anything else is passed over."""
+    tensors: list[Tensor] = []
+    for value in values:
+        tensors += [value.A, value.B] if isinstance(value, LowRank) else [value] if isinstance(value, Tensor) else []
+    return all(bool(torch.isfinite(t).all()) for t in tensors if t.is_floating_point())

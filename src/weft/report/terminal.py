@@ -143,7 +143,7 @@ def _other_views(line: Mapping[str, Any]) -> list[str]:
 def _view_accuracy(line: Mapping[str, Any], view: str) -> float | None:
     mine = [e for e in line["evaluations"] if e["view"] == view]
     top = headline({"round": 0, "evaluations": mine})
-    return None if top is None else float(top["value"])
+    return None if top is None or top["value"] is None else float(top["value"])
 
 
 PEOPLE = {"global test": "the global test set", "own test": "clients' own test sets"}

@@ -8,6 +8,7 @@ and cleared away.
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ class Saved:
         clients: the client store's manifest. ledger: its records.
         identity: what the state depends on besides (data, backbone …): resuming with another is refused.
         servers: (tensors, JSON state) of each.
+        usual: how large updates were, recovery: what may be gone back to; None where nobody is a stranger.
     """
 
     next: int
@@ -40,32 +42,69 @@ class Saved:
     ledger: list[dict[str, Any]]
     identity: dict[str, Any]
     servers: list[tuple[dict[str, Tensor], dict[str, Any]]]
+    usual: dict[str, list[float]] | None = None
+    recovery: dict[str, Any] | None = None
+
+
+@dataclass
+class Kept:
+    """The servers of a save: a file of tensors beside ``state.json``, its hash, and their JSON states."""
+
+    file: str
+    sha256: str
+    states: list[dict[str, Any]]
 
 
 class Checkpoint:
-    """The checkpoint of one federation, in a folder of its own."""
+    """The checkpoint of one federation, in a folder of its own.
+
+    Attributes:
+        last: what was loaded of the servers.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder
         self.state = folder / "state.json"
+        self.last: Kept | None = None
 
-    def save(self, saved: Saved) -> None:
-        """Save durably, then drop the tensors of the save before."""
-        files.make_folder(self.folder)
+    def save(self, saved: Saved, older: Collection[str] = ()) -> Kept:
+        """Save durably, then drop the tensors of saves before.
+
+        Args:
+            older: files of them that stay.
+        """
+        # never the name that is in force: until state.json is renamed, the former save must stay whole
+        kept = self.keep(f"server-{saved.next:06d}{'-end' if saved.finished else ''}.safetensors", saved.servers)
+        state = {n: v for n, v in vars(saved).items() if n != "servers" and v is not None}
+        state |= {"servers": kept.states, "tensors": {"file": kept.file, "sha256": kept.sha256}}
+        files.write_sealed(self.state, state)
+        self.sweep({kept.file, *older})
+        return kept
+
+    def keep(self, name: str, servers: list[tuple[dict[str, Tensor], dict[str, Any]]]) -> Kept:
+        """Write servers into a file; it counts once ``state.json`` names it."""
+        files.make_folder(self.folder, private=True)
         tensors: dict[str, Tensor] = {}
-        states: list[dict[str, Any]] = []
-        for i, (values, state) in enumerate(saved.servers):
+        for i, (values, state) in enumerate(servers):
             tensors |= {f"{i}|{name}": value for name, value in values.items()}
             files.exact_json(state["memo"])
-            states.append(state)
         data = files.tensor_bytes(tensors)
-        # never the name that is in force: until state.json is renamed, the former save must stay whole
-        name = f"server-{saved.next:06d}{'-end' if saved.finished else ''}.safetensors"
         files.write(self.folder / name, data)
-        state = {n: v for n, v in vars(saved).items() if n != "servers"}
-        state |= {"servers": states, "tensors": {"file": name, "sha256": files.sha256(data)}}
-        files.write_sealed(self.state, state)
-        self.sweep(name)
+        return Kept(name, files.sha256(data), json.loads(json.dumps([state for _, state in servers])))
+
+    def states(self, kept: Kept) -> list[tuple[dict[str, Tensor], dict[str, Any]]]:
+        """Undo :meth:`keep`.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        path = self.folder / kept.file
+        tensors, _ = files.tensors_in(files.read_whole(path, kept.sha256), path)
+        own: list[dict[str, Tensor]] = [{} for _ in kept.states]
+        for key, value in tensors.items():
+            i, name = key.split("|", 1)
+            own[int(i)][name] = value
+        return list(zip(own, kept.states, strict=True))
 
     def load(self) -> Saved | None:
         """The last save, or None if there is none yet.
@@ -75,20 +114,14 @@ class Checkpoint:
         """
         if not self.state.exists():
             return None
-        state = files.read_sealed(self.state, files.START_ANEW)
-        named, states = state.pop("tensors"), state.pop("servers")
-        path = self.folder / named["file"]
-        tensors, _ = files.tensors_in(files.read_whole(path, named["sha256"], files.START_ANEW), path)
-        own: list[dict[str, Tensor]] = [{} for _ in states]
-        for key, value in tensors.items():
-            i, name = key.split("|", 1)
-            own[int(i)][name] = value
-        return Saved(**state, servers=list(zip(own, states, strict=True)))
+        state = files.read_sealed(self.state)
+        self.last = Kept(**state.pop("tensors"), states=state.pop("servers"))
+        return Saved(**state, servers=self.states(self.last))
 
-    def sweep(self, keep: str) -> None:
+    def sweep(self, keep: Collection[str]) -> None:
         """Drop all other tensors, of former and of unfinished saves."""
         for path in self.folder.iterdir():
-            if path.name not in (keep, self.state.name):
+            if path.name not in keep and path.name != self.state.name:
                 files.remove(path)
 
 

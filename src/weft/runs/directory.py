@@ -17,7 +17,7 @@ from typing import Any
 
 from weft import experiment as settings
 from weft.errors import UserError
-from weft.federation import files
+from weft.federation import again, files
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class RunDirectory:
 
     @property
     def experiment(self) -> Path:
-        return self.root / "experiment.toml"
+        return self.root / again.EXPERIMENT
 
     @property
     def summary(self) -> Path:
-        return self.root / "summary.json"
+        return self.root / again.SUMMARY
 
     @property
     def rounds(self) -> Path:
@@ -66,9 +66,9 @@ def create(runs: Path, name: str | None, usual: str) -> RunDirectory:
         except FileExistsError:
             if (runs / name).is_dir() and not any((runs / name).iterdir()):
                 return RunDirectory(runs / name)  # a run that was killed before it had saved anything
-            raise UserError(
-                f"{runs / name} exists already: choose another --name, or continue it with weft resume {runs / name}."
-            ) from None
+            found = again.command(runs / name)
+            way = f", or continue it with {found}" if found else ""
+            raise UserError(f"{runs / name} exists already: choose another --name{way}.") from None
         return RunDirectory(runs / name)
     number = 1
     while True:
@@ -136,12 +136,12 @@ def read_rounds(path: Path, length: int | None = None) -> list[dict[str, Any]]:
     """
     data = files.read(path) if path.exists() else b""
     if length is not None and len(data) < length:
-        raise UserError(f"{path} is damaged (shorter than the checkpoint says): {files.START_ANEW}.")
+        raise UserError(f"{path} is damaged (shorter than the checkpoint says): {again.anew(path)}.")
     whole = data[: data.rfind(b"\n") + 1 if length is None else length]
     try:
         found = [json.loads(line) for line in whole.splitlines()]
     except ValueError as e:
-        raise UserError(f"{path} is damaged ({e}): {files.START_ANEW}.") from None
+        raise UserError(f"{path} is damaged ({e}): {again.anew(path)}.") from None
     for line in found:
         files.check_format(path, line.get("format"))
     return found
@@ -160,7 +160,7 @@ def read_summary(directory: RunDirectory) -> dict[str, Any]:
     try:
         summary: dict[str, Any] = json.loads(files.read(directory.summary))
     except ValueError as e:
-        raise UserError(f"{directory.summary} is damaged ({e}): {files.START_ANEW}.") from None
+        raise UserError(f"{directory.summary} is damaged ({e}): {again.anew(directory.summary)}.") from None
     files.check_format(directory.summary, summary.get("format"))
     return summary
 

@@ -21,8 +21,8 @@ from weft.engines.observer import Observer
 from weft.engines.simulation import Simulation
 from weft.errors import Interrupted, UserError
 from weft.experiment import Experiment, Resolved
-from weft.federation import files
-from weft.runs import baselines, summary
+from weft.federation import again, files
+from weft.runs import baselines, edited, summary
 from weft.runs import directory as directories
 from weft.runs.checkpoint import digest
 from weft.runs.directory import RunDirectory
@@ -101,12 +101,14 @@ def start(
             material = prepare(x, data, observer, resolved.method.info.needs)
             for bench in (material.bench, *material.bench.others.values()):
                 suited(baselines.stand_in(x) or resolved.method, bench)
-        except BaseException:
-            shutil.rmtree(directory.root, ignore_errors=True)  # there is nothing in it yet
+            pinned = pinned_to(x, material)
+            about = summary.begun(directory, resolved, material, began) | {"pinned": pinned}
+            directories.write_summary(directory, about)
+            files.write(directory.experiment, settings.to_toml(x, pinned).encode())
+        except (Exception, KeyboardInterrupt):
+            if not directory.experiment.exists():
+                shutil.rmtree(directory.root, ignore_errors=True)  # there is nothing of a run in it yet
             raise
-        about = summary.begun(directory, resolved, material, began)
-        directories.write_summary(directory, about)
-        files.write(directory.experiment, settings.to_toml(x, pinned_to(x, material)).encode())
         with _engine(resolved, directory, material, observer) as engine:
             about["seconds"]["loading"] = time.time() - began
             go_on(directory, resolved, material, about, observer, repeat, engine)
@@ -133,6 +135,10 @@ def resume(
     directory = directories.find(folder)
     with stoppable(directory), directories.locked(directory):
         about = directories.read_summary(directory)
+        if "served" in about:
+            raise UserError(f"{directory.root} is a federation of sites: {again.go_on(directory.root)} with it.")
+        if about["finished"] and (method is not None or not about["method"]["object"]):
+            edited.check(directory, about, _settings(directory, method).experiment)
         if about["finished"]:
             observer.say(f"{directory.root} is finished already: there is nothing to do.")
             return Run(directory)
@@ -141,11 +147,10 @@ def resume(
                 raise UserError(
                     f"this run's {name} was given as an object: give it again, as in weft.resume({str(folder)!r}, {name}=…)."
                 )
-        if "served" in about:
-            raise UserError(
-                f"{directory.root} is a federation of sites: weft serve with the same experiment file goes on with it."
-            )
-        resolved = settings.resolve({"runs": str(directory.root.parent)}, settings.read(directory.experiment), method)
+        resolved = _settings(directory, method)
+        if sentence := edited.check(directory, about, resolved.experiment):
+            observer.say(sentence)
+            directories.write_summary(directory, about)
         origin = {n: s["origin"] for n, s in about["settings"].items()}
         resolved = replace(resolved, origin={n: origin.get(n, o) for n, o in resolved.origin.items()})
         observer.begin("set-up", _steps(resolved.experiment))
@@ -155,6 +160,11 @@ def resume(
         with _engine(resolved, directory, material, observer) as engine:
             go_on(directory, resolved, material, about, observer, about.get("repeat", {}).get("runs", 1), engine)
     return Run(directory)
+
+
+def _settings(directory: RunDirectory, method: Method | None) -> Resolved:
+    """As the run's own file has them now."""
+    return settings.resolve({"runs": str(directory.root.parent)}, settings.read(directory.experiment), method)
 
 
 @contextmanager
@@ -364,19 +374,14 @@ def pinned_to(x: Experiment, material: Material) -> dict[str, Any]:
 
 
 @contextmanager
-def stoppable(directory: RunDirectory, how: str = "") -> Iterator[None]:
-    """Turn Ctrl-C into a sentence that says how to go on.
-
-    Args:
-        how: if not by ``weft resume``.
-    """
+def stoppable(directory: RunDirectory) -> Iterator[None]:
+    """Turn Ctrl-C into a sentence that says how to go on."""
     try:
         yield
     except KeyboardInterrupt as e:
         begun = directory.experiment.is_file()
-        how = how or f"weft resume {directory.root} goes on"
-        go_on = f"every finished round is saved; {how}" if begun else "nothing had begun yet"
-        raise Interrupted(f"Stopped: {go_on}.") from e
+        what = f"every finished round is saved; {again.go_on(directory.root)}" if begun else "nothing had begun yet"
+        raise Interrupted(f"Stopped: {what}.") from e
 
 
 class Silent(Observer):

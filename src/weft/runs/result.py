@@ -113,7 +113,7 @@ def best_by_validation(lines: Sequence[dict[str, Any]]) -> dict[str, Any] | None
             continue
         kind = {"view": top["view"], "people": "validation", "metric": "accuracy", "pooling": top["pooling"]}
         score = pick(line["evaluations"], **kind)
-        if score is not None and (best is None or score["value"] > best[0]):
+        if score is not None and score["value"] is not None and (best is None or score["value"] > best[0]):
             best = score["value"], top | {"validation": score["value"]}
     return best[1] if best else None
 

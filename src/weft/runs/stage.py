@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -21,7 +21,7 @@ from weft.errors import UserError
 from weft.experiment import Experiment
 from weft.federation import files
 from weft.federation.client import ClientState
-from weft.federation.exchange import Exchange, Limits
+from weft.federation.exchange import Exchange, Limits, Unsendable
 from weft.federation.method import Method
 from weft.federation.robust import Robust
 from weft.federation.server import ServerState
@@ -29,6 +29,9 @@ from weft.federation.store import ClientStore, Spool
 from weft.runs.checkpoint import Checkpoint, Saved, restore
 from weft.runs.directory import read_rounds
 from weft.runs.prepare import Material
+from weft.runs.recovery import Recovery
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,8 @@ class Player:
                 pack=stage.pack if saved is None else saved.pack,
                 debug=x.debug,
                 eval_clients=x.eval_clients,
+                max_factor="off" if alone else x.max_factor,
+                by_class=x.class_counts,
             ),
             Exchange(codec(x.codec), Ledger(), Limits() if alone else Limits(x.max_bytes, x.max_weight)),
             ClientStore(folder / "clients", saved.clients if saved else None),
@@ -118,15 +123,29 @@ class Player:
             Notes(observer) if stage.aside else observer,
         )
         self.next, self.length, self.finished = 0, 0, False
+        self.recovery: Recovery | None = None
         if saved is None:
             for server in self.servers:
                 stage.method.start(server)
+            self._watch(None)
             return
         for server, state in zip(self.servers, saved.servers, strict=True):
             restore(server, state)
         self.simulation.exchange.ledger = Ledger.from_records(saved.ledger)
         self.simulation.last_cohort = saved.cohort
         self.next, self.length, self.finished = saved.next, saved.length, saved.finished
+        if self.simulation.usual is not None and saved.usual is not None:
+            self.simulation.usual.seen = saved.usual
+        self._watch(saved.recovery)
+
+    def _watch(self, saved: dict[str, Any] | None) -> None:
+        """Strangers' updates can make a state that nobody can train on; where they are measured, there is a way back."""
+        if self.simulation.usual is None:
+            return
+        now = self.checkpoint.last or self.checkpoint.keep(
+            "server-start.safetensors", [s.tensors_and_json() for s in self.servers]
+        )
+        self.recovery = Recovery(self.simulation, self.checkpoint, now, self.next, saved)
 
     def play(self) -> Played:
         """All rounds that are left."""
@@ -139,23 +158,35 @@ class Player:
                 self.observer.advance(self.stage.name)
                 if not self.stage.aside:
                     self.observer.round_done(line)
+            if self.recovery is not None and not self.finished:
+                self.recovery.check()
         shutil.rmtree(self.folder / "spool", ignore_errors=True)
         return Played(lines, self.servers, self.simulation.exchange.ledger, self.simulation.k, self.stage.travels)
 
     def _round(self, t: int) -> dict[str, Any] | None:
-        record = self.simulation.round(t, self.stage.phase)
+        record, back = self._undone(lambda: self.simulation.round(t, self.stage.phase))
         line: dict[str, Any] | None = None
         if record is None:
             self.finished = True
         else:
             self.next = t + 1
             self.finished = self.stage.method.plan(self.servers[0], t + 1) is None
+            if self.recovery is not None and (further := self.recovery.trained(record)) is not None:
+                back = further
             line = {"format": files.FORMAT} | record
             line["seconds"] = {"training": record["seconds"]}
             if self.finished or (self.stage.eval_every and (t + 1) % self.stage.eval_every == 0):
                 began = time.perf_counter()
-                line["evaluations"] = [e.record() for e in self.simulation.evaluate(t)]
+                scores, further = self._undone(lambda: self.simulation.evaluate(t))
+                back = back if further is None else further
+                if self.recovery is not None and (further := self.recovery.scored()) is not None:
+                    back, scores = further, self.simulation.evaluate(t)
+                line["evaluations"] = [e.record() for e in scores]
                 line["seconds"]["evaluation"] = time.perf_counter() - began
+            if back is not None:
+                line["back_to"] = back
+            if self.recovery is not None:
+                self.recovery.count()
             line["bytes"] = sent(self.simulation.exchange.ledger, t) if self.stage.travels else {}
             line = _finite(line)
             text = json.dumps(line, ensure_ascii=False, allow_nan=False)
@@ -163,10 +194,22 @@ class Player:
         self._save()
         return line
 
+    def _undone(self, play: Callable[[], T]) -> tuple[T, int | None]:
+        """What ``play`` gives, on the newest good state if that at hand gives messages that nobody takes; and which that was."""
+        back: int | None = None
+        while True:
+            try:
+                return play(), back
+            except Unsendable:
+                back = None if self.recovery is None else self.recovery.unsendable()
+                if back is None:
+                    raise
+
     def _save(self) -> None:
         simulation = self.simulation
         simulation.store.settle()
-        self.checkpoint.save(
+        usual, recovery = simulation.usual, self.recovery
+        kept = self.checkpoint.save(
             Saved(
                 next=self.next,
                 finished=self.finished,
@@ -177,8 +220,13 @@ class Player:
                 ledger=simulation.exchange.ledger.as_records(),
                 identity=self.identity,
                 servers=[s.tensors_and_json() for s in self.servers],
-            )
+                usual=None if usual is None else usual.seen,
+                recovery=None if recovery is None else recovery.as_json(),
+            ),
+            () if recovery is None else recovery.files(),
         )
+        if recovery is not None:
+            recovery.closed(kept, self.next)
         simulation.store.commit()
 
 

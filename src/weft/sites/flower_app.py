@@ -12,6 +12,7 @@ where they are started, since Flower has read both before it imports this.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -68,7 +69,17 @@ def _known(folder: str) -> Callable[[int, bytes], str | None] | None:
 @client.query()
 def answer(message: Message, context: Context) -> Message:
     """Answer one message for the site that the node's configuration names."""
-    from weft.sites.joining import from_file
+    return Message(record(_answered(message, context)), reply_to=message)
 
-    resident = from_file(Path(str(context.node_config["site"])), lambda words: print(words, flush=True))
-    return Message(record(resident.answer(data_of(message) or b"")), reply_to=message)
+
+def _answered(message: Message, context: Context) -> bytes:
+    """Flower would send the words of an error to the coordinator, paths and all: they are printed here instead."""
+    from weft.sites.joining import from_file
+    from weft.sites.words import Reason, refusal
+
+    try:
+        resident = from_file(Path(str(context.node_config["site"])), lambda words: print(words, flush=True))
+        return resident.answer(data_of(message) or b"")
+    except Exception:
+        traceback.print_exc()
+        return refusal(Reason.TROUBLE)

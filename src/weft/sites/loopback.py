@@ -48,6 +48,7 @@ def federation(
     from weft.engines.flower.processes import LOOPBACK, free_port
 
     root = directory.root / "sites"
+    files.make_folder(root, private=True)  # logs and memories of the sites
     port, names = free_port(), [c.id for c in material.clients]
     made = keys.find(root / "keys") if (root / "keys").exists() else keys.coordinator(root / "keys", [LOOPBACK])
     public = {}
@@ -63,7 +64,7 @@ def federation(
         try:
             for client in material.clients:
                 sites.append(_site(root, client, file, port, x))
-            roll = Roll(grid, Terms.of(_run(root), common, material.bench), method, x.models, DEADLINE, observer)
+            roll = Roll(grid, Terms.of(_run(root), common, material.bench), method, x.models, DEADLINE, observer, root)
             roll.wait_for(len(names), lambda: _all_well(sites, names, root))
             yield _engine(roll, method)
         finally:

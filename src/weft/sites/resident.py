@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from weft.backbones.names import KNOWN
+from weft import experiment as settings
 from weft.communication.codecs import codec
 from weft.communication.envelope import unwrap, wrap
 from weft.communication.ledger import format_bytes
@@ -25,7 +25,7 @@ from weft.communication.wire import decode
 from weft.data.labels import UnknownLabel
 from weft.data.rows import ClientData, Rows
 from weft.engines.remote import TRAIN, Question, answer
-from weft.engines.site import JOIN_ANEW, Site
+from weft.engines.site import Site
 from weft.errors import UserError
 from weft.experiment import Experiment
 from weft.federation import files
@@ -36,13 +36,14 @@ from weft.federation.method import Method
 from weft.federation.values import named
 from weft.runs import baselines
 from weft.runs.prepare import backbone_of, bench_of, suited, understood
+from weft.sites.asked import Asked
 from weft.sites.rows import OwnData, print_of
 from weft.sites.terms import RUN, Terms, differences
+from weft.sites.words import SHOWN, Disagreed, Reason, refusal
 
 HELLO, ADMIT, ASK, AWAY, BYE = "hello", "admit", "ask", "away", "bye"
 AGREED, ADMITTED = "agreed.json", "admitted.json"
 STAGES = ("setup", "rounds")
-TROUBLE = "something is amiss with its own data or machine; its log says what."
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,6 @@ class Own:
     device: str = "auto"
     expected: Experiment | None = None
     trust_remote_code: bool = False
-
-
-class Disagreed(UserError):
-    """The site and the coordinator do not agree; the coordinator is told why."""
 
 
 @dataclass
@@ -89,12 +86,13 @@ class Resident:
 
     def __init__(self, own: Own, folder: Path, say: Callable[[str], None]):
         self.own, self.folder, self.say = own, folder, say
+        self.asked = Asked(folder, own.expected)
         self.run: Run | None = None  # one at a time: a backbone fills the memory
 
     def answer(self, raw: bytes) -> bytes:
         """An answer to anything that arrives.
 
-        A refusal says why if that is about what was to be agreed on; what else may go wrong here is said here alone.
+        A refusal says why by a sentence of :class:`weft.sites.words.Reason`; the sentences of errors are said here alone.
         """
         try:
             about, data = unwrap(raw)
@@ -116,14 +114,14 @@ class Resident:
             return self._answered(site, data)
         except Refused as e:
             self.say(f"a message was refused: {e}")
-            return wrap({"refused": str(e)})
+            return refusal(Reason.MESSAGE)
         except UserError as e:
             self.say(f"no answer to a message: {e}")
         except OSError as e:
             self.say(f"no answer to a message: {e.strerror or e} ({e.filename or self.folder}); what was saved before is intact.")
         except Exception:  # a bug of ours or of a backbone: the site stays, and what it says of its own goes no further
             self.say(f"no answer to a message, which is a bug; please report it:\n{traceback.format_exc()}")
-        return wrap({"refused": TROUBLE})
+        return refusal(Reason.TROUBLE)
 
     def _answered(self, site: Site, data: bytes) -> bytes:
         began, question = time.perf_counter(), Question.decode(data)
@@ -139,11 +137,16 @@ class Resident:
         run = self.run
         if run is None or run.terms != terms:
             try:
+                if not self._agreed_before(terms):
+                    self.asked.begin(terms)
                 run = self._agreed(terms)
+                self.asked.agreed(terms)
+            except Disagreed as e:
+                self.say(f"this site does not take part: {e}")
+                return refusal(e.reason, e.names, settings.flatten(terms.common))
             except UserError as e:
                 self.say(f"this site does not take part: {e}")
-                told = isinstance(e, Disagreed | UnknownLabel)
-                return wrap({"refused": str(e) if told else TROUBLE})
+                return refusal(Reason.TROUBLE)
         client = run.client.info(run.method.info.asks)
         return wrap({"name": client.id, "n": client.n, "facts": client.facts, "model": client.model})
 
@@ -152,8 +155,13 @@ class Resident:
         if self.run is not None and self.run.terms.run == name:
             return self.run
         if isinstance(name, str) and RUN.fullmatch(name) and (note := self.folder / name / AGREED).exists():
-            return self._agreed(Terms.from_json(files.read_sealed(note, JOIN_ANEW)["terms"]))
+            return self._agreed(Terms.from_json(files.read_sealed(note)["terms"]))
         return None
+
+    def _agreed_before(self, terms: Terms) -> bool:
+        """These very terms, so that agreeing again tells nothing new."""
+        note = self.folder / terms.run / AGREED
+        return note.exists() and files.read_sealed(note)["terms"] == terms.as_json()
 
     def rehearse(self, terms: Terms) -> Run:
         """What :meth:`answer` would agree to, with nothing written and any weights of the backbone."""
@@ -162,18 +170,24 @@ class Resident:
     def _agreed(self, terms: Terms, rehearsal: bool = False) -> Run:
         own = self.own
         if own.expected is not None and (odd := differences(terms, own.expected)):
-            raise Disagreed(f"{'; '.join(odd[:5])}: use the same experiment file.")
-        mine = {"device": own.device, "trust_remote_code": own.trust_remote_code}
-        try:
-            resolved = terms.resolved(mine)
-        except UserError as e:
-            raise Disagreed(str(e)) from e
+            words = "; ".join(list(odd.values())[:SHOWN])
+            raise Disagreed(Reason.SETTINGS, f"{words}: use the same experiment file.", list(odd))
+        resolved = terms.resolved({"device": own.device, "trust_remote_code": own.trust_remote_code})
         x, method = resolved.experiment, resolved.method
         if not x.classes:
-            raise Disagreed("the experiment declares no classes, so that labels have no common order.")
-        client = own.data.client(own.name, x)
+            raise Disagreed(Reason.ORDER, Reason.ORDER.value)
+        if x.class_counts and own.expected is None:
+            raise Disagreed(
+                Reason.COUNTS,
+                "the coordinator asks for counts by class, which tell how many rows of each label there are: give weft join your "
+                "own experiment file with class_counts = true if you agree.",
+            )
+        try:
+            client = own.data.client(own.name, x)
+        except UnknownLabel as e:
+            raise Disagreed(Reason.LABEL, str(e)) from e
         note, rows = self.folder / terms.run / AGREED, print_of(client, x)
-        if note.exists() and files.read_sealed(note, JOIN_ANEW)["rows"] != rows:
+        if note.exists() and files.read_sealed(note)["rows"] != rows:
             raise UserError(f"the rows are not those that this run was begun with ({note}): put them back, or leave the run.")
         self.run = None
         name, bench = self._bench(terms, x, method, client, rehearsal)
@@ -181,7 +195,7 @@ class Resident:
         for words in understood(bench):
             self.say(words)
         if not rehearsal:
-            files.make_folder(note.parent)
+            files.make_folder(note.parent, private=True)
             files.write_sealed(note, {"terms": terms.as_json(), "rows": rows})
         self.say(f"agreed to {method.info.slug} on {bench.backbone.name}: {len(client.train)} rows to train on.")
         sizes = np.cumsum([len(client.train), len(client.val)])
@@ -200,10 +214,10 @@ class Resident:
         have = [n for n in names if any_weights or terms.weights.get(n) == backbone.weight_hash]
         if not have:
             shown = ", ".join(f"{n} ({terms.weights.get(n, '?')[:12]})" for n in names)
-            known = wanted if wanted in KNOWN or wanted in names else "the site's own"
             raise Disagreed(
-                f"the coordinator's backbone is {shown} by the hash of its weights, and the site's, {known}, is "
-                f"{backbone.weight_hash[:12]}: get the same weights."
+                Reason.WEIGHTS,
+                f"the coordinator's backbone is {shown} by the hash of its weights, and the site's, {wanted}, is "
+                f"{backbone.weight_hash[:12]}: get the same weights.",
             )
         rows = Rows.concatenate([client.train, client.val, client.test])
         return ("" if have[0] == names[0] else have[0]), bench_of(x, backbone, x.classes, rows)
@@ -230,8 +244,8 @@ class Resident:
             return run.stage
         if not (folder / ADMITTED).exists():
             return None
-        admitted = files.read_sealed(folder / ADMITTED, JOIN_ANEW)
-        start = files.read_whole(folder / START, admitted[START], JOIN_ANEW)
+        admitted = files.read_sealed(folder / ADMITTED)
+        start = files.read_whole(folder / START, admitted[START])
         run.stage = self._site(run, str(name), admitted["facts"], start)
         return run.stage
 
@@ -258,4 +272,4 @@ class Resident:
                 client="*",
             )
             tensors = dict(decode(start, expected).tensors)
-        return Site(method, bench, client, self.folder / run.terms.run / stage, codec(x.codec), tensors, limits)
+        return Site(method, bench, client, self.folder / run.terms.run / stage, codec(x.codec), tensors, limits, x.class_counts)

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from weft.communication.envelope import unwrap, wrap
@@ -13,6 +14,7 @@ from weft.communication.strict import Refused, check_facts, is_number, plain
 from weft.engines.flower.keys import NAME
 from weft.engines.observer import Observer
 from weft.errors import Elsewhere
+from weft.federation import again
 from weft.federation.client import ClientState
 from weft.federation.exchange import Exchange
 from weft.federation.message import ClientInfo
@@ -49,7 +51,7 @@ class Roll:
     """The sites of a run.
 
     Attributes:
-        deadline: seconds that a site may take for a turn. members: what each site has told, by name.
+        deadline: seconds that a site may take for a turn. folder: of the run. members: what each site has told, by name.
         places: addresses by name. greeted: addresses that have not answered yet, by ticket, and when they were asked.
         turned_away: reasons by address, and when.
     """
@@ -60,6 +62,7 @@ class Roll:
     models: list[str]
     deadline: float
     observer: Observer
+    folder: Path
     members: dict[str, ClientInfo] = field(default_factory=dict)
     places: dict[str, str] = field(default_factory=dict)
     greeted: dict[str, tuple[str, float]] = field(default_factory=dict)
@@ -220,9 +223,8 @@ class Stage:
         back = set(self.roll.look())
         while not self.roll.places:
             if time.monotonic() > end:
-                raise Elsewhere(
-                    f"no site has been there for {self.roll.deadline:g} s: the run is saved, and weft serve goes on with it."
-                )
+                way = again.go_on(self.roll.folder)
+                raise Elsewhere(f"no site has been there for {self.roll.deadline:g} s: the run is saved, and {way}.")
             time.sleep(SOON)
             back |= set(self.roll.look())
         known = {c.id for c in clients}

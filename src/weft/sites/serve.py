@@ -59,7 +59,7 @@ def serve(
     if begun and directories.read_summary(directory)["finished"]:
         observer.say(f"{directory.root} is finished already: there is nothing to do.")
         return Run(directory)
-    with execute.stoppable(directory, "the same command goes on"), directories.locked(directory):
+    with execute.stoppable(directory), directories.locked(directory):
         began = time.time()
         for note in resolved.notes:
             observer.say(note)
@@ -91,7 +91,7 @@ def _federate(
 ) -> None:
     x = resolved.experiment
     terms = Terms.of(about["served"]["run"], x, material.bench)
-    roll = Roll(wire, terms, resolved.method, x.models, deadline, observer)
+    roll = Roll(wire, terms, resolved.method, x.models, deadline, observer, directory.root)
     before = {s["id"]: s for s in about["served"]["sites"]}
     if before:  # they may come back at any time, but most do at once
         roll.wait_for(len(before), patience=min(deadline, RETURN))
@@ -150,7 +150,8 @@ def _directory(resolved: Resolved) -> tuple[RunDirectory, bool]:
         if "served" in about:
             old = {n: s["value"] for n, s in about["settings"].items()}
             new = json.loads(json.dumps(x.flat()))
-            odd = sorted(n for n in new if new[n] != old.get(n) and n not in ("name", "runs"))
+            usual = settings.Experiment().flat()  # of settings that there were not when it was begun
+            odd = sorted(n for n in new if new[n] != old.get(n, usual.get(n)) and n not in ("name", "runs"))
             if not odd:
                 return there, True
             if x.name or not about["finished"]:

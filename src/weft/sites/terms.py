@@ -9,16 +9,17 @@ from typing import Any
 
 from weft import __version__
 from weft import experiment as settings
-from weft.communication.strict import Refused
+from weft.communication.strict import Refused, plain
 from weft.errors import UserError
 from weft.experiment import Experiment, Resolved
 from weft.federation.bench import Bench
 from weft.federation.message import ClientInfo
+from weft.sites.words import Disagreed, Reason
 
 COMMON = (
     *("method", "parameters", "model", "task", "template", "blocks", "roles", "head", "classes", "max_length", "precision"),
     *("codec", "rounds", "seed", "start_head", "probe_rounds", "probe_lr", "val_fraction", "test_fraction", "by_length"),
-    *("max_bytes", "max_weight"),
+    *("max_bytes", "max_weight", "class_counts"),
 )
 """Settings of an experiment that hold for everybody. Where the data are, and what computes on them, is a site's own."""
 RUN = re.compile(r"[0-9a-f]{32}")
@@ -70,23 +71,32 @@ class Terms:
         """The experiment of this site: what is agreed on, with what it settles for itself.
 
         Raises:
-            UserError: another version, or settings that this version does not have.
+            Disagreed: another version, or settings that this version does not have.
         """
         if self.weft != __version__:
-            raise UserError(f"the coordinator runs Weft {self.weft}, and this site Weft {__version__}: install the same version.")
+            there = plain(self.weft, 20)
+            raise Disagreed(
+                Reason.VERSION, f"the coordinator runs Weft {there}, and this site Weft {__version__}: install the same version."
+            )
         strange = sorted(set(self.common) - set(COMMON))
         if strange:
-            raise UserError(f"the coordinator would settle {', '.join(map(repr, strange[:5]))} for this site, which is its own.")
-        return settings.resolve({**settings.flatten(self.common), **own, "recipes": False})
+            shown = ", ".join(map(repr, strange[:5]))
+            raise Disagreed(Reason.TERMS, f"the coordinator would settle {shown} for this site, which is its own.")
+        try:
+            return settings.resolve({**settings.flatten(self.common), **own, "recipes": False})
+        except UserError as e:
+            raise Disagreed(Reason.TERMS, str(e)) from e
 
 
-def differences(terms: Terms, mine: Experiment) -> list[str]:
-    """What a site's own experiment file says otherwise, one clause each."""
+def differences(terms: Terms, mine: Experiment) -> dict[str, str]:
+    """What a site's own experiment file says otherwise: a clause for each setting, for the site's own eyes."""
     here, there = mine.flat(), terms.resolved({}).experiment.flat()
     names = [n for n in there if n in COMMON or n.startswith("method.")]
-    return [
-        f"{n} is {_shown(there[n])} at the coordinator and {_shown(here.get(n))} here" for n in names if there[n] != here.get(n)
-    ]
+    return {
+        n: f"{n} is {_shown(there[n])} at the coordinator and {_shown(here.get(n))} here"
+        for n in names
+        if there[n] != here.get(n)
+    }
 
 
 def _shown(value: Any) -> str:
