@@ -274,6 +274,22 @@ def assignment(text: str) -> tuple[str, Any]:
         return name.strip(), tomllib.loads(f"v = {value.strip()}")["v"]
     except tomllib.TOMLDecodeError:
         return name.strip(), value.strip()
+    except RecursionError:
+        raise UserError(f"the value of {name.strip()} is nested too deeply.") from None
+
+
+def assignments(texts: Iterable[str], typed: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Several of them, over what was typed otherwise.
+
+    Raises:
+        UserError: one sets nothing, or a name is set twice.
+    """
+    found = dict(typed or {})
+    for name, value in map(assignment, texts):
+        if name in found:
+            raise UserError(f"{name} is given twice: leave one out.")
+        found[name] = value
+    return found
 
 
 # files ------------------------------------------------------------------------------------------------------------------
@@ -287,10 +303,13 @@ def read(path: Path) -> dict[str, Any]:
     """
     try:
         settings = tomllib.loads(path.read_text(encoding="utf-8"))
+        flatten(settings)
     except OSError as e:
         raise UserError(f"can't read the experiment file {path}: {(e.strerror or str(e)).lower()}.") from e
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
         raise UserError(f"the experiment file {path} is not valid TOML: {e}.") from e
+    except RecursionError:
+        raise UserError(f"the experiment file {path} is nested too deeply.") from None
     if settings.get("format", FORMAT) != FORMAT:
         raise UserError(f"{path} has format {settings['format']}, and this version of Weft reads format {FORMAT}.")
     return settings

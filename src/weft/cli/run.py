@@ -169,7 +169,7 @@ def run(
     """
     from weft import experiment
 
-    typed = _typed(context, experiment.Experiment.model_fields) | dict(experiment.assignment(s) for s in set_ or ())
+    typed = experiment.assignments(set_ or (), _typed(context, experiment.Experiment.model_fields))
     screen = out(stderr=as_json)
     with starting(screen, quiet):
         resolved = experiment.resolve(typed, experiment.read(file) if file else None)
