@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -16,6 +17,7 @@ import torch
 import tiny
 import toy_runs
 import weft
+from command_line import table
 from toy_runs import Told
 from weft.data.rows import ClientData, FederatedData, Rows
 from weft.errors import UserError
@@ -104,6 +106,53 @@ def test_a_prefix_cache_changes_no_number(tmp_path: Path) -> None:
     for a, b in zip(tensors(on.folder), tensors(off.folder), strict=True):
         for name, value in a.items():
             torch.testing.assert_close(value, b[name], rtol=1e-9, atol=1e-11)
+
+
+def test_a_run_from_python_prints_what_the_command_line_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = toy_runs.run(tmp_path)
+    printed = capsys.readouterr().out
+    assert re.search(r"^max_length +16 +128 +you", printed, re.MULTILINE)  # what differs, and who said so
+    for line in run.rounds:
+        assert re.search(rf"^ +{line['round'] + 1} .*\d\.\d{{3}}", printed, re.MULTILINE)
+    assert re.search(rf"^accuracy +{run.metrics['accuracy']:.3f}", printed, re.MULTILINE)
+    assert f"Saved in {run.folder}" in printed
+    assert "weft run" not in printed  # those are commands for a shell
+
+
+def test_a_run_from_python_can_be_quiet_or_watched_by_somebody_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = Told()
+    toy_runs.run(tmp_path, quiet=True)
+    run = toy_runs.run(tmp_path, observer=told)
+    assert told.lines
+    assert weft.resume(run.folder, data=toy_runs.source(), quiet=True).finished
+    assert capsys.readouterr() == ("", "")
+    weft.resume(run.folder, data=toy_runs.source())
+    assert "is finished already" in capsys.readouterr().out
+
+
+def test_a_notebook_gets_plain_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rich would lay every line into a block of its own, and ask for widgets to draw its bars."""
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    toy_runs.run(tmp_path)
+    printed = capsys.readouterr().out
+    assert re.search(r"^round +loss +accuracy", printed, re.MULTILINE)
+    assert "\x1b" not in printed
+
+
+@pytest.mark.parametrize("wrong", [3, "", object(), FederatedData])
+def test_a_method_that_is_none_is_refused(wrong: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"method"):
+        toy_runs.run(tmp_path, method=wrong)
+
+
+def test_a_class_stands_for_its_defaults_and_a_path_for_its_name(tmp_path: Path) -> None:
+    table(tmp_path / "rows.csv")
+    run = toy_runs.run(tmp_path / "runs", method=weft.methods.FedIT, data=tmp_path / "rows.csv", model=Path(tiny.folder("bert")))
+    assert run.summary["settings"]["data"]["value"] == str(tmp_path / "rows.csv")
 
 
 # repeats ------------------------------------------------------------------------------------------------------------------

@@ -8,6 +8,9 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+ANY = "*"
+"""Stands for the data in a recipe for a backbone on whatever data."""
+
 _SECTIONS = {"model", "data", "settings", "any", "family", "method"}
 
 
@@ -23,18 +26,22 @@ def _all() -> list[dict[str, Any]]:
 def find(slug: str, family: str, model: str, data: str, parameters: Collection[str]) -> dict[str, Any]:
     """Settings by flat name (``rounds``, ``method.rank``) of all recipes that apply; empty where none does.
 
+    A recipe for the data goes before one for any data as a whole, not setting by setting: each was measured by itself.
+
     Args:
         parameters: full names of the method's settings; a recipe sets those only.
     """
     found: dict[str, Any] = {}
-    for recipe in _all():
-        if (recipe["model"], recipe["data"]) != (model, data):
-            continue
+    for recipe in [r for r in _all() if (r["model"], r["data"]) == (model, data)] or _for_any_data(model):
         found |= recipe.get("settings", {})
         family_own, own = recipe.get("family", {}).get(family, {}), recipe.get("method", {}).get(slug, {})
         for section in (recipe.get("any", {}), family_own, own):
             found |= {f"method.{n}": v for n, v in _flat(section).items() if n in parameters}
     return found
+
+
+def _for_any_data(model: str) -> list[dict[str, Any]]:
+    return [r for r in _all() if (r["model"], r["data"]) == (model, ANY)]
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -12,6 +12,7 @@ from weft.cli.errors import out
 from weft.cli.listings import Json, show_json
 from weft.cli.progress import starting
 from weft.errors import UserError
+from weft.words import count
 
 Folder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, or of an exported model.")]
 Base = Annotated[
@@ -77,7 +78,7 @@ def evaluate(
     screen.print(table)
     if found:
         screen.print()
-        screen.print(Text(f"view {found[0]['view']}, {found[0]['n']:,} rows of {found[0]['people']}, pooled", style="dim"))
+        screen.print(Text(f"view {found[0]['view']}, {count(found[0]['n'], 'row')} of {found[0]['people']}, pooled", style="dim"))
 
 
 def predict(
@@ -194,7 +195,7 @@ def export(
     whose = "the federation's model" if report.client is None else f"client {report.client}'s own model"
     screen.print(Text(f"{to}: {whose}, view {report.view}, on {report.base}; loads with {how}."), soft_wrap=True)
     screen.print(
-        Text(f"Loaded again: logits of {report.rows} rows differ by {report.difference:.1g} at most.", style="dim"),
+        Text(f"Loaded again: logits of {count(report.rows, 'row')} differ by {report.difference:.1g} at most.", style="dim"),
     )
     for note in report.notes:
         screen.print(Text(note, style="dim"))

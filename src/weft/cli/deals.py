@@ -10,6 +10,7 @@ from rich.text import Text
 
 from weft.cli.grids import grid
 from weft.data import table
+from weft.words import count
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -56,16 +57,16 @@ def show_deal(out: Console, dealt: FederatedData) -> None:
     out.print()
     out.print((_matrix if fits else _largest)(dealt, counts, shown))
     if shown < len(dealt.clients):
-        out.print(Text(f"… and {len(dealt.clients) - shown} more clients (--json has them all)", style="dim"))
+        out.print(Text(f"… and {count(len(dealt.clients) - shown, 'more client')} (--json has them all)", style="dim"))
     if fits:
         out.print()
         out.print(Columns([Text(f"{i:>2} {name}", style="dim") for i, name in enumerate(dealt.classes)], padding=(0, 3)))
     rows = [len(c.train) for c in dealt.clients]
     out.print()
     out.print(
-        f"{counts.sum():,} rows at {len(rows)} clients (training {sum(rows):,}: {min(rows):,} to {max(rows):,} each), "
+        f"{count(int(counts.sum()), 'row')} at {count(len(rows), 'client')} (training {sum(rows):,}: {min(rows):,} to {max(rows):,} each), "
         f"global test {len(dealt.test):,}, validation {len(dealt.val):,}"
-        + (f", new clients {len(dealt.unseen)} with {sum(len(c.test) for c in dealt.unseen):,}" if dealt.unseen else "")
+        + (f", {count(len(dealt.unseen), 'new client')} with {sum(len(c.test) for c in dealt.unseen):,}" if dealt.unseen else "")
         + "."
     )
 

@@ -6,14 +6,18 @@ Exit code 2 for what a person can put right, 75 for what may be over soon, 130 f
 from __future__ import annotations
 
 import errno
+import os
+import signal
+import sys
 import traceback
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from weft.errors import Elsewhere, Interrupted, UserError, nearest
 
@@ -28,10 +32,25 @@ BUG = (
 
 
 def out(stderr: bool = False) -> Console:
-    """Where people read: without colours where it is not a terminal, or NO_COLOR is set."""
+    """Where people read: without colours where it is not a terminal, or NO_COLOR is set; a notebook gets plain lines too."""
     from rich.console import Console
 
-    return Console(stderr=stderr, highlight=False)
+    class Screen(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # rich itself would leave with the code of a bug
+
+    return Screen(stderr=stderr, highlight=False, force_jupyter=False)
+
+
+class Command(TyperCommand):
+    """A command that refuses an option given twice: the last one winning without a word has fooled people."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        _, _, order = self.make_parser(ctx).parse_args(args=list(args))
+        for parameter, times in Counter(order).items():
+            if times > 1 and isinstance(parameter, click.Option) and not parameter.multiple:
+                raise click.UsageError(f"{'/'.join(parameter.opts)} is given {times} times: leave all but one out", ctx)
+        return super().parse_args(ctx, args)
 
 
 class Commands(TyperGroup):
@@ -43,20 +62,25 @@ class Commands(TyperGroup):
             raise UserError(f'there is no command "{name}": weft --help lists them.{nearest(name, self.commands)}')
         return super().resolve_command(ctx, args)
 
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt as e:
-            typer.echo(f"\n{e}" if isinstance(e, Interrupted) else "\nStopped.", err=True)
-            raise typer.Exit(130) from None
-
 
 def guarded(app: typer.Typer, arguments: Sequence[str] | None) -> int:
     """Run the command line ``arguments`` (of this process, if None) and return its exit code."""
-    command = typer.main.get_command(app)
     try:
-        code = command.main(arguments, prog_name="weft", standalone_mode=False)
+        code = _run(app, arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What is left in the buffer goes nowhere, or Python would complain about it when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    return code
+
+
+def _run(app: typer.Typer, arguments: Sequence[str] | None) -> int:
+    try:
+        code = typer.main.get_command(app).main(arguments, prog_name="weft", standalone_mode=False)
         return code if isinstance(code, int) else 0
+    except (KeyboardInterrupt, click.Abort) as e:
+        return stopped(e)
     except click.exceptions.NoArgsIsHelpError as e:
         typer.echo(e.format_message())  # nothing was asked for, so nothing is wrong
         return 0
@@ -67,17 +91,31 @@ def guarded(app: typer.Typer, arguments: Sequence[str] | None) -> int:
         return AGAIN
     except UserError as e:
         return complain(str(e))
-    except OSError as e:
-        sentence = about_file(e)
-        if sentence is None:
-            traceback.print_exc()
-            typer.echo(BUG, err=True)
-            return 1
-        return complain(sentence)
-    except Exception:
+    except BrokenPipeError:
+        raise
+    except Exception as e:
+        if any(isinstance(x, KeyboardInterrupt) for x in _behind(e)):
+            return stopped(e)  # in the middle of an import, a library makes an error of its own of it
+        sentence = about_file(e) if isinstance(e, OSError) else about_memory(e)
+        if sentence is not None:
+            return complain(sentence)
         traceback.print_exc()
         typer.echo(BUG, err=True)
         return 1
+
+
+def stopped(error: BaseException) -> int:
+    """Ctrl-C: how to go on, if there is something to go on with; returns exit code 130."""
+    said = next((str(e) for e in _behind(error) if isinstance(e, Interrupted)), "Stopped.")
+    typer.echo(f"\n{said}", err=True)
+    return 130
+
+
+def _behind(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, what it was raised from, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def complain(sentence: str) -> int:
@@ -97,6 +135,13 @@ def usage(error: click.UsageError) -> str:
         return f'{path} has no option "{error.option_name}".{nearest(error.option_name, options)}'
     message = error.format_message().rstrip(".")
     return f"{message}; see {path} --help."
+
+
+def about_memory(error: Exception) -> str | None:
+    """The sentence for a library that could not get the memory it asked for; torch has no class of its own for that on a CPU."""
+    if not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):
+        return None
+    return "the memory is too small for this: lower --pack, --set method.batch or --max-length, or the sizes of the method."
 
 
 def about_file(error: OSError) -> str | None:

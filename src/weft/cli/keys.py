@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from weft.cli.errors import Commands, out
+from weft.cli.errors import Command, Commands, out
 
 app = typer.Typer(
     cls=Commands,
@@ -19,7 +19,7 @@ app = typer.Typer(
 Folder = Annotated[Path, typer.Option(help="Where they go: a new folder, or one that only you may enter.")]
 
 
-@app.command()
+@app.command(cls=Command)
 def coordinator(
     hosts: Annotated[
         list[str] | None,
@@ -74,7 +74,7 @@ def coordinator(
     )
 
 
-@app.command()
+@app.command(cls=Command)
 def site(
     name: Annotated[
         str, typer.Argument(metavar="NAME", help="Of this site: letters, digits, dots, dashes, underscores; at most 64.")

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from weft.cli.cards import citation
 from weft.cli.grids import grid, shown
+from weft.words import count
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,8 +37,8 @@ def header(out: Console, resolved: Resolved, people: str | None = None) -> None:
     out.print(Text(citation(info), style="dim"))
     deal = "" if x.partition == "auto" else f" ({x.partition}{f', α {x.alpha:g}' if x.partition == 'dirichlet' else ''})"
     where = [
-        *([f"{x.model} on {x.data}", f"{x.clients} clients{deal}"] if people is None else [x.model, people]),
-        f"{x.rounds} rounds",
+        *([f"{x.model} on {x.data}", f"{count(x.clients, 'client')}{deal}"] if people is None else [x.model, people]),
+        count(x.rounds, "round"),
         f"seed {x.seed}",
     ]
     out.print(" · ".join(where), markup=False)
@@ -101,18 +102,32 @@ def rehearse(out: Console, resolved: Resolved, as_json: bool, observer: Observer
     out.print()
     out.print(f"Rows: {rows['train']:,} to train on, {rows['val']:,} for validation, {rows['test']:,} to test on.")
     out.print(
-        f"Memory: about {format_bytes(sizes.memory)} with {sizes.pack} clients in a pass; {format_bytes(sizes.free)} are free."
+        f"Memory: about {format_bytes(sizes.memory)} with {count(sizes.pack, 'client')} in a pass; {format_bytes(sizes.free)} are free."
     )
     out.print("Nothing was trained or written; without --dry-run the run starts.")
 
 
-def farewell(out: Console, done: Run) -> None:
-    """Where everything is, and what to try next."""
-    summary = done.summary
-    seconds = round(summary["seconds"]["all"])
+def outcome(out: Console, done: Run) -> None:
+    """The figures, what is wrong with them, and where everything is."""
+    from weft.report import terminal
+    from weft.report.verdict import findings
+
+    seconds = round(done.summary["seconds"]["all"])
+    out.print()
+    terminal.closing(out, done.summary, done.rounds)
+    for found in findings(done.summary, done.rounds):
+        out.print()
+        out.print(Text(found.sentence, style="yellow"), soft_wrap=not out.is_terminal)
+        settings = ", ".join(f"{n} = {shown(v)}" for n, v in found.changes.items())
+        if found.advice:
+            out.print(Text(f"Try {found.advice}{f' ({settings})' if settings else ''}."), soft_wrap=not out.is_terminal)
     out.print()
     # paths and commands stay whole, to be copied
     out.print(Text(f"Saved in {done.folder} after {seconds // 60} min {seconds % 60} s."), soft_wrap=True)
+
+
+def farewell(out: Console, done: Run) -> None:
+    """What to type next."""
     if done.adapter is not None:
         from weft.export.about import About
 
@@ -121,17 +136,20 @@ def farewell(out: Console, done: Run) -> None:
         rows = texts if about.base.reads == "texts" else ["picture.png"]
         command = shlex.join(["weft", "predict", str(done.folder), *rows])
         out.print(Text(f"Try it: {command}"), soft_wrap=True)
-    if "served" in summary:
+    if "served" in done.summary:
         return  # its clients are no data set that another run could have
-    out.print(Text.assemble(("Next: ", "bold"), " · ".join(suggestions(done))), soft_wrap=True)
+    for label, line in zip(("Next: ", "      "), suggestions(done), strict=False):
+        out.print(Text.assemble((label, "bold"), line), soft_wrap=True)
 
 
 def suggestions(done: Run) -> list[str]:
-    """Commands that go on from here: another method on the same, and the list of them."""
+    """Commands that go on from here: what may mend the run, else another method on the same; and the list of methods."""
+    from weft.cli.retyped import command
     from weft.methods import registry
+    from weft.report.verdict import findings
 
-    settings, slug = done.summary["settings"], done.summary["method"]["slug"]
-    kept = [part for n in ("model", "data") if settings[n]["origin"] == "user" for part in (f"--{n}", str(settings[n]["value"]))]
-    slugs = list(registry.infos())
-    other = "flora" if slug != "flora" and "flora" in slugs else next((s for s in slugs if s != slug), slug)
-    return [shlex.join(["weft", "run", "--method", other, *kept]), "weft methods"]
+    mends = [command(done.summary, f.changes) for f in findings(done.summary, done.rounds) if f.changes]
+    slug = done.summary["method"]["slug"]
+    others = sorted((s for s in registry.infos() if s != slug), key=lambda s: s != "flora")
+    compared = (command(done.summary, {"method": other}) for other in others)
+    return [next((c for c in (*mends, *compared) if c is not None), "weft run --help"), "weft methods"]

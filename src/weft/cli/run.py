@@ -172,7 +172,7 @@ def run(
     """
     from weft import experiment
 
-    typed = _typed(context, experiment.Experiment.model_fields) | dict(experiment.assignment(s) for s in set_ or ())
+    typed = experiment.assignments(set_ or (), _typed(context, experiment.Experiment.model_fields))
     screen = out(stderr=as_json)
     with starting(screen, quiet):
         resolved = experiment.resolve(typed, experiment.read(file) if file else None)
@@ -233,8 +233,6 @@ def show(done: Run, screen: Console, quiet: bool, as_json: bool) -> None:
         typer.echo((done.folder / "summary.json").read_text(encoding="utf-8"), nl=False)
     elif not quiet:
         from weft.cli import plan
-        from weft.report import terminal
 
-        screen.print()
-        terminal.closing(screen, done.summary, done.rounds)
+        plan.outcome(screen, done)
         plan.farewell(screen, done)

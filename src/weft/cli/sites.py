@@ -14,6 +14,7 @@ from weft.cli.errors import out
 from weft.cli.progress import starting, watching
 from weft.cli.run import Json, Quiet, show
 from weft.errors import UserError
+from weft.words import count
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -69,7 +70,7 @@ def serve(
     from weft import experiment
 
     typed: dict[str, Any] = {"name": name, "runs": runs, "clients": sites}
-    chosen = {n: v for n, v in typed.items() if v is not None} | dict(experiment.assignment(s) for s in set_ or ())
+    chosen = experiment.assignments(set_ or (), {n: v for n, v in typed.items() if v is not None})
     screen = out(stderr=as_json)
     with starting(screen, quiet):
         from weft.engines.flower import environment
@@ -93,7 +94,7 @@ def serve(
     if made is not None and not public_keys(made.sites):
         raise UserError(f"no site is known: put the NAME.pub of every site into {made.sites}.")
     if not quiet:
-        plan.header(screen, resolved, f"{resolved.experiment.clients} sites before round 1")
+        plan.header(screen, resolved, f"{count(resolved.experiment.clients, 'site')} before round 1")
     if insecure:
         out(stderr=True).print(WARNING, style="yellow", markup=False)
 
@@ -181,7 +182,7 @@ def join(
         "image": image,
         "label": label,
         "model": model,
-        "facts": dict(experiment.assignment(f) for f in fact or ()),
+        "facts": experiment.assignments(fact or ()),
         "device": device,
         "trust_remote_code": trust_remote_code,
         "experiment": None if file is None else str(file),

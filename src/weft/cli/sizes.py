@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
+from weft.words import count
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -100,7 +102,7 @@ def measure(method: Method, bench: Bench, clients: list[ClientState], settings: 
     """Sizes of ``method``; rounds are rehearsed with one step on one row of each client, as sizes ask for no more.
 
     Raises:
-        UserError: the backbone lacks what the method needs.
+        UserError: the backbone lacks what the method needs, or no memory holds it.
     """
     import numpy as np
 
@@ -111,7 +113,10 @@ def measure(method: Method, bench: Bench, clients: list[ClientState], settings: 
     from weft.federation.exchange import Exchange
     from weft.federation.server import ServerState
     from weft.federation.store import ClientStore, Spool
+    from weft.runs.prepare import suited
 
+    for each in (bench, *bench.others.values()):
+        suited(method, each)
     none = np.zeros(0, dtype=np.int64)
     ledger = Ledger()
 
@@ -189,11 +194,11 @@ def size_tables(out: Console, sizes: Sizes) -> None:
     if not sizes.rounds:
         return
     out.print()
-    people = f"{sizes.cohort} client{'s' if sizes.cohort != 1 else ''}"
+    people = count(sizes.cohort, "client")
     out.print(
         Text.assemble(
             ("Bytes per client and round", "bold"),
-            (f"  {people}, {sizes.classes} classes, no codec, without headers", "dim"),
+            (f"  {people}, {count(sizes.classes, 'class', 'classes')}, no codec, without headers", "dim"),
         )
     )
     names = list(dict.fromkeys(p for r in sizes.rounds for p in (*r.down, *r.up)))

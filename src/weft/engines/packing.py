@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from weft.errors import UserError
+from weft.words import count
 
 if TYPE_CHECKING:
     from weft.federation.bench import Bench
@@ -111,5 +112,5 @@ def group(clients: list[ClientState], k: int) -> list[list[ClientState]]:
 def out_of_memory(k: int, guess: Estimate) -> UserError:
     lower = f"--pack {max(k // 2, 1)}" if k > 1 else "--set method.batch to a smaller number, or --max-length"
     return UserError(
-        f"out of memory with {k} client{'s' if k > 1 else ''} in a pack (estimated {guess.total(k) / 1e9:.1f} GB); lower {lower}."
+        f"out of memory with {count(k, 'client')} in a pack (estimated {guess.total(k) / 1e9:.1f} GB); lower {lower}."
     )

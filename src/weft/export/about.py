@@ -110,7 +110,7 @@ class About:
         if not path.is_file():
             raise UserError(f"{folder} holds no {NAME}: give the folder of a run or of an exported model.")
         try:
-            content = json.loads(files.read(path))
+            content = files.parsed(files.read(path))
             check_format(path, content.pop("format"))
             content.pop("id2label")
             base = content["base"]

@@ -6,7 +6,6 @@ concatenation. The head travels whole in ``modules_to_save``, with the base modu
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -159,7 +158,7 @@ def read(folder: Path, backbone: Backbone) -> Trained:
         UserError: the files are damaged, or do not fit the backbone.
     """
     try:
-        config = json.loads(files.read(folder / CONFIG))
+        config = files.parsed(files.read(folder / CONFIG))
         tensors = st.load(files.read(folder / TENSORS))
         values: dict[str, Value] = {}
         sites: list[str] = []

@@ -75,7 +75,7 @@ def read(folder: Path, backbone: Backbone, task: Classification) -> Trained:
         UserError: the files are damaged, do not fit the backbone, or need a method that is not installed.
     """
     try:
-        content = json.loads(files.read(folder / CONFIG))
+        content = files.parsed(files.read(folder / CONFIG))
         check_format(folder / CONFIG, content["format"])
         tensors = st.load(files.read(folder / TENSORS))
         parts, rule = _parts(content, backbone, task)

@@ -198,12 +198,24 @@ def tensors_in(data: bytes, path: Path) -> tuple[dict[str, Tensor], dict[str, An
     try:
         tensors = st.load(data)
         length = int.from_bytes(data[:8], "little")
-        about = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["weft"])
+        about = parsed(parsed(data[8 : 8 + length])["__metadata__"]["weft"])
         found, facts = about["format"], about["facts"]
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as e:
         raise UserError(f"{path} is damaged ({type(e).__name__}): {again.anew(path)}.") from e
     check_format(path, found)
     return tensors, facts
+
+
+def parsed(text: bytes | str) -> Any:
+    """The value that JSON stands for.
+
+    Raises:
+        ValueError: it is no JSON; a nesting too deep to be read is none either.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def write_sealed(path: Path, state: Mapping[str, Any]) -> None:
@@ -222,11 +234,11 @@ def read_sealed(path: Path, advice: str = "") -> dict[str, Any]:
         UserError: it is damaged, or of another format.
     """
     try:
-        outer = json.loads(read(path))
+        outer = parsed(read(path))
         check_format(path, outer["format"])
         if sha256(outer["state"].encode()) != outer["sha256"]:
             raise ValueError("its hash differs")
-        state: dict[str, Any] = json.loads(outer["state"])
+        state: dict[str, Any] = parsed(outer["state"])
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise UserError(f"{path} is damaged ({e}): {advice or again.anew(path)}.") from None
     return state

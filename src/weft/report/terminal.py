@@ -16,6 +16,7 @@ from rich.text import Text
 from weft.communication.ledger import format_bytes
 from weft.engines.evaluation import pick
 from weft.runs.result import headline, metrics
+from weft.words import count
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,7 +42,7 @@ def round_row(line: dict[str, Any]) -> Text | None:
     loss = line.get("loss")
     cells = [
         str(int(line["round"]) + 1),
-        NONE if loss is None else f"{loss:.3f}",
+        NONE if loss is None else _loss(loss),
         f"{_share(numbers.get('accuracy'))} {interval(line)}",
         *(_share(numbers.get(n)) for n in ("macro_f1", "mean_client", "worst_client", "new_clients")),
         *(sent(line.get("bytes", {}), way) for way in ("down", "up")),
@@ -61,7 +62,11 @@ def sent(phases: Mapping[str, Any], way: str, phase: str = "train") -> str:
 
 
 def _aligned(cells: Sequence[str]) -> str:
-    return "".join(f"{cell:>{width}}" for cell, (_, width) in zip(cells, COLUMNS, strict=True))
+    return "".join(f" {cell:>{width - 1}}" for cell, (_, width) in zip(cells, COLUMNS, strict=True))
+
+
+def _loss(value: float) -> str:
+    return f"{value:.3f}" if abs(value) < 100 else f"{value:.2g}"
 
 
 def _share(value: float | None) -> str:
@@ -96,18 +101,18 @@ class Column:
 
 def columns(summary: Mapping[str, Any], rounds: Sequence[dict[str, Any]]) -> list[Column]:
     """The last round, the best by validation, and each baseline."""
-    found = [Column("last round", f"round {summary['headline']['round'] + 1}", _line(summary), summary["bytes"])]
+    found = [Column("last round", f"round {summary['rounds']}", _line(summary), summary["bytes"])]
     best = summary["best_by_validation"]
     if best is not None:
         line = next(r for r in rounds if r["round"] == best["round"])
         found.append(Column("best by validation", f"round {best['round'] + 1}", line))
     for name, scored in summary.get("baselines", {}).items():
-        found.append(Column(name, f"{scored['rounds']} rounds", _line(scored), scored["bytes"]))
+        found.append(Column(name, count(scored["rounds"], "round"), _line(scored), scored["bytes"]))
     return found
 
 
 def _line(scored: Mapping[str, Any]) -> dict[str, Any]:
-    return {"round": scored["headline"]["round"], "evaluations": scored["evaluations"]}
+    return {"round": scored["rounds"] - 1, "evaluations": scored["evaluations"]}
 
 
 def closing(out: Console, summary: Mapping[str, Any], rounds: Sequence[dict[str, Any]]) -> None:
@@ -152,6 +157,8 @@ PEOPLE = {"global test": "the global test set", "own test": "clients' own test s
 def meaning(summary: Mapping[str, Any]) -> str:
     """Which view, whose rows, at which moment and how pooled: for every number of the tables above."""
     top, evaluations = summary["headline"], summary["evaluations"]
+    if top is None:
+        return "There are no test rows, so that nothing was scored; loss: mean while training."
     view = str(top["view"])
     said: list[str] = []
     groups: dict[str, list[str]] = {}  # views that are scored alike
@@ -159,17 +166,17 @@ def meaning(summary: Mapping[str, Any]) -> str:
         e = headline({"round": 0, "evaluations": [x for x in evaluations if x["view"] == name]})
         if e is not None:
             rows = "the sites' own tests" if "served" in summary else PEOPLE.get(e["people"], e["people"])
-            where = f"{e['n']:,} rows of {rows}, {e['pooling']}"
+            where = f"{count(e['n'], 'row')} of {rows}, {e['pooling']}"
             groups.setdefault(where, []).append(name)
     for where, names in groups.items():
         what = "accuracy, F1" if view in names else "accuracy"
         said.append(f"{what}: view{'s' if len(names) > 1 else ''} {', '.join(names)}, {where}")
     own = pick(evaluations, view=view, people="own test", pooling="mean over clients")
     if own is not None:
-        said.append(f"mean, worst: accuracy of {own['n']} clients on their own test rows")
+        said.append(f"mean, worst: accuracy of {count(own['n'], 'client')} on their own test rows")
     new = pick(evaluations, view=view, people="new clients", metric="accuracy")
     if new is not None:
-        said.append(f"new: {new['n']:,} rows of clients that were never trained ({summary['data']['new_clients']})")
+        said.append(f"new: {count(new['n'], 'row')} of clients that were never trained ({summary['data']['new_clients']})")
     phases = summary["bytes"]
     if "train" in phases:
         setup = sum(phases["setup"][way]["wire"] for way in ("down", "up")) if "setup" in phases else 0

@@ -139,10 +139,12 @@ def read_rounds(path: Path, length: int | None = None) -> list[dict[str, Any]]:
         raise UserError(f"{path} is damaged (shorter than the checkpoint says): {again.anew(path)}.")
     whole = data[: data.rfind(b"\n") + 1 if length is None else length]
     try:
-        found = [json.loads(line) for line in whole.splitlines()]
+        found = [files.parsed(line) for line in whole.splitlines()]
     except ValueError as e:
         raise UserError(f"{path} is damaged ({e}): {again.anew(path)}.") from None
-    for line in found:
+    for number, line in enumerate(found, 1):
+        if not isinstance(line, dict):
+            raise UserError(f"{path} is damaged (line {number} is no object): {again.anew(path)}.")
         files.check_format(path, line.get("format"))
     return found
 
@@ -158,11 +160,19 @@ def read_summary(directory: RunDirectory) -> dict[str, Any]:
     if not directory.summary.is_file():
         raise UserError(f"{directory.root} holds no summary.json: the run was stopped before it began; start it again.")
     try:
-        summary: dict[str, Any] = json.loads(files.read(directory.summary))
+        summary = files.parsed(files.read(directory.summary))
+        if not isinstance(summary, dict):
+            raise ValueError("it is no object")
+        files.check_format(directory.summary, summary.get("format"))
+        if lacking := [n for n, kind in _SUMMARY.items() if not isinstance(summary.get(n), kind)]:
+            raise ValueError(f"without {', '.join(lacking)}")
     except ValueError as e:
         raise UserError(f"{directory.summary} is damaged ({e}): {again.anew(directory.summary)}.") from None
-    files.check_format(directory.summary, summary.get("format"))
     return summary
+
+
+_SUMMARY = {"finished": bool, "settings": dict, "method": dict, "data": dict, "environment": dict, "seconds": dict}
+"""What a summary holds from the beginning on."""
 
 
 def _plain(name: str) -> str:

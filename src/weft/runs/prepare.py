@@ -15,11 +15,13 @@ from weft.backbones.prefix import PrefixCache
 from weft.backbones.tables import tabulate
 from weft.backbones.tokens import Tokens
 from weft.checks import tokens
+from weft.communication.ledger import format_bytes
 from weft.data import labels
 from weft.data.partitioners import partition
 from weft.data.rows import FederatedData, Rows, Source, fingerprint
 from weft.data.sources import load as load_data
 from weft.engines.observer import Observer
+from weft.engines.packing import available_memory
 from weft.engines.simulation import Tests
 from weft.errors import UserError
 from weft.experiment import Experiment
@@ -27,6 +29,7 @@ from weft.federation.bench import Bench
 from weft.federation.client import ClientState, Splits
 from weft.federation.message import ClientInfo
 from weft.federation.method import Method
+from weft.federation.values import named
 from weft.tasks.classification import Classification
 
 
@@ -112,6 +115,7 @@ def prepare(
         "clients": len(clients),
         "rows": {"train": sum(c.n for c in clients), "val": len(val), "test": len(test), "new clients": sum(map(len, new))},
         "new_clients": len(dealt.unseen),
+        "most_frequent": _most_frequent(rows.labels, {"global test": [test], "own test": own[2::3]}),
         "notes": list(dealt.notes),
     }
     return Material(
@@ -120,6 +124,16 @@ def prepare(
         Tests(test, val, {c.id: rows for c, rows in zip(dealt.unseen, new, strict=True)}),
         about,
     )
+
+
+def _most_frequent(labels: np.ndarray, people: dict[str, list[np.ndarray]]) -> dict[str, float]:
+    """What accuracy the most frequent class of each one's test rows would have by itself: what a model has to beat."""
+    found = {}
+    for name, splits in people.items():
+        right = sum(int(np.bincount(labels[rows]).max()) for rows in splits if len(rows))
+        if total := sum(map(len, splits)):
+            found[name] = right / total
+    return found
 
 
 def deal(x: Experiment, given: Source | FederatedData | None = None) -> FederatedData:
@@ -207,15 +221,13 @@ def copies(clients: list[ClientState]) -> list[ClientState]:
 
 
 def suited(method: Method, bench: Bench) -> None:
-    """Refuse a backbone that lacks what the method needs, with all reasons at once.
+    """Refuse a backbone that lacks what the method needs, with all reasons at once, and settings that no memory can hold.
 
     Raises:
-        UserError: it lacks something.
+        UserError: it lacks something, or what one client trains is larger than the free memory.
     """
-    demands: list[Callable[[], object]] = [
-        functools.partial(part.sites, bench.backbone)
-        for part, _ in method.adapt(bench.backbone, bench.task, ClientInfo("")).values()
-    ]
+    adaptation = method.adapt(bench.backbone, bench.task, ClientInfo(""))
+    demands: list[Callable[[], object]] = [functools.partial(part.sites, bench.backbone) for part, _ in adaptation.values()]
     if "separate blocks" in method.info.needs:
         demands.append(bench.backbone.check_separate)
     reasons: dict[str, None] = {}
@@ -226,3 +238,10 @@ def suited(method: Method, bench: Bench) -> None:
             reasons[str(e)] = None
     if reasons:
         raise UserError(" ".join(reasons))
+    elements = sum(init.numel for _, init, _ in named(adaptation, bench.backbone) if init.kind != "lowrank")
+    size, free = elements * bench.dtype.itemsize, available_memory(bench.backbone.device)
+    if size > free:
+        raise UserError(
+            f"{method.info.slug} with these settings trains {elements:,} numbers a client, {format_bytes(size)} of memory where "
+            f"{format_bytes(free)} are free: make them smaller (weft methods {method.info.slug} lists the settings)."
+        )

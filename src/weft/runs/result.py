@@ -11,6 +11,7 @@ from weft.errors import UserError
 from weft.runs import directory as directories
 from weft.runs.checkpoint import Checkpoint
 from weft.runs.directory import RunDirectory
+from weft.words import count
 
 
 class Run:
@@ -40,6 +41,27 @@ class Run:
         """
         return metrics(self.rounds)
 
+    def records(self) -> list[dict[str, Any]]:
+        """The rounds as flat rows, one for each round and view; one without a view for a round that was not scored.
+
+        Each has ``round`` (from 1, as printed), ``view``, the names of :attr:`metrics` with ``low`` and ``high`` of the accuracy's
+        95 % interval, ``validation``, ``training_loss``, ``seconds``, and ``bytes_down`` and ``bytes_up`` of all clients; None
+        where there is no such number.
+        """
+        return [row for line in self.rounds for row in _flat(line)]
+
+    def table(self) -> Any:
+        """:meth:`records` as a pandas DataFrame.
+
+        Raises:
+            UserError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError:
+            raise UserError("run.table() needs pandas; run.records() gives the same rows as a list.") from None
+        return pandas.DataFrame(self.records())
+
     @property
     def adapter(self) -> Path | None:
         """The exported adapter's folder; None if the run has none (yet)."""
@@ -54,7 +76,7 @@ class Run:
 
     def __repr__(self) -> str:
         numbers = ", ".join(f"{n} {v:.4f}" for n, v in self.metrics.items())
-        return f"<Run {self.folder}: {len(self.rounds)} rounds{'' if self.finished else ', unfinished'}; {numbers}>"
+        return f"<Run {self.folder}: {count(len(self.rounds), 'round')}{'' if self.finished else ', unfinished'}; {numbers}>"
 
 
 def load_run(folder: str | Path) -> Run:
@@ -102,6 +124,30 @@ def metrics(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
     }
     found = {name: pick(line["evaluations"], **kind) for name, kind in wanted.items()}
     return {name: e["value"] for name, e in found.items() if e is not None and e["value"] is not None}
+
+
+def _flat(line: dict[str, Any]) -> list[dict[str, Any]]:
+    """See :meth:`Run.records`."""
+    evaluations = line.get("evaluations", [])
+    phases = line.get("bytes", {})
+    rows = []
+    for view in dict.fromkeys(e["view"] for e in evaluations) or [None]:
+        mine = line | {"evaluations": [e for e in evaluations if e["view"] == view]}
+        top, numbers = headline(mine) or {}, metrics([mine])
+        val = {"view": view, "people": "validation", "metric": "accuracy", "pooling": top.get("pooling", "")}
+        validation = pick(mine["evaluations"], **val)
+        rows.append(
+            {"round": line["round"] + 1, "view": view}
+            | {name: numbers.get(name) for name in METRICS}
+            | {"low": top.get("low"), "high": top.get("high"), "validation": validation["value"] if validation else None}
+            | {"training_loss": line.get("loss"), "seconds": line.get("seconds", {}).get("training")}
+            | {f"bytes_{way}": sum(p[way]["wire"] for p in phases.values()) if phases else None for way in ("down", "up")}
+        )
+    return rows
+
+
+METRICS = ("accuracy", "macro_f1", "loss", "mean_client", "worst_client", "new_clients")
+"""Names of :attr:`Run.metrics`."""
 
 
 def best_by_validation(lines: Sequence[dict[str, Any]]) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ from weft.federation.values import named
 from weft.runs.directory import RunDirectory
 from weft.runs.environment import environment
 from weft.runs.stage import sent
+from weft.words import count
 
 if TYPE_CHECKING:
     from weft.engines.simulation import Simulation
@@ -57,7 +58,7 @@ def memory(simulation: Simulation) -> str:
     """The estimate, before the first pass."""
     guess, k = simulation.guess, simulation.k
     return (
-        f"memory: about {format_bytes(guess.total(k))} for the backbone and a pack of {k} client{'s' if k > 1 else ''}; "
+        f"memory: about {format_bytes(guess.total(k))} for the backbone and a pack of {count(k, 'client')}; "
         f"{format_bytes(guess.available)} are free."
     )
 
@@ -67,7 +68,7 @@ def uploads(simulation: Simulation) -> str:
     server, _ = simulation.federations[0]
     sizes = [i.numel for _, i, scope in named(server.adaptation, simulation.bench.backbone) if Scope.UP in scope]
     up = sum(sizes) * simulation.bench.dtype.itemsize
-    return f"bytes: a client sends up to {format_bytes(up)} a round before the codec, of {len(sizes)} tensors."
+    return f"bytes: a client sends up to {format_bytes(up)} a round before the codec, of {count(len(sizes), 'tensor')}."
 
 
 def total_bytes(main: Played, setup: Played | None) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def from_file(path: Path, say: Callable[[str], None]) -> Resident:
     UserError: the file is none that ``weft join --write`` wrote.
     """
     try:
-        about = json.loads(files.read(path))
+        about = files.parsed(files.read(path))
     except (OSError, ValueError) as e:
         raise UserError(f"can't read the site's file {path} ({e}): write it with weft join --write.") from None
     return resident(about, say)

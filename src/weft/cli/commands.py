@@ -1,0 +1,53 @@
+"""Every command, in the groups that help shows."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from weft.cli import after, keys, listings, run, sites
+from weft.cli.errors import Command, Commands
+
+app = typer.Typer(
+    name="weft",
+    cls=Commands,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Federated parameter-efficient fine-tuning: one frozen model, many data owners, small messages.",
+    epilog="Start with [bold]weft run[/bold]: it needs no network and takes a few minutes on a laptop.",
+)
+
+TRAIN, SITES, LOOK = "Train", "Real federations", "Look around"
+app.command(rich_help_panel=TRAIN, cls=Command)(run.run)
+app.command(rich_help_panel=TRAIN, cls=Command)(run.resume)
+app.command(rich_help_panel=TRAIN, cls=Command, name="eval")(after.evaluate)
+app.command(rich_help_panel=TRAIN, cls=Command)(after.predict)
+app.command(rich_help_panel=TRAIN, cls=Command)(after.export)
+app.command(rich_help_panel=SITES, cls=Command)(sites.serve)
+app.command(rich_help_panel=SITES, cls=Command)(sites.join)
+app.add_typer(keys.app, name="keys", rich_help_panel=SITES)
+app.command(rich_help_panel=LOOK, cls=Command)(listings.methods)
+app.command(rich_help_panel=LOOK, cls=Command)(listings.data)
+app.command(rich_help_panel=LOOK, cls=Command)(listings.models)
+app.command(rich_help_panel=LOOK, cls=Command)(listings.env)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from weft.distribution import version
+
+        found = version()
+        typer.echo(f"weft {found}" if found else "weft, from a checkout that is not installed")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    pass

@@ -1,0 +1,84 @@
+"""What a person should be told of a run that ended well but learnt nothing: that it diverged, or that its model only guesses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from weft.runs.result import headline
+
+RATE = "method.optim.lr"
+LARGE = 10
+"""A mean loss above so many times that of guessing (ln C) is no start value any more: the run has diverged."""
+
+
+NO_NUMBERS = ("finite", "beyond")
+"""Words of the reasons for which the values of an update are refused."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that went wrong without an error.
+
+    Attributes:
+        sentence: what. advice: what else may help, as a sentence. changes: settings to try, by flat name.
+    """
+
+    sentence: str
+    advice: str = ""
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+
+def findings(summary: Mapping[str, Any], rounds: Sequence[Mapping[str, Any]]) -> list[Finding]:
+    """What is wrong with a finished run's numbers; nothing where they are as they should be."""
+    settings = {n: s["value"] for n, s in summary["settings"].items()}
+    if not rounds:
+        return []
+    if found := _refused(rounds[-1], settings) or _diverged(summary, rounds, settings) or _guessing(summary, settings):
+        return [found]
+    return []
+
+
+def _refused(line: Mapping[str, Any], settings: Mapping[str, Any]) -> Finding | None:
+    took = [c for c in line.get("cohort", []) if c not in line.get("lost", [])]
+    refused: Mapping[str, str] = line.get("refused", {})
+    if not took or set(refused) < set(took):
+        return None
+    why = next(iter(refused.values())).rstrip(".")
+    if any(word in why for word in NO_NUMBERS):
+        return Finding(f"The run diverged: no update of the last round counted ({why}).", "a lower learning rate", _rate(settings, 0.1))
+    return Finding(f"No update of the last round counted; the first was refused because: {why}.")
+
+
+def _diverged(summary: Mapping[str, Any], rounds: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> Finding | None:
+    losses = [line.get("loss") for line in rounds]
+    told = [loss for loss in losses if loss is not None]  # a method without training tells none in any round
+    tested = [e["value"] for e in summary["evaluations"] if e["metric"] in ("loss", "accuracy") and e["n"]]
+    classes = max(len(summary["data"].get("classes", [])), 2)
+    if (told and losses[-1] is None) or None in tested:
+        how = "its loss is not finite"
+    elif told and told[-1] > LARGE * math.log(classes):
+        how = f"its mean loss while training is {told[-1]:.3g}, and guessing has {math.log(classes):.2f}"
+    else:
+        return None
+    return Finding(f"The run diverged: {how}.", "a lower learning rate", _rate(settings, 0.1))
+
+
+def _guessing(summary: Mapping[str, Any], settings: Mapping[str, Any]) -> Finding | None:
+    top = summary.get("headline")
+    chance = summary["data"].get("most_frequent", {}).get(top["people"]) if top else None
+    if top is None or chance is None or top.get("low", 1.0) > chance or settings.get("baseline") == "zero-shot":
+        return None
+    return Finding(
+        f"The model is not told apart from one that always names the most frequent class: accuracy {top['value']:.3f} "
+        f"({top['low']:.2f}-{top['high']:.2f}), and that would have {chance:.3f}.",
+        "a higher learning rate, more rounds, or a head that starts from a probe; and look at the labels with weft data",
+        _rate(settings, 10.0) | ({} if settings.get("start_head") == "probe" else {"start_head": "probe"}),
+    )
+
+
+def _rate(settings: Mapping[str, Any], factor: float) -> dict[str, Any]:
+    rate = settings.get(RATE)
+    return {RATE: float(f"{rate * factor:.6g}")} if isinstance(rate, float) and rate > 0 else {}

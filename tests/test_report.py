@@ -1,0 +1,136 @@
+"""What is said of a run's numbers: rows that can be read, plurals, and a word where nothing was learnt."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import command_line
+import tiny
+import toy_runs
+import weft
+from command_line import flowing
+from weft.report import terminal, verdict
+from weft.words import count
+
+
+@pytest.fixture(autouse=True)
+def _light(monkeypatch: pytest.MonkeyPatch) -> None:
+    toy_runs.light(monkeypatch)
+
+
+def line(loss: float | None, accuracy: float = 0.5, **more: Any) -> dict[str, Any]:
+    """A line of ``rounds.jsonl`` with 100 test rows."""
+    common = {"view": "global", "people": "global test", "moment": "received", "pooling": "pooled", "n": 100}
+    scored = common | {"metric": "accuracy", "value": accuracy, "low": accuracy - 0.05, "high": accuracy + 0.05}
+    tested = common | {"metric": "loss", "value": loss}
+    wire = {"down": {"wire": 10_300_000_000}, "up": {"wire": 1_023_000_000}}
+    record = {"round": 0, "loss": loss, "cohort": ["a", "b"], "evaluations": [scored, tested], "bytes": {"train": wire}}
+    return record | more
+
+
+def summary(of: dict[str, Any], settings: dict[str, Any] | None = None, most: float = 0.1) -> dict[str, Any]:
+    chosen = {"method.optim.lr": 0.001, "start_head": "random", "baseline": None} | (settings or {})
+    return {
+        "settings": {n: {"value": v, "origin": "default"} for n, v in chosen.items()},
+        "data": {"classes": list("abcdefghij"), "most_frequent": {"global test": most}},
+        "headline": {"round": 0} | of["evaluations"][0],
+        "evaluations": of["evaluations"],
+    }
+
+
+@pytest.mark.parametrize("loss", [0.1, 12.3456, 99.9999, 12345.6, 3.02e12, None])
+def test_the_columns_of_a_row_never_run_into_each_other(loss: float | None) -> None:
+    shown = terminal.round_row(line(loss, 1.0))
+    assert shown is not None
+    cells = shown.plain.replace(" (", "(").split()
+    assert len(cells) == len(terminal.COLUMNS) + 2  # bytes have a unit
+    assert len(shown.plain) <= 80
+
+
+def test_one_thing_is_not_called_many() -> None:
+    assert [count(n, "client") for n in (0, 1, 2, 1200)] == ["0 clients", "1 client", "2 clients", "1,200 clients"]
+    assert count(2, "class", "classes") == "2 classes"
+
+
+def test_a_run_that_diverged_is_told_with_a_lower_rate() -> None:
+    for bad in (line(3.02e12), line(None), line(1.0, evaluations=line(None)["evaluations"])):
+        (found,) = verdict.findings(summary(bad), [line(2.0), bad])
+        assert "diverged" in found.sentence
+        assert found.changes == {"method.optim.lr": 0.0001}
+
+
+def test_a_model_that_only_guesses_is_told_with_a_higher_rate_and_a_probe() -> None:
+    bad = line(2.3, 0.153)
+    (found,) = verdict.findings(summary(bad, most=0.15), [bad])
+    assert "most frequent class" in found.sentence
+    assert "0.153" in found.sentence
+    assert found.changes == {"method.optim.lr": 0.01, "start_head": "probe"}
+    (found,) = verdict.findings(summary(bad, {"start_head": "probe"}, most=0.15), [bad])
+    assert found.changes == {"method.optim.lr": 0.01}
+
+
+def test_a_round_of_which_nothing_counted_is_told_with_its_reason() -> None:
+    bad = line(2.3, refused={"a": "its weight is too large.", "b": "its weight is too large."})
+    (found,) = verdict.findings(summary(bad), [bad])
+    assert "No update of the last round counted" in found.sentence
+    assert "its weight is too large." in found.sentence
+    assert verdict.findings(summary(bad), [line(2.3, refused={"a": "odd."})]) == []
+
+
+def test_a_run_that_learnt_is_not_talked_about() -> None:
+    good = line(math.log(10), 0.5)
+    assert verdict.findings(summary(good), [good]) == []
+    assert verdict.findings(summary(good, {"method.optim.lr": None}), [good]) == []
+    untrained = line(None, 0.5, evaluations=good["evaluations"])  # a method that tells no loss in any round
+    assert verdict.findings(summary(untrained), [untrained, untrained]) == []
+
+
+def test_the_most_frequent_class_is_that_of_the_rows_that_were_scored(tmp_path: Path) -> None:
+    run = toy_runs.run(tmp_path, test_fraction=0.4)
+    dealt = weft.data.partition(toy_runs.source(), clients=3, scheme="iid", test_fraction=0.4)
+    labels = dealt.test.labels.tolist()
+    assert run.summary["data"]["most_frequent"]["global test"] == max(labels.count(c) for c in set(labels)) / len(labels)
+    own = [c.test.labels.tolist() for c in dealt.clients]
+    right = sum(max(y.count(c) for c in set(y)) for y in own)
+    assert run.summary["data"]["most_frequent"]["own test"] == right / sum(map(len, own))
+
+
+@pytest.mark.parametrize(("rate", "words"), [(1e30, "The run diverged"), (0.0, "most frequent class")])
+def test_the_command_line_says_so_after_the_table(
+    rate: float, words: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    got = command_line.weft(capsys, *command_line.small(tmp_path, "--set", f"method.lr={rate}", "--set", "test_fraction=0.1"))
+    assert got.code == 0
+    assert words in flowing(got.out)
+
+
+def test_flat_rows_hold_the_numbers_that_were_printed(tmp_path: Path) -> None:
+    run = toy_runs.run(tmp_path, method="feddat", rounds=3, eval_every=2)
+    rows = run.records()
+    views = run.summary["method"]["views"]
+    assert [(r["round"], r["view"]) for r in rows] == [(1, None), *((n, v) for n in (2, 3) for v in views)]
+    assert {n: v for n, v in rows[4].items() if n in run.metrics} == run.metrics
+    assert rows[4]["accuracy"] == run.summary["headline"]["value"]
+    assert (rows[4]["low"], rows[4]["high"]) == (run.summary["headline"]["low"], run.summary["headline"]["high"])
+    assert rows[0]["accuracy"] is None
+    assert [r["training_loss"] for r in rows[:2]] == [n["loss"] for n in run.rounds[:2]]
+    up = {r["round"]: r["bytes_up"] for r in rows}
+    assert sum(up.values()) == sum(p["up"]["wire"] for p in run.summary["bytes"].values())
+    assert all(not isinstance(value, dict | list) for r in rows for value in r.values())
+    frame = run.table()
+    assert list(frame.columns) == list(rows[0])
+    assert frame["accuracy"].max() == max(r["accuracy"] for r in rows if r["view"])
+
+
+def test_a_run_without_any_test_rows_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = tiny.rows(30, 3)
+    none = rows.take([])
+    clients = [weft.data.ClientData("a", rows, none, none)]
+    run = toy_runs.run(tmp_path, data=weft.data.FederatedData("mine", toy_runs.CLASSES, clients, none, none, [], "mine"), clients=None)
+    assert run.metrics == {}
+    assert run.summary["headline"] is None
+    assert "no test rows" in flowing(capsys.readouterr().out)
