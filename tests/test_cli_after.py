@@ -68,7 +68,7 @@ def test_predict_reads_lines_from_stdin(finished: Path, data: bytes, capsys: Cap
 def test_texts_in_another_encoding_are_one_sentence(finished: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     given_on_stdin(monkeypatch, "fine\ncafé\n".encode("latin-1"))
     refused(weft(capsys, "predict", finished), "the standard input is not UTF-8 text (line 2, byte 8)")
-    refused(weft(capsys, "predict", finished, os.fsdecode("café".encode("latin-1"))), '"caf?" is not UTF-8')
+    refused(weft(capsys, "predict", finished, os.fsdecode("café".encode("latin-1"))), '"caf\\udce9" is not UTF-8')
 
 
 def test_predict_without_texts_at_a_terminal_says_how_to_give_them(

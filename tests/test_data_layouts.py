@@ -86,6 +86,7 @@ def test_a_shard_that_is_missing_or_differs_in_its_columns_is_noticed(tmp_path: 
 
 def test_what_macos_keeps_beside_files_is_passed_over(tmp_path: Path) -> None:
     frame().to_csv(tmp_path / "rows.csv", index=False)
+    (tmp_path / "~$rows.xlsx").write_bytes(b"who has it open")
     (tmp_path / "._rows.csv").write_bytes(b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X\xff")
     assert len(load(str(tmp_path)).train) == 6
     (tmp_path / "rows.csv").rename(tmp_path / "train.csv")
