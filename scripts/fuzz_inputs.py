@@ -7,7 +7,7 @@ PART is the name of a module beside this one, ``fuzz_PART.py``, with one functio
     def one(rng: random.Random, folder: Path) -> str
 
 which makes one damaged input in the empty ``folder``, reads it, and compares. It returns what became of it in a word or two
-(``refused``, ``read``), and raises for a finding. Input i is made from the seed i, so that ``--first i --count 1`` makes it again.
+(``refused``, ``read``), and raises for a finding. Input i is made from the seed i: ``--first i --count 1`` makes it again.
 Findings are kept in FOLDER; with any, the exit code is 1.
 """
 

@@ -47,6 +47,15 @@ def test_predict_gives_the_class_of_each_text_as_the_library_does(finished: Path
     assert [line.split("  ")[0] for line in shown] == [one["label"] for one in found]
 
 
+def test_eval_reads_a_csv_with_an_index(finished: Path, tmp_path: Path, capsys: Capture) -> None:
+    lines = [f"{i},{text},{label}" for i, (text, label) in enumerate(rows(finished))]
+    (tmp_path / "rows.csv").write_text("\n".join([",text,label", *lines]) + "\n")
+    got = weft(capsys, "eval", finished, "--data", tmp_path / "rows.csv", "--json")
+    assert got.code == 0
+    assert json.loads(got.out)[0]["n"] == len(lines)
+    assert "column 1 has no name" in got.err
+
+
 def given_on_stdin(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
     monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO(data), encoding="ascii"))  # whatever the terminal's encoding is
 

@@ -85,7 +85,7 @@ def test_columns_without_a_name_are_left_out_only_if_they_hold_nothing_of_use(tm
     assert pairs(read(tmp_path / "rows.jsonl", "".join(json.dumps(r) + "\n" for r in rows))) == PLAIN
 
 
-def test_a_folder_of_tables_with_an_index_can_be_scored_and_joined(tmp_path: Path) -> None:
+def test_a_site_is_told_what_was_found_in_its_rows(tmp_path: Path) -> None:
     from weft.sites.joining import resident
 
     FRAME.to_csv(tmp_path / "rows.csv")

@@ -121,3 +121,15 @@ def test_a_saved_set_whose_only_split_is_for_testing_is_split_and_said(tmp_path:
     assert len(source.train) == 6
     assert source.test is None  # never the rows that are trained on
     assert said(source, "has a test split alone, from which rows for training and testing are drawn")
+
+
+def test_a_column_that_names_training_and_other_rows_is_obeyed(tmp_path: Path) -> None:
+    frame().assign(split=["train", "train", "test", "test", "dev", "train"]).to_csv(tmp_path / "rows.csv", index=False)
+    source = load(str(tmp_path / "rows.csv"))
+    assert source.train.texts == ["t 0", "t 1", "t 5"]
+    assert source.test is not None
+    assert source.test.texts == ["t 2", "t 3"]
+    assert said(source, "a column tells the split of a row")
+    for other in (["test"] * 6, ["train", "upper"] * 3):
+        frame().assign(split=other).to_csv(tmp_path / "rows.csv", index=False)
+        assert len(load(str(tmp_path / "rows.csv")).train) == 6

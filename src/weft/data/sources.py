@@ -11,10 +11,10 @@ import numpy as np
 
 from weft.checks import tables as checks
 from weft.data import folders
-from weft.data.columns import build, choose
+from weft.data.columns import Columns, Table, build, choose
 from weft.data.formats import suffix
 from weft.data.hub_sets import catalogue
-from weft.data.local import read, saved_by_datasets
+from weft.data.local import SPLIT_OF, read, saved_by_datasets
 from weft.data.rows import Rows, Source, fingerprint
 from weft.errors import UserError, nearest
 
@@ -118,8 +118,10 @@ def _local(path: Path, asked: dict[str, str]) -> Source:
             return folders.load(path)
     splits = splits or read(path, said, image)
     columns = choose(splits["train"], called, **asked)
-    if columns.image is not None and len(splits) == 1 and len(splits := folders.by_split(splits["train"], called)) > 1:
-        said.append(f"{called}: a column tells the split of a row ({', '.join(splits)}).")
+    if len(splits) == 1 and (columns.image is not None or _names_train(splits["train"], columns)):
+        splits = folders.by_split(splits["train"], called)
+        if len(splits) > 1:
+            said.append(f"{called}: a column tells the split of a row ({', '.join(splits)}).")
     for split, table in splits.items():
         used = (columns.image, columns.text, columns.pair, columns.label)
         absent = [c for c in used if c is not None and c not in table]
@@ -130,6 +132,15 @@ def _local(path: Path, asked: dict[str, str]) -> Source:
         if lost:
             raise UserError(f"the {split} file of {called} names {len(lost)} pictures that do not exist, first {lost[0]}.")
     return build(called, splits, columns, notes=said)
+
+
+def _names_train(table: Table, columns: Columns) -> bool:
+    """Whether a column that is not in use tells the split of rows, some of them for training."""
+    used = (columns.text, columns.pair, columns.label, columns.key)
+    names = {
+        str(value).strip().lower() for name in table if name.lower() == "split" and name not in used for value in table[name]
+    }
+    return names <= SPLIT_OF.keys() and "train" in {SPLIT_OF[name] for name in names}
 
 
 def _limited(source: Source, limit: int, seed: int) -> Source:
