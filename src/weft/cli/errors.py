@@ -19,7 +19,7 @@ import click
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from weft.errors import Elsewhere, Interrupted, UserError, nearest
+from weft.errors import Elsewhere, Interrupted, UserError, nearest, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -119,8 +119,10 @@ def _behind(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def complain(sentence: str) -> int:
-    """Print an error; returns exit code 2."""
+    """Print an error; returns exit code 2. It is shown as one printable line."""
     from rich.text import Text
+
+    sentence = printable(sentence)
 
     screen = out(stderr=True)
     screen.print(Text.assemble(("Error: ", "bold red"), sentence), soft_wrap=not screen.is_terminal)

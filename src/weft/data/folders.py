@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from weft.data.columns import Columns, Table, build
-from weft.data.local import SPLIT_OF, data_files, read_file, split_files
+from weft.data.formats import read_file
+from weft.data.local import SPLIT_OF, data_files, split_files
 from weft.data.pictures import columns, is_picture, resolved
 from weft.data.rows import Source
 from weft.errors import UserError
@@ -31,21 +32,21 @@ def recognised(folder: Path) -> bool:
     return found and (not tables or not tables.isdisjoint(INDEXES))
 
 
-def index(folder: Path, image: str | None = None) -> dict[str, Table] | None:
+def index(folder: Path, notes: list[str], image: str | None = None) -> dict[str, Table] | None:
     """The rows of a folder with an ``index`` or ``metadata`` file (csv, jsonl, …) that names its pictures, or of one with such a
-    file in each of its split folders; None where it has none.
+    file in each of its split folders; None where it has none. Findings are added to ``notes``.
 
     Raises:
         UserError: the file can't be read, or names pictures that don't exist.
     """
     if found := _index_file(folder):
-        table = resolved(read_file(found), folder, image)
+        table = resolved(read_file(found, notes), folder, image)
         return {"train": table} if image or columns(table) else None
     inside = {path: SPLIT_OF.get(path.name.lower()) for path in sorted(folder.iterdir()) if path.is_dir()}
     files = {split: file for path, split in inside.items() if split and (file := _index_file(path))}
     if "train" not in files:
         return None
-    return {split: resolved(read_file(file), file.parent, image) for split, file in files.items()}
+    return {split: resolved(read_file(file, notes), file.parent, image) for split, file in files.items()}
 
 
 def _index_file(folder: Path) -> Path | None:

@@ -18,7 +18,7 @@ class Rows:
 
     ``ids`` are unique over all splits of one source and do not depend on a seed: they key caches and random
     streams. ``pairs`` holds the second text of each example where the task has two, ``keys`` the natural
-    client of each row. A set of pictures has ``images`` and no texts.
+    client of each row ("" where it tells none). A set of pictures has ``images`` and no texts.
     """
 
     texts: Sequence[str] | None
