@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
+from transformers import TrainingArguments
 
 import tiny
+from weft.adaptation.optim import Optim
 from weft.backbones import describe
 from weft.backbones.backbone import Backbone
 from weft.federation.message import ClientInfo, Update, Value
@@ -77,17 +79,31 @@ def train(
     scale: float = 1.0,
     only: Callable[[str], bool] = lambda name: True,
     linear: bool = False,
+    clip: float | None = None,
 ) -> dict[str, Tensor]:
-    """A plain local loop over the rows of each step; with ``linear`` the rate falls to 0 over them."""
+    """A plain local loop over the rows of each step; with ``linear`` the rate falls to 0 over them; ``clip``: of the norm."""
     leaves = {n: v.clone().requires_grad_(only(n)) for n, v in values.items()}
-    opt = optimizer([v for v in leaves.values() if v.requires_grad])
+    moving = [v for v in leaves.values() if v.requires_grad]
+    opt = optimizer(moving)
     fall = torch.optim.lr_scheduler.LambdaLR(opt, lambda i: 1 - i / len(steps) if linear else 1.0)
     for rows in steps:
         opt.zero_grad()
         F.cross_entropy(logits(run, leaves, rows, scale), labels(run, rows)).backward()
+        if clip is not None:
+            torch.nn.utils.clip_grad_norm_(moving, clip)
         opt.step()
         fall.step()
     return {n: v.detach() for n, v in leaves.items()}
+
+
+def trainer(lr: float) -> Optim:
+    """What transformers' trainer does where a code that rests on it says no more than a learning rate."""
+    of = {f.name: f.default for f in fields(TrainingArguments)}
+    assert str(getattr(of["lr_scheduler_type"], "value", of["lr_scheduler_type"])) == "linear"
+    assert not of["warmup_steps"]
+    betas = (float(of["adam_beta1"]), float(of["adam_beta2"]))
+    clip, decay, eps = float(of["max_grad_norm"]), float(of["weight_decay"]), float(of["adam_epsilon"])
+    return Optim("adamw", lr=lr, betas=betas, eps=eps, weight_decay=decay, clip=clip, schedule="linear", warmup=0.0)
 
 
 # the run --------------------------------------------------------------------------------------------------------------

@@ -47,6 +47,30 @@ def test_steps_go_on_where_the_last_turn_ended() -> None:
     assert [list(b) for b in apart] == [list(b) for b in together]
 
 
+@pytest.mark.parametrize(("epochs", "steps"), [(2.0, None), (0.5, None), (1.0, 3)])
+def test_a_capped_epoch_is_the_beginning_of_a_whole_one(epochs: float, steps: int | None) -> None:
+    lengths = np.random.default_rng(3).integers(1, 30, 23)  # six batches an epoch, of which two are taken
+    taken = [
+        b
+        for t in range(4)
+        for b in plans.turn(lengths, size=4, seed=0, client="a", turn=t, epochs=epochs, steps=steps, cap=2).batches
+    ]
+    whole = [plans.epoch_batches(lengths, 4, 0, "a", e)[:2] for e in range(8)]
+    assert len(taken) == (12 if steps else 8 * epochs)
+    assert [list(b) for b in taken] == [list(b) for two in whole for b in two][: len(taken)]
+
+
+def test_at_random_rows_of_a_batch_part_in_the_next_epoch_and_by_length_most_stay_together() -> None:
+    lengths = np.random.default_rng(4).integers(4, 64, 250)
+
+    def again(by_length: bool) -> float:
+        first, second = (plans.epoch_batches(lengths, 32, 0, "a", e, by_length=by_length) for e in (0, 1))
+        before, after = ({(a, b) for rows in batches for a in rows for b in rows if a < b} for batches in (first, second))
+        return len(before & after) / len(before)
+
+    assert again(by_length=False) < 0.16 < 0.5 < again(by_length=True)
+
+
 def test_batches_of_like_length_pad_less() -> None:
     lengths = np.random.default_rng(2).integers(1, 100, 64)
 

@@ -86,6 +86,19 @@ def test_pack_law_a_pack_of_k_equals_k_packs_of_one(slug: str) -> None:
     assert_same(logits(packed), logits(alone), 1e-8)
 
 
+@pytest.mark.parametrize("slug", ["fedit", "fedra"])
+def test_pack_law_with_batches_that_are_drawn_at_random(slug: str) -> None:
+    def play(pack: int, by_length: bool) -> dict[str, Tensor]:
+        run = tiny.federation(small(slug), pack=pack, rounds=2)
+        run.bench.by_length = by_length
+        run.run()
+        return logits(run)
+
+    packed = play(6, by_length=False)
+    assert_same(packed, play(1, by_length=False), 1e-8)
+    assert any(not torch.allclose(v, packed[n], atol=1e-4) for n, v in play(6, by_length=True).items())
+
+
 @pytest.mark.parametrize("slug", METHODS)
 def test_pack_law_in_single_precision(slug: str) -> None:
     packed = tiny.federation(small(slug), pack=6, rounds=1, precision="float32").run()

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import by_hand
 import tiny
-from weft.adaptation.optim import Optim, Optimizer
+from weft.adaptation.optim import Optimizer
 from weft.errors import UserError
 from weft.federation.scope import Scope
 from weft.methods import FedBF
@@ -33,12 +33,18 @@ def parameter(name: str) -> str:
 def test_one_client_is_bitfit_with_a_fresh_optimizer_in_every_round() -> None:
     run = tiny.federation(SMALL, sizes=(9,), rounds=2)
     values = by_hand.shared(run)
+
+    def adamw(leaves: list[Tensor]) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(leaves, lr=3e-2, weight_decay=0.0)
+
     for t in range(2):
         steps = by_hand.steps_of(run, 0, t)
-        values = by_hand.train(run, values, steps, lambda p: torch.optim.AdamW(p, lr=3e-2, weight_decay=0.0), linear=True)
+        unclipped = by_hand.train(run, values, steps, adamw, linear=True)
+        values = by_hand.train(run, values, steps, adamw, linear=True, clip=1.0)
         run.simulation.round(t)
     for name, found in by_hand.shared(run).items():
         by_hand.close(found, values[name], by_hand.ADAM)
+    assert any((values[n] - v).abs().max() > 1e-3 for n, v in unclipped.items()), "no gradient was long enough to be clipped"
     by_hand.close(run.global_logits(), by_hand.logits(run, values).detach().float(), 1e-5)
 
 
@@ -145,8 +151,9 @@ def test_an_unknown_scope_is_refused() -> None:
 
 def test_defaults_are_the_codes() -> None:
     method = FedBF()
-    # "AdamW, lr 1e-3, linear decay restarted each round, NO weight decay on biases"
-    assert method.optim == Optim("adamw", lr=1e-3, weight_decay=0.0, decay_biases=False, schedule="linear", warmup=0.0)
+    # SMILELab-FL/FedPETuning, configs/trainers.py: its arguments extend transformers' TrainingArguments, of which
+    # trainers/BaseClient/base_client.py clips by max_grad_norm; no weight decay on biases
+    assert method.optim == by_hand.trainer(1e-3).but(decay_biases=False)
     # "One epoch of cross-entropy, batch 32"; "w uniform in the code"
     assert (method.epochs, method.steps, method.batch, method.weighting) == (1.0, None, 32, "uniform")
     # "Default of ours: all encoder biases; option bias_scope to restrict"

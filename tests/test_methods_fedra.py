@@ -211,10 +211,19 @@ def test_one_random_client_of_each_domain_takes_part() -> None:
     assert len(set(cohorts)) > 2
 
 
+@pytest.mark.parametrize("epochs", [1.0, 2.0])
 @pytest.mark.parametrize("truncate", [False, True])
-def test_epochs_can_be_cut_to_the_fewest_batches_of_the_cohort_plus_one(truncate: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    method = replace(SMALL, capacities=(1.0,), batch=2, truncate=truncate)
-    run = tiny.federation(method, sizes=(9, 5, 7, 0), rounds=1)  # 5, 3 and 4 batches; one client has no rows
+def test_every_epoch_can_be_cut_to_the_fewest_batches_of_any_client_plus_one(
+    truncate: bool, epochs: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = replace(SMALL, capacities=(1.0,), batch=2, truncate=truncate, epochs=epochs)
+    run = tiny.federation(method, sizes=(9, 5, 7, 0, 3), rounds=1)  # 5, 3, 4 and 2 batches; one client has no rows
+    draw_from = run.simulation._cohort
+
+    def without_the_shortest(*args: Any) -> Any:
+        return [c for c in draw_from(*args) if c.id != "client-4"]
+
+    monkeypatch.setattr(run.simulation, "_cohort", without_the_shortest)
     steps: dict[str, int] = {}
 
     def count(pack: Pack, batch: Batch, loss: Tensor) -> None:
@@ -223,7 +232,8 @@ def test_epochs_can_be_cut_to_the_fewest_batches_of_the_cohort_plus_one(truncate
 
     monkeypatch.setattr(Pack, "report", count)
     run.run()
-    assert steps == {"client-0": 4 if truncate else 5, "client-1": 3, "client-2": 4}
+    each = {"client-0": 3, "client-1": 3, "client-2": 3} if truncate else {"client-0": 5, "client-1": 3, "client-2": 4}
+    assert steps == {c: n * epochs for c, n in each.items()}
 
 
 def test_on_base_sized_blocks_a_client_sends_its_blocks_and_the_head() -> None:
@@ -240,5 +250,6 @@ def test_defaults_are_the_codes() -> None:
     # "SGD lr 0.01 (constant), momentum 0.9, wd 1e-5, gradient-norm clip 10", "One epoch", "batch 128"
     assert method.optim == Optim("sgd", lr=0.01, momentum=0.9, weight_decay=1e-5, clip=10.0, schedule="constant")
     assert (method.epochs, method.steps, method.batch) == (1.0, None, 128)
-    # "uniform"; the coverage rule is "present but commented out in the code"
+    # "uniform"; the coverage rule is "present but commented out in the code"; the code's cut (main.py: mmm = min(itersnum) over
+    # all clients; client.py: if i>mmm: break in each epoch) is an option
     assert (method.weighting, method.coverage, method.truncate) == ("uniform", False, False)

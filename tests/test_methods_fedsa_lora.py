@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -39,12 +40,16 @@ def test_nothing_but_a_and_the_example_count_crosses_the_wire() -> None:
     assert by_hand.elements(SMALL, run.bench.backbone, Scope.UP) == {"lora": 6 * 2 * 32}
 
 
-def test_everybody_gets_the_same_a_weighted_by_examples_and_no_two_have_the_same_b_or_head() -> None:
-    run = tiny.federation(SMALL, rounds=2)
+@pytest.mark.parametrize("weighting", ["uniform", "examples"])
+def test_everybody_gets_the_same_mean_of_a_and_no_two_have_the_same_b_or_head(weighting: str) -> None:
+    run = tiny.federation(SMALL if weighting == "uniform" else replace(SMALL, weighting=weighting), rounds=2)
     seen = by_hand.record(run)
     run.run()
     pack = run.pack(t=2)
     counts = {u.client.id: u.client.n for u in seen[1]}
+    assert len(set(counts.values())) > 1
+    if weighting == "uniform":
+        counts = dict.fromkeys(counts, 1)
     for site in by_hand.sites(run):
         a = pack.tensors[f"lora/{site}/A"]
         assert torch.equal(a, a[:1].expand_as(a))
@@ -99,7 +104,7 @@ class Averaged(FedSALoRA):
 
 def test_averaging_b_and_head_too_would_be_fedit() -> None:
     averaged = tiny.federation(Averaged(rank=2, alpha=6.0, steps=3, batch=4, optim=SMALL.optim), rounds=2).run()
-    same = FedIT(rank=2, alpha=6.0, sites="q,v", steps=3, batch=4, optim=SMALL.optim)
+    same = FedIT(rank=2, alpha=6.0, sites="q,v", weighting="uniform", steps=3, batch=4, optim=SMALL.optim)
     fedit = tiny.federation(same, rounds=2).run()
     for name, found in by_hand.shared(fedit).items():
         by_hand.close(by_hand.shared(averaged)[name], found, 1e-12)
@@ -177,10 +182,24 @@ def test_on_roberta_base_a_client_sends_half_of_lora_and_no_head() -> None:
 
 def test_defaults_are_the_codes() -> None:
     method = FedSALoRA()
-    # "LoRA on query and value projections, r=8, lora_alpha=16"
+    # Pengxin-Guo/FedSA-LoRA, federatedscope/glue/yamls/fedsa-lora.yaml: r 8, lora_alpha 16, PEFT's targets of RoBERTa
     assert (method.sites, method.rank, method.alpha) == ("q,v", 8, 16.0)
-    # "10 steps/round, batch 128, SGD lr 2e-2"; "SGD without momentum"
+    # the same: local_update_steps 10, batch_or_epoch batch, batch_size 128, lr 2e-2; core/configs: SGD, grad.grad_clip -1
     assert (method.steps, method.batch) == (10, 128)
     assert method.optim == Optim("sgd", lr=2e-2, momentum=0.0, weight_decay=0.0, schedule="constant")
-    # "p_k = n_k / Σ n_j"; "There is no global model"
-    assert (method.weighting, method.info.views) == ("examples", ("personal",))
+    # clients_avg_aggregator.py: by ctx.num_samples, the rows that a turn has worked through (glue/trainer/trainer.py), which
+    # are 10 · 128 for everybody; local_param ['lora_B', 'classifier']
+    assert (method.weighting, method.info.views) == ("uniform", ("personal",))
+
+
+def test_a_new_client_has_test_rows_only_and_predicts_with_the_head_it_starts_from() -> None:
+    run = tiny.federation(SMALL, rounds=2)
+    rows = run.clients[0].data.test
+    run.simulation.tests = replace(run.simulation.tests, unseen={"new": rows})
+    run.run()
+    found = run.simulation._personal("personal", 1)
+    (accuracy,) = (e.value for e in found if (e.people, e.metric) == ("new clients", "accuracy"))
+    start = {n: v for n, v in by_hand.start_of(tiny.federation(SMALL)).items() if n.startswith("head/")}
+    says = by_hand.logits(run, start, rows).argmax(1)
+    assert accuracy == float((says == by_hand.labels(run, rows)).double().mean())
+    assert "B = 0 and the head's start value" in FedSALoRA.info.deviations

@@ -168,8 +168,11 @@ def test_on_roberta_base_a_client_sends_half_of_lora() -> None:
     assert trained == sent | {"head": 592_130}
 
 
-def test_defaults_are_those_of_the_replications() -> None:
+def test_defaults_are_those_of_the_replications_and_nothing_claims_to_rest_on_the_paper() -> None:
     method = FFALoRA()
+    # no official code; of the paper the abstract was read
+    assert method.info.evidence == "reconstructed"
+    assert "no official code" in method.info.deviations
     # "r=8, alpha=8, read as alpha/r = 1", "option, default query+value"
     assert (method.rank, method.alpha, method.sites) == (8, 8.0, "q,v")
     # "randomly initialised and FROZEN in the paper's protocol"

@@ -247,12 +247,22 @@ def test_on_base_sized_layers_each_type_sends_its_ranks_times_both_sides(kind: t
     assert by_hand.elements(replace(FlexLoRA(), rank=8), backbone, Scope.UP)["lora"] == 1_327_104
 
 
-def test_defaults_are_the_codes_but_for_the_learning_rate() -> None:
+def test_the_shares_of_normal_are_the_codes_density_over_types_in_order_of_size() -> None:
+    """Its main.py draws an index from the density of N(1.5, 0.7²) at 0 to 3, but numbers its types 1, 4, 3, 2 in our order."""
+    density = [math.exp(-0.5 * ((i - 1.5) / 0.7) ** 2) for i in range(4)]
+    assert MIXES["normal"] == pytest.approx([d / sum(density) for d in density], abs=1e-3)
+    assert "not read" in FlexLoRA.info.deviations
+
+
+def test_defaults_are_the_codes_but_for_rate_and_mix() -> None:
+    """alibaba/FederatedScope, branch FlexLoRA: main.py and fed_utils/client.py."""
     method = FlexLoRA()
-    # "LoRA on q,k,v,o,gate,up,down projections, α=16"
+    # lora_target_modules q, k, v, o, gate, down, up; lora_alpha 16
     assert (method.sites, method.alpha) == ("all", 16.0)
-    # "1 local epoch, batch 4"; "p_k = n_k / Σ n_j"
+    # local_num_epochs 1, local_batch_size 4; fed_utils/model_aggregation.py: by len(local_train_dataset)
     assert (method.epochs, method.steps, method.batch, method.weighting) == (1.0, None, 4, "examples")
-    # "AdamW for FedIT"; "lr 1e-6 in the script default"; the replicable table: "AdamW 5e-4"
-    assert method.optim == Optim("adamw", lr=5e-4)
+    # optim = 'sgd' if baseline == 'fedavg' else 'adamw_torch', in transformers' Trainer; the rate is that of LoRA-A²
+    assert method.optim == by_hand.trainer(5e-4)
+    # aggregation: default "homo", which averages factors; "random" draws the four types alike
     assert method.mix == "uniform"
+    assert all(said in method.info.deviations for said in ("SGD at 1e-6", "equal ranks"))

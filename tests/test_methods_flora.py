@@ -183,9 +183,9 @@ def test_on_roberta_base_the_upload_is_the_rank_times_both_sides() -> None:
 
 def test_defaults_are_the_codes() -> None:
     method = FLoRA()
-    # "q_proj, v_proj; homogeneous r=16, alpha=32"
+    # ATP-1010/FederatedLLM, main.py: lora_target_modules ["q_proj", "v_proj"], lora_r 16, lora_alpha 32
     assert (method.sites, method.rank, method.scale * method.rank) == ("q,v", 16, 32)
-    # "heterogeneous ranks [64,32,16,16,8,8,4,4,4,4] with alpha_k = 2 r_k so that s_k = 2 for everybody", an option
+    # main.py: local_ranks, for --heter alone, each with alpha = 2·rank
     mixed = FLoRA(ranks=(64, 32, 16, 16, 8, 8, 4, 4, 4, 4))
     backbone = tiny.backbone("bert")
     for position in range(11):
@@ -193,6 +193,9 @@ def test_defaults_are_the_codes() -> None:
         lora = mixed.adapt(backbone, tiny.bench().task, by_hand.ClientInfo("x", 1, facts))["lora"][0]
         assert facts["rank"] == (64, 32, 16, 16, 8, 8, 4, 4, 4, 4, 64)[position]
         assert {lora.constants(s)["scale"] for s in lora.sites(backbone)} == {2.0}
-    # "fresh AdamW, lr 3e-4, batch 128", "E local epochs (1 or 3)"
-    assert method.optim == Optim("adamw", lr=3e-4)
-    assert (method.batch, method.epochs, method.steps, method.weighting) == (128, 1.0, None, "examples")
+    # main.py: local_learning_rate 3e-4, local_batch_size 128; fed_utils/client.py: transformers' Trainer
+    assert method.optim == by_hand.trainer(3e-4)
+    assert (method.batch, method.weighting) == (128, "examples")
+    # README.md: every command has --local_num_epochs 1, with three rounds; main.py without it: 3
+    assert (method.epochs, method.steps) == (1.0, None)
+    assert "script takes three" in method.info.deviations

@@ -406,11 +406,11 @@ def test_a_backbone_without_a_joint_embedding_is_refused(model: str) -> None:
 
 def test_defaults_are_the_codes() -> None:
     method = MPFT()
-    # "mean: 1 per class", "ρ ∈ {0.1…0.9}", "W1: p→p/4"
-    assert (method.prototypes, method.share, method.noise, method.ratio) == ("mean", 0.1, 0.0, 4)
-    # "batches of 10", "cap = global_rounds 200", "standard deviation of the last 20 batch losses < 0.001"
+    # ntu-zjy/DomainFL, core/ours.py: sample_ratio_method "cluster", sample_ratio 0.1, diff_privacy 0; "W1: p→p/4"
+    assert (method.prototypes, method.share, method.noise, method.ratio) == ("cluster", 0.1, 0.0, 4)
+    # the same: batchsize=10, global_rounds 200 (max_epochs), threshold=0.001 over num_losses=20
     assert (method.server_batch, method.server_epochs, method.settled) == (10, 200, 1e-3)
-    # "AdamW, lr 1e-3, clip 1, warm-up 10 (of 200 epochs) then cosine"; 0.01 is AdamW's own decay
+    # the same: AdamW, lr 1e-3, clip 1, warm_up 10 (of 200 epochs), then a cosine; 0.01 is torch.optim.AdamW's own decay
     assert method.optim == Optim("adamw", lr=1e-3, weight_decay=0.01, clip=1.0, schedule="cosine", warmup=10 / 200)
     # "After the server step, optional"; "the runs try 0, 10, 100, 1000"
     assert (method.shots, method.kd) == (0, 10.0)

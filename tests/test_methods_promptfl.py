@@ -201,8 +201,25 @@ def test_defaults_are_the_codes() -> None:
     method = PromptFL()
     # "p = 16 by default", "N(0, 0.02²)", "one context for all classes", "Default end"
     assert (method.tokens, method.std, method.per_class, method.where, method.phrase) == (16, 0.02, False, "end", "")
-    # "weighting={uniform,size}, default uniform"; "5 local epochs"; "batch 32"
+    # PEILab-Federated-Learning/PromptFL, federated_main.py: MAX_EPOCH = 5 # local epoch; configs/trainers: BATCH_SIZE 32
     assert (method.weighting, method.epochs, method.steps, method.batch) == ("uniform", 5.0, None, 32)
-    # "SGD momentum 0.9, weight decay 5e-4, lr 0.001, cosine schedule over E epochs, the first epoch a warm-up"
+    # configs and Dassl's defaults: SGD, momentum 0.9, weight decay 5e-4, lr 0.001; the first of five epochs is a warm-up
     assert method.optim == Optim("sgd", lr=1e-3, momentum=0.9, weight_decay=5e-4, schedule="cosine", warmup=1 / 5)
     assert (method.info.views, method.info.additive) == (("global",), True)
+
+
+def test_where_the_course_of_the_rate_and_the_last_batch_differ_from_the_code_the_page_says_so() -> None:
+    # Dassl/dassl/optim/lr_scheduler.py: a constant epoch, then CosineAnnealingLR over MAX_EPOCH from its own first epoch
+    plain = torch.nn.Parameter(torch.zeros(1))
+    fall = torch.optim.lr_scheduler.CosineAnnealingLR(torch.optim.SGD([plain], lr=1.0), 5.0)
+    for _ in range(3):
+        fall.optimizer.step()
+        fall.step()
+    ends = f"ends at {fall.get_last_lr()[0]:.2f} of the rate"
+    # Dassl/dassl/data/data_manager.py: drop_last=is_train and len(data_source) >= batch_size
+    run = tiny.federation(SMALL, "clip", sizes=(9,), rounds=1)
+    assert sum(map(len, by_hand.steps_of(run, 0, 0))) == 9 * SMALL.epochs
+    assert 9 % SMALL.batch, "no batch would be smaller than the others"
+    assert all(
+        said in PromptFL.info.deviations for said in (ends, "smaller batch of an epoch is trained on, which the code drops")
+    )

@@ -46,8 +46,9 @@ def test_the_idle_factor_is_the_same_bits_on_every_client_throughout_a_round() -
             assert torch.equal(v, by_hand.shared(run)[name].expand_as(v))
 
 
-def test_after_every_round_the_model_is_the_weighted_mean_of_the_clients_models() -> None:
-    run = tiny.federation(SMALL, rounds=3)
+@pytest.mark.parametrize("weighting", ["uniform", "examples"])
+def test_after_every_round_the_model_is_the_mean_of_the_clients_models(weighting: str) -> None:
+    run = tiny.federation(SMALL if weighting == "uniform" else replace(SMALL, weighting=weighting), rounds=3)
     seen = by_hand.record(run)
     for t in range(3):
         before = by_hand.shared(run)
@@ -55,6 +56,8 @@ def test_after_every_round_the_model_is_the_weighted_mean_of_the_clients_models(
         after = by_hand.shared(run)
         counts = {u.client.id: u.client.n for u in seen[t]}
         assert len(set(counts.values())) > 1
+        if weighting == "uniform":
+            counts = dict.fromkeys(counts, 1)
         for site in by_hand.sites(run):
             a, b = f"lora/{site}/A", f"lora/{site}/B"
             mean = torch.zeros(32, 32, dtype=torch.float64)
@@ -150,15 +153,16 @@ def test_the_head_is_trained_and_averaged_in_every_round_or_never(train_head: bo
         assert same == [not train_head] * 2
 
 
-def test_defaults_are_the_cards() -> None:
+def test_defaults_are_the_papers_and_the_supplements() -> None:
     method = RoLoRA()
     # "LoRA on query and value", "Rank 4 in the main table", scale as "config ships r=8, alpha=32"
     assert (method.sites, method.rank, method.alpha / method.rank) == ("q,v", 4, 32 / 8)
     # "Option train_head default False for fidelity", "Offer lr_A, lr_B (default equal)"
     assert (method.train_head, method.lr_a) == (False, None)
-    # "20 mini-batches of 32 in the config"
+    # supplement, test_glue.yaml: local_update_steps 20, batch_or_epoch batch, batch_size 32
     assert (method.steps, method.batch) == (20, 32)
     # "use AdamW 5e-4 as our default"
     assert method.optim == Optim("adamw", lr=5e-4, schedule="constant")
-    # code: "weights n_k/Σn"
-    assert method.weighting == "examples"
+    # paper: (1/N) Σ; supplement, clients_avg_aggregator.py: by ctx.num_samples, the rows that a turn has worked through
+    # (trainer.py), which are 20 · 32 for everybody
+    assert method.weighting == "uniform"

@@ -64,7 +64,8 @@ class Experiment(BaseModel):
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``. precision: of the frozen backbone: ``auto``, ``float32``, ``bfloat16``.
         eval_every: rounds between evaluations; 0 = only after the last. eval_clients: so many clients at most are scored by
             themselves each time, drawn at random; None = all.
-        prefix_cache: keep what lies below every trained part: ``auto`` or ``off``. by_length: batches of rows of like length.
+        prefix_cache: keep what lies below every trained part: ``auto`` or ``off``. by_length: batches of rows of like length, or
+            of rows at random.
         engine: ``simulation``, in this process; ``ray``: packs of clients on all cores or GPUs of this machine, or of a Ray
             cluster, by Flower's simulation; ``flower``: every client is a process of its own on this machine, over Flower.
         debug: clients one by one; errors say stage, client and batch.

@@ -132,7 +132,8 @@ def run(
         str | None, _option(MACHINE, "auto or off: compute frozen lower layers once per row.", "auto")
     ] = None,
     by_length: Annotated[
-        bool | None, _option(MACHINE, "Batches of rows of like length.", "by-length", "--by-length/--no-by-length")
+        bool | None,
+        _option(MACHINE, "Batches of rows of like length, or of rows at random.", "by-length", "--by-length/--no-by-length"),
     ] = None,
     engine: Annotated[
         str | None,

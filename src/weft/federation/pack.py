@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -172,10 +172,15 @@ class Pack:
     # training ---------------------------------------------------------------------------------------------------------
 
     def batches(
-        self, epochs: float | None = 1.0, steps: int | None = None, size: int = 32, stream: str = "main"
+        self,
+        epochs: float | None = 1.0,
+        steps: int | None = None,
+        size: int = 32,
+        stream: str = "main",
+        caps: Sequence[int] | None = None,
     ) -> Iterator[Batch]:
-        """The turn's batches; a client that has finished leaves the batch."""
-        plan = self._plans(epochs, steps, size, stream)
+        """The turn's batches; a client that has finished leaves the batch. ``caps``: each client's most batches of an epoch."""
+        plan = self._plans(epochs, steps, size, stream, caps)
         for j in range(max((len(p) for p in plan), default=0)):
             yield self._assemble([p.batches[j] if j < len(p) else None for p in plan])
 
@@ -185,7 +190,9 @@ class Pack:
         view._training = {c.id for c in clients}
         return view
 
-    def _plans(self, epochs: float | None, steps: int | None, size: int, stream: str) -> list[plans.Plan]:
+    def _plans(
+        self, epochs: float | None, steps: int | None, size: int, stream: str, caps: Sequence[int] | None = None
+    ) -> list[plans.Plan]:
         return [
             plans.turn(
                 self._lengths[c.data.train if self._training is None or c.id in self._training else c.data.train[:0]],
@@ -197,8 +204,9 @@ class Pack:
                 steps=steps,
                 stream=stream,
                 by_length=self.bench_of.by_length,
+                cap=cap,
             )
-            for c in self.clients
+            for c, cap in zip(self.clients, caps or [None] * len(self.clients), strict=True)
         ]
 
     def _assemble(self, rows: list[np.ndarray | None]) -> Batch:
@@ -220,13 +228,14 @@ class Pack:
         size: int = 32,
         updates_per_batch: int = 1,
         total: int | None = None,
+        caps: Sequence[int] | None = None,
     ) -> Optimizer:
         """An optimizer of exactly the tensors that match ``names``; GIVEN tensors are never among a client's.
 
         It moves copies: what ``params`` gave before stays as received.
 
         Args:
-            total: steps that the schedule is spread over, if not those of the clients' batches.
+            total: steps that the schedule is spread over, if not those of the clients' batches. caps: see :meth:`batches`.
         """
         chosen = [n for n in self.tensors if matches(n, names) and self._trainable(n)]
         if not chosen:
@@ -234,7 +243,8 @@ class Pack:
         for name in chosen:  # the tensors of a pack of one are the very ones that the server holds
             value = self.tensors[name].detach().clone(memory_format=torch.contiguous_format)
             self.tensors[name] = value.requires_grad_(True)
-        counts = [len(p) * updates_per_batch if total is None else total for p in self._plans(epochs, steps, size, "main")]
+        planned = self._plans(epochs, steps, size, "main", caps)
+        counts = [len(p) * updates_per_batch if total is None else total for p in planned]
         made = Optimizer({n: self.tensors[n] for n in chosen}, settings, torch.tensor(counts, device=self.device))
         self._optimizers.append(made)
         return made
@@ -267,12 +277,13 @@ class Pack:
         epochs: float,
         steps: int | None,
         size: int,
+        caps: Sequence[int] | None = None,
     ) -> None:
         """Plain local training."""
         if not self.has_work():
             return
-        optimizer = self.optimizer(*only, settings=settings, epochs=epochs, steps=steps, size=size)
-        for batch in self.batches(epochs, steps, size):
+        optimizer = self.optimizer(*only, settings=settings, epochs=epochs, steps=steps, size=size, caps=caps)
+        for batch in self.batches(epochs, steps, size, caps=caps):
             loss = objective(self, batch)
             self.step(optimizer, loss, batch)
             self.report(batch, loss)

@@ -2,6 +2,7 @@
 
 Batches are length-aware: rows of similar length share a batch, so that little of a padded batch is padding. The order in which
 an epoch visits its batches is the same for all clients with equally many, which keeps the lengths within a pack alike too.
+Papers draw batches at random; ``by_length=False`` does (benchmarks/batches.py measures the difference).
 """
 
 from __future__ import annotations
@@ -51,16 +52,19 @@ def turn(
     steps: int | None,
     stream: str = "main",
     by_length: bool = True,
+    cap: int | None = None,
 ) -> Plan:
     """The batches of a client's ``turn``-th turn (counted by server rounds).
 
     With ``steps`` a turn is that many batches; otherwise ``epochs``, of which a fraction takes the next part of an epoch that
-    goes on over the rounds: four turns of a quarter see each row once.
+    goes on over the rounds: four turns of a quarter see each row once. With ``cap`` an epoch ends after so many batches.
     """
     n = len(lengths)
     if n == 0:
         return Plan([])
     per_epoch = math.ceil(n / size)
+    if cap is not None:
+        per_epoch = min(per_epoch, max(cap, 1))
     if steps is not None:
         first, last = turn * steps, (turn + 1) * steps
     else:

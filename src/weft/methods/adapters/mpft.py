@@ -69,7 +69,7 @@ class MPFT(Method):
         additive=False,
     )
 
-    prototypes: str = "mean"
+    prototypes: str = "cluster"
     share: float = 0.1
     noise: float = 0.0
     ratio: int = 4

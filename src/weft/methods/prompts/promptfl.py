@@ -24,7 +24,8 @@ from weft.tasks.classification import Classification
 
 
 class PromptFL(Method):
-    """Defaults of the code; its first of five epochs at a hundredth of the rate is a linear rise here, made anew in each round.
+    """Defaults of the code, but for the course of the rate: its first of five epochs at a hundredth of the rate is a linear rise
+    here, and its cosine, which ends a first round at 0.35 of the rate and is never reset, falls to 0 in each round.
 
     Attributes:
         tokens: p. where: the class name stands: ``end``, ``middle`` or ``front``. per_class: a context for each class.
@@ -40,9 +41,11 @@ class PromptFL(Method):
         challenges=("communication efficiency",),
         evidence="code",
         deviations=(
-            "The code's first of five epochs at a hundredth of the rate is a linear rise, made anew in each round with the "
-            "schedule; pictures are not augmented. The contexts of all clients are averaged, where the released loop keeps the "
-            "last client's."
+            "The code's first of five epochs at a hundredth of the rate is a linear rise, and the cosine falls to 0, anew in "
+            "each round: the code's spans five epochs from the second on, so that a first round ends at 0.35 of the rate, and "
+            "then goes up and down over rounds and clients, which share it. The last, smaller batch of an epoch is trained on, "
+            "which the code drops, so that every row counts. Pictures are not augmented. The contexts of all clients are "
+            "averaged, where the released loop keeps the last client's."
         ),
         sends="the context tokens; every client knows all class names",
         needs=("images", "two towers"),

@@ -23,7 +23,8 @@ from weft.tasks.classification import Classification
 
 
 class FedIT(Method):
-    """Defaults of the code, but for one local epoch in batches of 32 as in the paper's experiment (the code: 10, and 64).
+    """Defaults of the code, but for one local epoch in batches of 32 as in the paper's experiment (the code: 10, and 64). Its
+    trainer is transformers', which clips gradients at a norm of 1.
 
     Attributes:
         rank, alpha: of LoRA; the update is (α/r)·B A.
@@ -50,7 +51,7 @@ class FedIT(Method):
     sites: str = "q"
     epochs: float = 1.0
     batch: int = 32
-    optim: Optim = Optim("adamw", lr=3e-4)
+    optim: Optim = Optim("adamw", lr=3e-4, clip=1.0)
 
     def adapt(self, backbone: Backbone, task: Classification, client: ClientInfo) -> Adaptation:
         return {"lora": (LoRA(self.rank, self.alpha, self.sites), SHARED), "head": (task.head, SHARED)}

@@ -23,12 +23,14 @@ from weft.tasks.classification import Classification
 
 
 class FedSALoRA(Method):
-    """Defaults of the code: 10 batches of 128, plain SGD 0.02 (the authors later moved to 0.005).
+    """Defaults of the code: 10 batches of 128, plain SGD 0.02 (the authors later moved to 0.005). Updates weigh alike: the code
+    weighs by the rows that a turn has worked through, 10 batches of 128 for everybody.
 
     Attributes:
         rank, alpha: of LoRA.
         sites: linear layers that get LoRA, see ``Backbone.sites``.
-        welcome_steps: steps on B and head that a client never trained here takes before it is tested.
+        welcome_steps: steps on B and head that a client with training rows which was not drawn yet takes before it is tested;
+            new clients have test rows only, and predict with B = 0 and the head's start.
     """
 
     info: ClassVar[MethodInfo] = MethodInfo(
@@ -41,7 +43,8 @@ class FedSALoRA(Method):
         evidence="code",
         deviations=(
             "Every client has a B and a head of its own, as the paper says; the released simulation hands one module from client "
-            "to client. A client that was never trained takes 10 steps on B and head before it is tested."
+            "to client. A client that was not drawn yet takes 10 steps on B and head, on its own training rows, before it is "
+            "tested; new clients have test rows only, and predict with B = 0 and the head's start value."
         ),
         views=("personal",),
         sends="the LoRA factor A of every site, and the number of examples",
@@ -51,6 +54,7 @@ class FedSALoRA(Method):
     alpha: float = 16.0
     sites: str = "q,v"
     welcome_steps: int = 10
+    weighting: str = "uniform"
     steps: int | None = 10
     batch: int = 128
     optim: Optim = Optim("sgd", lr=2e-2, schedule="constant")

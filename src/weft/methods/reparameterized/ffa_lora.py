@@ -21,7 +21,8 @@ from weft.tasks.classification import Classification
 
 
 class FFALoRA(Method):
-    """Defaults as replications give them (no official code); the learning rate is one of the paper's grid {0.1, 0.2, 0.5, 1}.
+    """Defaults as replications give them (no official code, and the paper's body was not read); the learning rate is one of the
+    grid {0.1, 0.2, 0.5, 1} that a replication takes from the paper.
 
     Attributes:
         rank, alpha: of LoRA. From B = 0 with SGD, (α, lr) and (cα, lr/c²) give the same model.
@@ -36,10 +37,12 @@ class FFALoRA(Method):
         arxiv="2403.12313",
         family="reparameterized",
         challenges=("privacy preservation", "server-side aggregation bias"),
-        evidence="paper",
+        evidence="reconstructed",
         deviations=(
-            "There is no official code: rank, α, steps and batch are those that replications name, query and value get LoRA "
-            "where sources conflict, and A0 is uniform instead of Gaussian. The differentially private variant is not in it."
+            "There is no official code, and of the paper the abstract was read and its public reviews: the rest follows other "
+            "papers' descriptions and replications, which name rank, α, steps, batch and the frozen random head. Query and "
+            "value get LoRA where sources conflict, and A0 is uniform instead of Gaussian. The differentially private variant "
+            "is not in it."
         ),
         sends="the LoRA factor B of every site, and the number of examples",
     )

@@ -27,7 +27,8 @@ from weft.tasks.classification import Classification
 
 
 class FLoRA(Method):
-    """Defaults of the code.
+    """Defaults of the code, whose trainer is transformers' (gradients are clipped at a norm of 1), with one local epoch as in the
+    commands of its README; left out there, that argument is 3.
 
     Attributes:
         rank: of every client. ranks: different ranks dealt to the clients in turn, the paper's heterogeneous setting being
@@ -46,7 +47,8 @@ class FLoRA(Method):
         evidence="code",
         deviations=(
             "It tunes a classifier, whose head is averaged because stacking does not cover it. Stacks stay beside the weights "
-            "instead of being merged into them."
+            "instead of being merged into them. A round is one local epoch as in the commands of the code's README, whose "
+            "script takes three if nothing is said."
         ),
         asks=("rank",),
         needs=("all updates",),
@@ -62,7 +64,7 @@ class FLoRA(Method):
     sites: str = "q,v"
     epochs: float = 1.0
     batch: int = 128
-    optim: Optim = Optim("adamw", lr=3e-4)
+    optim: Optim = Optim("adamw", lr=3e-4, clip=1.0)
 
     def adapt(self, backbone: Backbone, task: Classification, client: ClientInfo) -> Adaptation:
         rank = int(client.facts.get("rank", self.rank))

@@ -23,7 +23,8 @@ from weft.tasks.classification import Classification
 
 
 class FedBF(Method):
-    """Defaults of the code; its uniform weights average clients of any size alike.
+    """Defaults of the code; its uniform weights average clients of any size alike. It clips gradients at the norm of 1 that
+    transformers' training arguments have where nothing is said.
 
     Attributes:
         bias_scope: which biases: ``all`` of the encoder, ``blocks``, ``linear`` or ``norm``. The official run's saving implies
@@ -51,7 +52,7 @@ class FedBF(Method):
     weighting: str = "uniform"
     epochs: float = 1.0
     batch: int = 32
-    optim: Optim = Optim("adamw", lr=1e-3, decay_biases=False)
+    optim: Optim = Optim("adamw", lr=1e-3, decay_biases=False, clip=1.0)
 
     def adapt(self, backbone: Backbone, task: Classification, client: ClientInfo) -> Adaptation:
         return {"bias": (Bias(self.bias_scope, self.add_missing), SHARED), "head": (task.head, SHARED)}

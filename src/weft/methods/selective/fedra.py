@@ -35,7 +35,8 @@ class FedRA(Method):
         capacities: share of the blocks that a client can hold, dealt to the clients in turn (the paper's 12, 10, 8, 6, 4, 3 of
             12 blocks); a client's own fact ``capacity`` (a number of blocks) goes first.
         coverage: repair the draw until every block is held by somebody (the code has this switched off).
-        truncate: cut every client's epoch to the fewest batches of the cohort, plus one, as the code does.
+        truncate: cut every epoch of every client to the fewest batches that any client of the federation has, plus one, as the
+            code does.
     """
 
     info: ClassVar[MethodInfo] = MethodInfo(
@@ -47,9 +48,9 @@ class FedRA(Method):
         challenges=("computational heterogeneity", "data heterogeneity"),
         evidence="code",
         deviations=(
-            "The patch embedding gets no LoRA, which the code's choice of layers also hits, and no epoch is cut to that of the "
-            "shortest client (`truncate` does). Clients are taken to hold the whole backbone, so that frozen blocks do not "
-            "travel."
+            "The patch embedding gets no LoRA, which the code's choice of layers also hits. Every client works through all of "
+            "its rows, where the code cuts each epoch to the batches of the shortest client, plus one (so does `truncate`). "
+            "Clients are taken to hold the whole backbone, so that frozen blocks do not travel."
         ),
         asks=("capacity", "domain"),
         tells=("blocks", "limit"),
@@ -92,7 +93,7 @@ class FedRA(Method):
         message.facts = {"blocks": held}
         if self.truncate:
             # clients without rows send nothing, so they must not shorten the others' epoch either
-            message.facts["limit"] = min((-(-c.n // self.batch) for c in server.cohort if c.n), default=0) + 1
+            message.facts["limit"] = min((-(-c.n // self.batch) for c in server.clients if c.n), default=0) + 1
         return message
 
     def allocation(self, server: ServerState) -> dict[str, list[int]]:
@@ -129,14 +130,6 @@ class FedRA(Method):
         for row, facts in zip(hold, pack.facts, strict=True):
             row[facts["blocks"]] = True
         pack.hold(hold)
-        if not self.truncate:
-            return self.fit(pack)
-        limit = min(f["limit"] for f in pack.facts)
-        opt = pack.optimizer("*", settings=self.optim, epochs=self.epochs, size=self.batch)
-        for step, batch in enumerate(pack.batches(self.epochs, size=self.batch)):
-            if step >= limit:
-                break
-            loss = self.objective(pack, batch)
-            pack.step(opt, loss, batch)
-            pack.report(batch, loss)
+        caps = [f["limit"] for f in pack.facts] if self.truncate else None
+        pack.minimise(self.objective, ("*",), self.optim, self.epochs, self.steps, self.batch, caps)
         return pack.updates()
