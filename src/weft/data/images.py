@@ -43,7 +43,8 @@ class Images:
         Raises:
             UserError: the file is missing, no picture, broken, or has values that can't be shown faithfully.
         """
-        item, name = self._items[index], f"picture {index}"
+        item = self._items[index]
+        name = getattr(item, "called", f"picture {index}")
         try:
             if callable(item):
                 item = item()

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from weft.data import folders
+from weft.data import folders, indexes
 from weft.data.columns import build, choose
 from weft.data.hub_sets import catalogue
 from weft.data.local import read, suffix
 from weft.data.rows import Rows, Source, fingerprint
+from weft.data.trees import Folder, Tree, Zip
 from weft.errors import UserError, nearest
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
@@ -102,15 +103,15 @@ def _refuse(name: str, columns: dict[str, str]) -> None:
 
 def _local(path: Path, asked: dict[str, str]) -> Source:
     called, image = path.resolve().name, asked.get("image")
+    said: list[str] = []
     splits = None
-    if path.is_dir() and folders.recognised(path):
-        splits = folders.index(path, image)
+    if (tree := _pictures(path)) is not None:
+        splits = indexes.read(tree, said, image)
         if splits is None:
             _refuse(f"{called}, a folder of pictures,", asked)
-            return folders.load(path)
+            return folders.load(tree, said)
     splits = splits or read(path, image)
     columns = choose(splits["train"], called, **asked)
-    said = []
     if columns.image is not None and len(splits) == 1 and len(splits := folders.by_split(splits["train"], called)) > 1:
         said.append(f"{called}: a column tells the split of a row ({', '.join(splits)}).")
     for split, table in splits.items():
@@ -120,6 +121,24 @@ def _local(path: Path, asked: dict[str, str]) -> Source:
         if lost := [v for v in table.get(columns.image or "", ()) if isinstance(v, str)]:
             raise UserError(f"the {split} file of {called} names {len(lost)} pictures that do not exist, first {lost[0]}.")
     return build(called, splits, columns, notes=said)
+
+
+def _pictures(path: Path) -> Tree | None:
+    """The folder or zip of pictures at a path, None where it is something else.
+
+    Raises:
+        UserError: a zip without pictures, or a broken one.
+    """
+    if path.is_dir():
+        return folder if folders.recognised(folder := Folder(path)) else None
+    if path.suffix.lower() != ".zip" or not path.is_file():
+        return None
+    tree = Zip(path)
+    if not folders.pictures(tree):
+        raise UserError(
+            f"{path} holds no pictures that Weft reads: unpack it, and give --data the file or folder that was in it."
+        )
+    return tree
 
 
 def _limited(source: Source, limit: int, seed: int) -> Source:
