@@ -54,7 +54,7 @@ def test_a_folder_of_files_that_are_no_pictures_says_what_they_are(tmp_path: Pat
     for name in ("cat/0.heic", "dog/0.heic", "dog/1.svg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"?")
-    assert "holds no data file that Weft reads and no pictures, but 2 .heic, 1 .svg: save them as png" in refusal(tmp_path)
+    assert "holds no data file that Weft reads and no pictures, but 2 .heic, 1 .svg: save pictures as png" in refusal(tmp_path)
 
 
 # an index -----------------------------------------------------------------------------------------------------------------

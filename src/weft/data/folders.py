@@ -55,8 +55,8 @@ def by_split(table: Table, where: str) -> dict[str, Table]:
 
 
 def load(tree: Tree, notes: Sequence[str] = ()) -> Source:
-    """The source in a folder (or a zip of one) laid out as class/picture, domain/class/picture, or either with split folders at the
-    top or between domain and class.
+    """The source in a folder (or a zip of one) laid out as class/picture, domain/class/picture, or either with split folders at
+    the top or between domain and class.
 
     A folder that holds nothing but another one is passed through. Classes are in the order of their names; pictures stay files.
 
