@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +66,11 @@ class Images:
             found._items.append(self._items[i])
             found._digests.append(self._digests[i])
         return found
+
+    def key(self, index: int) -> Hashable:
+        """What tells a picture from others, without opening a file."""
+        item = self._items[index]
+        return item if isinstance(item, Path | bytes) else self.digest(index)
 
     def digest(self, index: int) -> str:
         """sha256 of one picture's pixels or file, for the fingerprint of a set and to tell repeats; read once.
