@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import sys
-from io import StringIO
+from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
 
 import pytest
 
 import command_line
 import weft as library
-from command_line import weft
+from command_line import refused, weft
 from weft.cli import main
 
 Capture = pytest.CaptureFixture[str]
@@ -46,10 +47,28 @@ def test_predict_gives_the_class_of_each_text_as_the_library_does(finished: Path
     assert [line.split("  ")[0] for line in shown] == [one["label"] for one in found]
 
 
-def test_predict_reads_lines_from_stdin(finished: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stdin", StringIO("w1 w2\n\nw40 w41\n"))
+def given_on_stdin(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
+    monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO(data), encoding="ascii"))  # whatever the terminal's encoding is
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        "w1 w2\n\nw40 é w41\n".encode(),
+        "\ufeffw1 w2\r\nw40 é w41".encode(),
+        "w1 w2\nw40 é w41\n".encode("utf-16"),  # what PowerShell writes
+    ],
+)
+def test_predict_reads_lines_from_stdin(finished: Path, data: bytes, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    given_on_stdin(monkeypatch, data)
     found = json.loads(weft(capsys, "predict", finished, "--json").out)
-    assert [one["text"] for one in found] == ["w1 w2", "w40 w41"]
+    assert [one["text"] for one in found] == ["w1 w2", "w40 é w41"]
+
+
+def test_texts_in_another_encoding_are_one_sentence(finished: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    given_on_stdin(monkeypatch, "fine\ncafé\n".encode("latin-1"))
+    refused(weft(capsys, "predict", finished), "the standard input is not UTF-8 text (line 2, byte 8)")
+    refused(weft(capsys, "predict", finished, os.fsdecode("café".encode("latin-1"))), '"caf?" is not UTF-8')
 
 
 def test_predict_without_texts_at_a_terminal_says_how_to_give_them(

@@ -116,7 +116,7 @@ def test_tables_that_are_not_used_are_said_with_the_reason(tmp_path: Path) -> No
     odd, results = load(str(tmp_path / "art")).notes[1:]
     assert results == "art: results.csv is not used: no column of it names pictures of the folder beside one of labels."
     assert odd.startswith("art: odd.csv is not used: ")
-    assert "1 fields" in odd
+    assert "1 field" in odd
 
 
 def test_two_tables_of_pictures_are_refused_and_one_beside_the_index_is_said(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import openpyxl
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -60,6 +61,13 @@ def write_parquet(path: Path, rows: Objects) -> None:
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
 
 
+def write_excel(path: Path, rows: Objects) -> None:
+    book = openpyxl.Workbook()
+    for row in (rows[0].keys(), *(row.values() for row in rows)):
+        book.active.append(list(row))
+    book.save(path)
+
+
 @pytest.mark.parametrize(
     ("name", "write"),
     [
@@ -73,8 +81,8 @@ def write_parquet(path: Path, rows: Objects) -> None:
         ("rows.csv", lambda path, rows: write_separated(path, rows, ",")),
         ("bom.csv", lambda path, rows: write_separated(path, rows, ",", "utf-8-sig")),
         ("semicolons.csv", lambda path, rows: write_separated(path, rows, ";")),
-        ("rows.tsv", lambda path, rows: write_separated(path, rows, "\t")),
         ("rows.parquet", write_parquet),
+        ("rows.xlsx", write_excel),
     ],
 )
 def test_every_format_gives_the_same_rows(name: str, write: Callable[[Path, Objects], None], tmp_path: Path) -> None:
@@ -227,7 +235,7 @@ def test_a_class_or_key_that_only_the_test_set_has_is_said_and_kept(tmp_path: Pa
     assert source.test is not None
     assert len(source.test) == 2
     assert any("never seen in training, only in other splits: odd" in note for note in source.notes)
-    assert any("1 values of lang occur only in the test split: l9" in note for note in source.notes)
+    assert any("1 value of lang occurs only in the test split: l9" in note for note in source.notes)
 
 
 def test_a_limit_draws_rows_by_seed_and_keeps_their_ids(tmp_path: Path) -> None:
@@ -293,7 +301,7 @@ def test_a_test_file_that_lacks_the_columns_of_train_is_refused(tmp_path: Path) 
         ("a.json", '[{"text": "a"},\n {"text" "b"}]', "a.json:2 is not JSON"),
         ("a.json", '"text"', "holds no list of rows"),
         ("a.csv", 'text,label\na,1\n"b,2\n', "is not readable as a table"),
-        ("a.csv", "text,label\na,1\nb\n", "a.csv:3 has 1 fields, but the header has 2"),
+        ("a.csv", "text,label\na,1\nb\n", "a.csv:3 has 1 field, but the header has 2"),
         ("a.csv", "text,text\na,1\n", "two columns of the same name"),
         ("a.csv", "text,label\n", "holds no rows"),
         ("a.jsonl", "", "holds no rows"),

@@ -46,8 +46,8 @@ class Experiment(BaseModel):
         classes: the label set, in the order of the indices; empty = those of the data, in alphabetical order. A real federation
             has to declare it, and a row with any other label is refused.
         image, text, pair, label, key: columns of the data, where the guess is wrong. limit: rows of each split at most.
-        clients, partition, alpha, classes_per_client, min_rows, new_clients, leave_out, val_fraction, test_fraction: how the data
-            are dealt out, see :func:`weft.data.partition`; leave_out: a natural key or a list of them.
+        clients, partition, alpha, classes_per_client, min_rows, new_clients, leave_out, keyless, val_fraction, test_fraction: how
+            the data are dealt out, see :func:`weft.data.partition`; leave_out: a natural key or a list of them.
         rounds: exchanges between server and cohort. participation: fraction of the clients in a sampled cohort.
         dropout: chance that a client fails in the middle of its turn. seed: of everything random.
         start_head: start value of the head: ``random``, or ``probe``: trained by ``probe_rounds`` rounds of federated linear
@@ -96,6 +96,7 @@ class Experiment(BaseModel):
     min_rows: Annotated[int, Field(ge=0)] = 1
     new_clients: Annotated[int, Field(ge=0)] = 0
     leave_out: Names = []
+    keyless: Literal["leave-out", "apart"] = "leave-out"
     val_fraction: Fraction = 0.1
     test_fraction: Fraction = 0.2
     rounds: Count = 10

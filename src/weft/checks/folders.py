@@ -10,15 +10,8 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import PurePosixPath
 
+from weft.checks.tables import some
 from weft.errors import UserError
-
-SHOWN = 5  # examples in a sentence
-
-
-def some(names: Iterable[str]) -> str:
-    """A few names, in their order."""
-    found = list(names)
-    return ", ".join(found[:SHOWN]) + (" …" if len(found) > SHOWN else "")
 
 
 def kinds(files: Iterable[str]) -> str:

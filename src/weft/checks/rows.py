@@ -175,8 +175,8 @@ def unique_ids(splits: Mapping[str, np.ndarray], where: str) -> None:
         shared = int(found[count > 1][0])
         having = [name for name, own in splits.items() if (own == shared).any()]
         raise UserError(
-            f"two rows of {where} have the id {shared} (in {' and '.join(having)}): give every row of all splits an id of its own, or "
-            "leave ids out."
+            f"two rows of {where} have the id {shared} (in {' and '.join(having)}): give every row of all splits an id of its "
+            "own, or leave ids out."
         )
 
 
@@ -211,8 +211,8 @@ def shared(test: Iterable[Hashable], train: Iterable[Hashable], where: str, spli
     if not both:
         return []
     return [
-        f"{where}: {both} of {len(rows)} {split} rows ({100 * both / len(rows):.2g} %) also stand in training: what they measure is "
-        "memory."
+        f"{where}: {both} of {len(rows)} {split} rows ({100 * both / len(rows):.2g} %) also stand in training: what they measure "
+        "is memory."
     ]
 
 

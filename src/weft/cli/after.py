@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from weft.checks.tables import typed
 from weft.cli.errors import out
 from weft.cli.listings import Json, show_json
 from weft.cli.progress import starting
@@ -107,7 +108,9 @@ def predict(
 
     if not texts and sys.stdin.isatty():
         raise UserError('there is nothing to classify: give texts, as in weft predict RUN "a text", or lines on stdin.')
-    given = texts or [line.strip() for line in sys.stdin if line.strip()]
+    for text in texts or ():
+        typed(text)
+    given = texts or _lines()
     screen = out()
     with starting(screen, as_json):
         from weft.export import load
@@ -130,6 +133,19 @@ def predict(
     for one in found:
         table.add_row(Text(one["label"], style="bold cyan"), f"{one['probabilities'][one['label']]:.2f}", Text(one[what]))
     screen.print(table)
+
+
+def _lines() -> list[str]:
+    """Texts on the standard input, one a line.
+
+    Raises:
+        UserError: it is not UTF-8.
+    """
+    from weft.data.formats import decoded
+    from weft.data.separated import NEWLINE
+
+    lines = NEWLINE.split(decoded(sys.stdin.buffer.read(), "the standard input"))
+    return [line.strip() for line in lines if line.strip()]
 
 
 def export(

@@ -73,8 +73,10 @@ def guarded(app: typer.Typer, arguments: Sequence[str] | None) -> int:
 
 
 def complain(sentence: str) -> int:
-    """Print an error; returns exit code 2."""
+    """Print an error; returns exit code 2. Bytes that were typed and are no text are shown as question marks."""
     from rich.text import Text
+
+    sentence = sentence.encode("utf-8", "replace").decode()
 
     screen = out(stderr=True)
     screen.print(Text.assemble(("Error: ", "bold red"), sentence), soft_wrap=not screen.is_terminal)

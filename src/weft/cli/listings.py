@@ -85,6 +85,9 @@ def data(
         list[str] | None,
         typer.Option(help="Test on this natural key as a new client, never train on it; may be repeated.", show_default=False),
     ] = None,
+    keyless: Annotated[
+        str, typer.Option(help="Rows without a natural key, in a natural deal: leave-out, or apart (as one more key).")
+    ] = "leave-out",
     min_rows: Annotated[int, typer.Option(help="Fewest rows a client may get.")] = 1,
     limit: Annotated[int | None, typer.Option(help="Use at most so many rows of each split.", show_default=False)] = None,
     image: Annotated[str | None, typer.Option(help="Column of the picture, if the guess is wrong.", show_default=False)] = None,
@@ -136,6 +139,7 @@ def data(
         min_rows=min_rows,
         new_clients=new_clients,
         leave_out=leave_out or (),
+        keyless=keyless,
     )
     path = out_ or Path(f"{Path(name).stem}-{partition}-{clients}.png")
     picture(dealt, path)

@@ -91,6 +91,10 @@ def run(
     leave_out: Annotated[
         list[str] | None, _option(DEAL, "Test on this natural key as a new client, never train on it; may be repeated.")
     ] = None,
+    keyless: Annotated[
+        str | None,
+        _option(DEAL, "Rows without a natural key, in a natural deal: leave-out, or apart (as one more key).", "leave-out"),
+    ] = None,
     limit: Annotated[int | None, _option(DEAL, "Use at most so many rows of each split.")] = None,
     image: Annotated[str | None, _option(DEAL, "Column of the picture, if the guess is wrong.")] = None,
     text: Annotated[str | None, _option(DEAL, "Column of the text, if the guess is wrong.")] = None,

@@ -5,15 +5,20 @@ Hub sets and local files meet here: both arrive as one table of columns for each
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import unicodedata
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from weft.checks import tables as checks
 from weft.data import pictures
 from weft.data.images import Images
 from weft.data.rows import Rows, Source
+from weft.data.spelling import column as named
+from weft.data.spelling import in_order, number, spelled
 from weft.errors import UserError, nearest
 
 Table = dict[str, list[Any]]  # column name -> one value for each row
@@ -77,6 +82,7 @@ def choose(
     named. ``where`` is what sentences call the set. Raises UserError where a named column is absent, or where no text or label
     column can be told.
     """
+    image, text, pair, label, key = (n if n is None or n in table else named(n) for n in (image, text, pair, label, key))
     present = list(table)
     listed = ", ".join(present)
     for flag, column in (("--image", image), ("--text", text), ("--pair", pair), ("--label", label), ("--key", key)):
@@ -127,8 +133,9 @@ def choose(
     if key is None:
         key = guess(KEYS)
         if key is not None:
-            different = len({str(value) for value in table[key]})
-            if 2 <= different <= max(2, len(table[key]) // 2):
+            told = [value for value in map(spelled, table[key]) if value is not None]
+            different = len(set(told))
+            if 2 * len(told) >= len(table[key]) and 2 <= different <= max(2, len(table[key]) // 2):
                 notes.append(f'"{key}" is the natural client ({different} of them; --key)')
             else:
                 key = None
@@ -147,32 +154,39 @@ def build(
     """The source made of ``splits`` (keys out of SPLITS, with "train"), but for its fingerprint.
 
     Classes are those of ``label_names`` in its order (rows with another label are dropped and counted), else
-    the sorted values of the label column, called by the companion column where there is one. Rows without
+    the sorted values of the label column, called by the companion column where there is one. Classes and keys have one spelling,
+    see :mod:`weft.data.spelling`; a row without a key has the key "". Rows without
     text (or picture) or label are dropped and counted. A split without any label, as test sets of competitions are, is set
     aside; the validation split then becomes the test set. Ids number the rows of train, test and validation
     in this order, dropped rows included.
     """
     said = [*notes, *columns.notes]
-    labels = _labels(name, splits, columns.label)
+    codes = None if label_names is None else _codes(label_names)
+    labels, spellings = _labels(name, splits, columns.label, codes)
+    known = None if codes is None else dict.fromkeys(codes.values())
     kept: dict[str, np.ndarray] = {}
     for split in splits:
-        usable = _usable(splits[split], labels[split], columns, label_names)
-        if usable is None:
-            said.append(f"{name}: the {split} split has no labels and is not used.")
+        usable = _usable(splits[split], labels[split], columns, known)
+        if usable is None or (split != "train" and _all_hidden(labels[split], labels["train"])):
+            said += checks.hidden(name, split)
             continue
         kept[split] = np.flatnonzero(usable)
-        if dropped := len(usable) - len(kept[split]):
-            said.append(f"{name}: dropped {dropped} of {len(usable)} {split} rows without a {columns.content} or a label in use.")
+        said += checks.dropped(name, split, len(usable), len(kept[split]), columns.content)
     if not len(kept.get("train", ())):
         flag = "image" if columns.text is None else "text"
         raise UserError(f"{name} has no training rows with {columns.content} and label: check --{flag} and --label.")
     values = {split: [labels[split][i] for i in index.tolist()] for split, index in kept.items()}
-    order = list(label_names or sorted({value for column in values.values() for value in column}))
-    if label_names is None:
+    rows = Counter(value for column in values.values() for value in column)
+    order = list(known or in_order(rows))
+    if known is None:
         called = _names(splits, labels, kept, columns, order)
         _check_number(name, columns.label, len(order), len(values["train"]))
+        numbers, words = ({v: n for v, n in rows.items() if (number(v) is None) == apart} for apart in (False, True))
+        said += checks.kinds(name, columns.label, numbers, words)
+        said += checks.respelled(name, columns.label, {v: found for v, found in spellings.items() if v in rows})
     else:
-        called = [label_names[value] for value in order]
+        called = order
+    said += checks.look_alike(name, {called[i]: rows[value] for i, value in enumerate(order)})
 
     index_of = {value: i for i, value in enumerate(order)}
     tables: dict[str, Rows] = {}
@@ -189,7 +203,12 @@ def build(
     only = sorted({called[index_of[v]] for column in values.values() for v in column if v not in trained})
     if only:
         said.append(f"{name}: never seen in training, only in other splits: {', '.join(only)}.")
-    said += _new_keys(name, columns.key, tables["train"].keys, getattr(tables.get("test"), "keys", None))
+    keys, test = tables["train"].keys, getattr(tables.get("test"), "keys", None)
+    if keys is not None and columns.key is not None:
+        if not any(keys):
+            raise UserError(f'column "{columns.key}" of {name} is empty in every training row: name another with --key.')
+        said += checks.keyless(name, columns.key, sum(not key for key in keys), len(keys))
+        said += checks.new_keys(name, columns.key, keys, [key for key in test or () if key])
     return Source(
         name=name,
         classes=tuple(called),
@@ -202,31 +221,65 @@ def build(
     )
 
 
-def _labels(name: str, splits: Mapping[str, Table], column: str) -> dict[str, list[Any]]:
-    """The labels of each split, None for each where the column is absent, as it is from some test splits."""
-    found = {}
-    for split, table in splits.items():
-        absent = [None] * len(next(iter(table.values()), []))
-        found[split] = [_label(value, name, column) for value in table.get(column, absent)]
-    return _whole_numbers(found)
+def _codes(label_names: Mapping[Any, str]) -> dict[str, str]:
+    """The class of each label as it may stand in a table. Names that are one in Unicode's composed form are one class."""
+    called = {code: unicodedata.normalize("NFC", name) for code, name in label_names.items()}
+    return {spelled(code) or "": name for code, name in called.items()} | {str(code): name for code, name in called.items()}
 
 
-def _usable(table: Table, labels: list[Any], columns: Columns, label_names: Mapping[Any, str] | None) -> np.ndarray | None:
-    """Which rows have text (or picture) and a label in use (bool [n]), or None where the split's labels are hidden."""
-    known = [value is not None and (label_names is None or value in label_names) for value in labels]
-    if not any(known) or all(isinstance(value, int) and value < 0 for value in labels):
+def _labels(
+    name: str, splits: Mapping[str, Table], column: str, codes: Mapping[str, str] | None
+) -> tuple[dict[str, list[str | None]], dict[str, set[str]]]:
+    """The labels of each split (None for each row where the column is absent), and how each class stands in the table.
+
+    Labels with ``codes`` are the names of these, None for any other.
+    """
+    spellings: dict[str, set[str]] = {}
+    read: dict[str, str | None] = {}  # of labels that are text: there are many of a kind
+
+    def one(value: Any) -> str | None:
+        if not isinstance(value, str):
+            _check_kind(value, name, column)
+        text = str(value)
+        if isinstance(value, str) and text in read:
+            return read[text]
+        label = spelled(value)
+        if codes is not None and label is not None:
+            label = codes.get(text, codes.get(label))
+        if isinstance(value, str):
+            read[text] = label
+        if label is not None:
+            spellings.setdefault(label, set()).add(text.strip())
+        return label
+
+    return {split: [one(value) for value in _cells(table, column)] for split, table in splits.items()}, spellings
+
+
+def _cells(table: Table, column: str | None) -> list[Any]:
+    """A column, None for each row where it is absent."""
+    return [None] * len(next(iter(table.values()), [])) if column is None or column not in table else table[column]
+
+
+def _usable(table: Table, labels: list[str | None], columns: Columns, known: Collection[str] | None) -> np.ndarray | None:
+    """Which rows have text (or picture) and a label in use (bool [n]), or None where the split has no such label."""
+    labelled = [value is not None and (known is None or value in known) for value in labels]
+    if not any(labelled):
         return None
-    absent = [None] * len(labels)
     if columns.image is not None:
-        shown = [image is not None for image in table.get(columns.image, absent)]
-        return np.logical_and(known, shown)
-    texts = table.get(columns.text or "", absent)
-    seconds = texts if columns.pair is None else table.get(columns.pair, absent)
+        return np.logical_and(labelled, [image is not None for image in _cells(table, columns.image)])
+    texts = _cells(table, columns.text)
+    seconds = texts if columns.pair is None else _cells(table, columns.pair)
     readable = [
         isinstance(text, str) and text.strip() != "" and isinstance(second, str)
         for text, second in zip(texts, seconds, strict=True)
     ]
-    return np.logical_and(known, readable)
+    return np.logical_and(labelled, readable)
+
+
+def _all_hidden(labels: Iterable[str | None], trained: Collection[str | None]) -> bool:
+    """Whether all labels are negative numbers, the sign for one that is kept back, which no training row has."""
+    there = {value for value in labels if value is not None}
+    return not there & set(trained) and all((n := number(value)) is not None and n < 0 for value in there)
 
 
 def _check_number(name: str, column: str, classes: int, rows: int) -> None:
@@ -236,72 +289,47 @@ def _check_number(name: str, column: str, classes: int, rows: int) -> None:
         )
 
 
-def _new_keys(name: str, key: str | None, train: Sequence[str] | None, test: Sequence[str] | None) -> list[str]:
-    new = sorted(set(test or ()) - set(train or ()))
-    some = ", ".join(new[:5]) + (" …" if len(new) > 5 else "")
-    return [f"{name}: {len(new)} values of {key} occur only in the test split: {some}."] if new else []
-
-
 def _rows(table: Table, index: np.ndarray, columns: Columns, labels: list[int], first: int) -> Rows:
     def column(name: str | None) -> list[str] | None:
         return [str(table[name][i]) for i in index.tolist()] if name is not None and name in table else None
 
     pictured = [] if columns.image is None else table[columns.image]
+    keys = None if columns.key is None or columns.key not in table else table[columns.key]
     return Rows(
         texts=column(columns.text) or [] if columns.image is None else None,
         images=None if columns.image is None else Images([pictured[i] for i in index.tolist()]),
         pairs=column(columns.pair),
         labels=np.array(labels, dtype=np.int64),
         ids=index + first,
-        keys=column(columns.key),
+        keys=None if keys is None else [spelled(keys[i]) or "" for i in index.tolist()],
     )
 
 
-def _label(value: Any, name: str, column: str) -> Any:
-    """One label as an int or a non-empty str, or None where there is none."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str):
-        return value.strip() or None
+def _check_kind(value: Any, name: str, column: str) -> None:
+    """Refuse what is no label."""
     if isinstance(value, float):
-        if value != value:
-            return None
-        if not value.is_integer():
+        if value == value and not value.is_integer():
             raise UserError(
                 f'column "{column}" of {name} holds numbers such as {value:g}: classification needs classes; '
                 f"name another column with --label."
             )
-        return int(value)
-    if value is None or isinstance(value, int):
-        return value
-    raise UserError(f'column "{column}" of {name} holds {type(value).__name__} values, not one class a row; see --label.')
-
-
-def _whole_numbers(labels: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    """Labels of one kind: written numbers ("0" in a csv) become numbers if all are, else all become text."""
-    values = {v for column in labels.values() for v in column if v is not None}
-    if all(isinstance(v, int) for v in values):
-        return labels
-    try:
-        number = {v: int(v) for v in values}
-    except ValueError:
-        return {split: [v if v is None else str(v) for v in column] for split, column in labels.items()}
-    return {split: [v if v is None else number[v] for v in column] for split, column in labels.items()}
+    elif value is not None and not isinstance(value, int):
+        raise UserError(f'column "{column}" of {name} holds {type(value).__name__} values, not one class a row; see --label.')
 
 
 def _names(
     splits: Mapping[str, Table],
-    labels: dict[str, list[Any]],
+    labels: dict[str, list[str | None]],
     kept: dict[str, np.ndarray],
     columns: Columns,
-    order: list[Any],
+    order: list[str],
 ) -> list[str]:
     """What the classes are called: by the companion column where it gives each label one name of its own."""
-    names: dict[Any, set[str]] = {value: set() for value in order}
+    names: dict[str | None, set[str]] = {value: set() for value in order}
     for split, index in kept.items():
-        companion = splits[split].get(columns.names or "", None)
-        if companion is not None:
-            for i in index.tolist():
-                names[labels[split][i]].add(str(companion[i]))
+        companion = _cells(splits[split], columns.names)
+        for i in index.tolist():
+            if called := spelled(companion[i]):
+                names[labels[split][i]].add(called)
     unique = {next(iter(found)) for found in names.values() if len(found) == 1}
-    return [next(iter(names[v])) for v in order] if len(unique) == len(order) else [str(v) for v in order]
+    return [next(iter(names[v])) for v in order] if len(unique) == len(order) else order

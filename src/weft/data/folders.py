@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from weft.checks import folders as checks
 from weft.data.columns import Columns, Table, build
+from weft.data.formats import suffix
 from weft.data.indexes import INDEXES, tables
-from weft.data.local import SPLIT_OF, data_files, split_files
+from weft.data.local import SPLIT_OF, split_files
 from weft.data.pictures import is_picture
 from weft.data.rows import Source
 from weft.data.trees import Folder, Parts, Tree
@@ -25,7 +27,7 @@ def recognised(tree: Folder) -> bool:
         return False
     paths = pictures(tree)
     stems = set(tables(tree).values())
-    if not stems and not data_files(tree.path / "data"):
+    if not any(suffix(Path(parts[-1])) for parts in tree.files):
         checks.some_pictures(tree.name, len(paths), ["/".join(parts) for parts in tree.files])
     return any(len(parts) > 1 for parts in paths) or (bool(paths) and (not stems or not stems.isdisjoint(INDEXES)))
 

@@ -16,35 +16,54 @@ from weft.errors import UserError
 VALIDATION = ("validation_matched", *SPLIT_NAMES["validation"])
 
 
-def from_hub(
-    entry: Entry,
-    *,
-    image: str | None = None,
-    text: str | None = None,
-    pair: str | None = None,
-    label: str | None = None,
-    key: str | None = None,
-) -> Source:
-    """Download, or read from the cache, the set that ``entry`` describes; arguments override its columns."""
+def from_hub(entry: Entry, **asked: str) -> Source:
+    """Download, or read from the cache, the set that ``entry`` describes.
+
+    asked: ``image``, ``text``, ``pair``, ``label`` and ``key``: columns that override those of the entry.
+    """
+    loaded = [(config, _download(entry, config)) for config in entry.configs or (entry.config,)]
+    return _source(entry, loaded, asked, [f"{entry.name}: {entry.verified}."])
+
+
+def from_disk(folder: Path, **asked: str) -> Source:
+    """Read a set that ``save_to_disk`` of the ``datasets`` library wrote; columns as in :func:`from_hub`.
+
+    Raises:
+        UserError: the folder is damaged.
+    """
+    import datasets
+
+    try:
+        found = datasets.load_from_disk(str(folder))
+    except Exception as error:  # in many ways, as above
+        reason = str(error).strip().split("\n")[0][:200].rstrip(".") or type(error).__name__
+        raise UserError(f"{folder} can't be read as a set that datasets saved ({reason}): save it anew.") from error
+    splits = {"train": found} if isinstance(found, datasets.Dataset) else dict(found)
+    return _source(unknown(folder.resolve().name), [(None, splits)], asked, [])
+
+
+def _source(entry: Entry, loaded: Sequence[tuple[str | None, Any]], asked: Mapping[str, str], said: list[str]) -> Source:
+    """The source of all configs of an entry, each with its splits."""
     splits: dict[str, Table] = {}
     named: dict[str, list[str]] = {}  # column -> names of its classes, where the set has them
-    for number, config in enumerate(entry.configs or (entry.config,)):
-        for split, data in _splits(entry, _download(entry, config)).items():
+    for number, (config, found) in enumerate(loaded):
+        for split, data in _splits(entry, found, said).items():
             if entry.parallel and split == "train":
                 data = data.select(range(number, len(data), len(entry.configs)))
             if entry.one_of is not None and set(entry.one_of) <= set(data.column_names):
                 data = data.select(_middle(data, entry.one_of))
             table = _table(data, named)
-            if entry.configs and entry.client_key:
+            if entry.configs and entry.client_key and config is not None:
                 table[entry.client_key] = [config] * len(data)
             _append(splits.setdefault(split, {}), table)
-    catalogued = image is None and text is None and pair is None
+    image, text, label, key = (asked.get(c) for c in ("image", "text", "label", "key"))
+    catalogued = not {"image", "text", "pair"} & asked.keys()
     columns = choose(
         splits["train"],
         entry.name,
         image=_known(entry.image, splits["train"]) if catalogued else image,
         text=text or (_known(entry.text, splits["train"]) if image is None else None),
-        pair=_known(entry.pair, splits["train"]) if catalogued else pair,
+        pair=_known(entry.pair, splits["train"]) if catalogued else asked.get("pair"),
         label=label or _known(entry.label, splits["train"]),
         key=key or _known(entry.client_key, splits["train"]),
     )
@@ -53,7 +72,7 @@ def from_hub(
         codes = {name: entry.renamed.get(name, name) for name in named[columns.label]}
     elif columns.label == entry.label:
         codes = entry.label_names
-    return build(entry.name, splits, columns, label_names=codes, notes=[f"{entry.name}: {entry.verified}."])
+    return build(entry.name, splits, columns, label_names=codes, notes=said)
 
 
 def unknown(hub_id: str) -> Entry:
@@ -101,11 +120,14 @@ def _download(entry: Entry, config: str | None) -> Any:
         ) from error
 
 
-def _splits(entry: Entry, data: Any) -> dict[str, Any]:
+def _splits(entry: Entry, data: Mapping[str, Any], said: list[str]) -> dict[str, Any]:
     """The splits in use, by our names."""
     if "train" not in data and len(data) != 1:
         raise UserError(f"{entry.name} has no train split but {', '.join(data)}: save the one you want as a local file.")
-    found = {"train": data["train"] if "train" in data else next(iter(data.values()))}
+    if "train" not in data:
+        said.append(f"{entry.name}: has a {next(iter(data))} split alone, from which rows for training and testing are drawn.")
+        return {"train": next(iter(data.values()))}
+    found = {"train": data["train"]}
     if entry.test in data:
         found["test"] = data[entry.test]
     validation = entry.validation or next((name for name in VALIDATION if name in data), None)

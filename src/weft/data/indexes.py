@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from weft.checks import folders as checks
 from weft.data.columns import LABELS, Table
-from weft.data.local import SPLIT_OF, read_file, suffix
+from weft.data.formats import read_file, suffix
+from weft.data.local import ABOUT, SPLIT_OF
 from weft.data.pictures import columns, is_picture, resolved
 from weft.data.trees import Parts, Tree, narrowed
 from weft.errors import UserError
@@ -20,7 +21,7 @@ def tables(tree: Tree) -> dict[str, str]:
     for parts in tree.files:
         if len(parts) == 1 and (kind := suffix(tree.path / parts[0])) is not None:
             found[parts[0]] = parts[0][: -len(kind)].lower()
-    return found
+    return {name: stem for name, stem in found.items() if stem not in ABOUT}
 
 
 def read(tree: Tree, notes: list[str], image: str | None = None) -> dict[str, Table] | None:
@@ -35,7 +36,7 @@ def read(tree: Tree, notes: list[str], image: str | None = None) -> dict[str, Ta
     """
     tree = narrowed(tree)
     if file := _index(tree):
-        table = _read(tree, (file,))
+        table = _read(tree, (file,), notes)
         rows = resolved(table, tree, image, index=True)
         if image or columns(rows):
             notes += _unlisted(tree, file, rows, image)
@@ -49,15 +50,17 @@ def read(tree: Tree, notes: list[str], image: str | None = None) -> dict[str, Ta
     files = {split: file for split, place in places.items() if (file := _index(place))}
     if "train" not in files:
         return None
-    splits = {split: resolved(_read(places[split], (file,)), places[split], image, index=True) for split, file in files.items()}
-    for split, rows in splits.items():
-        notes += _unlisted(places[split], files[split], rows, image)
+    splits = {}
+    for split, file in files.items():
+        place = places[split]
+        splits[split] = rows = resolved(_read(place, (file,), notes), place, image, index=True)
+        notes += _unlisted(place, file, rows, image)
     return splits
 
 
-def _read(tree: Tree, parts: Parts) -> Table:
+def _read(tree: Tree, parts: Parts, notes: list[str]) -> Table:
     with tree.file(parts) as path:
-        return read_file(path)
+        return read_file(path, notes)
 
 
 def _index(tree: Tree) -> str | None:
@@ -72,13 +75,14 @@ def _other(tree: Tree, notes: list[str], image: str | None) -> dict[str, Table] 
     found: dict[str, Table] = {}
     for file in tables(tree):
         try:
-            table = _read(tree, (file,))
+            table = _read(tree, (file,), said := [])
             rows = resolved(table, tree, image if image in table else None)
         except UserError as error:
             notes += checks.other_table(tree.name, file, str(error).rstrip("."))
             continue
         if columns(rows, image) and _label(table) is not None:
             found[file] = rows
+            notes += said
         else:
             notes += checks.other_table(tree.name, file, "no column of it names pictures of the folder beside one of labels")
     if len(found) > 1:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from weft.data.rows import FederatedData, Rows, Source
+from weft.data.spelling import spelled
 from weft.errors import UserError, nearest
 
 
@@ -20,6 +21,8 @@ def index(
 ) -> np.ndarray:
     """Where each of a data set's classes is among those declared, -1 for one that no row has.
 
+    Where a class is not declared as it is written, it is the one declared that is spelt alike, see :mod:`weft.data.spelling`.
+
     Args:
         own: classes of the data set. labels: of its rows, indices of them.
         name: of the data set, whose: whose classes are declared; both for the sentence.
@@ -27,7 +30,9 @@ def index(
     Raises:
         UnknownLabel: rows have a label that is not declared.
     """
-    where = {label: i for i, label in enumerate(declared)}
+    alike = {spelled(label): i for i, label in reversed(list(enumerate(declared)))}
+    exact = {label: i for i, label in enumerate(declared)}
+    where = {label: i for label in own if (i := exact.get(label, alike.get(spelled(label)))) is not None}
     for i in np.unique(labels).tolist():
         if own[i] not in where:
             shown = ", ".join(declared[:20]) + (" …" if len(declared) > 20 else "")

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from weft.data.rows import Rows, Source
+from weft.data.spelling import spelled
 from weft.errors import UserError, nearest
 
 
@@ -23,7 +24,8 @@ def leave_out(source: Source, keys: Sequence[str]) -> Source:
         raise UserError(f"{source.name} has no natural key to leave {keys[0]} out by: name its column with --key.")
     splits = {"train": source.train, "test": source.test, "validation": source.validation}
     keyed = [rows for rows in splits.values() if rows is not None and rows.keys is not None]
-    known = sorted({*source.unseen, *(key for rows in keyed for key in rows.keys or ())})
+    known = sorted({*source.unseen, *(key for rows in keyed for key in rows.keys or () if key)})
+    keys = [key if key in known else spelled(key) or key for key in keys]
     for key in keys:
         if key not in known:
             there = ", ".join(known[:10]) + (" …" if len(known) > 10 else "")

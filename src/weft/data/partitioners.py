@@ -6,6 +6,7 @@ import heapq
 import math
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from weft.tensors.keyed import key as stream_key
 from weft.tensors.keyed import numpy_generator
 
 SCHEMES = ("auto", "iid", "dirichlet", "pathological", "natural")
+KEYLESS = ("leave-out", "apart")
 SEEDS_TRIED = 50  # for a pathological deal that leaves no class out
 
 
@@ -36,6 +38,7 @@ def partition(
     min_rows: int = 1,
     new_clients: int = 0,
     leave_out: str | Sequence[str] = (),
+    keyless: str = "leave-out",
 ) -> FederatedData:
     """Deal the rows of ``source`` out to clients, each with its own training, validation and test rows.
 
@@ -49,6 +52,8 @@ def partition(
     new_clients: that many further clients get their share and are then held out: their rows are tested on,
         never trained on. Natural keys that the source itself holds out come on top.
     leave_out: a natural key or several, all of whose rows become new clients, one for each: leave-one-domain-out.
+    keyless: what the natural deal does with training rows that have no key: ``leave-out``, or ``apart``: they are dealt whole,
+        like the rows of one more key. Other deals use them like any other row.
 
     The global test set is the source's own test split; without one it is the union of the clients' test rows,
     and so for validation. With an own test split that has the natural keys, a client's test rows are those of
@@ -56,7 +61,14 @@ def partition(
     impossible.
     """
     source = left_out(source, [leave_out] if isinstance(leave_out, str) else leave_out)
-    asked, scheme = scheme, _checked(source, clients, scheme, alpha, classes_per_client, min_rows, new_clients)
+    if keyless not in KEYLESS:
+        raise UserError(
+            f'rows without a key can\'t be dealt "{keyless}": choose {" or ".join(KEYLESS)}.{nearest(keyless, KEYLESS)}'
+        )
+    asked, keyed = scheme, source if keyless == "apart" or scheme not in ("auto", "natural") else _keyed(source)
+    scheme = _checked(keyed, clients, scheme, alpha, classes_per_client, min_rows, new_clients)
+    if scheme == "natural":
+        source = keyed
     rows = source.train
     dealt = _deal(source, clients + new_clients, scheme, alpha, classes_per_client, seed, min_rows)
     if (fewest := min(map(len, dealt))) < min_rows:
@@ -66,7 +78,7 @@ def partition(
         )
     few = []
     if asked == "auto" and scheme == "dirichlet" and rows.keys is not None:
-        number = len(set(rows.keys))
+        number = len(set(rows.keys) - {""})
         few = [
             f"{source.name} has {number} values of {source.key_name}, too few for {clients + new_clients} clients to have whole "
             f"ones, so it is dealt dirichlet({alpha:g}); --clients {max(number - new_clients, 1)} deals them whole."
@@ -80,7 +92,7 @@ def partition(
     for i, index in enumerate(dealt[:clients]):
         train, val = (rows.take(index[mark[index] == part]) for part in (splits.TRAIN, splits.VAL))
         test = rows.take(index[mark[index] == splits.TEST]) if own_tests is None else own_tests[i]
-        members.append(ClientData(_name("c", i, clients), train, val, test, _facts(keys[i])))
+        members.append(ClientData(_name("c", i, clients), train, val, test, _facts(keys[i], source)))
     held_out = [(rows.take(index), keys[clients + i]) for i, index in enumerate(dealt[clients:])]
     held_out += [(source.unseen[key], [key]) for key in sorted(source.unseen)]
     none = rows.take(np.array([]))
@@ -97,7 +109,8 @@ def partition(
         test=test,
         val=_own_or_all(source.validation, [client.val for client in members]),
         unseen=[
-            ClientData(_name("new", i, len(held_out)), none, none, own, _facts(key)) for i, (own, key) in enumerate(held_out)
+            ClientData(_name("new", i, len(held_out)), none, none, own, _facts(key, source))
+            for i, (own, key) in enumerate(held_out)
         ],
         fingerprint=source.fingerprint,
         notes=(*source.notes, *few, *_losses(source, dealt, scheme), *said),
@@ -113,7 +126,20 @@ def _own_or_all(own: Rows | None, clients: list[Rows]) -> Rows:
     return Rows.concatenate(clients) if own is None else own
 
 
-def _facts(keys: list[str]) -> dict[str, Any]:
+def _keyed(source: Source) -> Source:
+    """The source without training rows that have no natural key, which is said."""
+    keys = source.train.keys
+    if keys is None or not (without := sum(not key for key in keys)) or without == len(keys):
+        return source
+    note = (
+        f"{source.name}: a natural deal leaves the {without} training rows without a {source.key_name} out; --keyless apart "
+        "deals them like one more."
+    )
+    return replace(source, train=source.train.take(np.array([key != "" for key in keys])), notes=(*source.notes, note))
+
+
+def _facts(keys: list[str], source: Source) -> dict[str, Any]:
+    keys = [key or f"no {source.key_name}" for key in keys]
     return {"domain": keys[0]} if len(keys) == 1 else {"domains": keys} if keys else {}
 
 

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
+from weft.checks import tables as checks
 from weft.data import folders, indexes
 from weft.data.columns import build, choose
+from weft.data.formats import suffix
 from weft.data.hub_sets import catalogue
-from weft.data.local import read, suffix
+from weft.data.local import read, saved_by_datasets
 from weft.data.rows import Rows, Source, fingerprint
 from weft.data.trees import Folder, Tree, Zip
 from weft.errors import UserError, nearest
@@ -43,6 +45,7 @@ def load(
     Raises UserError for an unknown name, a missing or unreadable file, an absent column, and training rows
     of one class.
     """
+    checks.file_name(name)
     if limit is not None and limit < 2:
         raise UserError(f"a limit of {limit} rows leaves nothing to learn: give a larger one.")
     columns = {"image": image, "text": text, "pair": pair, "label": label, "key": key}
@@ -105,20 +108,27 @@ def _local(path: Path, asked: dict[str, str]) -> Source:
     called, image = path.resolve().name, asked.get("image")
     said: list[str] = []
     splits = None
+    if path.is_dir() and saved_by_datasets(path):
+        from weft.data.hub import from_disk
+
+        return from_disk(path, **asked)
     if (tree := _pictures(path)) is not None:
         splits = indexes.read(tree, said, image)
         if splits is None:
             _refuse(f"{called}, a folder of pictures,", asked)
             return folders.load(tree, said)
-    splits = splits or read(path, image)
+    splits = splits or read(path, said, image)
     columns = choose(splits["train"], called, **asked)
     if columns.image is not None and len(splits) == 1 and len(splits := folders.by_split(splits["train"], called)) > 1:
         said.append(f"{called}: a column tells the split of a row ({', '.join(splits)}).")
     for split, table in splits.items():
         used = (columns.image, columns.text, columns.pair, columns.label)
-        if absent := [c for c in used if c is not None and c not in table]:
+        absent = [c for c in used if c is not None and c not in table]
+        # Without the label, and without a column that could be a new name of it, it is the test set of a competition.
+        if absent and not (absent == [columns.label] and split != "train" and table.keys() <= splits["train"].keys()):
             raise UserError(f'the {split} file of {called} has no column "{absent[0]}", which its train file has.')
-        if lost := [v for v in table.get(columns.image or "", ()) if isinstance(v, str)]:
+        lost = [v for v in ([] if columns.image is None else table[columns.image]) if isinstance(v, str)]
+        if lost:
             raise UserError(f"the {split} file of {called} names {len(lost)} pictures that do not exist, first {lost[0]}.")
     return build(called, splits, columns, notes=said)
 

@@ -154,7 +154,9 @@ def meaning(summary: Mapping[str, Any]) -> str:
     top, evaluations = summary["headline"], summary["evaluations"]
     said: list[str] = []
     if top is None:
-        return "; ".join(["there were no test rows, so that nothing was scored", *_billed(summary)]) + ". Loss: mean while training."
+        return (
+            "; ".join(["there were no test rows, so that nothing was scored", *_billed(summary)]) + ". Loss: mean while training."
+        )
     view = str(top["view"])
     groups: dict[str, list[str]] = {}  # views that are scored alike
     for name in (view, *_other_views({"evaluations": evaluations})):

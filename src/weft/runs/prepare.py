@@ -140,6 +140,7 @@ def deal(x: Experiment, given: Source | FederatedData | None = None) -> Federate
         min_rows=x.min_rows,
         new_clients=x.new_clients,
         leave_out=x.leave_out,
+        keyless=x.keyless,
     )
 
 

@@ -43,7 +43,8 @@ def own_of(about: Mapping[str, Any]) -> Own:
 def resident(about: Mapping[str, Any], say: Callable[[str], None]) -> Resident:
     """The process of a site; its rows are read at once, so that what is wrong with them is said before anybody is asked."""
     own = own_of(about)
-    own.data.loaded  # noqa: B018
+    for note in own.data.notes:
+        say(note)
     return Resident(own, Path(about["folder"]), say)
 
 

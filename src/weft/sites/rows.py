@@ -51,6 +51,15 @@ class OwnData:
             raise UserError(f'the experiment {file} deals its data to no client "{name}": {shown}.{nearest(name, ids)}')
         return dealt.clients[ids.index(name)], dealt.classes
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was guessed, left out or doubtful, for the people of the site.
+
+        Raises:
+            UserError: there are no such data.
+        """
+        return () if isinstance(self.loaded, tuple) else self.loaded.notes
+
     def client(self, name: str, x: Experiment) -> ClientData:
         """Training, validation and test rows, with labels as the experiment counts them.
 
