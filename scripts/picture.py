@@ -18,7 +18,6 @@ from rich.text import Text
 from weft import experiment
 from weft.cli import plan
 from weft.cli.progress import Lines
-from weft.report import terminal
 from weft.runs import execute
 
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "run.svg"
@@ -48,8 +47,7 @@ def main() -> None:
         resolved = experiment.resolve()
         plan.header(screen, resolved)
         done = execute.start(resolved, observer=Shown(screen))
-        screen.print()
-        terminal.closing(screen, done.summary, done.rounds)
+        plan.outcome(screen, done)
         plan.farewell(screen, done)
         os.chdir("/")
     svg = screen.export_svg(title="weft", theme=THEME, font_aspect_ratio=0.61)

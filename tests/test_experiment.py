@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,15 +95,53 @@ def test_the_more_special_section_of_a_recipe_wins(monkeypatch: pytest.MonkeyPat
     assert not recipes.find("fedit", "reparameterized", "m", "other", {"rank"})
 
 
-def test_a_method_given_as_an_object_is_taken_as_it_is() -> None:
-    mine = FedIT(rank=5, optim=Optim("sgd", lr=0.1))
-    found = resolve({}, method=mine)
-    assert found.method is mine
-    assert found.origin["method.rank"] == found.origin["method.optim.kind"] == "user"
-    assert found.origin["method.alpha"] == found.origin["method.epochs"] == "default"
-    assert found.origin["rounds"] == "recipe"
+@pytest.mark.parametrize("slug", sorted(registry.infos()))
+def test_an_object_and_a_slug_are_one_experiment(slug: str) -> None:
+    cls = registry.load(slug)
+    assert resolve({}, method=cls()).experiment == resolve({"method": slug}).experiment
+    by_object, by_slug = resolve({}, method=cls(batch=7)), resolve({"method": slug, "method.batch": 7})
+    assert (by_object.method, by_object.experiment) == (by_slug.method, by_slug.experiment)
+    assert by_object.origin == by_slug.origin | {"method": "user"}
+
+
+def test_what_was_written_where_an_object_was_made_is_left_alone_by_recipes() -> None:
+    found = resolve({}, method=FedIT(sites="q"))
+    assert found.method.sites == FedIT().sites == "q"  # type: ignore[attr-defined]
+    assert found.origin["method.sites"] == "user"
+    assert resolve({}, method=FedIT()).method.sites == "all"  # type: ignore[attr-defined]
+
+
+def test_a_nested_setting_and_a_copy_are_written_as_a_whole() -> None:
+    found = resolve({}, method=FedIT(optim=Optim("sgd", lr=0.1)))
+    assert found.method.optim == Optim("sgd", lr=0.1)
+    assert found.method.epochs == 0.25
+    assert found.origin["method.optim.schedule"] == "user"
+    assert found.origin["method.epochs"] == "recipe"
+    assert resolve({}, method=replace(FedIT(), rank=4)).method == FedIT(rank=4)
+
+
+def test_what_an_object_leaves_open_comes_from_the_file() -> None:
+    file = {"method": {"name": "fedit", "rank": 7, "steps": "none"}, "recipes": False}
+    assert resolve({}, file, FedIT(batch=3)).method == FedIT(rank=7, batch=3)
+    assert resolve({}, file, FedIT(rank=2)).method == FedIT(rank=2)
+
+
+def test_an_object_survives_a_file() -> None:
+    found = resolve({}, method=FedIT(rank=5, optim=Optim("sgd", lr=0.1)))
     assert not found.given
-    assert resolve({}, tomllib.loads(experiment.to_toml(found.experiment, {}))).method == mine
+    assert resolve({}, tomllib.loads(experiment.to_toml(found.experiment, {}))).method == found.method
+
+
+def test_an_object_and_its_settings_apart_are_refused_where_both_say_the_same() -> None:
+    with pytest.raises(UserError, match=r"method\.rank: given by the method's object and besides"):
+        resolve({"parameters": {"rank": 4}}, method=FedIT(rank=8))
+    assert resolve({"parameters": {"rank": 4}}, method=FedIT(batch=8)).method.rank == 4  # type: ignore[attr-defined]
+
+
+def test_what_was_written_is_no_part_of_a_methods_value() -> None:
+    assert FedIT(rank=FedIT().rank) == FedIT()
+    assert registry.written(pickle.loads(pickle.dumps(FedIT(rank=8)))) == {"rank"}
+    assert registry.written(FedIT(optim=Optim())) == {n for n in registry.values(FedIT()) if n.startswith("optim.")}
 
 
 def test_an_object_that_no_slug_stands_for_is_known_as_such() -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import tiny
+from weft import experiment
+from weft.runs import execute
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -27,9 +30,33 @@ def test_the_ten_lines_of_python_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
     found: dict[str, object] = {}
     exec(compile(code, "README.md", "exec"), found)
     printed = capsys.readouterr().out
+    assert re.search(r"^round +loss +accuracy", printed, re.MULTILINE)  # progress, as on the command line
     assert "'accuracy'" in printed
     assert "class " in printed
     assert str(Path("runs") / "flora-small-") in printed
+
+
+def test_the_ten_lines_of_python_are_the_experiment_of_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the recipe and all: what is printed there comes out here."""
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    started: list[Any] = []
+
+    class Enough(Exception):
+        pass
+
+    def start(resolved: Any, *_: object) -> None:
+        started.append(resolved)
+        raise Enough
+
+    monkeypatch.setattr(execute, "start", start)
+    with pytest.raises(Enough):
+        exec(compile(code, "README.md", "exec"), {})
+    typed = {"method": "flora", "method.rank": 8, "model": "minilm", "data": "pydocs", "clients": 8, "rounds": 5}
+    wanted = experiment.resolve(typed)
+    assert started[0].experiment == wanted.experiment
+    assert started[0].method == wanted.method
+    assert dict(started[0].origin) == wanted.origin
+    assert wanted.origin["method.optim.lr"] == wanted.origin["start_head"] == "recipe"
 
 
 def test_make_has_every_target_that_is_named() -> None:

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from weft import data, methods
+    from weft.api import resume, run
     from weft.engines.observer import Observer
     from weft.errors import Interrupted, UserError, WeftError
     from weft.experiment import Experiment
-    from weft.runs.execute import resume, run
     from weft.runs.result import Run, load_run
 
 _HOME = {
@@ -30,8 +30,8 @@ _HOME = {
     "UserError": "errors",
     "WeftError": "errors",
     "load_run": "runs.result",
-    "resume": "runs.execute",
-    "run": "runs.execute",
+    "resume": "api",
+    "run": "api",
 }
 
 __all__ = [

@@ -163,7 +163,8 @@ def resolve(
 
     Args:
         typed: settings by flat name, or nested as in a file. file: contents of an experiment file.
-        method: an object instead of a slug; its parameters are taken as they are, recipes for methods do not touch them.
+        method: an object instead of a slug. What was written where it was made was typed; the rest of it comes from the file,
+            from recipes or from the object, so that ``FLoRA(rank=8)`` is the same experiment as ``method.rank=8`` of ``flora``.
 
     Raises:
         UserError: unknown names, wrong types or ranges; all that can be said at once in one sentence.
@@ -172,8 +173,11 @@ def resolve(
 
     notes: list[str] = []
     asked, stored = flatten(typed or {}), flatten(file or {})
+    own: dict[str, Any] = {}
     if method is not None:
-        asked = {n: v for n, v in asked.items() if not n.startswith("method.")} | {"method": method.info.slug}
+        asked["method"] = method.info.slug
+        written, every = registry.written(method), registry.values(method)
+        own = {f"method.{n}": v for n, v in every.items() if n in written}
     of_file = stored.get("method", Experiment().method)
     if asked.get("method", of_file) != of_file:
         dropped = [n for n in stored if n.startswith("method.")]
@@ -182,26 +186,23 @@ def resolve(
             notes.append(f"the file's {', '.join(dropped)} belong to another method, and are left out.")
     slug = str(asked.get("method", of_file))
     cls = type(method) if method is not None else registry.load(slug)
-    user = _full_names(cls, stored) | _full_names(cls, asked)
+    asked = _full_names(cls, asked)
+    if twice := own.keys() & asked.keys():
+        raise UserError(f"{', '.join(sorted(twice))}: given by the method's object and besides; leave one out.")
+    user = _full_names(cls, stored) | asked | own
     fitting = _fitting(cls.info.needs, user)
     recipe: dict[str, Any] = {}
     if user.get("recipes", True) is not False:
         model, data = (str((fitting | user).get(n, getattr(Experiment(), n))) for n in ("model", "data"))
         recipe = recipes.find(slug, cls.info.family, model, data, {p.name for p in registry.parameters(cls)})
-    if method is not None:
-        recipe = {n: v for n, v in recipe.items() if not n.startswith("method.")}
     if "baseline" in user and user["baseline"] is not None:
         recipe.pop("baselines", None)  # a baseline is not compared with itself
     settings = fitting | recipe | user
-    made = method or registry.build(slug, _parameters(settings))
+    made = _laid_over(method, _parameters(settings)) if method is not None else registry.build(slug, _parameters(settings))
     known = registry.values(made)
     experiment = checked({n: v for n, v in settings.items() if not n.startswith("method.")} | {"parameters": known}, known)
     _check_robust(experiment, made)
     origin = {n: "user" if n in user else "recipe" if n in recipe else "default" for n in experiment.flat()}
-    if method is not None:
-        usual = {p.name: p.default for p in registry.parameters(cls)}
-        origin |= {f"method.{n}": "default" if v == usual[n] else "user" for n, v in known.items()}
-        origin["method"] = "user"
     given = method is not None and (slug not in registry.infos() or registry.load(slug) is not cls)
     return Resolved(experiment, made, origin, tuple(notes), given)
 
@@ -330,6 +331,18 @@ _OPTIONAL = {n for n, f in Experiment.model_fields.items() if type(None) in geta
 
 def _parameters(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {n.removeprefix("method."): v for n, v in settings.items() if n.startswith("method.")}
+
+
+def _laid_over(method: Method, wanted: Mapping[str, Any]) -> Method:
+    """The object, or one like it where a file or a recipe says something else."""
+    from weft.methods import registry
+
+    def plain(value: Any) -> Any:
+        return "none" if value is None else list(value) if isinstance(value, tuple) else value
+
+    now = registry.values(method)
+    changes = {n: v for n, v in wanted.items() if n not in now or plain(v) != plain(now[n])}
+    return registry.configure(type(method), changes, method) if changes else method
 
 
 def _full_names(cls: type[Method], settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -106,13 +106,21 @@ def rehearse(out: Console, resolved: Resolved, as_json: bool, observer: Observer
     out.print("Nothing was trained or written; without --dry-run the run starts.")
 
 
-def farewell(out: Console, done: Run) -> None:
-    """Where everything is, and what to try next."""
-    summary = done.summary
-    seconds = round(summary["seconds"]["all"])
+def outcome(out: Console, done: Run) -> None:
+    """The figures, and where everything is."""
+    from weft.report import terminal
+
+    seconds = round(done.summary["seconds"]["all"])
+    out.print()
+    terminal.closing(out, done.summary, done.rounds)
     out.print()
     # paths and commands stay whole, to be copied
     out.print(Text(f"Saved in {done.folder} after {seconds // 60} min {seconds % 60} s."), soft_wrap=True)
+
+
+def farewell(out: Console, done: Run) -> None:
+    """What to type next."""
+    summary = done.summary
     if done.adapter is not None:
         from weft.export.about import About
 

@@ -230,8 +230,6 @@ def show(done: Run, screen: Console, quiet: bool, as_json: bool) -> None:
         typer.echo((done.folder / "summary.json").read_text(encoding="utf-8"), nl=False)
     elif not quiet:
         from weft.cli import plan
-        from weft.report import terminal
 
-        screen.print()
-        terminal.closing(screen, done.summary, done.rounds)
+        plan.outcome(screen, done)
         plan.farewell(screen, done)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, dataclass_transform
+from typing import TYPE_CHECKING, Any, ClassVar, Self, dataclass_transform
 
 from torch import Tensor
 
@@ -38,6 +39,9 @@ class Method:
     two. Nothing is remembered on the object: server and client state are explicit. Subclasses become frozen dataclasses by
     themselves, without a decorator.
 
+    An object remembers which of its fields its maker wrote (:func:`weft.methods.settings.written`), since a recipe may set the
+    others. That is no part of the value: methods with equal fields are equal.
+
     Attributes:
         demands: patterns of tensors without which an update is refused, for rules that can't do with less.
         weighting: of updates in the mean: ``examples`` (n_k) or ``uniform``.
@@ -65,6 +69,12 @@ class Method:
                     "or the default of the base class would silently stay in force"
                 )
         dataclass(frozen=True)(cls)
+
+    def __new__(cls, *values: Any, **named: Any) -> Self:
+        made = super().__new__(cls)
+        order = [field.name for field in dataclasses.fields(cls)]
+        object.__setattr__(made, "_written", frozenset((*order[: len(values)], *named)))
+        return made
 
     def __post_init__(self) -> None:
         if self.weighting not in WEIGHTINGS:

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from weft.errors import UserError, nearest
 from weft.federation.info import MethodInfo
-from weft.methods.settings import Parameter, canonical, configure, parameters, values
+from weft.methods.settings import Parameter, canonical, configure, parameters, values, written
 from weft.methods.sources import Broken, broken, sources
 
 if TYPE_CHECKING:
     from weft.federation.method import Method
 
-__all__ = ["Broken", "Parameter", "broken", "build", "canonical", "info", "infos", "load", "parameters", "values"]
+__all__ = ["Broken", "Parameter", "broken", "build", "canonical", "configure", "info", "infos", "load", "parameters", "values", "written"]
 
 
 def infos() -> dict[str, MethodInfo]:

@@ -63,6 +63,16 @@ def values(method: Method) -> dict[str, Any]:
     return found
 
 
+def written(method: Method) -> frozenset[str]:
+    """Full names of the settings that were written where the object was made: ``FedIT(rank=16)`` gives ``rank``.
+
+    Recorded rather than guessed by comparing with the defaults: whoever writes a default means it. A nested setting is written
+    as a whole (``optim=Optim(lr=1e-3)`` says its schedule too), and so is a copy by ``dataclasses.replace``.
+    """
+    outer: frozenset[str] = method._written  # type: ignore[attr-defined]
+    return frozenset(name for name in values(method) if name.split(".")[0] in outer)
+
+
 def canonical(cls: type[Method], given: Mapping[str, Any]) -> dict[str, Any]:
     """The same settings under full names: ``{"lr": 1, "optim": {"eps": 2}}`` gives ``{"optim.lr": 1, "optim.eps": 2}``.
 
@@ -91,11 +101,12 @@ def canonical(cls: type[Method], given: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def configure(cls: type[M], given: Mapping[str, Any]) -> M:
+def configure(cls: type[M], given: Mapping[str, Any], base: M | None = None) -> M:
     """A method from names and values; what is not given keeps the method's default.
 
     Args:
         given: setting -> value, or the text of a value, as from a command line ("8", "1e-3", "true", "none", "0.9,0.99").
+        base: keep this object's values instead of the defaults.
 
     Raises:
         UserError: unknown names, values of the wrong type or out of range, all of them in one sentence.
@@ -103,7 +114,7 @@ def configure(cls: type[M], given: Mapping[str, Any]) -> M:
     problems: list[str] = []
     own: dict[str, Any] = {}
     inner: dict[str, dict[str, Any]] = {}
-    defaults: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(cls)}
+    defaults: dict[str, Any] = {f.name: getattr(base, f.name, f.default) for f in dataclasses.fields(cls)}
     hints = {n: h for n, h in get_type_hints(cls).items() if n in defaults}
     spec = {p.name: p for p in parameters(cls)}
     for name, value in canonical(cls, given).items():
@@ -127,7 +138,7 @@ def configure(cls: type[M], given: Mapping[str, Any]) -> M:
             problems.append(str(e).rstrip("."))
     if not problems:
         try:
-            return cls(**own)
+            return cls(**own) if base is None else dataclasses.replace(base, **own)
         except UserError as e:
             problems.append(str(e).rstrip("."))
     text = f'method "{cls.info.slug}": {"; ".join(problems)}'

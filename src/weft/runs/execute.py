@@ -41,48 +41,18 @@ if TYPE_CHECKING:
 PROBE_PACK = 8  # a probe's packs need next to no memory, and a number of its own keeps a replay's the same
 
 
-def run(
-    method: str | Method | None = None,
-    model: str | None = None,
-    data: str | Source | FederatedData | None = None,
-    clients: int | None = None,
-    rounds: int | None = None,
-    *,
-    file: str | Path | None = None,
-    observer: Observer | None = None,
-    repeat: int = 1,
-    **more: Any,
+def start(
+    resolved: Resolved, data: Source | FederatedData | None = None, observer: Observer | None = None, repeat: int = 1
 ) -> Run:
     """Train a federation, and save it in a folder of its own.
 
     Args:
-        method: slug, or an object such as ``weft.methods.FLoRA(rank=8)``.
-        model: short name, hub id or local folder of a backbone.
-        data: catalogue name, hub id, file or folder; or rows in memory, dealt out already (:class:`weft.data.FederatedData`)
-            or not (:class:`weft.data.Source`).
-        clients, rounds: how many. file: an experiment file, over which the other settings lie.
-        observer: is told of progress. repeat: run so often and compare the numbers bit for bit.
-        more: any other setting of :class:`weft.Experiment`; those of a method as ``parameters={"rank": 8}``.
+        data: rows in memory, which go before the name in the settings. repeat: run so often and compare the numbers bit for bit.
 
     Raises:
         UserError: anything that a person can put right.
         Interrupted: Ctrl-C; what was finished is saved.
     """
-    typed = {"model": model, "clients": clients, "rounds": rounds, "data": data if isinstance(data, str) else None} | more
-    chosen = {n: v for n, v in typed.items() if v is not None}
-    given = None if isinstance(data, str) else data
-    if given is not None:
-        chosen |= {"data": given.name} | ({} if hasattr(given, "train") else {"clients": len(getattr(given, "clients", []))})
-    if isinstance(method, str):
-        chosen["method"] = method
-    made = None if isinstance(method, str) else method
-    return start(settings.resolve(chosen, settings.read(Path(file)) if file else None, made), given, observer, repeat)
-
-
-def start(
-    resolved: Resolved, data: Source | FederatedData | None = None, observer: Observer | None = None, repeat: int = 1
-) -> Run:
-    """:func:`run` with settings that are resolved already."""
     observer, x = observer or Observer(), resolved.experiment
     if x.engine != "simulation":
         if resolved.given or data is not None or x.baseline is not None:

@@ -1,0 +1,127 @@
+"""``weft.run`` and ``weft.resume``: what the command line does, from Python. Objects may stand for names, and progress is printed
+as there unless it is asked for otherwise.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from weft import experiment as settings
+from weft.errors import UserError
+from weft.runs import execute
+from weft.runs.result import Run
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from weft.data.rows import FederatedData, Source
+    from weft.engines.observer import Observer
+    from weft.federation.method import Method
+
+Place = str | os.PathLike[str]
+
+
+def run(
+    method: str | Method | type[Method] | None = None,
+    model: Place | None = None,
+    data: Place | Source | FederatedData | None = None,
+    clients: int | None = None,
+    rounds: int | None = None,
+    *,
+    file: Place | None = None,
+    quiet: bool = False,
+    observer: Observer | None = None,
+    repeat: int = 1,
+    **more: Any,
+) -> Run:
+    """Train a federation, and save it in a folder of its own: the same experiment as ``weft run`` with the same settings.
+
+    Args:
+        method: slug, or an object such as ``weft.methods.FLoRA(rank=8)``. What was not written where the object was made comes
+            from ``file``, from a recipe or from the method, as with a slug; ``recipes=False`` leaves recipes out.
+        model: short name, hub id or local folder of a backbone.
+        data: catalogue name, hub id, file or folder; or rows in memory, dealt out already (:class:`weft.data.FederatedData`)
+            or not (:class:`weft.data.Source`).
+        clients, rounds: how many. file: an experiment file, over which the other settings lie.
+        quiet: print nothing. observer: is told of progress, and nothing is printed besides.
+        repeat: run so often and compare the numbers bit for bit.
+        more: any other setting of :class:`weft.Experiment`; those of a method as ``parameters={"rank": 8}``.
+
+    Raises:
+        UserError: anything that a person can put right.
+        Interrupted: Ctrl-C; what was finished is saved.
+    """
+    name, given = (os.fspath(data), None) if isinstance(data, str | os.PathLike) else (None, data)
+    model = os.fspath(model) if isinstance(model, os.PathLike) else model
+    typed = {"model": model, "clients": clients, "rounds": rounds, "data": name} | more
+    chosen = {n: v for n, v in typed.items() if v is not None}
+    if given is not None:
+        chosen |= {"data": given.name} | ({} if hasattr(given, "train") else {"clients": len(getattr(given, "clients", []))})
+    if isinstance(method, str):
+        chosen["method"] = method
+    resolved = settings.resolve(chosen, settings.read(Path(file)) if file else None, _made(method))
+
+    def heading(screen: Console) -> None:
+        from weft.cli import plan
+
+        plan.header(screen, resolved)
+
+    return _watched(lambda told: execute.start(resolved, given, told, repeat), heading, observer, quiet)
+
+
+def resume(
+    folder: Place,
+    *,
+    method: Method | None = None,
+    data: Source | FederatedData | None = None,
+    quiet: bool = False,
+    observer: Observer | None = None,
+) -> Run:
+    """Go on with a run that was stopped; the numbers are those of a run that never was.
+
+    Args:
+        folder: of the run. method, data: the objects it was begun with, if it was begun with any.
+        quiet: print nothing. observer: is told of progress, and nothing is printed besides.
+
+    Raises:
+        UserError: no run there, a damaged checkpoint, or data, weights or objects other than before.
+        Interrupted: Ctrl-C; what was finished is saved.
+    """
+    return _watched(lambda told: execute.resume(folder, method=method, data=data, observer=told), None, observer, quiet)
+
+
+def _made(method: object) -> Method | None:
+    """The method, if it is an object; a class stands for its defaults."""
+    from weft.federation.method import Method
+
+    if method is None or isinstance(method, str):
+        return None
+    made = method() if isinstance(method, type) and issubclass(method, Method) else method
+    if not isinstance(made, Method):
+        raise UserError(f'method is {method!r}, but must be a slug such as "fedit", or an object such as weft.methods.FedIT().')
+    return made
+
+
+def _watched(
+    play: Callable[[Observer | None], Run],
+    heading: Callable[[Console], None] | None,
+    observer: Observer | None,
+    quiet: bool,
+) -> Run:
+    """Play with progress printed: bars at a terminal, plain lines in a notebook and elsewhere, and a closing table."""
+    if observer is not None or quiet:
+        return play(observer)
+    from weft.cli import plan
+    from weft.cli.errors import out
+    from weft.cli.progress import watching
+
+    screen = out()
+    if heading is not None:
+        heading(screen)
+    with watching(screen, quiet=False) as told:
+        done = play(told)
+    plan.outcome(screen, done)
+    return done
