@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import io
 import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,7 +35,7 @@ def formats() -> dict[str, str]:
     }
 
 
-def decode(item: np.ndarray | Path | bytes | Any) -> Image:
+def decode(item: Any) -> Image:
     """A picture, RGB: from uint8 or uint16 pixels, a file, the bytes of one, or Pillow's own object.
 
     Raises:
@@ -102,10 +101,10 @@ def _orientation(picture: Image) -> Any:
 def _opaque(picture: Image) -> Image:
     from PIL import Image
 
-    if picture.getextrema()[3][0] == 255:
+    if picture.getchannel("A").getextrema()[0] == 255:
         return picture.convert("RGB")
 
-    def over(colour: str) -> Image:
+    def over(colour: str) -> Any:
         return Image.alpha_composite(Image.new("RGBA", picture.size, colour), picture).convert("RGB")
 
     shown = over("white")

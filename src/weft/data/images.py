@@ -110,7 +110,7 @@ class Images:
 def _several(items: Any) -> Iterable[Any]:
     if isinstance(items, str | bytes | Path) or hasattr(items, "convert"):
         raise UserError("give a list of pictures, even for a single one: [picture].")
-    return items  # type: ignore[no-any-return]
+    return items
 
 
 def _checked(item: Any, position: int) -> Item:

@@ -74,8 +74,9 @@ def _other(tree: Tree, notes: list[str], image: str | None) -> dict[str, Table] 
     """The rows of the only table that names pictures of the folder, under whatever name; others are said."""
     found: dict[str, Table] = {}
     for file in tables(tree):
+        said: list[str] = []
         try:
-            table = _read(tree, (file,), said := [])
+            table = _read(tree, (file,), said)
             rows = resolved(table, tree, image if image in table else None)
         except UserError as error:
             notes += checks.other_table(tree.name, file, str(error).rstrip("."))

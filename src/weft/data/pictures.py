@@ -77,6 +77,7 @@ def columns(table: Mapping[str, Sequence[Any]], asked: str | None = None) -> lis
     for name, values in table.items():
         first = next((value for value in values if value is not None), None)
         known = name == asked or name.strip().lower() in NAMES
-        if isinstance(first, Path | np.ndarray) or callable(first) or (isinstance(first, bytes) and known):
+        picture = isinstance(first, Path | np.ndarray) or callable(first) or hasattr(first, "convert")  # the last is Pillow's
+        if picture or (isinstance(first, bytes) and known):
             found.append(name)
     return sorted(found, key=lambda name: NAMES.index(name.lower()) if name.lower() in NAMES else len(NAMES))

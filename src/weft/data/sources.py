@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from weft.checks import tables as checks
-from weft.data import folders, indexes
+from weft.data import folders, given, indexes
 from weft.data.columns import build, choose
 from weft.data.formats import suffix
 from weft.data.hub_sets import catalogue
@@ -23,7 +25,7 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 
 
 def load(
-    name: str,
+    name: Any,
     *,
     seed: int = 0,
     image: str | None = None,
@@ -35,7 +37,7 @@ def load(
     one_class: bool = False,
 ) -> Source:
     """Load the set called ``name``: a catalogue name, a local file or folder, or a hub id
-    ``owner/name[:config]``.
+    ``owner/name[:config]``. From Python it may also be a frame or a set of the datasets library, see :mod:`weft.data.given`.
 
     image, text, pair, label, key: the columns of the picture or the text, of a second text, of the label and of the natural
         client, where the guess is wrong; guesses are in ``notes``.
@@ -45,15 +47,19 @@ def load(
     Raises UserError for an unknown name, a missing or unreadable file, an absent column, and training rows
     of one class.
     """
-    checks.file_name(name)
+    if isinstance(name, os.PathLike):
+        name = os.fspath(name)
+    if isinstance(name, str):
+        checks.file_name(name)
+    columns = {"image": image, "text": text, "pair": pair, "label": label, "key": key}
     if limit is not None and limit < 2:
         raise UserError(f"a limit of {limit} rows leaves nothing to learn: give a larger one.")
-    columns = {"image": image, "text": text, "pair": pair, "label": label, "key": key}
-    source = _load(name, {flag: column for flag, column in columns.items() if column is not None})
+    asked = {flag: column for flag, column in columns.items() if column is not None}
+    source = _load(name, asked) if isinstance(name, str) else given.read(name, asked)
     if not one_class:
         _check_classes(source)
     if limit is not None:
-        few = _limited(source, limit, seed)
+        few = limited(source, limit, seed)
         if not one_class and len(np.unique(few.train.labels)) < 2:
             raise UserError(f"the {limit} rows drawn from {source.name} are all of one class: give a larger limit.")
         return few
@@ -151,9 +157,16 @@ def _pictures(path: Path) -> Tree | None:
     return tree
 
 
-def _limited(source: Source, limit: int, seed: int) -> Source:
-    """The source with at most ``limit`` rows in each split; ids stay what they were."""
+def limited(source: Source, limit: int, seed: int) -> Source:
+    """The source with at most ``limit`` rows in each split; ids stay what they were.
+
+    Raises:
+        UserError: that leaves fewer than two.
+    """
     from weft.tensors.keyed import numpy_generator
+
+    if limit is not None and limit < 2:
+        raise UserError(f"a limit of {limit} rows leaves nothing to learn: give a larger one.")
 
     def some(rows: Rows, split: str) -> Rows:
         if len(rows) <= limit:
