@@ -47,6 +47,15 @@ def test_predict_gives_the_class_of_each_text_as_the_library_does(finished: Path
     assert [line.split("  ")[0] for line in shown] == [one["label"] for one in found]
 
 
+def test_eval_reads_a_csv_with_an_index(finished: Path, tmp_path: Path, capsys: Capture) -> None:
+    lines = [f"{i},{text},{label}" for i, (text, label) in enumerate(rows(finished))]
+    (tmp_path / "rows.csv").write_text("\n".join([",text,label", *lines]) + "\n")
+    got = weft(capsys, "eval", finished, "--data", tmp_path / "rows.csv", "--json")
+    assert got.code == 0
+    assert json.loads(got.out)[0]["n"] == len(lines)
+    assert "column 1 has no name" in got.err
+
+
 def given_on_stdin(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
     monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO(data), encoding="ascii"))  # whatever the terminal's encoding is
 
@@ -68,7 +77,7 @@ def test_predict_reads_lines_from_stdin(finished: Path, data: bytes, capsys: Cap
 def test_texts_in_another_encoding_are_one_sentence(finished: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     given_on_stdin(monkeypatch, "fine\ncafé\n".encode("latin-1"))
     refused(weft(capsys, "predict", finished), "the standard input is not UTF-8 text (line 2, byte 8)")
-    refused(weft(capsys, "predict", finished, os.fsdecode("café".encode("latin-1"))), '"caf?" is not UTF-8')
+    refused(weft(capsys, "predict", finished, os.fsdecode("café".encode("latin-1"))), '"caf\\udce9" is not UTF-8')
 
 
 def test_predict_without_texts_at_a_terminal_says_how_to_give_them(

@@ -86,6 +86,11 @@ def test_whole_floats_are_integers_across_the_files_of_one_set(tmp_path: Path) -
     assert said(source, '"0" and "0.0" in column "label" are one class, "0"; so are 1')
 
 
+def test_a_class_that_is_written_otherwise_than_it_is_called_is_said(tmp_path: Path) -> None:
+    assert said(load(csv(tmp_path / "a.csv", ["1.1", "2.0"] * 5)), 'labels such as "2.0" in column "label" stand for "2"')
+    assert not said(load(csv(tmp_path / "b.csv", ["1.1", APART] * 5)), "stand for")
+
+
 def test_truth_values_are_the_same_in_every_format(tmp_path: Path) -> None:
     values = [True, False] * 4
     written = [

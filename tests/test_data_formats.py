@@ -85,7 +85,7 @@ def test_columns_without_a_name_are_left_out_only_if_they_hold_nothing_of_use(tm
     assert pairs(read(tmp_path / "rows.jsonl", "".join(json.dumps(r) + "\n" for r in rows))) == PLAIN
 
 
-def test_a_folder_of_tables_with_an_index_can_be_scored_and_joined(tmp_path: Path) -> None:
+def test_a_site_is_told_what_was_found_in_its_rows(tmp_path: Path) -> None:
     from weft.sites.joining import resident
 
     FRAME.to_csv(tmp_path / "rows.csv")
@@ -206,7 +206,7 @@ def test_a_name_that_is_not_utf_8_is_one_sentence(tmp_path: Path, capsys: pytest
     name = os.fsdecode("données.csv".encode("latin-1"))
     FRAME.to_csv(folder / name, index=False)
     for path in (folder / name, folder):
-        command_line.refused(command_line.weft(capsys, "data", path), 'donn?es.csv" is not UTF-8: rename it')
+        command_line.refused(command_line.weft(capsys, "data", path), 'donn\\udce9es.csv" is not UTF-8: rename it')
 
 
 @pytest.mark.parametrize(
@@ -269,3 +269,12 @@ def test_what_is_no_workbook_is_one_sentence(tmp_path: Path, monkeypatch: pytest
     assert "holds no rows" in refusal(tmp_path / "c.xlsx")
     monkeypatch.setitem(sys.modules, "openpyxl", None)
     assert "pip install openpyxl" in refusal(tmp_path / "a.xlsx")
+
+
+def test_what_a_sentence_quotes_from_a_file_is_printable(tmp_path: Path) -> None:
+    assert r"always \"x\x1b[31m\ny\"" in refusal(tmp_path / "a.csv", 'text,label\na,"x\x1b[31m\ny"\nb,"x\x1b[31m\ny"\n').replace(
+        '"', '\\"'
+    )
+    source = read(tmp_path / "b.csv", 'text,label,\na,"x\ny",0\nb,"X\ny",1\n')
+    assert said(source, r'"X\ny" (1 row) and "x\ny" (1 row) look alike')
+    assert all(note.isprintable() for note in source.notes)

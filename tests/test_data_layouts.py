@@ -86,6 +86,7 @@ def test_a_shard_that_is_missing_or_differs_in_its_columns_is_noticed(tmp_path: 
 
 def test_what_macos_keeps_beside_files_is_passed_over(tmp_path: Path) -> None:
     frame().to_csv(tmp_path / "rows.csv", index=False)
+    (tmp_path / "~$rows.xlsx").write_bytes(b"who has it open")
     (tmp_path / "._rows.csv").write_bytes(b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X\xff")
     assert len(load(str(tmp_path)).train) == 6
     (tmp_path / "rows.csv").rename(tmp_path / "train.csv")
@@ -120,3 +121,15 @@ def test_a_saved_set_whose_only_split_is_for_testing_is_split_and_said(tmp_path:
     assert len(source.train) == 6
     assert source.test is None  # never the rows that are trained on
     assert said(source, "has a test split alone, from which rows for training and testing are drawn")
+
+
+def test_a_column_that_names_training_and_other_rows_is_obeyed(tmp_path: Path) -> None:
+    frame().assign(split=["train", "train", "test", "test", "dev", "train"]).to_csv(tmp_path / "rows.csv", index=False)
+    source = load(str(tmp_path / "rows.csv"))
+    assert source.train.texts == ["t 0", "t 1", "t 5"]
+    assert source.test is not None
+    assert source.test.texts == ["t 2", "t 3"]
+    assert said(source, "a column tells the split of a row")
+    for other in (["test"] * 6, ["train", "upper"] * 3):
+        frame().assign(split=other).to_csv(tmp_path / "rows.csv", index=False)
+        assert len(load(str(tmp_path / "rows.csv")).train) == 6

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import openpyxl
+import pandas
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -78,6 +79,7 @@ def write_excel(path: Path, rows: Objects) -> None:
         ("wrapped.json", write_wrapped),
         ("columns.json", write_columns),
         ("lines.json", write_lines),
+        ("frame.json", lambda path, rows: pandas.DataFrame(rows).to_json(path)),
         ("rows.csv", lambda path, rows: write_separated(path, rows, ",")),
         ("bom.csv", lambda path, rows: write_separated(path, rows, ",", "utf-8-sig")),
         ("semicolons.csv", lambda path, rows: write_separated(path, rows, ";")),

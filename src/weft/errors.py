@@ -11,11 +11,23 @@ class WeftError(Exception):
 
 
 class UserError(WeftError):
-    """Something a person can put right. The command line prints its sentence and exits with code 2."""
+    """Something a person can put right. The command line prints its sentence and exits with code 2.
+
+    As text it is one printable line, whatever cells, names and messages of other libraries it quotes.
+    """
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C during a run: what was finished is saved. The command line prints its sentence and exits with code 130."""
+
+
+def printable(text: str) -> str:
+    """A text in one line, with escapes for what is no visible character: line breaks, other controls, unusual blanks, bytes that
+    are not UTF-8."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

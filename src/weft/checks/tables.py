@@ -9,7 +9,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from weft.errors import UserError
+from weft.errors import UserError, printable
 
 SHOWN = 5  # examples in a sentence
 
@@ -29,11 +29,6 @@ def _are(names: Sequence[str]) -> str:
     return "is" if len(names) == 1 else "are"
 
 
-def visible(text: str) -> str:
-    """A text whose unusual blanks and invisible characters are written as escapes, such as ``not\\xa0good``."""
-    return "".join(ascii(c)[1:-1] if unicodedata.category(c) in ("Zs", "Cf", "Cc", "Zl", "Zp") and c != " " else c for c in text)
-
-
 # files ----------------------------------------------------------------------------------------------------------------
 
 
@@ -43,8 +38,8 @@ def file_name(path: str) -> None:
     Raises:
         UserError: it holds a lone surrogate, which is how Python keeps a byte that is not UTF-8.
     """
-    if (shown := _not_utf_8(path)) is not None:
-        raise UserError(f'the name of the file or folder "{shown}" is not UTF-8: rename it.')
+    if not _is_utf_8(path):
+        raise UserError(f'the name of the file or folder "{path}" is not UTF-8: rename it.')
 
 
 def typed(text: str) -> None:
@@ -53,16 +48,16 @@ def typed(text: str) -> None:
     Raises:
         UserError: as above.
     """
-    if (shown := _not_utf_8(text)) is not None:
-        raise UserError(f'"{shown}" is not UTF-8: give texts and names of files in that encoding.')
+    if not _is_utf_8(text):
+        raise UserError(f'"{text}" is not UTF-8: give texts and names of files in that encoding.')
 
 
-def _not_utf_8(text: str) -> str | None:
+def _is_utf_8(text: str) -> bool:
     try:
         text.encode()
     except UnicodeEncodeError:
-        return text.encode("utf-8", "replace").decode()
-    return None
+        return False
+    return True
 
 
 def files_left(where: str, read: Sequence[str], found: Sequence[str]) -> list[str]:
@@ -144,7 +139,8 @@ def across_lines(where: str, spans: Sequence[tuple[int, int]]) -> list[str]:
         return []
     lines, have = sum(n for _, n in spans), "has" if len(spans) == 1 else "have"
     return [
-        f"{where}: {count(len(spans), 'row')} (of {lines} lines) {have} a quoted field that goes on in the next line, first in line {spans[0][0]}; a stray quotation mark would do the same."
+        f"{where}: {count(len(spans), 'row')} (of {lines} lines) {have} a quoted field that goes on in the next line, "
+        f"first in line {spans[0][0]}; a stray quotation mark would do the same."
     ]
 
 
@@ -215,11 +211,23 @@ def dropped(where: str, split: str, rows: int, used: int, content: str) -> list[
 
 
 def respelled(where: str, column: str, spellings: Mapping[str, Collection[str]]) -> list[str]:
-    """Classes that are written in several ways, such as 0 and 0.0.
+    """Classes that are written in several ways, such as 0 and 0.0, or otherwise than they are called.
 
     Args:
         spellings: of each class, as they stand in the files.
     """
+    other = [(*found, name) for name, found in spellings.items() if len(found) == 1]
+    other = [(way, name) for way, name in other if unicodedata.normalize("NFC", way) != name]
+    if other:
+        way, name = other[0]
+        return [
+            f'{where}: labels such as "{printable(way)}" in column "{column}" stand for "{name}".',
+            *_joined(where, column, spellings),
+        ]
+    return _joined(where, column, spellings)
+
+
+def _joined(where: str, column: str, spellings: Mapping[str, Collection[str]]) -> list[str]:
     several = {name: sorted(found) for name, found in spellings.items() if len(found) > 1}
     if not several:
         return []
@@ -231,7 +239,7 @@ def respelled(where: str, column: str, spellings: Mapping[str, Collection[str]])
 
 def _apart(way: str, name: str) -> str:
     """A spelling, with escapes where it would print as its class does."""
-    return ascii(way)[1:-1] if way != name and unicodedata.normalize("NFC", way) == name else visible(way)
+    return ascii(way)[1:-1] if way != name and unicodedata.normalize("NFC", way) == name else printable(way)
 
 
 def look_alike(where: str, rows: Mapping[str, int]) -> list[str]:
@@ -243,7 +251,7 @@ def look_alike(where: str, rows: Mapping[str, int]) -> list[str]:
     groups: dict[str, list[str]] = {}
     for name in rows:
         groups.setdefault(_folded(name), []).append(name)
-    told = {name: f'"{visible(name)}" ({count(n, "row")})' for name, n in rows.items()}
+    told = {name: f'"{printable(name)}" ({count(n, "row")})' for name, n in rows.items()}
     return [
         f"{where}: the classes {' and '.join(told[name] for name in group[:SHOWN])} look alike: spell them in one way if "
         "they are one class."

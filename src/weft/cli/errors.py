@@ -11,7 +11,7 @@ import click
 import typer
 from typer.core import TyperGroup
 
-from weft.errors import Interrupted, UserError, nearest
+from weft.errors import Interrupted, UserError, nearest, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -73,10 +73,10 @@ def guarded(app: typer.Typer, arguments: Sequence[str] | None) -> int:
 
 
 def complain(sentence: str) -> int:
-    """Print an error; returns exit code 2. Bytes that were typed and are no text are shown as question marks."""
+    """Print an error; returns exit code 2. It is shown as one printable line."""
     from rich.text import Text
 
-    sentence = sentence.encode("utf-8", "replace").decode()
+    sentence = printable(sentence)
 
     screen = out(stderr=True)
     screen.print(Text.assemble(("Error: ", "bold red"), sentence), soft_wrap=not screen.is_terminal)

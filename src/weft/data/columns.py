@@ -19,7 +19,7 @@ from weft.data.images import Images
 from weft.data.rows import Rows, Source
 from weft.data.spelling import column as named
 from weft.data.spelling import in_order, number, spelled
-from weft.errors import UserError, nearest
+from weft.errors import UserError, nearest, printable
 
 Table = dict[str, list[Any]]  # column name -> one value for each row
 SPLITS = ("train", "test", "validation")
@@ -217,7 +217,7 @@ def build(
         validation=tables.get("validation"),
         key_name=columns.key,
         label_name=columns.label,
-        notes=tuple(said),
+        notes=tuple(map(printable, said)),
     )
 
 
@@ -249,7 +249,7 @@ def _labels(
         if isinstance(value, str):
             read[text] = label
         if label is not None:
-            spellings.setdefault(label, set()).add(text.strip())
+            spellings.setdefault(label, set()).add(text.strip() if isinstance(value, str) else label)
         return label
 
     return {split: [one(value) for value in _cells(table, column)] for split, table in splits.items()}, spellings

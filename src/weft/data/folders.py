@@ -37,25 +37,6 @@ def pictures(tree: Tree) -> list[Parts]:
     return [parts for parts in tree.files if is_picture(parts[-1])]
 
 
-def by_split(table: Table, where: str) -> dict[str, Table]:
-    """The rows of each split that a column ``split`` names, all training rows where there is no such column.
-
-    Raises:
-        UserError: no row is a training row.
-    """
-    column = next((name for name in table if name.lower() == "split"), None)
-    names = [] if column is None else [str(value).strip().lower() for value in table[column]]
-    if not names or not set(names) <= SPLIT_OF.keys():
-        return {"train": table}
-    if "train" not in {SPLIT_OF[name] for name in names}:
-        raise UserError(f'column "{column}" of {where} names no row train: name the rows to train on so.')
-    splits: dict[str, Table] = {}
-    for split in sorted({SPLIT_OF[name] for name in names}):
-        rows = [i for i, name in enumerate(names) if SPLIT_OF[name] == split]
-        splits[split] = {name: [values[i] for i in rows] for name, values in table.items()}
-    return splits
-
-
 def load(tree: Tree, notes: Sequence[str] = ()) -> Source:
     """The source in a folder (or a zip of one) laid out as class/picture, domain/class/picture, or either with split folders at
     the top or between domain and class.

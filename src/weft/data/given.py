@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from weft.checks import rows as checks
-from weft.data.columns import Table, build, choose
+from weft.data.assemble import assemble
+from weft.data.columns import Table
 from weft.data.local import SPLIT_OF
 from weft.data.pictures import resolved
 from weft.data.rows import FederatedData, Source
@@ -62,12 +63,7 @@ def read(data: Any, asked: Mapping[str, str]) -> Source:
         tables[split] = resolved(_table(frame), Path(), asked.get("image"))
     if "train" not in tables:
         raise UserError(f"data have a part {' and one '.join(tables)} but none called train: name the rows to train on so.")
-    columns = choose(tables["train"], name, **asked)
-    for split, table in tables.items():
-        used = (columns.image, columns.text, columns.pair)
-        if absent := [column for column in used if column is not None and column not in table]:
-            raise UserError(f'the {split} part of the data has no column "{absent[0]}", which its train part has.')
-    return build(name, tables, columns)
+    return assemble(name, tables, asked, [])
 
 
 def _of_datasets(data: Any) -> bool:

@@ -142,7 +142,7 @@ def _splits(entry: Entry, data: Mapping[str, Any], said: list[str]) -> dict[str,
     found = {"train": data["train"]}
     if entry.test in data:
         found["test"] = data[entry.test]
-    validation = entry.validation or next((name for name in VALIDATION if name in data), None)
+    validation = entry.validation or next((name for name in VALIDATION if name in data), "")
     if validation in data and validation != entry.test:
         found["validation"] = data[validation]
     return found

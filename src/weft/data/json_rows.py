@@ -42,6 +42,9 @@ def json_file(path: Path, text: str, notes: list[str]) -> Columns:
         columns = [v for v in value.values() if isinstance(v, list)]
         if len(columns) == len(value) > 1 and len({len(v) for v in columns}) == 1:
             return _mended(path, list(value), columns, notes)
+        by_row = len(value) > 1 and all(isinstance(v, dict) for v in value.values())
+        if by_row and len({tuple(v) for v in value.values()}) == 1:
+            return _mended(path, list(value), [list(v.values()) for v in value.values()], notes)  # pandas
         value = columns[0] if len(columns) == 1 else None  # such as {"version": …, "data": [ … ]}
     if not isinstance(value, list):
         raise UserError(f"{path} holds no list of rows: give a list of objects, or one object a line.")
@@ -70,7 +73,7 @@ def _no_json(path: Path, line: int | None, error: Exception) -> UserError:
     if isinstance(error, json.JSONDecodeError):
         return UserError(f"{where} is not JSON ({error.msg} at column {error.colno}).")
     reason = "too many objects in each other" if isinstance(error, RecursionError) else str(error).split(";")[0]
-    return UserError(f"{where} can't be read as JSON ({BROKEN.sub(INSTEAD, reason)}).")
+    return UserError(f"{where} can't be read as JSON ({reason}).")
 
 
 def _from_objects(path: Path, objects: Iterable[tuple[int, Any]]) -> Columns:

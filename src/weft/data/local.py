@@ -55,13 +55,17 @@ def _length(table: Table) -> int:
 def data_files(folder: Path) -> dict[Path, str]:
     """The files in a folder that can be read, in the order of their names, with their names in small letters and no suffix.
 
-    Hidden files are none of them (``._train.csv`` is what macOS keeps about ``train.csv``).
+    Hidden files are none of them (``._train.csv`` is what macOS keeps about ``train.csv``), nor what Excel keeps of an open one.
 
     Raises:
         UserError: the name of one is not UTF-8.
     """
     found = {path: path.name[: -len(suffix(path) or "")].lower() for path in sorted(folder.glob("*")) if suffix(path)}
-    kept = {path: stem for path, stem in found.items() if not path.name.startswith(".") and stem not in ABOUT and path.is_file()}
+    kept = {
+        path: stem
+        for path, stem in found.items()
+        if not path.name.startswith((".", "~$")) and stem not in ABOUT and path.is_file()
+    }
     for path in kept:
         checks.file_name(str(path))
     return kept

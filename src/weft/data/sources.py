@@ -13,7 +13,7 @@ import numpy as np
 
 from weft.checks import tables as checks
 from weft.data import folders, given, indexes
-from weft.data.columns import build, choose
+from weft.data.assemble import assemble
 from weft.data.formats import suffix
 from weft.data.hub_sets import catalogue
 from weft.data.local import read, saved_by_datasets
@@ -52,8 +52,8 @@ def load(
     if isinstance(name, str):
         checks.file_name(name)
     columns = {"image": image, "text": text, "pair": pair, "label": label, "key": key}
-    if limit is not None and limit < 2:
-        raise UserError(f"a limit of {limit} rows leaves nothing to learn: give a larger one.")
+    if limit is not None:
+        _enough(limit)
     asked = {flag: column for flag, column in columns.items() if column is not None}
     source = _load(name, asked) if isinstance(name, str) else given.read(name, asked)
     if not one_class:
@@ -124,19 +124,7 @@ def _local(path: Path, asked: dict[str, str]) -> Source:
             _refuse(f"{called}, a folder of pictures,", asked)
             return folders.load(tree, said)
     splits = splits or read(path, said, image)
-    columns = choose(splits["train"], called, **asked)
-    if columns.image is not None and len(splits) == 1 and len(splits := folders.by_split(splits["train"], called)) > 1:
-        said.append(f"{called}: a column tells the split of a row ({', '.join(splits)}).")
-    for split, table in splits.items():
-        used = (columns.image, columns.text, columns.pair, columns.label)
-        absent = [c for c in used if c is not None and c not in table]
-        # Without the label, and without a column that could be a new name of it, it is the test set of a competition.
-        if absent and not (absent == [columns.label] and split != "train" and table.keys() <= splits["train"].keys()):
-            raise UserError(f'the {split} file of {called} has no column "{absent[0]}", which its train file has.')
-        lost = [v for v in ([] if columns.image is None else table[columns.image]) if isinstance(v, str)]
-        if lost:
-            raise UserError(f"the {split} file of {called} names {len(lost)} pictures that do not exist, first {lost[0]}.")
-    return build(called, splits, columns, notes=said)
+    return assemble(called, splits, asked, said)
 
 
 def _pictures(path: Path) -> Tree | None:
@@ -157,6 +145,11 @@ def _pictures(path: Path) -> Tree | None:
     return tree
 
 
+def _enough(limit: int) -> None:
+    if limit < 2:
+        raise UserError(f"a limit of {limit} rows leaves nothing to learn: give a larger one.")
+
+
 def limited(source: Source, limit: int, seed: int) -> Source:
     """The source with at most ``limit`` rows in each split; ids stay what they were.
 
@@ -165,27 +158,25 @@ def limited(source: Source, limit: int, seed: int) -> Source:
     """
     from weft.tensors.keyed import numpy_generator
 
-    if limit is not None and limit < 2:
-        raise UserError(f"a limit of {limit} rows leaves nothing to learn: give a larger one.")
+    _enough(limit)
 
     def some(rows: Rows, split: str) -> Rows:
         if len(rows) <= limit:
             return rows
-        drawn = numpy_generator(seed, "data/limit", split).permutation(len(rows))[:limit]
-        return rows.take(np.sort(drawn))
+        few = numpy_generator(seed, "data/limit", split).permutation(len(rows))[:limit]
+        return rows.take(np.sort(few))
 
     whole = {"train": source.train, "test": source.test, "validation": source.validation}
     if source.unseen:
         whole["unseen"] = Rows.concatenate([source.unseen[key] for key in sorted(source.unseen)])
     splits = {split: some(rows, split) for split, rows in whole.items() if rows is not None}
-    held_out = splits.get("unseen")
-    key = np.array(held_out.keys if held_out is not None else [])
+    drawn = {key: rows.take(np.isin(rows.ids, splits["unseen"].ids)) for key, rows in sorted(source.unseen.items())}
     return replace(
         source,
         train=splits["train"],
         test=splits.get("test"),
         validation=splits.get("validation"),
-        unseen={name: held_out.take(key == name) for name in sorted(set(key.tolist()))} if held_out is not None else {},
+        unseen={key: rows for key, rows in drawn.items() if len(rows)},
         fingerprint=fingerprint(source.classes, splits),
         notes=(*source.notes, f"{source.name}: at most {limit} rows of each split are used."),
     )

@@ -111,8 +111,8 @@ def _fonts(names: Sequence[str]) -> tuple[list[str], set[str]]:
     usual = list(rcParams["font.family"])
     lacking = {c for name in names for c in name if not c.isascii()}
     found: list[str] = []
-    files = [font_manager.findfont(font_manager.FontProperties(family=usual))]
-    files += [font.fname for font in font_manager.fontManager.ttflist]
+    files: list[str] = [font_manager.findfont(font_manager.FontProperties(family=usual))]
+    files += [str(font.fname) for font in font_manager.fontManager.ttflist]
     for i, file in enumerate(dict.fromkeys(files)):
         if not lacking:
             break
