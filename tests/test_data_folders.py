@@ -126,15 +126,24 @@ def test_classes_are_in_the_order_of_their_names_numbers_by_size_and_keep_their_
 
 
 def test_every_picture_format_is_read_and_nothing_else(tmp_path: Path) -> None:
-    formats = ("png", "jpg", "jpeg", "bmp", "webp", "gif", "tif", "PNG")
+    formats = ("png", "jpg", "jpeg", "jfif", "bmp", "webp", "gif", "tif", "ppm", "pgm", "tga", "jp2", "ico", "PNG", "JPeG")
     for name, suffix in itertools.product(("a", "b"), formats):
         draw(tmp_path / name / f"{suffix}-.{suffix}")
-    for stray in ("a/notes.txt", "a/.hidden.png", ".cache/x/0.png", "__MACOSX/a/0.png", "splits/photo_train.txt", "Thumbs.db"):
+    for stray in (
+        "a/notes.txt",
+        "a/.hidden.png",
+        ".cache/x/0.png",
+        "__MACOSX/a/0.png",
+        "splits/photo_train.txt",
+        "Thumbs.db",
+        "a/._b.jpg",
+    ):
         (tmp_path / stray).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / stray).write_text("not a picture")
     source = load(str(tmp_path))
     assert source.train.labels.tolist() == [0] * len(formats) + [1] * len(formats)
     assert len(shown(source.train)) == 2 * len(formats)
+    assert source.notes[1].endswith("2 files that are no pictures that Weft reads are left out (2 .txt).")
 
 
 def test_one_domain_is_no_natural_key(tmp_path: Path) -> None:
@@ -273,12 +282,6 @@ def test_split_folders_may_each_have_an_index(tmp_path: Path) -> None:
     source = load(str(tmp_path))
     assert shown(source.train) == [colour(("train", i)) for i in range(4)]
     assert shown(source.test) == [colour(("test", i)) for i in range(2)]
-
-
-def test_an_index_that_names_no_pictures_leaves_the_word_to_the_folders(tmp_path: Path) -> None:
-    two_domains(tmp_path)
-    (tmp_path / "metadata.csv").write_text("model,label\nresnet,1\nvit,2\n")
-    assert load(str(tmp_path)).classes == CLASSES
 
 
 def test_pictures_that_an_index_names_and_that_do_not_exist_are_one_sentence(tmp_path: Path) -> None:

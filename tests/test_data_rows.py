@@ -7,6 +7,7 @@ import pytest
 
 from weft.data import Rows
 from weft.data.rows import fingerprint
+from weft.errors import UserError
 
 
 def rows(**changed: object) -> Rows:
@@ -47,7 +48,7 @@ def test_labels_and_ids_cannot_be_written_to_and_do_not_follow_the_callers_array
 
 
 def test_columns_of_different_length_are_refused() -> None:
-    with pytest.raises(ValueError, match="keys has 1 entries for 3 texts"):
+    with pytest.raises(UserError, match="keys has 1 entries for 3 texts"):
         rows(keys=["k"])
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weft import experiment as settings
+from weft.data.given import name_of
+from weft.data.rows import FederatedData
 from weft.errors import UserError
 from weft.runs import execute
 from weft.runs.result import Run
@@ -17,7 +19,6 @@ from weft.runs.result import Run
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from weft.data.rows import FederatedData, Source
     from weft.engines.observer import Observer
     from weft.federation.method import Method
 
@@ -27,7 +28,7 @@ Place = str | os.PathLike[str]
 def run(
     method: str | Method | type[Method] | None = None,
     model: Place | None = None,
-    data: Place | Source | FederatedData | None = None,
+    data: Any = None,
     clients: int | None = None,
     rounds: int | None = None,
     *,
@@ -43,8 +44,9 @@ def run(
         method: slug, or an object such as ``weft.methods.FLoRA(rank=8)``. What was not written where the object was made comes
             from ``file``, from a recipe or from the method, as with a slug; ``recipes=False`` leaves recipes out.
         model: short name, hub id or local folder of a backbone.
-        data: catalogue name, hub id, file or folder; or rows in memory, dealt out already (:class:`weft.data.FederatedData`)
-            or not (:class:`weft.data.Source`).
+        data: catalogue name, hub id, file or folder; a pandas or polars frame, a pyarrow table, a set of the datasets library,
+            or one for each split by name; or rows in memory, dealt out already (:class:`weft.data.FederatedData`) or not
+            (:class:`weft.data.Source`).
         clients, rounds: how many. file: an experiment file, over which the other settings lie.
         quiet: print nothing. observer: is told of progress, and nothing is printed besides.
         repeat: run so often and compare the numbers bit for bit.
@@ -59,7 +61,7 @@ def run(
     typed = {"model": model, "clients": clients, "rounds": rounds, "data": name} | more
     chosen = {n: v for n, v in typed.items() if v is not None}
     if given is not None:
-        chosen |= {"data": given.name} | ({} if hasattr(given, "train") else {"clients": len(getattr(given, "clients", []))})
+        chosen |= {"data": name_of(given)} | ({"clients": len(given.clients)} if isinstance(given, FederatedData) else {})
     if isinstance(method, str):
         chosen["method"] = method
     resolved = settings.resolve(chosen, settings.read(Path(file)) if file else None, _made(method))
@@ -76,7 +78,7 @@ def resume(
     folder: Place,
     *,
     method: Method | None = None,
-    data: Source | FederatedData | None = None,
+    data: Any = None,
     quiet: bool = False,
     observer: Observer | None = None,
 ) -> Run:
@@ -90,7 +92,7 @@ def resume(
         UserError: no run there, a damaged checkpoint, or data, weights or objects other than before.
         Interrupted: Ctrl-C; what was finished is saved.
     """
-    return _watched(lambda told: execute.resume(folder, method=method, data=data, observer=told), None, observer, quiet)
+    return _watched(lambda told: execute.resume(Path(folder), method=method, data=data, observer=told), None, observer, quiet)
 
 
 def _made(method: object) -> Method | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +14,13 @@ import torch
 from weft.errors import UserError
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from weft.backbones.backbone import Backbone
+    from weft.data.images import Images
     from weft.data.rows import Rows
 
+AT_ONCE = 1 << 26  # pixels decoded at a time: pictures of a telephone have 12 million each
 IN_MEMORY = 2 << 30  # bytes of pictures beyond which a table lies in a temporary file
 
 
@@ -57,7 +62,7 @@ def pixels(backbone: Backbone, rows: Rows) -> Pixels:
     """Resize and crop pictures as the backbone's own image processor does; what it makes random stays off.
 
     Raises:
-        UserError: a file that is no picture.
+        UserError: a file that is no picture, or one that can't be shown faithfully.
     """
     assert rows.images is not None
     processor = backbone.processor
@@ -69,15 +74,19 @@ def pixels(backbone: Backbone, rows: Rows) -> Pixels:
         values: np.ndarray = np.memmap(store, np.uint8, "w+", shape=(len(rows), *shape))
     else:
         values = np.empty((len(rows), *shape), np.uint8)
-    for start in range(0, len(rows), 256):
-        batch = [rows.images[i] for i in range(start, min(start + 256, len(rows)))]
-        out = processor(images=batch, do_rescale=False, do_normalize=False, return_tensors="np")["pixel_values"]
+    start = 0
+    for batch in _batches(rows.images):
+        # told where the channels are, for a picture three pixels high or wide could be either way round
+        out = processor(
+            images=batch, do_rescale=False, do_normalize=False, return_tensors="np", input_data_format="channels_last"
+        )["pixel_values"]
         if out.shape[1:] != shape:
             raise UserError(
                 f'the image processor of "{backbone.name}" makes pictures of {out.shape[2]}×{out.shape[3]} pixels, but the '
                 f"backbone takes {shape[1]}×{shape[2]}: correct its preprocessor_config.json."
             )
         values[start : start + len(batch)] = np.clip(np.rint(out), 0, 255)
+        start += len(batch)
     normalise = bool(getattr(processor, "do_normalize", True))
     mean, std = (processor.image_mean, processor.image_std) if normalise else (0.0, 1.0)
     return Pixels(
@@ -89,6 +98,21 @@ def pixels(backbone: Backbone, rows: Rows) -> Pixels:
         np.asarray(rows.ids, dtype=np.int64),
         store,
     )
+
+
+def _batches(images: Images) -> Iterator[list[Image]]:
+    """The decoded pictures, as many at a time as make up no more than AT_ONCE pixels."""
+    batch: list[Image] = []
+    area = 0
+    for i in range(len(images)):
+        picture = images[i]
+        batch.append(picture)
+        area += picture.width * picture.height
+        if area >= AT_ONCE or len(batch) == 256:
+            yield batch
+            batch, area = [], 0
+    if batch:
+        yield batch
 
 
 def picture_shape(config: Any, processor: Any) -> tuple[int, int, int]:

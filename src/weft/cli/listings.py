@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from weft.cli.errors import out
+from weft.errors import UserError
+
+if TYPE_CHECKING:
+    from weft.data import FederatedData
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 
@@ -98,16 +102,16 @@ def data(
     seed: Annotated[int, typer.Option(help="Seed of the deal.")] = 0,
     out_: Annotated[
         Path | None,
-        typer.Option("--out", help="The picture (PNG).", show_default="NAME-PARTITION-CLIENTS.png"),
+        typer.Option("--out", help="Draw the deal into this file (PNG).", show_default=False),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """The data sets, or how one of them is dealt out to clients: a client × label table and a picture.
+    """The data sets, or how one of them is dealt out to clients: a client × label table, and a picture with --out.
 
     [bold]Examples[/bold]
 
       weft data                                          what is there
-      weft data pydocs                                   eight clients, whole modules each
+      weft data pydocs --out deal.png                    eight clients, whole modules each, and a picture of it
       weft data ag_news --clients 20 --alpha 0.3         label skew
       weft data reviews.csv --text body --label stars    your own file: csv, jsonl or parquet
       weft data ./pacs --clients 3 --leave-out sketch    a folder of domain/class/picture, one domain for testing
@@ -125,7 +129,7 @@ def data(
             cards.data_list(out(), catalogue())
         return
     from weft.cli.deals import deal_record, show_deal
-    from weft.data import load, picture
+    from weft.data import load
     from weft.data import partition as deal
 
     source = load(name, seed=seed, image=image, text=text, pair=pair, label=label, key=key, limit=limit)
@@ -141,13 +145,26 @@ def data(
         leave_out=leave_out or (),
         keyless=keyless,
     )
-    path = out_ or Path(f"{Path(name).stem}-{partition}-{clients}.png")
-    picture(dealt, path)
-    if as_json:
-        show_json(deal_record(dealt) | {"picture": str(path)})
-    else:
+    if not as_json:
         show_deal(out(), dealt)
-        typer.echo(f"Picture: {path}")
+    problem = None if out_ is None else _drawn(dealt, out_)  # whatever becomes of it, there is the table
+    if as_json:
+        show_json(deal_record(dealt) | {"picture": None if out_ is None or problem else str(out_)})
+    if problem:
+        raise UserError(f"the picture was not drawn ({problem}): give --out another file.")
+    if out_ is not None and not as_json:
+        typer.echo(f"Picture: {out_}")
+
+
+def _drawn(dealt: FederatedData, path: Path) -> str | None:
+    """Draw a deal; why that was not possible, if so."""
+    from weft.data import picture
+
+    try:
+        picture(dealt, path)
+    except Exception as error:  # of matplotlib, which raises all kinds
+        return str(error).strip().split("\n")[0][:200] or type(error).__name__
+    return None
 
 
 def models(

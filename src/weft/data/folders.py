@@ -1,99 +1,61 @@
-"""Folders of pictures: a folder for each class, with or without one for each split and each domain, or an index beside them."""
+"""Folders of pictures: a folder for each class, with or without one for each split and each domain."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from weft.checks import folders as checks
 from weft.data.columns import Columns, Table, build
-from weft.data.formats import read_file
-from weft.data.local import SPLIT_OF, data_files, split_files
-from weft.data.pictures import columns, is_picture, resolved
+from weft.data.formats import suffix
+from weft.data.indexes import INDEXES, tables
+from weft.data.local import SPLIT_OF, split_files
+from weft.data.pictures import is_picture
 from weft.data.rows import Source
+from weft.data.trees import Folder, Parts, Tree
 from weft.errors import UserError
 
-INDEXES = ("index", "metadata")  # "metadata" is what the hub calls the table beside pictures
-DEEPEST = 8  # folders; deeper than any layout, so that a link to a folder above ends somewhere
-Parts = tuple[str, ...]  # a picture's path below the folder
 
+def recognised(tree: Folder) -> bool:
+    """Whether a folder is one of pictures: they lie in folders of it, or beside an index or no table at all.
 
-def recognised(folder: Path) -> bool:
-    """Whether a folder is one of pictures: they lie in folders of it, or beside an index or no table at all."""
-    if split_files(folder) or split_files(folder / "data"):
+    Raises:
+        UserError: it holds files, but neither tables nor pictures that can be read.
+    """
+    if split_files(tree.path) or split_files(tree.path / "data"):
         return False
-    found = False
-    for parts in _pictures(folder):
-        if len(parts) > 1:
-            return True
-        found = True
-    tables = set(data_files(folder).values())
-    return found and (not tables or not tables.isdisjoint(INDEXES))
+    paths = pictures(tree)
+    stems = set(tables(tree).values())
+    if not any(suffix(Path(parts[-1])) for parts in tree.files):
+        checks.some_pictures(tree.name, len(paths), ["/".join(parts) for parts in tree.files])
+    return any(len(parts) > 1 for parts in paths) or (bool(paths) and (not stems or not stems.isdisjoint(INDEXES)))
 
 
-def index(folder: Path, notes: list[str], image: str | None = None) -> dict[str, Table] | None:
-    """The rows of a folder with an ``index`` or ``metadata`` file (csv, jsonl, …) that names its pictures, or of one with such a
-    file in each of its split folders; None where it has none. Findings are added to ``notes``.
-
-    Raises:
-        UserError: the file can't be read, or names pictures that don't exist.
-    """
-    if found := _index_file(folder):
-        table = resolved(read_file(found, notes), folder, image)
-        return {"train": table} if image or columns(table) else None
-    inside = {path: SPLIT_OF.get(path.name.lower()) for path in sorted(folder.iterdir()) if path.is_dir()}
-    files = {split: file for path, split in inside.items() if split and (file := _index_file(path))}
-    if "train" not in files:
-        return None
-    return {split: resolved(read_file(file, notes), file.parent, image) for split, file in files.items()}
+def pictures(tree: Tree) -> list[Parts]:
+    """The path of every picture, hidden ones left out."""
+    return [parts for parts in tree.files if is_picture(parts[-1])]
 
 
-def _index_file(folder: Path) -> Path | None:
-    files = [path for path, stem in data_files(folder).items() if stem in INDEXES]
-    if len(files) > 1:
-        raise UserError(f"{folder} holds several tables of its pictures ({', '.join(p.name for p in files)}): leave one.")
-    return files[0] if files else None
-
-
-def by_split(table: Table, where: str) -> dict[str, Table]:
-    """The rows of each split that a column ``split`` names, all training rows where there is no such column.
-
-    Raises:
-        UserError: no row is a training row.
-    """
-    column = next((name for name in table if name.lower() == "split"), None)
-    names = [] if column is None else [str(value).strip().lower() for value in table[column]]
-    if not names or not set(names) <= SPLIT_OF.keys():
-        return {"train": table}
-    if "train" not in {SPLIT_OF[name] for name in names}:
-        raise UserError(f'column "{column}" of {where} names no row train: name the rows to train on so.')
-    splits: dict[str, Table] = {}
-    for split in sorted({SPLIT_OF[name] for name in names}):
-        rows = [i for i, name in enumerate(names) if SPLIT_OF[name] == split]
-        splits[split] = {name: [values[i] for i in rows] for name, values in table.items()}
-    return splits
-
-
-def load(folder: Path) -> Source:
-    """The source in a folder laid out as class/picture, domain/class/picture, or either with split folders at the top or between
-    domain and class.
+def load(tree: Tree, notes: Sequence[str] = ()) -> Source:
+    """The source in a folder (or a zip of one) laid out as class/picture, domain/class/picture, or either with split folders at
+    the top or between domain and class.
 
     A folder that holds nothing but another one is passed through. Classes are in the order of their names; pictures stay files.
 
     Raises:
         UserError: the layout is none of these, or there is no split to train on.
     """
-    name = folder.resolve().name
-    paths = sorted(_pictures(folder))
+    name, paths = tree.name, pictures(tree)
     if len(depths := {len(parts): parts for parts in reversed(paths)}) > 1:
         one, other = ("/".join(parts) for _, parts in sorted(depths.items())[:2])
         raise UserError(
             f"{name} mixes layouts ({one}, {other}): put every picture into as many folders, such as class/picture or "
             "domain/class/picture."
         )
+    said = [*notes, *_left_out(tree, paths)]
     while len(paths[0]) > 2 and len({parts[0] for parts in paths}) == 1:
-        folder, paths = folder / paths[0][0], [parts[1:] for parts in paths]
+        tree, paths = tree.below(paths[0][0]), [parts[1:] for parts in paths]
     split_at, domain_at = _levels(name, paths)
     classes = _in_order({parts[-2] for parts in paths})
     number = {called: label for label, called in enumerate(classes)}
@@ -101,23 +63,28 @@ def load(folder: Path) -> Source:
     for parts in paths:
         split = "train" if split_at is None else SPLIT_OF[parts[split_at].lower()]
         table = splits.setdefault(split, {"image": [], "label": [], "domain": []})
-        table["image"].append(folder.joinpath(*parts))
+        table["image"].append(tree.item(parts))
         table["label"].append(number[parts[-2]])
         table["domain"].append(None if domain_at is None else parts[domain_at])
     if "train" not in splits:
         raise UserError(f"{name} has folders for {' and '.join(sorted(splits))} but none called train: rename one.")
     domains = {parts[domain_at] for parts in paths} if domain_at is not None else set()
     used = Columns(text=None, image="image", label="label", key="domain" if len(domains) > 1 else None)
-    said = _said(name, paths, splits, len(classes), sorted(domains), domain_at)
-    return replace(build(name, splits, used, label_names=dict(enumerate(classes)), notes=[said]), label_name=None)
+    said.insert(0, _said(name, paths, splits, len(classes), sorted(domains), domain_at))
+    return replace(build(name, splits, used, label_names=dict(enumerate(classes)), notes=said), label_name=None)
 
 
-def _pictures(folder: Path) -> Iterable[Parts]:
-    """The path of every picture below ``folder``, hidden ones left out."""
-    for root, inside, files in os.walk(folder, followlinks=True):
-        above = Path(root).relative_to(folder).parts
-        inside[:] = sorted(d for d in inside if not d.startswith((".", "__"))) if len(above) < DEEPEST else []
-        yield from ((*above, file) for file in sorted(files) if is_picture(file))
+def _left_out(tree: Tree, paths: Sequence[Parts]) -> list[str]:
+    """What lies beside the pictures: files that are none, and folders without any."""
+    named = set(tables(tree))  # said already, with the reason
+    taken = set(paths)
+    files = ["/".join(parts) for parts in tree.files if parts not in taken and "/".join(parts) not in named]
+    used = {parts[:i] for parts in paths for i in range(1, len(parts))}
+    empty = [parts for parts in tree.folders if parts not in used and (len(parts) == 1 or parts[:-1] in used)]
+    return [
+        *checks.left_out(tree.name, files),
+        *checks.without_pictures(tree.name, ["/".join(parts) for parts in empty]),
+    ]
 
 
 def _levels(name: str, paths: Sequence[Parts]) -> tuple[int | None, int | None]:

@@ -42,6 +42,18 @@ def from_disk(folder: Path, **asked: str) -> Source:
     return _source(unknown(folder.resolve().name), [(None, splits)], asked, [])
 
 
+def from_object(name: str, data: Any, **asked: str) -> Source:
+    """Read a ``Dataset`` or ``DatasetDict`` of the ``datasets`` library, or a mapping of one for each split.
+
+    Raises:
+        UserError: it can't be counted, as those that are streamed, or lacks the columns.
+    """
+    splits = dict(data) if isinstance(data, Mapping) else {"train": data}
+    if streamed := [split for split, rows in splits.items() if not hasattr(rows, "__len__")]:
+        raise UserError(f"the {streamed[0]} rows of the data are streamed: load them without streaming=True.")
+    return _source(unknown(name), [(None, splits)], asked, [])
+
+
 def _source(entry: Entry, loaded: Sequence[tuple[str | None, Any]], asked: Mapping[str, str], said: list[str]) -> Source:
     """The source of all configs of an entry, each with its splits."""
     splits: dict[str, Table] = {}

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from weft.checks import rows as checks
 from weft.data import splits
 from weft.data._telemetry import flower_partitioners
 from weft.data.leave_out import leave_out as left_out
@@ -85,7 +86,8 @@ def partition(
     keys = [_keys(rows, index) if scheme == "natural" else [] for index in dealt]
     own_tests = _tests_by_key(source, keys[:clients])
     fractions = (val_fraction, test_fraction if own_tests is None else 0.0)
-    mark = splits.draw(splits.strata(rows), fractions, seed, "data/split")
+    groups = rows.groups() if any(fractions) else np.arange(len(rows))
+    mark = splits.draw(rows, groups, fractions, seed, "data/split")
     members = []
     for i, index in enumerate(dealt[:clients]):
         train, val = (rows.take(index[mark[index] == part]) for part in (splits.TRAIN, splits.VAL))
@@ -94,18 +96,24 @@ def partition(
     held_out = [(rows.take(index), keys[clients + i]) for i, index in enumerate(dealt[clients:])]
     held_out += [(source.unseen[key], [key]) for key in sorted(source.unseen)]
     none = rows.take(np.array([]))
+    test = _own_or_all(source.test, [client.test for client in members])
+    said = [
+        *checks.repeats(groups, rows.labels, source.name, "picture" if rows.texts is None else "text"),
+        *_shared(source, rows, mark, held_out),
+        *checks.tested(len(test), source.name),
+    ]
     return FederatedData(
         name=source.name,
         classes=source.classes,
         clients=members,
-        test=_own_or_all(source.test, [client.test for client in members]),
+        test=test,
         val=_own_or_all(source.validation, [client.val for client in members]),
         unseen=[
             ClientData(_name("new", i, len(held_out)), none, none, own, _facts(key, source))
             for i, (own, key) in enumerate(held_out)
         ],
         fingerprint=source.fingerprint,
-        notes=(*source.notes, *few, *_losses(source, dealt, scheme)),
+        notes=(*source.notes, *few, *_losses(source, dealt, scheme), *said),
     )
 
 
@@ -137,6 +145,19 @@ def _facts(keys: list[str], source: Source) -> dict[str, Any]:
 
 def _keys(rows: Rows, index: np.ndarray) -> list[str]:
     return [] if rows.keys is None else sorted({rows.keys[i] for i in index.tolist()})
+
+
+def _shared(source: Source, rows: Rows, mark: np.ndarray, held_out: list[tuple[Rows, list[str]]]) -> list[str]:
+    """What is said of test rows that also stand in training; drawn ones never do."""
+    new = Rows.concatenate([own for own, _ in held_out]) if held_out else None
+    others = {"test": source.test, "validation": source.validation, "new clients'": new}
+    present = {split: own for split, own in others.items() if own is not None and len(own)}
+    if not present:
+        return []
+    trained = {rows.content(i) for i in np.flatnonzero(mark == splits.TRAIN).tolist()}
+    return [
+        n for split, own in present.items() for n in checks.shared(map(own.content, range(len(own))), trained, source.name, split)
+    ]
 
 
 def _tests_by_key(source: Source, keys: list[list[str]]) -> list[Rows] | None:

@@ -3,46 +3,83 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from weft.checks import rows as checks
 from weft.data.images import Images
+from weft.errors import UserError
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
     """An immutable table of n examples of one set of texts, or of pictures.
 
-    ``ids`` are unique over all splits of one source and do not depend on a seed: they key caches and random
-    streams. ``pairs`` holds the second text of each example where the task has two, ``keys`` the natural
-    client of each row ("" where it tells none). A set of pictures has ``images`` and no texts.
+    Columns are lists, arrays or columns of a frame. All are taken by position: an index of their own, as a pandas Series has, is
+    not looked at.
+
+    Args:
+        texts: str [n]; None for pictures. pairs: str [n], the second text of each example where the task has two.
+        labels: whole numbers [n], each the position of a class among those of the source.
+        ids: whole numbers [n], unique over all splits of one source. They do not depend on a seed: they key caches and random
+            streams. If left out, rows are numbered, and so are the splits of a :class:`Source`, one after another.
+        keys: texts or numbers [n], the natural client of each row ("" or None where it tells none).
+        images: the pictures, or a list of anything that is one, see :class:`Images`.
+
+    Raises:
+        UserError: columns of different length, a label that is no whole number from 0, a row without text, …
     """
 
-    texts: Sequence[str] | None
-    pairs: Sequence[str] | None
-    labels: np.ndarray  # int64 [n], index into the classes of the source
-    ids: np.ndarray  # int64 [n]
+    texts: Sequence[str] | None = None
+    pairs: Sequence[str] | None = None
+    labels: np.ndarray = None  # type: ignore[assignment]  # int64 [n]; what is missing is refused with a sentence
+    ids: np.ndarray = None  # type: ignore[assignment]  # int64 [n]
     keys: Sequence[str] | None = None
     images: Images | None = None
+    numbered: bool = field(default=False, repr=False)  # whether ids were left out, so that a source may number anew
 
     def __post_init__(self) -> None:
+        def put(name: str, value: Any) -> None:
+            object.__setattr__(self, name, value)
+
         if (self.texts is None) == (self.images is None):
-            raise ValueError("rows are either texts or images")
+            raise UserError("rows are either texts or images: give one of the two.")
+        if self.labels is None:
+            raise UserError("rows need labels: give each row the number of its class, counted from 0.")
+        for name in ("texts", "pairs"):
+            if (column := getattr(self, name)) is not None:
+                put(name, checks.texts(column, name))
+        if self.images is not None and not isinstance(self.images, Images):
+            put("images", Images(self.images))
         n, what = len(self), "images" if self.texts is None else "texts"
+        if self.ids is None:
+            put("ids", np.arange(n))
+            put("numbered", True)
+        put("labels", checks.labels(self.labels))
+        put("ids", checks.ids(self.ids))
+        if self.keys is not None:
+            put("keys", checks.keys(self.keys))
         columns = {"pairs": self.pairs, "labels": self.labels, "ids": self.ids, "keys": self.keys}
-        for name, column in columns.items():
-            if column is not None and len(column) != n:
-                raise ValueError(f"{name} has {len(column)} entries for {n} {what}")
-        for array in ("labels", "ids"):
-            frozen = np.array(getattr(self, array), dtype=np.int64)
-            frozen.setflags(write=False)
-            object.__setattr__(self, array, frozen)
+        checks.same_length({name: None if column is None else len(column) for name, column in columns.items()}, n, what)
+        self.labels.setflags(write=False)
+        self.ids.setflags(write=False)
 
     def __len__(self) -> int:
         return len(self.images if self.texts is None else self.texts)  # type: ignore[arg-type]
+
+    def content(self, index: int) -> Hashable:
+        """What stands for the content of a row but for its label and key: its texts, or the digest of its picture."""
+        if self.texts is None:
+            return self.images.digest(index)  # type: ignore[union-attr]
+        return self.texts[index] if self.pairs is None else (self.texts[index], self.pairs[index])
+
+    def groups(self) -> np.ndarray:
+        """Numbers of contents, int64 [n]: equal rows have equal ones, counted in the order in which they first occur."""
+        number: dict[Hashable, int] = {}
+        return np.array([number.setdefault(self.content(i), len(number)) for i in range(len(self))], dtype=np.int64)
 
     def take(self, index: np.ndarray) -> Rows:
         """The rows at the positions ``index`` (int [m] or bool [n]), in that order."""
@@ -99,6 +136,33 @@ class Source:
     fingerprint: str = ""  # sha256 in hexadecimal, see fingerprint()
     notes: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "classes", checks.classes(self.classes, self.name))
+        splits = {"train": self.train, "test": self.test, "validation": self.validation}
+        for name, rows in splits.items():
+            if not isinstance(rows, Rows) and (rows is not None or name == "train"):
+                raise UserError(f"the {name} rows of {self.name} must be weft.data.Rows, not a {type(rows).__name__}.")
+        first = 0
+        parts = {name: rows for name, rows in splits.items() if rows is not None}
+        if all(rows.numbered for rows in (*parts.values(), *self.unseen.values())):
+            for name, rows in parts.items():
+                parts[name] = replace(rows, ids=np.arange(first, first + len(rows)), numbered=False)
+                object.__setattr__(self, name, parts[name])
+                first += len(rows)
+            unseen = {}
+            for key, rows in self.unseen.items():
+                unseen[key] = replace(rows, ids=np.arange(first, first + len(rows)), numbered=False)
+                first += len(rows)
+            object.__setattr__(self, "unseen", unseen)
+        parts |= {f"unseen {key}": rows for key, rows in self.unseen.items()}
+        for rows in parts.values():
+            checks.in_range(rows.labels, self.classes, self.name)
+            if (rows.texts is None) != (self.train.texts is None) or (rows.pairs is None) != (self.train.pairs is None):
+                raise UserError(
+                    f"the splits of {self.name} differ in what they hold: give all of them texts, pairs or images alike."
+                )
+        checks.unique_ids({name: rows.ids for name, rows in parts.items()}, self.name)
+
 
 @dataclass(frozen=True, eq=False)
 class ClientData:
@@ -121,8 +185,32 @@ class FederatedData:
     test: Rows
     val: Rows
     unseen: list[ClientData]  # new clients, with test rows only
-    fingerprint: str  # of the source: the same for every seed and every way to deal it out
+    fingerprint: str = ""  # of the source: the same for every seed and every way to deal it out
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "classes", checks.classes(self.classes, self.name))
+        clients = [*self.clients, *self.unseen]
+        names = [client.id for client in clients]
+        if twice := {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else ():
+            raise UserError(f'{self.name} has two clients called "{min(twice)}": give each a name of its own.')
+        parts = [*(rows for c in clients for rows in (c.train, c.val, c.test)), self.test, self.val]
+        for rows in parts:
+            checks.in_range(rows.labels, self.classes, self.name)
+        _consistent(parts, self.name)
+
+
+def _consistent(parts: Sequence[Rows], where: str) -> None:
+    """Refuse an id that stands for two different rows; rows may be in several parts, as those of a common test set are."""
+    every = np.concatenate([rows.ids for rows in parts])
+    found, count = np.unique(every, return_counts=True)
+    again = found[count > 1]
+    twice: list[tuple[int, Hashable]] = []
+    for rows in parts:
+        for i in np.flatnonzero(np.isin(rows.ids, again)).tolist():
+            content = rows.content(i) if rows.texts is not None else rows.images.key(i)  # type: ignore[union-attr]
+            twice.append((int(rows.ids[i]), (content, int(rows.labels[i]))))
+    checks.consistent(twice, where)
 
 
 def fingerprint(classes: Iterable[str], splits: Mapping[str, Rows | None]) -> str:

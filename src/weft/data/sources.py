@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from weft.checks import tables as checks
-from weft.data import folders
-from weft.data.columns import Columns, Table, build, choose
+from weft.data import folders, given, indexes
+from weft.data.assemble import assemble
 from weft.data.formats import suffix
 from weft.data.hub_sets import catalogue
-from weft.data.local import SPLIT_OF, read, saved_by_datasets
+from weft.data.local import read, saved_by_datasets
 from weft.data.rows import Rows, Source, fingerprint
+from weft.data.trees import Folder, Tree, Zip
 from weft.errors import UserError, nearest
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 
 
 def load(
-    name: str,
+    name: Any,
     *,
     seed: int = 0,
     image: str | None = None,
@@ -34,7 +37,7 @@ def load(
     one_class: bool = False,
 ) -> Source:
     """Load the set called ``name``: a catalogue name, a local file or folder, or a hub id
-    ``owner/name[:config]``.
+    ``owner/name[:config]``. From Python it may also be a frame or a set of the datasets library, see :mod:`weft.data.given`.
 
     image, text, pair, label, key: the columns of the picture or the text, of a second text, of the label and of the natural
         client, where the guess is wrong; guesses are in ``notes``.
@@ -44,15 +47,19 @@ def load(
     Raises UserError for an unknown name, a missing or unreadable file, an absent column, and training rows
     of one class.
     """
-    checks.file_name(name)
-    if limit is not None and limit < 2:
-        raise UserError(f"a limit of {limit} rows leaves nothing to learn: give a larger one.")
+    if isinstance(name, os.PathLike):
+        name = os.fspath(name)
+    if isinstance(name, str):
+        checks.file_name(name)
     columns = {"image": image, "text": text, "pair": pair, "label": label, "key": key}
-    source = _load(name, {flag: column for flag, column in columns.items() if column is not None})
+    if limit is not None:
+        _enough(limit)
+    asked = {flag: column for flag, column in columns.items() if column is not None}
+    source = _load(name, asked) if isinstance(name, str) else given.read(name, asked)
     if not one_class:
         _check_classes(source)
     if limit is not None:
-        few = _limited(source, limit, seed)
+        few = limited(source, limit, seed)
         if not one_class and len(np.unique(few.train.labels)) < 2:
             raise UserError(f"the {limit} rows drawn from {source.name} are all of one class: give a larger limit.")
         return few
@@ -111,60 +118,65 @@ def _local(path: Path, asked: dict[str, str]) -> Source:
         from weft.data.hub import from_disk
 
         return from_disk(path, **asked)
-    if path.is_dir() and folders.recognised(path):
-        splits = folders.index(path, said, image)
+    if (tree := _pictures(path)) is not None:
+        splits = indexes.read(tree, said, image)
         if splits is None:
             _refuse(f"{called}, a folder of pictures,", asked)
-            return folders.load(path)
+            return folders.load(tree, said)
     splits = splits or read(path, said, image)
-    columns = choose(splits["train"], called, **asked)
-    if len(splits) == 1 and (columns.image is not None or _names_train(splits["train"], columns)):
-        splits = folders.by_split(splits["train"], called)
-        if len(splits) > 1:
-            said.append(f"{called}: a column tells the split of a row ({', '.join(splits)}).")
-    for split, table in splits.items():
-        used = (columns.image, columns.text, columns.pair, columns.label)
-        absent = [c for c in used if c is not None and c not in table]
-        # Without the label, and without a column that could be a new name of it, it is the test set of a competition.
-        if absent and not (absent == [columns.label] and split != "train" and table.keys() <= splits["train"].keys()):
-            raise UserError(f'the {split} file of {called} has no column "{absent[0]}", which its train file has.')
-        lost = [v for v in ([] if columns.image is None else table[columns.image]) if isinstance(v, str)]
-        if lost:
-            raise UserError(f"the {split} file of {called} names {len(lost)} pictures that do not exist, first {lost[0]}.")
-    return build(called, splits, columns, notes=said)
+    return assemble(called, splits, asked, said)
 
 
-def _names_train(table: Table, columns: Columns) -> bool:
-    """Whether a column that is not in use tells the split of rows, some of them for training."""
-    used = (columns.text, columns.pair, columns.label, columns.key)
-    names = {
-        str(value).strip().lower() for name in table if name.lower() == "split" and name not in used for value in table[name]
-    }
-    return names <= SPLIT_OF.keys() and "train" in {SPLIT_OF[name] for name in names}
+def _pictures(path: Path) -> Tree | None:
+    """The folder or zip of pictures at a path, None where it is something else.
+
+    Raises:
+        UserError: a zip without pictures, or a broken one.
+    """
+    if path.is_dir():
+        return folder if folders.recognised(folder := Folder(path)) else None
+    if path.suffix.lower() != ".zip" or not path.is_file():
+        return None
+    tree = Zip(path)
+    if not folders.pictures(tree):
+        raise UserError(
+            f"{path} holds no pictures that Weft reads: unpack it, and give --data the file or folder that was in it."
+        )
+    return tree
 
 
-def _limited(source: Source, limit: int, seed: int) -> Source:
-    """The source with at most ``limit`` rows in each split; ids stay what they were."""
+def _enough(limit: int) -> None:
+    if limit < 2:
+        raise UserError(f"a limit of {limit} rows leaves nothing to learn: give a larger one.")
+
+
+def limited(source: Source, limit: int, seed: int) -> Source:
+    """The source with at most ``limit`` rows in each split; ids stay what they were.
+
+    Raises:
+        UserError: that leaves fewer than two.
+    """
     from weft.tensors.keyed import numpy_generator
+
+    _enough(limit)
 
     def some(rows: Rows, split: str) -> Rows:
         if len(rows) <= limit:
             return rows
-        drawn = numpy_generator(seed, "data/limit", split).permutation(len(rows))[:limit]
-        return rows.take(np.sort(drawn))
+        few = numpy_generator(seed, "data/limit", split).permutation(len(rows))[:limit]
+        return rows.take(np.sort(few))
 
     whole = {"train": source.train, "test": source.test, "validation": source.validation}
     if source.unseen:
         whole["unseen"] = Rows.concatenate([source.unseen[key] for key in sorted(source.unseen)])
     splits = {split: some(rows, split) for split, rows in whole.items() if rows is not None}
-    held_out = splits.get("unseen")
-    key = np.array(held_out.keys if held_out is not None else [])
+    drawn = {key: rows.take(np.isin(rows.ids, splits["unseen"].ids)) for key, rows in sorted(source.unseen.items())}
     return replace(
         source,
         train=splits["train"],
         test=splits.get("test"),
         validation=splits.get("validation"),
-        unseen={name: held_out.take(key == name) for name in sorted(set(key.tolist()))} if held_out is not None else {},
+        unseen={key: rows for key, rows in drawn.items() if len(rows)},
         fingerprint=fingerprint(source.classes, splits),
         notes=(*source.notes, f"{source.name}: at most {limit} rows of each split are used."),
     )

@@ -20,7 +20,7 @@ SPLITS = ("test", "validation", "train")
 
 def evaluate_run(
     folder: str | Path,
-    data: str | Source,
+    data: Any,
     *,
     split: str | None = None,
     image: str | None = None,
@@ -38,7 +38,7 @@ def evaluate_run(
 
     Args:
         folder: of a run, or of an exported model.
-        data: catalogue name, hub id, file or folder; or rows in memory. Labels are matched by name.
+        data: catalogue name, hub id, file or folder; or a frame, or rows in memory. Labels are matched by name.
         split: ``test``, ``validation`` or ``train``; by default the first of them that there is. A single file is all ``train``.
         image, text, pair, label: columns, where the guess is wrong. limit: at most so many rows, drawn with ``seed``.
         base, device, precision: see :func:`weft.export.load`. observer: is told what was guessed.
@@ -47,7 +47,7 @@ def evaluate_run(
         UserError: no such model or data, or labels that the model does not know.
     """
     observer = observer or Observer()
-    if isinstance(data, str):
+    if not isinstance(data, Source):
         source = load_data(data, seed=seed, image=image, text=text, pair=pair, label=label, limit=limit, one_class=True)
     else:
         source = data

@@ -18,7 +18,7 @@ from weft.backbones.names import KNOWN
 from weft.backbones.tables import tabulate
 from weft.backbones.tokens import Tokens
 from weft.checks import tokens
-from weft.data.images import Images, Item
+from weft.data.images import Images
 from weft.data.rows import Rows
 from weft.engines.observer import Observer
 from weft.errors import UserError
@@ -112,22 +112,8 @@ def pictures_of(items: Sequence[Any]) -> Rows:
     Raises:
         UserError: something else than a list of pictures.
     """
-    if isinstance(items, (str, bytes, Path)) or hasattr(items, "convert"):
-        raise UserError("give a list of pictures, even for a single one: predict([picture]).")
-    found = [_picture(item) for item in items]
-    return Rows(None, None, np.zeros(len(found), np.int64), np.arange(len(found)), images=Images(found))
-
-
-def _picture(item: Any) -> Item:
-    if isinstance(item, (str, Path)):
-        return Path(item).expanduser()
-    if hasattr(item, "convert"):  # of PIL
-        return np.asarray(item.convert("RGB"))
-    if isinstance(item, np.ndarray) and item.dtype == np.uint8 and (item.ndim == 2 or item.shape[2:] == (3,)):
-        return item
-    if isinstance(item, bytes):
-        return item
-    raise UserError("a picture must be a file, a PIL image, encoded bytes, or uint8 pixels [h, w] or [h, w, 3].")
+    images = Images(items)
+    return Rows(None, None, np.zeros(len(images), np.int64), np.arange(len(images)), images=images)
 
 
 def load(

@@ -36,7 +36,7 @@ def round_head() -> Text:
 
 def round_row(line: dict[str, Any]) -> Text | None:
     """One line of ``rounds.jsonl``; None if the round was not evaluated."""
-    if headline(line) is None:
+    if line.get("evaluations") is None:
         return None
     numbers = metrics([line])
     loss = line.get("loss")
@@ -157,10 +157,12 @@ PEOPLE = {"global test": "the global test set", "own test": "clients' own test s
 def meaning(summary: Mapping[str, Any]) -> str:
     """Which view, whose rows, at which moment and how pooled: for every number of the tables above."""
     top, evaluations = summary["headline"], summary["evaluations"]
-    if top is None:
-        return "There are no test rows, so that nothing was scored; loss: mean while training."
-    view = str(top["view"])
     said: list[str] = []
+    if top is None:
+        return (
+            "; ".join(["there were no test rows, so that nothing was scored", *_billed(summary)]) + ". Loss: mean while training."
+        )
+    view = str(top["view"])
     groups: dict[str, list[str]] = {}  # views that are scored alike
     for name in (view, *_other_views({"evaluations": evaluations})):
         e = headline({"round": 0, "evaluations": [x for x in evaluations if x["view"] == name]})
@@ -177,10 +179,16 @@ def meaning(summary: Mapping[str, Any]) -> str:
     new = pick(evaluations, view=view, people="new clients", metric="accuracy")
     if new is not None:
         said.append(f"new: {count(new['n'], 'row')} of clients that were never trained ({summary['data']['new_clients']})")
-    phases = summary["bytes"]
-    if "train" in phases:
-        setup = sum(phases["setup"][way]["wire"] for way in ("down", "up")) if "setup" in phases else 0
-        counted = f", {format_bytes(setup)} of set-up counted" if setup else ""
-        said.append(f"bytes: all clients and rounds, headers included{counted}")
+    said += _billed(summary)
     moment = {"received": "the newest server state loaded"}.get(top["moment"], top["moment"])
     return "; ".join(said) + f". Scored with {moment}; loss: mean while training."
+
+
+def _billed(summary: Mapping[str, Any]) -> list[str]:
+    """Which bytes are counted."""
+    phases = summary["bytes"]
+    if "train" not in phases:
+        return []
+    setup = sum(phases["setup"][way]["wire"] for way in ("down", "up")) if "setup" in phases else 0
+    counted = f", {format_bytes(setup)} of set-up counted" if setup else ""
+    return [f"bytes: all clients and rounds, headers included{counted}"]

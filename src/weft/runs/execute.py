@@ -34,16 +34,13 @@ from weft.runs.stage import Engine, Notes, Played, Player, Stage, sent
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from weft.data.rows import FederatedData, Source
     from weft.federation.method import Method
     from weft.federation.server import ServerState
 
 PROBE_PACK = 8  # a probe's packs need next to no memory, and a number of its own keeps a replay's the same
 
 
-def start(
-    resolved: Resolved, data: Source | FederatedData | None = None, observer: Observer | None = None, repeat: int = 1
-) -> Run:
+def start(resolved: Resolved, data: Any = None, observer: Observer | None = None, repeat: int = 1) -> Run:
     """Train a federation, and save it in a folder of its own.
 
     Args:
@@ -89,7 +86,7 @@ def resume(
     folder: str | Path,
     *,
     method: Method | None = None,
-    data: Source | FederatedData | None = None,
+    data: Any = None,
     observer: Observer | None = None,
 ) -> Run:
     """Go on with a run that was stopped; the numbers are those of a run that never was.

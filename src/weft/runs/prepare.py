@@ -19,6 +19,7 @@ from weft.communication.ledger import format_bytes
 from weft.data import labels
 from weft.data.partitioners import partition
 from weft.data.rows import FederatedData, Rows, Source, fingerprint
+from weft.data.sources import limited
 from weft.data.sources import load as load_data
 from weft.engines.observer import Observer
 from weft.engines.packing import available_memory
@@ -71,13 +72,11 @@ class Material:
         }
 
 
-def prepare(
-    experiment: Experiment, given: Source | FederatedData | None, observer: Observer, needs: tuple[str, ...] = ()
-) -> Material:
+def prepare(experiment: Experiment, given: Any, observer: Observer, needs: tuple[str, ...] = ()) -> Material:
     """Load, deal out, tokenise.
 
     Args:
-        given: data as an object; a :class:`Source` is dealt out, :class:`FederatedData` already are.
+        given: data as an object, None where they have a name; all but :class:`FederatedData` are dealt out.
         needs: of the method: one that needs a ``head`` gets a linear one on a CLIP too, unless another task was asked for.
     """
     x = experiment
@@ -136,17 +135,25 @@ def _most_frequent(labels: np.ndarray, people: dict[str, list[np.ndarray]]) -> d
     return found
 
 
-def deal(x: Experiment, given: Source | FederatedData | None = None) -> FederatedData:
+def deal(x: Experiment, given: Any = None) -> FederatedData:
     """The rows of an experiment, dealt out to its clients.
 
     Args:
-        given: data as an object; :class:`FederatedData` are dealt out already.
+        given: data as an object, such as a frame; :class:`FederatedData` are dealt out already.
     """
+    columns: dict[str, Any] = {"image": x.image, "text": x.text, "pair": x.pair, "label": x.label, "key": x.key}
+    if isinstance(given, FederatedData | Source):
+        if named := [name for name, column in columns.items() if column is not None]:
+            raise UserError(f"{given.name} was given as rows, which have no columns: leave {named[0]} out.")
+        if x.limit is not None and isinstance(given, FederatedData):
+            raise UserError(f"{given.name} was given dealt out, so that a limit of rows comes too late: leave limit out.")
     if isinstance(given, FederatedData):
         labels.same(given, x.classes)
         return given
-    columns: dict[str, Any] = {"image": x.image, "text": x.text, "pair": x.pair, "label": x.label, "key": x.key}
-    source = given or load_data(x.data, seed=x.seed, limit=x.limit, **columns)
+    if isinstance(given, Source):
+        source = given if x.limit is None else limited(given, x.limit, x.seed)
+    else:
+        source = load_data(x.data if given is None else given, seed=x.seed, limit=x.limit, **columns)
     return partition(
         labels.declared(source, x.classes) if x.classes else source,
         clients=x.clients,

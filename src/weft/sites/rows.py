@@ -79,7 +79,7 @@ class OwnData:
             x.val_fraction if source.validation is None else 0.0,
             x.test_fraction if source.test is None else 0.0,
         )
-        mark = splits.draw(splits.strata(source.train), fractions, x.seed, "data/split")
+        mark = splits.draw(source.train, source.train.groups(), fractions, x.seed, "data/split")
         train, val, test = (source.train.take(mark == part) for part in (splits.TRAIN, splits.VAL, splits.TEST))
         if not len(train):
             raise UserError(f"{source.name} leaves no row to train on: it has {len(source.train)} in all.")

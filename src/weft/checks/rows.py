@@ -1,0 +1,241 @@
+"""Rows that were given from Python, and how rows were divided: plain data in, sentences for a person out.
+
+Columns come as whatever a person has: lists, arrays, columns of a frame. Those are taken by position, whatever index they carry.
+A function returns what it has checked, or the sentences that a person should read, none where all is well.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from weft.errors import UserError
+
+
+def values(column: Any, what: str) -> list[Any]:
+    """The values of a column in their order.
+
+    A column of a frame is taken by position: its own index says how rows are called, not where they are.
+
+    Raises:
+        UserError: it is no column of values.
+    """
+    if isinstance(column, str | bytes | Mapping) or hasattr(column, "columns"):
+        raise UserError(f"{what} must be a list with a value for each row, not a {type(column).__name__}.")
+    if getattr(column, "ndim", 1) != 1:
+        raise UserError(f"{what} must have one dimension, a value for each row, but have the shape {list(column.shape)}.")
+    if isinstance(column, list):
+        return column
+    try:
+        return list(column.tolist() if hasattr(column, "tolist") else column)
+    except TypeError:
+        raise UserError(f"{what} must be a list with a value for each row, not a {type(column).__name__}.") from None
+
+
+def texts(column: Any, what: str) -> list[str]:
+    """Texts [n].
+
+    Raises:
+        UserError: a row has none, or something else.
+    """
+    found = values(column, what)
+    for i, value in enumerate(found):
+        if not isinstance(value, str):
+            if missing(value):
+                raise UserError(f"{what} have no text in row {i} ({value}): leave out the rows without one.")
+            raise UserError(f"{what} must be texts, but row {i} holds {value!r:.40}, a {type(value).__name__}.")
+        if not value.isascii():
+            try:
+                value.encode()
+            except UnicodeEncodeError:
+                raise UserError(
+                    f"{what} hold half of a surrogate pair in row {i}, which is no text: replace it, as in "
+                    'text.encode("utf-8", "replace").decode().'
+                ) from None
+    return found
+
+
+def labels(column: Any) -> np.ndarray:
+    """Labels, int64 [n].
+
+    Raises:
+        UserError: a row has none, or one that is no whole number from 0.
+    """
+    return _whole(column, "labels", "the number of its class, counted from 0 in the order of the source's classes")
+
+
+def ids(column: Any) -> np.ndarray:
+    """Ids, int64 [n].
+
+    Raises:
+        UserError: a row has none, or one that is no whole number from 0.
+    """
+    return _whole(column, "ids", "a whole number of its own from 0")
+
+
+def _whole(column: Any, what: str, meaning: str) -> np.ndarray:
+    if isinstance(column, np.ndarray) and column.ndim == 1 and column.dtype.kind == "i":
+        found = column
+    else:
+        given = values(column, what)
+        for i, value in enumerate(given):
+            number = isinstance(value, int | float | np.integer | np.floating | np.bool_)
+            if not number or not math.isfinite(value) or value != int(value):
+                raise UserError(f"{what} must be whole numbers, but row {i} holds {value!r:.40}: give each row {meaning}.")
+        try:
+            found = np.array([int(value) for value in given], dtype=np.int64)
+        except OverflowError:
+            raise UserError(f"{what} hold a number of more than 64 bits: give each row {meaning}.") from None
+    if len(found) and found.min() < 0:
+        i = int(np.argmax(found < 0))
+        raise UserError(f"{what} must not be negative, but row {i} holds {found[i]}: give each row {meaning}.")
+    return np.array(found, dtype=np.int64)
+
+
+def keys(column: Any) -> list[str]:
+    """Natural keys [n], numbers as they are written; "" where a row has none.
+
+    Raises:
+        UserError: a key is neither text nor number.
+    """
+    found = values(column, "keys")
+    if all(type(value) is str for value in found):
+        return found
+    return [_key(value, i) for i, value in enumerate(found)]
+
+
+def _key(value: Any, i: int) -> str:
+    if missing(value):
+        return ""
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, float | np.floating) and float(value).is_integer():
+        return str(int(value))
+    if isinstance(value, int | float | np.integer | np.floating | np.bool_):
+        return str(value)
+    raise UserError(f"keys must be texts or numbers, but row {i} holds {value!r:.40}, a {type(value).__name__}.")
+
+
+def missing(value: Any) -> bool:
+    """Whether a value stands for none: None, NaN, or pandas' NA and NaT."""
+    return value is None or type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, float) and math.isnan(value))
+
+
+def same_length(columns: Mapping[str, int | None], n: int, what: str) -> None:
+    """Raises:
+    UserError: a column (name -> its entries) has not as many entries as there are ``what``.
+    """
+    for name, length in columns.items():
+        if length is not None and length != n:
+            raise UserError(f"{name} has {length} entries for {n} {what}: give one for each.")
+
+
+def classes(names: Any, where: str) -> tuple[str, ...]:
+    """The names of the classes.
+
+    Raises:
+        UserError: there is none, or two have one name.
+    """
+    found = tuple(str(name) if isinstance(name, str | int | np.integer) else "" for name in values(names, f"classes of {where}"))
+    if not found or "" in found:
+        raise UserError(f"{where} needs a name for each of its classes, in the order in which labels count them.")
+    twice = [name for name, n in Counter(found).items() if n > 1]
+    if twice:
+        raise UserError(f'{where} has two classes called "{twice[0]}": give each a name of its own.')
+    return found
+
+
+def in_range(found: np.ndarray, classes: Sequence[str], where: str) -> None:
+    """Refuse labels (int64 [n]) beyond the classes.
+
+    Raises:
+        UserError: there are some.
+    """
+    if len(found) and found.max() >= len(classes):
+        low, high = int(found.min()), int(found.max())
+        hint = "subtract 1 from each" if low == 1 and high == len(classes) else "name all classes, in the order of the numbers"
+        raise UserError(
+            f"the labels of {where} go from {low} to {high}, but it has {len(classes)} classes, which are counted from 0: {hint}."
+        )
+
+
+def unique_ids(splits: Mapping[str, np.ndarray], where: str) -> None:
+    """Refuse ids that two rows of a source share, in one split or in two.
+
+    Raises:
+        UserError: some do.
+    """
+    everything = np.concatenate(list(splits.values()))
+    found, count = np.unique(everything, return_counts=True)
+    if len(found) < len(everything):
+        shared = int(found[count > 1][0])
+        having = [name for name, own in splits.items() if (own == shared).any()]
+        raise UserError(
+            f"two rows of {where} have the id {shared} (in {' and '.join(having)}): give every row of all splits an id of its "
+            "own, or leave ids out."
+        )
+
+
+# divided rows -----------------------------------------------------------------------------------------------------------
+
+
+def repeats(groups: np.ndarray, labels: np.ndarray, where: str, what: str) -> list[str]:
+    """What is said of rows that stand in a set several times.
+
+    Args:
+        groups: int64 [n], the same number for rows of equal content. labels: int64 [n]. what: ``text`` or ``picture``.
+    """
+    _, first, size = np.unique(groups, return_index=True, return_counts=True)
+    again = len(groups) - len(first)
+    if not again:
+        return []
+    pairs = np.unique(np.stack([groups, labels]), axis=1)
+    several = np.unique(pairs[0], return_counts=True)[1]
+    torn = int(size[several > 1].sum())
+    said = f"{where}: {again} of {len(groups)} rows repeat the {what} of another; equal rows are drawn into one split"
+    return [said + (f"; {torn} rows have an equal one with another label." if torn else ".")]
+
+
+def shared(test: Iterable[Hashable], train: Iterable[Hashable], where: str, split: str = "test") -> list[str]:
+    """How many rows of the set's own test split also stand in training.
+
+    Args:
+        test, train: what stands for the content of each row.
+    """
+    known, rows = set(train), list(test)
+    both = sum(row in known for row in rows)
+    if not both:
+        return []
+    return [
+        f"{where}: {both} of {len(rows)} {split} rows ({100 * both / len(rows):.2g} %) also stand in training: what they measure "
+        "is memory."
+    ]
+
+
+def tested(test: int, where: str) -> list[str]:
+    """What is said of a federation without test rows."""
+    if test:
+        return []
+    return [f"{where}: there are no test rows, so that the run trains and scores nothing."]
+
+
+def consistent(rows: Sequence[tuple[int, Hashable]], where: str) -> None:
+    """Refuse one id for rows of different content, in a set that was dealt out by hand.
+
+    Args:
+        rows: the id of each row, and what stands for its content.
+
+    Raises:
+        UserError: an id stands for two rows.
+    """
+    known: dict[int, Hashable] = {}
+    for number, content in rows:
+        if known.setdefault(number, content) != content:
+            raise UserError(
+                f"two different rows of {where} have the id {number}: ids tell rows apart over all clients and splits, so give "
+                "every row one of its own."
+            )
