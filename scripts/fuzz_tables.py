@@ -162,7 +162,8 @@ def _counted(text: str, kind: str) -> tuple[list[dict[str, Any]], int]:
             found = json.loads(text)
         except ValueError:
             found = [json.loads(line) for line in text.split("\n") if line.strip()]
-        return found if isinstance(found, list) else [found], 0
+        objects = found if isinstance(found, list) else [found]
+        return [{name.strip(): value for name, value in row.items()} for row in objects], 0
     lines = [line for line in re.split("\r\n|\r|\n", text) if line]
     told = re.fullmatch(r'"?sep=(.)"?[ \t]*', lines[0], re.IGNORECASE)
     if told:
