@@ -47,8 +47,8 @@ def finite(name: str, tensors: Iterable[tuple[str, Tensor]]) -> None:
     bad = [n for n, t in tensors if t.is_floating_point() and t.numel() and not all(abs(x) < LARGEST for x in t.aminmax())]
     if bad:
         raise UserError(
-            f'the checkpoint of "{name}" holds NaN, infinite or huge values in {_tensors(len(bad))}, such as {bad[0]}: get it anew, '
-            "or save it in float32 or bfloat16."
+            f'the checkpoint of "{name}" holds NaN, infinite or huge values in {_tensors(len(bad))}, such as {bad[0]}: get it '
+            "anew, or save it in float32 or bfloat16."
         )
 
 
