@@ -119,7 +119,7 @@ def test_a_tensor_that_no_logit_depends_on_may_be_missing(tmp_path: Path) -> Non
     assert [h.name for h in loaded(folder).heads] == ["classifier"]
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -3e30])
 @pytest.mark.parametrize(
     ("kind", "part"), [("bert", "layer.1.output.dense.weight"), ("clip", "text_projection"), ("vit", "cls_token")]
 )
@@ -129,14 +129,14 @@ def test_a_weight_that_is_not_finite_is_said_before_training(kind: str, part: st
     name = next(n for n in values if part in n)
     values[name].view(-1)[3] = value
     rewrite(folder, values)
-    refused(folder, r"holds NaN or infinite values in 1 tensor, such as \S+")
+    refused(folder, r"holds NaN, infinite or huge values in 1 tensor, such as \S+")
 
 
 def test_weights_so_large_that_logits_overflow_are_said_before_training(tmp_path: Path) -> None:
     folder = copy("gpt2", tmp_path / "m")
     values = tensors(folder)
-    values["h.1.mlp.c_fc.weight"][0, 0] = 3e38
-    values["h.1.mlp.c_proj.weight"][0, 0] = 3e38
+    values["h.1.mlp.c_fc.weight"][:] = 1e17
+    values["h.1.mlp.c_proj.weight"][:] = 1e17
     rewrite(folder, values)
     refused(folder, "are not finite: its weights are damaged")
 
@@ -175,13 +175,20 @@ def test_tensors_of_blocks_that_an_architecture_has_no_place_for_are_said(tmp_pa
     assert note.startswith("the checkpoint holds 9 tensors that its architecture has no place for, such as layers.0.self_attn.")
 
 
-@pytest.mark.parametrize("with_model", [True, False])
-def test_an_adapter_in_the_folder_of_a_backbone_is_refused(with_model: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors"])
+def test_an_adapter_in_the_folder_of_a_backbone_is_refused(file: str, tmp_path: Path) -> None:
     folder = copy("bert", tmp_path / "m")
-    (folder / "adapter_config.json").write_text("{}")
-    if not with_model:
-        (folder / "config.json").unlink()
-    refused(folder, r"holds an adapter \(adapter_config\.json\) beside" if with_model else "holds a PEFT adapter and no backbone")
+    (folder / file).write_text("{}")
+    refused(folder, rf"holds an adapter \({file}\) beside the backbone")
+    (folder / "config.json").unlink()
+    refused(folder, "holds a PEFT adapter and no backbone")
+
+
+def test_a_damaged_file_of_tensors_that_no_one_asked_for_is_named(tmp_path: Path) -> None:
+    """It counts in the hash of the weights."""
+    folder = copy("bert", tmp_path / "m")
+    (folder / "more.safetensors").write_text("")
+    refused(folder, r"more\.safetensors is damaged")
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from weft.backbones.backbone import Backbone
 from weft.backbones.names import KNOWN, Known
 from weft.backbones.options import Options
 from weft.backbones.pixels import picture_shape
-from weft.backbones.reading import similar, transformers_model, with_adapter
+from weft.backbones.reading import ADAPTER, similar, transformers_model, with_adapter
 from weft.checks import checkpoints, tokens
 from weft.checks.checkpoints import Shape
 from weft.errors import UserError, nearest
@@ -90,12 +90,12 @@ def find(name: str) -> tuple[str, Known | None, str]:
         packaged = SHIPPED / known.name if known.shipped else packaged_weights(known)
         return (str(packaged) if packaged else known.hub_id), known, known.hub_id
     if os.path.isdir(name):
-        adapter = (Path(name) / "adapter_config.json").exists()
+        adapter = next((f for f in ADAPTER if (Path(name) / f).exists()), "")
         if not (Path(name) / "config.json").exists():
             what = "holds a PEFT adapter and no backbone" if adapter else "holds no config.json"
             raise UserError(f'the folder "{name}" {what}; give a folder saved by save_pretrained.')
         if adapter:
-            raise with_adapter(name)
+            raise with_adapter(name, adapter)
         return name, None, ""
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return name, None, name
@@ -127,13 +127,20 @@ def weight_files(path: str) -> list[Path]:
 
 
 def stored(path: str) -> dict[str, str]:
-    """Name of each tensor in these files -> its type there, such as F32."""
-    from safetensors import safe_open
+    """Name of each tensor in these files -> its type there, such as F32.
+
+    Raises:
+        UserError: one of them is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
 
     found: dict[str, str] = {}
     for file in weight_files(path):
-        with safe_open(file, "pt") as content:
-            found |= {n: content.get_slice(n).get_dtype() for n in content.keys()}  # noqa: SIM118 - it is no mapping
+        try:
+            with safe_open(file, "pt") as content:
+                found |= {n: content.get_slice(n).get_dtype() for n in content.keys()}  # noqa: SIM118 - it is no mapping
+        except SafetensorError as e:  # one that transformers did not ask for
+            raise UserError(f"{file} is damaged ({e}): get it anew, or take it out of the folder of the backbone.") from e
     return found
 
 

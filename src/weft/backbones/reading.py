@@ -14,6 +14,8 @@ from weft import distribution
 from weft.checks.checkpoints import Shape
 from weft.errors import UserError
 
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")  # as PEFT calls its files
+
 
 @dataclass(frozen=True)
 class Read:
@@ -124,7 +126,7 @@ def transformers_model(where: str, name: str, classes: int, task: str, trust: bo
         transformers.logging.set_verbosity(verbosity)
         transformers.logging.enable_progress_bar()
     if getattr(model, "_hf_peft_config_loaded", False):
-        raise with_adapter(name)
+        raise with_adapter(name, ADAPTER[0])
     if tokenizer is not None and tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
         if tokenizer.pad_token_id is None and processor is None:
@@ -144,8 +146,8 @@ def _reason(e: Exception) -> str:
     return words if len(words) <= 200 else words[:200].rsplit(" ", 1)[0] + " …"
 
 
-def with_adapter(name: str) -> UserError:
+def with_adapter(name: str, file: str) -> UserError:
     return UserError(
-        f'"{name}" holds an adapter (adapter_config.json) beside the backbone, which would be trained and exported as if it were '
+        f'"{name}" holds an adapter ({file}) beside the backbone, which would be trained and exported as if it were '
         "part of it: move it elsewhere, or merge it (PEFT's merge_and_unload) and save the result."
     )

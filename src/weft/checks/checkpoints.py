@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 GET_ANEW = "it is damaged, or of another architecture than its config.json says; get it anew"
+LARGEST = 1e18  # a flipped bit of an exponent makes more of a weight; no training does
 Shape = tuple[int, ...]
 
 
@@ -38,16 +38,17 @@ def whole(name: str, missing: Collection[str], resized: Mapping[str, tuple[Shape
 
 
 def finite(name: str, tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """No weight is NaN or infinite.
+    """No weight is NaN, infinite, or so large that a product of two would be.
 
     Raises:
         UserError: some are.
     """
-    bad = [n for n, t in tensors if t.is_floating_point() and t.numel() and not all(map(math.isfinite, t.aminmax()))]
+    # compared so that NaN fails too
+    bad = [n for n, t in tensors if t.is_floating_point() and t.numel() and not all(abs(x) < LARGEST for x in t.aminmax())]
     if bad:
         raise UserError(
-            f'the checkpoint of "{name}" holds NaN or infinite values in {_tensors(len(bad))}, such as {bad[0]}: get it anew, '
-            "or save it in float32 or bfloat16."
+            f'the checkpoint of "{name}" holds NaN, infinite or huge values in {_tensors(len(bad))}, such as {bad[0]}: get it '
+            "anew, or save it in float32 or bfloat16."
         )
 
 

@@ -122,11 +122,11 @@ def predict(
         from weft.export import load
 
         model = load(folder, base=base, device=device, precision=precision, observer=Lines(out(stderr=True)))
+        words: tuple[str, ...] = (model.about.base.reads.removesuffix("s"),)
+        items: list[tuple[str, ...]] = [(text,) for text in given]
         if model.about.pairs:
             words, items = ("text", "pair"), in_pairs(given, typed=bool(texts))
-        else:
-            words, items = (model.about.base.reads.removesuffix("s"),), [(text,) for text in given]
-        chances = model.probabilities([item if model.about.pairs else item[0] for item in items]).tolist()
+        chances = model.probabilities([list(item) if model.about.pairs else item[0] for item in items]).tolist()
     found: list[dict[str, Any]] = [
         {
             **dict(zip(words, item, strict=True)),
@@ -155,7 +155,9 @@ def in_pairs(given: list[str], typed: bool) -> list[tuple[str, ...]]:
         raise UserError(
             f"this model was trained on pairs of texts, and {len(given)} texts make none: give each text and its second in turn."
         )
-    found = list(zip(given[::2], given[1::2], strict=True)) if typed else [tuple(line.split("\t")) for line in given]
+    found: list[tuple[str, ...]] = [tuple(line.split("\t")) for line in given]
+    if typed:
+        found = list(zip(given[::2], given[1::2], strict=True))
     odd = next((i for i, pair in enumerate(found, 1) if len(pair) != 2), None)
     if odd is not None:
         raise UserError(
