@@ -1,6 +1,4 @@
-"""What is personal lies where no other user of the machine may enter, and where a sentence says how to go on, it is by the command
-that does.
-"""
+"""What is personal lies where no other user of the machine may enter, and a sentence on how to go on names the right command."""
 
 from __future__ import annotations
 

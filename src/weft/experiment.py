@@ -56,8 +56,8 @@ class Experiment(BaseModel):
             ``median``, ``trimmed``, ``krum`` or ``multi-krum``, see :class:`weft.federation.robust.Robust`. robust_norm: largest
             norm of an update for ``clip``; None = the median of the round. robust_share: of the updates that is taken for bad.
         max_weight: largest example count, max_bytes: largest message that is believed; an update above either is refused.
-        class_counts: sites of a real federation tell for each class how many of their test rows have it and how many were given it,
-            so that there is a macro-F1: a histogram of their labels. A simulation has it anyway.
+        class_counts: sites of a real federation tell for each class how many of their test rows have it and are given it, so that
+            there is a macro-F1: a histogram of their labels. A simulation has it anyway.
         max_factor: an update so many times as large as the running median is refused, and a state on which most clients fail is
             taken back; ``auto``: 1000 for clients that are elsewhere, off in a simulation; ``off``.
         codec: of uploads. pack: clients per pass, or ``auto`` (from memory). max_length: tokens of a row.

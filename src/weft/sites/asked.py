@@ -44,9 +44,9 @@ class Asked:
             now, first = ", ".join(classes[:20]), ", ".join(pinned[:20])
             raise Disagreed(
                 Reason.CLASSES,
-                f"the coordinator asks with other classes ({now}) than at first ({first}), and whoever asks with one set after "
-                "the other learns which labels the rows have: if you agree to these, give weft join your own experiment file that "
-                f"declares them, or remove {self.file}.",
+                f"the coordinator asks with other classes ({now}) than at first ({first}), and whoever asks with one set "
+                "after the other learns which labels the rows have: if you agree to these, give weft join your own experiment "
+                f"file that declares them, or remove {self.file}.",
             )
         digest = _digest(terms)
         if digest not in saved["refused"]:

@@ -150,8 +150,8 @@ def _directory(resolved: Resolved) -> tuple[RunDirectory, bool]:
         if "served" in about:
             old = {n: s["value"] for n, s in about["settings"].items()}
             new = json.loads(json.dumps(x.flat()))
-            usual = settings.Experiment().flat()  # of settings that there were not when it was begun
-            odd = sorted(n for n in new if new[n] != old.get(n, usual.get(n)) and n not in ("name", "runs"))
+            defaults = settings.Experiment().flat()  # of settings that there were not when it was begun
+            odd = sorted(n for n in new if new[n] != old.get(n, defaults.get(n)) and n not in ("name", "runs"))
             if not odd:
                 return there, True
             if x.name or not about["finished"]:
