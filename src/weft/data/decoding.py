@@ -116,9 +116,7 @@ def _eight_bits(values: np.ndarray, picture: Image) -> np.ndarray:
     tags = getattr(picture, "tag_v2", {})  # of TIFF
     if picture.mode == "F":
         if not np.isfinite(values).all() or values.min() < 0 or values.max() > 1:
-            raise Unshowable(
-                "its numbers are floats that are not from 0 to 1, so that nothing tells its white: save it with 8 bits"
-            )
+            raise Unshowable("its floats are not all from 0 to 1, so that nothing tells its white: save it with 8 bits")
         white = 1
     elif picture.mode == "I" and picture.format not in ("PNG", "PPM"):
         raise Unshowable("its numbers are signed or of 32 bits, so that nothing tells its white: save it with 8 bits")
