@@ -137,7 +137,7 @@ def check_hashes(folder: Path, about: About) -> list[str]:
         UserError: one is not.
     """
     for name, digest in about.files.items():
-        files.read_whole(folder / Path(name).name, digest, "it is not what was exported; export the model again with weft export")
+        files.read_whole(folder / Path(name).name, digest)
     return [] if about.files else [f"{folder} has no record of its files, so nobody knows whether they are what was exported."]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-EXPERIMENT, SUMMARY = "experiment.toml", "summary.json"
+EXPERIMENT, SUMMARY, EXPORT = "experiment.toml", "summary.json", "weft.json"
 AT_SITES = ("site.json", "admitted.json", "agreed.json", "asked.json")
 
 
@@ -30,6 +30,8 @@ def go_on(path: Path) -> str:
 
 def anew(path: Path) -> str:
     """What to do where ``path`` can't be trusted any more."""
+    if (path.parent / EXPORT).is_file():
+        return "it is not what was exported, so export the model again with weft export"
     if _of_site(path):
         return (
             "put a copy of that folder back, or remove the folder, and this site joins anew without what it had learnt for itself"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -206,7 +207,7 @@ class Pack:
                 by_length=self.bench_of.by_length,
                 cap=cap,
             )
-            for c, cap in zip(self.clients, caps or [None] * len(self.clients), strict=True)
+            for c, cap in zip(self.clients, caps or repeat(None, len(self.clients)), strict=True)
         ]
 
     def _assemble(self, rows: list[np.ndarray | None]) -> Batch:
