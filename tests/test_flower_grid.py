@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from weft.engines.flower import environment, tasks  # first: it silences Flower
+from weft.engines.flower import grid as module
 from weft.engines.flower.grid import Grid
 
 environment.ready()
@@ -207,6 +208,7 @@ def test_only_who_is_known_by_its_key_is_there_whatever_name_flower_repeats(monk
 def test_what_a_lost_superlink_owes_is_asked_again_of_the_same_sites_in_another(
     how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(module, "RETURN", 0.0)
     two = Two(monkeypatch)
     grid = two.grid()
     (north,) = (a for a, name in grid.present().items() if name == "north")
@@ -224,6 +226,26 @@ def test_what_a_lost_superlink_owes_is_asked_again_of_the_same_sites_in_another(
     assert until(grid, [ticket], 1) == {ticket: b"yes"}
     assert len(two.sent) == 2
     assert len(two.reasons) == 1
+
+
+def test_sites_that_were_there_when_a_superlink_was_lost_count_as_there_while_they_come_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    two = Two(monkeypatch)
+    grid = two.grid()
+    before = grid.present()
+    two.lost = two.empty = True
+    assert grid.present() == before
+    (ticket,) = grid.post(dict.fromkeys([*before][:1], b"?"), 1000.0)
+    assert two.sent == []  # it waits for the site
+    clock[0] += module.RETURN + 1
+    assert grid.present() == {}
+    two.empty = False
+    assert grid.present() == before
+    grid.fetch([ticket])
+    assert two.sent == [(1, 10, b"?")]
 
 
 def test_an_answer_that_had_come_before_the_superlink_was_lost_is_not_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import httpx
 
 SOON = 0.1  # seconds that a look waits for what has just begun to arrive: most of it is small
+RETURN = 60.0  # seconds that sites may take to come back to another SuperLink, for which they count as there
 T = TypeVar("T")
 
 
@@ -69,6 +70,8 @@ class Grid:
         self.grid, self.who, self.amiss, self.anew = grid, who, amiss, anew
         self.numbers: dict[str, int] = {}  # of the sites that are there, by address
         self.letters: dict[str, _Letter] = {}
+        self.here: dict[str, str | None] = {}  # who was there when last looked for
+        self.awaited, self.awaited_until = self.here, 0.0  # who was there before a SuperLink was lost, and is on the way back
         self.arriving: dict[str, _Arriving] = {}
 
     def present(self) -> dict[str, str | None]:
@@ -80,6 +83,9 @@ class Grid:
                 address = str(node.node_id) if self.who is None else hashlib.sha256(node.public_key).hexdigest()[:16]
                 numbers[address], names[address] = node.node_id, name
         self.numbers = numbers
+        if time.monotonic() < self.awaited_until:
+            return self.awaited | names
+        self.here = names
         return names
 
     def post(self, questions: Mapping[str, bytes], deadline: float) -> dict[str, str]:
@@ -181,6 +187,8 @@ class Grid:
             why = " ".join(str(e).split())[:200] or type(e).__name__
         self.grid = self.anew(why)
         self.numbers = {}
+        if self.who is not None:
+            self.awaited, self.awaited_until = self.here, time.monotonic() + RETURN
         for ticket, letter in self.letters.items():
             arriving = self.arriving.get(ticket)
             if arriving is not None and arriving.done.is_set() and arriving.data is not None:

@@ -159,7 +159,7 @@ class Link:
             self.begun = [t for t in self.begun if t > now - LATELY] + [now]
             if len(self.begun) > OFTEN:
                 raise self._ended()
-            why = why if self.child.alive else self.child.epitaph()
+            why = self._why() or why
             self.say(f"Flower's superlink is begun anew ({why}); the run goes on.")
             self._end()
             try:
@@ -167,6 +167,14 @@ class Link:
             except (httpx.HTTPError, UserError) as e:
                 why = " ".join(str(e).split())[:300] or type(e).__name__
                 time.sleep(PAUSE)
+
+    def _why(self) -> str:
+        """What is amiss, "" if there is nothing to be seen."""
+        if not self.child.alive:
+            return self.child.epitaph()
+        with suppress(Exception):  # it is no more what it was, so that any call may fail
+            self.register.follow()
+        return self.register.amiss
 
     def _end(self) -> None:
         """Leave what is left of it."""
