@@ -192,6 +192,30 @@ def test_with_coverage_every_block_is_held_by_somebody_and_capacities_stay() -> 
         assert [len(b) for b in held.values()] == [1] * 4
 
 
+def test_who_gives_up_a_block_for_coverage_is_drawn_anew_in_every_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tiny.federation(replace(SMALL, capacities=(1 / 3,), coverage=True), sizes=(3,) * 4)
+    monkeypatch.setattr(torch, "randperm", lambda n, **_: torch.arange(n))  # everybody draws the first block
+    assert len({str(draw(run, t)) for t in range(12)}) > 3
+
+
+def test_the_server_takes_the_mean_over_the_holders_of_a_block_and_leaves_what_nobody_held() -> None:
+    """Made-up updates of unequal weights: block 0 is held by three clients, block 1 by two, block 2 by nobody."""
+    run = tiny.federation(SMALL, sizes=(9, 5, 7))
+    before, made = by_hand.shared(run), by_hand.invented(run, [9.0, 5.0, 7.0])
+    for u, blocks in zip(made, ({0, 1}, {0}, {0, 1}), strict=True):
+        u.tensors = {n: v for n, v in u.tensors.items() if "layer." not in n or block_of(n) in blocks}
+    run.server.aggregate(iter(made))
+    for name, found in by_hand.shared(run).items():
+        held = [v for u in made if isinstance(v := u.tensors.get(name), Tensor)]
+        if "layer.2." in name:
+            assert not held
+            assert torch.equal(found, before[name])
+            assert run.server.stamps[name] == 0, "it is no news"
+        else:
+            assert len(held) == (2 if "layer.1." in name else 3)
+            by_hand.close(found, sum(held, torch.zeros(())) / len(held), 1e-12)
+
+
 def test_coverage_leaves_a_cohort_that_cannot_hold_all_blocks_as_drawn() -> None:
     method = replace(SMALL, capacities=(1 / 3,), coverage=True)
     held = draw(tiny.federation(method, sizes=(3, 3)), 0)

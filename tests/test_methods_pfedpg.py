@@ -21,7 +21,7 @@ import tiny
 from weft.adaptation.optim import Optim
 from weft.communication.strict import Refused
 from weft.errors import UserError
-from weft.federation.message import Update
+from weft.federation.message import ClientInfo, Update
 from weft.federation.scope import Scope
 from weft.methods import PFedPG
 
@@ -357,3 +357,27 @@ def test_defaults_are_the_papers() -> None:
     assert method.optim == Optim("sgd", lr=0.25, weight_decay=1e-3, schedule="constant")
     # "default adapted, expose a switch"; "Do not evaluate on a global test set"
     assert method.info.views == ("personal", "generated")
+
+
+def test_who_joins_later_has_the_average_descriptor_and_moves_from_there() -> None:
+    run = tiny.federation(PFedPG(tokens=2, inner=4, server_optimizer="adam"), sizes=(5, 3))
+    memo, name = run.server.memo, NAME
+
+    def update(client: ClientInfo) -> Update:
+        prompt = run.method.send(run.server, client).tensors[name]
+        assert isinstance(prompt, Tensor)
+        return Update(tensors={name: prompt + 1.0}, client=client, weight=1.0)
+
+    run.server.aggregate(update(c) for c in run.server.clients)
+    old, late = memo["clients"].clone(), ClientInfo("late")
+    assert not torch.allclose(old[0], old[1])
+    before = run.method.send(run.server, late).tensors[name]
+    for _ in range(2):  # a second welcome changes nothing
+        run.method.welcome(run.server, late)
+        assert torch.equal(memo["clients"][:2], old)
+        by_hand.close(memo["clients"][2:], old.mean(0, keepdim=True), 1e-12)
+        by_hand.close(run.method.send(run.server, late).tensors[name], before, 1e-12)  # type: ignore[arg-type]
+    run.server.aggregate(iter([update(late)]))
+    assert torch.equal(memo["clients"][:2], old)
+    # Adam's first step has the length of the rate in every coordinate: its own moments begin at 0
+    by_hand.close((memo["clients"][2] - old.mean(0)).abs(), torch.full_like(old[0], run.method.server_lr), 1e-5)  # type: ignore[attr-defined]
