@@ -28,6 +28,7 @@ from weft.federation.message import ClientInfo
 from weft.federation.method import Method
 from weft.federation.scope import Scope
 from weft.methods import registry
+from weft.methods.settings import docs_of
 from weft.methods.sources import sources
 
 ROOT = Path(__file__).parents[1]
@@ -278,7 +279,9 @@ def settings(cls: type[Method]) -> list[str]:
             own = {f.name: getattr(field.default, f.name) for f in fields(Optim)}
             own = {n: v for n, v in own.items() if n in ("kind", "lr") or v != getattr(default, n)}
             text = ", ".join(f"{n}={v!r}" for n, v in own.items())
-            found.append((f"`{field.name}`", "[Optim](index.md#the-local-optimizer)", f"`{text}`", ""))
+            found.append(
+                (f"`{field.name}`", "[Optim](index.md#the-local-optimizer)", f"`{text}`", cell(docs_of(cls)[field.name]))
+            )
     return rows(*found)
 
 
