@@ -18,6 +18,7 @@ from command_line import weft
 from weft.experiment import Resolved
 from weft.federation.info import MethodInfo
 from weft.methods import registry
+from weft.methods.settings import docs_of
 from weft.methods.sources import sources
 from weft.runs import execute
 
@@ -140,6 +141,29 @@ def test_a_page_has_every_setting_of_its_method(slug: str) -> None:
     page = written(slug)
     for parameter in registry.parameters(registry.load(slug)):
         assert f"| `{parameter.name.split('.')[0]}` |" in page
+
+
+@pytest.mark.parametrize("slug", SLUGS)
+def test_the_rows_of_settings_say_what_the_method_says_of_them(slug: str) -> None:
+    cls = registry.load(slug)
+    rows = re.findall(r"^\| `(\w+)` \| .* \| (.*?) ?\|$", written(slug).split("\n## Settings\n")[1], re.MULTILINE)
+    said = {name: text.replace(r"\|", "|") for name, text in rows}
+    assert "optim" in said
+    assert said == {name: docs_of(cls).get(name, "") for name in said}
+
+
+@pytest.mark.parametrize(
+    ("slug", "setting", "reason"),
+    [
+        ("rolora", "weighting", "as in the paper, and in effect in the supplement"),
+        ("fedsa-lora", "weighting", "as in effect in the code"),
+        *((slug, "optim", "it clips gradients at a norm of 1") for slug in ("fedit", "flora", "flexlora")),
+        ("fedbf", "optim", "clips gradients at the norm of 1"),
+    ],
+)
+def test_a_default_that_is_not_everybodys_stands_with_its_source(slug: str, setting: str, reason: str) -> None:
+    (row,) = re.findall(rf"^\| `{setting}` .*$", written(slug), re.MULTILINE)
+    assert reason in row
 
 
 @pytest.mark.parametrize("slug", SLUGS)

@@ -339,4 +339,4 @@ def test_docstrings_describe_every_setting_of_a_method_and_no_other(slug: str) -
     cls = registry.load(slug)
     for parameter in registry.parameters(cls):
         assert parameter.doc, f"{cls.__name__}.{parameter.name} has no text in an Attributes: section"
-    assert [name for name in settings._docs(cls) if not hasattr(cls, name)] == []
+    assert [name for name in settings.docs_of(cls) if not hasattr(cls, name)] == []

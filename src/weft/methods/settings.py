@@ -38,11 +38,11 @@ class Parameter(NamedTuple):
 def parameters(cls: type[Method]) -> list[Parameter]:
     """Every setting of a method class: its own first, those of the contract last, nested ones (``optim.lr``) one by one."""
     order = [n for c in cls.__mro__ for n in inspect.get_annotations(c)]
-    docs = _docs(cls)
+    docs = docs_of(cls)
     found: list[Parameter] = []
     for field in sorted(dataclasses.fields(cls), key=lambda f: order.index(f.name)):
         if dataclasses.is_dataclass(field.default):
-            inner = _docs(type(field.default))
+            inner = docs_of(type(field.default))
             for f in dataclasses.fields(field.default):
                 value = getattr(field.default, f.name)
                 found.append(Parameter(f"{field.name}.{f.name}", _spelled(f.type), value, inner.get(f.name, "")))
@@ -240,7 +240,7 @@ def _spelled(annotation: Any) -> str:
     return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
 
 
-def _docs(cls: type) -> dict[str, str]:
+def docs_of(cls: type) -> dict[str, str]:
     """Field -> its text in the "Attributes:" section of the class docstring, or else of a base's.
 
     A line may describe several fields: ``rank, alpha: of LoRA.`` and ``epochs: local epochs. steps: local steps instead.``

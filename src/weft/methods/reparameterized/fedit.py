@@ -23,12 +23,12 @@ from weft.tasks.classification import Classification
 
 
 class FedIT(Method):
-    """Defaults of the code, but for one local epoch in batches of 32 as in the paper's experiment (the code: 10, and 64). Its
-    trainer is transformers', which clips gradients at a norm of 1.
+    """Defaults of the code, but for one local epoch in batches of 32 as in the paper's experiment (the code: 10, and 64).
 
     Attributes:
         rank, alpha: of LoRA; the update is (α/r)·B A.
         sites: linear layers that get LoRA, see ``Backbone.sites``.
+        optim: of the code, whose trainer is that of transformers: it clips gradients at a norm of 1.
     """
 
     info: ClassVar[MethodInfo] = MethodInfo(

@@ -23,14 +23,15 @@ from weft.tasks.classification import Classification
 
 
 class FedSALoRA(Method):
-    """Defaults of the code: 10 batches of 128, plain SGD 0.02 (the authors later moved to 0.005). Updates weigh alike: the code
-    weighs by the rows that a turn has worked through, 10 batches of 128 for everybody.
+    """Defaults of the code: 10 batches of 128, plain SGD 0.02 (the authors later moved to 0.005).
 
     Attributes:
         rank, alpha: of LoRA.
         sites: linear layers that get LoRA, see ``Backbone.sites``.
         welcome_steps: steps on B and head that a client with training rows which was not drawn yet takes before it is tested;
             new clients have test rows only, and predict with B = 0 and the head's start.
+        weighting: of updates in the mean: ``uniform`` as in effect in the code, which weighs by the rows that a turn has worked
+            through, 10 batches of 128 for everybody; or ``examples`` (n_k).
     """
 
     info: ClassVar[MethodInfo] = MethodInfo(

@@ -37,7 +37,7 @@ MIXES = {  # share of each type
 class FlexLoRA(Method):
     """Settings of the code, but not those that its script has where nothing is said: SGD at 1e-6, and equal ranks whose factors
     are averaged one by one, which is not FlexLoRA. Here are its mix ``random``, the AdamW that it takes on top of FedIT, at a
-    replication's 5e-4 (LoRA-A²), and the clipping at a norm of 1 of transformers' trainer.
+    replication's 5e-4 (LoRA-A²).
 
     Attributes:
         rank: of every client with mix ``none`` (the homogeneous baseline), and of the server where nobody is asked.
@@ -46,6 +46,7 @@ class FlexLoRA(Method):
             ``none``. In ``normal`` types 2 and 3 dominate as the paper says: the code's density, with the types in order of
             size (the code's own order makes it favour 3 and 4). A client's own facts ``rank`` and ``ffn_rank`` go first.
         sites: linear layers that get LoRA, see ``Backbone.sites``.
+        optim: of the code on top of FedIT, whose trainer is that of transformers: it clips gradients at a norm of 1.
     """
 
     info: ClassVar[MethodInfo] = MethodInfo(

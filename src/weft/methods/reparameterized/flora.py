@@ -27,14 +27,14 @@ from weft.tasks.classification import Classification
 
 
 class FLoRA(Method):
-    """Defaults of the code, whose trainer is transformers' (gradients are clipped at a norm of 1), with one local epoch as in the
-    commands of its README; left out there, that argument is 3.
+    """Defaults of the code, with one local epoch as in the commands of its README; left out there, that argument is 3.
 
     Attributes:
         rank: of every client. ranks: different ranks dealt to the clients in turn, the paper's heterogeneous setting being
             (64, 32, 16, 16, 8, 8, 4, 4, 4, 4); a client's own fact ``rank`` goes first.
         scale: s = α/r, the same at any rank (α = 2r).
         sites: linear layers that get LoRA, see ``Backbone.sites``.
+        optim: of the code, whose trainer is that of transformers: it clips gradients at a norm of 1.
     """
 
     info: ClassVar[MethodInfo] = MethodInfo(

@@ -25,14 +25,15 @@ from weft.tasks.classification import Classification
 
 class RoLoRA(Method):
     """Rank 4 and 20 batches of 32 as in the paper's main table; AdamW 5e-4 as in an audit that could not learn with the
-    supplement's SGD 0.005. Updates weigh alike: the paper takes the plain mean, and so in effect does the supplement, which
-    weighs by the rows that a turn has worked through, 20 batches of 32 for everybody.
+    supplement's SGD 0.005.
 
     Attributes:
         rank, alpha: of LoRA; α/r = 4 as in the supplement.
         sites: linear layers that get LoRA, see ``Backbone.sites``.
         lr_a: another learning rate for A-rounds, whose gradients are scaled by B.
         train_head: train and average the head in every round; the supplement freezes it.
+        weighting: of updates in the mean: ``uniform`` as in the paper, and in effect in the supplement, which weighs by the rows
+            that a turn has worked through, 20 batches of 32 for everybody; or ``examples`` (n_k).
     """
 
     info: ClassVar[MethodInfo] = MethodInfo(

@@ -23,12 +23,12 @@ from weft.tasks.classification import Classification
 
 
 class FedBF(Method):
-    """Defaults of the code; its uniform weights average clients of any size alike. It clips gradients at the norm of 1 that
-    transformers' training arguments have where nothing is said.
+    """Defaults of the code; its uniform weights average clients of any size alike.
 
     Attributes:
         bias_scope: which biases: ``all`` of the encoder, ``blocks``, ``linear`` or ``norm``. The official run's saving implies
             fewer biases than ``all``; which ones is not known.
+        optim: of the code, which clips gradients at the norm of 1 that transformers' training arguments have.
         add_missing: give linear layers without a bias (LLaMA, T5) a zero one instead of refusing such a backbone.
     """
 
