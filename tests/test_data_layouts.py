@@ -47,7 +47,7 @@ def test_a_test_file_without_labels_is_set_aside_and_said(tmp_path: Path) -> Non
     assert said(source, "the test split has no labels and is not used")
     assert said(source, "train.csv, test.csv are read; sample_submission.csv is not")
     frame().rename(columns={"label": "topic"}).to_csv(tmp_path / "test.csv", index=False)
-    assert "the test file of" in refusal(tmp_path)
+    assert "the test rows of" in refusal(tmp_path)
 
 
 def test_a_class_called_minus_one_is_hidden_only_where_training_rows_do_not_have_it(tmp_path: Path) -> None:

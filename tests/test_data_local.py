@@ -292,7 +292,7 @@ def test_a_file_without_a_label_or_text_column_lists_its_columns_and_the_flag(tm
 def test_a_test_file_that_lacks_the_columns_of_train_is_refused(tmp_path: Path) -> None:
     write_lines(tmp_path / "train.jsonl", ROWS)
     write_lines(tmp_path / "test.jsonl", [{"text": "a", "topic": "pos"}])
-    assert "the test file" in refusal(tmp_path)
+    assert "the test rows" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize(
