@@ -186,7 +186,7 @@ def test_a_federation_outlives_its_sites_and_its_coordinator_and_lets_no_strange
         f.until(lambda: any(line["cohort"] == everybody and line["lost"] == ["south"] for line in f.rounds()[at:]))
         f.running["coordinator"].send_signal(signal.SIGINT)
         assert f.running["coordinator"].wait(60) == 130
-        assert "every finished round is saved; the same command goes on" in f.said("coordinator")
+        assert "every finished round is saved; weft serve with the same experiment file goes on" in f.said("coordinator")
 
         lines = f.rounds()
         assert [line["round"] for line in lines] == list(range(len(lines)))
