@@ -114,7 +114,7 @@ class Federation:
         text = file.read_text() if file.exists() else ""
         return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
-    def until(self, what: Callable[[], object], idle: float = 180, most: float = 1200) -> None:
+    def until(self, what: Callable[[], object], idle: float = 600, most: float = 3600) -> None:
         """Wait for something, as long as anything else happens: a busy machine may be slow."""
         last, end = time.monotonic(), time.monotonic() + most
         before = -1

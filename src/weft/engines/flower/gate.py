@@ -163,7 +163,7 @@ class Patient(AutoHTTPProtocol):  # type: ignore[valid-type,misc]  # one of uvic
 
     waiting: ClassVar = Counter[str]()
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
         self.unread, self.host = 0, self.client[0] if self.client else ""
         self.waiting[self.host] += 1
