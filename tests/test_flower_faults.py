@@ -285,8 +285,11 @@ def test_sites_that_do_not_agree_are_turned_away_by_a_sentence_and_nothing_leave
         f.join("north")
         f.until(lambda: "north does not take part" in f.said("coordinator"))
         said = f.said("coordinator")
-        assert 'has the label "class 9", which is none of the classes of this experiment: class 0, class 1, class 2.' in said
+        assert "it refuses: its rows have a label that the experiment does not declare; its log says which." in said
+        assert "class 9" not in said
         assert str(folder) not in said
+        words = 'has the label "class 9", which is none of the classes of this experiment: class 0, class 1, class 2.'
+        assert words in f.said("north")
     assert proxy.calls == 0
     post = "from flwr.supercore.telemetry import EventType, event; event(EventType.PING).result()"
     subprocess.run([sys.executable, "-c", post], env=os.environ | proxy.environment)
