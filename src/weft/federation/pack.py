@@ -188,6 +188,7 @@ class Pack:
     def _plans(
         self, epochs: float | None, steps: int | None, size: int, stream: str, caps: Sequence[int] | None = None
     ) -> list[plans.Plan]:
+        each: Sequence[int | None] = [None] * len(self.clients) if caps is None else caps
         return [
             plans.turn(
                 self._lengths[c.data.train if self._training is None or c.id in self._training else c.data.train[:0]],
@@ -201,7 +202,7 @@ class Pack:
                 by_length=self.bench_of.by_length,
                 cap=cap,
             )
-            for c, cap in zip(self.clients, caps or [None] * len(self.clients), strict=True)
+            for c, cap in zip(self.clients, each, strict=True)
         ]
 
     def _assemble(self, rows: list[np.ndarray | None]) -> Batch:
