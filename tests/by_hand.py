@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -98,7 +99,7 @@ def train(
 
 def trainer(lr: float) -> Optim:
     """What transformers' trainer does where a code that rests on it says no more than a learning rate."""
-    of = {f.name: f.default for f in fields(TrainingArguments)}
+    of: dict[str, Any] = {f.name: f.default for f in fields(TrainingArguments)}
     assert str(getattr(of["lr_scheduler_type"], "value", of["lr_scheduler_type"])) == "linear"
     assert not of["warmup_steps"]
     betas = (float(of["adam_beta1"]), float(of["adam_beta2"]))

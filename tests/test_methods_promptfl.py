@@ -211,7 +211,7 @@ def test_defaults_are_the_codes() -> None:
 def test_where_the_course_of_the_rate_and_the_last_batch_differ_from_the_code_the_page_says_so() -> None:
     # Dassl/dassl/optim/lr_scheduler.py: a constant epoch, then CosineAnnealingLR over MAX_EPOCH from its own first epoch
     plain = torch.nn.Parameter(torch.zeros(1))
-    fall = torch.optim.lr_scheduler.CosineAnnealingLR(torch.optim.SGD([plain], lr=1.0), 5.0)
+    fall = torch.optim.lr_scheduler.CosineAnnealingLR(torch.optim.SGD([plain], lr=1.0), 5)
     for _ in range(3):
         fall.optimizer.step()
         fall.step()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +14,6 @@ from weft.adaptation.optim import Optim, Optimizer
 from weft.adaptation.weave import Weave, Weight, place, stack
 from weft.errors import WeftError
 from weft.federation import plans
-from weft.federation.alike import check_alike
 from weft.federation.batch import Batch, Output, make_batch
 from weft.federation.bench import Bench
 from weft.federation.client import ClientState
@@ -35,9 +33,6 @@ class Pack:
     Attributes:
         clients: their states, in order. round: the round in progress. facts: what each received beside tensors.
         at_server: it is the server's own, where GIVEN tensors may be trained.
-
-    Raises:
-        UserError: its clients differ in more than sizes, see :func:`weft.federation.alike.check_alike`.
     """
 
     def __init__(
@@ -56,7 +51,6 @@ class Pack:
         self.clients, self.adaptations, self.round, self.facts = clients, adaptations, round, facts
         device = bench.backbone.device
         self.device, self.dtype = device, bench.dtype
-        check_alike(bench.backbone, clients, adaptations)
         placed = place(bench.backbone, [{n: p for n, (p, _) in a.items()} for a in adaptations], device, bench.dtype)
         self._values: list[dict[str, Value]] = []
         for client, adaptation, got in zip(clients, adaptations, received, strict=True):
@@ -194,6 +188,7 @@ class Pack:
     def _plans(
         self, epochs: float | None, steps: int | None, size: int, stream: str, caps: Sequence[int] | None = None
     ) -> list[plans.Plan]:
+        each: Sequence[int | None] = [None] * len(self.clients) if caps is None else caps
         return [
             plans.turn(
                 self._lengths[c.data.train if self._training is None or c.id in self._training else c.data.train[:0]],
@@ -207,7 +202,7 @@ class Pack:
                 by_length=self.bench_of.by_length,
                 cap=cap,
             )
-            for c, cap in zip(self.clients, caps or repeat(None, len(self.clients)), strict=True)
+            for c, cap in zip(self.clients, each, strict=True)
         ]
 
     def _assemble(self, rows: list[np.ndarray | None]) -> Batch:
