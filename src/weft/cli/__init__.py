@@ -11,7 +11,7 @@ from typing import Any
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command and leave with its exit code: 0, 1 (a bug), 2 (something to put right), 130 (Ctrl-C), 141 (nobody reads)."""
+    """Run one command and leave with its exit code: 0, 1 (a bug), 2 (to be put right), 130 (Ctrl-C), 141 (nobody reads)."""
     try:
         from weft.cli.commands import app
         from weft.cli.errors import guarded
