@@ -15,7 +15,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         from weft.cli.commands import app
         from weft.cli.errors import guarded
+        from weft.cli.hush import hush
 
+        hush()
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="replace")  # a terminal without Unicode shows ? instead of failing

@@ -65,7 +65,8 @@ def show_deal(out: Console, dealt: FederatedData) -> None:
     out.print()
     out.print(
         f"{count(int(counts.sum()), 'row')} at {count(len(rows), 'client')} "
-        f"(training {sum(rows):,}: {min(rows):,} to {max(rows):,} each), global test {len(dealt.test):,}, validation {len(dealt.val):,}"
+        f"(training {sum(rows):,}: {min(rows):,} to {max(rows):,} each), "
+        f"global test {len(dealt.test):,}, validation {len(dealt.val):,}"
         + (f", {count(len(dealt.unseen), 'new client')} with {sum(len(c.test) for c in dealt.unseen):,}" if dealt.unseen else "")
         + "."
     )
