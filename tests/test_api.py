@@ -119,9 +119,7 @@ def test_a_run_from_python_prints_what_the_command_line_does(tmp_path: Path, cap
     assert "weft run" not in printed  # those are commands for a shell
 
 
-def test_a_run_from_python_can_be_quiet_or_watched_by_somebody_else(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_from_python_can_be_quiet_or_watched_by_somebody_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told = Told()
     toy_runs.run(tmp_path, quiet=True)
     run = toy_runs.run(tmp_path, observer=told)
@@ -132,9 +130,7 @@ def test_a_run_from_python_can_be_quiet_or_watched_by_somebody_else(
     assert "is finished already" in capsys.readouterr().out
 
 
-def test_a_notebook_gets_plain_lines(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_notebook_gets_plain_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Rich would lay every line into a block of its own, and ask for widgets to draw its bars."""
     monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
     toy_runs.run(tmp_path)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import re
+import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ import command_line
 import tiny
 import toy_runs
 from command_line import Outcome, refused, weft
+from weft.cli import main
 from weft.engines.simulation import Simulation
 from weft.federation import files
 from weft.federation.method import Method
@@ -187,6 +191,61 @@ def test_a_damaged_file_of_a_run_is_named(victim: str, capsys: Capture, tmp_path
     refused(weft(capsys, "resume", folder, "--quiet"), path.name)
 
 
+DEEP = b"[" * 100_000
+HEADER = len(DEEP).to_bytes(8, "little") + DEEP  # of safetensors
+
+
+@pytest.mark.parametrize("command", ["resume", "predict", "export", "eval"])
+@pytest.mark.parametrize(
+    ("victim", "content"),
+    [
+        ("checkpoint/state.json", DEEP),
+        ("checkpoint/server-*.safetensors", HEADER),
+        ("experiment.toml", b"a = " + DEEP),
+        ("experiment.toml", b"[a" + b".a" * 10_000 + b"]\nb = 1"),
+        ("summary.json", DEEP),
+        ("summary.json", b"[]"),
+        ("summary.json", b'{"format": 1}'),
+        ("rounds.jsonl", DEEP),
+        ("rounds.jsonl", b"3\n" * 5000),
+        ("adapter/weft.json", DEEP),
+        ("adapter/weft.json", b"[]"),
+        ("adapter/adapter_config.json", DEEP),
+        ("adapter/adapter_model.safetensors", HEADER),
+    ],
+)
+def test_a_file_of_a_run_that_nobody_wrote_is_one_sentence_or_is_not_needed(
+    command: str, victim: str, content: bytes, capsys: Capture, tmp_path: Path, whole: Path
+) -> None:
+    folder = shutil.copytree(whole, tmp_path / "run")
+    (path,) = folder.glob(victim)
+    path.write_bytes(content)
+    more: dict[str, tuple[object, ...]] = {
+        "predict": ("w1 w2",),
+        "export": ("--to", tmp_path / "new"),
+        "eval": ("--data", folder.parent / "rows.csv"),
+    }
+    command_line.table(tmp_path / "rows.csv")
+    got = weft(capsys, command, folder, *more.get(command, ()))
+    assert "Traceback" not in got.err
+    needed = {"resume": ("summary", "rounds", "checkpoint"), "predict": ("adapter",), "eval": ("adapter",)}  # it is finished
+    if victim.startswith(needed.get(command, ())):
+        assert got.code == 2
+        assert path.parent.name in got.err.splitlines()[-1]
+    assert got.code in (0, 2)
+    assert got.code == 0 or re.fullmatch(r"Error: [^\n]*[.?]\n", got.err)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run with an adapter."""
+    where = tmp_path_factory.mktemp("whole")
+    with pytest.raises(SystemExit) as left:
+        main([str(word) for word in command_line.small(where, "--quiet", "--rounds", 1, "--name", "it")])
+    assert not left.value.code
+    return where / "runs" / "it"
+
+
 # being stopped ----------------------------------------------------------------------------------------------------------------
 
 
@@ -239,6 +298,30 @@ def test_too_little_memory_names_the_flag_to_lower(capsys: Capture, tmp_path: Pa
 
     monkeypatch.setattr(Method, "train", train)
     refused(typing(capsys, tmp_path), "out of memory", "--pack 1")
+
+
+# libraries ------------------------------------------------------------------------------------------------------------------------
+
+
+def test_what_libraries_say_stays_off_the_terminal(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    from weft.methods import registry
+
+    def talking() -> Any:
+        warnings.warn("Glyph 20013 missing from font(s) DejaVu Sans.", UserWarning, stacklevel=1)
+        warnings.warn("this will be removed in a future release", FutureWarning, stacklevel=1)
+        logging.getLogger("matplotlib.font_manager").warning("findfont: Font family not found")
+        return {}
+
+    monkeypatch.setattr(registry, "infos", talking)
+    monkeypatch.delenv("TRANSFORMERS_VERBOSITY")
+    with warnings.catch_warnings():
+        got = weft(capsys, "methods")
+    assert (got.code, got.err) == (0, "")
+    assert os.environ["TRANSFORMERS_VERBOSITY"] == "error"
+    monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "info")
+    with warnings.catch_warnings():
+        weft(capsys, "methods")
+    assert os.environ["TRANSFORMERS_VERBOSITY"] == "info"  # who wants to hear them, does
 
 
 # bugs ---------------------------------------------------------------------------------------------------------------------------

@@ -111,6 +111,25 @@ def test_what_was_written_where_an_object_was_made_is_left_alone_by_recipes() ->
     assert resolve({}, method=FedIT()).method.sites == "all"  # type: ignore[attr-defined]
 
 
+def test_a_backbone_has_a_recipe_for_data_that_have_none() -> None:
+    """The rates of papers are for models a hundred times as large, and teach this one nothing."""
+    own = resolve({"data": "mine.csv"})
+    assert own.method.optim.lr > 5 * FedIT().optim.lr
+    assert own.origin["method.optim.lr"] == own.origin["start_head"] == "recipe"
+    assert own.experiment.rounds == Experiment().rounds
+    assert resolve({"data": "mine.csv", "recipes": False}).method == FedIT()
+    assert resolve({"data": "mine.csv", "model": "owner/model"}).method == FedIT()
+
+
+def test_a_recipe_for_the_data_goes_before_one_for_any_data_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    any_data = {"model": "m", "data": "*", "settings": {"rounds": 1, "clients": 2}, "any": {"rank": 1, "alpha": 1.0}}
+    for_data = {"model": "m", "data": "d", "settings": {"rounds": 3}, "any": {"rank": 4}}
+    monkeypatch.setattr(recipes, "_all", lambda: [for_data, any_data])
+    assert recipes.find("fedit", "x", "m", "d", {"rank", "alpha"}) == {"rounds": 3, "method.rank": 4}
+    assert recipes.find("fedit", "x", "m", "e", {"rank"}) == {"rounds": 1, "clients": 2, "method.rank": 1}
+    assert not recipes.find("fedit", "x", "n", "d", {"rank"})
+
+
 def test_a_nested_setting_and_a_copy_are_written_as_a_whole() -> None:
     found = resolve({}, method=FedIT(optim=Optim("sgd", lr=0.1)))
     assert found.method.optim == Optim("sgd", lr=0.1)

@@ -130,7 +130,9 @@ def test_a_run_without_any_test_rows_is_reported(tmp_path: Path, capsys: pytest.
     rows = tiny.rows(30, 3)
     none = rows.take([])
     clients = [weft.data.ClientData("a", rows, none, none)]
-    run = toy_runs.run(tmp_path, data=weft.data.FederatedData("mine", toy_runs.CLASSES, clients, none, none, [], "mine"), clients=None)
+    run = toy_runs.run(
+        tmp_path, data=weft.data.FederatedData("mine", toy_runs.CLASSES, clients, none, none, [], "mine"), clients=None
+    )
     assert run.metrics == {}
     assert run.summary["headline"] is None
     assert "no test rows" in flowing(capsys.readouterr().out)

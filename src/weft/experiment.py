@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from weft import recipes
 from weft.errors import UserError, nearest
@@ -25,6 +25,7 @@ FORMAT = 1
 Baseline = Literal["local", "central", "probe", "zero-shot"]
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Name = Annotated[str, Field(min_length=1)]
 Names = Annotated[list[str], Field(strict=False), BeforeValidator(lambda given: [given] if isinstance(given, str) else given)]
 
 
@@ -74,19 +75,19 @@ class Experiment(BaseModel):
         name: of the run's folder; None = made from method, data, model and seed. runs: the folder above it.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     method: str = "fedit"
     parameters: dict[str, Any] = {}
     baseline: Baseline | None = None
-    baselines: Annotated[list[Baseline], Field(strict=False)] = []
-    model: str = "minilm"
+    baselines: Annotated[list[Baseline], Field(strict=False), AfterValidator(lambda given: list(dict.fromkeys(given)))] = []
+    model: Name = "minilm"
     task: Literal["auto", "classification", "similarity"] = "auto"
     template: str = "a photo of a {}."
     blocks: str = ""
     roles: str = ""
     head: str = ""
-    data: str = "pydocs"
+    data: Name = "pydocs"
     classes: Names = []
     image: str | None = None
     text: str | None = None
@@ -118,10 +119,10 @@ class Experiment(BaseModel):
     max_bytes: Count = 2_147_483_648
     class_counts: bool = False
     max_factor: Annotated[float, Field(gt=1, strict=False)] | Literal["auto", "off"] = "auto"
-    codec: str = "identity"
+    codec: Name = "identity"
     pack: Count | Literal["auto"] = "auto"
     max_length: Count = 128
-    device: str = "auto"
+    device: Name = "auto"
     precision: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
     eval_every: Annotated[int, Field(ge=0)] = 1
     eval_clients: Count | None = None
@@ -132,7 +133,7 @@ class Experiment(BaseModel):
     trust_remote_code: bool = False
     recipes: bool = True
     name: str | None = None
-    runs: str = "runs"
+    runs: Name = "runs"
 
     @property
     def models(self) -> list[str]:
@@ -407,6 +408,8 @@ def _wanted(error: Mapping[str, Any]) -> str:
         "string_type": "a text",
         "bool_type": "true or false",
         "list_type": "a list",
+        "finite_number": "a finite number",
+        "string_too_short": "a name",
         "none_required": "none",
         "greater_than_equal": f"at least {bounds.get('ge')}",
         "greater_than": f"more than {bounds.get('gt')}",

@@ -11,11 +11,13 @@ from typing import Any
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command and leave with its exit code: 0, 1 (a bug), 2 (something to put right), 130 (Ctrl-C), 141 (nobody reads)."""
+    """Run one command and leave with its exit code: 0, 1 (a bug), 2 (to be put right), 130 (Ctrl-C), 141 (nobody reads)."""
     try:
         from weft.cli.commands import app
         from weft.cli.errors import guarded
+        from weft.cli.hush import hush
 
+        hush()
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="replace")  # a terminal without Unicode shows ? instead of failing

@@ -64,7 +64,8 @@ def show_deal(out: Console, dealt: FederatedData) -> None:
     rows = [len(c.train) for c in dealt.clients]
     out.print()
     out.print(
-        f"{count(int(counts.sum()), 'row')} at {count(len(rows), 'client')} (training {sum(rows):,}: {min(rows):,} to {max(rows):,} each), "
+        f"{count(int(counts.sum()), 'row')} at {count(len(rows), 'client')} "
+        f"(training {sum(rows):,}: {min(rows):,} to {max(rows):,} each), "
         f"global test {len(dealt.test):,}, validation {len(dealt.val):,}"
         + (f", {count(len(dealt.unseen), 'new client')} with {sum(len(c.test) for c in dealt.unseen):,}" if dealt.unseen else "")
         + "."

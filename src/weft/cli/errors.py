@@ -12,6 +12,7 @@ import sys
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,15 +32,17 @@ BUG = (
 )
 
 
+NARROWEST = 20
+"""Columns of a terminal below which nothing could be read."""
+
+
 def out(stderr: bool = False) -> Console:
     """Where people read: without colours where it is not a terminal, or NO_COLOR is set; a notebook gets plain lines too."""
     from rich.console import Console
 
-    class Screen(Console):
-        def on_broken_pipe(self) -> None:
-            raise BrokenPipeError  # rich itself would leave with the code of a bug
-
-    return Screen(stderr=stderr, highlight=False, force_jupyter=False)
+    columns = os.environ.get("COLUMNS", "")
+    narrow = columns.isdecimal() and int(columns) < NARROWEST  # 0 is what some terminals say that don't know
+    return Console(stderr=stderr, highlight=False, force_jupyter=False, width=NARROWEST if narrow else None)
 
 
 class Command(TyperCommand):
@@ -53,8 +56,30 @@ class Command(TyperCommand):
         return super().parse_args(ctx, args)
 
 
+class Unread(Exception):
+    """Nobody reads the output any more. click and rich would leave with the code of a bug before anybody else is asked."""
+
+
+@contextmanager
+def _read() -> Iterator[None]:
+    try:
+        yield
+    except (BrokenPipeError, SystemExit) as e:
+        if isinstance(e, BrokenPipeError) or isinstance(e.__context__, BrokenPipeError):
+            raise Unread from e
+        raise
+
+
 class Commands(TyperGroup):
     """The group of all commands."""
+
+    def make_context(self, *what: Any, **named: Any) -> click.Context:
+        with _read():
+            return super().make_context(*what, **named)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _read():
+            return super().invoke(ctx)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         name = args[0]
@@ -67,8 +92,9 @@ def guarded(app: typer.Typer, arguments: Sequence[str] | None) -> int:
     """Run the command line ``arguments`` (of this process, if None) and return its exit code."""
     try:
         code = _run(app, arguments)
-        sys.stdout.flush()
-    except BrokenPipeError:
+        if sys.stdout is not None:  # closed before we began
+            sys.stdout.flush()
+    except (BrokenPipeError, Unread):
         # What is left in the buffer goes nowhere, or Python would complain about it when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
@@ -91,7 +117,7 @@ def _run(app: typer.Typer, arguments: Sequence[str] | None) -> int:
         return AGAIN
     except UserError as e:
         return complain(str(e))
-    except BrokenPipeError:
+    except (BrokenPipeError, Unread):
         raise
     except Exception as e:
         if any(isinstance(x, KeyboardInterrupt) for x in _behind(e)):
@@ -155,6 +181,8 @@ def about_file(error: OSError) -> str | None:
         way = again.go_on(Path(error.filename)) if isinstance(error.filename, str) else "type the same command again"
         return f"the disk is full{where}; what was saved before is intact: free some space, and {way}."
     reasons = {
+        errno.ENOENT: "there is no such file or folder",
+        errno.ENAMETOOLONG: "the name is too long",
         errno.EACCES: "permission is denied",
         errno.EPERM: "permission is denied",
         errno.EROFS: "the file system is read-only",
@@ -164,4 +192,6 @@ def about_file(error: OSError) -> str | None:
     }
     if error.errno not in reasons or not error.filename:
         return None
-    return f"can't write or read {error.filename}: {reasons[error.errno]}; choose another place, for instance with --runs."
+    return (
+        f"can't write or read {error.filename}: {reasons[error.errno]}; choose another place, for instance with --runs or --out."
+    )

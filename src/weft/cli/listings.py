@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -27,8 +27,8 @@ def methods(
         str | None,
         typer.Option(help="Size it for this backbone: elements trained, bytes per round.", show_default=False),
     ] = None,
-    clients: Annotated[int, typer.Option(min=1, help="With --model: clients that take part in a round.")] = 8,
-    classes: Annotated[int, typer.Option(min=2, help="With --model: classes that the head tells apart.")] = 12,
+    clients: Annotated[int, typer.Option(min=1, max=1000, help="With --model: clients that take part in a round.")] = 8,
+    classes: Annotated[int, typer.Option(min=2, max=100_000, help="With --model: classes that the head tells apart.")] = 12,
     as_json: Json = False,
 ) -> None:
     """The published methods: paper, what each addresses, and what leaves the client.
@@ -99,7 +99,7 @@ def data(
     pair: Annotated[str | None, typer.Option(help="Column of a second text.", show_default=False)] = None,
     label: Annotated[str | None, typer.Option(help="Column of the label.", show_default=False)] = None,
     key: Annotated[str | None, typer.Option(help="Column of the natural client.", show_default=False)] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the deal.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the deal.")] = 0,
     out_: Annotated[
         Path | None,
         typer.Option("--out", help="Draw the deal into this file (PNG).", show_default=False),
@@ -174,7 +174,10 @@ def models(
             help="One backbone: what was found in it. A name from the list, a hub id or a local folder.", show_default=False
         ),
     ] = None,
-    task: Annotated[str, typer.Option(help="auto, classification or similarity (a CLIP and the names of the classes).")] = "auto",
+    task: Annotated[
+        Literal["auto", "classification", "similarity"],
+        typer.Option(metavar="TASK", help="auto, classification or similarity (a CLIP and the names of the classes)."),
+    ] = "auto",
     blocks: Annotated[str, typer.Option(help="Path of its list of blocks, if the guess is wrong.", show_default=False)] = "",
     roles: Annotated[
         str,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
@@ -102,7 +103,8 @@ def rehearse(out: Console, resolved: Resolved, as_json: bool, observer: Observer
     out.print()
     out.print(f"Rows: {rows['train']:,} to train on, {rows['val']:,} for validation, {rows['test']:,} to test on.")
     out.print(
-        f"Memory: about {format_bytes(sizes.memory)} with {count(sizes.pack, 'client')} in a pass; {format_bytes(sizes.free)} are free."
+        f"Memory: about {format_bytes(sizes.memory)} with {count(sizes.pack, 'client')} in a pass; "
+        f"{format_bytes(sizes.free)} are free."
     )
     out.print("Nothing was trained or written; without --dry-run the run starts.")
 
@@ -148,8 +150,8 @@ def suggestions(done: Run) -> list[str]:
     from weft.methods import registry
     from weft.report.verdict import findings
 
-    mends = [command(done.summary, f.changes) for f in findings(done.summary, done.rounds) if f.changes]
+    mends = (command(done.summary, f.changes) for f in findings(done.summary, done.rounds) if f.changes)
     slug = done.summary["method"]["slug"]
     others = sorted((s for s in registry.infos() if s != slug), key=lambda s: s != "flora")
     compared = (command(done.summary, {"method": other}) for other in others)
-    return [next((c for c in (*mends, *compared) if c is not None), "weft run --help"), "weft methods"]
+    return [next((c for c in chain(mends, compared) if c is not None), "weft run --help"), "weft methods"]

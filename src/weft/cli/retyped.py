@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from weft import experiment
@@ -74,6 +75,7 @@ def _bare(text: str) -> bool:
     return text == text.strip() and experiment.assignment(f"x={text}")[1] == text
 
 
+@cache
 def _options() -> dict[str, click.Option]:
     """The options of ``weft run`` by the name of the setting."""
     import click

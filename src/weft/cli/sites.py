@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,11 +37,14 @@ def serve(
     host: Annotated[
         str | None, typer.Option(help="Address to listen on.", show_default="0.0.0.0, or 127.0.0.1 if --insecure")
     ] = None,
-    port: Annotated[int, typer.Option(help="Port to listen on; the only one that sites need.")] = PORT,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on; the only one that sites need.")] = PORT,
     keys: Annotated[Path, typer.Option(help="Folder that weft keys coordinator made.")] = Path("keys"),
     insecure: Insecure = False,
     deadline: Annotated[
-        float, typer.Option(min=1, help="Seconds that a site may take for a turn; a round goes on without whoever takes longer.")
+        float,
+        typer.Option(
+            min=1, max=10**9, help="Seconds that a site may take for a turn; a round goes on without whoever takes longer."
+        ),
     ] = 3600.0,
     name: Annotated[str | None, typer.Option(help="Of the run's folder.", show_default=False)] = None,
     runs: Annotated[str | None, typer.Option(help="Folder above it.", show_default="runs")] = None,
@@ -69,6 +73,8 @@ def serve(
     """
     from weft import experiment
 
+    if math.isnan(deadline):  # which no bound keeps out
+        raise UserError("--deadline is nan, but must be a number of seconds.")
     typed: dict[str, Any] = {"name": name, "runs": runs, "clients": sites}
     chosen = experiment.assignments(set_ or (), {n: v for n, v in typed.items() if v is not None})
     screen = out(stderr=as_json)
@@ -203,7 +209,7 @@ def join(
         return
     if server is None:
         raise UserError("give the coordinator's address: --server HOST[:PORT].")
-    address = server if ":" in server else f"{server}:{PORT}"
+    address = _address(server)
     with starting(screen, False):
         from weft.engines.flower import environment
 
@@ -222,6 +228,23 @@ def join(
                 raise UserError(f"there is no {path}: {help}, or type --insecure to try it out without.")
     _say(screen, f"{called}: waiting for questions of {address}; Ctrl-C ends.")
     Node(site.folder / "link", address, root, key).serve(site.answer, lambda words: _say(screen, words))
+
+
+def _address(text: str) -> str:
+    """``HOST:PORT`` of what was typed for ``--server``.
+
+    Raises:
+        UserError: it is none.
+    """
+    host, sign, port = (text, "", "") if text.endswith("]") else text.rpartition(":")
+    if not sign:
+        host, port = text, str(PORT)
+    plain = host.removeprefix("[").removesuffix("]") if host.startswith("[") else host
+    if not plain or (":" in plain and plain == host) or not port.isascii() or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise UserError(
+            f'"{text}" is no address of a coordinator: write HOST or HOST:PORT, as in fl.example.org:{PORT}, or [::1]:{PORT}.'
+        )
+    return f"{host}:{port}"
 
 
 def _needed(file: Path | None, option: str) -> Path:

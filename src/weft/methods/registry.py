@@ -14,7 +14,20 @@ from weft.methods.sources import Broken, broken, sources
 if TYPE_CHECKING:
     from weft.federation.method import Method
 
-__all__ = ["Broken", "Parameter", "broken", "build", "canonical", "configure", "info", "infos", "load", "parameters", "values", "written"]
+__all__ = [
+    "Broken",
+    "Parameter",
+    "broken",
+    "build",
+    "canonical",
+    "configure",
+    "info",
+    "infos",
+    "load",
+    "parameters",
+    "values",
+    "written",
+]
 
 
 def infos() -> dict[str, MethodInfo]:

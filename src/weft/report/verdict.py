@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from weft.runs.result import headline
-
 RATE = "method.optim.lr"
 LARGE = 10
 """A mean loss above so many times that of guessing (ln C) is no start value any more: the run has diverged."""
@@ -48,7 +46,9 @@ def _refused(line: Mapping[str, Any], settings: Mapping[str, Any]) -> Finding | 
         return None
     why = next(iter(refused.values())).rstrip(".")
     if any(word in why for word in NO_NUMBERS):
-        return Finding(f"The run diverged: no update of the last round counted ({why}).", "a lower learning rate", _rate(settings, 0.1))
+        return Finding(
+            f"The run diverged: no update of the last round counted ({why}).", "a lower learning rate", _rate(settings, 0.1)
+        )
     return Finding(f"No update of the last round counted; the first was refused because: {why}.")
 
 

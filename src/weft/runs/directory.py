@@ -59,8 +59,8 @@ def create(runs: Path, name: str | None, usual: str) -> RunDirectory:
     """
     files.make_folder(runs)
     if name is not None:
-        if name in ("", "..") or name != Path(name).name:
-            raise UserError(f'a run can\'t be called "{name}": give a plain folder name; --runs says where it goes.')
+        if name in ("", "..") or name != Path(name).name or not name.isprintable():
+            raise UserError(f"a run can't be called {json.dumps(name)}: give a plain folder name; --runs says where it goes.")
         try:
             files.make_folder(runs / name, exist_ok=False)
         except FileExistsError:
@@ -97,7 +97,9 @@ def find(folder: str | Path) -> RunDirectory:
     """
     directory = RunDirectory(Path(folder).expanduser())
     if not directory.experiment.is_file():
-        what = "holds no experiment.toml, so nothing of a run was saved there" if directory.root.is_dir() else "does not exist"
+        what = "does not exist"
+        if directory.root.exists():
+            what = "holds no experiment.toml, so nothing of a run was saved there" if directory.root.is_dir() else "is a file"
         raise UserError(f"{directory.root} {what}: give the folder of a run, such as runs/fedit-pydocs-minilm-s0.")
     return directory
 

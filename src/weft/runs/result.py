@@ -44,7 +44,7 @@ class Run:
     def records(self) -> list[dict[str, Any]]:
         """The rounds as flat rows, one for each round and view; one without a view for a round that was not scored.
 
-        Each has ``round`` (from 1, as printed), ``view``, the names of :attr:`metrics` with ``low`` and ``high`` of the accuracy's
+        Each has ``round`` (from 1, as printed), ``view``, the names of :attr:`metrics`, ``low`` and ``high`` of the accuracy's
         95 % interval, ``validation``, ``training_loss``, ``seconds``, and ``bytes_down`` and ``bytes_up`` of all clients; None
         where there is no such number.
         """

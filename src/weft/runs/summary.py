@@ -81,8 +81,8 @@ def total_bytes(main: Played, setup: Played | None) -> dict[str, Any]:
     for phase, ways in sent(setup.ledger).items():
         for way, some in ways.items():
             mine = found.setdefault(phase, {}).setdefault(way, {"messages": 0, "payload": 0, "wire": 0, "parts": {}})
-            for count in ("messages", "payload", "wire"):
-                mine[count] += some[count]
+            for kind in ("messages", "payload", "wire"):
+                mine[kind] += some[kind]
             for part, size in some["parts"].items():
                 mine["parts"][part] = mine["parts"].get(part, 0) + size
     return found
