@@ -300,7 +300,7 @@ def test_too_little_memory_names_the_flag_to_lower(capsys: Capture, tmp_path: Pa
     refused(typing(capsys, tmp_path), "out of memory", "--pack 1")
 
 
-# libraries ------------------------------------------------------------------------------------------------------------------------
+# libraries ----------------------------------------------------------------------------------------------------------------------
 
 
 def test_what_libraries_say_stays_off_the_terminal(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
