@@ -41,7 +41,6 @@ KINDS = (
     "ICNS",
     "AVIF",
     "QOI",
-    "IM",
 )
 SUFFIXES = (".png", ".jpg", ".jfif", ".ppm", ".tif", ".bmp", ".webp", ".gif", ".tga", ".jp2")
 OTHERS = (".heic", ".txt", ".svg", "", ".dcm")
