@@ -135,7 +135,7 @@ def test_a_notebook_gets_plain_lines(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
     toy_runs.run(tmp_path)
     printed = capsys.readouterr().out
-    assert re.search(r"^round +loss +accuracy", printed, re.MULTILINE)
+    assert re.search(r"^ *round +loss +accuracy", printed, re.MULTILINE)
     assert "\x1b" not in printed
 
 

@@ -218,7 +218,7 @@ def test_a_run_shows_a_row_for_every_round_and_its_baselines_beside_it(capsys: C
     assert numbers.split()[3:] == [f"{v:.3f}" for v in baselines]
     assert numbers.split()[1] == f"{run.metrics['accuracy']:.3f}"
     assert str(run.folder) in got.out
-    assert re.search(r"^Next: weft run --method flora .*\n +weft methods$", got.out, re.MULTILINE)
+    assert re.search(r"^Next: weft run .*\n +weft methods$", got.out, re.MULTILINE)
 
 
 def _only_run(where: Path) -> library.Run:

@@ -119,12 +119,12 @@ def test_a_model_of_pairs_is_asked_for_pairs_on_the_command_line(
         ("w1 w2", "w3", expected[0]),
         ("w40", "w41 w42", expected[1]),
     ]
-    monkeypatch.setattr(sys, "stdin", StringIO("w1 w2\tw3\n\nw40\tw41 w42\n"))
+    monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO(b"w1 w2\tw3\n\nw40\tw41 w42\n")))
     assert json.loads(weft(capsys, "predict", paired, *more).out) == found
     shown = weft(capsys, "predict", paired, "w1 w2", "w3", "--precision", "float32").out.splitlines()
     assert shown[0].split() == ["label", "probability", "text", "pair"]
     command_line.refused(weft(capsys, "predict", paired, "w1 w2 w3"), "pairs of texts", "1 texts make none", "in turn")
-    monkeypatch.setattr(sys, "stdin", StringIO("w1 w2\tw3\nw40 w41 w42\n"))
+    monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO(b"w1 w2\tw3\nw40 w41 w42\n")))
     command_line.refused(weft(capsys, "predict", paired), "line 2 is no pair", "a tab")
 
 

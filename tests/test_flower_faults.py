@@ -220,7 +220,7 @@ def test_a_superlink_that_dies_or_is_tampered_with_is_begun_anew_and_the_same_ru
             at = len(f.rounds())
             f.until(lambda n=at: any(line["cohort"] == BOTH and not line["lost"] for line in f.rounds()[n:]))  # type: ignore[misc]
         said = f.said("coordinator")
-        for words in ("killed by signal 9", "its run was stopped from outside", "north's registration has gone from it"):
+        for words in ("it was killed by signal 9", "its run was stopped from outside", "north's registration has gone from it"):
             assert f"({words}); the run goes on." in said
         with f.control() as control:
             (number,) = (n for n, key in control.nodes().items() if key == f.key("south"))

@@ -179,6 +179,8 @@ class Two:
             return [] if self.empty and which == 1 else known
 
         def push(messages: list[Message]) -> list[str]:
+            if which == 0 and self.breaks is not None:
+                raise self.breaks
             self.sent += [(which, m.metadata.dst_node_id, tasks.data_of(m)) for m in messages]
             return [f"{which}: message to {m.metadata.dst_node_id}" for m in messages]
 
@@ -186,6 +188,7 @@ class Two:
         return found
 
     empty = False
+    breaks: Exception | None = None  # while a question goes out
 
     def grid(self, keys: bool = True) -> Grid:
         def anew(why: str) -> Any:
@@ -226,6 +229,23 @@ def test_what_a_lost_superlink_owes_is_asked_again_of_the_same_sites_in_another(
     assert until(grid, [ticket], 1) == {ticket: b"yes"}
     assert len(two.sent) == 2
     assert len(two.reasons) == 1
+
+
+@pytest.mark.parametrize(
+    "breaks", [tasks.ObjectPushError("object", 1, "session"), tasks.RunNotRunningException(), httpx.ReadError("the line is dead")]
+)
+def test_a_question_that_breaks_off_on_its_way_goes_out_in_another_superlink(
+    breaks: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = Two(monkeypatch)
+    grid = two.grid()
+    (north,) = (a for a, name in grid.present().items() if name == "north")
+    two.breaks = breaks
+    (ticket,) = grid.post({north: b"?"}, 60.0)
+    assert len(two.reasons) == 1
+    assert two.sent == []
+    assert grid.fetch([ticket]) == {}
+    assert two.sent == [(1, 10, b"?")]
 
 
 def test_sites_that_were_there_when_a_superlink_was_lost_count_as_there_while_they_come_back(

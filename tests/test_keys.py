@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from weft.engines.flower import keys
-from weft.errors import UserError
+from weft.errors import UserError, printable
 
 Capture = pytest.CaptureFixture[str]
 HOSTS = ("FL.example.org", "10.0.0.7", "2001:db8::7", "weft_server")
@@ -303,7 +303,7 @@ def test_any_other_name_of_a_site_is_refused(name: str, tmp_path: Path) -> None:
     ],
 )
 def test_what_is_no_name_or_address_of_a_machine_is_refused(host: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"^{re.escape(chr(34) + host + chr(34))} is no name or IP address"):
+    with pytest.raises(UserError, match=f"^{re.escape(chr(34) + printable(host) + chr(34))} is no name or IP address"):
         keys.coordinator(tmp_path / "keys", ["a.org", host])
     assert list(tmp_path.iterdir()) == []
 

@@ -163,7 +163,7 @@ def test_a_stack_of_more_rank_than_the_layer_is_compressed_without_moving_the_mo
         exact += by_hand.mean_product(made, site, [2.0] * 3)
         delta = run.server.shared[f"base/{site}/delta"]
         assert isinstance(delta, LowRank)
-        assert delta.rank <= 32 < (t + 1) * 3 * 12
+        assert delta.rank <= 1.5 * 32  # see weft.tensors.growing; uncompressed it would be 36, then 72
         by_hand.close(delta.dense(), exact)
 
 

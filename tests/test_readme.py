@@ -30,7 +30,7 @@ def test_the_ten_lines_of_python_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
     found: dict[str, object] = {}
     exec(compile(code, "README.md", "exec"), found)
     printed = capsys.readouterr().out
-    assert re.search(r"^round +loss +accuracy", printed, re.MULTILINE)  # progress, as on the command line
+    assert re.search(r"^ *round +loss +accuracy", printed, re.MULTILINE)  # progress, as on the command line
     assert "'accuracy'" in printed
     assert "class " in printed
     assert str(Path("runs") / "flora-small-") in printed

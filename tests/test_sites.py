@@ -115,6 +115,24 @@ def test_a_restart_of_every_site_between_rounds_changes_nothing(slug: str) -> No
         shaken.simulation.round(t)
         loop.start()
     assert_same(state(steady), state(shaken), 0.0)
+    bytes_down = [r.simulation.exchange.ledger.totals(direction="down").wire for r in (steady, shaken)]
+    assert bytes_down[0] == bytes_down[1], "nobody is sent again what it has"
+
+
+@pytest.mark.parametrize("slug", ["fedsa-lora", TERMS])
+def test_to_be_tested_between_rounds_changes_no_later_round(slug: str) -> None:
+    """What a site is sent to be tested with is not kept: it comes again with the next turn."""
+    steady, _ = remote(small(slug), rounds=3)
+    steady.run()
+    tested, loop = remote(small(slug), rounds=3)
+    for t in range(3):
+        before = {c: dict(s.copy) for c, s in loop.sites.items()}
+        tested.simulation.round(t)
+        after = {c: dict(s.copy) for c, s in loop.sites.items()}
+        assert any(after[c][n] is not v for c in after for n, v in before[c].items()) == bool(t)
+        assert tested.simulation.evaluate(t)
+        assert all(s.copy[n] is v for c, s in loop.sites.items() for n, v in after[c].items())
+    assert_same(state(steady), state(tested), 0.0)
 
 
 def test_a_question_asked_twice_is_answered_twice_and_trained_once() -> None:

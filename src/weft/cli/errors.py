@@ -60,10 +60,17 @@ class Unread(Exception):
     """Nobody reads the output any more. click and rich would leave with the code of a bug before anybody else is asked."""
 
 
+class Stopped(Exception):
+    """Ctrl-C. typer would leave with its code and without a word before anybody else is asked."""
+
+
 @contextmanager
-def _read() -> Iterator[None]:
+def _ours() -> Iterator[None]:
+    """What ends a command is told by us, and not by click, rich and typer."""
     try:
         yield
+    except KeyboardInterrupt as e:
+        raise Stopped from e
     except (BrokenPipeError, SystemExit) as e:
         if isinstance(e, BrokenPipeError) or isinstance(e.__context__, BrokenPipeError):
             raise Unread from e
@@ -74,11 +81,11 @@ class Commands(TyperGroup):
     """The group of all commands."""
 
     def make_context(self, *what: Any, **named: Any) -> click.Context:
-        with _read():
+        with _ours():
             return super().make_context(*what, **named)
 
     def invoke(self, ctx: click.Context) -> Any:
-        with _read():
+        with _ours():
             return super().invoke(ctx)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
@@ -105,7 +112,7 @@ def _run(app: typer.Typer, arguments: Sequence[str] | None) -> int:
     try:
         code = typer.main.get_command(app).main(arguments, prog_name="weft", standalone_mode=False)
         return code if isinstance(code, int) else 0
-    except (KeyboardInterrupt, click.Abort) as e:
+    except (KeyboardInterrupt, Stopped, click.Abort) as e:
         return stopped(e)
     except click.exceptions.NoArgsIsHelpError as e:
         typer.echo(e.format_message())  # nothing was asked for, so nothing is wrong

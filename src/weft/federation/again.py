@@ -61,5 +61,5 @@ def _run(path: Path) -> Path | None:
 def _served(root: Path) -> bool:
     try:
         return "served" in json.loads((root / SUMMARY).read_bytes())
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return False

@@ -21,7 +21,7 @@ from weft.communication.wire import decode, encode
 from weft.errors import UserError
 from weft.federation.message import APPENDED, ClientInfo, Message, Update, Value
 from weft.federation.scope import Scope, matches
-from weft.federation.values import named
+from weft.federation.values import finite, named
 from weft.tensors.keyed import generator
 from weft.tensors.lowrank import LowRank
 
@@ -96,6 +96,8 @@ class Exchange:
             try:
                 received = read_download(server.method, server.bench_of.of(client), client, server.round, frame.data, self.limits)
             except Refused as e:
+                if finite(message.tensors.values()):
+                    raise  # it is the method's own fault, and not what training has made of the values
                 raise Unsendable(f"{server.method.info.slug} would send what no client takes ({e}): {DIVERGED}.") from e
             # the values are kept beside their frame: a key of ids is only good while they live
             self._broadcasts[key] = (frame, received, dict(message.tensors))

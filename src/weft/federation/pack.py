@@ -14,6 +14,7 @@ from weft.adaptation.optim import Optim, Optimizer
 from weft.adaptation.weave import Weave, Weight, place, stack
 from weft.errors import WeftError
 from weft.federation import plans
+from weft.federation.alike import check_alike
 from weft.federation.batch import Batch, Output, make_batch
 from weft.federation.bench import Bench
 from weft.federation.client import ClientState
@@ -33,6 +34,9 @@ class Pack:
     Attributes:
         clients: their states, in order. round: the round in progress. facts: what each received beside tensors.
         at_server: it is the server's own, where GIVEN tensors may be trained.
+
+    Raises:
+        UserError: its clients differ in more than sizes, see :func:`weft.federation.alike.check_alike`.
     """
 
     def __init__(
@@ -51,6 +55,7 @@ class Pack:
         self.clients, self.adaptations, self.round, self.facts = clients, adaptations, round, facts
         device = bench.backbone.device
         self.device, self.dtype = device, bench.dtype
+        check_alike(bench.backbone, clients, adaptations)
         placed = place(bench.backbone, [{n: p for n, (p, _) in a.items()} for a in adaptations], device, bench.dtype)
         self._values: list[dict[str, Value]] = []
         for client, adaptation, got in zip(clients, adaptations, received, strict=True):

@@ -178,12 +178,14 @@ class Grid:
         """Call Flower; where it is gone or not what it was, another one is begun, and called if ``again``, else gives None."""
         if self.anew is None:
             return call()
+        from weft.engines.flower.tasks import LOST
+
         try:
             if not (why := self.amiss()):
                 return call()
         except httpx.HTTPStatusError as e:
             why = self.amiss() or f"it answers {e.response.status_code}"
-        except httpx.HTTPError as e:
+        except LOST as e:  # a run that is stopped while a question goes out is told by what Flower makes of it
             why = " ".join(str(e).split())[:200] or type(e).__name__
         self.grid = self.anew(why)
         self.numbers = {}

@@ -60,6 +60,7 @@ POLL = 0.05  # seconds between two looks for a task
 TRIES = 3
 TIMEOUT = 30.0  # seconds, as of Flower's own clients
 ACQUIRE = frozenset({"/flwr.proto.Runtime/AcquireTask"})
+LOST = (httpx.HTTPError, ObjectPushError, ObjectPullError, RunNotRunningException)  # how Flower's calls fail at the other end
 Client = TypeVar("Client", bound=ProtobufClient)
 
 
@@ -183,7 +184,7 @@ def answer_one(runtime: Runtime, token: str, answer: Callable[[bytes], bytes]) -
             push_message(client, reply, context)
         client.PushTaskOutput(PushTaskOutputRequest(sub_status=SubStatus.COMPLETED, details=""))
         return ""
-    except (httpx.HTTPError, ObjectPushError, ObjectPullError, RunNotRunningException) as e:
+    except LOST as e:
         return " ".join(str(e).split())[:200] or type(e).__name__
     finally:
         client.close()
