@@ -156,7 +156,7 @@ def test_a_stack_of_more_rank_than_the_layer_is_compressed_without_moving_the_mo
     run = tiny.federation(FLoRA(rank=12, sites="q"), sizes=(3, 3, 3))
     site = by_hand.sites(run)[0]
     exact = torch.zeros(32, 32, dtype=torch.float64)
-    for t in range(2):
+    for _ in range(2):
         run.server.clock += 1
         made = by_hand.invented(run, [5.0, 2.0, 1.0])
         run.method.aggregate(run.server, made)
