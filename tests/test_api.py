@@ -139,6 +139,12 @@ def test_a_notebook_gets_plain_lines(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "\x1b" not in printed
 
 
+def test_data_that_are_none_do_not_mean_the_usual_set(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="data is None"):
+        weft.run(data=None, model=tiny.folder("bert"), runs=str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("wrong", [3, "", object(), FederatedData])
 def test_a_method_that_is_none_is_refused(wrong: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"method"):

@@ -77,6 +77,8 @@ REFUSED = [
     ("RUN --baselines ,", "baselines"),
     ("RUN --set max_bytes=1", "--max-bytes"),
     ("data rows.csv --seed -1", "--seed"),
+    ("data rows.csv --text label --label label", "would read the answer"),
+    ("data rows.csv --partition natural", "name its column with --key"),
     ("data rows.csv --alpha 0", "alpha"),
     ("data rows.csv --new-clients -1", "-1"),
     ("eval nowhere --data rows.csv --limit 0", "nowhere"),
@@ -197,3 +199,11 @@ def test_a_folder_that_nobody_may_write_is_named(capsys: Capture, monkeypatch: p
 def test_one_setting_of_a_site_is_not_two(capsys: Capture) -> None:
     line = "join exp.toml --data rows.csv --insecure --server a --server b"
     refused(weft(capsys, *words(line)), "--server is given 2 times")
+
+
+@pytest.mark.parametrize(
+    ("more", "fragment"),
+    [(("--name", "../z"), "can't be called"), (("--name", ""), '""'), (("--max-bytes", "10"), "--max-bytes")],
+)
+def test_a_dry_run_refuses_what_the_run_would(more: tuple[str, ...], fragment: str, capsys: Capture) -> None:
+    refused(weft(capsys, *command_line.small(Path.cwd(), "--quiet", "--dry-run", *more)), fragment)

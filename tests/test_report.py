@@ -63,6 +63,12 @@ def test_a_run_that_diverged_is_told_with_a_lower_rate() -> None:
         assert found.changes == {"method.optim.lr": 0.0001}
 
 
+def test_the_lower_rate_is_no_higher_than_the_methods_own() -> None:
+    far_off = summary(line(None), {"method": "fedit", "method.optim.lr": 1e30})
+    (found,) = verdict.findings(far_off, [line(2.0), line(None)])
+    assert found.changes == {"method.optim.lr": 3e-4}
+
+
 def test_a_model_that_only_guesses_is_told_with_a_higher_rate_and_a_probe() -> None:
     bad = line(2.3, 0.153)
     (found,) = verdict.findings(summary(bad, most=0.15), [bad])

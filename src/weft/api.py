@@ -23,12 +23,14 @@ if TYPE_CHECKING:
     from weft.federation.method import Method
 
 Place = str | os.PathLike[str]
+USUAL: Any = "the usual"
+"""Stands for a setting that was left out, where None is a mistake: a loader that found nothing must not mean other data."""
 
 
 def run(
     method: str | Method | type[Method] | None = None,
     model: Place | None = None,
-    data: Any = None,
+    data: Any = USUAL,
     clients: int | None = None,
     rounds: int | None = None,
     *,
@@ -56,7 +58,12 @@ def run(
         UserError: anything that a person can put right.
         Interrupted: Ctrl-C; what was finished is saved.
     """
-    name, given = (os.fspath(data), None) if isinstance(data, str | os.PathLike) else (None, data)
+    if data is None:
+        raise UserError("data is None: give rows or a name, or leave data out for the usual set.")
+    if data is USUAL:
+        name, given = None, None
+    else:
+        name, given = (os.fspath(data), None) if isinstance(data, str | os.PathLike) else (None, data)
     model = os.fspath(model) if isinstance(model, os.PathLike) else model
     typed = {"model": model, "clients": clients, "rounds": rounds, "data": name} | more
     chosen = {n: v for n, v in typed.items() if v is not None}

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from weft.cli.cards import citation
 from weft.cli.grids import grid, shown
+from weft.errors import UserError
 from weft.words import count
 
 if TYPE_CHECKING:
@@ -80,14 +81,22 @@ def rehearse(out: Console, resolved: Resolved, as_json: bool, observer: Observer
     from weft.communication.ledger import format_bytes
     from weft.engines.simulation import Settings
     from weft.runs import baselines
+    from weft.runs.directory import check_name
     from weft.runs.prepare import prepare
 
     x = resolved.experiment
+    check_name(x.name)
     codec(x.codec)
     material = prepare(x, None, observer, resolved.method.info.needs)
     method = baselines.stand_in(x) or resolved.method
     settings = Settings(participation=x.participation, pack=x.pack, debug=x.debug)
     sizes = measure(method, material.bench, material.clients, settings)
+    largest = max((sum(r.down.values()) for r in sizes.rounds), default=0)
+    if largest > x.max_bytes:
+        raise UserError(
+            f"a download has {largest:,} bytes without its header, more than the {x.max_bytes:,} that a message may have: give a "
+            "larger --max-bytes."
+        )
     if x.baseline in ("local", "central"):
         sizes = dataclasses.replace(sizes, rounds=[])  # nobody is apart from anybody
     if as_json:

@@ -95,6 +95,9 @@ def choose(
         raise UserError(f"{where} is read as pictures or as texts: name a column with --image or with --text, not both.")
     if image is not None and image not in pictures.columns(table, image):
         raise UserError(f'column "{image}" of {where} holds no pictures: name another with --image, or the text with --text.')
+    for flag, column in (("--image", image), ("--text", text), ("--pair", pair)):
+        if column is not None and column == label:
+            raise UserError(f'{flag} and --label both name column "{column}" of {where}: the model would read the answer.')
     given = {name for name in (image, text, pair, label, key) if name}
     notes = []
 

@@ -55,6 +55,8 @@ class Images:
             raise
         except Unshowable as e:
             raise UserError(f"{name} can't be shown faithfully: {e}.") from e
+        except FileNotFoundError as e:
+            raise UserError(f"{name} does not exist: check the name.") from e
         except Exception as e:  # the decoders of broken files raise all kinds, from struct.error to ZeroDivisionError
             said = str(e).strip().split("\n")[0][:200].rstrip(".") or type(e).__name__
             raise UserError(f"{name} can't be read as a picture ({said}): remove it or save it anew.") from e

@@ -11,6 +11,8 @@ from weft.data.rows import Rows, Source
 from weft.data.spelling import spelled
 from weft.errors import UserError, nearest
 
+NO_KEY = "name its column with --key, or lay pictures out as domain/class/picture"
+
 
 def leave_out(source: Source, keys: Sequence[str]) -> Source:
     """The source with every row of these natural keys, of whatever split, among its ``unseen`` rows.
@@ -21,7 +23,7 @@ def leave_out(source: Source, keys: Sequence[str]) -> Source:
     if not keys:
         return source
     if source.train.keys is None:
-        raise UserError(f"{source.name} has no natural key to leave {keys[0]} out by: name its column with --key.")
+        raise UserError(f"{source.name} has no natural key to leave {keys[0]} out by: {NO_KEY}.")
     splits = {"train": source.train, "test": source.test, "validation": source.validation}
     keyed = [rows for rows in splits.values() if rows is not None and rows.keys is not None]
     known = sorted({*source.unseen, *(key for rows in keyed for key in rows.keys or () if key)})

@@ -14,6 +14,7 @@ import numpy as np
 from weft.checks import rows as checks
 from weft.data import splits
 from weft.data._telemetry import flower_partitioners
+from weft.data.leave_out import NO_KEY
 from weft.data.leave_out import leave_out as left_out
 from weft.data.rows import ClientData, FederatedData, Rows, Source
 from weft.errors import UserError, nearest
@@ -219,9 +220,7 @@ def _checked(
         )
     if scheme == "natural":
         if source.train.keys is None:
-            raise UserError(
-                f"{source.name} has no natural client key: name its column with --key, or deal it iid, dirichlet or pathological."
-            )
+            raise UserError(f"{source.name} has no natural client key: {NO_KEY}, or deal it iid, dirichlet or pathological.")
         if total > (number := len(set(source.train.keys))):
             raise UserError(
                 f"{source.name} has {number} different values of {source.key_name} to deal whole, too few "

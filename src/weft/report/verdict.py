@@ -80,5 +80,20 @@ def _guessing(summary: Mapping[str, Any], settings: Mapping[str, Any]) -> Findin
 
 
 def _rate(settings: Mapping[str, Any], factor: float) -> dict[str, Any]:
+    """Another learning rate; a lower one is no higher than the method's own, however far off the present one is."""
     rate = settings.get(RATE)
-    return {RATE: float(f"{rate * factor:.6g}")} if isinstance(rate, float) and rate > 0 else {}
+    if not isinstance(rate, float) or rate <= 0:
+        return {}
+    wanted = rate * factor
+    if factor < 1 and (own := _own_rate(str(settings.get("method")))) is not None and own < rate:
+        wanted = min(wanted, own)
+    return {RATE: float(f"{wanted:.6g}")}
+
+
+def _own_rate(slug: str) -> float | None:
+    from weft.methods import registry
+
+    if slug not in registry.infos():  # an object's
+        return None
+    found = (p.default for p in registry.parameters(registry.load(slug)) if f"method.{p.name}" == RATE)
+    return next((rate for rate in found if isinstance(rate, float)), None)

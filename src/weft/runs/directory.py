@@ -50,6 +50,12 @@ class RunDirectory:
         return RunDirectory(self.root / "baselines" / name)
 
 
+def check_name(name: str | None) -> None:
+    """Raises: UserError: no folder of a run can be called so."""
+    if name is not None and (name in ("", "..") or name != Path(name).name or not name.isprintable()):
+        raise UserError(f"a run can't be called {json.dumps(name)}: give a plain folder name; --runs says where it goes.")
+
+
 def create(runs: Path, name: str | None, usual: str) -> RunDirectory:
     """A new folder under ``runs``: ``name``, or else ``usual``, ``usual-2`` …; nothing is ever written over, but an
     empty folder called ``name`` is used.
@@ -57,10 +63,9 @@ def create(runs: Path, name: str | None, usual: str) -> RunDirectory:
     Raises:
         UserError: ``name`` is taken, or no folder can be made there.
     """
+    check_name(name)
     files.make_folder(runs)
     if name is not None:
-        if name in ("", "..") or name != Path(name).name or not name.isprintable():
-            raise UserError(f"a run can't be called {json.dumps(name)}: give a plain folder name; --runs says where it goes.")
         try:
             files.make_folder(runs / name, exist_ok=False)
         except FileExistsError:
