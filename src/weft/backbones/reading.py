@@ -111,6 +111,7 @@ def transformers_model(where: str, name: str, classes: int, task: str, trust: bo
         if processor is None or similar(model):
             what = f'the tokenizer of "{name}"'
             tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trust)
+            tokenizer("a photo of ☃", add_special_tokens=False)  # one without its unknown token fails at the first it meets
     except UserError:
         raise
     except Exception as e:  # whatever transformers makes of files that somebody has written
