@@ -1,6 +1,6 @@
 """Damaged pictures, folders, indexes and zips: shown, said or refused, never a traceback and never fewer rows without a word.
 
-A part of ``fuzz_inputs.py``; :func:`run` does without it.
+A part of ``fuzz_inputs.py``.
 """
 
 from __future__ import annotations
@@ -8,11 +8,8 @@ from __future__ import annotations
 import io
 import random
 import re
-import tempfile
-import time
 import unicodedata
 import zipfile
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,24 +48,6 @@ def one(rng: random.Random, folder: Path) -> str:
     """Make one damaged input in an empty folder, and read it; raises for a finding."""
     kind: Callable[[random.Random, Path], str] = rng.choice((picture, picture, layout, index, archive))
     return f"{kind.__name__} {kind(rng, folder)}"
-
-
-def run(seconds: float, seed: int = 0) -> Counter[str]:
-    """How often each outcome came, of as many inputs as the time allows.
-
-    Raises:
-        Exception: a finding, with the number of its input.
-    """
-    found: Counter[str] = Counter()
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        with tempfile.TemporaryDirectory() as temporary:
-            try:
-                found[one(random.Random(seed), Path(temporary))] += 1
-            except Exception as error:
-                raise RuntimeError(f"input {seed}: {type(error).__name__}: {error}") from error
-        seed += 1
-    return found
 
 
 # one picture ------------------------------------------------------------------------------------------------------------
