@@ -1,4 +1,4 @@
-"""Some damaged pictures, folders, indexes and zips in the tests; ``scripts/fuzz_inputs.py pictures`` makes as many as one likes."""
+"""Some damaged pictures, folders, indexes and zips; ``scripts/fuzz_inputs.py pictures`` makes as many as one likes."""
 
 from __future__ import annotations
 
