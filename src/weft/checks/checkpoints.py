@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from weft.errors import UserError
+from weft.words import count
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,4 +97,4 @@ def unread(stack: str, blocks: int, left: Iterable[str]) -> list[str]:
 
 
 def _tensors(n: int) -> str:
-    return "1 tensor" if n == 1 else f"{n} tensors"
+    return count(n, "tensor")

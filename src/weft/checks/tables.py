@@ -10,13 +10,9 @@ import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from weft.errors import UserError, printable
+from weft.words import count
 
 SHOWN = 5  # examples in a sentence
-
-
-def count(n: int, one: str, many: str | None = None) -> str:
-    """``1 row``, ``2 rows``."""
-    return f"{n} {one if n == 1 else many or one + 's'}"
 
 
 def some(names: Iterable[str]) -> str:
