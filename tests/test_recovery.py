@@ -6,6 +6,7 @@ import functools
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,8 +30,8 @@ from weft.federation.message import Value
 from weft.federation.usual import WINDOW, Usual, moved
 from weft.report import terminal
 from weft.runs import prepare
-from weft.runs.checkpoint import Checkpoint, digest
-from weft.runs.recovery import PATIENCE, STATES
+from weft.runs.checkpoint import Checkpoint, Kept, digest
+from weft.runs.recovery import PATIENCE, STATES, Recovery
 from weft.runs.result import best_by_validation, metrics
 
 HUGE = 9e14  # below the bound of a message
@@ -52,6 +53,17 @@ def test_an_update_is_judged_by_the_lower_median_of_what_was_accepted_in_rounds_
     assert usual.limit("a", []) == 1000.0
     assert len(usual.seen["a"]) == WINDOW
     assert Usual(10.0, usual.seen).limit("a", []) == 1000.0
+    usual.accepted("a", [1.0] * WINDOW)
+    assert usual.limit("a", []) == 10.0  # what was usual long ago is forgotten
+
+
+@pytest.mark.parametrize(("refused", "good"), [("", True), ("a", True), ("ab", False), ("abc", False)])
+def test_a_state_is_good_where_no_more_sites_failed_on_it_than_counted(refused: str, good: bool) -> None:
+    counted = [c for c in "abcd" if c not in refused + "d"]
+    simulation: Any = SimpleNamespace(usual=None, federations=[], counted=counted)
+    watch = Recovery(simulation, Checkpoint(Path()), Kept("now", "", []), 1)
+    watch.trained({"refused": dict.fromkeys(refused, "not finite"), "lost": ["d"], "cohort": list("abcd")})
+    assert bool(watch.good) is good
 
 
 def test_an_update_has_moved_by_its_difference_to_what_was_sent_and_by_all_that_was_not() -> None:
