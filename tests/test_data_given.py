@@ -287,6 +287,15 @@ def test_the_share_of_own_test_rows_that_also_stand_in_training_is_said() -> Non
     assert notes == ("toy: 2 of 4 test rows (50 %) also stand in training: what they measure is memory.",)
 
 
+def test_rows_of_new_clients_stand_in_training_only_if_somebody_is_trained_on_equal_ones() -> None:
+    train = Rows(texts=[f"text {i}" for i in range(40)], labels=[i % 2 for i in range(40)])
+    toy = Source("toy", ("a", "b"), train, unseen={"late": Rows(texts=["text 0"], labels=[0])}, key_name="site")
+    trained = partition(toy, clients=2, scheme="iid", test_fraction=0, val_fraction=0)
+    assert trained.notes[0] == "toy: 1 of 1 new clients' rows (100 %) also stand in training: what they measure is memory."
+    toy = Source("toy", ("a", "b"), train)
+    assert partition(toy, clients=2, new_clients=2, scheme="iid").notes == ()
+
+
 def test_a_text_that_is_most_of_a_set_stays_in_training() -> None:
     texts = ["n/a"] * 300 + [f"text {i}" for i in range(100)]
     for seed in range(10):

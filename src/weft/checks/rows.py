@@ -211,7 +211,7 @@ def shared(test: Iterable[Hashable], train: Iterable[Hashable], where: str, spli
     if not both:
         return []
     return [
-        f"{where}: {both} of {len(rows)} {split} rows ({100 * both / len(rows):.2g} %) also stand in training: what they measure "
+        f"{where}: {both} of {len(rows)} {split} rows ({100 * both / len(rows):.3g} %) also stand in training: what they measure "
         "is memory."
     ]
 

@@ -100,7 +100,7 @@ def partition(
     test = _own_or_all(source.test, [client.test for client in members])
     said = [
         *checks.repeats(groups, rows.labels, source.name, "picture" if rows.texts is None else "text"),
-        *_shared(source, rows, mark, held_out),
+        *_shared(source, [client.train for client in members], held_out),
         *checks.tested(len(test), source.name),
     ]
     return FederatedData(
@@ -148,14 +148,14 @@ def _keys(rows: Rows, index: np.ndarray) -> list[str]:
     return [] if rows.keys is None else sorted({rows.keys[i] for i in index.tolist()})
 
 
-def _shared(source: Source, rows: Rows, mark: np.ndarray, held_out: list[tuple[Rows, list[str]]]) -> list[str]:
+def _shared(source: Source, trained_on: list[Rows], held_out: list[tuple[Rows, list[str]]]) -> list[str]:
     """What is said of test rows that also stand in training; drawn ones never do."""
     new = Rows.concatenate([own for own, _ in held_out]) if held_out else None
     others = {"test": source.test, "validation": source.validation, "new clients'": new}
     present = {split: own for split, own in others.items() if own is not None and len(own)}
     if not present:
         return []
-    trained = {rows.content(i) for i in np.flatnonzero(mark == splits.TRAIN).tolist()}
+    trained = {rows.content(i) for rows in trained_on for i in range(len(rows))}
     return [
         n for split, own in present.items() for n in checks.shared(map(own.content, range(len(own))), trained, source.name, split)
     ]
