@@ -163,6 +163,37 @@ def test_what_was_written_is_no_part_of_a_methods_value() -> None:
     assert registry.written(FedIT(optim=Optim())) == {n for n in registry.values(FedIT()) if n.startswith("optim.")}
 
 
+def test_what_a_class_of_its_own_sets_is_left_alone_too() -> None:
+    """Its constructor takes what it likes, and may say nothing to ours of what it was given."""
+
+    class Sized(FedIT):
+        """A constructor of its own."""
+
+        def __init__(self, size: int) -> None:
+            super().__init__(rank=size)
+
+    class Silent(FedIT):
+        """What makes it tells us nothing."""
+
+        def __new__(cls, *_values: Any, **_named: Any) -> Silent:
+            return super().__new__(cls)
+
+    class Derived(FedIT):
+        """A setting follows from another."""
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            object.__setattr__(self, "alpha", 2.0 * self.rank)
+
+    for made in (Sized(4), Silent(rank=4)):
+        found = resolve({}, method=made)
+        assert type(found.method) is type(made)
+        assert (found.method.rank, found.method.sites, found.origin["method.rank"]) == (4, "all", "user")  # type: ignore[attr-defined]
+    assert resolve({}, {"method": {"name": "fedit", "rank": 3}}, Derived()).method.alpha == 6.0  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match="batch ≥ 1"):
+        resolve({"parameters": {"batch": 0}}, method=Sized(4))
+
+
 def test_an_object_that_no_slug_stands_for_is_known_as_such() -> None:
     class Local(FedIT):
         """Not registered."""

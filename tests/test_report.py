@@ -79,6 +79,29 @@ def test_a_model_that_only_guesses_is_told_with_a_higher_rate_and_a_probe() -> N
     assert found.changes == {"method.optim.lr": 0.01}
 
 
+def test_a_probe_is_proposed_only_where_there_is_a_head_to_train() -> None:
+    bad = line(2.3, 0.153)
+    (found,) = verdict.findings(summary(bad, most=0.15) | {"backbone": {"head": False}}, [bad])
+    assert found.changes == {"method.optim.lr": 0.01}
+    assert "probe" not in found.advice
+
+
+def test_of_a_probe_its_own_rate_is_proposed() -> None:
+    """Nothing else of a method holds for what stands in for it."""
+    chosen = {"baseline": "probe", "probe_lr": 0.001, "start_head": "random"}
+    (found,) = verdict.findings(summary(line(2.3, 0.153), chosen, most=0.15), [line(2.3)])
+    assert found.changes == {"probe_lr": 0.01}
+    (found,) = verdict.findings(summary(line(None), chosen | {"probe_lr": 1e9}), [line(2.3), line(None)])
+    assert found.changes == {"probe_lr": 0.1}
+
+
+def test_a_last_round_in_which_nobody_was_left_is_no_divergence() -> None:
+    nobody = line(None, lost=["a", "b"], evaluations=line(2.0)["evaluations"])
+    assert verdict.findings(summary(nobody), [line(2.0), nobody]) == []
+    (found,) = verdict.findings(summary(nobody), [line(2.0), nobody | {"lost": ["a"]}])
+    assert "diverged" in found.sentence
+
+
 def test_a_round_of_which_nothing_counted_is_told_with_its_reason() -> None:
     bad = line(2.3, refused={"a": "its weight is too large.", "b": "its weight is too large."})
     (found,) = verdict.findings(summary(bad), [bad])

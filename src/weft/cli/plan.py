@@ -82,12 +82,15 @@ def rehearse(out: Console, resolved: Resolved, as_json: bool, observer: Observer
     from weft.engines.simulation import Settings
     from weft.runs import baselines
     from weft.runs.directory import check_name
-    from weft.runs.prepare import prepare
+    from weft.runs.prepare import prepare, suited
 
     x = resolved.experiment
     check_name(x.name)
     codec(x.codec)
     material = prepare(x, None, observer, resolved.method.info.needs)
+    for played in baselines.played(x, resolved.method):
+        for bench in (material.bench, *material.bench.others.values()):
+            suited(played, bench)
     method = baselines.stand_in(x) or resolved.method
     settings = Settings(participation=x.participation, pack=x.pack, debug=x.debug)
     sizes = measure(method, material.bench, material.clients, settings)

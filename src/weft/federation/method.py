@@ -72,7 +72,7 @@ class Method:
 
     def __new__(cls, *values: Any, **named: Any) -> Self:
         made = super().__new__(cls)
-        order = [field.name for field in dataclasses.fields(cls)]
+        order = [field.name for field in dataclasses.fields(cls) if field.init and not field.kw_only]
         object.__setattr__(made, "_written", frozenset((*order[: len(values)], *named)))
         return made
 

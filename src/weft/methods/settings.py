@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 import math
@@ -66,11 +67,17 @@ def values(method: Method) -> dict[str, Any]:
 def written(method: Method) -> frozenset[str]:
     """Full names of the settings that were written where the object was made: ``FedIT(rank=16)`` gives ``rank``.
 
-    Recorded rather than guessed by comparing with the defaults: whoever writes a default means it. A nested setting is written
-    as a whole (``optim=Optim(lr=1e-3)`` says its schedule too), and so is a copy by ``dataclasses.replace``.
+    Recorded and not only guessed by comparing with the defaults: whoever writes a default means it. A nested setting is written
+    as a whole (``optim=Optim(lr=1e-3)`` says its schedule too), and so is a copy by ``dataclasses.replace``. A class with a
+    constructor of its own writes what it sets, which is told by another value than the default.
     """
     outer: frozenset[str] = method._written  # type: ignore[attr-defined]
-    return frozenset(name for name in values(method) if name.split(".")[0] in outer)
+    usual = {p.name: p.default for p in parameters(type(method))}
+    return frozenset(
+        name
+        for name, value in values(method).items()
+        if name.split(".")[0] in outer or (usual[name] is not dataclasses.MISSING and value != usual[name])
+    )
 
 
 def canonical(cls: type[Method], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -138,11 +145,20 @@ def configure(cls: type[M], given: Mapping[str, Any], base: M | None = None) -> 
             problems.append(str(e).rstrip("."))
     if not problems:
         try:
-            return cls(**own) if base is None else dataclasses.replace(base, **own)
+            return cls(**own) if base is None else _changed(base, own)
         except UserError as e:
             problems.append(str(e).rstrip("."))
     text = f'method "{cls.info.slug}": {"; ".join(problems)}'
     raise UserError(text if text.endswith("?") else text + ".")
+
+
+def _changed(method: M, fields: Mapping[str, Any]) -> M:
+    """The same object but for some fields. Its constructor is not called: one that is not ours may take anything."""
+    made = copy.copy(method)
+    for name, value in fields.items():
+        object.__setattr__(made, name, value)
+    made.__post_init__()
+    return made
 
 
 def _unknown(name: str, spec: Iterable[str]) -> str:

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from weft.experiment import Experiment
+
 RATE = "method.optim.lr"
 LARGE = 10
 """A mean loss above so many times that of guessing (ln C) is no start value any more: the run has diverged."""
@@ -55,9 +57,10 @@ def _refused(line: Mapping[str, Any], settings: Mapping[str, Any]) -> Finding | 
 def _diverged(summary: Mapping[str, Any], rounds: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> Finding | None:
     losses = [line.get("loss") for line in rounds]
     told = [loss for loss in losses if loss is not None]  # a method without training tells none in any round
+    trained = set(rounds[-1].get("cohort", [])) - set(rounds[-1].get("lost", []))
     tested = [e["value"] for e in summary["evaluations"] if e["metric"] in ("loss", "accuracy") and e["n"]]
     classes = max(len(summary["data"].get("classes", [])), 2)
-    if (told and losses[-1] is None) or None in tested:
+    if (told and trained and losses[-1] is None) or None in tested:
         how = "its loss is not finite"
     elif told and told[-1] > LARGE * math.log(classes):
         how = f"its mean loss while training is {told[-1]:.3g}, and guessing has {math.log(classes):.2f}"
@@ -71,23 +74,32 @@ def _guessing(summary: Mapping[str, Any], settings: Mapping[str, Any]) -> Findin
     chance = summary["data"].get("most_frequent", {}).get(top["people"]) if top else None
     if top is None or chance is None or top.get("low", 1.0) > chance or settings.get("baseline") == "zero-shot":
         return None
+    head = summary.get("backbone", {}).get("head", True) and settings.get("start_head") != "probe" and not _probed(settings)
     return Finding(
         f"The model is not told apart from one that always names the most frequent class: accuracy {top['value']:.3f} "
         f"({top['low']:.2f}-{top['high']:.2f}), and that would have {chance:.3f}.",
-        "a higher learning rate, more rounds, or a head that starts from a probe; and look at the labels with weft data",
-        _rate(settings, 10.0) | ({} if settings.get("start_head") == "probe" else {"start_head": "probe"}),
+        f"a higher learning rate{', more rounds, or a head that starts from a probe' if head else ' or more rounds'}; and look at "
+        "the labels with weft data",
+        _rate(settings, 10.0) | ({"start_head": "probe"} if head else {}),
     )
 
 
 def _rate(settings: Mapping[str, Any], factor: float) -> dict[str, Any]:
     """Another learning rate; a lower one is no higher than the method's own, however far off the present one is."""
-    rate = settings.get(RATE)
+    name = "probe_lr" if _probed(settings) else RATE
+    rate = settings.get(name)
     if not isinstance(rate, float) or rate <= 0:
         return {}
     wanted = rate * factor
-    if factor < 1 and (own := _own_rate(str(settings.get("method")))) is not None and own < rate:
+    own = Experiment().probe_lr if _probed(settings) else _own_rate(str(settings.get("method")))
+    if factor < 1 and own is not None and own < rate:
         wanted = min(wanted, own)
-    return {RATE: float(f"{wanted:.6g}")}
+    return {name: float(f"{wanted:.6g}")}
+
+
+def _probed(settings: Mapping[str, Any]) -> bool:
+    """Whether a probe was run instead of the method, whose own rate does nothing then."""
+    return settings.get("baseline") == "probe"
 
 
 def _own_rate(slug: str) -> float | None:

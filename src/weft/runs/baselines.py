@@ -57,8 +57,8 @@ class Probe(Method):
     def adapt(self, backbone: Backbone, task: Classification, client: ClientInfo) -> Adaptation:
         if not backbone.heads:
             raise UserError(
-                f'backbone "{backbone.name}" has no head to probe, it compares images with class names: use --baselines '
-                "zero-shot, or --task classification."
+                f'backbone "{backbone.name}" has no head to probe, it compares images with class names: leave --start-head probe '
+                "out and take zero-shot for a baseline, or use --task classification."
             )
         return {"head": (task.head, SHARED)}
 
@@ -95,6 +95,13 @@ def stand_in(experiment: Experiment) -> Method | None:
     """The method that takes the place of the experiment's own, if its baseline is one."""
     found: dict[str | None, Method] = {"probe": probe(experiment), "zero-shot": ZeroShot()}
     return found.get(experiment.baseline)
+
+
+def played(experiment: Experiment, method: Method) -> list[Method]:
+    """Every method that a run plays: its own or what stands in for it, what trains the head first, and what it is compared with."""
+    compared = (stand_in(experiment.model_copy(update={"baseline": name})) for name in experiment.baselines)
+    first = probe(experiment) if probing(experiment) else None
+    return [stand_in(experiment) or method, *(m for m in (first, *compared) if m is not None)]
 
 
 def planned(experiment: Experiment) -> int:

@@ -66,8 +66,9 @@ def start(resolved: Resolved, data: Any = None, observer: Observer | None = None
                 observer.say(note)
             observer.begin("set-up", _steps(x))
             material = prepare(x, data, observer, resolved.method.info.needs)
-            for bench in (material.bench, *material.bench.others.values()):
-                suited(baselines.stand_in(x) or resolved.method, bench)
+            for method in baselines.played(x, resolved.method):
+                for bench in (material.bench, *material.bench.others.values()):
+                    suited(method, bench)
             pinned = pinned_to(x, material)
             about = summary.begun(directory, resolved, material, began) | {"pinned": pinned}
             directories.write_summary(directory, about)

@@ -46,6 +46,7 @@ def begun(directory: RunDirectory, resolved: Resolved, material: Material, when:
             "hub_id": backbone.hub_id,
             "sha256": backbone.weight_hash,
             "parameters": backbone.parameters,
+            "head": bool(backbone.heads),
             "precision": str(backbone.dtype).removeprefix("torch."),
             "notes": list(backbone.notes),
         },
