@@ -15,7 +15,7 @@ from torch import Tensor
 import tiny
 from weft.backbones.backbone import Backbone
 from weft.backbones.inventory import inventory
-from weft.backbones.load import load
+from weft.backbones.load import describe_model, load
 from weft.checks import checkpoints
 from weft.errors import UserError
 
@@ -75,6 +75,17 @@ def test_any_tensor_that_a_checkpoint_lacks_is_named(kind: str, part: str, tmp_p
     (gone,) = [n for n in values if part in n and not n.startswith("decoder.") and ".layer" not in n.replace(part, "")][:1]
     rewrite(folder, {n: t for n, t in values.items() if n != gone})
     refused(folder, rf"lacks [12] tensors?, such as \S*{gone.split('.')[-1]}|lacks 2 tensors, such as encoder\.embed_tokens")
+
+
+def test_what_memory_happened_to_hold_in_a_tensor_that_is_lacking_is_not_taken_for_damage() -> None:
+    ours = loaded(tiny.folder("bert"))
+    (name,) = (n for n, _ in ours.model.named_parameters() if "position_embeddings" in n)
+    with torch.no_grad():
+        ours.model.get_parameter(name).fill_(torch.nan)
+    with pytest.raises(UserError, match=rf"lacks 1 tensor, such as {name}"):
+        describe_model(ours.model, ours.tokenizer, {name}, name="torn")
+    with pytest.raises(UserError, match=rf"NaN, infinite or huge values in 1 tensor, such as {name}"):
+        describe_model(ours.model, ours.tokenizer, set(), name="torn")
 
 
 @pytest.mark.parametrize(("kind", "part"), [c for c in CASES if "norm" not in c[1].lower()])

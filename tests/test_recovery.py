@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from collections.abc import Callable, Mapping
@@ -18,6 +19,8 @@ import toy_runs
 from test_answers_fuzz import read
 from test_faults_coordinator import Coordinator
 from test_faults_updates import edited
+from test_laws import TRAVELS, assert_same, small, state
+from test_sites import remote
 from toy_runs import Killed
 from weft.engines import evaluation
 from weft.engines.evaluation import Answers, answers, per_client, pooled, score
@@ -27,7 +30,9 @@ from weft.errors import UserError
 from weft.experiment import resolve
 from weft.federation import exchange
 from weft.federation.message import Value
+from weft.federation.scope import Scope
 from weft.federation.usual import WINDOW, Usual, moved
+from weft.federation.values import named
 from weft.report import terminal
 from weft.runs import prepare
 from weft.runs.checkpoint import Checkpoint, Kept, digest
@@ -72,6 +77,35 @@ def test_an_update_has_moved_by_its_difference_to_what_was_sent_and_by_all_that_
     assert moved(update, held) == pytest.approx(5.0)
     assert moved({"a": torch.full((4,), 1e15)}, {}) == pytest.approx(2e15)
     assert moved({}, held) == 0.0
+
+
+# a state that comes back --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("away", "to"), [(True, 0), (True, 2), (False, 0)])
+@pytest.mark.parametrize("slug", TRAVELS)
+def test_to_roll_a_round_back_is_not_to_have_played_it(slug: str, away: bool, to: int) -> None:
+    """For all that the server holds at once, and in later rounds too unless clients have learnt in it for themselves."""
+
+    def play(back: bool) -> tiny.Federation:
+        run = remote(small(slug), rounds=5)[0] if away else tiny.federation(small(slug), rounds=5)
+        for t in range(to):
+            run.simulation.round(t)
+        if back:
+            before = held(run)
+            tensors, plain = copy.deepcopy(run.server.tensors_and_json())
+            run.simulation.round(to)
+            run.server.roll_back(tensors, plain)
+            assert_same(before, held(run), 0.0)
+        personal = any(Scope.KEEP in scope for _, _, scope in named(run.server.adaptation, run.bench.backbone))
+        for t in range(to + 1, to + 1 if personal else 5):
+            run.simulation.round(t)
+        return run
+
+    def held(run: tiny.Federation) -> dict[str, Tensor]:
+        return {n: v for n, v in state(run).items() if not n.startswith("client-")}
+
+    assert_same(held(play(back=True)), held(play(back=False)), 1e-9)
 
 
 # whole runs, with a coordinator that sees nothing but bytes ---------------------------------------------------------------

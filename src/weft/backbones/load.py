@@ -271,7 +271,8 @@ def describe_model(
         raise UserError(f'backbone "{name}" is an encoder-decoder; choose an encoder (BERT …) or a decoder (LLaMA …).')
     model.eval()
     model.requires_grad_(False)
-    checkpoints.finite(name, model.state_dict().items())
+    fresh = {*missing, *resized}  # transformers leaves whatever the memory held in some of them
+    checkpoints.finite(name, [(n, t) for n, t in model.state_dict().items() if n not in fresh])
     notes = list(notes)
     if tokenizer is not None:
         notes += fitting(name, tokenizer, model if names is None else model.text_model)
@@ -289,7 +290,6 @@ def describe_model(
     blocks = describe.find_blocks(base, prefix, layers, options.blocks)
     describe.check_endings(model, blocks, endings)
     notes += checkpoints.unread(blocks[0].rsplit(".", 1)[0], len(blocks), unread)
-    fresh = {*missing, *resized}
     heads = [] if names is not None else describe.head_sites(model, prefix, fresh, options.heads)
     own = {h.name for h in heads}
     inputs = tracing.words(model) if processor is None else tracing.pictures(*picture_shape(config, processor)[1:])
@@ -372,8 +372,6 @@ def longest_row(name: str, model: Any, tokenizer: Any, block: str, inputs: Mappi
     A RoBERTa counts positions from behind its padding id, so that it takes fewer than it has.
     """
     limit, named = int(getattr(model.config, "max_position_embeddings", 0) or USUAL_LENGTH), tokenizer.model_max_length
-    if not isinstance(named, (int, float)):
-        raise UserError(f'the tokenizer of "{name}" names {named!r} as its model_max_length: write a number of tokens.')
     limit = min(limit, int(min(named, 1 << 20)))
     if limit <= TRIED_LENGTH:
         limit = tracing.longest(model, block, inputs, limit)

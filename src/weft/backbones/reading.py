@@ -111,6 +111,8 @@ def transformers_model(where: str, name: str, classes: int, task: str, trust: bo
         if processor is None or similar(model):
             what = f'the tokenizer of "{name}"'
             tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trust)
+            if not isinstance(most := tokenizer.model_max_length, (int, float)):
+                raise UserError(f"{what} names {most!r} as its model_max_length: write a number of tokens.")
             tokenizer("a photo of ☃", add_special_tokens=False)  # one without its unknown token fails at the first it meets
     except UserError:
         raise

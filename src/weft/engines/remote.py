@@ -207,7 +207,7 @@ class Remote(Simulation):
                 if client.id in self.absent:
                     continue
                 info = client.info(self.method.info.asks)
-                message = self.method.send(server, info)
+                message = self.method.send_to_test(server, info)
                 payload = payload_of(message.tensors)
                 self.exchange.ledger.add(server.round.index, "eval", "down", client.id, payload, sum(payload.values()))
                 data = self.exchange.broadcast(server, info, message)[0].data

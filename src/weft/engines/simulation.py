@@ -436,7 +436,7 @@ class Simulation:
                 self.store.load(client)
                 server = owner[client.id]
                 info = client.info(self.method.info.asks)
-                message = self.method.send(server, info)
+                message = self.method.send_to_test(server, info)
                 payload = payload_of(message.tensors if client.id in server.synced else server.start | message.tensors)
                 self.exchange.ledger.add(server.round.index, "eval", "down", client.id, payload, sum(payload.values()))
                 held = server.start | server.held_by(info, message)

@@ -112,9 +112,9 @@ class Site:
             found[n] = LowRank(tensors[f"{n}:B"], tensors[f"{n}:A"], scales[n])
         return found
 
-    def _apply(self, tensors: Mapping[str, Value]) -> dict[str, Value]:
-        """The copy after a message; the one before is not touched."""
-        new = dict(self.copy)
+    def _apply(self, tensors: Mapping[str, Value], since: int) -> dict[str, Value]:
+        """The copy after a message; the one before is not touched, and one that builds on nothing (0) starts from none."""
+        new = dict(self.copy) if since else self._drawn()
         for name, value in tensors.items():
             old = new.get(name.removesuffix(APPENDED))
             if name.endswith(APPENDED):
@@ -145,13 +145,13 @@ class Site:
             return (self._whole(self._reply(round.index)) if self.rounds["replied"] else None), self.rounds["loss"]
         received = self._read(round, data, since)
         try:
-            return self._train(round, received, now, digest)
+            return self._train(round, received, since, now, digest)
         except Exception:
             self._recall()  # a turn that was not saved has not happened
             raise
 
-    def _train(self, round: Round, received: Received, now: int, digest: str) -> tuple[bytes | None, float | None]:
-        self.copy, self.clock = self._apply(received.tensors), now
+    def _train(self, round: Round, received: Received, since: int, now: int, digest: str) -> tuple[bytes | None, float | None]:
+        self.copy, self.clock = self._apply(received.tensors, since), now
         self.store.load(self.client)
         pack = Pack(self.bench, [self.client], [self.adaptation], [self.start | self.copy], [received.facts], round, self.start)
         losses = pack.listener = Losses([self.client.id])
@@ -204,7 +204,7 @@ class Site:
         """Counts of right answers by view and split on its own validation and test rows, with a download that is not kept."""
         received = self._read(round, data, since)
         self.store.load(self.client)
-        held = self.start | self._apply(received.tensors)
+        held = self.start | self._apply(received.tensors, since)
         pack = Pack(self.bench, [self.client], [self.adaptation], [held], [received.facts], round, self.start)
         found: dict[str, dict[str, Answers]] = {}
         personal = False

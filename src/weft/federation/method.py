@@ -111,6 +111,10 @@ class Method:
         """What one client gets; by default every DOWN tensor that is newer than its copy."""
         return server.stale(client)
 
+    def send_to_test(self, server: ServerState, client: ClientInfo) -> Message:
+        """What one client gets in order to be scored; it need not be in the cohort."""
+        return self.send(server, client)
+
     def aggregate(self, server: ServerState, updates: Iterable[Update]) -> None:
         """Combine the round's updates (in client order) into ``server.shared``; by default the weighted mean."""
         server.mean(updates)

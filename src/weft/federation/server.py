@@ -276,12 +276,14 @@ class ServerState:
         return self.remarks
 
     def roll_back(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        """Hold an earlier state (:meth:`tensors_and_json`) again, as news for everybody, whatever they were sent since."""
-        clock, synced, round = self.clock, self.synced, self.round
+        """Hold an earlier state (:meth:`tensors_and_json`) again; nobody is taken to hold more of it than the start values.
+
+        What was never written in it stays so: a method may send nothing for that, and its clients then have the start values.
+        """
+        clock, known, round = self.clock, self.synced, self.round
         self.restore(tensors, state)
-        self.clock, self.synced, self.round = clock + 1, synced, round
-        for name, value in dict(self.shared).items():
-            self.write(name, value)
+        self.clock, self.synced, self.round = clock + 1, dict.fromkeys(known, 0), round
+        self._news.clear()
 
     def _stores(self) -> tuple[dict[str, Any], ...]:
         return self.shared, self.stamps, self.memo

@@ -78,8 +78,8 @@ def _guessing(summary: Mapping[str, Any], settings: Mapping[str, Any]) -> Findin
     return Finding(
         f"The model is not told apart from one that always names the most frequent class: accuracy {top['value']:.3f} "
         f"({top['low']:.2f}-{top['high']:.2f}), and that would have {chance:.3f}.",
-        f"a higher learning rate{', more rounds, or a head that starts from a probe' if head else ' or more rounds'}; and look at "
-        "the labels with weft data",
+        f"a higher learning rate{', more rounds, or a head that starts from a probe' if head else ' or more rounds'}; and look "
+        "at the labels with weft data",
         _rate(settings, 10.0) | ({"start_head": "probe"} if head else {}),
     )
 

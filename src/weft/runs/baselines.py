@@ -98,7 +98,7 @@ def stand_in(experiment: Experiment) -> Method | None:
 
 
 def played(experiment: Experiment, method: Method) -> list[Method]:
-    """Every method that a run plays: its own or what stands in for it, what trains the head first, and what it is compared with."""
+    """Every method that a run plays: its own or what stands in for it, what trains the head first, and its baselines."""
     compared = (stand_in(experiment.model_copy(update={"baseline": name})) for name in experiment.baselines)
     first = probe(experiment) if probing(experiment) else None
     return [stand_in(experiment) or method, *(m for m in (first, *compared) if m is not None)]

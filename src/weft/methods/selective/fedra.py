@@ -96,6 +96,9 @@ class FedRA(Method):
             message.facts["limit"] = min((-(-c.n // self.batch) for c in server.clients if c.n), default=0) + 1
         return message
 
+    def send_to_test(self, server: ServerState, client: ClientInfo) -> Message:
+        return server.stale(client)  # the whole model, whatever blocks the client trains
+
     def allocation(self, server: ServerState) -> dict[str, list[int]]:
         """The round's draw: client -> its blocks in increasing order, uniform without replacement."""
         layers = len(server.bench_of.backbone.blocks)
