@@ -21,10 +21,13 @@ import tiny
 from weft.adaptation.optim import Optim
 from weft.backbones import describe
 from weft.backbones.backbone import Backbone
+from weft.federation.client import ClientState
+from weft.federation.layout import named
 from weft.federation.message import ClientInfo, Update, Value
 from weft.federation.method import Method
+from weft.federation.rounds import adapted
 from weft.federation.scope import Scope
-from weft.federation.values import named
+from weft.federation.turn import Turn
 from weft.tasks.classification import Classification
 from weft.tensors.lowrank import LowRank
 
@@ -120,7 +123,7 @@ def steps_of(run: tiny.Federation, position: int, t: int) -> list[np.ndarray]:
 def start_of(run: tiny.Federation, position: int = 0, t: int = 0) -> dict[str, Tensor]:
     """Every tensor that a client enters round t with."""
     pack = run.pack([position], t)
-    return {n: pack.value(0, n) for n in pack._shapes if n in pack.tensors}
+    return {n: pack.value(0, n) for n in pack.shapes if n in pack.tensors}
 
 
 def shared(run: tiny.Federation) -> dict[str, Tensor]:
@@ -142,27 +145,35 @@ def personal_logits(run: tiny.Federation, view: str = "personal", rows: np.ndarr
     """Client -> what its own model says about rows of the table (its test rows, if None)."""
     owner = {c.id: run.server for c in run.clients}
     wanted = {c.id: c.data.test if rows is None else rows for c in run.clients}
-    return run.simulation._personal_logits(view, owner, run.clients, wanted)
+    return run.simulation.turns.scoring.personal_logits(view, owner, run.clients, wanted)
 
 
 def record(run: tiny.Federation) -> list[list[Update]]:
     """From now on the updates that the server of this run reads, one list a round."""
     seen: list[list[Update]] = []
-    read = run.simulation._updates
+    read = run.simulation.intake.updates
 
     def keep(*args: object) -> Iterable[Update]:
         got = list(read(*args))  # type: ignore[arg-type]
         seen.append(got)
         return iter(got)
 
-    run.simulation._updates = keep  # type: ignore[method-assign,assignment]
+    run.simulation.intake.updates = keep  # type: ignore[method-assign]
     return seen
+
+
+def turn(run: tiny.Federation, info: ClientInfo, held: Mapping[str, Value] | None = None) -> Turn:
+    """A client as the coordinator knows it; ``held`` = what it has after the server's next message, if None."""
+    adaptation = adapted(run.method, run.bench, info)
+    if held is None:
+        held = run.server.held_by(info, adaptation, run.method.send(run.server, info))
+    return Turn(ClientState(info.id, info.n, dict(info.facts), info.model), adaptation, held)
 
 
 def update(run: tiny.Federation, position: int, tensors: Mapping[str, Value], weight: float) -> Update:
     """An update made up by the test."""
     client = run.clients[position].info(run.method.info.asks)
-    adaptation = run.method.adapt(run.bench.backbone, run.bench.task, client)
+    adaptation = adapted(run.method, run.bench, client)
     return Update(tensors=dict(tensors), client=client, weight=weight, adaptation=adaptation)
 
 

@@ -31,7 +31,7 @@ def trained(method: Method, model: Backbone | str = "bert", **more: Any) -> tiny
 
 
 def exported(run: tiny.Federation, folder: Path, **more: Any) -> ExportReport:
-    return export(run.server, run.bench, folder, INFO, **more)
+    return export(run.method, run.server, folder, INFO, **more)
 
 
 def tensors_in(path: Path) -> dict[str, Tensor]:

@@ -7,11 +7,13 @@ from weft.communication.codecs import codec
 from weft.communication.message import Expected, Header
 from weft.communication.wire import decode, encode
 from weft.federation.exchange import download_shapes
+from weft.federation.layout import named
 from weft.federation.message import APPENDED, Value
 from weft.federation.pack import Pack
+from weft.federation.round import Round
+from weft.federation.rounds import adapted
 from weft.federation.scope import Scope
-from weft.federation.server import Round
-from weft.federation.values import named
+from weft.federation.turn import Turn
 from weft.tensors.lowrank import LowRank
 
 
@@ -22,7 +24,7 @@ class Site:
         self.client = run.clients[position]
         self.method, self.bench, self.start = run.method, run.bench.of(self.client), run.server.start
         self.info = self.client.info(run.method.info.asks)
-        self.adaptation = self.method.adapt(self.bench.backbone, self.bench.task, self.info)
+        self.adaptation = adapted(self.method, self.bench, self.info)
         self.copy: dict[str, Value] = {}
         for name, init, scope in named(self.adaptation, self.bench.backbone):
             if Scope.DOWN in scope:
@@ -53,7 +55,7 @@ class Site:
                 self.copy[plain] = LowRank.cat([old, value])
             else:
                 self.copy[name] = value
-        pack = Pack(self.bench, [self.client], [self.adaptation], [self.copy], [received.facts], round, self.start)
+        pack = Pack(self.bench, [Turn(self.client, self.adaptation, self.copy, received.facts)], round, self.start)
         updates = list(self.method.train(pack))
         pack.write_back()
         if not updates:
@@ -84,7 +86,8 @@ def by_messages(run: tiny.Federation) -> None:
                 replies[client.id] = reply
         server.clock += 1
         updates = [
-            run.simulation.exchange.read_update(server, sites[c].info, data, sites[c].copy) for c, data in sorted(replies.items())
+            run.simulation.exchange.read_update(server, Turn(sites[c].client, sites[c].adaptation, sites[c].copy), data)
+            for c, data in sorted(replies.items())
         ]
         run.method.aggregate(server, updates)
     for site in sites.values():

@@ -19,8 +19,9 @@ from weft.adaptation.tokens import ClassContext
 from weft.backbones.backbone import Backbone, Site
 from weft.errors import UserError
 from weft.federation.info import MethodInfo
+from weft.federation.layout import Adaptation
 from weft.federation.message import ClientInfo, Message, Update
-from weft.federation.method import Adaptation, Method
+from weft.federation.method import Method
 from weft.federation.pack import Pack
 from weft.federation.scope import GIVEN, PERSONAL, SHARED
 from weft.federation.server import ServerState
@@ -92,8 +93,8 @@ class Odd(Method):
         return parts | {"head": (task.head, SHARED)}
 
     def send(self, server: ServerState, client: ClientInfo) -> Message:
-        message, own = server.stale(client), self.adapt(server.bench_of.backbone, server.bench_of.task, client)
-        sites = {f"{n}/{s.name}/" for n, (p, _) in own.items() for s in p.sites(server.bench_of.backbone)}
+        message, own = server.stale(client), self.adapt(server.bench.backbone, server.bench.task, client)
+        sites = {f"{n}/{s.name}/" for n, (p, _) in own.items() for s in p.sites(server.bench.backbone)}
         message.tensors = {n: v for n, v in message.tensors.items() if any(n.startswith(s) for s in sites)}
         return message
 

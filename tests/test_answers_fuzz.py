@@ -38,7 +38,7 @@ def changed(change: Change | None, limits: Limits | None = None) -> tuple[tiny.F
     """A round of sites, one of which answers otherwise (None: not at all), and a scoring."""
     run, loop = remote(FedIT(batch=3, rank=2, steps=1), rounds=1)
     told = Told()
-    run.simulation.observer, run.simulation.exchange.limits = told, limits or Limits()
+    run.simulation.setup.observer, run.simulation.exchange.limits = told, limits or Limits()
     ask = loop.ask
 
     def bent(questions: Mapping[str, bytes]) -> Mapping[str, bytes]:

@@ -134,7 +134,7 @@ SIZES = (5, 4, 0, 3)
 
 def logits(run: tiny.Federation, view: str) -> Tensor:
     """[n, C] of a client that was never here, on all rows."""
-    pack = run.server.bench()
+    pack = run.server.pack()
     run.method.personalise(pack)
     return pack.predict(lambda p, b: run.method.forward(p, b, view), [np.arange(len(run.bench.table))])[0]
 

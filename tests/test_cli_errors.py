@@ -19,7 +19,7 @@ import tiny
 import toy_runs
 from command_line import Outcome, refused, weft
 from weft.cli import main
-from weft.engines.simulation import Simulation
+from weft.engines.engine import Engine
 from weft.federation import files
 from weft.federation.method import Method
 
@@ -251,15 +251,15 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def stopped(capsys: Capture, where: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of a run that was stopped by Ctrl-C in its second round."""
-    ordinary = Simulation.round
+    ordinary = Engine.round
 
-    def round(self: Simulation, t: int, *more: Any) -> Any:
+    def round(self: Engine, t: int, *more: Any) -> Any:
         if t == 1:
             raise KeyboardInterrupt
         return ordinary(self, t, *more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Simulation, "round", round)
+        patch.setattr(Engine, "round", round)
         got = typing(capsys, where)
     (folder,) = (where / "runs").iterdir()
     assert (got.code, got.out) == (130, "")

@@ -19,11 +19,13 @@ from weft.backbones.backbone import Backbone
 from weft.communication.strict import Refused
 from weft.errors import UserError, WeftError
 from weft.federation.info import MethodInfo
+from weft.federation.layout import Adaptation
 from weft.federation.message import ClientInfo, Message, Update
-from weft.federation.method import Adaptation, Method
+from weft.federation.method import Method
 from weft.federation.pack import Pack
+from weft.federation.round import Round
 from weft.federation.scope import GIVEN, PERSONAL, SENT, SHARED, TEMPORARY, Scope, matches
-from weft.federation.server import Round, ServerState
+from weft.federation.server import ServerState
 from weft.methods import FedIT, FFALoRA, registry
 from weft.tasks.classification import Classification
 
@@ -311,7 +313,7 @@ def test_an_upload_of_another_rank_than_the_clients_own_is_refused() -> None:
     frame = run.simulation.exchange.pack_update(run.server, update, {})
     wider = ClientInfo(update.client.id, 9, {"rank": 3})
     with pytest.raises(Refused, match="shape"):
-        run.simulation.exchange.read_update(run.server, wider, frame.data, {})
+        run.simulation.exchange.read_update(run.server, by_hand.turn(run, wider, {}), frame.data)
 
 
 class Misshapen(FedIT):
@@ -343,14 +345,14 @@ def test_an_update_that_lacks_what_the_rule_demands_is_refused_and_any_other_may
         (update,) = run.method.train(pack)
         lost = next(n for n in update.tensors if matches(n, method.demands or ("*",)))
         del update.tensors[lost]
-        held = run.server.held_by(update.client, run.method.send(run.server, update.client))
-        frame = run.simulation.exchange.pack_update(run.server, update, held)
+        turn = by_hand.turn(run, update.client)
+        frame = run.simulation.exchange.pack_update(run.server, update, turn.held)
         if slug == "fedit":
-            read = run.simulation.exchange.read_update(run.server, update.client, frame.data, held)
+            read = run.simulation.exchange.read_update(run.server, turn, frame.data)
             assert set(read.tensors) == set(update.tensors)
             continue
         with pytest.raises(Refused, match=f'"{lost}" is missing'):
-            run.simulation.exchange.read_update(run.server, update.client, frame.data, held)
+            run.simulation.exchange.read_update(run.server, turn, frame.data)
 
 
 # turns ------------------------------------------------------------------------------------------------------------------
@@ -389,7 +391,7 @@ def test_values_tried_on_a_pack_do_not_reach_the_server() -> None:
     """The tensors of a pack of one start as the very ones that the server holds."""
     run = tiny.federation(FedIT(rank=2, steps=2, batch=4))
     before = by_hand.shared(run)
-    pack = run.server.bench()
+    pack = run.server.pack()
     held = pack.params("*")
     opt = pack.optimizer("*", settings=Optim("sgd", lr=1.0))
     pack.clients = [run.clients[0]]

@@ -23,7 +23,8 @@ from weft.backbones.load import load as load_backbone
 from weft.export import peft_files
 from weft.export.trained import Trained
 from weft.federation.info import MethodInfo
-from weft.federation.method import Adaptation, Method
+from weft.federation.layout import Adaptation
+from weft.federation.method import Method
 from weft.federation.scope import SHARED, TEMPORARY
 from weft.methods.reparameterized.fedit import FedIT
 from weft.methods.reparameterized.flexlora import FlexLoRA

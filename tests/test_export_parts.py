@@ -37,7 +37,7 @@ def test_other_parts_come_back_through_our_own_loader(kind: str, method: Method,
     if isinstance(method, FedBF):
         expected = run.global_logits()
     else:  # what a client that was never here starts from
-        pack = run.server.bench()
+        pack = run.server.pack()
         method.personalise(pack)
         expected = pack.predict(lambda p, b: method.forward(p, b, "dat"), [np.arange(len(run.bench.table))])[0]
     torch.testing.assert_close(got, expected, **RUN_CLOSE)
@@ -114,7 +114,7 @@ def test_a_clients_export_is_the_model_that_its_personal_score_is_about(method: 
         assert (report.client, report.view) == (client.id, view)
         assert report.notes == []
         got = load(folder, device="cpu", precision="float32").logits(all_texts())
-        expected = run.simulation._personal_logits(view, owner, [client], {client.id: rows})[client.id]
+        expected = run.simulation.turns.scoring.personal_logits(view, owner, [client], {client.id: rows})[client.id]
         torch.testing.assert_close(got, expected, **RUN_CLOSE)
         seen.append(got)
     assert not torch.allclose(seen[0], seen[1], **RUN_CLOSE)

@@ -72,7 +72,7 @@ def test_a_base_with_a_classifier_of_its_own_loads_as_the_readme_says(kind: str,
 @pytest.mark.parametrize("kind", ["bert", "roberta", "llama"])
 def test_pairs_are_read_by_the_readme_too(kind: str, tmp_path: Path) -> None:
     run = trained(FEDIT, kind)
-    export(run.server, run.bench, tmp_path, INFO | {"pairs": True})
+    export(run.method, run.server, tmp_path, INFO | {"pairs": True})
     rows = tiny.rows(9, pairs=True)
     expected = load(tmp_path, device="cpu", precision="float32").logits_of(rows)
     torch.testing.assert_close(by_readme(tmp_path, rows), expected, **RUN_CLOSE)
@@ -80,7 +80,7 @@ def test_pairs_are_read_by_the_readme_too(kind: str, tmp_path: Path) -> None:
 
 def test_texts_are_cut_to_what_the_base_takes_if_the_run_wanted_more(tmp_path: Path) -> None:
     run = trained(FEDIT, "roberta")
-    export(run.server, run.bench, tmp_path, {"run": "a-run", "settings": {"max_length": 4096}})
+    export(run.method, run.server, tmp_path, {"run": "a-run", "settings": {"max_length": 4096}})
     assert json.loads((tmp_path / "weft.json").read_text())["max_length"] == 64
     rows = Rows([" ".join(["w3"] * 200), "w1"], None, np.zeros(2), np.arange(2))
     expected = load(tmp_path, device="cpu", precision="float32").logits_of(rows)

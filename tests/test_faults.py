@@ -129,10 +129,10 @@ class Played:
     def __init__(self, slug: str, script: Mapping[int, Fault], rounds: int, until: int | None = None, joins: int = 0):
         self.run, self.loop = remote(small(slug), rounds=rounds, sizes=SIZES)
         self.told = Told()
-        self.run.simulation.observer = self.told
+        self.run.simulation.setup.observer = self.told
         self.transport = Faulty(self.loop, script)
-        assert isinstance(self.run.simulation, Remote)
-        self.run.simulation.transport = self.transport
+        assert isinstance(self.run.simulation.turns, Remote)
+        self.run.simulation.turns.transport = self.transport
         self.states: list[State] = []
         self.sentences: list[list[str]] = []
         ((_, clients),) = self.run.simulation.federations
@@ -298,7 +298,7 @@ def test_a_site_whose_copy_was_changed_gets_everything_anew(slug: str, harm: str
     steady = played(slug, 3)
     run, loop = remote(small(slug), rounds=3, sizes=SIZES)
     told = Told()
-    run.simulation.observer = told
+    run.simulation.setup.observer = told
     for t in range(3):
         run.simulation.round(t)
         assert_equal(held(run.server), steady.states[t])

@@ -20,12 +20,13 @@ from test_laws import small
 from toy_runs import Killed, Told
 from weft.communication.codecs import codec
 from weft.engines.remote import Question, Remote, answer
+from weft.engines.setup import Setup
 from weft.engines.site import Site
 from weft.errors import UserError
 from weft.experiment import resolve
 from weft.federation import files
 from weft.federation.client import ClientState
-from weft.federation.server import Round
+from weft.federation.round import Round
 from weft.runs.checkpoint import digest, without_times
 from weft.runs.prepare import prepare
 from weft.runs.stage import Player, Stage
@@ -57,16 +58,16 @@ class Coordinator:
         """From wherever the checkpoint is to the end."""
         clients = [ClientState(c.id, c.n, dict(c.facts), c.model) for c in self.material.clients]
         stage = Stage("rounds", "train", "auto", self.method, [clients], [{}], self.x.rounds, 1)
-        player = Player(stage, self.root / "run", self.x, self.material, self.told, lambda *a: Remote(*a, transport=self.link))
+        player = Player(stage, self.root / "run", self.x, self.material, self.told, lambda s: Remote(s, self.link(s)))
         return player.play().lines
 
-    def link(self, engine: Remote) -> Coordinator:
-        ((server, _),) = engine.federations
+    def link(self, setup: Setup) -> Coordinator:
+        ((server, _),) = setup.federations
         for c in self.material.clients:
             if c.id not in self.sites:
                 own = ClientState(c.id, c.n, dict(c.facts), c.model, data=c.data)
                 folder = self.root / "sites" / c.id
-                self.sites[c.id] = Site(self.method, engine.bench.of(own), own, folder, codec("identity"), server.start)
+                self.sites[c.id] = Site(self.method, setup.bench.of(own), own, folder, codec("identity"), server.start)
         return self
 
     def arrivals(self, clients: list[ClientState]) -> list[ClientState]:

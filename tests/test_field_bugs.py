@@ -19,10 +19,10 @@ from weft.communication.codecs import codec
 from weft.communication.message import Expected, Frame, Header
 from weft.communication.wire import Refused, decode, encode
 from weft.federation.exchange import download_shapes
-from weft.federation.message import Message, Update, scope_of
+from weft.federation.layout import named, scope_of
+from weft.federation.message import Message, Update
 from weft.federation.method import Method
 from weft.federation.scope import Scope
-from weft.federation.values import named
 from weft.methods import FedIT, FedSALoRA, FFALoRA, FlexLoRA, FLoRA, registry
 from weft.tensors.lowrank import LowRank
 
@@ -130,7 +130,7 @@ def test_every_tensor_that_is_sent_is_loaded(slug: str, monkeypatch: pytest.Monk
         info = client.info(run.method.info.asks)
         run.server.cohort = [info]
         message = run.method.send(run.server, info)
-        held = run.server.held_by(info, message)
+        held = by_hand.turn(run, info).held
         assert {n.removesuffix("+") for n in message.tensors} <= set(held)
         pack = run.pack([int(client.id.removeprefix("client-"))], t=2)
         for name, value in dense(held).items():
@@ -146,11 +146,11 @@ def test_keys_with_a_wrappers_prefix_are_refused_in_both_directions(slug: str) -
     t = 1 if trained else 0  # of a method whose clients only receive in the second round: the first
     (update,) = trained or run.method.train(run.pack([0], t=0))
     info = update.client
-    held = server.held_by(info, run.method.send(server, info))
+    turn = by_hand.turn(run, info)
     update.tensors = {f"model.{n}": v for n, v in update.tensors.items()}
-    frame = exchange.pack_update(server, update, held)
+    frame = exchange.pack_update(server, update, turn.held)
     with pytest.raises(Refused, match="not expected"):
-        exchange.read_update(server, info, frame.data, held)
+        exchange.read_update(server, turn, frame.data)
     message = run.method.send(server, info)
     data = encode(
         Header(run.method.info.slug, t, "train", "down", info.id),
@@ -330,8 +330,8 @@ def test_all_clients_of_one_size_start_from_the_same_shared_values(slug: str) ->
     pack = run.pack()
     made = run.method.send(run.server, run.clients[0].info(run.method.info.asks)).tensors  # by the server, for each client
     for name, value in pack.tensors.items():
-        if name in pack._shapes and name not in made and Scope.DOWN | Scope.UP in scope_of(pack.adaptations[0], name):
-            has = pack._has[name]
+        if name in pack.shapes and name not in made and Scope.DOWN | Scope.UP in scope_of(pack.adaptations[0], name):
+            has = pack.has[name]
             assert torch.equal(value[has], value[has][:1].expand_as(value[has]))
 
 
@@ -456,7 +456,7 @@ def test_messages_do_not_grow_by_being_read() -> None:
     run = tiny.federation(small("fedit"), rounds=2).run(1)
     info = run.clients[0].info(())
     message: Message = run.method.send(run.server, info)
-    _, received = run.simulation.exchange.download(run.server, info, message)
+    _, received = run.simulation.exchange.download(run.server, info, by_hand.turn(run, info).adaptation, message)
     for value in received.tensors.values():
         assert isinstance(value, Tensor)
         value.add_(1)

@@ -13,6 +13,7 @@ import tiny
 from test_sites import remote
 from weft.adaptation.optim import Optim
 from weft.federation.message import APPENDED, Update
+from weft.federation.rounds import close_round
 from weft.methods import FLoRA
 from weft.tensors.growing import SLACK, grow
 from weft.tensors.lowrank import LowRank
@@ -104,7 +105,7 @@ def test_everybody_holds_the_sum_and_nobody_downloads_more_than_it_missed_or_the
             by_hand.close(copies[k].dense(), exact, 1e-10)
             assert copies[k].rank <= SLACK * D
         made = updates(run, 5, t)
-        server.aggregate(made)
+        close_round(run.method, server, made)
         exact = exact + by_hand.mean_product(made, site, [2.0] * 5)
         value = server.shared[name]
         assert isinstance(value, LowRank)
@@ -121,14 +122,14 @@ def test_a_value_that_is_replaced_goes_whole_and_the_terms_before_it_count_no_mo
     client, name = run.server.clients[0], f"base/{by_hand.sites(run)[0]}/delta"
     for t in range(3):
         run.server.receipt(run.server.stale(client), client)
-        run.server.aggregate(updates(run, 2, t))
+        close_round(run.method, run.server, updates(run, 2, t))
     new = term(5, 0)
     run.server.write(name, new)
     found = run.server.stale(client).tensors
     assert name + APPENDED not in found
     by_hand.close(found[name].dense(), new.dense(), 1e-12)  # type: ignore[union-attr]
     run.server.receipt(run.server.stale(client), client)
-    run.server.aggregate(updates(run, 2, 9))
+    close_round(run.method, run.server, updates(run, 2, 9))
     assert run.server.stale(client).tensors[name + APPENDED].rank == 2  # type: ignore[union-attr]
 
 
@@ -137,14 +138,14 @@ def test_a_round_that_is_undone_leaves_no_terms() -> None:
     client, name = run.server.clients[0], f"base/{by_hand.sites(run)[0]}/delta"
     for t in range(2):
         run.server.receipt(run.server.stale(client), client)
-        run.server.aggregate(updates(run, 2, t))
+        close_round(run.method, run.server, updates(run, 2, t))
     run.server.receipt(run.server.stale(client), client)
     before = run.server.shared[name].dense()  # type: ignore[union-attr]
     absurd = updates(run, 2, 7)
     absurd[0].tensors = {n: v * torch.inf for n, v in absurd[0].tensors.items()}  # type: ignore[operator]
-    assert "skipped" in run.server.aggregate(absurd)
+    assert "skipped" in close_round(run.method, run.server, absurd)
     assert run.server.stale(client).tensors == {}
-    run.server.aggregate(updates(run, 2, 8))
+    close_round(run.method, run.server, updates(run, 2, 8))
     news = run.server.stale(client).tensors[name + APPENDED]
     assert news.rank == 2  # type: ignore[union-attr]
     by_hand.close(run.server.shared[name].dense(), before + news.dense(), 1e-12)  # type: ignore[union-attr]
@@ -157,7 +158,7 @@ def test_terms_that_nobody_lacks_are_not_kept_apart() -> None:
     for t in range(30):
         for client in run.server.clients:
             run.server.receipt(run.server.stale(client), client)
-        run.server.aggregate(updates(run, 4, t))
+        close_round(run.method, run.server, updates(run, 4, t))
         value = run.server.shared[name]
         assert isinstance(value, LowRank)
         assert value.rank <= SLACK * D + 4
@@ -168,9 +169,9 @@ def test_the_whole_is_compressed_once_for_all_newcomers_of_a_round(monkeypatch: 
     old, *new = run.server.clients
     for t in range(3):
         run.server.receipt(run.server.stale(old), old)
-        run.server.aggregate(updates(run, 2, t))
+        close_round(run.method, run.server, updates(run, 2, t))
     run.server.receipt(run.server.stale(old), old)
-    run.server.aggregate(updates(run, 5, 9))  # 24 + 20 of 32: not yet compressed
+    close_round(run.method, run.server, updates(run, 5, 9))  # 24 + 20 of 32: not yet compressed
     name = f"base/{by_hand.sites(run)[0]}/delta"
     assert run.server.shared[name].rank == 44  # type: ignore[union-attr]
     calls: list[int] = []
@@ -217,7 +218,7 @@ def test_a_run_that_was_saved_when_terms_were_dropped_goes_on() -> None:
     run.server.restore(tensors, state)
     before = {n: run.server.shared[n].dense() for n in sites}  # type: ignore[union-attr]
     made = updates(run, 3, 5)
-    run.server.aggregate(made)
+    close_round(run.method, run.server, made)
     zero, one, two = (run.server.stale(c).tensors for c in run.server.clients)
     for i, name in enumerate(sites):
         new = by_hand.mean_product(made, name.split("/")[1], [2.0] * 3)

@@ -81,7 +81,7 @@ def test_what_is_trained_is_every_bias_of_the_encoder_and_the_head_and_nothing_e
 def test_after_training_only_biases_and_head_differ_from_the_checkpoint_and_key_biases_cannot() -> None:
     run = tiny.federation(SMALL, rounds=2).run()
     pristine = dict(tiny.fresh("bert").model.named_parameters())
-    learnt = {parameter(n): v[0] for n, v in run.server.bench().tensors.items()}
+    learnt = {parameter(n): v[0] for n, v in run.server.pack().tensors.items()}
     now = {n: learnt.get(n, p) for n, p in run.bench.backbone.model.named_parameters()}
     changed = {n for n, p in now.items() if not torch.allclose(p, pristine[n], rtol=0, atol=1e-4)}
     silent = {n for n in learnt if n.endswith("key.bias")}  # shifts all scores of a query alike, which softmax ignores

@@ -16,11 +16,13 @@ from torch.func import functional_call
 import by_hand
 import tiny
 from weft.adaptation.optim import Optim
+from weft.engines import engine
 from weft.federation.batch import Batch
 from weft.federation.message import ClientInfo, Update
 from weft.federation.pack import Pack
+from weft.federation.round import Round
+from weft.federation.rounds import close_round
 from weft.federation.scope import Scope
-from weft.federation.server import Round
 from weft.methods import FedIT, FedRA
 
 SGD = Optim("sgd", lr=0.05, momentum=0.9, weight_decay=1e-5, clip=10.0, schedule="constant")
@@ -204,7 +206,7 @@ def test_the_server_takes_the_mean_over_the_holders_of_a_block_and_leaves_what_n
     before, made = by_hand.shared(run), by_hand.invented(run, [9.0, 5.0, 7.0])
     for u, blocks in zip(made, ({0, 1}, {0}, {0, 1}), strict=True):
         u.tensors = {n: v for n, v in u.tensors.items() if "layer." not in n or block_of(n) in blocks}
-    run.server.aggregate(iter(made))
+    close_round(run.method, run.server, iter(made))
     for name, found in by_hand.shared(run).items():
         held = [v for u in made if isinstance(v := u.tensors.get(name), Tensor)]
         if "layer.2." in name:
@@ -242,12 +244,12 @@ def test_every_epoch_can_be_cut_to_the_fewest_batches_of_any_client_plus_one(
 ) -> None:
     method = replace(SMALL, capacities=(1.0,), batch=2, truncate=truncate, epochs=epochs)
     run = tiny.federation(method, sizes=(9, 5, 7, 0, 3), rounds=1)  # 5, 3, 4 and 2 batches; one client has no rows
-    draw_from = run.simulation._cohort
+    draw_from = engine.cohort
 
     def without_the_shortest(*args: Any) -> Any:
         return [c for c in draw_from(*args) if c.id != "client-4"]
 
-    monkeypatch.setattr(run.simulation, "_cohort", without_the_shortest)
+    monkeypatch.setattr(engine, "cohort", without_the_shortest)
     steps: dict[str, int] = {}
 
     def count(pack: Pack, batch: Batch, loss: Tensor) -> None:

@@ -13,8 +13,8 @@ import by_hand
 import tiny
 from weft.adaptation.optim import Optim
 from weft.backbones.backbone import Backbone
+from weft.federation.layout import Adaptation
 from weft.federation.message import ClientInfo
-from weft.federation.method import Adaptation
 from weft.federation.scope import SHARED, Scope
 from weft.methods import FedIT, FedSALoRA
 from weft.tasks.classification import Classification
@@ -195,9 +195,9 @@ def test_defaults_are_the_codes() -> None:
 def test_a_new_client_has_test_rows_only_and_predicts_with_the_head_it_starts_from() -> None:
     run = tiny.federation(SMALL, rounds=2)
     rows = run.clients[0].data.test
-    run.simulation.tests = replace(run.simulation.tests, unseen={"new": rows})
+    run.simulation.setup.tests = replace(run.simulation.setup.tests, unseen={"new": rows})
     run.run()
-    found = run.simulation._personal("personal", 1)
+    found = run.simulation.turns.scoring.personal("personal", 1)
     (accuracy,) = (e.value for e in found if (e.people, e.metric) == ("new clients", "accuracy"))
     start = {n: v for n, v in by_hand.start_of(tiny.federation(SMALL)).items() if n.startswith("head/")}
     says = by_hand.logits(run, start, rows).argmax(1)

@@ -289,7 +289,7 @@ def test_the_encoder_and_the_text_head_stay_and_nothing_but_the_adapter_has_a_gr
     run.simulation.evaluate(1)
     assert frozen_fingerprint(run.bench.backbone) == before
     assert torch.equal(run.bench.backbone.class_inputs()["text_embeds"], texts)
-    bench = run.server.bench()
+    bench = run.server.pack()
     assert set(bench.optimizer("*", settings=SMALL.optim, total=1).params) == {
         f"{part}/image_embedding/{role}" for part in ("adapter", "mine") for role in ("down", "up")
     }

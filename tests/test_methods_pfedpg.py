@@ -22,6 +22,7 @@ from weft.adaptation.optim import Optim
 from weft.communication.strict import Refused
 from weft.errors import UserError
 from weft.federation.message import ClientInfo, Update
+from weft.federation.rounds import close_round
 from weft.federation.scope import Scope
 from weft.methods import PFedPG
 
@@ -292,7 +293,7 @@ def test_an_update_without_a_prompt_is_refused_before_the_rule_sees_it() -> None
     exchange = run.simulation.exchange
     frame = exchange.pack_update(run.server, by_hand.update(run, 0, {}, 9.0), {})
     with pytest.raises(Refused, match="prompt"):
-        exchange.read_update(run.server, info, frame.data, {})
+        exchange.read_update(run.server, by_hand.turn(run, info, {}), frame.data)
 
 
 def test_an_unknown_optimizer_of_the_server_is_refused_with_the_nearest_one() -> None:
@@ -368,7 +369,7 @@ def test_who_joins_later_has_the_average_descriptor_and_moves_from_there() -> No
         assert isinstance(prompt, Tensor)
         return Update(tensors={name: prompt + 1.0}, client=client, weight=1.0)
 
-    run.server.aggregate(update(c) for c in run.server.clients)
+    close_round(run.method, run.server, map(update, run.server.clients))
     old, late = memo["clients"].clone(), ClientInfo("late")
     assert not torch.allclose(old[0], old[1])
     before = run.method.send(run.server, late).tensors[name]
@@ -377,7 +378,7 @@ def test_who_joins_later_has_the_average_descriptor_and_moves_from_there() -> No
         assert torch.equal(memo["clients"][:2], old)
         by_hand.close(memo["clients"][2:], old.mean(0, keepdim=True), 1e-12)
         by_hand.close(run.method.send(run.server, late).tensors[name], before, 1e-12)  # type: ignore[arg-type]
-    run.server.aggregate(iter([update(late)]))
+    close_round(run.method, run.server, iter([update(late)]))
     assert torch.equal(memo["clients"][:2], old)
     # Adam's first step has the length of the rate in every coordinate: its own moments begin at 0
     by_hand.close((memo["clients"][2] - old.mean(0)).abs(), torch.full_like(old[0], run.method.server_lr), 1e-5)  # type: ignore[attr-defined]

@@ -124,7 +124,7 @@ def test_a_phrase_and_no_training_is_zero_shot_with_that_template(per_class: boo
 def test_the_frozen_template_of_the_backbone_says_the_same_as_the_phrase(precision: str) -> None:
     b = load(tiny.folder("clip"), classes=tiny.names(CLASSES), device="cpu", precision=precision, template="w1 w2 {}.")
     run = tiny.federation(PromptFL(phrase="w1 w2"), b)
-    bench = run.server.bench()
+    bench = run.server.pack()
     rows = np.arange(len(run.bench.table))
     (frozen,) = bench.predict(lambda p, batch: p(batch, {}), [rows])
     by_hand.close(run.global_logits(), frozen, 1e-4 if precision == "float32" else 1e-6)

@@ -15,7 +15,9 @@ import images_by_hand as hand
 import tiny
 from site_by_messages import by_messages
 from weft.backbones.backbone import Backbone, frozen_fingerprint
+from weft.engines import here, scoring
 from weft.errors import UserError
+from weft.federation.pack import Pack
 from weft.methods import FedHPL, FedIT
 from weft.tensors.keyed import numpy_generator
 
@@ -79,14 +81,14 @@ def test_what_a_client_sends_and_gets_is_as_long_whatever_its_backbone() -> None
 def test_no_pack_holds_clients_of_two_backbones(monkeypatch: pytest.MonkeyPatch) -> None:
     run = tiny.mixed_federation(SMALL, models(), rounds=1, pack=6)
     seen: list[tuple[Backbone, list[int]]] = []
-    make = run.simulation._pack
 
-    def watched(members: Any) -> Any:
-        pack = make(members)
+    def watched(*args: Any) -> Any:
+        pack = Pack(*args)
         seen.append((pack.backbone, [run.clients.index(c) for c in pack.clients if c in run.clients]))
         return pack
 
-    monkeypatch.setattr(run.simulation, "_pack", watched)
+    for module in (here, scoring):
+        monkeypatch.setattr(module, "Pack", watched)
     run.run()
     run.simulation.evaluate(0)
     assert all(model_of(run, k) is backbone for backbone, group in seen for k in group)
@@ -117,7 +119,7 @@ def test_no_backbone_is_touched() -> None:
 
 def test_the_common_test_puts_every_row_of_the_global_test_set_to_one_client() -> None:
     run = mixed()
-    rows = numpy_generator(0, "evaluation", "common test").permutation(run.simulation.tests.test)
+    rows = numpy_generator(0, "evaluation", "common test").permutation(run.simulation.setup.tests.test)
     every = by_hand.personal_logits(run, rows=rows)
     asked = [c.id for c in run.clients if len(c.data.test)]
     assert len(rows) > len(asked) == 5

@@ -11,7 +11,9 @@ from torch import Tensor
 import by_hand
 import tiny
 from weft.federation.message import APPENDED, ClientInfo, Message
-from weft.federation.server import Round, ServerState
+from weft.federation.round import Round
+from weft.federation.rounds import close_round
+from weft.federation.server import ServerState
 from weft.methods import FedIT, FLoRA
 from weft.tensors.lowrank import LowRank
 
@@ -67,9 +69,9 @@ def test_a_client_that_was_away_is_sent_the_newest_value_of_all_that_has_changed
         found = run.server.stale(client).tensors
         assert sorted(found) == names
         assert all(torch.equal(found[n], run.server.shared[n]) for n in names)  # type: ignore[arg-type]
-    held = run.server.held_by(always, Message())
+    held = run.server.held_by(always, run.server.adaptation, Message())
     assert all(torch.equal(held[n], run.server.shared[n]) for n in names)  # type: ignore[arg-type]
-    assert run.server.held_by(never, Message()) == {}, "a value that has changed is nothing it has"
+    assert run.server.held_by(never, run.server.adaptation, Message()) == {}, "a value that has changed is nothing it has"
 
 
 class Withholding(FLoRA):
@@ -95,7 +97,7 @@ def test_terms_are_not_sent_twice_to_whoever_is_sent_part_of_the_news() -> None:
                 by_hand.close(copy[plain], run.server.shared[plain].dense(), 1e-12)  # type: ignore[union-attr]
         assert (APPENDED in "".join(message.tensors)) == (t in (4, 7)), "terms go after a message with all the news"
         run.server.receipt(message, client)
-        run.server.aggregate(by_hand.invented(run, [1.0, 2.0]))
+        close_round(run.method, run.server, by_hand.invented(run, [1.0, 2.0]))
 
 
 class Whole(FLoRA):
@@ -112,4 +114,4 @@ def test_a_whole_value_is_more_than_its_terms() -> None:
         message = run.method.send(run.server, client)
         run.server.receipt(message, client)
         assert run.server.stale(client).tensors == {}
-        run.server.aggregate(by_hand.invented(run, [1.0, 2.0]))
+        close_round(run.method, run.server, by_hand.invented(run, [1.0, 2.0]))

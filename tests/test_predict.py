@@ -39,7 +39,7 @@ def finished(folder: Path, kind: str = "peft", model: str = "bert", pairs: bool 
     run = tiny.federation(METHODS[kind], model, precision="float32", sizes=(16, 16, 16), rounds=3, seed=1).run()
     run.bench.task = Classification(CLASSES)
     folder.mkdir()
-    export(run.server, run.bench, folder, {"settings": {"max_length": 12}, "pairs": pairs})
+    export(run.method, run.server, folder, {"settings": {"max_length": 12}, "pairs": pairs})
     return folder
 
 

@@ -246,7 +246,7 @@ def test_layer_subsets_never_start_from_the_cache(kind: str) -> None:
     expected = gated(bench)(batch).logits
     pack = gated(cached)
     torch.testing.assert_close(pack(batch).logits, expected, **CLOSE)
-    assert pack._cut() == 0
+    assert pack.cut() == 0
     pack.hold(None)  # and back
     plain = pack_of(bench, [parts] * 3, values)(batch).logits
     torch.testing.assert_close(pack(batch).logits[INDEX >= 0], plain[INDEX >= 0], **CLOSE)

@@ -51,7 +51,7 @@ def passes(bench: Bench, parts: dict[str, Part], index: np.ndarray = INDEX) -> t
     pack = leaves(pack_of(bench, [parts] * len(index), [values_for(bench, parts, seed=i) for i in range(len(index))]), "*")
     batch = make_batch(bench.table, index, None, bench.backbone.device)
     out = pack(batch)
-    return out.logits, grads(pack, pack.loss(out, batch), "*"), pack._cut()
+    return out.logits, grads(pack, pack.loss(out, batch), "*"), pack.cut()
 
 
 class Counter:

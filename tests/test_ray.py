@@ -19,6 +19,7 @@ from test_laws import METHODS, assert_same, small, state
 from toy_runs import by_engine
 from weft.communication.codecs import codec
 from weft.communication.envelope import unwrap
+from weft.engines.engine import Engine
 from weft.engines.flower import environment
 from weft.engines.observer import Observer
 from weft.engines.scattered import Scattered, Worker, Workers, failed
@@ -59,10 +60,8 @@ def scattered(
         return Worker(method, run.bench, people, codec(uplink)).answer
 
     queue = Queue(*(worker() for _ in range(number)), workers=Workers(number, memory))
-    old = run.simulation
-    about = (old.settings, old.exchange, old.store, old.spool, old.tests, old.observer)
-    pairs = [(run.server, run.clients)]
-    run.simulation = Scattered(method, run.bench, pairs, *about, ask=queue.ask, workers=queue.workers)
+    setup = run.simulation.setup
+    run.simulation = Engine(setup, Scattered(setup, queue.ask, queue.workers))
     return run, queue
 
 
@@ -124,7 +123,7 @@ def test_a_question_holds_each_value_once() -> None:
 def test_packs_are_a_worker_s_share_of_the_cohort_and_of_the_memory() -> None:
     wide, _ = scattered(small("fedit"), 2, pack="auto")
     assert wide.simulation.k == 3
-    guess = wide.simulation.guess
+    guess = wide.simulation.turns.capacity.guess
     tight, _ = scattered(small("fedit"), 2, memory=int((guess.total(2) + 1) / 0.6), pack="auto")
     assert tight.simulation.k == 2
     asked, _ = scattered(small("fedit"), 2, pack=5)

@@ -25,14 +25,14 @@ from toy_runs import Killed
 from weft.engines import evaluation
 from weft.engines.evaluation import Answers, answers, per_client, pooled, score
 from weft.engines.remote import Question
-from weft.engines.simulation import Simulation
+from weft.engines.scoring import Scoring
 from weft.errors import UserError
 from weft.experiment import resolve
 from weft.federation import exchange
+from weft.federation.layout import named
 from weft.federation.message import Value
 from weft.federation.scope import Scope
 from weft.federation.usual import WINDOW, Usual, moved
-from weft.federation.values import named
 from weft.report import terminal
 from weft.runs import prepare
 from weft.runs.checkpoint import Checkpoint, Kept, digest
@@ -363,7 +363,7 @@ def test_tables_show_a_dash_for_what_is_no_number() -> None:
 
 
 def test_a_simulation_that_diverges_ends_with_dashes_and_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Simulation, "_labels", functools.partialmethod(lambda self, rows: self.bench.table.labels[rows]))
+    monkeypatch.setattr(Scoring, "_labels", functools.partialmethod(lambda self, rows: self.bench.table.labels[rows]))
     told = toy_runs.Told()
     run = toy_runs.run(tmp_path, observer=told, precision="float32", parameters={"optim.lr": 1e30, "optim.kind": "sgd"})
     assert run.finished

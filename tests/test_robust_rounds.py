@@ -208,7 +208,7 @@ def test_a_client_that_sends_a_part_of_its_tensors_is_no_candidate_of_krum_and_s
 def test_a_round_with_too_few_updates_changes_nothing_and_says_so(rule: str, needs: int) -> None:
     told = Told()
     run = tiny.federation(small("fedit"), sizes=(4, 0, 5), rounds=1)
-    run.server.robust, run.simulation.observer = Robust(rule), told
+    run.server.robust, run.simulation.setup.observer = Robust(rule), told
     before = shared(run)
     record = run.simulation.round(0)
     assert record is not None
@@ -334,7 +334,7 @@ def claiming(weight: str, **changes: Any) -> tuple[tiny.Federation, dict[str, An
 
     told = Told()
     run = tiny.federation(small("fedit"), rounds=1, **changes)
-    run.simulation.exchange.limits, run.simulation.observer = Limits(max_weight=1000), told
+    run.simulation.exchange.limits, run.simulation.setup.observer = Limits(max_weight=1000), told
     put = run.simulation.spool.put
 
     def written(client: str, data: bytes) -> None:

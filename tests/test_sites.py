@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 import tiny
 from test_laws import METHODS, TERMS, TRAVELS, assert_same, small, state
 from weft.communication.codecs import codec
+from weft.engines.engine import Engine
 from weft.engines.remote import Question, Remote, answer
 from weft.engines.site import Site
 from weft.federation.client import ClientState
@@ -57,10 +59,9 @@ def remote(method: Method, uplink: str = "identity", **more: Any) -> tuple[tiny.
     """A federation whose clients are sites; the coordinator's own records of them have no rows."""
     run = tiny.federation(method, codec_name=uplink, **more)
     loop = Loopback(run, uplink)
-    old = run.simulation
     stubs = [ClientState(c.id, c.n, dict(c.facts), c.model) for c in run.clients]
-    about = (old.settings, old.exchange, old.store, old.spool, old.tests, old.observer)
-    run.simulation = Remote(run.method, run.bench, [(run.server, stubs)], *about, transport=lambda _: loop)
+    setup = replace(run.simulation.setup, federations=[(run.server, stubs)])
+    run.simulation = Engine(setup, Remote(setup, loop))
     return run, loop
 
 
@@ -167,7 +168,7 @@ def test_a_silent_site_is_left_out_and_catches_up_when_it_is_back(slug: str) -> 
         loop.silent = {"client-0"} if t in (1, 2) else set()
         run.simulation.round(t)
     site = loop.sites["client-0"]
-    held = run.server.held_by(site.info, run.method.send(run.server, site.info))
+    held = run.server.held_by(site.info, site.adaptation, run.method.send(run.server, site.info))
     loop.silent = set()
     run.server.clock += 1
     # what the coordinator believes the site to hold once it has read its next message is what it then holds

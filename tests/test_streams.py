@@ -16,10 +16,12 @@ import tiny
 from weft.communication.codecs import codec
 from weft.communication.strict import read_tensors
 from weft.communication.wire import _split
+from weft.engines.cohort import drops_out
 from weft.federation import plans
 from weft.federation.exchange import write_update
 from weft.federation.message import ClientInfo, Update
-from weft.federation.server import Round, ServerState
+from weft.federation.round import Round
+from weft.federation.server import ServerState
 from weft.methods import FedIT, FedRA, FlexLoRA
 
 
@@ -117,7 +119,7 @@ def test_a_cohort_is_the_share_of_the_clients_rounded_to_the_nearest_and_never_n
     seen = set()
     for t in range(6):
         run.server.round = Round(t)
-        cohort = [c.id for c in run.simulation._cohort(run.server, run.clients)]
+        cohort = [c.id for c in run.cohort()]
         assert len(set(cohort)) == len(cohort) == count
         assert cohort == sorted(cohort)
         seen |= set(cohort)
@@ -125,8 +127,7 @@ def test_a_cohort_is_the_share_of_the_clients_rounded_to_the_nearest_and_never_n
 
 
 def test_who_drops_out_is_drawn_for_each_client_and_round() -> None:
-    run = tiny.federation(FedIT(rank=1), dropout=0.3)
-    lost = np.array([[run.simulation._drops_out(c, t) for t in range(200)] for c in ("a", "b")])
+    lost = np.array([[drops_out(0, c, t, 0.3) for t in range(200)] for c in ("a", "b")])
     assert abs(lost.mean() - 0.3) < 0.1
     assert len({tuple(row) for row in lost.tolist()}) == 2, "clients apart"
     for row in lost:  # given that it was lost, a client is lost next time as often as ever
@@ -139,7 +140,7 @@ def test_the_client_of_a_domain_is_drawn_at_random_apart_from_other_domains() ->
     draws = []
     for t in range(24):
         run.server.round = Round(t, who=("domain",))
-        draws.append([int(c.id[-1]) // 2 for c in run.simulation._cohort(run.server, run.clients)])
+        draws.append([int(c.id[-1]) // 2 for c in run.cohort()])
     one, two = np.array(draws).T
     for row in (one, two):
         assert 4 <= row.sum() <= 20

@@ -23,9 +23,10 @@ import tiny
 from weft.communication.strict import Refused
 from weft.communication.wire import payload_in
 from weft.federation.exchange import Limits, read_download
+from weft.federation.layout import named
 from weft.federation.message import Value
 from weft.federation.scope import Scope
-from weft.federation.values import named
+from weft.federation.turn import Turn
 from weft.methods import registry
 from weft.tensors.lowrank import LowRank
 
@@ -66,10 +67,10 @@ def doors(slug: str, codec: str) -> tuple[Door, Door]:
         frames[server.round.index][update.client.id], jobs[update.client.id] = frame.data, (update.client, held)
         return frame
 
-    def kept_download(server: Any, client: Any, message: Any, phase: Any = "train") -> Any:
-        received = download(server, client, message, phase)
-        downloads[server.round.index].append(exchange._broadcasts[list(exchange._broadcasts)[-1]][0].data)
-        return received
+    def kept_download(*args: Any) -> Any:
+        frame, received = download(*args)
+        downloads[server.round.index].append(frame.data)
+        return frame, received
 
     exchange.pack_update, exchange.download = kept_update, kept_download  # type: ignore[method-assign]
     simulation.round(0)
@@ -88,11 +89,11 @@ def doors(slug: str, codec: str) -> tuple[Door, Door]:
     down |= {n + "+": s for n, s in down.items()}
 
     def read_update(data: bytes) -> tuple[dict[str, Value], dict[str, Any], float]:
-        update = exchange.read_update(server, info, data, held)
+        update = exchange.read_update(server, Turn(client, adaptation, held), data)
         return update.tensors, update.facts, update.weight
 
     def read_down(data: bytes) -> tuple[dict[str, Value], dict[str, Any], float]:
-        received = read_download(run.method, bench, info, server.round, data, LIMITS)
+        received = read_download(run.method, bench, adaptation, server.round, data, LIMITS)
         return received.tensors, received.facts, received.header.weight
 
     strangers = [d for t, sent in enumerate(frames) for c, d in sent.items() if (t, c) != (now, name)] + downloads[0][:1]

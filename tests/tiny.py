@@ -29,14 +29,20 @@ from weft.communication.codecs import codec
 from weft.communication.ledger import Ledger
 from weft.data.images import Images
 from weft.data.rows import Rows
-from weft.engines.simulation import Settings, Simulation, Tests
+from weft.engines.cohort import cohort
+from weft.engines.engine import Engine
+from weft.engines.here import Here
+from weft.engines.setup import Settings, Setup, Tests
 from weft.federation.bench import Bench
 from weft.federation.client import ClientState, Splits
 from weft.federation.exchange import Exchange
 from weft.federation.method import Method
 from weft.federation.pack import Pack
-from weft.federation.server import Round, ServerState
+from weft.federation.round import Round
+from weft.federation.rounds import adapted, begin
+from weft.federation.server import ServerState
 from weft.federation.store import ClientStore, Spool
+from weft.federation.turn import Turn
 from weft.tasks.classification import Classification
 
 torch.set_num_threads(1)
@@ -317,7 +323,7 @@ class Federation:
     bench: Bench
     server: ServerState
     clients: list[ClientState]
-    simulation: Simulation
+    simulation: Engine
     rounds: int
 
     def run(self, rounds: int | None = None) -> Federation:
@@ -332,19 +338,22 @@ class Federation:
         server.round = self.method.plan(server, t) or Round(t)
         chosen = self.clients if clients is None else [self.clients[i] for i in clients]
         server.cohort = [c.info(self.method.info.asks) for c in chosen]
-        adaptations, held, facts = [], [], []
+        turns = []
         for c in chosen:
             info = c.info(self.method.info.asks)
             message = self.method.send(server, info)
-            adaptations.append(self.method.adapt(self.bench.of(info).backbone, self.bench.task, info))
-            held.append(server.held_by(info, message))
-            facts.append(dict(message.facts))
-        return Pack(self.bench.of(chosen[0]), chosen, adaptations, held, facts, server.round, server.start)
+            adaptation = adapted(self.method, self.bench, info)
+            turns.append(Turn(c, adaptation, server.held_by(info, adaptation, message), dict(message.facts)))
+        return Pack(self.bench.of(chosen[0]), turns, server.round, server.start)
+
+    def cohort(self) -> list[ClientState]:
+        """Who takes part in the server's round."""
+        return cohort(self.server, self.clients, self.simulation.setup.settings.participation, self.simulation.last_cohort)
 
     def global_logits(self, index: np.ndarray | None = None) -> Tensor:
         """[n, C] on rows of the table (all, if None)."""
         index = np.arange(len(self.bench.table)) if index is None else index
-        return self.server.bench().predict(lambda p, b: self.method.forward(p, b, "global"), [index])[0]
+        return self.server.pack().predict(lambda p, b: self.method.forward(p, b, "global"), [index])[0]
 
 
 def states(
@@ -407,7 +416,7 @@ def federation(
         model: a type of ``SHAPES`` or a backbone; None = one that has what the method needs. facts: one mapping per client.
         others: more backbones, which clients get by turns.
         prefix: with the frozen-prefix cache.
-        where: folder of the client store (a new temporary one). settings: of :class:`weft.engines.simulation.Settings`.
+        where: folder of the client store (a new temporary one). settings: of :class:`weft.engines.setup.Settings`.
     """
     model = model or home(method)
     of = backbone(model, classes=classes, precision=precision) if isinstance(model, str) else model
@@ -419,20 +428,20 @@ def federation(
     made = replace(benches[0], others={b.backbone.name: b for b in benches[1:]})
     for i, client in enumerate(clients):
         client.model = ["", *made.others][i % len(benches)]
-    server = ServerState(method, made, [c.info(method.info.asks) for c in clients], rounds, start)
+    server = begin(method, made, [c.info(method.info.asks) for c in clients], rounds, start)
     method.start(server)
     where = where or Path(tempfile.mkdtemp(dir=root()))
-    simulation = Simulation(
+    setup = Setup(
         method,
         made,
         [(server, clients)],
         Settings(rounds=rounds, **settings),
-        Exchange(codec(codec_name), Ledger()),
+        Exchange(method, codec(codec_name), Ledger()),
         ClientStore(where / "clients"),
         Spool(where / "spool"),
         tests,
     )
-    return Federation(method, made, server, clients, simulation, rounds)
+    return Federation(method, made, server, clients, Engine(setup, Here(setup)), rounds)
 
 
 def mixed_federation(method: Method, backbones: Sequence[Backbone], **settings: Any) -> Federation:

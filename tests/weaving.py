@@ -15,12 +15,12 @@ from weft.backbones.backbone import Backbone
 from weft.federation.batch import Batch, make_batch
 from weft.federation.bench import Bench
 from weft.federation.client import ClientState, Splits
+from weft.federation.layout import Adaptation, named
 from weft.federation.message import Value
-from weft.federation.method import Adaptation
 from weft.federation.pack import Pack
+from weft.federation.round import Round
 from weft.federation.scope import SHARED
-from weft.federation.server import Round
-from weft.federation.values import named
+from weft.federation.turn import Turn
 from weft.tensors.keyed import generator
 from weft.tensors.lowrank import LowRank
 
@@ -72,7 +72,7 @@ def pack_of(of: Bench, parts: Sequence[Mapping[str, Part]], values: Sequence[Map
     adaptations: list[Adaptation] = [{n: (p, SHARED) for n, p in each.items()} for each in parts]
     empty = np.zeros(0, np.int64)
     clients = [ClientState(f"client-{i}", 6, data=Splits(np.arange(6 * i, 6 * i + 6), empty, empty)) for i in range(len(parts))]
-    return Pack(of, clients, adaptations, list(values), [{} for _ in parts], Round(0), {})
+    return Pack(of, [Turn(*one) for one in zip(clients, adaptations, values, strict=True)], Round(0))
 
 
 def grads(of: Pack, loss: Tensor, *names: str) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from weft import experiment as settings
 from weft.cli.grids import grid
 from weft.cli.sizes import measure, size_tables
 from weft.federation.exchange import uploaded
-from weft.federation.server import ServerState
+from weft.federation.rounds import adapted, begin
 from weft.sites.joining import own_of
 from weft.sites.resident import Resident
 from weft.sites.terms import Terms
@@ -49,12 +49,12 @@ def show(screen: Console, about: Mapping[str, Any], file: Path) -> None:
     screen.print(Text.assemble(("Leaves this site: ", "bold"), method.info.sends, "."))
     screen.print(Text("Rows, texts, pictures, file names and columns never do.", style="dim"))
     screen.print()
-    server = ServerState(method, bench, [client.info(asks)], x.rounds)
+    server = begin(method, bench, [client.info(asks)], x.rounds)
     method.start(server)
     table = grid("tensor", ">shape", "what it is")
     info = client.info(asks)
     made = method.uploads(server, info)  # not trained, but computed from the rows
-    for name, shape in uploaded(server, info, method.adapt(bench.backbone, bench.task, info)).items():
+    for name, shape in uploaded(method, server, info, adapted(method, bench, info)).items():
         words = "made from your rows, by class" if name in made else "trained values"
         table.add_row(Text(name, style="cyan"), "×".join("any" if d is None else str(d) for d in shape), words)
     screen.print(table)

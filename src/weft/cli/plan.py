@@ -79,7 +79,7 @@ def rehearse(out: Console, resolved: Resolved, as_json: bool, observer: Observer
     from weft.cli.sizes import measure, size_tables
     from weft.communication.codecs import codec
     from weft.communication.ledger import format_bytes
-    from weft.engines.simulation import Settings
+    from weft.engines.setup import Settings
     from weft.runs import baselines
     from weft.runs.directory import check_name
     from weft.runs.prepare import prepare, suited

@@ -16,7 +16,7 @@ from weft.words import count
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from weft.engines.simulation import Settings
+    from weft.engines.setup import Settings
     from weft.federation.bench import Bench
     from weft.federation.client import ClientState
     from weft.federation.method import Method
@@ -108,10 +108,12 @@ def measure(method: Method, bench: Bench, clients: list[ClientState], settings: 
 
     from weft.communication.codecs import codec
     from weft.communication.ledger import Ledger
-    from weft.engines.simulation import Settings, Simulation, Tests
+    from weft.engines.engine import Engine
+    from weft.engines.here import Here
+    from weft.engines.setup import Settings, Setup, Tests
     from weft.federation.client import Splits
     from weft.federation.exchange import Exchange
-    from weft.federation.server import ServerState
+    from weft.federation.rounds import begin
     from weft.federation.store import ClientStore, Spool
     from weft.runs.prepare import suited
 
@@ -120,19 +122,20 @@ def measure(method: Method, bench: Bench, clients: list[ClientState], settings: 
     none = np.zeros(0, dtype=np.int64)
     ledger = Ledger()
 
-    def simulation(of: Method, people: list[ClientState], folder: str) -> Simulation:
-        server = ServerState(of, bench, [c.info(of.info.asks) for c in people], ROUNDS)
+    def engine(of: Method, people: list[ClientState], folder: str) -> Engine:
+        server = begin(of, bench, [c.info(of.info.asks) for c in people], ROUNDS)
         of.start(server)
-        return Simulation(
+        setup = Setup(
             of,
             bench,
             [(server, people)],
             dataclasses.replace(settings or Settings(), rounds=ROUNDS, dropout=0.0),
-            Exchange(codec("identity"), ledger),
+            Exchange(of, codec("identity"), ledger),
             ClientStore(Path(folder) / "clients"),
             Spool(Path(folder) / "updates"),
             Tests(none, none),
         )
+        return Engine(setup, Here(setup))
 
     people = [
         dataclasses.replace(c, facts=method.profile(i) | c.facts, data=Splits(c.data.train[:1], none, none), n=min(c.n, 1))
@@ -140,8 +143,9 @@ def measure(method: Method, bench: Bench, clients: list[ClientState], settings: 
     ]
     rounds, cohort = [], 0
     with tempfile.TemporaryDirectory() as folder:
-        real = simulation(method, people, folder)
-        short = simulation(dataclasses.replace(method, steps=1, batch=1), people, folder)
+        real = engine(method, people, folder)
+        capacity = real.turns.capacity
+        short = engine(dataclasses.replace(method, steps=1, batch=1), people, folder)
         for t in range(ROUNDS):
             record = short.round(t)
             if record is None:
@@ -155,9 +159,9 @@ def measure(method: Method, bench: Bench, clients: list[ClientState], settings: 
         classes=len(bench.task.classes),
         parts=_parts(real.federations[0][0].adaptation, bench.backbone),
         rounds=rounds,
-        memory=real.guess.total(real.k),
-        pack=real.k,
-        free=real.guess.available,
+        memory=capacity.guess.total(capacity.k),
+        pack=capacity.k,
+        free=capacity.guess.available,
     )
 
 

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from weft.errors import UserError
+from weft.federation.layout import named
 from weft.words import count
 
 if TYPE_CHECKING:
+    from weft.engines.setup import Setup
     from weft.federation.bench import Bench
     from weft.federation.client import ClientState
     from weft.federation.method import Method
+    from weft.federation.server import ServerState
 
 # Beyond this a processor without idle units gains nothing, and caches suffer: rows of a pass, and tokens on a CPU. Its rate falls
 # with the size of a pass (benchmarks/packing.py: 8 x 64 x 16 clients at half a loop's rate in float32, packs of 32 clients in
@@ -34,6 +38,43 @@ class Estimate:
 
     def total(self, k: int) -> int:
         return self.fixed + k * self.per_client
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """Clients of a pass, and its memory."""
+
+    k: int
+    guess: Estimate
+
+
+def capacity(setup: Setup, memory: int | None = None, workers: int = 1) -> Capacity:
+    """How many clients share a pass.
+
+    Args:
+        memory: bytes that a pass may take, None = what is free here. workers: that share a cohort.
+    """
+    settings, method, bench = setup.settings, setup.method, setup.bench
+    width = _width(bench)
+    guess = estimate(bench, method, _trainable(setup.federations[0][0]), width, _texts(setup.federations[0][0]))
+    if memory is not None:
+        guess = replace(guess, available=memory)
+    cohort = sum(max(round(settings.participation * len(c)), 1) for _, c in setup.federations)
+    share = math.ceil(cohort / workers)
+    return Capacity(1 if settings.debug else choose(settings.pack, share, method.batch, width, guess, bench), guess)
+
+
+def _trainable(server: ServerState) -> int:
+    return sum(init.numel for _, init, _ in named(server.adaptation, server.bench.backbone) if init.kind != "lowrank")
+
+
+def _texts(server: ServerState) -> bool:
+    return any(site.tower for part, _ in server.adaptation.values() for site in part.sites(server.bench.backbone))
+
+
+def _width(bench: Bench) -> int:
+    lengths = bench.table.lengths
+    return int(np.quantile(lengths, 0.95)) if len(lengths) else 1
 
 
 def available_memory(device: torch.device) -> int:
@@ -109,8 +150,9 @@ def group(clients: list[ClientState], k: int) -> list[list[ClientState]]:
     return found
 
 
-def out_of_memory(k: int, guess: Estimate) -> UserError:
+def out_of_memory(capacity: Capacity) -> UserError:
+    k = capacity.k
     lower = f"--pack {max(k // 2, 1)}" if k > 1 else "--set method.batch to a smaller number, or --max-length"
     return UserError(
-        f"out of memory with {count(k, 'client')} in a pack (estimated {guess.total(k) / 1e9:.1f} GB); lower {lower}."
+        f"out of memory with {count(k, 'client')} in a pack (estimated {capacity.guess.total(k) / 1e9:.1f} GB); lower {lower}."
     )

@@ -1,4 +1,4 @@
-"""Rounds with clients that are elsewhere: whoever carries the bytes, the coordinator is the same.
+"""Turns of clients that are elsewhere: whoever carries the bytes, the coordinator is the same.
 
 The coordinator plans, sends, waits, validates, combines and saves as the simulation does; what differs is that a turn is a
 question to a site and its answer. A site that does not answer in time is left out of the round and gets everything anew when it
@@ -10,20 +10,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 from weft.communication.envelope import unwrap, wrap
 from weft.communication.ledger import Phase
 from weft.communication.message import FACTS
 from weft.communication.strict import Refused, is_number
 from weft.communication.wire import payload_in
+from weft.engines import packing
+from weft.engines.engine import Played, Scores
 from weft.engines.evaluation import Answers, Evaluation, per_client, pooled
-from weft.engines.simulation import Job, Simulation
+from weft.engines.scoring import Scoring
+from weft.engines.setup import Job, Setup
 from weft.engines.site import Behind, Diverged, Site
 from weft.federation.client import ClientState
 from weft.federation.exchange import payload_of
-from weft.federation.message import Message
-from weft.federation.server import Round, ServerState
+from weft.federation.round import Round
+from weft.federation.rounds import adapted
 
 TRAIN, TEST = "train", "test"
 DIVERGED = "Its training has given values that are not finite."
@@ -105,82 +108,75 @@ class Transport(Protocol):
         ...
 
 
-class Remote(Simulation):
-    """A simulation whose clients are elsewhere; its own clients have no rows.
+class Remote:
+    """Turns of clients that are elsewhere; their states here have no rows.
 
     Args:
-        transport: made from the engine: it needs the server's start values.
+        transport: carries the questions.
     """
 
-    here: ClassVar[bool] = False
-    factor: ClassVar[float | None] = 1000.0  # generous: sites of very unequal size train for very unequal numbers of steps
+    here = False
+    admits = True
+    factor: float | None = 1000.0  # generous: sites of very unequal size train for very unequal numbers of steps
 
-    def __init__(self, *about: Any, transport: Callable[[Remote], Transport]):
-        super().__init__(*about)
-        self.transport = transport(self)
+    def __init__(self, setup: Setup, transport: Transport):
+        self.setup, self.transport = setup, transport
+        self.method, self.exchange = setup.method, setup.exchange
+        self.capacity = packing.capacity(setup)
+        self.scoring = Scoring(setup, self.capacity.k)
         self.absent: set[str] = set()
-        self.diverged: set[str] = set()
 
-    def round(self, t: int, phase: Phase = "train") -> dict[str, Any] | None:
-        """A round of the simulation, with whoever has joined in the meantime."""
-        for server, clients in self.federations:
+    def arrive(self, t: int) -> None:
+        for server, clients in self.setup.federations:
             for client in self.transport.arrivals(clients):
                 clients.append(client)
-                self._told(client.info(self.method.info.asks))
-                self.observer.say(f"{client.id} joins in round {t + 1}.")
+                self.setup.register(self.setup.info(client))
+                self.setup.observer.say(f"{client.id} joins in round {t + 1}.")
                 self.method.welcome(server, client)
             clients.sort(key=lambda c: c.id)
-            server.clients = [c.info(self.method.info.asks) for c in clients]
-        record = super().round(t, phase)
-        if record is None:
-            return None
-        refused = record["refused"] | dict.fromkeys(sorted(self.diverged), DIVERGED)
-        return record | {"lost": sorted({*record["lost"], *self.absent}), "refused": refused}
+            server.clients = [self.setup.info(c) for c in clients]
 
-    def _hand_over(self, server: ServerState, client: str, message: Message) -> None:
-        """The transport does, with every site that it lets in."""
-
-    def _turns(self, jobs: list[Job], t: int, phase: Phase) -> dict[str, float]:
-        self.observer.begin("clients", len(jobs))
+    def play(self, jobs: list[Job], t: int, phase: Phase, again: Callable[[Job], Job]) -> Played:
+        self.setup.observer.begin("clients", len(jobs))
         said = dict(self.transport.ask({j.client.id: self._question(TRAIN, j) for j in jobs}))
         behind = [j for j in jobs if j.client.id in said and _is_behind(said[j.client.id])]
         for job in behind:
-            self.observer.say(f"{job.client.id} has lost what it was sent, and gets everything anew.")
-            self._forgotten(job.server, job.client.id)
-        again = {j.client.id: self._download(j.server, j.client, phase) for j in behind}
-        jobs[:] = [again.get(j.client.id, j) for j in jobs]  # the caller reads answers by what they build on
-        said |= self.transport.ask({c: self._question(TRAIN, j) for c, j in again.items()}) if again else {}
+            self.setup.observer.say(f"{job.client.id} has lost what it was sent, and gets everything anew.")
+            self._forgotten(job)
+        anew = {j.client.id: again(j) for j in behind}
+        jobs[:] = [anew.get(j.client.id, j) for j in jobs]  # the caller reads answers by what they build on
+        said |= self.transport.ask({c: self._question(TRAIN, j) for c, j in anew.items()}) if anew else {}
         losses: dict[str, float] = {}
-        self.diverged = set()
+        refused: dict[str, str] = {}
         self.absent = set()  # who is not asked for scores, and waited for, in the same round
         for job in jobs:
-            raw = said.get(job.client.id)
+            client, raw = job.client.id, said.get(job.client.id)
             if raw is None:
-                self.absent.add(job.client.id)
-                self.observer.say(f"{job.client.id} did not answer in round {t + 1}, which goes on without it.")
-                self._forgotten(job.server, job.client.id)
+                self.absent.add(client)
+                self.setup.observer.say(f"{client} did not answer in round {t + 1}, which goes on without it.")
+                self._forgotten(job)
                 continue
             try:
                 about, data = unwrap(raw)
                 update = about.get("update") is True
                 if about.get("diverged") is True:
-                    self.diverged.add(job.client.id)
-                    self.observer.say(f"update of {job.client.id} refused: {DIVERGED}")
-                    self._forgotten(job.server, job.client.id)
+                    refused[client] = DIVERGED
+                    self.setup.observer.say(f"update of {client} refused: {DIVERGED}")
+                    self._forgotten(job)
                 payload = self._payload(job, data) if update else {}
-                self.exchange.ledger.add(t, phase, "up", job.client.id, payload, len(raw))
+                self.exchange.ledger.add(t, phase, "up", client, payload, len(raw))
                 if update:
-                    self.spool.put(job.client.id, data)
+                    self.setup.spool.put(client, data)
             except Refused as e:
-                self.observer.say(f"answer of {job.client.id} refused: {e}")
-                self._forgotten(job.server, job.client.id)
+                self.setup.observer.say(f"answer of {client} refused: {e}")
+                self._forgotten(job)
                 continue
             loss: Any = about.get("loss")
             if is_number(loss, int, float) and abs(loss) < LARGEST:
-                losses[job.client.id] = float(loss)
-            self.observer.advance("clients")
-        self.observer.end("clients")
-        return losses
+                losses[client] = float(loss)
+            self.setup.observer.advance("clients")
+        self.setup.observer.end("clients")
+        return Played(losses, self.absent, dict(sorted(refused.items())))
 
     def _payload(self, job: Job, data: bytes) -> dict[str, int]:
         """What an update is billed for; the ledger takes no names of parts from strangers.
@@ -195,43 +191,44 @@ class Remote(Simulation):
     def _question(self, what: str, job: Job) -> bytes:
         return Question(what, job.server.round, job.frame, job.since, job.now).encode()
 
-    def _forgotten(self, server: ServerState, client: str) -> None:
+    def _forgotten(self, job: Job) -> None:
         """Nobody knows what the client holds: it gets everything anew."""
-        server.synced[client] = 0
+        job.server.synced[job.client.id] = 0
 
-    def evaluate(self, t: int) -> list[Evaluation]:
+    def evaluate(self, t: int) -> Scores:
         """Every site's own counts, pooled and by client; and the common model on test rows that the coordinator has."""
         questions: dict[str, bytes] = {}
-        for server, clients in self.federations:
+        for server, clients in self.setup.federations:
             for client in clients:
                 if client.id in self.absent:
                     continue
-                info = client.info(self.method.info.asks)
+                info = self.setup.info(client)
                 message = self.method.send_to_test(server, info)
                 payload = payload_of(message.tensors)
                 self.exchange.ledger.add(server.round.index, "eval", "down", client.id, payload, sum(payload.values()))
-                data = self.exchange.broadcast(server, info, message)[0].data
+                adaptation = adapted(self.method, self.setup.bench, info)
+                data = self.exchange.broadcast(server, info, adaptation, message)[0].data
                 since = server.synced.get(client.id, 0)
                 questions[client.id] = Question(TEST, server.round, data, since, since).encode()
         said: dict[tuple[str, str], dict[str, Answers]] = {}
-        self.scored = self.blank = 0
+        scored = blank = 0
         for client_id, raw in sorted(self.transport.ask(questions).items()):
             try:
-                found = _answers(raw, len(self.bench.task.classes) if self.settings.by_class else 0)
+                found = _answers(raw, len(self.setup.bench.task.classes) if self.setup.settings.by_class else 0)
                 self.exchange.ledger.add(t, "eval", "up", client_id, {FACTS: len(raw) - 4}, len(raw))
             except Refused as e:
-                self.observer.say(f"scores of {client_id} refused: {e}")
+                self.setup.observer.say(f"scores of {client_id} refused: {e}")
                 continue
             if any(a.blank for a in found.values()):
-                self.blank += 1
-                self.observer.say(f"scores of {client_id} left out: its logits are not finite.")
+                blank += 1
+                self.setup.observer.say(f"scores of {client_id} left out: its logits are not finite.")
             else:
-                self.scored += bool(found)
+                scored += bool(found)
             for where, some in found.items():
                 said.setdefault(where, {})[client_id] = some
         scores: list[Evaluation] = []
         for view in self.method.info.views:
-            here = self._global(view) if view == "global" else []
+            here = self.scoring.common(view) if view == "global" else []
             scores += here
             for people in ("own test", "validation"):
                 own = said.get((view, people), {})
@@ -240,7 +237,7 @@ class Remote(Simulation):
                     scores += pooled(list(own.values()), view=view, people=common)
                 if people == "own test":
                     scores += per_client({c: a.right / a.n for c, a in own.items() if not a.blank}, view=view, people=people)
-        return scores
+        return Scores(scores, scored, blank)
 
 
 def _is_behind(raw: bytes) -> bool:

@@ -1,4 +1,4 @@
-"""Rounds whose packs are trained by workers: the coordinator is that of the simulation, and a pack is a question and its answer.
+"""Packs that are trained by workers: a pack is a question and its answer.
 
 Unlike a site a worker belongs to nobody. It has a backbone and everybody's rows, and keeps nothing of a client: what the client
 holds and remembers comes with the question, and what it remembers afterwards goes back with the answer, so that any worker can
@@ -11,7 +11,7 @@ import math
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import safetensors.torch as st
 import torch
@@ -21,8 +21,10 @@ from weft.communication.codecs import Codec
 from weft.communication.envelope import unwrap, wrap
 from weft.communication.ledger import Phase
 from weft.engines import packing
+from weft.engines.engine import Played, Scores
 from weft.engines.losses import Losses
-from weft.engines.simulation import Job, Simulation
+from weft.engines.scoring import Scoring
+from weft.engines.setup import Job, Setup
 from weft.errors import UserError, WeftError
 from weft.federation import files
 from weft.federation.bench import Bench
@@ -31,7 +33,9 @@ from weft.federation.exchange import write_update
 from weft.federation.message import Value
 from weft.federation.method import Method
 from weft.federation.pack import Pack
-from weft.federation.server import Round
+from weft.federation.round import Round
+from weft.federation.rounds import adapted
+from weft.federation.turn import Turn
 from weft.tensors.lowrank import LowRank
 
 Ask = Callable[[Iterable[tuple[int, bytes]]], Iterator[tuple[int, bytes]]]
@@ -75,24 +79,32 @@ class Workers:
         return cls(sum(counts), memory, threads)
 
 
-class Scattered(Simulation):
-    """A simulation whose packs are trained elsewhere; evaluation is the coordinator's.
+class Scattered:
+    """Turns in packs that workers train; evaluation is the coordinator's.
 
     Args:
         ask: carries the questions. workers: who answers them.
     """
 
-    here: ClassVar[bool] = False
+    here = False
+    admits = False
+    factor: float | None = None
 
-    def __init__(self, *about: Any, ask: Ask, workers: Workers):
-        super().__init__(*about)
-        self.ask = ask
-        self._choose_pack(workers.memory, workers.number)
+    def __init__(self, setup: Setup, ask: Ask, workers: Workers):
+        self.setup, self.ask = setup, ask
+        self.capacity = packing.capacity(setup, workers.memory, workers.number)
+        self.scoring = Scoring(setup, self.capacity.k)
 
-    def _turns(self, jobs: list[Job], t: int, phase: Phase) -> dict[str, float]:
+    def arrive(self, t: int) -> None:
+        """Everybody is here from the beginning."""
+
+    def evaluate(self, t: int) -> Scores:
+        return Scores(self.scoring.evaluate(t))
+
+    def play(self, jobs: list[Job], t: int, phase: Phase, again: Callable[[Job], Job]) -> Played:
         by_id = {j.client.id: j for j in jobs}
-        packs = [[by_id[c.id] for c in group] for group in packing.group([j.client for j in jobs], self.k)]
-        self.observer.begin("clients", len(jobs))
+        packs = [[by_id[c.id] for c in group] for group in packing.group([j.client for j in jobs], self.capacity.k)]
+        self.setup.observer.begin("clients", len(jobs))
         losses: dict[str, float] = {}
         bills: dict[str, tuple[dict[str, int], int]] = {}
         for number, raw in self.ask((i, self._question(members)) for i, members in enumerate(packs)):
@@ -102,18 +114,18 @@ class Scattered(Simulation):
             tensors, frames = st.load(data[: about["tensors"]]), memoryview(data)[about["tensors"] :]
             for i, (job, said) in enumerate(zip(packs[number], about["clients"], strict=True)):
                 _remember(job.client, tensors, i, said)
-                self.store.save(job.client)
+                self.setup.store.save(job.client)
                 if f"{i}:loss" in tensors:
                     losses[job.client.id] = float(tensors[f"{i}:loss"])
                 if said["size"] is not None:
                     frame, frames = bytes(frames[: said["size"]]), frames[said["size"] :]
-                    self.spool.put(job.client.id, frame)
+                    self.setup.spool.put(job.client.id, frame)
                     bills[job.client.id] = said["payload"], len(frame)
-            self.observer.advance("clients", len(packs[number]))
-        self.observer.end("clients")
+            self.setup.observer.advance("clients", len(packs[number]))
+        self.setup.observer.end("clients")
         for client, (payload, size) in sorted(bills.items()):
-            self.exchange.ledger.add(t, phase, "up", client, payload, size)
-        return {c: losses[c] for c in by_id if c in losses}
+            self.setup.exchange.ledger.add(t, phase, "up", client, payload, size)
+        return Played({c: losses[c] for c in by_id if c in losses})
 
     def _question(self, members: list[Job]) -> bytes:
         """A pack: what its clients hold, each value once, what each has received beside it, and what each remembers."""
@@ -134,11 +146,11 @@ class Scattered(Simulation):
 
         clients = []
         for i, job in enumerate(members):
-            self.store.load(job.client)
+            self.setup.store.load(job.client)
             held = tuple((n, number_of(v)) for n, v in sorted(job.held.items()))
             about = {"id": job.client.id, "facts": job.client.facts, "received": dict(job.facts)}
             clients.append(about | {"held": sets.setdefault(held, len(sets))} | _memory(job.client, tensors, i))
-            self.store.forget(job.client)
+            self.setup.store.forget(job.client)
         plan = members[0].server.round
         round = {"index": plan.index, "kind": plan.kind, "extra": plan.extra}
         head = {"round": round, "clients": clients, "held": [dict(s) for s in sets], "scales": scales}
@@ -148,7 +160,7 @@ class Scattered(Simulation):
         if about["failed"] == PERSON:
             return UserError(about["why"])
         if about["failed"] == MEMORY:
-            return packing.out_of_memory(self.k, self.guess)
+            return packing.out_of_memory(self.capacity)
         error = WeftError(about["why"])
         error.add_note(about["trace"])
         return error
@@ -174,17 +186,20 @@ class Worker:
             {name: _held(tensors, number, about["scales"]) for name, number in names.items()} for names in about["held"]
         ]
         clients = [self._client(tensors, i, said) for i, said in enumerate(about["clients"])]
-        held = [sets[said["held"]] for said in about["clients"]]
-        bench = self.bench.of(clients[0])
         asks = self.method.info.asks
-        adaptations = [self.method.adapt(bench.backbone, bench.task, c.info(asks)) for c in clients]
-        pack = Pack(bench, clients, adaptations, list(held), [said["received"] for said in about["clients"]], round, {})
+        turns = [
+            Turn(c, adapted(self.method, self.bench, c.info(asks)), sets[said["held"]], said["received"])
+            for c, said in zip(clients, about["clients"], strict=True)
+        ]
+        held = {turn.client.id: turn.held for turn in turns}
+        bench = self.bench.of(clients[0])
+        pack = Pack(bench, turns, round)
         losses = pack.listener = Losses(c.id for c in clients)
         frames = {}
         try:
             for update in self.method.train(pack):
-                values = held[[c.id for c in clients].index(update.client.id)]
-                frames[update.client.id] = write_update(self.method, round, bench.seed, update, self.uplink, values)
+                base = held[update.client.id]
+                frames[update.client.id] = write_update(self.method, round, bench.seed, update, self.uplink, base)
         except (UserError, torch.OutOfMemoryError):
             raise
         except Exception as e:

@@ -22,13 +22,16 @@ from weft.federation import files
 from weft.federation.bench import Bench
 from weft.federation.client import ClientState
 from weft.federation.exchange import Limits, read_download, write_update
+from weft.federation.layout import named
 from weft.federation.message import APPENDED, Value
 from weft.federation.method import Method
 from weft.federation.pack import Pack
+from weft.federation.round import Round
+from weft.federation.rounds import adapted
 from weft.federation.scope import Scope
-from weft.federation.server import Round
 from weft.federation.store import ClientStore
-from weft.federation.values import finite, named
+from weft.federation.turn import Turn
+from weft.federation.values import finite
 from weft.tensors.growing import grow
 from weft.tensors.lowrank import LowRank
 
@@ -65,7 +68,7 @@ class Site:
         self.start = dict(start or {})
         files.make_folder(folder, private=True)
         self.info = client.info(method.info.asks)
-        self.adaptation = method.adapt(bench.backbone, bench.task, self.info)
+        self.adaptation = adapted(method, bench, self.info)
         self.state = folder / "site.json"
         self._recall()
 
@@ -153,10 +156,10 @@ class Site:
     def _train(self, round: Round, received: Received, since: int, now: int, digest: str) -> tuple[bytes | None, float | None]:
         self.copy, self.clock = self._apply(received.tensors, since), now
         self.store.load(self.client)
-        pack = Pack(self.bench, [self.client], [self.adaptation], [self.start | self.copy], [received.facts], round, self.start)
+        held = self.start | self.copy
+        pack = Pack(self.bench, [Turn(self.client, self.adaptation, held, received.facts)], round, self.start)
         losses = pack.listener = Losses([self.client.id])
         updates = list(self.method.train(pack))
-        held = self.start | self.copy
         frame = write_update(self.method, round, self.bench.seed, updates[0], self.uplink, held).data if updates else None
         pack.write_back()
         if not all(finite(some.values()) for some in (self.client.kept, self.client.memo, *(u.tensors for u in updates))):
@@ -169,7 +172,7 @@ class Site:
     def _read(self, round: Round, data: bytes, since: int) -> Received:
         if since and since != self.clock:
             raise Behind(f"{self.client.id} holds another state than the message builds on")
-        return read_download(self.method, self.bench, self.info, round, data, self.limits)
+        return read_download(self.method, self.bench, self.adaptation, round, data, self.limits)
 
     def _save(self, round: int, digest: str, frame: bytes | None, loss: float | None) -> None:
         tensors: dict[str, Tensor] = {}
@@ -205,7 +208,7 @@ class Site:
         received = self._read(round, data, since)
         self.store.load(self.client)
         held = self.start | self._apply(received.tensors, since)
-        pack = Pack(self.bench, [self.client], [self.adaptation], [held], [received.facts], round, self.start)
+        pack = Pack(self.bench, [Turn(self.client, self.adaptation, held, received.facts)], round, self.start)
         found: dict[str, dict[str, Answers]] = {}
         personal = False
         for view in sorted(self.method.info.views, key=lambda v: v != "global"):  # the common model, before it is fitted

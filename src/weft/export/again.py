@@ -55,7 +55,7 @@ def _rebuilt(folder: Path, target: Path, client: str | None, view: str | None) -
     from weft import experiment as settings
     from weft.engines.observer import Observer
     from weft.errors import nearest
-    from weft.federation.server import ServerState
+    from weft.federation.rounds import begin
     from weft.federation.store import ClientStore
     from weft.runs import baselines
     from weft.runs import directory as directories
@@ -81,7 +81,7 @@ def _rebuilt(folder: Path, target: Path, client: str | None, view: str | None) -
         (people,) = baselines.federations(copies(material.clients), x.baseline)
         for position, one in enumerate(people):
             one.facts = method.profile(position) | one.facts
-        server = ServerState(method, material.bench, [c.info(method.info.asks) for c in people], x.rounds)
+        server = begin(method, material.bench, [c.info(method.info.asks) for c in people], x.rounds)
         restore(server, saved.servers[0])
         chosen = None
         if client is not None:
@@ -91,4 +91,4 @@ def _rebuilt(folder: Path, target: Path, client: str | None, view: str | None) -
                 raise UserError(f'this run has no client "{client}": it has {", ".join(ids[:20])}.{nearest(client, ids)}')
             ClientStore(directory.root / "clients", saved.clients).load(chosen)
         info = {"run": directory.root.name, "settings": x.flat(), "pairs": material.data["pairs"]}
-        return export(server, material.bench, target, info, client=chosen, view=view)
+        return export(method, server, target, info, client=chosen, view=view)

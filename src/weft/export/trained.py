@@ -16,11 +16,13 @@ from weft.errors import UserError
 from weft.federation.batch import Batch, Output, make_batch
 from weft.federation.bench import Bench
 from weft.federation.client import ClientState
+from weft.federation.layout import named
 from weft.federation.message import Value
 from weft.federation.pack import Pack
+from weft.federation.round import Round
+from weft.federation.rounds import adapted
 from weft.federation.scope import GIVEN
-from weft.federation.server import Round
-from weft.federation.values import named
+from weft.federation.turn import Turn
 from weft.tasks.classification import Classification
 from weft.tensors.lowrank import LowRank
 
@@ -56,7 +58,7 @@ class Trained:
     def on(self, bench: Bench) -> Pack:
         """A pack of one with this model."""
         adaptation = {name: (part, GIVEN) for name, part in self.parts.items()}
-        return Pack(bench, [ClientState("")], [adaptation], [self.values], [{}], Round(0), {})
+        return Pack(bench, [Turn(ClientState(""), adaptation, self.values)], Round(0))
 
     def forward(self, pack: Pack, batch: Batch) -> Output:
         if self.rule is not None:
@@ -69,14 +71,13 @@ class Trained:
         return pack.predict(self.forward, [rows])[0]
 
 
-def capture(server: ServerState, bench: Bench, view: str, client: ClientState | None = None) -> Trained:
+def capture(method: Method, server: ServerState, view: str, client: ClientState | None = None) -> Trained:
     """The model that ``view`` stands for: the server's, or a client's own with its memory loaded.
 
     Raises:
         UserError: the method's way to predict can be written neither as weights of parts nor by its name.
     """
-    method = server.method
-    pack = server.bench() if client is None else _entering(server, bench, client)
+    pack = server.pack() if client is None else _entering(method, server, client)
     if view != "global":
         method.personalise(pack)
     pack.hold(None)
@@ -86,7 +87,7 @@ def capture(server: ServerState, bench: Bench, view: str, client: ClientState | 
     rule = None if use is not None else by_name(method, view, facts)
     parts = {name: part for name, (part, _) in adaptation.items() if use is None or part.always or use.get(name, 0.0) != 0.0}
     values: dict[str, Value] = {}
-    for name, init, _ in named(adaptation, bench.backbone):
+    for name, init, _ in named(adaptation, pack.backbone):
         if name.split("/", 1)[0] not in parts:
             continue
         if init.kind == "lowrank":
@@ -110,15 +111,13 @@ def _plain(stacked: Tensor) -> Tensor:
     return stacked[0].detach().to("cpu", torch.float32).clone()
 
 
-def _entering(server: ServerState, bench: Bench, client: ClientState) -> Pack:
+def _entering(method: Method, server: ServerState, client: ClientState) -> Pack:
     """A pack of one client after the newest download."""
-    method = server.method
     info = client.info(method.info.asks)
-    message = method.send(server, info)
-    held = server.start | server.held_by(info, message)
-    bench = bench.of(client)
-    adaptation = method.adapt(bench.backbone, bench.task, info)
-    return Pack(bench, [client], [adaptation], [held], [message.facts], server.round, server.start)
+    message = method.send_to_test(server, info)
+    adaptation = adapted(method, server.bench, info)
+    turn = Turn(client, adaptation, server.held_by(info, adaptation, message), message.facts)
+    return Pack(server.bench.of(client), [turn], server.round, server.start)
 
 
 class _Recorder:
@@ -140,7 +139,7 @@ class _Recorder:
 @torch.no_grad()
 def _weights(method: Method, pack: Pack, view: str) -> dict[str, float] | None:
     """Part -> weight, if the view is one pass with fixed weights and nothing else; None if it is more."""
-    table = pack.bench_of.table
+    table = pack.bench.table
     batch = make_batch(table, np.arange(min(2, len(table)))[None], None, pack.device)
     recorder: Any = _Recorder(pack)
     out = method.forward(recorder, batch, view)

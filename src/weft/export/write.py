@@ -24,6 +24,7 @@ from weft.federation.exchange import DIVERGED
 
 if TYPE_CHECKING:
     from weft.federation.client import ClientState
+    from weft.federation.method import Method
     from weft.federation.server import ServerState
 
 TOLERANCE = 1e-4
@@ -57,8 +58,8 @@ class ExportReport:
 
 
 def export(
+    method: Method,
     server: ServerState,
-    bench: Bench,
     folder: Path,
     info: Mapping[str, Any],
     *,
@@ -81,12 +82,11 @@ def export(
             that is not finite.
         WeftError: the re-loaded model predicts something else.
     """
-    method = server.method
-    bench = bench if client is None else bench.of(client)
+    bench = server.bench if client is None else server.bench.of(client)
     view = choose_view(method.info.slug, method.info.views, view, client is not None)
     if not bench.backbone.path:
         raise UserError("this backbone was made in memory: save it with save_pretrained and load it from there to export on it.")
-    trained = capture(server, bench, view, client)
+    trained = capture(method, server, view, client)
     if odd := not_finite(trained.values):
         raise UserError(
             f"{odd} is not finite, since training diverged: there is no model to export; try a lower --set method.lr."
@@ -105,7 +105,7 @@ def export(
         base=base,
         classes=bench.task.classes,
         max_length=max_length(info.get("settings", {}), bench.backbone),
-        method=_described(server),
+        method=_described(method),
         view=view,
         client=None if client is None else client.id,
         run=info.get("run"),
@@ -198,8 +198,8 @@ def read(folder: Path, about: About, backbone: Backbone) -> Trained:
     return weft_files.read(folder, backbone, Classification(about.classes))
 
 
-def _described(server: ServerState) -> dict[str, Any]:
+def _described(method: Method) -> dict[str, Any]:
     from weft.methods import registry
 
-    info = server.method.info
-    return {"slug": info.slug, "title": info.title, "paper": info.paper, "settings": registry.values(server.method)}
+    info = method.info
+    return {"slug": info.slug, "title": info.title, "paper": info.paper, "settings": registry.values(method)}

@@ -8,23 +8,23 @@ from typing import TYPE_CHECKING
 import torch
 
 from weft.errors import UserError
-from weft.federation.client import ClientState
-from weft.federation.method import Adaptation
-from weft.federation.values import named
+from weft.federation.layout import Adaptation, named
+from weft.federation.turn import Turn
 from weft.tensors.init import Init
 
 if TYPE_CHECKING:
     from weft.backbones.backbone import Backbone
 
 
-def check_alike(backbone: Backbone, clients: Sequence[ClientState], adaptations: Sequence[Adaptation]) -> None:
+def check_alike(backbone: Backbone, turns: Sequence[Turn]) -> None:
     """Sizes of tensors (ranks) and constants may differ between clients, and nothing else.
 
     Raises:
         UserError: one client's parts differ from the first one's, of whose parts the pack is made.
     """
-    for client, adaptation in zip(clients[1:], adaptations[1:], strict=True):
-        what = _difference(backbone, clients[0].id, adaptations[0], client.id, adaptation)
+    first = turns[0]
+    for turn in turns[1:]:
+        what = _difference(backbone, first.client.id, first.adaptation, turn.client.id, turn.adaptation)
         if what:
             raise UserError(
                 f"clients that are trained together need the same parts at the same layers, but {what}: train them one by one "

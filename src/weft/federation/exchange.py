@@ -9,7 +9,7 @@ import json
 import zlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
@@ -19,17 +19,17 @@ from weft.communication.message import Expected, Frame, Header, Received
 from weft.communication.strict import Refused, quoted
 from weft.communication.wire import decode, encode
 from weft.errors import UserError
+from weft.federation.bench import Bench
+from weft.federation.layout import Adaptation, named
 from weft.federation.message import APPENDED, ClientInfo, Message, Update, Value
+from weft.federation.method import Method
+from weft.federation.round import Round
 from weft.federation.scope import Scope, matches
-from weft.federation.values import finite, named
+from weft.federation.server import ServerState
+from weft.federation.turn import Turn
+from weft.federation.values import finite
 from weft.tensors.keyed import generator
 from weft.tensors.lowrank import LowRank
-
-if TYPE_CHECKING:
-    from weft.federation.bench import Bench
-    from weft.federation.method import Adaptation, Method
-    from weft.federation.server import Round, ServerState
-
 
 LARGEST = 1e15
 """That a value of an update may be: products and squares of larger ones leave the range of float32."""
@@ -57,11 +57,13 @@ class Exchange:
     """The wire of one run.
 
     Args:
+        method: whose messages go out and come in.
         uplink: codec of updates. Downloads go exact: a lossy one would need each client's own copy at the server.
         ledger: counts every encoded byte.
     """
 
-    def __init__(self, uplink: Codec, ledger: Ledger, limits: Limits | None = None):
+    def __init__(self, method: Method, uplink: Codec, ledger: Ledger, limits: Limits | None = None):
+        self.method = method
         self.uplink, self.ledger, self.limits = uplink, ledger, limits or Limits()
         self._identity = codec("identity")
         self._broadcasts: dict[Any, tuple[Frame, Received, dict[str, Value]]] = {}
@@ -72,21 +74,27 @@ class Exchange:
         self._broadcasts.clear()
 
     def download(
-        self, server: ServerState, client: ClientInfo, message: Message, phase: Phase = "train"
+        self, server: ServerState, client: ClientInfo, adaptation: Adaptation, message: Message, phase: Phase = "train"
     ) -> tuple[Frame, Received]:
-        """Server -> client. Messages with the same values are encoded and decoded once, and billed to each receiver."""
-        frame, received = self.broadcast(server, client, message)
+        """Server -> client. Messages with the same values are encoded and decoded once, and billed to each receiver.
+
+        Args:
+            adaptation: the client's, which says what it accepts.
+        """
+        frame, received = self.broadcast(server, client, adaptation, message)
         name = f"{zlib.crc32(frame.data):08x}"
         self.ledger.add(server.round.index, phase, "down", client.id, frame.payload, frame.size, broadcast=name)
         return frame, received
 
-    def broadcast(self, server: ServerState, client: ClientInfo, message: Message) -> tuple[Frame, Received]:
+    def broadcast(
+        self, server: ServerState, client: ClientInfo, adaptation: Adaptation, message: Message
+    ) -> tuple[Frame, Received]:
         """A download as bytes and as it is read, not billed."""
         facts = message.facts | server.round.extra
         round, values = server.round, ((n, id(v)) for n, v in message.tensors.items())
         key = (id(server), round.index, round.kind, client.model, json.dumps(facts, sort_keys=True), *values)
         if key not in self._broadcasts:
-            header = Header(server.method.info.slug, server.round.index, server.round.kind, "down", "*")
+            header = Header(self.method.info.slug, server.round.index, server.round.kind, "down", "*")
             frame = encode(header, message.tensors, facts, self._identity)
             if frame.size > self.limits.max_bytes:
                 raise UserError(
@@ -94,11 +102,11 @@ class Exchange:
                     "give a larger --max-bytes."
                 )
             try:
-                received = read_download(server.method, server.bench_of.of(client), client, server.round, frame.data, self.limits)
+                received = read_download(self.method, server.bench.of(client), adaptation, server.round, frame.data, self.limits)
             except Refused as e:
                 if finite(message.tensors.values()):
                     raise  # it is the method's own fault, and not what training has made of the values
-                raise Unsendable(f"{server.method.info.slug} would send what no client takes ({e}): {DIVERGED}.") from e
+                raise Unsendable(f"{self.method.info.slug} would send what no client takes ({e}): {DIVERGED}.") from e
             # the values are kept beside their frame: a key of ids is only good while they live
             self._broadcasts[key] = (frame, received, dict(message.tensors))
         frame, received, _ = self._broadcasts[key]
@@ -115,7 +123,7 @@ class Exchange:
             return b""
         key = (id(server), names)
         if key not in self._starts:
-            header = Header(server.method.info.slug, 0, START, "down", "*")
+            header = Header(self.method.info.slug, 0, START, "down", "*")
             self._starts[key] = encode(header, {n: server.start[n] for n in names}, {}, self._identity)
         frame = self._starts[key]
         name = f"start {zlib.crc32(frame.data):08x}"
@@ -124,33 +132,35 @@ class Exchange:
 
     def pack_update(self, server: ServerState, update: Update, held: Mapping[str, Value], phase: Phase = "train") -> Frame:
         """The client's side of an upload: bytes, billed."""
-        frame = write_update(server.method, server.round, server.seed, update, self.uplink, held)
+        frame = write_update(self.method, server.round, server.seed, update, self.uplink, held)
         self.ledger.add(server.round.index, phase, "up", update.client.id, frame.payload, frame.size)
         return frame
 
-    def read_update(self, server: ServerState, client: ClientInfo, data: bytes, held: Mapping[str, Value]) -> Update:
+    def read_update(self, server: ServerState, turn: Turn, data: bytes) -> Update:
         """The server's side of an upload.
+
+        Args:
+            turn: what the client was taken to hold when it was asked.
 
         Raises:
             Refused: the bytes are not an update that this round and method can use.
         """
-        bench = server.bench_of.of(client)
-        adaptation = server.method.adapt(bench.backbone, bench.task, client)
-        shapes = uploaded(server, client, adaptation)
+        method, client, bench = self.method, turn.client.info(self.method.info.asks), server.bench.of(turn.client)
+        shapes = uploaded(method, server, client, turn.adaptation)
         expected = Expected(
-            method=server.method.info.slug,
+            method=method.info.slug,
             round=server.round.index,
             kind=server.round.kind,
             direction="up",
             max_bytes=self.limits.max_bytes,
             max_weight=self.limits.max_weight,
             tensors=shapes,
-            required=frozenset(n for n in shapes if matches(n, server.method.demands)),
-            facts=frozenset(server.method.info.reveals),
+            required=frozenset(n for n in shapes if matches(n, method.demands)),
+            facts=frozenset(method.info.reveals),
             lowrank=frozenset(),
             client=client.id,
         )
-        received = decode(data, expected, reference=held)
+        received = decode(data, expected, reference=turn.held)
         for name, value in received.tensors.items():
             assert isinstance(value, Tensor)  # uploads are never factored
             if value.dtype != bench.dtype:  # a mean with one of them would be of the wider dtype from then on, for everybody
@@ -162,27 +172,31 @@ class Exchange:
             facts=received.facts,
             client=client,
             weight=received.header.weight,
-            adaptation=adaptation,
+            adaptation=turn.adaptation,
         )
 
 
-def uploaded(server: ServerState, client: ClientInfo, adaptation: Adaptation) -> dict[str, tuple[int | None, ...]]:
+def uploaded(
+    method: Method, server: ServerState, client: ClientInfo, adaptation: Adaptation
+) -> dict[str, tuple[int | None, ...]]:
     """Names and shapes of the tensors that a client with this adaptation may send."""
-    bench = server.bench_of.of(client)
+    bench = server.bench.of(client)
     shapes: dict[str, tuple[int | None, ...]] = {n: i.shape for n, i, s in named(adaptation, bench.backbone) if Scope.UP in s}
-    return shapes | dict(server.method.uploads(server, client))
+    return shapes | dict(method.uploads(server, client))
 
 
 def read_download(
-    method: Method, bench: Bench, client: ClientInfo, round: Round, data: bytes, limits: Limits | None = None
+    method: Method, bench: Bench, adaptation: Adaptation, round: Round, data: bytes, limits: Limits | None = None
 ) -> Received:
     """The client's side of a download.
+
+    Args:
+        bench, adaptation: the client's.
 
     Raises:
         Refused: the bytes are not a message that this method and round allow.
     """
     limits = limits or Limits()
-    adaptation = method.adapt(bench.backbone, bench.task, client)
     factored = frozenset(n for n, i, _ in named(adaptation, bench.backbone) if i.kind == "lowrank")
     expected = Expected(
         method=method.info.slug,

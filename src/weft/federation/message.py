@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from weft.federation.layout import Adaptation
 from weft.tensors.lowrank import LowRank
 
 if TYPE_CHECKING:
     from weft.backbones.backbone import Site
-    from weft.federation.method import Adaptation
 
 Value = Tensor | LowRank
 
@@ -66,9 +65,3 @@ class Update(Message):
         a, b = self.tensors[f"{part}/{site.name}/A"], self.tensors[f"{part}/{site.name}/B"]
         assert isinstance(a, Tensor) and isinstance(b, Tensor)
         return LowRank(B=b, A=a, scale=lora.constants(site)["scale"])
-
-
-def scope_of(adaptation: Adaptation, name: str) -> Any:
-    """The scope of the tensor "part/site/role"."""
-    _, scope = adaptation[name.split("/", 1)[0]]
-    return scope[name.rsplit("/", 1)[1]] if isinstance(scope, Mapping) else scope

@@ -11,21 +11,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, dataclass_transform
 from torch import Tensor
 
 from weft.adaptation.optim import Optim
-from weft.adaptation.part import Part
 from weft.errors import UserError, nearest
+from weft.federation.batch import Batch, Output
 from weft.federation.info import MethodInfo
-from weft.federation.scope import Scope
+from weft.federation.layout import Adaptation
+from weft.federation.message import ClientInfo, Message, Update
+from weft.federation.pack import Pack
+from weft.federation.round import Round
+from weft.federation.server import ServerState
 
 if TYPE_CHECKING:
     from weft.backbones.backbone import Backbone
-    from weft.federation.batch import Batch, Output
-    from weft.federation.message import ClientInfo, Message, Update
-    from weft.federation.pack import Pack
-    from weft.federation.server import Round, ServerState
     from weft.tasks.classification import Classification
-
-Adaptation = Mapping[str, tuple[Part, "Scope | Mapping[str, Scope]"]]
-"""Part name -> (part, its scope; or a scope per tensor role). Tensors are then called "part/site/role"."""
 
 WEIGHTINGS = ("examples", "uniform")
 
@@ -103,8 +100,6 @@ class Method:
 
     def plan(self, server: ServerState, t: int) -> Round | None:
         """What kind of round the t-th is and who takes part; None ends the run."""
-        from weft.federation.server import Round
-
         return Round(t) if t < server.rounds else None
 
     def send(self, server: ServerState, client: ClientInfo) -> Message:

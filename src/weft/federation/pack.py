@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,14 +18,13 @@ from weft.federation.alike import check_alike
 from weft.federation.batch import Batch, Output, make_batch
 from weft.federation.bench import Bench
 from weft.federation.client import ClientState
-from weft.federation.message import Update, Value, scope_of
-from weft.federation.method import Adaptation
+from weft.federation.layout import scope_of
+from weft.federation.message import Update, Value
+from weft.federation.round import Round
 from weft.federation.scope import Scope, matches
+from weft.federation.turn import Turn
 from weft.federation.values import initial
 from weft.tensors.keyed import generator
-
-if TYPE_CHECKING:
-    from weft.federation.server import Round
 
 
 class Pack:
@@ -34,6 +33,10 @@ class Pack:
     Attributes:
         clients: their states, in order. round: the round in progress. facts: what each received beside tensors.
         at_server: it is the server's own, where GIVEN tensors may be trained.
+        tensors: live values [K, …] by name. shapes: of each client's own, by name; None = it has none. has: [K] bool, by name.
+
+    Args:
+        turns: of the clients. start: start values handed out in set-up, instead of drawn ones.
 
     Raises:
         UserError: its clients differ in more than sizes, see :func:`weft.federation.alike.check_alike`.
@@ -42,42 +45,38 @@ class Pack:
     def __init__(
         self,
         bench: Bench,
-        clients: list[ClientState],
-        adaptations: list[Adaptation],
-        received: list[Mapping[str, Value]],
-        facts: list[Mapping[str, Any]],
+        turns: Sequence[Turn],
         round: Round,
-        start: Mapping[str, Tensor],
+        start: Mapping[str, Tensor] | None = None,
         at_server: bool = False,
     ):
-        self.bench_of, self.at_server = bench, at_server
+        self.bench, self.at_server, self.round = bench, at_server, round
         self.backbone, self.task = bench.backbone, bench.task
-        self.clients, self.adaptations, self.round, self.facts = clients, adaptations, round, facts
+        self.clients, self.adaptations = [t.client for t in turns], [t.adaptation for t in turns]
+        self.facts = [t.facts for t in turns]
         device = bench.backbone.device
         self.device, self.dtype = device, bench.dtype
-        check_alike(bench.backbone, clients, adaptations)
-        placed = place(bench.backbone, [{n: p for n, (p, _) in a.items()} for a in adaptations], device, bench.dtype)
-        self._values: list[dict[str, Value]] = []
-        for client, adaptation, got in zip(clients, adaptations, received, strict=True):
-            self._values.append(initial(bench, client, adaptation, got, round, start))
+        check_alike(bench.backbone, turns)
+        placed = place(bench.backbone, [{n: p for n, (p, _) in a.items()} for a in self.adaptations], device, bench.dtype)
+        entering = [initial(bench, turn, round, start or {}) for turn in turns]
         self.tensors: dict[str, Tensor] = {}
-        self._has: dict[str, Tensor] = {}
-        self._shapes: dict[str, list[tuple[int, ...] | None]] = {}
-        for name in dict.fromkeys(n for v in self._values for n in v):
-            values = [v.get(name) for v in self._values]
+        self.has: dict[str, Tensor] = {}
+        self.shapes: dict[str, list[tuple[int, ...] | None]] = {}
+        for name in dict.fromkeys(n for v in entering for n in v):
+            values = [v.get(name) for v in entering]
             stacked = stack(values, device, self.dtype)
             present = torch.tensor([v is not None for v in values], device=device)
             pairs = (
                 [(name, stacked)] if isinstance(stacked, Tensor) else list(zip((f"{name}.A", f"{name}.B"), stacked, strict=True))
             )
             for full, tensor in pairs:
-                self.tensors[full], self._has[full] = tensor, present
-            self._shapes[name] = [tuple(v.shape) if v is not None else None for v in values]
-        self._weave = Weave(bench.backbone, placed, self.tensors, len(clients))
+                self.tensors[full], self.has[full] = tensor, present
+            self.shapes[name] = [tuple(v.shape) if v is not None else None for v in values]
+        self._weave = Weave(bench.backbone, placed, self.tensors, len(turns))
         # blocks of the text tower are numbered by themselves, and nobody lacks one
         self._blocks = {name: None if p.site.tower else p.site.block for p in placed for name in p.names.values()}
-        nobody = torch.zeros(len(clients), dtype=torch.bool, device=device)
-        has = {name: self._has.get(name, nobody) for name in self._blocks}
+        nobody = torch.zeros(len(turns), dtype=torch.bool, device=device)
+        has = {name: self.has.get(name, nobody) for name in self._blocks}
         self._lacks = {name: ~h for name, h in has.items() if not bool(h.all())}
         self._optimizers: list[Optimizer] = []
         self._lengths = bench.table.lengths
@@ -95,14 +94,14 @@ class Pack:
         self._check_absent()
         k = len(batch.index)
         flat = batch.index.reshape(-1)
-        cut = self._cut()
+        cut = self.cut()
         self._weave.prefix = None
-        if cut and self.bench_of.prefix is not None:
-            inputs, hidden = self.bench_of.prefix.gather(self.bench_of.table, flat, cut)
+        if cut and self.bench.prefix is not None:
+            inputs, hidden = self.bench.prefix.gather(self.bench.table, flat, cut)
             if hidden is not None:
                 self._weave.prefix = (cut, hidden)
         else:
-            inputs = self.backbone.to_model(self.bench_of.table.collate(flat))
+            inputs = self.backbone.to_model(self.bench.table.collate(flat))
         return self._forward(inputs, batch.clients, k, use)
 
     def _forward(self, inputs: dict[str, Tensor], clients: Tensor | None, k: int, use: Mapping[str, Weight] | None) -> Output:
@@ -116,7 +115,7 @@ class Pack:
         """Embeddings of each client's table rows on the frozen backbone, no part on: K tensors [n_k, e], not normalised."""
         if self.backbone.embedding is None:
             raise WeftError(f'backbone "{self.backbone.name}" has no embedding of whole rows')
-        table, prefix = self.bench_of.table, self.bench_of.prefix
+        table, prefix = self.bench.table, self.bench.prefix
         found = []
         for index in rows:
             pieces = [torch.zeros(0, self.backbone.embedding.d_in, dtype=self.dtype, device=self.device)]
@@ -136,6 +135,10 @@ class Pack:
         self._weave.prefix = None
         k = len(embeddings)
         return self._forward({"image_embeds": embeddings.flatten(0, 1)}, None, k, use)
+
+    def labels(self, rows: np.ndarray) -> np.ndarray:
+        """Class indices of table rows, of any shape; a client asks for rows of its own."""
+        return self.bench.table.labels[rows]
 
     def loss(self, out: Output, batch: Batch) -> Tensor:
         """The task's loss per client, [k]; padding rows weigh nothing."""
@@ -157,9 +160,9 @@ class Pack:
                 who = self.clients[int((lacks & ~unused).nonzero()[0])].id
                 raise WeftError(f'client {who} has no value for "{name}", neither received nor its own')
 
-    def _cut(self) -> int:
+    def cut(self) -> int:
         """How many blocks lie below every part."""
-        if self._weave.hold is not None or self.bench_of.prefix is None:
+        if self._weave.hold is not None or self.bench.prefix is None:
             return 0
         layers = len(self.backbone.blocks)
         lowest = layers if self.backbone.embedding is None else layers + 1
@@ -198,13 +201,13 @@ class Pack:
             plans.turn(
                 self._lengths[c.data.train if self._training is None or c.id in self._training else c.data.train[:0]],
                 size=size,
-                seed=self.bench_of.seed,
+                seed=self.bench.seed,
                 client=c.id,
                 turn=self.round.index,
                 epochs=1.0 if epochs is None else epochs,
                 steps=steps,
                 stream=stream,
-                by_length=self.bench_of.by_length,
+                by_length=self.bench.by_length,
                 cap=cap,
             )
             for c, cap in zip(self.clients, each, strict=True)
@@ -213,7 +216,7 @@ class Pack:
     def _assemble(self, rows: list[np.ndarray | None]) -> Batch:
         """One step from positions in each client's training rows (None = not in this step)."""
         present = [i for i, r in enumerate(rows) if r is not None and len(r)]
-        table = self.bench_of.table
+        table = self.bench.table
         width = max(len(rows[i]) for i in present)  # type: ignore[arg-type]
         index = np.full((len(present), width), -1, dtype=np.int64)
         for row, i in zip(index, present, strict=True):
@@ -251,7 +254,7 @@ class Pack:
         return made
 
     def _trainable(self, name: str) -> bool:
-        return name in self._shapes and (self.at_server or scope_of(self.adaptations[0], name) != Scope.DOWN)
+        return name in self.shapes and (self.at_server or scope_of(self.adaptations[0], name) != Scope.DOWN)
 
     def step(self, optimizer: Optimizer, loss: Tensor, batch: Batch, only: Iterable[str] = (), tick: bool = True) -> None:
         """Move the optimizer's tensors that match ``only`` (all, if empty) down the gradient of each client's own loss.
@@ -267,7 +270,7 @@ class Pack:
 
     def rows(self, name: str) -> Tensor:
         """[K] bool: the clients that have the tensor, and the block it sits in."""
-        has, block = self._has[name], self._blocks.get(name)
+        has, block = self.has[name], self._blocks.get(name)
         return has if self._weave.hold is None or block is None else has & self._weave.hold[:, block]
 
     def minimise(
@@ -310,22 +313,22 @@ class Pack:
         """Give part ``target`` the present values of part ``source`` (a frozen teacher), for some clients ([K] bool) or all."""
         for name, value in self.params(source).items():
             twin = target + name[len(source) :]
-            new, has = value.detach().clone(), self._has[name]
+            new, has = value.detach().clone(), self.has[name]
             if clients is not None:
                 chosen = clients.view(-1, *[1] * (new.dim() - 1))
-                new, has = torch.where(chosen, new, self.tensors[twin]), torch.where(clients, has, self._has[twin])
-            self.tensors[twin], self._has[twin] = new, has
+                new, has = torch.where(chosen, new, self.tensors[twin]), torch.where(clients, has, self.has[twin])
+            self.tensors[twin], self.has[twin] = new, has
             self._lacks.pop(twin, None)
 
     def value(self, k: int, name: str) -> Tensor:
         """One client's tensor, cut to its own size, on the CPU."""
-        shape = self._shapes[name][k]
+        shape = self.shapes[name][k]
         assert shape is not None
         return self.tensors[name].detach()[k][tuple(slice(0, s) for s in shape)].to("cpu").clone()
 
     def generators(self, purpose: str) -> list[torch.Generator]:
         """One keyed generator per client."""
-        return [generator(self.bench_of.seed, purpose, self.round.index, c.id) for c in self.clients]
+        return [generator(self.bench.seed, purpose, self.round.index, c.id) for c in self.clients]
 
     def updates(
         self, facts: list[dict[str, Any]] | None = None, tensors: list[dict[str, Tensor]] | None = None
@@ -339,7 +342,7 @@ class Pack:
                 continue
             own: dict[str, Value] = {
                 n: self.value(k, n)
-                for n in self._shapes
+                for n in self.shapes
                 if n in moved and Scope.UP in scope_of(self.adaptations[k], n) and bool(self.rows(n)[k])
             }
             yield Update(
@@ -353,8 +356,8 @@ class Pack:
     def write_back(self) -> None:
         """Store KEEP tensors in the client states: the end of a completed turn."""
         for k, client in enumerate(self.clients):
-            for name in self._shapes:
-                if Scope.KEEP in scope_of(self.adaptations[k], name) and bool(self._has[name][k]):
+            for name in self.shapes:
+                if Scope.KEEP in scope_of(self.adaptations[k], name) and bool(self.has[name][k]):
                     client.kept[name] = self.value(k, name)
             client.rounds_seen += 1
 
@@ -376,7 +379,7 @@ class Pack:
             index = np.full((len(present), width), -1, dtype=np.int64)
             for row, i in zip(index, present, strict=True):
                 row[: len(plan[i][j])] = rows[i][plan[i][j]]
-            batch = make_batch(self.bench_of.table, index, present if len(present) < k else None, self.device)
+            batch = make_batch(self.bench.table, index, present if len(present) < k else None, self.device)
             logits = forward(self, batch).logits.float().cpu()
             for row, i in zip(logits, present, strict=True):
                 found[i].append(row[: len(plan[i][j])])

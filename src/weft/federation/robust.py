@@ -6,18 +6,16 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from weft.aggregation import robust
 from weft.aggregation.mean import weighted_mean
 from weft.errors import UserError, nearest
+from weft.federation.info import MethodInfo
+from weft.federation.message import Value
 from weft.tensors.lowrank import LowRank
-
-if TYPE_CHECKING:
-    from weft.federation.message import Value
-    from weft.federation.method import Method
 
 RULES = ("none", "clip", "median", "trimmed", "krum", "multi-krum")
 
@@ -76,7 +74,7 @@ class Robust:
 
     # before a run -----------------------------------------------------------------------------------------------------
 
-    def check(self, method: Method, cohort: int) -> None:
+    def check(self, info: MethodInfo, cohort: int) -> None:
         """Refuse what can't work.
 
         Args:
@@ -87,8 +85,8 @@ class Robust:
         """
         if self.rule == "none":
             return
-        slug = method.info.slug
-        if not method.info.additive:
+        slug = info.slug
+        if not info.additive:
             raise UserError(
                 f'{slug} needs each update by itself and not their mean, so robust = "{self.rule}" can\'t stand in for it: '
                 "leave --robust out, or choose a method such as fedit."

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from weft.errors import UserError, WeftError
+from weft.errors import WeftError
+from weft.federation.bench import Bench
 from weft.federation.client import ClientState
+from weft.federation.layout import Adaptation, named
 from weft.federation.message import APPENDED, ClientInfo, Message, Update, Value
 from weft.federation.pack import Pack
 from weft.federation.robust import Robust, Vote
+from weft.federation.round import Round
 from weft.federation.scope import Scope, matches
-from weft.federation.values import finite, named
+from weft.federation.turn import Turn
 from weft.tensors import growing
 from weft.tensors.init import Init
 from weft.tensors.keyed import generator
@@ -23,26 +25,6 @@ from weft.tensors.lowrank import LowRank
 
 if TYPE_CHECKING:
     from weft.backbones.backbone import Site
-    from weft.federation.bench import Bench
-    from weft.federation.method import Adaptation, Method
-
-Who = Literal["sample", "all", "same"] | tuple[str, ...] | list[str]
-"""The cohort: a random sample, everybody, the last cohort again, one per value of a fact (``("domain",)``), or client ids."""
-
-
-@dataclass(frozen=True)
-class Round:
-    """One exchange between server and cohort.
-
-    Attributes:
-        index: server round, from 0. kind: told apart by the method (``train``, ``probe`` …). who: the cohort.
-        extra: set by ``plan``, the same for every client; travels to the client.
-    """
-
-    index: int
-    kind: str = "train"
-    who: Who = "sample"
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
 class ServerState:
@@ -55,23 +37,24 @@ class ServerState:
         clock: stamp of the next write; 0 = start values, which every client has. synced: clock at a client's last download.
         rounds: planned number of rounds. round: the one in progress. cohort: who takes part in it.
         robust: what stands in for a mean. remarks: what that rule did in this round, for its record.
+        weighting: of updates in a mean, ``examples`` or ``uniform``. adaptation: of a client without facts.
     """
 
     def __init__(
         self,
-        method: Method,
         bench: Bench,
+        adaptation: Adaptation,
         clients: list[ClientInfo],
         rounds: int,
         start: dict[str, Tensor] | None = None,
         robust: Robust | None = None,
+        weighting: str = "examples",
     ):
-        self.method, self.bench_of, self.clients, self.rounds = method, bench, clients, rounds
-        self.robust = robust or Robust()
+        self.bench, self.adaptation, self.clients, self.rounds = bench, adaptation, clients, rounds
+        self.robust, self.weighting = robust or Robust(), weighting
         self.remarks: dict[str, Any] = {}
         self.seed = bench.seed
         self.start = dict(start or {})
-        self.adaptation: Adaptation = method.adapt(bench.backbone, bench.task, ClientInfo(""))
         self.shared: dict[str, Value] = {}
         self.stamps: dict[str, int] = {}
         self.terms: dict[str, growing.Terms] = {}  # of LowRanks
@@ -92,30 +75,12 @@ class ServerState:
             else:
                 self.shared[name] = self.start[name] if name in self.start else bench.draw(init, name)
             self.stamps[name] = 0
-        self._check_others()
-
-    def _check_others(self) -> None:
-        """Clients with another backbone must be able to read and answer the same messages."""
-        bench = self.bench_of
-
-        def travelling(of: Bench) -> dict[str, tuple[int, ...]]:
-            mine = self.method.adapt(of.backbone, of.task, ClientInfo(""))
-            return {n: tuple(i.shape) for n, i, s in named(mine, of.backbone) if Scope.DOWN in s or Scope.UP in s}
-
-        for name, other in bench.others.items():
-            here, there = travelling(bench), travelling(other)
-            odd = sorted(n for n in here.keys() | there.keys() if here.get(n) != there.get(n))
-            if odd:
-                raise UserError(
-                    f"{self.method.info.slug} sends {len(odd)} tensors that are not the same for {bench.backbone.name} and "
-                    f"{name}, such as {odd[0]}: give all clients one backbone, or choose a method for several (fedhpl)."
-                )
 
     # reading --------------------------------------------------------------------------------------------------------
 
     def sites(self, part: str) -> list[Site]:
         """Where one part sits."""
-        return self.adaptation[part][0].sites(self.bench_of.backbone)
+        return self.adaptation[part][0].sites(self.bench.backbone)
 
     def generator(self, purpose: str, *more: object) -> torch.Generator:
         """Keyed (seed, purpose, round, …)."""
@@ -162,12 +127,17 @@ class ServerState:
         elif any(isinstance(value, LowRank) for value in message.tensors.values()):
             self.synced[client.id] = 0
 
-    def held_by(self, client: ClientInfo, message: Message) -> dict[str, Value]:
-        """The DOWN values that the client has once it has read ``message``: received now, or unchanged since it last did."""
+    def held_by(self, client: ClientInfo, adaptation: Adaptation, message: Message) -> dict[str, Value]:
+        """The values that the client has once it has read ``message``.
+
+        These are start values from set-up, and DOWN values received now or unchanged since it last read one.
+
+        Args:
+            adaptation: the client's.
+        """
         since = self.synced.get(client.id, 0)
-        bench = self.bench_of.of(client)
-        found: dict[str, Value] = {}
-        for name, init, scope in named(self.method.adapt(bench.backbone, bench.task, client), bench.backbone):
+        found: dict[str, Value] = dict(self.start)
+        for name, init, scope in named(adaptation, self.bench.of(client).backbone):
             if Scope.DOWN not in scope:
                 continue
             if name in message.tensors:
@@ -186,13 +156,13 @@ class ServerState:
         if value is not None and tuple(value.shape) == init.shape:
             return value
         if (name, init.shape) not in self._starts:
-            self._starts[name, init.shape] = self.bench_of.draw(init, name)
+            self._starts[name, init.shape] = self.bench.draw(init, name)
         return self._starts[name, init.shape]
 
-    def bench(self) -> Pack:
+    def pack(self) -> Pack:
         """A pack of one at the server, with every DOWN tensor at its newest value and the others at their start."""
         client = ClientState("")
-        return Pack(self.bench_of, [client], [self.adaptation], [dict(self.shared)], [{}], self.round, self.start, True)
+        return Pack(self.bench, [Turn(client, self.adaptation, dict(self.shared))], self.round, self.start, at_server=True)
 
     # writing --------------------------------------------------------------------------------------------------------
 
@@ -224,7 +194,7 @@ class ServerState:
         Or what ``robust`` puts in its place. The mean streams: one update is held at a time.
         """
         patterns = (only,) if isinstance(only, str) else tuple(only)
-        uniform = (weighting or self.method.weighting) == "uniform"
+        uniform = (weighting or self.weighting) == "uniform"
 
         def votes() -> Iterator[Vote]:
             for update in updates:
@@ -236,44 +206,19 @@ class ServerState:
         for name, value in outcome.tensors.items():
             self.write(name, value)
 
-    def aggregate(self, updates: Iterable[Update]) -> dict[str, Any]:
-        """The method's own rule on a round's updates, at a new stamp.
+    def snapshot(self) -> Callable[[], None]:
+        """What puts the values of this moment back: for a round whose result is not finite."""
+        stores = (self.shared, self.stamps, self.memo)
+        before, terms = [dict(d) for d in stores], {n: list(t) for n, t in self.terms.items()}
 
-        A round whose result is not finite is undone: finite updates of absurd size would end the run for everybody.
-
-        Returns:
-            what a robust rule did, nothing for a plain mean.
-
-        Raises:
-            UserError: a robust rule was asked for, and the method does not come by :meth:`mean`.
-        """
-        self.clock += 1
-        self.remarks = {}
-        came: list[str] = []
-
-        def counted() -> Iterator[Update]:
-            for update in updates:
-                came.append(update.client.id)
-                yield update
-
-        before = [dict(d) for d in self._stores()]
-        terms = {n: list(t) for n, t in self.terms.items()}
-        self.method.aggregate(self, counted())
-        if not finite((*self.shared.values(), *self.memo.values())):
-            for store, old in zip(self._stores(), before, strict=True):
+        def undo() -> None:
+            for store, old in zip(stores, before, strict=True):
                 store.clear()
                 store.update(old)
             self.terms = terms
             self._news.clear()
-            return {"skipped": "the updates together gave values that are not finite, and count for nothing"}
-        if self.robust.rule == "none":
-            return {}
-        if came and not self.remarks:
-            raise UserError(
-                f'{self.method.info.slug} does not aggregate by the server\'s mean, so robust = "{self.robust.rule}" has no hold '
-                "on it: leave --robust out."
-            )
-        return self.remarks
+
+        return undo
 
     def roll_back(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Hold an earlier state (:meth:`tensors_and_json`) again; nobody is taken to hold more of it than the start values.
@@ -284,9 +229,6 @@ class ServerState:
         self.restore(tensors, state)
         self.clock, self.synced, self.round = clock + 1, dict.fromkeys(known, 0), round
         self._news.clear()
-
-    def _stores(self) -> tuple[dict[str, Any], ...]:
-        return self.shared, self.stamps, self.memo
 
     # checkpoint -----------------------------------------------------------------------------------------------------
 

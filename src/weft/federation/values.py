@@ -1,41 +1,31 @@
-"""Names and start values of the tensors that an adaptation trains, and whether values are numbers at all."""
+"""Values that a client enters its turn with, and whether values are numbers at all."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from weft.federation.client import ClientState
+from weft.federation.bench import Bench
+from weft.federation.layout import named
 from weft.federation.message import Value
-from weft.federation.method import Adaptation
+from weft.federation.round import Round
 from weft.federation.scope import Scope
+from weft.federation.turn import Turn
 from weft.tensors.lowrank import LowRank
 
-if TYPE_CHECKING:
-    from weft.backbones.backbone import Backbone
-    from weft.federation.bench import Bench
-    from weft.federation.server import Round
 
-
-def initial(
-    bench: Bench,
-    client: ClientState,
-    adaptation: Adaptation,
-    received: Mapping[str, Value],
-    round: Round,
-    start: Mapping[str, Tensor],
-) -> dict[str, Value]:
+def initial(bench: Bench, turn: Turn, round: Round, start: Mapping[str, Tensor]) -> dict[str, Value]:
     """Every tensor that a client enters its turn with, by scope.
 
     Args:
-        received: current values of its DOWN tensors, and start values of others that were handed to this client.
         start: start values handed out in set-up, instead of drawn ones.
     """
+    client, received = turn.client, turn.held
     values: dict[str, Value] = {}
-    for name, init, scope in named(adaptation, bench.backbone):
+    for name, init, scope in named(turn.adaptation, bench.backbone):
         if Scope.DOWN in scope:
             if name in received:
                 values[name] = received[name]
@@ -50,14 +40,6 @@ def initial(
         else:
             values[name] = bench.draw(init, name)
     return values
-
-
-def named(adaptation: Adaptation, backbone: Backbone) -> Iterator[tuple[str, Any, Scope]]:
-    """(tensor name, start value, scope) of everything in an adaptation."""
-    for part_name, (part, scope) in adaptation.items():
-        for site in part.sites(backbone):
-            for role, init in part.tensors(backbone, site).items():
-                yield f"{part_name}/{site.name}/{role}", init, scope[role] if isinstance(scope, Mapping) else scope
 
 
 def finite(values: Iterable[Any]) -> bool:

@@ -20,12 +20,13 @@ from weft.experiment import Experiment
 from weft.federation.bench import Bench
 from weft.federation.client import ClientState, Splits
 from weft.federation.info import MethodInfo
+from weft.federation.layout import Adaptation, named
 from weft.federation.message import ClientInfo, Update
-from weft.federation.method import Adaptation, Method
+from weft.federation.method import Method
 from weft.federation.pack import Pack
+from weft.federation.rounds import adapted
 from weft.federation.scope import SHARED
 from weft.federation.server import ServerState
-from weft.federation.values import named
 from weft.runs.prepare import copies
 from weft.tasks.classification import Classification
 
@@ -121,7 +122,7 @@ def probe(experiment: Experiment) -> Probe:
 
 def head_of(server: ServerState, method: Method, bench: Bench) -> dict[str, Tensor]:
     """The values of a probe's server that ``method`` can start from: tensors of its own parts, of the same name."""
-    adaptation = method.adapt(bench.backbone, bench.task, ClientInfo(""))
+    adaptation = adapted(method, bench, ClientInfo(""))
     names = {name for name, _, _ in named(adaptation, bench.backbone)}
     return {n: v for n, v in server.shared.items() if n in names and isinstance(v, Tensor)}
 

@@ -17,8 +17,8 @@ from weft.backbones.names import KNOWN
 from weft.communication.codecs import codec
 from weft.data.hub_sets import catalogue
 from weft.engines.flower import environment as flower
+from weft.engines.here import Here
 from weft.engines.observer import Observer
-from weft.engines.simulation import Simulation
 from weft.errors import Interrupted, UserError
 from weft.experiment import Experiment, Resolved
 from weft.federation import again, files
@@ -29,13 +29,12 @@ from weft.runs.directory import RunDirectory
 from weft.runs.environment import changed, environment
 from weft.runs.prepare import Material, copies, prepare, suited
 from weft.runs.result import Run, scores
-from weft.runs.stage import Engine, Notes, Played, Player, Stage, sent
+from weft.runs.stage import MakeTurns, Notes, Played, Player, Stage, sent
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from weft.federation.method import Method
-    from weft.federation.server import ServerState
 
 PROBE_PACK = 8  # a probe's packs need next to no memory, and a number of its own keeps a replay's the same
 
@@ -136,11 +135,11 @@ def _settings(directory: RunDirectory, method: Method | None) -> Resolved:
 
 
 @contextmanager
-def _engine(resolved: Resolved, directory: RunDirectory, material: Material, observer: Observer) -> Iterator[Engine]:
+def _engine(resolved: Resolved, directory: RunDirectory, material: Material, observer: Observer) -> Iterator[MakeTurns]:
     """What plays the rounds of the run itself; its baselines and repeats are always simulated."""
     x = resolved.experiment
     if x.engine == "simulation":
-        yield Simulation
+        yield Here
         return
     if x.engine == "ray":
         from weft.sites import ray_simulation
@@ -161,7 +160,7 @@ def go_on(
     about: dict[str, Any],
     observer: Observer,
     repeat: int = 1,
-    engine: Engine = Simulation,
+    engine: MakeTurns = Here,
 ) -> None:
     """Everything from the first round to the finished summary, or what is left of it."""
     x = resolved.experiment
@@ -172,7 +171,7 @@ def go_on(
     main, setup = play(directory, x, resolved.method, material, observer, engine=engine)
     about |= scores(main.lines) | {"pack": main.pack, "bytes": summary.total_bytes(main, setup)}
     if len(main.servers) == 1:
-        about["adapter"] = export_adapter(main.servers[0], material, directory, x, observer)
+        about["adapter"] = export_adapter(main, directory, x, material, observer)
     about["baselines"] = {}
     for name in x.baselines:
         about["baselines"][name] = _baseline(name, directory, resolved, material, main.pack, setup, observer)
@@ -197,7 +196,7 @@ def play(
     material: Material,
     observer: Observer,
     aside: str | None = None,
-    engine: Engine = Simulation,
+    engine: MakeTurns = Here,
 ) -> tuple[Played, Played | None]:
     """The federation of an experiment, after the one that trains its head if there is to be one.
 
@@ -246,11 +245,11 @@ def play(
     )
     player = Player(stage, directory.root, x, material, observer, engine)
     if aside is None:
-        if player.simulation.here:
-            observer.say(summary.memory(player.simulation))
+        if player.engine.turns.here:
+            observer.say(summary.memory(player.engine))
         if travels:
-            observer.say(summary.uploads(player.simulation))
-        pinned = pinned_to(x, material) | {"pack": player.simulation.k if not x.debug else x.pack}
+            observer.say(summary.uploads(player.engine))
+        pinned = pinned_to(x, material) | {"pack": player.engine.k if not x.debug else x.pack}
         files.write(directory.experiment, settings.to_toml(x, pinned).encode())
         observer.begin("rounds", rounds)
     played = player.play()
@@ -260,7 +259,7 @@ def play(
 
 
 def export_adapter(
-    server: ServerState, material: Material, directory: RunDirectory, x: Experiment, observer: Observer
+    main: Played, directory: RunDirectory, x: Experiment, material: Material, observer: Observer
 ) -> dict[str, Any]:
     """Write the adapter beside the run, re-loaded and compared by :mod:`weft.export`, and give it its name only then."""
     from weft.export import export
@@ -271,7 +270,7 @@ def export_adapter(
     files.make_folder(unfinished)
     try:
         about = {"run": directory.root.name, "settings": x.flat(), "pairs": material.data["pairs"]}
-        report = export(server, material.bench, unfinished, about)
+        report = export(main.method, main.servers[0], unfinished, about)
     except UserError as e:  # a method that no file can stand for still has its numbers
         shutil.rmtree(unfinished, ignore_errors=True)
         observer.say(f"no adapter was written: {e}")

@@ -23,14 +23,15 @@ from weft.data.sources import limited
 from weft.data.sources import load as load_data
 from weft.engines.observer import Observer
 from weft.engines.packing import available_memory
-from weft.engines.simulation import Tests
+from weft.engines.setup import Tests
 from weft.errors import UserError
 from weft.experiment import Experiment
 from weft.federation.bench import Bench
 from weft.federation.client import ClientState, Splits
+from weft.federation.layout import named
 from weft.federation.message import ClientInfo
 from weft.federation.method import Method
-from weft.federation.values import named
+from weft.federation.rounds import adapted
 from weft.tasks.classification import Classification
 
 
@@ -234,7 +235,7 @@ def suited(method: Method, bench: Bench) -> None:
     Raises:
         UserError: it lacks something, or what one client trains is larger than the free memory.
     """
-    adaptation = method.adapt(bench.backbone, bench.task, ClientInfo(""))
+    adaptation = adapted(method, bench, ClientInfo(""))
     demands: list[Callable[[], object]] = [functools.partial(part.sites, bench.backbone) for part, _ in adaptation.values()]
     if "separate blocks" in method.info.needs:
         demands.append(bench.backbone.check_separate)

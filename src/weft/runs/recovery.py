@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from weft.engines.simulation import Simulation
+from weft.engines.engine import Engine
 from weft.errors import UserError
 from weft.runs.checkpoint import Checkpoint, Kept
 
@@ -41,10 +41,8 @@ class Recovery:
         now: the state that the next round begins with. saved: :meth:`as_json` of an earlier process.
     """
 
-    def __init__(
-        self, simulation: Simulation, checkpoint: Checkpoint, now: Kept, round: int, saved: dict[str, Any] | None = None
-    ):
-        self.simulation, self.checkpoint = simulation, checkpoint
+    def __init__(self, engine: Engine, checkpoint: Checkpoint, now: Kept, round: int, saved: dict[str, Any] | None = None):
+        self.engine, self.checkpoint = engine, checkpoint
         self.good = [Good(**g | {"kept": Kept(**g["kept"])}) for g in (saved or {}).get("good", [])]
         self.barren = int((saved or {}).get("barren", 0))
         self.current = self._state(now, round)
@@ -66,7 +64,7 @@ class Recovery:
         Returns:
             the number of rounds that are then in force, None if nothing was undone.
         """
-        counted = 0 if "skipped" in record.get("robust", {}) else len(self.simulation.counted)
+        counted = 0 if "skipped" in record.get("robust", {}) else len(self.engine.counted)
         failed, away = len(record["refused"]), len(record["lost"])
         self._idle = not failed and counted == 0 and len(record["cohort"]) > away  # there was nothing to send
         self._failed = failed > counted
@@ -80,14 +78,14 @@ class Recovery:
 
     def scored(self) -> int | None:
         """After an evaluation: where most sites' logits are not finite, back to a good state."""
-        if self.simulation.blank <= self.simulation.scored:
+        if self.engine.blank <= self.engine.scored:
             return None
         self._failed = True
         return self._back()
 
     def unsendable(self) -> int | None:
         """Where the state gives messages that are none: back to a good one; None if there is none left."""
-        self.simulation.exchange.close_round()
+        self.engine.exchange.close_round()
         return self._back()
 
     def closed(self, now: Kept, round: int) -> None:
@@ -113,24 +111,24 @@ class Recovery:
     # states -------------------------------------------------------------------------------------------------------------
 
     def _state(self, kept: Kept, round: int) -> Good:
-        usual = self.simulation.usual
-        people = [[c.id for c in server.clients] for server, _ in self.simulation.federations]
+        usual = self.engine.usual
+        people = [[c.id for c in server.clients] for server, _ in self.engine.federations]
         return Good(round, kept, {} if usual is None else {k: list(v) for k, v in usual.seen.items()}, people)
 
     def _back(self) -> int | None:
         if not self.good:
             return None
         good = self.current = self.good.pop()
-        simulation = self.simulation
+        engine = self.engine
         for (server, clients), (tensors, state), known in zip(
-            simulation.federations, self.checkpoint.states(good.kept), good.clients, strict=True
+            engine.federations, self.checkpoint.states(good.kept), good.clients, strict=True
         ):
             server.roll_back(tensors, state)
             for client in clients:
                 if client.id not in known:  # it joined since
-                    server.method.welcome(server, client)
-        if simulation.usual is not None:
-            simulation.usual.seen = {k: list(v) for k, v in good.usual.items()}
+                    engine.method.welcome(server, client)
+        if engine.usual is not None:
+            engine.usual.seen = {k: list(v) for k, v in good.usual.items()}
         where = f"that after round {good.round}" if good.round else "the start values"
-        simulation.observer.say(f"most sites fail on what they were sent: back to a state on which they did not, {where}.")
+        engine.setup.observer.say(f"most sites fail on what they were sent: back to a state on which they did not, {where}.")
         return good.round

@@ -15,8 +15,10 @@ from torch import Tensor
 
 from weft.communication.codecs import codec
 from weft.communication.ledger import Ledger, Phase, Totals
+from weft.engines.engine import Engine, Turns
+from weft.engines.here import Here
 from weft.engines.observer import Observer
-from weft.engines.simulation import Settings, Simulation
+from weft.engines.setup import Settings, Setup
 from weft.errors import UserError
 from weft.experiment import Experiment
 from weft.federation import files
@@ -24,6 +26,7 @@ from weft.federation.client import ClientState
 from weft.federation.exchange import Exchange, Limits, Unsendable
 from weft.federation.method import Method
 from weft.federation.robust import Robust
+from weft.federation.rounds import begin
 from weft.federation.server import ServerState
 from weft.federation.store import ClientStore, Spool
 from weft.runs.checkpoint import Checkpoint, Saved, restore
@@ -63,6 +66,7 @@ class Played:
     crossed a wire.
     """
 
+    method: Method
     lines: list[dict[str, Any]]
     servers: list[ServerState]
     ledger: Ledger
@@ -70,8 +74,8 @@ class Played:
     travels: bool
 
 
-Engine = Callable[..., Simulation]
-"""Makes what plays the rounds, from the arguments of :class:`Simulation`."""
+MakeTurns = Callable[[Setup], Turns]
+"""Makes whoever trains."""
 
 
 class Player:
@@ -84,7 +88,7 @@ class Player:
         experiment: Experiment,
         material: Material,
         observer: Observer,
-        engine: Engine = Simulation,
+        turns: MakeTurns = Here,
     ):
         self.stage, self.folder, self.observer = stage, folder, observer
         self.rounds_file = folder / "rounds.jsonl"
@@ -97,12 +101,10 @@ class Player:
         alone = x.baseline in ("local", "central")  # nobody is a stranger to anybody
         robust = Robust() if alone else Robust(x.robust, x.robust_norm, x.robust_share)
         self.servers = [
-            ServerState(
-                stage.method, material.bench, [c.info(stage.method.info.asks) for c in people], stage.rounds, start, robust
-            )
+            begin(stage.method, material.bench, [c.info(stage.method.info.asks) for c in people], stage.rounds, start, robust)
             for people, start in zip(stage.federations, stage.starts, strict=True)
         ]
-        self.simulation = engine(
+        setup = Setup(
             stage.method,
             material.bench,
             list(zip(self.servers, stage.federations, strict=True)),
@@ -116,12 +118,13 @@ class Player:
                 max_factor="off" if alone else x.max_factor,
                 by_class=x.class_counts,
             ),
-            Exchange(codec(x.codec), Ledger(), Limits() if alone else Limits(x.max_bytes, x.max_weight)),
+            Exchange(stage.method, codec(x.codec), Ledger(), Limits() if alone else Limits(x.max_bytes, x.max_weight)),
             ClientStore(folder / "clients", saved.clients if saved else None),
             Spool(folder / "spool"),
             material.tests,
             Notes(observer) if stage.aside else observer,
         )
+        self.engine = Engine(setup, turns(setup))
         self.next, self.length, self.finished = 0, 0, False
         self.recovery: Recovery | None = None
         if saved is None:
@@ -131,21 +134,21 @@ class Player:
             return
         for server, state in zip(self.servers, saved.servers, strict=True):
             restore(server, state)
-        self.simulation.exchange.ledger = Ledger.from_records(saved.ledger)
-        self.simulation.last_cohort = saved.cohort
+        self.engine.exchange.ledger = Ledger.from_records(saved.ledger)
+        self.engine.last_cohort = saved.cohort
         self.next, self.length, self.finished = saved.next, saved.length, saved.finished
-        if self.simulation.usual is not None and saved.usual is not None:
-            self.simulation.usual.seen = saved.usual
+        if self.engine.usual is not None and saved.usual is not None:
+            self.engine.usual.seen = saved.usual
         self._watch(saved.recovery)
 
     def _watch(self, saved: dict[str, Any] | None) -> None:
         """Strangers' updates can make a state that nobody can train on; where they are measured, there is a way back."""
-        if self.simulation.usual is None:
+        if self.engine.usual is None:
             return
         now = self.checkpoint.last or self.checkpoint.keep(
             "server-start.safetensors", [s.tensors_and_json() for s in self.servers]
         )
-        self.recovery = Recovery(self.simulation, self.checkpoint, now, self.next, saved)
+        self.recovery = Recovery(self.engine, self.checkpoint, now, self.next, saved)
 
     def play(self) -> Played:
         """All rounds that are left."""
@@ -161,10 +164,10 @@ class Player:
             if self.recovery is not None and not self.finished:
                 self.recovery.check()
         shutil.rmtree(self.folder / "spool", ignore_errors=True)
-        return Played(lines, self.servers, self.simulation.exchange.ledger, self.simulation.k, self.stage.travels)
+        return Played(self.stage.method, lines, self.servers, self.engine.exchange.ledger, self.engine.k, self.stage.travels)
 
     def _round(self, t: int) -> dict[str, Any] | None:
-        record, back = self._undone(lambda: self.simulation.round(t, self.stage.phase))
+        record, back = self._undone(lambda: self.engine.round(t, self.stage.phase))
         line: dict[str, Any] | None = None
         if record is None:
             self.finished = True
@@ -177,17 +180,17 @@ class Player:
             line["seconds"] = {"training": record["seconds"]}
             if self.finished or (self.stage.eval_every and (t + 1) % self.stage.eval_every == 0):
                 began = time.perf_counter()
-                scores, further = self._undone(lambda: self.simulation.evaluate(t))
+                scores, further = self._undone(lambda: self.engine.evaluate(t))
                 back = back if further is None else further
                 if self.recovery is not None and (further := self.recovery.scored()) is not None:
-                    back, scores = further, self.simulation.evaluate(t)
+                    back, scores = further, self.engine.evaluate(t)
                 line["evaluations"] = [e.record() for e in scores]
                 line["seconds"]["evaluation"] = time.perf_counter() - began
             if back is not None:
                 line["back_to"] = back
             if self.recovery is not None:
                 self.recovery.count()
-            line["bytes"] = sent(self.simulation.exchange.ledger, t) if self.stage.travels else {}
+            line["bytes"] = sent(self.engine.exchange.ledger, t) if self.stage.travels else {}
             line = _finite(line)
             text = json.dumps(line, ensure_ascii=False, allow_nan=False)
             self.length = files.append(self.rounds_file, text.encode() + b"\n", self.length)
@@ -206,18 +209,18 @@ class Player:
                     raise
 
     def _save(self) -> None:
-        simulation = self.simulation
-        simulation.store.settle()
-        usual, recovery = simulation.usual, self.recovery
+        engine = self.engine
+        engine.store.settle()
+        usual, recovery = engine.usual, self.recovery
         kept = self.checkpoint.save(
             Saved(
                 next=self.next,
                 finished=self.finished,
-                pack=simulation.k,
-                cohort=list(simulation.last_cohort),
+                pack=engine.k,
+                cohort=list(engine.last_cohort),
                 length=self.length,
-                clients=simulation.store.manifest(),
-                ledger=simulation.exchange.ledger.as_records(),
+                clients=engine.store.manifest(),
+                ledger=engine.exchange.ledger.as_records(),
                 identity=self.identity,
                 servers=[s.tensors_and_json() for s in self.servers],
                 usual=None if usual is None else usual.seen,
@@ -227,7 +230,7 @@ class Player:
         )
         if recovery is not None:
             recovery.closed(kept, self.next)
-        simulation.store.commit()
+        engine.store.commit()
 
 
 class Notes(Observer):

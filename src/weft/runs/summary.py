@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 from weft.communication.ledger import format_bytes
 from weft.experiment import Resolved
 from weft.federation import files
+from weft.federation.layout import named
 from weft.federation.scope import Scope
-from weft.federation.values import named
 from weft.runs.directory import RunDirectory
 from weft.runs.environment import environment
 from weft.runs.stage import sent
 from weft.words import count
 
 if TYPE_CHECKING:
-    from weft.engines.simulation import Simulation
+    from weft.engines.engine import Engine
     from weft.runs.prepare import Material
     from weft.runs.stage import Played
 
@@ -55,20 +55,20 @@ def begun(directory: RunDirectory, resolved: Resolved, material: Material, when:
     }
 
 
-def memory(simulation: Simulation) -> str:
+def memory(engine: Engine) -> str:
     """The estimate, before the first pass."""
-    guess, k = simulation.guess, simulation.k
+    guess, k = engine.turns.capacity.guess, engine.k
     return (
         f"memory: about {format_bytes(guess.total(k))} for the backbone and a pack of {count(k, 'client')}; "
         f"{format_bytes(guess.available)} are free."
     )
 
 
-def uploads(simulation: Simulation) -> str:
+def uploads(engine: Engine) -> str:
     """What a client sends in a round, if everything it may send has moved."""
-    server, _ = simulation.federations[0]
-    sizes = [i.numel for _, i, scope in named(server.adaptation, simulation.bench.backbone) if Scope.UP in scope]
-    up = sum(sizes) * simulation.bench.dtype.itemsize
+    server, _ = engine.federations[0]
+    sizes = [i.numel for _, i, scope in named(server.adaptation, engine.bench.backbone) if Scope.UP in scope]
+    up = sum(sizes) * engine.bench.dtype.itemsize
     return f"bytes: a client sends up to {format_bytes(up)} a round before the codec, of {count(len(sizes), 'tensor')}."
 
 

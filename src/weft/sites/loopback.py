@@ -10,19 +10,20 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from weft import experiment as settings
 from weft.engines.flower import environment
 from weft.engines.observer import Observer
 from weft.engines.remote import Remote
+from weft.engines.setup import Setup
 from weft.errors import UserError
 from weft.experiment import Experiment
 from weft.federation import files
 from weft.federation.client import ClientState
 from weft.runs.directory import RunDirectory
-from weft.runs.stage import Engine
+from weft.runs.stage import MakeTurns
 from weft.sites.roll import Roll, Stage
 from weft.sites.terms import Terms
 
@@ -36,7 +37,7 @@ DEADLINE = 3600.0
 @contextmanager
 def federation(
     x: Experiment, method: Method, directory: RunDirectory, material: Material, observer: Observer
-) -> Iterator[Engine]:
+) -> Iterator[MakeTurns]:
     """Start coordinator and sites, and give the engine that plays rounds with them; all processes end with the block.
 
     Raises:
@@ -82,11 +83,12 @@ def _run(root: Path) -> str:
     return files.read(file).decode()
 
 
-def _engine(roll: Roll, method: Method) -> Engine:
-    def engine(of: Any, bench: Any, federations: Any, *about: Any) -> Remote:
-        stubs = [(s, [ClientState(c.id, c.n, dict(c.facts), c.model) for c in people]) for s, people in federations]
-        stage = "rounds" if of is method else "setup"
-        return Remote(of, bench, stubs, *about, transport=lambda r: Stage(roll, stage, r.federations[0][0], r.exchange))
+def _engine(roll: Roll, method: Method) -> MakeTurns:
+    def engine(setup: Setup) -> Remote:
+        for _, people in setup.federations:  # their rows are at their sites
+            people[:] = [ClientState(c.id, c.n, dict(c.facts), c.model) for c in people]
+        stage = "rounds" if setup.method is method else "setup"
+        return Remote(setup, Stage(roll, stage, setup.federations[0][0], setup.exchange))
 
     return engine
 

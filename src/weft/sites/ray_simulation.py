@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from weft.communication.envelope import wrap
 from weft.communication.ledger import format_bytes
@@ -13,8 +13,9 @@ from weft.engines import packing
 from weft.engines.flower import environment
 from weft.engines.observer import Observer
 from weft.engines.scattered import Scattered
+from weft.engines.setup import Setup
 from weft.runs.directory import RunDirectory
-from weft.runs.stage import Engine
+from weft.runs.stage import MakeTurns
 from weft.sites import ray_workers
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ CACHE = 1 << 30
 
 
 @contextmanager
-def federation(method: Method, directory: RunDirectory, material: Material, observer: Observer) -> Iterator[Engine]:
+def federation(method: Method, directory: RunDirectory, material: Material, observer: Observer) -> Iterator[MakeTurns]:
     """Start workers, and give the engine that plays rounds with them; all processes end with the block.
 
     Raises:
@@ -46,23 +47,24 @@ def federation(method: Method, directory: RunDirectory, material: Material, obse
         yield _engine(running, method, directory.experiment.read_text(encoding="utf-8"), material)
 
 
-def _engine(running: Pool, method: Method, text: str, material: Material) -> Engine:
+def _engine(running: Pool, method: Method, text: str, material: Material) -> MakeTurns:
     workers, device = running.workers, material.backbone.device
     cache = min(CACHE, workers.memory // 8)
     if device.type == "cuda":  # the coordinator's own passes share one of the devices
         workers = replace(workers, memory=packing.available_memory(device) // 2)
 
-    def engine(of: Method, *about: Any) -> Scattered:
-        stage = "rounds" if of is method else "setup"
+    def engine(setup: Setup) -> Scattered:
+        stage = "rounds" if setup.method is method else "setup"
         head = ray_workers.head(text, material, stage, workers.threads, cache)
 
         def ask(questions: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
             return running.ask((number, wrap(head, question)) for number, question in questions)
 
-        made = Scattered(of, *about, ask=ask, workers=workers)
-        made.observer.say(
-            f"{workers.number} workers of Ray, each with its own backbone and packs of {made.k} (about "
-            f"{format_bytes(made.guess.total(made.k))} of {format_bytes(workers.memory)})."
+        made = Scattered(setup, ask, workers)
+        k, guess = made.capacity.k, made.capacity.guess
+        setup.observer.say(
+            f"{workers.number} workers of Ray, each with its own backbone and packs of {k} (about "
+            f"{format_bytes(guess.total(k))} of {format_bytes(workers.memory)})."
         )
         return made
 

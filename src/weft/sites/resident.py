@@ -32,8 +32,9 @@ from weft.federation import files
 from weft.federation.bench import Bench
 from weft.federation.client import ClientState, Splits
 from weft.federation.exchange import START, Limits
+from weft.federation.layout import named
 from weft.federation.method import Method
-from weft.federation.values import named
+from weft.federation.rounds import adapted
 from weft.runs import baselines
 from weft.runs.prepare import backbone_of, bench_of, suited, understood
 from weft.sites.asked import Asked
@@ -260,7 +261,7 @@ class Resident:
         limits = Limits(x.max_bytes, x.max_weight)
         tensors: dict[str, Any] = {}
         if start:
-            adaptation = method.adapt(bench.backbone, bench.task, client)
+            adaptation = adapted(method, bench, client)
             expected = Expected(
                 method=method.info.slug,
                 round=0,

@@ -231,7 +231,7 @@ class Stage:
         for name in back & known:
             self.roll.observer.say(f"{name} is back.")
         new = [self.roll.members[n] for n in sorted(self.roll.places.keys() - known)]
-        profile = self.server.method.profile
+        profile = self.exchange.method.profile
         found = [ClientState(c.id, c.n, profile(i) | c.facts, c.model) for i, c in enumerate(new, len(clients))]
         if found:
             self.joined(found)

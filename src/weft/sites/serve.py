@@ -20,7 +20,7 @@ from weft.data.images import Images
 from weft.data.rows import Rows
 from weft.engines.observer import Observer
 from weft.engines.remote import Remote
-from weft.engines.simulation import Tests
+from weft.engines.setup import Setup, Tests
 from weft.errors import UserError
 from weft.experiment import Resolved
 from weft.federation import files
@@ -109,12 +109,9 @@ def _federate(
         about["served"]["sites"] += [asdict(c.info(resolved.method.info.asks)) for c in clients if c.id not in known]
         directories.write_summary(directory, about)
 
-    def engine(*args: Any) -> Remote:
-        def transport(remote: Remote) -> Stage:
-            stage = "rounds" if remote.method is resolved.method else "setup"
-            return Stage(roll, stage, remote.federations[0][0], remote.exchange, joined)
-
-        return Remote(*args, transport=transport)
+    def engine(setup: Setup) -> Remote:
+        stage = "rounds" if setup.method is resolved.method else "setup"
+        return Remote(setup, Stage(roll, stage, setup.federations[0][0], setup.exchange, joined))
 
     execute.go_on(directory, resolved, material, about, observer, engine=engine)
     roll.farewell()

@@ -15,16 +15,24 @@ from typing import ClassVar
 
 import torch
 
-from weft.adaptation.bottleneck import Bottleneck
-from weft.adaptation.optim import Optim
-from weft.backbones.backbone import Backbone
-from weft.federation.batch import Batch, Output
-from weft.federation.info import MethodInfo
-from weft.federation.message import ClientInfo, Update
-from weft.federation.method import Adaptation, Method
-from weft.federation.pack import Pack
-from weft.federation.scope import PERSONAL, SHARED, TEMPORARY
-from weft.tasks.classification import Classification, distillation
+from weft.contract import (
+    PERSONAL,
+    SHARED,
+    TEMPORARY,
+    Adaptation,
+    Backbone,
+    Batch,
+    Bottleneck,
+    ClientInfo,
+    Method,
+    MethodInfo,
+    Optim,
+    Output,
+    Pack,
+    Task,
+    Update,
+    distillation,
+)
 
 USE = {"dat": {"mine": 0.5, "teacher": 0.5}, "personal": {"mine": 1.0}, "shared": {"ours": 1.0}}
 
@@ -72,7 +80,7 @@ class FedDAT(Method):
         "adamw", lr=1e-4, betas=(0.9, 0.98), weight_decay=1e-2, decay_biases=False, schedule="linear", warmup=0.1
     )
 
-    def adapt(self, backbone: Backbone, task: Classification, client: ClientInfo) -> Adaptation:
+    def adapt(self, backbone: Backbone, task: Task, client: ClientInfo) -> Adaptation:
         adapter = Bottleneck(self.reduction)
         return {
             "mine": (adapter, PERSONAL),

@@ -20,19 +20,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weft.adaptation.optim import Optim
-from weft.adaptation.residual import Residual
 from weft.aggregation.prototypes import WAYS, pick
-from weft.backbones.backbone import Backbone
-from weft.errors import UserError, nearest
-from weft.federation.batch import Batch, Output
-from weft.federation.info import MethodInfo
-from weft.federation.message import ClientInfo, Update
-from weft.federation.method import Adaptation, Method
-from weft.federation.pack import Pack
-from weft.federation.scope import GIVEN, TEMPORARY
-from weft.federation.server import Round, ServerState
-from weft.tasks.classification import Classification, mean_of
+from weft.contract import (
+    GIVEN,
+    TEMPORARY,
+    Adaptation,
+    Backbone,
+    Batch,
+    ClientInfo,
+    Method,
+    MethodInfo,
+    Optim,
+    Output,
+    Pack,
+    Residual,
+    Round,
+    ServerState,
+    Task,
+    Update,
+    UserError,
+    mean_of,
+    nearest,
+)
 
 
 class MPFT(Method):
@@ -90,7 +99,7 @@ class MPFT(Method):
         if self.shots < 0 or self.kd < 0 or self.adapt_steps < 0:
             raise UserError("mpft needs shots ≥ 0, kd ≥ 0 and adapt_steps ≥ 0.")
 
-    def adapt(self, backbone: Backbone, task: Classification, client: ClientInfo) -> Adaptation:
+    def adapt(self, backbone: Backbone, task: Task, client: ClientInfo) -> Adaptation:
         return {"adapter": (Residual(self.ratio), GIVEN), "mine": (Residual(self.ratio), TEMPORARY)}
 
     def plan(self, server: ServerState, t: int) -> Round | None:
@@ -102,18 +111,17 @@ class MPFT(Method):
     # round 0 --------------------------------------------------------------------------------------------------------
 
     def uploads(self, server: ServerState, client: ClientInfo) -> Mapping[str, tuple[int | None, ...]]:
-        embedding = server.bench_of.of(client).backbone.embedding
+        embedding = server.bench.of(client).backbone.embedding
         assert embedding is not None
-        return {f"prototype/{c}": (None, embedding.d_in) for c in range(len(server.bench_of.task.classes))}
+        return {f"prototype/{c}": (None, embedding.d_in) for c in range(len(server.bench.task.classes))}
 
     def train(self, pack: Pack) -> Iterable[Update]:
         if pack.round.kind == "receive":
             return []
-        labels = pack.bench_of.table.labels
         rows = [c.data.train for c in pack.clients]
         found = []
         for z, own, g in zip(pack.embed(rows), rows, pack.generators("prototypes"), strict=True):
-            y = torch.from_numpy(labels[own])
+            y = torch.from_numpy(pack.labels(own))
             mine = {int(c): pick(z[y == c].cpu(), self.prototypes, self.share, g) for c in y.unique()}
             if self.noise:
                 mine = {c: p + self.noise * torch.randn(p.shape, generator=g, dtype=p.dtype) for c, p in mine.items()}
@@ -129,7 +137,7 @@ class MPFT(Method):
         order = torch.randperm(len(z), generator=server.generator("shuffle"))
         size = min(self.server_batch, len(z))
         steps = len(z) // size  # the remainder is dropped, as in the code
-        bench = server.bench()
+        bench = server.pack()
         optimizer = bench.optimizer("adapter", settings=self.optim, total=steps * self.server_epochs)
         losses: list[float] = []
         for epoch in range(self.server_epochs):
@@ -155,9 +163,7 @@ class MPFT(Method):
         embedded = pack.embed(chosen)
         width = max(map(len, chosen))
         z = torch.stack([torch.cat([e, e.new_ones(width - len(e), e.shape[1])]) for e in embedded])
-        y = torch.from_numpy(
-            np.stack([np.pad(pack.bench_of.table.labels[r], (0, width - len(r)), constant_values=-1) for r in chosen])
-        )
+        y = torch.from_numpy(np.stack([np.pad(pack.labels(r), (0, width - len(r)), constant_values=-1) for r in chosen]))
         batch = rows_of(y, pack.device)
         with torch.no_grad():
             common = torch.log_softmax(pack.tail(z, use={"adapter": 1.0}).logits, -1)
@@ -172,7 +178,7 @@ class MPFT(Method):
         """Table rows of at most ``shots`` examples of each class."""
         rows = pack.clients[k].data.train
         order = rows[torch.randperm(len(rows), generator=pack.generators("shots")[k]).numpy()]
-        labels = pack.bench_of.table.labels[order]
+        labels = pack.labels(order)
         return np.concatenate([order[:0], *(order[labels == c][: self.shots] for c in np.unique(labels))])
 
 

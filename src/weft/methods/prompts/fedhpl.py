@@ -21,20 +21,28 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from weft.adaptation.optim import Optim
-from weft.adaptation.tokens import ImageTokens
-from weft.adaptation.values import Values
 from weft.aggregation.tables import RECEIVERS, WEIGHTINGS, contributions, mix
-from weft.backbones.backbone import Backbone
-from weft.errors import UserError, nearest
-from weft.federation.batch import Batch
-from weft.federation.info import MethodInfo
-from weft.federation.message import ClientInfo, Message, Update
-from weft.federation.method import Adaptation, Method
-from weft.federation.pack import Pack
-from weft.federation.scope import GIVEN, PERSONAL
-from weft.federation.server import ServerState
-from weft.tasks.classification import Classification, distillation
+from weft.contract import (
+    GIVEN,
+    PERSONAL,
+    Adaptation,
+    Backbone,
+    Batch,
+    ClientInfo,
+    ImageTokens,
+    Message,
+    Method,
+    MethodInfo,
+    Optim,
+    Pack,
+    ServerState,
+    Task,
+    Update,
+    UserError,
+    Values,
+    distillation,
+    nearest,
+)
 
 TEACHER = "teacher/values/logits"
 
@@ -96,7 +104,7 @@ class FedHPL(Method):
         """What travels beside the logits."""
         return "count" if self.mixing == "count" else "accuracy"
 
-    def adapt(self, backbone: Backbone, task: Classification, client: ClientInfo) -> Adaptation:
+    def adapt(self, backbone: Backbone, task: Task, client: ClientInfo) -> Adaptation:
         classes = len(task.classes)
         return {
             "prompt": (ImageTokens(self.tokens, self.deep), PERSONAL),
@@ -120,17 +128,16 @@ class FedHPL(Method):
 
     def train(self, pack: Pack) -> Iterable[Update]:
         self.fit(pack, only=("prompt", "head"))
-        labels = pack.bench_of.table.labels
         rows = [c.data.train for c in pack.clients]
         logits = pack.predict(self.forward, rows)
-        found = [table_of(z.to(pack.dtype), torch.from_numpy(labels[own])) for z, own in zip(logits, rows, strict=True)]
+        found = [table_of(z.to(pack.dtype), torch.from_numpy(pack.labels(own))) for z, own in zip(logits, rows, strict=True)]
         quality = {"accuracy": 1, "count": 2}[self.quality]
         return pack.updates(tensors=[{"logits": f[0], self.quality: f[quality]} for f in found])
 
     # server ---------------------------------------------------------------------------------------------------------
 
     def uploads(self, server: ServerState, client: ClientInfo) -> Mapping[str, tuple[int | None, ...]]:
-        classes = len(server.bench_of.task.classes)
+        classes = len(server.bench.task.classes)
         return {"logits": (classes, classes), self.quality: (classes,)}
 
     def aggregate(self, server: ServerState, updates: Iterable[Update]) -> None:

@@ -17,19 +17,27 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from weft.adaptation.optim import Optim
-from weft.adaptation.tokens import ImageTokens
-from weft.backbones.backbone import Backbone
-from weft.errors import UserError, nearest
-from weft.federation.batch import Batch, Output
-from weft.federation.info import MethodInfo
-from weft.federation.message import ClientInfo, Message, Update
-from weft.federation.method import Adaptation, Method
-from weft.federation.pack import Pack
-from weft.federation.scope import PERSONAL, SHARED
-from weft.federation.server import ServerState
-from weft.tasks.classification import Classification
-from weft.tensors.init import Init
+from weft.contract import (
+    PERSONAL,
+    SHARED,
+    Adaptation,
+    Backbone,
+    Batch,
+    ClientInfo,
+    ImageTokens,
+    Init,
+    Message,
+    Method,
+    MethodInfo,
+    Optim,
+    Output,
+    Pack,
+    ServerState,
+    Task,
+    Update,
+    UserError,
+    nearest,
+)
 
 SERVER_OPTIMIZERS = ("gd", "adam")
 
@@ -81,14 +89,14 @@ class PFedPG(Method):
         if self.inner < 1 or self.server_lr < 0:
             raise UserError("pfedpg needs inner ≥ 1 and server_lr ≥ 0.")
 
-    def adapt(self, backbone: Backbone, task: Classification, client: ClientInfo) -> Adaptation:
+    def adapt(self, backbone: Backbone, task: Task, client: ClientInfo) -> Adaptation:
         prompt = ImageTokens(self.tokens)
         return {"prompt": (prompt, SHARED), "adapted": (prompt, PERSONAL), "head": (task.head, PERSONAL)}
 
     # server ---------------------------------------------------------------------------------------------------------
 
     def start(self, server: ServerState) -> None:
-        bench = server.bench_of
+        bench = server.bench
         (site,) = server.sites("prompt")
         base = server.adaptation["prompt"][0].tensors(bench.backbone, site)["tokens"]
         width, inner = site.d_in, self.inner
@@ -117,7 +125,7 @@ class PFedPG(Method):
         memo, name = server.memo, prompt_name(server)
         learnt = {n: memo[n].clone().requires_grad_(True) for n in ("q", "k", "v", "o", "base", "clients")}
         present = torch.zeros(len(memo["ids"]), 1, dtype=torch.bool)
-        loss = torch.zeros((), dtype=server.bench_of.dtype)
+        loss = torch.zeros((), dtype=server.bench.dtype)
         for update in updates:
             place = memo["ids"].index(update.client.id)
             trained = update.tensors[name]

@@ -13,14 +13,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from weft.adaptation.optim import Optim
-from weft.adaptation.tokens import ClassContext
-from weft.backbones.backbone import Backbone
-from weft.federation.info import MethodInfo
-from weft.federation.message import ClientInfo
-from weft.federation.method import Adaptation, Method
-from weft.federation.scope import SHARED
-from weft.tasks.classification import Classification
+from weft.contract import SHARED, Adaptation, Backbone, ClassContext, ClientInfo, Method, MethodInfo, Optim, Task
 
 
 class PromptFL(Method):
@@ -61,5 +54,5 @@ class PromptFL(Method):
     batch: int = 32
     optim: Optim = Optim("sgd", lr=1e-3, momentum=0.9, weight_decay=5e-4, schedule="cosine", warmup=0.2)
 
-    def adapt(self, backbone: Backbone, task: Classification, client: ClientInfo) -> Adaptation:
+    def adapt(self, backbone: Backbone, task: Task, client: ClientInfo) -> Adaptation:
         return {"context": (ClassContext(self.tokens, self.where, self.per_class, self.phrase, self.std), SHARED)}

@@ -12,14 +12,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from weft.adaptation.lora import LoRA
-from weft.adaptation.optim import Optim
-from weft.backbones.backbone import Backbone
-from weft.federation.info import MethodInfo
-from weft.federation.message import ClientInfo
-from weft.federation.method import Adaptation, Method
-from weft.federation.scope import SHARED
-from weft.tasks.classification import Classification
+from weft.contract import SHARED, Adaptation, Backbone, ClientInfo, LoRA, Method, MethodInfo, Optim, Task
 
 
 class FedIT(Method):
@@ -53,5 +46,5 @@ class FedIT(Method):
     batch: int = 32
     optim: Optim = Optim("adamw", lr=3e-4, clip=1.0)
 
-    def adapt(self, backbone: Backbone, task: Classification, client: ClientInfo) -> Adaptation:
+    def adapt(self, backbone: Backbone, task: Task, client: ClientInfo) -> Adaptation:
         return {"lora": (LoRA(self.rank, self.alpha, self.sites), SHARED), "head": (task.head, SHARED)}

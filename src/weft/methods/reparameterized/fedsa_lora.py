@@ -11,15 +11,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from weft.adaptation.lora import LoRA
-from weft.adaptation.optim import Optim
-from weft.backbones.backbone import Backbone
-from weft.federation.info import MethodInfo
-from weft.federation.message import ClientInfo
-from weft.federation.method import Adaptation, Method
-from weft.federation.pack import Pack
-from weft.federation.scope import PERSONAL, SHARED
-from weft.tasks.classification import Classification
+from weft.contract import PERSONAL, SHARED, Adaptation, Backbone, ClientInfo, LoRA, Method, MethodInfo, Optim, Pack, Task
 
 
 class FedSALoRA(Method):
@@ -60,7 +52,7 @@ class FedSALoRA(Method):
     batch: int = 128
     optim: Optim = Optim("sgd", lr=2e-2, schedule="constant")
 
-    def adapt(self, backbone: Backbone, task: Classification, client: ClientInfo) -> Adaptation:
+    def adapt(self, backbone: Backbone, task: Task, client: ClientInfo) -> Adaptation:
         lora = LoRA(self.rank, self.alpha, self.sites)
         return {"lora": (lora, {"A": SHARED, "B": PERSONAL}), "head": (task.head, PERSONAL)}
 

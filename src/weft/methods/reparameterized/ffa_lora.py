@@ -10,14 +10,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from weft.adaptation.lora import LoRA
-from weft.adaptation.optim import Optim
-from weft.backbones.backbone import Backbone
-from weft.federation.info import MethodInfo
-from weft.federation.message import ClientInfo
-from weft.federation.method import Adaptation, Method
-from weft.federation.scope import GIVEN, SHARED
-from weft.tasks.classification import Classification
+from weft.contract import GIVEN, SHARED, Adaptation, Backbone, ClientInfo, LoRA, Method, MethodInfo, Optim, Task
 
 
 class FFALoRA(Method):
@@ -55,7 +48,7 @@ class FFALoRA(Method):
     batch: int = 200
     optim: Optim = Optim("sgd", lr=0.5, schedule="constant")
 
-    def adapt(self, backbone: Backbone, task: Classification, client: ClientInfo) -> Adaptation:
+    def adapt(self, backbone: Backbone, task: Task, client: ClientInfo) -> Adaptation:
         return {
             "lora": (LoRA(self.rank, self.alpha, self.sites), {"A": GIVEN, "B": SHARED}),
             "head": (task.head, SHARED if self.train_head else GIVEN),

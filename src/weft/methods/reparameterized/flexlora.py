@@ -12,17 +12,23 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
-from weft.adaptation.lora import LoRA
-from weft.adaptation.optim import Optim
 from weft.aggregation.lowrank import redistribute, stack
-from weft.backbones.backbone import Backbone
-from weft.errors import UserError, nearest
-from weft.federation.info import MethodInfo
-from weft.federation.message import ClientInfo, Message, Update
-from weft.federation.method import Adaptation, Method
-from weft.federation.scope import SHARED
-from weft.federation.server import ServerState
-from weft.tasks.classification import Classification
+from weft.contract import (
+    SHARED,
+    Adaptation,
+    Backbone,
+    ClientInfo,
+    LoRA,
+    Message,
+    Method,
+    MethodInfo,
+    Optim,
+    ServerState,
+    Task,
+    Update,
+    UserError,
+    nearest,
+)
 
 TYPES = ((8, 8), (30, 30), (30, 200), (200, 200))  # (attention rank, feed-forward rank) of resource types 1 to 4
 MIXES = {  # share of each type
@@ -86,7 +92,7 @@ class FlexLoRA(Method):
         if self.mix not in MIXES:
             raise UserError(f'unknown mix "{self.mix}": use {", ".join(MIXES)}.{nearest(self.mix, MIXES)}')
 
-    def adapt(self, backbone: Backbone, task: Classification, client: ClientInfo) -> Adaptation:
+    def adapt(self, backbone: Backbone, task: Task, client: ClientInfo) -> Adaptation:
         rank = int(client.facts.get("rank", self.rank))
         ffn = int(client.facts.get("ffn_rank", rank))
         return {"lora": (LoRA(rank, self.alpha, self.sites, ffn), SHARED), "head": (task.head, SHARED)}
@@ -104,7 +110,7 @@ class FlexLoRA(Method):
     def send(self, server: ServerState, client: ClientInfo) -> Message:
         message = server.stale(client)
         message.tensors = {n: v for n, v in message.tensors.items() if not n.startswith("lora/")}
-        lora = self.adapt(server.bench_of.backbone, server.bench_of.task, client)["lora"][0]
+        lora = self.adapt(server.bench.backbone, server.bench.task, client)["lora"][0]
         assert isinstance(lora, LoRA)
         for site in server.sites("lora"):
             product = server.memo.get(f"product/{site.name}")

@@ -14,16 +14,23 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
-from weft.adaptation.lora import Delta, LoRA
-from weft.adaptation.optim import Optim
 from weft.aggregation.lowrank import stack
-from weft.backbones.backbone import Backbone
-from weft.federation.info import MethodInfo
-from weft.federation.message import ClientInfo, Update
-from weft.federation.method import Adaptation, Method
-from weft.federation.scope import GIVEN, SENT, SHARED
-from weft.federation.server import ServerState
-from weft.tasks.classification import Classification
+from weft.contract import (
+    GIVEN,
+    SENT,
+    SHARED,
+    Adaptation,
+    Backbone,
+    ClientInfo,
+    Delta,
+    LoRA,
+    Method,
+    MethodInfo,
+    Optim,
+    ServerState,
+    Task,
+    Update,
+)
 
 
 class FLoRA(Method):
@@ -66,7 +73,7 @@ class FLoRA(Method):
     batch: int = 128
     optim: Optim = Optim("adamw", lr=3e-4, clip=1.0)
 
-    def adapt(self, backbone: Backbone, task: Classification, client: ClientInfo) -> Adaptation:
+    def adapt(self, backbone: Backbone, task: Task, client: ClientInfo) -> Adaptation:
         rank = int(client.facts.get("rank", self.rank))
         return {
             "base": (Delta(self.sites), GIVEN),

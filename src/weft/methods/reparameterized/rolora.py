@@ -12,15 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import ClassVar
 
-from weft.adaptation.lora import LoRA
-from weft.adaptation.optim import Optim
-from weft.backbones.backbone import Backbone
-from weft.federation.info import MethodInfo
-from weft.federation.message import ClientInfo, Update
-from weft.federation.method import Adaptation, Method
-from weft.federation.pack import Pack
-from weft.federation.scope import GIVEN, SHARED
-from weft.tasks.classification import Classification
+from weft.contract import GIVEN, SHARED, Adaptation, Backbone, ClientInfo, LoRA, Method, MethodInfo, Optim, Pack, Task, Update
 
 
 class RoLoRA(Method):
@@ -60,7 +52,7 @@ class RoLoRA(Method):
     batch: int = 32
     optim: Optim = Optim("adamw", lr=5e-4, schedule="constant")
 
-    def adapt(self, backbone: Backbone, task: Classification, client: ClientInfo) -> Adaptation:
+    def adapt(self, backbone: Backbone, task: Task, client: ClientInfo) -> Adaptation:
         return {
             "lora": (LoRA(self.rank, self.alpha, self.sites), SHARED),
             "head": (task.head, SHARED if self.train_head else GIVEN),

@@ -12,14 +12,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from weft.adaptation.bias import Bias
-from weft.adaptation.optim import Optim
-from weft.backbones.backbone import Backbone
-from weft.federation.info import MethodInfo
-from weft.federation.message import ClientInfo
-from weft.federation.method import Adaptation, Method
-from weft.federation.scope import SHARED
-from weft.tasks.classification import Classification
+from weft.contract import SHARED, Adaptation, Backbone, Bias, ClientInfo, Method, MethodInfo, Optim, Task
 
 
 class FedBF(Method):
@@ -54,5 +47,5 @@ class FedBF(Method):
     batch: int = 32
     optim: Optim = Optim("adamw", lr=1e-3, decay_biases=False, clip=1.0)
 
-    def adapt(self, backbone: Backbone, task: Classification, client: ClientInfo) -> Adaptation:
+    def adapt(self, backbone: Backbone, task: Task, client: ClientInfo) -> Adaptation:
         return {"bias": (Bias(self.bias_scope, self.add_missing), SHARED), "head": (task.head, SHARED)}

@@ -14,16 +14,22 @@ from typing import Any, ClassVar
 
 import torch
 
-from weft.adaptation.lora import LoRA
-from weft.adaptation.optim import Optim
-from weft.backbones.backbone import Backbone
-from weft.federation.info import MethodInfo
-from weft.federation.message import ClientInfo, Message, Update
-from weft.federation.method import Adaptation, Method
-from weft.federation.pack import Pack
-from weft.federation.scope import SHARED
-from weft.federation.server import Round, ServerState
-from weft.tasks.classification import Classification
+from weft.contract import (
+    SHARED,
+    Adaptation,
+    Backbone,
+    ClientInfo,
+    LoRA,
+    Message,
+    Method,
+    MethodInfo,
+    Optim,
+    Pack,
+    Round,
+    ServerState,
+    Task,
+    Update,
+)
 
 
 class FedRA(Method):
@@ -69,7 +75,7 @@ class FedRA(Method):
     batch: int = 128
     optim: Optim = Optim("sgd", lr=0.01, momentum=0.9, weight_decay=1e-5, clip=10.0, schedule="constant")
 
-    def adapt(self, backbone: Backbone, task: Classification, client: ClientInfo) -> Adaptation:
+    def adapt(self, backbone: Backbone, task: Task, client: ClientInfo) -> Adaptation:
         return {"lora": (LoRA(self.rank, self.alpha, self.sites), SHARED), "head": (task.head, SHARED)}
 
     def profile(self, position: int) -> dict[str, Any]:
@@ -101,7 +107,7 @@ class FedRA(Method):
 
     def allocation(self, server: ServerState) -> dict[str, list[int]]:
         """The round's draw: client -> its blocks in increasing order, uniform without replacement."""
-        layers = len(server.bench_of.backbone.blocks)
+        layers = len(server.bench.backbone.blocks)
         drawn = {
             c.id: set(torch.randperm(layers, generator=server.generator("allocation", c.id))[: self.blocks(c, layers)].tolist())
             for c in server.cohort

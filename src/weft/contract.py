@@ -1,0 +1,74 @@
+"""All that the author of a method imports: the contract, the parts to adapt a model with, and what they are made of.
+
+These names follow semantic versioning; other modules of Weft may change without notice. Rules of aggregation are in
+:mod:`weft.aggregation`, low-rank values in :mod:`weft.tensors.lowrank`.
+"""
+
+from __future__ import annotations
+
+from weft.adaptation.bias import Bias
+from weft.adaptation.bottleneck import Bottleneck
+from weft.adaptation.head import Head
+from weft.adaptation.lora import Delta, LoRA
+from weft.adaptation.optim import Optim
+from weft.adaptation.part import Part
+from weft.adaptation.residual import Residual
+from weft.adaptation.tokens import ClassContext, ImageTokens
+from weft.adaptation.values import Values
+from weft.backbones.backbone import Backbone, Site
+from weft.errors import UserError, WeftError, nearest
+from weft.federation.batch import Batch, Output
+from weft.federation.info import MethodInfo
+from weft.federation.layout import Adaptation
+from weft.federation.message import ClientInfo, Message, Update, Value
+from weft.federation.method import Method
+from weft.federation.pack import Pack
+from weft.federation.round import Round
+from weft.federation.scope import GIVEN, PERSONAL, SENT, SHARED, TEMPORARY, Scope
+from weft.federation.server import ServerState
+from weft.tasks.losses import distillation, mean_of
+from weft.tasks.task import Task
+from weft.tensors.init import Init
+from weft.tensors.lowrank import LowRank
+
+__all__ = [
+    "GIVEN",
+    "PERSONAL",
+    "SENT",
+    "SHARED",
+    "TEMPORARY",
+    "Adaptation",
+    "Backbone",
+    "Batch",
+    "Bias",
+    "Bottleneck",
+    "ClassContext",
+    "ClientInfo",
+    "Delta",
+    "Head",
+    "ImageTokens",
+    "Init",
+    "LoRA",
+    "LowRank",
+    "Message",
+    "Method",
+    "MethodInfo",
+    "Optim",
+    "Output",
+    "Pack",
+    "Part",
+    "Residual",
+    "Round",
+    "Scope",
+    "ServerState",
+    "Site",
+    "Task",
+    "Update",
+    "UserError",
+    "Value",
+    "Values",
+    "WeftError",
+    "distillation",
+    "mean_of",
+    "nearest",
+]

@@ -1,0 +1,178 @@
+"""Rounds: plan, download, turns, aggregation. Who trains and where is left to :class:`Turns`.
+
+Every message is encoded, billed, validated and decoded as between sites, wherever the clients are. Updates wait as bytes and are
+reduced in client-id order when the round closes, so that results depend neither on pack size nor on the order of arrival.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from weft.communication.ledger import Phase
+from weft.engines.cohort import cohort, drops_out
+from weft.engines.evaluation import Evaluation
+from weft.engines.intake import Intake
+from weft.engines.packing import Capacity
+from weft.engines.setup import Job, Setup
+from weft.federation.client import ClientState
+from weft.federation.rounds import adapted
+from weft.federation.server import ServerState
+from weft.federation.usual import Usual
+
+
+@dataclass
+class Played:
+    """What became of a round's turns, beside the updates in the spool.
+
+    Attributes:
+        losses: each client's mean loss.
+        absent: clients that did not answer.
+        refused: why the work of others does not count, by client.
+    """
+
+    losses: dict[str, float]
+    absent: Collection[str] = ()
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Scores:
+    """An evaluation.
+
+    Attributes:
+        scored, blank: how many clients that are elsewhere had finite logits, and how many had not.
+    """
+
+    evaluations: list[Evaluation]
+    scored: int = 0
+    blank: int = 0
+
+
+class Turns(Protocol):
+    """Who trains and scores.
+
+    Attributes:
+        here: in this process.
+        admits: whoever carries the messages lets clients in, and bills their start values.
+        factor: :attr:`Settings.max_factor` where that is ``auto``; None = off.
+        capacity: clients of a pass, and its memory.
+    """
+
+    here: bool
+    admits: bool
+    factor: float | None
+    capacity: Capacity
+
+    def arrive(self, t: int) -> None:
+        """Before a round: clients that have come since the last one."""
+        ...
+
+    def play(self, jobs: list[Job], t: int, phase: Phase, again: Callable[[Job], Job]) -> Played:
+        """All turns of the round; updates go to the spool as bytes.
+
+        Args:
+            again: downloads everything anew for a client that has lost what it held; its job in ``jobs`` is replaced.
+        """
+        ...
+
+    def evaluate(self, t: int) -> Scores:
+        """Scores of every view with the newest server state."""
+        ...
+
+
+class Engine:
+    """Plays rounds.
+
+    Attributes:
+        last_cohort: ids. scored, blank: see :class:`Scores`, of the last evaluation.
+    """
+
+    def __init__(self, setup: Setup, turns: Turns):
+        self.setup, self.turns = setup, turns
+        self.method, self.bench, self.federations = setup.method, setup.bench, setup.federations
+        self.exchange, self.store, self.spool = setup.exchange, setup.store, setup.spool
+        for server, clients in setup.federations:
+            for position, client in enumerate(clients):
+                client.facts = self.method.profile(position) | dict(client.facts)
+            server.clients = [setup.info(c) for c in clients]
+            for info in server.clients:
+                setup.register(info)
+        factor = turns.factor if setup.settings.max_factor == "auto" else setup.settings.max_factor
+        self.intake = Intake(setup, Usual(factor) if isinstance(factor, int | float) else None)
+        self.last_cohort: list[str] = []
+        self.scored = self.blank = 0
+
+    @property
+    def k(self) -> int:
+        """Clients of a pass."""
+        return self.turns.capacity.k
+
+    @property
+    def usual(self) -> Usual | None:
+        return self.intake.usual
+
+    @property
+    def counted(self) -> list[str]:
+        """Clients whose updates counted in the last round."""
+        return self.intake.counted
+
+    def round(self, t: int, phase: Phase = "train") -> dict[str, Any] | None:
+        """One round; None when the method's plan has ended."""
+        began = time.perf_counter()
+        self.turns.arrive(t)
+        settings = self.setup.settings
+        jobs: list[Job] = []
+        lost: list[str] = []
+        for server, clients in self.federations:
+            plan = self.method.plan(server, t)
+            if plan is None:
+                return None
+            server.round = plan
+            chosen = cohort(server, clients, settings.participation, self.last_cohort)
+            server.cohort = [self.setup.info(c) for c in chosen]
+            for client in chosen:
+                job = self._download(server, client, phase)
+                if drops_out(server.seed, client.id, t, settings.dropout):
+                    lost.append(client.id)
+                else:
+                    jobs.append(job)
+        self.last_cohort = sorted([j.client.id for j in jobs] + lost)
+        played = self.turns.play(jobs, t, phase, lambda job: self._download(job.server, job.client, phase))
+        remarks, refused = self.intake.close(jobs)
+        self.exchange.close_round()
+        losses = played.losses
+        return {
+            "round": t,
+            "kind": self.federations[0][0].round.kind,
+            "cohort": self.last_cohort,
+            "lost": sorted({*lost, *played.absent}) if played.absent else lost,
+            "refused": refused | played.refused,
+            **({"robust": remarks} if remarks else {}),
+            "loss": float(np.mean(list(losses.values()))) if losses else None,
+            "seconds": time.perf_counter() - began,
+        }
+
+    def evaluate(self, t: int) -> list[Evaluation]:
+        """Scores of every view with the newest server state."""
+        found = self.turns.evaluate(t)
+        self.scored, self.blank = found.scored, found.blank
+        return found.evaluations
+
+    def _download(self, server: ServerState, client: ClientState, phase: Phase) -> Job:
+        info = self.setup.info(client)
+        since = server.synced.get(client.id, 0)
+        message = self.method.send(server, info)
+        if client.id not in server.synced and not self.turns.admits:
+            self.exchange.hand_over(server, client.id, message.tensors)  # but for those that the message replaces
+        adaptation = adapted(self.method, self.bench, info)
+        frame, received = self.exchange.download(server, info, adaptation, message, phase)
+        message.tensors = received.tensors
+        held = server.held_by(info, adaptation, message)
+        server.receipt(message, info)
+        now = server.synced.get(client.id, 0)
+        return Job(client, adaptation, held, received.facts, server=server, frame=frame.data, since=since, now=now)

@@ -1,0 +1,76 @@
+"""Clients that train in this process, in packs on one shared backbone.
+
+Clients hold nothing in memory between rounds but their row numbers: what they remember lies in a store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from weft.communication.ledger import Phase
+from weft.engines import packing
+from weft.engines.engine import Played, Scores
+from weft.engines.losses import Losses
+from weft.engines.scoring import Scoring
+from weft.engines.setup import Job, Setup
+from weft.errors import UserError, WeftError
+from weft.federation.pack import Pack
+
+
+class Here:
+    """Turns in packs."""
+
+    here = True
+    admits = False
+    factor: float | None = None
+
+    def __init__(self, setup: Setup):
+        self.setup = setup
+        self.capacity = packing.capacity(setup)
+        self.scoring = Scoring(setup, self.capacity.k)
+
+    def arrive(self, t: int) -> None:
+        """Everybody is here from the beginning."""
+
+    def play(self, jobs: list[Job], t: int, phase: Phase, again: Callable[[Job], Job]) -> Played:
+        by_id = {j.client.id: j for j in jobs}
+        observer, k = self.setup.observer, self.capacity.k
+        observer.begin("clients", len(jobs))
+        losses = Losses(by_id, lambda: observer.advance("steps"))
+        for group in packing.group([j.client for j in jobs], k):
+            members = [by_id[c.id] for c in group]
+            try:
+                self._pack(members, losses, phase)
+            except torch.OutOfMemoryError as e:
+                raise packing.out_of_memory(self.capacity) from e
+            except UserError:
+                raise
+            except Exception as e:
+                if self.setup.settings.debug:
+                    stage = f"training in round {t} ({members[0].server.round.kind})"
+                    step = losses.steps(group[0].id)
+                    raise WeftError(f"{stage}, client {group[0].id}, batch {step}: {type(e).__name__}: {e}") from e
+                raise
+            observer.advance("clients", len(group))
+        observer.end("clients")
+        return Played(losses.means())
+
+    def _pack(self, members: list[Job], losses: Losses, phase: Phase) -> None:
+        setup, server = self.setup, members[0].server
+        for job in members:
+            setup.store.load(job.client)
+        pack = Pack(setup.bench.of(members[0].client), members, server.round, server.start)
+        pack.listener = losses
+        by_id = {j.client.id: j for j in members}
+        for update in setup.method.train(pack):
+            job = by_id[update.client.id]
+            frame = setup.exchange.pack_update(job.server, update, job.held, phase)
+            setup.spool.put(update.client.id, frame.data)
+        pack.write_back()
+        for job in members:
+            setup.store.save(job.client)
+
+    def evaluate(self, t: int) -> Scores:
+        return Scores(self.scoring.evaluate(t))

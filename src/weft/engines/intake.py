@@ -1,0 +1,95 @@
+"""A round's updates, from bytes to the new state: which are valid, which are too large, and what the method makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import Any
+
+from weft.communication.strict import Refused
+from weft.engines.setup import Job, Setup
+from weft.federation.message import Update
+from weft.federation.rounds import close_round
+from weft.federation.usual import Usual, moved
+
+
+class Intake:
+    """Reads the spool of a round.
+
+    Attributes:
+        counted: clients whose updates counted in the last round.
+        usual: how large updates are; None = nobody asks.
+    """
+
+    def __init__(self, setup: Setup, usual: Usual | None):
+        self.setup, self.usual = setup, usual
+        self.counted: list[str] = []
+
+    def close(self, jobs: list[Job]) -> tuple[dict[str, Any], dict[str, str]]:
+        """Aggregate at every server.
+
+        Returns:
+            what robust rules did, and why updates were refused, by client.
+        """
+        refused: dict[str, str] = {}
+        remarks: dict[str, Any] = {}
+        self.counted = []
+        for server, _ in self.setup.federations:
+            mine = {j.client.id: j for j in jobs if j.server is server}
+            norms, limit = self._norms(mine, server.round.kind)
+            remarks |= close_round(self.setup.method, server, self.updates(mine, refused, norms, limit))
+            if "skipped" in remarks:
+                self.setup.observer.say(f"round {server.round.index + 1}: {remarks['skipped']}.")
+            elif self.usual is not None:
+                self.usual.accepted(server.round.kind, [norms[c] for c in self.counted if c in norms])
+        self.setup.spool.clear()
+        return remarks, refused
+
+    def updates(
+        self, jobs: Mapping[str, Job], refused: dict[str, str], norms: Mapping[str, float], limit: float | None
+    ) -> Iterator[Update]:
+        """The round's valid updates in client order; a bad one is refused, noted, and the round goes on without it.
+
+        Args:
+            norms: how far each leads. limit: how far it may; None = as far as it likes.
+        """
+        say = self.setup.observer.say
+        for client in sorted(jobs):
+            try:
+                update = self._read(jobs[client])
+                if limit is not None and norms.get(client, 0.0) > limit:
+                    raise Refused(
+                        f"It leads {norms[client]:.3g} away, and {limit:.3g} is the most that this federation's updates so far "
+                        "allow (max_factor)."
+                    )
+            except Refused as e:
+                refused[client] = str(e)
+                say(f"update of {client} refused: {e}")
+                continue
+            if update is None:
+                continue
+            if update.weight > 0:
+                self.counted.append(client)
+                yield update
+            else:  # those who train have rows; a rule that divides by the weights could divide by nothing
+                say(f"update of {client} counts no examples, and is left out.")
+
+    def _norms(self, jobs: Mapping[str, Job], kind: str) -> tuple[dict[str, float], float | None]:
+        """How far each update leads, and how far it may; both empty where nobody asks. One update is in memory at a time."""
+        norms: dict[str, float] = {}
+        if self.usual is None:
+            return norms, None
+        for client, job in jobs.items():
+            with suppress(Refused):
+                update = self._read(job)
+                if update is not None and update.weight > 0:
+                    norms[client] = moved(update.tensors, job.held)
+        return norms, self.usual.limit(kind, norms.values())
+
+    def _read(self, job: Job) -> Update | None:
+        """
+        Raises:
+            Refused: what was sent is none that this round can use.
+        """
+        data = self.setup.spool.get(job.client.id)
+        return None if data is None else self.setup.exchange.read_update(job.server, job, data)

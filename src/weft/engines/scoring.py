@@ -1,0 +1,146 @@
+"""Scores of a federation whose test rows are in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from weft.engines import packing
+from weft.engines.evaluation import Evaluation, accuracy, per_client, score
+from weft.engines.setup import Setup
+from weft.federation.client import ClientState, Splits
+from weft.federation.exchange import payload_of
+from weft.federation.pack import Pack
+from weft.federation.rounds import adapted
+from weft.federation.server import ServerState
+from weft.federation.turn import Turn
+from weft.tensors.keyed import numpy_generator
+
+
+class Scoring:
+    """Puts test rows to the models of a federation.
+
+    Args:
+        k: clients of a pass.
+    """
+
+    def __init__(self, setup: Setup, k: int):
+        self.setup, self.k = setup, k
+        self.method, self.bench, self.federations = setup.method, setup.bench, setup.federations
+
+    def evaluate(self, t: int) -> list[Evaluation]:
+        """Scores of every view with the newest server state."""
+        found: list[Evaluation] = []
+        for view in self.method.info.views:
+            found += self.common(view) if view == "global" else self.personal(view, t)
+        return found
+
+    def common(self, view: str) -> list[Evaluation]:
+        """The one model for all.
+
+        With several servers (``local``) each row of a common test set is put to one of their models, drawn at random: the mean
+        over rows and models, at the price of one model.
+        """
+        unseen = np.concatenate([*self.setup.tests.unseen.values()]) if self.setup.tests.unseen else np.zeros(0, np.int64)
+        tests = {"global test": self.setup.tests.test, "validation": self.setup.tests.val, "new clients": unseen}
+        several = len(self.federations)
+        if several > 1:
+            tests = {p: numpy_generator(self.bench.seed, "evaluation", p).permutation(r) for p, r in tests.items()}
+        logits: dict[str, list[Tensor]] = {people: [] for people in tests}
+        asked: dict[str, list[np.ndarray]] = {people: [] for people in tests}
+        own: dict[str, float] = {}
+        for number, (server, clients) in enumerate(self.federations):
+            shares = {people: rows[number::several] for people, rows in tests.items()}
+            mine = {c.id: c.data.test for c in clients if len(c.data.test)}
+            rows = np.unique(np.concatenate([*shares.values(), *mine.values()]))
+            if not len(rows):
+                continue
+            found = server.pack().predict(lambda p, b: self.method.forward(p, b, view), [rows])[0]
+            for people, share in shares.items():
+                logits[people].append(found[np.searchsorted(rows, share)])
+                asked[people].append(share)
+            for client, r in mine.items():
+                own[client] = accuracy(found[np.searchsorted(rows, r)], self._labels(r))
+        scores: list[Evaluation] = []
+        for people in tests:
+            if logits[people]:
+                scores += score(torch.cat(logits[people]), self._labels(np.concatenate(asked[people])), view=view, people=people)
+        if several > 1:
+            scores = [replace(e, pooling="pooled over clients' models") for e in scores]
+        return scores + per_client(own, view=view, people="own test")
+
+    def personal(self, view: str, t: int) -> list[Evaluation]:
+        """Each client's own model on its own test rows, after the newest download; new clients start from nothing.
+
+        With several servers (``local``) nobody could say which of them a new client would turn to: none are scored.
+        """
+        owner = {c.id: server for server, clients in self.federations for c in clients}
+        chosen = [c for _, clients in self.federations for c in clients if len(c.data.test)]
+        limit = self.setup.settings.eval_clients
+        if limit is not None and limit < len(chosen):
+            draw = numpy_generator(self.bench.seed, "evaluation", t)
+            chosen = [chosen[i] for i in sorted(draw.choice(len(chosen), limit, replace=False))]
+        # a client that was never trained here is in ``clients`` with its training rows; a new client brings test rows only
+        strangers = [
+            ClientState(name, 0, {}, data=Splits(np.zeros(0, np.int64), np.zeros(0, np.int64), rows))
+            for name, rows in self.setup.tests.unseen.items()
+            if len(self.federations) == 1
+        ]
+        owner |= {c.id: self.federations[0][0] for c in strangers}
+        splits = [
+            ("own test", chosen, {c.id: c.data.test for c in chosen}),
+            ("validation", chosen, {c.id: c.data.val for c in chosen}),
+            ("new clients", strangers, {c.id: c.data.test for c in strangers}),
+        ]
+        if "global" not in self.method.info.views and view == self.method.info.views[0] and chosen:
+            # what clients' models know of everybody's data: each row of the global test set is put to one of them
+            rows = numpy_generator(self.bench.seed, "evaluation", "common test").permutation(self.setup.tests.test)
+            splits.append(("common test", chosen, {c.id: rows[i :: len(chosen)] for i, c in enumerate(chosen)}))
+        found: list[Evaluation] = []
+        for people, group, rows_of in splits:
+            logits = self.personal_logits(view, owner, group, rows_of)
+            if not logits:
+                continue
+            labels = {c: self._labels(rows_of[c]) for c in logits}
+            everyone = torch.cat(list(logits.values()))
+            scores = score(everyone, np.concatenate(list(labels.values())), view=view, people=people)
+            found += [replace(e, pooling="pooled over clients' models") if people == "common test" else e for e in scores]
+            if people == "own test":
+                own = {c: accuracy(logits[c], labels[c]) for c in logits}
+                found += per_client(own, view=view, people=people)
+        return found
+
+    def personal_logits(
+        self, view: str, owner: Mapping[str, ServerState], group: list[ClientState], rows: Mapping[str, np.ndarray]
+    ) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for part in packing.group([c for c in group if len(rows[c.id])], self.k):
+            turns = []
+            for client in part:
+                self.setup.store.load(client)
+                turns.append(self._turn(owner[client.id], client))
+            server = owner[part[0].id]
+            pack = Pack(self.bench.of(part[0]), turns, server.round, server.start)
+            self.method.personalise(pack)
+            pack.hold(None)
+            logits = pack.predict(lambda p, b: self.method.forward(p, b, view), [rows[c.id] for c in part])
+            found |= {c.id: v for c, v in zip(part, logits, strict=True)}
+            for client in part:
+                self.setup.store.forget(client)
+        return dict(sorted(found.items()))
+
+    def _turn(self, server: ServerState, client: ClientState) -> Turn:
+        """A client after the newest download, which is billed and changes nothing."""
+        info = self.setup.info(client)
+        message = self.method.send_to_test(server, info)
+        payload = payload_of(message.tensors if client.id in server.synced else server.start | message.tensors)
+        self.setup.exchange.ledger.add(server.round.index, "eval", "down", client.id, payload, sum(payload.values()))
+        adaptation = adapted(self.method, self.bench, info)
+        return Turn(client, adaptation, server.held_by(info, adaptation, message), message.facts)
+
+    def _labels(self, rows: np.ndarray) -> np.ndarray:
+        return self.bench.table.labels[rows]

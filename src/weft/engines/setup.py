@@ -1,0 +1,99 @@
+"""What an engine is made of: a method, its federations, and where their messages, memory and updates lie."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from weft.engines.observer import Observer
+from weft.federation.bench import Bench
+from weft.federation.client import ClientState
+from weft.federation.exchange import Exchange
+from weft.federation.message import ClientInfo
+from weft.federation.method import Method
+from weft.federation.server import ServerState
+from weft.federation.store import ClientStore, Spool
+from weft.federation.turn import Turn
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a federation is run, apart from the method.
+
+    Attributes:
+        rounds: planned.
+        participation: fraction of clients in a sampled cohort.
+        dropout: chance that a drawn client fails in the middle of its turn: it has downloaded, but nothing of its work is kept.
+        pack: clients per pass, or ``auto``.
+        debug: one by one, errors carry stage, client and batch.
+        eval_clients: at most so many clients are scored with personal views each time (sampled); None = all.
+        max_factor: how many times as large as usual an update may be; ``auto``: as the engine has it; ``off``: anything.
+        by_class: clients that are elsewhere tell their right answers by class.
+    """
+
+    rounds: int = 6
+    participation: float = 1.0
+    dropout: float = 0.0
+    pack: str | int = "auto"
+    debug: bool = False
+    eval_clients: int | None = None
+    max_factor: float | str = "auto"
+    by_class: bool = False
+
+
+@dataclass
+class Tests:
+    """Rows that scores are taken on, as positions in the token table."""
+
+    test: np.ndarray
+    val: np.ndarray
+    unseen: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass
+class Setup:
+    """One federation, or several beside each other.
+
+    Attributes:
+        federations: (server, its clients) pairs: one for a federation; one per client for the ``local`` baseline.
+        store: of clients' memory.
+        spool: of a round's updates.
+    """
+
+    method: Method
+    bench: Bench
+    federations: list[tuple[ServerState, list[ClientState]]]
+    settings: Settings
+    exchange: Exchange
+    store: ClientStore
+    spool: Spool
+    tests: Tests
+    observer: Observer = field(default_factory=Observer)
+
+    def info(self, client: ClientState) -> ClientInfo:
+        """What the server is told of a client."""
+        return client.info(self.method.info.asks)
+
+    def register(self, info: ClientInfo) -> None:
+        """A client tells the facts that the method asks for, once; they cost bytes."""
+        if info.facts:
+            size = len(json.dumps(info.facts, sort_keys=True))
+            self.exchange.ledger.add(0, "setup", "up", info.id, {"facts": size}, size)
+
+
+@dataclass
+class Job(Turn):
+    """One client's turn in one round, as the coordinator knows it.
+
+    Attributes:
+        server: which it belongs to.
+        frame: what it received, as bytes.
+        since, now: clock up to which it was up to date before, and is after.
+    """
+
+    server: ServerState = field(kw_only=True)
+    frame: bytes = b""
+    since: int = 0
+    now: int = 0

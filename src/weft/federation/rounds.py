@@ -1,0 +1,98 @@
+"""A method on a server's state: its beginning, what a client enters a round with, and the end of a round."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from torch import Tensor
+
+from weft.errors import UserError
+from weft.federation.bench import Bench
+from weft.federation.layout import Adaptation, named
+from weft.federation.message import ClientInfo, Update
+from weft.federation.method import Method
+from weft.federation.robust import Robust
+from weft.federation.scope import Scope
+from weft.federation.server import ServerState
+from weft.federation.values import finite
+
+
+def adapted(method: Method, bench: Bench, client: ClientInfo) -> Adaptation:
+    """The parts of a client on its own backbone."""
+    own = bench.of(client)
+    return method.adapt(own.backbone, own.task, client)
+
+
+def begin(
+    method: Method,
+    bench: Bench,
+    clients: list[ClientInfo],
+    rounds: int,
+    start: dict[str, Tensor] | None = None,
+    robust: Robust | None = None,
+) -> ServerState:
+    """The state of a server before :meth:`Method.start`.
+
+    Args:
+        rounds: planned. start: start values handed out in set-up.
+
+    Raises:
+        UserError: clients with another backbone could not read each other's messages.
+    """
+    _check_others(method, bench)
+    adaptation = adapted(method, bench, ClientInfo(""))
+    return ServerState(bench, adaptation, clients, rounds, start, robust, method.weighting)
+
+
+def close_round(method: Method, server: ServerState, updates: Iterable[Update]) -> dict[str, Any]:
+    """The method's own rule on a round's updates, at a new stamp.
+
+    A round whose result is not finite is undone: finite updates of absurd size would end the run for everybody.
+
+    Returns:
+        what a robust rule did, nothing for a plain mean.
+
+    Raises:
+        UserError: a robust rule was asked for, and the method does not come by :meth:`ServerState.mean`.
+    """
+    server.clock += 1
+    server.remarks = {}
+    came: list[str] = []
+
+    def counted() -> Iterator[Update]:
+        for update in updates:
+            came.append(update.client.id)
+            yield update
+
+    undo = server.snapshot()
+    method.aggregate(server, counted())
+    if not finite((*server.shared.values(), *server.memo.values())):
+        undo()
+        return {"skipped": "the updates together gave values that are not finite, and count for nothing"}
+    rule = server.robust.rule
+    if rule == "none":
+        return {}
+    if came and not server.remarks:
+        raise UserError(
+            f'{method.info.slug} does not aggregate with the server\'s mean, so robust = "{rule}" cannot protect it: remove '
+            "--robust."
+        )
+    return server.remarks
+
+
+def _check_others(method: Method, bench: Bench) -> None:
+    """Clients with another backbone must be able to read and answer the same messages."""
+
+    def travelling(of: Bench) -> dict[str, tuple[int, ...]]:
+        mine = method.adapt(of.backbone, of.task, ClientInfo(""))
+        return {n: tuple(i.shape) for n, i, s in named(mine, of.backbone) if Scope.DOWN in s or Scope.UP in s}
+
+    for name, other in bench.others.items():
+        here, there = travelling(bench), travelling(other)
+        odd = sorted(n for n in here.keys() | there.keys() if here.get(n) != there.get(n))
+        if odd:
+            raise UserError(
+                f"{method.info.slug} sends {len(odd)} tensors that are not the same for {bench.backbone.name} and "
+                f"{name}, such as {odd[0]}: give all clients one backbone, or choose a method for several (fedhpl)."
+            )
