@@ -163,7 +163,9 @@ def _counted(text: str, kind: str) -> tuple[list[dict[str, Any]], int]:
         except ValueError:
             found = [json.loads(line) for line in text.split("\n") if line.strip()]
         objects = found if isinstance(found, list) else [found]
-        return [{name.strip(): value for name, value in row.items()} for row in objects], 0
+        columns = list(dict.fromkeys(name for row in objects for name in row))
+        called = {name: _name(name, i) for i, name in enumerate(columns, 1)}
+        return [{called[name]: value for name, value in row.items()} for row in objects], 0
     lines = [line for line in re.split("\r\n|\r|\n", text) if line]
     told = re.fullmatch(r'"?sep=(.)"?[ \t]*', lines[0], re.IGNORECASE)
     if told:
@@ -174,8 +176,13 @@ def _counted(text: str, kind: str) -> tuple[list[dict[str, Any]], int]:
         records = [(_tabbed(line, delimiter, lines[0].count(delimiter) + 1), 1) for line in lines]
     else:
         records = _records(text, delimiter, bare.count(delimiter) == bare.count(delimiter + " ") > 0)
-    header = [name.strip().strip("\ufeff").strip() for name in records[0][0]]
+    header = [_name(name, i) for i, name in enumerate(records[0][0], 1)]
     return [dict(zip(header, row, strict=True)) for row, _ in records[1:]], sum(lines > 1 for _, lines in records[1:])
+
+
+def _name(given: str, position: int) -> str:
+    """What a column is called."""
+    return given.strip().strip("\ufeff").strip() or f"column {position}"
 
 
 def _tabbed(line: str, delimiter: str, width: int) -> list[str]:
@@ -231,6 +238,8 @@ def _compare(source: Source, rows: list[dict[str, Any]], across: int) -> None:
     names = {name for row in rows for name in row}
     guessed = [name for name in names if f'"{printable(name)}" is the text' in notes]  # another one where "text" was hit
     text = max(guessed, key=len, default="text")
+    if text not in names:  # its name is damaged too, and shown in another form
+        return
     used = [r for r in rows if isinstance(t := r.get(text), str) and t.strip() and r.get("label") not in (None, "")]
     labels = {label.strip() if isinstance(label := row["label"], str) else str(label) for row in used} - {"", "nan"}
     if source.label_name == "label" and not repeated and "broken character" not in notes:
