@@ -20,16 +20,6 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but er
 Json = Annotated[
     bool, typer.Option("--json", help="Print summary.json on stdout and nothing else there.", rich_help_panel=OUTPUT)
 ]
-Set = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="NAME=VALUE",
-        help="Any setting, for instance method.rank=16 or method.lr=1e-3; as often as you like.",
-        rich_help_panel="What",
-        show_default=False,
-    ),
-]
 
 
 def run(
@@ -38,7 +28,16 @@ def run(
         Path | None,
         typer.Argument(metavar="[EXPERIMENT.toml]", help="Settings in a file; those typed here win.", show_default=False),
     ] = None,
-    set_: Set = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Any setting, for instance method.rank=16 or method.lr=1e-3; as often as you like.",
+            rich_help_panel="What",
+            show_default=False,
+        ),
+    ] = None,
     repeat: Annotated[
         int, typer.Option(min=1, help="Run so often and check that the numbers are the same.", rich_help_panel=OUTPUT)
     ] = 1,

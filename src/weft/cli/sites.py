@@ -13,7 +13,7 @@ import typer
 
 from weft.cli.errors import out
 from weft.cli.progress import starting, watching
-from weft.cli.run import Json, Quiet, Set, show
+from weft.cli.run import Json, Quiet, show
 from weft.errors import UserError
 from weft.words import count
 
@@ -47,7 +47,10 @@ def serve(
             min=1, max=10**9, help="Seconds that a site may take for a turn; a round goes on without whoever takes longer."
         ),
     ] = 3600.0,
-    set_: Set = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Any setting, as for weft run.", show_default=False),
+    ] = None,
     write_app: Annotated[
         Path | None,
         typer.Option(

@@ -47,11 +47,12 @@ class Deal(Group):
         "leave-out", "Rows without a natural key, in a natural deal: `leave-out`, or `apart` (as one more key)."
     )
     val_fraction: Fraction = setting(
-        0.1, "Share of a client's rows to validate on, stratified by natural key and label.", common=True
+        0.1, "Share of a client's rows to validate on, stratified by natural key and label.", option=False, common=True
     )
     test_fraction: Fraction = setting(
         0.2,
         "Share of a client's rows to test on, likewise.",
         "None are taken where the data have test rows of their own.",
+        option=False,
         common=True,
     )

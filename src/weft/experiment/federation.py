@@ -35,9 +35,7 @@ class Federation(Group):
         "Against malicious clients, for the mean: `none`, `clip`, `median`, `trimmed`, `krum` or `multi-krum`.",
         "See [strangers' updates](security.md#strangers-updates).",
     )
-    robust_norm: Positive | None = setting(
-        None, "Clip: largest norm of an update; left out: the median norm.", "It is the median of the round."
-    )
+    robust_norm: Positive | None = setting(None, "Clip: largest norm of an update; left out: the median norm of the round.")
     robust_share: Annotated[float, Field(ge=0, lt=0.5)] = setting(
         0.2, "Median, trimmed, krum: share of bad updates, below 0.5.", "Also of `multi-krum`. It is rounded up."
     )
