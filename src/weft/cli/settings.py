@@ -23,6 +23,9 @@ def taking(*names: str) -> type[Command]:
     """
 
     class Taking(Command):
+        _own: list[click.Parameter]
+        _whole: list[click.Parameter] | None
+
         @property
         def params(self) -> list[click.Parameter]:
             if self._whole is None:
@@ -34,10 +37,8 @@ def taking(*names: str) -> type[Command]:
 
         @params.setter
         def params(self, own: list[click.Parameter]) -> None:
-            self._own, self._whole = own, None
-
-        _own: list[click.Parameter]
-        _whole: list[click.Parameter] | None
+            self._own = own
+            self._whole = None
 
         def invoke(self, ctx: click.Context) -> Any:
             typed = {name: ctx.params.pop(name) for name in _taken(names)}

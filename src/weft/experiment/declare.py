@@ -83,7 +83,14 @@ def setting(
         default: where neither recipe nor person says anything.
         help, more, unset, option, flags, everyday, common: see :class:`Setting`.
     """
-    about = {"more": more, "unset": unset, "option": option, "flags": list(flags), "everyday": everyday, "common": common}
+    about: dict[str, Any] = {
+        "more": more,
+        "unset": unset,
+        "option": option,
+        "flags": list(flags),
+        "everyday": everyday,
+        "common": common,
+    }
     return Field(default, description=help, json_schema_extra=about)
 
 
