@@ -78,7 +78,7 @@ def test_the_command_of_a_replayed_file_says_only_what_is_different(monkeypatch:
     file = tomllib.loads(experiment.to_toml(first.experiment, {}))
     line = retyped.command(summary({}, file), {})
     assert line is not None
-    assert shlex.split(line)[2:] == shlex.split("--method fedit --set method.rank=3 --model owner/model --clients 5 --no-recipes")
+    assert shlex.split(line)[2:] == shlex.split("--method fedit --set method.rank=3 --model owner/model --no-recipes --clients 5")
     assert typed(line, monkeypatch, capsys) == experiment.resolve({}, file).experiment
 
 

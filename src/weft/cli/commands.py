@@ -8,6 +8,7 @@ import typer
 
 from weft.cli import after, keys, listings, run, sites
 from weft.cli.errors import Command, Commands
+from weft.cli.settings import taking
 
 app = typer.Typer(
     name="weft",
@@ -21,12 +22,12 @@ app = typer.Typer(
 )
 
 TRAIN, SITES, LOOK = "Train", "Real federations", "Look around"
-app.command(rich_help_panel=TRAIN, cls=Command)(run.run)
+app.command(rich_help_panel=TRAIN, cls=taking())(run.run)
 app.command(rich_help_panel=TRAIN, cls=Command)(run.resume)
 app.command(rich_help_panel=TRAIN, cls=Command, name="eval")(after.evaluate)
 app.command(rich_help_panel=TRAIN, cls=Command)(after.predict)
 app.command(rich_help_panel=TRAIN, cls=Command)(after.export)
-app.command(rich_help_panel=SITES, cls=Command)(sites.serve)
+app.command(rich_help_panel=SITES, cls=taking("name", "runs"))(sites.serve)
 app.command(rich_help_panel=SITES, cls=Command)(sites.join)
 app.add_typer(keys.app, name="keys", rich_help_panel=SITES)
 app.command(rich_help_panel=LOOK, cls=Command)(listings.methods)

@@ -62,7 +62,7 @@ def _words(name: str, value: Any) -> list[str]:
             return [flags[0]]
     elif option is not None and option.multiple and isinstance(value, list):
         return [word for item in value for word in (option.opts[0], str(item))]
-    elif option is not None and name == "baselines":
+    elif option is not None and isinstance(value, list):
         return [option.opts[0], ",".join(value) or "none"]
     elif option is not None and isinstance(value, str | int | float) and not isinstance(value, bool):
         return [option.opts[0], str(value)]

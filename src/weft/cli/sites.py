@@ -32,6 +32,7 @@ WARNING = "Warning: --insecure: anybody on the way can read and change what is s
 
 
 def serve(
+    context: typer.Context,
     file: Annotated[Path, typer.Argument(metavar="EXPERIMENT.toml", help="What is trained; it declares the classes.")],
     sites: Annotated[int | None, typer.Option(help="Sites to wait for before round 1.", show_default="clients")] = None,
     host: Annotated[
@@ -46,8 +47,6 @@ def serve(
             min=1, max=10**9, help="Seconds that a site may take for a turn; a round goes on without whoever takes longer."
         ),
     ] = 3600.0,
-    name: Annotated[str | None, typer.Option(help="Of the run's folder.", show_default=False)] = None,
-    runs: Annotated[str | None, typer.Option(help="Folder above it.", show_default="runs")] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="Any setting, as for weft run.", show_default=False),
@@ -75,8 +74,7 @@ def serve(
 
     if math.isnan(deadline):  # which no bound keeps out
         raise UserError("--deadline is nan, but must be a number of seconds.")
-    typed: dict[str, Any] = {"name": name, "runs": runs, "clients": sites}
-    chosen = experiment.assignments(set_ or (), {n: v for n, v in typed.items() if v is not None})
+    chosen = experiment.assignments(set_ or (), context.obj | ({} if sites is None else {"clients": sites}))
     screen = out(stderr=as_json)
     with starting(screen, quiet):
         from weft.engines.flower import environment

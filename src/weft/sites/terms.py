@@ -16,11 +16,7 @@ from weft.federation.bench import Bench
 from weft.federation.message import ClientInfo
 from weft.sites.words import Disagreed, Reason
 
-COMMON = (
-    *("method", "parameters", "model", "task", "template", "blocks", "roles", "head", "classes", "max_length", "precision"),
-    *("codec", "rounds", "seed", "start_head", "probe_rounds", "probe_lr", "val_fraction", "test_fraction", "by_length"),
-    *("max_bytes", "max_weight", "class_counts"),
-)
+COMMON = tuple(name for name, declared in settings.SETTINGS.items() if declared.common)
 """Settings of an experiment that hold for everybody. Where the data are, and what computes on them, is a site's own."""
 RUN = re.compile(r"[0-9a-f]{32}")
 

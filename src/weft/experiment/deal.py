@@ -1,0 +1,58 @@
+"""Settings of the data: where they are, what their columns mean, and how rows are dealt out to clients."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from weft.experiment.declare import Count, Fraction, Group, Name, Names, Positive, Whole, setting
+
+
+class Deal(Group):
+    """The data and how they are dealt out, see :func:`weft.data.partition`."""
+
+    title: ClassVar[str] = "Data and its deal"
+
+    data: Name = setting("pydocs", "Data set: name, hub id, local file or folder.", everyday=True)
+    classes: Names = setting(
+        [],
+        "The label set, in the order of the indices.",
+        "A [real federation](deployment.md) has to declare it, and a row with any other label is refused.",
+        unset="those of the data, in alphabetical order",
+        option=False,
+        common=True,
+    )
+    image: str | None = setting(None, "Column of the picture, if the guess is wrong.", unset="guessed", everyday=True)
+    text: str | None = setting(None, "Column of the text, if the guess is wrong.", unset="guessed", everyday=True)
+    pair: str | None = setting(None, "Column of a second text.", unset="guessed")
+    label: str | None = setting(None, "Column of the label.", unset="guessed", everyday=True)
+    key: str | None = setting(None, "Column of the natural client.", unset="guessed")
+    limit: Count | None = setting(None, "Use at most so many rows of each split.", everyday=True)
+    clients: Count = setting(8, "Number of clients.", everyday=True)
+    partition: Literal["auto", "iid", "dirichlet", "pathological", "natural"] = setting(
+        "auto",
+        "`auto`, `iid`, `dirichlet`, `pathological` or `natural` (whole keys to one client).",
+        "`auto` is natural where the data have clients of their own, else dirichlet.",
+        everyday=True,
+    )
+    alpha: Positive = setting(0.5, "Dirichlet: 0.1 is very skewed, 100 nearly even.", everyday=True)
+    classes_per_client: Count = setting(2, "Pathological: classes of a client.")
+    min_rows: Whole = setting(1, "Fewest rows of a client.")
+    new_clients: Whole = setting(0, "Further clients, tested on but never trained.")
+    leave_out: Names = setting(
+        [],
+        "Test on this natural key as a new client, never train on it; may be repeated.",
+        "A natural key is, for instance, a domain.",
+    )
+    keyless: Literal["leave-out", "apart"] = setting(
+        "leave-out", "Rows without a natural key, in a natural deal: `leave-out`, or `apart` (as one more key)."
+    )
+    val_fraction: Fraction = setting(
+        0.1, "Share of a client's rows to validate on, stratified by natural key and label.", option=False, common=True
+    )
+    test_fraction: Fraction = setting(
+        0.2,
+        "Share of a client's rows to test on, likewise.",
+        "None are taken where the data have test rows of their own.",
+        option=False,
+        common=True,
+    )

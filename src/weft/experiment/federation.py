@@ -1,0 +1,63 @@
+"""Settings of the federation: rounds and cohorts, what is sent, and which updates the server believes."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from weft.experiment.declare import Count, Fraction, Group, Name, Positive, Whole, setting
+
+
+class Federation(Group):
+    """Rounds, and what server and clients do in them."""
+
+    title: ClassVar[str] = "Federation"
+
+    rounds: Count = setting(10, "Exchanges between server and clients.", flags=("-r",), everyday=True, common=True)
+    participation: Annotated[float, Field(gt=0, le=1)] = setting(
+        1.0, "Share of the clients drawn for a round, 0 to 1.", everyday=True
+    )
+    dropout: Fraction = setting(0.0, "Chance that a client fails in the middle of its turn.")
+    seed: Whole = setting(0, "Of everything random.", everyday=True, common=True)
+    start_head: Literal["random", "probe"] = setting(
+        "random",
+        "`random`, or `probe`: warmed up by federated linear probing, billed as set-up.",
+        "The head is then first trained on frozen features.",
+        common=True,
+    )
+    probe_rounds: Count = setting(
+        60, "Rounds of that probing, an epoch each.", "The baseline `probe` has as many.", option=False, common=True
+    )
+    probe_lr: Annotated[float, Field(ge=0)] = setting(0.1, "Learning rate of that probing.", option=False, common=True)
+    robust: Literal["none", "clip", "median", "trimmed", "krum", "multi-krum"] = setting(
+        "none",
+        "Against malicious clients, for the mean: `none`, `clip`, `median`, `trimmed`, `krum` or `multi-krum`.",
+        "See [strangers' updates](security.md#strangers-updates).",
+    )
+    robust_norm: Positive | None = setting(None, "Clip: largest norm of an update; left out: the median norm of the round.")
+    robust_share: Annotated[float, Field(ge=0, lt=0.5)] = setting(
+        0.2, "Median, trimmed, krum: share of bad updates, below 0.5.", "Also of `multi-krum`. It is rounded up."
+    )
+    max_weight: Count = setting(
+        1_000_000_000, "Largest example count that is believed.", "An update that claims more is refused.", common=True
+    )
+    max_bytes: Count = setting(2_147_483_648, "Largest message that is read.", "A longer one is refused.", common=True)
+    class_counts: bool = setting(
+        False,
+        "Sites tell how many of their test rows have and are given each class, so that there is a macro-F1.",
+        "That is a histogram of their labels. A simulation has it anyway.",
+        option=False,
+        common=True,
+    )
+    max_factor: Annotated[float, Field(gt=1, strict=False)] | Literal["auto", "off"] = setting(
+        "auto",
+        "Largest update that is believed, in times of the usual one: a number, `auto` or `off`.",
+        "The usual one is the running median of those accepted; a state on which most clients fail is taken back. `auto` is 1000 "
+        "for [sites](security.md#updates-of-absurd-size) and off in a simulation.",
+    )
+    codec: Name = setting("identity", "Of uploads: `identity` or `quant8` (8-bit differences).", everyday=True, common=True)
+    eval_every: Whole = setting(1, "Rounds between evaluations; 0: only after the last.", everyday=True)
+    eval_clients: Count | None = setting(
+        None, "Score at most so many clients by themselves.", "They are drawn at random each time.", unset="all"
+    )

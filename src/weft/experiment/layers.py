@@ -1,0 +1,128 @@
+"""The layers of an experiment: a person's settings over a file's, over recipes, over defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from weft import recipes
+from weft.errors import UserError
+from weft.experiment.names import flatten
+from weft.experiment.sentences import checked
+from weft.experiment.whole import Experiment
+
+if TYPE_CHECKING:
+    from weft.federation.method import Method
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """An experiment with all settings spelt out.
+
+    Attributes:
+        method: built from ``experiment.parameters``, or as given.
+        origin: flat name -> ``default``, ``recipe`` or ``user``. notes: sentences for the person who typed it.
+        given: the method came as an object that no slug stands for, so that only its giver can make it again.
+    """
+
+    experiment: Experiment
+    method: Method
+    origin: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+    given: bool = False
+
+
+def resolve(
+    typed: Mapping[str, Any] | None = None, file: Mapping[str, Any] | None = None, method: Method | None = None
+) -> Resolved:
+    """Lay a person's settings over a file's, over recipes, over defaults.
+
+    Args:
+        typed: settings by flat name, or nested as in a file. file: contents of an experiment file.
+        method: an object instead of a slug. What was written where it was made was typed; the rest of it comes from the file,
+            from recipes or from the object, so that ``FLoRA(rank=8)`` is the same experiment as ``method.rank=8`` of ``flora``.
+
+    Raises:
+        UserError: unknown names, wrong types or ranges; all that can be said at once in one sentence.
+    """
+    from weft.methods import registry
+
+    notes: list[str] = []
+    asked, stored = flatten(typed or {}), flatten(file or {})
+    own: dict[str, Any] = {}
+    if method is not None:
+        asked["method"] = method.info.slug
+        written, every = registry.written(method), registry.values(method)
+        own = {f"method.{n}": v for n, v in every.items() if n in written}
+    of_file = stored.get("method", Experiment().method)
+    if asked.get("method", of_file) != of_file:
+        dropped = [n for n in stored if n.startswith("method.")]
+        stored = {n: v for n, v in stored.items() if n not in dropped}
+        if dropped:
+            notes.append(f"the file's {', '.join(dropped)} belong to another method, and are left out.")
+    slug = str(asked.get("method", of_file))
+    cls = type(method) if method is not None else registry.load(slug)
+    asked = _full_names(cls, asked)
+    if twice := own.keys() & asked.keys():
+        raise UserError(f"{', '.join(sorted(twice))}: given by the method's object and besides; leave one out.")
+    user = _full_names(cls, stored) | asked | own
+    fitting = _fitting(cls.info.needs, user)
+    recipe: dict[str, Any] = {}
+    if user.get("recipes", True) is not False:
+        model, data = (str((fitting | user).get(n, getattr(Experiment(), n))) for n in ("model", "data"))
+        recipe = recipes.find(slug, cls.info.family, model, data, {p.name for p in registry.parameters(cls)})
+    if "baseline" in user and user["baseline"] is not None:
+        recipe.pop("baselines", None)  # a baseline is not compared with itself
+    settings = fitting | recipe | user
+    made = _laid_over(method, _parameters(settings)) if method is not None else registry.build(slug, _parameters(settings))
+    known = registry.values(made)
+    experiment = checked({n: v for n, v in settings.items() if not n.startswith("method.")} | {"parameters": known}, known)
+    _check_robust(experiment, made)
+    origin = {n: "user" if n in user else "recipe" if n in recipe else "default" for n in experiment.flat()}
+    given = method is not None and (slug not in registry.infos() or registry.load(slug) is not cls)
+    return Resolved(experiment, made, origin, tuple(notes), given)
+
+
+def _check_robust(x: Experiment, method: Method) -> None:
+    """Refuse a robust rule that can't work with this method or with so few clients, before anything is loaded."""
+    from weft.federation.robust import Robust
+
+    rule = Robust(x.robust, x.robust_norm, x.robust_share)
+    if x.baseline not in ("local", "central"):
+        rule.check(method.info, max(round(x.participation * x.clients), 1))
+
+
+def _fitting(needs: tuple[str, ...], user: Mapping[str, Any]) -> dict[str, str]:
+    """Model and data for those who named none, where the usual ones are not what the method or the data need."""
+    from weft.backbones.names import usual
+    from weft.data.hub_sets import IMAGE, catalogue
+
+    pictures = {entry.name for entry in catalogue() if entry.kind == IMAGE}
+    if "images" not in needs and user.get("data") not in pictures:
+        return {}
+    return {"data": "glyphs", "model": usual({"images", *needs})}
+
+
+def _parameters(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {n.removeprefix("method."): v for n, v in settings.items() if n.startswith("method.")}
+
+
+def _laid_over(method: Method, wanted: Mapping[str, Any]) -> Method:
+    """The object, or one like it where a file or a recipe says something else."""
+    from weft.methods import registry
+
+    def plain(value: Any) -> Any:
+        return "none" if value is None else list(value) if isinstance(value, tuple) else value
+
+    now = registry.values(method)
+    changes = {n: v for n, v in wanted.items() if n not in now or plain(v) != plain(now[n])}
+    return registry.configure(type(method), changes, method) if changes else method
+
+
+def _full_names(cls: type[Method], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The same settings, those of the method under full names (``method.lr`` is ``method.optim.lr``)."""
+    from weft.methods import registry
+
+    own = {n: v for n, v in settings.items() if not n.startswith("method.")}
+    return own | {f"method.{n}": v for n, v in registry.canonical(cls, _parameters(settings)).items()}

@@ -1,0 +1,41 @@
+"""Settings of the machine: what computes, how much at once, and how batches are made. They are not the experiment's idea."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from weft.experiment.declare import Count, Group, Name, setting
+
+
+class Machine(Group):
+    """What computes, and how."""
+
+    title: ClassVar[str] = "Machine"
+
+    pack: Count | Literal["auto"] = setting("auto", "Clients trained in one pass, or `auto` (from memory).")
+    max_length: Count = setting(128, "Tokens of a row; the rest is cut off.", everyday=True, common=True)
+    device: Name = setting("auto", "`auto`, `cpu`, `cuda` or `mps`.", everyday=True)
+    precision: Literal["auto", "float32", "bfloat16", "float64"] = setting(
+        "auto",
+        "Of the frozen backbone: `auto`, `float32` or `bfloat16`.",
+        "`auto` is bfloat16 where the processor computes in it.",
+        common=True,
+    )
+    prefix_cache: Literal["auto", "off"] = setting(
+        "auto", "`auto` or `off`: compute frozen lower layers once per row.", "Those are the layers below every trained part."
+    )
+    by_length: bool = setting(
+        True,
+        "Batches of rows of like length, or of rows at random.",
+        "The former pad less, the latter is what most papers do: see "
+        "[what it changes](methods/index.md#what-differs-for-every-method).",
+        common=True,
+    )
+    engine: Literal["simulation", "ray", "flower"] = setting(
+        "simulation",
+        "`simulation`; `ray`: packs on all cores, GPUs or machines that Ray has; `flower`: every client a process of its own.",
+        "With `flower` it is [a federation on one machine](deployment.md#on-one-machine), over Flower.",
+        everyday=True,
+    )
+    debug: bool = setting(False, "Clients one by one; errors say stage, client and batch.")
+    trust_remote_code: bool = setting(False, "Let a hub backbone run its own Python code.")

@@ -1,0 +1,22 @@
+"""Settings of where a run is kept. A replay is a run of its own, so that no saved file has them."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from weft.experiment.declare import Group, Name, setting
+
+
+class Output(Group):
+    """Where a run is kept."""
+
+    title: ClassVar[str] = "Output"
+
+    name: str | None = setting(
+        None,
+        "Of the run's folder.",
+        "`-2`, `-3` … is added where it is taken.",
+        unset="METHOD-DATA-MODEL-sSEED",
+        everyday=True,
+    )
+    runs: Name = setting("runs", "The folder above it.", everyday=True)

@@ -1,0 +1,66 @@
+"""Settings of what is trained: method, backbone and task, and what is compared with it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, Field
+
+from weft.experiment.declare import Group, Name, setting
+
+Baseline = Literal["local", "central", "probe", "zero-shot"]
+
+
+class What(Group):
+    """What is trained."""
+
+    title: ClassVar[str] = "What"
+
+    method: str = setting("fedit", "Slug of a method: `weft methods` lists them.", flags=("-m",), everyday=True, common=True)
+    parameters: dict[str, Any] = setting(
+        {},
+        "A method's own settings: `weft methods NAME` lists them.",
+        "In a file: the table `[method]`.",
+        option=False,
+        common=True,
+    )
+    baseline: Baseline | None = setting(
+        None,
+        "Run this instead: `local` (each client alone), `central` (all rows in one place), `probe` (linear head), `zero-shot`.",
+        "The first two have as many turns as the federation gives; `probe` is a linear head on the frozen backbone, federated; "
+        "`zero-shot` is a CLIP as it is.",
+    )
+    baselines: Annotated[list[Baseline], Field(strict=False), AfterValidator(lambda given: list(dict.fromkeys(given)))] = setting(
+        [], "Run these beside it, joined by commas; `none` for no comparison.", unset="none", everyday=True
+    )
+    model: Name = setting(
+        "minilm",
+        "Backbone: short name, hub id or local folder; several, joined by commas, are dealt to the clients in turn.",
+        everyday=True,
+        common=True,
+    )
+    task: Literal["auto", "classification", "similarity"] = setting(
+        "auto",
+        "What tells classes apart: `classification` (a linear head) or `similarity` (a CLIP and the names of the classes).",
+        "`auto` is similarity where there is a text tower, unless the method trains a head.",
+        common=True,
+    )
+    template: str = setting("a photo of a {}.", "Similarity: the sentence around the name of a class.", common=True)
+    blocks: str = setting(
+        "",
+        "Path of the backbone's list of blocks, if `weft models NAME` shows a wrong one.",
+        "See [below](#backbones).",
+        unset="guessed",
+        common=True,
+    )
+    roles: str = setting(
+        "",
+        "Roles of its linear layers by the ends of their names, as `Wqkv=q+k+v,wo=o,skip=none`.",
+        "See [below](#backbones).",
+        unset="guessed",
+        common=True,
+    )
+    head: str = setting(
+        "", "Names of the modules that make its head, joined by commas.", "See [below](#backbones).", unset="guessed", common=True
+    )
+    recipes: bool = setting(True, "Use the recipe for backbone and data, where there is one.", everyday=True)
