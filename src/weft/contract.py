@@ -20,7 +20,7 @@ from weft.errors import UserError, WeftError, nearest
 from weft.federation.batch import Batch, Output
 from weft.federation.info import MethodInfo
 from weft.federation.layout import Adaptation
-from weft.federation.message import ClientInfo, Message, Update, Value
+from weft.federation.message import ClientInfo, Message, Update
 from weft.federation.method import Method
 from weft.federation.pack import Pack
 from weft.federation.round import Round
@@ -28,6 +28,7 @@ from weft.federation.scope import GIVEN, PERSONAL, SENT, SHARED, TEMPORARY, Scop
 from weft.federation.server import ServerState
 from weft.tasks.losses import distillation, mean_of
 from weft.tasks.task import Task
+from weft.tensors.forms import Value
 from weft.tensors.init import Init
 from weft.tensors.lowrank import LowRank
 

@@ -8,7 +8,7 @@ always detached. Rows of a client that lacks a block skip that block; blocks bel
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from weft.adaptation.part import Part
 from weft.errors import UserError, WeftError
+from weft.tensors.forms import Value, pieces
 from weft.tensors.lowrank import LowRank
 
 if TYPE_CHECKING:
@@ -336,19 +337,23 @@ def place(backbone: Backbone, parts: list[Mapping[str, Part]], device: torch.dev
     return found
 
 
-def stack(values: list[Tensor | LowRank | None], device: torch.device, dtype: torch.dtype) -> Tensor | tuple[Tensor, Tensor]:
-    """[K, …] from K clients' values, zero-padded to the largest; an absent value (None) is all zeros.
+def stack(values: Sequence[Value | None], device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+    """K clients' values as tensors [K, …] by role, zero-padded to the largest; an absent value (None) is all zeros.
 
-    One and the same object for all clients becomes a view without copies. LowRank values give (A [K, R, d_in], B [K, d_out, R])
-    with the scale folded into B.
+    One and the same object for all clients becomes a view without copies. A LowRank gives A [K, R, d_in] and B [K, d_out, R]
+    with its scale in B; a tensor has the role ``""``.
     """
+    whole = {id(v): pieces(_unscaled(v)) for v in values if v is not None}  # by id: what is one object stays one
+    roles = next(iter(whole.values()))
+    return {r: _stacked([None if v is None else whole[id(v)][r] for v in values], device, dtype) for r in roles}
+
+
+def _unscaled(value: Value) -> Value:
+    return LowRank(value.B * value.scale, value.A) if isinstance(value, LowRank) else value
+
+
+def _stacked(values: list[Tensor | None], device: torch.device, dtype: torch.dtype) -> Tensor:
     present = next(v for v in values if v is not None)
-    if isinstance(present, LowRank):
-        as_a = [None if v is None else v.A for v in values]  # type: ignore[union-attr]
-        as_b = [None if v is None else (v.B * v.scale) for v in values]  # type: ignore[union-attr]
-        if all(v is present for v in values):
-            as_a, as_b = [as_a[0]] * len(values), [as_b[0]] * len(values)
-        return stack(as_a, device, dtype), stack(as_b, device, dtype)  # type: ignore[return-value]
     if all(v is present for v in values):
         one = present.to(device, dtype)
         return one.unsqueeze(0).expand(len(values), *one.shape)

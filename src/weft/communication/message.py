@@ -5,15 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
-
-from torch import Tensor
+from typing import Any
 
 from weft.communication import Direction
 from weft.communication.strict import is_number, is_text
-from weft.tensors.lowrank import LowRank
-
-Value: TypeAlias = Tensor | LowRank
+from weft.tensors.forms import Value
 
 FACTS = "facts"
 """The entry for facts in :attr:`Frame.payload`, hence no name for a part."""

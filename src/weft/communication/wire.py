@@ -36,7 +36,7 @@ from torch import Tensor
 
 from weft.communication import Direction
 from weft.communication.codecs import CODECS, Codec
-from weft.communication.message import FACTS, Expected, Frame, Header, Received, Value
+from weft.communication.message import FACTS, Expected, Frame, Header, Received
 from weft.communication.strict import (
     Refused,
     check_facts,
@@ -49,11 +49,13 @@ from weft.communication.strict import (
     read_tensors,
     write_json,
 )
-from weft.tensors.lowrank import LowRank
+from weft.tensors import forms
+from weft.tensors.forms import Value
 
 __all__ = ["Direction", "Expected", "Frame", "Header", "Received", "Refused", "Value", "decode", "encode"]
 
 MAGIC = b"WEFT"
+MARK = "::"
 VERSION = 1
 
 _PREAMBLE = struct.Struct("<4sHI")
@@ -188,21 +190,13 @@ def _checksum(bases: Mapping[str, Tensor]) -> str:
 
 def _flatten(tensors: Mapping[str, Value]) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Plain CPU tensors that share no memory with anything, and the scales of the factored values."""
-    flat: dict[str, Tensor] = {}
-    scales: dict[str, float] = {}
     for name, value in tensors.items():
-        if not is_text(name) or "::" in name or name.split("/")[0] in ("", FACTS):
-            raise ValueError(f'a tensor is named {quoted(name)}; names are "part/site/role" without "::"')
-        if isinstance(value, LowRank):
-            scales[name] = float(value.scale)
-            pieces = {f"{name}::B": value.B, f"{name}::A": value.A}
-        else:
-            pieces = {name: value}
-        for key, tensor in pieces.items():
-            if tensor.dtype not in _LETTERS:
-                raise ValueError(f"tensor {quoted(name)} is {tensor.dtype}; exact things belong in facts")
-            flat[key] = tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format)
-    return flat, scales
+        if not is_text(name) or MARK in name or name.split("/")[0] in ("", FACTS):
+            raise ValueError(f'a tensor is named {quoted(name)}; names are "part/site/role" without "{MARK}"')
+        if odd := [tensor.dtype for tensor in forms.pieces(value).values() if tensor.dtype not in _LETTERS]:
+            raise ValueError(f"tensor {quoted(name)} is {odd[0]}; exact things belong in facts")
+    flat, scales = forms.flatten(tensors, MARK)
+    return {n: t.detach().to("cpu").clone(memory_format=torch.contiguous_format) for n, t in flat.items()}, scales
 
 
 # ---- receiving ---------------------------------------------------------------------------------------------
@@ -280,7 +274,7 @@ def _check_tensors(shapes: Mapping[str, tuple[int, ...]], scales: dict[str, Any]
     found = dict(shapes)
     free = 0
     for name, scale in scales.items():
-        b, a = found.pop(f"{name}::B", ()), found.pop(f"{name}::A", ())
+        a, b = (found.pop(f"{name}{MARK}{role}", ()) for role in forms.ROLES)
         if not is_number(scale, int, float) or not abs(scale) < math.inf:
             raise Refused(f"Tensor {quoted(name)} has a scale that is not a finite number.")
         if len(b) != 2 or len(a) != 2 or b[1] != a[0]:
@@ -333,14 +327,11 @@ def _add(base: Tensor, difference: Tensor) -> Tensor:
 
 
 def _unflatten(flat: Mapping[str, Tensor], scales: Mapping[str, float]) -> dict[str, Value]:
-    tensors: dict[str, Value] = dict(flat)
-    for name, scale in scales.items():
-        b, a = flat[f"{name}::B"], flat[f"{name}::A"]
-        if a.dtype != b.dtype:
+    values = forms.restore(flat, scales, MARK)
+    for name in scales:
+        if len({tensor.dtype for tensor in forms.pieces(values[name]).values()}) > 1:
             raise Refused(f"Tensor {quoted(name)} has factors of two dtypes.")
-        del tensors[f"{name}::B"], tensors[f"{name}::A"]
-        tensors[name] = LowRank(b, a, float(scale))
-    return tensors
+    return values
 
 
 def _elements(shape: tuple[int, ...]) -> int:

@@ -30,13 +30,13 @@ from weft.federation import files
 from weft.federation.bench import Bench
 from weft.federation.client import ClientState
 from weft.federation.exchange import write_update
-from weft.federation.message import Value
 from weft.federation.method import Method
 from weft.federation.pack import Pack
 from weft.federation.round import Round
 from weft.federation.rounds import adapted
 from weft.federation.turn import Turn
-from weft.tensors.lowrank import LowRank
+from weft.tensors import forms
+from weft.tensors.forms import Value
 
 Ask = Callable[[Iterable[tuple[int, bytes]]], Iterator[tuple[int, bytes]]]
 """Carries numbered questions to workers; gives their numbered answers as they come, and takes a question only when it can go."""
@@ -129,19 +129,15 @@ class Scattered:
 
     def _question(self, members: list[Job]) -> bytes:
         """A pack: what its clients hold, each value once, what each has received beside it, and what each remembers."""
-        tensors: dict[str, Tensor] = {}
-        scales: dict[str, float] = {}
+        values: dict[str, Value] = {}
+        memories: dict[str, Tensor] = {}
         numbers: dict[int, int] = {}
         sets: dict[tuple[tuple[str, int], ...], int] = {}
 
         def number_of(value: Value) -> int:
             if id(value) not in numbers:  # the jobs keep it alive
-                number = numbers[id(value)] = len(numbers)
-                if isinstance(value, LowRank):
-                    tensors[f"held:{number}:A"], tensors[f"held:{number}:B"] = value.A, value.B
-                    scales[str(number)] = value.scale
-                else:
-                    tensors[f"held:{number}"] = value
+                numbers[id(value)] = len(numbers)
+                values[f"held:{numbers[id(value)]}"] = value
             return numbers[id(value)]
 
         clients = []
@@ -149,12 +145,13 @@ class Scattered:
             self.setup.store.load(job.client)
             held = tuple((n, number_of(v)) for n, v in sorted(job.held.items()))
             about = {"id": job.client.id, "facts": job.client.facts, "received": dict(job.facts)}
-            clients.append(about | {"held": sets.setdefault(held, len(sets))} | _memory(job.client, tensors, i))
+            clients.append(about | {"held": sets.setdefault(held, len(sets))} | _memory(job.client, memories, i))
             self.setup.store.forget(job.client)
         plan = members[0].server.round
         round = {"index": plan.index, "kind": plan.kind, "extra": plan.extra}
+        sent, scales = forms.flatten(values)
         head = {"round": round, "clients": clients, "held": [dict(s) for s in sets], "scales": scales}
-        return wrap(head, files.tensor_bytes(tensors))
+        return wrap(head, files.tensor_bytes(sent | memories))
 
     def _failure(self, about: Mapping[str, Any]) -> Exception:
         if about["failed"] == PERSON:
@@ -182,9 +179,8 @@ class Worker:
         about, data = unwrap(raw)
         tensors = st.load(data)
         round = Round(about["round"]["index"], about["round"]["kind"], extra=about["round"]["extra"])
-        sets: list[dict[str, Value]] = [
-            {name: _held(tensors, number, about["scales"]) for name, number in names.items()} for names in about["held"]
-        ]
+        values = forms.restore({n: t for n, t in tensors.items() if n.startswith("held:")}, about["scales"])
+        sets = [{name: values[f"held:{number}"] for name, number in names.items()} for names in about["held"]]
         clients = [self._client(tensors, i, said) for i, said in enumerate(about["clients"])]
         asks = self.method.info.asks
         turns = [
@@ -231,12 +227,6 @@ def failed(error: Exception) -> bytes:
     kind = PERSON if isinstance(error, UserError) else MEMORY if isinstance(error, torch.OutOfMemoryError) else BUG
     why = str(error) if isinstance(error, WeftError) else f"{type(error).__name__}: {error}"
     return wrap({"failed": kind, "why": why, "trace": "".join(traceback.format_exception(error))})
-
-
-def _held(tensors: Mapping[str, Tensor], number: int, scales: Mapping[str, float]) -> Value:
-    if str(number) in scales:
-        return LowRank(tensors[f"held:{number}:B"], tensors[f"held:{number}:A"], scales[str(number)])
-    return tensors[f"held:{number}"]
 
 
 def _memory(client: ClientState, tensors: dict[str, Tensor], i: int) -> dict[str, Any]:

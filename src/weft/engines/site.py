@@ -23,7 +23,7 @@ from weft.federation.bench import Bench
 from weft.federation.client import ClientState
 from weft.federation.exchange import Limits, read_download, write_update
 from weft.federation.layout import named
-from weft.federation.message import APPENDED, Value
+from weft.federation.message import APPENDED
 from weft.federation.method import Method
 from weft.federation.pack import Pack
 from weft.federation.round import Round
@@ -31,7 +31,8 @@ from weft.federation.rounds import adapted
 from weft.federation.scope import Scope
 from weft.federation.store import ClientStore
 from weft.federation.turn import Turn
-from weft.federation.values import finite
+from weft.tensors import forms
+from weft.tensors.forms import Value, finite
 from weft.tensors.growing import grow
 from weft.tensors.lowrank import LowRank
 
@@ -109,11 +110,7 @@ class Site:
         return found
 
     def _received(self, path: Path) -> dict[str, Value]:
-        tensors, scales = files.tensors_in(self._whole(path), path)
-        found: dict[str, Value] = {n: v for n, v in tensors.items() if not n.endswith((":A", ":B"))}
-        for n in {n[:-2] for n in tensors if n.endswith(":A")}:
-            found[n] = LowRank(tensors[f"{n}:B"], tensors[f"{n}:A"], scales[n])
-        return found
+        return forms.restore(*files.tensors_in(self._whole(path), path))
 
     def _apply(self, tensors: Mapping[str, Value], since: int) -> dict[str, Value]:
         """The copy after a message; the one before is not touched, and one that builds on nothing (0) starts from none."""
@@ -175,13 +172,7 @@ class Site:
         return read_download(self.method, self.bench, self.adaptation, round, data, self.limits)
 
     def _save(self, round: int, digest: str, frame: bytes | None, loss: float | None) -> None:
-        tensors: dict[str, Tensor] = {}
-        scales: dict[str, float] = {}
-        for name, value in self.copy.items():
-            if isinstance(value, LowRank):
-                tensors[f"{name}:A"], tensors[f"{name}:B"], scales[name] = value.A, value.B, value.scale
-            else:
-                tensors[name] = value
+        tensors, scales = forms.flatten(self.copy)
         name = f"copy-{round:06d}.safetensors"
         held = {self.folder / name: files.tensor_bytes(tensors, scales)}
         if frame is not None:

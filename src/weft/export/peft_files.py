@@ -22,7 +22,7 @@ from weft.errors import WeftError
 from weft.export.about import damaged
 from weft.export.trained import Trained, not_finite
 from weft.federation import files
-from weft.federation.message import Value
+from weft.tensors.forms import Value
 from weft.tensors.lowrank import LowRank
 
 if TYPE_CHECKING:

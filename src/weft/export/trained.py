@@ -17,13 +17,13 @@ from weft.federation.batch import Batch, Output, make_batch
 from weft.federation.bench import Bench
 from weft.federation.client import ClientState
 from weft.federation.layout import named
-from weft.federation.message import Value
 from weft.federation.pack import Pack
 from weft.federation.round import Round
 from weft.federation.rounds import adapted
 from weft.federation.scope import GIVEN
 from weft.federation.turn import Turn
 from weft.tasks.classification import Classification
+from weft.tensors.forms import Value, finite
 from weft.tensors.lowrank import LowRank
 
 if TYPE_CHECKING:
@@ -101,8 +101,7 @@ def capture(method: Method, server: ServerState, view: str, client: ClientState 
 def not_finite(values: Mapping[str, Value]) -> str | None:
     """Name of a value that holds NaN or infinity."""
     for name, value in values.items():
-        factors = (value.A, value.B) if isinstance(value, LowRank) else (value,)
-        if not all(bool(t.isfinite().all()) for t in factors):
+        if not finite([value]):
             return name
     return None
 

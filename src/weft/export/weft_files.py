@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import safetensors
 import safetensors.torch as st
-from torch import Tensor
 
 from weft.adaptation.bias import Bias
 from weft.adaptation.bottleneck import Bottleneck
@@ -23,7 +22,8 @@ from weft.export.about import FORMAT, check_format, damaged
 from weft.export.peft_files import check_names
 from weft.export.trained import Rule, Trained, by_name
 from weft.federation import files
-from weft.federation.message import ClientInfo, Value
+from weft.federation.message import ClientInfo
+from weft.tensors import forms
 from weft.tensors.lowrank import LowRank
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from weft.tasks.classification import Classification
 
 CONFIG, TENSORS = FILES = "weft_adapter.json", "weft_adapter.safetensors"
+MARK = "."  # between the name of a product and the role of its factor, whose scale is in B
 PARTS = (LoRA, Delta, Bottleneck, Bias, Head, ClassContext, ImageTokens, Residual)
 KINDS: dict[str, type] = {kind.__name__: kind for kind in PARTS}
 """Parts that are described by their settings. A model with others is described by its method."""
@@ -41,12 +42,8 @@ def write(trained: Trained, method: Method, view: str, facts: dict[str, Any], ba
     """Write both files."""
     from weft.methods import registry
 
-    tensors: dict[str, Tensor] = {}
-    for name, value in trained.values.items():
-        if isinstance(value, LowRank):
-            tensors[f"{name}.A"], tensors[f"{name}.B"] = value.A.contiguous(), (value.B * value.scale).contiguous()
-        else:
-            tensors[name] = value.contiguous()
+    plain = {n: LowRank(v.B * v.scale, v.A) if isinstance(v, LowRank) else v for n, v in trained.values.items()}
+    tensors = {n: t.contiguous() for n, t in forms.flatten(plain, MARK)[0].items()}
     rule = trained.rule
     if rule is None and not all(KINDS.get(type(p).__name__) is type(p) for p in trained.parts.values()):
         rule = by_name(method, view, facts)
@@ -80,12 +77,7 @@ def read(folder: Path, backbone: Backbone, task: Classification) -> Trained:
         tensors = st.load(files.read(folder / TENSORS))
         parts, rule = _parts(content, backbone, task)
         use = {name: float(p["weight"]) for name, p in content["parts"].items() if not parts[name].always}
-        values: dict[str, Value] = {}
-        for name, value in tensors.items():
-            if name.endswith(".A"):
-                values[name[:-2]] = LowRank(B=tensors[f"{name[:-2]}.B"], A=value)
-            elif not name.endswith(".B"):
-                values[name] = value
+        values = forms.restore(tensors, dict.fromkeys(forms.factored(tensors, MARK), 1.0), MARK)
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as e:
         raise damaged(folder, e) from e
     trained = Trained(parts, values, use, rule)

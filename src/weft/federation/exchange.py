@@ -21,15 +21,14 @@ from weft.communication.wire import decode, encode
 from weft.errors import UserError
 from weft.federation.bench import Bench
 from weft.federation.layout import Adaptation, named
-from weft.federation.message import APPENDED, ClientInfo, Message, Update, Value
+from weft.federation.message import APPENDED, ClientInfo, Message, Update
 from weft.federation.method import Method
 from weft.federation.round import Round
 from weft.federation.scope import Scope, matches
 from weft.federation.server import ServerState
 from weft.federation.turn import Turn
-from weft.federation.values import finite
+from weft.tensors.forms import Value, finite, tensors_in
 from weft.tensors.keyed import generator
-from weft.tensors.lowrank import LowRank
 
 LARGEST = 1e15
 """That a value of an update may be: products and squares of larger ones leave the range of float32."""
@@ -234,7 +233,6 @@ def payload_of(values: Mapping[str, Value]) -> dict[str, int]:
     """Bytes per part of a message as it would go down, without encoding it."""
     sizes: dict[str, int] = {}
     for name, value in values.items():
-        tensors = (value.A, value.B) if isinstance(value, LowRank) else (value,)
         part = name.split("/", 1)[0]
-        sizes[part] = sizes.get(part, 0) + sum(t.numel() * t.element_size() for t in tensors if isinstance(t, Tensor))
+        sizes[part] = sizes.get(part, 0) + sum(t.numel() * t.element_size() for t in tensors_in([value]))
     return sizes

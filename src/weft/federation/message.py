@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from weft.federation.layout import Adaptation
+from weft.tensors.forms import Value
 from weft.tensors.lowrank import LowRank
 
 if TYPE_CHECKING:
     from weft.backbones.backbone import Site
-
-Value = Tensor | LowRank
 
 APPENDED = "+"
 """A low-rank tensor name that ends in this carries terms to be added to the receiver's copy instead of a whole value."""

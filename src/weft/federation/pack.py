@@ -19,11 +19,12 @@ from weft.federation.batch import Batch, Output, make_batch
 from weft.federation.bench import Bench
 from weft.federation.client import ClientState
 from weft.federation.layout import scope_of
-from weft.federation.message import Update, Value
+from weft.federation.message import Update
 from weft.federation.round import Round
 from weft.federation.scope import Scope, matches
 from weft.federation.turn import Turn
 from weft.federation.values import initial
+from weft.tensors.forms import Value
 from weft.tensors.keyed import generator
 
 
@@ -64,12 +65,9 @@ class Pack:
         self.shapes: dict[str, list[tuple[int, ...] | None]] = {}
         for name in dict.fromkeys(n for v in entering for n in v):
             values = [v.get(name) for v in entering]
-            stacked = stack(values, device, self.dtype)
             present = torch.tensor([v is not None for v in values], device=device)
-            pairs = (
-                [(name, stacked)] if isinstance(stacked, Tensor) else list(zip((f"{name}.A", f"{name}.B"), stacked, strict=True))
-            )
-            for full, tensor in pairs:
+            for role, tensor in stack(values, device, self.dtype).items():
+                full = f"{name}.{role}" if role else name
                 self.tensors[full], self.has[full] = tensor, present
             self.shapes[name] = [tuple(v.shape) if v is not None else None for v in values]
         self._weave = Weave(bench.backbone, placed, self.tensors, len(turns))

@@ -14,7 +14,7 @@ from weft.aggregation import robust
 from weft.aggregation.mean import weighted_mean
 from weft.errors import UserError, nearest
 from weft.federation.info import MethodInfo
-from weft.federation.message import Value
+from weft.tensors.forms import Value
 from weft.tensors.lowrank import LowRank
 
 RULES = ("none", "clip", "median", "trimmed", "krum", "multi-krum")

@@ -15,7 +15,7 @@ from weft.federation.method import Method
 from weft.federation.robust import Robust
 from weft.federation.scope import Scope
 from weft.federation.server import ServerState
-from weft.federation.values import finite
+from weft.tensors.forms import finite
 
 
 def adapted(method: Method, bench: Bench, client: ClientInfo) -> Adaptation:

@@ -12,13 +12,14 @@ from weft.errors import WeftError
 from weft.federation.bench import Bench
 from weft.federation.client import ClientState
 from weft.federation.layout import Adaptation, named
-from weft.federation.message import APPENDED, ClientInfo, Message, Update, Value
+from weft.federation.message import APPENDED, ClientInfo, Message, Update
 from weft.federation.pack import Pack
 from weft.federation.robust import Robust, Vote
 from weft.federation.round import Round
 from weft.federation.scope import Scope, matches
 from weft.federation.turn import Turn
-from weft.tensors import growing
+from weft.tensors import forms, growing
+from weft.tensors.forms import Value
 from weft.tensors.init import Init
 from weft.tensors.keyed import generator
 from weft.tensors.lowrank import LowRank
@@ -234,18 +235,15 @@ class ServerState:
 
     def tensors_and_json(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything needed to go on, as named tensors and plain JSON."""
-        tensors: dict[str, Tensor] = {}
+        values: dict[str, Value] = {}
         memo: dict[str, Any] = {}
-        scales: dict[str, float] = {}
-        for prefix, values in (("shared", self.shared), ("start", self.start), ("memo", self.memo)):
-            for name, value in values.items():
-                if isinstance(value, Tensor):
-                    tensors[f"{prefix}:{name}"] = value
-                elif isinstance(value, LowRank):
-                    tensors[f"{prefix}:{name}:B"], tensors[f"{prefix}:{name}:A"] = value.B, value.A
-                    scales[f"{prefix}:{name}"] = value.scale  # apart: B * scale would differ in the last bit
+        for prefix, store in self._stores().items():
+            for name, value in store.items():
+                if isinstance(value, Value):
+                    values[f"{prefix}:{name}"] = value
                 else:
                     memo[name] = value
+        tensors, scales = forms.flatten(values)
         state = {
             "stamps": self.stamps,
             "terms": self.terms,
@@ -257,20 +255,18 @@ class ServerState:
         }
         return tensors, state
 
+    def _stores(self) -> dict[str, dict[str, Any]]:
+        """What holds values, by the first word of their names in a checkpoint."""
+        return {"shared": self.shared, "start": self.start, "memo": self.memo}
+
     def restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Undo :meth:`tensors_and_json`."""
-        stores: dict[str, dict[str, Any]] = {"shared": self.shared, "start": self.start, "memo": self.memo}
+        stores = self._stores()
         for store in stores.values():
             store.clear()
-        for key, value in tensors.items():
+        for key, value in forms.restore(tensors, state["scales"]).items():
             prefix, name = key.split(":", 1)
-            if name.endswith(":A"):
-                continue
-            if name.endswith(":B"):
-                plain = name[:-2]
-                stores[prefix][plain] = LowRank(value, tensors[f"{prefix}:{plain}:A"], state["scales"][f"{prefix}:{plain}"])
-            else:
-                stores[prefix][name] = value
+            stores[prefix][name] = value
         self.memo |= state["memo"]
         self.stamps, self.synced, self.clock = dict(state["stamps"]), dict(state["synced"]), int(state["clock"])
         self.terms = {n: [(int(a), int(b)) for a, b in t] for n, t in state["terms"].items()}

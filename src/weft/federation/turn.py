@@ -8,7 +8,7 @@ from typing import Any
 
 from weft.federation.client import ClientState
 from weft.federation.layout import Adaptation
-from weft.federation.message import Value
+from weft.tensors.forms import Value
 
 
 @dataclass

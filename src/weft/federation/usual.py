@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor
 
 from weft.aggregation.robust import norm
-from weft.federation.message import Value
+from weft.tensors.forms import Value
 
 WINDOW = 64
 """Accepted updates of a kind of round that are remembered: what is usual changes as a model learns."""

@@ -1,20 +1,17 @@
-"""Values that a client enters its turn with, and whether values are numbers at all."""
+"""Values that a client enters its turn with."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from weft.federation.bench import Bench
 from weft.federation.layout import named
-from weft.federation.message import Value
 from weft.federation.round import Round
 from weft.federation.scope import Scope
 from weft.federation.turn import Turn
-from weft.tensors.lowrank import LowRank
+from weft.tensors.forms import Value
 
 
 def initial(bench: Bench, turn: Turn, round: Round, start: Mapping[str, Tensor]) -> dict[str, Value]:
@@ -40,11 +37,3 @@ def initial(bench: Bench, turn: Turn, round: Round, start: Mapping[str, Tensor])
         else:
             values[name] = bench.draw(init, name)
     return values
-
-
-def finite(values: Iterable[Any]) -> bool:
-    """Whether all numbers in tensors and low-rank values are finite; anything else is passed over."""
-    tensors: list[Tensor] = []
-    for value in values:
-        tensors += [value.A, value.B] if isinstance(value, LowRank) else [value] if isinstance(value, Tensor) else []
-    return all(bool(torch.isfinite(t).all()) for t in tensors if t.is_floating_point())
