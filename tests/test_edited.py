@@ -88,6 +88,15 @@ def test_an_edit_is_said_once_and_an_untouched_file_is_none(tmp_path: Path) -> N
     assert len(done.summary["edited"]) == 1
 
 
+def test_each_edit_is_written_down_beside_those_before(tmp_path: Path) -> None:
+    folder = stopped(tmp_path)
+    edit(folder, "eval_every = 1", "eval_every = 2")
+    with pytest.raises(Killed):
+        weft.resume(folder, data=toy_runs.source(), observer=Dies(after=1))
+    edit(folder, "\nrounds = 3", "\nrounds = 5")
+    assert [sorted(e["settings"]) for e in resume(folder).summary["edited"]] == [["eval_every"], ["rounds"]]
+
+
 def test_a_run_that_was_begun_before_what_is_spelt_out_was_noted_goes_on(tmp_path: Path) -> None:
     folder = stopped(tmp_path)
     file = folder / "summary.json"

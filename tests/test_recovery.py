@@ -71,6 +71,19 @@ def test_a_state_is_good_where_no_more_sites_failed_on_it_than_counted(refused: 
     assert bool(watch.good) is good
 
 
+def test_with_a_state_comes_back_what_was_usual_on_the_way_to_it(tmp_path: Path) -> None:
+    run = tiny.federation(small("fedit"), max_factor=10.0)
+    engine, checkpoint = run.simulation, Checkpoint(tmp_path)
+    assert engine.usual is not None
+    watch = Recovery(engine, checkpoint, checkpoint.keep("start.safetensors", [run.server.tensors_and_json()]), 1)
+    engine.round(0)
+    watch.trained({"refused": {}, "lost": [], "cohort": ["client-0"]})
+    assert engine.usual.seen["train"]
+    engine.intake.counted = []
+    assert watch.trained({"refused": {"client-0": "not finite"}, "lost": [], "cohort": ["client-0"]}) == 1
+    assert engine.usual.seen == {}, "before the first round nothing was"
+
+
 def test_an_update_has_moved_by_its_difference_to_what_was_sent_and_by_all_that_was_not() -> None:
     held: dict[str, Value] = {"a": torch.full((2,), 1e6), "c": torch.zeros(3)}
     update: dict[str, Value] = {"a": torch.tensor([1e6 + 3, 1e6]), "b": torch.tensor([4.0]), "n": torch.tensor([7])}

@@ -202,6 +202,7 @@ def test_a_site_refuses_a_bounded_number_of_experiments_and_remembers_it(machine
     for raw in questions[:-1]:
         assert refused(site.answer(raw)) == Reason.LABEL
         assert refused(site.answer(raw)) == Reason.LABEL  # the same again, as every half minute, is no other
+    assert refused(site.answer(hello(machines, 1000, rounds=1))) == Reason.LABEL  # nor under the number of another run
     assert refused(site.answer(questions[-1])) == Reason.OFTEN
     machines.join("north")
     assert refused(machines.sites["at north"].answer(questions[-1])) == Reason.OFTEN
