@@ -1,4 +1,4 @@
-"""Recipes: settings for a method on a given backbone and data set, read from ``recipes.toml`` beside this file."""
+"""Recipes: settings for a method on a given backbone and data set, read from the TOML files beside this one (see README.md)."""
 
 from __future__ import annotations
 
@@ -6,21 +6,43 @@ import tomllib
 from collections.abc import Collection, Mapping
 from functools import cache
 from importlib import resources
+from importlib.resources.abc import Traversable
 from typing import Any
 
 ANY = "*"
 """Stands for the data in a recipe for a backbone on whatever data."""
 
-_SECTIONS = {"model", "data", "settings", "any", "family", "method"}
+_SECTIONS = {"model", "data", "settings", "any", "family"}
 
 
 @cache
 def _all() -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = tomllib.loads(resources.files("weft").joinpath("recipes.toml").read_text("utf-8"))["recipe"]
-    for recipe in found:
-        if unknown := set(recipe) - _SECTIONS:
-            raise ValueError(f"recipes.toml: unknown sections {sorted(unknown)}")
-    return found
+    """Every recipe, with the values of single methods under ``method``."""
+    folder = resources.files(__name__)
+    found = {(r["model"], r["data"]): r | {"method": {}} for r in (_read(name) for name in _names(folder))}
+    for name in _names(folder / "methods"):
+        slug = name.removesuffix(".toml")
+        for model, sets in _toml(folder / "methods" / name).items():
+            for data, values in sets.items():
+                if (model, data) not in found:
+                    raise ValueError(f"methods/{name}: there is no recipe for {model} and {data}")
+                found[model, data]["method"][slug] = values
+    return list(found.values())
+
+
+def _names(folder: Traversable) -> list[str]:
+    return sorted(f.name for f in folder.iterdir() if f.name.endswith(".toml"))
+
+
+def _toml(file: Traversable) -> dict[str, Any]:
+    return tomllib.loads(file.read_text("utf-8"))
+
+
+def _read(name: str) -> dict[str, Any]:
+    recipe = _toml(resources.files(__name__) / name)
+    if unknown := set(recipe) - _SECTIONS:
+        raise ValueError(f"{name}: unknown sections {sorted(unknown)}")
+    return recipe
 
 
 def find(slug: str, family: str, model: str, data: str, parameters: Collection[str]) -> dict[str, Any]:
