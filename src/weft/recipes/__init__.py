@@ -18,31 +18,32 @@ _SECTIONS = {"model", "data", "settings", "any", "family"}
 @cache
 def _all() -> list[dict[str, Any]]:
     """Every recipe, with the values of single methods under ``method``."""
-    folder = resources.files(__name__)
-    found = {(r["model"], r["data"]): r | {"method": {}} for r in (_read(name) for name in _names(folder))}
-    for name in _names(folder / "methods"):
-        slug = name.removesuffix(".toml")
-        for model, sets in _toml(folder / "methods" / name).items():
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    names: dict[tuple[str, str], str] = {}
+    for name, recipe in _files(_folder()):
+        if unknown := set(recipe) - _SECTIONS:
+            raise ValueError(f"{name}: unknown sections {sorted(unknown)}")
+        pair = recipe["model"], recipe["data"]
+        if pair in found:
+            raise ValueError(f"{name}: a second recipe for {pair[0]} and {pair[1]}, after {names[pair]}")
+        found[pair], names[pair] = recipe | {"method": {}}, name
+    for name, tables in _files(_folder() / "methods"):
+        for model, sets in tables.items():
             for data, values in sets.items():
                 if (model, data) not in found:
                     raise ValueError(f"methods/{name}: there is no recipe for {model} and {data}")
-                found[model, data]["method"][slug] = values
+                found[model, data]["method"][name.removesuffix(".toml")] = values
     return list(found.values())
 
 
-def _names(folder: Traversable) -> list[str]:
-    return sorted(f.name for f in folder.iterdir() if f.name.endswith(".toml"))
+def _folder() -> Traversable:
+    return resources.files(__name__)
 
 
-def _toml(file: Traversable) -> dict[str, Any]:
-    return tomllib.loads(file.read_text("utf-8"))
-
-
-def _read(name: str) -> dict[str, Any]:
-    recipe = _toml(resources.files(__name__) / name)
-    if unknown := set(recipe) - _SECTIONS:
-        raise ValueError(f"{name}: unknown sections {sorted(unknown)}")
-    return recipe
+def _files(folder: Traversable) -> list[tuple[str, dict[str, Any]]]:
+    """The TOML files of a folder, by name."""
+    found = [(f.name, tomllib.loads(f.read_text("utf-8"))) for f in folder.iterdir() if f.name.endswith(".toml")]
+    return sorted(found, key=lambda pair: pair[0])
 
 
 def find(slug: str, family: str, model: str, data: str, parameters: Collection[str]) -> dict[str, Any]:
