@@ -155,9 +155,7 @@ def test_a_choice_that_no_method_meets_is_an_empty_list(capsys: Capture) -> None
         ("--challenge", "data heterogenity", "data heterogeneity"),
     ],
 )
-def test_a_word_that_no_method_knows_is_refused_with_the_nearest(
-    option: str, word: str, near: str | None, capsys: Capture
-) -> None:
+def test_a_word_of_no_method_is_refused_with_the_nearest(option: str, word: str, near: str | None, capsys: Capture) -> None:
     for more in ([], ["--json"]):
         said = refused(weft(capsys, "methods", option, word, *more), f'"{word}"', "there are: ")
         assert near is None or said.endswith(f'Did you mean "{near}"?')

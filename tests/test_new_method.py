@@ -1,4 +1,4 @@
-"""A new method is three files of its own: no file that is there already is edited, and all that lists or tests methods finds it."""
+"""A new method is three files of its own: no other file is edited, and all that lists or tests methods finds it."""
 
 from __future__ import annotations
 
