@@ -137,7 +137,8 @@ def test_methods_are_chosen_by_family_need_and_challenge(capsys: Capture) -> Non
         assert {card["slug"] for card in json.loads(weft(capsys, "methods", *line, "--json").out)} == wanted
         shown = weft(capsys, "methods", *line).out
         assert {i.slug for i in infos if re.search(rf"^  {i.slug} ", shown, re.MULTILINE)} == wanted
-    assert json.loads(weft(capsys, "methods", "--json").out) == [dataclasses.asdict(i) for i in infos]
+    everything = json.dumps([dataclasses.asdict(i) for i in infos], indent=2, ensure_ascii=False)
+    assert weft(capsys, "methods", "--json").out == everything + "\n"
 
 
 def test_a_choice_that_no_method_meets_is_an_empty_list(capsys: Capture) -> None:
