@@ -5,153 +5,19 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import pytest
 import torch
 
+import of_methods
 import tiny
+from bytes_of import CLASSES, HEAD, Case, D, Sizes, Turn, lora
 from weft.methods import registry
 
-D, F, LAYERS, CLASSES = 32, 64, 3, 3  # of the tiny BERT; D of the tiny ViT too
-TEXT, JOINT = 24, 16  # of the tiny CLIP: width of its text tower, and of the embedding common to both
-HEAD = [CLASSES * D, CLASSES]
-BLOCK = ((D, D), (D, F))  # (d_in, d_out) of the sites "q,ffn.in"
-Sizes = dict[str, list[int]]
-"""Part -> elements of each of its tensors."""
-
-
-class Turn(NamedTuple):
-    """One client in one round: its position, what it told the server once and was told now, what all others told, and how many
-    training rows of each class it has.
-    """
-
-    k: int
-    t: int
-    facts: Mapping[str, Any]
-    told: Mapping[str, Any]
-    everybody: list[dict[str, Any]]
-    counts: list[int]
-
-
-class Case(NamedTuple):
-    settings: dict[str, Any]
-    down: Callable[[Turn], Sizes]  # from the second round on; what a first download holds is given by `first`
-    up: Callable[[Turn], Sizes]
-    facts: tuple[dict[str, Any], ...] = ({},) * 6
-    first: Callable[[Turn], Sizes] = lambda turn: {}  # start values are drawn on both sides
-    head: bool = True  # whether clients have a trainable head
-    answers: tuple[bool, bool, bool] = (True, True, True)  # the rounds in which clients send something
-    rounds: int = 3  # that there are, if three are asked for
-
-
-def lora(rank: int, roles: str = "AB", ffn: int | None = None, blocks: int = LAYERS) -> list[int]:
-    """Tensors of LoRA at "q,ffn.in": A has r·d_in elements, B r·d_out."""
-    sides = []
-    for (d_in, d_out), r in zip(BLOCK, (rank, ffn or rank), strict=True):
-        sides += [r * {"A": d_in, "B": d_out}[role] for role in roles]
-    return sides * blocks
-
-
-def fedra_block(rank: int) -> list[int]:
-    """The attention output and the second feed-forward layer of one block."""
-    return [rank * D, rank * D, rank * F, rank * D]
-
-
-def drawn(turn: Turn) -> Sizes:
-    return {"lora": fedra_block(2) * len(turn.told["blocks"])}
-
-
-def stack_of(turn: Turn) -> Sizes:
-    """The last round's stack: (Σ r_k)(d_in + d_out) per site, as two tensors."""
-    total = sum(f["rank"] for k, f in enumerate(turn.everybody) if tiny.SIZES[k])
-    return {"base": lora(total), "head": HEAD}
-
-
-def adapter(turn: Turn) -> Sizes:
-    m = D // 16
-    return {"ours": [m * D, m, D * m, D] * LAYERS}
-
-
-def biases(turn: Turn) -> Sizes:
-    block = [D] * 4 + [F, D] + [D, D]  # query, key, value, output; feed-forward; two norms
-    return {"bias": block * LAYERS + [D, D], "head": HEAD}  # embedding norm and pooler
-
-
-def half(role: Callable[[Turn], str]) -> Callable[[Turn], Sizes]:
-    return lambda turn: {"lora": lora(2, role(turn))}
-
-
-def both(turn: Turn) -> Sizes:
-    return {"lora": lora(turn.facts.get("rank", 2), ffn=turn.facts.get("ffn_rank")), "head": HEAD}
-
-
-def context(turn: Turn) -> Sizes:
-    return {"context": [5 * TEXT]}  # p·d
-
-
-def class_contexts(turn: Turn) -> Sizes:
-    return {"context": [CLASSES * 5 * TEXT]}
-
-
-def prototypes(turn: Turn) -> Sizes:
-    """p·n_c of each class, n_c = ⌈ρ·N_c⌉ with ρ = ½."""
-    return {"prototype": [math.ceil(n / 2) * JOINT for n in turn.counts if n]}
-
-
-def residual(turn: Turn) -> Sizes:
-    """W1 and W2, p²/4 each, once, after the only upload."""
-    return {"adapter": [JOINT * JOINT // 4] * 2} if turn.t == 1 else {}
-
-
-def prompt(turn: Turn) -> Sizes:
-    return {"prompt": [4 * D]}  # K·l
-
-
-def tables(turn: Turn) -> Sizes:
-    return {"logits": [CLASSES * CLASSES], "accuracy": [CLASSES]}
-
-
-def teacher(turn: Turn) -> Sizes:
-    return {"teacher": [CLASSES * CLASSES]}
-
-
-SITES = {"sites": "q,ffn.in"}
-RANKS = tuple({"rank": r} for r in (3, 2, 1, 3, 2, 1))
-MIXED = tuple({"rank": r, "ffn_rank": f} for r, f in ((4, 2), (1, 1), (3, 5), (2, 2), (1, 3), (2, 1)))
-CASES: dict[str, Case] = {
-    "fedit": Case(SITES | {"rank": 2}, both, both),
-    "feddat": Case({}, adapter, adapter),
-    "fedra": Case({"rank": 2}, lambda t: drawn(t) | {"head": HEAD}, lambda t: drawn(t) | {"head": HEAD}, first=drawn),
-    "flora": Case(SITES, stack_of, both, RANKS),
-    "fedbf": Case({}, biases, biases),
-    "ffa-lora": Case(SITES | {"rank": 2}, half(lambda t: "B"), half(lambda t: "B")),
-    "rolora": Case(SITES | {"rank": 2}, half(lambda t: "AB"[t.t % 2]), half(lambda t: "BA"[t.t % 2])),
-    "fedsa-lora": Case(SITES | {"rank": 2}, half(lambda t: "A"), half(lambda t: "A")),
-    "flexlora": Case(SITES | {"mix": "none"}, both, both, MIXED),
-    "promptfl": Case({"tokens": 5}, context, context, head=False),
-    "mpft": Case(
-        {"prototypes": "random", "share": 0.5, "server_epochs": 2},
-        residual,
-        prototypes,
-        head=False,
-        answers=(True, False, False),
-        rounds=2,
-    ),
-    "pfedpg": Case({"tokens": 4, "inner": 6}, prompt, prompt, first=prompt),
-    "fedhpl": Case({"tokens": 4}, teacher, tables),
-}
-"""A new method adds its card's formula here."""
-
-VARIANTS: dict[str, tuple[str, Case]] = {
-    "promptfl, a context for each class": (
-        "promptfl",
-        Case({"tokens": 5, "per_class": True}, class_contexts, class_contexts, head=False),
-    ),
-    "fedhpl, deep": ("fedhpl", Case({"tokens": 4, "deep": True}, teacher, tables)),
-}
-"""Settings that change, or that must not change, what a method sends."""
+CASES: dict[str, Case] = of_methods.said("BYTES")
+VARIANTS = {f"{slug}, {words}": (slug, c) for slug, v in of_methods.said("BYTES_VARIANTS").items() for words, c in v.items()}
 
 
 def play(slug: str, codec: str, rounds: int = 3, case: Case | None = None, **more: Any) -> tiny.Federation:
@@ -185,10 +51,11 @@ def without_facts(parts: Mapping[str, int]) -> dict[str, int]:
     return {p: n for p, n in parts.items() if p != "facts"}
 
 
-def test_every_method_of_this_package_has_its_cards_formula_here() -> None:
-    from weft.methods.sources import sources
-
-    assert set(CASES) == {slug for slug, source in sources().items() if source.package == "weft"}
+@pytest.mark.parametrize("slug", of_methods.slugs())
+def test_every_method_of_this_package_has_its_cards_formula_in_its_own_test_file(slug: str) -> None:
+    assert isinstance(getattr(of_methods.own(slug), "BYTES", None), Case), (
+        f"tests/test_methods_{slug.replace('-', '_')}.py must say BYTES = bytes_of.Case(...)"
+    )
 
 
 @pytest.mark.parametrize("codec", ["identity", "quant8"])
@@ -279,8 +146,7 @@ def test_the_head_is_a_part_of_its_own_and_absent_where_it_stays_at_home(slug: s
     run = play(slug, "identity").run()
     parts = run.simulation.exchange.ledger.totals(phase="train", direction="up").parts
     heads = sum(1 for n in tiny.SIZES if n) * 3 * 4 * sum(HEAD)
-    at_home = ("feddat", "ffa-lora", "rolora", "fedsa-lora", "pfedpg", "fedhpl")
-    assert parts.get("head", 0) == (heads if CASES[slug].head and slug not in at_home else 0)
+    assert parts.get("head", 0) == (heads if CASES[slug].head and not CASES[slug].head_stays else 0)
 
 
 @pytest.mark.parametrize("slug", CASES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import re
@@ -18,7 +19,7 @@ import command_line
 import tiny
 import toy_runs
 import weft as library
-from command_line import Outcome, flowing, weft
+from command_line import Outcome, flowing, refused, weft
 from weft.cli import app
 from weft.experiment import Experiment
 from weft.methods import registry
@@ -121,6 +122,50 @@ def test_methods_lists_paper_evidence_challenges_and_what_leaves_the_client_of_e
         card = text.split(f" {info.slug} {info.title}")[1]
         assert card.index(info.paper) < card.index(words[info.evidence]) < card.index(f"sends {info.sends}")
         assert all(c in card for c in info.challenges)
+
+
+def test_methods_are_chosen_by_family_need_and_challenge(capsys: Capture) -> None:
+    infos = registry.infos().values()
+    prompts = {i.slug for i in infos if i.family == "prompts"}
+    images = {i.slug for i in infos if "images" in i.needs}
+    skewed = {i.slug for i in infos if "data heterogeneity" in i.challenges}
+    for line, wanted in (
+        (["--family", "prompts"], prompts),
+        (["--needs", "images"], images),
+        (["--challenge", "data heterogeneity"], skewed),
+        (["--family", "prompts", "--needs", "images", "--challenge", "data heterogeneity"], prompts & images & skewed),
+    ):
+        assert wanted
+        assert {card["slug"] for card in json.loads(weft(capsys, "methods", *line, "--json").out)} == wanted
+        shown = weft(capsys, "methods", *line).out
+        assert {i.slug for i in infos if re.search(rf"^  {i.slug} ", shown, re.MULTILINE)} == wanted
+    everything = json.dumps([dataclasses.asdict(i) for i in infos], indent=2, ensure_ascii=False)
+    assert weft(capsys, "methods", "--json").out == everything + "\n"
+
+
+def test_a_choice_that_no_method_meets_is_an_empty_list(capsys: Capture) -> None:
+    line = ("methods", "--family", "reparameterized", "--needs", "two towers")
+    assert json.loads(weft(capsys, *line, "--json").out) == []
+    assert "No method is of that kind." in weft(capsys, *line).out
+
+
+@pytest.mark.parametrize(
+    ("option", "word", "near"),
+    [
+        ("--family", "prompt", "prompts"),
+        ("--needs", "image", "images"),
+        ("--challenge", "heterogeneous data", None),
+        ("--challenge", "data heterogenity", "data heterogeneity"),
+    ],
+)
+def test_a_word_of_no_method_is_refused_with_the_nearest(option: str, word: str, near: str | None, capsys: Capture) -> None:
+    for more in ([], ["--json"]):
+        said = refused(weft(capsys, "methods", option, word, *more), f'"{word}"', "there are: ")
+        assert near is None or said.endswith(f'Did you mean "{near}"?')
+
+
+def test_a_name_and_a_choice_at_once_are_refused(capsys: Capture) -> None:
+    refused(weft(capsys, "methods", "flora", "--family", "prompts"), "--family", "flora")
 
 
 def test_lists_fit_eighty_columns(capsys: Capture) -> None:

@@ -81,6 +81,35 @@ def test_every_recipe_names_real_settings_and_values(monkeypatch: pytest.MonkeyP
         assert set(recipe.get("family", {})) <= {i.family for i in registry.infos().values()}
 
 
+def test_there_is_one_recipe_for_a_backbone_and_data_and_methods_lie_over_it() -> None:
+    pairs = [(recipe["model"], recipe["data"]) for recipe in recipes._all()]
+    assert len(pairs) == len(set(pairs)) == len(list(Path(recipes.__file__).parent.glob("*.toml")))
+    (pydocs,) = (recipe for recipe in recipes._all() if (recipe["model"], recipe["data"]) == ("minilm", "pydocs"))
+    assert pydocs["method"]["fedbf"] == {"optim": {"lr": 5e-3, "clip": "none"}}
+    found = recipes.find("fedbf", "selective", "minilm", "pydocs", {"batch", "optim.lr", "optim.clip"})
+    assert found == pydocs["settings"] | {"method.batch": 32, "method.optim.lr": 5e-3, "method.optim.clip": "none"}
+    assert recipes.find("pfedpg", "prompts", "glyph-vit", "glyphs", {"server_optimizer"})["method.server_optimizer"] == "adam"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("mine.toml", 'model = "m"\ndata = "d"\n[familly.full]\nrank = 1', r"mine\.toml: unknown sections \['familly'\]"),
+        ("other.toml", 'model = "m"\ndata = "e"', r"other\.toml: a second recipe for m and e, after first\.toml"),
+        ("methods/fedbf.toml", "[m.d]\nrank = 1", r"methods/fedbf\.toml: there is no recipe for m and d"),
+    ],
+)
+def test_a_recipe_that_would_never_apply_is_an_error(
+    name: str, text: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "methods").mkdir()
+    (tmp_path / "first.toml").write_text('model = "m"\ndata = "e"\n[any]\nrank = 2')
+    (tmp_path / name).write_text(text)
+    monkeypatch.setattr(recipes, "_folder", lambda: tmp_path)
+    with pytest.raises(ValueError, match=words):
+        recipes._all.__wrapped__()
+
+
 def test_the_more_special_section_of_a_recipe_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     made = {
         "model": "m",

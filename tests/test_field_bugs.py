@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import by_hand
+import of_methods
 import tiny
 from weft.adaptation.optim import Optim
 from weft.communication.codecs import codec
@@ -27,14 +28,12 @@ from weft.methods import FedIT, FedSALoRA, FFALoRA, FlexLoRA, FLoRA, registry
 from weft.tensors.lowrank import LowRank
 
 METHODS = sorted(registry.infos())
-
-
-SETTINGS: dict[str, dict[str, Any]] = {"feddat": {"reduction": 2}}  # two units would all be idle on some clients
+TINY = of_methods.said("TINY")
 
 
 def small(slug: str, **changes: Any) -> Method:
     """The method with several small steps a round and a learning rate that shows."""
-    method = registry.build(slug, SETTINGS.get(slug))
+    method = registry.build(slug, TINY.get(slug))
     return replace(method, **{"batch": 4, "steps": 2, "optim": method.optim.but(lr=max(method.optim.lr, 1e-2)), **changes})
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import by_hand
 import tiny
+from bytes_of import HEAD, LAYERS, Case, D, F, Sizes, Turn
 from weft.adaptation.optim import Optimizer
 from weft.errors import UserError
 from weft.federation.scope import Scope
@@ -158,3 +159,15 @@ def test_defaults_are_the_codes() -> None:
     assert (method.epochs, method.steps, method.batch, method.weighting) == (1.0, None, 32, "uniform")
     # "Default of ours: all encoder biases; option bias_scope to restrict"
     assert (method.bias_scope, method.add_missing) == ("all", False)
+
+
+# what other tests ask of this method --------------------------------------------------------------------------------------
+
+
+def bias_bytes(turn: Turn) -> Sizes:
+    block = [D] * 4 + [F, D] + [D, D]  # query, key, value, output; feed-forward; two norms
+    return {"bias": block * LAYERS + [D, D], "head": HEAD}  # embedding norm and pooler
+
+
+BYTES = Case({}, bias_bytes, bias_bytes)
+PAGE_SAYS = {"optim": "clips gradients at the norm of 1"}

@@ -18,6 +18,7 @@ from torch.func import functional_call
 
 import by_hand
 import tiny
+from bytes_of import LAYERS, Case, D, Sizes, Turn
 from weft.adaptation.optim import Optim
 from weft.federation.pack import Pack
 from weft.federation.scope import Scope, matches
@@ -345,3 +346,15 @@ def test_defaults_are_the_codes() -> None:
     # src/train/visionlanguage_tasks/task_trainer.py: one AdamW over both adapters, zero_grad() between the phases, and with
     # torch 1.10 zeros are gradients; that a phase leaves the other adapter alone is tested above
     assert "moving the idle one" in method.info.deviations
+
+
+# what other tests ask of this method --------------------------------------------------------------------------------------
+
+
+def adapter_bytes(turn: Turn) -> Sizes:
+    m = D // 16
+    return {"ours": [m * D, m, D * m, D] * LAYERS}
+
+
+BYTES = Case({}, adapter_bytes, adapter_bytes, head_stays=True)
+TINY = {"reduction": 2}  # with less, its two units are all idle on some clients

@@ -15,6 +15,7 @@ from torch import Tensor
 import by_hand
 import images_by_hand as hand
 import tiny
+from bytes_of import CLASSES, Case, Sizes, Turn
 from weft.adaptation.optim import Optim
 from weft.aggregation.tables import RECEIVERS, WEIGHTINGS, contributions, mix
 from weft.errors import UserError
@@ -367,3 +368,18 @@ def test_defaults_are_the_cards_fillings_and_the_card_says_reconstructed() -> No
     assert (method.epochs, method.steps, method.batch) == (1.0, None, 64)
     assert method.optim == Optim("sgd", lr=0.05, momentum=0.9, schedule="constant")
     assert (method.info.evidence, method.info.views) == ("reconstructed", ("personal",))
+
+
+# what other tests ask of this method --------------------------------------------------------------------------------------
+
+
+def table_bytes(turn: Turn) -> Sizes:
+    return {"logits": [CLASSES * CLASSES], "accuracy": [CLASSES]}
+
+
+def teacher_bytes(turn: Turn) -> Sizes:
+    return {"teacher": [CLASSES * CLASSES]}
+
+
+BYTES = Case({"tokens": 4}, teacher_bytes, table_bytes, head_stays=True)
+BYTES_VARIANTS = {"deep": Case({"tokens": 4, "deep": True}, teacher_bytes, table_bytes, head_stays=True)}

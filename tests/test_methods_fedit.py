@@ -10,6 +10,7 @@ from torch import Tensor
 
 import by_hand
 import tiny
+from bytes_of import SITES, Case, factors_and_head
 from weft.adaptation.optim import Optim
 from weft.aggregation.lowrank import aggregation_bias
 from weft.federation.message import Value
@@ -164,3 +165,10 @@ def test_defaults_are_the_codes_with_the_papers_epoch_and_batch() -> None:
     assert method.weighting == "examples"
     # paper: "1 local epoch, batch 32"
     assert (method.epochs, method.steps, method.batch) == (1.0, None, 32)
+
+
+# what other tests ask of this method --------------------------------------------------------------------------------------
+
+
+BYTES = Case(SITES | {"rank": 2}, factors_and_head, factors_and_head)
+PAGE_SAYS = {"optim": "it clips gradients at a norm of 1"}

@@ -15,6 +15,7 @@ from torch.func import functional_call
 
 import by_hand
 import tiny
+from bytes_of import HEAD, Case, D, F, Sizes, Turn
 from weft.adaptation.optim import Optim
 from weft.engines import engine
 from weft.federation.batch import Batch
@@ -279,3 +280,18 @@ def test_defaults_are_the_codes() -> None:
     # "uniform"; the coverage rule is "present but commented out in the code"; the code's cut (main.py: mmm = min(itersnum) over
     # all clients; client.py: if i>mmm: break in each epoch) is an option
     assert (method.weighting, method.coverage, method.truncate) == ("uniform", False, False)
+
+
+# what other tests ask of this method --------------------------------------------------------------------------------------
+
+
+def drawn_bytes(turn: Turn) -> Sizes:
+    """The attention output and the second feed-forward layer of the blocks drawn, at rank 2."""
+    return {"lora": [2 * D, 2 * D, 2 * F, 2 * D] * len(turn.told["blocks"])}
+
+
+def with_head(turn: Turn) -> Sizes:
+    return drawn_bytes(turn) | {"head": HEAD}
+
+
+BYTES = Case({"rank": 2}, with_head, with_head, first=drawn_bytes)

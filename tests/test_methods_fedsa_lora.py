@@ -11,6 +11,7 @@ from torch import Tensor
 
 import by_hand
 import tiny
+from bytes_of import SITES, Case, one_factor
 from weft.adaptation.optim import Optim
 from weft.backbones.backbone import Backbone
 from weft.federation.layout import Adaptation
@@ -203,3 +204,10 @@ def test_a_new_client_has_test_rows_only_and_predicts_with_the_head_it_starts_fr
     says = by_hand.logits(run, start, rows).argmax(1)
     assert accuracy == float((says == by_hand.labels(run, rows)).double().mean())
     assert "B = 0 and the head's start value" in FedSALoRA.info.deviations
+
+
+# what other tests ask of this method --------------------------------------------------------------------------------------
+
+
+BYTES = Case(SITES | {"rank": 2}, one_factor(lambda t: "A"), one_factor(lambda t: "A"), head_stays=True)
+PAGE_SAYS = {"weighting": "as in effect in the code"}

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import by_hand
 import tiny
+from bytes_of import SITES, Case, one_factor
 from weft.adaptation.optim import Optim
 from weft.errors import WeftError
 from weft.federation.scope import Scope
@@ -183,3 +184,9 @@ def test_defaults_are_those_of_the_replications_and_nothing_claims_to_rest_on_th
     assert method.optim == Optim("sgd", lr=method.optim.lr, momentum=0.0, weight_decay=0.0, schedule="constant")
     # "data-size weights"
     assert method.weighting == "examples"
+
+
+# what other tests ask of this method --------------------------------------------------------------------------------------
+
+
+BYTES = Case(SITES | {"rank": 2}, one_factor(lambda t: "B"), one_factor(lambda t: "B"), head_stays=True)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import by_hand
 import tiny
+from bytes_of import SITES, Case, factors_and_head
 from weft.adaptation.optim import Optim
 from weft.federation.message import ClientInfo, Update
 from weft.federation.scope import Scope
@@ -266,3 +267,11 @@ def test_defaults_are_the_codes_but_for_rate_and_mix() -> None:
     # aggregation: default "homo", which averages factors; "random" draws the four types alike
     assert method.mix == "uniform"
     assert all(said in method.info.deviations for said in ("SGD at 1e-6", "equal ranks"))
+
+
+# what other tests ask of this method --------------------------------------------------------------------------------------
+
+
+MIXED = tuple({"rank": r, "ffn_rank": f} for r, f in ((4, 2), (1, 1), (3, 5), (2, 2), (1, 3), (2, 1)))
+BYTES = Case(SITES | {"mix": "none"}, factors_and_head, factors_and_head, MIXED)
+PAGE_SAYS = {"optim": "it clips gradients at a norm of 1"}

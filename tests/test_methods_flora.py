@@ -8,6 +8,7 @@ from torch import Tensor
 
 import by_hand
 import tiny
+from bytes_of import HEAD, SITES, Case, Sizes, Turn, factors_and_head, lora
 from weft.adaptation.optim import Optim
 from weft.federation.message import APPENDED, Update
 from weft.federation.scope import Scope
@@ -199,3 +200,16 @@ def test_defaults_are_the_codes() -> None:
     # README.md: every command has --local_num_epochs 1, with three rounds; main.py without it: 3
     assert (method.epochs, method.steps) == (1.0, None)
     assert "script takes three" in method.info.deviations
+
+
+# what other tests ask of this method --------------------------------------------------------------------------------------
+
+
+def stack_bytes(turn: Turn) -> Sizes:
+    """The last round's stack: (Σ r_k)(d_in + d_out) per site, as two tensors."""
+    total = sum(f["rank"] for k, f in enumerate(turn.everybody) if tiny.SIZES[k])
+    return {"base": lora(total), "head": HEAD}
+
+
+BYTES = Case(SITES, stack_bytes, factors_and_head, tuple({"rank": r} for r in (3, 2, 1, 3, 2, 1)))
+PAGE_SAYS = {"optim": "it clips gradients at a norm of 1"}

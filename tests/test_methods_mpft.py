@@ -16,6 +16,7 @@ from torch import Tensor
 import by_hand
 import images_by_hand as hand
 import tiny
+from bytes_of import JOINT, Case, Sizes, Turn
 from weft.adaptation.optim import Optim
 from weft.backbones.backbone import frozen_fingerprint
 from weft.errors import UserError
@@ -415,3 +416,26 @@ def test_defaults_are_the_codes() -> None:
     # "After the server step, optional"; "the runs try 0, 10, 100, 1000"
     assert (method.shots, method.kd) == (0, 10.0)
     assert method.info.views == ("global", "personal")
+
+
+# what other tests ask of this method --------------------------------------------------------------------------------------
+
+
+def prototype_bytes(turn: Turn) -> Sizes:
+    """p·n_c of each class, n_c = ⌈ρ·N_c⌉ with ρ = ½."""
+    return {"prototype": [math.ceil(n / 2) * JOINT for n in turn.counts if n]}
+
+
+def residual_bytes(turn: Turn) -> Sizes:
+    """W1 and W2, p²/4 each, once, after the only upload."""
+    return {"adapter": [JOINT * JOINT // 4] * 2} if turn.t == 1 else {}
+
+
+BYTES = Case(
+    {"prototypes": "random", "share": 0.5, "server_epochs": 2},
+    residual_bytes,
+    prototype_bytes,
+    head=False,
+    answers=(True, False, False),
+    rounds=2,
+)

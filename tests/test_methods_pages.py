@@ -2,48 +2,52 @@
 
 from __future__ import annotations
 
-import importlib.util
+import functools
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import typer
 import yaml
 
+import figure_files
+import methods_pages
+import of_methods
 from command_line import weft
+from figure_files import Figure
+from method_page import page
 from weft.experiment import Resolved
-from weft.federation.info import MethodInfo
+from weft.federation.info import FAMILIES, MethodInfo
 from weft.methods import registry
 from weft.methods.settings import docs_of
-from weft.methods.sources import sources
 from weft.runs import execute
 
 ROOT = Path(__file__).parents[1]
-SLUGS = sorted(slug for slug, source in sources().items() if source.package == "weft")
+SLUGS = of_methods.slugs()
+NOTED = {
+    "setting": "x",
+    "command": "x",
+    "figure": "x",
+    "commit": "0" * 40,
+    "seconds": 1.0,
+    "versions": dict.fromkeys(figure_files.VERSIONS, "1"),
+    "hardware": {"cores": 2, "cpu": "x", "device": "cpu", "precision": "float32"},
+}
 
 
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("methods_pages", ROOT / "scripts" / "methods_pages.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["methods_pages"] = module  # dataclasses look their module up there
-    spec.loader.exec_module(module)
-    return module
+@functools.cache
+def figure(slug: str) -> Figure:
+    return figure_files.read(figure_files.FOLDER / f"{slug}.toml")
 
 
-@pytest.fixture(scope="module")
-def wanted(script: ModuleType) -> dict[Path, str]:
-    return script.wanted()  # type: ignore[no-any-return]
-
-
+@functools.cache
 def written(slug: str) -> str:
-    return (ROOT / "docs" / "methods" / f"{slug}.md").read_text(encoding="utf-8")
+    """A method's page."""
+    return page(slug, figure(slug))
 
 
 def table(slug: str, head: str) -> dict[str, dict[str, str]]:
@@ -53,61 +57,136 @@ def table(slug: str, head: str) -> dict[str, dict[str, str]]:
     return {line[0]: dict(zip(first, line, strict=True)) for line in lines}
 
 
-# the script ---------------------------------------------------------------------------------------------------------------
+# the tables ---------------------------------------------------------------------------------------------------------------
 
 
-def test_pages_readme_and_nav_are_what_the_script_writes(wanted: dict[Path, str]) -> None:
-    for path, text in wanted.items():
+def test_tables_in_files_of_git_are_what_the_script_writes() -> None:
+    for path, text in methods_pages.wanted().items():
         assert path.read_text(encoding="utf-8") == text, f"{path.name}: run python scripts/methods_pages.py"
 
 
-def test_there_is_one_page_for_each_method_and_no_other(wanted: dict[Path, str]) -> None:
-    assert {p.stem for p in (ROOT / "docs" / "methods").glob("*.md")} == {*SLUGS, "index"}
-    nav = wanted[ROOT / "mkdocs.yml"]
-    assert sorted(re.findall(r"^ +- (.+): methods/\1\.md$", nav, re.MULTILINE)) == SLUGS
-    assert sorted(re.findall(r"^\| \[`(.+)`\]\(\1\.md\)", wanted[ROOT / "docs" / "methods" / "index.md"], re.MULTILINE)) == SLUGS
-    assert sorted(re.findall(r"^\| \[`(.+)`\]\(docs/methods/\1\.md\)", wanted[ROOT / "README.md"], re.MULTILINE)) == SLUGS
+def test_a_table_in_git_has_every_family_and_its_folder_and_says_nothing_that_a_new_method_would_change() -> None:
+    for path in (methods_pages.README, methods_pages.INDEX):
+        text = methods_pages.wanted()[path]
+        found = text.split(methods_pages.FAMILY_TABLE[0])[1].split(methods_pages.FAMILY_TABLE[1])[0]
+        links = re.findall(r"^\| \[(\w+)\]\((\S+)\) .* `weft methods --family \1` \|$", found, re.MULTILINE)
+        assert [family for family, _ in links] == list(FAMILIES)
+        assert all((path.parent / at).is_dir() for _, at in links)
+        assert not re.search(r"\d", found)
+        assert not [slug for slug in SLUGS if f"{slug}" in found]
+
+
+def test_the_checker_says_which_table_is_out_of_date_and_which_figure_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["methods_pages.py", "--check"])
+    assert methods_pages.main() == 0
+    text = methods_pages.README.read_text(encoding="utf-8").replace("trainable tokens", "tokens")
+    (tmp_path / "README.md").write_text(text, encoding="utf-8")
+    monkeypatch.setattr(methods_pages, "ROOT", tmp_path)
+    monkeypatch.setattr(methods_pages, "README", tmp_path / "README.md")
+    monkeypatch.setattr(methods_pages, "INDEX", tmp_path / "methods.md")
+    (tmp_path / "methods.md").write_text((ROOT / "docs" / "methods.md").read_text(encoding="utf-8"), encoding="utf-8")
+    monkeypatch.setattr(figure_files, "FOLDER", tmp_path)
+    assert methods_pages.main() == 1
+    said = capsys.readouterr().out
+    assert "README.md is out of date: run python scripts/methods_pages.py\n" in said
+    assert f"there is no docs/figures/{SLUGS[0]}.toml: measure it with python scripts/figure.py {SLUGS[0]}\n" in said
+    monkeypatch.setattr(sys, "argv", ["methods_pages.py"])
+    assert methods_pages.main() == 0
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+# the site -----------------------------------------------------------------------------------------------------------------
+
+
+def test_the_site_has_one_page_for_each_method_and_names_it_in_the_index_and_in_the_navigation() -> None:
+    index = methods_pages.index(methods_pages.INDEX.read_text(encoding="utf-8"))
+    for slug in SLUGS:
+        (row,) = re.findall(rf"^\| \[`{slug}`\]\(methods/{slug}\.md\) .*$", index, re.MULTILINE)
+        assert figure(slug).figure in row
+    assert len(re.findall(r"^\| \[`", index, re.MULTILINE)) == len(SLUGS)
+    assert "src/weft/methods" not in index  # a link out of the documentation, which no site can follow
+    places = [place for section in methods_pages.nav() for entries in section.values() for place in entries]
+    assert sorted(slug for place in places for slug in place) == SLUGS
+    assert all(path == f"methods/{slug}.md" for place in places for slug, path in place.items())
+
+
+def test_all_pages_are_built_and_their_links_lead_somewhere() -> None:
+    pages = methods_pages.pages()
+    assert sorted(pages) == sorted(f"methods/{slug}.md" for slug in SLUGS)
+    for name, text in pages.items():
+        for target in re.findall(r"\]\(([^)\s]+)\)", text):
+            if target.startswith("http"):
+                continue
+            file, _, section = target.partition("#")
+            there = (ROOT / "docs" / "methods" / file).resolve()
+            assert there.is_file(), f"{name} links to {target}"
+            headings = re.findall(r"^#+ (.+)$", there.read_text(encoding="utf-8"), re.MULTILINE)
+            assert section in {h.lower().replace(" ", "-") for h in headings}, f"{name} links to {target}"
+
+
+def test_the_site_takes_its_pages_from_the_hook() -> None:
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    assert re.search(r"^hooks:\n  - scripts/docs_hook\.py\b", text, re.MULTILINE)
+    assert not [slug for slug in SLUGS if slug in text]
+    kept = subprocess.run(["git", "ls-files", "docs/methods"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert kept.stdout == ""
 
 
 # figures ------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("slug", SLUGS)
-def test_a_page_shows_its_figure_with_setting_and_command(script: ModuleType, slug: str) -> None:
-    figure = script.figures(script.FIGURES.read_text(encoding="utf-8"))[slug]
+def test_a_page_shows_its_figure_with_setting_and_command(slug: str) -> None:
     run = written(slug).split("\n## Run it\n")[1]
-    for text in (figure.setting, figure.command, figure.figure, figure.compared_with, figure.note):
+    for text in (figure(slug).setting, figure(slug).command, figure(slug).figure, figure(slug).compared_with, figure(slug).note):
         assert text in run
     assert "indicative" in run
 
 
-@pytest.mark.parametrize("name", ["setting", "command", "figure"])
-def test_a_figure_that_says_too_little_is_refused(script: ModuleType, name: str) -> None:
-    lines = {n: f'{n} = "x"' for n in ("setting", "command", "figure")}
-    assert script.figures("[fedit]\n" + "\n".join(lines.values()))["fedit"].figure == "x"
-    with pytest.raises(TypeError, match=name):
-        script.figures("[fedit]\n" + "\n".join(text for n, text in lines.items() if n != name))
-    with pytest.raises(ValueError, match=f"the {name} of a figure is empty"):
-        script.figures("[fedit]\n" + "\n".join((lines | {name: f'{name} = " "'}).values()))
+def test_a_page_says_with_what_its_figure_was_measured_on_what_and_for_how_long() -> None:
+    run = page("fedit", Figure(**NOTED)).split("\n## Run it\n")[1]
+    assert "| measured with | weft 1, torch 1, transformers 1 |" in run
+    assert "| measured on | cores 2, cpu x, device cpu, precision float32 |" in run
+    assert f"| commit | {'0' * 40} |\n| took | 1 s |" in run
 
 
-@pytest.mark.parametrize("change", ["lost", "unknown"])
-def test_a_method_without_a_figure_and_a_figure_without_a_method_are_refused(
-    script: ModuleType, change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    text = script.FIGURES.read_text(encoding="utf-8")
-    changed = text.replace("[flora]", "[florida]") if change == "lost" else text + text.split("\n\n")[-1].replace("[", "[x-", 1)
-    (tmp_path / "figures.toml").write_text(changed, encoding="utf-8")
-    monkeypatch.setattr(script, "FIGURES", tmp_path / "figures.toml")
-    with pytest.raises(ValueError, match="one entry for each method.*" + ("flor" if change == "lost" else "x-")):
-        script.wanted()
+@pytest.mark.parametrize("name", ["setting", "command", "figure", "commit", "seconds", "versions", "hardware"])
+def test_a_figure_that_says_too_little_is_refused(name: str) -> None:
+    assert Figure(**NOTED).figure == "x"
+    some = {n: v for n, v in NOTED.items() if n != name}
+    with pytest.raises((TypeError, ValueError), match=name):
+        Figure(**some)
+    if name in ("setting", "command", "figure"):
+        with pytest.raises(ValueError, match=f"the {name} of a figure is empty"):
+            Figure(**some | {name: " "}, carried_over=True)
+    else:
+        assert Figure(**some, carried_over=True)
+
+
+def test_a_figure_that_was_written_is_read_again_and_one_with_an_unknown_field_is_not(tmp_path: Path) -> None:
+    file = tmp_path / "it.toml"
+    figure_files.write(file, Figure(**NOTED, note='with "quotes" and ünïcode'))
+    assert figure_files.read(file) == Figure(**NOTED, note='with "quotes" and ünïcode')
+    file.write_text('setings = "x"\n' + file.read_text(encoding="utf-8"), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"docs/figures/it\.toml: a figure has no field setings"):
+        figure_files.read(file)
+
+
+def test_a_method_without_a_figure_and_a_figure_without_a_method_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"there is no docs/figures/a-new-one\.toml.*scripts/figure\.py a-new-one"):
+        figure_files.figures([*SLUGS, "a-new-one"])
+    with pytest.raises(ValueError, match=r"docs/figures/flora\.toml is of no method"):
+        figure_files.figures(set(SLUGS) - {"flora"})
+    assert sorted(figure_files.figures(SLUGS)) == SLUGS
 
 
 @pytest.mark.parametrize("slug", SLUGS)
 def test_the_command_of_a_figure_runs_its_method(
-    script: ModuleType, slug: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    slug: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = shlex.split(script.figures(script.FIGURES.read_text(encoding="utf-8"))[slug].command)
+    words = shlex.split(figure(slug).command)
     assert words[:4] == ["weft", "run", "--method", slug]
     started: list[Resolved] = []
 
@@ -125,12 +204,11 @@ def test_the_command_of_a_figure_runs_its_method(
 
 
 @pytest.mark.parametrize("slug", SLUGS)
-def test_front_matter_is_the_identity_card_with_command_and_figure(script: ModuleType, slug: str) -> None:
+def test_front_matter_is_the_identity_card_with_command_and_figure(slug: str) -> None:
     _, front, body = written(slug).split("---\n", 2)
     found, info = yaml.safe_load(front), registry.info(slug)
-    figure = script.figures(script.FIGURES.read_text(encoding="utf-8"))[slug]
     assert found.pop("title").endswith(info.title)
-    assert (found.pop("command"), found.pop("figure")) == (figure.command, figure.figure)
+    assert (found.pop("command"), found.pop("figure")) == (figure(slug).command, figure(slug).figure)
     assert list(found) == ["slug", "paper", "arxiv", "family", "evidence", "deviations", "sends", "views", "additive"]
     assert found == {n: list(v) if isinstance(v := getattr(info, n), tuple) else v for n in found}
     assert body.count("\n# ") == 1
@@ -154,12 +232,7 @@ def test_the_rows_of_settings_say_what_the_method_says_of_them(slug: str) -> Non
 
 @pytest.mark.parametrize(
     ("slug", "setting", "reason"),
-    [
-        ("rolora", "weighting", "as in the paper, and in effect in the supplement"),
-        ("fedsa-lora", "weighting", "as in effect in the code"),
-        *((slug, "optim", "it clips gradients at a norm of 1") for slug in ("fedit", "flora", "flexlora")),
-        ("fedbf", "optim", "clips gradients at the norm of 1"),
-    ],
+    [(slug, setting, why) for slug, says in of_methods.said("PAGE_SAYS").items() for setting, why in says.items()],
 )
 def test_a_default_that_is_not_everybodys_stands_with_its_source(slug: str, setting: str, reason: str) -> None:
     (row,) = re.findall(rf"^\| `{setting}` .*$", written(slug), re.MULTILINE)

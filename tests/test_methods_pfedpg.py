@@ -18,6 +18,7 @@ from torch import Tensor
 import by_hand
 import images_by_hand as hand
 import tiny
+from bytes_of import Case, D, Sizes, Turn
 from weft.adaptation.optim import Optim
 from weft.communication.strict import Refused
 from weft.errors import UserError
@@ -382,3 +383,13 @@ def test_who_joins_later_has_the_average_descriptor_and_moves_from_there() -> No
     assert torch.equal(memo["clients"][:2], old)
     # Adam's first step has the length of the rate in every coordinate: its own moments begin at 0
     by_hand.close((memo["clients"][2] - old.mean(0)).abs(), torch.full_like(old[0], run.method.server_lr), 1e-5)  # type: ignore[attr-defined]
+
+
+# what other tests ask of this method --------------------------------------------------------------------------------------
+
+
+def prompt_bytes(turn: Turn) -> Sizes:
+    return {"prompt": [4 * D]}  # K·l
+
+
+BYTES = Case({"tokens": 4, "inner": 6}, prompt_bytes, prompt_bytes, first=prompt_bytes, head_stays=True)

@@ -14,6 +14,7 @@ from torch import Tensor
 import by_hand
 import images_by_hand as hand
 import tiny
+from bytes_of import TEXT, Case, Sizes, Turn
 from weft.adaptation.optim import Optim
 from weft.backbones.load import load
 from weft.errors import UserError
@@ -223,3 +224,20 @@ def test_where_the_course_of_the_rate_and_the_last_batch_differ_from_the_code_th
     assert all(
         said in PromptFL.info.deviations for said in (ends, "smaller batch of an epoch is trained on, which the code drops")
     )
+
+
+# what other tests ask of this method --------------------------------------------------------------------------------------
+
+
+def context_bytes(turn: Turn) -> Sizes:
+    return {"context": [5 * TEXT]}  # p·d
+
+
+def bytes_for_each_class(turn: Turn) -> Sizes:
+    return {"context": [CLASSES * 5 * TEXT]}
+
+
+BYTES = Case({"tokens": 5}, context_bytes, context_bytes, head=False)
+BYTES_VARIANTS = {
+    "a context for each class": Case({"tokens": 5, "per_class": True}, bytes_for_each_class, bytes_for_each_class, head=False)
+}

@@ -10,6 +10,7 @@ from torch import Tensor
 
 import by_hand
 import tiny
+from bytes_of import SITES, Case, one_factor
 from weft.adaptation.optim import Optim
 from weft.federation.scope import Scope
 from weft.methods import FedIT, RoLoRA
@@ -166,3 +167,10 @@ def test_defaults_are_the_papers_and_the_supplements() -> None:
     # paper: (1/N) Σ; supplement, clients_avg_aggregator.py: by ctx.num_samples, the rows that a turn has worked through
     # (trainer.py), which are 20 · 32 for everybody
     assert method.weighting == "uniform"
+
+
+# what other tests ask of this method --------------------------------------------------------------------------------------
+
+
+BYTES = Case(SITES | {"rank": 2}, one_factor(lambda t: "AB"[t.t % 2]), one_factor(lambda t: "BA"[t.t % 2]), head_stays=True)
+PAGE_SAYS = {"weighting": "as in the paper, and in effect in the supplement"}

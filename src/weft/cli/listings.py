@@ -29,6 +29,12 @@ def methods(
     ] = None,
     clients: Annotated[int, typer.Option(min=1, max=1000, help="With --model: clients that take part in a round.")] = 8,
     classes: Annotated[int, typer.Option(min=2, max=100_000, help="With --model: classes that the head tells apart.")] = 12,
+    family: Annotated[
+        str | None,
+        typer.Option(help="List those of one family: reparameterized, adapters, prompts, selective or full.", show_default=False),
+    ] = None,
+    needs: Annotated[str | None, typer.Option(help="List those that need this: images, say.", show_default=False)] = None,
+    challenge: Annotated[str | None, typer.Option(help="List those that address this.", show_default=False)] = None,
     as_json: Json = False,
 ) -> None:
     """The published methods: paper, what each addresses, and what leaves the client.
@@ -36,6 +42,7 @@ def methods(
     [bold]Examples[/bold]
 
       weft methods                        all of them, by family
+      weft methods --family prompts       those of one family
       weft methods flora                  one: settings with defaults, what travels, what it reveals
       weft methods flora --model minilm   the same, with elements and bytes for that backbone
     """
@@ -44,8 +51,11 @@ def methods(
     from weft.cli import cards
     from weft.methods import registry
 
+    filters = {"family": family, "needs": needs, "challenge": challenge}
     if name is None:
-        infos = list(registry.infos().values())
+        from weft.methods.filters import chosen
+
+        infos = list(chosen(registry.infos(), **filters).values())
         if as_json:
             show_json([asdict(info) for info in infos])
         else:
@@ -53,6 +63,8 @@ def methods(
             for fault in registry.broken():
                 out(stderr=True).print(f"Left out: {fault.reason}", style="yellow", markup=False)
         return
+    if given := [f"--{option}" for option, word in filters.items() if word is not None]:
+        raise UserError(f"{' and '.join(given)} choose among all methods: leave out the name {name}, or the options.")
     info = registry.info(name)
     method = registry.load(name)
     settings = registry.parameters(method)

@@ -28,7 +28,7 @@ class Machine(Group):
         True,
         "Batches of rows of like length, or of rows at random.",
         "The former pad less, the latter is what most papers do: see "
-        "[what it changes](methods/index.md#what-differs-for-every-method).",
+        "[what it changes](methods.md#what-differs-for-every-method).",
         common=True,
     )
     engine: Literal["simulation", "ray", "flower"] = setting(

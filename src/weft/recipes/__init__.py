@@ -1,4 +1,4 @@
-"""Recipes: settings for a method on a given backbone and data set, read from ``recipes.toml`` beside this file."""
+"""Recipes: settings for a method on a given backbone and data set, read from the TOML files beside this one (see README.md)."""
 
 from __future__ import annotations
 
@@ -6,21 +6,44 @@ import tomllib
 from collections.abc import Collection, Mapping
 from functools import cache
 from importlib import resources
+from importlib.resources.abc import Traversable
 from typing import Any
 
 ANY = "*"
 """Stands for the data in a recipe for a backbone on whatever data."""
 
-_SECTIONS = {"model", "data", "settings", "any", "family", "method"}
+_SECTIONS = {"model", "data", "settings", "any", "family"}
 
 
 @cache
 def _all() -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = tomllib.loads(resources.files("weft").joinpath("recipes.toml").read_text("utf-8"))["recipe"]
-    for recipe in found:
+    """Every recipe, with the values of single methods under ``method``."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    names: dict[tuple[str, str], str] = {}
+    for name, recipe in _files(_folder()):
         if unknown := set(recipe) - _SECTIONS:
-            raise ValueError(f"recipes.toml: unknown sections {sorted(unknown)}")
-    return found
+            raise ValueError(f"{name}: unknown sections {sorted(unknown)}")
+        pair = recipe["model"], recipe["data"]
+        if pair in found:
+            raise ValueError(f"{name}: a second recipe for {pair[0]} and {pair[1]}, after {names[pair]}")
+        found[pair], names[pair] = recipe | {"method": {}}, name
+    for name, tables in _files(_folder() / "methods"):
+        for model, sets in tables.items():
+            for data, values in sets.items():
+                if (model, data) not in found:
+                    raise ValueError(f"methods/{name}: there is no recipe for {model} and {data}")
+                found[model, data]["method"][name.removesuffix(".toml")] = values
+    return list(found.values())
+
+
+def _folder() -> Traversable:
+    return resources.files(__name__)
+
+
+def _files(folder: Traversable) -> list[tuple[str, dict[str, Any]]]:
+    """The TOML files of a folder, by name."""
+    found = [(f.name, tomllib.loads(f.read_text("utf-8"))) for f in folder.iterdir() if f.name.endswith(".toml")]
+    return sorted(found, key=lambda pair: pair[0])
 
 
 def find(slug: str, family: str, model: str, data: str, parameters: Collection[str]) -> dict[str, Any]:
