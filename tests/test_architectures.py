@@ -309,7 +309,7 @@ def test_what_blocks_hand_on_beside_hidden_states_is_noticed_and_never_lost() ->
     cached = replace(bench, prefix=PrefixCache(b))
     ends = ",".join(s.name for s in b.linears if s.block == 2)
     parts = {"lora": LoRA(2, 4.0, f"names:{ends}"), "head": Head()}
-    batch = make_batch(bench.table, INDEX, None, b.device)
+    batch = make_batch(bench.task, bench.table, INDEX, None, b.device)
     values = [values_for(bench, parts, seed=i) for i in range(3)]
     pack = pack_of(cached, [parts] * 3, values)
     torch.testing.assert_close(pack(batch).logits, pack_of(bench, [parts] * 3, values)(batch).logits, **CLOSE)

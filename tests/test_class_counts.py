@@ -18,23 +18,59 @@ from test_sites import remote
 from toy_runs import Told
 from weft import experiment as settings
 from weft.communication.strict import Refused
-from weft.engines.evaluation import answers, macro_f1, pooled, score
-from weft.engines.remote import _answers
+from weft.engines.remote import _told
+from weft.errors import UserError
 from weft.methods import FedIT
+from weft.tasks.classification import Classification, observed_of
+from weft.tasks.counts import Counts, macro_f1
 
 
 def test_counts_of_sites_give_the_macro_f1_of_all_their_rows_together() -> None:
     draw = np.random.default_rng(0)
     logits, labels = torch.from_numpy(draw.normal(size=(40, 4))), draw.integers(0, 3, 40)  # nobody has the last class
-    whole = {e.metric: e.value for e in score(logits, labels, view="global", people="global test")}
-    cuts = (slice(0, 5), slice(5, 25), slice(25, 40))
-    told = [answers(logits[c], labels[c], by_class=True) for c in cuts]
-    found = {e.metric: e.value for e in pooled(told, view="global", people="global test")}
-    assert found == {n: pytest.approx(v) for n, v in whole.items()}
-    assert [a.classes is None for a in (answers(logits, labels), *told)] == [True, False, False, False]
-    some = [told[0], answers(logits[5:], labels[5:])]  # one does not say
-    assert {e.metric for e in pooled(some, view="global", people="global test")} == {"accuracy", "loss"}
-    assert macro_f1([[(0, 2, 2), (0, 1, 1)]]) == 0.0
+    task = Classification(tuple("abcd"), ("accuracy", "macro_f1", "matthews", "f1:b", "f1:d", "top5"))
+    whole = {s.metric: s.value for s in task.score(observed_of(task, logits, labels))}
+
+    def answers(of: slice, by_class: bool = True) -> Counts:
+        return task.read(task.tell(observed_of(task, logits[of], labels[of]), by_class), by_class)
+
+    told = [answers(c) for c in (slice(0, 5), slice(5, 25), slice(25, 40))]
+    assert {s.metric: s.value for s in task.pool(told)} == {n: pytest.approx(v) for n, v in whole.items()}
+    assert [a.classes is None for a in (answers(slice(0, 40), False), *told)] == [True, False, False, False]
+    some = [told[0], answers(slice(5, 40), False)]  # one does not say
+    assert {s.metric for s in task.pool(some)} == {"accuracy", "top5", "loss"}
+    assert macro_f1(np.array([(0, 2, 2), (0, 1, 1)])) == 0.0
+
+
+@pytest.mark.parametrize("classes", [2, 7])
+def test_scores_of_classes_are_those_of_scikit_learn(classes: int) -> None:
+    from sklearn import metrics
+
+    draw = np.random.default_rng(classes)
+    logits, labels = torch.from_numpy(draw.normal(size=(60, classes))), draw.integers(0, classes, 60)
+    names = tuple("abcdefg"[:classes])
+    task = Classification(names, ("top5", "matthews", "f1:b", "macro_f1", "accuracy"))
+    found = {s.metric: s.value for s in task.score(observed_of(task, logits, labels))}
+    given = logits.argmax(1).numpy()
+    wanted = {
+        "accuracy": metrics.accuracy_score(labels, given),
+        "matthews": metrics.matthews_corrcoef(labels, given),
+        "f1:b": metrics.f1_score(labels, given, labels=[1], average="macro"),
+        "macro_f1": metrics.f1_score(labels, given, average="macro"),
+        "loss": metrics.log_loss(labels, torch.softmax(logits, 1).numpy(), labels=range(classes)),
+        "top5": metrics.top_k_accuracy_score(labels, logits.numpy(), k=5, labels=range(classes)) if classes > 2 else 1.0,
+    }
+    assert found == {n: pytest.approx(v) for n, v in wanted.items()}
+    assert next(iter(found)) == "top5", "the first is the headline"
+
+
+@pytest.mark.parametrize(
+    ("metric", "words"),
+    [("acuracy", 'unknown metric "acuracy".* Did you mean "accuracy"'), ("f1", "f1:CLASS"), ("f1:c", 'of the class "c", which')],
+)
+def test_a_metric_that_there_is_not_is_refused_with_the_nearest_one(metric: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        Classification(("a", "b"), (metric,))
 
 
 @pytest.mark.parametrize(
@@ -55,12 +91,15 @@ def test_counts_of_sites_give_the_macro_f1_of_all_their_rows_together() -> None:
 )
 def test_counts_that_do_not_add_up_are_refused(classes: Any) -> None:
     good = {"global": {"own test": {"n": 3, "right": 2, "loss": 1.0, "classes": [[1, 2, 2], [1, 1, 1]]}}}
-    assert _answers(said(good, b""), 2)["global", "own test"].classes == ((1, 2, 2), (1, 1, 1))
-    assert _answers(said(good, b""))["global", "own test"].classes is None  # not asked for, and not read
+    two = Classification(("a", "b"))
+    found: Any = _told(said(good, b""), two, True)["global", "own test"]
+    assert found.classes == ((1, 2, 2), (1, 1, 1))
+    found = _told(said(good, b""), two, False)["global", "own test"]
+    assert found.classes is None  # not asked for, and not read
     good["global"]["own test"]["classes"] = classes
     with pytest.raises(Refused, match="The counts by class"):
-        _answers(said(good, b""), 2)
-    assert _answers(said({"global": {"own test": {"n": 3, "right": 0, "loss": None}}}, b""), 2)["global", "own test"].blank
+        _told(said(good, b""), two, True)
+    assert _told(said({"global": {"own test": {"n": 3, "right": 0, "loss": None}}}, b""), two, True)["global", "own test"].blank
 
 
 def test_nothing_by_class_is_told_unless_it_is_asked_for() -> None:

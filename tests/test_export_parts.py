@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import by_hand
 import tiny
 from exporting import FAST, FEDIT, RUN_CLOSE, exported, tensors_in, trained
 from weft.errors import UserError
@@ -103,7 +104,6 @@ def test_a_model_that_is_more_than_its_parts_is_rebuilt_by_its_method(tmp_path: 
 def test_a_clients_export_is_the_model_that_its_personal_score_is_about(method: Method, tmp_path: Path) -> None:
     run = trained(method)
     rows = np.arange(len(run.bench.table))
-    owner = {c.id: run.server for c in run.clients}
     view = method.info.views[0]
     seen = []
     for client in (run.clients[0], run.clients[3]):
@@ -114,7 +114,7 @@ def test_a_clients_export_is_the_model_that_its_personal_score_is_about(method: 
         assert (report.client, report.view) == (client.id, view)
         assert report.notes == []
         got = load(folder, device="cpu", precision="float32").logits(all_texts())
-        expected = run.simulation.turns.scoring.personal_logits(view, owner, [client], {client.id: rows})[client.id]
+        expected = by_hand.own_logits(run, view, {client.id: rows})[client.id]
         torch.testing.assert_close(got, expected, **RUN_CLOSE)
         seen.append(got)
     assert not torch.allclose(seen[0], seen[1], **RUN_CLOSE)

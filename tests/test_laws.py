@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import by_hand
 import tiny
 from site_by_messages import by_messages
 from weft.aggregation.mean import WeightedMean
@@ -65,10 +66,7 @@ def logits(run: tiny.Federation) -> dict[str, Tensor]:
             found[view] = run.global_logits()
             continue
         rows = {c.id: run.clients[0].data.test for c in run.clients}
-        owner = {c.id: run.server for c in run.clients}
-        found |= {
-            f"{view}:{c}": v for c, v in run.simulation.turns.scoring.personal_logits(view, owner, run.clients, rows).items()
-        }
+        found |= {f"{view}:{c}": v for c, v in by_hand.own_logits(run, view, rows).items()}
     return found
 
 

@@ -120,7 +120,7 @@ def one_of_each(run: tiny.Federation) -> Any:
     """A batch of one client with an example of every class."""
     labels = run.bench.table.labels
     rows = np.array([[int(np.flatnonzero(labels == c)[0]) for c in range(C)]])
-    return make_batch(run.bench.table, rows, None, run.bench.backbone.device)
+    return make_batch(run.bench.task, run.bench.table, rows, None, run.bench.backbone.device)
 
 
 def test_a_teacher_that_agrees_costs_nothing_whatever_is_added_to_its_logits() -> None:
@@ -162,7 +162,7 @@ def test_distillation_is_the_mean_over_the_taught_rows_and_not_over_all() -> Non
     labels = run.bench.table.labels
     one, two, three = (np.flatnonzero(labels == c)[:3] for c in range(C))
     rows = np.array([[*one, *two, *three], [*one[:2], *two[:2], *three[:2], -1, -1, -1]])
-    pack, batch = run.pack([0, 1]), make_batch(run.bench.table, rows, None, run.bench.backbone.device)
+    pack, batch = run.pack([0, 1]), make_batch(run.bench.task, run.bench.table, rows, None, run.bench.backbone.device)
     teacher = torch.randn(2, C, C, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     known = [[1], [0, 2]]
     pack.tensors[TEACHER] = teacher

@@ -68,7 +68,7 @@ def passes(b: Backbone, parts: dict[str, Part], bench: Bench, index: np.ndarray)
     k = len(index)
     values = [values_for(bench, parts, seed=i) for i in range(k)]
     pack = leaves(pack_of(bench, [parts] * k, values), "*")
-    batch = make_batch(bench.table, index, None, b.device)
+    batch = make_batch(bench.task, bench.table, index, None, b.device)
     out = pack(batch)
     return out.logits, grads(pack, pack.loss(out, batch), "*")
 
@@ -236,7 +236,7 @@ def test_layer_subsets_never_start_from_the_cache(kind: str) -> None:
     parts = upper(b, 2)
     values = [values_for(bench, parts, seed=i) for i in range(3)]
     hold = torch.tensor([[False, True, True], [True, True, True], [True, False, True]])
-    batch = make_batch(bench.table, INDEX, None, b.device)
+    batch = make_batch(bench.task, bench.table, INDEX, None, b.device)
 
     def gated(of: Bench) -> Pack:
         pack = pack_of(of, [parts] * 3, values)

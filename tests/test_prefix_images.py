@@ -49,7 +49,7 @@ TOWERS: dict[str, tuple[dict[str, Part], int]] = {
 
 def passes(bench: Bench, parts: dict[str, Part], index: np.ndarray = INDEX) -> tuple[Tensor, dict[str, Tensor], int]:
     pack = leaves(pack_of(bench, [parts] * len(index), [values_for(bench, parts, seed=i) for i in range(len(index))]), "*")
-    batch = make_batch(bench.table, index, None, bench.backbone.device)
+    batch = make_batch(bench.task, bench.table, index, None, bench.backbone.device)
     out = pack(batch)
     return out.logits, grads(pack, pack.loss(out, batch), "*"), pack.cut()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,10 +21,8 @@ from test_faults_updates import edited
 from test_laws import TRAVELS, assert_same, small, state
 from test_sites import remote
 from toy_runs import Killed
-from weft.engines import evaluation
-from weft.engines.evaluation import Answers, answers, per_client, pooled, score
+from weft.engines.evaluation import per_client
 from weft.engines.remote import Question
-from weft.engines.scoring import Scoring
 from weft.errors import UserError
 from weft.experiment import resolve
 from weft.federation import exchange
@@ -38,6 +35,8 @@ from weft.runs import prepare
 from weft.runs.checkpoint import Checkpoint, Kept, digest
 from weft.runs.recovery import PATIENCE, STATES, Recovery
 from weft.runs.result import best_by_validation, metrics
+from weft.tasks.classification import Classification, observed_of
+from weft.tasks.counts import Counts
 
 HUGE = 9e14  # below the bound of a message
 GONE = 1e30  # gives no number in any tiny model: their norms heal what is smaller, which those of a large one do not
@@ -337,21 +336,22 @@ def test_scores_of_logits_that_are_not_finite_are_no_numbers() -> None:
     """The largest of NaNs is the first class: an accuracy that looks like one."""
     import numpy as np
 
-    logits, labels = torch.zeros(4, 3), np.zeros(4, dtype=np.int64)
-    assert evaluation.accuracy(logits, labels) == 1.0
-    logits[2, 1] = math.nan
-    assert math.isnan(evaluation.accuracy(logits, labels))
-    found = score(logits, labels, view="global", people="global test")
-    assert {e.metric for e in found} == {"accuracy", "macro_f1", "loss"}
-    assert all(math.isnan(e.value) and e.n == 4 and e.low is None for e in found)
-    assert answers(logits, labels).blank
+    task, logits, labels = Classification(("a", "b", "c")), torch.zeros(4, 3), np.zeros(4, dtype=np.int64)
+    assert task.score(observed_of(task, logits, labels))[0].value == 1.0
+    for odd in (math.nan, math.inf, -math.inf):
+        logits[2, 1] = odd
+        seen = observed_of(task, logits, labels)
+        found = task.score(seen)
+        assert {s.metric for s in found} == {"accuracy", "macro_f1", "loss"}
+        assert all(math.isnan(s.value) and s.low is None for s in found)
+        assert task.read(task.tell(seen, True), True).blank
 
 
 def test_a_site_whose_logits_are_not_finite_has_no_say_in_the_scores_of_the_others() -> None:
-    finite, blank = Answers(10, 5, 10.0), Answers(30, 0, math.nan)
-    by_metric = {e.metric: e for e in pooled([finite, blank], view="global", people="global test")}
-    assert (by_metric["accuracy"].value, by_metric["accuracy"].n, by_metric["loss"].value) == (0.5, 10, 1.0)
-    assert all(math.isnan(e.value) for e in pooled([blank, blank], view="global", people="global test"))
+    task, finite, blank = Classification(("a", "b")), Counts(10, 5, 10.0), Counts(30, 0, math.nan)
+    by_metric = {s.metric: s.value for s in task.pool([finite, blank])}
+    assert (by_metric["accuracy"], by_metric["loss"]) == (0.5, 1.0)
+    assert all(math.isnan(s.value) for s in task.pool([blank, blank]))
     assert per_client({}, view="global", people="own test") == []
 
 
@@ -376,7 +376,6 @@ def test_tables_show_a_dash_for_what_is_no_number() -> None:
 
 
 def test_a_simulation_that_diverges_ends_with_dashes_and_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Scoring, "_labels", functools.partialmethod(lambda self, rows: self.bench.table.labels[rows]))
     told = toy_runs.Told()
     run = toy_runs.run(tmp_path, observer=told, precision="float32", parameters={"optim.lr": 1e30, "optim.kind": "sgd"})
     assert run.finished

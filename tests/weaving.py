@@ -29,7 +29,7 @@ INDEX = np.array([[0, 1, 2, 3], [6, 7, 8, 9], [12, 13, 14, -1]])
 
 
 def batch_of(bench: Bench, index: np.ndarray, clients: list[int] | None = None) -> Batch:
-    return make_batch(bench.table, index, clients, bench.backbone.device)
+    return make_batch(bench.task, bench.table, index, clients, bench.backbone.device)
 
 
 def alone(bench: Bench, parts: Sequence[Mapping[str, Part]], values: Sequence[Mapping[str, Any]]) -> list[Pack]:

@@ -85,7 +85,7 @@ def made_up(model: str, clients: int, classes: int, needs: Collection[str] = ())
     from weft.data.rows import Rows
     from weft.federation.bench import Bench
     from weft.federation.client import ClientState, Splits
-    from weft.tasks.classification import Classification
+    from weft.tasks.kinds import make
 
     names = tuple(map(str, range(classes)))
     backbone = load(model, classes=names, task="classification" if "head" in needs else "auto")
@@ -93,7 +93,7 @@ def made_up(model: str, clients: int, classes: int, needs: Collection[str] = ())
     texts, images = ["a row"] * clients, Images([np.zeros((8, 8, 3), np.uint8)] * clients)
     content = {"texts": texts, "images": None} if backbone.reads == "texts" else {"texts": None, "images": images}
     rows = Rows(pairs=None, labels=each % classes, ids=each, **content)
-    bench = Bench(backbone, Classification(names), tabulate(backbone, rows), 0)
+    bench = Bench(backbone, make(names), tabulate(backbone, rows), 0)
     digits = len(str(clients - 1))
     return bench, [ClientState(f"c{i:0{digits}d}", 1, data=Splits(each[i : i + 1], none, none)) for i in range(clients)]
 

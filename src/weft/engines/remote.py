@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from weft.communication.envelope import unwrap, wrap
@@ -19,7 +19,7 @@ from weft.communication.strict import Refused, is_number
 from weft.communication.wire import payload_in
 from weft.engines import packing
 from weft.engines.engine import Played, Scores
-from weft.engines.evaluation import Answers, Evaluation, per_client, pooled
+from weft.engines.evaluation import Evaluation, per_client, records
 from weft.engines.scoring import Scoring
 from weft.engines.setup import Job, Setup
 from weft.engines.site import Behind, Diverged, Site
@@ -27,10 +27,11 @@ from weft.federation.client import ClientState
 from weft.federation.exchange import payload_of
 from weft.federation.round import Round
 from weft.federation.rounds import adapted
+from weft.tasks.counts import LARGEST
+from weft.tasks.task import Task, Told
 
 TRAIN, TEST = "train", "test"
 DIVERGED = "Its training has given values that are not finite."
-LARGEST = 1e15  # that a count or a loss may be: beyond it sums over sites are no numbers any more
 
 
 @dataclass(frozen=True)
@@ -84,11 +85,7 @@ def answer(site: Site, raw: bytes) -> bytes:
         return wrap({"behind": True})
     except Diverged:
         return wrap({"diverged": True})
-    return wrap({v: {s: _told(a) for s, a in splits.items()} for v, splits in found.items()})
-
-
-def _told(answers: Answers) -> dict[str, Any]:
-    return {n: v for n, v in asdict(answers).items() if n != "classes" or v is not None} | {"loss": _or_none(answers.loss)}
+    return wrap(found)
 
 
 def _or_none(loss: float | None) -> float | None:
@@ -210,11 +207,12 @@ class Remote:
                 data = self.exchange.broadcast(server, info, adaptation, message)[0].data
                 since = server.synced.get(client.id, 0)
                 questions[client.id] = Question(TEST, server.round, data, since, since).encode()
-        said: dict[tuple[str, str], dict[str, Answers]] = {}
+        said: dict[tuple[str, str], dict[str, Told]] = {}
+        task = self.setup.bench.task
         scored = blank = 0
         for client_id, raw in sorted(self.transport.ask(questions).items()):
             try:
-                found = _answers(raw, len(self.setup.bench.task.classes) if self.setup.settings.by_class else 0)
+                found = _told(raw, task, self.setup.settings.by_class)
                 self.exchange.ledger.add(t, "eval", "up", client_id, {FACTS: len(raw) - 4}, len(raw))
             except Refused as e:
                 self.setup.observer.say(f"scores of {client_id} refused: {e}")
@@ -234,9 +232,11 @@ class Remote:
                 own = said.get((view, people), {})
                 common = people if view != "global" or people == "validation" else "global test"
                 if not any(e.people == common for e in here):
-                    scores += pooled(list(own.values()), view=view, people=common)
+                    counted = [a.n for a in own.values() if not a.blank] or [a.n for a in own.values()]
+                    scores += records(task.pool(list(own.values())), sum(counted), view=view, people=common)
                 if people == "own test":
-                    scores += per_client({c: a.right / a.n for c, a in own.items() if not a.blank}, view=view, people=people)
+                    each = {c: task.pool([a])[0] for c, a in own.items() if not a.blank}
+                    scores += per_client(each, view=view, people=people)
         return Scores(scores, scored, blank)
 
 
@@ -247,10 +247,8 @@ def _is_behind(raw: bytes) -> bool:
         return False
 
 
-def _answers(raw: bytes, classes: int = 0) -> dict[tuple[str, str], Answers]:
-    """
-    Args:
-        classes: for how many of them counts are to be told; 0 = for none, and what is told is not read.
+def _told(raw: bytes, task: Task, by_class: bool) -> dict[tuple[str, str], Told]:
+    """What a site says of its rows, by view and split.
 
     Raises:
         Refused: these are no scores.
@@ -258,28 +256,6 @@ def _answers(raw: bytes, classes: int = 0) -> dict[tuple[str, str], Answers]:
     about, _ = unwrap(raw)
     found = {}
     for view, splits in about.items():
-        for split, counts in splits.items() if isinstance(splits, dict) else ():
-            given: list[Any] = [counts.get(key) if isinstance(counts, dict) else None for key in ("n", "right", "loss")]
-            n, right, loss = given
-            loss = math.nan if loss is None else loss
-            fits = is_number(n, int) and is_number(right, int) and is_number(loss, int, float)
-            if not fits or not 0 <= right <= n or not 0 < n < LARGEST or abs(loss) >= LARGEST:
-                raise Refused("The counts are not those of a test.")
-            by_class = _by_class(counts.get("classes"), classes, n, right) if classes and math.isfinite(loss) else None
-            found[view, split] = Answers(n, right, float(loss), by_class)
+        for split, told in splits.items() if isinstance(splits, dict) else ():
+            found[view, split] = task.read(told if isinstance(told, dict) else {}, by_class)
     return found
-
-
-def _by_class(told: Any, classes: int, n: int, right: int) -> tuple[tuple[int, int, int], ...]:
-    """Counts of each class as a stranger tells them, which have to add up to those of all.
-
-    Raises:
-        Refused: they do not.
-    """
-    rows = told if isinstance(told, list) and len(told) == classes else []
-    if not rows or not all(isinstance(r, list) and len(r) == 3 and all(is_number(v, int) for v in r) for r in rows):
-        raise Refused("The counts by class are none.")
-    fits = all(0 <= hit <= min(given, have) for hit, given, have in rows)
-    if not fits or [sum(c) for c in zip(*rows, strict=True)] != [right, n, n]:
-        raise Refused("The counts by class do not add up to those of all.")
-    return tuple((hit, given, have) for hit, given, have in rows)

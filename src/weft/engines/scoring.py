@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from weft.engines import packing
-from weft.engines.evaluation import Evaluation, accuracy, per_client, score
+from weft.engines.evaluation import Evaluation, per_client, records
 from weft.engines.setup import Setup
 from weft.federation.client import ClientState, Splits
 from weft.federation.exchange import payload_of
@@ -18,6 +15,8 @@ from weft.federation.pack import Pack
 from weft.federation.rounds import adapted
 from weft.federation.server import ServerState
 from weft.federation.turn import Turn
+from weft.tasks.observed import Observed
+from weft.tasks.task import Score
 from weft.tensors.keyed import numpy_generator
 
 
@@ -50,27 +49,22 @@ class Scoring:
         several = len(self.federations)
         if several > 1:
             tests = {p: numpy_generator(self.bench.seed, "evaluation", p).permutation(r) for p, r in tests.items()}
-        logits: dict[str, list[Tensor]] = {people: [] for people in tests}
-        asked: dict[str, list[np.ndarray]] = {people: [] for people in tests}
-        own: dict[str, float] = {}
+        seen: dict[str, list[Observed]] = {people: [] for people in tests}
+        own: dict[str, Score] = {}
         for number, (server, clients) in enumerate(self.federations):
             shares = {people: rows[number::several] for people, rows in tests.items()}
             mine = {c.id: c.data.test for c in clients if len(c.data.test)}
             rows = np.unique(np.concatenate([*shares.values(), *mine.values()]))
             if not len(rows):
                 continue
-            found = server.pack().predict(lambda p, b: self.method.forward(p, b, view), [rows])[0]
+            found = server.pack().observe(lambda p, b: self.method.forward(p, b, view), [rows])[0]
+            assert found is not None
             for people, share in shares.items():
-                logits[people].append(found[np.searchsorted(rows, share)])
-                asked[people].append(share)
+                seen[people].append(found.take(np.searchsorted(rows, share)))
             for client, r in mine.items():
-                own[client] = accuracy(found[np.searchsorted(rows, r)], self._labels(r))
-        scores: list[Evaluation] = []
-        for people in tests:
-            if logits[people]:
-                scores += score(torch.cat(logits[people]), self._labels(np.concatenate(asked[people])), view=view, people=people)
-        if several > 1:
-            scores = [replace(e, pooling="pooled over clients' models") for e in scores]
+                own[client] = self._headline(found.take(np.searchsorted(rows, r)))
+        pooling = "pooled over clients' models" if several > 1 else "pooled"
+        scores = [e for people, some in seen.items() if some for e in self._pooled(some, view, people, pooling)]
         return scores + per_client(own, view=view, people="own test")
 
     def personal(self, view: str, t: int) -> list[Evaluation]:
@@ -102,23 +96,22 @@ class Scoring:
             splits.append(("common test", chosen, {c.id: rows[i :: len(chosen)] for i, c in enumerate(chosen)}))
         found: list[Evaluation] = []
         for people, group, rows_of in splits:
-            logits = self.personal_logits(view, owner, group, rows_of)
-            if not logits:
+            seen: dict[str, Observed] = {}
+            for part, pack in self.models(owner, [c for c in group if len(rows_of[c.id])]):
+                observed = pack.observe(lambda p, b: self.method.forward(p, b, view), [rows_of[c.id] for c in part])
+                seen |= {c.id: some for c, some in zip(part, observed, strict=True) if some is not None}
+            if not seen:
                 continue
-            labels = {c: self._labels(rows_of[c]) for c in logits}
-            everyone = torch.cat(list(logits.values()))
-            scores = score(everyone, np.concatenate(list(labels.values())), view=view, people=people)
-            found += [replace(e, pooling="pooled over clients' models") if people == "common test" else e for e in scores]
+            seen = dict(sorted(seen.items()))
+            pooling = "pooled over clients' models" if people == "common test" else "pooled"
+            found += self._pooled(list(seen.values()), view, people, pooling)
             if people == "own test":
-                own = {c: accuracy(logits[c], labels[c]) for c in logits}
-                found += per_client(own, view=view, people=people)
+                found += per_client({c: self._headline(some) for c, some in seen.items()}, view=view, people=people)
         return found
 
-    def personal_logits(
-        self, view: str, owner: Mapping[str, ServerState], group: list[ClientState], rows: Mapping[str, np.ndarray]
-    ) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
-        for part in packing.group([c for c in group if len(rows[c.id])], self.k):
+    def models(self, owner: Mapping[str, ServerState], group: list[ClientState]) -> Iterator[tuple[list[ClientState], Pack]]:
+        """Clients' own models in packs, each fitted for its test and gone when the next one comes."""
+        for part in packing.group(group, self.k):
             turns = []
             for client in part:
                 self.setup.store.load(client)
@@ -127,11 +120,9 @@ class Scoring:
             pack = Pack(self.bench.of(part[0]), turns, server.round, server.start)
             self.method.personalise(pack)
             pack.hold(None)
-            logits = pack.predict(lambda p, b: self.method.forward(p, b, view), [rows[c.id] for c in part])
-            found |= {c.id: v for c, v in zip(part, logits, strict=True)}
+            yield part, pack
             for client in part:
                 self.setup.store.forget(client)
-        return dict(sorted(found.items()))
 
     def _turn(self, server: ServerState, client: ClientState) -> Turn:
         """A client after the newest download, which is billed and changes nothing."""
@@ -142,5 +133,9 @@ class Scoring:
         adaptation = adapted(self.method, self.bench, info)
         return Turn(client, adaptation, server.held_by(info, adaptation, message), message.facts)
 
-    def _labels(self, rows: np.ndarray) -> np.ndarray:
-        return self.bench.table.labels[rows]
+    def _pooled(self, seen: list[Observed], view: str, people: str, pooling: str) -> list[Evaluation]:
+        everyone = Observed.concatenate(seen)
+        return records(self.bench.task.score(everyone), len(everyone), view=view, people=people, pooling=pooling)
+
+    def _headline(self, seen: Observed) -> Score:
+        return self.bench.task.score(seen)[0]

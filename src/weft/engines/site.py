@@ -15,7 +15,6 @@ from torch import Tensor
 
 from weft.communication.codecs import Codec
 from weft.communication.message import Received
-from weft.engines.evaluation import Answers, answers
 from weft.engines.losses import Losses
 from weft.errors import UserError, WeftError
 from weft.federation import files
@@ -194,13 +193,13 @@ class Site:
         return self.folder / f"reply-{round:06d}.bin"
 
     @torch.no_grad()
-    def scores(self, round: Round, data: bytes, since: int) -> dict[str, dict[str, Answers]]:
-        """Counts of right answers by view and split on its own validation and test rows, with a download that is not kept."""
+    def scores(self, round: Round, data: bytes, since: int) -> dict[str, dict[str, dict[str, Any]]]:
+        """What the task tells of its own validation and test rows, by view and split, with a download that is not kept."""
         received = self._read(round, data, since)
         self.store.load(self.client)
         held = self.start | self._apply(received.tensors, since)
         pack = Pack(self.bench, [Turn(self.client, self.adaptation, held, received.facts)], round, self.start)
-        found: dict[str, dict[str, Answers]] = {}
+        found: dict[str, dict[str, dict[str, Any]]] = {}
         personal = False
         for view in sorted(self.method.info.views, key=lambda v: v != "global"):  # the common model, before it is fitted
             if view != "global" and not personal:
@@ -211,7 +210,8 @@ class Site:
             splits = {"own test": self.client.data.test, "validation": self.client.data.val}
             for split, rows in splits.items():
                 if len(rows):
-                    logits = pack.predict(lambda p, b, v=view: self.method.forward(p, b, v), [rows])[0]  # type: ignore[misc]
-                    found.setdefault(view, {})[split] = answers(logits, self.bench.table.labels[rows], self.by_class)
+                    seen = pack.observe(lambda p, b, v=view: self.method.forward(p, b, v), [rows])[0]  # type: ignore[misc]
+                    assert seen is not None
+                    found.setdefault(view, {})[split] = self.bench.task.tell(seen, self.by_class)
         self.store.forget(self.client)
         return found

@@ -13,9 +13,11 @@ from weft.backbones.names import KNOWN
 from weft.backbones.options import Options
 from weft.errors import UserError
 from weft.federation import files
+from weft.tasks.kinds import CLASSES, make
 
 if TYPE_CHECKING:
     from weft.backbones.backbone import Backbone
+    from weft.tasks.task import Task
 
 FORMAT = 1
 NAME = "weft.json"
@@ -80,6 +82,7 @@ class About:
         method: slug, title, paper, settings. view: the way to predict. client: whose model, None = the server's.
         run: name of the run. weft: version that wrote it. checked: how far the re-loaded logits were off.
         pairs: it was trained on pairs of texts; None = nobody knows. files: name -> sha256 of what else makes the model.
+        task: its kind.
     """
 
     kind: str
@@ -94,6 +97,12 @@ class About:
     checked: dict[str, Any] = field(default_factory=dict)
     pairs: bool | None = None
     files: dict[str, str] = field(default_factory=dict)
+    task: str = CLASSES
+
+    @property
+    def predicts(self) -> Task:
+        """What the model predicts."""
+        return make(self.classes, self.task)
 
     def write(self, folder: Path) -> None:
         labels = {str(i): name for i, name in enumerate(self.classes)}

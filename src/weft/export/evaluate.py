@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from weft.data import labels
 from weft.data.rows import Rows, Source
 from weft.data.sources import load as load_data
-from weft.engines.evaluation import score
+from weft.engines.evaluation import records
 from weft.engines.observer import Observer
 from weft.errors import UserError
 from weft.export.predictor import load
@@ -61,9 +62,11 @@ def evaluate_run(
         raise UserError(f"{source.name} has no {chosen} rows: it has {have}.")
     predictor = load(folder, base=base, device=device, precision=precision, observer=observer)
     known = matched(rows, source, predictor.classes)
-    logits = predictor.logits_of(rows)
+    seen = predictor.observe(replace(rows, labels=known))
     people = f"{source.name} ({chosen})"
-    return [e.record() for e in score(logits, known, view=predictor.about.view, people=people)]
+    return [
+        e.record() for e in records(predictor.about.predicts.score(seen), len(known), view=predictor.about.view, people=people)
+    ]
 
 
 def matched(rows: Rows, source: Source, classes: tuple[str, ...]) -> np.ndarray:

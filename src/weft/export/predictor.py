@@ -15,7 +15,7 @@ from torch import Tensor
 from weft.backbones.backbone import Backbone
 from weft.backbones.load import load as load_backbone
 from weft.backbones.names import KNOWN
-from weft.backbones.tables import tabulate
+from weft.backbones.tables import Table, tabulate
 from weft.backbones.tokens import Tokens
 from weft.checks import tokens
 from weft.data.images import Images
@@ -26,6 +26,7 @@ from weft.export.about import About, check_hashes
 from weft.export.trained import Trained
 from weft.export.write import read
 from weft.federation import again
+from weft.tasks.observed import Observed
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -63,12 +64,23 @@ class Predictor:
         """
         if not len(rows):
             return torch.zeros(0, len(self.classes))
+        return self.trained.logits(self.backbone, self.about.predicts, self._table(rows), np.arange(len(rows)))
+
+    def observe(self, rows: Rows) -> Observed:
+        """What the task keeps of labelled rows, of which there are some.
+
+        Raises:
+            UserError: single texts for a model of pairs, or the other way round.
+        """
+        return self.trained.observe(self.backbone, self.about.predicts, self._table(rows))
+
+    def _table(self, rows: Rows) -> Table:
         table = tabulate(self.backbone, rows, self.about.max_length)
         if isinstance(table, Tokens):
             self._check_pairs(table.pairs)
             for note in tokens.known(table.reading):
                 self.observer.say(note)
-        return self.trained.logits(self.backbone, self.classes, table, np.arange(len(rows)))
+        return table
 
     def _check_pairs(self, given: bool) -> None:
         if self.about.pairs is None or self.about.pairs == given:  # None: written by a coordinator, or before it was noted

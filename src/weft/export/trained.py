@@ -22,7 +22,6 @@ from weft.federation.round import Round
 from weft.federation.rounds import adapted
 from weft.federation.scope import GIVEN
 from weft.federation.turn import Turn
-from weft.tasks.classification import Classification
 from weft.tensors.forms import Value, finite
 from weft.tensors.lowrank import LowRank
 
@@ -30,6 +29,8 @@ if TYPE_CHECKING:
     from weft.backbones.backbone import Backbone
     from weft.federation.method import Method
     from weft.federation.server import ServerState
+    from weft.tasks.observed import Observed
+    from weft.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,15 @@ class Trained:
             return self.rule.method.forward(pack, batch, self.rule.view)
         return pack(batch, use=self.use)
 
-    def logits(self, backbone: Backbone, classes: tuple[str, ...], table: Table, rows: np.ndarray) -> Tensor:
+    def logits(self, backbone: Backbone, task: Task, table: Table, rows: np.ndarray) -> Tensor:
         """[n, C] on rows of a table."""
-        pack = self.on(Bench(backbone, Classification(classes), table, seed=0))
-        return pack.predict(self.forward, [rows])[0]
+        return self.on(Bench(backbone, task, table, seed=0)).predict(self.forward, [rows])[0]
+
+    def observe(self, backbone: Backbone, task: Task, table: Table) -> Observed:
+        """What the task keeps of all rows of a table, of which there are some."""
+        (seen,) = self.on(Bench(backbone, task, table, seed=0)).observe(self.forward, [np.arange(len(table))])
+        assert seen is not None
+        return seen
 
 
 def capture(method: Method, server: ServerState, view: str, client: ClientState | None = None) -> Trained:
@@ -139,7 +145,7 @@ class _Recorder:
 def _weights(method: Method, pack: Pack, view: str) -> dict[str, float] | None:
     """Part -> weight, if the view is one pass with fixed weights and nothing else; None if it is more."""
     table = pack.bench.table
-    batch = make_batch(table, np.arange(min(2, len(table)))[None], None, pack.device)
+    batch = make_batch(pack.task, table, np.arange(min(2, len(table)))[None], None, pack.device)
     recorder: Any = _Recorder(pack)
     out = method.forward(recorder, batch, view)
     if len(recorder.calls) != 1 or recorder.calls[0][1].logits is not out.logits:

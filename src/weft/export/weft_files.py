@@ -29,7 +29,7 @@ from weft.tensors.lowrank import LowRank
 if TYPE_CHECKING:
     from weft.backbones.backbone import Backbone
     from weft.federation.method import Method
-    from weft.tasks.classification import Classification
+    from weft.tasks.task import Task
 
 CONFIG, TENSORS = FILES = "weft_adapter.json", "weft_adapter.safetensors"
 MARK = "."  # between the name of a product and the role of its factor, whose scale is in B
@@ -65,7 +65,7 @@ def write(trained: Trained, method: Method, view: str, facts: dict[str, Any], ba
     files.write(folder / TENSORS, st.save(tensors, {"format": "pt"}))
 
 
-def read(folder: Path, backbone: Backbone, task: Classification) -> Trained:
+def read(folder: Path, backbone: Backbone, task: Task) -> Trained:
     """Undo :func:`write`.
 
     Raises:
@@ -85,7 +85,7 @@ def read(folder: Path, backbone: Backbone, task: Classification) -> Trained:
     return trained
 
 
-def _parts(content: dict[str, Any], backbone: Backbone, task: Classification) -> tuple[dict[str, Part], Rule | None]:
+def _parts(content: dict[str, Any], backbone: Backbone, task: Task) -> tuple[dict[str, Part], Rule | None]:
     given = content["parts"]
     asked = content["forward"]
     if asked is None:

@@ -165,10 +165,10 @@ def compare(trained: Trained, about: About, bench: Bench, folder: Path) -> tuple
     table = bench.table
     order = np.argsort(table.lengths, kind="stable")
     rows = order[np.unique(np.linspace(0, len(order) - 1, ROWS).round().astype(int))]
-    expected = trained.logits(backbone, about.classes, table, rows)
+    expected = trained.logits(backbone, about.predicts, table, rows)
     if not bool(torch.isfinite(expected).all()):
         raise UserError(f"the model's logits are not finite: {DIVERGED}.")
-    again = read(folder, about, backbone).logits(backbone, about.classes, table, rows)
+    again = read(folder, about, backbone).logits(backbone, about.predicts, table, rows)
     differences = [(again - expected).abs().max()]
     if about.kind == "peft":
         plain = peft_files.plain_logits(folder, backbone, about, table.collate(rows))
@@ -191,11 +191,9 @@ def read(folder: Path, about: About, backbone: Backbone) -> Trained:
     Raises:
         UserError: it is damaged.
     """
-    from weft.tasks.classification import Classification
-
     if about.kind == "peft":
         return peft_files.read(folder, backbone)
-    return weft_files.read(folder, backbone, Classification(about.classes))
+    return weft_files.read(folder, backbone, about.predicts)
 
 
 def _described(method: Method) -> dict[str, Any]:

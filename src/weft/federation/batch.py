@@ -11,15 +11,16 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from weft.backbones.tables import Table
+    from weft.tasks.task import Task
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of k clients.
+    """Rows of k clients, and the m things to predict in them: the rows themselves, or their tokens.
 
     Attributes:
         clients: [k] indices into the pack, None = all K in order. index: [k, b] rows of the table, -1 = padding.
-        labels: [k, b]. mask: [k, b] bool, valid rows.
+        labels: [k, m]. mask: [k, m] bool, valid ones.
     """
 
     clients: Tensor | None
@@ -37,13 +38,17 @@ class Output:
     """What a forward pass gives.
 
     Attributes:
-        logits: [k, b, C].
+        logits: [k, m, C].
     """
 
     logits: Tensor
 
 
-def make_batch(table: Table, index: np.ndarray, present: list[int] | None, device: torch.device) -> Batch:
-    labels = torch.from_numpy(np.where(index >= 0, table.labels[index], 0)).to(device)
+def make_batch(task: Task, table: Table, index: np.ndarray, present: list[int] | None, device: torch.device) -> Batch:
+    """
+    Args:
+        index: [k, b] rows of the table, -1 = padding. present: positions of the k clients in their pack, None = all in order.
+    """
+    labels, mask = task.targets(table, index)
     clients = None if present is None else torch.tensor(present, device=device)
-    return Batch(clients, index, labels, torch.from_numpy(index >= 0).to(device))
+    return Batch(clients, index, labels.to(device), mask.to(device))

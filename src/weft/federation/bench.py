@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from weft.backbones.backbone import Backbone
     from weft.backbones.prefix import PrefixCache
     from weft.backbones.tables import Table
-    from weft.tasks.classification import Classification
+    from weft.tasks.task import Task
 
 
 @dataclass
@@ -30,7 +30,7 @@ class Bench:
     """
 
     backbone: Backbone
-    task: Classification
+    task: Task
     table: Table
     seed: int
     prefix: PrefixCache | None = None

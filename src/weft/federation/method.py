@@ -22,7 +22,7 @@ from weft.federation.server import ServerState
 
 if TYPE_CHECKING:
     from weft.backbones.backbone import Backbone
-    from weft.tasks.classification import Classification
+    from weft.tasks.task import Task
 
 WEIGHTINGS = ("examples", "uniform")
 
@@ -82,7 +82,7 @@ class Method:
 
     # what is trained ------------------------------------------------------------------------------------------------
 
-    def adapt(self, backbone: Backbone, task: Classification, client: ClientInfo) -> Adaptation:
+    def adapt(self, backbone: Backbone, task: Task, client: ClientInfo) -> Adaptation:
         """The parts of one client. The server asks with a client of id ``""`` and no facts."""
         raise NotImplementedError(f"{type(self).__name__} does not say what it adapts")
 

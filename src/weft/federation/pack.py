@@ -24,6 +24,7 @@ from weft.federation.round import Round
 from weft.federation.scope import Scope, matches
 from weft.federation.turn import Turn
 from weft.federation.values import initial
+from weft.tasks.observed import Observed
 from weft.tensors.forms import Value
 from weft.tensors.keyed import generator
 
@@ -214,12 +215,11 @@ class Pack:
     def _assemble(self, rows: list[np.ndarray | None]) -> Batch:
         """One step from positions in each client's training rows (None = not in this step)."""
         present = [i for i, r in enumerate(rows) if r is not None and len(r)]
-        table = self.bench.table
         width = max(len(rows[i]) for i in present)  # type: ignore[arg-type]
         index = np.full((len(present), width), -1, dtype=np.int64)
         for row, i in zip(index, present, strict=True):
             row[: len(rows[i])] = self.clients[i].data.train[rows[i]]  # type: ignore[arg-type]
-        return make_batch(table, index, present if len(present) < len(rows) else None, self.device)
+        return make_batch(self.task, self.bench.table, index, present if len(present) < len(rows) else None, self.device)
 
     def optimizer(
         self,
@@ -368,24 +368,47 @@ class Pack:
         Args:
             tokens: padded tokens per forward pass.
         """
+        found: list[list[Tensor]] = [[] for _ in rows]
+        order: list[list[np.ndarray]] = [[] for _ in rows]
+        for batch, places in self._passes(rows, tokens):
+            logits = forward(self, batch).logits.float().cpu()
+            for row, (i, mine) in zip(logits, places.items(), strict=True):
+                found[i].append(row[: len(mine)])
+                order[i].append(mine)
+        nothing = torch.zeros(0, len(self.task.classes))
+        return [torch.cat(f)[np.argsort(np.concatenate(o))] if f else nothing for f, o in zip(found, order, strict=True)]
+
+    @torch.no_grad()
+    def observe(
+        self, forward: Callable[[Pack, Batch], Output], rows: list[np.ndarray], tokens: int = 8192
+    ) -> list[Observed | None]:
+        """What the task keeps of each client's own list of table rows, in the order given; None of no rows.
+
+        Args:
+            tokens: padded tokens per forward pass.
+        """
+        found: list[list[Observed]] = [[] for _ in rows]
+        order: list[list[np.ndarray]] = [[] for _ in rows]
+        for batch, places in self._passes(rows, tokens):
+            logits, (k, b) = forward(self, batch).logits.float().cpu(), batch.index.shape
+            labels, mask = batch.labels.cpu().view(k, b, -1), batch.mask.cpu().view(k, b, -1)
+            each = zip(logits.view(*labels.shape, -1), labels, mask, places.items(), strict=True)
+            for z, y, valid, (i, mine) in each:
+                n = len(mine)
+                found[i].append(self.task.observe(z[:n], y[:n], valid[:n]))
+                order[i].append(mine)
+        return [
+            Observed.concatenate(f).take(np.argsort(np.concatenate(o))) if f else None for f, o in zip(found, order, strict=True)
+        ]
+
+    def _passes(self, rows: list[np.ndarray], tokens: int) -> Iterator[tuple[Batch, dict[int, np.ndarray]]]:
+        """Batches over each client's rows, and the positions in them: client of the pack -> its share of the batch."""
         k = len(self.clients)
         plan = [list(plans.chunks_by_length(self._lengths[r], max(tokens // k, 1))) for r in rows]
-        found: list[list[Tensor]] = [[] for _ in rows]
         for j in range(max((len(p) for p in plan), default=0)):
-            present = [i for i in range(k) if j < len(plan[i])]
-            width = max(len(plan[i][j]) for i in present)
-            index = np.full((len(present), width), -1, dtype=np.int64)
-            for row, i in zip(index, present, strict=True):
-                row[: len(plan[i][j])] = rows[i][plan[i][j]]
-            batch = make_batch(self.bench.table, index, present if len(present) < k else None, self.device)
-            logits = forward(self, batch).logits.float().cpu()
-            for row, i in zip(logits, present, strict=True):
-                found[i].append(row[: len(plan[i][j])])
-        out = []
-        for i, pieces in enumerate(found):
-            if not pieces:
-                out.append(torch.zeros(0, len(self.task.classes)))
-                continue
-            order = torch.from_numpy(np.concatenate(plan[i]))
-            out.append(torch.cat(pieces)[torch.argsort(order)])
-        return out
+            places = {i: plan[i][j] for i in range(k) if j < len(plan[i])}
+            index = np.full((len(places), max(map(len, places.values()))), -1, dtype=np.int64)
+            for row, (i, mine) in zip(index, places.items(), strict=True):
+                row[: len(mine)] = rows[i][mine]
+            present = list(places) if len(places) < k else None
+            yield make_batch(self.task, self.bench.table, index, present, self.device), places

@@ -209,7 +209,7 @@ class ServerState:
 
     def snapshot(self) -> Callable[[], None]:
         """What puts the values of this moment back: for a round whose result is not finite."""
-        stores = (self.shared, self.stamps, self.memo)
+        stores: tuple[dict[str, Any], ...] = (self.shared, self.stamps, self.memo)
         before, terms = [dict(d) for d in stores], {n: list(t) for n, t in self.terms.items()}
 
         def undo() -> None:

@@ -43,7 +43,7 @@ def round_row(line: dict[str, Any]) -> Text | None:
     cells = [
         str(int(line["round"]) + 1),
         NONE if loss is None else _loss(loss),
-        f"{_share(numbers.get('accuracy'))} {interval(line)}",
+        f"{_share((headline(line) or {}).get('value'))} {interval(line)}",
         *(_share(numbers.get(n)) for n in ("macro_f1", "mean_client", "worst_client", "new_clients")),
         *(sent(line.get("bytes", {}), way) for way in ("down", "up")),
     ]

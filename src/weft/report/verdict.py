@@ -58,7 +58,9 @@ def _diverged(summary: Mapping[str, Any], rounds: Sequence[Mapping[str, Any]], s
     losses = [line.get("loss") for line in rounds]
     told = [loss for loss in losses if loss is not None]  # a method without training tells none in any round
     trained = set(rounds[-1].get("cohort", [])) - set(rounds[-1].get("lost", []))
-    tested = [e["value"] for e in summary["evaluations"] if e["metric"] in ("loss", "accuracy") and e["n"]]
+    tested = [
+        e["value"] for e in summary["evaluations"] if e["metric"] in ("loss", summary["evaluations"][0]["metric"]) and e["n"]
+    ]
     classes = max(len(summary["data"].get("classes", [])), 2)
     if (told and trained and losses[-1] is None) or None in tested:
         how = "its loss is not finite"

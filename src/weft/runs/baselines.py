@@ -28,7 +28,7 @@ from weft.federation.rounds import adapted
 from weft.federation.scope import SHARED
 from weft.federation.server import ServerState
 from weft.runs.prepare import copies
-from weft.tasks.classification import Classification
+from weft.tasks.task import Task
 
 
 class Probe(Method):
@@ -55,7 +55,7 @@ class Probe(Method):
     batch: int = 64
     optim: Optim = Optim("adamw", lr=0.1, schedule="constant")
 
-    def adapt(self, backbone: Backbone, task: Classification, client: ClientInfo) -> Adaptation:
+    def adapt(self, backbone: Backbone, task: Task, client: ClientInfo) -> Adaptation:
         if not backbone.heads:
             raise UserError(
                 f'backbone "{backbone.name}" has no head to probe, it compares images with class names: leave --start-head probe '
@@ -80,7 +80,7 @@ class ZeroShot(Method):
         sends="nothing",
     )
 
-    def adapt(self, backbone: Backbone, task: Classification, client: ClientInfo) -> Adaptation:
+    def adapt(self, backbone: Backbone, task: Task, client: ClientInfo) -> Adaptation:
         if backbone.heads:
             raise UserError(
                 f'backbone "{backbone.name}" knows nothing of these classes before its head is trained: compare with '

@@ -32,7 +32,7 @@ from weft.federation.layout import named
 from weft.federation.message import ClientInfo
 from weft.federation.method import Method
 from weft.federation.rounds import adapted
-from weft.tasks.classification import Classification
+from weft.tasks.kinds import make
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ def backbone_of(x: Experiment, name: str, classes: Sequence[str], needs: tuple[s
 def bench_of(x: Experiment, backbone: Backbone, classes: Sequence[str], rows: Rows) -> Bench:
     """A backbone with its rows."""
     prefix = None if x.prefix_cache == "off" else PrefixCache(backbone)
-    return Bench(backbone, Classification(tuple(classes)), tabulate(backbone, rows, x.max_length), x.seed, prefix, x.by_length)
+    return Bench(backbone, make(classes), tabulate(backbone, rows, x.max_length), x.seed, prefix, x.by_length)
 
 
 def understood(bench: Bench) -> list[str]:

@@ -36,8 +36,9 @@ class Run:
     def metrics(self) -> dict[str, float]:
         """The headline numbers, all of the last round and the method's first view.
 
-        ``accuracy``, ``macro_f1``, ``loss`` (pooled over the test rows), ``mean_client``, ``worst_client`` (accuracy on clients'
-        own test rows), ``new_clients`` (accuracy on clients never trained), each if the data have such rows.
+        The task's metrics (``accuracy``, ``macro_f1`` …) and ``loss``, pooled over the test rows; of its first metric also
+        ``mean_client``, ``worst_client`` (on clients' own test rows) and ``new_clients`` (on clients never trained), each if the
+        data have such rows.
         """
         return metrics(self.rounds)
 
@@ -92,16 +93,16 @@ def load_run(folder: str | Path) -> Run:
 
 
 def headline(line: dict[str, Any]) -> dict[str, Any] | None:
-    """The number that stands for a round: the accuracy of the method's first view, on the global test set if that view is scored
-    there, else on clients' own test rows pooled.
+    """The number that stands for a round: the task's first metric of the method's first view, on the global test set if that view
+    is scored there, else on clients' own test rows pooled.
     """
     evaluations = line.get("evaluations", [])
     if not evaluations:
         return None
-    view = evaluations[0]["view"]
+    view, metric = evaluations[0]["view"], evaluations[0]["metric"]
     for people in ("global test", "own test"):
         for e in evaluations:
-            if (e["view"], e["people"], e["metric"]) == (view, people, "accuracy"):
+            if (e["view"], e["people"], e["metric"]) == (view, people, metric):
                 return {"round": line["round"]} | e
     return None
 
@@ -113,14 +114,12 @@ def metrics(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
     if line is None or top is None:
         return {}
     common = {"view": top["view"], "people": top["people"], "pooling": top["pooling"]}
-    own = {"view": top["view"], "people": "own test", "metric": "accuracy"}
-    wanted: dict[str, dict[str, str]] = {
-        "accuracy": common | {"metric": "accuracy"},
-        "macro_f1": common | {"metric": "macro_f1"},
-        "loss": common | {"metric": "loss"},
+    own = {"view": top["view"], "people": "own test", "metric": top["metric"]}
+    mine = [e["metric"] for e in line["evaluations"] if all(e[name] == value for name, value in common.items())]
+    wanted: dict[str, dict[str, str]] = {name: common | {"metric": name} for name in mine} | {
         "mean_client": own | {"pooling": "mean over clients"},
         "worst_client": own | {"pooling": "worst client"},
-        "new_clients": common | {"people": "new clients", "metric": "accuracy"},
+        "new_clients": common | {"people": "new clients", "metric": top["metric"]},
     }
     found = {name: pick(line["evaluations"], **kind) for name, kind in wanted.items()}
     return {name: e["value"] for name, e in found.items() if e is not None and e["value"] is not None}
@@ -134,11 +133,11 @@ def _flat(line: dict[str, Any]) -> list[dict[str, Any]]:
     for view in dict.fromkeys(e["view"] for e in evaluations) or [None]:
         mine = line | {"evaluations": [e for e in evaluations if e["view"] == view]}
         top, numbers = headline(mine) or {}, metrics([mine])
-        val = {"view": view, "people": "validation", "metric": "accuracy", "pooling": top.get("pooling", "")}
+        val = {"view": view, "people": "validation", "metric": top.get("metric", ""), "pooling": top.get("pooling", "")}
         validation = pick(mine["evaluations"], **val)
         rows.append(
             {"round": line["round"] + 1, "view": view}
-            | {name: numbers.get(name) for name in METRICS}
+            | {name: numbers.get(name) for name in dict.fromkeys((*METRICS, *numbers))}
             | {"low": top.get("low"), "high": top.get("high"), "validation": validation["value"] if validation else None}
             | {"training_loss": line.get("loss"), "seconds": line.get("seconds", {}).get("training")}
             | {f"bytes_{way}": sum(p[way]["wire"] for p in phases.values()) if phases else None for way in ("down", "up")}
@@ -147,17 +146,17 @@ def _flat(line: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 METRICS = ("accuracy", "macro_f1", "loss", "mean_client", "worst_client", "new_clients")
-"""Names of :attr:`Run.metrics`."""
+"""Names of :attr:`Run.metrics` where nothing else is scored."""
 
 
 def best_by_validation(lines: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The headline of the round with the best validation accuracy (the earliest of equals). Test rows have no say in it."""
+    """The headline of the round with the best validation score (the earliest of equals). Test rows have no say in it."""
     best: tuple[float, dict[str, Any]] | None = None
     for line in lines:
         top = headline(line)
         if top is None:
             continue
-        kind = {"view": top["view"], "people": "validation", "metric": "accuracy", "pooling": top["pooling"]}
+        kind = {"view": top["view"], "people": "validation", "metric": top["metric"], "pooling": top["pooling"]}
         score = pick(line["evaluations"], **kind)
         if score is not None and score["value"] is not None and (best is None or score["value"] > best[0]):
             best = score["value"], top | {"validation": score["value"]}

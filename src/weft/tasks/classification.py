@@ -2,30 +2,154 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from weft.adaptation.head import Head
+from weft.errors import UserError, nearest
+from weft.tasks import counts
+from weft.tasks.counts import Counts
 from weft.tasks.losses import mean_of
+from weft.tasks.observed import Observed
+from weft.tasks.task import Score
+
+if TYPE_CHECKING:
+    from weft.backbones.tables import Table
+
+METRICS = ("accuracy", "macro_f1", "matthews", "f1", "top5")
 
 
 @dataclass(frozen=True)
 class Classification:
-    """What is predicted.
+    """One class for each row.
 
     Attributes:
         classes: names of the labels, in index order.
+        metrics: what is scored, the headline first: ``accuracy``, ``macro_f1`` (over labels that occur), ``matthews``, ``top5``,
+            and ``f1:NAME``, of the class NAME alone.
     """
 
+    kind: ClassVar[str] = "classification"
+
     classes: tuple[str, ...]
+    metrics: tuple[str, ...] = ("accuracy", "macro_f1")
+
+    def __post_init__(self) -> None:
+        for metric in self.metrics:
+            name, _, of = metric.partition(":")
+            if name not in METRICS or (name == "f1") != bool(of):
+                raise UserError(
+                    f'unknown metric "{metric}": use {", ".join(METRICS[:-2])}, top5 or f1:CLASS.{nearest(name, METRICS)}'
+                )
+            if of and of not in self.classes:
+                raise UserError(
+                    f'metric "{metric}" is of the class "{of}", which the data do not have.{nearest(of, self.classes)}'
+                )
 
     @property
     def head(self) -> Head:
         return Head()
 
+    def targets(self, table: Table, index: np.ndarray) -> tuple[Tensor, Tensor]:
+        labels = np.where(index >= 0, table.labels[index], 0)
+        return torch.from_numpy(labels), torch.from_numpy(index >= 0)
+
     def loss(self, logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
         """Mean cross-entropy of each client over its valid rows: [k, b, C], [k, b], [k, b] bool -> [k]."""
         each = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(mask)
         return mean_of(each, mask)
+
+    # scores -----------------------------------------------------------------------------------------------------------
+
+    def observe(self, logits: Tensor, labels: Tensor, mask: Tensor) -> Observed:
+        z, y = logits[:, 0], labels[:, 0]
+        true = z.gather(1, y.unsqueeze(1))
+        return Observed(
+            {
+                "label": y.numpy(),
+                "given": z.argmax(1).numpy(),
+                "above": (z > true).sum(1).numpy(),  # classes that are more likely than the row's own
+                "loss": F.cross_entropy(z.double(), y, reduction="none").numpy(),
+                "finite": z.isfinite().all(1).numpy(),
+            }
+        )
+
+    def score(self, observed: Observed) -> list[Score]:
+        n = len(observed)
+        if not n:
+            return []
+        if not observed["finite"].all():
+            return [Score(metric, math.nan) for metric in (*self.metrics, "loss")]
+        told = self._counts(observed, by_class=True)
+        return self._scores(told, float(observed["loss"].mean()))
+
+    def tell(self, observed: Observed, by_class: bool) -> dict[str, Any]:
+        if not observed["finite"].all():
+            return Counts(len(observed), 0, math.nan).as_json()
+        return self._counts(observed, by_class).as_json()
+
+    def read(self, told: Mapping[str, Any], by_class: bool) -> Counts:
+        return counts.read(told, len(self.classes) if by_class else 0)
+
+    def pool(self, told: Sequence[Counts]) -> list[Score]:
+        finite = [a for a in told if not a.blank]
+        if told and not finite:
+            return [Score(metric, math.nan) for metric in (*self.metrics, "loss")]
+        n = sum(a.n for a in finite)
+        if not n:
+            return []
+        by_class = [a.classes for a in finite if a.classes is not None]
+        top5 = [a.top5 for a in finite if a.top5 is not None]
+        whole = Counts(
+            n,
+            sum(a.right for a in finite),
+            sum(a.loss for a in finite),
+            tuple(map(tuple, counts.summed(by_class).astype(int).tolist())) if len(by_class) == len(finite) else None,
+            sum(top5) if len(top5) == len(finite) else None,
+        )
+        return self._scores(whole, whole.loss / n)
+
+    def _counts(self, observed: Observed, by_class: bool) -> Counts:
+        label, given = observed["label"], observed["given"]
+        right = given == label
+        table = None
+        if by_class:
+            each = [np.bincount(some, minlength=len(self.classes)).tolist() for some in (given[right], given, label)]
+            table = tuple(zip(*each, strict=True))
+        top5 = int((observed["above"] < 5).sum()) if "top5" in self.metrics else None
+        return Counts(len(label), int(right.sum()), float(observed["loss"].sum()), table, top5)
+
+    def _scores(self, told: Counts, loss: float) -> list[Score]:
+        found = []
+        for metric in self.metrics:
+            name, _, of = metric.partition(":")
+            hits = {"accuracy": told.right, "top5": told.top5}.get(name)
+            if hits is not None:
+                found.append(Score(metric, hits / told.n, *wilson(hits, told.n)))
+            elif told.classes is not None and name not in ("accuracy", "top5"):
+                table = np.asarray(told.classes, dtype=np.float64)
+                one = float(np.nan_to_num(counts.f1_of(table)[self.classes.index(of)])) if of else 0.0
+                value = one if of else counts.macro_f1(table) if name == "macro_f1" else counts.matthews(table)
+                found.append(Score(metric, value))
+        return [*found, Score("loss", loss)]
+
+
+def wilson(correct: int, n: int) -> tuple[float, float]:
+    """A 95 % interval of a share (Wilson, 1927)."""
+    from scipy.stats import binomtest
+
+    interval = binomtest(correct, n).proportion_ci(0.95, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def observed_of(task: Classification, logits: Tensor, labels: np.ndarray) -> Observed:
+    """What is kept of logits [n, C] and labels [n] that lie ready."""
+    y = torch.from_numpy(np.asarray(labels, dtype=np.int64))
+    return task.observe(logits.unsqueeze(1), y.unsqueeze(1), torch.ones(len(y), 1, dtype=torch.bool))

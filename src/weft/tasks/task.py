@@ -1,27 +1,112 @@
-"""What a federation learns to predict, as methods and engines see it."""
+"""The contract of a task: what is predicted, what a model's output costs, and how good it is.
+
+A thing to predict has a label and a place in a row: a classifier predicts one thing for each row, a tagger one for each token. A
+pack sees things alone, [k, m] of them; a task sees them by row again when it scores, [b, p, …] of p places.
+"""
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+import numpy as np
 from torch import Tensor
 
-from weft.adaptation.head import Head
+from weft.adaptation.part import Part
+from weft.tasks.observed import Observed
+
+if TYPE_CHECKING:
+    from weft.backbones.tables import Table
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number.
+
+    Attributes:
+        metric: its name.
+        low, high: a 95 % interval; None where there is none.
+    """
+
+    metric: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+class Told(Protocol):
+    """What a client says of its own test rows.
+
+    Attributes:
+        n: how many.
+        blank: its outputs are not finite, and the rest means nothing.
+    """
+
+    @property
+    def n(self) -> int: ...
+
+    @property
+    def blank(self) -> bool: ...
 
 
 class Task(Protocol):
     """One kind of prediction.
 
     Attributes:
+        kind: its name in settings and files.
         classes: names of the labels, in index order.
     """
+
+    kind: ClassVar[str]
 
     @property
     def classes(self) -> tuple[str, ...]: ...
 
     @property
-    def head(self) -> Head: ...
+    def head(self) -> Part:
+        """The part that makes logits, where a model's own is new."""
+        ...
+
+    def targets(self, table: Table, index: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Labels and mask [k, m] of what is to be predicted in the rows ``index`` ([k, b]; -1 = padding) of a table.
+
+        m is b · p: the places of one row lie next to each other, as the model gives their logits.
+        """
+        ...
 
     def loss(self, logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
-        """Mean loss of each client over its valid rows: [k, b, C], [k, b], [k, b] bool -> [k]."""
+        """Mean loss of each client over what it has to predict: [k, m, C], [k, m], [k, m] bool -> [k]."""
+        ...
+
+    def observe(self, logits: Tensor, labels: Tensor, mask: Tensor) -> Observed:
+        """What is kept of b rows with p places each: [b, p, C] float32, [b, p], [b, p] bool."""
+        ...
+
+    def score(self, observed: Observed) -> list[Score]:
+        """The scores of rows, the headline first; all NaN where an output is not finite, and none of no rows."""
+        ...
+
+    def tell(self, observed: Observed, by_class: bool) -> dict[str, Any]:
+        """What a site says of its rows: strict JSON, sums alone.
+
+        Args:
+            by_class: with counts for each class, which tell a histogram of the labels.
+        """
+        ...
+
+    def read(self, told: Mapping[str, Any], by_class: bool) -> Told:
+        """What a stranger says.
+
+        Raises:
+            Refused: it can't be true.
+        """
+        ...
+
+    def pool(self, told: Sequence[Any]) -> list[Score]:
+        """The scores of all rows together that clients tell of; those of blank ones are left out.
+
+        Args:
+            told: by :meth:`read`.
+        """
         ...

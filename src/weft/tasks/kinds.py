@@ -1,0 +1,23 @@
+"""The tasks by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from weft.tasks.classification import Classification
+from weft.tasks.task import Task
+
+KINDS = {kind.kind: kind for kind in (Classification,)}
+CLASSES = Classification.kind
+
+
+def make(classes: Sequence[str], kind: str = CLASSES, metrics: Sequence[str] = ()) -> Task:
+    """A task.
+
+    Args:
+        classes: names of the labels, in index order. metrics: what is scored, the headline first; none = what is usual.
+
+    Raises:
+        UserError: a metric that it does not have.
+    """
+    return KINDS[kind](tuple(classes), tuple(metrics)) if metrics else KINDS[kind](tuple(classes))
