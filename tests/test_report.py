@@ -47,7 +47,7 @@ def test_the_columns_of_a_row_never_run_into_each_other(loss: float | None) -> N
     shown = terminal.round_row(line(loss, 1.0))
     assert shown is not None
     cells = shown.plain.replace(" (", "(").split()
-    assert len(cells) == len(terminal.COLUMNS) + 2  # bytes have a unit
+    assert len(cells) == len(terminal.WIDTHS) + 2  # bytes have a unit
     assert len(shown.plain) <= 80
 
 

@@ -56,7 +56,7 @@ class Lines(Observer):
             return
         if not self._headed:
             self.out.print()
-            self.out.print(terminal.round_head())
+            self.out.print(terminal.round_head(record))
             self._headed = True
         self.out.print(row)
 

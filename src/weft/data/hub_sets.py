@@ -45,10 +45,18 @@ class Entry:
     renamed: Mapping[str, str] = field(default_factory=dict)  # names of classes that the set misspells
     one_of: tuple[str, ...] | None = None  # rows that agree in these columns are frames of one clip: the middle one is used
     configs: tuple[str, ...] = field(default=())  # several configs, each the rows of one natural client
+    metrics: tuple[str, ...] = ()  # that papers report it in, the headline first
     parallel: bool = False  # row i of every config is the same example (translations): train on it in one config only
 
 
-def _glue(config: str, kind: str, rows: tuple[int, int], texts: tuple[str, str | None], names: tuple[str, ...]) -> Entry:
+def _glue(
+    config: str,
+    kind: str,
+    rows: tuple[int, int],
+    texts: tuple[str, str | None],
+    names: tuple[str, ...],
+    metrics: tuple[str, ...] = (),
+) -> Entry:
     """GLUE hides its test labels (all -1), so the validation split is the test set of every paper."""
     split = "validation_matched" if config == "mnli" else "validation"
     return Entry(
@@ -66,6 +74,7 @@ def _glue(config: str, kind: str, rows: tuple[int, int], texts: tuple[str, str |
         label="label",
         test=split,
         label_names=dict(enumerate(names)),
+        metrics=metrics,
     )
 
 
@@ -115,7 +124,7 @@ ENTRIES: tuple[Entry, ...] = (
         "research, non-commercial", SEEN, text="text", label="label",
         label_names={0: "World", 1: "Sports", 2: "Business", 3: "Sci/Tech"},
     ),
-    _glue("cola", TEXT, (8_551, 1_043), ("sentence", None), ("unacceptable", "acceptable")),
+    _glue("cola", TEXT, (8_551, 1_043), ("sentence", None), ("unacceptable", "acceptable"), ("matthews", "accuracy")),
     Entry(
         "imdb", "stanfordnlp/imdb", None, TEXT, 2, {"train": 25_000, "test": 25_000}, None,
         "none stated", RECALLED, text="text", label="label", label_names={0: "negative", 1: "positive"},
@@ -126,13 +135,17 @@ ENTRIES: tuple[Entry, ...] = (
         "AFL-3.0", SEEN, text="text", validation="validation", configs=MASAKHANEWS_LANGUAGES,
     ),
     _glue("mnli", PAIR, (392_702, 9_815), ("premise", "hypothesis"), NLI),
-    _glue("mrpc", PAIR, (3_668, 408), ("sentence1", "sentence2"), ("not_equivalent", "equivalent")),
+    _glue(
+        "mrpc", PAIR, (3_668, 408), ("sentence1", "sentence2"), ("not_equivalent", "equivalent"), ("accuracy", "f1:equivalent")
+    ),
     Entry(
         "news_category", "heegyu/news-category-dataset", None, TEXT, 42, {"train": 209_527}, None,
         "CC0", RECALLED, text="headline", label="category",
     ),
     _glue("qnli", PAIR, (104_743, 5_463), ("question", "sentence"), ("entailment", "not_entailment")),
-    _glue("qqp", PAIR, (363_846, 40_430), ("question1", "question2"), ("not_duplicate", "duplicate")),
+    _glue(
+        "qqp", PAIR, (363_846, 40_430), ("question1", "question2"), ("not_duplicate", "duplicate"), ("accuracy", "f1:duplicate")
+    ),
     _glue("rte", PAIR, (2_490, 277), ("sentence1", "sentence2"), ("entailment", "not_entailment")),
     Entry(
         "semeval2010", "SemEvalWorkshop/sem_eval_2010_task_8", None, TEXT, 19,
@@ -164,7 +177,7 @@ ENTRIES: tuple[Entry, ...] = (
     ),
     _pictures(
         "domainnet", "wltjr1007/DomainNet", 345, {"train": 409_832, "test": 176_743}, "fair use, non-commercial",
-        client_key="domain",
+        client_key="domain", metrics=("accuracy", "top5"),
     ),
     _pictures(
         "dtd", "mcimpoi/dtd_split_1", 47, {"train": 1_880, "validation": 1_880, "test": 1_880}, "CC BY 4.0",
@@ -197,6 +210,11 @@ ENTRIES: tuple[Entry, ...] = (
         "vlcs", None, 5, {"train": 10_729}, "research", verified=ELSEWHERE, client_key="domain",
     ),
 )  # fmt: skip
+
+
+def metrics_of(name: str) -> tuple[str, ...]:
+    """The metrics that a set of the catalogue is reported in; none for any other data."""
+    return next((entry.metrics for entry in ENTRIES if entry.name == name), ())
 
 
 def catalogue() -> list[Entry]:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
-from weft.experiment.declare import Group, Name, setting
+from weft.experiment.declare import Group, Name, Names, setting
 
 Baseline = Literal["local", "central", "probe", "zero-shot"]
 
@@ -43,6 +43,14 @@ class What(Group):
         "auto",
         "What tells classes apart: `classification` (a linear head) or `similarity` (a CLIP and the names of the classes).",
         "`auto` is similarity where there is a text tower, unless the method trains a head.",
+        common=True,
+    )
+    metrics: Names = setting(
+        [],
+        "What is scored, the headline first: `accuracy`, `macro_f1`, `matthews`, `f1:CLASS`, `top5`.",
+        "By default those that a set of the catalogue is reported in, such as `matthews` of `cola`.",
+        unset="of the data, or accuracy and macro_f1",
+        option=False,
         common=True,
     )
     template: str = setting("a photo of a {}.", "Similarity: the sentence around the name of a class.", common=True)

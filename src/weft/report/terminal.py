@@ -26,12 +26,29 @@ NONE = "-"
 
 # a row for each evaluated round -----------------------------------------------------------------------------------------
 
-COLUMNS = (("round", 5), ("loss", 7), ("accuracy", 19), ("F1", 7), ("mean", 7), ("worst", 7), ("new", 7), ("down", 9), ("up", 9))
+WIDTHS = (5, 7, 19, 7, 7, 7, 7, 9, 9)
+SHORT = {"macro_f1": "F1", "matthews": "MCC"}
+"""What a column of a metric is called, if not by its name."""
 
 
-def round_head() -> Text:
+def round_head(line: dict[str, Any]) -> Text:
     """Names of the columns of :func:`round_row`."""
-    return Text(_aligned([name for name, _ in COLUMNS]), style="dim")
+    first, second = _scored(line)
+    names = ["round", "loss", _short(first), _short(second), "mean", "worst", "new", "down", "up"]
+    return Text(_aligned(names), style="dim")
+
+
+def _scored(line: dict[str, Any]) -> tuple[str, str]:
+    """The headline's metric and the next; ``""`` where there is none."""
+    top = headline(line)
+    if top is None:
+        return "accuracy", "macro_f1"
+    more = [e["metric"] for e in line["evaluations"] if (e["view"], e["people"]) == (top["view"], top["people"])]
+    return top["metric"], next((m for m in more if m not in (top["metric"], "loss")), "")
+
+
+def _short(metric: str) -> str:
+    return SHORT.get(metric, metric.replace("f1:", "F1 "))[:18]
 
 
 def round_row(line: dict[str, Any]) -> Text | None:
@@ -44,7 +61,7 @@ def round_row(line: dict[str, Any]) -> Text | None:
         str(int(line["round"]) + 1),
         NONE if loss is None else _loss(loss),
         f"{_share((headline(line) or {}).get('value'))} {interval(line)}",
-        *(_share(numbers.get(n)) for n in ("macro_f1", "mean_client", "worst_client", "new_clients")),
+        *(_share(numbers.get(n)) for n in (_scored(line)[1], "mean_client", "worst_client", "new_clients")),
         *(sent(line.get("bytes", {}), way) for way in ("down", "up")),
     ]
     return Text(_aligned(cells))
@@ -62,7 +79,7 @@ def sent(phases: Mapping[str, Any], way: str, phase: str = "train") -> str:
 
 
 def _aligned(cells: Sequence[str]) -> str:
-    return "".join(f" {cell:>{width - 1}}" for cell, (_, width) in zip(cells, COLUMNS, strict=True))
+    return "".join(f" {cell:>{width - 1}}" for cell, width in zip(cells, WIDTHS, strict=True))
 
 
 def _loss(value: float) -> str:
@@ -75,14 +92,9 @@ def _share(value: float | None) -> str:
 
 # the closing table --------------------------------------------------------------------------------------------------------
 
-METRICS = {
-    "accuracy": "accuracy",
-    "interval": "  95 % interval",
-    "macro_f1": "F1 (macro)",
-    "mean_client": "mean client",
-    "worst_client": "worst client",
-    "new_clients": "new clients",
-}
+METRICS = {"macro_f1": "F1 (macro)", "matthews": "Matthews", "top5": "top 5"}
+"""What a row of a metric is called, if not by its name."""
+CLIENTS = {"mean_client": "mean client", "worst_client": "worst client", "new_clients": "new clients"}
 
 
 @dataclass(frozen=True)
@@ -123,7 +135,10 @@ def closing(out: Console, summary: Mapping[str, Any], rounds: Sequence[dict[str,
     for i, c in enumerate(compared):
         table.add_column(f"{c.name}\n{c.more}", justify="right", style="bold" if i == 0 else "")
     numbers: list[dict[str, Any]] = [metrics([c.line]) | {"interval": interval(c.line).strip("()")} for c in compared]
-    for key, label in METRICS.items():
+    first = _scored(compared[0].line)[0]
+    more = [n for n in dict.fromkeys(n for one in numbers for n in one) if n not in (first, "interval", "loss", *CLIENTS)]
+    rows = {first: first, "interval": "  95 % interval"} | {n: n.replace("f1:", "F1 of ") for n in more} | CLIENTS
+    for key, label in (rows | {n: label for n, label in METRICS.items() if n in rows}).items():
         cells = [n.get(key) or NONE if key == "interval" else _share(n.get(key)) for n in numbers]
         if set(cells) != {NONE}:
             table.add_row(label, *cells)
@@ -171,12 +186,13 @@ def meaning(summary: Mapping[str, Any]) -> str:
             where = f"{count(e['n'], 'row')} of {rows}, {e['pooling']}"
             groups.setdefault(where, []).append(name)
     for where, names in groups.items():
-        what = "accuracy, F1" if view in names else "accuracy"
+        first, second = _scored({"evaluations": [e for e in evaluations if e["view"] == view], "round": 0})
+        what = ", ".join(_short(m) for m in (first, second if view in names else "") if m)
         said.append(f"{what}: view{'s' if len(names) > 1 else ''} {', '.join(names)}, {where}")
     own = pick(evaluations, view=view, people="own test", pooling="mean over clients")
     if own is not None:
-        said.append(f"mean, worst: accuracy of {count(own['n'], 'client')} on their own test rows")
-    new = pick(evaluations, view=view, people="new clients", metric="accuracy")
+        said.append(f"mean, worst: {_short(top['metric'])} of {count(own['n'], 'client')} on their own test rows")
+    new = pick(evaluations, view=view, people="new clients", metric=top["metric"])
     if new is not None:
         said.append(f"new: {count(new['n'], 'row')} of clients that were never trained ({summary['data']['new_clients']})")
     said += _billed(summary)

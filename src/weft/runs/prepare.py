@@ -17,6 +17,7 @@ from weft.backbones.tokens import Tokens
 from weft.checks import tokens
 from weft.communication.ledger import format_bytes
 from weft.data import labels
+from weft.data.hub_sets import metrics_of
 from weft.data.partitioners import partition
 from weft.data.rows import FederatedData, Rows, Source, fingerprint
 from weft.data.sources import limited
@@ -190,7 +191,9 @@ def backbone_of(x: Experiment, name: str, classes: Sequence[str], needs: tuple[s
 def bench_of(x: Experiment, backbone: Backbone, classes: Sequence[str], rows: Rows) -> Bench:
     """A backbone with its rows."""
     prefix = None if x.prefix_cache == "off" else PrefixCache(backbone)
-    return Bench(backbone, make(classes), tabulate(backbone, rows, x.max_length), x.seed, prefix, x.by_length)
+    usual = [m for m in metrics_of(x.data) if not m.startswith("f1:") or m[3:] in classes]
+    task = make(classes, metrics=x.metrics or usual)
+    return Bench(backbone, task, tabulate(backbone, rows, x.max_length), x.seed, prefix, x.by_length)
 
 
 def understood(bench: Bench) -> list[str]:
