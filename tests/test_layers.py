@@ -1,0 +1,92 @@
+"""Modules import from below: no circle anywhere, and `federation/` in the order in which docs/architecture.md lists it."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src"
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for path in sorted((SOURCE / "weft").rglob("*.py")):
+        name = ".".join(path.relative_to(SOURCE).with_suffix("").parts)
+        found[name.removesuffix(".__init__")] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imports(path: Path, everything: bool) -> set[str]:
+    """Modules of ours that a file imports: at its top level alone, or wherever it does, for types too."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = ast.walk(tree) if everything else iter(tree.body)
+    found: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and node.module is not None and node.level == 0:
+            found |= {f"{node.module}.{a.name}" if f"{node.module}.{a.name}" in MODULES else node.module for a in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {a.name for a in node.names}
+    return found & MODULES.keys()
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """A way from a module back to itself; empty if there is none."""
+    done: set[str] = set()
+
+    def visit(name: str, way: list[str]) -> list[str]:
+        if name in way:
+            return [*way[way.index(name) :], name]
+        if name in done:
+            return []
+        for other in sorted(graph[name]):
+            if found := visit(other, [*way, name]):
+                return found
+        done.add(name)
+        return []
+
+    for name in graph:
+        if found := visit(name, []):
+            return found
+    return []
+
+
+def test_no_module_needs_itself_to_be_imported() -> None:
+    assert circle({n: imports(p, everything=False) - {n} for n, p in MODULES.items()}) == []
+
+
+def listed() -> list[set[str]]:
+    """The rows of the table of `federation/`, from the bottom to the top."""
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    section = page.split("## From the bottom to the top of `federation/`")[1].split("\n## ")[0]
+    return [set(re.findall(r"`(\w+)`", line.split("|")[1])) for line in section.splitlines() if line.startswith("| `")]
+
+
+def test_federation_reads_from_the_bottom_to_the_top() -> None:
+    """For types too: whoever reads a file knows all that it speaks of."""
+    rank = {f"weft.federation.{name}": row for row, names in enumerate(listed()) for name in names}
+    for name, row in rank.items():
+        for other in imports(MODULES[name], everything=True):
+            assert rank.get(other, 0) <= row, f"{name} imports {other}, which stands above it"
+    ours = {n: imports(MODULES[n], everything=True) & rank.keys() - {n} for n in rank}
+    assert circle(ours) == []
+
+
+@pytest.mark.parametrize("family", ["adapters", "prompts", "reparameterized", "selective"])
+def test_a_methods_file_imports_the_contract_in_one_line(family: str) -> None:
+    for path in (SOURCE / "weft" / "methods" / family).glob("*.py"):
+        ours = imports(path, everything=True)
+        assert len(ours) <= 4, path
+        assert all(n == "weft.contract" or n.startswith(("weft.aggregation", "weft.tensors", "weft.methods")) for n in ours), path
+
+
+def test_a_kind_of_task_is_named_where_tasks_are_alone() -> None:
+    for name, path in MODULES.items():
+        if not name.startswith("weft.tasks"):
+            assert not re.search(r"\bClassification\b", path.read_text(encoding="utf-8")), name
