@@ -17,7 +17,7 @@ from rich.text import Text
 
 from weft import experiment
 from weft.cli import plan
-from weft.cli.progress import Lines
+from weft.report.progress import Lines
 from weft.runs import execute
 
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "run.svg"

@@ -343,7 +343,7 @@ def test_a_repeat_says_that_the_numbers_are_the_same(capsys: Capture, tmp_path: 
 
 
 def test_bars_come_and_go_and_rows_stay() -> None:
-    from weft.cli.progress import watching
+    from weft.report.progress import watching
 
     file = StringIO()
     with watching(Console(file=file, force_terminal=True, width=80, color_system=None), quiet=False) as observer:

@@ -124,8 +124,8 @@ def _watched(
     if observer is not None or quiet:
         return play(observer)
     from weft.cli import plan
-    from weft.cli.errors import out
-    from weft.cli.progress import watching
+    from weft.report.console import out
+    from weft.report.progress import watching
 
     screen = out()
     if heading is not None:

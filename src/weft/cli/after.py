@@ -9,10 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from weft.checks.tables import typed
-from weft.cli.errors import out
 from weft.cli.listings import Json, show_json
-from weft.cli.progress import starting
 from weft.errors import UserError
+from weft.report.console import out
+from weft.report.progress import starting
 from weft.words import count
 
 Folder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, or of an exported model.")]
@@ -47,7 +47,7 @@ def evaluate(
     from rich.text import Text
 
     from weft.cli.grids import grid
-    from weft.cli.progress import Lines
+    from weft.report.progress import Lines
 
     screen = out(stderr=as_json)
     with starting(screen, as_json):
@@ -110,7 +110,7 @@ def predict(
     from rich.text import Text
 
     from weft.cli.grids import grid
-    from weft.cli.progress import Lines
+    from weft.report.progress import Lines
 
     if not texts and sys.stdin.isatty():
         raise UserError('there is nothing to classify: give texts, as in weft predict RUN "a text", or lines on stdin.')

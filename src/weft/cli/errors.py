@@ -14,35 +14,20 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from weft.errors import Elsewhere, Interrupted, UserError, nearest, printable
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from weft.report import console
 
 AGAIN = 75  # "temporary failure" in the sysexits.h of old
 BUG = (
     "This is a bug in Weft, or in something it builds on. Please report it with the lines above, the command "
     "you typed and the output of `weft env`."
 )
-
-
-NARROWEST = 20
-"""Columns of a terminal below which nothing could be read."""
-
-
-def out(stderr: bool = False) -> Console:
-    """Where people read: without colours where it is not a terminal, or NO_COLOR is set; a notebook gets plain lines too."""
-    from rich.console import Console
-
-    columns = os.environ.get("COLUMNS", "")
-    narrow = columns.isdecimal() and int(columns) < NARROWEST  # 0 is what some terminals say that don't know
-    return Console(stderr=stderr, highlight=False, force_jupyter=False, width=NARROWEST if narrow else None)
 
 
 class Command(TyperCommand):
@@ -157,7 +142,7 @@ def complain(sentence: str) -> int:
 
     sentence = printable(sentence)
 
-    screen = out(stderr=True)
+    screen = console.out(stderr=True)
     screen.print(Text.assemble(("Error: ", "bold red"), sentence), soft_wrap=not screen.is_terminal)
     return 2
 

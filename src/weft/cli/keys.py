@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from weft.cli.errors import Command, Commands, out
+from weft.cli.errors import Command, Commands
+from weft.report.console import out
 
 app = typer.Typer(
     cls=Commands,

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from weft.cli.errors import out
 from weft.errors import UserError
+from weft.report.console import out
 
 if TYPE_CHECKING:
     from weft.data import FederatedData
@@ -217,7 +217,7 @@ def models(
 
     if name is not None:
         from weft.cli.backbone_card import backbone_card
-        from weft.cli.progress import starting
+        from weft.report.progress import starting
 
         with starting(out(stderr=as_json), as_json):
             from weft.backbones.inventory import inventory

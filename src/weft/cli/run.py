@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from weft.cli.errors import out
-from weft.cli.progress import starting, watching
+from weft.report.console import out
+from weft.report.progress import starting, watching
 
 if TYPE_CHECKING:
     from rich.console import Console

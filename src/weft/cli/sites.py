@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from weft.cli.errors import out
-from weft.cli.progress import starting, watching
 from weft.cli.run import Json, Quiet, show
 from weft.errors import UserError
+from weft.report.console import out
+from weft.report.progress import starting, watching
 from weft.words import count
 
 if TYPE_CHECKING:

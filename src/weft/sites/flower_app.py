@@ -37,8 +37,8 @@ client = ClientApp()
 def main(grid: Grid, context: Context) -> None:
     """Serve the experiment that the run's configuration names."""
     from weft import experiment as settings
-    from weft.cli.errors import out
-    from weft.cli.progress import Lines
+    from weft.report.console import out
+    from weft.report.progress import Lines
     from weft.sites.serve import serve
 
     file = Path(str(context.run_config["experiment"]))
