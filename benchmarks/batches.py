@@ -24,8 +24,8 @@ import numpy as np
 from weft.engines.observer import Observer
 from weft.experiment import Resolved, resolve
 from weft.federation import plans
+from weft.playing.execute import play
 from weft.runs.directory import RunDirectory
-from weft.runs.execute import play
 from weft.runs.prepare import Material, prepare
 from weft.runs.result import scores
 

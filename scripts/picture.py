@@ -15,10 +15,9 @@ from rich.console import Console
 from rich.terminal_theme import TerminalTheme
 from rich.text import Text
 
-from weft import experiment
+from weft import experiment, start
 from weft.cli import plan
 from weft.report.progress import Lines
-from weft.runs import execute
 
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "run.svg"
 WIDTH = 84
@@ -46,7 +45,7 @@ def main() -> None:
         os.chdir(folder)  # so that the run's folder is called as a reader's would be
         resolved = experiment.resolve()
         plan.header(screen, resolved)
-        done = execute.start(resolved, observer=Shown(screen))
+        done = start.start(resolved, observer=Shown(screen))
         plan.outcome(screen, done)
         plan.farewell(screen, done)
         os.chdir("/")

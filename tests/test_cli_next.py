@@ -13,12 +13,12 @@ import toy_runs
 import weft as library
 from command_line import table, weft
 from weft import experiment
+from weft import start as starting
 from weft.cli import plan, retyped
 from weft.experiment import Experiment
 from weft.methods import registry
 from weft.report import verdict
 from weft.report.verdict import Finding
-from weft.runs import execute
 
 Capture = pytest.CaptureFixture[str]
 
@@ -32,7 +32,7 @@ def typed(line: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> Experi
         raise library.UserError("enough.")
 
     with monkeypatch.context() as patch:
-        patch.setattr(execute, "start", start)
+        patch.setattr(starting, "start", start)
         name, *words = shlex.split(line)
         assert name == "weft"
         weft(capsys, *words)

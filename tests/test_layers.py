@@ -61,6 +61,17 @@ def test_no_module_needs_itself_to_be_imported() -> None:
     assert circle({n: imports(p, everything=False) - {n} for n, p in MODULES.items()}) == []
 
 
+def test_no_package_needs_one_that_needs_it() -> None:
+    """Wherever it imports it, for types too."""
+    graph: dict[str, set[str]] = {}
+    for name, path in MODULES.items():
+        own = name.split(".")[1:2]
+        if own and own != ["__main__"]:
+            others = {o.split(".")[1] for o in imports(path, everything=True) if "." in o}
+            graph.setdefault(own[0], set()).update(others - {own[0]})
+    assert circle(graph) == []
+
+
 def listed() -> list[set[str]]:
     """The rows of the table of `federation/`, from the bottom to the top."""
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")

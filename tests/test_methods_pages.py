@@ -20,11 +20,11 @@ import of_methods
 from command_line import weft
 from figure_files import Figure
 from method_page import page
+from weft import start as starting
 from weft.experiment import Resolved
 from weft.federation.info import FAMILIES, MethodInfo
 from weft.methods import registry
 from weft.methods.settings import docs_of
-from weft.runs import execute
 
 ROOT = Path(__file__).parents[1]
 SLUGS = of_methods.slugs()
@@ -194,7 +194,7 @@ def test_the_command_of_a_figure_runs_its_method(
         started.append(resolved)
         raise typer.Exit
 
-    monkeypatch.setattr(execute, "start", start)
+    monkeypatch.setattr(starting, "start", start)
     done = weft(capsys, *words[1:])
     assert (done.code, done.err) == (0, "")
     assert started[0].experiment.method == slug

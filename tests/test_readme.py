@@ -11,7 +11,7 @@ import pytest
 
 import tiny
 from weft import experiment
-from weft.runs import execute
+from weft import start as starting
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -48,7 +48,7 @@ def test_the_ten_lines_of_python_are_the_experiment_of_the_command_line(monkeypa
         started.append(resolved)
         raise Enough
 
-    monkeypatch.setattr(execute, "start", start)
+    monkeypatch.setattr(starting, "start", start)
     with pytest.raises(Enough):
         exec(compile(code, "README.md", "exec"), {})
     typed = {"method": "flora", "method.rank": 8, "model": "minilm", "data": "pydocs", "clients": 8, "rounds": 5}

@@ -13,8 +13,8 @@ import pytest
 import weft as library
 from command_line import Outcome, weft
 from weft import experiment
+from weft import start as starting
 from weft.experiment import Experiment
-from weft.runs import execute
 
 Capture = pytest.CaptureFixture[str]
 
@@ -211,7 +211,7 @@ def typed(words: Sequence[str], monkeypatch: pytest.MonkeyPatch, capsys: Capture
         found.append(resolved)
         raise library.UserError("enough.")
 
-    monkeypatch.setattr(execute, "start", start)
+    monkeypatch.setattr(starting, "start", start)
     got = weft(capsys, "run", *words, "--quiet")
     return found[0] if found else got
 

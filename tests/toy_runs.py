@@ -14,7 +14,8 @@ from command_line import table
 from weft.backbones.backbone import Backbone
 from weft.data.rows import Source
 from weft.federation import files
-from weft.runs import execute, prepare
+from weft.playing import execute
+from weft.runs import prepare
 
 CLASSES = ("one", "two", "three")
 

@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     from weft.engines.observer import Observer
     from weft.errors import Interrupted, UserError, WeftError
     from weft.experiment import Experiment
-    from weft.runs.result import Run, load_run
+    from weft.playing.run import Run, load_run
 
 _HOME = {
     "Experiment": "experiment",
     "Interrupted": "errors",
     "Observer": "engines.observer",
-    "Run": "runs.result",
+    "Run": "playing.run",
     "UserError": "errors",
     "WeftError": "errors",
-    "load_run": "runs.result",
+    "load_run": "playing.run",
     "resume": "api",
     "run": "api",
 }

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weft import experiment as settings
+from weft import start
 from weft.data.given import name_of
 from weft.data.rows import FederatedData
 from weft.errors import UserError
-from weft.runs import execute
-from weft.runs.result import Run
+from weft.playing.run import Run
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -78,7 +78,7 @@ def run(
 
         plan.header(screen, resolved)
 
-    return _watched(lambda told: execute.start(resolved, given, told, repeat), heading, observer, quiet)
+    return _watched(lambda told: start.start(resolved, given, told, repeat), heading, observer, quiet)
 
 
 def resume(
@@ -99,7 +99,7 @@ def resume(
         UserError: no run there, a damaged checkpoint, or data, weights or objects other than before.
         Interrupted: Ctrl-C; what was finished is saved.
     """
-    return _watched(lambda told: execute.resume(Path(folder), method=method, data=data, observer=told), None, observer, quiet)
+    return _watched(lambda told: start.resume(Path(folder), method=method, data=data, observer=told), None, observer, quiet)
 
 
 def _made(method: object) -> Method | None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from weft.engines.observer import Observer
     from weft.experiment import Resolved
-    from weft.runs.result import Run
+    from weft.playing.run import Run
 
 
 def header(out: Console, resolved: Resolved, people: str | None = None) -> None:

@@ -13,7 +13,7 @@ from weft.report.progress import starting, watching
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from weft.runs.result import Run
+    from weft.playing.run import Run
 
 OUTPUT = "Output"
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.", rich_help_panel=OUTPUT)]
@@ -68,8 +68,8 @@ def run(
     screen = out(stderr=as_json)
     with starting(screen, quiet):
         resolved = experiment.resolve(typed, experiment.read(file) if file else None)
+        from weft import start
         from weft.cli import plan
-        from weft.runs import execute
     if not quiet:
         plan.header(screen, resolved)
     if dry_run:
@@ -77,7 +77,7 @@ def run(
             plan.rehearse(out(), resolved, as_json, observer)
         return
     with watching(screen, quiet) as observer:
-        done = execute.start(resolved, observer=observer, repeat=repeat)
+        done = start.start(resolved, observer=observer, repeat=repeat)
     show(done, screen, quiet, as_json)
 
 
@@ -94,14 +94,14 @@ def resume(
     """
     screen = out(stderr=as_json)
     with starting(screen, quiet):
-        from weft.runs import execute
-        from weft.runs.result import load_run
+        from weft import start
+        from weft.playing.run import load_run
 
         before = load_run(folder)
     with watching(screen, quiet) as observer:
         for line in before.rounds:
             observer.round_done(line)
-        done = execute.resume(folder, observer=observer)
+        done = start.resume(folder, observer=observer)
     show(done, screen, quiet, as_json)
 
 

@@ -1,95 +1,12 @@
-"""What a run has found: its numbers, its adapter, and predictions with it."""
+"""The numbers of a run, from the lines of its rounds."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from weft.engines.evaluation import pick
 from weft.errors import UserError
-from weft.runs import directory as directories
-from weft.runs.checkpoint import Checkpoint
-from weft.runs.directory import RunDirectory
-from weft.words import count
-
-
-class Run:
-    """A run on disk; everything is read from its folder.
-
-    Attributes:
-        folder: see :mod:`weft.runs.directory`.
-        summary: contents of ``summary.json``. rounds: the lines of ``rounds.jsonl`` so far.
-    """
-
-    def __init__(self, directory: RunDirectory):
-        self.folder: Path = directory.root
-        self.summary: dict[str, Any] = directories.read_summary(directory)
-        saved = Checkpoint(directory.root / "checkpoint").load()
-        self.rounds: list[dict[str, Any]] = directories.read_rounds(directory.rounds, saved.length if saved else 0)
-
-    @property
-    def finished(self) -> bool:
-        return bool(self.summary["finished"])
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """The headline numbers, all of the last round and the method's first view.
-
-        The task's metrics (``accuracy``, ``macro_f1`` …) and ``loss``, pooled over the test rows; of its first metric also
-        ``mean_client``, ``worst_client`` (on clients' own test rows) and ``new_clients`` (on clients never trained), each if the
-        data have such rows.
-        """
-        return metrics(self.rounds)
-
-    def records(self) -> list[dict[str, Any]]:
-        """The rounds as flat rows, one for each round and view; one without a view for a round that was not scored.
-
-        Each has ``round`` (from 1, as printed), ``view``, the names of :attr:`metrics`, ``low`` and ``high`` of the accuracy's
-        95 % interval, ``validation``, ``training_loss``, ``seconds``, and ``bytes_down`` and ``bytes_up`` of all clients; None
-        where there is no such number.
-        """
-        return [row for line in self.rounds for row in _flat(line)]
-
-    def table(self) -> Any:
-        """:meth:`records` as a pandas DataFrame.
-
-        Raises:
-            UserError: pandas is not installed.
-        """
-        try:
-            import pandas
-        except ImportError:
-            raise UserError("run.table() needs pandas; run.records() gives the same rows as a list.") from None
-        return pandas.DataFrame(self.records())
-
-    @property
-    def adapter(self) -> Path | None:
-        """The exported adapter's folder; None if the run has none (yet)."""
-        path = RunDirectory(self.folder).adapter
-        return path if path.is_dir() else None
-
-    def predict(self, items: Sequence[Any]) -> Any:
-        """Classes of new texts (or pairs of texts), or of pictures, by the run's model; see :func:`weft.export.predict`."""
-        from weft.export import predict
-
-        return predict(self.folder, items)
-
-    def __repr__(self) -> str:
-        numbers = ", ".join(f"{n} {v:.4f}" for n, v in self.metrics.items())
-        return f"<Run {self.folder}: {count(len(self.rounds), 'round')}{'' if self.finished else ', unfinished'}; {numbers}>"
-
-
-def load_run(folder: str | Path) -> Run:
-    """A run, finished or not, from its folder.
-
-    Raises:
-        UserError: there is none, or it is damaged.
-    """
-    return Run(directories.find(folder))
-
-
-# scores -------------------------------------------------------------------------------------------------------------------
 
 
 def headline(line: dict[str, Any]) -> dict[str, Any] | None:
@@ -125,7 +42,7 @@ def metrics(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
     return {name: e["value"] for name, e in found.items() if e is not None and e["value"] is not None}
 
 
-def _flat(line: dict[str, Any]) -> list[dict[str, Any]]:
+def flat(line: dict[str, Any]) -> list[dict[str, Any]]:
     """See :meth:`Run.records`."""
     evaluations = line.get("evaluations", [])
     phases = line.get("bytes", {})

@@ -25,11 +25,12 @@ from weft.errors import UserError
 from weft.experiment import Resolved
 from weft.federation import files
 from weft.federation.client import ClientState
+from weft.playing import execute
+from weft.playing.run import Run
 from weft.runs import directory as directories
-from weft.runs import execute, summary
+from weft.runs import summary
 from weft.runs.directory import RunDirectory
 from weft.runs.prepare import Material, backbone_of, bench_of, suited
-from weft.runs.result import Run
 from weft.sites.roll import Roll, Stage, Wire
 from weft.sites.terms import Terms
 

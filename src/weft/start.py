@@ -1,0 +1,146 @@
+"""From settings to a finished run, and on from where a run was stopped, by whatever engine the settings name."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from weft import experiment as settings
+from weft.backbones.load import find, pick_device
+from weft.communication.codecs import codec
+from weft.engines.flower import environment as flower
+from weft.engines.here import Here
+from weft.engines.observer import Observer
+from weft.errors import UserError
+from weft.experiment import Resolved
+from weft.federation import again, files
+from weft.playing import execute
+from weft.playing.run import Run
+from weft.runs import baselines, edited, summary
+from weft.runs import directory as directories
+from weft.runs.directory import RunDirectory
+from weft.runs.environment import changed, environment
+from weft.runs.prepare import Material, prepare, suited
+from weft.runs.stage import MakeTurns
+
+if TYPE_CHECKING:
+    from weft.federation.method import Method
+
+
+def start(resolved: Resolved, data: Any = None, observer: Observer | None = None, repeat: int = 1) -> Run:
+    """Train a federation, and save it in a folder of its own.
+
+    Args:
+        data: rows in memory, which go before the name in the settings. repeat: run so often and compare the numbers bit for bit.
+
+    Raises:
+        UserError: anything that a person can put right.
+        Interrupted: Ctrl-C; what was finished is saved.
+    """
+    observer, x = observer or Observer(), resolved.experiment
+    if x.engine != "simulation":
+        if resolved.given or data is not None or x.baseline is not None:
+            raise UserError(
+                f"other processes know method and data by name and run no baseline themselves: leave --engine {x.engine} out."
+            )
+        flower.ready() if x.engine == "flower" else flower.ready_for_ray()
+    codec(x.codec), [find(m) for m in x.models], pick_device(x.device)  # an unknown name is said before anything is loaded
+    directory = directories.create(Path(x.runs).expanduser(), x.name, directories.usual_name(x))
+    with execute.stoppable(directory), directories.locked(directory):
+        began = time.time()
+        try:
+            for note in resolved.notes:
+                observer.say(note)
+            observer.begin("set-up", execute.steps(x))
+            material = prepare(x, data, observer, resolved.method.info.needs)
+            for method in baselines.played(x, resolved.method):
+                for bench in (material.bench, *material.bench.others.values()):
+                    suited(method, bench)
+            pinned = execute.pinned_to(x, material)
+            about = summary.begun(directory, resolved, material, began) | {"pinned": pinned}
+            directories.write_summary(directory, about)
+            files.write(directory.experiment, settings.to_toml(x, pinned).encode())
+        except (Exception, KeyboardInterrupt):
+            if not directory.experiment.exists():
+                shutil.rmtree(directory.root, ignore_errors=True)  # there is nothing of a run in it yet
+            raise
+        with _engine(resolved, directory, material, observer) as engine:
+            about["seconds"]["loading"] = time.time() - began
+            execute.go_on(directory, resolved, material, about, observer, repeat, engine)
+    return Run(directory)
+
+
+def resume(
+    folder: str | Path,
+    *,
+    method: Method | None = None,
+    data: Any = None,
+    observer: Observer | None = None,
+) -> Run:
+    """Go on with a run that was stopped; the numbers are those of a run that never was.
+
+    Args:
+        folder: of the run. method, data: the objects it was begun with, if it was begun with any.
+
+    Raises:
+        UserError: no run there, a damaged checkpoint, or data, weights or objects other than before.
+        Interrupted: Ctrl-C; what was finished is saved.
+    """
+    observer = observer or Observer()
+    directory = directories.find(folder)
+    with execute.stoppable(directory), directories.locked(directory):
+        about = directories.read_summary(directory)
+        if "served" in about:
+            raise UserError(f"{directory.root} is a federation of sites: {again.go_on(directory.root)} with it.")
+        if about["finished"] and (method is not None or not about["method"]["object"]):
+            edited.check(directory, about, _settings(directory, method).experiment)
+        if about["finished"]:
+            observer.say(f"{directory.root} is finished already: there is nothing to do.")
+            return Run(directory)
+        for name, object_, wanted in (("method", method, about["method"]["object"]), ("data", data, about["data"]["object"])):
+            if wanted and object_ is None:
+                raise UserError(
+                    f"this run's {name} was given as an object: give it again, as in weft.resume({str(folder)!r}, {name}=…)."
+                )
+        resolved = _settings(directory, method)
+        if sentence := edited.check(directory, about, resolved.experiment):
+            observer.say(sentence)
+            directories.write_summary(directory, about)
+        origin = {n: s["origin"] for n, s in about["settings"].items()}
+        resolved = replace(resolved, origin={n: origin.get(n, o) for n, o in resolved.origin.items()})
+        observer.begin("set-up", execute.steps(resolved.experiment))
+        material = prepare(resolved.experiment, data, execute.Silent(observer), resolved.method.info.needs)
+        if differences := changed(about["environment"], environment(material.backbone.device.type)):
+            observer.say(f"begun with something else ({'; '.join(differences)}): the last digits may differ.")
+        with _engine(resolved, directory, material, observer) as engine:
+            execute.go_on(directory, resolved, material, about, observer, about.get("repeat", {}).get("runs", 1), engine)
+    return Run(directory)
+
+
+def _settings(directory: RunDirectory, method: Method | None) -> Resolved:
+    """As the run's own file has them now."""
+    return settings.resolve({"runs": str(directory.root.parent)}, settings.read(directory.experiment), method)
+
+
+@contextmanager
+def _engine(resolved: Resolved, directory: RunDirectory, material: Material, observer: Observer) -> Iterator[MakeTurns]:
+    """What plays the rounds of the run itself; its baselines and repeats are always simulated."""
+    x = resolved.experiment
+    if x.engine == "simulation":
+        yield Here
+        return
+    if x.engine == "ray":
+        from weft.sites import ray_simulation
+
+        with ray_simulation.federation(resolved.method, directory, material, observer) as engine:
+            yield engine
+        return
+    from weft.sites import loopback
+
+    with loopback.federation(x, resolved.method, directory, material, observer) as engine:
+        yield engine
