@@ -1,6 +1,7 @@
 """Values and the annotations that they have to fit: read from text, compared, and told in words.
 
-An annotation is a type, ``Literal["a", "b"]`` for a choice, or ``Annotated[int, Ge(1)]`` for bounds, inside tuples and unions too.
+An annotation is a type, ``Literal["a", "b"]`` for a choice, or ``Annotated[int, Ge(1)]`` for bounds; inside tuples and unions
+too.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ TRUE, FALSE, NONE = ("true", "yes", "on", "1"), ("false", "no", "off", "0"), ("n
 
 
 class Called(NamedTuple):
-    """What sentences on a choice call it, where the name of its field says too little: ``Annotated[Literal[…], Called("place")]``."""
+    """What sentences call a choice, if not by the name of its field: ``Annotated[Literal["end", "front"], Called("place")]``."""
 
     name: str
 
@@ -62,7 +63,7 @@ def convert(value: Any, hint: Any) -> Any:
         raise Misfit(value, hint, True) from None
 
 
-def check(made: Any) -> None:
+def check(made: object) -> None:
     """Compare every field of a dataclass object with its annotation.
 
     Raises:
@@ -90,8 +91,8 @@ def sentence(who: str, problems: Iterable[str]) -> str:
 
 @lru_cache(maxsize=512)
 def hints(cls: type) -> Mapping[str, Any]:
-    """Field -> annotation of a dataclass. A field that a subclass overrides with the plain type (``batch: int = 8``) keeps the bounds
-    and choices of its base.
+    """Field -> annotation of a dataclass. A field that a subclass overrides with the plain type (``batch: int = 8``) keeps the
+    bounds and choices of its base.
 
     Raises:
         TypeError: an annotation names something that its module does not have when the program runs.
@@ -193,18 +194,18 @@ def _fit(value: Any, hint: Any, read: bool) -> Any:
         if text is not None and text.lower() in (*TRUE, *FALSE):
             return text.lower() in TRUE
     elif hint in (int, float):
-        return _number(value if text is None else text, hint)
+        return _number(value, text, hint)
     elif _instance(value, origin or hint):
         return value
     raise _No
 
 
-def _number(value: Any, kind: type[int] | type[float]) -> int | float:
+def _number(value: Any, text: str | None, kind: type[int] | type[float]) -> int | float:
     try:
-        number = kind(value) if isinstance(value, str) else value
-        if isinstance(number, Real) and not isinstance(number, bool) and math.isfinite(number):
-            if kind is float or isinstance(number, Integral):
-                return kind(number)
+        number = value if text is None else kind(text)
+        known = isinstance(number, Integral if kind is int else Real) and not isinstance(number, bool)
+        if known and math.isfinite(kind(number)):
+            return kind(number)
     except (ValueError, OverflowError):
         pass
     raise _No
@@ -262,8 +263,11 @@ def _clause(name: str, value: Any, hint: Any, read: bool) -> str:
         known = [str(a) for a in get_args(plain)]
         what = next((m.name for m in marks if isinstance(m, Called)), name.rpartition(".")[2])
         return f'unknown {what} "{value}": use {", ".join(known)}.{nearest(value, known)}'.removesuffix(".")
-    elif marks and plain in (int, float) and (found := _plainly(value, plain, read)) is not None:
-        return f"it needs {_range(name, marks)}, not {found!r}"
+    elif plain in (int, float):
+        found = _plainly(value, plain, read)
+        if found is not None:
+            return f"it needs {_range(name, marks)}, not {found!r}"
+        hint = plain
     return f'setting "{name}" must be {words(hint)}, not {value!r}'
 
 
