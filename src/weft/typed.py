@@ -11,10 +11,10 @@ import inspect
 import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from functools import lru_cache
 from numbers import Integral, Real
 from types import NoneType, SimpleNamespace, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+from weakref import WeakKeyDictionary
 
 from annotated_types import Ge, GroupedMetadata, Gt, Le, Lt
 
@@ -89,7 +89,9 @@ def sentence(who: str, problems: Iterable[str]) -> str:
 # annotations --------------------------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=512)
+_KNOWN: WeakKeyDictionary[type, Mapping[str, Any]] = WeakKeyDictionary()
+
+
 def hints(cls: type) -> Mapping[str, Any]:
     """Field -> annotation of a dataclass. A field that a subclass overrides with the plain type (``batch: int = 8``) keeps the
     bounds and choices of its base.
@@ -97,6 +99,8 @@ def hints(cls: type) -> Mapping[str, Any]:
     Raises:
         TypeError: an annotation names something that its module does not have when the program runs.
     """
+    if cls in _KNOWN:
+        return _KNOWN[cls]
     fields = {f.name for f in dataclasses.fields(cls)}
     found: dict[str, Any] = {}
     for base in reversed(cls.__mro__):
@@ -105,6 +109,7 @@ def hints(cls: type) -> Mapping[str, Any]:
                 hint = _resolved(base, name, written)
                 if name not in found or _narrow(hint) or spelled(hint) != spelled(found[name]):
                     found[name] = hint
+    _KNOWN[cls] = found
     return found
 
 
