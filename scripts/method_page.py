@@ -191,11 +191,16 @@ def _without_facts(side: Mapping[str, int]) -> dict[str, int]:
     return {part: n for part, n in side.items() if n and part != "facts"}
 
 
+def kind(p: registry.Parameter) -> str:
+    """Its type, or the words to choose from."""
+    return cell(", ".join(f"`{c}`" for c in p.choices) or p.type)
+
+
 def settings(cls: type[Method]) -> list[str]:
     """One row per setting; an optimizer is one row, of what it has its own value for."""
     found = [("setting", "type", "default", "")]
     plain = [p for p in registry.parameters(cls) if "." not in p.name]
-    found += [(f"`{p.name}`", cell(p.type), f"`{p.default!r}`", cell(p.doc)) for p in plain]
+    found += [(f"`{p.name}`", kind(p), f"`{p.default!r}`", cell(p.doc)) for p in plain]
     for field in fields(cls):
         if isinstance(field.default, Optim):
             default = Optim()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import figure_files
 from figure_files import Figure
-from method_page import cell, page, rows
+from method_page import cell, kind, page, rows
 from weft.cli.cards import EVIDENCE, FAMILIES
 from weft.federation.info import MethodInfo
 from weft.federation.method import Method
@@ -47,7 +47,7 @@ def family_table(sources_at: str) -> str:
 def optimizer_table() -> str:
     """The settings of the local optimizer."""
     optimizer = [p for p in registry.parameters(Method) if p.name.startswith("optim.")]
-    table = [(f"`{p.name}`", cell(p.type), f"`{p.default!r}`", cell(p.doc)) for p in optimizer]
+    table = [(f"`{p.name}`", kind(p), f"`{p.default!r}`", cell(p.doc)) for p in optimizer]
     return "\n".join(rows(("setting", "type", "default", ""), *table))
 
 

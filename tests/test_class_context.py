@@ -113,7 +113,7 @@ def test_an_unknown_place_is_refused_with_the_nearest_one() -> None:
 
 @pytest.mark.parametrize("tokens", [0, -3])
 def test_a_context_of_nothing_is_refused(tokens: int) -> None:
-    with pytest.raises(UserError, match="at least 1 token"):
+    with pytest.raises(UserError, match="tokens ≥ 1"):
         ClassContext(tokens)
 
 

@@ -116,7 +116,7 @@ def test_tokens_start_uniform_by_the_rule_of_vpt() -> None:
 
 
 def test_no_tokens_at_all_are_refused() -> None:
-    with pytest.raises(UserError, match="at least 1"):
+    with pytest.raises(UserError, match="tokens ≥ 1"):
         ImageTokens(0)
 
 

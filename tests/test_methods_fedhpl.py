@@ -354,8 +354,8 @@ def test_unknown_mixing_and_receiver_are_refused_with_the_nearest_word() -> None
         FedHPL(mixing="acuracy")
     with pytest.raises(UserError, match='unknown receiver "nobody": use none, leave_self_out, similarity'):
         FedHPL(receiver="nobody")
-    for wrong in ({"gamma": -1.0}, {"temperature": 0.0}):
-        with pytest.raises(UserError, match="gamma ≥ 0 and temperature > 0"):
+    for wrong, words in (({"gamma": -1.0}, "gamma ≥ 0, not -1"), ({"temperature": 0.0}, "temperature > 0, not 0")):
+        with pytest.raises(UserError, match=words):
             FedHPL(**wrong)  # type: ignore[arg-type]
 
 

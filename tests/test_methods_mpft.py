@@ -389,12 +389,12 @@ def test_a_client_without_rows_keeps_the_common_adapter_in_whatever_pack_it_is()
 def test_unknown_prototypes_are_refused_with_the_nearest_and_a_share_must_be_one() -> None:
     with pytest.raises(UserError, match=r'unknown prototypes "clusters".*Did you mean "cluster"'):
         MPFT(prototypes="clusters")
-    for wrong in ({"share": 0.0}, {"share": 1.1}, {"noise": -0.1}, {"server_epochs": 0}, {"server_batch": 0}):
-        with pytest.raises(UserError, match="0 < share ≤ 1"):
-            MPFT(**wrong)  # type: ignore[arg-type]
-    for wrong in ({"shots": -1}, {"kd": -1.0}, {"adapt_steps": -1}):
-        with pytest.raises(UserError, match="shots ≥ 0"):
-            MPFT(**wrong)  # type: ignore[arg-type]
+    for share in (0.0, 1.1):
+        with pytest.raises(UserError, match=f"0 < share ≤ 1, not {share}"):
+            MPFT(share=share)
+    for name, least in {"noise": 0, "server_epochs": 1, "server_batch": 1, "shots": 0, "kd": 0, "adapt_steps": 0}.items():
+        with pytest.raises(UserError, match=f"{name} ≥ {least}, not {least - 1}"):
+            MPFT(**{name: least - 1})  # type: ignore[arg-type]
     with pytest.raises(UserError, match="ratio ≥ 1"):
         tiny.federation(MPFT(ratio=0))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typing import Any, ClassVar, Literal
 
 import pytest
 
+from weft import typed
 from weft.adaptation.optim import Optim
 from weft.errors import UserError
 from weft.federation.info import FAMILIES, MethodInfo
@@ -37,6 +39,12 @@ class Mine(FedIT):
     )
     depth: int = 3
 '''
+POINT = "mine = {package}.inner.methods:Mine"
+
+
+def card(entry: str) -> str:
+    """The source with one more entry in its identity card."""
+    return SOURCE.replace('sends="nothing"', f'sends="nothing", {entry}')
 
 
 class Install:
@@ -129,7 +137,7 @@ def test_a_method_of_another_package_is_built(install: Install) -> None:
     (root / "__init__.py").write_text("")
     method = registry.build("mine", {"depth": "7", "rank": 2})
     assert (type(method).__name__, method.depth, method.rank) == ("Mine", 7, 2)  # type: ignore[attr-defined]
-    assert ("depth", "int", 3, "how deep.") in registry.parameters(type(method))
+    assert ("depth", "int", 3, "how deep.", ()) in registry.parameters(type(method))
 
 
 def test_a_package_that_can_not_be_imported_is_a_sentence(install: Install) -> None:
@@ -151,6 +159,20 @@ def test_a_package_that_can_not_be_imported_is_a_sentence(install: Install) -> N
         (SOURCE.replace("paper=", "papre="), "mine = {package}.inner.methods:Mine", "papre"),
         (SOURCE.replace('("a", "b")', '"a"'), "mine = {package}.inner.methods:Mine", "views must be tuple"),
         (SOURCE.replace('"prompts"', '"promts"'), "mine = {package}.inner.methods:Mine", 'unknown family "promts"'),
+        (
+            card('needs=("imges",)'),
+            POINT,
+            'unknown need "imges" in Mine.info (did you mean "images"?); it is one of images, head,',
+        ),
+        (
+            card('challenges=("data heterogenity",)'),
+            POINT,
+            'unknown challenge "data heterogenity" in Mine.info (did you mean "data',
+        ),
+        (card('needs=("images")'), POINT, 'Mine.info.needs must be tuple[str, ...]: write ("images",), a comma makes it one'),
+        (card('asks=("rank")'), POINT, 'Mine.info.asks must be tuple[str, ...]: write ("rank",)'),
+        (card("tells=(3,)"), POINT, "Mine.info.tells must be tuple[str, ...]"),
+        (card("reveals=['a']"), POINT, "Mine.info.reveals must be tuple[str, ...]"),
         (SOURCE.replace('"mine"', '"My Method"'), "My-Method = {package}.inner.methods:Mine", "lower-case"),
     ],
 )
@@ -260,7 +282,6 @@ def test_a_value_or_its_text_becomes_the_annotated_type(name: str, given: Any, v
         ("other", "x", "a number or none, not 'x'"),
         ("flag", "maybe", "true or false, not 'maybe'"),
         ("flag", 1, "true or false, not 1"),
-        ("mode", "fats", 'one of "slow", "fast", not \'fats\''),
         ("name", 3, "a text, not 3"),
         ("pair", "1,2,3", r"\(a whole number, a number\), not '1,2,3'"),
         ("many", "1,x", "a list, of each a whole number, not '1,x'"),
@@ -305,6 +326,44 @@ def test_all_problems_come_in_one_sentence() -> None:
     text = str(caught.value)
     for part in ('no setting "coutn" (did you mean "count"?)', '"share" must be', 'Did you mean "cosine"?', "lr ≥ 0"):
         assert part in text
+
+
+def test_a_word_that_is_no_choice_is_refused_with_the_nearest_one() -> None:
+    for make in (lambda: settings.configure(Toy, {"mode": "fats"}), lambda: Toy(mode="fats")):  # type: ignore[arg-type]
+        with pytest.raises(UserError, match=r'unknown mode "fats": use slow, fast\. Did you mean "fast"\?$'):
+            make()
+
+
+def test_bounds_are_told_by_name_and_value() -> None:
+    with pytest.raises(UserError, match=r'^method "toy": it needs batch ≥ 1, not 0; it needs 0 ≤ optim\.warmup ≤ 1, not 1\.5\.$'):
+        settings.configure(Toy, {"batch": "0", "warmup": 1.5})
+    with pytest.raises(UserError, match=r"^Toy: it needs epochs > 0, not -1\.0; it needs batch ≥ 1, not 0\.$"):
+        Toy(epochs=-1.0, batch=0)
+
+
+@pytest.mark.parametrize("slug", sorted(registry.infos()))
+def test_defaults_of_every_method_fit_their_own_types(slug: str) -> None:
+    cls = registry.load(slug)
+    typed.check(cls())
+    for name, hint in typed.hints(cls).items():
+        default = getattr(cls, name)
+        if not dataclasses.is_dataclass(default):
+            assert typed.convert(default, hint) == default
+    for parameter in registry.parameters(cls):
+        assert "Annotated" not in parameter.type and "Literal" not in parameter.type  # noqa: PT018
+
+
+def test_one_of_our_own_cards_with_an_unknown_word_is_an_error_that_names_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.py").write_text(card('needs=("two tower",)'), encoding="utf-8")
+    monkeypatch.setattr(sources, "__file__", str(tmp_path / "sources.py"))
+    sources._ours.cache_clear()
+    try:
+        with pytest.raises(UserError, match=r'weft\.methods\.a has an unknown need "two tower".*did you mean "two towers"'):
+            registry.infos()
+    finally:
+        sources._ours.cache_clear()
 
 
 @pytest.mark.parametrize("given", [{"batch": 0}, {"epochs": 0}, {"epochs": -1.0}, {"steps": 0}, {"weighting": "exampels"}])

@@ -6,14 +6,14 @@ These names follow semantic versioning; other modules of Weft may change without
 
 from __future__ import annotations
 
-from weft.adaptation.bias import Bias
+from weft.adaptation.bias import Bias, BiasScope
 from weft.adaptation.bottleneck import Bottleneck
 from weft.adaptation.head import Head
 from weft.adaptation.lora import Delta, LoRA
 from weft.adaptation.optim import Optim
 from weft.adaptation.part import Part
 from weft.adaptation.residual import Residual
-from weft.adaptation.tokens import ClassContext, ImageTokens
+from weft.adaptation.tokens import ClassContext, ImageTokens, Place
 from weft.adaptation.values import Values
 from weft.backbones.backbone import Backbone, Site
 from weft.errors import UserError, WeftError, nearest
@@ -21,7 +21,7 @@ from weft.federation.batch import Batch, Output
 from weft.federation.info import MethodInfo
 from weft.federation.layout import Adaptation
 from weft.federation.message import ClientInfo, Message, Update
-from weft.federation.method import Method
+from weft.federation.method import Method, Weighting
 from weft.federation.pack import Pack
 from weft.federation.round import Round
 from weft.federation.scope import GIVEN, PERSONAL, SENT, SHARED, TEMPORARY, Scope
@@ -31,6 +31,7 @@ from weft.tasks.task import Task
 from weft.tensors.forms import Value
 from weft.tensors.init import Init
 from weft.tensors.lowrank import LowRank
+from weft.typed import Called, Count, NonNegative, Positive, Share, Whole
 
 __all__ = [
     "GIVEN",
@@ -42,9 +43,12 @@ __all__ = [
     "Backbone",
     "Batch",
     "Bias",
+    "BiasScope",
     "Bottleneck",
+    "Called",
     "ClassContext",
     "ClientInfo",
+    "Count",
     "Delta",
     "Head",
     "ImageTokens",
@@ -54,14 +58,18 @@ __all__ = [
     "Message",
     "Method",
     "MethodInfo",
+    "NonNegative",
     "Optim",
     "Output",
     "Pack",
     "Part",
+    "Place",
+    "Positive",
     "Residual",
     "Round",
     "Scope",
     "ServerState",
+    "Share",
     "Site",
     "Task",
     "Update",
@@ -69,6 +77,8 @@ __all__ = [
     "Value",
     "Values",
     "WeftError",
+    "Weighting",
+    "Whole",
     "distillation",
     "mean_of",
     "nearest",

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from torch import Tensor, nn
 
 from weft.adaptation.part import Additive
 from weft.errors import UserError
 from weft.tensors.init import Init
+from weft.typed import Called
 
 if TYPE_CHECKING:
     from weft.backbones.backbone import Backbone, Site
 
-SCOPES = ("all", "blocks", "linear", "norm")
+BiasScope = Annotated[Literal["all", "blocks", "linear", "norm"], Called("bias scope")]
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Bias(Additive):
         add_missing: give linear layers without a bias a zero one (LLaMA, T5); otherwise a backbone without any is refused.
     """
 
-    scope: str = "all"
+    scope: BiasScope = "all"
     add_missing: bool = False
 
     def sites(self, backbone: Backbone) -> list[Site]:
@@ -39,9 +40,7 @@ class Bias(Additive):
             "blocks": linear + [s for s in norm if s.block is not None],
             "linear": linear,
             "norm": norm,
-        }.get(self.scope)
-        if found is None:
-            raise UserError(f'unknown bias scope "{self.scope}": use {", ".join(SCOPES)}.')
+        }[self.scope]
         if not found:
             raise UserError(
                 f'backbone "{backbone.name}" has no bias vectors in scope "{self.scope}"; '

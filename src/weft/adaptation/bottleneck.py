@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from weft.adaptation.part import Additive
 from weft.tensors.init import Init
+from weft.typed import Count, NonNegative
 
 if TYPE_CHECKING:
     from weft.backbones.backbone import Backbone, Site
@@ -28,8 +29,8 @@ class Bottleneck(Additive):
         std: of the normal start values of D and U; biases start at 0.
     """
 
-    reduction: int = 16
-    std: float = 0.02
+    reduction: Count = 16
+    std: NonNegative = 0.02
 
     def sites(self, backbone: Backbone) -> list[Site]:
         return backbone.bottlenecks

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from weft.adaptation.part import Additive, Mode
 from weft.tensors.init import Init
+from weft.typed import NonNegative
 
 if TYPE_CHECKING:
     from weft.backbones.backbone import Backbone, Site
@@ -23,7 +24,7 @@ class Head(Additive):
     fine-tuned before); elsewhere weights ~ N(0, std²), biases 0, norms at identity.
     """
 
-    std: float = 0.02
+    std: NonNegative = 0.02
     mode: ClassVar[Mode] = "replaces"
     always = True
 

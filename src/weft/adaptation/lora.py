@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from weft.adaptation.part import Additive
-from weft.errors import UserError
 from weft.tensors.init import Init
+from weft.typed import Count
 
 if TYPE_CHECKING:
     from weft.backbones.backbone import Backbone, Site
@@ -35,14 +35,10 @@ class LoRA(Additive):
         ffn_rank: another rank for the feed-forward layers.
     """
 
-    rank: int
+    rank: Count
     alpha: float
     at: str = "q,v"
-    ffn_rank: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.rank < 1 or (self.ffn_rank is not None and self.ffn_rank < 1):
-            raise UserError("LoRA needs a rank of at least 1.")
+    ffn_rank: Count | None = None
 
     def rank_at(self, site: Site) -> int:
         return self.ffn_rank if self.ffn_rank is not None and site.role.startswith("ffn") else self.rank

@@ -9,15 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge, Lt
 from torch import Tensor
 
-from weft.errors import UserError, WeftError, nearest
+from weft.errors import WeftError
+from weft.typed import Called, NonNegative, Positive, Share, check
 
-KINDS = ("adamw", "sgd")
-SCHEDULES = ("linear", "constant", "cosine")
+Beta = Annotated[float, Ge(0), Lt(1)]
 
 
 @dataclass(frozen=True)
@@ -33,23 +34,19 @@ class Optim:
         warmup: fraction of the steps over which the rate rises from 0.
     """
 
-    kind: str = "adamw"
-    lr: float = 1e-3
-    weight_decay: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    momentum: float = 0.0
-    clip: float | None = None
-    schedule: str = "linear"
-    warmup: float = 0.0
+    kind: Annotated[Literal["adamw", "sgd"], Called("optimizer")] = "adamw"
+    lr: NonNegative = 1e-3
+    weight_decay: NonNegative = 0.0
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    eps: NonNegative = 1e-8
+    momentum: NonNegative = 0.0
+    clip: Positive | None = None
+    schedule: Literal["linear", "constant", "cosine"] = "linear"
+    warmup: Share = 0.0
     decay_biases: bool = True
 
     def __post_init__(self) -> None:
-        for value, choices, what in ((self.kind, KINDS, "optimizer"), (self.schedule, SCHEDULES, "schedule")):
-            if value not in choices:
-                raise UserError(f'unknown {what} "{value}": use {", ".join(choices)}.{nearest(value, choices)}')
-        if self.lr < 0 or self.weight_decay < 0 or not 0 <= self.warmup <= 1:
-            raise UserError("an optimizer needs lr ≥ 0, weight_decay ≥ 0 and 0 ≤ warmup ≤ 1.")
+        check(self)
 
     def but(self, **changes: Any) -> Optim:
         return replace(self, **changes)

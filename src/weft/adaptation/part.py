@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import is_dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from torch import Tensor, nn
 
 from weft.tensors.init import Init
+from weft.typed import check
 
 if TYPE_CHECKING:
     from weft.backbones.backbone import Backbone, Site
@@ -65,10 +67,16 @@ class Part(Protocol):
 
 
 class Additive:
-    """Defaults of parts that add a term to the frozen output."""
+    """Defaults of parts that add a term to the frozen output. Parts are dataclasses: values that their fields do not take are
+    refused.
+    """
 
     mode: ClassVar[Mode] = "adds"
     always = False
+
+    def __post_init__(self) -> None:
+        if is_dataclass(self):
+            check(self)
 
     def inputs(self, backbone: Backbone, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         return inputs

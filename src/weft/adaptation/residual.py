@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from weft.adaptation.part import Additive
 from weft.errors import UserError
 from weft.tensors.init import Init
+from weft.typed import Count
 
 if TYPE_CHECKING:
     from weft.backbones.backbone import Backbone, Site
@@ -28,11 +29,7 @@ class Residual(Additive):
         ratio: width of the embedding over that of the hidden layer.
     """
 
-    ratio: int = 4
-
-    def __post_init__(self) -> None:
-        if self.ratio < 1:
-            raise UserError("a residual adapter needs ratio ≥ 1, the width of the embedding over that of its hidden layer.")
+    ratio: Count = 4
 
     def sites(self, backbone: Backbone) -> list[Site]:
         if backbone.embedding is None:

@@ -5,20 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from weft.adaptation.part import Additive, Mode
 from weft.backbones.options import spoken
-from weft.errors import UserError, nearest
+from weft.errors import UserError
 from weft.tensors.init import Init
+from weft.typed import Called, Count, NonNegative
 
 if TYPE_CHECKING:
     from weft.backbones.backbone import Backbone, Site
 
-PLACES = ("end", "middle", "front")
+Place = Annotated[Literal["end", "middle", "front"], Called("place")]
 
 
 @dataclass(frozen=True)
@@ -34,20 +35,12 @@ class ClassContext(Additive):
         phrase: words whose embeddings the context starts at; p is then their number. std: of the normal start otherwise.
     """
 
-    tokens: int = 16
-    where: str = "end"
+    tokens: Count = 16
+    where: Place = "end"
     per_class: bool = False
     phrase: str = ""
-    std: float = 0.02
+    std: NonNegative = 0.02
     mode: ClassVar[Mode] = "embeds"
-
-    def __post_init__(self) -> None:
-        if self.where not in PLACES:
-            raise UserError(
-                f'unknown place "{self.where}" of a class name: use {", ".join(PLACES)}.{nearest(self.where, PLACES)}'
-            )
-        if self.tokens < 1:
-            raise UserError("a context needs at least 1 token.")
 
     def sites(self, backbone: Backbone) -> list[Site]:
         if backbone.words is None:
@@ -114,13 +107,9 @@ class ImageTokens(Additive):
         tokens: n. deep: new tokens at every block.
     """
 
-    tokens: int = 10
+    tokens: Count = 10
     deep: bool = False
     mode: ClassVar[Mode] = "enters"
-
-    def __post_init__(self) -> None:
-        if self.tokens < 1:
-            raise UserError("image tokens: at least 1 is needed.")
 
     def sites(self, backbone: Backbone) -> list[Site]:
         if backbone.reads != "images" or backbone.shared_blocks:

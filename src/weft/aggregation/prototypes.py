@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-WAYS = ("mean", "random", "cluster")
+Way = Literal["mean", "random", "cluster"]
 
 
-def pick(z: Tensor, how: str, share: float, generator: torch.Generator) -> Tensor:
+def pick(z: Tensor, how: Way, share: float, generator: torch.Generator) -> Tensor:
     """Prototypes of embeddings [n, p] of one class, n ≥ 1.
 
     Args:

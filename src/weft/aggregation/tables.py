@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor
 
-WEIGHTINGS = ("accuracy", "accuracy_softmax", "uniform", "count")
-RECEIVERS = ("none", "leave_self_out", "similarity")
+Mixing = Literal["accuracy", "accuracy_softmax", "uniform", "count"]
+Receiver = Literal["none", "leave_self_out", "similarity"]
+WEIGHTINGS: tuple[Mixing, ...] = get_args(Mixing)
+RECEIVERS: tuple[Receiver, ...] = get_args(Receiver)
 
 
-def contributions(given: Tensor, weighting: str, kappa: float = 0.1) -> Tensor:
+def contributions(given: Tensor, weighting: Mixing, kappa: float = 0.1) -> Tensor:
     """How much each client's row counts, not normalised, 0 without a correct example: [n, C] -> [n, C].
 
     Args:
@@ -21,7 +25,7 @@ def contributions(given: Tensor, weighting: str, kappa: float = 0.1) -> Tensor:
     return (given > 0) * torch.exp((given - 1) / kappa) if weighting == "accuracy_softmax" else given
 
 
-def mix(tables: Tensor, weights: Tensor, me: int | None, receiver: str) -> tuple[Tensor, Tensor]:
+def mix(tables: Tensor, weights: Tensor, me: int | None, receiver: Receiver) -> tuple[Tensor, Tensor]:
     """The table for one receiver.
 
     Args:

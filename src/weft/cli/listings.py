@@ -74,7 +74,11 @@ def methods(
 
         sizes = measure(method(), *made_up(model, clients, classes, info.needs))
     if as_json:
-        listed = [s._asdict() | {"default": _plain(s.default)} for s in settings]
+        listed = [
+            {"name": s.name, "type": s.type, "default": _plain(s.default), "doc": s.doc}
+            | ({"choices": s.choices} if s.choices else {})
+            for s in settings
+        ]
         show_json(asdict(info) | {"settings": listed} | ({"sizes": asdict(sizes)} if sizes else {}))
     else:
         cards.method_card(out(), info, settings, sizes)

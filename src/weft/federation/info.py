@@ -6,6 +6,31 @@ from dataclasses import dataclass
 
 FAMILIES = ("reparameterized", "adapters", "prompts", "selective", "full")
 EVIDENCE = ("paper", "code", "reconstructed")
+CHALLENGES = (
+    "communication efficiency",
+    "computational heterogeneity",
+    "data heterogeneity",
+    "privacy preservation",
+    "server-side aggregation bias",
+)
+"""What methods address, in the surveys' words:
+
+communication efficiency: fewer bytes travel.
+computational heterogeneity: clients differ in memory, speed or backbone, and each trains what it can.
+data heterogeneity: clients' data differ in labels, domains or amount, and a mean of their models serves none of them well.
+privacy preservation: less can be learnt about a client's data from what it sends.
+server-side aggregation bias: the mean of factors is not the factor of the mean.
+"""
+NEEDS = ("images", "head", "two towers", "separate blocks", "all updates")
+"""What methods can't do without:
+
+images: rows are pictures, and the backbone reads them.
+head: a head that is trained, also on a backbone that could compare with the names of the classes instead.
+two towers: a backbone that embeds pictures and texts in one space (CLIP), and the names of the classes.
+separate blocks: blocks with weights of their own, each of which can be trained, sent or left out without the others.
+all updates: the server holds the tensors of all updates of a round at once, so that its memory grows with the cohort. A rule that
+    takes one update after the other needs them not, even if a mean is not enough for it (``additive=False``).
+"""
 
 
 @dataclass(frozen=True)
@@ -14,14 +39,14 @@ class MethodInfo:
 
     Attributes:
         slug: its name on the command line. title: one line. paper: authors, venue, year. arxiv: number or "".
-        family: one of FAMILIES. challenges: what it addresses, in the surveys' words.
+        family: one of FAMILIES. challenges: what it addresses, of CHALLENGES.
         evidence: what the implementation rests on: the ``paper``, its ``code``, or ``reconstructed`` from descriptions.
         deviations: what differs by default from the paper or its code, beyond what differs for every method (dropout is off).
         sends: what leaves the client, in one sentence.
         views: ways to predict: ``global`` (one model for all) and others (per client); the first is the headline.
         asks: facts about a client that the server needs. tells: keys of facts that the server sends beside tensors.
         reveals: keys of facts that updates carry.
-        needs: demands on backbone, data or engine. additive: the server sees nothing but a weighted mean of updates.
+        needs: demands on backbone, data or engine, of NEEDS. additive: the server sees nothing but a weighted mean of updates.
     """
 
     slug: str

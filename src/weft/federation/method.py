@@ -6,12 +6,11 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Self, dataclass_transform
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, dataclass_transform
 
 from torch import Tensor
 
 from weft.adaptation.optim import Optim
-from weft.errors import UserError, nearest
 from weft.federation.batch import Batch, Output
 from weft.federation.info import MethodInfo
 from weft.federation.layout import Adaptation
@@ -19,12 +18,13 @@ from weft.federation.message import ClientInfo, Message, Update
 from weft.federation.pack import Pack
 from weft.federation.round import Round
 from weft.federation.server import ServerState
+from weft.typed import Count, Positive, check
 
 if TYPE_CHECKING:
     from weft.backbones.backbone import Backbone
     from weft.tasks.task import Task
 
-WEIGHTINGS = ("examples", "uniform")
+Weighting = Literal["examples", "uniform"]
 
 
 @dataclass_transform(frozen_default=True)
@@ -34,7 +34,8 @@ class Method:
 
     A subclass sets ``info`` and overrides the hooks in which its paper differs from federated averaging; most override one or
     two. Nothing is remembered on the object: server and client state are explicit. Subclasses become frozen dataclasses by
-    themselves, without a decorator.
+    themselves, without a decorator. Types of fields are compared with their values, bounds and choices too (:mod:`weft.typed`);
+    a ``__post_init__`` of a subclass is for what holds between fields.
 
     An object remembers which of its fields its maker wrote (:func:`weft.methods.settings.written`), since a recipe may set the
     others. That is no part of the value: methods with equal fields are equal.
@@ -49,10 +50,10 @@ class Method:
 
     info: ClassVar[MethodInfo]
     demands: ClassVar[tuple[str, ...]] = ()
-    weighting: str = "examples"
-    epochs: float = 1.0
-    steps: int | None = None
-    batch: int = 32
+    weighting: Weighting = "examples"
+    epochs: Positive = 1.0
+    steps: Count | None = None
+    batch: Count = 32
     optim: Optim = Optim()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -74,11 +75,7 @@ class Method:
         return made
 
     def __post_init__(self) -> None:
-        if self.weighting not in WEIGHTINGS:
-            hint = nearest(self.weighting, WEIGHTINGS)
-            raise UserError(f'unknown weighting "{self.weighting}": use {", ".join(WEIGHTINGS)}.{hint}')
-        if not self.epochs > 0 or self.batch < 1 or (self.steps is not None and self.steps < 1):
-            raise UserError("a method needs epochs > 0, batch ≥ 1 and, if given, steps ≥ 1.")
+        check(self)
 
     # what is trained ------------------------------------------------------------------------------------------------
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
-import math
 import re
-import types
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from weft import typed
 from weft.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -26,14 +25,16 @@ class Parameter(NamedTuple):
     """One setting of a method.
 
     Attributes:
-        name: as given to :func:`configure`; that of a nested setting is dotted. type: as written in the source.
+        name: as given to :func:`configure`; that of a nested setting is dotted. type: without bounds, ``int`` for ``Count``.
         default: the method's own. doc: its text in the docstring, "" if there is none.
+        choices: words that it is one of; empty if it may be any.
     """
 
     name: str
     type: str
     default: Any
     doc: str
+    choices: tuple[str, ...] = ()
 
 
 def parameters(cls: type[Method]) -> list[Parameter]:
@@ -44,12 +45,16 @@ def parameters(cls: type[Method]) -> list[Parameter]:
     for field in sorted(dataclasses.fields(cls), key=lambda f: order.index(f.name)):
         if dataclasses.is_dataclass(field.default):
             inner = docs_of(type(field.default))
-            for f in dataclasses.fields(field.default):
-                value = getattr(field.default, f.name)
-                found.append(Parameter(f"{field.name}.{f.name}", _spelled(f.type), value, inner.get(f.name, "")))
+            for name, hint in typed.hints(type(field.default)).items():
+                value = getattr(field.default, name)
+                found.append(_parameter(f"{field.name}.{name}", hint, value, inner.get(name, "")))
         else:
-            found.append(Parameter(field.name, _spelled(field.type), field.default, docs.get(field.name, "")))
+            found.append(_parameter(field.name, typed.hints(cls)[field.name], field.default, docs.get(field.name, "")))
     return found
+
+
+def _parameter(name: str, hint: Any, default: Any, doc: str) -> Parameter:
+    return Parameter(name, typed.spelled(hint), default, doc, typed.choices(hint))
 
 
 def values(method: Method) -> dict[str, Any]:
@@ -122,7 +127,6 @@ def configure(cls: type[M], given: Mapping[str, Any], base: M | None = None) -> 
     own: dict[str, Any] = {}
     inner: dict[str, dict[str, Any]] = {}
     defaults: dict[str, Any] = {f.name: getattr(base, f.name, f.default) for f in dataclasses.fields(cls)}
-    hints = {n: h for n, h in get_type_hints(cls).items() if n in defaults}
     spec = {p.name: p for p in parameters(cls)}
     for name, value in canonical(cls, given).items():
         outer, _, leaf = name.rpartition(".")
@@ -132,12 +136,11 @@ def configure(cls: type[M], given: Mapping[str, Any], base: M | None = None) -> 
             elif name not in spec:
                 problems.append(_unknown(name, spec))
             elif outer:
-                hint = get_type_hints(type(defaults[outer]))[leaf]
-                inner.setdefault(outer, {})[leaf] = convert(value, hint)
+                inner.setdefault(outer, {})[leaf] = typed.convert(value, typed.hints(type(defaults[outer]))[leaf])
             else:
-                own[name] = convert(value, hints[name])
-        except ValueError as e:
-            problems.append(f'setting "{name}" must be {e}')
+                own[name] = typed.convert(value, typed.hints(cls)[name])
+        except typed.Misfit as e:
+            problems.append(e.clause(name))
     for outer, changes in inner.items():
         try:
             own[outer] = dataclasses.replace(defaults[outer], **changes)
@@ -148,8 +151,7 @@ def configure(cls: type[M], given: Mapping[str, Any], base: M | None = None) -> 
             return cls(**own) if base is None else _changed(base, own)
         except UserError as e:
             problems.append(str(e).rstrip("."))
-    text = f'method "{cls.info.slug}": {"; ".join(problems)}'
-    raise UserError(text if text.endswith("?") else text + ".")
+    raise UserError(typed.sentence(f'method "{cls.info.slug}"', problems))
 
 
 def _changed(method: M, fields: Mapping[str, Any]) -> M:
@@ -171,89 +173,7 @@ def _first(spec: Iterable[str], outer: str) -> str:
     return next(n for n in spec if n.startswith(f"{outer}.")).removeprefix(f"{outer}.")
 
 
-# values -------------------------------------------------------------------------------------------------------------------
-
-TRUE, FALSE, NONE = ("true", "yes", "on", "1"), ("false", "no", "off", "0"), ("none", "null")
-
-
-def convert(value: Any, hint: Any) -> Any:
-    """``value``, or the value that a text stands for, as the annotated type.
-
-    Raises:
-        ValueError: it is something else; the text says what it has to be.
-    """
-    text = value.strip() if isinstance(value, str) else None
-    if hint is Any:
-        return value
-    if get_origin(hint) in (Union, types.UnionType):
-        return _one_of(value, get_args(hint), hint)
-    if get_origin(hint) is Literal:
-        for choice in get_args(hint):
-            if value == choice or text == str(choice):
-                return choice
-        raise ValueError(f"{_words(hint)}, not {value!r}")
-    if get_origin(hint) is tuple:
-        return _tuple(value, hint)
-    if hint is type(None) and (value is None or (text or "").lower() in NONE):
-        return None
-    if hint is bool:
-        if isinstance(value, bool):
-            return value
-        if text is not None and text.lower() in (*TRUE, *FALSE):
-            return text.lower() in TRUE
-    elif hint in (int, float) and not isinstance(value, bool):
-        try:
-            number = hint(text) if text is not None else value
-        except ValueError:
-            number = None
-        if isinstance(number, (int, float)) and math.isfinite(number) and (hint is float or isinstance(number, int)):
-            return hint(number)
-    elif hint is str and text is not None:
-        return value
-    raise ValueError(f"{_words(hint)}, not {value!r}")
-
-
-def _one_of(value: Any, arms: tuple[Any, ...], hint: Any) -> Any:
-    for arm in sorted(arms, key=lambda a: a is str):  # any text is a text: ask the other types first
-        try:
-            return convert(value, arm)
-        except ValueError:
-            continue
-    raise ValueError(f"{_words(hint)}, not {value!r}")
-
-
-def _tuple(value: Any, hint: Any) -> tuple[Any, ...]:
-    arms = get_args(hint)
-    items = [v for v in value.strip("()[] ").split(",") if v.strip()] if isinstance(value, str) else value
-    if isinstance(items, (list, tuple)):
-        if len(arms) == 2 and arms[1] is Ellipsis:
-            arms = (arms[0],) * len(items)
-        if len(items) == len(arms):
-            try:
-                return tuple(convert(v, a) for v, a in zip(items, arms, strict=True))
-            except ValueError:
-                pass
-    raise ValueError(f"{_words(hint)}, not {value!r}")
-
-
-def _words(hint: Any) -> str:
-    """What a value of this type is, for people."""
-    arms = get_args(hint)
-    if get_origin(hint) in (Union, types.UnionType):
-        return " or ".join(_words(a) for a in arms)
-    if get_origin(hint) is Literal:
-        return "one of " + ", ".join(f'"{a}"' for a in arms)
-    if get_origin(hint) is tuple:
-        return "a list, of each " + _words(arms[0]) if arms[-1] is Ellipsis else "(" + ", ".join(map(_words, arms)) + ")"
-    plain = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "none"}
-    return plain.get(hint, str(hint))
-
-
 # docstrings ---------------------------------------------------------------------------------------------------------------
-
-
-def _spelled(annotation: Any) -> str:
-    return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
 
 
 def docs_of(cls: type) -> dict[str, str]:

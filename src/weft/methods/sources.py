@@ -16,8 +16,8 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
-from weft.errors import UserError
-from weft.federation.info import EVIDENCE, FAMILIES, MethodInfo
+from weft.errors import UserError, nearest
+from weft.federation.info import CHALLENGES, EVIDENCE, FAMILIES, NEEDS, MethodInfo
 
 GROUP = "weft.methods"
 
@@ -181,10 +181,20 @@ def _card(name: str, call: ast.Call) -> MethodInfo:
         else:
             fits = isinstance(value, bool if field.type == "bool" else str)
         if not fits:
-            raise _Fault(f"has an identity card that does not fit: {name}.info.{field.name} must be {field.type}")
-    for word, choices, what in ((info.family, FAMILIES, "family"), (info.evidence, EVIDENCE, "evidence")):
-        if word not in choices:
-            raise _Fault(f'has an unknown {what} "{word}" in {name}.info; it is one of {", ".join(choices)}')
+            lone = field.type == "tuple[str, ...]" and isinstance(value, str)
+            comma = f': write ("{value}",), a comma makes it one' if lone else ""
+            raise _Fault(f"has an identity card that does not fit: {name}.info.{field.name} must be {field.type}{comma}")
+    for words, choices, what in (
+        ((info.family,), FAMILIES, "family"),
+        ((info.evidence,), EVIDENCE, "evidence"),
+        (info.challenges, CHALLENGES, "challenge"),
+        (info.needs, NEEDS, "need"),
+    ):
+        for word in words:
+            if word not in choices:
+                near = nearest(word, choices).strip(" ?").replace("Did", "did")
+                hint = f" ({near}?)" if near else ""
+                raise _Fault(f'has an unknown {what} "{word}" in {name}.info{hint}; it is one of {", ".join(choices)}')
     if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", info.slug):
         raise _Fault(f'has a slug "{info.slug}" in {name}.info that is not lower-case words joined by hyphens')
     return info

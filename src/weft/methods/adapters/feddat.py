@@ -24,13 +24,18 @@ from weft.contract import (
     Batch,
     Bottleneck,
     ClientInfo,
+    Count,
     Method,
     MethodInfo,
+    NonNegative,
     Optim,
     Output,
     Pack,
+    Positive,
     Task,
     Update,
+    Weighting,
+    Whole,
     distillation,
 )
 
@@ -67,15 +72,15 @@ class FedDAT(Method):
         sends="the shared adapter of every block, and the number of examples",
     )
 
-    reduction: int = 16
-    temperature: float = 3.0
-    alpha: float = 1.0
-    beta: float = 1.0
-    ramp_rounds: int = 0
+    reduction: Count = 16
+    temperature: Positive = 3.0
+    alpha: NonNegative = 1.0
+    beta: NonNegative = 1.0
+    ramp_rounds: Whole = 0
     share_head: bool = False
-    weighting: str = "uniform"
-    epochs: float = 1.0
-    batch: int = 32
+    weighting: Weighting = "uniform"
+    epochs: Positive = 1.0
+    batch: Count = 32
     optim: Optim = Optim(
         "adamw", lr=1e-4, betas=(0.9, 0.98), weight_decay=1e-2, decay_biases=False, schedule="linear", warmup=0.1
     )

@@ -14,13 +14,14 @@ The text head is made of the class names on both sides, so that it does not trav
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
+from annotated_types import Gt, Le
 from torch import Tensor
 
-from weft.aggregation.prototypes import WAYS, pick
+from weft.aggregation.prototypes import Way, pick
 from weft.contract import (
     GIVEN,
     TEMPORARY,
@@ -28,8 +29,10 @@ from weft.contract import (
     Backbone,
     Batch,
     ClientInfo,
+    Count,
     Method,
     MethodInfo,
+    NonNegative,
     Optim,
     Output,
     Pack,
@@ -38,9 +41,8 @@ from weft.contract import (
     ServerState,
     Task,
     Update,
-    UserError,
+    Whole,
     mean_of,
-    nearest,
 )
 
 
@@ -78,26 +80,17 @@ class MPFT(Method):
         additive=False,
     )
 
-    prototypes: str = "cluster"
-    share: float = 0.1
-    noise: float = 0.0
-    ratio: int = 4
-    server_epochs: int = 200
-    server_batch: int = 10
-    settled: float = 1e-3
-    shots: int = 0
-    kd: float = 10.0
-    adapt_steps: int = 100
+    prototypes: Way = "cluster"
+    share: Annotated[float, Gt(0), Le(1)] = 0.1
+    noise: NonNegative = 0.0
+    ratio: Count = 4
+    server_epochs: Count = 200
+    server_batch: Count = 10
+    settled: NonNegative = 1e-3
+    shots: Whole = 0
+    kd: NonNegative = 10.0
+    adapt_steps: Whole = 100
     optim: Optim = Optim("adamw", lr=1e-3, weight_decay=0.01, clip=1.0, schedule="cosine", warmup=0.05)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.prototypes not in WAYS:
-            raise UserError(f'unknown prototypes "{self.prototypes}": use {", ".join(WAYS)}.{nearest(self.prototypes, WAYS)}')
-        if not 0 < self.share <= 1 or self.noise < 0 or self.server_epochs < 1 or self.server_batch < 1:
-            raise UserError("mpft needs 0 < share ≤ 1, noise ≥ 0, server_epochs ≥ 1 and server_batch ≥ 1.")
-        if self.shots < 0 or self.kd < 0 or self.adapt_steps < 0:
-            raise UserError("mpft needs shots ≥ 0, kd ≥ 0 and adapt_steps ≥ 0.")
 
     def adapt(self, backbone: Backbone, task: Task, client: ClientInfo) -> Adaptation:
         return {"adapter": (Residual(self.ratio), GIVEN), "mine": (Residual(self.ratio), TEMPORARY)}

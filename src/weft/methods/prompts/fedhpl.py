@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from weft.aggregation.tables import RECEIVERS, WEIGHTINGS, contributions, mix
+from weft.aggregation.tables import Mixing, Receiver, contributions, mix
 from weft.contract import (
     GIVEN,
     PERSONAL,
@@ -29,19 +29,20 @@ from weft.contract import (
     Backbone,
     Batch,
     ClientInfo,
+    Count,
     ImageTokens,
     Message,
     Method,
     MethodInfo,
+    NonNegative,
     Optim,
     Pack,
+    Positive,
     ServerState,
     Task,
     Update,
-    UserError,
     Values,
     distillation,
-    nearest,
 )
 
 TEACHER = "teacher/values/logits"
@@ -80,24 +81,16 @@ class FedHPL(Method):
 
     demands: ClassVar[tuple[str, ...]] = ("logits", "accuracy", "count")
 
-    tokens: int = 10
+    tokens: Count = 10
     deep: bool = False
-    gamma: float = 1.0
-    temperature: float = 2.0
-    mixing: str = "accuracy"
-    receiver: str = "none"
+    gamma: NonNegative = 1.0
+    temperature: Positive = 2.0
+    mixing: Mixing = "accuracy"
+    receiver: Receiver = "none"
     stale: bool = False
-    epochs: float = 1.0
-    batch: int = 64
+    epochs: Positive = 1.0
+    batch: Count = 64
     optim: Optim = Optim("sgd", lr=0.05, momentum=0.9, schedule="constant")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for value, choices, what in ((self.mixing, WEIGHTINGS, "mixing"), (self.receiver, RECEIVERS, "receiver")):
-            if value not in choices:
-                raise UserError(f'unknown {what} "{value}": use {", ".join(choices)}.{nearest(value, choices)}')
-        if self.gamma < 0 or self.temperature <= 0:
-            raise UserError("fedhpl needs gamma ≥ 0 and temperature > 0.")
 
     @property
     def quality(self) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -24,22 +24,21 @@ from weft.contract import (
     Backbone,
     Batch,
     ClientInfo,
+    Count,
     ImageTokens,
     Init,
     Message,
     Method,
     MethodInfo,
+    NonNegative,
     Optim,
     Output,
     Pack,
+    Positive,
     ServerState,
     Task,
     Update,
-    UserError,
-    nearest,
 )
-
-SERVER_OPTIMIZERS = ("gd", "adam")
 
 
 class PFedPG(Method):
@@ -73,21 +72,13 @@ class PFedPG(Method):
 
     demands: ClassVar[tuple[str, ...]] = ("prompt",)
 
-    tokens: int = 10
-    inner: int = 512
-    server_lr: float = 1e-3
-    server_optimizer: str = "gd"
-    epochs: float = 5.0
-    batch: int = 64
+    tokens: Count = 10
+    inner: Count = 512
+    server_lr: NonNegative = 1e-3
+    server_optimizer: Literal["gd", "adam"] = "gd"
+    epochs: Positive = 5.0
+    batch: Count = 64
     optim: Optim = Optim("sgd", lr=0.25, weight_decay=1e-3, schedule="constant")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.server_optimizer not in SERVER_OPTIMIZERS:
-            hint = nearest(self.server_optimizer, SERVER_OPTIMIZERS)
-            raise UserError(f'unknown server_optimizer "{self.server_optimizer}": use {", ".join(SERVER_OPTIMIZERS)}.{hint}')
-        if self.inner < 1 or self.server_lr < 0:
-            raise UserError("pfedpg needs inner ≥ 1 and server_lr ≥ 0.")
 
     def adapt(self, backbone: Backbone, task: Task, client: ClientInfo) -> Adaptation:
         prompt = ImageTokens(self.tokens)

@@ -13,7 +13,22 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from weft.contract import SHARED, Adaptation, Backbone, ClassContext, ClientInfo, Method, MethodInfo, Optim, Task
+from weft.contract import (
+    SHARED,
+    Adaptation,
+    Backbone,
+    ClassContext,
+    ClientInfo,
+    Count,
+    Method,
+    MethodInfo,
+    NonNegative,
+    Optim,
+    Place,
+    Positive,
+    Task,
+    Weighting,
+)
 
 
 class PromptFL(Method):
@@ -44,14 +59,14 @@ class PromptFL(Method):
         needs=("images", "two towers"),
     )
 
-    tokens: int = 16
-    where: str = "end"
+    tokens: Count = 16
+    where: Place = "end"
     per_class: bool = False
     phrase: str = ""
-    std: float = 0.02
-    weighting: str = "uniform"
-    epochs: float = 5.0
-    batch: int = 32
+    std: NonNegative = 0.02
+    weighting: Weighting = "uniform"
+    epochs: Positive = 5.0
+    batch: Count = 32
     optim: Optim = Optim("sgd", lr=1e-3, momentum=0.9, weight_decay=5e-4, schedule="cosine", warmup=0.2)
 
     def adapt(self, backbone: Backbone, task: Task, client: ClientInfo) -> Adaptation:

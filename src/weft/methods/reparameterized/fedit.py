@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from weft.contract import SHARED, Adaptation, Backbone, ClientInfo, LoRA, Method, MethodInfo, Optim, Task
+from weft.contract import SHARED, Adaptation, Backbone, ClientInfo, Count, LoRA, Method, MethodInfo, Optim, Positive, Task
 
 
 class FedIT(Method):
@@ -39,11 +39,11 @@ class FedIT(Method):
         sends="both LoRA factors of every site, the head, and the number of examples",
     )
 
-    rank: int = 16
+    rank: Count = 16
     alpha: float = 16.0
     sites: str = "q"
-    epochs: float = 1.0
-    batch: int = 32
+    epochs: Positive = 1.0
+    batch: Count = 32
     optim: Optim = Optim("adamw", lr=3e-4, clip=1.0)
 
     def adapt(self, backbone: Backbone, task: Task, client: ClientInfo) -> Adaptation:

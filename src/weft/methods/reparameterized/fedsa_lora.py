@@ -11,7 +11,22 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from weft.contract import PERSONAL, SHARED, Adaptation, Backbone, ClientInfo, LoRA, Method, MethodInfo, Optim, Pack, Task
+from weft.contract import (
+    PERSONAL,
+    SHARED,
+    Adaptation,
+    Backbone,
+    ClientInfo,
+    Count,
+    LoRA,
+    Method,
+    MethodInfo,
+    Optim,
+    Pack,
+    Task,
+    Weighting,
+    Whole,
+)
 
 
 class FedSALoRA(Method):
@@ -43,13 +58,13 @@ class FedSALoRA(Method):
         sends="the LoRA factor A of every site, and the number of examples",
     )
 
-    rank: int = 8
+    rank: Count = 8
     alpha: float = 16.0
     sites: str = "q,v"
-    welcome_steps: int = 10
-    weighting: str = "uniform"
-    steps: int | None = 10
-    batch: int = 128
+    welcome_steps: Whole = 10
+    weighting: Weighting = "uniform"
+    steps: Count | None = 10
+    batch: Count = 128
     optim: Optim = Optim("sgd", lr=2e-2, schedule="constant")
 
     def adapt(self, backbone: Backbone, task: Task, client: ClientInfo) -> Adaptation:

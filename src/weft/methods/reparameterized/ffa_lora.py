@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from weft.contract import GIVEN, SHARED, Adaptation, Backbone, ClientInfo, LoRA, Method, MethodInfo, Optim, Task
+from weft.contract import GIVEN, SHARED, Adaptation, Backbone, ClientInfo, Count, LoRA, Method, MethodInfo, Optim, Task
 
 
 class FFALoRA(Method):
@@ -40,12 +40,12 @@ class FFALoRA(Method):
         sends="the LoRA factor B of every site, and the number of examples",
     )
 
-    rank: int = 8
+    rank: Count = 8
     alpha: float = 8.0
     sites: str = "q,v"
     train_head: bool = False
-    steps: int | None = 10
-    batch: int = 200
+    steps: Count | None = 10
+    batch: Count = 200
     optim: Optim = Optim("sgd", lr=0.5, schedule="constant")
 
     def adapt(self, backbone: Backbone, task: Task, client: ClientInfo) -> Adaptation:

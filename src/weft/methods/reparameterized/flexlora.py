@@ -10,7 +10,7 @@ the factors are stacked, and two thin QRs with one small SVD give the same U, Σ
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from weft.aggregation.lowrank import redistribute, stack
 from weft.contract import (
@@ -18,20 +18,21 @@ from weft.contract import (
     Adaptation,
     Backbone,
     ClientInfo,
+    Count,
     LoRA,
     Message,
     Method,
     MethodInfo,
     Optim,
+    Positive,
     ServerState,
     Task,
     Update,
-    UserError,
-    nearest,
 )
 
 TYPES = ((8, 8), (30, 30), (30, 200), (200, 200))  # (attention rank, feed-forward rank) of resource types 1 to 4
-MIXES = {  # share of each type
+Mix = Literal["none", "uniform", "heavy-tail-light", "heavy-tail-strong", "normal"]
+MIXES: dict[Mix, tuple[float, ...] | None] = {  # share of each type
     "none": None,
     "uniform": (0.25, 0.25, 0.25, 0.25),
     "heavy-tail-light": (0.80, 0.05, 0.05, 0.10),
@@ -79,18 +80,13 @@ class FlexLoRA(Method):
 
     demands: ClassVar[tuple[str, ...]] = ("lora",)
 
-    rank: int = 8
-    alpha: float = 16.0
-    mix: str = "uniform"
+    rank: Count = 8
+    alpha: Positive = 16.0
+    mix: Mix = "uniform"
     sites: str = "all"
-    epochs: float = 1.0
-    batch: int = 4
+    epochs: Positive = 1.0
+    batch: Count = 4
     optim: Optim = Optim("adamw", lr=5e-4, clip=1.0)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.mix not in MIXES:
-            raise UserError(f'unknown mix "{self.mix}": use {", ".join(MIXES)}.{nearest(self.mix, MIXES)}')
 
     def adapt(self, backbone: Backbone, task: Task, client: ClientInfo) -> Adaptation:
         rank = int(client.facts.get("rank", self.rank))

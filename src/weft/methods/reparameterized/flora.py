@@ -22,11 +22,13 @@ from weft.contract import (
     Adaptation,
     Backbone,
     ClientInfo,
+    Count,
     Delta,
     LoRA,
     Method,
     MethodInfo,
     Optim,
+    Positive,
     ServerState,
     Task,
     Update,
@@ -65,12 +67,12 @@ class FLoRA(Method):
 
     demands: ClassVar[tuple[str, ...]] = ("lora",)
 
-    rank: int = 16
-    ranks: tuple[int, ...] = ()
+    rank: Count = 16
+    ranks: tuple[Count, ...] = ()
     scale: float = 2.0
     sites: str = "q,v"
-    epochs: float = 1.0
-    batch: int = 128
+    epochs: Positive = 1.0
+    batch: Count = 128
     optim: Optim = Optim("adamw", lr=3e-4, clip=1.0)
 
     def adapt(self, backbone: Backbone, task: Task, client: ClientInfo) -> Adaptation:

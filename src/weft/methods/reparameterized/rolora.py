@@ -12,7 +12,23 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import ClassVar
 
-from weft.contract import GIVEN, SHARED, Adaptation, Backbone, ClientInfo, LoRA, Method, MethodInfo, Optim, Pack, Task, Update
+from weft.contract import (
+    GIVEN,
+    SHARED,
+    Adaptation,
+    Backbone,
+    ClientInfo,
+    Count,
+    LoRA,
+    Method,
+    MethodInfo,
+    NonNegative,
+    Optim,
+    Pack,
+    Task,
+    Update,
+    Weighting,
+)
 
 
 class RoLoRA(Method):
@@ -42,14 +58,14 @@ class RoLoRA(Method):
         sends="one LoRA factor of every site, B in even rounds and A in odd ones, and the number of examples",
     )
 
-    rank: int = 4
+    rank: Count = 4
     alpha: float = 16.0
     sites: str = "q,v"
     train_head: bool = False
-    lr_a: float | None = None
-    weighting: str = "uniform"
-    steps: int | None = 20
-    batch: int = 32
+    lr_a: NonNegative | None = None
+    weighting: Weighting = "uniform"
+    steps: Count | None = 20
+    batch: Count = 32
     optim: Optim = Optim("adamw", lr=5e-4, schedule="constant")
 
     def adapt(self, backbone: Backbone, task: Task, client: ClientInfo) -> Adaptation:

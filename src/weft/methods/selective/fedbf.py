@@ -12,7 +12,21 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from weft.contract import SHARED, Adaptation, Backbone, Bias, ClientInfo, Method, MethodInfo, Optim, Task
+from weft.contract import (
+    SHARED,
+    Adaptation,
+    Backbone,
+    Bias,
+    BiasScope,
+    ClientInfo,
+    Count,
+    Method,
+    MethodInfo,
+    Optim,
+    Positive,
+    Task,
+    Weighting,
+)
 
 
 class FedBF(Method):
@@ -40,11 +54,11 @@ class FedBF(Method):
         sends="every bias vector of the encoder, the head, and the number of examples",
     )
 
-    bias_scope: str = "all"
+    bias_scope: BiasScope = "all"
     add_missing: bool = False
-    weighting: str = "uniform"
-    epochs: float = 1.0
-    batch: int = 32
+    weighting: Weighting = "uniform"
+    epochs: Positive = 1.0
+    batch: Count = 32
     optim: Optim = Optim("adamw", lr=1e-3, decay_biases=False, clip=1.0)
 
     def adapt(self, backbone: Backbone, task: Task, client: ClientInfo) -> Adaptation:

@@ -19,16 +19,20 @@ from weft.contract import (
     Adaptation,
     Backbone,
     ClientInfo,
+    Count,
     LoRA,
     Message,
     Method,
     MethodInfo,
     Optim,
     Pack,
+    Positive,
     Round,
     ServerState,
+    Share,
     Task,
     Update,
+    Weighting,
 )
 
 
@@ -64,15 +68,15 @@ class FedRA(Method):
         sends="the LoRA factors of the blocks it was given this round, the head, and the number of examples",
     )
 
-    rank: int = 8
+    rank: Count = 8
     alpha: float = 8.0
     sites: str = "o,ffn.out"
-    capacities: tuple[float, ...] = (1.0, 10 / 12, 8 / 12, 6 / 12, 4 / 12, 3 / 12)
+    capacities: tuple[Share, ...] = (1.0, 10 / 12, 8 / 12, 6 / 12, 4 / 12, 3 / 12)
     coverage: bool = False
     truncate: bool = False
-    weighting: str = "uniform"
-    epochs: float = 1.0
-    batch: int = 128
+    weighting: Weighting = "uniform"
+    epochs: Positive = 1.0
+    batch: Count = 128
     optim: Optim = Optim("sgd", lr=0.01, momentum=0.9, weight_decay=1e-5, clip=10.0, schedule="constant")
 
     def adapt(self, backbone: Backbone, task: Task, client: ClientInfo) -> Adaptation:
