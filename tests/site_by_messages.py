@@ -73,7 +73,7 @@ def by_messages(run: tiny.Federation) -> None:
         if plan is None:
             return
         server.round = plan
-        cohort = run.simulation._cohort(server, run.clients)
+        cohort = run.cohort()
         server.cohort = [sites[c.id].info for c in cohort]
         replies: dict[str, bytes] = {}
         for client in cohort:

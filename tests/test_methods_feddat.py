@@ -23,7 +23,7 @@ from weft.adaptation.optim import Optim
 from weft.federation.pack import Pack
 from weft.federation.scope import Scope, matches
 from weft.methods import FedDAT
-from weft.tasks.classification import distillation
+from weft.tasks.losses import distillation
 
 SMALL = replace(FedDAT(), reduction=8, batch=4, optim=FedDAT().optim.but(lr=3e-2))
 Weights = Mapping[str, float]

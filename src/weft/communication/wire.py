@@ -327,11 +327,10 @@ def _add(base: Tensor, difference: Tensor) -> Tensor:
 
 
 def _unflatten(flat: Mapping[str, Tensor], scales: Mapping[str, float]) -> dict[str, Value]:
-    values = forms.restore(flat, scales, MARK)
     for name in scales:
-        if len({tensor.dtype for tensor in forms.pieces(values[name]).values()}) > 1:
+        if len({flat[f"{name}{MARK}{role}"].dtype for role in forms.ROLES}) > 1:
             raise Refused(f"Tensor {quoted(name)} has factors of two dtypes.")
-    return values
+    return forms.restore(flat, scales, MARK)
 
 
 def _elements(shape: tuple[int, ...]) -> int:
