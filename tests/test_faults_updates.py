@@ -19,10 +19,9 @@ import torch
 from torch import Tensor
 
 import tiny
+from every_method import METHODS, small
 from test_answers_fuzz import read, said
 from test_faults import ANEW, BAD, OTHER, PATHS, SILENT, SIZES, Played, State, assert_equal, held
-from test_laws import METHODS, small
-from test_sites import remote
 from test_wire_fuzz import apart, whole
 from toy_runs import Told
 from weft.communication.codecs import codec
@@ -33,6 +32,7 @@ from weft.federation.client import ClientState
 from weft.federation.exchange import Limits
 from weft.federation.message import Value
 from weft.tensors.lowrank import LowRank
+from weft.testing.sites import remote
 
 LIMITS = Limits(max_bytes=1 << 22, max_weight=1000)
 

@@ -16,11 +16,10 @@ from torch import Tensor
 
 import tiny
 import toy_runs
+from every_method import TRAVELS, small
 from test_answers_fuzz import read
 from test_faults_coordinator import Coordinator
 from test_faults_updates import edited
-from test_laws import TRAVELS, assert_same, small, state
-from test_sites import remote
 from toy_runs import Killed
 from weft.engines import evaluation
 from weft.engines.evaluation import Answers, answers, per_client, pooled, score
@@ -38,6 +37,8 @@ from weft.runs import prepare
 from weft.runs.checkpoint import Checkpoint, Kept, digest
 from weft.runs.recovery import PATIENCE, STATES, Recovery
 from weft.runs.result import best_by_validation, metrics
+from weft.testing.compare import assert_same, state
+from weft.testing.sites import remote
 
 HUGE = 9e14  # below the bound of a message
 GONE = 1e30  # gives no number in any tiny model: their norms heal what is smaller, which those of a large one do not

@@ -15,7 +15,6 @@ from torch import Tensor
 import tiny
 import toy_runs
 import weft
-from site_by_messages import by_messages
 from toy_runs import Told
 from weft.aggregation.mean import WeightedMean
 from weft.errors import Interrupted, UserError
@@ -27,6 +26,7 @@ from weft.federation.scope import matches
 from weft.federation.server import ServerState
 from weft.methods import FedIT, FedRA, registry
 from weft.tensors.lowrank import LowRank
+from weft.testing.strangers import by_messages
 
 ADDITIVE = sorted(s for s, info in registry.infos().items() if info.additive)
 OTHERS = sorted(s for s, info in registry.infos().items() if not info.additive)
