@@ -16,7 +16,7 @@ from torch import Tensor
 
 import tiny
 import toy_runs
-from every_method import TRAVELS, small
+from every_method import TERMS, TRAVELS, small, some
 from test_answers_fuzz import read
 from test_faults_coordinator import Coordinator
 from test_faults_updates import edited
@@ -84,7 +84,7 @@ def test_an_update_has_moved_by_its_difference_to_what_was_sent_and_by_all_that_
 
 
 @pytest.mark.parametrize(("away", "to"), [(True, 0), (True, 2), (False, 0)])
-@pytest.mark.parametrize("slug", TRAVELS)
+@pytest.mark.parametrize("slug", some(TRAVELS, ("fedit", TERMS)))
 def test_to_roll_a_round_back_is_not_to_have_played_it(slug: str, away: bool, to: int) -> None:
     """For all that the server holds at once, and in later rounds too unless clients have learnt in it for themselves."""
 

@@ -133,7 +133,7 @@ class Plays:
 
     @functools.cached_property
     def workers(self) -> Played:
-        """Packs are trained by workers, the last first; nobody is tested in between; the global random streams stand elsewhere."""
+        """Workers train, the last pack first; nobody is tested in between; the global random streams stand elsewhere."""
         run, _ = scattered(self.method, pack=PACK, **SETTINGS)
         with shaken(2):
             return self._plain(run)
