@@ -28,7 +28,7 @@ from weft.runs.checkpoint import Checkpoint
 from weft.sites import ray_simulation, ray_workers
 from weft.testing.compare import assert_same
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.processes]
 real = ray_workers.answer
 
 
