@@ -13,7 +13,7 @@ from weft.federation.method import Method
 from weft.federation.scope import Scope
 from weft.federation.values import named
 from weft.testing.compare import assert_same, equal, server_state
-from weft.testing.plays import Plays, plays, small
+from weft.testing.plays import Plays, plays, shallow, steady
 from weft.testing.sites import remote
 from weft.testing.watch import Snapshot, Turn
 
@@ -81,7 +81,7 @@ def check_roll_back(method: Method) -> None:
     slug = method.info.slug
 
     def play(undone: bool) -> dict[str, Tensor]:
-        run, _ = remote(small(method), sizes=(4, 3, 2), rounds=4)
+        run, _ = remote(steady(method), model=shallow(method), sizes=(3, 2, 2), rounds=4)
         personal = any(Scope.KEEP in scope for _, _, scope in named(run.server.adaptation, run.bench.backbone))
         changed = False
         for t in range(4):

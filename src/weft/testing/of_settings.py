@@ -16,22 +16,22 @@ from weft.federation.method import Method
 from weft.testing.compare import assert_same, equal, logits, server_state, state
 from weft.testing.federation import federation
 from weft.testing.models import IMAGES, SHAPES, home
-from weft.testing.plays import small
+from weft.testing.plays import shallow, small, steady
 from weft.testing.watch import watching
 
-PAIR: dict[str, Any] = {"sizes": (4, 2)}
+PAIR: dict[str, Any] = {"sizes": (3, 1)}
 
 
 def check_single_precision(method: Method) -> None:
     """The pack law holds in single precision, up to its rounding, for a pack of everybody."""
-    about: dict[str, Any] = {"sizes": (4, 3, 1, 4, 0), "rounds": 1, "precision": "float32"}
+    about: dict[str, Any] = {"model": shallow(method, "float32"), "sizes": (4, 3, 1, 2, 0), "rounds": 1}
     packed, alone = (federation(small(method), pack=k, **about).run() for k in (5, 1))
     assert_same(logits(packed), logits(alone), 2e-4, f"{method.info.slug} breaks the pack law in single precision; there")
 
 
 def check_half_precision(method: Method) -> None:
     """On a backbone of half precision everything that is learnt, sent and averaged is of single precision."""
-    run = federation(small(method), precision="bfloat16", rounds=1, **PAIR)
+    run = federation(small(method), shallow(method, "bfloat16"), rounds=1, **PAIR)
     with watching(run.method) as seen:
         run.run()
     values = [(f"{n} of {u.client.id}", v) for turn in seen.turns.values() for u in turn.updates for n, v in u.tensors.items()]
@@ -43,7 +43,7 @@ def check_half_precision(method: Method) -> None:
 def check_rate_zero(method: Method, codec: str) -> None:
     """At a learning rate of zero nothing moves; exactly, for values that are averaged, but an SVD may turn factors."""
     changes: dict[str, Any] = {"optim": small(method).optim.but(lr=0.0)}
-    run = federation(replace(small(method), **changes), codec_name=codec, **PAIR)
+    run = federation(replace(small(method), **changes), shallow(method), codec_name=codec, **PAIR)
     before = logits(run)
     run.run()
     assert_same(
@@ -54,7 +54,7 @@ def check_rate_zero(method: Method, codec: str) -> None:
 def check_codec(method: Method, codec: str) -> None:
     """Updates that a codec has written train."""
     slug = method.info.slug
-    run = federation(small(method), codec_name=codec, **PAIR)
+    run = federation(small(method), shallow(method), codec_name=codec, **PAIR)
     before = logits(run)
     run.run()
     after = logits(run)
@@ -74,7 +74,7 @@ def check_codecs(method: Method) -> None:
 
 def check_nobody(method: Method) -> None:
     """A round of clients without rows changes nothing, and divides by nothing."""
-    run = federation(small(method), sizes=(0, 0), rounds=1)
+    run = federation(small(method), shallow(method), sizes=(0, 0), rounds=1)
     before = {n: v for n, v in server_state(run).items() if n.startswith("shared:")}
     played = run.simulation.round(0)
     assert played is not None, f"{method.info.slug}: there is no first round."
@@ -100,10 +100,10 @@ def check_on(method: Method, model: str, codec: str = "identity") -> bool:
     """The pack law on one architecture, for a pack of three; whether the method takes that at all."""
     about: dict[str, Any] = {"model": model, "sizes": (4, 3, 1), "rounds": 1, "codec_name": codec}
     try:
-        packed = federation(small(method), pack=3, **about).run()
+        packed = federation(steady(method), pack=3, **about).run()
     except UserError:  # refused, with a sentence
         return False
-    alone = federation(small(method), pack=1, **about).run()
+    alone = federation(steady(method), pack=1, **about).run()
     tolerance = 1e-8 if codec == "identity" else 1e-3  # a number that lies between two levels may go to either
     assert_same(logits(packed), logits(alone), tolerance, f"{method.info.slug} breaks the pack law on {model}; there")
     return True

@@ -1,7 +1,8 @@
 """One method's runs, each played once and read by several laws.
 
-All are of the same six clients over three rounds, by the same draw: four of six take part in a round; one is there, absent, and
-there again; one fails in the middle of its second turn; one has no rows, one a single row, one a single class.
+All are on a backbone of two blocks, of the same six clients over three rounds, by the same draw: four of six take part in a
+round; one is there, absent, and there again; one fails in the middle of its second turn; one has no rows, one a single row, one a
+single class.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weft.backbones.backbone import frozen_fingerprint
+from weft.backbones.backbone import Backbone, frozen_fingerprint
 from weft.communication.ledger import Ledger
 from weft.engines.evaluation import Evaluation
 from weft.federation.method import Method
@@ -30,7 +31,7 @@ from weft.federation.server import ServerState
 from weft.federation.store import ClientStore
 from weft.testing.compare import logits, state
 from weft.testing.federation import Federation, federation
-from weft.testing.models import hooks, root
+from weft.testing.models import backbone, home, hooks, root
 from weft.testing.sites import Loopback, kept, remote
 from weft.testing.strangers import by_messages
 from weft.testing.watch import Seen, Snapshot, watching
@@ -50,6 +51,20 @@ ABSENT, FAILING = "client-0", "client-5"
 def small(method: Method) -> Method:
     """The method with its own settings, but with small batches, so that a turn has several unequal steps."""
     return replace(method, batch=3, steps=None, epochs=1.0)
+
+
+def steady(method: Method) -> Method:
+    """The small method, with an optimizer that does not make a step of a rounding error where there is no gradient."""
+    made = small(method)
+    changes: dict[str, Any] = {"optim": made.optim.but(eps=max(made.optim.eps, 1e-6))}
+    return replace(made, **changes)
+
+
+def shallow(method: Method, precision: str = "float64") -> Backbone:
+    """The backbone of a method's home, of two blocks."""
+    kind = home(method)
+    layers = {} if kind == "clip" else {"num_hidden_layers": 2}
+    return backbone(kind, precision=precision, **layers)
 
 
 @dataclass
@@ -99,12 +114,12 @@ class Plays:
     """The runs of one method on one backbone, each played when it is first asked for."""
 
     def __init__(self, method: Method):
-        self.method = small(method)
+        self.method, self.model = steady(method), shallow(method)
 
     @functools.cached_property
     def scratch(self) -> Federation:
         """A federation that nothing was played in, for what is tried out on its server."""
-        return federation(self.method, **SETTINGS)
+        return federation(self.method, self.model, **SETTINGS)
 
     def put(self, server: ServerState) -> None:
         """Let the scratch server hold what another does."""
@@ -112,7 +127,7 @@ class Plays:
 
     @functools.cached_property
     def packed(self) -> Packed:
-        run = federation(self.method, pack=PACK, **SETTINGS)
+        run = federation(self.method, self.model, pack=PACK, **SETTINGS)
         model = run.bench.backbone.model
         before, print_before = logits(run), frozen_fingerprint(run.bench.backbone)
         frames = record(run)
@@ -123,7 +138,7 @@ class Plays:
                     midway = _midway(run)
                 if run.simulation.round(t) is None:
                     break
-                if t != 1:
+                if t == 0:
                     run.simulation.evaluate(t)
             scores = run.simulation.evaluate(ROUNDS - 1)
         touched = list(hooks(model))
@@ -134,31 +149,31 @@ class Plays:
     @functools.cached_property
     def workers(self) -> Played:
         """Workers train, the last pack first; nobody is tested in between; the global random streams stand elsewhere."""
-        run, _ = scattered(self.method, pack=PACK, **SETTINGS)
+        run, _ = scattered(self.method, model=self.model, pack=PACK, **SETTINGS)
         with shaken(2):
             return self._plain(run)
 
     @functools.cached_property
     def again(self) -> Played:
         """As the packed run, but not tested in between."""
-        return self._plain(federation(self.method, pack=PACK, **SETTINGS))
+        return self._plain(federation(self.method, self.model, pack=PACK, **SETTINGS))
 
     @functools.cached_property
     def alone(self) -> Played:
         """Clients are trained one by one."""
-        return self._plain(federation(self.method, pack=1, **SETTINGS))
+        return self._plain(federation(self.method, self.model, pack=1, **SETTINGS))
 
     @functools.cached_property
     def messages(self) -> Played:
         """Clients see nothing but the bytes that are addressed to them."""
-        run = federation(self.method, pack=1, **SETTINGS)
+        run = federation(self.method, self.model, pack=1, **SETTINGS)
         by_messages(run)
         return Played(run, [], {}, logits(run), state(run))
 
     @functools.cached_property
     def sites(self) -> Away:
         """Clients are sites."""
-        run, loop = remote(self.method, **SETTINGS)
+        run, loop = remote(self.method, model=self.model, **SETTINGS)
         frames = record(run)
         run.run()
         scores = run.simulation.evaluate(ROUNDS - 1)
@@ -169,7 +184,7 @@ class Plays:
     def resumed(self) -> Played:
         """The last round of the packed run, by a coordinator that has read what the one before has saved."""
         snapshot, manifest, folder, cohort = self.packed.midway
-        run = federation(self.method, pack=PACK, **SETTINGS)
+        run = federation(self.method, self.model, pack=PACK, **SETTINGS)
         run.simulation.store = ClientStore(folder, manifest)
         run.simulation.last_cohort = cohort
         Snapshot(snapshot.tensors, json.loads(json.dumps(snapshot.plain))).onto(run.server)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -87,8 +87,11 @@ def watching(method: Method) -> Iterator[Seen]:
     def noted_train(self: Method, pack: Pack) -> Iterable[Update]:
         t = pack.round.index
         for k, client in enumerate(pack.clients):
-            up = [n for n, _, scope in named(pack.adaptations[k], pack.backbone) if Scope.UP in scope]
-            seen.entered.setdefault(t, {})[client.id] = {n: pack.value(k, n).clone() for n in up}
+            mine = seen.entered.setdefault(t, {}).setdefault(client.id, {})
+            for name, _, scope in named(pack.adaptations[k], pack.backbone):
+                if Scope.UP in scope:
+                    with suppress(KeyError, AssertionError):  # it has none of this tensor in this round
+                        mine[name] = pack.value(k, name).clone()
         for update in train(self, pack):
             seen.sent.setdefault(t, {})[update.client.id] = copied(update).tensors  # type: ignore[assignment]
             yield update
