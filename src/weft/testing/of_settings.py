@@ -104,7 +104,9 @@ def check_on(method: Method, model: str, codec: str = "identity") -> bool:
     except UserError:  # refused, with a sentence
         return False
     alone = federation(steady(method), pack=1, **about).run()
-    tolerance = 1e-8 if codec == "identity" else 1e-3  # a number that lies between two levels may go to either
+    tolerance = (
+        2e-4 if codec == "identity" else 1e-3
+    )  # some compute in single precision; a code may fall to either side of a level
     assert_same(logits(packed), logits(alone), tolerance, f"{method.info.slug} breaks the pack law on {model}; there")
     return True
 
