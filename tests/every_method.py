@@ -22,8 +22,16 @@ KINDS = ("fedit", "fedsa-lora", "flora", "pfedpg", "fedhpl")
 """Two means, one with personal values; stacks; a generator; tables: of each way to aggregate one."""
 
 
+SHORT: dict[str, dict[str, Any]] = {"MPFT": {"server_epochs": 20, "adapt_steps": 10}}
+"""Settings of a class that train elsewhere than in a client's turn, for as long as a test needs."""
+
+
 def built(slug: str) -> Method:
-    return registry.build("flora", {"rank": 1}) if slug == TERMS else registry.build(slug, {})
+    """The method at its own defaults, but for :data:`SHORT`."""
+    if slug == TERMS:
+        return registry.build("flora", {"rank": 1})
+    names = [cls.__name__ for cls in registry.load(slug).__mro__]
+    return registry.build(slug, next((SHORT[n] for n in names if n in SHORT), {}))
 
 
 def small(slug: str) -> Method:
