@@ -87,13 +87,14 @@ class Mixed(FedIT):
 
 
 class Unkeyed(FedIT):
-    """Noise on a client's loss is drawn for the pack and not for the client."""
+    """A pull at every tensor is drawn for the pack and not for the client."""
 
     def train(self, pack: Pack) -> Iterable[Update]:
-        noise = torch.rand(len(pack.clients), generator=torch.Generator().manual_seed(pack.round.index), dtype=pack.dtype)
+        pull = torch.rand(len(pack.clients), generator=torch.Generator().manual_seed(pack.round.index), dtype=pack.dtype)
 
         def objective(pack: Pack, batch: Batch) -> Tensor:
-            return self.objective(pack, batch) * (0.5 + batch.of(noise))
+            sums = torch.stack([w.flatten(1).sum(1) for w in pack.params("*").values()]).sum(0)
+            return self.objective(pack, batch) + batch.of(pull * sums)
 
         return self.fit(pack, objective=objective)
 
@@ -125,7 +126,7 @@ class Hidden(FedIT):
     def train(self, pack: Pack) -> Iterable[Update]:
         turns = _TURNS.setdefault(id(self), [0])
         turns[0] += 1
-        return self.fit(pack, lr=self.optim.lr / (1 + turns[0] % 3))
+        return self.fit(pack, lr=self.optim.lr / turns[0])
 
 
 _TURNS: dict[int, list[int]] = {}

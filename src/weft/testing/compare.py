@@ -63,9 +63,10 @@ def assert_same(a: Mapping[str, Tensor], b: Mapping[str, Tensor], tolerance: flo
     if odd:
         raise AssertionError(f"{before}{odd[0]} is on one side only.")
     for name in a:
-        torch.testing.assert_close(
-            a[name], b[name], rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{before}{n} differs. {m}"
-        )
+        try:
+            torch.testing.assert_close(a[name], b[name], rtol=tolerance, atol=tolerance)
+        except AssertionError as e:
+            raise AssertionError(f"{before}{name} differs. {e}") from None
 
 
 def equal(a: Mapping[str, Tensor], b: Mapping[str, Tensor], tolerance: float = 0.0) -> bool:

@@ -64,7 +64,7 @@ def states(
     rng = np.random.default_rng((seed, 2))
     labels: list[int] = []
 
-    def more(count: int, y: Sequence[int]) -> np.ndarray:
+    def more(count: int, y: np.ndarray) -> np.ndarray:
         start = len(labels)
         labels.extend(int(v) for v in y)
         return np.arange(start, start + count)

@@ -20,6 +20,7 @@ from weft.engines.simulation import Settings, Simulation
 from weft.federation.bench import Bench
 from weft.federation.client import ClientState
 from weft.federation.exchange import Exchange
+from weft.federation.message import Value
 from weft.federation.method import Method
 from weft.federation.pack import Pack
 from weft.federation.server import Round, ServerState
@@ -52,7 +53,9 @@ class Federation:
         server.round = self.method.plan(server, t) or Round(t)
         chosen = self.clients if clients is None else [self.clients[i] for i in clients]
         server.cohort = [c.info(self.method.info.asks) for c in chosen]
-        adaptations, held, facts = [], [], []
+        adaptations = []
+        held: list[Mapping[str, Value]] = []
+        facts: list[Mapping[str, Any]] = []
         for c in chosen:
             info = c.info(self.method.info.asks)
             message = self.method.send(server, info)

@@ -81,7 +81,7 @@ def check_roll_back(method: Method) -> None:
     slug = method.info.slug
 
     def play(undone: bool) -> dict[str, Tensor]:
-        run, _ = remote(steady(method), model=shallow(method), sizes=(3, 2, 2), rounds=4)
+        run, _ = remote(steady(method), model=shallow(method), sizes=(3, 2), rounds=4)
         personal = any(Scope.KEEP in scope for _, _, scope in named(run.server.adaptation, run.bench.backbone))
         changed = False
         for t in range(4):

@@ -14,16 +14,15 @@ from weft.testing.plays import ABSENT, FAILING, ROUNDS, Played, Plays, plays
 def check_packs(method: Method) -> None:
     """A pack of K clients gives what K packs of one give, whose clients see nothing but the bytes addressed to them."""
     p, slug = plays(method), method.info.slug
-    moved = any(n not in p.packed.before or not torch.equal(p.packed.before[n], v) for n, v in p.packed.after.items())
-    assert moved, f"{slug}: a run changes nothing of what is predicted, so that no law can tell anything of it."
-    if equal(p.packed.after, p.messages.after, 1e-8):
+    assert not equal(p.packed.before, p.packed.state), f"{slug}: a run changes nothing, so that no law can tell anything of it."
+    if equal(p.packed.logits, p.messages.logits, 1e-8):
         return
     assert_same(
-        p.packed.after, p.alone.after, 1e-8, f"{slug} breaks the pack law: in packs and one by one the run differs; there"
+        p.packed.logits, p.alone.logits, 1e-8, f"{slug} breaks the pack law: in packs and one by one the run differs; there"
     )
     assert_same(
-        p.packed.after,
-        p.messages.after,
+        p.packed.logits,
+        p.messages.logits,
         1e-8,
         f"{slug} breaks the message law: clients that have only read what was addressed to them come to something else; there",
     )
@@ -125,21 +124,21 @@ def check_loading(method: Method) -> None:
         assert sent.keys() == read.keys(), f"{slug}: in round {t} {sorted(sent)} send, and {sorted(read)} are read."
         for client, tensors in sent.items():
             assert tensors, f"{slug}: in round {t} {client} sends an update without tensors."
-            assert_same(tensors, read[client], 0.0, f"{slug}: what {client} sends in round {t} is not what is read")  # type: ignore[arg-type]
+            assert_same(tensors, read[client], 0.0, f"{slug}: what {client} sends in round {t} is not what is read")
     run = p.scratch
     p.put(p.packed.run.server)
-    for k, client in enumerate(run.clients):
-        info = client.info(method.info.asks)
+    for k, person in enumerate(run.clients):
+        info = person.info(method.info.asks)
         run.server.cohort = [info]
         message = run.method.send(run.server, info)
         held = run.server.held_by(info, message)
         lost = sorted({n.removesuffix("+") for n in message.tensors} - held.keys())
-        assert not lost, f"{slug}: {client.id} is sent {lost[0]}, which is none of its tensors."
+        assert not lost, f"{slug}: {person.id} is sent {lost[0]}, which is none of its tensors."
         pack = run.pack([k], t=ROUNDS)
         for name, value in held.items():
             if isinstance(value, torch.Tensor):
                 assert torch.equal(pack.value(0, name), value), (
-                    f"{slug}: {client.id} does not enter with the {name} that it was sent."
+                    f"{slug}: {person.id} does not enter with the {name} that it was sent."
                 )
 
 

@@ -24,8 +24,8 @@ PAIR: dict[str, Any] = {"sizes": (3, 1)}
 
 def check_single_precision(method: Method) -> None:
     """The pack law holds in single precision, up to its rounding, for a pack of everybody."""
-    about: dict[str, Any] = {"model": shallow(method, "float32"), "sizes": (4, 3, 1, 2, 0), "rounds": 1}
-    packed, alone = (federation(small(method), pack=k, **about).run() for k in (5, 1))
+    about: dict[str, Any] = {"model": shallow(method, "float32"), "sizes": (4, 2, 1), "rounds": 1}
+    packed, alone = (federation(small(method), pack=k, **about).run() for k in (3, 1))
     assert_same(logits(packed), logits(alone), 2e-4, f"{method.info.slug} breaks the pack law in single precision; there")
 
 
@@ -43,7 +43,7 @@ def check_half_precision(method: Method) -> None:
 def check_rate_zero(method: Method, codec: str) -> None:
     """At a learning rate of zero nothing moves; exactly, for values that are averaged, but an SVD may turn factors."""
     changes: dict[str, Any] = {"optim": small(method).optim.but(lr=0.0)}
-    run = federation(replace(small(method), **changes), shallow(method), codec_name=codec, **PAIR)
+    run = federation(replace(small(method), **changes), shallow(method), codec_name=codec, rounds=1, **PAIR)
     before = logits(run)
     run.run()
     assert_same(

@@ -63,7 +63,7 @@ def steady(method: Method) -> Method:
 def shallow(method: Method, precision: str = "float64") -> Backbone:
     """The backbone of a method's home, of two blocks."""
     kind = home(method)
-    layers = {} if kind == "clip" else {"num_hidden_layers": 2}
+    layers: dict[str, Any] = {} if kind == "clip" else {"num_hidden_layers": 2}
     return backbone(kind, precision=precision, **layers)
 
 
@@ -72,14 +72,17 @@ class Played:
     """A run and what it left.
 
     Attributes:
-        frames: of each round, what clients sent, as bytes. before, after: what it predicted. state: what it left behind.
+        frames: of each round, what clients sent, as bytes. state: what it left behind.
     """
 
     run: Federation
     frames: list[Frames]
-    before: Tensors
-    after: Tensors
     state: Tensors
+
+    @functools.cached_property
+    def logits(self) -> Tensors:
+        """What it predicts in the end."""
+        return logits(self.run)
 
     @property
     def ledger(self) -> Ledger:
@@ -91,10 +94,11 @@ class Packed(Played):
     """The run in this process, in packs, tested between rounds, with all that was noted beside it.
 
     Attributes:
-        moved_streams: it moved a global random stream. touched: what it left on the backbone.
+        before: what there was. moved_streams: it moved a global random stream. touched: what it left on the backbone.
         midway: the server before the last round, the store's manifest and a copy of its folder then, the cohort before.
     """
 
+    before: Tensors
     seen: Seen
     scores: list[Evaluation]
     moved_streams: bool
@@ -129,7 +133,7 @@ class Plays:
     def packed(self) -> Packed:
         run = federation(self.method, self.model, pack=PACK, **SETTINGS)
         model = run.bench.backbone.model
-        before, print_before = logits(run), frozen_fingerprint(run.bench.backbone)
+        before, print_before = state(run), frozen_fingerprint(run.bench.backbone)
         frames = record(run)
         midway: Any = None
         with watching(self.method) as seen, shaken(1) as moved:
@@ -144,7 +148,7 @@ class Plays:
         touched = list(hooks(model))
         touched += ["a weight"] if frozen_fingerprint(run.bench.backbone) != print_before else []
         touched += ["a gradient switched on"] if any(p.requires_grad for p in model.parameters()) else []
-        return Packed(run, frames, before, logits(run), state(run), seen, scores, moved(), touched, midway)
+        return Packed(run, frames, state(run), before, seen, scores, moved(), touched, midway)
 
     @functools.cached_property
     def workers(self) -> Played:
@@ -168,7 +172,7 @@ class Plays:
         """Clients see nothing but the bytes that are addressed to them."""
         run = federation(self.method, self.model, pack=1, **SETTINGS)
         by_messages(run)
-        return Played(run, [], {}, logits(run), state(run))
+        return Played(run, [], state(run))
 
     @functools.cached_property
     def sites(self) -> Away:
@@ -178,7 +182,7 @@ class Plays:
         run.run()
         scores = run.simulation.evaluate(ROUNDS - 1)
         server = {n: v for n, v in state(run).items() if not n.startswith("client-")}
-        return Away(run, frames, {}, {}, server | kept(loop), scores, loop)
+        return Away(run, frames, server | kept(loop), scores, loop)
 
     @functools.cached_property
     def resumed(self) -> Played:
@@ -190,13 +194,13 @@ class Plays:
         Snapshot(snapshot.tensors, json.loads(json.dumps(snapshot.plain))).onto(run.server)
         frames = record(run)
         run.simulation.round(ROUNDS - 1)
-        return Played(run, frames, {}, logits(run), state(run))
+        return Played(run, frames, state(run))
 
     @staticmethod
     def _plain(run: Federation) -> Played:
         frames = record(run)
         run.run()
-        return Played(run, frames, {}, logits(run), state(run))
+        return Played(run, frames, state(run))
 
 
 @functools.lru_cache(maxsize=3)

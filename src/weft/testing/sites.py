@@ -66,7 +66,7 @@ def remote(method: Method, uplink: str = "identity", **more: Any) -> tuple[Feder
 
 def kept(loop: Loopback) -> dict[str, Tensor]:
     """What sites remember, by client and name."""
-    found = {}
+    found: dict[str, Tensor] = {}
     for name, site in loop.sites.items():
         site.store.load(site.client)
         found |= {f"{name}:{n}": v for n, v in site.client.kept.items()}
