@@ -32,7 +32,7 @@ def test_the_runs_that_laws_read_have_in_them_what_the_laws_are_about() -> None:
     labels = packed.run.bench.table.labels
     assert len(set(labels[everybody[3].data.train].tolist())) == 1
     assert packed.run.simulation.k == 2
-    assert [len(turn.updates) for turn in packed.seen.turns.values()] == [3, 3, 3]
+    assert [len(turn.updates) for turn in packed.seen.turns.values()] == [3, 2, 2]
 
 
 @pytest.mark.parametrize("model", SHAPES)

@@ -155,7 +155,7 @@ PLANTS: list[tuple[type[FedIT], str, str]] = [
     (Unkeyed, "pack", "breaks the pack law"),
     (Even, "additive", "Weigh by the clients' examples"),
     (InPlace, "reading", "aggregate writes into .* of the update of"),
-    (Hidden, "return", "breaks the return law: the same run gives other bytes the second time"),
+    (Hidden, "return", "breaks the return law"),
     (Copied, "learning", "as if it had not trained"),
     (First, "counting", "without the update of client-"),
 ]

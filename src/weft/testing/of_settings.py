@@ -40,36 +40,34 @@ def check_half_precision(method: Method) -> None:
         assert value.dtype == torch.float32, f"{method.info.slug}: on a bfloat16 backbone {name} is of {value.dtype}."
 
 
-def check_rate_zero(method: Method, codec: str) -> None:
+def check_rate_zero(method: Method, *codecs: str) -> None:
     """At a learning rate of zero nothing moves; exactly, for values that are averaged, but an SVD may turn factors."""
     changes: dict[str, Any] = {"optim": small(method).optim.but(lr=0.0)}
-    run = federation(replace(small(method), **changes), shallow(method), codec_name=codec, rounds=1, **PAIR)
-    before = logits(run)
-    run.run()
-    assert_same(
-        before, logits(run), 1e-12, f"{method.info.slug}: at a learning rate of zero, with {codec}, something moves; there"
-    )
+    made, model = replace(small(method), **changes), shallow(method)
+    before = logits(federation(made, model, rounds=1, **PAIR))
+    for codec in codecs:
+        run = federation(made, model, codec_name=codec, rounds=1, **PAIR).run()
+        what = f"{method.info.slug}: at a learning rate of zero, with {codec}, something moves; there"
+        assert_same(before, logits(run), 1e-12, what)
 
 
 def check_codec(method: Method, codec: str) -> None:
     """Updates that a codec has written train."""
     slug = method.info.slug
     run = federation(small(method), shallow(method), codec_name=codec, **PAIR)
-    before = logits(run)
+    before = state(run)
     run.run()
-    after = logits(run)
     assert run.simulation.exchange.ledger.totals(direction="up").payload > 0, f"{slug}: nothing is billed with {codec}."
-    assert not equal(before, after), f"{slug}: nothing is learnt with {codec}."
-    odd = [n for n, v in after.items() if not bool(torch.isfinite(v).all())]
+    assert not equal(before, state(run)), f"{slug}: nothing is learnt with {codec}."
+    odd = [n for n, v in logits(run).items() if not bool(torch.isfinite(v).all())]
     assert not odd, f"{slug}: with {codec} the logits of {odd[0]} are not finite."
 
 
 def check_codecs(method: Method) -> None:
     """With every codec a run trains, and at a learning rate of zero nothing moves."""
-    for name in sorted(CODECS):
-        check_rate_zero(method, name)
-        if name != "identity":  # all other runs are played with it
-            check_codec(method, name)
+    check_rate_zero(method, *sorted(CODECS))
+    for name in sorted(CODECS.keys() - {"identity"}):  # all other runs are played with that one
+        check_codec(method, name)
 
 
 def check_nobody(method: Method) -> None:
@@ -97,10 +95,10 @@ def others(method: Method) -> list[str]:
 
 
 def check_on(method: Method, model: str, codec: str = "identity") -> bool:
-    """The pack law on one architecture, for a pack of three; whether the method takes that at all."""
-    about: dict[str, Any] = {"model": model, "sizes": (4, 3, 1), "rounds": 1, "codec_name": codec}
+    """The pack law on one architecture, for two clients of unequal numbers of steps; whether the method takes that at all."""
+    about: dict[str, Any] = {"model": model, "sizes": (4, 1), "rounds": 1, "codec_name": codec}
     try:
-        packed = federation(steady(method), pack=3, **about).run()
+        packed = federation(steady(method), pack=2, **about).run()
     except UserError:  # refused, with a sentence
         return False
     alone = federation(steady(method), pack=1, **about).run()
