@@ -22,14 +22,22 @@ KINDS = ("fedit", "fedsa-lora", "flora", "pfedpg", "fedhpl")
 """Two means, one with personal values; stacks; a generator; tables: of each way to aggregate one."""
 
 
-SHORT: dict[str, dict[str, Any]] = {"MPFT": {"server_epochs": 20, "adapt_steps": 10}}
-"""Settings of a class that train elsewhere than in a client's turn, for as long as a test needs."""
+SHORT: dict[str, dict[str, Any]] = {
+    "MPFT": {"server_epochs": 5, "adapt_steps": 3},
+    "FlexLoRA": {"sites": "q"},
+}
+"""By class: settings for what takes long beside the clients' turns, a server's own training or its algebra at every layer."""
 
 
 def built(slug: str) -> Method:
+    """The method at its own defaults."""
+    return registry.build("flora", {"rank": 1}) if slug == TERMS else registry.build(slug, {})
+
+
+def short(slug: str) -> Method:
     """The method at its own defaults, but for :data:`SHORT`."""
     if slug == TERMS:
-        return registry.build("flora", {"rank": 1})
+        return built(slug)
     names = [cls.__name__ for cls in registry.load(slug).__mro__]
     return registry.build(slug, next((SHORT[n] for n in names if n in SHORT), {}))
 
