@@ -7,7 +7,7 @@ import math
 import torch
 
 from weft.federation.method import Method
-from weft.testing.compare import assert_same, equal
+from weft.testing.compare import assert_same, dense, equal
 from weft.testing.plays import ABSENT, FAILING, ROUNDS, Played, Plays, plays
 
 
@@ -80,7 +80,7 @@ def check_ledger(method: Method) -> None:
     here, there = p.packed.ledger, p.sites.ledger
     for t in range(ROUNDS):
         for way in ("up", "down"):
-            mine, theirs = (x.totals(round=t, phase="train", direction=way) for x in (here, there))  # type: ignore[arg-type]
+            mine, theirs = (x.totals(round=t, phase="train", direction=way) for x in (here, there))
             if (t, way) != (ROUNDS - 1, "down"):
                 assert mine.parts == theirs.parts, f"{slug}: round {t} {way}: {mine.parts} here, {theirs.parts} with sites."
                 framed = mine.wire == theirs.wire if way == "down" else mine.wire <= theirs.wire  # an answer is framed
@@ -124,7 +124,12 @@ def check_loading(method: Method) -> None:
         assert sent.keys() == read.keys(), f"{slug}: in round {t} {sorted(sent)} send, and {sorted(read)} are read."
         for client, tensors in sent.items():
             assert tensors, f"{slug}: in round {t} {client} sends an update without tensors."
-            assert_same(tensors, read[client], 0.0, f"{slug}: what {client} sends in round {t} is not what is read")
+            assert_same(
+                tensors,
+                {n: dense(v) for n, v in read[client].items()},
+                0.0,
+                f"{slug}: what {client} sends in round {t} is not what is read",
+            )
     run = p.scratch
     p.put(p.packed.run.server)
     for k, person in enumerate(run.clients):

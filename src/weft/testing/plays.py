@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -228,12 +229,8 @@ def record(run: Federation) -> list[Frames]:
 @contextmanager
 def unflushed() -> Iterator[None]:
     """Nothing is flushed to the disk for a while: no law cuts the power."""
-    flush = os.fsync
-    os.fsync = lambda _: None
-    try:
+    with mock.patch.object(os, "fsync", lambda _: None):
         yield
-    finally:
-        os.fsync = flush
 
 
 @contextmanager
