@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import sys
 import tempfile
 from collections import Counter
@@ -55,8 +54,8 @@ class Meter:
     def pytest_runtest_protocol(self, item: Any) -> Iterator[None]:
         before = sum(os.times()[:4])
         found = yield
-        law = re.search(r"-([a-z -]+)\]$", item.nodeid) if "test_every_method_keeps" in item.nodeid else None
-        self.spent[item.nodeid.split("[")[0] + (f" {law[1].split('-')[-1]}" if law else "")] += sum(os.times()[:4]) - before
+        law = getattr(item, "callspec", None) and item.callspec.params.get("law")
+        self.spent[item.nodeid.split("[")[0] + (f" {law}" if law else "")] += sum(os.times()[:4]) - before
         return found  # type: ignore[return-value]
 
     def pytest_runtest_logreport(self, report: Any) -> None:
