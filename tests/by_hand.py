@@ -144,17 +144,7 @@ def kept(run: tiny.Federation) -> dict[str, dict[str, Tensor]]:
 def personal_logits(run: tiny.Federation, view: str = "personal", rows: np.ndarray | None = None) -> dict[str, Tensor]:
     """Client -> what its own model says about rows of the table (its test rows, if None)."""
     wanted = {c.id: c.data.test if rows is None else rows for c in run.clients}
-    return own_logits(run, view, {c: r for c, r in wanted.items() if len(r)})
-
-
-def own_logits(run: tiny.Federation, view: str, rows: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
-    """Client -> what its own model says about these rows of the table."""
-    owner, chosen = {c.id: run.server for c in run.clients}, [c for c in run.clients if c.id in rows]
-    found: dict[str, Tensor] = {}
-    for part, pack in run.simulation.turns.scoring.models(owner, chosen):  # type: ignore[attr-defined]
-        logits = pack.predict(lambda p, b: run.method.forward(p, b, view), [rows[c.id] for c in part])
-        found |= {c.id: z for c, z in zip(part, logits, strict=True)}
-    return dict(sorted(found.items()))
+    return run.personal_logits(view, {c: r for c, r in wanted.items() if len(r)})
 
 
 def record(run: tiny.Federation) -> list[list[Update]]:

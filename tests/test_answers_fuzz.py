@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tiny
-from test_sites import remote
 from test_wire_fuzz import junk
 from toy_runs import Told
 from weft.communication.strict import Refused
 from weft.engines.remote import Question
 from weft.federation.exchange import Limits
 from weft.methods import FedIT
+from weft.testing.sites import remote
 
 BAD = "client-1"
 Change = Callable[[dict[str, Any], bytes], bytes]

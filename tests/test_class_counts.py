@@ -14,7 +14,6 @@ from command_line import table, weft
 from test_answers_fuzz import read, said
 from test_leaving import texts
 from test_serve import CLASSES, Machines, coordinate, experiment, machines  # noqa: F401 - a fixture
-from test_sites import remote
 from toy_runs import Told
 from weft import experiment as settings
 from weft.communication.strict import Refused
@@ -23,6 +22,7 @@ from weft.errors import UserError
 from weft.methods import FedIT
 from weft.tasks.classification import Classification, observed_of
 from weft.tasks.counts import Counts, macro_f1
+from weft.testing.sites import remote
 
 
 def test_counts_of_sites_give_the_macro_f1_of_all_their_rows_together() -> None:

@@ -20,6 +20,7 @@ import tiny
 import toy_runs
 import weft as library
 from command_line import Outcome, flowing, refused, weft
+from patience import patience
 from weft.cli import app
 from weft.experiment import Experiment
 from weft.methods import registry
@@ -102,12 +103,12 @@ def test_help_and_lists_load_nothing_heavy() -> None:
         "heavy = {'torch', 'transformers', 'datasets', 'peft', 'matplotlib', 'pandas', 'scipy', 'sklearn'}\n"
         "sys.exit(', '.join(heavy & set(sys.modules)) or 0)"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=patience(30))
     assert done.returncode == 0, done.stderr
 
 
 def test_python_dash_m_weft_is_weft() -> None:
-    done = subprocess.run([sys.executable, "-m", "weft", "models"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-m", "weft", "models"], capture_output=True, text=True, timeout=patience(30))
     assert done.returncode == 0
     assert "minilm" in done.stdout
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from command_line import flowing, refused, weft
+from patience import patience
 from weft.engines.flower import keys
 from weft.errors import UserError
 
@@ -94,6 +95,6 @@ def test_help_on_keys_needs_no_cryptography() -> None:
         "try:\n    main(['keys', '--help'])\nexcept SystemExit as e:\n    assert e.code == 0\n"
         "sys.exit(', '.join({'cryptography', 'flwr'} & set(sys.modules)) or 0)"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=patience(30))
     assert done.returncode == 0, done.stderr
     assert "coordinator" in done.stdout

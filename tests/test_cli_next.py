@@ -12,11 +12,11 @@ import command_line
 import toy_runs
 import weft as library
 from command_line import table, weft
+from every_method import METHODS, some
 from weft import experiment
 from weft import start as starting
 from weft.cli import plan, retyped
 from weft.experiment import Experiment
-from weft.methods import registry
 from weft.report import verdict
 from weft.report.verdict import Finding
 
@@ -82,7 +82,7 @@ def test_the_command_of_a_replayed_file_says_only_what_is_different(monkeypatch:
     assert typed(line, monkeypatch, capsys) == experiment.resolve({}, file).experiment
 
 
-@pytest.mark.parametrize("slug", sorted(registry.infos()))
+@pytest.mark.parametrize("slug", some(METHODS))
 def test_another_method_is_proposed_on_the_same_data_backbone_and_deal(
     slug: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:

@@ -13,6 +13,9 @@ import click
 import pytest
 
 from command_line import weft
+from patience import patience
+
+pytestmark = pytest.mark.processes
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
 
@@ -35,7 +38,7 @@ main(["methods"])
 def test_ctrl_c_during_the_imports_leaves_without_a_traceback(after: int) -> None:
     """Pressed at an import of ours or of a library, from the first that follows ``from weft.cli import main``."""
     done = subprocess.run(
-        [sys.executable, "-c", IMPORTS, str(after)], env=ENVIRONMENT, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", IMPORTS, str(after)], env=ENVIRONMENT, capture_output=True, text=True, timeout=patience(100)
     )
     assert "Traceback" not in done.stderr
     assert (done.returncode, done.stderr.strip()) == (130, "Stopped.")
@@ -43,7 +46,7 @@ def test_ctrl_c_during_the_imports_leaves_without_a_traceback(after: int) -> Non
 
 def test_the_module_that_holds_main_imports_nothing_that_takes_time() -> None:
     script = "import sys, weft.cli; print(sorted({'typer', 'click', 'rich', 'pydantic'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", script], env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", script], env=ENVIRONMENT, capture_output=True, text=True, timeout=patience(100))
     assert done.stdout.strip() == "[]"
 
 
@@ -74,14 +77,14 @@ def test_a_reader_who_has_gone_is_no_bug(line: list[str]) -> None:
         process.stdout.close()  # as head does, once it has its lines
         assert process.stderr is not None
         said = process.stderr.read()
-        assert process.wait(300) == 128 + signal.SIGPIPE
+        assert process.wait(patience(100)) == 128 + signal.SIGPIPE
     assert said == ""
 
 
 @pytest.mark.parametrize("shell", ["{} methods >&-", "{} methods 2>&-", "{} nonsense 2>&-", "{} --help < /dev/null"])
 def test_closed_streams_are_no_bug(shell: str) -> None:
     line = shell.format(f"{sys.executable} -m weft")
-    done = subprocess.run(["bash", "-c", line], env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(["bash", "-c", line], env=ENVIRONMENT, capture_output=True, text=True, timeout=patience(100))
     assert "Traceback" not in done.stderr
     assert done.returncode == (2 if "nonsense" in shell else 0)
 
@@ -97,7 +100,7 @@ def test_closed_streams_are_no_bug(shell: str) -> None:
 )
 def test_lists_are_printed_in_any_terminal(place: dict[str, str]) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "weft", "methods"], env=ENVIRONMENT | place, capture_output=True, text=True, timeout=300
+        [sys.executable, "-m", "weft", "methods"], env=ENVIRONMENT | place, capture_output=True, text=True, timeout=patience(100)
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert "fedit" in done.stdout
@@ -105,6 +108,8 @@ def test_lists_are_printed_in_any_terminal(place: dict[str, str]) -> None:
 
 def test_a_working_folder_that_has_gone_is_said(tmp_path: Path) -> None:
     line = f"mkdir gone && cd gone && rmdir ../gone && {sys.executable} -m weft data rows.csv"
-    done = subprocess.run(["bash", "-c", line], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        ["bash", "-c", line], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=patience(100)
+    )
     assert "Traceback" not in done.stderr
     assert done.returncode == 2

@@ -18,8 +18,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 import tiny
+from patience import patience
 from weft.engines.flower.processes import free_port
+
+pytestmark = pytest.mark.processes
 
 GUIDE = (Path(__file__).parents[1] / "docs" / "deployment.md").read_text(encoding="utf-8")
 MACHINES = ("coordinator", "north", "south")
@@ -33,7 +38,7 @@ STEP = re.compile(
 (CLASSES,) = re.findall(r"^classes = \[(.*)\]$", GUIDE, re.MULTILINE)
 LABELS = re.findall(r'"(.+?)"', CLASSES)
 FINGERPRINT = re.compile(r"(?:[0-9A-F]{2}:){31}[0-9A-F]{2}")
-SECONDS = 120  # of patience with one command or line, on a busy machine
+SECONDS = 60  # of patience with one command or line, on a usual machine
 
 
 def test_the_guide_leads_from_nothing_to_a_model_that_two_sites_have_trained(tmp_path: Path) -> None:
@@ -111,7 +116,7 @@ class Machines:
         if stays:
             self.running[name] = process
             return
-        assert process.wait(SECONDS) == 0, f"{line}: {self.said(name)[-2000:]}"
+        assert process.wait(patience(SECONDS)) == 0, f"{line}: {self.said(name)[-2000:]}"
 
     def log(self, name: str) -> Path:
         return self.root / f"{name}.log"
@@ -121,7 +126,7 @@ class Machines:
 
     def until_said(self, name: str, line: str) -> None:
         """Wait for a line that the guide shows; numbers, units and spaces may differ."""
-        wanted, end = plain(line), time.monotonic() + SECONDS
+        wanted, end = plain(line), time.monotonic() + patience(SECONDS)
         while True:
             over = name not in self.running or self.running[name].poll() is not None
             said = self.said(name)
@@ -135,7 +140,7 @@ class Machines:
         process = self.running.pop(name)
         if how is not None:
             process.send_signal(how)
-        self.ended[name] = process.wait(SECONDS)
+        self.ended[name] = process.wait(patience(SECONDS))
 
 
 @contextmanager

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-import by_hand
 import tiny
 from exporting import FAST, FEDIT, RUN_CLOSE, exported, tensors_in, trained
 from weft.errors import UserError
@@ -114,7 +113,7 @@ def test_a_clients_export_is_the_model_that_its_personal_score_is_about(method: 
         assert (report.client, report.view) == (client.id, view)
         assert report.notes == []
         got = load(folder, device="cpu", precision="float32").logits(all_texts())
-        expected = by_hand.own_logits(run, view, {client.id: rows})[client.id]
+        expected = run.personal_logits(view, {client.id: rows})[client.id]
         torch.testing.assert_close(got, expected, **RUN_CLOSE)
         seen.append(got)
     assert not torch.allclose(seen[0], seen[1], **RUN_CLOSE)

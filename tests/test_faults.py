@@ -18,14 +18,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from test_laws import small
-from test_sites import Loopback, kept, remote
+from every_method import small
 from toy_runs import Killed, Told
 from weft.engines.remote import Question, Remote
 from weft.errors import UserError
 from weft.federation import files
 from weft.federation.client import ClientState
 from weft.federation.server import ServerState
+from weft.testing.sites import Loopback, kept, remote
 
 BAD, OTHER = "client-0", "client-1"
 SIZES = (5, 3, 4)

@@ -15,8 +15,8 @@ import pytest
 import tiny
 import toy_runs
 import weft
+from every_method import small
 from test_faults import PATHS
-from test_laws import small
 from toy_runs import Killed, Told
 from weft.communication.codecs import codec
 from weft.engines.remote import Question, Remote, answer

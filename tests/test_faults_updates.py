@@ -20,10 +20,9 @@ from torch import Tensor
 
 import of_methods
 import tiny
+from every_method import METHODS, small, some
 from test_answers_fuzz import read, said
 from test_faults import ANEW, BAD, OTHER, PATHS, SILENT, SIZES, Played, State, assert_equal, held
-from test_laws import METHODS, small
-from test_sites import remote
 from test_wire_fuzz import apart, whole
 from toy_runs import Told
 from weft.communication.codecs import codec
@@ -34,6 +33,7 @@ from weft.federation.client import ClientState
 from weft.federation.exchange import Limits
 from weft.federation.message import Value
 from weft.tensors.lowrank import LowRank
+from weft.testing.sites import remote
 
 LIMITS = Limits(max_bytes=1 << 22, max_weight=1000)
 ONCE = {slug for slug, case in of_methods.said("BYTES").items() if not case.answers[1]}
@@ -229,31 +229,31 @@ HEADER: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("slug", METHODS)
+@pytest.mark.parametrize("slug", some(METHODS))
 def test_tensors_that_the_round_does_not_ask_for_are_refused(slug: str) -> None:
     for edit, says in TENSORS.values():
         assert_refused(slug, edited(scene(slug).honest[BAD], edit), says)
 
 
-@pytest.mark.parametrize("slug", METHODS)
+@pytest.mark.parametrize("slug", some(METHODS))
 def test_an_update_of_a_wider_dtype_does_not_widen_what_everybody_holds(slug: str) -> None:
     answer = edited(scene(slug, "float32").honest[BAD], of_dtype(torch.float64))
     assert_refused(slug, answer, r"is of torch\.float64; expected is torch\.float32\.$", "float32")
 
 
-@pytest.mark.parametrize("slug", METHODS)
+@pytest.mark.parametrize("slug", some(METHODS))
 def test_one_element_that_is_no_number_is_refused(slug: str) -> None:
     for bad, at in ((float("nan"), 0), (float("inf"), -1), (-float("inf"), 0)):
         assert_refused(slug, edited(scene(slug).honest[BAD], element(bad, at)), "has elements that are not finite")
 
 
-@pytest.mark.parametrize("slug", METHODS)
+@pytest.mark.parametrize("slug", some(METHODS))
 def test_values_beyond_all_training_are_refused(slug: str) -> None:
     for bad in (2e15, -1e30):
         assert_refused(slug, edited(scene(slug).honest[BAD], element(bad, 0)), r"has values beyond 1e\+15")
 
 
-@pytest.mark.parametrize("slug", METHODS)
+@pytest.mark.parametrize("slug", some(METHODS))
 def test_a_round_whose_result_is_not_finite_is_undone_and_said(slug: str, monkeypatch: pytest.MonkeyPatch) -> None:
     s = scene(slug)
     method = type(s.run.method)
@@ -279,17 +279,17 @@ def test_headers_that_say_anything_else_are_refused(slug: str) -> None:
         assert_refused(slug, retold(scene(slug).honest[BAD], **changes), says)
 
 
-@pytest.mark.parametrize("slug", METHODS)
+@pytest.mark.parametrize("slug", some(METHODS))
 def test_the_update_of_another_site_is_refused(slug: str) -> None:
     assert_refused(slug, scene(slug).honest[OTHER], f'is for client "{OTHER}"; expected is "{BAD}"')
 
 
-@pytest.mark.parametrize("slug", sorted(set(METHODS) - ONCE))
+@pytest.mark.parametrize("slug", some(sorted(set(METHODS) - ONCE)))
 def test_the_update_of_an_earlier_round_is_refused(slug: str) -> None:
     assert_refused(slug, scene(slug).first[BAD], 'is for round "0"; expected is "1"')
 
 
-@pytest.mark.parametrize("slug", METHODS)
+@pytest.mark.parametrize("slug", some(METHODS))
 def test_an_update_without_its_tensors_has_no_say(slug: str) -> None:
     s = scene(slug)
     state, sentences, _ = s.with_bad(edited(s.honest[BAD], lambda _: {}))
@@ -298,7 +298,7 @@ def test_an_update_without_its_tensors_has_no_say(slug: str) -> None:
     assert [bool(re.fullmatch(missing, x)) for x in sentences] == ([True] if s.run.method.demands else [])
 
 
-@pytest.mark.parametrize("slug", METHODS)
+@pytest.mark.parametrize("slug", some(METHODS))
 def test_an_update_that_counts_no_examples_has_no_say_even_alone(slug: str) -> None:
     s = scene(slug)
     bad = edited(s.honest[BAD], dict, weight=0.0)

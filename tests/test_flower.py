@@ -15,6 +15,8 @@ from weft.federation.client import ClientState
 from weft.federation.store import ClientStore
 from weft.runs.checkpoint import Checkpoint
 
+pytestmark = pytest.mark.processes
+
 METHODS: dict[str, dict[str, Any]] = {
     "fedit": {"rank": 2},
     "fedsa-lora": {"rank": 2},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -19,10 +20,13 @@ import pytest
 
 import tiny
 from command_line import table
+from patience import patience, until
 from weft.engines.flower import proof
 from weft.engines.flower.control import Control
 from weft.engines.flower.processes import free_port
 from weft.engines.flower.tasks import Runtime
+
+pytestmark = pytest.mark.processes
 
 ROUNDS = 10_000  # it ends when all has been seen
 BOTH = ["north", "south"]
@@ -114,14 +118,14 @@ class Federation:
         text = file.read_text() if file.exists() else ""
         return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
-    def until(self, what: Callable[[], object], idle: float = 600, most: float = 3600) -> None:
+    def until(self, what: Callable[[], object], idle: float = 300, most: float = 1800) -> None:
         """Wait for something, as long as anything else happens: a busy machine may be slow."""
-        last, end = time.monotonic(), time.monotonic() + most
+        last, end = time.monotonic(), time.monotonic() + patience(most)
         before = -1
         while not what():
             if (now := sum(file.stat().st_size for file in self.root.rglob("*.log")) + len(self.rounds())) != before:
                 last, before = time.monotonic(), now
-            assert time.monotonic() - last < idle, {n: self.said(n)[-1500:] for n in ("coordinator", *self.running)}
+            assert time.monotonic() - last < patience(idle), {n: self.said(n)[-1500:] for n in ("coordinator", *self.running)}
             assert time.monotonic() < end, {n: self.said(n)[-1500:] for n in ("coordinator", *self.running)}
             time.sleep(0.1)
 
@@ -185,7 +189,7 @@ def test_a_federation_outlives_its_sites_and_its_coordinator_and_lets_no_strange
         at = len(f.rounds())
         f.until(lambda: any(line["cohort"] == everybody and line["lost"] == ["south"] for line in f.rounds()[at:]))
         f.running["coordinator"].send_signal(signal.SIGINT)
-        assert f.running["coordinator"].wait(60) == 130
+        assert f.running["coordinator"].wait(patience(60)) == 130
         assert "every finished round is saved; weft serve with the same experiment file goes on" in f.said("coordinator")
 
         lines = f.rounds()
@@ -200,9 +204,18 @@ def test_a_federation_outlives_its_sites_and_its_coordinator_and_lets_no_strange
         for name in ("stranger", "liar"):
             assert name not in f.said("coordinator")
             assert not list((tmp_path / name).glob("sites/*/*/agreed.json"))
-    time.sleep(6)  # nobody who was killed leaves a process behind
-    left = [p for p in Path("/proc").glob("[0-9]*/cmdline") if str(tmp_path).encode() in p.read_bytes()]
-    assert left == []
+    until(lambda: left_of(tmp_path) == [], 60, lambda: left_of(tmp_path))  # nobody who was killed leaves a process behind
+
+
+def left_of(root: Path) -> list[str]:
+    """Processes that name a folder in their command line."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            text = process.read_bytes()
+            if str(root).encode() in text:
+                found.append(text.decode(errors="replace"))
+    return found
 
 
 @pytest.mark.slow

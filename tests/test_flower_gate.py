@@ -21,8 +21,11 @@ from flwr.proto.fleet_pb2 import PushMessagesRequest
 from flwr.proto.message_pb2 import Message, Metadata
 from flwr.proto.node_pb2 import Node
 
+from patience import patience, until
 from weft.engines.flower import gate, keys, proof
 from weft.engines.flower.gate import ADMIT, FLEET, KNOWN, PUSH, REPLY, SECRET, SITE, Gate, Patient, word
+
+pytestmark = pytest.mark.processes
 
 SECRET_OF_OURS = b"a secret of ours"
 OURS = {SECRET: word(SECRET_OF_OURS)}
@@ -72,12 +75,15 @@ class Server:
         return int(self.server.servers[0].sockets[0].getsockname()[1])
 
     def client(self, **more: Any) -> httpx.Client:
-        return httpx.Client(base_url=f"http://127.0.0.1:{self.port}", trust_env=False, timeout=60, **more)
+        return httpx.Client(base_url=f"http://127.0.0.1:{self.port}", trust_env=False, timeout=patience(60), **more)
 
-    def raw(self, data: bytes, seconds: float = 60) -> bytes:
+    def raw(self, data: bytes, seconds: float | None = None) -> bytes:
         """What comes back for bytes, until the other end hangs up or has said nothing for a while."""
         found = b""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=seconds) as line, contextlib.suppress(OSError):
+        with (
+            socket.create_connection(("127.0.0.1", self.port), timeout=seconds or patience(60)) as line,
+            contextlib.suppress(OSError),
+        ):
             line.sendall(data)
             while part := line.recv(1 << 16):
                 found += part
@@ -88,15 +94,12 @@ class Server:
 def serving(calls: frozenset[str] = SITE | {KNOWN}, keys_: bool = True) -> Iterator[Server]:
     made = Server(calls, keys_)
     made.thread.start()
-    end = time.monotonic() + 60
-    while not made.server.started:
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    until(lambda: made.server.started, pause=0.01)
     try:
         yield made
     finally:
         made.server.should_exit = made.server.force_exit = True
-        made.thread.join(60)
+        made.thread.join(patience(60))
 
 
 def key(where: Path, name: str) -> EllipticCurvePrivateKey:
@@ -311,13 +314,13 @@ def test_who_does_not_say_a_whole_head_in_time_is_cut_off(monkeypatch: pytest.Mo
     monkeypatch.setattr(gate, "HEAD_SECONDS", 1.0)
     with serving() as server:
         began = time.monotonic()
-        with socket.create_connection(("127.0.0.1", server.port), timeout=60) as slow:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=patience(60)) as slow:
             with contextlib.suppress(OSError):
                 slow.sendall(b"POST /v1/fleet/push-object HTTP/1.1\r\n")
-                for _ in range(600):  # a byte now and then
+                for _ in range(int(patience(600))):  # a byte now and then
                     time.sleep(0.1)
                     slow.sendall(b"x")
-            assert time.monotonic() - began < 50
+            assert time.monotonic() - began < patience(50)
         with server.client(headers=OURS) as ours:  # nobody else waits
             assert ours.post("/docs").status_code == 200
 
@@ -331,7 +334,9 @@ def test_a_head_without_end_is_cut_off(server: Server) -> None:
 def test_one_address_holds_only_so_many_silent_connections(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gate, "WAITING", 5)
     with serving() as server, contextlib.ExitStack() as stack:
-        lines = [stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=60)) for _ in range(8)]
+        lines = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=patience(60))) for _ in range(8)
+        ]
         cut = 0
         for line in lines[5:]:
             with contextlib.suppress(ConnectionError):
@@ -340,10 +345,7 @@ def test_one_address_holds_only_so_many_silent_connections(monkeypatch: pytest.M
         assert cut == 3
         for line in lines[:5]:
             line.close()
-        end = time.monotonic() + 60
-        while Patient.waiting["127.0.0.1"]:
-            assert time.monotonic() < end
-            time.sleep(0.05)
+        until(lambda: not Patient.waiting["127.0.0.1"])
         with server.client(headers=OURS) as ours:
             assert ours.post("/docs").status_code == 200
 
@@ -363,7 +365,7 @@ def test_bytes_at_random_never_reach_the_app(server: Server, north: EllipticCurv
                 del data[at : at + draw.randint(1, 20)]
             else:
                 data[at:at] = draw.choice([b"\r\n", b"\0", b" ", b"/v1/control/list-runs", b"%2e%2e/", b"weft-secret: \r\n"])
-        with socket.create_connection(("127.0.0.1", server.port), timeout=60) as line, contextlib.suppress(OSError):
+        with socket.create_connection(("127.0.0.1", server.port), timeout=patience(60)) as line, contextlib.suppress(OSError):
             line.sendall(bytes(data))
             line.shutdown(socket.SHUT_WR)
             while line.recv(1 << 16):

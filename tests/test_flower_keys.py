@@ -20,7 +20,10 @@ from flwr.supercore.primitives import asymmetric
 from flwr.supernode.cli.flower_supernode import _try_setup_client_authentication
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
+from patience import patience
 from weft.engines.flower import keys
+
+pytestmark = pytest.mark.processes
 
 
 def as_a_node(private: Path) -> tuple[ec.EllipticCurvePrivateKey, ec.EllipticCurvePublicKey]:
@@ -79,7 +82,7 @@ def superlink(made: keys.Coordinator) -> Iterator[int]:
             yield server.server_port
         finally:
             server.shutdown()
-            thread.join(timeout=10)
+            thread.join(timeout=patience(10))
 
 
 def call(ca: Path, address: str) -> None:

@@ -14,7 +14,6 @@ import ssl
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from patience import patience, until
 from weft.engines.flower import environment, keys, proof
 from weft.engines.flower.gate import ADMIT, KNOWN, PUSH, SITE
 from weft.engines.flower.grid import Grid
@@ -32,6 +32,8 @@ environment.ready()
 
 from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES  # noqa: E402
 from flwr.superlink.main import create_app  # noqa: E402
+
+pytestmark = pytest.mark.processes
 
 LARGEST = 2_000_000
 MEMORY = 200_000_000  # bytes by which a SuperLink may grow over all of these tests
@@ -67,7 +69,7 @@ class Scene:
     def client(self) -> httpx.Client:
         """Of somebody who has the certificate, which is public."""
         context = ssl.create_default_context(cafile=str(self.keys.ca))
-        return httpx.Client(verify=context, base_url=f"https://localhost:{self.port}", trust_env=False, timeout=120)
+        return httpx.Client(verify=context, base_url=f"https://localhost:{self.port}", trust_env=False, timeout=patience(120))
 
     def proof(self, name: str) -> dict[str, str]:
         return proof.headers(proof.private(self.root / name / f"{name}.key")) | PROTOBUF
@@ -76,7 +78,7 @@ class Scene:
         """What comes back for bytes under TLS."""
         context, found = ssl.create_default_context(cafile=str(self.keys.ca)), b""
         with (
-            socket.create_connection((LOOPBACK, self.port), timeout=60) as plain,
+            socket.create_connection((LOOPBACK, self.port), timeout=patience(60)) as plain,
             context.wrap_socket(plain, server_hostname="localhost") as line,
             contextlib.suppress(OSError),
         ):
@@ -226,7 +228,7 @@ def test_messages_at_random_are_answered_and_nobody_is_harmed(scene: Scene) -> N
 def test_silent_connections_keep_nobody_out(scene: Scene) -> None:
     with contextlib.ExitStack() as stack:
         for i in range(200):
-            line = stack.enter_context(socket.create_connection((LOOPBACK, scene.port), timeout=60))
+            line = stack.enter_context(socket.create_connection((LOOPBACK, scene.port), timeout=patience(60)))
             with contextlib.suppress(OSError):
                 line.sendall([b"", b"\x16\x03\x01", b"GET / HTTP/1.1\r\n"][i % 3])
         with scene.client() as client:
@@ -241,13 +243,10 @@ def test_the_port_of_a_sites_own_supernode_answers_nobody_but_the_site(scene: Sc
     child.start()
     try:
         child.wait()
-        with httpx.Client(base_url=f"http://{child.address}", trust_env=False, timeout=120) as client:
+        with httpx.Client(base_url=f"http://{child.address}", trust_env=False, timeout=patience(120)) as client:
             for method, path in routes():
                 assert client.request(method, path, headers=PROTOBUF).status_code == 404, path
-        end = time.monotonic() + 120
-        while "north" not in scene.grid.present().values():
-            assert time.monotonic() < end, child.last_words()
-            time.sleep(0.2)
+        until(lambda: "north" in scene.grid.present().values(), 120, child.last_words, pause=0.2)
     finally:
         child.stop()
 
@@ -263,12 +262,11 @@ def test_a_gate_that_is_not_there_is_noticed(tmp_path: Path, monkeypatch: pytest
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:
-        while not server.started:
-            time.sleep(0.05)
+        until(lambda: server.started)
         control = Control(Runtime(f"{LOOPBACK}:{server.servers[0].sockets[0].getsockname()[1]}", b"secret"))
         assert control.runs() == set()
         with pytest.raises(httpx.HTTPStatusError):
             control.admit([])
     finally:
         server.should_exit = True
-        thread.join(60)
+        thread.join(patience(60))

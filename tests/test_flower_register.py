@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from patience import until
 from weft.engines.flower import keys, proof, register
 from weft.engines.flower.register import Register
 from weft.errors import UserError
@@ -226,20 +227,17 @@ def test_a_folder_is_followed_beside_the_run_and_what_is_amiss_in_it_is_said_onc
 ) -> None:
     monkeypatch.setattr(register, "LOOK", 0.01)
 
-    def until(words: str) -> None:
-        end = time.monotonic() + 20
-        while not any(words in s for s in scene.said):
-            assert time.monotonic() < end, scene.said
-            time.sleep(0.01)
+    def said(words: str) -> None:
+        until(lambda: any(words in s for s in scene.said), 20, lambda: scene.said, pause=0.01)
 
     scene.begin()
     with scene.register.following():
         (scene.folder / "notes.txt").write_text("who is who")
-        until("notes.txt is no public key of a site.")
+        said("notes.txt is no public key of a site.")
         time.sleep(0.1)
         (scene.folder / "notes.txt").unlink()
         scene.put("late", "l")
-        until("late's key is new")
+        said("late's key is new")
     assert len([s for s in scene.said if "notes.txt" in s]) == 1
     scene.put("later", "m")
     time.sleep(0.1)

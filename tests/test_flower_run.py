@@ -18,8 +18,11 @@ import torch
 import command_line
 import tiny
 import weft
+from patience import patience
 from weft.engines.flower.processes import free_port
 from weft.runs.checkpoint import Checkpoint
+
+pytestmark = pytest.mark.processes
 
 SITES = ("c0", "c1")
 
@@ -37,7 +40,9 @@ class Typed:
         self.env |= dict(word.split("=", 1) for word in shlex.split(line)[1:])
 
     def type(self, line: str, seconds: float = 60) -> str:
-        done = subprocess.run(["sh", "-c", line], cwd=self.root, env=self.env, capture_output=True, text=True, timeout=seconds)
+        done = subprocess.run(
+            ["sh", "-c", line], cwd=self.root, env=self.env, capture_output=True, text=True, timeout=patience(seconds)
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -48,7 +53,7 @@ class Typed:
             )
 
     def until(self, what: Callable[[], object], seconds: float) -> None:
-        end = time.monotonic() + seconds
+        end = time.monotonic() + patience(seconds)
         while not what():
             logs = {p.name: p.read_text(errors="replace")[-2000:] for p in self.root.glob("*.log")}
             assert time.monotonic() < end, logs
@@ -65,7 +70,7 @@ def terminals(root: Path) -> Iterator[Typed]:
         for process in reversed(found.running):
             process.terminate()
         for process in found.running:
-            process.wait(30)
+            process.wait(patience(30))
 
 
 def experiment(root: Path) -> Path:

@@ -11,13 +11,13 @@ import pytest
 
 import toy_runs
 import weft
-from test_laws import small
+from every_method import small
 from test_serve import Machines, coordinate, machines  # noqa: F401 - a fixture
-from test_sites import remote
 from toy_runs import Dies, Killed
 from weft.cli.errors import about_file
 from weft.errors import UserError
 from weft.federation import again, files
+from weft.testing.sites import remote
 
 
 @pytest.fixture(autouse=True)

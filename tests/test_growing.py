@@ -10,13 +10,13 @@ from torch import Tensor
 
 import by_hand
 import tiny
-from test_sites import remote
 from weft.adaptation.optim import Optim
 from weft.federation.message import APPENDED, Update
 from weft.federation.rounds import close_round
 from weft.methods import FLoRA
 from weft.tensors.growing import SLACK, grow
 from weft.tensors.lowrank import LowRank
+from weft.testing.sites import remote
 
 D = 32  # both sides of every site of the tiny BERT's attention
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from patience import patience
 from weft.engines.flower import keys
 from weft.errors import UserError, printable
 
@@ -73,7 +74,7 @@ def serving(keys_: keys.Coordinator) -> Iterator[int]:
             yield server.server_address[1]
         finally:
             server.shutdown()
-            thread.join(timeout=10)
+            thread.join(timeout=patience(10))
 
 
 def trusting(ca: Path) -> ssl.SSLContext:
@@ -86,7 +87,7 @@ def trusting(ca: Path) -> ssl.SSLContext:
 
 def greeted(port: int, context: ssl.SSLContext, host: str) -> bytes:
     with (
-        socket.create_connection(("127.0.0.1", port), timeout=10) as plain,
+        socket.create_connection(("127.0.0.1", port), timeout=patience(10)) as plain,
         context.wrap_socket(plain, server_hostname=host) as talk,
     ):
         return talk.recv(16)

@@ -13,13 +13,13 @@ from torch import Tensor
 import by_hand
 import images_by_hand as hand
 import tiny
-from site_by_messages import by_messages
 from weft.backbones.backbone import Backbone, frozen_fingerprint
 from weft.engines import here, scoring
 from weft.errors import UserError
 from weft.federation.pack import Pack
 from weft.methods import FedHPL, FedIT
 from weft.tensors.keyed import numpy_generator
+from weft.testing.strangers import by_messages
 
 C = 3
 SMALL = FedHPL(tokens=3, batch=4, epochs=2.0)

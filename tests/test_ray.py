@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,68 +14,21 @@ import torch
 
 import tiny
 import weft
-from test_laws import METHODS, assert_same, small, state
+from every_method import small
 from toy_runs import by_engine
-from weft.communication.codecs import codec
 from weft.communication.envelope import unwrap
-from weft.engines.engine import Engine
 from weft.engines.flower import environment
 from weft.engines.observer import Observer
-from weft.engines.scattered import Scattered, Worker, Workers, failed
+from weft.engines.scattered import Workers, failed
 from weft.errors import Interrupted, UserError, WeftError
-from weft.federation.client import ClientState
 from weft.federation.method import Method
 from weft.runs import prepare
 from weft.runs.checkpoint import Checkpoint
 from weft.sites import ray_simulation, ray_workers
-
-Answer = Callable[[bytes], bytes]
-
-
-class Queue:
-    """Workers in this process: questions are taken by turns, and the last one taken is answered first."""
-
-    def __init__(self, *answers: Answer, workers: Workers | None = None):
-        self.answers = answers
-        self.workers = workers or Workers(len(answers), 1 << 40)
-        self.asked: list[bytes] = []
-
-    def ask(self, questions: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
-        source = iter(questions)
-        while taken := list(islice(source, len(self.answers))):
-            self.asked += [raw for _, raw in taken]
-            for (number, raw), answer in reversed(list(zip(taken, self.answers, strict=False))):
-                yield number, answer(raw)
-
-
-def scattered(
-    method: Method, number: int = 3, uplink: str = "identity", memory: int = 1 << 40, **more: Any
-) -> tuple[tiny.Federation, Queue]:
-    """A federation whose packs are trained by so many workers, which share nothing with it but the rows and the backbone."""
-    run = tiny.federation(method, codec_name=uplink, **more)
-
-    def worker() -> Answer:
-        people = [ClientState(c.id, c.n, {}, c.model, data=c.data) for c in run.clients]
-        return Worker(method, run.bench, people, codec(uplink)).answer
-
-    queue = Queue(*(worker() for _ in range(number)), workers=Workers(number, memory))
-    setup = run.simulation.setup
-    run.simulation = Engine(setup, Scattered(setup, queue.ask, queue.workers))
-    return run, queue
-
+from weft.testing.compare import assert_same, state
+from weft.testing.workers import Answer, Queue, scattered
 
 # the same numbers ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("slug", METHODS)
-def test_workers_give_the_numbers_of_the_simulation(slug: str) -> None:
-    more: dict[str, Any] = {"pack": 2, "rounds": 3, "participation": 0.7, "dropout": 0.1}
-    here = tiny.federation(small(slug), **more).run()
-    away, queue = scattered(small(slug), **more)
-    away.run()
-    assert len(queue.asked) > 3, "one pack a round would prove nothing"
-    assert_same(state(here), state(away), 0.0)
-    assert {c.id: c.rounds_seen for c in here.clients} == {c.id: c.rounds_seen for c in away.clients}
 
 
 @pytest.mark.parametrize("slug", ["fedit", "fedsa-lora", "flora"])

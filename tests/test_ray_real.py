@@ -18,7 +18,6 @@ import pytest
 import torch
 
 import weft
-from test_laws import assert_same
 from test_ray import Stops, federation, saved
 from weft.engines.flower import environment
 from weft.engines.observer import Observer
@@ -27,8 +26,9 @@ from weft.federation.client import ClientState
 from weft.federation.store import ClientStore
 from weft.runs.checkpoint import Checkpoint
 from weft.sites import ray_simulation, ray_workers
+from weft.testing.compare import assert_same
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.processes]
 real = ray_workers.answer
 
 

@@ -15,11 +15,10 @@ from torch import Tensor
 
 import tiny
 import toy_runs
+from every_method import TERMS, TRAVELS, small, some
 from test_answers_fuzz import read
 from test_faults_coordinator import Coordinator
 from test_faults_updates import edited
-from test_laws import TRAVELS, assert_same, small, state
-from test_sites import remote
 from toy_runs import Killed
 from weft.engines.evaluation import per_client
 from weft.engines.remote import Question
@@ -37,6 +36,8 @@ from weft.runs.recovery import PATIENCE, STATES, Recovery
 from weft.runs.result import best_by_validation, metrics
 from weft.tasks.classification import Classification, observed_of
 from weft.tasks.counts import Counts
+from weft.testing.compare import assert_same, state
+from weft.testing.sites import remote
 
 HUGE = 9e14  # below the bound of a message
 GONE = 1e30  # gives no number in any tiny model: their norms heal what is smaller, which those of a large one do not
@@ -95,7 +96,7 @@ def test_an_update_has_moved_by_its_difference_to_what_was_sent_and_by_all_that_
 
 
 @pytest.mark.parametrize(("away", "to"), [(True, 0), (True, 2), (False, 0)])
-@pytest.mark.parametrize("slug", TRAVELS)
+@pytest.mark.parametrize("slug", some(TRAVELS, ("fedit", TERMS)))
 def test_to_roll_a_round_back_is_not_to_have_played_it(slug: str, away: bool, to: int) -> None:
     """For all that the server holds at once, and in later rounds too unless clients have learnt in it for themselves."""
 

@@ -15,7 +15,7 @@ from torch import Tensor
 import tiny
 import toy_runs
 import weft
-from site_by_messages import by_messages
+from every_method import some
 from toy_runs import Told
 from weft.aggregation.mean import WeightedMean
 from weft.errors import Interrupted, UserError
@@ -27,9 +27,11 @@ from weft.federation.scope import matches
 from weft.federation.server import ServerState
 from weft.methods import FedIT, FedRA, registry
 from weft.tensors.lowrank import LowRank
+from weft.testing.strangers import by_messages
 
 ADDITIVE = sorted(s for s, info in registry.infos().items() if info.additive)
 OTHERS = sorted(s for s, info in registry.infos().items() if not info.additive)
+QUICK = ("fedit", "fedra", "fedsa-lora")  # everything, of several sizes, with personal values
 WHOLE = [r for r in RULES if r not in ("krum", "multi-krum")]  # rules that can do with updates of different tensors
 EIGHT = (9, 5, 4, 7, 3, 6, 8, 5)
 
@@ -69,7 +71,7 @@ def bent(run: tiny.Federation, bad: Iterable[str], how: Callable[[Tensor, Tensor
 # nothing changes for those who trust --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("slug", ADDITIVE)
+@pytest.mark.parametrize("slug", some(ADDITIVE, QUICK))
 def test_without_a_rule_and_with_a_wide_clip_the_numbers_are_those_of_the_plain_mean_bit_for_bit(
     slug: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -89,7 +91,7 @@ def test_without_a_rule_and_with_a_wide_clip_the_numbers_are_those_of_the_plain_
     assert all(equal(f, expected) for f in found)
 
 
-@pytest.mark.parametrize("slug", ADDITIVE)
+@pytest.mark.parametrize("slug", some(ADDITIVE, QUICK))
 def test_trimming_nothing_off_is_the_mean_of_equal_votes(slug: str) -> None:
     even = shared(play(replace(small(slug), weighting="uniform"), Robust()))
     trimmed = shared(play(small(slug), Robust("trimmed", share=0.0)))
@@ -99,7 +101,10 @@ def test_trimming_nothing_off_is_the_mean_of_equal_votes(slug: str) -> None:
 
 @pytest.mark.parametrize(
     ("slug", "rule"),
-    [*((s, "trimmed") for s in ADDITIVE), *((s, r) for s in ("fedit", "fedra") for r in RULES[1:] if r != "trimmed")],
+    [
+        *(pytest.param(s, "trimmed", marks=() if s in QUICK else pytest.mark.slow) for s in ADDITIVE),
+        *((s, r) for s in ("fedit", "fedra") for r in RULES[1:] if r != "trimmed"),
+    ],
 )
 def test_every_rule_gives_the_same_in_packs_one_by_one_and_by_messages(slug: str, rule: str) -> None:
     if slug == "fedra" and rule not in WHOLE:

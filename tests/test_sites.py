@@ -3,116 +3,15 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Mapping
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-import tiny
-from test_laws import METHODS, TERMS, TRAVELS, assert_same, small, state
-from weft.communication.codecs import codec
-from weft.engines.engine import Engine
-from weft.engines.remote import Question, Remote, answer
-from weft.engines.site import Site
-from weft.federation.client import ClientState
-from weft.federation.message import Value
-from weft.federation.method import Method
-from weft.tensors.lowrank import LowRank
-
-
-class Loopback:
-    """Sites in this process, each with a folder of its own."""
-
-    def __init__(self, run: tiny.Federation, uplink: str = "identity"):
-        self.root = Path(tempfile.mkdtemp(dir=tiny.root()))
-        self.run, self.uplink = run, uplink
-        self.silent: set[str] = set()
-        self.asked: list[str] = []
-        self.sites: dict[str, Site] = {}
-        self.start()
-
-    def start(self) -> None:
-        """(Re)start every site from its folder."""
-        run = self.run
-        for c in run.clients:
-            own = ClientState(c.id, c.n, dict(c.facts), c.model, data=c.data)
-            bench = run.bench.of(own)
-            self.sites[c.id] = Site(run.method, bench, own, self.root / c.id, codec(self.uplink), run.server.start)
-
-    def arrivals(self, clients: list[ClientState]) -> list[ClientState]:
-        return []
-
-    def ask(self, questions: Mapping[str, bytes]) -> Mapping[str, bytes]:
-        found = {}
-        for client, raw in questions.items():
-            if client not in self.silent:
-                self.asked.append(client)
-                found[client] = answer(self.sites[client], raw)
-        return found
-
-
-def remote(method: Method, uplink: str = "identity", **more: Any) -> tuple[tiny.Federation, Loopback]:
-    """A federation whose clients are sites; the coordinator's own records of them have no rows."""
-    run = tiny.federation(method, codec_name=uplink, **more)
-    loop = Loopback(run, uplink)
-    stubs = [ClientState(c.id, c.n, dict(c.facts), c.model) for c in run.clients]
-    setup = replace(run.simulation.setup, federations=[(run.server, stubs)])
-    run.simulation = Engine(setup, Remote(setup, loop))
-    return run, loop
-
-
-def dense(value: Value) -> torch.Tensor:
-    return value.dense() if isinstance(value, LowRank) else value
-
-
-def kept(loop: Loopback) -> dict[str, torch.Tensor]:
-    found = {}
-    for name, site in loop.sites.items():
-        site.store.load(site.client)
-        found |= {f"{name}:{n}": v for n, v in site.client.kept.items()}
-    return found
-
-
-@pytest.mark.parametrize("slug", TRAVELS)
-def test_sites_give_the_numbers_of_the_simulation(slug: str) -> None:
-    here = tiny.federation(small(slug), pack=1, rounds=4, participation=0.5).run()
-    away, loop = remote(small(slug), rounds=4, participation=0.5)
-    away.run()
-    server = {n: v for n, v in state(here).items() if not n.startswith("client-")}
-    assert_same(server, {n: v for n, v in state(away).items() if not n.startswith("client-")}, 1e-9)
-    mine = {n: v for n, v in state(here).items() if n.startswith("client-")}
-    assert_same(mine, {n: v for n, v in kept(loop).items() if n in mine}, 1e-9)
-
-
-@pytest.mark.parametrize("slug", METHODS)
-def test_payloads_on_the_ledger_are_those_of_the_simulation(slug: str) -> None:
-    here = tiny.federation(small(slug), pack=1, rounds=3).run()
-    away, _ = remote(small(slug), rounds=3)
-    away.run()
-    for t in range(3):
-        for direction in ("up", "down"):
-            mine, theirs = (
-                r.simulation.exchange.ledger.totals(round=t, phase="train", direction=direction) for r in (here, away)
-            )
-            assert mine.parts == theirs.parts
-            assert mine.wire == theirs.wire if direction == "down" else mine.wire <= theirs.wire  # an answer is framed
-
-
-@pytest.mark.parametrize("slug", TRAVELS)
-def test_scores_of_sites_are_those_of_the_simulation(slug: str) -> None:
-    here = tiny.federation(small(slug), pack=1, rounds=3, participation=0.5).run()
-    away, _ = remote(small(slug), rounds=3, participation=0.5)
-    away.run()
-    wanted = {(e.view, e.people, e.metric, e.pooling): e.value for e in here.simulation.evaluate(1)}
-    found = {(e.view, e.people, e.metric, e.pooling): e.value for e in away.simulation.evaluate(1)}
-    assert all(wanted[k] == pytest.approx(v) for k, v in found.items() if k in wanted)
-    assert {
-        (view, "own test", "accuracy", "mean over clients") for view in here.method.info.views
-    } <= found.keys() & wanted.keys()
+from every_method import TERMS, small
+from weft.engines.remote import Question
+from weft.testing.compare import assert_same, dense, state
+from weft.testing.sites import kept, remote
 
 
 @pytest.mark.parametrize("slug", ["fedsa-lora", TERMS, "pfedpg"])

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import tiny
+from patience import patience
 from weft.communication.strict import Refused
 from weft.communication.wire import payload_in
 from weft.federation.exchange import Limits, read_download
@@ -390,7 +391,7 @@ print(json.dumps(found))
 def measured(messages: list[bytes], limit: int, shapes: dict[str, Any]) -> list[tuple[int, float, str]]:
     """Peak memory above that before in bytes, seconds, and the refusal ("" for none) of each message, in a process of its own."""
     feed = json.dumps([limit, shapes]).encode() + b"\n" + b"".join(b"%d\n" % len(m) + m for m in messages)
-    done = subprocess.run([sys.executable, "-c", MEASURED], input=feed, capture_output=True, timeout=120, check=False)
+    done = subprocess.run([sys.executable, "-c", MEASURED], input=feed, capture_output=True, timeout=patience(60), check=False)
     assert done.returncode == 0, done.stderr.decode()[-2000:]
     return [tuple(x) for x in json.loads(done.stdout)]
 

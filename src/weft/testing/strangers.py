@@ -1,11 +1,14 @@
-"""A federation in which each client is a stranger: it gets bytes, keeps its own copy of what it read, and gives bytes."""
+"""Federations in which each client is a stranger: it gets bytes, keeps its own copy of what it read, and gives bytes.
+
+Written a second time, beside :mod:`weft.engines.site`, from what the contract says of messages.
+"""
 
 from __future__ import annotations
 
-import tiny
 from weft.communication.codecs import codec
-from weft.communication.message import Expected, Header
+from weft.communication.message import Expected, Header, Received
 from weft.communication.wire import decode, encode
+from weft.engines.cohort import drops_out
 from weft.federation.exchange import download_shapes
 from weft.federation.layout import named
 from weft.federation.message import APPENDED, Value
@@ -15,12 +18,13 @@ from weft.federation.rounds import adapted
 from weft.federation.scope import Scope
 from weft.federation.turn import Turn
 from weft.tensors.lowrank import LowRank
+from weft.testing.federation import Federation
 
 
 class Site:
     """One client with nothing but the experiment's description, its rows, and a copy of what it has received."""
 
-    def __init__(self, run: tiny.Federation, position: int):
+    def __init__(self, run: Federation, position: int):
         self.client = run.clients[position]
         self.method, self.bench, self.start = run.method, run.bench.of(self.client), run.server.start
         self.info = self.client.info(run.method.info.asks)
@@ -34,7 +38,8 @@ class Site:
                 else:
                     self.copy[name] = drawn if drawn is not None else self.bench.draw(init, name)
 
-    def turn(self, run: tiny.Federation, data: bytes, round: Round) -> bytes | None:
+    def take(self, data: bytes, round: Round) -> Received:
+        """Read a download, and keep its values."""
         shapes = download_shapes(self.adaptation, self.bench)
         expected = Expected(
             method=self.method.info.slug,
@@ -55,6 +60,11 @@ class Site:
                 self.copy[plain] = LowRank.cat([old, value])
             else:
                 self.copy[name] = value
+        return received
+
+    def turn(self, data: bytes, round: Round) -> bytes | None:
+        """Read a download, train, and answer."""
+        received = self.take(data, round)
         pack = Pack(self.bench, [Turn(self.client, self.adaptation, self.copy, received.facts)], round, self.start)
         updates = list(self.method.train(pack))
         pack.write_back()
@@ -64,7 +74,7 @@ class Site:
         return encode(header, updates[0].tensors, updates[0].facts, codec("identity"), reference=self.copy).data
 
 
-def by_messages(run: tiny.Federation) -> None:
+def by_messages(run: Federation) -> None:
     """All rounds of a run, each client by itself; cohorts as the simulation draws them."""
     server = run.server
     sites = {c.id: Site(run, i) for i, c in enumerate(run.clients)}
@@ -81,7 +91,10 @@ def by_messages(run: tiny.Federation) -> None:
             header = Header(run.method.info.slug, t, plan.kind, "down", client.id)
             data = encode(header, message.tensors, message.facts, codec("identity")).data
             server.receipt(message, sites[client.id].info)
-            reply = sites[client.id].turn(run, data, plan)
+            if drops_out(server.seed, client.id, t, run.simulation.setup.settings.dropout):
+                sites[client.id].take(data, plan)
+                continue
+            reply = sites[client.id].turn(data, plan)
             if reply is not None:
                 replies[client.id] = reply
         server.clock += 1

@@ -1,0 +1,84 @@
+"""Rows whose labels can be learnt, and clients of unequal size that hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from weft.data.images import Images
+from weft.data.rows import Rows
+from weft.engines.setup import Tests
+from weft.federation.client import ClientState, Splits
+from weft.testing.models import WORDS
+
+SIZES = (9, 5, 1, 7, 0, 6)
+"""Training rows of each client: one has a single row, one (the fourth) a single class, one none."""
+
+
+def texts(n: int, labels: Sequence[int], classes: int, seed: int = 0, longest: int = 12) -> list[str]:
+    """n texts of 1 to ``longest`` words; six in ten words come from their label's share of the vocabulary."""
+    rng = np.random.default_rng(seed)
+    share = WORDS // classes
+    found = []
+    for y in list(labels)[:n]:
+        count = int(rng.integers(1, longest + 1))
+        own = y * share + rng.integers(share, size=count)
+        words = np.where(rng.random(count) < 0.6, own, rng.integers(WORDS, size=count))
+        found.append(" ".join(f"w{w}" for w in words))
+    return found
+
+
+def pictures(labels: Sequence[int], classes: int, seed: int = 0) -> Images:
+    """8×8 pictures of noise, brighter in the share of their rows that belongs to their label."""
+    rng = np.random.default_rng((seed, 3))
+    found = []
+    for y in labels:
+        picture = rng.integers(0, 120, size=(8, 8, 3))
+        picture[8 * y // classes : 8 * (y + 1) // classes] += 100
+        found.append(picture.astype(np.uint8))
+    return Images(found)
+
+
+def rows(
+    n: int, classes: int = 3, seed: int = 0, labels: Sequence[int] | None = None, pairs: bool = False, reads: str = "texts"
+) -> Rows:
+    """A table of n labelled texts (or pairs of them), or pictures."""
+    rng = np.random.default_rng((seed, 1))
+    y = np.asarray(rng.integers(classes, size=n) if labels is None else labels, dtype=np.int64)
+    if reads == "images":
+        return Rows(None, None, y, np.arange(n), images=pictures(y.tolist(), classes, seed))
+    second = texts(n, y.tolist(), classes, seed + 1000) if pairs else None
+    return Rows(texts=texts(n, y.tolist(), classes, seed), pairs=second, labels=y, ids=np.arange(n))
+
+
+def states(
+    sizes: Sequence[int] = SIZES,
+    classes: int = 3,
+    facts: Sequence[Mapping[str, Any]] | None = None,
+    seed: int = 0,
+    reads: str = "texts",
+) -> tuple[Rows, list[ClientState], Tests]:
+    """Rows of a whole federation, its clients and its tests; every client with rows has 2 for validation and 3 for test."""
+    rng = np.random.default_rng((seed, 2))
+    labels: list[int] = []
+
+    def more(count: int, y: np.ndarray) -> np.ndarray:
+        start = len(labels)
+        labels.extend(int(v) for v in y)
+        return np.arange(start, start + count)
+
+    clients = []
+    for i, n in enumerate(sizes):
+        skew = rng.dirichlet(np.ones(classes))
+        if i == 3:
+            skew = np.eye(classes)[0]
+        held_out = (2, 3) if n else (0, 0)
+        parts = [more(m, rng.choice(classes, m, p=skew)) for m in (n, *held_out)]
+        own = dict(facts[i]) if facts else {}
+        clients.append(ClientState(f"client-{i}", n, own, data=Splits(*parts)))
+    test = more(12, rng.integers(classes, size=12))
+    val = more(6, rng.integers(classes, size=6))
+    stranger = more(4, rng.integers(classes, size=4))
+    return rows(len(labels), classes, seed, labels, reads=reads), clients, Tests(test, val, {"stranger": stranger})

@@ -1,0 +1,137 @@
+"""Whole tiny federations in memory: ``federation(FedIT(rank=2), pack=3).run()``."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from weft.backbones.backbone import Backbone
+from weft.backbones.prefix import PrefixCache
+from weft.backbones.tables import tabulate
+from weft.communication.codecs import codec
+from weft.communication.ledger import Ledger
+from weft.engines.cohort import cohort
+from weft.engines.engine import Engine
+from weft.engines.here import Here
+from weft.engines.scoring import Scoring
+from weft.engines.setup import Settings, Setup
+from weft.federation.bench import Bench
+from weft.federation.client import ClientState
+from weft.federation.exchange import Exchange
+from weft.federation.method import Method
+from weft.federation.pack import Pack
+from weft.federation.round import Round
+from weft.federation.rounds import adapted, begin
+from weft.federation.server import ServerState
+from weft.federation.store import ClientStore, Spool
+from weft.federation.turn import Turn
+from weft.tasks.kinds import make
+from weft.testing.data import SIZES, states
+from weft.testing.models import backbone, home, names, root
+
+
+@dataclass
+class Federation:
+    """A run in memory. ``run()`` plays its rounds; ``global_logits()`` predicts with the server's model."""
+
+    method: Method
+    bench: Bench
+    server: ServerState
+    clients: list[ClientState]
+    simulation: Engine
+    rounds: int
+
+    def run(self, rounds: int | None = None) -> Federation:
+        for t in range(self.rounds if rounds is None else rounds):
+            if self.simulation.round(t) is None:
+                break
+        return self
+
+    def pack(self, clients: Sequence[int] | None = None, t: int = 0) -> Pack:
+        """A pack of these clients (all, if None), of one backbone, as they enter round t, past the wire."""
+        server = self.server
+        server.round = self.method.plan(server, t) or Round(t)
+        chosen = self.clients if clients is None else [self.clients[i] for i in clients]
+        server.cohort = [c.info(self.method.info.asks) for c in chosen]
+        turns = []
+        for c in chosen:
+            info = c.info(self.method.info.asks)
+            message = self.method.send(server, info)
+            adaptation = adapted(self.method, self.bench, info)
+            turns.append(Turn(c, adaptation, server.held_by(info, adaptation, message), dict(message.facts)))
+        return Pack(self.bench.of(chosen[0]), turns, server.round, server.start)
+
+    def cohort(self) -> list[ClientState]:
+        """Who takes part in the server's round."""
+        return cohort(self.server, self.clients, self.simulation.setup.settings.participation, self.simulation.last_cohort)
+
+    def global_logits(self, index: np.ndarray | None = None) -> Tensor:
+        """[n, C] on rows of the table (all, if None)."""
+        index = np.arange(len(self.bench.table)) if index is None else index
+        return self.server.pack().predict(lambda p, b: self.method.forward(p, b, "global"), [index])[0]
+
+    def personal_logits(self, view: str, rows: Mapping[str, np.ndarray] | None = None) -> dict[str, Tensor]:
+        """Client -> [n, C] of its own model on rows of the table (the first client's test rows for everybody, if None)."""
+        rows = {c.id: self.clients[0].data.test for c in self.clients} if rows is None else rows
+        owner, chosen = {c.id: self.server for c in self.clients}, [c for c in self.clients if c.id in rows]
+        found: dict[str, Tensor] = {}
+        for part, pack in Scoring(self.simulation.setup, self.simulation.k).models(owner, chosen):
+            logits = pack.predict(lambda p, b: self.method.forward(p, b, view), [rows[c.id] for c in part])
+            found |= {c.id: z for c, z in zip(part, logits, strict=True)}
+        return dict(sorted(found.items()))
+
+
+def federation(
+    method: Method,
+    model: Backbone | str | None = None,
+    *,
+    sizes: Sequence[int] = SIZES,
+    classes: int = 3,
+    rounds: int = 2,
+    seed: int = 0,
+    precision: str = "float64",
+    facts: Sequence[Mapping[str, Any]] | None = None,
+    prefix: bool = False,
+    codec_name: str = "identity",
+    start: dict[str, Tensor] | None = None,
+    where: Path | None = None,
+    others: Sequence[Backbone] = (),
+    **settings: Any,
+) -> Federation:
+    """A whole tiny federation in memory: ``federation(FedIT(rank=2), pack=3).run()``.
+
+    Args:
+        model: a type of ``SHAPES`` or a backbone; None = one that has what the method needs. facts: one mapping per client.
+        others: more backbones, which clients get by turns.
+        prefix: with the frozen-prefix cache.
+        where: folder of the client store (a new temporary one). settings: of :class:`weft.engines.setup.Settings`.
+    """
+    model = model or home(method)
+    of = backbone(model, classes=classes, precision=precision) if isinstance(model, str) else model
+    all_rows, clients, tests = states(sizes, classes, facts, seed, of.reads)
+    benches = [
+        Bench(b, make(names(classes)), tabulate(b, all_rows, 32), seed, PrefixCache(b) if prefix else None) for b in (of, *others)
+    ]
+    made = replace(benches[0], others={b.backbone.name: b for b in benches[1:]})
+    for i, client in enumerate(clients):
+        client.model = ["", *made.others][i % len(benches)]
+    server = begin(method, made, [c.info(method.info.asks) for c in clients], rounds, start)
+    method.start(server)
+    where = where or Path(tempfile.mkdtemp(dir=root()))
+    setup = Setup(
+        method,
+        made,
+        [(server, clients)],
+        Settings(rounds=rounds, **settings),
+        Exchange(method, codec(codec_name), Ledger()),
+        ClientStore(where / "clients"),
+        Spool(where / "spool"),
+        tests,
+    )
+    return Federation(method, made, server, clients, Engine(setup, Here(setup)), rounds)

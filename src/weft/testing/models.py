@@ -1,0 +1,245 @@
+"""Tiny random backbones: ``folder("bert")`` saves one of a few thousand parameters with a word-level tokenizer, and
+``backbone("bert")`` loads it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from weft.backbones.backbone import Backbone
+from weft.backbones.load import load
+from weft.federation.method import Method
+
+WORDS = 94  # "w0" … "w93"; with the special tokens the vocabulary holds 98
+
+COMMON = {
+    "vocab_size": 100,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 64,
+}
+GROUPED = COMMON | {"num_key_value_heads": 2, "head_dim": 8}
+SHAPES: dict[str, dict[str, Any]] = {
+    "bert": COMMON,
+    "roberta": COMMON | {"max_position_embeddings": 66, "type_vocab_size": 1},
+    "xlm-roberta": COMMON | {"max_position_embeddings": 66, "type_vocab_size": 1},
+    "distilbert": {
+        "vocab_size": 100,
+        "dim": 32,
+        "n_layers": 3,
+        "n_heads": 4,
+        "hidden_dim": 64,
+        "max_position_embeddings": 64,
+    },
+    "electra": COMMON | {"embedding_size": 16},
+    "albert": COMMON | {"embedding_size": 16},
+    "deberta-v2": COMMON
+    | {
+        "relative_attention": True,
+        "position_buckets": 16,
+        "pos_att_type": ["p2c", "c2p"],
+        "norm_rel_ebd": "layer_norm",
+        "share_att_key": True,
+        "position_biased_input": False,
+    },
+    "modernbert": COMMON | {"global_attn_every_n_layers": 2, "local_attention": 8},
+    "gpt2": {"vocab_size": 100, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64},
+    "opt": {
+        "vocab_size": 100,
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "ffn_dim": 64,
+        "max_position_embeddings": 64,
+        "word_embed_proj_dim": 32,
+    },
+    "llama": GROUPED,
+    "mistral": GROUPED,
+    "qwen2": GROUPED,
+    "qwen3": GROUPED,
+    "gemma": GROUPED,
+    "phi": COMMON,
+    "gpt_neox": COMMON,
+    "bloom": {"vocab_size": 100, "hidden_size": 32, "n_layer": 3, "n_head": 4},
+    "t5": {"vocab_size": 100, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 3, "num_heads": 4}
+    | {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 16},
+    "vit": {k: v for k, v in COMMON.items() if k not in ("vocab_size", "max_position_embeddings")}
+    | {"image_size": 8, "patch_size": 4},
+    "clip": {
+        "projection_dim": 16,
+        "text_config": COMMON
+        | {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "projection_dim": 16}
+        | {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3},
+        "vision_config": {k: v for k, v in COMMON.items() if k not in ("vocab_size", "max_position_embeddings")}
+        | {"image_size": 8, "patch_size": 4, "projection_dim": 16},
+    },
+}
+IMAGES = ("vit", "clip")
+DECODERS = ("gpt2", "opt", "llama", "mistral", "qwen2", "qwen3", "gemma", "phi", "gpt_neox", "bloom")
+ENCODERS = tuple(m for m in SHAPES if m not in (*DECODERS, *IMAGES, "t5"))  # whose head reads the first token
+
+_ROOT: list[Path] = []
+
+
+def root() -> Path:
+    """A temporary folder that goes when the process ends."""
+    if not _ROOT:
+        _ROOT.append(Path(tempfile.mkdtemp(prefix="weft-tests-")))
+        atexit.register(shutil.rmtree, _ROOT[0], ignore_errors=True)
+    return _ROOT[0]
+
+
+def specials(model_type: str) -> dict[str, str]:
+    """Special tokens in the order of their ids, named and placed as the real models of that type have them."""
+    if model_type in ("roberta", "xlm-roberta"):  # padding is 1, not 0
+        return {"cls_token": "<s>", "pad_token": "<pad>", "sep_token": "</s>", "unk_token": "<unk>"}
+    if model_type == "clip":
+        return {"pad_token": "[PAD]", "unk_token": "[UNK]", "bos_token": "[SOS]", "eos_token": "[EOS]"}
+    if model_type == "t5":
+        return {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    if model_type in DECODERS:  # no padding token: the end-of-text token has to serve
+        return {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    return {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+
+
+def tokenizer(model_type: str) -> Any:
+    """A word-level tokenizer over "w0" … "w93"; encoders frame a text by their special tokens, LLaMA-likes start it by one."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    special = specials(model_type)
+    words = [*special.values(), *(f"w{i}" for i in range(WORDS))]
+    ids = {w: i for i, w in enumerate(words)}
+    inner = Tokenizer(models.WordLevel(ids, unk_token=special["unk_token"]))
+    # punctuation by itself: a class name may end a sentence
+    inner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
+    if "cls_token" in special:
+        cls, sep = special["cls_token"], special["sep_token"]
+        second = 0 if "roberta" in model_type else 1
+        inner.post_processor = processors.TemplateProcessing(
+            single=f"{cls} $A {sep}",
+            pair=f"{cls} $A {sep} $B:{second} {sep}:{second}",
+            special_tokens=[(cls, ids[cls]), (sep, ids[sep])],
+        )
+    elif model_type == "t5":
+        eos = special["eos_token"]
+        inner.post_processor = processors.TemplateProcessing(
+            single=f"$A {eos}", pair=f"$A {eos} $B:1 {eos}:1", special_tokens=[(eos, ids[eos])]
+        )
+    elif model_type == "clip":
+        bos, eos = special["bos_token"], special["eos_token"]
+        inner.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A {eos}", special_tokens=[(bos, ids[bos]), (eos, ids[eos])]
+        )
+    elif model_type not in ("gpt2", "gpt_neox", "phi"):
+        bos = special["bos_token"]
+        inner.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, ids[bos])]
+        )
+    names = ["input_ids", "attention_mask"]
+    if model_type in ("bert", "electra", "albert", "deberta-v2"):
+        names.insert(1, "token_type_ids")
+    return PreTrainedTokenizerFast(tokenizer_object=inner, model_max_length=64, model_input_names=names, **special)
+
+
+@torch.no_grad()
+def scramble(model: torch.nn.Module, seed: int = 0) -> None:
+    """Fixed weights of a size at which every bias, norm and attention score matters (fresh ones are near the identity)."""
+    g = torch.Generator().manual_seed(seed)
+    for name, p in sorted(model.named_parameters()):
+        if not p.dim():  # CLIP's logit scale
+            continue
+        noise = torch.randn(p.shape, generator=g)
+        if p.dim() == 1:
+            around = 0.0 if name.endswith("bias") else 1.0
+            p.copy_(around + 0.1 * noise)
+        else:
+            p.copy_(noise * (0.5 if "embed" in name or "wte" in name or "wpe" in name else 1.5 * p.shape[-1] ** -0.5))
+
+
+def folder(model_type: str = "bert", checkpoint: str = "base", **overrides: Any) -> str:
+    """Folder of a saved tiny model with its tokenizer, made once per process.
+
+    Args:
+        checkpoint: ``base`` (no head), ``mlm`` (masked-LM head, no pooler) or ``lm`` (causal).
+        overrides: fields of the configuration.
+    """
+    return _folder(model_type, checkpoint, json.dumps(overrides, sort_keys=True))
+
+
+@functools.cache
+def _folder(model_type: str, checkpoint: str, overrides: str) -> str:
+    import transformers
+    from transformers import AutoConfig
+
+    transformers.logging.disable_progress_bar()
+    kinds = {"base": "AutoModel", "mlm": "AutoModelForMaskedLM", "lm": "AutoModelForCausalLM"}
+    words = tokenizer(model_type)
+    config = AutoConfig.for_model(model_type, **SHAPES[model_type])
+    inner = getattr(config, "text_config", config)
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"):
+        if hasattr(inner, name) and model_type != "vit":
+            setattr(inner, name, getattr(words, name))
+    for name, value in json.loads(overrides).items():
+        setattr(config, name, value)
+    model = getattr(transformers, kinds[checkpoint]).from_config(config)
+    scramble(model)
+    path = root() / f"{model_type}-{checkpoint}-{_folder.cache_info().misses}"
+    model.save_pretrained(path)
+    if model_type in IMAGES:
+        from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+        ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(path)
+    if model_type != "vit":
+        words.save_pretrained(path)
+    return str(path)
+
+
+def backbone(
+    model_type: str = "bert",
+    *,
+    classes: int = 3,
+    precision: str = "float64",
+    checkpoint: str = "base",
+    task: str = "auto",
+    **overrides: Any,
+) -> Backbone:
+    """A tiny backbone, loaded once per process: parts never change it."""
+    return _backbone(folder(model_type, checkpoint, **overrides), classes, precision, task)
+
+
+def names(classes: int) -> tuple[str, ...]:
+    """Of the classes: words that the tokenizers know."""
+    return tuple(f"class w{7 * c}" for c in range(classes))
+
+
+@functools.cache
+def _backbone(path: str, classes: int, precision: str, task: str) -> Backbone:
+    return load(path, classes=names(classes), device="cpu", precision=precision, task=task)
+
+
+def home(method: Method) -> str:
+    """A type of ``SHAPES`` that has what a method needs."""
+    needs = method.info.needs
+    return "clip" if "two towers" in needs else "vit" if "images" in needs else "bert"
+
+
+def hooks(model: torch.nn.Module) -> Iterator[str]:
+    """Whatever is left on a model that was not there when it was loaded: hooks and replaced forwards."""
+    for name, module in model.named_modules():
+        for kind in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
+            if getattr(module, kind, None):
+                yield f"{name}.{kind}"
+        if "forward" in vars(module):
+            yield f"{name}.forward"

@@ -1,0 +1,116 @@
+"""Laws of a method under other settings of a run: precision, codec, learning rate, architecture, and nobody with rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+from zlib import crc32
+
+import torch
+from torch import Tensor
+
+from weft.communication.codecs import CODECS
+from weft.errors import UserError
+from weft.federation.method import Method
+from weft.testing.compare import assert_same, equal, logits, server_state, state
+from weft.testing.federation import federation
+from weft.testing.models import IMAGES, SHAPES, home
+from weft.testing.plays import shallow, small, steady
+from weft.testing.watch import watching
+
+PAIR: dict[str, Any] = {"sizes": (3, 1)}
+
+
+def check_single_precision(method: Method) -> None:
+    """The pack law holds in single precision, up to its rounding, for a pack of everybody."""
+    about: dict[str, Any] = {"model": shallow(method, "float32"), "sizes": (4, 2, 1), "rounds": 1}
+    packed, alone = (federation(small(method), pack=k, **about).run() for k in (3, 1))
+    assert_same(logits(packed), logits(alone), 2e-4, f"{method.info.slug} breaks the pack law in single precision; there")
+
+
+def check_half_precision(method: Method) -> None:
+    """On a backbone of half precision everything that is learnt, sent and averaged is of single precision."""
+    run = federation(small(method), shallow(method, "bfloat16"), rounds=1, **PAIR)
+    with watching(run.method) as seen:
+        run.run()
+    values = [(f"{n} of {u.client.id}", v) for turn in seen.turns.values() for u in turn.updates for n, v in u.tensors.items()]
+    for name, value in [*values, *state(run).items()]:
+        assert isinstance(value, Tensor)
+        assert value.dtype == torch.float32, f"{method.info.slug}: on a bfloat16 backbone {name} is of {value.dtype}."
+
+
+def check_rate_zero(method: Method, *codecs: str) -> None:
+    """At a learning rate of zero nothing moves; exactly, for values that are averaged, but an SVD may turn factors."""
+    changes: dict[str, Any] = {"optim": small(method).optim.but(lr=0.0)}
+    made, model = replace(small(method), **changes), shallow(method)
+    before = logits(federation(made, model, rounds=1, **PAIR))
+    for codec in codecs:
+        run = federation(made, model, codec_name=codec, rounds=1, **PAIR).run()
+        what = f"{method.info.slug}: at a learning rate of zero, with {codec}, something moves; there"
+        assert_same(before, logits(run), 1e-12, what)
+
+
+def check_codec(method: Method, codec: str) -> None:
+    """Updates that a codec has written train."""
+    slug = method.info.slug
+    run = federation(small(method), shallow(method), codec_name=codec, **PAIR)
+    before = state(run)
+    run.run()
+    assert run.simulation.exchange.ledger.totals(direction="up").payload > 0, f"{slug}: nothing is billed with {codec}."
+    assert not equal(before, state(run)), f"{slug}: nothing is learnt with {codec}."
+    odd = [n for n, v in logits(run).items() if not bool(torch.isfinite(v).all())]
+    assert not odd, f"{slug}: with {codec} the logits of {odd[0]} are not finite."
+
+
+def check_codecs(method: Method) -> None:
+    """With every codec a run trains, and at a learning rate of zero nothing moves."""
+    check_rate_zero(method, *sorted(CODECS))
+    for name in sorted(CODECS.keys() - {"identity"}):  # all other runs are played with that one
+        check_codec(method, name)
+
+
+def check_nobody(method: Method) -> None:
+    """A round of clients without rows changes nothing, and divides by nothing."""
+    run = federation(small(method), shallow(method), sizes=(0, 0), rounds=1)
+    before = {n: v for n, v in server_state(run).items() if n.startswith("shared:")}
+    played = run.simulation.round(0)
+    assert played is not None, f"{method.info.slug}: there is no first round."
+    assert played["refused"] == {}, f"{method.info.slug}: clients without rows send what is refused: {played['refused']}."
+    after = {n: v for n, v in server_state(run).items() if n.startswith("shared:")}
+    assert_same(before, after, 0.0, f"{method.info.slug}: a round of clients without rows changes something; there")
+
+
+def others(method: Method) -> list[str]:
+    """Architectures that a method may be tried on beside its home, in an order that depends on its slug."""
+    needs, at_home = method.info.needs, home(method)
+    kinds: Iterable[str] = SHAPES
+    if "two towers" in needs:
+        kinds = ("clip",)
+    elif "images" in needs:
+        kinds = IMAGES
+    found = sorted(k for k in kinds if k != at_home)
+    turn = crc32(method.info.slug.encode()) % max(len(found), 1)
+    return found[turn:] + found[:turn]
+
+
+def check_on(method: Method, model: str, codec: str = "identity") -> bool:
+    """The pack law on one architecture, for two clients of unequal numbers of steps; whether the method takes that at all."""
+    about: dict[str, Any] = {"model": model, "sizes": (4, 1), "rounds": 1, "codec_name": codec}
+    try:
+        packed = federation(steady(method), pack=2, **about).run()
+    except UserError:  # refused, with a sentence
+        return False
+    alone = federation(steady(method), pack=1, **about).run()
+    tolerance = (
+        2e-4 if codec == "identity" else 1e-3
+    )  # some compute in single precision; a code may fall to either side of a level
+    assert_same(logits(packed), logits(alone), tolerance, f"{method.info.slug} breaks the pack law on {model}; there")
+    return True
+
+
+def check_elsewhere(method: Method) -> None:
+    """The pack law holds on another architecture, which differs from method to method."""
+    for model in others(method)[:4]:
+        if check_on(method, model):
+            return

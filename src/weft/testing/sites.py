@@ -1,0 +1,74 @@
+"""Federations whose clients are sites, in this process: they see nothing but bytes, and have folders of their own."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from weft.communication.codecs import codec
+from weft.engines.engine import Engine
+from weft.engines.remote import Remote, answer
+from weft.engines.site import Site
+from weft.federation.client import ClientState
+from weft.federation.method import Method
+from weft.testing.federation import Federation, federation
+from weft.testing.models import root
+
+
+class Loopback:
+    """Sites in this process, each with a folder of its own.
+
+    Attributes:
+        silent: ids of those that do not answer. asked: ids of those that did, in order.
+    """
+
+    def __init__(self, run: Federation, uplink: str = "identity"):
+        self.root = Path(tempfile.mkdtemp(dir=root()))
+        self.run, self.uplink = run, uplink
+        self.silent: set[str] = set()
+        self.asked: list[str] = []
+        self.sites: dict[str, Site] = {}
+        self.start()
+
+    def start(self) -> None:
+        """(Re)start every site from its folder."""
+        run = self.run
+        for c in run.clients:
+            own = ClientState(c.id, c.n, dict(c.facts), c.model, data=c.data)
+            bench = run.bench.of(own)
+            self.sites[c.id] = Site(run.method, bench, own, self.root / c.id, codec(self.uplink), run.server.start)
+
+    def arrivals(self, clients: list[ClientState]) -> list[ClientState]:
+        return []
+
+    def ask(self, questions: Mapping[str, bytes]) -> Mapping[str, bytes]:
+        found = {}
+        for client, raw in questions.items():
+            if client not in self.silent:
+                self.asked.append(client)
+                found[client] = answer(self.sites[client], raw)
+        return found
+
+
+def remote(method: Method, uplink: str = "identity", **more: Any) -> tuple[Federation, Loopback]:
+    """A federation whose clients are sites; the coordinator's own records of them have no rows."""
+    run = federation(method, codec_name=uplink, **more)
+    loop = Loopback(run, uplink)
+    stubs = [ClientState(c.id, c.n, dict(c.facts), c.model) for c in run.clients]
+    setup = replace(run.simulation.setup, federations=[(run.server, stubs)])
+    run.simulation = Engine(setup, Remote(setup, loop))
+    return run, loop
+
+
+def kept(loop: Loopback) -> dict[str, Tensor]:
+    """What sites remember, by client and name."""
+    found: dict[str, Tensor] = {}
+    for name, site in loop.sites.items():
+        site.store.load(site.client)
+        found |= {f"{name}:{n}": v for n, v in site.client.kept.items()}
+    return found

@@ -1,0 +1,56 @@
+"""The registered methods, as tests over all of them take them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+from weft.federation.method import Method
+from weft.methods import registry
+from weft.testing import plays
+
+METHODS = sorted(registry.infos())
+
+TERMS = "flora of small rank"
+"""At its own rank a stack is as large as a layer of the tiny models, and goes whole: here the terms travel."""
+
+TRAVELS = [*METHODS, TERMS]
+
+KINDS = ("fedit", "fedsa-lora", "flora", "pfedpg", "fedhpl")
+"""Two means, one with personal values; stacks; a generator; tables: of each way to aggregate one."""
+
+
+SHORT: dict[str, dict[str, Any]] = {
+    "MPFT": {"server_epochs": 5, "adapt_steps": 3},
+    "FlexLoRA": {"sites": "q"},
+}
+"""By class: settings for what takes long beside the clients' turns, a server's own training or its algebra at every layer."""
+
+
+def built(slug: str) -> Method:
+    """The method at its own defaults."""
+    return registry.build("flora", {"rank": 1}) if slug == TERMS else registry.build(slug, {})
+
+
+def short(slug: str) -> Method:
+    """The method at its own defaults, but for :data:`SHORT`."""
+    if slug == TERMS:
+        return built(slug)
+    names = [cls.__name__ for cls in registry.load(slug).__mro__]
+    return registry.build(slug, next((SHORT[n] for n in names if n in SHORT), {}))
+
+
+def small(slug: str) -> Method:
+    """The method at its own defaults, but with small batches, so that a turn has several unequal steps."""
+    return plays.small(built(slug))
+
+
+def some(slugs: Iterable[str], quick: Iterable[str] = KINDS) -> list[Any]:
+    """All of these methods, but in ``make test`` only ``quick``: the others are slow tests.
+
+    For what the laws cover in small, or what depends on the kind of a method more than on the method.
+    """
+    chosen = set(quick)
+    return [slug if slug in chosen else pytest.param(slug, marks=pytest.mark.slow) for slug in slugs]
