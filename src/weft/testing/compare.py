@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from weft.federation.message import Value
+from weft.tensors.forms import Value
 from weft.tensors.lowrank import LowRank
 from weft.testing.federation import Federation
 

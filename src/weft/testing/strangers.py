@@ -11,12 +11,13 @@ from weft.communication.wire import decode, encode
 from weft.engines.cohort import drops_out
 from weft.federation.exchange import download_shapes
 from weft.federation.layout import named
-from weft.federation.message import APPENDED, Value
+from weft.federation.message import APPENDED
 from weft.federation.pack import Pack
 from weft.federation.round import Round
 from weft.federation.rounds import adapted
 from weft.federation.scope import Scope
 from weft.federation.turn import Turn
+from weft.tensors.forms import Value
 from weft.tensors.lowrank import LowRank
 from weft.testing.federation import Federation
 
