@@ -54,10 +54,10 @@ class Scene:
         """The round with these answers: what the coordinator holds then, what it said, and its record."""
         tensors, rest = self.before
         server, engine = self.run.server, self.run.simulation
-        assert isinstance(engine, Remote)
+        assert isinstance(engine.turns, Remote)
         server.restore({n: v.clone() for n, v in tensors.items()}, copy.deepcopy(rest))
         self.told.sentences = []
-        engine.transport = Recorded(answers)
+        engine.turns.transport = Recorded(answers)
         record = engine.round(self.t)
         assert record is not None
         # it believes the site to hold nothing, or what an honest one holds: either way that goes on

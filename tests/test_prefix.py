@@ -213,7 +213,7 @@ def test_what_a_row_holds_does_not_depend_on_what_was_asked_for_first() -> None:
 
 def cut_of(b: Backbone, parts: dict[str, Part]) -> int:
     bench = replace(tiny.bench(b), prefix=PrefixCache(b))
-    return pack_of(bench, [parts], [values_for(bench, parts, seed=0)])._cut()
+    return pack_of(bench, [parts], [values_for(bench, parts, seed=0)]).cut()
 
 
 def test_the_cut_is_the_lowest_block_of_any_part_frozen_ones_too() -> None:

@@ -82,7 +82,7 @@ def test_without_a_rule_and_with_a_wide_clip_the_numbers_are_those_of_the_plain_
         total = WeightedMean()
         for u in updates:
             tensors = {n: v for n, v in u.tensors.items() if isinstance(v, Tensor) and matches(n, (only,))}
-            total.add(tensors, 1.0 if self.method.weighting == "uniform" else u.weight)
+            total.add(tensors, 1.0 if self.weighting == "uniform" else u.weight)
         for name, value in total.result().items():
             self.write(name, value)
 
@@ -326,7 +326,7 @@ class ByHand(FedIT):
 
 def test_a_method_that_takes_its_mean_by_itself_is_refused_instead_of_left_unprotected() -> None:
     play(ByHand(), Robust())
-    with pytest.raises(UserError, match="does not aggregate by the server's mean"):
+    with pytest.raises(UserError, match="does not aggregate with the server's mean"):
         play(ByHand(), Robust("median"))
 
 

@@ -88,7 +88,7 @@ class Classification:
         if not observed["finite"].all():
             return [Score(metric, math.nan) for metric in (*self.metrics, "loss")]
         told = self._counts(observed, by_class=True)
-        return self._scores(told, float(observed["loss"].mean()))
+        return self._scores(told, _summed(observed["loss"], "mean"))
 
     def tell(self, observed: Observed, by_class: bool) -> dict[str, Any]:
         if not observed["finite"].all():
@@ -124,7 +124,7 @@ class Classification:
             each = [np.bincount(some, minlength=len(self.classes)).tolist() for some in (given[right], given, label)]
             table = tuple(zip(*each, strict=True))
         top5 = int((observed["above"] < 5).sum()) if "top5" in self.metrics else None
-        return Counts(len(label), int(right.sum()), float(observed["loss"].sum()), table, top5)
+        return Counts(len(label), int(right.sum()), _summed(observed["loss"], "sum"), table, top5)
 
     def _scores(self, told: Counts, loss: float) -> list[Score]:
         found = []
@@ -139,6 +139,12 @@ class Classification:
                 value = one if of else counts.macro_f1(table) if name == "macro_f1" else counts.matthews(table)
                 found.append(Score(metric, value))
         return [*found, Score("loss", loss)]
+
+
+def _summed(losses: np.ndarray, how: str) -> float:
+    """As PyTorch adds them up where it has all logits at once, to the last digit."""
+    one = torch.from_numpy(-losses).unsqueeze(1)
+    return float(F.nll_loss(one, torch.zeros(len(losses), dtype=torch.int64), reduction=how))
 
 
 def wilson(correct: int, n: int) -> tuple[float, float]:
