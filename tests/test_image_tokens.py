@@ -211,4 +211,4 @@ def test_values_start_at_zero_and_leave_the_cache_its_height() -> None:
     parts: dict[str, Part] = {"table": Values((("logits", (3, 3)),)), "head": Head()}
     (site,) = parts["table"].sites(bench.backbone)
     assert not parts["table"].tensors(bench.backbone, site)["logits"].draw(0).any()
-    assert pack_of(bench, [parts], [values_for(bench, parts, seed=0)])._cut() == 3
+    assert pack_of(bench, [parts], [values_for(bench, parts, seed=0)]).cut() == 3

@@ -24,6 +24,7 @@ from weft.sites import asked, resident
 from weft.sites.rows import OwnData
 from weft.sites.terms import Terms
 from weft.sites.words import Disagreed, Reason, refusal
+from weft.tasks.classification import Classification
 
 SECRET = "Ada Lovelace, born 1815-12-10"
 ERRORS: list[Callable[[], Exception]] = [
@@ -59,7 +60,7 @@ STAGES: list[tuple[Any, str]] = [
     (Site, "_save"),
     (engine, "read_download"),
     (engine, "write_update"),
-    (engine, "answers"),
+    (Classification, "tell"),
     (engine, "Pack"),
 ]
 
