@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
@@ -15,16 +14,17 @@ from weft.backbones.prefix import PrefixCache
 from weft.backbones.tables import Table
 from weft.communication.codecs import codec
 from weft.communication.ledger import Ledger
-from weft.engines.simulation import Settings, Simulation, Tests
+from weft.engines.engine import Engine, Turns
+from weft.engines.here import Here
+from weft.engines.setup import Settings, Setup, Tests
 from weft.federation.bench import Bench
 from weft.federation.client import ClientState, Splits
 from weft.federation.exchange import Exchange
 from weft.federation.method import Method
-from weft.federation.server import ServerState
+from weft.federation.rounds import begin
 from weft.federation.store import ClientStore, Spool
 from weft.tasks.classification import Classification
 
-S = TypeVar("S", bound=Simulation)
 NONE = np.zeros(0, np.int64)
 
 
@@ -34,7 +34,6 @@ def name(client: int) -> str:
 
 @contextmanager
 def simulation(
-    kind: type[S],
     method: Method,
     backbone: Backbone,
     table: Table,
@@ -42,25 +41,27 @@ def simulation(
     clients: int,
     rounds: int,
     cached: bool,
-) -> Iterator[S]:
+    turns: Callable[[Setup], Turns] = Here,
+) -> Iterator[Engine]:
     """A simulation before its first round; nothing will be evaluated.
 
     Args:
-        kind: of simulation. table: rows, the first share the first client's. cached: with the prefix cache.
+        table: rows, the first share the first client's. cached: with the prefix cache. turns: who trains.
     """
     each = len(table) // clients
     people = [ClientState(name(i), each, data=Splits(np.arange(i * each, (i + 1) * each), NONE, NONE)) for i in range(clients)]
     bench = Bench(backbone, Classification(classes), table, 0, PrefixCache(backbone) if cached else None)
-    server = ServerState(method, bench, [c.info(()) for c in people], rounds)
+    server = begin(method, bench, [c.info(()) for c in people], rounds)
     with tempfile.TemporaryDirectory() as folder:
         where = Path(folder)
-        yield kind(
+        setup = Setup(
             method,
             bench,
             [(server, people)],
             Settings(rounds=rounds),
-            Exchange(codec("identity"), Ledger()),
+            Exchange(method, codec("identity"), Ledger()),
             ClientStore(where / "clients"),
             Spool(where / "spool"),
             Tests(NONE, NONE),
         )
+        yield Engine(setup, turns(setup))

@@ -39,13 +39,12 @@ from weft.adaptation.optim import Optim
 from weft.backbones.backbone import Backbone
 from weft.backbones.load import load
 from weft.backbones.tokens import tokenize
-from weft.communication.ledger import Phase
 from weft.data.rows import Rows
-from weft.engines.simulation import Job as Turn
-from weft.engines.simulation import Simulation
+from weft.engines.engine import Played
+from weft.engines.here import Here
 from weft.federation.bench import Bench
 from weft.federation.plans import turn
-from weft.federation.server import ServerState
+from weft.federation.rounds import begin
 from weft.methods.reparameterized.fedit import FedIT
 from weft.tasks.classification import Classification
 
@@ -61,12 +60,13 @@ RANK = 16
 KERNELS = ("sdpa", "eager")
 
 
-class Told(Simulation):
-    """A simulation that remembers every client's mean loss of the last round."""
+class Told(Here):
+    """Turns that remember every client's mean loss of the last round."""
 
-    def _turns(self, jobs: list[Turn], t: int, phase: Phase) -> dict[str, float]:
-        self.told = super()._turns(jobs, t, phase)
-        return self.told
+    def play(self, *about: Any) -> Played:
+        played = super().play(*about)
+        self.told = played.losses
+        return played
 
 
 def texts(backbone: Backbone, n: int, length: int) -> Rows:
@@ -89,12 +89,12 @@ def weft_side(
     began = time.perf_counter()
     chosen = method(len(rows) // clients // batch, batch, sites)
     seconds, losses, first = [], [], 0.0
-    with simulation(Told, chosen, backbone, tokenize(backbone, rows), CLASSES, clients, rounds, cache) as weft:
+    with simulation(chosen, backbone, tokenize(backbone, rows), CLASSES, clients, rounds, cache, Told) as weft:
         for t in range(rounds):
             start = time.perf_counter()
             weft.round(t)
             seconds.append(time.perf_counter() - start)
-            losses.append([loss for _, loss in sorted(weft.told.items())])
+            losses.append([loss for _, loss in sorted(weft.turns.told.items())])
             first = first or time.perf_counter() - began
     return first, seconds, losses
 
@@ -110,7 +110,7 @@ def hand_over(folder: str, backbone: Backbone, rows: Rows, clients: int, batch: 
             order[t, c] = turn(lengths, size=batch, seed=0, client=name(c), turn=t, epochs=1.0, steps=None).batches
     start = {}
     bench = Bench(backbone, Classification(CLASSES), table, 0)
-    for key, value in ServerState(method(each // batch, batch, sites), bench, [], rounds).shared.items():
+    for key, value in begin(method(each // batch, batch, sites), bench, [], rounds).shared.items():
         part, site, role = key.split("/")
         end = f"lora_{role}.weight" if part == "lora" else role
         start[f"base_model.model.{site}.{end}"] = value.contiguous()

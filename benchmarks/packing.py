@@ -34,7 +34,9 @@ from weft.federation.bench import Bench
 from weft.federation.client import ClientState, Splits
 from weft.federation.message import ClientInfo
 from weft.federation.pack import Pack
-from weft.federation.server import Round, ServerState
+from weft.federation.round import Round
+from weft.federation.rounds import begin
+from weft.federation.turn import Turn
 from weft.methods.reparameterized.fedit import FedIT
 from weft.tasks.classification import Classification
 
@@ -70,7 +72,7 @@ def weft_side(
     method = FedIT(rank=16, alpha=16, sites="all", epochs=1.0, batch=batch, optim=Optim("adamw", lr=LR))
     bench = Bench(backbone, Classification(tuple(map(str, range(CLASSES)))), rows, 0)
     everyone = states(clients, steps * batch)
-    server = ServerState(method, bench, [ClientInfo(c.id, c.n) for c in everyone], 1)
+    server = begin(method, bench, [ClientInfo(c.id, c.n) for c in everyone], 1)
 
     def run() -> list[list[float]]:
         losses: dict[str, list[torch.Tensor]] = {c.id: [] for c in everyone}
@@ -82,9 +84,7 @@ def weft_side(
 
         for start in range(0, clients, pack):
             part = everyone[start : start + pack]
-            p = Pack(
-                bench, part, [server.adaptation] * len(part), [dict(server.shared)] * len(part), [{}] * len(part), Round(0), {}
-            )
+            p = Pack(bench, [Turn(c, server.adaptation, dict(server.shared)) for c in part], Round(0))
             p.listener = listen
             for _ in method.train(p):
                 pass
@@ -101,7 +101,7 @@ def peft_side(
 
     method = FedIT(rank=16, alpha=16, sites="all")
     bench = Bench(backbone, Classification(tuple(map(str, range(CLASSES)))), rows, 0)
-    server = ServerState(method, bench, [], 1)
+    server = begin(method, bench, [], 1)
     names = {n: p for n, p in model.named_parameters() if p.requires_grad}
     start: dict[str, torch.Tensor] = {}
     for name, value in server.shared.items():

@@ -25,10 +25,10 @@ from transformers import CLIPConfig
 from _shares import simulation
 from weft.adaptation.optim import Optim
 from weft.backbones.backbone import Backbone
-from weft.backbones.clip import TEMPLATE, ClassNames, SimilarityCLIP
+from weft.backbones.clip import ClassNames, SimilarityCLIP
 from weft.backbones.load import describe_model, load
+from weft.backbones.options import TEMPLATE
 from weft.backbones.pixels import Pixels
-from weft.engines.simulation import Simulation
 from weft.methods.prompts.promptfl import PromptFL
 
 AIM = 5.0
@@ -68,7 +68,7 @@ def run(backbone: Backbone, table: Pixels, clients: int, epochs: float, rounds: 
     """(seconds, loss) of each round; nothing is evaluated."""
     method = PromptFL(epochs=epochs, optim=Optim("sgd", lr=1e-3, momentum=0.9))
     found = []
-    with simulation(Simulation, method, backbone, table, CLASSES, clients, rounds, cached) as federation:
+    with simulation(method, backbone, table, CLASSES, clients, rounds, cached) as federation:
         for t in range(rounds):
             began = time.perf_counter()
             record = federation.round(t)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 from pathlib import Path
 
@@ -101,3 +102,15 @@ def test_a_kind_of_task_is_named_where_tasks_are_alone() -> None:
     for name, path in MODULES.items():
         if not name.startswith("weft.tasks"):
             assert not re.search(r"\bClassification\b", path.read_text(encoding="utf-8")), name
+
+
+@pytest.mark.parametrize("folder", ["benchmarks", "scripts"])
+def test_what_scripts_import_of_weft_is_there(folder: str) -> None:
+    """Nothing runs them in the tests: they take too long."""
+    for path in sorted((ROOT / folder).glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "weft":
+                module = importlib.import_module(str(node.module))
+                for alias in node.names:
+                    known = hasattr(module, alias.name) or f"{node.module}.{alias.name}" in MODULES
+                    assert known, f"{path.name} imports {alias.name} of {node.module}"
