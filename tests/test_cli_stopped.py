@@ -21,6 +21,7 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if
 
 IMPORTS = """
 import builtins, os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what runs in the background with Ctrl-C ignored
 real, left = builtins.__import__, int(sys.argv[1])
 def importing(*what, **named):
     global left
