@@ -135,9 +135,9 @@ def kept(run: tiny.Federation) -> dict[str, dict[str, Tensor]]:
     """Client -> its personal tensors."""
     found = {}
     for client in run.clients:
-        run.simulation.store.load(client)
+        run.simulation.setup.store.load(client)
         found[client.id] = {n: v.clone() for n, v in client.kept.items()}
-        run.simulation.store.forget(client)
+        run.simulation.setup.store.forget(client)
     return found
 
 

@@ -38,7 +38,7 @@ def changed(change: Change | None, limits: Limits | None = None) -> tuple[tiny.F
     """A round of sites, one of which answers otherwise (None: not at all), and a scoring."""
     run, loop = remote(FedIT(batch=3, rank=2, steps=1), rounds=1)
     told = Told()
-    run.simulation.setup.observer, run.simulation.exchange.limits = told, limits or Limits()
+    run.simulation.setup.observer, run.simulation.setup.exchange.limits = told, limits or Limits()
     ask = loop.ask
 
     def bent(questions: Mapping[str, bytes]) -> Mapping[str, bytes]:
@@ -138,7 +138,7 @@ def test_a_stranger_names_no_part_of_the_ledger() -> None:
 
     run, _, record = changed(many)
     assert "not expected" in record["refused"][BAD] or "marks" in record["refused"][BAD]
-    parts = run.simulation.exchange.ledger.totals(direction="up").parts
+    parts = run.simulation.setup.exchange.ledger.totals(direction="up").parts
     assert set(parts) <= {"lora", "head", "facts", "refused"}
     assert parts["refused"] == 50 * 4
 

@@ -63,7 +63,7 @@ def test_every_method_of_this_package_has_its_cards_formula_in_its_own_test_file
 def test_bytes_up_and_down_are_the_cards_formula_in_every_round_and_for_every_client(which: str, codec: str) -> None:
     slug, case = VARIANTS[which] if which in VARIANTS else (which, CASES[which])
     run = play(slug, codec, case=case)
-    ledger = run.simulation.exchange.ledger
+    ledger = run.simulation.setup.exchange.ledger
     each: dict[tuple[str, str], int] = {}
     for t in range(3):
         here = turns(run, t) if t < case.rounds else []
@@ -91,15 +91,15 @@ def test_bytes_up_and_down_are_the_cards_formula_in_every_round_and_for_every_cl
 def test_bytes_are_those_of_the_message_on_the_wire_and_the_example_count_travels_in_its_header(slug: str) -> None:
     run = play(slug, "identity", rounds=1)
     frames: dict[str, bytes] = {}
-    put = run.simulation.spool.put
+    put = run.simulation.setup.spool.put
 
     def keep(client: str, data: bytes) -> None:
         frames[client] = data
         put(client, data)
 
-    run.simulation.spool.put = keep  # type: ignore[method-assign]
+    run.simulation.setup.spool.put = keep  # type: ignore[method-assign]
     run.run()
-    ledger = run.simulation.exchange.ledger
+    ledger = run.simulation.setup.exchange.ledger
     assert set(frames) == {c.id for c in run.clients if c.n}
     for client in run.clients:
         if not client.n:
@@ -119,10 +119,10 @@ def test_what_the_server_asks_of_clients_is_billed_once_at_set_up(slug: str) -> 
     run, case = play(slug, "identity", rounds=1), CASES[slug]
     asked = [{n: v for n, v in c.facts.items() if n in run.method.info.asks} for c in run.clients]
     assert bool(case.facts[0]) <= bool(asked[0])
-    found = run.simulation.exchange.ledger.totals(phase="setup", direction="up")
+    found = run.simulation.setup.exchange.ledger.totals(phase="setup", direction="up")
     assert found.payload == sum(len(json.dumps(f)) for f in asked if f)
     run.run()
-    assert run.simulation.exchange.ledger.totals(phase="setup", direction="up").payload == found.payload
+    assert run.simulation.setup.exchange.ledger.totals(phase="setup", direction="up").payload == found.payload
 
 
 @pytest.mark.parametrize("slug", [slug for slug, case in CASES.items() if case.head])
@@ -132,19 +132,19 @@ def test_a_warm_started_head_is_billed_to_each_client_once_as_set_up(slug: str) 
     cold.run()
     warm.run()
     for run, wanted in ((cold, 0), (warm, len(tiny.SIZES) * 4 * sum(HEAD))):
-        ledger = run.simulation.exchange.ledger
+        ledger = run.simulation.setup.exchange.ledger
         assert ledger.totals(phase="setup", direction="down").parts.get("head", 0) == wanted
         assert {r for r in range(3) if ledger.totals(round=r, phase="setup", direction="down").messages} == (
             {0} if wanted else set()
         )
-    trained = [r.simulation.exchange.ledger.totals(phase="train").parts for r in (cold, warm)]
+    trained = [r.simulation.setup.exchange.ledger.totals(phase="train").parts for r in (cold, warm)]
     assert trained[0] == trained[1]
 
 
 @pytest.mark.parametrize("slug", CASES)
 def test_the_head_is_a_part_of_its_own_and_absent_where_it_stays_at_home(slug: str) -> None:
     run = play(slug, "identity").run()
-    parts = run.simulation.exchange.ledger.totals(phase="train", direction="up").parts
+    parts = run.simulation.setup.exchange.ledger.totals(phase="train", direction="up").parts
     heads = sum(1 for n in tiny.SIZES if n) * 3 * 4 * sum(HEAD)
     assert parts.get("head", 0) == (heads if CASES[slug].head and not CASES[slug].head_stays else 0)
 
@@ -152,7 +152,7 @@ def test_the_head_is_a_part_of_its_own_and_absent_where_it_stays_at_home(slug: s
 @pytest.mark.parametrize("slug", CASES)
 def test_evaluation_is_billed_apart_from_training(slug: str) -> None:
     run = play(slug, "identity").run()
-    ledger = run.simulation.exchange.ledger
+    ledger = run.simulation.setup.exchange.ledger
     before = ledger.totals(phase="train").payload
     run.simulation.evaluate(2)
     assert ledger.totals(phase="train").payload == before
@@ -161,19 +161,19 @@ def test_evaluation_is_billed_apart_from_training(slug: str) -> None:
 
 def test_one_broadcast_to_everybody_can_be_counted_once() -> None:
     run = play("fedit", "identity").run()
-    ledger = run.simulation.exchange.ledger
+    ledger = run.simulation.setup.exchange.ledger
     for t in (1, 2):
         every = ledger.totals(round=t, direction="down").payload
         once = ledger.totals(round=t, direction="down", broadcast_once=True).payload
         assert every == len(tiny.SIZES) * once
         assert once == 4 * (sum(lora(2)) + sum(HEAD))
-    own = play("flexlora", "identity").run().simulation.exchange.ledger
+    own = play("flexlora", "identity").run().simulation.setup.exchange.ledger
     assert own.totals(round=1, direction="down", broadcast_once=True) == own.totals(round=1, direction="down")
 
 
 def test_an_update_in_eight_bits_is_nearly_four_times_smaller() -> None:
     plain, small = (
-        play("fedit", c).run().simulation.exchange.ledger.totals(direction="up").payload for c in ("identity", "quant8")
+        play("fedit", c).run().simulation.setup.exchange.ledger.totals(direction="up").payload for c in ("identity", "quant8")
     )
     assert math.isclose(plain / small, 4, rel_tol=0.1)
     assert plain / small < 4

@@ -64,6 +64,19 @@ def test_scores_of_classes_are_those_of_scikit_learn(classes: int) -> None:
     assert next(iter(found)) == "top5", "the first is the headline"
 
 
+@pytest.mark.parametrize("metric", ["accuracy", "macro_f1", "matthews", "f1:b", "top5"])
+def test_the_headline_alone_is_the_first_score_without_its_interval(metric: str) -> None:
+    draw = np.random.default_rng(1)
+    logits, labels = torch.from_numpy(draw.normal(size=(30, 7))), draw.integers(0, 7, 30)
+    task = Classification(tuple("abcdefg"), (metric, "accuracy"))
+    seen = observed_of(task, logits, labels)
+    first, alone = task.score(seen)[0], task.headline(seen)
+    assert (alone.metric, alone.value, alone.low, alone.high) == (first.metric, first.value, None, None)
+    assert (first.low is None) == (metric not in ("accuracy", "top5"))
+    logits[3, 2] = math.inf
+    assert math.isnan(task.headline(observed_of(task, logits, labels)).value)
+
+
 @pytest.mark.parametrize(
     ("metric", "words"),
     [("acuracy", 'unknown metric "acuracy".* Did you mean "accuracy"'), ("f1", "f1:CLASS"), ("f1:c", 'of the class "c", which')],

@@ -140,9 +140,9 @@ def test_what_travels_what_is_kept_and_what_starts_afresh_is_what_the_scope_says
     def entering(t: int) -> list[dict[str, Tensor]]:
         found = []
         for k, client in enumerate(run.clients):
-            run.simulation.store.load(client)
+            run.simulation.setup.store.load(client)
             found.append(by_hand.start_of(run, k, t))
-            run.simulation.store.forget(client)
+            run.simulation.setup.store.forget(client)
         return found
 
     first = entering(0)
@@ -310,10 +310,10 @@ def test_an_upload_of_another_rank_than_the_clients_own_is_refused() -> None:
     run = tiny.federation(Asking(steps=1, batch=4), sizes=(9, 5), facts=[{"rank": 2}, {"rank": 2}], rounds=1)
     pack = run.pack([0])
     (update,) = run.method.train(pack)
-    frame = run.simulation.exchange.pack_update(run.server, update, {})
+    frame = run.simulation.setup.exchange.pack_update(run.server, update, {})
     wider = ClientInfo(update.client.id, 9, {"rank": 3})
     with pytest.raises(Refused, match="shape"):
-        run.simulation.exchange.read_update(run.server, by_hand.turn(run, wider, {}), frame.data)
+        run.simulation.setup.exchange.read_update(run.server, by_hand.turn(run, wider, {}), frame.data)
 
 
 class Misshapen(FedIT):
@@ -346,13 +346,13 @@ def test_an_update_that_lacks_what_the_rule_demands_is_refused_and_any_other_may
         lost = next(n for n in update.tensors if matches(n, method.demands or ("*",)))
         del update.tensors[lost]
         turn = by_hand.turn(run, update.client)
-        frame = run.simulation.exchange.pack_update(run.server, update, turn.held)
+        frame = run.simulation.setup.exchange.pack_update(run.server, update, turn.held)
         if slug == "fedit":
-            read = run.simulation.exchange.read_update(run.server, turn, frame.data)
+            read = run.simulation.setup.exchange.read_update(run.server, turn, frame.data)
             assert set(read.tensors) == set(update.tensors)
             continue
         with pytest.raises(Refused, match=f'"{lost}" is missing'):
-            run.simulation.exchange.read_update(run.server, turn, frame.data)
+            run.simulation.setup.exchange.read_update(run.server, turn, frame.data)
 
 
 # turns ------------------------------------------------------------------------------------------------------------------
@@ -369,7 +369,7 @@ def test_a_client_lost_in_the_middle_of_its_turn_has_downloaded_but_keeps_and_se
         assert bool(values) == (client not in record["lost"])
         assert client in run.server.synced
     for client in run.clients:
-        run.simulation.store.load(client)
+        run.simulation.setup.store.load(client)
         assert client.rounds_seen == (client.id not in record["lost"])
 
 
@@ -382,7 +382,7 @@ def test_a_client_counts_its_completed_turns_whether_it_keeps_something_or_not()
             assert record is not None
             for client in run.clients:
                 turns[client.id] += client.id not in record["lost"]
-                run.simulation.store.load(client)
+                run.simulation.setup.store.load(client)
                 assert client.rounds_seen == turns[client.id]
         assert len(set(turns.values()) | {3}) > 1, "somebody was lost"
 

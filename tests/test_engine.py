@@ -104,17 +104,17 @@ def test_the_frozen_prefix_changes_no_number() -> None:
 def test_a_client_that_drops_out_has_downloaded_but_left_no_trace() -> None:
     run = tiny.federation(FedSALoRA(rank=2, batch=3, steps=2), rounds=6, dropout=0.5)
     for t in range(6):
-        before = dict(run.simulation.store.manifest()["versions"])
+        before = dict(run.simulation.setup.store.manifest()["versions"])
         record = run.simulation.round(t)
         assert record is not None
-        after = run.simulation.store.manifest()["versions"]
+        after = run.simulation.setup.store.manifest()["versions"]
         for client in record["lost"]:
             assert before.get(client) == after.get(client)
-        down = run.simulation.exchange.ledger.totals(round=t, phase="train", direction="down").messages
-        up = run.simulation.exchange.ledger.totals(round=t, phase="train", direction="up").messages
+        down = run.simulation.setup.exchange.ledger.totals(round=t, phase="train", direction="down").messages
+        up = run.simulation.setup.exchange.ledger.totals(round=t, phase="train", direction="up").messages
         assert down == len(record["cohort"])
         assert up <= down - len(record["lost"])
-        run.simulation.store.commit()
+        run.simulation.setup.store.commit()
 
 
 def test_who_drops_out_does_not_depend_on_who_else_takes_part() -> None:
@@ -133,7 +133,7 @@ def test_who_drops_out_does_not_depend_on_who_else_takes_part() -> None:
 def test_a_damaged_update_is_refused_and_the_round_is_as_if_it_never_came() -> None:
     def play(spoil: bool) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         run = tiny.federation(small(), rounds=1)
-        get = run.simulation.spool.get
+        get = run.simulation.setup.spool.get
 
         def tampered(client: str) -> bytes | None:
             data = get(client)
@@ -141,7 +141,7 @@ def test_a_damaged_update_is_refused_and_the_round_is_as_if_it_never_came() -> N
                 return data
             return data[:-7] if spoil and data is not None else None
 
-        run.simulation.spool.get = tampered  # type: ignore[method-assign]
+        run.simulation.setup.spool.get = tampered  # type: ignore[method-assign]
         record = run.simulation.round(0)
         assert record is not None
         return {n: v for n, v in run.server.shared.items() if isinstance(v, torch.Tensor)}, record["refused"]
@@ -156,8 +156,8 @@ def test_a_damaged_update_is_refused_and_the_round_is_as_if_it_never_came() -> N
 def test_a_client_without_rows_sends_nothing_and_one_class_is_enough() -> None:
     run = tiny.federation(small(), rounds=1)
     sent: list[str] = []
-    put = run.simulation.spool.put
-    run.simulation.spool.put = lambda c, d: (sent.append(c), put(c, d))[1]  # type: ignore[method-assign,func-returns-value]
+    put = run.simulation.setup.spool.put
+    run.simulation.setup.spool.put = lambda c, d: (sent.append(c), put(c, d))[1]  # type: ignore[method-assign,func-returns-value]
     run.run()
     empty = [c.id for c in run.clients if c.n == 0]
     single = run.clients[3]

@@ -108,7 +108,7 @@ def test_a_clients_export_is_the_model_that_its_personal_score_is_about(method: 
     for client in (run.clients[0], run.clients[3]):
         folder = tmp_path / client.id
         folder.mkdir()
-        run.simulation.store.load(client)
+        run.simulation.setup.store.load(client)
         report = exported(run, folder, client=client)
         assert (report.client, report.view) == (client.id, view)
         assert report.notes == []

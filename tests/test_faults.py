@@ -135,7 +135,7 @@ class Played:
         self.run.simulation.turns.transport = self.transport
         self.states: list[State] = []
         self.sentences: list[list[str]] = []
-        ((_, clients),) = self.run.simulation.federations
+        ((_, clients),) = self.run.simulation.setup.federations
         stranger = clients.pop(0) if joins else None
         for t in range(rounds if until is None else until):
             self.transport.coming = [stranger] if stranger and t == joins else []

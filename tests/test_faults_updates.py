@@ -83,7 +83,7 @@ class Recorded:
 def scene(slug: str, precision: str = "float64") -> Scene:
     run, loop = remote(small(slug), rounds=3, sizes=SIZES, precision=precision)
     told = Told()
-    run.simulation.setup.observer, run.simulation.exchange.limits = told, LIMITS
+    run.simulation.setup.observer, run.simulation.setup.exchange.limits = told, LIMITS
     befores, answers = [], []
     ask = loop.ask
 

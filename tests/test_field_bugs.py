@@ -115,13 +115,13 @@ def test_small_updates_add_up_beside_weights_of_few_bits_that_would_swallow_each
 def test_every_tensor_that_is_sent_is_loaded(slug: str, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tiny.federation(small(slug), rounds=2)
     sent: dict[str, set[str]] = {}
-    pack_update = run.simulation.exchange.pack_update
+    pack_update = run.simulation.setup.exchange.pack_update
 
     def note(server: Any, update: Update, *more: Any) -> Frame:
         sent[update.client.id] = set(update.tensors)
         return pack_update(server, update, *more)
 
-    monkeypatch.setattr(run.simulation.exchange, "pack_update", note)
+    monkeypatch.setattr(run.simulation.setup.exchange, "pack_update", note)
     seen = by_hand.record(run)
     for t in range(2):
         run.simulation.round(t)
@@ -144,7 +144,7 @@ def test_every_tensor_that_is_sent_is_loaded(slug: str, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("slug", some(METHODS))
 def test_keys_with_a_wrappers_prefix_are_refused_in_both_directions(slug: str) -> None:
     run = tiny.federation(small(slug), rounds=2).run(1)
-    exchange, server = run.simulation.exchange, run.server
+    exchange, server = run.simulation.setup.exchange, run.server
     trained = list(run.method.train(run.pack([0], t=1)))
     t = 1 if trained else 0  # of a method whose clients only receive in the second round: the first
     (update,) = trained or run.method.train(run.pack([0], t=0))
@@ -178,14 +178,14 @@ def test_keys_with_a_wrappers_prefix_are_refused_in_both_directions(slug: str) -
 def test_a_refused_update_is_named_and_the_round_goes_on_without_it() -> None:
     run = tiny.federation(small("fedit"), rounds=1, pack=1)
     seen = by_hand.record(run)
-    pack_update = run.simulation.exchange.pack_update
+    pack_update = run.simulation.setup.exchange.pack_update
 
     def prefixed(server: Any, update: Update, *more: Any) -> Frame:
         if update.client.id == "client-1":
             update.tensors = {f"model.{n}": v for n, v in update.tensors.items()}
         return pack_update(server, update, *more)
 
-    run.simulation.exchange.pack_update = prefixed  # type: ignore[method-assign]
+    run.simulation.setup.exchange.pack_update = prefixed  # type: ignore[method-assign]
     record = run.simulation.round(0)
     assert record is not None
     assert set(record["refused"]) == {"client-1"}
@@ -263,7 +263,7 @@ def test_an_integer_among_the_tensors_of_an_update_is_not_even_sent() -> None:
     (update,) = run.method.train(run.pack([0]))
     update.tensors["lora/x/position_ids"] = torch.arange(4)
     with pytest.raises(ValueError, match="exact things belong in facts"):
-        run.simulation.exchange.pack_update(run.server, update, {})
+        run.simulation.setup.exchange.pack_update(run.server, update, {})
 
 
 @pytest.mark.parametrize("slug", some(METHODS))
@@ -291,10 +291,10 @@ def test_a_clients_update_does_not_depend_on_who_trained_before_it(slug: str) ->
     run = tiny.federation(method, rounds=2, pack=1).run(1)
     alone: dict[str, dict[str, Tensor]] = {}
     for k in reversed(range(len(run.clients))):
-        run.simulation.store.load(run.clients[k])
+        run.simulation.setup.store.load(run.clients[k])
         pack = run.pack([k], t=1)
         alone |= {u.client.id: {n: v.clone() for n, v in dense(u.tensors).items()} for u in method.train(pack)}
-        run.simulation.store.forget(run.clients[k])
+        run.simulation.setup.store.forget(run.clients[k])
     seen = by_hand.record(run)
     run.simulation.round(1)
     for u in seen[0]:
@@ -460,7 +460,7 @@ def test_messages_do_not_grow_by_being_read() -> None:
     run = tiny.federation(small("fedit"), rounds=2).run(1)
     info = run.clients[0].info(())
     message: Message = run.method.send(run.server, info)
-    _, received = run.simulation.exchange.download(run.server, info, by_hand.turn(run, info).adaptation, message)
+    _, received = run.simulation.setup.exchange.download(run.server, info, by_hand.turn(run, info).adaptation, message)
     for value in received.tensors.values():
         assert isinstance(value, Tensor)
         value.add_(1)

@@ -190,7 +190,7 @@ def test_sites_and_simulation_agree_long_after_the_delta_has_reached_full_rank()
     here = tiny.federation(method, rounds=rounds, participation=0.5, pack=2).run()
     away, loop = remote(method, rounds=rounds, participation=0.5)
     away.run()
-    sent = [r.simulation.exchange.ledger.totals(direction="down").payload for r in (here, away)]
+    sent = [r.simulation.setup.exchange.ledger.totals(direction="down").payload for r in (here, away)]
     assert sent[0] == sent[1]
     by_hand.close(away.global_logits(), here.global_logits(), 1e-7)
     ranks = [v.rank for s in loop.sites.values() for v in s.copy.values() if isinstance(v, LowRank)]

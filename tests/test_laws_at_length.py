@@ -65,13 +65,13 @@ def test_return_law_the_same_turn_gives_the_same_bytes(slug: str) -> None:
     def frames() -> list[dict[str, bytes]]:
         run = tiny.federation(method, rounds=2)
         seen: list[dict[str, bytes]] = []
-        clear = run.simulation.spool.clear
+        clear = run.simulation.setup.spool.clear
 
         def keep() -> None:
-            seen.append({p.name: p.read_bytes() for p in sorted(run.simulation.spool.folder.iterdir())})
+            seen.append({p.name: p.read_bytes() for p in sorted(run.simulation.setup.spool.folder.iterdir())})
             clear()
 
-        run.simulation.spool.clear = keep  # type: ignore[method-assign]
+        run.simulation.setup.spool.clear = keep  # type: ignore[method-assign]
         run.run()
         return seen
 
@@ -98,7 +98,7 @@ def test_every_codec_trains(slug: str) -> None:
     before = logits(run)
     run.run()
     after = logits(run)
-    assert run.simulation.exchange.ledger.totals(direction="up").payload > 0
+    assert run.simulation.setup.exchange.ledger.totals(direction="up").payload > 0
     assert any(not torch.equal(before[v], after[v]) for v in after)
     assert all(bool(torch.isfinite(v).all()) for v in after.values())
 
@@ -186,7 +186,7 @@ def test_payloads_on_the_ledger_are_those_of_the_simulation(slug: str) -> None:
     for t in range(3):
         for direction in ("up", "down"):
             mine, theirs = (
-                r.simulation.exchange.ledger.totals(round=t, phase="train", direction=direction) for r in (here, away)
+                r.simulation.setup.exchange.ledger.totals(round=t, phase="train", direction=direction) for r in (here, away)
             )
             assert mine.parts == theirs.parts
             assert mine.wire == theirs.wire if direction == "down" else mine.wire <= theirs.wire  # an answer is framed

@@ -144,7 +144,7 @@ def test_a_client_predicts_with_its_own_b_and_head_and_the_newest_average_of_a()
 def test_a_client_never_trained_here_is_welcomed_with_a_few_steps_on_b_and_head_that_are_forgotten() -> None:
     run = tiny.federation(SMALL, rounds=2)
     run.clients, late = run.clients[:3], run.clients[3]
-    run.simulation.federations = [(run.server, run.clients)]
+    run.simulation.setup.federations = [(run.server, run.clients)]
     run.run()
     run.clients = [late]
     start = by_hand.start_of(run)

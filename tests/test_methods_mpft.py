@@ -150,7 +150,7 @@ def test_with_a_share_of_one_all_embeddings_are_sent(how: str, share: float) -> 
 @pytest.mark.parametrize(("how", "share"), [("mean", 0.5), ("random", 0.5), ("cluster", 0.4)])
 def test_a_client_sends_p_numbers_for_each_prototype_and_gets_the_adapter_once(how: str, share: float) -> None:
     run, updates = run_with(replace(SMALL, prototypes=how, share=share))
-    ledger = run.simulation.exchange.ledger
+    ledger = run.simulation.setup.exchange.ledger
     total = 0
     for u in updates:
         y = run.bench.table.labels[run.clients[int(u.client.id[-1])].data.train]

@@ -291,7 +291,7 @@ def test_the_servers_state_and_adams_survive_a_checkpoint() -> None:
 def test_an_update_without_a_prompt_is_refused_before_the_rule_sees_it() -> None:
     run = tiny.federation(SMALL)
     info = run.clients[0].info(())
-    exchange = run.simulation.exchange
+    exchange = run.simulation.setup.exchange
     frame = exchange.pack_update(run.server, by_hand.update(run, 0, {}, 9.0), {})
     with pytest.raises(Refused, match="prompt"):
         exchange.read_update(run.server, by_hand.turn(run, info, {}), frame.data)
@@ -333,7 +333,7 @@ def test_head_and_adapted_prompt_of_an_absent_client_survive() -> None:
 def test_a_client_that_was_never_trained_predicts_with_what_is_made_for_it_and_a_stranger_is_an_average_client() -> None:
     run = tiny.federation(SMALL, rounds=1)
     run.clients, late = run.clients[:3], run.clients[3]
-    run.simulation.federations = [(run.server, run.clients)]
+    run.simulation.setup.federations = [(run.server, run.clients)]
     run.run()
     memo = run.server.memo
     for client, d in ((late, memo["clients"][3]), (replace(late, id="stranger"), memo["clients"].mean(0))):

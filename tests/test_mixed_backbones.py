@@ -70,7 +70,7 @@ def test_a_turn_in_a_mixed_federation_is_the_clients_own_vpt_taught_by_the_commo
 
 def test_what_a_client_sends_and_gets_is_as_long_whatever_its_backbone() -> None:
     run = mixed()
-    ledger = run.simulation.exchange.ledger
+    ledger = run.simulation.setup.exchange.ledger
     up = ledger.by_client(phase="train", direction="up")
     assert {c: b.payload for c, b in up.items()} == {c.id: 2 * 8 * (C * C + C) for c in run.clients if c.n}
     facts = len(json.dumps(run.pack([0], 1).facts[0], separators=(",", ":")))

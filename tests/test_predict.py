@@ -147,6 +147,23 @@ def test_a_model_that_does_not_say_what_it_reads_takes_either(models: dict[str, 
     assert len(model.predict(["w1"])) == len(model.predict([("w1", "w2")])) == 1
 
 
+def test_what_a_run_was_scored_by_scores_its_model_on_other_data(models: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(models["peft"], folder)
+    about = json.loads((folder / "weft.json").read_text())
+    assert (about["task"], about["metrics"]) == ("classification", ["accuracy", "macro_f1"])
+    data = write(tmp_path / "other.csv", ["w1", "w2", "w3"], ["ant", "mole", "zebra"])
+
+    def scored(**changes: Any) -> list[str]:
+        (folder / "weft.json").write_text(json.dumps({n: v for n, v in (about | changes).items() if v is not None}))
+        return [r["metric"] for r in evaluate_run(folder, data, device="cpu", precision="float32")]
+
+    assert scored(metrics=["matthews", "f1:ant"]) == ["matthews", "f1:ant", "loss"]
+    assert scored(metrics=None, task=None) == ["accuracy", "macro_f1", "loss"]  # as a version before wrote it
+    with pytest.raises(UserError, match="is damaged"):
+        scored(task="poetry")
+
+
 def test_no_texts_give_no_answers(models: dict[str, Path]) -> None:
     assert here(models["peft"]).predict([]) == []
     assert here(models["peft"]).logits([]).shape == (0, 3)

@@ -34,7 +34,7 @@ from weft.testing.workers import Answer, Queue, scattered
 @pytest.mark.parametrize("slug", ["fedit", "fedsa-lora", "flora"])
 def test_the_number_of_workers_changes_nothing(slug: str) -> None:
     runs = [scattered(small(slug), number, rounds=3)[0].run() for number in (1, 2, 6)]
-    assert [r.simulation.k for r in runs] == [6, 3, 1]
+    assert [r.simulation.turns.capacity.k for r in runs] == [6, 3, 1]
     for other in runs[1:]:
         assert_same(state(runs[0]), state(other), 1e-9)
 
@@ -49,7 +49,7 @@ def test_bytes_losses_and_scores_are_those_of_the_simulation(slug: str) -> None:
         assert theirs is not None
         assert mine | {"seconds": 0} == theirs | {"seconds": 0}
         assert here.simulation.evaluate(t) == away.simulation.evaluate(t)
-    assert here.simulation.exchange.ledger.as_records() == away.simulation.exchange.ledger.as_records()
+    assert here.simulation.setup.exchange.ledger.as_records() == away.simulation.setup.exchange.ledger.as_records()
 
 
 def test_clients_with_different_backbones_are_trained_on_their_own() -> None:
@@ -74,12 +74,12 @@ def test_a_question_holds_each_value_once() -> None:
 
 def test_packs_are_a_worker_s_share_of_the_cohort_and_of_the_memory() -> None:
     wide, _ = scattered(small("fedit"), 2, pack="auto")
-    assert wide.simulation.k == 3
+    assert wide.simulation.turns.capacity.k == 3
     guess = wide.simulation.turns.capacity.guess
     tight, _ = scattered(small("fedit"), 2, memory=int((guess.total(2) + 1) / 0.6), pack="auto")
-    assert tight.simulation.k == 2
+    assert tight.simulation.turns.capacity.k == 2
     asked, _ = scattered(small("fedit"), 2, pack=5)
-    assert asked.simulation.k == 5
+    assert asked.simulation.turns.capacity.k == 5
 
 
 def test_there_is_a_worker_per_core_as_far_as_memory_goes() -> None:

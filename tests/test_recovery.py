@@ -65,8 +65,8 @@ def test_an_update_is_judged_by_the_lower_median_of_what_was_accepted_in_rounds_
 @pytest.mark.parametrize(("refused", "good"), [("", True), ("a", True), ("ab", False), ("abc", False)])
 def test_a_state_is_good_where_no_more_sites_failed_on_it_than_counted(refused: str, good: bool) -> None:
     counted = [c for c in "abcd" if c not in refused + "d"]
-    simulation: Any = SimpleNamespace(usual=None, federations=[], counted=counted)
-    watch = Recovery(simulation, Checkpoint(Path()), Kept("now", "", []), 1)
+    engine: Any = SimpleNamespace(setup=SimpleNamespace(federations=[]), intake=SimpleNamespace(usual=None, counted=counted))
+    watch = Recovery(engine, Checkpoint(Path()), Kept("now", "", []), 1)
     watch.trained({"refused": dict.fromkeys(refused, "not finite"), "lost": ["d"], "cohort": list("abcd")})
     assert bool(watch.good) is good
 
@@ -74,14 +74,14 @@ def test_a_state_is_good_where_no_more_sites_failed_on_it_than_counted(refused: 
 def test_with_a_state_comes_back_what_was_usual_on_the_way_to_it(tmp_path: Path) -> None:
     run = tiny.federation(small("fedit"), max_factor=10.0)
     engine, checkpoint = run.simulation, Checkpoint(tmp_path)
-    assert engine.usual is not None
+    assert engine.intake.usual is not None
     watch = Recovery(engine, checkpoint, checkpoint.keep("start.safetensors", [run.server.tensors_and_json()]), 1)
     engine.round(0)
     watch.trained({"refused": {}, "lost": [], "cohort": ["client-0"]})
-    assert engine.usual.seen["train"]
+    assert engine.intake.usual.seen["train"]
     engine.intake.counted = []
     assert watch.trained({"refused": {"client-0": "not finite"}, "lost": [], "cohort": ["client-0"]}) == 1
-    assert engine.usual.seen == {}, "before the first round nothing was"
+    assert engine.intake.usual.seen == {}, "before the first round nothing was"
 
 
 def test_an_update_has_moved_by_its_difference_to_what_was_sent_and_by_all_that_was_not() -> None:

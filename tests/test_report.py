@@ -79,6 +79,14 @@ def test_a_model_that_only_guesses_is_told_with_a_higher_rate_and_a_probe() -> N
     assert found.changes == {"method.optim.lr": 0.01}
 
 
+def test_another_metric_is_not_compared_with_the_accuracy_of_the_most_frequent_class() -> None:
+    bad = line(2.3, 0.153)
+    about = summary(bad, most=0.15)
+    assert verdict.findings(about, [bad])
+    about["headline"] = about["headline"] | {"metric": "top5"}
+    assert verdict.findings(about, [bad]) == []
+
+
 def test_a_probe_is_proposed_only_where_there_is_a_head_to_train() -> None:
     bad = line(2.3, 0.153)
     (found,) = verdict.findings(summary(bad, most=0.15) | {"backbone": {"head": False}}, [bad])

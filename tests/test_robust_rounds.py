@@ -56,7 +56,7 @@ def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 def bent(run: tiny.Federation, bad: Iterable[str], how: Callable[[Tensor, Tensor], Tensor]) -> tiny.Federation:
     """The same run in which some clients send ``how(trained, held)`` instead of what they trained."""
-    pack_update = run.simulation.exchange.pack_update
+    pack_update = run.simulation.setup.exchange.pack_update
     chosen = set(bad)
 
     def lie(server: ServerState, update: Update, held: Any, phase: Any = "train") -> Any:
@@ -64,7 +64,7 @@ def bent(run: tiny.Federation, bad: Iterable[str], how: Callable[[Tensor, Tensor
             update = replace(update, tensors={n: how(v, held[n]) for n, v in update.tensors.items()})
         return pack_update(server, update, held, phase)
 
-    run.simulation.exchange.pack_update = lie  # type: ignore[method-assign]
+    run.simulation.setup.exchange.pack_update = lie  # type: ignore[method-assign]
     return run
 
 
@@ -176,13 +176,13 @@ def test_a_boasted_example_count_is_worth_nothing_where_each_client_has_one_vote
     def run(boast: bool) -> dict[str, Tensor]:
         federation = tiny.federation(method, sizes=EIGHT, rounds=2)
         federation.server.robust = robust
-        read = federation.simulation.exchange.read_update
+        read = federation.simulation.setup.exchange.read_update
 
         def boasting(*args: Any) -> Update:
             update = read(*args)
             return replace(update, weight=1e8) if boast and update.client.id == "client-2" else update
 
-        federation.simulation.exchange.read_update = boasting  # type: ignore[method-assign]
+        federation.simulation.setup.exchange.read_update = boasting  # type: ignore[method-assign]
         return shared(federation.run())
 
     assert equal(run(True), run(False))
@@ -192,14 +192,14 @@ def test_a_client_that_sends_a_part_of_its_tensors_is_no_candidate_of_krum_and_s
     method = small("fedit")
     run = tiny.federation(method, sizes=EIGHT, rounds=1)
     run.server.robust = Robust("krum", share=0.2)
-    pack_update = run.simulation.exchange.pack_update
+    pack_update = run.simulation.setup.exchange.pack_update
 
     def partial(server: ServerState, update: Update, held: Any, phase: Any = "train") -> Any:
         if update.client.id == "client-4":  # nothing but one unmoved tensor: nearest to everything
             update = replace(update, tensors={n: held[n] for n in sorted(update.tensors)[:1]})
         return pack_update(server, update, held, phase)
 
-    run.simulation.exchange.pack_update = partial  # type: ignore[method-assign]
+    run.simulation.setup.exchange.pack_update = partial  # type: ignore[method-assign]
     record = run.simulation.round(0)
     assert record is not None
     (chosen,) = record["robust"]["chosen"]
@@ -339,8 +339,8 @@ def claiming(weight: str, **changes: Any) -> tuple[tiny.Federation, dict[str, An
 
     told = Told()
     run = tiny.federation(small("fedit"), rounds=1, **changes)
-    run.simulation.exchange.limits, run.simulation.setup.observer = Limits(max_weight=1000), told
-    put = run.simulation.spool.put
+    run.simulation.setup.exchange.limits, run.simulation.setup.observer = Limits(max_weight=1000), told
+    put = run.simulation.setup.spool.put
 
     def written(client: str, data: bytes) -> None:
         if client == "client-3":
@@ -350,7 +350,7 @@ def claiming(weight: str, **changes: Any) -> tuple[tiny.Federation, dict[str, An
             data = data[:6] + len(head).to_bytes(4, "little") + head + data[10 + length :]
         put(client, data)
 
-    run.simulation.spool.put = written  # type: ignore[method-assign]
+    run.simulation.setup.spool.put = written  # type: ignore[method-assign]
     record = run.simulation.round(0)
     assert record is not None
     return run, record
@@ -358,8 +358,8 @@ def claiming(weight: str, **changes: Any) -> tuple[tiny.Federation, dict[str, An
 
 def without_client_3() -> dict[str, Tensor]:
     run = tiny.federation(small("fedit"), rounds=1)
-    get = run.simulation.spool.get
-    run.simulation.spool.get = lambda client: None if client == "client-3" else get(client)  # type: ignore[method-assign]
+    get = run.simulation.setup.spool.get
+    run.simulation.setup.spool.get = lambda client: None if client == "client-3" else get(client)  # type: ignore[method-assign]
     return shared(run.run())
 
 

@@ -23,7 +23,7 @@ def test_a_restart_of_every_site_between_rounds_changes_nothing(slug: str) -> No
         shaken.simulation.round(t)
         loop.start()
     assert_same(state(steady), state(shaken), 0.0)
-    bytes_down = [r.simulation.exchange.ledger.totals(direction="down").wire for r in (steady, shaken)]
+    bytes_down = [r.simulation.setup.exchange.ledger.totals(direction="down").wire for r in (steady, shaken)]
     assert bytes_down[0] == bytes_down[1], "nobody is sent again what it has"
 
 

@@ -57,7 +57,7 @@ def doors(slug: str, codec: str) -> tuple[Door, Door]:
     """The server's door for an update and a client's for a download, in a late round of a real federation."""
     run = tiny.federation(registry.build(slug, {}), rounds=3, codec_name=codec, precision="float32")
     simulation, server = run.simulation, run.server
-    exchange = simulation.exchange
+    exchange = simulation.setup.exchange
     frames: list[dict[str, bytes]] = [{}, {}]
     jobs: dict[str, Any] = {}
     downloads: list[list[bytes]] = [[], []]

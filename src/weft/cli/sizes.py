@@ -157,7 +157,7 @@ def measure(method: Method, bench: Bench, clients: list[ClientState], settings: 
         parameters=bench.backbone.parameters,
         cohort=cohort,
         classes=len(bench.task.classes),
-        parts=_parts(real.federations[0][0].adaptation, bench.backbone),
+        parts=_parts(real.setup.federations[0][0].adaptation, bench.backbone),
         rounds=rounds,
         memory=capacity.guess.total(capacity.k),
         pack=capacity.k,

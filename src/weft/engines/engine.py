@@ -94,11 +94,9 @@ class Engine:
 
     def __init__(self, setup: Setup, turns: Turns):
         self.setup, self.turns = setup, turns
-        self.method, self.bench, self.federations = setup.method, setup.bench, setup.federations
-        self.exchange, self.store, self.spool = setup.exchange, setup.store, setup.spool
         for server, clients in setup.federations:
             for position, client in enumerate(clients):
-                client.facts = self.method.profile(position) | dict(client.facts)
+                client.facts = setup.method.profile(position) | dict(client.facts)
             server.clients = [setup.info(c) for c in clients]
             for info in server.clients:
                 setup.register(info)
@@ -107,34 +105,20 @@ class Engine:
         self.last_cohort: list[str] = []
         self.scored = self.blank = 0
 
-    @property
-    def k(self) -> int:
-        """Clients of a pass."""
-        return self.turns.capacity.k
-
-    @property
-    def usual(self) -> Usual | None:
-        return self.intake.usual
-
-    @property
-    def counted(self) -> list[str]:
-        """Clients whose updates counted in the last round."""
-        return self.intake.counted
-
     def round(self, t: int, phase: Phase = "train") -> dict[str, Any] | None:
         """One round; None when the method's plan has ended."""
         began = time.perf_counter()
         self.turns.arrive(t)
-        settings = self.setup.settings
+        setup, settings = self.setup, self.setup.settings
         jobs: list[Job] = []
         lost: list[str] = []
-        for server, clients in self.federations:
-            plan = self.method.plan(server, t)
+        for server, clients in setup.federations:
+            plan = setup.method.plan(server, t)
             if plan is None:
                 return None
             server.round = plan
             chosen = cohort(server, clients, settings.participation, self.last_cohort)
-            server.cohort = [self.setup.info(c) for c in chosen]
+            server.cohort = [setup.info(c) for c in chosen]
             for client in chosen:
                 job = self._download(server, client, phase)
                 if drops_out(server.seed, client.id, t, settings.dropout):
@@ -144,11 +128,11 @@ class Engine:
         self.last_cohort = sorted([j.client.id for j in jobs] + lost)
         played = self.turns.play(jobs, t, phase, lambda job: self._download(job.server, job.client, phase))
         remarks, refused = self.intake.close(jobs)
-        self.exchange.close_round()
+        setup.exchange.close_round()
         losses = played.losses
         return {
             "round": t,
-            "kind": self.federations[0][0].round.kind,
+            "kind": setup.federations[0][0].round.kind,
             "cohort": self.last_cohort,
             "lost": sorted({*lost, *played.absent}) if played.absent else lost,
             "refused": refused | played.refused,
@@ -164,13 +148,13 @@ class Engine:
         return found.evaluations
 
     def _download(self, server: ServerState, client: ClientState, phase: Phase) -> Job:
-        info = self.setup.info(client)
+        setup, info = self.setup, self.setup.info(client)
         since = server.synced.get(client.id, 0)
-        message = self.method.send(server, info)
+        message = setup.method.send(server, info)
         if client.id not in server.synced and not self.turns.admits:
-            self.exchange.hand_over(server, client.id, message.tensors)  # but for those that the message replaces
-        adaptation = adapted(self.method, self.bench, info)
-        frame, received = self.exchange.download(server, info, adaptation, message, phase)
+            setup.exchange.hand_over(server, client.id, message.tensors)  # but for those that the message replaces
+        adaptation = adapted(setup.method, setup.bench, info)
+        frame, received = setup.exchange.download(server, info, adaptation, message, phase)
         message.tensors = received.tensors
         held = server.held_by(info, adaptation, message)
         server.receipt(message, info)

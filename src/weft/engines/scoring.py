@@ -62,7 +62,7 @@ class Scoring:
             for people, share in shares.items():
                 seen[people].append(found.take(np.searchsorted(rows, share)))
             for client, r in mine.items():
-                own[client] = self._headline(found.take(np.searchsorted(rows, r)))
+                own[client] = self.bench.task.headline(found.take(np.searchsorted(rows, r)))
         pooling = "pooled over clients' models" if several > 1 else "pooled"
         scores = [e for people, some in seen.items() if some for e in self._pooled(some, view, people, pooling)]
         return scores + per_client(own, view=view, people="own test")
@@ -106,7 +106,7 @@ class Scoring:
             pooling = "pooled over clients' models" if people == "common test" else "pooled"
             found += self._pooled(list(seen.values()), view, people, pooling)
             if people == "own test":
-                found += per_client({c: self._headline(some) for c, some in seen.items()}, view=view, people=people)
+                found += per_client({c: self.bench.task.headline(some) for c, some in seen.items()}, view=view, people=people)
         return found
 
     def models(self, owner: Mapping[str, ServerState], group: list[ClientState]) -> Iterator[tuple[list[ClientState], Pack]]:
@@ -136,6 +136,3 @@ class Scoring:
     def _pooled(self, seen: list[Observed], view: str, people: str, pooling: str) -> list[Evaluation]:
         everyone = Observed.concatenate(seen)
         return records(self.bench.task.score(everyone), len(everyone), view=view, people=people, pooling=pooling)
-
-    def _headline(self, seen: Observed) -> Score:
-        return self.bench.task.score(seen)[0]

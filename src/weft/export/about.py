@@ -82,7 +82,7 @@ class About:
         method: slug, title, paper, settings. view: the way to predict. client: whose model, None = the server's.
         run: name of the run. weft: version that wrote it. checked: how far the re-loaded logits were off.
         pairs: it was trained on pairs of texts; None = nobody knows. files: name -> sha256 of what else makes the model.
-        task: its kind.
+        task: its kind. metrics: that the run was scored by, the headline first.
     """
 
     kind: str
@@ -98,11 +98,12 @@ class About:
     pairs: bool | None = None
     files: dict[str, str] = field(default_factory=dict)
     task: str = CLASSES
+    metrics: tuple[str, ...] = ()
 
     @property
     def predicts(self) -> Task:
         """What the model predicts."""
-        return make(self.classes, self.task)
+        return make(self.classes, self.task, self.metrics)
 
     def write(self, folder: Path) -> None:
         labels = {str(i): name for i, name in enumerate(self.classes)}
@@ -125,7 +126,10 @@ class About:
             base = content["base"]
             content["base"] = Base(**base | {"options": Options(**base.get("options", {}))})
             content["classes"] = tuple(content["classes"])
-            return cls(**content)
+            content["metrics"] = tuple(content.get("metrics", ()))
+            found = cls(**content)
+            _ = found.predicts  # a kind that there is
+            return found
         except (ValueError, KeyError, TypeError, AttributeError) as e:
             raise damaged(path, e) from e
 

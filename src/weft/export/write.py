@@ -112,6 +112,8 @@ def export(
         weft=distribution.version() or "",
         pairs=pairs,
         files=hashes(folder, module.FILES),
+        task=bench.task.kind,
+        metrics=bench.task.metrics,
     )
     difference, tolerance, rows = compare(trained, about, bench, folder)
     if not difference <= tolerance:  # NaN is no agreement

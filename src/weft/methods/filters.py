@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 
 from weft.errors import UserError, nearest
-from weft.federation.info import FAMILIES, MethodInfo
+from weft.federation.info import CHALLENGES, FAMILIES, NEEDS, MethodInfo
 
 
 def chosen(
@@ -14,14 +14,14 @@ def chosen(
     """The cards that have every word given, in their order.
 
     Args:
-        family: one of FAMILIES. needs: an entry of ``needs`` on some card. challenge: one of ``challenges`` on some card.
+        family: one of FAMILIES. needs: one of NEEDS. challenge: one of CHALLENGES.
 
     Raises:
         UserError: a word that no card could have.
     """
     _known("family", family, FAMILIES)
-    _known("need", needs, (n for i in infos.values() for n in i.needs))
-    _known("challenge", challenge, (c for i in infos.values() for c in i.challenges))
+    _known("need", needs, NEEDS)
+    _known("challenge", challenge, CHALLENGES)
     return {
         slug: info
         for slug, info in infos.items()
@@ -31,7 +31,6 @@ def chosen(
     }
 
 
-def _known(what: str, word: str | None, choices: Iterable[str]) -> None:
-    known = list(dict.fromkeys(choices))
-    if word is not None and word not in known:
-        raise UserError(f'there is no {what} "{word}" among methods; there are: {", ".join(known)}.{nearest(word, known)}')
+def _known(what: str, word: str | None, choices: Sequence[str]) -> None:
+    if word is not None and word not in choices:
+        raise UserError(f'there is no {what} "{word}" among methods; there are: {", ".join(choices)}.{nearest(word, choices)}')

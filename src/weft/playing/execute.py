@@ -131,7 +131,7 @@ def play(
             observer.say(summary.memory(player.engine))
         if travels:
             observer.say(summary.uploads(player.engine))
-        pinned = pinned_to(x, material) | {"pack": player.engine.k if not x.debug else x.pack}
+        pinned = pinned_to(x, material) | {"pack": player.engine.turns.capacity.k if not x.debug else x.pack}
         files.write(directory.experiment, settings.to_toml(x, pinned).encode())
         observer.begin("rounds", rounds)
     played = player.play()

@@ -137,8 +137,8 @@ def closing(out: Console, summary: Mapping[str, Any], rounds: Sequence[dict[str,
     numbers: list[dict[str, Any]] = [metrics([c.line]) | {"interval": interval(c.line).strip("()")} for c in compared]
     first = _scored(compared[0].line)[0]
     more = [n for n in dict.fromkeys(n for one in numbers for n in one) if n not in (first, "interval", "loss", *CLIENTS)]
-    rows = {first: first, "interval": "  95 % interval"} | {n: n.replace("f1:", "F1 of ") for n in more} | CLIENTS
-    for key, label in (rows | {n: label for n, label in METRICS.items() if n in rows}).items():
+    named = {n: METRICS.get(n, n.replace("f1:", "F1 of ")) for n in (first, *more)}
+    for key, label in ({first: named[first], "interval": "  95 % interval"} | named | CLIENTS).items():
         cells = [n.get(key) or NONE if key == "interval" else _share(n.get(key)) for n in numbers]
         if set(cells) != {NONE}:
             table.add_row(label, *cells)

@@ -74,7 +74,13 @@ def _diverged(summary: Mapping[str, Any], rounds: Sequence[Mapping[str, Any]], s
 def _guessing(summary: Mapping[str, Any], settings: Mapping[str, Any]) -> Finding | None:
     top = summary.get("headline")
     chance = summary["data"].get("most_frequent", {}).get(top["people"]) if top else None
-    if top is None or chance is None or top.get("low", 1.0) > chance or settings.get("baseline") == "zero-shot":
+    if (
+        top is None
+        or top["metric"] != "accuracy"
+        or chance is None
+        or top.get("low", 1.0) > chance
+        or settings.get("baseline") == "zero-shot"
+    ):
         return None
     head = summary.get("backbone", {}).get("head", True) and settings.get("start_head") != "probe" and not _probed(settings)
     return Finding(

@@ -64,7 +64,7 @@ class Recovery:
         Returns:
             the number of rounds that are then in force, None if nothing was undone.
         """
-        counted = 0 if "skipped" in record.get("robust", {}) else len(self.engine.counted)
+        counted = 0 if "skipped" in record.get("robust", {}) else len(self.engine.intake.counted)
         failed, away = len(record["refused"]), len(record["lost"])
         self._idle = not failed and counted == 0 and len(record["cohort"]) > away  # there was nothing to send
         self._failed = failed > counted
@@ -85,7 +85,7 @@ class Recovery:
 
     def unsendable(self) -> int | None:
         """Where the state gives messages that are none: back to a good one; None if there is none left."""
-        self.engine.exchange.close_round()
+        self.engine.setup.exchange.close_round()
         return self._back()
 
     def closed(self, now: Kept, round: int) -> None:
@@ -111,8 +111,8 @@ class Recovery:
     # states -------------------------------------------------------------------------------------------------------------
 
     def _state(self, kept: Kept, round: int) -> Good:
-        usual = self.engine.usual
-        people = [[c.id for c in server.clients] for server, _ in self.engine.federations]
+        usual = self.engine.intake.usual
+        people = [[c.id for c in server.clients] for server, _ in self.engine.setup.federations]
         return Good(round, kept, {} if usual is None else {k: list(v) for k, v in usual.seen.items()}, people)
 
     def _back(self) -> int | None:
@@ -121,14 +121,14 @@ class Recovery:
         good = self.current = self.good.pop()
         engine = self.engine
         for (server, clients), (tensors, state), known in zip(
-            engine.federations, self.checkpoint.states(good.kept), good.clients, strict=True
+            engine.setup.federations, self.checkpoint.states(good.kept), good.clients, strict=True
         ):
             server.roll_back(tensors, state)
             for client in clients:
                 if client.id not in known:  # it joined since
-                    engine.method.welcome(server, client)
-        if engine.usual is not None:
-            engine.usual.seen = {k: list(v) for k, v in good.usual.items()}
+                    engine.setup.method.welcome(server, client)
+        if engine.intake.usual is not None:
+            engine.intake.usual.seen = {k: list(v) for k, v in good.usual.items()}
         where = f"that after round {good.round}" if good.round else "the start values"
         engine.setup.observer.say(f"most sites fail on what they were sent: back to a state on which they did not, {where}.")
         return good.round

@@ -134,16 +134,16 @@ class Player:
             return
         for server, state in zip(self.servers, saved.servers, strict=True):
             restore(server, state)
-        self.engine.exchange.ledger = Ledger.from_records(saved.ledger)
+        self.engine.setup.exchange.ledger = Ledger.from_records(saved.ledger)
         self.engine.last_cohort = saved.cohort
         self.next, self.length, self.finished = saved.next, saved.length, saved.finished
-        if self.engine.usual is not None and saved.usual is not None:
-            self.engine.usual.seen = saved.usual
+        if self.engine.intake.usual is not None and saved.usual is not None:
+            self.engine.intake.usual.seen = saved.usual
         self._watch(saved.recovery)
 
     def _watch(self, saved: dict[str, Any] | None) -> None:
         """Strangers' updates can make a state that nobody can train on; where they are measured, there is a way back."""
-        if self.engine.usual is None:
+        if self.engine.intake.usual is None:
             return
         now = self.checkpoint.last or self.checkpoint.keep(
             "server-start.safetensors", [s.tensors_and_json() for s in self.servers]
@@ -164,7 +164,14 @@ class Player:
             if self.recovery is not None and not self.finished:
                 self.recovery.check()
         shutil.rmtree(self.folder / "spool", ignore_errors=True)
-        return Played(self.stage.method, lines, self.servers, self.engine.exchange.ledger, self.engine.k, self.stage.travels)
+        return Played(
+            self.stage.method,
+            lines,
+            self.servers,
+            self.engine.setup.exchange.ledger,
+            self.engine.turns.capacity.k,
+            self.stage.travels,
+        )
 
     def _round(self, t: int) -> dict[str, Any] | None:
         record, back = self._undone(lambda: self.engine.round(t, self.stage.phase))
@@ -190,7 +197,7 @@ class Player:
                 line["back_to"] = back
             if self.recovery is not None:
                 self.recovery.count()
-            line["bytes"] = sent(self.engine.exchange.ledger, t) if self.stage.travels else {}
+            line["bytes"] = sent(self.engine.setup.exchange.ledger, t) if self.stage.travels else {}
             line = _finite(line)
             text = json.dumps(line, ensure_ascii=False, allow_nan=False)
             self.length = files.append(self.rounds_file, text.encode() + b"\n", self.length)
@@ -210,17 +217,17 @@ class Player:
 
     def _save(self) -> None:
         engine = self.engine
-        engine.store.settle()
-        usual, recovery = engine.usual, self.recovery
+        engine.setup.store.settle()
+        usual, recovery = engine.intake.usual, self.recovery
         kept = self.checkpoint.save(
             Saved(
                 next=self.next,
                 finished=self.finished,
-                pack=engine.k,
+                pack=engine.turns.capacity.k,
                 cohort=list(engine.last_cohort),
                 length=self.length,
-                clients=engine.store.manifest(),
-                ledger=engine.exchange.ledger.as_records(),
+                clients=engine.setup.store.manifest(),
+                ledger=engine.setup.exchange.ledger.as_records(),
                 identity=self.identity,
                 servers=[s.tensors_and_json() for s in self.servers],
                 usual=None if usual is None else usual.seen,
@@ -230,7 +237,7 @@ class Player:
         )
         if recovery is not None:
             recovery.closed(kept, self.next)
-        engine.store.commit()
+        engine.setup.store.commit()
 
 
 class Notes(Observer):

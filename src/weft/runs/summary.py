@@ -57,7 +57,7 @@ def begun(directory: RunDirectory, resolved: Resolved, material: Material, when:
 
 def memory(engine: Engine) -> str:
     """The estimate, before the first pass."""
-    guess, k = engine.turns.capacity.guess, engine.k
+    guess, k = engine.turns.capacity.guess, engine.turns.capacity.k
     return (
         f"memory: about {format_bytes(guess.total(k))} for the backbone and a pack of {count(k, 'client')}; "
         f"{format_bytes(guess.available)} are free."
@@ -66,9 +66,9 @@ def memory(engine: Engine) -> str:
 
 def uploads(engine: Engine) -> str:
     """What a client sends in a round, if everything it may send has moved."""
-    server, _ = engine.federations[0]
-    sizes = [i.numel for _, i, scope in named(server.adaptation, engine.bench.backbone) if Scope.UP in scope]
-    up = sum(sizes) * engine.bench.dtype.itemsize
+    server, _ = engine.setup.federations[0]
+    sizes = [i.numel for _, i, scope in named(server.adaptation, engine.setup.bench.backbone) if Scope.UP in scope]
+    up = sum(sizes) * engine.setup.bench.dtype.itemsize
     return f"bytes: a client sends up to {format_bytes(up)} a round before the codec, of {count(len(sizes), 'tensor')}."
 
 

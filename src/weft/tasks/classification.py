@@ -88,7 +88,14 @@ class Classification:
         if not observed["finite"].all():
             return [Score(metric, math.nan) for metric in (*self.metrics, "loss")]
         told = self._counts(observed, by_class=True)
-        return self._scores(told, _summed(observed["loss"], "mean"))
+        found = [self._score(metric, told) for metric in self.metrics]
+        return [*found, Score("loss", _summed(observed["loss"], "mean"))]
+
+    def headline(self, observed: Observed) -> Score:
+        metric = self.metrics[0]
+        if not len(observed) or not observed["finite"].all():
+            return Score(metric, math.nan)
+        return self._score(metric, self._counts(observed, by_class=True), interval=False)
 
     def tell(self, observed: Observed, by_class: bool) -> dict[str, Any]:
         if not observed["finite"].all():
@@ -114,7 +121,8 @@ class Classification:
             tuple(map(tuple, counts.summed(by_class).astype(int).tolist())) if len(by_class) == len(finite) else None,
             sum(top5) if len(top5) == len(finite) else None,
         )
-        return self._scores(whole, whole.loss / n)
+        found = [self._score(metric, whole) for metric in self.metrics if self._tells(metric, whole)]
+        return [*found, Score("loss", whole.loss / n)]
 
     def _counts(self, observed: Observed, by_class: bool) -> Counts:
         label, given = observed["label"], observed["given"]
@@ -126,19 +134,23 @@ class Classification:
         top5 = int((observed["above"] < 5).sum()) if "top5" in self.metrics else None
         return Counts(len(label), int(right.sum()), _summed(observed["loss"], "sum"), table, top5)
 
-    def _scores(self, told: Counts, loss: float) -> list[Score]:
-        found = []
-        for metric in self.metrics:
-            name, _, of = metric.partition(":")
-            hits = {"accuracy": told.right, "top5": told.top5}.get(name)
-            if hits is not None:
-                found.append(Score(metric, hits / told.n, *wilson(hits, told.n)))
-            elif told.classes is not None and name not in ("accuracy", "top5"):
-                table = np.asarray(told.classes, dtype=np.float64)
-                one = float(np.nan_to_num(counts.f1_of(table)[self.classes.index(of)])) if of else 0.0
-                value = one if of else counts.macro_f1(table) if name == "macro_f1" else counts.matthews(table)
-                found.append(Score(metric, value))
-        return [*found, Score("loss", loss)]
+    @staticmethod
+    def _tells(metric: str, told: Counts) -> bool:
+        """Whether these counts are enough for a metric."""
+        return {"accuracy": True, "top5": told.top5 is not None}.get(metric, told.classes is not None)
+
+    def _score(self, metric: str, told: Counts, interval: bool = True) -> Score:
+        """One metric of counts that tell it."""
+        hits = {"accuracy": told.right, "top5": told.top5}.get(metric)
+        if hits is not None:
+            return Score(metric, hits / told.n, *(wilson(hits, told.n) if interval else ()))
+        table = np.asarray(told.classes, dtype=np.float64)
+        if metric == "macro_f1":
+            return Score(metric, counts.macro_f1(table))
+        if metric == "matthews":
+            return Score(metric, counts.matthews(table))
+        one = self.classes.index(metric.removeprefix("f1:"))
+        return Score(metric, float(np.nan_to_num(counts.f1_of(table)[one])))
 
 
 def _summed(losses: np.ndarray, how: str) -> float:

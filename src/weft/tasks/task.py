@@ -56,12 +56,16 @@ class Task(Protocol):
     Attributes:
         kind: its name in settings and files.
         classes: names of the labels, in index order.
+        metrics: names of the scores, the headline first, without the loss.
     """
 
     kind: ClassVar[str]
 
     @property
     def classes(self) -> tuple[str, ...]: ...
+
+    @property
+    def metrics(self) -> tuple[str, ...]: ...
 
     @property
     def head(self) -> Part:
@@ -85,6 +89,10 @@ class Task(Protocol):
 
     def score(self, observed: Observed) -> list[Score]:
         """The scores of rows, the headline first; all NaN where an output is not finite, and none of no rows."""
+        ...
+
+    def headline(self, observed: Observed) -> Score:
+        """The first score of some rows alone, without its interval."""
         ...
 
     def tell(self, observed: Observed, by_class: bool) -> dict[str, Any]:

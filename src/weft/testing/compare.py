@@ -30,9 +30,9 @@ def client_state(run: Federation) -> dict[str, Tensor]:
     """What clients remember, by client and name."""
     found: dict[str, Tensor] = {}
     for client in run.clients:
-        run.simulation.store.load(client)
+        run.simulation.setup.store.load(client)
         found |= {f"{client.id}:{n}": v for n, v in client.kept.items()}
-        run.simulation.store.forget(client)
+        run.simulation.setup.store.forget(client)
     return found
 
 

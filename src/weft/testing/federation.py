@@ -81,7 +81,7 @@ class Federation:
         rows = {c.id: self.clients[0].data.test for c in self.clients} if rows is None else rows
         owner, chosen = {c.id: self.server for c in self.clients}, [c for c in self.clients if c.id in rows]
         found: dict[str, Tensor] = {}
-        for part, pack in Scoring(self.simulation.setup, self.simulation.k).models(owner, chosen):
+        for part, pack in Scoring(self.simulation.setup, self.simulation.turns.capacity.k).models(owner, chosen):
             logits = pack.predict(lambda p, b: self.method.forward(p, b, view), [rows[c.id] for c in part])
             found |= {c.id: z for c, z in zip(part, logits, strict=True)}
         return dict(sorted(found.items()))

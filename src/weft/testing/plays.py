@@ -88,7 +88,7 @@ class Played:
 
     @property
     def ledger(self) -> Ledger:
-        return self.run.simulation.exchange.ledger
+        return self.run.simulation.setup.exchange.ledger
 
 
 @dataclass
@@ -192,7 +192,7 @@ class Plays:
         """The last round of the packed run, by a coordinator that has read what the one before has saved."""
         snapshot, manifest, folder, cohort = self.packed.midway
         run = federation(self.method, self.model, pack=PACK, **SETTINGS)
-        run.simulation.setup.store = run.simulation.store = ClientStore(folder, manifest)
+        run.simulation.setup.store = ClientStore(folder, manifest)
         run.simulation.last_cohort = cohort
         Snapshot(snapshot.tensors, json.loads(json.dumps(snapshot.plain))).onto(run.server)
         frames = record(run)
@@ -215,7 +215,7 @@ def plays(method: Method) -> Plays:
 def record(run: Federation) -> list[Frames]:
     """From now on what clients send, as bytes, one entry a round."""
     found: list[Frames] = []
-    spool = run.simulation.spool
+    spool = run.simulation.setup.spool
     clear: Callable[[], None] = spool.clear
 
     def keep() -> None:
@@ -257,7 +257,7 @@ def _streams() -> tuple[object, ...]:
 
 
 def _midway(run: Federation) -> tuple[Snapshot, dict[str, Any], Path, list[str]]:
-    store = run.simulation.store
+    store = run.simulation.setup.store
     folder = Path(tempfile.mkdtemp(dir=root())) / "clients"
     shutil.copytree(store.folder, folder)
     return Snapshot.of(run.server), copy.deepcopy(store.manifest()), folder, list(run.simulation.last_cohort)

@@ -100,9 +100,9 @@ def by_messages(run: Federation) -> None:
                 replies[client.id] = reply
         server.clock += 1
         updates = [
-            run.simulation.exchange.read_update(server, Turn(sites[c].client, sites[c].adaptation, sites[c].copy), data)
+            run.simulation.setup.exchange.read_update(server, Turn(sites[c].client, sites[c].adaptation, sites[c].copy), data)
             for c, data in sorted(replies.items())
         ]
         run.method.aggregate(server, updates)
     for site in sites.values():
-        run.simulation.store.save(site.client)
+        run.simulation.setup.store.save(site.client)
