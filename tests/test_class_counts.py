@@ -17,7 +17,7 @@ from test_serve import CLASSES, Machines, coordinate, experiment, machines  # no
 from toy_runs import Told
 from weft import experiment as settings
 from weft.communication.strict import Refused
-from weft.engines.remote import _told
+from weft.engines.remote import _told, check_told
 from weft.errors import UserError
 from weft.methods import FedIT
 from weft.tasks.classification import Classification, observed_of
@@ -42,12 +42,12 @@ def test_counts_of_sites_give_the_macro_f1_of_all_their_rows_together() -> None:
     assert macro_f1(np.array([(0, 2, 2), (0, 1, 1)])) == 0.0
 
 
-@pytest.mark.parametrize("classes", [2, 7])
-def test_scores_of_classes_are_those_of_scikit_learn(classes: int) -> None:
+@pytest.mark.parametrize(("classes", "have"), [(2, 2), (7, 7), (7, 6)])  # of the last, nobody has the last class
+def test_scores_of_classes_are_those_of_scikit_learn(classes: int, have: int) -> None:
     from sklearn import metrics
 
     draw = np.random.default_rng(classes)
-    logits, labels = torch.from_numpy(draw.normal(size=(60, classes))), draw.integers(0, classes, 60)
+    logits, labels = torch.from_numpy(draw.normal(size=(60, classes))), draw.integers(0, have, 60)
     names = tuple("abcdefg"[:classes])
     task = Classification(names, ("top5", "matthews", "f1:b", "macro_f1", "accuracy"))
     found = {s.metric: s.value for s in task.score(observed_of(task, logits, labels))}
@@ -56,7 +56,7 @@ def test_scores_of_classes_are_those_of_scikit_learn(classes: int) -> None:
         "accuracy": metrics.accuracy_score(labels, given),
         "matthews": metrics.matthews_corrcoef(labels, given),
         "f1:b": metrics.f1_score(labels, given, labels=[1], average="macro"),
-        "macro_f1": metrics.f1_score(labels, given, average="macro"),
+        "macro_f1": metrics.f1_score(labels, given, average="macro", labels=np.unique(labels)),
         "loss": metrics.log_loss(labels, torch.softmax(logits, 1).numpy(), labels=range(classes)),
         "top5": metrics.top_k_accuracy_score(labels, logits.numpy(), k=5, labels=range(classes)) if classes > 2 else 1.0,
     }
@@ -75,6 +75,31 @@ def test_the_headline_alone_is_the_first_score_without_its_interval(metric: str)
     assert (first.low is None) == (metric not in ("accuracy", "top5"))
     logits[3, 2] = math.inf
     assert math.isnan(task.headline(observed_of(task, logits, labels)).value)
+
+
+def test_a_site_that_keeps_back_what_it_is_asked_for_is_refused() -> None:
+    """One that leaves it out would take a metric from all."""
+    task = Classification(tuple("abcdefg"), ("top5",))
+    good: dict[str, Any] = {"n": 3, "right": 1, "loss": 1.0, "top5": 2}
+    assert task.read(good, False).top5 == 2
+    for odd in (None, 0, 4, 1.5, True, "2"):
+        with pytest.raises(Refused, match="not those of a test"):
+            task.read(good | {"top5": odd}, False)
+    assert Classification(tuple("ab")).read(good, False).top5 is None  # not asked for, and not read
+    assert task.read(good | {"loss": None}, False).blank
+
+
+@pytest.mark.parametrize(("metrics", "fine"), [(("accuracy", "macro_f1"), True), (("macro_f1",), False), (("f1:a",), False)])
+def test_a_headline_that_sites_do_not_tell_enough_for_is_refused_before_they_are_asked(
+    metrics: tuple[str, ...], fine: bool
+) -> None:
+    task = Classification(("a", "b"), metrics)
+    check_told(task, by_class=True)
+    if fine:
+        check_told(task, by_class=False)
+        return
+    with pytest.raises(UserError, match="set class_counts = true"):
+        check_told(task, by_class=False)
 
 
 @pytest.mark.parametrize(

@@ -357,6 +357,8 @@ def test_a_site_whose_rows_have_changed_since_the_run_began_stays_out(machines: 
         ({"classes": None}, "has to declare its label set"),
         ({"baselines": ["local"]}, "leave baseline"),
         ({"dropout": 0.5}, "are for simulations"),
+        ({"metrics": ["macro_f1"]}, "set class_counts = true"),
+        ({"metrics": ["acuracy"]}, 'Did you mean "accuracy"'),
     ],
 )
 def test_what_a_coordinator_can_not_have_is_refused_at_once(machines: Machines, change: dict[str, Any], sentence: str) -> None:

@@ -27,6 +27,7 @@ SCALARS = (
     ("every round", "its mean loss while training"),
     ("every evaluation", "on its own test and validation rows: how many, how many right, the sum of the loss"),
 )
+TOP5 = (("every evaluation", "of how many of those rows the class is among the five most likely"),)
 BY_CLASS = (("every evaluation", "for each class: how many of those rows have it, are given it, and are given it rightly"),)
 LABELS = (
     "What is made by class tells which classes you have and how many rows of each, like a histogram of your labels; a prototype "
@@ -60,7 +61,7 @@ def show(screen: Console, about: Mapping[str, Any], file: Path) -> None:
     screen.print(table)
     screen.print()
     table = grid("when", "what else is said")
-    for when, what in (*SCALARS, *(BY_CLASS if x.class_counts else ())):
+    for when, what in (*SCALARS, *(TOP5 if "top5" in x.metrics else ()), *(BY_CLASS if x.class_counts else ())):
         table.add_row(when, what)
     for name in asks:
         table.add_row("once", f"{name}: {(method.profile(0) | client.facts).get(name, 'nothing')}")

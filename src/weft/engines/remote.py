@@ -23,6 +23,7 @@ from weft.engines.evaluation import Evaluation, per_client, records
 from weft.engines.scoring import Scoring
 from weft.engines.setup import Job, Setup
 from weft.engines.site import Behind, Diverged, Site
+from weft.errors import UserError
 from weft.federation.client import ClientState
 from weft.federation.exchange import payload_of
 from weft.federation.round import Round
@@ -105,6 +106,20 @@ class Transport(Protocol):
         ...
 
 
+def check_told(task: Task, by_class: bool) -> None:
+    """Sites tell enough for the headline.
+
+    Raises:
+        UserError: it takes counts that this experiment does not ask for.
+    """
+    first = task.metrics[0]
+    if not task.told(first, by_class):
+        raise UserError(
+            f"sites don't tell enough for the metric {first}: set class_counts = true, by which they tell a histogram of their "
+            'labels, or metrics = ["accuracy"].'
+        )
+
+
 class Remote:
     """Turns of clients that are elsewhere; their states here have no rows.
 
@@ -117,6 +132,7 @@ class Remote:
     factor: float | None = 1000.0  # generous: sites of very unequal size train for very unequal numbers of steps
 
     def __init__(self, setup: Setup, transport: Transport):
+        check_told(setup.bench.task, setup.settings.by_class)
         self.setup, self.transport = setup, transport
         self.method, self.exchange = setup.method, setup.exchange
         self.capacity = packing.capacity(setup)

@@ -19,7 +19,7 @@ from weft.communication.codecs import codec
 from weft.data.images import Images
 from weft.data.rows import Rows
 from weft.engines.observer import Observer
-from weft.engines.remote import Remote
+from weft.engines.remote import Remote, check_told
 from weft.engines.setup import Setup, Tests
 from weft.errors import UserError
 from weft.experiment import Resolved
@@ -33,6 +33,7 @@ from weft.runs.directory import RunDirectory
 from weft.runs.prepare import Material, backbone_of, bench_of, suited
 from weft.sites.roll import Roll, Stage, Wire
 from weft.sites.terms import Terms
+from weft.tasks.kinds import make
 
 RETURN = 60.0  # seconds that a coordinator which was started again waits for the sites that it had
 PROBES = 8  # made-up rows on which an exported adapter is compared with the model in memory: the coordinator has no others
@@ -132,6 +133,7 @@ def _check(resolved: Resolved) -> None:
         raise UserError("a method that is an object in Python can't be told to sites: give it a slug in a package of its own.")
     if not x.classes:
         raise UserError('a real federation has to declare its label set: write classes = ["…", "…"] in the experiment file.')
+    check_told(make(x.classes, metrics=x.metrics), x.class_counts)
     if x.baseline is not None or x.baselines:
         raise UserError("baselines compare runs on the same rows, which a coordinator does not have: leave baseline(s) out.")
     if x.dropout or x.eval_clients:

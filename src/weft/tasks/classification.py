@@ -102,8 +102,11 @@ class Classification:
             return Counts(len(observed), 0, math.nan).as_json()
         return self._counts(observed, by_class).as_json()
 
+    def told(self, metric: str, by_class: bool) -> bool:
+        return by_class or metric in ("accuracy", "top5")
+
     def read(self, told: Mapping[str, Any], by_class: bool) -> Counts:
-        return counts.read(told, len(self.classes) if by_class else 0)
+        return counts.read(told, len(self.classes) if by_class else 0, "top5" in self.metrics)
 
     def pool(self, told: Sequence[Counts]) -> list[Score]:
         finite = [a for a in told if not a.blank]
@@ -113,15 +116,14 @@ class Classification:
         if not n:
             return []
         by_class = [a.classes for a in finite if a.classes is not None]
-        top5 = [a.top5 for a in finite if a.top5 is not None]
         whole = Counts(
             n,
             sum(a.right for a in finite),
             sum(a.loss for a in finite),
             tuple(map(tuple, counts.summed(by_class).astype(int).tolist())) if len(by_class) == len(finite) else None,
-            sum(top5) if len(top5) == len(finite) else None,
+            sum(a.top5 or 0 for a in finite) if "top5" in self.metrics else None,
         )
-        found = [self._score(metric, whole) for metric in self.metrics if self._tells(metric, whole)]
+        found = [self._score(metric, whole) for metric in self.metrics if self.told(metric, whole.classes is not None)]
         return [*found, Score("loss", whole.loss / n)]
 
     def _counts(self, observed: Observed, by_class: bool) -> Counts:
@@ -133,11 +135,6 @@ class Classification:
             table = tuple(zip(*each, strict=True))
         top5 = int((observed["above"] < 5).sum()) if "top5" in self.metrics else None
         return Counts(len(label), int(right.sum()), _summed(observed["loss"], "sum"), table, top5)
-
-    @staticmethod
-    def _tells(metric: str, told: Counts) -> bool:
-        """Whether these counts are enough for a metric."""
-        return {"accuracy": True, "top5": told.top5 is not None}.get(metric, told.classes is not None)
 
     def _score(self, metric: str, told: Counts, interval: bool = True) -> Score:
         """One metric of counts that tell it."""

@@ -41,11 +41,11 @@ class Counts:
         return found | {name: value for name, value in more.items() if value is not None}
 
 
-def read(told: Mapping[str, Any], classes: int) -> Counts:
-    """What a stranger says.
+def read(told: Mapping[str, Any], classes: int, top5: bool = False) -> Counts:
+    """What a stranger says; what it was not asked for is not read.
 
     Args:
-        classes: for how many of them counts are to be told; 0 = for none, and what is told is not read.
+        classes: for how many of them counts are to be told; 0 = for none. top5: :attr:`Counts.top5` is to be told.
 
     Raises:
         Refused: these are no scores.
@@ -56,11 +56,13 @@ def read(told: Mapping[str, Any], classes: int) -> Counts:
     fits = is_number(n, int) and is_number(right, int) and is_number(loss, int, float)
     if not fits or not 0 <= right <= n or not 0 < n < LARGEST or abs(loss) >= LARGEST:
         raise Refused("The counts are not those of a test.")
-    by_class = _by_class(told.get("classes"), classes, n, right) if classes and math.isfinite(loss) else None
-    top5: Any = told.get("top5")
-    if top5 is not None and not (is_number(top5, int) and right <= top5 <= n):
+    if not math.isfinite(loss):
+        return Counts(n, right, float(loss))
+    by_class = _by_class(told.get("classes"), classes, n, right) if classes else None
+    likely: Any = told.get("top5") if top5 else None
+    if top5 and not (is_number(likely, int) and right <= likely <= n):
         raise Refused("The counts are not those of a test.")
-    return Counts(n, right, float(loss), by_class, top5)
+    return Counts(n, right, float(loss), by_class, likely)
 
 
 def _by_class(told: Any, classes: int, n: int, right: int) -> tuple[Three, ...]:

@@ -103,6 +103,10 @@ class Task(Protocol):
         """
         ...
 
+    def told(self, metric: str, by_class: bool) -> bool:
+        """Whether what sites tell is enough for a metric."""
+        ...
+
     def read(self, told: Mapping[str, Any], by_class: bool) -> Told:
         """What a stranger says.
 
