@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from every_method import TERMS, small
+from weft.engines.cohort import drops_out
 from weft.engines.remote import Question
 from weft.testing.compare import assert_same, dense, state
 from weft.testing.sites import kept, remote
@@ -98,3 +99,13 @@ def test_a_question_that_is_none_is_refused() -> None:
     for raw in (b"", b"\x00" * 3, b"\xff\xff\xff\xff", (2).to_bytes(4, "little") + b"{}"):
         with pytest.raises(Refused):
             Question.decode(raw)
+
+
+def test_whoever_fails_and_whoever_does_not_answer_are_lost_alike() -> None:
+    run, loop = remote(small("fedit"), rounds=1, dropout=0.4)
+    failing = {c.id for c in run.clients if drops_out(0, c.id, 0, 0.4)}
+    loop.silent = {sorted({c.id for c in run.clients} - failing)[0]}
+    assert failing
+    record = run.simulation.round(0)
+    assert record is not None
+    assert record["lost"] == sorted(failing | loop.silent)
