@@ -173,3 +173,35 @@ def test_any_number_of_clients_shares_one_backbone() -> None:
     assert {id(p): p.data_ptr() for p in run.bench.backbone.model.parameters()} == before
     frozen = set(before.values())
     assert not any(v.data_ptr() in frozen for v in run.server.shared.values() if isinstance(v, torch.Tensor))
+
+
+# scores -----------------------------------------------------------------------------------------------------------------
+
+
+def share_of(logits: torch.Tensor, labels: np.ndarray) -> float:
+    return float((logits.argmax(1).numpy() == labels).mean())
+
+
+@pytest.mark.parametrize("slug", ["fedit", "fedsa-lora"])
+def test_scores_are_those_of_each_ones_own_rows(slug: str) -> None:
+    method = small() if slug == "fedit" else FedSALoRA(rank=2, batch=3, optim=Optim("adamw", lr=1e-2))
+    run = tiny.federation(method, rounds=2, pack=4).run()
+    labels, tests = run.bench.table.labels, run.simulation.setup.tests
+    own = {c.id: c.data.test for c in run.clients if len(c.data.test)}
+    if slug == "fedit":
+        logits = run.global_logits()
+        shares = {c: share_of(logits[r], labels[r]) for c, r in own.items()}
+        rows = {"global test": tests.test, "validation": tests.val, "new clients": tests.unseen["stranger"]}
+        wanted = {(people, "accuracy", "pooled"): share_of(logits[r], labels[r]) for people, r in rows.items()}
+        nll = torch.nn.functional.cross_entropy(logits[tests.test].double(), torch.from_numpy(labels[tests.test]))
+        wanted["global test", "loss", "pooled"] = float(nll)
+    else:
+        mine = run.personal_logits("personal", own)
+        shares = {c: share_of(mine[c], labels[r]) for c, r in own.items()}
+        everyone = torch.cat([mine[c] for c in sorted(own)])
+        wanted = {("own test", "accuracy", "pooled"): share_of(everyone, labels[np.concatenate([own[c] for c in sorted(own)])])}
+    wanted["own test", "accuracy", "mean over clients"] = float(np.mean(list(shares.values())))
+    wanted["own test", "accuracy", "worst client"] = min(shares.values())
+    assert len(set(shares.values())) > 1, "clients of one score tell nothing"
+    found = {(e.people, e.metric, e.pooling): e.value for e in run.simulation.evaluate(1)}
+    assert {k: found[k] for k in wanted} == {k: pytest.approx(v, abs=1e-6) for k, v in wanted.items()}

@@ -51,6 +51,26 @@ def test_the_columns_of_a_row_never_run_into_each_other(loss: float | None) -> N
     assert len(shown.plain) <= 80
 
 
+@pytest.mark.parametrize(
+    "metrics",
+    [("accuracy",), ("macro_f1",), ("matthews", "accuracy"), ("accuracy", "f1:not_equivalent"), ("f1:a b c d e f g h i",)],
+)
+def test_a_column_of_any_metric_has_its_name_above_it(metrics: tuple[str, ...]) -> None:
+    common = {"view": "global", "people": "global test", "moment": "received", "pooling": "pooled", "n": 9}
+    one = line(1.0) | {"evaluations": [common | {"metric": m, "value": 0.5} for m in (*metrics, "loss")]}
+    head, row = terminal.round_head(one).plain, terminal.round_row(one)
+    assert row is not None
+    assert len(head) == len(row.plain) == sum(terminal.WIDTHS)
+    words = {"macro_f1": "F1", "matthews": "MCC"}
+    ends, at = [], 0
+    for width in terminal.WIDTHS:
+        at += width
+        ends.append(at)
+    for metric, end, width in zip(metrics, ends[2:], terminal.WIDTHS[2:], strict=False):
+        assert head[:end].endswith(words.get(metric, metric.replace("f1:", "F1 of "))[: width - 1])
+        assert row.plain[:end].rstrip().endswith("0.500")
+
+
 def test_one_thing_is_not_called_many() -> None:
     assert [count(n, "client") for n in (0, 1, 2, 1200)] == ["0 clients", "1 client", "2 clients", "1,200 clients"]
     assert count(2, "class", "classes") == "2 classes"

@@ -35,20 +35,21 @@ def round_head(line: dict[str, Any]) -> Text:
     """Names of the columns of :func:`round_row`."""
     first, second = _scored(line)
     names = ["round", "loss", _short(first), _short(second), "mean", "worst", "new", "down", "up"]
-    return Text(_aligned(names), style="dim")
+    return Text(_aligned([name[: width - 1] for name, width in zip(names, WIDTHS, strict=True)]), style="dim")
 
 
 def _scored(line: dict[str, Any]) -> tuple[str, str]:
-    """The headline's metric and the next."""
+    """The headline's metric and the next, ``""`` if there is none."""
     top = headline(line)
     if top is None:
         return "accuracy", "macro_f1"
     more = [e["metric"] for e in line["evaluations"] if (e["view"], e["people"]) == (top["view"], top["people"])]
-    return top["metric"], next((m for m in more if m not in (top["metric"], "loss")), "macro_f1")  # which sites may keep back
+    usual = "macro_f1" if top["metric"] == "accuracy" else ""  # which sites may keep back
+    return top["metric"], next((m for m in more if m not in (top["metric"], "loss")), usual)
 
 
 def _short(metric: str) -> str:
-    return SHORT.get(metric, metric.replace("f1:", "F1 "))[:18]
+    return SHORT.get(metric, metric.replace("f1:", "F1 of "))
 
 
 def round_row(line: dict[str, Any]) -> Text | None:
@@ -137,7 +138,7 @@ def closing(out: Console, summary: Mapping[str, Any], rounds: Sequence[dict[str,
     numbers: list[dict[str, Any]] = [metrics([c.line]) | {"interval": interval(c.line).strip("()")} for c in compared]
     first = _scored(compared[0].line)[0]
     more = [n for n in dict.fromkeys(n for one in numbers for n in one) if n not in (first, "interval", "loss", *CLIENTS)]
-    named = {n: METRICS.get(n, n.replace("f1:", "F1 of ")) for n in (first, *more)}
+    named = {n: METRICS.get(n, _short(n)) for n in (first, *more)}
     for key, label in ({first: named[first], "interval": "  95 % interval"} | named | CLIENTS).items():
         cells = [n.get(key) or NONE if key == "interval" else _share(n.get(key)) for n in numbers]
         if set(cells) != {NONE}:
