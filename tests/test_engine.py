@@ -205,3 +205,18 @@ def test_scores_are_those_of_each_ones_own_rows(slug: str) -> None:
     assert len(set(shares.values())) > 1, "clients of one score tell nothing"
     found = {(e.people, e.metric, e.pooling): e.value for e in run.simulation.evaluate(1)}
     assert {k: found[k] for k in wanted} == {k: pytest.approx(v, abs=1e-6) for k, v in wanted.items()}
+
+
+def test_updates_are_reduced_in_the_order_of_ids_wherever_their_clients_stand() -> None:
+    """A sum of floats depends on its order."""
+    first, second = (tiny.federation(small(), rounds=2, pack=1) for _ in range(2))
+    second.clients.reverse()
+    assert second.simulation.setup.federations[0][1] is second.clients
+    for run in (first, second):
+        run.run()
+    assert [c.id for c in first.clients] == [c.id for c in reversed(second.clients)]
+    for name, value in first.server.shared.items():
+        other = second.server.shared[name]
+        assert isinstance(value, torch.Tensor)
+        assert isinstance(other, torch.Tensor)
+        assert torch.equal(value, other), name

@@ -14,6 +14,7 @@ import toy_runs
 import weft
 from command_line import flowing
 from weft.report import terminal, verdict
+from weft.runs import result
 from weft.words import count
 
 
@@ -69,6 +70,22 @@ def test_a_column_of_any_metric_has_its_name_above_it(metrics: tuple[str, ...]) 
     for metric, end, width in zip(metrics, ends[2:], terminal.WIDTHS[2:], strict=False):
         assert head[:end].endswith(words.get(metric, metric.replace("f1:", "F1 of "))[: width - 1])
         assert row.plain[:end].rstrip().endswith("0.500")
+
+
+def test_the_first_metric_of_a_task_is_the_headline_everywhere() -> None:
+    def played(t: int, matthews: float, accuracy: float) -> dict[str, Any]:
+        common = {"view": "global", "moment": "received", "pooling": "pooled", "n": 9}
+        scores = [("matthews", matthews), ("accuracy", accuracy), ("loss", 1.0)]
+        all_ = [common | {"people": p, "metric": m, "value": v} for p in ("global test", "validation") for m, v in scores]
+        own = [{**common, "people": "own test", "pooling": "mean over clients", "metric": "matthews", "value": matthews / 2}]
+        return line(1.0) | {"round": t, "evaluations": all_ + own}
+
+    lines = [played(0, 0.4, 0.6), played(1, 0.3, 0.9)]
+    top, best = result.headline(lines[1]), result.best_by_validation(lines)
+    assert top is not None
+    assert best is not None
+    assert (top["metric"], top["value"], best["round"], best["validation"]) == ("matthews", 0.3, 0, 0.4)
+    assert result.metrics(lines) == {"matthews": 0.3, "accuracy": 0.9, "loss": 1.0, "mean_client": 0.15}
 
 
 def test_one_thing_is_not_called_many() -> None:
