@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import tiny
 from command_line import table, weft
 from test_answers_fuzz import read, said
 from test_leaving import texts
@@ -20,6 +21,7 @@ from weft.communication.strict import Refused
 from weft.engines.remote import _told, check_told
 from weft.errors import UserError
 from weft.methods import FedIT
+from weft.runs.prepare import bench_of
 from weft.tasks.classification import Classification, observed_of
 from weft.tasks.counts import Counts, macro_f1
 from weft.testing.sites import remote
@@ -180,3 +182,20 @@ def test_the_dry_run_names_them(capsys: pytest.CaptureFixture[str], tmp_path: Pa
         words = " ".join(got.out.split())
         assert ("for each class: how many of those rows have it" in words) is named
         assert ("like a histogram of your labels" in words) is named
+
+
+@pytest.mark.parametrize(
+    ("typed", "classes", "metrics"),
+    [
+        ({"data": "cola"}, ("unacceptable", "acceptable"), ("matthews", "accuracy")),
+        ({"data": "mrpc"}, ("not_equivalent", "equivalent"), ("accuracy", "f1:equivalent")),
+        ({"data": "mrpc"}, ("no", "yes"), ("accuracy",)),  # renamed by who declares them
+        ({"data": "mrpc", "metrics": ["f1:yes"]}, ("no", "yes"), ("f1:yes",)),
+        ({"data": "sst2"}, ("negative", "positive"), ("accuracy", "macro_f1")),
+    ],
+)
+def test_a_set_is_scored_by_what_it_is_reported_in_unless_a_person_says(
+    typed: dict[str, Any], classes: tuple[str, ...], metrics: tuple[str, ...]
+) -> None:
+    x = settings.resolve(typed).experiment
+    assert bench_of(x, tiny.backbone("bert", classes=2), classes, tiny.rows(4, 2)).task.metrics == metrics
