@@ -68,7 +68,8 @@ def method_list(out: Console, infos: Sequence[MethodInfo]) -> None:
             table.add_row(Text(info.slug, style="bold cyan"), about)
         out.print(Padding(table, (0, 0, 1, MORE)))
     if not infos:
-        out.print("No method is of that kind.")
+        out.print("No method is of that kind yet.")
+        return
     out.print(Text("One in full: weft methods NAME --model minilm", style="dim"))
 
 
