@@ -147,7 +147,7 @@ def test_methods_are_chosen_by_family_need_and_challenge(capsys: Capture) -> Non
 def test_a_choice_that_no_method_meets_is_an_empty_list(capsys: Capture) -> None:
     line = ("methods", "--family", "reparameterized", "--needs", "two towers")
     assert json.loads(weft(capsys, *line, "--json").out) == []
-    assert "No method is of that kind." in weft(capsys, *line).out
+    assert "No method is of that kind yet." in weft(capsys, *line).out
 
 
 @pytest.mark.parametrize(
