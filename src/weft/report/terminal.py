@@ -34,8 +34,8 @@ SHORT = {"macro_f1": "F1", "matthews": "MCC"}
 def round_head(line: dict[str, Any]) -> Text:
     """Names of the columns of :func:`round_row`."""
     first, second = _scored(line)
-    names = ["round", "loss", _short(first), _short(second), "mean", "worst", "new", "down", "up"]
-    return Text(_aligned([name[: width - 1] for name, width in zip(names, WIDTHS, strict=True)]), style="dim")
+    names = ["round", "loss", _short(first)[:18], _short(second)[:6], "mean", "worst", "new", "down", "up"]
+    return Text(_aligned(names), style="dim")
 
 
 def _scored(line: dict[str, Any]) -> tuple[str, str]:
