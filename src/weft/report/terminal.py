@@ -26,7 +26,7 @@ NONE = "-"
 
 # a row for each evaluated round -----------------------------------------------------------------------------------------
 
-WIDTHS = (5, 7, 19, 7, 7, 7, 7, 9, 9)
+WIDTHS = (6, 7, 19, 7, 7, 7, 7, 9, 9)
 SHORT = {"macro_f1": "F1", "matthews": "MCC"}
 """What a column of a metric is called, if not by its name."""
 
