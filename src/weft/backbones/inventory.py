@@ -22,7 +22,7 @@ def inventory(backbone: Backbone) -> dict[str, Any]:
         "class": type(b.model).__name__,
         "parameters": b.parameters,
         "reads": b.reads,
-        "task": "classification" if b.names is None else "similarity",
+        "task": "similarity" if b.names is not None else "tokens" if b.options.task == "tokens" else "classification",
         "options": asdict(b.options),
         "input": _site(b.reader),
         "blocks": {

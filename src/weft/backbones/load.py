@@ -185,7 +185,8 @@ def load(
         attention: attention kernel of transformers; ``auto`` = ``eager`` on a CPU (its fused kernel's backward pass is
             several times slower in bfloat16, measured), the model's own default elsewhere.
         task: what tells classes apart: ``classification``, a linear head; ``similarity``, the text tower of a CLIP and the
-            names of the classes in ``template``; ``auto``: similarity where there is a text tower.
+            names of the classes in ``template``; ``tokens``, a linear head for each token; ``auto``: similarity where there is a
+            text tower.
         blocks, roles, head: corrections where the description is wrong, see :class:`weft.backbones.options.Options`.
 
     Raises:

@@ -16,7 +16,7 @@ class Options:
     """What :func:`weft.backbones.load.load` takes beside a name and classes; the last three correct wrong guesses.
 
     Attributes:
-        task: ``auto``, ``classification`` or ``similarity``. template: sentence for class names in a text tower.
+        task: ``auto``, ``classification``, ``similarity`` or ``tokens``. template: sentence for class names in a text tower.
         blocks: path of the list of transformer blocks, as in ``model.layers``.
         roles: of linear layers inside a block by the ends of their names, as in ``Wqkv=q+k+v,wo=o``; ``none`` = no place for
             a part.

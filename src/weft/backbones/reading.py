@@ -52,6 +52,8 @@ def model_class(config: Any, name: str, task: str) -> Any:
         MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     )
 
+    if task == "tokens":
+        return _of_tokens(config, name)
     towers = config.model_type == "clip"
     if config.model_type in ("t5", "mt5") and task != "similarity":
         from weft.backbones import t5
@@ -69,6 +71,20 @@ def model_class(config: Any, name: str, task: str) -> Any:
     images = type(config) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING or "AutoModelForImageClassification" in own
     texts = type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING or "AutoModelForSequenceClassification" in own
     return AutoModelForImageClassification if images and not texts else AutoModelForSequenceClassification
+
+
+def _of_tokens(config: Any, name: str) -> Any:
+    from transformers import AutoModelForTokenClassification
+    from transformers.models.auto.modeling_auto import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING
+
+    own = getattr(config, "auto_map", None) or {}
+    known = type(config) in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING or "AutoModelForTokenClassification" in own
+    if not known or config.model_type in ("t5", "mt5"):
+        raise UserError(
+            f'backbone "{name}" ({config.model_type}) does not tag tokens: choose an encoder of texts such as minilm, '
+            "or BERT, RoBERTa, DeBERTa, …"
+        )
+    return AutoModelForTokenClassification
 
 
 def transformers_model(where: str, name: str, classes: int, task: str, trust: bool, seed: int = 0) -> Read:
@@ -113,6 +129,8 @@ def transformers_model(where: str, name: str, classes: int, task: str, trust: bo
             tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trust)
             if not isinstance(most := tokenizer.model_max_length, (int, float)):
                 raise UserError(f"{what} names {most!r} as its model_max_length: write a number of tokens.")
+            if task == "tokens" and tokenizer.is_fast and not _takes_words(tokenizer):
+                tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trust, add_prefix_space=True)
             tokenizer("a photo of ☃", add_special_tokens=False)  # one without its unknown token fails at the first it meets
     except UserError:
         raise
@@ -141,6 +159,15 @@ def transformers_model(where: str, name: str, classes: int, task: str, trust: bo
         tokenizer.padding_side = "right"
     resized = {n: (tuple(have), tuple(want)) for n, have, want in info["mismatched_keys"]}
     return Read(model, tokenizer, processor, set(info["missing_keys"]), resized, frozenset(info["unexpected_keys"]))
+
+
+def _takes_words(tokenizer: Any) -> bool:
+    """Whether it takes sentences word by word: that of GPT-2 does if it was told to put a space before each."""
+    try:
+        tokenizer(["a", "photo"], is_split_into_words=True)
+    except AssertionError:
+        return False
+    return True
 
 
 def _reason(e: Exception) -> str:

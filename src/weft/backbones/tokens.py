@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from weft.checks import tagged as checks
 from weft.checks.tokens import Reading
+from weft.errors import UserError
 
 if TYPE_CHECKING:
     from weft.backbones.backbone import Backbone
@@ -24,6 +27,9 @@ class Tokens:
         ids: int32 [total], all rows one after another. offsets: int64 [n + 1]. types: int8 [total] segment ids or None.
         labels: int64 [n]. row_ids: int64 [n], stable keys of the rows within their source.
         pairs: rows are pairs of texts. reading: how much of the texts the tokenizer knew.
+        tags: int32 [total], of the first token of each tagged word, -1 of others; None where words are not tagged.
+        allowed: bool [n, C], the classes that each row may have; None = all.
+        notes: on words that have no token.
     """
 
     ids: np.ndarray
@@ -34,6 +40,9 @@ class Tokens:
     pad: int
     pairs: bool = False
     reading: Reading = Reading()
+    tags: np.ndarray | None = None
+    allowed: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -41,6 +50,16 @@ class Tokens:
     @functools.cached_property
     def lengths(self) -> np.ndarray:
         return np.diff(self.offsets)
+
+    def tags_of(self, index: np.ndarray) -> np.ndarray:
+        """Tags [m, T] of the rows ``index`` ([m]; -1 = padding) as wide as :meth:`collate` makes them, -1 where there is none."""
+        assert self.tags is not None
+        lengths = np.where(index >= 0, self.lengths[index], 1)
+        found = np.full((len(index), int(lengths.max(initial=1))), -1, dtype=np.int64)
+        for row, i in enumerate(index):
+            if i >= 0:
+                found[row, : lengths[row]] = self.tags[self.offsets[i] : self.offsets[i + 1]]
+        return found
 
     def collate(self, index: np.ndarray, width: int | None = None) -> dict[str, torch.Tensor]:
         """Right-padded model inputs for the rows ``index`` ([m]; -1 = an empty padding row): tensors [m, T]."""
@@ -65,23 +84,33 @@ class Tokens:
 
 
 def tokenize(backbone: Backbone, rows: Rows, max_length: int = 128) -> Tokens:
-    """Tokenise a table of texts (or text pairs), cut to ``max_length`` tokens."""
+    """Tokenise a table of texts (or text pairs), cut to ``max_length`` tokens; a tagged sentence word by word.
+
+    Raises:
+        UserError: words are tagged, and the tokenizer can't tell which token belongs to which.
+    """
     assert rows.texts is not None
     limit = min(max_length, backbone.max_length)
     tokenizer = backbone.tokenizer
     uses_types = backbone.segments and rows.pairs is not None
     ids: list[np.ndarray] = []
     types: list[np.ndarray] = []
+    starts: list[np.ndarray] = []
     for start in range(0, len(rows), 2048):
         stop = min(start + 2048, len(rows))
         first = [str(t) for t in rows.texts[start:stop]]
         second = None if rows.pairs is None else [str(t) for t in rows.pairs[start:stop]]
-        out = tokenizer(first, second, truncation=True, max_length=limit, return_token_type_ids=uses_types)
+        if rows.words is not None:
+            out = by_word(tokenizer, rows.words[start:stop], limit, backbone.name)
+            starts += [first_tokens(out.word_ids(i)) for i in range(stop - start)]
+        else:
+            out = tokenizer(first, second, truncation=True, max_length=limit, return_token_type_ids=uses_types)
         ids += [np.asarray(r if len(r) else [tokenizer.pad_token_id], dtype=np.int32) for r in out["input_ids"]]
         if uses_types:
             types += [np.asarray(r, dtype=np.int8) for r in out["token_type_ids"]]
     flat = np.concatenate(ids) if ids else np.zeros(0, np.int32)
     offsets = np.concatenate([[0], np.cumsum([len(r) for r in ids])]).astype(np.int64)
+    tags, notes = (None, ()) if rows.tags is None else _placed(rows, starts, [len(r) for r in ids], limit)
     return Tokens(
         ids=flat,
         offsets=offsets,
@@ -91,7 +120,57 @@ def tokenize(backbone: Backbone, rows: Rows, max_length: int = 128) -> Tokens:
         pad=int(tokenizer.pad_token_id or 0),
         pairs=rows.pairs is not None,
         reading=_reading(tokenizer, flat, offsets),
+        tags=tags,
+        allowed=rows.allowed,
+        notes=notes,
     )
+
+
+def by_word(tokenizer: Any, words: Sequence[Sequence[str]], limit: int, name: str) -> Any:
+    """Token ids of sentences that are given word by word, cut to ``limit`` tokens.
+
+    Args:
+        name: of the backbone, for the sentence.
+
+    Raises:
+        UserError: the tokenizer can't tell which token belongs to which word.
+    """
+    if not tokenizer.is_fast:
+        raise UserError(
+            f'the tokenizer of "{name}" does not tell which token belongs to which word, as one with a tokenizer.json does: '
+            "choose another --model to tag words with."
+        )
+    given = [list(row) for row in words]
+    return tokenizer(given, is_split_into_words=True, truncation=True, max_length=limit, return_token_type_ids=False)
+
+
+def first_tokens(words: Sequence[int | None]) -> np.ndarray:
+    """int64 [w, 2]: for each word that has tokens its number and the place of the first of them.
+
+    Args:
+        words: the number of each token's word, None of special ones.
+    """
+    first: dict[int, int] = {}
+    for place, word in enumerate(words):
+        if word is not None:
+            first.setdefault(word, place)
+    return np.array(list(first.items()), dtype=np.int64).reshape(-1, 2)
+
+
+def _placed(rows: Rows, starts: list[np.ndarray], lengths: list[int], limit: int) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Tags of :class:`Tokens`, and notes on words without a token."""
+    assert rows.tags is not None
+    found = [np.full(n, -1, dtype=np.int32) for n in lengths]
+    cut = unseen = 0
+    for row, tags, first in zip(found, rows.tags, starts, strict=True):
+        row[first[:, 1]] = tags[first[:, 0]]
+        missing = len(tags) - len(first)
+        if missing and len(row) == limit:
+            cut += missing
+        else:
+            unseen += missing
+    flat = np.concatenate(found) if found else np.zeros(0, np.int32)
+    return flat, tuple(checks.places(sum(map(len, rows.tags)), cut, unseen, limit))
 
 
 def _reading(tokenizer: Any, ids: np.ndarray, offsets: np.ndarray) -> Reading:

@@ -96,6 +96,24 @@ def _whole(column: Any, what: str, meaning: str) -> np.ndarray:
     return np.array(found, dtype=np.int64)
 
 
+def tags(column: Any, words: Sequence[int]) -> list[np.ndarray]:
+    """Tags of the words of n sentences, int64 each.
+
+    Args:
+        words: how many words each sentence has.
+
+    Raises:
+        UserError: a sentence has more or fewer tags than words, or a tag that is no whole number from 0.
+    """
+    found = [_whole(one, "tags", "the number of its class") for one in values(column, "tags")]
+    for i, (one, n) in enumerate(zip(found, words, strict=False)):
+        if len(one) != n:
+            raise UserError(f"tags and words must be as many in each row, but row {i} has {n} words and {len(one)} tags.")
+    if len(found) != len(words):
+        raise UserError(f"tags are of {len(found)} rows, and there are words of {len(words)}.")
+    return found
+
+
 def keys(column: Any) -> list[str]:
     """Natural keys [n], numbers as they are written; "" where a row has none.
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +15,9 @@ from weft.errors import UserError
 from weft.report.console import out
 from weft.report.progress import starting
 from weft.words import count
+
+if TYPE_CHECKING:
+    from weft.export.sentences import Entity
 
 Folder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, or of an exported model.")]
 Base = Annotated[
@@ -98,7 +102,7 @@ def predict(
     precision: Precision = "auto",
     as_json: Json = False,
 ) -> None:
-    """Classes of new texts or pictures by a run's model, with its probability.
+    """Classes of new texts or pictures by a run's model, with its probability; or the entities in texts, where it tags words.
 
     [bold]Examples[/bold]
 
@@ -126,6 +130,9 @@ def predict(
         items: list[tuple[str, ...]] = [(text,) for text in given]
         if model.about.pairs:
             words, items = ("text", "pair"), in_pairs(given, typed=bool(texts))
+        if model.tags_words:
+            _entities(given, model.entities(given), as_json)
+            return
         chances = model.probabilities([list(item) if model.about.pairs else item[0] for item in items]).tolist()
     found: list[dict[str, Any]] = [
         {
@@ -143,6 +150,28 @@ def predict(
         label = Text(one["label"], style="bold cyan")
         table.add_row(label, f"{one['probabilities'][one['label']]:.2f}", *(Text(one[w]) for w in words))
     screen.print(table)
+
+
+def _entities(texts: Sequence[str], found: Sequence[Sequence[Entity]], as_json: bool) -> None:
+    """What a model of tags finds in texts."""
+    from dataclasses import asdict
+
+    from rich.text import Text
+
+    from weft.cli.grids import grid
+
+    if as_json:
+        show_json([{"text": text, "entities": [asdict(one) for one in own]} for text, own in zip(texts, found, strict=True)])
+        return
+    table = grid("type", "entity", "text")
+    for text, own in zip(texts, found, strict=True):
+        shown = text
+        for one in own:
+            table.add_row(Text(one.type, style="bold cyan"), Text(one.text), Text(shown))
+            shown = ""
+        if not own:
+            table.add_row(Text("-"), Text("-"), Text(text))
+    out().print(table)
 
 
 def in_pairs(given: list[str], typed: bool) -> list[tuple[str, ...]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from weft.data import tagged
 from weft.data.columns import Columns, Table, build, choose
 from weft.data.local import SPLIT_OF
 from weft.data.rows import Source
@@ -19,6 +20,10 @@ def assemble(name: str, splits: Mapping[str, Table], asked: Mapping[str, str], n
     Raises:
         UserError: no columns can be told, or a split lacks those of the training rows.
     """
+    if pair := tagged.recognised(splits["train"], asked.get("text"), asked.get("label")):
+        if len(splits) == 1:
+            splits = by_split(splits["train"], name)
+        return tagged.build(name, splits, *pair, asked.get("key"), guessed=not {"text", "label"} <= asked.keys(), notes=notes)
     columns = choose(splits["train"], name, **asked)
     if len(splits) == 1 and (columns.image is not None or _names_train(splits["train"], columns)):
         splits = by_split(splits["train"], name)

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from weft.data import tagged
 from weft.data.columns import Table, build, choose
 from weft.data.hub_sets import IMAGE, TEXT, Entry
 from weft.data.local import SPLIT_NAMES
@@ -68,6 +69,9 @@ def _source(entry: Entry, loaded: Sequence[tuple[str | None, Any]], asked: Mappi
             if entry.configs and entry.client_key and config is not None:
                 table[entry.client_key] = [config] * len(data)
             _append(splits.setdefault(split, {}), table)
+    if pair := tagged.recognised(splits["train"], asked.get("text"), asked.get("label")):
+        guessed = not {"text", "label"} <= asked.keys()
+        return tagged.build(entry.name, splits, *pair, asked.get("key") or entry.client_key, guessed=guessed, notes=said)
     image, text, label, key = (asked.get(c) for c in ("image", "text", "label", "key"))
     catalogued = not {"image", "text", "pair"} & asked.keys()
     columns = choose(
@@ -159,7 +163,11 @@ def _table(data: Any, named: dict[str, list[str]]) -> Table:
     features = data.features
     pictures = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     plain = [n for n, feature in features.items() if isinstance(feature, datasets.Value | datasets.ClassLabel)]
-    table: Table = dict(data.select_columns(plain).with_format(None)[:])
+    lists = {name: inner for name, feature in features.items() if (inner := _of_list(feature)) is not None}
+    table: Table = dict(data.select_columns([*plain, *lists]).with_format(None)[:])
+    for name, inner in lists.items():
+        if isinstance(inner, datasets.ClassLabel):
+            table[name] = [None if row is None else [inner.names[value] for value in row] for row in table[name]]
     for name in plain:
         if isinstance(features[name], datasets.ClassLabel):
             names = features[name].names
@@ -168,6 +176,16 @@ def _table(data: Any, named: dict[str, list[str]]) -> Table:
     for name in pictures:
         table[name] = _lazily(data.cast_column(name, datasets.Image(decode=False)), name)
     return table
+
+
+def _of_list(feature: Any) -> Any:
+    """What a column of lists holds, if it is words or their tags."""
+    import datasets
+
+    inner = feature[0] if isinstance(feature, list) else getattr(feature, "feature", None)
+    return (
+        inner if isinstance(inner, datasets.ClassLabel) or getattr(inner, "dtype", None) in ("string", "large_string") else None
+    )
 
 
 def _lazily(data: Any, column: str) -> list[Any]:

@@ -47,10 +47,10 @@ def declared(source: Source, classes: Sequence[str]) -> Source:
         UnknownLabel: a row has a label that is none of them.
     """
     parts = [r for r in (source.train, source.test, source.validation, *source.unseen.values()) if r is not None]
-    order = index(source.classes, classes, np.concatenate([r.labels for r in parts]), source.name)
+    order = index(source.classes, classes, every_label(parts), source.name)
 
     def mapped(rows: Rows | None) -> Rows | None:
-        return None if rows is None else replace(rows, labels=order[rows.labels])
+        return None if rows is None else relabelled(rows, order, len(classes))
 
     train = mapped(source.train)
     assert train is not None
@@ -63,6 +63,25 @@ def declared(source: Source, classes: Sequence[str]) -> Source:
         validation=mapped(source.validation),
         unseen=unseen,
     )
+
+
+def every_label(parts: Sequence[Rows]) -> np.ndarray:
+    """All labels of some tables, and the tags of their words, int64."""
+    return np.concatenate([column for rows in parts for column in (rows.labels, rows.every_tag)])
+
+
+def relabelled(rows: Rows, order: np.ndarray, classes: int) -> Rows:
+    """Rows in which each label, and each tag of a word, has another number.
+
+    Args:
+        order: int64, the new number of each old one; -1 of one that no row has. classes: how many there are now.
+    """
+    allowed = None
+    if rows.allowed is not None:
+        allowed = np.zeros((len(rows), classes), dtype=bool)
+        allowed[:, order[order >= 0]] = rows.allowed[:, order >= 0]
+    tags = None if rows.tags is None else [order[own] for own in rows.tags]
+    return replace(rows, labels=order[rows.labels], tags=tags, allowed=allowed)
 
 
 def same(dealt: FederatedData, classes: Sequence[str]) -> None:

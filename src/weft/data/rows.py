@@ -27,6 +27,9 @@ class Rows:
         ids: whole numbers [n], unique over all splits of one source. They do not depend on a seed: they key caches and random
             streams. If left out, rows are numbered, and so are the splits of a :class:`Source`, one after another.
         keys: texts or numbers [n], the natural client of each row ("" or None where it tells none).
+        words, tags: of sentences whose words are tagged, lists of str [n] and of whole numbers [n], as many in each row: the tags
+            are positions among the classes. Texts and labels follow from them, see :func:`weft.data.tagged.rows_of`.
+        allowed: bool [n, C], the classes that each row may have by the rules of those who labelled it; None = all.
         images: the pictures, or a list of anything that is one, see :class:`Images`.
 
     Raises:
@@ -39,6 +42,9 @@ class Rows:
     ids: np.ndarray = None  # type: ignore[assignment]  # int64 [n]
     keys: Sequence[str] | None = None
     images: Images | None = None
+    words: Sequence[tuple[str, ...]] | None = None
+    tags: Sequence[np.ndarray] | None = None
+    allowed: np.ndarray | None = None
     numbered: bool = field(default=False, repr=False)  # whether ids were left out, so that a source may number anew
 
     def __post_init__(self) -> None:
@@ -62,13 +68,22 @@ class Rows:
         put("ids", checks.ids(self.ids))
         if self.keys is not None:
             put("keys", checks.keys(self.keys))
-        columns = {"pairs": self.pairs, "labels": self.labels, "ids": self.ids, "keys": self.keys}
+        if (self.words is None) != (self.tags is None):
+            raise UserError("words and their tags go together: give both, or none.")
+        if self.words is not None and self.tags is not None:
+            put("tags", checks.tags(self.tags, [len(words) for words in self.words]))
+        columns = {name: getattr(self, name) for name in ("pairs", "labels", "ids", "keys", "words", "allowed")}
         checks.same_length({name: None if column is None else len(column) for name, column in columns.items()}, n, what)
         self.labels.setflags(write=False)
         self.ids.setflags(write=False)
 
     def __len__(self) -> int:
         return len(self.images if self.texts is None else self.texts)  # type: ignore[arg-type]
+
+    @property
+    def every_tag(self) -> np.ndarray:
+        """The tags of all words one after another, int64; none where words are not tagged."""
+        return np.concatenate(self.tags) if self.tags else np.zeros(0, np.int64)
 
     def content(self, index: int) -> Hashable:
         """What stands for the content of a row but for its label and key: its texts, or the digest of its picture."""
@@ -96,16 +111,20 @@ class Rows:
             ids=self.ids[index],
             keys=None if self.keys is None else [self.keys[i] for i in where],
             images=None if self.images is None else self.images.take(where),
+            words=None if self.words is None else [self.words[i] for i in where],
+            tags=None if self.tags is None else [self.tags[i] for i in where],
+            allowed=None if self.allowed is None else self.allowed[index],
         )
 
     @staticmethod
     def concatenate(parts: Sequence[Rows]) -> Rows:
         """All rows of ``parts``, one part after another; pairs and keys stay where every part has them."""
 
-        def joined(columns: list[Sequence[str] | None]) -> list[str] | None:
+        def joined(columns: list[Sequence[Any] | None]) -> list[Any] | None:
             present = [column for column in columns if column is not None]
             return [value for column in present for value in column] if len(present) == len(columns) else None
 
+        allowed = [part.allowed for part in parts if part.allowed is not None]
         return Rows(
             texts=joined([part.texts for part in parts]),
             pairs=joined([part.pairs for part in parts]),
@@ -113,6 +132,9 @@ class Rows:
             ids=np.concatenate([part.ids for part in parts]),
             keys=joined([part.keys for part in parts]),
             images=Images.concatenate(images) if len(images := [p.images for p in parts if p.images is not None]) else None,
+            words=joined([part.words for part in parts]),
+            tags=joined([part.tags for part in parts]),
+            allowed=np.concatenate(allowed) if len(allowed) == len(parts) else None,
         )
 
 
@@ -157,6 +179,7 @@ class Source:
         parts |= {f"unseen {key}": rows for key, rows in self.unseen.items()}
         for rows in parts.values():
             checks.in_range(rows.labels, self.classes, self.name)
+            checks.in_range(rows.every_tag, self.classes, self.name)
             if (rows.texts is None) != (self.train.texts is None) or (rows.pairs is None) != (self.train.pairs is None):
                 raise UserError(
                     f"the splits of {self.name} differ in what they hold: give all of them texts, pairs or images alike."
@@ -197,6 +220,7 @@ class FederatedData:
         parts = [*(rows for c in clients for rows in (c.train, c.val, c.test)), self.test, self.val]
         for rows in parts:
             checks.in_range(rows.labels, self.classes, self.name)
+            checks.in_range(rows.every_tag, self.classes, self.name)
         _consistent(parts, self.name)
 
 
@@ -238,4 +262,7 @@ def fingerprint(classes: Iterable[str], splits: Mapping[str, Rows | None]) -> st
             add(None if rows.pairs is None else rows.pairs[i])
             add(label)
             add(None if rows.keys is None else rows.keys[i])
+            if rows.words is not None and rows.tags is not None:
+                add("\0".join(rows.words[i]))
+                add(repr(rows.tags[i].tolist()))
     return digest.hexdigest()

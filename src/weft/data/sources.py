@@ -60,7 +60,7 @@ def load(
         _check_classes(source)
     if limit is not None:
         few = limited(source, limit, seed)
-        if not one_class and len(np.unique(few.train.labels)) < 2:
+        if not one_class and few.train.tags is None and len(np.unique(few.train.labels)) < 2:
             raise UserError(f"the {limit} rows drawn from {source.name} are all of one class: give a larger limit.")
         return few
     if source.fingerprint:
@@ -94,7 +94,7 @@ def _load(name: str, columns: dict[str, str]) -> Source:
 
 def _check_classes(source: Source) -> None:
     trained = np.unique(source.train.labels).tolist()
-    if len(trained) > 1:
+    if len(trained) > 1 or source.train.tags is not None:
         return
     always = source.classes[trained[0]]
     if source.label_name is None:

@@ -39,17 +39,18 @@ class What(Group):
         everyday=True,
         common=True,
     )
-    task: Literal["auto", "classification", "similarity"] = setting(
+    task: Literal["auto", "classification", "similarity", "tokens"] = setting(
         "auto",
-        "What tells classes apart: `classification` (a linear head) or `similarity` (a CLIP and the names of the classes).",
-        "`auto` is similarity where there is a text tower, unless the method trains a head.",
+        "What is predicted: `classification` (a linear head), `similarity` (a CLIP and class names) or `tokens` (a tag a word).",
+        "`auto` is tokens where words are tagged, and similarity where there is a text tower, unless the method trains a head.",
         common=True,
     )
     metrics: Names = setting(
         [],
         "What is scored, the headline first: `accuracy`, `macro_f1`, `matthews`, `f1:CLASS`, `top5`.",
+        "Of tags: `entity_f1`, `precision`, `recall`, `token_accuracy`, `macro_f1`, `f1:TYPE`. "
         "By default those that a set of the catalogue is reported in, such as `matthews` of `cola`.",
-        unset="of the data, or accuracy and macro_f1",
+        unset="of the data, or usual for the task",
         option=False,
         common=True,
     )

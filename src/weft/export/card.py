@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from weft.backbones.options import sentence
 from weft.export.about import About
 from weft.export.peft_files import loading
+from weft.tasks.kinds import TOKENS
 
 
 def card(about: About, notes: Sequence[str], plain_class: str | None) -> str:
@@ -30,7 +31,15 @@ def card(about: About, notes: Sequence[str], plain_class: str | None) -> str:
 
 
 def ours(about: About) -> str:
-    row = "a-picture.png" if about.base.reads == "images" else ("a text", "its pair") if about.pairs else "a text"
+    row = (
+        "a text"
+        if about.task == TOKENS
+        else "a-picture.png"
+        if about.base.reads == "images"
+        else ("a text", "its pair")
+        if about.pairs
+        else "a text"
+    )
     return f"from weft.export import load\n\nload(FOLDER).predict([{row!r}])\n"
 
 
@@ -67,8 +76,20 @@ def plain(about: About, plain_class: str) -> str:
         f"reader = {reader}.from_pretrained(where{trust})\n"
         f"{_read(about)}"
         "with torch.no_grad():\n    logits = model(**inputs).logits\n"
-        "print([labels[i] for i in logits.argmax(-1)])\n"
+        f"{_answers(plain_class)}"
     )
+
+
+def _answers(plain_class: str) -> str:
+    """Lines that print what the model says."""
+    if plain_class == "AutoModelForTokenClassification":
+        return (
+            "for i, tags in enumerate(logits.argmax(-1)):\n"
+            "    words = inputs.word_ids(i)\n"
+            "    first = [t for t, word in enumerate(words) if word is not None and word not in words[:t]]\n"
+            "    print([(TEXTS[i][words[t]], labels[tags[t]]) for t in first])\n"
+        )
+    return "print([labels[i] for i in logits.argmax(-1)])\n"
 
 
 def _read(about: About) -> str:
@@ -79,6 +100,8 @@ def _read(about: About) -> str:
     # what our own reader does: rows are padded at their end, and a single text has no kinds of segments
     given = "TEXTS, SECOND" if about.pairs else "TEXTS"
     kinds = "" if about.pairs and base.segments else ", return_token_type_ids=False"
+    if about.task == TOKENS:  # TEXTS are lists of words
+        kinds += ", is_split_into_words=True"
     return (
         f'reader.padding_side, reader.pad_token_id = "right", {base.pad_token_id}\n'
         f'inputs = reader({given}, truncation=True, max_length={about.max_length}, padding=True, return_tensors="pt"{kinds})\n'

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from weft.data import labels
 from weft.data.rows import Rows, Source
@@ -61,18 +58,18 @@ def evaluate_run(
         have = ", ".join(s for s in SPLITS if splits[s] is not None)
         raise UserError(f"{source.name} has no {chosen} rows: it has {have}.")
     predictor = load(folder, base=base, device=device, precision=precision, observer=observer)
-    known = matched(rows, source, predictor.classes)
-    seen = predictor.observe(replace(rows, labels=known))
+    seen = predictor.observe(matched(rows, source, predictor.classes))
     people = f"{source.name} ({chosen})"
     return [
-        e.record() for e in records(predictor.about.predicts.score(seen), len(known), view=predictor.about.view, people=people)
+        e.record() for e in records(predictor.about.predicts.score(seen), len(rows), view=predictor.about.view, people=people)
     ]
 
 
-def matched(rows: Rows, source: Source, classes: tuple[str, ...]) -> np.ndarray:
-    """Labels [n] as indices of the model's classes, by name.
+def matched(rows: Rows, source: Source, classes: tuple[str, ...]) -> Rows:
+    """The rows with labels that are indices of the model's classes, by name.
 
     Raises:
         UserError: a label that occurs is none of them.
     """
-    return labels.index(source.classes, classes, rows.labels, source.name, "the model's classes")[rows.labels]
+    order = labels.index(source.classes, classes, labels.every_label([rows]), source.name, "the model's classes")
+    return labels.relabelled(rows, order, len(classes))

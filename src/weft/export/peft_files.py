@@ -22,6 +22,7 @@ from weft.errors import WeftError
 from weft.export.about import damaged
 from weft.export.trained import Trained, not_finite
 from weft.federation import files
+from weft.tasks.kinds import TOKENS
 from weft.tensors.forms import Value
 from weft.tensors.lowrank import LowRank
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 CONFIG, TENSORS = FILES = "adapter_config.json", "adapter_model.safetensors"
 ROOT = "base_model.model."
+WORDS = {"AutoModelForSequenceClassification": "SEQ_CLS", "AutoModelForTokenClassification": "TOKEN_CLS"}
+"""What PEFT calls a task; it has no word for images."""
 
 
 def fits(trained: Trained, backbone: Backbone) -> bool:
@@ -47,6 +50,8 @@ def plain_class(backbone: Backbone) -> str | None:
         return "CLIPModel"
     if type(backbone.model).__module__.startswith("weft."):
         return None
+    if backbone.options.task == TOKENS:
+        return "AutoModelForTokenClassification"
     return "AutoModelForImageClassification" if backbone.reads == "images" else "AutoModelForSequenceClassification"
 
 
@@ -80,7 +85,7 @@ def write(trained: Trained, backbone: Backbone, base: Base, folder: Path) -> dic
     alphas = {name: value.scale * value.rank for name, value in sums.items()}
     rank, alpha = Counter(zip(ranks.values(), alphas.values(), strict=True)).most_common(1)[0][0]
     config = LoraConfig(
-        task_type="SEQ_CLS" if backbone.reads == "texts" else None,  # PEFT has no word for images
+        task_type=WORDS.get(str(plain_class(backbone))),
         inference_mode=True,
         base_model_name_or_path=base.reference,
         r=rank,
@@ -205,7 +210,7 @@ def check_names(trained: Trained, backbone: Backbone, folder: Path) -> None:
 
 @torch.no_grad()
 def plain_logits(folder: Path, backbone: Backbone, about: About, inputs: Mapping[str, Tensor]) -> Tensor:
-    """[n, C] as anybody gets them: transformers loads the base, PEFT the adapter, and nothing of ours takes part.
+    """[n, C], or [n, T, C] of each token, as anybody gets them: transformers loads the base and PEFT the adapter, without us.
 
     Args:
         backbone: says where the base is, and is not used. about: that of the adapter. inputs: of the model.

@@ -16,16 +16,20 @@ from weft.backbones.backbone import Backbone
 from weft.backbones.load import load as load_backbone
 from weft.backbones.names import KNOWN
 from weft.backbones.tables import Table, tabulate
-from weft.backbones.tokens import Tokens
+from weft.backbones.tokens import Tokens, by_word, first_tokens
 from weft.checks import tokens
 from weft.data.images import Images
 from weft.data.rows import Rows
+from weft.data.tagged import rows_of
 from weft.engines.observer import Observer
 from weft.errors import UserError
 from weft.export.about import About, check_hashes
+from weft.export.sentences import Entity, Sentence, sentence
 from weft.export.trained import Trained
 from weft.export.write import read
 from weft.federation import again
+from weft.tasks.bio import OUTSIDE
+from weft.tasks.kinds import TOKENS
 from weft.tasks.observed import Observed
 
 if TYPE_CHECKING:
@@ -47,8 +51,13 @@ class Predictor:
         self.trained, self.backbone, self.about = trained, backbone, about
         self.classes, self.observer = about.classes, observer or Observer()
 
+    @property
+    def tags_words(self) -> bool:
+        """Whether it finds entities instead of giving a row its class."""
+        return self.about.task == TOKENS
+
     def logits(self, items: Sequence[Text | Picture]) -> Tensor:
-        """[n, C], float32 on the CPU.
+        """[n, C], float32 on the CPU; where the model tags words, see :meth:`entities`.
 
         Args:
             items: texts, or pairs of texts for a task on pairs; or pictures: files, PIL images, uint8 pixels [h, w] or [h, w, 3],
@@ -97,8 +106,34 @@ class Predictor:
         return torch.softmax(self.logits(items), dim=-1)
 
     def predict(self, items: Sequence[Text | Picture]) -> list[str]:
-        """The name of the most likely class of each text or picture."""
+        """The name of the most likely class of each text or picture; the entities in each text, where the model tags words."""
+        if self.tags_words:
+            return ["; ".join(f"{one.text} ({one.type})" for one in found) for found in self.entities(items)]  # type: ignore[arg-type]
         return [self.classes[i] for i in self.logits(items).argmax(-1).tolist()]
+
+    def entities(self, items: Sequence[Sentence]) -> list[list[Entity]]:
+        """The entities that a model of tags finds in texts, in their order.
+
+        Args:
+            items: texts, which are cut into words and punctuation, or lists of words.
+
+        Raises:
+            UserError: the model does not tag words, or an item is neither.
+        """
+        if not self.tags_words:
+            raise UserError("this model gives each row a class and finds no entities: use predict.")
+        given = [sentence(item) for item in items]
+        if not given:
+            return []
+        rows = rows_of([one.words for one in given], [np.zeros(len(one.words), dtype=np.int64) for one in given])
+        tags = [self.classes[i] for i in self.logits_of(rows).argmax(-1).tolist()]
+        seen = by_word(self.backbone.tokenizer, [one.words for one in given], self.about.max_length, self.backbone.name)
+        found = []
+        for i, one in enumerate(given):
+            tagged = first_tokens(seen.word_ids(i))[:, 0].tolist()
+            own, tags = dict(zip(tagged, tags, strict=False)), tags[len(tagged) :]
+            found.append(one.entities([own.get(word, OUTSIDE) for word in range(len(one.words))]))
+        return found
 
 
 def table_of(texts: Sequence[Any]) -> Rows:

@@ -67,7 +67,7 @@ class Trained:
         return pack(batch, use=self.use)
 
     def logits(self, backbone: Backbone, task: Task, table: Table, rows: np.ndarray) -> Tensor:
-        """[n, C] on rows of a table."""
+        """[n, C] on rows of a table, or of every word in them."""
         return self.on(Bench(backbone, task, table, seed=0)).predict(self.forward, [rows])[0]
 
     def observe(self, backbone: Backbone, task: Task, table: Table) -> Observed:

@@ -173,7 +173,8 @@ def compare(trained: Trained, about: About, bench: Bench, folder: Path) -> tuple
     again = read(folder, about, backbone).logits(backbone, about.predicts, table, rows)
     differences = [(again - expected).abs().max()]
     if about.kind == "peft":
-        plain = peft_files.plain_logits(folder, backbone, about, table.collate(rows))
+        plain = peft_files.plain_logits(folder, backbone, about, table.collate(rows)).flatten(0, -2)
+        plain = plain[about.predicts.targets(table, rows[None])[1][0]]
         differences.append((plain - expected).abs().max())
     tolerance = TOLERANCE * max(float(expected.abs().max()), 1.0)
     return float(torch.stack(differences).max()), tolerance, len(rows)

@@ -20,13 +20,18 @@ class Batch:
 
     Attributes:
         clients: [k] indices into the pack, None = all K in order. index: [k, b] rows of the table, -1 = padding.
-        labels: [k, m]. mask: [k, m] bool, valid ones.
+        labels: [k, m]. mask: [k, m] bool, valid ones. allowed: [k, m, C] bool, the classes that each may have; None = all.
     """
 
     clients: Tensor | None
     index: np.ndarray
     labels: Tensor
     mask: Tensor
+    allowed: Tensor | None = None
+
+    def within(self, logits: Tensor) -> Tensor:
+        """Logits [k, m, C] without hope for classes that a row's labels could not have."""
+        return logits if self.allowed is None else logits.masked_fill(~self.allowed, torch.finfo(logits.dtype).min)
 
     def of(self, values: Tensor) -> Tensor:
         """[K, …] values of the pack's clients -> [k, …] of those in the batch."""
@@ -51,4 +56,8 @@ def make_batch(task: Task, table: Table, index: np.ndarray, present: list[int] |
     """
     labels, mask = task.targets(table, index)
     clients = None if present is None else torch.tensor(present, device=device)
-    return Batch(clients, index, labels.to(device), mask.to(device))
+    allowed = None
+    if table.allowed is not None:
+        rows = torch.from_numpy(table.allowed[index] | (index < 0)[..., None]).to(device)
+        allowed = rows.repeat_interleave(labels.shape[1] // index.shape[1], 1)
+    return Batch(clients, index, labels.to(device), mask.to(device), allowed)

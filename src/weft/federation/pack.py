@@ -141,7 +141,7 @@ class Pack:
 
     def loss(self, out: Output, batch: Batch) -> Tensor:
         """The task's loss per client, [k]; padding rows weigh nothing."""
-        return self.task.loss(out.logits, batch.labels, batch.mask)
+        return self.task.loss(batch.within(out.logits), batch.labels, batch.mask)
 
     def hold(self, blocks: Tensor | None) -> None:
         """[K, L] bool: the blocks that each client has; the rows of the others skip a block. None = everybody has all."""
@@ -365,18 +365,22 @@ class Pack:
     def predict(self, forward: Callable[[Pack, Batch], Output], rows: list[np.ndarray], tokens: int = 8192) -> list[Tensor]:
         """Logits of each client on its own list of table rows: K tensors [n_k, C], in the order given.
 
+        There is one of each thing to predict, and those of one row are next to each other.
+
         Args:
             tokens: padded tokens per forward pass.
         """
         found: list[list[Tensor]] = [[] for _ in rows]
         order: list[list[np.ndarray]] = [[] for _ in rows]
         for batch, places in self._passes(rows, tokens):
-            logits = forward(self, batch).logits.float().cpu()
-            for row, (i, mine) in zip(logits, places.items(), strict=True):
-                found[i].append(row[: len(mine)])
-                order[i].append(mine)
+            logits, mask = forward(self, batch).logits.float().cpu(), batch.mask.cpu().view(*batch.index.shape, -1)
+            for row, valid, (i, mine) in zip(logits, mask, places.items(), strict=True):
+                things = valid[: len(mine)].sum(1).numpy()
+                found[i].append(row[valid.flatten()])
+                order[i].append(np.repeat(mine, things))
         nothing = torch.zeros(0, len(self.task.classes))
-        return [torch.cat(f)[np.argsort(np.concatenate(o))] if f else nothing for f, o in zip(found, order, strict=True)]
+        sorted_ = [np.argsort(np.concatenate(o), kind="stable") if o else None for o in order]
+        return [torch.cat(f)[o] if o is not None else nothing for f, o in zip(found, sorted_, strict=True)]
 
     @torch.no_grad()
     def observe(
@@ -390,7 +394,7 @@ class Pack:
         found: list[list[Observed]] = [[] for _ in rows]
         order: list[list[np.ndarray]] = [[] for _ in rows]
         for batch, places in self._passes(rows, tokens):
-            logits, (k, b) = forward(self, batch).logits.float().cpu(), batch.index.shape
+            logits, (k, b) = batch.within(forward(self, batch).logits.float()).cpu(), batch.index.shape
             labels, mask = batch.labels.cpu().view(k, b, -1), batch.mask.cpu().view(k, b, -1)
             each = zip(logits.view(*labels.shape, -1), labels, mask, places.items(), strict=True)
             for z, y, valid, (i, mine) in each:

@@ -27,7 +27,7 @@ NONE = "-"
 # a row for each evaluated round -----------------------------------------------------------------------------------------
 
 WIDTHS = (6, 7, 19, 7, 7, 7, 7, 9, 9)
-SHORT = {"macro_f1": "F1", "matthews": "MCC"}
+SHORT = {"macro_f1": "F1", "matthews": "MCC", "entity_f1": "entity F1", "precision": "prec."}
 """What a column of a metric is called, if not by its name."""
 
 
@@ -93,7 +93,14 @@ def _share(value: float | None) -> str:
 
 # the closing table --------------------------------------------------------------------------------------------------------
 
-METRICS = {"macro_f1": "F1 (macro)", "matthews": "Matthews", "top5": "top 5"}
+METRICS = {
+    "macro_f1": "F1 (macro)",
+    "matthews": "Matthews",
+    "top5": "top 5",
+    "entity_f1": "entity F1",
+    "precision": "precision",
+    "token_accuracy": "token accuracy",
+}
 """What a row of a metric is called, if not by its name."""
 CLIENTS = {"mean_client": "mean client", "worst_client": "worst client", "new_clients": "new clients"}
 

@@ -33,7 +33,7 @@ from weft.federation.layout import named
 from weft.federation.message import ClientInfo
 from weft.federation.method import Method
 from weft.federation.rounds import adapted
-from weft.tasks.kinds import make
+from weft.tasks.kinds import CLASSES, TOKENS, make
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,7 @@ def prepare(experiment: Experiment, given: Any, observer: Observer, needs: tuple
     for note in dealt.notes:
         observer.say(note)
     observer.advance("set-up", step="data")
+    x = told(x, dealt.test)
     models = x.models
     if len(models) > 1 and (x.blocks or x.roles or x.head):
         raise UserError("blocks, roles and head correct the description of one backbone: give a single --model with them.")
@@ -172,6 +173,32 @@ def deal(x: Experiment, given: Any = None) -> FederatedData:
     )
 
 
+def told(x: Experiment, rows: Rows) -> Experiment:
+    """The experiment with the task that its data ask for.
+
+    Raises:
+        UserError: words are tagged, and another task was asked for, or the other way round.
+    """
+    asked = x if x.task != "auto" or rows.tags is None else x.model_copy(update={"task": TOKENS})
+    _suits(kind_of(asked), rows)
+    return asked
+
+
+def _suits(kind: str, rows: Rows) -> None:
+    if kind == TOKENS and rows.tags is None:
+        raise UserError(
+            "--task tokens needs words with tags: a column with a list of words in each row, and one with a list of as many "
+            "tags, such as B-Disease and O."
+        )
+    if kind != TOKENS and rows.tags is not None:
+        raise UserError("the words of these data are tagged: --task tokens learns from that.")
+
+
+def kind_of(x: Experiment) -> str:
+    """The kind of an experiment's task, once that is told by its data or by its file."""
+    return TOKENS if x.task == TOKENS else CLASSES
+
+
 def backbone_of(x: Experiment, name: str, classes: Sequence[str], needs: tuple[str, ...]) -> Backbone:
     """One of an experiment's backbones."""
     return load_backbone(
@@ -189,10 +216,15 @@ def backbone_of(x: Experiment, name: str, classes: Sequence[str], needs: tuple[s
 
 
 def bench_of(x: Experiment, backbone: Backbone, classes: Sequence[str], rows: Rows) -> Bench:
-    """A backbone with its rows."""
+    """A backbone with its rows.
+
+    Raises:
+        UserError: the task is to tag words, and those of the rows are not tagged, or the other way round.
+    """
+    _suits(kind_of(x), rows)
     prefix = None if x.prefix_cache == "off" else PrefixCache(backbone)
     usual = [m for m in metrics_of(x.data) if not m.startswith("f1:") or m[3:] in classes]
-    task = make(classes, metrics=x.metrics or usual)
+    task = make(classes, kind_of(x), x.metrics or usual)
     return Bench(backbone, task, tabulate(backbone, rows, x.max_length), x.seed, prefix, x.by_length)
 
 
@@ -205,6 +237,7 @@ def understood(bench: Bench) -> list[str]:
     names = bench.backbone.names
     notes = [] if names is None else tokens.alike(names.names, names.ids().tolist())
     if isinstance(bench.table, Tokens):
+        notes += bench.table.notes
         tokens.legible(bench.backbone.name, bench.table.reading)
         notes += tokens.known(bench.table.reading)
     return notes

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-
-import numpy as np
 
 from weft import experiment as settings
 from weft.data import labels, splits
@@ -71,8 +69,8 @@ class OwnData:
         if isinstance(self.loaded, tuple):
             one, own = self.loaded
             parts = (one.train, one.val, one.test)
-            order = labels.index(own, x.classes, np.concatenate([p.labels for p in parts]), f'the deal\'s client "{name}"')
-            train, val, test = (replace(p, labels=order[p.labels]) for p in parts)
+            order = labels.index(own, x.classes, labels.every_label(parts), f'the deal\'s client "{name}"')
+            train, val, test = (labels.relabelled(p, order, len(x.classes)) for p in parts)
             return ClientData(name, train, val, test, one.facts)
         source = labels.declared(self.loaded, x.classes)
         fractions = (

@@ -18,6 +18,7 @@ from weft.backbones.backbone import Backbone
 from weft.communication.codecs import codec
 from weft.data.images import Images
 from weft.data.rows import Rows
+from weft.data.tagged import rows_of
 from weft.engines.observer import Observer
 from weft.engines.remote import Remote, check_told
 from weft.engines.setup import Setup, Tests
@@ -30,10 +31,11 @@ from weft.playing.run import Run
 from weft.runs import directory as directories
 from weft.runs import summary
 from weft.runs.directory import RunDirectory
-from weft.runs.prepare import Material, backbone_of, bench_of, suited
+from weft.runs.prepare import Material, backbone_of, bench_of, kind_of, suited
 from weft.sites.roll import Roll, Stage, Wire
 from weft.sites.terms import Terms
-from weft.tasks.kinds import make
+from weft.tasks.bio import type_of
+from weft.tasks.kinds import TOKENS, make
 
 RETURN = 60.0  # seconds that a coordinator which was started again waits for the sites that it had
 PROBES = 8  # made-up rows on which an exported adapter is compared with the model in memory: the coordinator has no others
@@ -133,7 +135,7 @@ def _check(resolved: Resolved) -> None:
         raise UserError("a method that is an object in Python can't be told to sites: give it a slug in a package of its own.")
     if not x.classes:
         raise UserError('a real federation has to declare its label set: write classes = ["…", "…"] in the experiment file.')
-    check_told(make(x.classes, metrics=x.metrics), x.class_counts)
+    check_told(make(x.classes, kind_of(x), x.metrics), x.class_counts)
     if x.baseline is not None or x.baselines:
         raise UserError("baselines compare runs on the same rows, which a coordinator does not have: leave baseline(s) out.")
     if x.dropout or x.eval_clients:
@@ -168,7 +170,7 @@ def _material(resolved: Resolved, observer: Observer) -> Material:
     x = resolved.experiment
     backbones = [backbone_of(x, name, x.classes, resolved.method.info.needs) for name in x.models]
     observer.advance("set-up", step="backbone")
-    benches = [bench_of(x, b, x.classes, made_up(b, x.classes)) for b in backbones]
+    benches = [bench_of(x, b, x.classes, made_up(b, x.classes, kind_of(x))) for b in backbones]
     for bench in benches:
         suited(resolved.method, bench)
     observer.advance("set-up", step="tokens")
@@ -189,10 +191,17 @@ def _material(resolved: Resolved, observer: Observer) -> Material:
     return Material(bench, [], Tests(none, none), about)
 
 
-def made_up(backbone: Backbone, classes: list[str]) -> Rows:
-    """A few rows that are nobody's: what an exported adapter is compared on."""
+def made_up(backbone: Backbone, classes: list[str], kind: str) -> Rows:
+    """A few rows that are nobody's: what an exported adapter is compared on.
+
+    Args:
+        kind: of the task.
+    """
     ids = np.arange(PROBES)
     labels = ids % len(classes)
+    if kind == TOKENS:
+        words = [tuple(type_of(classes[(i + k) % len(classes)]) or "word" for k in range(1 + i)) for i in range(PROBES)]
+        return rows_of(words, [np.zeros(len(row), dtype=np.int64) for row in words], ids)
     if backbone.reads == "texts":
         texts = [" ".join(classes[(i + k) % len(classes)] for k in range(1 + i)) for i in range(PROBES)]
         return Rows(texts, None, labels, ids)

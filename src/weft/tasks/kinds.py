@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from weft.tasks.classification import Classification
+from weft.tasks.tagging import Tagging
 from weft.tasks.task import Task
 
-KINDS = {kind.kind: kind for kind in (Classification,)}
+KINDS: dict[str, type[Classification] | type[Tagging]] = {kind.kind: kind for kind in (Classification, Tagging)}
 CLASSES = Classification.kind
+TOKENS = Tagging.kind
 
 
 def make(classes: Sequence[str], kind: str = CLASSES, metrics: Sequence[str] = ()) -> Task:

@@ -1,0 +1,197 @@
+"""Sentences whose words are tagged with entities: from columns of words and tags to a source.
+
+Tags are in the BIO scheme, B-X for the first word of an entity X, I-X for those after it, O for others; the schemes BIOES
+and BILOU are brought to it.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from weft.checks import tagged as checks
+from weft.data.columns import KEYS, SPLITS, Table
+from weft.data.rows import Rows, Source
+from weft.data.spelling import column as named
+from weft.data.spelling import spelled
+from weft.errors import UserError, nearest, printable
+
+WORDS = ("tokens", "words", "token", "sentence", "text")
+TAGS = ("tags", "ner_tags", "labels", "ner", "label", "tag")
+CORPORA = (*KEYS, "dataset", "corpus")
+OUTSIDE = "O"
+BIO = {"B": "B", "I": "I", "S": "B", "U": "B", "E": "I", "L": "I", "M": "I"}  # prefixes of the schemes, and what they are in BIO
+
+
+def recognised(table: Table, words: str | None = None, tags: str | None = None) -> tuple[str, str] | None:
+    """The columns of words and of tags, if those named are lists, or guessed; None where a table has no such pair.
+
+    Args:
+        words, tags: columns that were asked for (``--text``, ``--label``).
+    """
+    lists = {name: column for name, column in table.items() if _lists(column)}
+    lower = {name.lower(): name for name in reversed(lists)}
+    of_words = [words] if words is not None else [lower[n] for n in WORDS if n in lower]
+    of_tags = [tags] if tags is not None else [lower[n] for n in TAGS if n in lower]
+    for one in of_words:
+        for other in of_tags:
+            if one in lists and other in lists and one != other:
+                return one, other
+    return None
+
+
+def _lists(column: Sequence[Any]) -> bool:
+    there = [value for value in column[:100] if value is not None]
+    return bool(there) and all(isinstance(value, list | tuple | np.ndarray) for value in there)
+
+
+def build(
+    name: str,
+    splits: Mapping[str, Table],
+    words: str,
+    tags: str,
+    key: str | None = None,
+    *,
+    guessed: bool = False,
+    notes: Iterable[str] = (),
+) -> Source:
+    """The source of tagged sentences, but for its fingerprint; ids number the rows of train, test and validation.
+
+    Classes are O and the other tags in the order of their types. Where rows have a natural key, the classes that a row may
+    have are O and the tags that occur in the training rows of its key: who labelled diseases has not looked for species.
+
+    Args:
+        splits: keys out of SPLITS, with "train". words, tags: columns of lists. key: of the natural client; None = a guess.
+        guessed: whether people should read which columns are in use.
+
+    Raises:
+        UserError: a sentence with more tags than words, a tag of no known scheme, no training rows, …
+    """
+    said = list(notes)
+    key = _key(name, splits["train"], key, said)
+    if guessed:
+        said.append(f'{name}: guessed that "{words}" are the words (--text), "{tags}" their tags (--label).')
+    read: dict[str, tuple[list[int], list[tuple[str, ...]], list[list[str]]]] = {}
+    for split in (s for s in SPLITS if s in splits):
+        table = splits[split]
+        if absent := [c for c in (words, tags) if c not in table]:
+            raise UserError(f'the {split} rows of {name} have no column "{absent[0]}", which its train rows have.')
+        kept, own, theirs = [], [], []
+        for i, (sentence, labels) in enumerate(zip(table[words], table[tags], strict=True)):
+            if sentence is None or labels is None or not len(sentence):
+                continue
+            kept.append(i)
+            own.append(_words(sentence, name, split, i))
+            theirs.append([_tag(value, name, tags) for value in labels])
+            checks.as_many(name, split, i, len(sentence), len(labels))
+        said += checks.dropped(name, split, len(table[words]), len(kept))
+        read[split] = (kept, own, theirs)
+    if not read["train"][0]:
+        raise UserError(f"{name} has no training sentence with words and tags: check --text and --label.")
+    found = {tag for _, _, rows in read.values() for row in rows for tag in row} - {OUTSIDE}
+    classes = (OUTSIDE, *sorted(found, key=lambda tag: (tag[2:], tag[0])))
+    if len(classes) == 1:
+        raise UserError(f'column "{tags}" of {name} holds no entity, O alone: name another with --label.')
+    said += checks.spread(name, Counter(tag[2:] for _, _, rows in read.values() for row in rows for tag in row if tag[0] == "B"))
+    number = {tag: i for i, tag in enumerate(classes)}
+    parts: dict[str, Rows] = {}
+    first = 0
+    for split, (kept, own, theirs) in read.items():
+        column = None if key is None else splits[split].get(key)
+        parts[split] = rows_of(
+            own,
+            [np.array([number[tag] for tag in row], dtype=np.int64) for row in theirs],
+            np.array(kept, dtype=np.int64) + first,
+            None if column is None else [spelled(column[i]) or "" for i in kept],
+        )
+        first += len(splits[split][words])
+    if "test" not in parts and "validation" in parts:
+        parts["test"] = parts.pop("validation")
+        said.append(f"{name}: has no test split; its validation split is the test set.")
+    spaces = spaces_of(parts["train"], len(classes))
+    return Source(
+        name=name,
+        classes=classes,
+        train=within(parts["train"], spaces),
+        test=within(parts["test"], spaces) if "test" in parts else None,
+        validation=within(parts["validation"], spaces) if "validation" in parts else None,
+        key_name=key,
+        label_name=tags,
+        notes=tuple(map(printable, said)),
+    )
+
+
+def rows_of(
+    words: Sequence[tuple[str, ...]], tags: Sequence[np.ndarray], ids: np.ndarray | None = None, keys: Sequence[str] | None = None
+) -> Rows:
+    """Rows of tagged sentences. A sentence's label, by which rows are dealt out, is the first tag in it that is not 0 (O)."""
+    labels = np.array([next((t for t in row.tolist() if t), 0) for row in tags], dtype=np.int64)
+    return Rows([" ".join(row) for row in words], None, labels, ids, keys, words=words, tags=tags)  # type: ignore[arg-type]
+
+
+def spaces_of(train: Rows, classes: int) -> dict[str, np.ndarray]:
+    """Natural key -> the classes [C] bool that its training rows have, and O; without keys all rows have the key ""."""
+    found: dict[str, np.ndarray] = {}
+    assert train.tags is not None
+    for key, tags in zip(train.keys or [""] * len(train), train.tags, strict=True):
+        own = found.setdefault(key, np.arange(classes) == 0)
+        own[tags] = True
+    return found
+
+
+def within(rows: Rows, spaces: Mapping[str, np.ndarray]) -> Rows:
+    """The rows with what each may be, which is what it is too; those of a key that nobody trains on may be anything."""
+    anything = np.ones_like(next(iter(spaces.values())))
+    allowed = np.array([spaces.get(key, anything) for key in rows.keys or [""] * len(rows)]).reshape(len(rows), len(anything))
+    for own, tags in zip(allowed, rows.tags or (), strict=True):
+        own[tags] = True
+    return replace(rows, allowed=allowed)
+
+
+def _words(sentence: Any, name: str, split: str, i: int) -> tuple[str, ...]:
+    found = tuple(word if isinstance(word, str) else "" for word in sentence)
+    checks.words(name, split, i, sentence)
+    return found
+
+
+def _tag(value: Any, where: str, column: str) -> str:
+    """One tag in the BIO scheme."""
+    if not isinstance(value, str):
+        raise UserError(
+            f'column "{column}" of {where} holds the tag {value!r:.40}: write tags such as B-Disease, I-Disease and O.'
+        )
+    tag = unicodedata.normalize("NFC", value.strip())
+    prefix, sign, kind = tag.partition("-")
+    if tag in ("O", "o", "0"):
+        return OUTSIDE
+    if prefix not in BIO or not sign or not kind:
+        raise UserError(
+            f'column "{column}" of {where} holds the tag "{tag}": tags are O, B-X and I-X for an entity X (or those of BIOES).'
+        )
+    return f"{BIO[prefix]}-{kind}"
+
+
+def _key(where: str, table: Table, asked: str | None, said: list[str]) -> str | None:
+    """The column of the natural client."""
+    if asked is not None:
+        asked = asked if asked in table else named(asked)
+        if asked not in table:
+            raise UserError(
+                f'{where} has no column "{asked}", asked for by --key; its columns are {", ".join(table)}.{nearest(asked, table)}'
+            )
+        return asked
+    lower = {name.lower(): name for name in reversed(table)}
+    key = next((lower[name] for name in CORPORA if name in lower), None)
+    if key is None:
+        return None
+    told = [value for value in map(spelled, table[key]) if value is not None]
+    different = len(set(told))
+    if 2 * len(told) >= len(table[key]) and 2 <= different <= max(2, len(table[key]) // 2):
+        said.append(f'{where}: guessed that "{key}" is the natural client ({different} of them; --key).')
+        return key
+    return None
