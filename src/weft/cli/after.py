@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from weft.checks.tables import typed
+from weft.checks.table_files import typed
 from weft.cli.listings import Json, show_json
 from weft.errors import UserError
 from weft.report.console import out

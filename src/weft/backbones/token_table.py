@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from weft.checks.tokens import Reading
+from weft.checks.tokenizers import Reading
 
 if TYPE_CHECKING:
     from weft.backbones.backbone import Backbone
