@@ -11,7 +11,7 @@ import numpy as np
 
 from weft.backbones.backbone import Backbone
 from weft.backbones.prefix import PrefixCache
-from weft.backbones.tables import Table
+from weft.backbones.run_table import Table
 from weft.communication.codecs import codec
 from weft.communication.ledger import Ledger
 from weft.engines.engine import Engine, Turns
@@ -22,7 +22,7 @@ from weft.federation.client import ClientState, Splits
 from weft.federation.exchange import Exchange
 from weft.federation.method import Method
 from weft.federation.rounds import begin
-from weft.federation.store import ClientStore, Spool
+from weft.storage.store import ClientStore, Spool
 from weft.tasks.classification import Classification
 
 NONE = np.zeros(0, np.int64)

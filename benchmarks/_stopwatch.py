@@ -10,8 +10,8 @@ import json
 import time
 from typing import Any
 
-from weft.engines.site import Site
-from weft.sites.roll import Stage
+from weft.engines.site import SiteClient
+from weft.sites.roll import StageTransport
 
 FILE = "seconds.jsonl"
 
@@ -32,9 +32,9 @@ def timed(of: type, name: str) -> None:
     setattr(of, name, outer)
 
 
-timed(Site, "turn")
-timed(Site, "scores")
-timed(Stage, "ask")
+timed(SiteClient, "turn")
+timed(SiteClient, "scores")
+timed(StageTransport, "ask")
 
 if __name__ == "__main__":
     import sys

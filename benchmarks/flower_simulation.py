@@ -38,7 +38,7 @@ from _shares import name, simulation
 from weft.adaptation.optim import Optim
 from weft.backbones.backbone import Backbone
 from weft.backbones.load import load
-from weft.backbones.tokens import tokenize
+from weft.backbones.token_table import tokenize
 from weft.data.rows import Rows
 from weft.engines.engine import Played
 from weft.engines.here import Here

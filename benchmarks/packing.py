@@ -28,7 +28,7 @@ from peft import LoraConfig, TaskType, get_peft_model
 from weft.adaptation.optim import Optim
 from weft.backbones.backbone import Backbone
 from weft.backbones.load import describe_model, load, pick_device
-from weft.backbones.tokens import Tokens
+from weft.backbones.token_table import Tokens
 from weft.engines.packing import paying
 from weft.federation.bench import Bench
 from weft.federation.client import ClientState, Splits

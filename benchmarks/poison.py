@@ -38,7 +38,7 @@ from weft.data.images import Images
 from weft.data.rows import ClientData, FederatedData, Rows
 from weft.federation.message import Update
 from weft.federation.pack import Pack
-from weft.federation.robust import RULES
+from weft.federation.robust_mean import RULES
 from weft.methods import FedIT
 
 TARGET = 0

@@ -42,7 +42,7 @@ from transformers.utils import logging
 from weft.backbones.load import load
 from weft.cli import app_folder
 from weft.communication.ledger import format_bytes
-from weft.engines.flower.processes import free_port
+from weft.sites.flower.processes import free_port
 
 AIM = 1.5
 CLASSES = ("left", "right")

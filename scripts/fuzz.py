@@ -26,7 +26,7 @@ with atheris.instrument_imports(include=["weft.communication", "weft.federation.
 
     from weft.communication import codecs, strict, wire
 
-from weft.communication.message import Expected, Header
+from weft.communication.frame import Expected, Header
 from weft.tensors.keyed import generator
 from weft.tensors.lowrank import LowRank
 

@@ -35,7 +35,7 @@ from weft.backbones.backbone import Backbone
 from weft.backbones.inventory import inventory
 from weft.backbones.load import load
 from weft.backbones.reading import transformers_model
-from weft.backbones.tables import tabulate
+from weft.backbones.run_table import tabulate
 from weft.errors import UserError
 
 KINDS = tuple(tiny.SHAPES)

@@ -16,7 +16,7 @@ from typing import Any
 
 from figure_files import Figure
 from weft.adaptation.optim import Optim
-from weft.backbones.names import usual
+from weft.backbones.short_names import usual
 from weft.cli.cards import EVIDENCE, FAMILIES
 from weft.cli.sizes import RoundBytes, Sizes, alike, made_up, measure
 from weft.federation.info import MethodInfo

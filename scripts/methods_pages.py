@@ -19,7 +19,7 @@ from weft.cli.cards import EVIDENCE, FAMILIES
 from weft.federation.info import MethodInfo
 from weft.federation.method import Method
 from weft.methods import registry
-from weft.methods.sources import sources
+from weft.methods.discovery import sources
 
 ROOT = Path(__file__).parents[1]
 README, INDEX = ROOT / "README.md", ROOT / "docs" / "methods.md"

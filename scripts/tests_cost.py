@@ -25,7 +25,7 @@ MARK = "copy-"
 
 def plant(folder: Path, copies: int) -> None:
     """A package with that many methods, and the entry points that register them."""
-    from weft.methods.sources import sources
+    from weft.methods.discovery import sources
 
     ours = [s for s in sources().values() if s.package == "weft"]
     lines = ["from __future__ import annotations", "from typing import ClassVar", "from weft.federation.info import MethodInfo"]

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from weft.methods.sources import sources
+from weft.methods.discovery import sources
 
 FOLDER = Path(__file__).parent
 

@@ -314,7 +314,7 @@ def test_a_run_ends_with_an_adapter_that_predicts_as_the_run_did(
 
 
 def test_a_run_killed_while_it_writes_its_adapter_writes_it_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from weft.federation import files
+    from weft.storage import files
 
     monkeypatch.undo()
 

@@ -18,15 +18,15 @@ import tiny
 from weft.backbones import load as loading
 from weft.backbones.backbone import Backbone, frozen_fingerprint
 from weft.backbones.load import find, hash_weights, load, packaged_weights, pick_device, pick_precision
-from weft.backbones.names import KNOWN
-from weft.backbones.tokens import tokenize
+from weft.backbones.short_names import KNOWN
+from weft.backbones.token_table import tokenize
 from weft.data.rows import Rows
 from weft.errors import UserError
 
 
 def test_the_packaged_weights_are_found_without_importing_the_package() -> None:
     script = (
-        "import sys; from weft.backbones.load import packaged_weights; from weft.backbones.names import KNOWN;"
+        "import sys; from weft.backbones.load import packaged_weights; from weft.backbones.short_names import KNOWN;"
         "print(packaged_weights(KNOWN['minilm'])); assert not [m for m in sys.modules if 'minilm' in m.lower()]"
     )
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

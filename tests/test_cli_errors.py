@@ -20,8 +20,8 @@ import toy_runs
 from command_line import Outcome, refused, weft
 from weft.cli import main
 from weft.engines.engine import Engine
-from weft.federation import files
 from weft.federation.method import Method
+from weft.storage import files
 
 Capture = pytest.CaptureFixture[str]
 

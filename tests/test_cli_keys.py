@@ -11,8 +11,8 @@ import pytest
 
 from command_line import flowing, refused, weft
 from patience import patience
-from weft.engines.flower import keys
 from weft.errors import UserError
+from weft.sites import keys
 
 Capture = pytest.CaptureFixture[str]
 
@@ -91,7 +91,7 @@ def test_without_cryptography_it_says_what_to_install(capsys: Capture, tmp_path:
 
 def test_help_on_keys_needs_no_cryptography() -> None:
     script = (
-        "import sys\nfrom weft.cli import main\nimport weft.engines.flower.keys\n"
+        "import sys\nfrom weft.cli import main\nimport weft.sites.keys\n"
         "try:\n    main(['keys', '--help'])\nexcept SystemExit as e:\n    assert e.code == 0\n"
         "sys.exit(', '.join({'cryptography', 'flwr'} & set(sys.modules)) or 0)"
     )

@@ -223,7 +223,7 @@ def test_pictures_beyond_the_memory_limit_lie_in_a_file_and_are_the_same(monkeyp
 
 
 def test_texts_for_a_picture_backbone_and_the_other_way_round_are_refused() -> None:
-    from weft.backbones.tables import tabulate
+    from weft.backbones.run_table import tabulate
 
     with pytest.raises(UserError, match=r'the data are texts, but backbone ".*" reads images'):
         tabulate(tiny.backbone("vit"), tiny.rows(3))

@@ -103,7 +103,7 @@ def test_a_table_is_printed_even_if_nothing_can_be_drawn(
     plain = weft(capsys, *line)
     assert plain.code == 0
     assert list(tmp_path.glob("*.png")) == []  # nothing is written that nobody asked for
-    monkeypatch.setattr("weft.data.tables._draw", lambda *_: 1 / 0)
+    monkeypatch.setattr("weft.data.deal_table._draw", lambda *_: 1 / 0)
     broken = weft(capsys, *line, "--out", "deal.png")
     assert broken.code == 2
     assert broken.out == plain.out

@@ -22,7 +22,7 @@ import pytest
 
 import tiny
 from patience import patience
-from weft.engines.flower.processes import free_port
+from weft.sites.flower.processes import free_port
 
 pytestmark = pytest.mark.processes
 

@@ -22,9 +22,9 @@ from every_method import small
 from toy_runs import Killed, Told
 from weft.engines.remote import Question, Remote
 from weft.errors import UserError
-from weft.federation import files
 from weft.federation.client import ClientState
 from weft.federation.server import ServerState
+from weft.storage import files
 from weft.testing.sites import Loopback, kept, remote
 
 BAD, OTHER = "client-0", "client-1"

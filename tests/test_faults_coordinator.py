@@ -21,15 +21,15 @@ from toy_runs import Killed, Told
 from weft.communication.codecs import codec
 from weft.engines.remote import Question, Remote, answer
 from weft.engines.setup import Setup
-from weft.engines.site import Site
+from weft.engines.site import SiteClient
 from weft.errors import UserError
 from weft.experiment import resolve
-from weft.federation import files
 from weft.federation.client import ClientState
 from weft.federation.round import Round
 from weft.runs.checkpoint import digest, without_times
 from weft.runs.prepare import prepare
 from weft.runs.stage import Player, Stage
+from weft.storage import files
 
 
 class Coordinator:
@@ -44,15 +44,15 @@ class Coordinator:
         self.material = prepare(self.x, data, weft.Observer(), self.method.info.needs)
         self.die: tuple[str, int] | None = None
         self.trained: list[tuple[str, int]] = []
-        self.sites: dict[str, Site] = {}
+        self.sites: dict[str, SiteClient] = {}
         self.told = Told()
-        train = Site._train
+        train = SiteClient._train
 
-        def counted(site: Site, round: Round, *more: Any) -> Any:
+        def counted(site: SiteClient, round: Round, *more: Any) -> Any:
             self.trained.append((site.client.id, round.index))
             return train(site, round, *more)
 
-        patch.setattr(Site, "_train", counted)
+        patch.setattr(SiteClient, "_train", counted)
 
     def play(self) -> list[dict[str, Any]]:
         """From wherever the checkpoint is to the end."""
@@ -67,7 +67,7 @@ class Coordinator:
             if c.id not in self.sites:
                 own = ClientState(c.id, c.n, dict(c.facts), c.model, data=c.data)
                 folder = self.root / "sites" / c.id
-                self.sites[c.id] = Site(self.method, setup.bench.of(own), own, folder, codec("identity"), server.start)
+                self.sites[c.id] = SiteClient(self.method, setup.bench.of(own), own, folder, codec("identity"), server.start)
         return self
 
     def arrivals(self, clients: list[ClientState]) -> list[ClientState]:

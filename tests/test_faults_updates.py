@@ -26,7 +26,7 @@ from test_faults import ANEW, BAD, OTHER, PATHS, SILENT, SIZES, Played, State, a
 from test_wire_fuzz import apart, whole
 from toy_runs import Told
 from weft.communication.codecs import codec
-from weft.communication.message import Expected, Header
+from weft.communication.frame import Expected, Header
 from weft.communication.wire import decode, encode
 from weft.engines.remote import Remote
 from weft.federation.client import ClientState

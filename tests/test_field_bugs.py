@@ -21,7 +21,7 @@ import tiny
 from every_method import METHODS, some
 from weft.adaptation.optim import Optim
 from weft.communication.codecs import codec
-from weft.communication.message import Expected, Frame, Header
+from weft.communication.frame import Expected, Frame, Header
 from weft.communication.wire import Refused, decode, encode
 from weft.federation.exchange import download_shapes
 from weft.federation.layout import named, scope_of

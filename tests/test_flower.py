@@ -12,8 +12,8 @@ import torch
 import weft
 from toy_runs import Dies, Killed, by_engine
 from weft.federation.client import ClientState
-from weft.federation.store import ClientStore
 from weft.runs.checkpoint import Checkpoint
+from weft.storage.store import ClientStore
 
 pytestmark = pytest.mark.processes
 

@@ -21,10 +21,10 @@ import pytest
 import tiny
 from command_line import table
 from patience import patience, until
-from weft.engines.flower import proof
-from weft.engines.flower.control import Control
-from weft.engines.flower.processes import free_port
-from weft.engines.flower.tasks import Runtime
+from weft.sites.flower import proof
+from weft.sites.flower.control import Control
+from weft.sites.flower.processes import free_port
+from weft.sites.flower.tasks import Runtime
 
 pytestmark = pytest.mark.processes
 

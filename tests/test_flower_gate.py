@@ -22,8 +22,9 @@ from flwr.proto.message_pb2 import Message, Metadata
 from flwr.proto.node_pb2 import Node
 
 from patience import patience, until
-from weft.engines.flower import gate, keys, proof
-from weft.engines.flower.gate import ADMIT, FLEET, KNOWN, PUSH, REPLY, SECRET, SITE, Gate, Patient, word
+from weft.sites import keys
+from weft.sites.flower import gate, proof
+from weft.sites.flower.gate import ADMIT, FLEET, KNOWN, PUSH, REPLY, SECRET, SITE, Gate, Patient, word
 
 pytestmark = pytest.mark.processes
 

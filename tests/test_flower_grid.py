@@ -11,9 +11,9 @@ import httpx
 import pytest
 
 from patience import patience
-from weft.engines.flower import environment, tasks  # first: it silences Flower
-from weft.engines.flower import grid as module
-from weft.engines.flower.grid import Grid
+from weft.sites.flower import environment, tasks  # first: it silences Flower
+from weft.sites.flower import grid as module
+from weft.sites.flower.grid import Grid
 
 environment.ready()
 

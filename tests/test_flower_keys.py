@@ -21,7 +21,7 @@ from flwr.supernode.cli.flower_supernode import _try_setup_client_authentication
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from patience import patience
-from weft.engines.flower import keys
+from weft.sites import keys
 
 pytestmark = pytest.mark.processes
 
@@ -109,7 +109,7 @@ def test_flower_still_has_the_waits_that_are_shortened() -> None:
     from flwr.supercore.inflatable import inflatable_utils
     from flwr.supernode import start_client_internal
 
-    from weft.engines.flower import environment
+    from weft.sites.flower import environment
 
     environment.eager()
     for pull in (inflatable_utils.pull_objects, inflatable_utils.pull_and_inflate_object_from_tree):

@@ -11,9 +11,9 @@ import pytest
 import typer
 
 from weft.cli.errors import Commands, guarded
-from weft.engines.flower import link
-from weft.engines.flower.link import Link
 from weft.errors import Elsewhere, UserError
+from weft.sites.flower import link
+from weft.sites.flower.link import Link
 
 DOCS = Path(__file__).parents[1] / "docs"
 

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from weft.engines.flower import keys, node, proof
-from weft.engines.flower.gate import KNOWN
-from weft.engines.flower.node import Node
 from weft.errors import UserError
+from weft.sites import keys
+from weft.sites.flower import node, proof
+from weft.sites.flower.gate import KNOWN
+from weft.sites.flower.node import Node
 
 
 class Over(Exception):

@@ -22,11 +22,12 @@ import httpx
 import pytest
 
 from patience import patience, until
-from weft.engines.flower import environment, keys, proof
-from weft.engines.flower.gate import ADMIT, KNOWN, PUSH, SITE
-from weft.engines.flower.grid import Grid
-from weft.engines.flower.link import CONNECTION, Link, app, connection
-from weft.engines.flower.processes import LOOPBACK, Child, free_port
+from weft.sites import keys
+from weft.sites.flower import environment, proof
+from weft.sites.flower.gate import ADMIT, KNOWN, PUSH, SITE
+from weft.sites.flower.grid import Grid
+from weft.sites.flower.link import CONNECTION, Link, app, connection
+from weft.sites.flower.processes import LOOPBACK, Child, free_port
 
 environment.ready()
 
@@ -255,8 +256,8 @@ def test_a_gate_that_is_not_there_is_noticed(tmp_path: Path, monkeypatch: pytest
     """Were Flower's server to change so that no gate stood before it, nobody would be let in rather than everybody."""
     import uvicorn
 
-    from weft.engines.flower.control import Control
-    from weft.engines.flower.tasks import Runtime
+    from weft.sites.flower.control import Control
+    from weft.sites.flower.tasks import Runtime
 
     server = uvicorn.Server(uvicorn.Config(create_app(), host=LOOPBACK, port=0, log_level="critical"))
     thread = threading.Thread(target=server.run, daemon=True)

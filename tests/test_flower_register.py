@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from patience import until
-from weft.engines.flower import keys, proof, register
-from weft.engines.flower.register import Register
 from weft.errors import UserError
+from weft.sites import keys
+from weft.sites.flower import proof, register
+from weft.sites.flower.register import Register
 
 
 class Flower:

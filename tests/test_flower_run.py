@@ -19,8 +19,8 @@ import command_line
 import tiny
 import weft
 from patience import patience
-from weft.engines.flower.processes import free_port
 from weft.runs.checkpoint import Checkpoint
+from weft.sites.flower.processes import free_port
 
 pytestmark = pytest.mark.processes
 

@@ -16,7 +16,7 @@ from test_serve import Machines, coordinate, machines  # noqa: F401 - a fixture
 from toy_runs import Dies, Killed
 from weft.cli.errors import about_file
 from weft.errors import UserError
-from weft.federation import again, files
+from weft.storage import files, remedy
 from weft.testing.sites import remote
 
 
@@ -152,16 +152,16 @@ def test_a_site_whose_disk_is_full_goes_on_by_itself(machines: Machines, monkeyp
 def test_a_run_or_site_that_is_damaged_is_begun_anew_by_the_command_that_began_it(tmp_path: Path) -> None:
     file = tmp_path / "run" / "checkpoint" / "state.json"
     file.parent.mkdir(parents=True)
-    assert again.go_on(file) == "type the same command again"
+    assert remedy.go_on(file) == "type the same command again"
     (tmp_path / "run" / "experiment.toml").write_text("")
     (tmp_path / "run" / "summary.json").write_text("{}")
-    assert again.go_on(file) == f"weft resume {tmp_path}/run goes on"
-    assert f"start it anew with weft run {tmp_path}/run/experiment.toml" in again.anew(file)
+    assert remedy.go_on(file) == f"weft resume {tmp_path}/run goes on"
+    assert f"start it anew with weft run {tmp_path}/run/experiment.toml" in remedy.anew(file)
     (tmp_path / "run" / "summary.json").write_text('{"served": {}}')
-    assert again.go_on(tmp_path / "run") == "weft serve with the same experiment file goes on"
-    assert "serve the same experiment anew with another --name" in again.anew(file)
+    assert remedy.go_on(tmp_path / "run") == "weft serve with the same experiment file goes on"
+    assert "serve the same experiment anew with another --name" in remedy.anew(file)
     site = tmp_path / "run" / "sites" / "c0" / "0" / "rounds"  # on one machine a site lies within a run
     site.mkdir(parents=True)
     (site.parent / "agreed.json").write_text("")
-    assert again.go_on(site / "clients" / "x") == "the next message finds this site as it was"
-    assert "this site joins anew" in again.anew(site / "site.json")
+    assert remedy.go_on(site / "clients" / "x") == "the next message finds this site as it was"
+    assert "this site joins anew" in remedy.anew(site / "site.json")

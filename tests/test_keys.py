@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 
 from patience import patience
-from weft.engines.flower import keys
 from weft.errors import UserError, printable
+from weft.sites import keys
 
 Capture = pytest.CaptureFixture[str]
 HOSTS = ("FL.example.org", "10.0.0.7", "2001:db8::7", "weft_server")

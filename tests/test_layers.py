@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,43 @@ def test_no_package_needs_one_that_needs_it() -> None:
             others = {o.split(".")[1] for o in imports(path, everything=True) if "." in o}
             graph.setdefault(own[0], set()).update(others - {own[0]})
     assert circle(graph) == []
+
+
+def named_alike(names: Iterable[str]) -> dict[str, list[str]]:
+    """Modules that share a file name, by that name. Commands are called by what they are about, tests by what they are of."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        stem = name.rpartition(".")[2]
+        if stem != "__main__" and not name.startswith(("weft.cli.", "weft.testing.")):
+            found.setdefault(stem, []).append(name)
+    return {stem: of for stem, of in found.items() if len(of) > 1}
+
+
+def test_no_two_modules_share_a_file_name() -> None:
+    assert named_alike(n for n, path in MODULES.items() if path.name != "__init__.py") == {}
+
+
+def packages() -> list[str]:
+    """The first column of the table of packages, from the bottom to the top."""
+    table = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").split("| package |")[1].split("\n\n")[0]
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    return [name for row in rows for name in re.findall(r"`(\w+)/`", row)]
+
+
+def test_storage_needs_nothing_of_what_is_stored() -> None:
+    """It lies on the packages above its row and on errors: on no client, no message, no run."""
+    rows = packages()
+    below = {*rows[: rows.index("storage") + 1], "errors"}
+    assert "federation" in rows
+    assert "federation" not in below
+    for name, path in MODULES.items():
+        if name.startswith("weft.storage"):
+            assert {o.split(".")[1] for o in imports(path, everything=True) if "." in o} <= below, name
+
+
+def test_every_package_has_a_row() -> None:
+    there = {p.parent.name for p in (SOURCE / "weft").glob("*/__init__.py")}
+    assert set(packages()) == there
 
 
 def listed() -> list[set[str]]:

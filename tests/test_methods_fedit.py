@@ -12,7 +12,7 @@ import by_hand
 import tiny
 from bytes_of import SITES, Case, factors_and_head
 from weft.adaptation.optim import Optim
-from weft.aggregation.lowrank import aggregation_bias
+from weft.aggregation.factors import aggregation_bias
 from weft.federation.message import Value
 from weft.federation.scope import Scope
 from weft.methods import FedIT

@@ -369,7 +369,7 @@ def test_exporting_a_client_rebuilds_its_own_model_from_the_runs_folder(run: wef
     assert not torch.allclose(one.logits(texts), here(run.folder).logits(texts), rtol=0.0, atol=1e-4)
     # B and head are what the client's file holds
     (path,) = (run.folder / "clients").glob("c1*")
-    from weft.federation.files import tensors_in
+    from weft.storage.files import tensors_in
 
     kept = {n.removeprefix("kept:"): t for n, t in tensors_in(path.read_bytes(), path)[0].items()}
     for name, tensor in kept.items():

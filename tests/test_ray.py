@@ -17,7 +17,6 @@ import weft
 from every_method import small
 from toy_runs import by_engine
 from weft.communication.envelope import unwrap
-from weft.engines.flower import environment
 from weft.engines.observer import Observer
 from weft.engines.scattered import Workers, failed
 from weft.errors import Interrupted, UserError, WeftError
@@ -25,6 +24,7 @@ from weft.federation.method import Method
 from weft.runs import prepare
 from weft.runs.checkpoint import Checkpoint
 from weft.sites import ray_simulation, ray_workers
+from weft.sites.flower import environment
 from weft.testing.compare import assert_same, state
 from weft.testing.workers import Answer, Queue, scattered
 

@@ -19,13 +19,13 @@ import torch
 
 import weft
 from test_ray import Stops, federation, saved
-from weft.engines.flower import environment
 from weft.engines.observer import Observer
 from weft.errors import Interrupted, UserError
 from weft.federation.client import ClientState
-from weft.federation.store import ClientStore
 from weft.runs.checkpoint import Checkpoint
 from weft.sites import ray_simulation, ray_workers
+from weft.sites.flower import environment
+from weft.storage.store import ClientStore
 from weft.testing.compare import assert_same
 
 pytestmark = [pytest.mark.slow, pytest.mark.processes]

@@ -264,7 +264,7 @@ def test_a_checkpoint_of_an_earlier_version_goes_on(tmp_path: Path, patch: pytes
     run.die = ("train", 2)
     with pytest.raises(Killed):
         run.play()
-    from weft.federation import files
+    from weft.storage import files
 
     file = tmp_path / "run" / "checkpoint" / "state.json"
     state = files.read_sealed(file)

@@ -17,7 +17,7 @@ from weft.adaptation.optim import Optim
 from weft.errors import UserError
 from weft.federation.info import FAMILIES, MethodInfo
 from weft.federation.method import Method
-from weft.methods import registry, settings, sources
+from weft.methods import discovery, registry, settings
 
 SOURCE = '''
 from __future__ import annotations
@@ -203,13 +203,13 @@ def test_two_other_packages_with_one_slug_are_an_error(install: Install) -> None
 def test_two_of_our_own_files_with_one_slug_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a", "b"):
         (tmp_path / f"{name}.py").write_text(SOURCE, encoding="utf-8")
-    monkeypatch.setattr(sources, "__file__", str(tmp_path / "sources.py"))
-    sources._ours.cache_clear()
+    monkeypatch.setattr(discovery, "__file__", str(tmp_path / "discovery.py"))
+    discovery._ours.cache_clear()
     try:
         with pytest.raises(UserError, match=r'two methods are called "mine": weft\.methods\.a:Mine.*weft\.methods\.b:Mine'):
             registry.infos()
     finally:
-        sources._ours.cache_clear()
+        discovery._ours.cache_clear()
 
 
 # settings -----------------------------------------------------------------------------------------------------------------
@@ -357,13 +357,13 @@ def test_one_of_our_own_cards_with_an_unknown_word_is_an_error_that_names_its_fi
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "a.py").write_text(card('needs=("two tower",)'), encoding="utf-8")
-    monkeypatch.setattr(sources, "__file__", str(tmp_path / "sources.py"))
-    sources._ours.cache_clear()
+    monkeypatch.setattr(discovery, "__file__", str(tmp_path / "discovery.py"))
+    discovery._ours.cache_clear()
     try:
         with pytest.raises(UserError, match=r'weft\.methods\.a has an unknown need "two tower".*did you mean "two towers"'):
             registry.infos()
     finally:
-        sources._ours.cache_clear()
+        discovery._ours.cache_clear()
 
 
 @pytest.mark.parametrize("given", [{"batch": 0}, {"epochs": 0}, {"epochs": -1.0}, {"steps": 0}, {"weighting": "exampels"}])

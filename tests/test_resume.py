@@ -21,9 +21,9 @@ import weft
 from every_method import METHODS, some
 from toy_runs import Killed, Told, kill_at
 from weft.errors import Interrupted, UserError
-from weft.federation import files
 from weft.methods import registry
 from weft.runs.checkpoint import digest, without_times
+from weft.storage import files
 
 SMALL: dict[str, Any] = {
     "clients": 2,

@@ -22,7 +22,7 @@ from weft.errors import Interrupted, UserError
 from weft.experiment import resolve
 from weft.federation.message import Update
 from weft.federation.method import Method
-from weft.federation.robust import RULES, Robust, Vote
+from weft.federation.robust_mean import RULES, Robust, Vote
 from weft.federation.scope import matches
 from weft.federation.server import ServerState
 from weft.methods import FedIT, FedRA, registry

@@ -275,7 +275,7 @@ def test_ten_thousand_clients_are_no_burden(tmp_path: Path, monkeypatch: pytest.
     held: list[list[ClientState]] = []
     original = stage.Player.play
 
-    def watched(self: stage.Player) -> stage.Played:
+    def watched(self: stage.Player) -> stage.FinishedStage:
         held.append([c for people in self.stage.federations for c in people])
         return original(self)
 
@@ -316,7 +316,7 @@ def test_rows_of_a_client_are_neighbours_in_the_table_and_each_row_is_there_once
 def test_a_client_store_keeps_any_id_apart_and_survives_no_more_than_its_checkpoint_names(tmp_path: Path) -> None:
     import torch
 
-    from weft.federation.store import ClientStore
+    from weft.storage.store import ClientStore
 
     ids = ["a", "A", "..", "x/y", "", "ü" * 300, "a.0", "a.1"]
     store = ClientStore(tmp_path)

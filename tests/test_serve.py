@@ -21,10 +21,10 @@ from weft.communication.ledger import Ledger
 from weft.errors import Elsewhere, UserError
 from weft.runs.checkpoint import Checkpoint, digest
 from weft.sites import joining, roll
+from weft.sites.reasons import Reason
 from weft.sites.resident import Resident
 from weft.sites.serve import serve
 from weft.sites.terms import Terms
-from weft.sites.words import Reason
 
 CLASSES = ["class 0", "class 1", "class 2"]
 

@@ -17,13 +17,13 @@ from weft.communication.envelope import unwrap, wrap
 from weft.communication.strict import Refused
 from weft.data.labels import UnknownLabel
 from weft.engines import site as engine
-from weft.engines.site import Behind, Site
+from weft.engines.site import Behind, SiteClient
 from weft.errors import UserError, WeftError
-from weft.federation import files
 from weft.sites import asked, resident
-from weft.sites.rows import OwnData
+from weft.sites.own_rows import OwnData
+from weft.sites.reasons import Disagreed, Reason, refusal
 from weft.sites.terms import Terms
-from weft.sites.words import Disagreed, Reason, refusal
+from weft.storage import files
 from weft.tasks.classification import Classification
 
 SECRET = "Ada Lovelace, born 1815-12-10"
@@ -46,7 +46,7 @@ STAGES: list[tuple[Any, str]] = [
     (resident, "backbone_of"),
     (resident, "bench_of"),
     (resident, "suited"),
-    (resident, "Site"),
+    (resident, "SiteClient"),
     (resident, "decode"),
     (asked.Asked, "begin"),
     (asked.Asked, "agreed"),
@@ -54,10 +54,10 @@ STAGES: list[tuple[Any, str]] = [
     (files, "write"),
     (files, "write_sealed"),
     (files, "read_sealed"),
-    (Site, "turn"),
-    (Site, "scores"),
-    (Site, "_train"),
-    (Site, "_save"),
+    (SiteClient, "turn"),
+    (SiteClient, "scores"),
+    (SiteClient, "_train"),
+    (SiteClient, "_save"),
     (engine, "read_download"),
     (engine, "write_update"),
     (Classification, "tell"),

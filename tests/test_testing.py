@@ -20,8 +20,8 @@ from weft.federation.client import ClientState
 from weft.federation.message import Update
 from weft.federation.pack import Pack
 from weft.federation.server import ServerState
-from weft.federation.store import ClientStore
 from weft.methods import FedIT, FedSALoRA
+from weft.storage.store import ClientStore
 from weft.testing import laws
 from weft.testing.plays import plays
 

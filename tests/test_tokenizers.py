@@ -13,8 +13,8 @@ import torch
 import tiny
 import weft
 from test_checkpoints import copy, loaded, refused
-from weft.checks import tokens
-from weft.checks.tokens import Reading
+from weft.checks import tokenizers
+from weft.checks.tokenizers import Reading
 from weft.data.rows import Rows, Source
 from weft.engines.observer import Observer
 from weft.errors import UserError
@@ -52,14 +52,14 @@ def test_an_added_token_without_a_row_of_the_embedding_is_refused(kind: str, tmp
 
 def test_a_tokenizer_much_smaller_than_the_embedding_is_doubted_or_refused() -> None:
     ids = {f"w{i}": i for i in range(40)}
-    assert tokens.vocabulary("x", ids, (), 60) == []
-    assert tokens.vocabulary("x", ids, (), 100) == [
+    assert tokenizers.vocabulary("x", ids, (), 60) == []
+    assert tokenizers.vocabulary("x", ids, (), 100) == [
         "the tokenizer knows 40 tokens and the embedding has 100 rows: is it this model's own?"
     ]
     with pytest.raises(UserError, match="knows 40 tokens, but the embedding has 1,000 rows"):
-        tokens.vocabulary("x", ids, (), 1000)
+        tokenizers.vocabulary("x", ids, (), 1000)
     with pytest.raises(UserError, match="knows 0 tokens"):  # those that frame a text are none
-        tokens.vocabulary("x", ids, list(ids), 100)
+        tokenizers.vocabulary("x", ids, list(ids), 100)
 
 
 @pytest.mark.parametrize("names_a_limit", [False, True])
@@ -74,7 +74,7 @@ def test_the_longest_row_that_is_made_can_be_read(kind: str, longest: int, names
     b = loaded(folder)
     assert b.max_length == (40 if names_a_limit else longest)
     text = " ".join(f"w{i % 90}" for i in range(300))
-    table = weft.backbones.tokens.tokenize(b, Rows([text], None, np.zeros(1), np.arange(1)), 1000)
+    table = weft.backbones.token_table.tokenize(b, Rows([text], None, np.zeros(1), np.arange(1)), 1000)
     assert table.lengths.tolist() == [b.max_length]
     assert bool(torch.isfinite(b.model(**table.collate(np.arange(1))).logits).all())
 
@@ -119,7 +119,9 @@ def test_pairs_are_read_by_a_model_of_one_kind_of_segment(tmp_path: Path) -> Non
 
 def reading(kind: str, *texts: str) -> Reading:
     b = tiny.backbone(kind, precision="float32")
-    return weft.backbones.tokens.tokenize(b, Rows(list(texts), None, np.zeros(len(texts)), np.arange(len(texts))), 32).reading
+    return weft.backbones.token_table.tokenize(
+        b, Rows(list(texts), None, np.zeros(len(texts)), np.arange(len(texts))), 32
+    ).reading
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "gpt2", "llama", "t5"])
@@ -129,16 +131,16 @@ def test_empty_rows_and_unknown_tokens_are_counted(kind: str) -> None:
 
 def test_texts_of_which_nothing_is_known_are_refused_and_others_said() -> None:
     with pytest.raises(UserError, match=r"makes nothing of these texts: 0 of 3 rows are empty, and 4 of 5 tokens are unknown"):
-        tokens.legible("x", Reading(3, 0, 2, 5, 4))
+        tokenizers.legible("x", Reading(3, 0, 2, 5, 4))
     with pytest.raises(UserError, match="2 of 3 rows are empty, and 0 of 4 tokens"):
-        tokens.legible("x", Reading(3, 2, 0, 4, 0))
-    tokens.legible("x", Reading(4, 1, 1, 10, 5))
-    tokens.legible("x", Reading())
-    assert tokens.known(Reading(4, 1, 1, 10, 5)) == [
+        tokenizers.legible("x", Reading(3, 2, 0, 4, 0))
+    tokenizers.legible("x", Reading(4, 1, 1, 10, 5))
+    tokenizers.legible("x", Reading())
+    assert tokenizers.known(Reading(4, 1, 1, 10, 5)) == [
         "2 of 4 texts hold no token that the backbone knows.",
         "50% of the tokens of these texts are unknown to the backbone.",
     ]
-    assert tokens.known(Reading(4, 0, 0, 10, 1)) == tokens.known(Reading()) == []
+    assert tokenizers.known(Reading(4, 0, 0, 10, 1)) == tokenizers.known(Reading()) == []
 
 
 def small(tmp_path: Path, texts: list[str], said: Observer, model: str = "bert", **more: Any) -> weft.Run:
@@ -161,6 +163,6 @@ def test_a_run_says_how_much_of_its_texts_is_unknown(tmp_path: Path) -> None:
 
 
 def test_classes_that_a_text_tower_can_not_tell_apart_are_said() -> None:
-    assert tokens.alike(["a", "b", "c"], [[1, 2], [3], [1, 2]]) == [
+    assert tokenizers.alike(["a", "b", "c"], [[1, 2], [3], [1, 2]]) == [
         'the classes "a" and "c" are the same tokens to the text tower: it can\'t tell them apart.'
     ]

@@ -355,7 +355,7 @@ import torch
 torch.set_num_threads(1)
 from weft.communication.strict import Refused
 from weft.communication.wire import decode
-from weft.communication.message import Expected
+from weft.communication.frame import Expected
 
 def memory(of):
     # bytes resident: VmRSS now, VmHWM at most since the mark was wiped

@@ -12,7 +12,7 @@ import torch
 from weft.backbones.backbone import Backbone
 from weft.backbones.load import load
 from weft.backbones.prefix import PrefixCache
-from weft.backbones.tables import Table, tabulate
+from weft.backbones.run_table import Table, tabulate
 from weft.federation.bench import Bench
 from weft.federation.method import Method
 from weft.tasks.classification import Classification

@@ -13,9 +13,9 @@ import weft
 from command_line import table
 from weft.backbones.backbone import Backbone
 from weft.data.rows import Source
-from weft.federation import files
 from weft.playing import execute
 from weft.runs import prepare
+from weft.storage import files
 
 CLASSES = ("one", "two", "three")
 

@@ -13,20 +13,20 @@ from typing import TYPE_CHECKING, Any
 from weft import experiment as settings
 from weft.backbones.load import find, pick_device
 from weft.communication.codecs import codec
-from weft.engines.flower import environment as flower
 from weft.engines.here import Here
 from weft.engines.observer import Observer
 from weft.errors import UserError
 from weft.experiment import Resolved
-from weft.federation import again, files
 from weft.playing import execute
 from weft.playing.run import Run
 from weft.runs import baselines, edited, summary
 from weft.runs import directory as directories
 from weft.runs.directory import RunDirectory
-from weft.runs.environment import changed, environment
 from weft.runs.prepare import Material, prepare, suited
+from weft.runs.provenance import changed, environment
 from weft.runs.stage import MakeTurns
+from weft.sites.flower import environment as flower
+from weft.storage import files, remedy
 
 if TYPE_CHECKING:
     from weft.federation.method import Method
@@ -96,7 +96,7 @@ def resume(
     with execute.stoppable(directory), directories.locked(directory):
         about = directories.read_summary(directory)
         if "served" in about:
-            raise UserError(f"{directory.root} is a federation of sites: {again.go_on(directory.root)} with it.")
+            raise UserError(f"{directory.root} is a federation of sites: {remedy.go_on(directory.root)} with it.")
         if about["finished"] and (method is not None or not about["method"]["object"]):
             edited.check(directory, about, _settings(directory, method).experiment)
         if about["finished"]:

@@ -39,7 +39,7 @@ class Placed:
 
 
 @dataclass
-class Rows:
+class RowOwners:
     """Which clients the rows in flight belong to: [k] indices into the pack (None = all K in order), k and b."""
 
     clients: Tensor | None
@@ -67,14 +67,14 @@ class Weave:
         for p in placed:
             if p.site.role != "values":  # sits nowhere: the method itself looks at it
                 self._by_module[p.site.name].append(p)
-        self._rows: Rows | None = None
+        self._rows: RowOwners | None = None
 
     @contextmanager
     def attached(self, clients: Tensor | None, k: int, use: Mapping[str, Weight] | None) -> Iterator[None]:
         """Hooks on, for rows that belong to ``k`` clients (``clients``: their indices, None = all)."""
         if self._rows is not None:
             raise WeftError("a forward pass was started inside another one on the same pack")
-        self._rows = Rows(clients, k, use)
+        self._rows = RowOwners(clients, k, use)
         handles: list[Any] = []
         patched: list[tuple[nn.Module, Any]] = []
 
@@ -278,7 +278,7 @@ class Weave:
         if use is not None:
             use = {p: w[group.to(w.device)] if isinstance(w, Tensor) else w for p, w in use.items()}
         names = self.backbone.row_arguments
-        self._rows = Rows(self._clients()[group].to(out.device), int(group.sum()), use)
+        self._rows = RowOwners(self._clients()[group].to(out.device), int(group.sum()), use)
         try:
             result = block(*_take(args, keep, n, names), **_take(kwargs, keep, n, names))
         finally:

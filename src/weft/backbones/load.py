@@ -16,11 +16,11 @@ from torch import Tensor
 from weft.backbones import describe
 from weft.backbones import trace as tracing
 from weft.backbones.backbone import Backbone
-from weft.backbones.names import KNOWN, Known
 from weft.backbones.options import Options
 from weft.backbones.pixels import picture_shape
 from weft.backbones.reading import ADAPTER, similar, transformers_model, with_adapter
-from weft.checks import checkpoints, tokens
+from weft.backbones.short_names import KNOWN, Known
+from weft.checks import checkpoints, tokenizers
 from weft.checks.checkpoints import Shape
 from weft.errors import UserError, nearest
 
@@ -363,8 +363,8 @@ def fitting(name: str, tokenizer: Any, model: Any) -> list[str]:
     if not isinstance(embedding, torch.nn.Embedding):  # CANINE hashes its characters
         return []
     own = tokenizer.init_kwargs.get("pad_token") is not None  # else the end of a text was taken for it
-    notes = tokens.padding(tokenizer.pad_token_id, model.config.pad_token_id) if own else []
-    return notes + tokens.vocabulary(name, tokenizer.get_vocab(), tokenizer.all_special_tokens, embedding.num_embeddings)
+    notes = tokenizers.padding(tokenizer.pad_token_id, model.config.pad_token_id) if own else []
+    return notes + tokenizers.vocabulary(name, tokenizer.get_vocab(), tokenizer.all_special_tokens, embedding.num_embeddings)
 
 
 def longest_row(name: str, model: Any, tokenizer: Any, block: str, inputs: Mapping[str, Tensor]) -> int:
@@ -376,5 +376,5 @@ def longest_row(name: str, model: Any, tokenizer: Any, block: str, inputs: Mappi
     limit = min(limit, int(min(named, 1 << 20)))
     if limit <= TRIED_LENGTH:
         limit = tracing.longest(model, block, inputs, limit)
-    tokens.length(name, limit, tokenizer.num_special_tokens_to_add(pair=True))
+    tokenizers.length(name, limit, tokenizer.num_special_tokens_to_add(pair=True))
     return limit

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from weft.backbones.tokens import Tokens
+from weft.backbones.token_table import Tokens
 
 if TYPE_CHECKING:
     from weft.backbones.backbone import Backbone
-    from weft.backbones.tables import Table
+    from weft.backbones.run_table import Table
 
 BATCH_TOKENS = 8192
 WINDOW = 256  # rows of the table, where those of one client are neighbours

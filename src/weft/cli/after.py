@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from weft.checks.tables import typed
+from weft.checks.table_files import typed
 from weft.cli.listings import Json, show_json
 from weft.errors import UserError
 from weft.report.console import out
@@ -17,7 +17,7 @@ from weft.report.progress import starting
 from weft.words import count
 
 if TYPE_CHECKING:
-    from weft.export.sentences import Entity
+    from weft.export.found import Entity
 
 Folder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, or of an exported model.")]
 Base = Annotated[

@@ -6,12 +6,12 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from weft.engines.flower.link import CONNECTION, app, connection
-from weft.engines.flower.processes import near
 from weft.errors import UserError
+from weft.sites.flower.link import CONNECTION, app, connection
+from weft.sites.flower.processes import near
 
 if TYPE_CHECKING:
-    from weft.engines.flower.keys import Coordinator
+    from weft.sites.keys import Coordinator
 
 
 def write(

@@ -14,7 +14,7 @@ from weft.cli.grids import facts, grid, shown
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from weft.backbones.names import Known
+    from weft.backbones.short_names import Known
     from weft.cli.sizes import Sizes
     from weft.data.hub_sets import Entry
     from weft.federation.info import MethodInfo
@@ -75,7 +75,7 @@ def method_list(out: Console, infos: Sequence[MethodInfo]) -> None:
 
 def method_card(out: Console, info: MethodInfo, fields: Sequence[Parameter], sizes: Sizes | None) -> None:
     """One method in full."""
-    from weft.backbones.names import usual
+    from weft.backbones.short_names import usual
     from weft.cli.sizes import size_tables
 
     out.print(Text.assemble((info.slug, "bold cyan"), f"  {info.title}"))

@@ -166,11 +166,11 @@ def about_memory(error: Exception) -> str | None:
 
 def about_file(error: OSError) -> str | None:
     """The sentence for an error of the disk that a person can put right, None for any other."""
-    from weft.federation import again
+    from weft.storage import remedy
 
     where = f" ({error.filename})" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        way = again.go_on(Path(error.filename)) if isinstance(error.filename, str) else "type the same command again"
+        way = remedy.go_on(Path(error.filename)) if isinstance(error.filename, str) else "type the same command again"
         return f"the disk is full{where}; what was saved before is intact: free some space, and {way}."
     reasons = {
         errno.ENOENT: "there is no such file or folder",

@@ -48,7 +48,7 @@ def coordinator(
     """
     from rich.text import Text
 
-    from weft.engines.flower import keys
+    from weft.sites import keys
 
     made = keys.coordinator(folder, hosts or [], days, renew)
     ends = keys.certificate(made.certificate).not_valid_after_utc
@@ -88,7 +88,7 @@ def site(
 
       weft keys site hospital-a
     """
-    from weft.engines.flower import keys
+    from weft.sites import keys
 
     made = keys.site(folder, name)
     _show(

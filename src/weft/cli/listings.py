@@ -216,7 +216,7 @@ def models(
     """
     from dataclasses import asdict
 
-    from weft.backbones.names import KNOWN
+    from weft.backbones.short_names import KNOWN
     from weft.cli import cards
 
     if name is not None:
@@ -251,7 +251,7 @@ def env(as_json: Json = False) -> None:
     """Versions, threads and device, for bug reports."""
     from weft.backbones.load import pick_device, pick_precision
     from weft.cli.grids import facts
-    from weft.runs.environment import environment
+    from weft.runs.provenance import environment
 
     device = pick_device("auto")
     found = environment(str(device)) | {"precision": str(pick_precision("auto", device)).removeprefix("torch.")}

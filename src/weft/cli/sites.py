@@ -20,8 +20,8 @@ from weft.words import count
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from weft.engines.flower.grid import Grid
     from weft.runs.directory import RunDirectory
+    from weft.sites.flower.grid import Grid
 
 
 PORT = 9393
@@ -77,13 +77,13 @@ def serve(
     chosen = experiment.assignments(set_ or (), context.obj | ({} if sites is None else {"clients": sites}))
     screen = out(stderr=as_json)
     with starting(screen, quiet):
-        from weft.engines.flower import environment
+        from weft.sites.flower import environment
 
         environment.ready()
         from weft.cli import plan
-        from weft.engines.flower.keys import find, public_keys
-        from weft.engines.flower.link import Link
         from weft.sites import serve as coordinator
+        from weft.sites.flower.link import Link
+        from weft.sites.keys import find, public_keys
 
         # recipes are for data that are known
         resolved = experiment.resolve(chosen | {"recipes": False}, experiment.read(file))
@@ -209,11 +209,11 @@ def join(
         raise UserError("give the coordinator's address: --server HOST[:PORT].")
     address = _address(server)
     with starting(screen, False):
-        from weft.engines.flower import environment
+        from weft.sites.flower import environment
 
         environment.ready()
-        from weft.engines.flower.node import Node
         from weft.sites import joining
+        from weft.sites.flower.node import Node
 
         site = joining.resident(about, lambda words: _say(screen, words))
     if insecure:

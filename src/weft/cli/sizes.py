@@ -80,7 +80,7 @@ def made_up(model: str, clients: int, classes: int, needs: Collection[str] = ())
     import numpy as np
 
     from weft.backbones.load import load
-    from weft.backbones.tables import tabulate
+    from weft.backbones.run_table import tabulate
     from weft.data.images import Images
     from weft.data.rows import Rows
     from weft.federation.bench import Bench
@@ -114,8 +114,8 @@ def measure(method: Method, bench: Bench, clients: list[ClientState], settings: 
     from weft.federation.client import Splits
     from weft.federation.exchange import Exchange
     from weft.federation.rounds import begin
-    from weft.federation.store import ClientStore, Spool
     from weft.runs.prepare import suited
+    from weft.storage.store import ClientStore, Spool
 
     for each in (bench, *bench.others.values()):
         suited(method, each)

@@ -36,7 +36,7 @@ from torch import Tensor
 
 from weft.communication import Direction
 from weft.communication.codecs import CODECS, Codec
-from weft.communication.message import FACTS, Expected, Frame, Header, Received
+from weft.communication.frame import FACTS, Expected, Frame, Header, Received
 from weft.communication.strict import (
     Refused,
     check_facts,

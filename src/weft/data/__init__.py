@@ -10,12 +10,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from weft.data.deal_table import picture, table
     from weft.data.hub_sets import Entry, catalogue
     from weft.data.images import Images
     from weft.data.partitioners import SCHEMES, partition
     from weft.data.rows import ClientData, FederatedData, Rows, Source
     from weft.data.sources import load
-    from weft.data.tables import picture, table
 
 _HOME = {
     "SCHEMES": "partitioners",
@@ -28,8 +28,8 @@ _HOME = {
     "catalogue": "hub_sets",
     "load": "sources",
     "partition": "partitioners",
-    "picture": "tables",
-    "table": "tables",
+    "picture": "deal_table",
+    "table": "deal_table",
 }
 
 __all__ = [

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from weft.checks import tables as checks
+from weft.checks import table_files as checks
 from weft.data import pictures
 from weft.data.images import Images
 from weft.data.rows import Rows, Source

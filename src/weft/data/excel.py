@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from weft.checks import tables as checks
+from weft.checks import table_files as checks
 from weft.errors import UserError
 
 OLD = b"\xd0\xcf\x11\xe0"  # how .xls begins, and a workbook with a password

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from weft.checks import folders as checks
+from weft.checks import picture_files as checks
 from weft.data.columns import Columns, Table, build
 from weft.data.formats import suffix
 from weft.data.indexes import INDEXES, tables

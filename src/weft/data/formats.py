@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from weft.checks import tables as checks
+from weft.checks import table_files as checks
 from weft.data.columns import Table
 from weft.data.excel import excel
 from weft.data.json_rows import json_file, json_lines

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from weft.checks import rows as checks
+from weft.checks import given_rows as checks
 from weft.data.assemble import assemble
 from weft.data.columns import Table
 from weft.data.local import SPLIT_OF

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from weft.checks import folders as checks
+from weft.checks import picture_files as checks
 from weft.data.columns import LABELS, Table
 from weft.data.formats import read_file, suffix
 from weft.data.local import ABOUT, SPLIT_OF

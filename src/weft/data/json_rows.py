@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from weft.checks import tables as checks
+from weft.checks import table_files as checks
 from weft.data.spelling import column
 from weft.errors import UserError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from weft.checks import tables as checks
+from weft.checks import table_files as checks
 from weft.data.columns import Table
 from weft.data.formats import READABLE, read_file, suffix
 from weft.data.pictures import resolved

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from weft.checks import rows as checks
+from weft.checks import given_rows as checks
 from weft.data import splits
 from weft.data._telemetry import flower_partitioners
 from weft.data.leave_out import NO_KEY

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from weft.checks import folders as checks
+from weft.checks import picture_files as checks
 from weft.data.decoding import formats
 from weft.data.images import Item
 from weft.data.trees import Folder, Tree

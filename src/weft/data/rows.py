@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from weft.checks import rows as checks
+from weft.checks import given_rows as checks
 from weft.data.images import Images
 from weft.errors import UserError
 

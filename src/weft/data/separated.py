@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from weft.checks import tables as checks
+from weft.checks import table_files as checks
 from weft.data.spelling import column
 
 DELIMITERS = ",;\t|"

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from weft.checks import tables as checks
+from weft.checks import table_files as checks
 from weft.data import folders, given, indexes
 from weft.data.assemble import assemble
 from weft.data.formats import suffix

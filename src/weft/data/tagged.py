@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from weft.checks import tagged as checks
+from weft.checks import tagged_rows as checks
 from weft.data.columns import KEYS, SPLITS, Table
 from weft.data.rows import Rows, Source
 from weft.data.spelling import column as named

@@ -12,7 +12,7 @@ import torch
 from weft.communication.ledger import Phase
 from weft.engines import packing
 from weft.engines.engine import Played, Scores
-from weft.engines.losses import Losses
+from weft.engines.round_losses import Losses
 from weft.engines.scoring import Scoring
 from weft.engines.setup import Job, Setup
 from weft.errors import UserError, WeftError

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from weft.communication.envelope import unwrap, wrap
+from weft.communication.frame import FACTS
 from weft.communication.ledger import Phase
-from weft.communication.message import FACTS
 from weft.communication.strict import Refused, is_number
 from weft.communication.wire import payload_in
 from weft.engines import packing
@@ -22,7 +22,7 @@ from weft.engines.engine import Played, Scores
 from weft.engines.evaluation import Evaluation, per_client, records
 from weft.engines.scoring import Scoring
 from weft.engines.setup import Job, Setup
-from weft.engines.site import Behind, Diverged, Site
+from weft.engines.site import Behind, Diverged, SiteClient
 from weft.errors import UserError
 from weft.federation.client import ClientState
 from weft.federation.exchange import payload_of
@@ -70,7 +70,7 @@ class Question:
         return cls(about["what"], Round(round["index"], round["kind"], extra=round["extra"]), data, about["since"], about["now"])
 
 
-def answer(site: Site, raw: bytes) -> bytes:
+def answer(site: SiteClient, raw: bytes) -> bytes:
     """What a site says to a question.
 
     Raises:

@@ -22,11 +22,10 @@ from weft.communication.envelope import unwrap, wrap
 from weft.communication.ledger import Phase
 from weft.engines import packing
 from weft.engines.engine import Played, Scores
-from weft.engines.losses import Losses
+from weft.engines.round_losses import Losses
 from weft.engines.scoring import Scoring
 from weft.engines.setup import Job, Setup
 from weft.errors import UserError, WeftError
-from weft.federation import files
 from weft.federation.bench import Bench
 from weft.federation.client import ClientState
 from weft.federation.exchange import write_update
@@ -35,6 +34,7 @@ from weft.federation.pack import Pack
 from weft.federation.round import Round
 from weft.federation.rounds import adapted
 from weft.federation.turn import Turn
+from weft.storage import files
 from weft.tensors import forms
 from weft.tensors.forms import Value
 

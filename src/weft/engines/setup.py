@@ -14,8 +14,8 @@ from weft.federation.exchange import Exchange
 from weft.federation.message import ClientInfo
 from weft.federation.method import Method
 from weft.federation.server import ServerState
-from weft.federation.store import ClientStore, Spool
 from weft.federation.turn import Turn
+from weft.storage.store import ClientStore, Spool
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from weft.communication.codecs import Codec
-from weft.communication.message import Received
-from weft.engines.losses import Losses
+from weft.communication.frame import Received
+from weft.engines.round_losses import Losses
 from weft.errors import UserError, WeftError
-from weft.federation import files
 from weft.federation.bench import Bench
 from weft.federation.client import ClientState
 from weft.federation.exchange import Limits, read_download, write_update
@@ -28,8 +27,9 @@ from weft.federation.pack import Pack
 from weft.federation.round import Round
 from weft.federation.rounds import adapted
 from weft.federation.scope import Scope
-from weft.federation.store import ClientStore
 from weft.federation.turn import Turn
+from weft.storage import files
+from weft.storage.store import ClientStore
 from weft.tensors import forms
 from weft.tensors.forms import Value, finite
 from weft.tensors.growing import grow
@@ -44,7 +44,7 @@ class Diverged(WeftError):
     """A turn has ended in values that are not finite, and has not happened: what this site remembers stays as it was."""
 
 
-class Site:
+class SiteClient:
     """One client.
 
     Args:

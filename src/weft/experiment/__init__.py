@@ -9,10 +9,10 @@ its group.
 from __future__ import annotations
 
 from weft.experiment.declare import Setting
-from weft.experiment.files import FORMAT, read, to_toml
 from weft.experiment.layers import Resolved, resolve
 from weft.experiment.names import assignment, assignments, flatten
 from weft.experiment.sentences import checked
+from weft.experiment.toml_file import FORMAT, read, to_toml
 from weft.experiment.what import Baseline
 from weft.experiment.whole import GROUPS, SETTINGS, Experiment
 

@@ -86,7 +86,7 @@ def resolve(
 
 def _check_robust(x: Experiment, method: Method) -> None:
     """Refuse a robust rule that can't work with this method or with so few clients, before anything is loaded."""
-    from weft.federation.robust import Robust
+    from weft.federation.robust_mean import Robust
 
     rule = Robust(x.robust, x.robust_norm, x.robust_share)
     if x.baseline not in ("local", "central"):
@@ -95,7 +95,7 @@ def _check_robust(x: Experiment, method: Method) -> None:
 
 def _fitting(needs: tuple[str, ...], user: Mapping[str, Any]) -> dict[str, str]:
     """Model and data for those who named none, where the usual ones are not what the method or the data need."""
-    from weft.backbones.names import usual
+    from weft.backbones.short_names import usual
     from weft.data.hub_sets import IMAGE, catalogue
 
     pictures = {entry.name for entry in catalogue() if entry.kind == IMAGE}

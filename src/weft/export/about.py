@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from weft.backbones.names import KNOWN
 from weft.backbones.options import Options
+from weft.backbones.short_names import KNOWN
 from weft.errors import UserError
-from weft.federation import files
+from weft.storage import files
 from weft.tasks.kinds import CLASSES, make
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from weft.errors import UserError
 from weft.export.about import About, check_hashes
 from weft.export.predictor import model_folder
 from weft.export.write import ExportReport, export, report_of
-from weft.federation import files
+from weft.storage import files
 
 
 def export_run(folder: str | Path, to: str | Path, *, client: str | None = None, view: str | None = None) -> ExportReport:
@@ -56,11 +56,11 @@ def _rebuilt(folder: Path, target: Path, client: str | None, view: str | None) -
     from weft.engines.observer import Observer
     from weft.errors import nearest
     from weft.federation.rounds import begin
-    from weft.federation.store import ClientStore
     from weft.runs import baselines
     from weft.runs import directory as directories
     from weft.runs.checkpoint import Checkpoint, restore
     from weft.runs.prepare import copies, prepare
+    from weft.storage.store import ClientStore
 
     directory = directories.find(folder)
     with directories.locked(directory):

@@ -21,7 +21,7 @@ from weft.adaptation.lora import Delta, LoRA
 from weft.errors import WeftError
 from weft.export.about import damaged
 from weft.export.trained import Trained, not_finite
-from weft.federation import files
+from weft.storage import files
 from weft.tasks.kinds import TOKENS
 from weft.tensors.forms import Value
 from weft.tensors.lowrank import LowRank

@@ -14,20 +14,20 @@ from torch import Tensor
 
 from weft.backbones.backbone import Backbone
 from weft.backbones.load import load as load_backbone
-from weft.backbones.names import KNOWN
-from weft.backbones.tables import Table, tabulate
-from weft.backbones.tokens import Tokens, by_word, first_tokens
-from weft.checks import tokens
+from weft.backbones.run_table import Table, tabulate
+from weft.backbones.short_names import KNOWN
+from weft.backbones.token_table import Tokens, by_word, first_tokens
+from weft.checks import tokenizers
 from weft.data.images import Images
 from weft.data.rows import Rows
 from weft.data.tagged import rows_of
 from weft.engines.observer import Observer
 from weft.errors import UserError
 from weft.export.about import About, check_hashes
-from weft.export.sentences import Entity, Sentence, sentence
+from weft.export.found import Entity, Sentence, sentence
 from weft.export.trained import Trained
 from weft.export.write import read
-from weft.federation import again
+from weft.storage import remedy
 from weft.tasks.bio import OUTSIDE
 from weft.tasks.kinds import TOKENS
 from weft.tasks.observed import Observed
@@ -87,7 +87,7 @@ class Predictor:
         table = tabulate(self.backbone, rows, self.about.max_length)
         if isinstance(table, Tokens):
             self._check_pairs(table.pairs)
-            for note in tokens.known(table.reading):
+            for note in tokenizers.known(table.reading):
                 self.observer.say(note)
         return table
 
@@ -216,7 +216,7 @@ def model_folder(folder: Path) -> Path:
         raise UserError(f"{folder} does not exist: give the folder of a run or of an exported model.")
     if (folder / "experiment.toml").is_file():
         if not (folder / "adapter").is_dir():
-            way = again.command(folder) or f"weft resume {folder}"
+            way = remedy.command(folder) or f"weft resume {folder}"
             raise UserError(f"{folder} has no trained model yet: finish it with {way}.")
         return folder / "adapter"
     return folder

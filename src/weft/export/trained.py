@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from weft.adaptation.part import Part
-from weft.backbones.tables import Table
+from weft.backbones.run_table import Table
 from weft.errors import UserError
 from weft.federation.batch import Batch, Output, make_batch
 from weft.federation.bench import Bench

@@ -21,8 +21,8 @@ from weft.errors import UserError
 from weft.export.about import FORMAT, check_format, damaged
 from weft.export.peft_files import check_names
 from weft.export.trained import Rule, Trained, by_name
-from weft.federation import files
 from weft.federation.message import ClientInfo
+from weft.storage import files
 from weft.tensors import forms
 from weft.tensors.lowrank import LowRank
 

@@ -18,9 +18,9 @@ from weft.export import peft_files, weft_files
 from weft.export.about import About, Base, brings_code, hashes
 from weft.export.card import card
 from weft.export.trained import Trained, capture, not_finite
-from weft.federation import files
 from weft.federation.bench import Bench
 from weft.federation.exchange import DIVERGED
+from weft.storage import files
 
 if TYPE_CHECKING:
     from weft.federation.client import ClientState

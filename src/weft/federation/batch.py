@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from weft.backbones.tables import Table
+    from weft.backbones.run_table import Table
     from weft.tasks.task import Task
 
 

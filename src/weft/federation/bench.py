@@ -15,7 +15,7 @@ from weft.tensors.init import Init
 if TYPE_CHECKING:
     from weft.backbones.backbone import Backbone
     from weft.backbones.prefix import PrefixCache
-    from weft.backbones.tables import Table
+    from weft.backbones.run_table import Table
     from weft.tasks.task import Task
 
 

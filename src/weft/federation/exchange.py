@@ -14,8 +14,8 @@ from typing import Any
 from torch import Tensor
 
 from weft.communication.codecs import Codec, codec
+from weft.communication.frame import Expected, Frame, Header, Received
 from weft.communication.ledger import Ledger, Phase
-from weft.communication.message import Expected, Frame, Header, Received
 from weft.communication.strict import Refused, quoted
 from weft.communication.wire import decode, encode
 from weft.errors import UserError

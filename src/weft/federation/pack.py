@@ -22,8 +22,8 @@ from weft.federation.layout import scope_of
 from weft.federation.message import Update
 from weft.federation.round import Round
 from weft.federation.scope import Scope, matches
+from weft.federation.start_values import initial
 from weft.federation.turn import Turn
-from weft.federation.values import initial
 from weft.tasks.observed import Observed
 from weft.tensors.forms import Value
 from weft.tensors.keyed import generator

@@ -12,7 +12,7 @@ from weft.federation.bench import Bench
 from weft.federation.layout import Adaptation, named
 from weft.federation.message import ClientInfo, Update
 from weft.federation.method import Method
-from weft.federation.robust import Robust
+from weft.federation.robust_mean import Robust
 from weft.federation.scope import Scope
 from weft.federation.server import ServerState
 from weft.tensors.forms import finite

@@ -14,7 +14,7 @@ from weft.federation.client import ClientState
 from weft.federation.layout import Adaptation, named
 from weft.federation.message import APPENDED, ClientInfo, Message, Update
 from weft.federation.pack import Pack
-from weft.federation.robust import Robust, Vote
+from weft.federation.robust_mean import Robust, Vote
 from weft.federation.round import Round
 from weft.federation.scope import Scope, matches
 from weft.federation.turn import Turn

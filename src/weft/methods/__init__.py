@@ -11,7 +11,7 @@ from typing import Any
 def __getattr__(name: str) -> Any:
     from importlib import import_module
 
-    from weft.methods.sources import sources
+    from weft.methods.discovery import sources
 
     if not name.startswith("_"):
         for source in sources().values():
@@ -21,6 +21,6 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    from weft.methods.sources import sources
+    from weft.methods.discovery import sources
 
     return sorted({"registry", *(source.name for source in sources().values())})

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from weft.errors import UserError, nearest
 from weft.federation.info import MethodInfo
+from weft.methods.discovery import Broken, broken, sources
 from weft.methods.settings import Parameter, canonical, configure, parameters, values, written
-from weft.methods.sources import Broken, broken, sources
 
 if TYPE_CHECKING:
     from weft.federation.method import Method

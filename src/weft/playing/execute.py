@@ -12,20 +12,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weft import experiment as settings
-from weft.backbones.names import KNOWN
+from weft.backbones.short_names import KNOWN
 from weft.data.hub_sets import catalogue
 from weft.engines.here import Here
 from weft.engines.observer import Observer
 from weft.errors import Interrupted, UserError
 from weft.experiment import Experiment, Resolved
-from weft.federation import again, files
 from weft.runs import baselines, summary
 from weft.runs import directory as directories
 from weft.runs.checkpoint import digest
 from weft.runs.directory import RunDirectory
 from weft.runs.prepare import Material, copies
 from weft.runs.result import scores
-from weft.runs.stage import MakeTurns, Notes, Played, Player, Stage, sent
+from weft.runs.stage import FinishedStage, MakeTurns, Notes, Player, Stage, sent
+from weft.storage import files, remedy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -79,7 +79,7 @@ def play(
     observer: Observer,
     aside: str | None = None,
     engine: MakeTurns = Here,
-) -> tuple[Played, Played | None]:
+) -> tuple[FinishedStage, FinishedStage | None]:
     """The federation of an experiment, after the one that trains its head if there is to be one.
 
     Args:
@@ -92,7 +92,7 @@ def play(
     groups = baselines.federations(clients, x.baseline)
     travels = x.baseline not in ("local", "central")
     starts: list[dict[str, Tensor]] = [{} for _ in groups]
-    setup: Played | None = None
+    setup: FinishedStage | None = None
     if baselines.probing(x):
         stage = Stage(
             aside or "set-up",
@@ -141,7 +141,7 @@ def play(
 
 
 def export_adapter(
-    main: Played, directory: RunDirectory, x: Experiment, material: Material, observer: Observer
+    main: FinishedStage, directory: RunDirectory, x: Experiment, material: Material, observer: Observer
 ) -> dict[str, Any]:
     """Write the adapter beside the run, re-loaded and compared by :mod:`weft.export`, and give it its name only then."""
     from weft.export import export
@@ -167,7 +167,7 @@ def _baseline(
     resolved: Resolved,
     material: Material,
     pack: int,
-    setup: Played | None,
+    setup: FinishedStage | None,
     observer: Observer,
 ) -> dict[str, Any]:
     """A comparison: a run of its own in a folder of its own, or the head's own training if that was just it."""
@@ -229,7 +229,7 @@ def stoppable(directory: RunDirectory) -> Iterator[None]:
         yield
     except KeyboardInterrupt as e:
         begun = directory.experiment.is_file()
-        what = f"every finished round is saved; {again.go_on(directory.root)}" if begun else "nothing had begun yet"
+        what = f"every finished round is saved; {remedy.go_on(directory.root)}" if begun else "nothing had begun yet"
         raise Interrupted(f"Stopped: {what}.") from e
 
 

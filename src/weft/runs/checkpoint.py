@@ -16,8 +16,8 @@ from typing import Any
 from torch import Tensor
 
 from weft.errors import UserError
-from weft.federation import files
 from weft.federation.server import ServerState
+from weft.storage import files
 
 
 @dataclass
@@ -137,8 +137,8 @@ def digest(folder: Path) -> dict[str, str]:
     Returns:
         ``server``, ``clients`` and each round, by name.
     """
-    from weft.federation.store import client_file
     from weft.runs.directory import read_rounds
+    from weft.storage.store import client_file
 
     saved = Checkpoint(folder / "checkpoint").load()
     if saved is None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from weft import experiment as settings
 from weft.errors import UserError
-from weft.federation import again, files
+from weft.storage import files, remedy
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class RunDirectory:
 
     @property
     def experiment(self) -> Path:
-        return self.root / again.EXPERIMENT
+        return self.root / remedy.EXPERIMENT
 
     @property
     def summary(self) -> Path:
-        return self.root / again.SUMMARY
+        return self.root / remedy.SUMMARY
 
     @property
     def rounds(self) -> Path:
@@ -71,7 +71,7 @@ def create(runs: Path, name: str | None, usual: str) -> RunDirectory:
         except FileExistsError:
             if (runs / name).is_dir() and not any((runs / name).iterdir()):
                 return RunDirectory(runs / name)  # a run that was killed before it had saved anything
-            found = again.command(runs / name)
+            found = remedy.command(runs / name)
             way = f", or continue it with {found}" if found else ""
             raise UserError(f"{runs / name} exists already: choose another --name{way}.") from None
         return RunDirectory(runs / name)
@@ -143,15 +143,15 @@ def read_rounds(path: Path, length: int | None = None) -> list[dict[str, Any]]:
     """
     data = files.read(path) if path.exists() else b""
     if length is not None and len(data) < length:
-        raise UserError(f"{path} is damaged (shorter than the checkpoint says): {again.anew(path)}.")
+        raise UserError(f"{path} is damaged (shorter than the checkpoint says): {remedy.anew(path)}.")
     whole = data[: data.rfind(b"\n") + 1 if length is None else length]
     try:
         found = [files.parsed(line) for line in whole.splitlines()]
     except ValueError as e:
-        raise UserError(f"{path} is damaged ({e}): {again.anew(path)}.") from None
+        raise UserError(f"{path} is damaged ({e}): {remedy.anew(path)}.") from None
     for number, line in enumerate(found, 1):
         if not isinstance(line, dict):
-            raise UserError(f"{path} is damaged (line {number} is no object): {again.anew(path)}.")
+            raise UserError(f"{path} is damaged (line {number} is no object): {remedy.anew(path)}.")
         files.check_format(path, line.get("format"))
     return found
 
@@ -174,7 +174,7 @@ def read_summary(directory: RunDirectory) -> dict[str, Any]:
         if lacking := [n for n, kind in _SUMMARY.items() if not isinstance(summary.get(n), kind)]:
             raise ValueError(f"without {', '.join(lacking)}")
     except ValueError as e:
-        raise UserError(f"{directory.summary} is damaged ({e}): {again.anew(directory.summary)}.") from None
+        raise UserError(f"{directory.summary} is damaged ({e}): {remedy.anew(directory.summary)}.") from None
     return summary
 
 

@@ -12,9 +12,9 @@ import numpy as np
 from weft.backbones.backbone import Backbone
 from weft.backbones.load import load as load_backbone
 from weft.backbones.prefix import PrefixCache
-from weft.backbones.tables import tabulate
-from weft.backbones.tokens import Tokens
-from weft.checks import tokens
+from weft.backbones.run_table import tabulate
+from weft.backbones.token_table import Tokens
+from weft.checks import tokenizers
 from weft.communication.ledger import format_bytes
 from weft.data import labels
 from weft.data.hub_sets import metrics_of
@@ -235,11 +235,11 @@ def understood(bench: Bench) -> list[str]:
         UserError: next to nothing of it is known to the backbone.
     """
     names = bench.backbone.names
-    notes = [] if names is None else tokens.alike(names.names, names.ids().tolist())
+    notes = [] if names is None else tokenizers.alike(names.names, names.ids().tolist())
     if isinstance(bench.table, Tokens):
         notes += bench.table.notes
-        tokens.legible(bench.backbone.name, bench.table.reading)
-        notes += tokens.known(bench.table.reading)
+        tokenizers.legible(bench.backbone.name, bench.table.reading)
+        notes += tokenizers.known(bench.table.reading)
     return notes
 
 

@@ -21,18 +21,18 @@ from weft.engines.observer import Observer
 from weft.engines.setup import Settings, Setup
 from weft.errors import UserError
 from weft.experiment import Experiment
-from weft.federation import files
 from weft.federation.client import ClientState
 from weft.federation.exchange import Exchange, Limits, Unsendable
 from weft.federation.method import Method
-from weft.federation.robust import Robust
+from weft.federation.robust_mean import Robust
 from weft.federation.rounds import begin
 from weft.federation.server import ServerState
-from weft.federation.store import ClientStore, Spool
 from weft.runs.checkpoint import Checkpoint, Saved, restore
 from weft.runs.directory import read_rounds
 from weft.runs.prepare import Material
 from weft.runs.recovery import Recovery
+from weft.storage import files
+from weft.storage.store import ClientStore, Spool
 
 T = TypeVar("T")
 
@@ -61,7 +61,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Played:
+class FinishedStage:
     """A finished stage: its lines of ``rounds.jsonl``, servers and ledger, how many clients shared a pass, and whether messages
     crossed a wire.
     """
@@ -150,7 +150,7 @@ class Player:
         )
         self.recovery = Recovery(self.engine, self.checkpoint, now, self.next, saved)
 
-    def play(self) -> Played:
+    def play(self) -> FinishedStage:
         """All rounds that are left."""
         lines = read_rounds(self.rounds_file, self.length)
         self.observer.advance(self.stage.name, len(lines))
@@ -164,7 +164,7 @@ class Player:
             if self.recovery is not None and not self.finished:
                 self.recovery.check()
         shutil.rmtree(self.folder / "spool", ignore_errors=True)
-        return Played(
+        return FinishedStage(
             self.stage.method,
             lines,
             self.servers,

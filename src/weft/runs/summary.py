@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 from weft.communication.ledger import format_bytes
 from weft.experiment import Resolved
-from weft.federation import files
 from weft.federation.layout import named
 from weft.federation.scope import Scope
 from weft.runs.directory import RunDirectory
-from weft.runs.environment import environment
+from weft.runs.provenance import environment
 from weft.runs.stage import sent
+from weft.storage import files
 from weft.words import count
 
 if TYPE_CHECKING:
     from weft.engines.engine import Engine
     from weft.runs.prepare import Material
-    from weft.runs.stage import Played
+    from weft.runs.stage import FinishedStage
 
 
 def begun(directory: RunDirectory, resolved: Resolved, material: Material, when: float) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def uploads(engine: Engine) -> str:
     return f"bytes: a client sends up to {format_bytes(up)} a round before the codec, of {count(len(sizes), 'tensor')}."
 
 
-def total_bytes(main: Played, setup: Played | None) -> dict[str, Any]:
+def total_bytes(main: FinishedStage, setup: FinishedStage | None) -> dict[str, Any]:
     """Bytes of the whole run by phase; those of a head's own training are part of set-up."""
     if not main.travels:
         return {}

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from weft.experiment import Experiment
-from weft.federation import files
+from weft.sites.reasons import Disagreed, Reason
 from weft.sites.terms import Terms
-from weft.sites.words import Disagreed, Reason
+from weft.storage import files
 
 LIMIT = 16
 """Different experiments that a site refuses before it looks at no other."""

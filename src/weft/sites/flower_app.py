@@ -17,7 +17,7 @@ from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
-from weft.engines.flower import environment
+from weft.sites.flower import environment
 
 environment.ready()
 
@@ -25,9 +25,9 @@ from flwr.app import Context, Message  # noqa: E402
 from flwr.clientapp import ClientApp  # noqa: E402
 from flwr.serverapp import Grid, ServerApp  # noqa: E402
 
-from weft.engines.flower.grid import Grid as Sites  # noqa: E402
-from weft.engines.flower.tasks import data_of, record  # noqa: E402
 from weft.errors import UserError  # noqa: E402
+from weft.sites.flower.grid import Grid as Sites  # noqa: E402
+from weft.sites.flower.tasks import data_of, record  # noqa: E402
 
 server = ServerApp()
 client = ClientApp()
@@ -52,8 +52,8 @@ def _known(folder: str) -> Callable[[int, bytes], str | None] | None:
     """Names by the keys in a folder: anybody may have registered others with this SuperLink. None = it has no keys."""
     if not folder:
         return None
-    from weft.engines.flower.keys import public_keys
-    from weft.engines.flower.register import of_folder
+    from weft.sites.flower.register import of_folder
+    from weft.sites.keys import public_keys
 
     names = dict[bytes, str]()
 
@@ -75,7 +75,7 @@ def answer(message: Message, context: Context) -> Message:
 def _answered(message: Message, context: Context) -> bytes:
     """Flower would send the words of an error to the coordinator, paths and all: they are printed here instead."""
     from weft.sites.joining import from_file
-    from weft.sites.words import Reason, refusal
+    from weft.sites.reasons import Reason, refusal
 
     try:
         resident = from_file(Path(str(context.node_config["site"])), lambda words: print(words, flush=True))

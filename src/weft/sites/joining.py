@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from weft import experiment as settings
-from weft.engines.flower.keys import check_name
 from weft.errors import UserError
-from weft.federation import files
+from weft.sites.keys import check_name
+from weft.sites.own_rows import OwnData
 from weft.sites.resident import Own, Resident
-from weft.sites.rows import OwnData
+from weft.storage import files
 
 
 def own_of(about: Mapping[str, Any]) -> Own:

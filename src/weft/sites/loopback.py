@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from weft import experiment as settings
-from weft.engines.flower import environment
 from weft.engines.observer import Observer
 from weft.engines.remote import Remote
 from weft.engines.setup import Setup
 from weft.errors import UserError
 from weft.experiment import Experiment
-from weft.federation import files
 from weft.federation.client import ClientState
 from weft.runs.directory import RunDirectory
 from weft.runs.stage import MakeTurns
-from weft.sites.roll import Roll, Stage
+from weft.sites.flower import environment
+from weft.sites.roll import Roll, StageTransport
 from weft.sites.terms import Terms
+from weft.storage import files
 
 if TYPE_CHECKING:
     from weft.federation.method import Method
@@ -44,9 +44,9 @@ def federation(
         UserError: a process does not start.
     """
     environment.ready()
-    from weft.engines.flower import keys
-    from weft.engines.flower.link import Link
-    from weft.engines.flower.processes import LOOPBACK, free_port
+    from weft.sites import keys
+    from weft.sites.flower.link import Link
+    from weft.sites.flower.processes import LOOPBACK, free_port
 
     root = directory.root / "sites"
     files.make_folder(root, private=True)  # logs and memories of the sites
@@ -88,14 +88,14 @@ def _engine(roll: Roll, method: Method) -> MakeTurns:
         for _, people in setup.federations:  # their rows are at their sites
             people[:] = [ClientState(c.id, c.n, dict(c.facts), c.model) for c in people]
         stage = "rounds" if setup.method is method else "setup"
-        return Remote(setup, Stage(roll, stage, setup.federations[0][0], setup.exchange))
+        return Remote(setup, StageTransport(roll, stage, setup.federations[0][0], setup.exchange))
 
     return engine
 
 
 def _site(root: Path, client: ClientState, file: Path, port: int, x: Experiment) -> subprocess.Popen[bytes]:
     """``weft join``, as a person would type it."""
-    from weft.engines.flower.processes import LOOPBACK
+    from weft.sites.flower.processes import LOOPBACK
 
     name = client.id
     command = [

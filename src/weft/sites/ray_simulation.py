@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING
 from weft.communication.envelope import wrap
 from weft.communication.ledger import format_bytes
 from weft.engines import packing
-from weft.engines.flower import environment
 from weft.engines.observer import Observer
 from weft.engines.scattered import Scattered
 from weft.engines.setup import Setup
 from weft.runs.directory import RunDirectory
 from weft.runs.stage import MakeTurns
 from weft.sites import ray_workers
+from weft.sites.flower import environment
 
 if TYPE_CHECKING:
-    from weft.engines.flower.workers import Pool
     from weft.federation.method import Method
     from weft.runs.prepare import Material
+    from weft.sites.flower.workers import Pool
 
 PROCESS = 1_000_000_000  # bytes of Python, PyTorch and the tokens of a worker, roughly
 CACHE = 1 << 30
@@ -35,7 +35,7 @@ def federation(method: Method, directory: RunDirectory, material: Material, obse
         UserError: Ray is not installed or does not start.
     """
     environment.ready_for_ray()
-    from weft.engines.flower.workers import pool
+    from weft.sites.flower.workers import pool
 
     device = material.backbone.device
     models = [b.backbone.model for b in (material.bench, *material.bench.others.values())]

@@ -18,17 +18,16 @@ import numpy as np
 from weft import experiment as settings
 from weft.communication.codecs import codec
 from weft.communication.envelope import unwrap, wrap
+from weft.communication.frame import Expected
 from weft.communication.ledger import format_bytes
-from weft.communication.message import Expected
 from weft.communication.strict import Refused, plain
 from weft.communication.wire import decode
 from weft.data.labels import UnknownLabel
 from weft.data.rows import ClientData, Rows
 from weft.engines.remote import TRAIN, Question, answer
-from weft.engines.site import Site
+from weft.engines.site import SiteClient
 from weft.errors import UserError
 from weft.experiment import Experiment
-from weft.federation import files
 from weft.federation.bench import Bench
 from weft.federation.client import ClientState, Splits
 from weft.federation.exchange import START, Limits
@@ -38,9 +37,10 @@ from weft.federation.rounds import adapted
 from weft.runs import baselines
 from weft.runs.prepare import backbone_of, bench_of, suited, understood
 from weft.sites.asked import Asked
-from weft.sites.rows import OwnData, print_of
+from weft.sites.own_rows import OwnData, print_of
+from weft.sites.reasons import SHOWN, Disagreed, Reason, refusal
 from weft.sites.terms import RUN, Terms, differences
-from weft.sites.words import SHOWN, Disagreed, Reason, refusal
+from weft.storage import files
 
 HELLO, ADMIT, ASK, AWAY, BYE = "hello", "admit", "ask", "away", "bye"
 AGREED, ADMITTED = "agreed.json", "admitted.json"
@@ -67,7 +67,7 @@ class Own:
 
 
 @dataclass
-class Run:
+class AgreedRun:
     """What a site has agreed to."""
 
     terms: Terms
@@ -75,7 +75,7 @@ class Run:
     method: Method
     bench: Bench
     client: ClientState
-    stage: Site | None = None
+    stage: SiteClient | None = None
 
 
 class Resident:
@@ -88,12 +88,12 @@ class Resident:
     def __init__(self, own: Own, folder: Path, say: Callable[[str], None]):
         self.own, self.folder, self.say = own, folder, say
         self.asked = Asked(folder, own.expected)
-        self.run: Run | None = None  # one at a time: a backbone fills the memory
+        self.run: AgreedRun | None = None  # one at a time: a backbone fills the memory
 
     def answer(self, raw: bytes) -> bytes:
         """An answer to anything that arrives.
 
-        A refusal says why by a sentence of :class:`weft.sites.words.Reason`; the sentences of errors are said here alone.
+        A refusal says why by a sentence of :class:`weft.sites.reasons.Reason`; the sentences of errors are said here alone.
         """
         try:
             about, data = unwrap(raw)
@@ -124,7 +124,7 @@ class Resident:
             self.say(f"no answer to a message, which is a bug; please report it:\n{traceback.format_exc()}")
         return refusal(Reason.TROUBLE)
 
-    def _answered(self, site: Site, data: bytes) -> bytes:
+    def _answered(self, site: SiteClient, data: bytes) -> bytes:
         began, question = time.perf_counter(), Question.decode(data)
         said = answer(site, data)
         what = "trained" if question.what == TRAIN else "scored"
@@ -151,7 +151,7 @@ class Resident:
         client = run.client.info(run.method.info.asks)
         return wrap({"name": client.id, "n": client.n, "facts": client.facts, "model": client.model})
 
-    def _run(self, name: object) -> Run | None:
+    def _run(self, name: object) -> AgreedRun | None:
         """A run that this site has agreed to, in this process or before it was started."""
         if self.run is not None and self.run.terms.run == name:
             return self.run
@@ -164,11 +164,11 @@ class Resident:
         note = self.folder / terms.run / AGREED
         return note.exists() and files.read_sealed(note)["terms"] == terms.as_json()
 
-    def rehearse(self, terms: Terms) -> Run:
+    def rehearse(self, terms: Terms) -> AgreedRun:
         """What :meth:`answer` would agree to, with nothing written and any weights of the backbone."""
         return self._agreed(terms, rehearsal=True)
 
-    def _agreed(self, terms: Terms, rehearsal: bool = False) -> Run:
+    def _agreed(self, terms: Terms, rehearsal: bool = False) -> AgreedRun:
         own = self.own
         if own.expected is not None and (odd := differences(terms, own.expected)):
             words = "; ".join(list(odd.values())[:SHOWN])
@@ -202,7 +202,7 @@ class Resident:
         sizes = np.cumsum([len(client.train), len(client.val)])
         splits = Splits(*np.split(np.arange(len(bench.table)), sizes))
         facts = dict(client.facts) | dict(own.facts)
-        run = Run(terms, x, method, bench, ClientState(own.name, len(client.train), facts, name, data=splits))
+        run = AgreedRun(terms, x, method, bench, ClientState(own.name, len(client.train), facts, name, data=splits))
         self.run = run
         return run
 
@@ -225,7 +225,7 @@ class Resident:
 
     # a stage ----------------------------------------------------------------------------------------------------------------
 
-    def _admit(self, run: Run, about: Mapping[str, Any], start: bytes) -> bytes:
+    def _admit(self, run: AgreedRun, about: Mapping[str, Any], start: bytes) -> bytes:
         """Begin or continue a stage."""
         stage, facts = about.get("stage"), about.get("facts")
         if stage not in STAGES or not isinstance(facts, dict):
@@ -236,7 +236,7 @@ class Resident:
         run.stage = site
         return wrap({"admitted": True})
 
-    def _stage(self, run: Run, name: object) -> Site | None:
+    def _stage(self, run: AgreedRun, name: object) -> SiteClient | None:
         """A stage that this site was admitted to, in this process or before it was started."""
         if name not in STAGES:
             return None
@@ -250,7 +250,7 @@ class Resident:
         run.stage = self._site(run, str(name), admitted["facts"], start)
         return run.stage
 
-    def _site(self, run: Run, stage: str, facts: Mapping[str, Any], start: bytes) -> Site:
+    def _site(self, run: AgreedRun, stage: str, facts: Mapping[str, Any], start: bytes) -> SiteClient:
         """
         Raises:
             Refused: the start values are not those of this method.
@@ -273,4 +273,6 @@ class Resident:
                 client="*",
             )
             tensors = dict(decode(start, expected).tensors)
-        return Site(method, bench, client, self.folder / run.terms.run / stage, codec(x.codec), tensors, limits, x.class_counts)
+        return SiteClient(
+            method, bench, client, self.folder / run.terms.run / stage, codec(x.codec), tensors, limits, x.class_counts
+        )

@@ -11,17 +11,17 @@ from typing import Any, Protocol
 
 from weft.communication.envelope import unwrap, wrap
 from weft.communication.strict import Refused, check_facts, is_number, plain
-from weft.engines.flower.keys import NAME
 from weft.engines.observer import Observer
 from weft.errors import Elsewhere
-from weft.federation import again
 from weft.federation.client import ClientState
 from weft.federation.exchange import Exchange
 from weft.federation.message import ClientInfo
 from weft.federation.method import Method
 from weft.federation.server import ServerState
+from weft.sites.keys import NAME
 from weft.sites.resident import ADMIT, ASK, AWAY, BYE, HELLO
 from weft.sites.terms import Terms
+from weft.storage import remedy
 
 SOON = 0.5  # seconds between two looks for sites
 POLL = 0.1  # seconds between two looks for answers
@@ -194,7 +194,7 @@ class Roll:
         return ClientInfo(name, n, facts, model)
 
 
-class Stage:
+class StageTransport:
     """A :class:`weft.engines.remote.Transport`: questions of one stage to sites by name.
 
     Args:
@@ -223,7 +223,7 @@ class Stage:
         back = set(self.roll.look())
         while not self.roll.places:
             if time.monotonic() > end:
-                way = again.go_on(self.roll.folder)
+                way = remedy.go_on(self.roll.folder)
                 raise Elsewhere(f"no site has been there for {self.roll.deadline:g} s: the run is saved, and {way}.")
             time.sleep(SOON)
             back |= set(self.roll.look())

@@ -24,7 +24,6 @@ from weft.engines.remote import Remote, check_told
 from weft.engines.setup import Setup, Tests
 from weft.errors import UserError
 from weft.experiment import Resolved
-from weft.federation import files
 from weft.federation.client import ClientState
 from weft.playing import execute
 from weft.playing.run import Run
@@ -32,8 +31,9 @@ from weft.runs import directory as directories
 from weft.runs import summary
 from weft.runs.directory import RunDirectory
 from weft.runs.prepare import Material, backbone_of, bench_of, kind_of, suited
-from weft.sites.roll import Roll, Stage, Wire
+from weft.sites.roll import Roll, StageTransport, Wire
 from weft.sites.terms import Terms
+from weft.storage import files
 from weft.tasks.bio import type_of
 from weft.tasks.kinds import TOKENS, make
 
@@ -115,7 +115,7 @@ def _federate(
 
     def engine(setup: Setup) -> Remote:
         stage = "rounds" if setup.method is resolved.method else "setup"
-        return Remote(setup, Stage(roll, stage, setup.federations[0][0], setup.exchange, joined))
+        return Remote(setup, StageTransport(roll, stage, setup.federations[0][0], setup.exchange, joined))
 
     execute.go_on(directory, resolved, material, about, observer, engine=engine)
     roll.farewell()

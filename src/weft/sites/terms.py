@@ -14,7 +14,7 @@ from weft.errors import UserError
 from weft.experiment import Experiment, Resolved
 from weft.federation.bench import Bench
 from weft.federation.message import ClientInfo
-from weft.sites.words import Disagreed, Reason
+from weft.sites.reasons import Disagreed, Reason
 
 COMMON = tuple(name for name, declared in settings.SETTINGS.items() if declared.common)
 """Settings of an experiment that hold for everybody. Where the data are, and what computes on them, is a site's own."""

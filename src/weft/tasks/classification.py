@@ -21,7 +21,7 @@ from weft.tasks.observed import Observed
 from weft.tasks.task import Score
 
 if TYPE_CHECKING:
-    from weft.backbones.tables import Table
+    from weft.backbones.run_table import Table
 
 METRICS = ("accuracy", "macro_f1", "matthews", "f1", "top5")
 

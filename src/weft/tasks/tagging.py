@@ -23,7 +23,7 @@ from weft.tasks.observed import Observed
 from weft.tasks.task import Score
 
 if TYPE_CHECKING:
-    from weft.backbones.tables import Table
+    from weft.backbones.run_table import Table
 
 METRICS = ("entity_f1", "precision", "recall", "token_accuracy", "macro_f1", "f1")
 MANY = ("macro_f1", "f1")  # metrics that need counts of each type

@@ -17,7 +17,7 @@ from weft.adaptation.part import Part
 from weft.tasks.observed import Observed
 
 if TYPE_CHECKING:
-    from weft.backbones.tables import Table
+    from weft.backbones.run_table import Table
 
 
 @dataclass(frozen=True)

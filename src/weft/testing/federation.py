@@ -13,7 +13,7 @@ from torch import Tensor
 
 from weft.backbones.backbone import Backbone
 from weft.backbones.prefix import PrefixCache
-from weft.backbones.tables import tabulate
+from weft.backbones.run_table import tabulate
 from weft.communication.codecs import codec
 from weft.communication.ledger import Ledger
 from weft.engines.cohort import cohort
@@ -29,8 +29,8 @@ from weft.federation.pack import Pack
 from weft.federation.round import Round
 from weft.federation.rounds import adapted, begin
 from weft.federation.server import ServerState
-from weft.federation.store import ClientStore, Spool
 from weft.federation.turn import Turn
+from weft.storage.store import ClientStore, Spool
 from weft.tasks.kinds import make
 from weft.testing.data import SIZES, states
 from weft.testing.models import backbone, home, names, root

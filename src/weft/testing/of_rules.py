@@ -15,7 +15,7 @@ from weft.federation.scope import Scope
 from weft.testing.compare import assert_same, equal, server_state
 from weft.testing.plays import Plays, plays, shallow, steady, unflushed
 from weft.testing.sites import remote
-from weft.testing.watch import Snapshot, Turn
+from weft.testing.watch import Aggregation, Snapshot
 
 
 def check_additive(method: Method) -> None:
@@ -32,7 +32,7 @@ def check_additive(method: Method) -> None:
         assert not same, f"{slug} says additive=False, and a weighted mean of the updates gives all the same: say additive=True."
 
 
-def _of_the_mean_alone(p: Plays, turn: Turn) -> bool:
+def _of_the_mean_alone(p: Plays, turn: Aggregation) -> bool:
     wanted = after(p, turn, turn.fresh)
     mean = WeightedMean()
     try:
@@ -46,7 +46,7 @@ def _of_the_mean_alone(p: Plays, turn: Turn) -> bool:
     return equal(wanted, found, 1e-9)
 
 
-def after(p: Plays, turn: Turn, updates: Iterable[Update]) -> dict[str, Tensor]:
+def after(p: Plays, turn: Aggregation, updates: Iterable[Update]) -> dict[str, Tensor]:
     """What the server holds when the rule has read these updates in the place of those of a turn."""
     server = p.scratch.server
     turn.before.onto(server)

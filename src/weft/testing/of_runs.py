@@ -9,7 +9,7 @@ import torch
 from weft.federation.method import Method
 from weft.federation.rounds import adapted
 from weft.testing.compare import assert_same, dense, equal
-from weft.testing.plays import ABSENT, FAILING, ROUNDS, Played, Plays, plays
+from weft.testing.plays import ABSENT, FAILING, ROUNDS, PlayedRun, Plays, plays
 
 
 def check_packs(method: Method) -> None:
@@ -174,7 +174,7 @@ def check_learning(method: Method) -> None:
     assert not idle, f"{slug}: {idle[0]} is sent by clients none of which has ever moved it."
 
 
-def _alike(a: Played, b: Played, what: str = "") -> bool:
+def _alike(a: PlayedRun, b: PlayedRun, what: str = "") -> bool:
     """Bit for bit, what was sent and what is left."""
     if not what:
         return a.frames == b.frames and equal(a.state, b.state)

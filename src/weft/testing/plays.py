@@ -30,7 +30,7 @@ from weft.communication.ledger import Ledger
 from weft.engines.evaluation import Evaluation
 from weft.federation.method import Method
 from weft.federation.server import ServerState
-from weft.federation.store import ClientStore
+from weft.storage.store import ClientStore
 from weft.testing.compare import logits, state
 from weft.testing.federation import Federation, federation
 from weft.testing.models import backbone, home, hooks, root
@@ -70,7 +70,7 @@ def shallow(method: Method, precision: str = "float64") -> Backbone:
 
 
 @dataclass
-class Played:
+class PlayedRun:
     """A run and what it left.
 
     Attributes:
@@ -92,7 +92,7 @@ class Played:
 
 
 @dataclass
-class Packed(Played):
+class Packed(PlayedRun):
     """The run in this process, in packs, tested between rounds, with all that was noted beside it.
 
     Attributes:
@@ -109,7 +109,7 @@ class Packed(Played):
 
 
 @dataclass
-class Away(Played):
+class Away(PlayedRun):
     """The run with sites; the state of its clients is what the sites hold."""
 
     scores: list[Evaluation]
@@ -153,28 +153,28 @@ class Plays:
         return Packed(run, frames, state(run), before, seen, scores, moved(), touched, midway)
 
     @functools.cached_property
-    def workers(self) -> Played:
+    def workers(self) -> PlayedRun:
         """Workers train, the last pack first; nobody is tested in between; the global random streams stand elsewhere."""
         run, _ = scattered(self.method, model=self.model, pack=PACK, **SETTINGS)
         with shaken(2):
             return self._plain(run)
 
     @functools.cached_property
-    def again(self) -> Played:
+    def again(self) -> PlayedRun:
         """As the packed run, but not tested in between."""
         return self._plain(federation(self.method, self.model, pack=PACK, **SETTINGS))
 
     @functools.cached_property
-    def alone(self) -> Played:
+    def alone(self) -> PlayedRun:
         """Clients are trained one by one."""
         return self._plain(federation(self.method, self.model, pack=1, **SETTINGS))
 
     @functools.cached_property
-    def messages(self) -> Played:
+    def messages(self) -> PlayedRun:
         """Clients see nothing but the bytes that are addressed to them."""
         run = federation(self.method, self.model, pack=1, **SETTINGS)
         by_messages(run)
-        return Played(run, [], state(run))
+        return PlayedRun(run, [], state(run))
 
     @functools.cached_property
     def sites(self) -> Away:
@@ -188,7 +188,7 @@ class Plays:
         return Away(run, frames, server | kept(loop), scores, loop)
 
     @functools.cached_property
-    def resumed(self) -> Played:
+    def resumed(self) -> PlayedRun:
         """The last round of the packed run, by a coordinator that has read what the one before has saved."""
         snapshot, manifest, folder, cohort = self.packed.midway
         run = federation(self.method, self.model, pack=PACK, **SETTINGS)
@@ -197,13 +197,13 @@ class Plays:
         Snapshot(snapshot.tensors, json.loads(json.dumps(snapshot.plain))).onto(run.server)
         frames = record(run)
         run.simulation.round(ROUNDS - 1)
-        return Played(run, frames, state(run))
+        return PlayedRun(run, frames, state(run))
 
     @staticmethod
-    def _plain(run: Federation) -> Played:
+    def _plain(run: Federation) -> PlayedRun:
         frames = record(run)
         run.run()
-        return Played(run, frames, state(run))
+        return PlayedRun(run, frames, state(run))
 
 
 @functools.lru_cache(maxsize=3)

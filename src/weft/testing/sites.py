@@ -13,7 +13,7 @@ from torch import Tensor
 from weft.communication.codecs import codec
 from weft.engines.engine import Engine
 from weft.engines.remote import Remote, answer
-from weft.engines.site import Site
+from weft.engines.site import SiteClient
 from weft.federation.client import ClientState
 from weft.federation.method import Method
 from weft.testing.federation import Federation, federation
@@ -32,7 +32,7 @@ class Loopback:
         self.run, self.uplink = run, uplink
         self.silent: set[str] = set()
         self.asked: list[str] = []
-        self.sites: dict[str, Site] = {}
+        self.sites: dict[str, SiteClient] = {}
         self.start()
 
     def start(self) -> None:
@@ -41,7 +41,7 @@ class Loopback:
         for c in run.clients:
             own = ClientState(c.id, c.n, dict(c.facts), c.model, data=c.data)
             bench = run.bench.of(own)
-            self.sites[c.id] = Site(run.method, bench, own, self.root / c.id, codec(self.uplink), run.server.start)
+            self.sites[c.id] = SiteClient(run.method, bench, own, self.root / c.id, codec(self.uplink), run.server.start)
 
     def arrivals(self, clients: list[ClientState]) -> list[ClientState]:
         return []

@@ -6,7 +6,7 @@ Written a second time, beside :mod:`weft.engines.site`, from what the contract s
 from __future__ import annotations
 
 from weft.communication.codecs import codec
-from weft.communication.message import Expected, Header, Received
+from weft.communication.frame import Expected, Header, Received
 from weft.communication.wire import decode, encode
 from weft.engines.cohort import drops_out
 from weft.federation.exchange import download_shapes
@@ -22,7 +22,7 @@ from weft.tensors.lowrank import LowRank
 from weft.testing.federation import Federation
 
 
-class Site:
+class Stranger:
     """One client with nothing but the experiment's description, its rows, and a copy of what it has received."""
 
     def __init__(self, run: Federation, position: int):
@@ -78,7 +78,7 @@ class Site:
 def by_messages(run: Federation) -> None:
     """All rounds of a run, each client by itself; cohorts as the simulation draws them."""
     server = run.server
-    sites = {c.id: Site(run, i) for i, c in enumerate(run.clients)}
+    sites = {c.id: Stranger(run, i) for i, c in enumerate(run.clients)}
     for t in range(run.rounds):
         plan = run.method.plan(server, t)
         if plan is None:

@@ -38,7 +38,7 @@ class Snapshot:
 
 
 @dataclass
-class Turn:
+class Aggregation:
     """One aggregation.
 
     Attributes:
@@ -69,7 +69,7 @@ class Seen:
 
     entered: dict[int, dict[str, Tensors]] = field(default_factory=dict)
     sent: dict[int, dict[str, Tensors]] = field(default_factory=dict)
-    turns: dict[int, Turn] = field(default_factory=dict)
+    turns: dict[int, Aggregation] = field(default_factory=dict)
 
 
 def copied(update: Update) -> Update:
@@ -98,7 +98,7 @@ def watching(method: Method) -> Iterator[Seen]:
 
     def noted_aggregate(self: Method, server: ServerState, updates: Iterable[Update]) -> None:
         given = list(updates)
-        turn = Turn(server.round, list(server.cohort), Snapshot.of(server), [copied(u) for u in given])
+        turn = Aggregation(server.round, list(server.cohort), Snapshot.of(server), [copied(u) for u in given])
         broadcast = dict(server.shared)  # the very values that clients were given
         copies = {n: dense(v).clone() for n, v in broadcast.items()}
         aggregate(self, server, iter(given))

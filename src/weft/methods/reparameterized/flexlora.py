@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, ClassVar, Literal
 
-from weft.aggregation.lowrank import redistribute, stack
+from weft.aggregation.factors import redistribute, stack
 from weft.contract import (
     SHARED,
     Adaptation,

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
-from weft.aggregation.lowrank import stack
+from weft.aggregation.factors import stack
 from weft.contract import (
     GIVEN,
     SENT,

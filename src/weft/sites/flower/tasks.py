@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from weft.engines.flower import environment
+from weft.sites.flower import environment
 
 environment.ready()
 
@@ -49,8 +49,8 @@ from flwr.supercore.task_identity import TaskIdentity  # noqa: E402
 from flwr.superlink.grid import HttpGrid  # noqa: E402
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message  # noqa: E402
 
-from weft.engines.flower import proof  # noqa: E402
-from weft.engines.flower.gate import SECRET, word  # noqa: E402
+from weft.sites.flower import proof  # noqa: E402
+from weft.sites.flower.gate import SECRET, word  # noqa: E402
 
 environment.eager()
 logging.getLogger("flwr").setLevel(logging.ERROR)  # it tells of every attempt to connect

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from weft.engines.flower import environment
+from weft.sites.flower import environment
 
 environment.ready_for_ray()
 
@@ -26,9 +26,9 @@ from flwr.clientapp import ClientApp  # noqa: E402
 from flwr.serverapp import Grid, ServerApp  # noqa: E402
 from flwr.simulation import run_simulation  # noqa: E402
 
-from weft.engines.flower.tasks import data_of, record  # noqa: E402
 from weft.engines.scattered import Workers  # noqa: E402
 from weft.errors import UserError  # noqa: E402
+from weft.sites.flower.tasks import data_of, record  # noqa: E402
 
 PLACES = 2  # per worker: one question at work, one that waits beside it, so that nobody waits for the next look
 POLL = 0.05  # seconds between two looks for answers

@@ -1,6 +1,6 @@
-"""``python -m weft.engines.flower.launch WHICH PARENT LARGEST ARGUMENTS``: one of Flower's processes, which ends with its parent.
+"""``python -m weft.sites.flower.launch WHICH PARENT LARGEST ARGUMENTS``: one of Flower's processes, which ends with its parent.
 
-Whatever it serves has a :mod:`weft.engines.flower.gate` before it. A SuperNode that has nothing to do asks for messages every
+Whatever it serves has a :mod:`weft.sites.flower.gate` before it. A SuperNode that has nothing to do asks for messages every
 three seconds, which would be most of a short round. Here it asks more often as long as there was something to do lately, and as
 rarely as before when there was not.
 """
@@ -47,13 +47,13 @@ def _end_with(parent: int) -> None:
 
 def main(arguments: list[str]) -> None:
     """Become ``superlink`` or ``supernode``; ``LARGEST`` bytes is what a site may send at once."""
-    from weft.engines.flower import environment
+    from weft.sites.flower import environment
 
     environment.ready()
     which, parent, largest, *rest = arguments
     threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
     sys.argv = [f"flower-{which}", *rest]
-    from weft.engines.flower import gate
+    from weft.sites.flower import gate
 
     secret, keys = Path(rest[rest.index(SECRET) + 1]).read_bytes(), KEYS in rest
     if which == "superlink":

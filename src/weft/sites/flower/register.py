@@ -10,14 +10,14 @@ from typing import Protocol
 
 import httpx
 
-from weft.engines.flower import proof
 from weft.errors import UserError
+from weft.sites.flower import proof
 
 LOOK = 5.0  # seconds between two looks into the folder, and at what Flower knows
 
 
 class Flower(Protocol):
-    """A SuperLink, as :class:`weft.engines.flower.control.Control` speaks to it."""
+    """A SuperLink, as :class:`weft.sites.flower.control.Control` speaks to it."""
 
     def admit(self, keys: Collection[bytes]) -> None: ...
     def register(self, key: bytes, name: str) -> int: ...

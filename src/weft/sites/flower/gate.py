@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, ClassVar
 
-from weft.engines.flower import environment
+from weft.sites.flower import environment
 
 environment.ready()
 
@@ -26,7 +26,7 @@ from flwr.proto.fleet_pb2 import PushMessagesRequest  # noqa: E402
 from google.protobuf.message import DecodeError  # noqa: E402
 from uvicorn.protocols.http.auto import AutoHTTPProtocol  # noqa: E402
 
-from weft.engines.flower import proof  # noqa: E402
+from weft.sites.flower import proof  # noqa: E402
 
 SECRET = "weft-secret"
 ADMIT, KNOWN = "/weft/admit", "/weft/known"  # the gate's own: whose calls pass; and for a site, whether its calls do

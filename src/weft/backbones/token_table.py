@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from weft.checks import tagged as checks
-from weft.checks.tokens import Reading
+from weft.checks import tagged_rows as checks
+from weft.checks.tokenizers import Reading
 from weft.errors import UserError
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """Our own calls to a SuperLink: sites are made known, runs started and looked after. What Flower's command line would do.
 
-With :mod:`weft.engines.flower.tasks` and :mod:`weft.engines.flower.proof` it is all that is written against Flower's own
+With :mod:`weft.sites.flower.tasks` and :mod:`weft.sites.flower.proof` it is all that is written against Flower's own
 interfaces at the coordinator.
 """
 
@@ -10,10 +10,10 @@ import hashlib
 from collections.abc import Collection
 from pathlib import Path
 
-from weft.engines.flower import environment
-from weft.engines.flower.gate import ADMIT
-from weft.engines.flower.tasks import Runtime
 from weft.errors import UserError
+from weft.sites.flower import environment
+from weft.sites.flower.gate import ADMIT
+from weft.sites.flower.tasks import Runtime
 
 environment.ready()
 

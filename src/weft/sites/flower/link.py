@@ -9,14 +9,14 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from weft.engines.flower.launch import KEYS
-from weft.engines.flower.processes import Child
 from weft.errors import Elsewhere, UserError
-from weft.federation import files
+from weft.sites.flower.launch import KEYS
+from weft.sites.flower.processes import Child
+from weft.storage import files
 
 if TYPE_CHECKING:
-    from weft.engines.flower.grid import Grid
-    from weft.engines.flower.keys import Coordinator
+    from weft.sites.flower.grid import Grid
+    from weft.sites.keys import Coordinator
 
 CONNECTION = "weft"
 AROUND = 1 << 20  # bytes that Flower's own form adds to what a site sends
@@ -87,7 +87,7 @@ class Link:
         say: Callable[[str], None] = lambda _: None,
         largest: int = 1 << 31,
     ):
-        from weft.engines.flower.register import Register
+        from weft.sites.flower.register import Register
 
         self.folder, self.keys, self.say = folder, keys, say
         self.register = Register(sites, say)
@@ -116,7 +116,7 @@ class Link:
         """
         import httpx
 
-        from weft.engines.flower.grid import Grid
+        from weft.sites.flower.grid import Grid
 
         register = self.register
         try:
@@ -132,8 +132,8 @@ class Link:
 
     def _begin(self) -> Any:
         """Start it and be the ServerApp of a run in it; gives Flower's grid."""
-        from weft.engines.flower import tasks
-        from weft.engines.flower.control import Control
+        from weft.sites.flower import tasks
+        from weft.sites.flower.control import Control
 
         self.child.start()
         self.child.wait()

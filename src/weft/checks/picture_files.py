@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import PurePosixPath
 
-from weft.checks.tables import some
+from weft.checks.table_files import some
 from weft.errors import UserError
 
 

@@ -1,9 +1,9 @@
 """Flower's own processes as children of ours: the SuperLink of a coordinator, the SuperNode of a site.
 
 Both run in Flower's isolation mode ``process``: Flower carries messages, and what answers them is the process that started it
-(:mod:`weft.engines.flower.tasks`). So no code that arrives over the network is ever run, at neither end, and a backbone stays
+(:mod:`weft.sites.flower.tasks`). So no code that arrives over the network is ever run, at neither end, and a backbone stays
 loaded between messages. A secret that only this user can read keeps others, on the machine or elsewhere, from all that no site
-needs (:mod:`weft.engines.flower.gate`).
+needs (:mod:`weft.sites.flower.gate`).
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from weft.engines.flower import environment
-from weft.engines.flower.launch import SECRET
 from weft.errors import UserError
-from weft.federation import files
+from weft.sites.flower import environment
+from weft.sites.flower.launch import SECRET
+from weft.storage import files
 
 PATIENCE = 900.0  # seconds that one of Flower's processes may take to come up, as long as it lives: minutes where much else runs
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
@@ -51,7 +51,7 @@ class Child:
             file.write(self.secret)
         self.address = f"{near(host)}:{port}"
         self.command = [
-            *(sys.executable, "-m", "weft.engines.flower.launch", which, str(os.getpid()), str(largest)),
+            *(sys.executable, "-m", "weft.sites.flower.launch", which, str(os.getpid()), str(largest)),
             *("--host", host, "--port", str(port), "--isolation", "process", SECRET, str(secret)),
             *arguments,
         ]

@@ -19,7 +19,7 @@ import safetensors.torch as st
 from torch import Tensor
 
 from weft.errors import UserError, WeftError
-from weft.federation import again
+from weft.storage import remedy
 
 FORMAT = 1
 """Of every file of a run. A reader refuses any other."""
@@ -146,7 +146,7 @@ def said(path: Path, verb: str = "write") -> Iterator[None]:
         if isinstance(e, FileExistsError):
             raise
         if e.errno in (errno.ENOSPC, errno.EDQUOT):
-            why = f"the disk is full; what was saved before is intact: free some space, and {again.go_on(path)}"
+            why = f"the disk is full; what was saved before is intact: free some space, and {remedy.go_on(path)}"
         else:
             why = f"{(e.strerror or str(e)).lower()}; choose another folder with --runs, or put that right"
         raise UserError(f"can't {verb} {path}: {why}.") from e
@@ -182,7 +182,7 @@ def read_whole(path: Path, wanted: str | None) -> bytes:
         UserError: it has gone, or has another hash.
     """
     if not path.exists() or sha256(data := read(path)) != wanted:
-        raise UserError(f"{path} is missing or damaged: {again.anew(path)}.")
+        raise UserError(f"{path} is missing or damaged: {remedy.anew(path)}.")
     return data
 
 
@@ -201,7 +201,7 @@ def tensors_in(data: bytes, path: Path) -> tuple[dict[str, Tensor], dict[str, An
         about = parsed(parsed(data[8 : 8 + length])["__metadata__"]["weft"])
         found, facts = about["format"], about["facts"]
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as e:
-        raise UserError(f"{path} is damaged ({type(e).__name__}): {again.anew(path)}.") from e
+        raise UserError(f"{path} is damaged ({type(e).__name__}): {remedy.anew(path)}.") from e
     check_format(path, found)
     return tensors, facts
 
@@ -240,7 +240,7 @@ def read_sealed(path: Path, advice: str = "") -> dict[str, Any]:
             raise ValueError("its hash differs")
         state: dict[str, Any] = parsed(outer["state"])
     except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise UserError(f"{path} is damaged ({e}): {advice or again.anew(path)}.") from None
+        raise UserError(f"{path} is damaged ({e}): {advice or remedy.anew(path)}.") from None
     return state
 
 

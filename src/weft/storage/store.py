@@ -8,13 +8,21 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import quote
 
 from torch import Tensor
 
-from weft.federation import files
-from weft.federation.client import ClientState
+from weft.storage import files
+
+
+class Remembers(Protocol):
+    """What the store has to know of a client, such as a :class:`weft.federation.client.ClientState`."""
+
+    id: str
+    kept: dict[str, Tensor]
+    memo: dict[str, Any]
+    rounds_seen: int
 
 
 class ClientStore:
@@ -36,7 +44,7 @@ class ClientStore:
         self._hashes_staged: dict[str, str] = {}
         self._sweep()
 
-    def load(self, client: ClientState) -> None:
+    def load(self, client: Remembers) -> None:
         """Fill in what the client remembers.
 
         Raises:
@@ -56,7 +64,7 @@ class ClientStore:
             stores[where][name] = value
         client.memo |= facts
 
-    def save(self, client: ClientState) -> None:
+    def save(self, client: Remembers) -> None:
         """Stage what the client remembers after a completed turn, and drop it from memory."""
         self._seen_staged[client.id] = client.rounds_seen
         if client.kept or client.memo:
@@ -69,7 +77,7 @@ class ClientStore:
             self.staged[client.id], self._hashes_staged[client.id] = version, files.sha256(data)
         self.forget(client)
 
-    def forget(self, client: ClientState) -> None:
+    def forget(self, client: Remembers) -> None:
         """Drop from memory without saving."""
         client.kept, client.memo = {}, {}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from weft.backbones.pixels import Pixels, pixels
-from weft.backbones.tokens import Tokens, tokenize
+from weft.backbones.token_table import Tokens, tokenize
 from weft.errors import UserError
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ GROUP = "weft.methods"
 
 
 @dataclass(frozen=True)
-class Source:
+class Definition:
     """Where a method is defined.
 
     Attributes:
@@ -53,7 +53,7 @@ class _Fault(Exception):
     """Why a source file can't be used; the text goes on after its name."""
 
 
-def sources() -> dict[str, Source]:
+def sources() -> dict[str, Definition]:
     """All methods by slug: ours by family, then those of other packages.
 
     Raises:
@@ -73,9 +73,9 @@ def broken() -> list[Broken]:
 
 
 @cache
-def _ours() -> dict[str, Source]:
+def _ours() -> dict[str, Definition]:
     root = Path(__file__).parent
-    found: dict[str, Source] = {}
+    found: dict[str, Definition] = {}
     for path in sorted(root.rglob("*.py")):
         module = ".".join(("weft", "methods", *path.relative_to(root).with_suffix("").parts))
         try:
@@ -83,7 +83,7 @@ def _ours() -> dict[str, Source]:
         except _Fault as fault:
             raise UserError(f"{module} {fault}.") from None
         for name, info in cards.items():
-            source = Source(info, module, name, "weft")
+            source = Definition(info, module, name, "weft")
             if info.slug in found:
                 raise _duplicate(found[info.slug], source)
             found[info.slug] = source
@@ -91,9 +91,9 @@ def _ours() -> dict[str, Source]:
 
 
 @cache
-def _theirs(path: tuple[str, ...]) -> tuple[list[Source], list[Broken]]:
+def _theirs(path: tuple[str, ...]) -> tuple[list[Definition], list[Broken]]:
     """Methods of other packages, and what could not be read; ``path`` is ``sys.path``, on which the answer depends."""
-    found: list[Source] = []
+    found: list[Definition] = []
     faults: list[Broken] = []
     for point in sorted(entry_points(group=GROUP), key=lambda p: (p.name, p.value)):
         package = point.dist.name if point.dist else "an unnamed package"
@@ -104,7 +104,7 @@ def _theirs(path: tuple[str, ...]) -> tuple[list[Source], list[Broken]]:
     return found, faults
 
 
-def _follow(point: EntryPoint, package: str) -> Source:
+def _follow(point: EntryPoint, package: str) -> Definition:
     if not re.fullmatch(r"[\w.]+:\w+", point.value.replace(" ", "")):
         raise _Fault("is not of the form package.module:Class")
     cards = _cards(_file(point.module))
@@ -113,7 +113,7 @@ def _follow(point: EntryPoint, package: str) -> Source:
     info = cards[point.attr]
     if info.slug != point.name:
         raise _Fault(f'has another name than the slug of that class, "{info.slug}"; make them the same')
-    return Source(info, point.module, point.attr, package)
+    return Definition(info, point.module, point.attr, package)
 
 
 def _file(module: str) -> Path:
@@ -200,6 +200,6 @@ def _card(name: str, call: ast.Call) -> MethodInfo:
     return info
 
 
-def _duplicate(first: Source, second: Source) -> UserError:
+def _duplicate(first: Definition, second: Definition) -> UserError:
     where = " and ".join(f"{s.module}:{s.name} (of {s.package})" for s in (first, second))
     return UserError(f'two methods are called "{first.info.slug}": {where}; rename one, or uninstall its package.')

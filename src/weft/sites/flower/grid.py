@@ -121,7 +121,7 @@ class Grid:
         """Send what is not under way, to those who are there."""
         from flwr.app import Message
 
-        from weft.engines.flower.tasks import record
+        from weft.sites.flower.tasks import record
 
         now = time.monotonic()
         where = self.numbers if self.who else {x.address: int(x.address) for x in letters}
@@ -158,7 +158,7 @@ class Grid:
 
     def _take(self, arriving: _Arriving, announced: Any) -> None:
         """Let Flower pull one answer."""
-        from weft.engines.flower.tasks import data_of
+        from weft.sites.flower.tasks import data_of
 
         grid = copy.copy(self.grid)
         grid._client = _Announced(self.grid._runtime_client, announced)
@@ -178,7 +178,7 @@ class Grid:
         """Call Flower; where it is gone or not what it was, another one is begun, and called if ``again``, else gives None."""
         if self.anew is None:
             return call()
-        from weft.engines.flower.tasks import LOST
+        from weft.sites.flower.tasks import LOST
 
         try:
             if not (why := self.amiss()):

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from weft.engines.flower.processes import LOOPBACK, Child, free_port
 from weft.errors import UserError
+from weft.sites.flower.processes import LOOPBACK, Child, free_port
 
 if TYPE_CHECKING:
     import httpx
@@ -59,7 +59,7 @@ class Node:
         """Why the coordinator can't be reached or does not let this site in, "" if it does. Starts no process for it."""
         import httpx
 
-        from weft.engines.flower import gate, proof
+        from weft.sites.flower import gate, proof
 
         root = None if self.root is None else self.root.read_bytes()
         headers = {} if self.key is None else proof.headers(proof.private(self.key))
@@ -75,7 +75,7 @@ class Node:
         """A SuperNode from its start to its end; gives its last words, and whether it brought a message."""
         import httpx
 
-        from weft.engines.flower import tasks
+        from weft.sites.flower import tasks
 
         child, worked = Child("supernode", self.folder, LOOPBACK, free_port(), self.arguments), False
         try:

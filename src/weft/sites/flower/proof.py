@@ -12,8 +12,8 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from weft.engines.flower import environment
 from weft.errors import UserError
+from weft.sites.flower import environment
 
 environment.ready()
 
