@@ -97,6 +97,9 @@ def predict(
             show_default=False,
         ),
     ] = None,
+    types: Annotated[
+        str, typer.Option(help="Of a model that tags words: look for entities of these types alone, joined by commas.")
+    ] = "",
     base: Base = None,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -110,6 +113,7 @@ def predict(
       weft predict runs/fedit-pydocs-minilm-s0 < lines.txt
       weft predict runs/fedit-nli-minilm-s0 "It rains." "The sun shines."
       weft predict runs/fedbf-digits-glyph-vit-s0 one.png two.png
+      weft predict runs/fedit-medicine-minilm-s0 --types Disease,Chemical "Aspirin against headache."
     """
     from rich.text import Text
 
@@ -131,8 +135,10 @@ def predict(
         if model.about.pairs:
             words, items = ("text", "pair"), in_pairs(given, typed=bool(texts))
         if model.tags_words:
-            _entities(given, model.entities(given), as_json)
+            _entities(given, model.entities(given, [kind.strip() for kind in types.split(",") if kind.strip()]), as_json)
             return
+        if types:
+            raise UserError("this model gives each row a class and finds no entities: leave --types out.")
         chances = model.probabilities([list(item) if model.about.pairs else item[0] for item in items]).tolist()
     found: list[dict[str, Any]] = [
         {

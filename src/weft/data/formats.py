@@ -13,13 +13,15 @@ from typing import Any
 
 from weft.checks import table_files as checks
 from weft.data.columns import Table
+from weft.data.conll import conll
 from weft.data.excel import excel
 from weft.data.json_rows import json_file, json_lines
 from weft.data.separated import separated
 from weft.data.spelling import column, number, spelled
 from weft.errors import UserError
 
-TEXT_FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
+CONLL = (".conll", ".bio", ".iob", ".iob2")
+TEXT_FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", *CONLL)
 EXCEL = (".xlsx", ".xlsm")
 FORMATS = (*TEXT_FORMATS, *(f"{suffix}.gz" for suffix in TEXT_FORMATS), ".parquet", *EXCEL)
 READABLE = f"{', '.join(TEXT_FORMATS)} (or .gz), .parquet or .xlsx"
@@ -72,6 +74,8 @@ def read_file(path: Path, notes: list[str]) -> Table:
         raise UserError(f"{path} can't be read ({error}): check the file.") from error
     if kind.startswith((".csv", ".tsv")):
         return _named(path, *separated(path, text, kind.startswith(".tsv"), notes), notes)
+    if kind.startswith(CONLL):
+        return _named(path, *conll(path, text), notes)
     whole = kind.startswith(".json") and not kind.startswith(".jsonl")
     return _named(path, *(json_file if whole else json_lines)(path, text, notes), notes)
 

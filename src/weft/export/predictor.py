@@ -22,13 +22,13 @@ from weft.data.images import Images
 from weft.data.rows import Rows
 from weft.data.tagged import rows_of
 from weft.engines.observer import Observer
-from weft.errors import UserError
+from weft.errors import UserError, nearest
 from weft.export.about import About, check_hashes
 from weft.export.found import Entity, Sentence, sentence
 from weft.export.trained import Trained
 from weft.export.write import read
 from weft.storage import remedy
-from weft.tasks.bio import OUTSIDE
+from weft.tasks.bio import OUTSIDE, type_of
 from weft.tasks.kinds import TOKENS
 from weft.tasks.observed import Observed
 
@@ -50,6 +50,14 @@ class Predictor:
     def __init__(self, trained: Trained, backbone: Backbone, about: About, observer: Observer | None = None):
         self.trained, self.backbone, self.about = trained, backbone, about
         self.classes, self.observer = about.classes, observer or Observer()
+
+    def _only(self, types: Sequence[str]) -> Tensor:
+        """[C]: 0 for tags of these types and for O, -inf for others."""
+        known = list(dict.fromkeys(filter(None, map(type_of, self.classes))))
+        if odd := [kind for kind in types if kind not in known]:
+            raise UserError(f'this model knows no entities "{odd[0]}": it knows {", ".join(known)}.{nearest(odd[0], known)}')
+        keep = [not types or tag == OUTSIDE or type_of(tag) in types for tag in self.classes]
+        return torch.where(torch.tensor(keep), 0.0, -torch.inf)
 
     @property
     def tags_words(self) -> bool:
@@ -111,14 +119,15 @@ class Predictor:
             return ["; ".join(f"{one.text} ({one.type})" for one in found) for found in self.entities(items)]  # type: ignore[arg-type]
         return [self.classes[i] for i in self.logits(items).argmax(-1).tolist()]
 
-    def entities(self, items: Sequence[Sentence]) -> list[list[Entity]]:
+    def entities(self, items: Sequence[Sentence], types: Sequence[str] = ()) -> list[list[Entity]]:
         """The entities that a model of tags finds in texts, in their order.
 
         Args:
             items: texts, which are cut into words and punctuation, or lists of words.
+            types: of entities to look for, as those that one of the federation's data sets has; none = all.
 
         Raises:
-            UserError: the model does not tag words, or an item is neither.
+            UserError: the model does not tag words, or knows no such type, or an item is neither text nor words.
         """
         if not self.tags_words:
             raise UserError("this model gives each row a class and finds no entities: use predict.")
@@ -126,7 +135,7 @@ class Predictor:
         if not given:
             return []
         rows = rows_of([one.words for one in given], [np.zeros(len(one.words), dtype=np.int64) for one in given])
-        tags = [self.classes[i] for i in self.logits_of(rows).argmax(-1).tolist()]
+        tags = [self.classes[i] for i in (self.logits_of(rows) + self._only(types)).argmax(-1).tolist()]
         seen = by_word(self.backbone.tokenizer, [one.words for one in given], self.about.max_length, self.backbone.name)
         found = []
         for i, one in enumerate(given):
