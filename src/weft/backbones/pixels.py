@@ -32,7 +32,7 @@ class Pixels:
         values: uint8 [n, 3, H, W]. mean, std: float32 [3], of values scaled to 0–1.
         tokens: that the backbone makes of a picture.
         labels: int64 [n]. row_ids: int64 [n], stable keys of the rows within their source.
-        allowed: bool [n, C], the classes that each row may have; None = all.
+        allowed: bool [n, C], the classes that each row may have; None = all. numbers: float64 [n], of a regression.
     """
 
     values: np.ndarray
@@ -42,6 +42,7 @@ class Pixels:
     labels: np.ndarray
     row_ids: np.ndarray
     allowed: np.ndarray | None = None
+    numbers: np.ndarray | None = None
     file: Any = field(default=None, repr=False)  # keeps a temporary file alive
 
     def __len__(self) -> int:
@@ -99,6 +100,7 @@ def pixels(backbone: Backbone, rows: Rows) -> Pixels:
         np.asarray(rows.labels, dtype=np.int64),
         np.asarray(rows.ids, dtype=np.int64),
         rows.allowed,
+        rows.numbers,
         store,
     )
 

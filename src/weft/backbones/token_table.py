@@ -28,7 +28,7 @@ class Tokens:
         labels: int64 [n]. row_ids: int64 [n], stable keys of the rows within their source.
         pairs: rows are pairs of texts. reading: how much of the texts the tokenizer knew.
         tags: int32 [total], of the first token of each tagged word, -1 of others; None where words are not tagged.
-        allowed: bool [n, C], the classes that each row may have; None = all.
+        allowed: bool [n, C], the classes that each row may have; None = all. numbers: float64 [n], of a regression.
         notes: on words that have no token.
     """
 
@@ -42,6 +42,7 @@ class Tokens:
     reading: Reading = Reading()
     tags: np.ndarray | None = None
     allowed: np.ndarray | None = None
+    numbers: np.ndarray | None = None
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -122,6 +123,7 @@ def tokenize(backbone: Backbone, rows: Rows, max_length: int = 128) -> Tokens:
         reading=_reading(tokenizer, flat, offsets),
         tags=tags,
         allowed=rows.allowed,
+        numbers=rows.numbers,
         notes=notes,
     )
 

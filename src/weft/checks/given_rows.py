@@ -96,6 +96,21 @@ def _whole(column: Any, what: str, meaning: str) -> np.ndarray:
     return np.array(found, dtype=np.int64)
 
 
+def numbers(column: Any) -> np.ndarray:
+    """Numbers to predict, float64 [n].
+
+    Raises:
+        UserError: a row has none.
+    """
+    try:
+        found = np.array(values(column, "numbers"), dtype=np.float64)
+    except (TypeError, ValueError):
+        raise UserError("numbers must be numbers, one for each row.") from None
+    if not np.isfinite(found).all():
+        raise UserError(f"numbers must be finite, but row {int(np.argmin(np.isfinite(found)))} holds none: leave such rows out.")
+    return found
+
+
 def tags(column: Any, words: Sequence[int]) -> list[np.ndarray]:
     """Tags of the words of n sentences, int64 each.
 

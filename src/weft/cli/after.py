@@ -105,7 +105,7 @@ def predict(
     precision: Precision = "auto",
     as_json: Json = False,
 ) -> None:
-    """Classes of new texts or pictures by a run's model, with its probability; or the entities in texts, where it tags words.
+    """Classes of new texts or pictures by a run's model, with its probability; or numbers, or entities in texts.
 
     [bold]Examples[/bold]
 
@@ -139,7 +139,11 @@ def predict(
             return
         if types:
             raise UserError("this model gives each row a class and finds no entities: leave --types out.")
-        chances = model.probabilities([list(item) if model.about.pairs else item[0] for item in items]).tolist()
+        given_to = [list(item) if model.about.pairs else item[0] for item in items]
+        if model.gives_numbers:
+            _numbers(words, items, model.logits(given_to)[:, 0].tolist(), as_json)
+            return
+        chances = model.probabilities(given_to).tolist()
     found: list[dict[str, Any]] = [
         {
             **dict(zip(words, item, strict=True)),
@@ -156,6 +160,21 @@ def predict(
         label = Text(one["label"], style="bold cyan")
         table.add_row(label, f"{one['probabilities'][one['label']]:.2f}", *(Text(one[w]) for w in words))
     screen.print(table)
+
+
+def _numbers(words: Sequence[str], items: Sequence[tuple[str, ...]], numbers: Sequence[float], as_json: bool) -> None:
+    """What a regression gives each row."""
+    from rich.text import Text
+
+    from weft.cli.grids import grid
+
+    if as_json:
+        show_json([dict(zip(words, item, strict=True)) | {"number": n} for item, n in zip(items, numbers, strict=True)])
+        return
+    table = grid(">number", *words)
+    for item, n in zip(items, numbers, strict=True):
+        table.add_row(Text(f"{n:.4g}", style="bold cyan"), *map(Text, item))
+    out().print(table)
 
 
 def _entities(texts: Sequence[str], found: Sequence[Sequence[Entity]], as_json: bool) -> None:

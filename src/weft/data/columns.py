@@ -41,6 +41,7 @@ LABELS = (
     "label", "labels", "class", "category", "target", "sentiment", "intent", "topic", "relation",
     "emotion", "gold_label", "fine_label", "coarse_label", "news_category", "label_name", "label_text", "y",
 )  # fmt: skip
+NUMBERS = ("score", "similarity_score", "similarity", "rating", "value")  # what a number to predict may be called
 KEYS = (
     "client", "client_id", "user", "user_id", "domain", "lang", "language", "speaker", "author", "site",
     "hospital", "genre", "group", "source", "style",
@@ -75,12 +76,13 @@ def choose(
     pair: str | None = None,
     label: str | None = None,
     key: str | None = None,
+    numbers: bool = False,
 ) -> Columns:
     """Pick the columns of ``table``: those named, and a guess for the rest.
 
     A set with a column of pictures, as :func:`weft.data.pictures.resolved` leaves them, is one of pictures unless a text is
-    named. ``where`` is what sentences call the set. Raises UserError where a named column is absent, or where no text or label
-    column can be told.
+    named. ``where`` is what sentences call the set; ``numbers``: the label is one. Raises
+    UserError where a named column is absent, or where no text or label column can be told.
     """
     image, text, pair, label, key = (n if n is None or n in table else named(n) for n in (image, text, pair, label, key))
     present = list(table)
@@ -105,7 +107,7 @@ def choose(
         return next((lower[c] for c in candidates if c in lower and lower[c] not in given), None)
 
     if label is None:
-        label = guess(LABELS)
+        label = guess((*NUMBERS, *LABELS) if numbers else LABELS)
         if label is None:
             raise UserError(f"{where} has no column that looks like a label; its columns are {listed}: name it with --label.")
         given.add(label)
@@ -169,12 +171,12 @@ def build(
     known = None if codes is None else dict.fromkeys(codes.values())
     kept: dict[str, np.ndarray] = {}
     for split in splits:
-        usable = _usable(splits[split], labels[split], columns, known)
-        if usable is None or (split != "train" and _all_hidden(labels[split], labels["train"])):
+        found = usable(splits[split], labels[split], columns, known)
+        if found is None or (split != "train" and _all_hidden(labels[split], labels["train"])):
             said += checks.hidden(name, split)
             continue
-        kept[split] = np.flatnonzero(usable)
-        said += checks.dropped(name, split, len(usable), len(kept[split]), columns.content)
+        kept[split] = np.flatnonzero(found)
+        said += checks.dropped(name, split, len(found), len(kept[split]), columns.content)
     if not len(kept.get("train", ())):
         flag = "image" if columns.text is None else "text"
         raise UserError(f"{name} has no training rows with {columns.content} and label: check --{flag} and --label.")
@@ -197,7 +199,7 @@ def build(
     for split in SPLITS:
         if split in kept:
             index = [index_of[value] for value in values[split]]
-            tables[split] = _rows(splits[split], kept[split], columns, index, first)
+            tables[split] = rows_of(splits[split], kept[split], columns, index, first)
         first += len(labels.get(split, ()))
     if "test" not in tables and "validation" in tables:
         tables["test"] = tables.pop("validation")
@@ -263,7 +265,9 @@ def _cells(table: Table, column: str | None) -> list[Any]:
     return [None] * len(next(iter(table.values()), [])) if column is None or column not in table else table[column]
 
 
-def _usable(table: Table, labels: list[str | None], columns: Columns, known: Collection[str] | None) -> np.ndarray | None:
+def usable(
+    table: Table, labels: Sequence[str | None], columns: Columns, known: Collection[str] | None = None
+) -> np.ndarray | None:
     """Which rows have text (or picture) and a label in use (bool [n]), or None where the split has no such label."""
     labelled = [value is not None and (known is None or value in known) for value in labels]
     if not any(labelled):
@@ -292,7 +296,9 @@ def _check_number(name: str, column: str, classes: int, rows: int) -> None:
         )
 
 
-def _rows(table: Table, index: np.ndarray, columns: Columns, labels: list[int], first: int) -> Rows:
+def rows_of(table: Table, index: np.ndarray, columns: Columns, labels: list[int], first: int) -> Rows:
+    """The rows of a table at the positions ``index``, with these labels; ``first`` is the id of the table's first row."""
+
     def column(name: str | None) -> list[str] | None:
         return [str(table[name][i]) for i in index.tolist()] if name is not None and name in table else None
 
@@ -314,7 +320,7 @@ def _check_kind(value: Any, name: str, column: str) -> None:
         if value == value and not value.is_integer():
             raise UserError(
                 f'column "{column}" of {name} holds numbers such as {value:g}: classification needs classes; '
-                f"name another column with --label."
+                "name another column with --label, or predict the number with --task regression."
             )
     elif value is not None and not isinstance(value, int):
         raise UserError(f'column "{column}" of {name} holds {type(value).__name__} values, not one class a row; see --label.')

@@ -41,7 +41,7 @@ def name_of(data: Any) -> str:
     raise UserError(f"data are a {type(data).__name__}: give {KINDS}.")
 
 
-def read(data: Any, asked: Mapping[str, str]) -> Source:
+def read(data: Any, asked: Mapping[str, str], numbers: bool | None = False) -> Source:
     """The source in a frame or set, or in a mapping of one for each split; columns are guessed as in files.
 
     The rows of a frame are taken in their order; its index is not looked at.
@@ -53,7 +53,7 @@ def read(data: Any, asked: Mapping[str, str]) -> Source:
     if _of_datasets(data) or (isinstance(data, Mapping) and any(_of_datasets(part) for part in data.values())):
         from weft.data.hub import from_object
 
-        return from_object(name, data, **asked)
+        return from_object(name, data, numbers, **asked)
     frames = data if isinstance(data, Mapping) else {"train": data}
     tables: dict[str, Table] = {}
     for called, frame in frames.items():
@@ -63,7 +63,7 @@ def read(data: Any, asked: Mapping[str, str]) -> Source:
         tables[split] = resolved(_table(frame), Path(), asked.get("image"))
     if "train" not in tables:
         raise UserError(f"data have a part {' and one '.join(tables)} but none called train: name the rows to train on so.")
-    return assemble(name, tables, asked, [])
+    return assemble(name, tables, asked, [], numbers)
 
 
 def _of_datasets(data: Any) -> bool:

@@ -9,7 +9,7 @@ the hub, and ids move: each is a default, and any other set can be named as ``ow
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 TEXT = "text classification"
@@ -46,6 +46,7 @@ class Entry:
     one_of: tuple[str, ...] | None = None  # rows that agree in these columns are frames of one clip: the middle one is used
     configs: tuple[str, ...] = field(default=())  # several configs, each the rows of one natural client
     metrics: tuple[str, ...] = ()  # that papers report it in, the headline first
+    numbers: bool = False  # its label is a number to predict
     parallel: bool = False  # row i of every config is the same example (translations): train on it in one config only
 
 
@@ -157,6 +158,10 @@ ENTRIES: tuple[Entry, ...] = (
         label_names={0: "negative", 4: "positive"},
     ),
     _glue("sst2", TEXT, (67_349, 872), ("sentence", None), ("negative", "positive")),
+    replace(
+        _glue("stsb", PAIR, (5_749, 1_500), ("sentence1", "sentence2"), ("similarity",), ("pearson", "spearman")),
+        label_names=None, numbers=True,
+    ),
     _glue("wnli", PAIR, (635, 71), ("sentence1", "sentence2"), ("not_entailment", "entailment")),
     Entry(
         "xnli", "facebook/xnli", None, PAIR, 3,

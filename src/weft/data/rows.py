@@ -29,6 +29,7 @@ class Rows:
         keys: texts or numbers [n], the natural client of each row ("" or None where it tells none).
         words, tags: of sentences whose words are tagged, lists of str [n] and of whole numbers [n], as many in each row: the tags
             are positions among the classes. Texts and labels follow from them, see :func:`weft.data.tagged.rows_of`.
+        numbers: finite numbers [n] to predict, of a regression, which has one class.
         allowed: bool [n, C], the classes that each row may have by the rules of those who labelled it; None = all.
         images: the pictures, or a list of anything that is one, see :class:`Images`.
 
@@ -45,6 +46,7 @@ class Rows:
     words: Sequence[tuple[str, ...]] | None = None
     tags: Sequence[np.ndarray] | None = None
     allowed: np.ndarray | None = None
+    numbers: np.ndarray | None = None
     numbered: bool = field(default=False, repr=False)  # whether ids were left out, so that a source may number anew
 
     def __post_init__(self) -> None:
@@ -72,7 +74,9 @@ class Rows:
             raise UserError("words and their tags go together: give both, or none.")
         if self.words is not None and self.tags is not None:
             put("tags", checks.tags(self.tags, [len(words) for words in self.words]))
-        columns = {name: getattr(self, name) for name in ("pairs", "labels", "ids", "keys", "words", "allowed")}
+        if self.numbers is not None:
+            put("numbers", checks.numbers(self.numbers))
+        columns = {name: getattr(self, name) for name in ("pairs", "labels", "ids", "keys", "words", "allowed", "numbers")}
         checks.same_length({name: None if column is None else len(column) for name, column in columns.items()}, n, what)
         self.labels.setflags(write=False)
         self.ids.setflags(write=False)
@@ -114,6 +118,7 @@ class Rows:
             words=None if self.words is None else [self.words[i] for i in where],
             tags=None if self.tags is None else [self.tags[i] for i in where],
             allowed=None if self.allowed is None else self.allowed[index],
+            numbers=None if self.numbers is None else self.numbers[index],
         )
 
     @staticmethod
@@ -125,6 +130,7 @@ class Rows:
             return [value for column in present for value in column] if len(present) == len(columns) else None
 
         allowed = [part.allowed for part in parts if part.allowed is not None]
+        numbers = [part.numbers for part in parts if part.numbers is not None]
         return Rows(
             texts=joined([part.texts for part in parts]),
             pairs=joined([part.pairs for part in parts]),
@@ -135,6 +141,7 @@ class Rows:
             words=joined([part.words for part in parts]),
             tags=joined([part.tags for part in parts]),
             allowed=np.concatenate(allowed) if len(allowed) == len(parts) else None,
+            numbers=np.concatenate(numbers) if len(numbers) == len(parts) else None,
         )
 
 
@@ -265,4 +272,6 @@ def fingerprint(classes: Iterable[str], splits: Mapping[str, Rows | None]) -> st
             if rows.words is not None and rows.tags is not None:
                 add("\0".join(rows.words[i]))
                 add(repr(rows.tags[i].tolist()))
+            if rows.numbers is not None:
+                add(repr(float(rows.numbers[i])))
     return digest.hexdigest()

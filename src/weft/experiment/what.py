@@ -39,16 +39,18 @@ class What(Group):
         everyday=True,
         common=True,
     )
-    task: Literal["auto", "classification", "similarity", "tokens"] = setting(
+    task: Literal["auto", "classification", "similarity", "tokens", "regression"] = setting(
         "auto",
-        "What is predicted: `classification` (a linear head), `similarity` (a CLIP and class names) or `tokens` (a tag a word).",
-        "`auto` is tokens where words are tagged, and similarity where there is a text tower, unless the method trains a head.",
+        "What is predicted: `classification` (a linear head), `similarity` (a CLIP and class names), `tokens`, `regression`.",
+        "`tokens` gives each word a tag, `regression` each row a number. `auto` is tokens where words are tagged, and similarity "
+        "where there is a text tower, unless the method trains a head.",
         common=True,
     )
     metrics: Names = setting(
         [],
         "What is scored, the headline first: `accuracy`, `macro_f1`, `matthews`, `f1:CLASS`, `top5`.",
-        "Of tags: `entity_f1`, `precision`, `recall`, `token_accuracy`, `macro_f1`, `f1:TYPE`. "
+        "Of tags: `entity_f1`, `precision`, `recall`, `token_accuracy`, `macro_f1`, `f1:TYPE`; of numbers: "
+        "`pearson`, `spearman`, `r2`, `mse`. "
         "By default those that a set of the catalogue is reported in, such as `matthews` of `cola`.",
         unset="of the data, or usual for the task",
         option=False,

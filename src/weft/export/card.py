@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from weft.backbones.options import sentence
 from weft.export.about import About
 from weft.export.peft_files import loading
-from weft.tasks.kinds import TOKENS
+from weft.tasks.kinds import NUMBERS, TOKENS
 
 
 def card(about: About, notes: Sequence[str], plain_class: str | None) -> str:
@@ -76,11 +76,11 @@ def plain(about: About, plain_class: str) -> str:
         f"reader = {reader}.from_pretrained(where{trust})\n"
         f"{_read(about)}"
         "with torch.no_grad():\n    logits = model(**inputs).logits\n"
-        f"{_answers(plain_class)}"
+        f"{_answers(plain_class, about.task == NUMBERS)}"
     )
 
 
-def _answers(plain_class: str) -> str:
+def _answers(plain_class: str, number: bool) -> str:
     """Lines that print what the model says."""
     if plain_class == "AutoModelForTokenClassification":
         return (
@@ -89,6 +89,8 @@ def _answers(plain_class: str) -> str:
             "    first = [t for t, word in enumerate(words) if word is not None and word not in words[:t]]\n"
             "    print([(TEXTS[i][words[t]], labels[tags[t]]) for t in first])\n"
         )
+    if number:
+        return "print(logits[:, 0])\n"
     return "print([labels[i] for i in logits.argmax(-1)])\n"
 
 

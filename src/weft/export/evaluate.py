@@ -11,7 +11,9 @@ from weft.data.sources import load as load_data
 from weft.engines.evaluation import records
 from weft.engines.observer import Observer
 from weft.errors import UserError
-from weft.export.predictor import load
+from weft.export.about import About
+from weft.export.predictor import load, model_folder
+from weft.tasks.kinds import NUMBERS, suits
 
 SPLITS = ("test", "validation", "train")
 
@@ -45,8 +47,10 @@ def evaluate_run(
         UserError: no such model or data, or labels that the model does not know.
     """
     observer = observer or Observer()
+    task = About.read(model_folder(Path(folder).expanduser())).task
     if not isinstance(data, Source):
-        source = load_data(data, seed=seed, image=image, text=text, pair=pair, label=label, limit=limit, one_class=True)
+        columns = {"image": image, "text": text, "pair": pair, "label": label}
+        source = load_data(data, seed=seed, limit=limit, one_class=True, numbers=task == NUMBERS, **columns)
     else:
         source = data
     for note in source.notes:
@@ -57,6 +61,7 @@ def evaluate_run(
     if rows is None or not len(rows):
         have = ", ".join(s for s in SPLITS if splits[s] is not None)
         raise UserError(f"{source.name} has no {chosen} rows: it has {have}.")
+    suits(task, rows)
     predictor = load(folder, base=base, device=device, precision=precision, observer=observer)
     seen = predictor.observe(matched(rows, source, predictor.classes))
     people = f"{source.name} ({chosen})"
@@ -71,5 +76,7 @@ def matched(rows: Rows, source: Source, classes: tuple[str, ...]) -> Rows:
     Raises:
         UserError: a label that occurs is none of them.
     """
+    if rows.numbers is not None:
+        return rows
     order = labels.index(source.classes, classes, labels.every_label([rows]), source.name, "the model's classes")
     return labels.relabelled(rows, order, len(classes))

@@ -29,7 +29,7 @@ from weft.export.trained import Trained
 from weft.export.write import read
 from weft.storage import remedy
 from weft.tasks.bio import OUTSIDE, type_of
-from weft.tasks.kinds import TOKENS
+from weft.tasks.kinds import NUMBERS, TOKENS
 from weft.tasks.observed import Observed
 
 if TYPE_CHECKING:
@@ -63,6 +63,11 @@ class Predictor:
     def tags_words(self) -> bool:
         """Whether it finds entities instead of giving a row its class."""
         return self.about.task == TOKENS
+
+    @property
+    def gives_numbers(self) -> bool:
+        """Whether it gives each row a number instead of a class."""
+        return self.about.task == NUMBERS
 
     def logits(self, items: Sequence[Text | Picture]) -> Tensor:
         """[n, C], float32 on the CPU; where the model tags words, see :meth:`entities`.
@@ -114,9 +119,11 @@ class Predictor:
         return torch.softmax(self.logits(items), dim=-1)
 
     def predict(self, items: Sequence[Text | Picture]) -> list[str]:
-        """The name of the most likely class of each text or picture; the entities in each text, where the model tags words."""
+        """The name of the most likely class of each text or picture, its number, or the entities in it, as the task is."""
         if self.tags_words:
             return ["; ".join(f"{one.text} ({one.type})" for one in found) for found in self.entities(items)]  # type: ignore[arg-type]
+        if self.gives_numbers:
+            return [f"{number:.4g}" for number in self.logits(items)[:, 0].tolist()]
         return [self.classes[i] for i in self.logits(items).argmax(-1).tolist()]
 
     def entities(self, items: Sequence[Sentence], types: Sequence[str] = ()) -> list[list[Entity]]:

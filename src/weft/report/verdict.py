@@ -11,7 +11,7 @@ from weft.experiment import Experiment
 
 RATE = "method.optim.lr"
 LARGE = 10
-"""A mean loss above so many times that of guessing (ln C) is no start value any more: the run has diverged."""
+"""A mean loss above so many times that of guessing (ln C, or the variance of numbers) is that of a run that has diverged."""
 
 
 NO_NUMBERS = ("finite", "beyond")
@@ -61,11 +61,11 @@ def _diverged(summary: Mapping[str, Any], rounds: Sequence[Mapping[str, Any]], s
     tested = [
         e["value"] for e in summary["evaluations"] if e["metric"] in ("loss", summary["evaluations"][0]["metric"]) and e["n"]
     ]
-    classes = max(len(summary["data"].get("classes", [])), 2)
+    guessing = summary["data"].get("guessing_loss") or math.log(max(len(summary["data"].get("classes", [])), 2))
     if (told and trained and losses[-1] is None) or None in tested:
         how = "its loss is not finite"
-    elif told and told[-1] > LARGE * math.log(classes):
-        how = f"its mean loss while training is {told[-1]:.3g}, and guessing has {math.log(classes):.2f}"
+    elif told and told[-1] > LARGE * guessing:
+        how = f"its mean loss while training is {told[-1]:.3g}, and guessing has {guessing:.2f}"
     else:
         return None
     return Finding(f"The run diverged: {how}.", "a lower learning rate", _rate(settings, 0.1))

@@ -33,7 +33,7 @@ from weft.federation.layout import named
 from weft.federation.message import ClientInfo
 from weft.federation.method import Method
 from weft.federation.rounds import adapted
-from weft.tasks.kinds import CLASSES, TOKENS, make
+from weft.tasks.kinds import CLASSES, NUMBERS, TOKENS, make, suits
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,7 @@ def prepare(experiment: Experiment, given: Any, observer: Observer, needs: tuple
         "rows": {"train": sum(c.n for c in clients), "val": len(val), "test": len(test), "new clients": sum(map(len, new))},
         "new_clients": len(dealt.unseen),
         "most_frequent": _most_frequent(rows.labels, {"global test": [test], "own test": own[2::3]}),
+        "guessing_loss": None if rows.numbers is None else float(rows.numbers.var()) or None,
         "notes": list(dealt.notes),
     }
     return Material(
@@ -156,7 +157,7 @@ def deal(x: Experiment, given: Any = None) -> FederatedData:
     if isinstance(given, Source):
         source = given if x.limit is None else limited(given, x.limit, x.seed)
     else:
-        source = load_data(x.data if given is None else given, seed=x.seed, limit=x.limit, **columns)
+        source = load_data(x.data if given is None else given, seed=x.seed, limit=x.limit, numbers=x.task == NUMBERS, **columns)
     return partition(
         labels.declared(source, x.classes) if x.classes else source,
         clients=x.clients,
@@ -179,24 +180,15 @@ def told(x: Experiment, rows: Rows) -> Experiment:
     Raises:
         UserError: words are tagged, and another task was asked for, or the other way round.
     """
-    asked = x if x.task != "auto" or rows.tags is None else x.model_copy(update={"task": TOKENS})
-    _suits(kind_of(asked), rows)
+    meant = TOKENS if rows.tags is not None else NUMBERS if rows.numbers is not None else x.task
+    asked = x if x.task != "auto" else x.model_copy(update={"task": meant})
+    suits(kind_of(asked), rows)
     return asked
-
-
-def _suits(kind: str, rows: Rows) -> None:
-    if kind == TOKENS and rows.tags is None:
-        raise UserError(
-            "--task tokens needs words with tags: a column with a list of words in each row, and one with a list of as many "
-            "tags, such as B-Disease and O."
-        )
-    if kind != TOKENS and rows.tags is not None:
-        raise UserError("the words of these data are tagged: --task tokens learns from that.")
 
 
 def kind_of(x: Experiment) -> str:
     """The kind of an experiment's task, once that is told by its data or by its file."""
-    return TOKENS if x.task == TOKENS else CLASSES
+    return x.task if x.task in (TOKENS, NUMBERS) else CLASSES
 
 
 def backbone_of(x: Experiment, name: str, classes: Sequence[str], needs: tuple[str, ...]) -> Backbone:
@@ -221,7 +213,7 @@ def bench_of(x: Experiment, backbone: Backbone, classes: Sequence[str], rows: Ro
     Raises:
         UserError: the task is to tag words, and those of the rows are not tagged, or the other way round.
     """
-    _suits(kind_of(x), rows)
+    suits(kind_of(x), rows)
     prefix = None if x.prefix_cache == "off" else PrefixCache(backbone)
     usual = [m for m in metrics_of(x.data) if not m.startswith("f1:") or m[3:] in classes]
     task = make(classes, kind_of(x), x.metrics or usual)

@@ -9,9 +9,11 @@ from pathlib import Path
 from weft import experiment as settings
 from weft.data import labels, splits
 from weft.data.rows import ClientData, Source, fingerprint
+from weft.data.scored import from_classes
 from weft.data.sources import load
 from weft.errors import UserError, nearest
 from weft.experiment import Experiment
+from weft.tasks.kinds import NUMBERS
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,9 @@ class OwnData:
             UserError: there are no such data.
         """
         if self.deal is None:
-            return load(self.data, image=self.image, text=self.text, pair=self.pair, label=self.label, one_class=True)
+            return load(
+                self.data, image=self.image, text=self.text, pair=self.pair, label=self.label, one_class=True, numbers=None
+            )
         from weft.runs.prepare import deal
 
         file, name = self.deal
@@ -72,7 +76,10 @@ class OwnData:
             order = labels.index(own, x.classes, labels.every_label(parts), f'the deal\'s client "{name}"')
             train, val, test = (labels.relabelled(p, order, len(x.classes)) for p in parts)
             return ClientData(name, train, val, test, one.facts)
-        source = labels.declared(self.loaded, x.classes)
+        source = self.loaded
+        if x.task == NUMBERS and source.train.numbers is None:
+            source = from_classes(source)
+        source = labels.declared(source, x.classes)
         fractions = (
             x.val_fraction if source.validation is None else 0.0,
             x.test_fraction if source.test is None else 0.0,

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+from weft.errors import UserError
 from weft.tasks.classification import Classification
+from weft.tasks.regression import Regression
 from weft.tasks.tagging import Tagging
 from weft.tasks.task import Task
 
-KINDS: dict[str, type[Classification] | type[Tagging]] = {kind.kind: kind for kind in (Classification, Tagging)}
+if TYPE_CHECKING:
+    from weft.data.rows import Rows
+
+KINDS: dict[str, type[Classification] | type[Tagging] | type[Regression]] = {
+    kind.kind: kind for kind in (Classification, Tagging, Regression)
+}
 CLASSES = Classification.kind
 TOKENS = Tagging.kind
+NUMBERS = Regression.kind
 
 
 def make(classes: Sequence[str], kind: str = CLASSES, metrics: Sequence[str] = ()) -> Task:
@@ -23,3 +32,22 @@ def make(classes: Sequence[str], kind: str = CLASSES, metrics: Sequence[str] = (
         UserError: a metric that it does not have.
     """
     return KINDS[kind](tuple(classes), tuple(metrics)) if metrics else KINDS[kind](tuple(classes))
+
+
+def suits(kind: str, rows: Rows) -> None:
+    """Refuse rows that hold something else than a kind of task predicts.
+
+    Raises:
+        UserError: they do.
+    """
+    if kind == TOKENS and rows.tags is None:
+        raise UserError(
+            "--task tokens needs words with tags: a column with a list of words in each row, and one with a list of as many "
+            "tags, such as B-Disease and O."
+        )
+    if kind != TOKENS and rows.tags is not None:
+        raise UserError("the words of these data are tagged: --task tokens learns from that.")
+    if kind == NUMBERS and rows.numbers is None:
+        raise UserError("--task regression needs a number in each row, and these rows have classes: leave the task out.")
+    if kind != NUMBERS and rows.numbers is not None:
+        raise UserError("the rows of these data have numbers and no classes: --task regression learns from that.")

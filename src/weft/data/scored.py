@@ -1,0 +1,101 @@
+"""Rows with a number instead of a class: from columns to a source for regression."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from weft.checks import table_files as checks
+from weft.data.columns import SPLITS, Columns, Table, rows_of, usable
+from weft.data.rows import Rows, Source
+from weft.errors import UserError, printable
+
+
+def fractional(column: Sequence[Any]) -> bool:
+    """Whether a column holds numbers, and not whole ones alone."""
+    return any(isinstance(value, float) and math.isfinite(value) and not value.is_integer() for value in column)
+
+
+def build(name: str, splits: Mapping[str, Table], columns: Columns, *, notes: Iterable[str] = ()) -> Source:
+    """The source of rows with numbers, but for its fingerprint. Its one class is what the number is called.
+
+    Rows without text (or picture) or number are dropped and counted, and so is a split without any. All rows have the label 0, so
+    that they are dealt out as if they were of one class.
+
+    Raises:
+        UserError: a value that is no number, or no training rows.
+    """
+    said = [*notes, *columns.notes]
+    parts: dict[str, Rows] = {}
+    first = 0
+    for split in (s for s in SPLITS if s in splits):
+        table = splits[split]
+        n = len(next(iter(table.values()), []))
+        values = [_number(value, name, columns.label) for value in table.get(columns.label, [None] * n)]
+        found = usable(table, [None if value is None else "" for value in values], columns)
+        if found is None:
+            said += checks.hidden(name, split)
+        else:
+            kept = np.flatnonzero(found)
+            said += checks.dropped(name, split, n, len(kept), columns.content)
+            own = np.array([values[i] for i in kept.tolist()], dtype=np.float64)
+            parts[split] = replace(rows_of(table, kept, columns, [0] * len(kept), first), numbers=own)
+        first += n
+    if not len(parts.get("train", ())):
+        raise UserError(f"{name} has no training rows with {columns.content} and number: check --text and --label.")
+    if "test" not in parts and "validation" in parts:
+        parts["test"] = parts.pop("validation")
+        said.append(f"{name}: has no labelled test split; its validation split is the test set.")
+    return Source(
+        name=name,
+        classes=(columns.label,),
+        train=parts["train"],
+        test=parts.get("test"),
+        validation=parts.get("validation"),
+        key_name=columns.key,
+        label_name=columns.label,
+        notes=tuple(map(printable, said)),
+    )
+
+
+def from_classes(source: Source) -> Source:
+    """A source whose classes are called by numbers, as one of these numbers.
+
+    Raises:
+        UserError: a class is no number.
+    """
+    name = source.label_name or "number"
+    numbers = np.array([_number(called, source.name, name) for called in source.classes], dtype=np.float64)
+
+    def numbered(rows: Rows | None) -> Rows | None:
+        return None if rows is None else replace(rows, labels=np.zeros(len(rows), np.int64), numbers=numbers[rows.labels])
+
+    train = numbered(source.train)
+    assert train is not None
+    unseen = {key: rows for key, own in source.unseen.items() if (rows := numbered(own)) is not None}
+    return replace(
+        source,
+        classes=(name,),
+        train=train,
+        test=numbered(source.test),
+        validation=numbered(source.validation),
+        unseen=unseen,
+        fingerprint="",
+    )
+
+
+def _number(value: Any, where: str, column: str) -> float | None:
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    try:
+        found = float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise UserError(
+            f'column "{column}" of {where} holds {value!r:.40}, which is no number: --task regression needs numbers; name '
+            "another column with --label."
+        ) from None
+    return found if math.isfinite(found) else None
