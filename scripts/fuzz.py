@@ -2,10 +2,10 @@
 
     python scripts/fuzz.py [--seconds 600] [CORPUS]
 
-Needs `pip install atheris` (Linux and macOS), which is in none of the extras. tests/test_wire_fuzz.py is what runs with the other
-tests; this one is for a night. CORPUS is a folder that inputs of interest are kept in. Each input is read twice: as a message and
-as its three layers (header, table, numbers), of which a message is made with the lengths right. A crash leaves its input in a
-file, and its name on the screen.
+Needs `pip install atheris` (Linux and macOS), which is in none of the extras. tests/communication/test_wire_fuzz.py is what
+runs with the other tests; this one is for a night. CORPUS is a folder that inputs of interest are kept in. Each input is read
+twice: as a message and as its three layers (header, table, numbers), of which a message is made with the lengths right. A
+crash leaves its input in a file, and its name on the screen.
 """
 
 from __future__ import annotations

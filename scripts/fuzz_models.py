@@ -28,7 +28,7 @@ import torch
 from safetensors import torch as st
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
 
 import tiny
 from weft.backbones.backbone import Backbone

@@ -20,8 +20,13 @@ for name, value in {
     os.environ[name] = value
 
 from collections.abc import Callable  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import TYPE_CHECKING  # noqa: E402
 
 import pytest  # noqa: E402
+
+if TYPE_CHECKING:
+    from machines import Machines
 
 
 @pytest.fixture(scope="session")
@@ -33,3 +38,14 @@ def tiny() -> Callable[..., str]:
 
     torch.set_num_threads(1)
     return folder
+
+
+@pytest.fixture
+def machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machines:
+    """Sites in this process, which a coordinator does not wait for."""
+    from machines import Machines
+    from weft.sites import roll
+
+    monkeypatch.setattr(roll, "SOON", 0.0)
+    monkeypatch.setattr(roll, "POLL", 0.01)
+    return Machines(tmp_path)

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 import tiny
+from paths import ROOT
 from weft.adaptation.optim import Optim
 from weft.federation.method import Method
 from weft.methods import registry
 
-PAGE = Path(__file__).parents[1] / "docs" / "adding-a-method.md"
+PAGE = ROOT / "docs" / "adding-a-method.md"
 SMALL = {"rank": 2, "epochs": 2, "batch": 3, "optim": Optim("sgd", lr=0.5, schedule="constant")}
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 import weft
+from paths import ROOT
 from weft import distribution
 
-ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 WHERE = (
     "README.md",

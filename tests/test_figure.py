@@ -13,6 +13,7 @@ import command_line
 import figure
 import figure_files
 import toy_runs
+from paths import ROOT
 
 TOP = {"view": "global", "people": "global test", "metric": "accuracy", "value": 0.6712, "low": 0.644, "high": 0.7}
 SUMMARY: dict[str, Any] = {
@@ -33,9 +34,7 @@ SUMMARY: dict[str, Any] = {
     "seconds": {"all": 12.34},
 }
 
-pytestmark = pytest.mark.skipif(
-    not (Path(__file__).parents[1] / ".git").exists(), reason="a figure names the commit of a checkout"
-)
+pytestmark = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="a figure names the commit of a checkout")
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from paths import ROOT
 
 METHOD = '''
 """CopyCat: FedIT under another name.
@@ -71,7 +71,7 @@ precision = "float32"
 FILES = {
     "docs/figures/copy-cat.toml": FIGURE,
     "src/weft/methods/full/copy_cat.py": METHOD,
-    "tests/test_methods_copy_cat.py": TEST,
+    "tests/methods/full/test_copy_cat.py": TEST,
 }
 
 LISTED = """
@@ -108,7 +108,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     git(folder, "-c", "user.name=x", "-c", "user.email=x@example.org", "commit", "--quiet", "--no-verify", "--message", "all")
     for name, text in FILES.items():
         assert not (folder / name).exists()
-        assert (folder / name).parent.is_dir()
+        (folder / name).parent.mkdir(exist_ok=True)  # the first of its family brings the folder of the tests
         (folder / name).write_text(text.lstrip("\n"), encoding="utf-8")
     return folder
 
@@ -119,7 +119,7 @@ def git(folder: Path, *words: str) -> str:
 
 def python(folder: Path, *words: str) -> str:
     """What a process of the copy prints."""
-    paths = os.pathsep.join(str(folder / name) for name in ("src", "scripts", "tests"))
+    paths = os.pathsep.join(str(folder / name) for name in ("src", "scripts", "tests/helpers"))
     environment = os.environ | {"PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run([sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -146,5 +146,5 @@ def test_the_page_of_a_new_method_is_made_and_the_tests_of_bytes_and_laws_run_ov
     assert "# CopyCat: A copy of FedIT" in page
     assert "| figure, indicative | 0.123 accuracy (interval 0.10 to 0.15) on the common test rows |" in page
     run = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "copy-cat")
-    assert " passed" in python(copy, *run, "tests/test_bytes.py", "tests/test_laws.py")
+    assert " passed" in python(copy, *run, "tests/methods/test_bytes.py", "tests/test_laws.py")
     assert touched(copy) == [f"?? {name}" for name in sorted(FILES)]

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 import tiny
+from paths import ROOT
 from weft import experiment
 from weft import start as starting
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 

@@ -1,0 +1,69 @@
+"""Messages and answers taken apart, put together, and edited, as bytes."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from hypothesis import strategies as st
+from torch import Tensor
+
+from weft.communication.codecs import codec
+from weft.communication.frame import Expected, Header
+from weft.communication.wire import decode, encode
+from weft.federation.message import Value
+
+
+def apart(data: bytes) -> tuple[dict[str, Any], dict[str, Any], bytes]:
+    """Header, table of tensors, and their bytes, by the format's description."""
+    (length,) = struct.unpack_from("<I", data, 6)
+    body = data[10 + length :]
+    (inner,) = struct.unpack_from("<Q", body)
+    return json.loads(data[10 : 10 + length]), json.loads(body[8 : 8 + inner]), body[8 + inner :]
+
+
+def whole(header: Any, table: Any, raw: bytes, claims: tuple[int | None, int | None] = (None, None)) -> bytes:
+    """A message from its three layers (JSON values or their text), with other lengths claimed if given."""
+    first, second = (x if isinstance(x, bytes) else json.dumps(x).encode() for x in (header, table))
+    outer, inner = (len(t) if c is None else c for t, c in zip((first, second), claims, strict=True))
+    return struct.pack("<4sHI", b"WEFT", 1, outer) + first + struct.pack("<Q", inner) + second + raw
+
+
+numbers = st.sampled_from(
+    [0, 1, 2, 3, 7, 2**31, 2**32, 2**53, 2**62, 2**63 - 1, 2**63, 2**64, 10**30, -1, 0.5, 1e308, True, None, "3"]
+)
+junk = st.recursive(
+    st.none() | st.booleans() | numbers | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=6),
+    lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=4), x, max_size=3),
+    max_leaves=6,
+)
+
+
+def said(about: Any, data: bytes) -> bytes:
+    text = about if isinstance(about, bytes) else json.dumps(about).encode()
+    return len(text).to_bytes(4, "little") + text + data
+
+
+def read(raw: bytes) -> tuple[dict[str, Any], bytes]:
+    length = int.from_bytes(raw[:4], "little")
+    return json.loads(raw[4 : 4 + length]), raw[4 + length :]
+
+
+Edit = Callable[[dict[str, Value]], Mapping[str, Value]]
+
+
+def edited(answer: bytes, edit: Edit, weight: float | None = None) -> bytes:
+    """The answer with other tensors, by the project's own reading and writing."""
+    about, data = read(answer)
+    header, table, _ = apart(data)
+    head = Header(**{n: header[n] for n in ("method", "round", "kind", "direction", "client", "weight")})
+    names = dict.fromkeys(n for n in table if n != "__metadata__")
+    shapes: dict[str, tuple[int | None, ...] | None] = dict(names)
+    received = decode(data, Expected(head.method, head.round, head.kind, "up", shapes, max_weight=1e9))
+    tensors = edit({n: v.clone() for n, v in received.tensors.items() if isinstance(v, Tensor)})
+    if weight is not None:
+        head = replace(head, weight=weight)
+    return said(about, encode(head, tensors, {}, codec("identity")).data)

@@ -1,0 +1,179 @@
+"""The ledger's bytes are the cards' formulas, up and down, round by round, client by client."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+
+import of_methods
+import tiny
+from bytes_of import CLASSES, HEAD, Case, D, Sizes, Turn, lora
+from weft.methods import registry
+
+CASES: dict[str, Case] = of_methods.said("BYTES")
+VARIANTS = {f"{slug}, {words}": (slug, c) for slug, v in of_methods.said("BYTES_VARIANTS").items() for words, c in v.items()}
+
+
+def play(slug: str, codec: str, rounds: int = 3, case: Case | None = None, **more: Any) -> tiny.Federation:
+    case = case or CASES[slug]
+    method = registry.build(slug, case.settings | {"batch": 4, "steps": 2})
+    return tiny.federation(method, facts=case.facts, precision="float32", rounds=rounds, codec_name=codec, **more)
+
+
+def turns(run: tiny.Federation, t: int) -> list[Turn]:
+    """Every client's turn in round t."""
+    everybody = [dict(c.facts) for c in run.clients]
+    found = []
+    for k in range(len(run.clients)):
+        labels = run.bench.table.labels[run.clients[k].data.train]
+        counts = [int((labels == c).sum()) for c in range(CLASSES)]
+        found.append(Turn(k, t, everybody[k], run.pack([k], t).facts[0], everybody, counts))
+    return found
+
+
+def cost(sizes: Sizes, codec: str) -> dict[str, int]:
+    if codec == "identity":
+        return {part: 4 * sum(tensors) for part, tensors in sizes.items()}
+    return {part: sum(tensors) + 4 * len(tensors) for part, tensors in sizes.items()}
+
+
+def added(costs: list[dict[str, int]]) -> dict[str, int]:
+    return {part: sum(c.get(part, 0) for c in costs) for part in {p for c in costs for p in c}}
+
+
+def without_facts(parts: Mapping[str, int]) -> dict[str, int]:
+    return {p: n for p, n in parts.items() if p != "facts"}
+
+
+@pytest.mark.parametrize("slug", of_methods.slugs())
+def test_every_method_of_this_package_has_its_cards_formula_in_its_own_test_file(slug: str) -> None:
+    assert isinstance(getattr(of_methods.own(slug), "BYTES", None), Case), (
+        f"tests/methods/FAMILY/test_{slug.replace('-', '_')}.py must say BYTES = bytes_of.Case(...)"
+    )
+
+
+@pytest.mark.parametrize("codec", ["identity", "quant8"])
+@pytest.mark.parametrize("which", [*CASES, *VARIANTS])
+def test_bytes_up_and_down_are_the_cards_formula_in_every_round_and_for_every_client(which: str, codec: str) -> None:
+    slug, case = VARIANTS[which] if which in VARIANTS else (which, CASES[which])
+    run = play(slug, codec, case=case)
+    ledger = run.simulation.setup.exchange.ledger
+    each: dict[tuple[str, str], int] = {}
+    for t in range(3):
+        here = turns(run, t) if t < case.rounds else []
+        assert (run.simulation.round(t) is None) == (not here)
+        downs = [cost((case.down if t else case.first)(turn), "identity") for turn in here]  # downloads go exact
+        senders = [turn for turn in here if tiny.SIZES[turn.k] and case.answers[t]]
+        ups = [cost(case.up(turn), codec) for turn in senders]
+        for direction, wanted in (("down", downs), ("up", ups)):
+            found = ledger.totals(round=t, phase="train", direction=direction)  # type: ignore[arg-type]
+            assert without_facts(found.parts) == added(wanted)
+            assert found.messages == len(wanted)
+        for turn, down in zip(here, downs, strict=True):
+            told = len(json.dumps(turn.told, separators=(",", ":"))) if turn.told else 0
+            name = run.clients[turn.k].id
+            each[name, "down"] = each.get((name, "down"), 0) + sum(down.values()) + told
+        for turn, up in zip(senders, ups, strict=True):
+            name = run.clients[turn.k].id
+            each[name, "up"] = each.get((name, "up"), 0) + sum(up.values())
+    for direction in ("down", "up"):
+        billed = ledger.by_client(phase="train", direction=direction)  # type: ignore[arg-type]
+        assert {c: b.payload for c, b in billed.items()} == {c: n for (c, way), n in each.items() if way == direction}
+
+
+@pytest.mark.parametrize("slug", CASES)
+def test_bytes_are_those_of_the_message_on_the_wire_and_the_example_count_travels_in_its_header(slug: str) -> None:
+    run = play(slug, "identity", rounds=1)
+    frames: dict[str, bytes] = {}
+    put = run.simulation.setup.spool.put
+
+    def keep(client: str, data: bytes) -> None:
+        frames[client] = data
+        put(client, data)
+
+    run.simulation.setup.spool.put = keep  # type: ignore[method-assign]
+    run.run()
+    ledger = run.simulation.setup.exchange.ledger
+    assert set(frames) == {c.id for c in run.clients if c.n}
+    for client in run.clients:
+        if not client.n:
+            continue
+        data = frames[client.id]
+        _, _, length = struct.unpack_from("<4sHI", data)
+        header = json.loads(data[10 : 10 + length])
+        assert (header["weight"], header["client"]) == (client.n, client.id)
+        billed = ledger.by_client(phase="train", direction="up")[client.id]
+        assert billed.wire == len(data) > billed.payload
+        (tensors,) = struct.unpack_from("<Q", data, 10 + length)
+        assert billed.payload == len(data) - 10 - length - 8 - tensors, "all but preamble, header and table is payload"
+
+
+@pytest.mark.parametrize("slug", CASES)
+def test_what_the_server_asks_of_clients_is_billed_once_at_set_up(slug: str) -> None:
+    run, case = play(slug, "identity", rounds=1), CASES[slug]
+    asked = [{n: v for n, v in c.facts.items() if n in run.method.info.asks} for c in run.clients]
+    assert bool(case.facts[0]) <= bool(asked[0])
+    found = run.simulation.setup.exchange.ledger.totals(phase="setup", direction="up")
+    assert found.payload == sum(len(json.dumps(f)) for f in asked if f)
+    run.run()
+    assert run.simulation.setup.exchange.ledger.totals(phase="setup", direction="up").payload == found.payload
+
+
+@pytest.mark.parametrize("slug", [slug for slug, case in CASES.items() if case.head])
+def test_a_warm_started_head_is_billed_to_each_client_once_as_set_up(slug: str) -> None:
+    start = {"head/classifier/weight": torch.ones(CLASSES, D), "head/classifier/bias": torch.zeros(CLASSES)}
+    cold, warm = play(slug, "identity"), play(slug, "identity", start=start)
+    cold.run()
+    warm.run()
+    for run, wanted in ((cold, 0), (warm, len(tiny.SIZES) * 4 * sum(HEAD))):
+        ledger = run.simulation.setup.exchange.ledger
+        assert ledger.totals(phase="setup", direction="down").parts.get("head", 0) == wanted
+        assert {r for r in range(3) if ledger.totals(round=r, phase="setup", direction="down").messages} == (
+            {0} if wanted else set()
+        )
+    trained = [r.simulation.setup.exchange.ledger.totals(phase="train").parts for r in (cold, warm)]
+    assert trained[0] == trained[1]
+
+
+@pytest.mark.parametrize("slug", CASES)
+def test_the_head_is_a_part_of_its_own_and_absent_where_it_stays_at_home(slug: str) -> None:
+    run = play(slug, "identity").run()
+    parts = run.simulation.setup.exchange.ledger.totals(phase="train", direction="up").parts
+    heads = sum(1 for n in tiny.SIZES if n) * 3 * 4 * sum(HEAD)
+    assert parts.get("head", 0) == (heads if CASES[slug].head and not CASES[slug].head_stays else 0)
+
+
+@pytest.mark.parametrize("slug", CASES)
+def test_evaluation_is_billed_apart_from_training(slug: str) -> None:
+    run = play(slug, "identity").run()
+    ledger = run.simulation.setup.exchange.ledger
+    before = ledger.totals(phase="train").payload
+    run.simulation.evaluate(2)
+    assert ledger.totals(phase="train").payload == before
+    assert (ledger.totals(phase="eval").payload > 0) == (run.method.info.views != ("global",))
+
+
+def test_one_broadcast_to_everybody_can_be_counted_once() -> None:
+    run = play("fedit", "identity").run()
+    ledger = run.simulation.setup.exchange.ledger
+    for t in (1, 2):
+        every = ledger.totals(round=t, direction="down").payload
+        once = ledger.totals(round=t, direction="down", broadcast_once=True).payload
+        assert every == len(tiny.SIZES) * once
+        assert once == 4 * (sum(lora(2)) + sum(HEAD))
+    own = play("flexlora", "identity").run().simulation.setup.exchange.ledger
+    assert own.totals(round=1, direction="down", broadcast_once=True) == own.totals(round=1, direction="down")
+
+
+def test_an_update_in_eight_bits_is_nearly_four_times_smaller() -> None:
+    plain, small = (
+        play("fedit", c).run().simulation.setup.exchange.ledger.totals(direction="up").payload for c in ("identity", "quant8")
+    )
+    assert math.isclose(plain / small, 4, rel_tol=0.1)
+    assert plain / small < 4

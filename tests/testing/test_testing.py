@@ -1,0 +1,213 @@
+"""``weft.testing`` as a stranger uses it: one line for a method of another package, and broken methods, each caught."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from paths import ROOT
+from patience import patience
+from weft.federation.batch import Batch
+from weft.federation.client import ClientState
+from weft.federation.message import Update
+from weft.federation.pack import Pack
+from weft.federation.server import ServerState
+from weft.methods import FedIT, FedSALoRA
+from weft.storage.store import ClientStore
+from weft.testing import laws
+from weft.testing.plays import plays
+
+SRC = ROOT / "src"
+
+PACKAGE = '''
+"""Half the step."""
+from __future__ import annotations
+from collections.abc import Iterable
+from typing import ClassVar
+from weft.federation.info import MethodInfo
+from weft.federation.message import Update
+from weft.federation.pack import Pack
+from weft.methods.reparameterized.fedit import FedIT
+
+class HalfIT(FedIT):
+    """FedIT at half the rate."""
+    info: ClassVar[MethodInfo] = MethodInfo(
+        slug="half-it", title="Half the rate", paper="nobody", family="reparameterized", sends="both LoRA factors and the head",
+    )
+    def train(self, pack: Pack) -> Iterable[Update]:
+        return self.fit(pack, lr=self.optim.lr / 2)
+'''
+TESTS = """
+from half_it import HalfIT
+from weft.testing import laws
+test_laws = laws.over(HalfIT(rank=2))
+"""
+
+
+def test_a_method_of_another_package_is_held_to_every_law_by_one_line(tmp_path: Path) -> None:
+    (tmp_path / "half_it.py").write_text(PACKAGE)
+    (tmp_path / "test_half_it.py").write_text(TESTS)
+    env = os.environ | {"PYTHONPATH": os.pathsep.join((str(tmp_path), str(SRC)))}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rA", "test_half_it.py"]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=patience(120))
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    for name in laws.LAWS:
+        assert f"PASSED test_half_it.py::test_laws[half-it-{name}]" in done.stdout
+
+
+def test_neither_weft_nor_its_laws_need_pytest_until_it_is_asked_for() -> None:
+    script = (
+        "import sys; sys.modules['pytest'] = None\n"
+        "import weft.testing; assert 'torch' not in sys.modules\n"
+        "from weft.testing import laws\n"
+        "from weft.methods import FedIT\n"
+        "laws.check(FedIT(rank=1), 'nobody')"
+    )
+    done = subprocess.run([sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": str(SRC)}, timeout=patience(60))
+    assert done.returncode == 0
+
+
+# planted errors -----------------------------------------------------------------------------------------------------------
+
+
+class Mixed(FedIT):
+    """Two clients of a pack are held to one another's labels."""
+
+    def objective(self, pack: Pack, batch: Batch) -> Tensor:
+        out = self.forward(pack, batch)
+        return pack.loss(replace(out, logits=out.logits.roll(1, 0)), batch)
+
+
+class Unkeyed(FedIT):
+    """A pull at every tensor is drawn for the pack and not for the client."""
+
+    def train(self, pack: Pack) -> Iterable[Update]:
+        pull = torch.rand(len(pack.clients), generator=torch.Generator().manual_seed(pack.round.index), dtype=pack.dtype)
+
+        def objective(pack: Pack, batch: Batch) -> Tensor:
+            sums = torch.stack([w.flatten(1).sum(1) for w in pack.params("*").values()]).sum(0)
+            return self.objective(pack, batch) + batch.of(pull * sums)
+
+        return self.fit(pack, objective=objective)
+
+
+class Even(FedIT):
+    """A mean that ignores weights."""
+
+    def aggregate(self, server: ServerState, updates: Iterable[Update]) -> None:
+        server.mean(updates, weighting="uniform")
+
+
+class InPlace(FedIT):
+    """The mean is added up in the first update."""
+
+    def aggregate(self, server: ServerState, updates: Iterable[Update]) -> None:
+        got = list(updates)
+        total = sum(u.weight for u in got)
+        for name in got[0].tensors if got else ():
+            first: Any = got[0].tensors[name]
+            first.mul_(got[0].weight / total)
+            for u in got[1:]:
+                first.add_(u.tensors[name], alpha=u.weight / total)
+            server.write(name, first)
+
+
+class Hidden(FedIT):
+    """A count that no checkpoint holds scales the loss."""
+
+    def train(self, pack: Pack) -> Iterable[Update]:
+        turns = _TURNS.setdefault(id(self), [0])
+        turns[0] += 1
+        return self.fit(pack, lr=self.optim.lr / turns[0])
+
+
+_TURNS: dict[int, list[int]] = {}
+
+
+class Copied(FedIT):
+    """Sends what it has received."""
+
+    def train(self, pack: Pack) -> Iterable[Update]:
+        before = [{n: pack.value(k, n) for n in pack.tensors} for k in range(len(pack.clients))]
+        at = {c.id: k for k, c in enumerate(pack.clients)}
+        for update in super().train(pack):
+            update.tensors = {n: before[at[update.client.id]][n] for n in update.tensors}
+            yield update
+
+
+class First(FedIT):
+    """Only the first client counts."""
+
+    def aggregate(self, server: ServerState, updates: Iterable[Update]) -> None:
+        server.mean(list(updates)[:1])
+
+
+PLANTS: list[tuple[type[FedIT], str, str]] = [
+    (Mixed, "pack", "breaks the pack law"),
+    (Unkeyed, "pack", "breaks the pack law"),
+    (Even, "additive", "Weigh by the clients' examples"),
+    (InPlace, "reading", "aggregate writes into .* of the update of"),
+    (Hidden, "return", "breaks the return law"),
+    (Copied, "learning", "as if it had not trained"),
+    (First, "counting", "without the update of client-"),
+]
+
+
+@pytest.mark.parametrize(("cls", "law", "says"), PLANTS, ids=[c.__name__ for c, _, _ in PLANTS])
+def test_a_broken_method_is_caught_with_a_sentence(cls: type[FedIT], law: str, says: str) -> None:
+    with pytest.raises(AssertionError, match=says):
+        laws.check(cls(rank=2), law)
+
+
+@pytest.fixture
+def _anew() -> Iterator[None]:
+    """What is planted below methods shows in runs that are played with it."""
+    plays.cache_clear()
+    yield
+    plays.cache_clear()
+
+
+@pytest.mark.usefixtures("_anew")
+def test_a_stale_stamp_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has just been written is taken for what everybody has got in the round before."""
+    write = ServerState.write
+
+    def stale(self: ServerState, name: str, value: Any) -> None:
+        write(self, name, value)
+        self.stamps[name] -= 1
+
+    monkeypatch.setattr(ServerState, "write", stale)
+    with pytest.raises(AssertionError, match="breaks the message law"):
+        laws.check(FedIT(rank=2), "pack")
+
+
+class Forgets(ClientStore):
+    """Keeps the number of turns, and no tensor."""
+
+    def save(self, client: ClientState) -> None:
+        client.kept = {}
+        super().save(client)
+
+
+@pytest.mark.usefixtures("_anew")
+def test_personal_tensors_that_a_site_forgets_are_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("weft.engines.site.ClientStore", Forgets)
+    with pytest.raises(AssertionError, match="gives other values with real sites"):
+        laws.check(FedSALoRA(rank=2), "sites")
+
+
+@pytest.mark.usefixtures("_anew")
+def test_personal_tensors_that_a_checkpoint_forgets_are_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = ClientStore.manifest
+    monkeypatch.setattr(ClientStore, "manifest", lambda self: manifest(self) | {"versions": {}})
+    with pytest.raises(AssertionError, match="does not survive a checkpoint"):
+        laws.check(FedSALoRA(rank=2), "resuming")
