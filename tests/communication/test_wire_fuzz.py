@@ -387,6 +387,7 @@ def plain_header(marks: str = "f", **changes: Any) -> dict[str, Any]:
     return header | {"meta": {}, "marks": marks, "base": "", "scales": {}, "facts": {}} | changes
 
 
+@pytest.mark.slow
 def test_a_message_of_any_claim_costs_no_more_memory_than_a_fixed_multiple_of_the_largest_that_is_allowed() -> None:
     limit = 4 << 20
     free = {"a/x": None, "lora/x": [1 << 20, 1 << 20]}
@@ -447,6 +448,7 @@ def test_a_message_of_any_claim_costs_no_more_memory_than_a_fixed_multiple_of_th
     assert max(seconds for _, seconds, _ in found) < 20
 
 
+@pytest.mark.slow
 def test_the_memory_test_would_see_memory() -> None:
     n = 1 << 25
     table = {"a/x": {"dtype": "F32", "shape": [n // 4], "data_offsets": [0, n]}}

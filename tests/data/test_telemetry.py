@@ -39,6 +39,7 @@ print(len(tried) > 0)
 """
 
 
+@pytest.mark.slow
 def test_dealing_touches_no_socket_even_where_telemetry_is_switched_on(tmp_path: Path) -> None:
     path = os.pathsep.join(sys.path)
     switched_on = {**os.environ, "PYTHONPATH": path, "HOME": str(tmp_path), "FLWR_TELEMETRY_ENABLED": "1"}

@@ -63,6 +63,7 @@ assert not [m for m in sys.modules if m == "weft" or m.startswith("weft.")]
 """
 
 
+@pytest.mark.slow
 def test_in_a_fresh_process_without_weft_the_adapter_gives_the_same_logits(tmp_path: Path) -> None:
     jobs, expected = [], []
     for i, (method, kind, checkpoint) in enumerate(

@@ -42,6 +42,7 @@ FINGERPRINT = re.compile(r"(?:[0-9A-F]{2}:){31}[0-9A-F]{2}")
 SECONDS = 60  # of patience with one command or line, on a usual machine
 
 
+@pytest.mark.slow
 def test_the_guide_leads_from_nothing_to_a_model_that_two_sites_have_trained(tmp_path: Path) -> None:
     steps = [*STEP.finditer(GUIDE)]
     assert sum(not step["source"] for step in steps) == GUIDE.count("<!--")  # none is passed over for a slip of the pen

@@ -41,7 +41,7 @@ def personal(folder: Path, manifest: dict[str, Any] | None, name: str) -> dict[s
     return client.kept
 
 
-@pytest.mark.parametrize("slug", METHODS)
+@pytest.mark.parametrize("slug", ["fedit", *(pytest.param(m, marks=pytest.mark.slow) for m in METHODS if m != "fedit")])
 def test_processes_over_flower_give_the_numbers_of_the_simulation(slug: str, tmp_path: Path) -> None:
     here, there = (federation(tmp_path, slug, engine) for engine in ("simulation", "flower"))
     saved = {run: Checkpoint(run.folder / "checkpoint").load() for run in (here, there)}
