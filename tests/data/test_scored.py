@@ -1,0 +1,91 @@
+"""Rows with numbers: which columns they come from, and what is no number."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pandas as pd
+import pytest
+
+from weft.data import Source, hub_sets, load
+from weft.data.hub import from_hub
+from weft.data.scored import from_classes
+from weft.errors import UserError
+
+TEXTS = [f"text number {i}" for i in range(12)]
+SCORES = [i / 4 for i in range(12)]
+
+
+def written(folder: Path, scores: list[Any], name: str = "score") -> Path:
+    path = folder / "rows.csv"
+    pd.DataFrame({"text": TEXTS, name: scores}).to_csv(path, index=False)
+    return path
+
+
+def numbers(source: Source) -> list[float]:
+    assert source.train.numbers is not None
+    return source.train.numbers.tolist()
+
+
+@pytest.mark.parametrize("name", ["score", "rating", "label"])
+def test_a_column_of_numbers_is_read_from_files_frames_and_sets(tmp_path: Path, name: str) -> None:
+    table = {"text": TEXTS, name: SCORES}
+    for data in (written(tmp_path, SCORES, name), pd.DataFrame(table), datasets.Dataset.from_dict(table)):
+        source = load(data, numbers=True)
+        assert numbers(source) == SCORES
+        assert source.classes == (name,)
+        assert source.train.labels.tolist() == [0] * 12
+
+
+def test_rows_without_a_number_are_left_out_and_counted(tmp_path: Path) -> None:
+    source = load(written(tmp_path, [None, *SCORES[1:-1], float("nan")]), numbers=True)
+    assert numbers(source) == SCORES[1:-1]
+    assert any("2 of 12" in note or "2 train" in note for note in source.notes), source.notes
+    assert source.train.ids.tolist() == list(range(1, 11))
+
+
+def test_whole_numbers_are_classes_unless_numbers_are_asked_for(tmp_path: Path) -> None:
+    path = written(tmp_path, [i % 3 for i in range(12)], "label")
+    assert load(path).train.numbers is None
+    assert load(path, numbers=None).train.numbers is None
+    assert numbers(load(path, numbers=True)) == [i % 3 for i in range(12)]
+    assert numbers(from_classes(load(path))) == [i % 3 for i in range(12)]
+
+
+def test_fractions_are_refused_as_classes_and_known_as_numbers_where_either_will_do() -> None:
+    frame = pd.DataFrame({"text": TEXTS, "label": SCORES})
+    with pytest.raises(UserError, match="--task regression"):
+        load(frame)
+    assert numbers(load(frame, numbers=None)) == SCORES
+
+
+@pytest.mark.parametrize("scores", [["high"] * 12, [*SCORES[:-1], "abc"]])
+def test_what_is_no_number_is_refused_by_its_value(tmp_path: Path, scores: list[Any]) -> None:
+    with pytest.raises(UserError, match=re.escape(f"{scores[-1]!r}, which is no number")):
+        load(written(tmp_path, scores), numbers=True)
+
+
+def test_a_limit_and_a_fingerprint_know_numbers(tmp_path: Path) -> None:
+    whole, few = (load(written(tmp_path, SCORES), numbers=True, limit=limit) for limit in (None, 5))
+    assert len(few.train) == 5
+    assert few.train.numbers is not None
+    assert few.train.numbers.tolist() == [SCORES[i] for i in few.train.ids.tolist()]
+    assert load(written(tmp_path, SCORES[::-1]), numbers=True).fingerprint != whole.fingerprint
+
+
+def test_stsb_is_a_set_of_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    (entry,) = (e for e in hub_sets.catalogue() if e.name == "stsb")
+    table = {"sentence1": TEXTS, "sentence2": TEXTS, "label": np.array(SCORES, np.float32)}
+    hidden = table | {"label": np.full(12, -1, np.float32)}
+    found = {"train": table, "validation": table, "test": hidden}
+    made = datasets.DatasetDict({split: datasets.Dataset.from_dict(rows) for split, rows in found.items()})
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: made)
+    source = from_hub(entry)
+    assert numbers(source) == SCORES
+    assert source.test is not None
+    assert source.train.pairs is not None
+    assert hub_sets.metrics_of("stsb") == ("pearson", "spearman")
