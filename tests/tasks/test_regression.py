@@ -169,6 +169,7 @@ def test_a_run_learns_numbers_and_its_model_gives_them_back(tmp_path: Path) -> N
     given = [float(text) for text in model.predict(data.test.texts)]  # type: ignore[arg-type]
     assert np.mean((np.array(given) - data.test.numbers) ** 2) == pytest.approx(run.metrics["mse"], abs=1e-3)
     again = {e["metric"]: e["value"] for e in evaluate_run(run.folder, data, device="cpu", precision="float32")}
+    assert "print(logits[:, 0])" in (run.folder / "adapter" / "README.md").read_text()
     near = {"pearson": 1e-6, "mse": 1e-6, "spearman": 1e-2}  # rounding parts ranks that were one
     wanted = {n: pytest.approx(run.metrics[n], abs=off) for n, off in near.items()}
     assert again == wanted | {"loss": wanted["mse"]}
