@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import architecture_picture
 from paths import ROOT
 
 SOURCE = ROOT / "src"
@@ -64,15 +65,32 @@ def test_no_module_needs_itself_to_be_imported() -> None:
     assert circle({n: imports(p, everything=False) - {n} for n, p in MODULES.items()}) == []
 
 
-def test_no_package_needs_one_that_needs_it() -> None:
-    """Wherever it imports it, for types too."""
+def needs_of_packages() -> dict[str, set[str]]:
+    """What each package or single module at the top needs, wherever it imports it, for types too."""
     graph: dict[str, set[str]] = {}
     for name, path in MODULES.items():
         own = name.split(".")[1:2]
         if own and own != ["__main__"]:
             others = {o.split(".")[1] for o in imports(path, everything=True) if "." in o}
             graph.setdefault(own[0], set()).update(others - {own[0]})
-    assert circle(graph) == []
+    return graph
+
+
+def test_no_package_needs_one_that_needs_it() -> None:
+    assert circle(needs_of_packages()) == []
+
+
+def test_the_picture_shows_each_package_above_all_that_it_needs() -> None:
+    graph = needs_of_packages()
+    rows = [row.split() for row, _, _ in architecture_picture.ROWS]
+    height = {name: -i for i, row in enumerate(rows) for name in row}
+    assert len(height) == sum(map(len, rows))
+    assert height.keys() | set(architecture_picture.ANYWHERE) == graph.keys()
+    for name, needs in graph.items():
+        for other in needs - set(architecture_picture.ANYWHERE):
+            assert name in height, f"{name} is drawn nowhere and imports {other}"
+            assert height[other] <= height[name], f"{name} imports {other}, which is drawn above it"
+    assert architecture_picture.PICTURE.read_text(encoding="utf-8") == architecture_picture.drawn()
 
 
 def named_alike(names: Iterable[str]) -> dict[str, list[str]]:
