@@ -32,7 +32,7 @@ CLIENTS, CLASSES = 2, 12
 
 
 def cell(text: str) -> str:
-    return text.replace("|", r"\|").replace("\n", " ")
+    return text.replace("|", r"\|").replace("\n", " ").replace("``", "`")  # docstrings mark code as reStructuredText does
 
 
 def rows(*lines: tuple[str, ...]) -> list[str]:
@@ -150,8 +150,8 @@ def parts(slug: str) -> list[str]:
         "",
         *tensors(slug, found.model),
         "",
-        "[What a scope means](../adding-a-method.md#the-hooks). What comes down does so once it has changed, since start",
-        "values are drawn from a common seed; what did not move in a round does not go up.",
+        "[What a scope means](../adding-a-method.md#the-hooks). A tensor is sent down only after it has changed, because start",
+        "values come from a common seed; a tensor that did not move in a round is not sent up.",
         "",
         "Bytes of one client's tensors, without headers or compression, in a rehearsal of",
         f"{found.cohort} clients with one row, hence one class, each:",
