@@ -14,6 +14,7 @@ from weft.adaptation.optim import Optim
 from weft.adaptation.part import Part
 from weft.adaptation.residual import Residual
 from weft.adaptation.tokens import ClassContext, ImageTokens, Place
+from weft.adaptation.tune import Tune
 from weft.adaptation.values import Values
 from weft.backbones.backbone import Backbone, Site
 from weft.errors import UserError, WeftError, nearest
@@ -26,6 +27,7 @@ from weft.federation.pack import Pack
 from weft.federation.round import Round
 from weft.federation.scope import GIVEN, PERSONAL, SENT, SHARED, TEMPORARY, Scope
 from weft.federation.server import ServerState
+from weft.federation.tuned import Tuned
 from weft.tasks.losses import distillation, mean_of
 from weft.tasks.task import Task
 from weft.tensors.forms import Value
@@ -72,6 +74,8 @@ __all__ = [
     "Share",
     "Site",
     "Task",
+    "Tune",
+    "Tuned",
     "Update",
     "UserError",
     "Value",

@@ -15,8 +15,8 @@ from weft.errors import UserError, nearest
 if TYPE_CHECKING:
     from weft.federation.method import Method
 
-SHORT = "optim"
-"""The nested setting whose parts may be named without it: ``lr`` stands for ``optim.lr``."""
+SHORT = ("optim", "tune")
+"""Nested settings whose parts may be named without them: ``lr`` stands for ``optim.lr``, ``rank`` for ``tune.rank``."""
 
 M = TypeVar("M", bound="Method")
 
@@ -102,8 +102,8 @@ def canonical(cls: type[Method], given: Mapping[str, Any]) -> dict[str, Any]:
             pairs = {f"{name}.{f}": getattr(value, f) for f in nested[name]}
         elif name in nested and isinstance(value, Mapping):
             pairs = {f"{name}.{inner}": v for inner, v in value.items()}
-        elif name not in defaults and name in nested.get(SHORT, ()):
-            pairs = {f"{SHORT}.{name}": value}
+        elif name not in defaults and (outer := next((s for s in SHORT if name in nested.get(s, ())), None)):
+            pairs = {f"{outer}.{name}": value}
         else:
             pairs = {name: value}
         for full, v in pairs.items():
@@ -164,7 +164,7 @@ def _changed(method: M, fields: Mapping[str, Any]) -> M:
 
 
 def _unknown(name: str, spec: Iterable[str]) -> str:
-    choices = {n: n for n in spec} | {n.removeprefix(f"{SHORT}."): n for n in spec}
+    choices = {n: n for n in spec} | {n.split(".", 1)[1]: n for n in spec if n.split(".")[0] in SHORT and "." in n}
     hint = nearest(name, choices).strip()
     return f'there is no setting "{name}"' + (f" ({hint[0].lower()}{hint[1:]})" if hint else f"; it has {', '.join(spec)}")
 

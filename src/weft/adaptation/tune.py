@@ -1,0 +1,70 @@
+"""What is tuned, as a setting: for methods that work on any parts, whatever they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from weft.adaptation.bias import Bias, BiasScope
+from weft.adaptation.bottleneck import Bottleneck
+from weft.adaptation.lora import LoRA
+from weft.adaptation.part import Part
+from weft.adaptation.tokens import ClassContext, ImageTokens
+from weft.typed import Count, check
+
+if TYPE_CHECKING:
+    from weft.backbones.backbone import Backbone
+
+
+Kind = Literal["lora", "bottleneck", "bias", "tokens", "context", "head"]
+
+
+@dataclass(frozen=True)
+class Tune:
+    """One kind of part, and its settings; those of other kinds are without effect.
+
+    Attributes:
+        kind: ``lora``, ``bottleneck`` (an adapter in each block), ``bias`` (BitFit), ``tokens`` (among the patches
+            of pictures), ``context`` (before the class names of a CLIP), or ``head`` for nothing but the task's head.
+        rank, alpha: of LoRA; the update is (α/r)·B A.
+        at: linear layers that get LoRA, see ``Backbone.sites``.
+        reduction: the hidden size over the bottleneck's.
+        biases: which biases: ``all`` of the encoder, ``blocks``, ``linear`` or ``norm``.
+        tokens: how many, among patches or in the context.
+        deep: new tokens among the patches at every block.
+        head: train the task's head too, where the backbone has one.
+    """
+
+    kind: Kind = "lora"
+    rank: Count = 8
+    alpha: float = 16.0
+    at: str = "q,v"
+    reduction: Count = 16
+    biases: BiasScope = "all"
+    tokens: Count = 10
+    deep: bool = False
+    head: bool = True
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    def parts(self, backbone: Backbone, head: Part) -> dict[str, Part]:
+        """The parts by name: that of the kind, called like it, and the head.
+
+        Args:
+            head: the task's.
+        """
+        made = PARTS.get(self.kind)
+        found: dict[str, Part] = {} if made is None else {self.kind: made(self)}
+        return found | ({"head": head} if self.kind == "head" or (self.head and backbone.heads) else {})
+
+
+PARTS: dict[str, Callable[[Tune], Part]] = {
+    "lora": lambda t: LoRA(t.rank, t.alpha, t.at),
+    "bottleneck": lambda t: Bottleneck(t.reduction),
+    "bias": lambda t: Bias(t.biases),
+    "tokens": lambda t: ImageTokens(t.tokens, t.deep),
+    "context": lambda t: ClassContext(t.tokens),
+}
+"""The part that each kind stands for."""
