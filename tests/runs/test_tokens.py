@@ -200,12 +200,11 @@ def test_the_runs_that_laws_read_have_tags_and_spaces(of_tags: Plays) -> None:
 
 
 @pytest.mark.parametrize("spaces", [False, True])
-@pytest.mark.parametrize("pack", [6, 2])
-def test_packed_and_one_at_a_time_leave_the_same(pack: int, spaces: bool) -> None:
+def test_packed_and_one_at_a_time_leave_the_same(spaces: bool) -> None:
     method = FedIT(rank=2, batch=3, sites="all", optim=Optim("adamw", lr=1e-2, eps=1e-6))
-    packed, alone = (tiny.federation(method, "bert", task="tokens", spaces=spaces, pack=k).run() for k in (pack, 1))
+    packed, alone = (tiny.federation(method, "bert", task="tokens", spaces=spaces, pack=k).run() for k in (6, 1))
     assert_same(state(packed), state(alone), 1e-10)
-    again = tiny.federation(method, "bert", task="tokens", spaces=spaces, pack=pack).run()
+    again = tiny.federation(method, "bert", task="tokens", spaces=spaces, pack=6).run()
     assert_same(state(packed), state(again), 0.0)
     for a, b in zip(*(run.simulation.evaluate(1) for run in (packed, alone)), strict=True):
         assert (a.view, a.people, a.metric, a.n) == (b.view, b.people, b.metric, b.n)
@@ -239,7 +238,7 @@ def test_scores_of_a_pack_are_of_the_guesses_that_a_rows_space_allows() -> None:
 
 def test_real_sites_tag_words_too(machines: Machines) -> None:  # noqa: F811
     for number, name in enumerate(("north", "south")):
-        rows = written(machines.root / f"{name}.jsonl", sentences(150, number))
+        rows = written(machines.root / f"{name}.jsonl", sentences(100, number))
         machines.join(name, data=str(rows))
     told = Told()
     parameters = {f"method.{name}": v for name, v in FAST.items()}
@@ -303,10 +302,11 @@ def test_the_export_is_an_adapter_of_peft_for_tokens(run: weft.Run, model: Predi
 
 def test_the_readme_of_the_export_gives_our_tags(run: weft.Run, model: Predictor) -> None:
     assert run.adapter is not None
-    logits, said = by_readme(run.adapter, TEXTS)
-    assert said == tagged(model, TEXTS)
+    texts = [*TEXTS, ["w17.w3", "w1.w16"]]  # words of three tokens, of which the first one counts
+    logits, said = by_readme(run.adapter, texts)
+    assert said == tagged(model, texts)
     assert {tag for row in said for _, tag in row} == set(NAMES)
-    assert logits.shape == (3, 10, 3)
+    assert logits.shape == (4, 10, 3)
 
 
 def test_the_readme_says_that_byte_level_words_need_their_space(tmp_path: Path, data: Path) -> None:
