@@ -19,8 +19,8 @@ import tagged_sets
 import tiny
 import toy_runs
 import weft
+from machines import Machines, coordinate
 from tagged_sets import NAMES, byte_level, sentences, written
-from test_serve import Machines, coordinate, machines  # noqa: F401 - a fixture
 from toy_runs import Dies, Killed, Told
 from weft.adaptation.optim import Optim
 from weft.data.rows import Rows
@@ -109,7 +109,7 @@ def test_eval_on_other_tags_or_on_plain_texts_is_one_sentence(
 ) -> None:
     rows: list[dict[str, Any]] = [{"tokens": ["w1", "w2"], "ner_tags": labels}] * 3
     if not sentence:
-        rows, sentence = [{"text": f"w{i} w1", "label": labels[i % 2]} for i in range(6)], "none of the model's classes"
+        rows, sentence = [{"text": f"w{i} w1", "label": labels[i % 2]} for i in range(6)], "--task tokens needs words with tags"
     with pytest.raises(UserError, match=sentence):
         evaluate_run(run.folder, str(written(tmp_path / "other.jsonl", rows)))
 
@@ -238,7 +238,7 @@ def test_scores_of_a_pack_are_of_the_guesses_that_a_rows_space_allows() -> None:
     assert found["loss"] == pytest.approx(-logp[np.arange(len(truth)), truth].mean(), rel=1e-5)
 
 
-def test_real_sites_tag_words_too(machines: Machines) -> None:  # noqa: F811
+def test_real_sites_tag_words_too(machines: Machines) -> None:
     for number, name in enumerate(("north", "south")):
         rows = written(machines.root / f"{name}.jsonl", sentences(100, number))
         machines.join(name, data=str(rows))
