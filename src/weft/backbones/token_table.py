@@ -142,8 +142,20 @@ def by_word(tokenizer: Any, words: Sequence[Sequence[str]], limit: int, name: st
             f'the tokenizer of "{name}" does not tell which token belongs to which word, as one with a tokenizer.json does: '
             "choose another --model to tag words with."
         )
-    given = [list(row) for row in words]
+    before = " " if glues(tokenizer) else ""
+    given = [[before + word for word in row] for row in words]
     return tokenizer(given, is_split_into_words=True, truncation=True, max_length=limit, return_token_type_ids=False)
+
+
+def glues(tokenizer: Any) -> bool:
+    """Whether words that are given one by one lose the space before them, as those of GPT-2 do if it isn't written."""
+
+    def ids(text: Any, **more: Any) -> list[int]:
+        found: list[int] = tokenizer(text, add_special_tokens=False, **more)["input_ids"]
+        return found
+
+    apart, spaced = (ids(words, is_split_into_words=True) for words in (["a", "photo"], [" a", " photo"]))
+    return apart != ids("a photo") and spaced == ids(" a photo")
 
 
 def first_tokens(words: Sequence[int | None]) -> np.ndarray:
@@ -166,11 +178,9 @@ def _placed(rows: Rows, starts: list[np.ndarray], lengths: list[int], limit: int
     cut = unseen = 0
     for row, tags, first in zip(found, rows.tags, starts, strict=True):
         row[first[:, 1]] = tags[first[:, 0]]
-        missing = len(tags) - len(first)
-        if missing and len(row) == limit:
-            cut += missing
-        else:
-            unseen += missing
+        seen = int(first[:, 0].max(initial=-1)) + 1 if len(row) == limit else len(tags)  # words up to the last that may be cut
+        cut += len(tags) - seen
+        unseen += seen - len(first)
     flat = np.concatenate(found) if found else np.zeros(0, np.int32)
     return flat, tuple(checks.places(sum(map(len, rows.tags)), cut, unseen, limit))
 

@@ -5,9 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from weft.errors import UserError
 
 FEW = 10  # entities of a type: fewer can hardly be learnt
+
+
+def lists(where: str, split: str, row: int, sentence: Any, tags: Any) -> None:
+    """Raises:
+    UserError: a row has something else than a list of words and one of tags.
+    """
+    for value, of in ((sentence, "words"), (tags, "tags")):
+        if not isinstance(value, list | tuple | np.ndarray):
+            raise UserError(
+                f"row {row} of the {split} rows of {where} holds {value!r:.40} instead of a list of {of}: give each row a list."
+            )
 
 
 def as_many(where: str, split: str, row: int, words: int, tags: int) -> None:

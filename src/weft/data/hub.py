@@ -176,15 +176,19 @@ def _table(data: Any, named: dict[str, list[str]]) -> Table:
     table: Table = dict(data.select_columns([*plain, *lists]).with_format(None)[:])
     for name, inner in lists.items():
         if isinstance(inner, datasets.ClassLabel):
-            table[name] = [None if row is None else [inner.names[value] for value in row] for row in table[name]]
+            table[name] = [None if row is None else [_name(inner.names, value) for value in row] for row in table[name]]
     for name in plain:
         if isinstance(features[name], datasets.ClassLabel):
             names = features[name].names
-            table[name] = [None if value is None or value < 0 else names[value] for value in table[name]]
+            table[name] = [_name(names, value) for value in table[name]]
             named[name] = list(dict.fromkeys([*named.get(name, []), *names]))
     for name in pictures:
         table[name] = _lazily(data.cast_column(name, datasets.Image(decode=False)), name)
     return table
+
+
+def _name(names: Sequence[str], value: int | None) -> str | None:
+    return None if value is None or value < 0 else names[value]
 
 
 def _of_list(feature: Any) -> Any:

@@ -245,7 +245,8 @@ def _consistent(parts: Sequence[Rows], where: str) -> None:
 
 
 def fingerprint(classes: Iterable[str], splits: Mapping[str, Rows | None]) -> str:
-    """The sha256 (hexadecimal) of class names and of every row's split, text (or picture), pair, label and key.
+    """The sha256 (hexadecimal) of class names and of every row's split, text (or picture), pair, label and key,
+    and of the words, tags and allowed classes that it may have.
 
     Splits are taken in the order of their names and rows in their own order, so the value depends on content
     alone.
@@ -274,4 +275,6 @@ def fingerprint(classes: Iterable[str], splits: Mapping[str, Rows | None]) -> st
                 add(repr(rows.tags[i].tolist()))
             if rows.numbers is not None:
                 add(repr(float(rows.numbers[i])))
+            if rows.allowed is not None:
+                add(repr(np.flatnonzero(rows.allowed[i]).tolist()))
     return digest.hexdigest()

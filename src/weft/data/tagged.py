@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -83,7 +84,10 @@ def build(
             raise UserError(f'the {split} rows of {name} have no column "{absent[0]}", which its train rows have.')
         kept, own, theirs = [], [], []
         for i, (sentence, labels) in enumerate(zip(table[words], table[tags], strict=True)):
-            if sentence is None or labels is None or not len(sentence):
+            if sentence is None or labels is None:
+                continue
+            checks.lists(name, split, i, sentence, labels)
+            if not len(sentence):
                 continue
             kept.append(i)
             own.append(_words(sentence, name, split, i))
@@ -97,7 +101,7 @@ def build(
     classes = (OUTSIDE, *sorted(found, key=lambda tag: (tag[2:], tag[0])))
     if len(classes) == 1:
         raise UserError(f'column "{tags}" of {name} holds no entity, O alone: name another with --label.')
-    said += checks.spread(name, Counter(tag[2:] for _, _, rows in read.values() for row in rows for tag in row if tag[0] == "B"))
+    said += checks.spread(name, Counter(kind for _, _, rows in read.values() for row in rows for kind in _begun(row)))
     number = {tag: i for i, tag in enumerate(classes)}
     parts: dict[str, Rows] = {}
     first = 0
@@ -174,6 +178,13 @@ def _tag(value: Any, where: str, column: str) -> str:
             f'column "{column}" of {where} holds the tag "{tag}": tags are O, B-X and I-X for an entity X (or those of BIOES).'
         )
     return f"{BIO[prefix]}-{kind}"
+
+
+def _begun(tags: Sequence[str]) -> Iterator[str]:
+    """The type of each entity, where it begins: in files of the scheme IOB1 most begin with I-X."""
+    for before, tag in pairwise((OUTSIDE, *tags)):
+        if tag[0] == "B" or (tag[0] == "I" and before[2:] != tag[2:]):
+            yield tag[2:]
 
 
 def _key(where: str, table: Table, asked: str | None, said: list[str]) -> str | None:

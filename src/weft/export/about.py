@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from weft.backbones.options import Options
 from weft.backbones.short_names import KNOWN
+from weft.backbones.token_table import glues
 from weft.errors import UserError
 from weft.storage import files
-from weft.tasks.kinds import CLASSES, make
+from weft.tasks.kinds import CLASSES, TOKENS, make
 
 if TYPE_CHECKING:
     from weft.backbones.backbone import Backbone
@@ -33,6 +34,7 @@ class Base:
         options: it was loaded with. reads: ``texts`` or ``images``.
         own_padding: the padding id that its own configuration names. own_head: it has a head for another number of classes.
         segments: it tells the two texts of a pair apart by ids of their own. code: it brings Python code along.
+        glues: words that are given to its tokenizer one by one need the space before them.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Base:
     own_head: bool = False
     segments: bool = False
     code: bool = False
+    glues: bool = False
 
     @classmethod
     def of(cls, backbone: Backbone) -> Base:
@@ -65,6 +68,7 @@ class Base:
             backbone.own_head,
             backbone.segments,
             brings_code(backbone),
+            backbone.options.task == TOKENS and glues(backbone.tokenizer),
         )
 
     @property

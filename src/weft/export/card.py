@@ -103,6 +103,7 @@ def _read(about: About) -> str:
     given = "TEXTS, SECOND" if about.pairs else "TEXTS"
     kinds = "" if about.pairs and base.segments else ", return_token_type_ids=False"
     if about.task == TOKENS:  # TEXTS are lists of words
+        given = '[[" " + word for word in words] for words in TEXTS]' if base.glues else given
         kinds += ", is_split_into_words=True"
     return (
         f'reader.padding_side, reader.pad_token_id = "right", {base.pad_token_id}\n'

@@ -70,16 +70,21 @@ class Predictor:
         return self.about.task == NUMBERS
 
     def logits(self, items: Sequence[Text | Picture]) -> Tensor:
-        """[n, C], float32 on the CPU; where the model tags words, see :meth:`entities`.
+        """[n, C], float32 on the CPU.
 
         Args:
             items: texts, or pairs of texts for a task on pairs; or pictures: files, PIL images, uint8 pixels [h, w] or [h, w, 3],
                 or encoded bytes.
+
+        Raises:
+            UserError: the model tags words.
         """
+        if self.tags_words:
+            raise UserError("this model tags words and gives no row a class: use entities.")
         return self.logits_of(table_of(items) if self.backbone.reads == "texts" else pictures_of(items))
 
     def logits_of(self, rows: Rows) -> Tensor:
-        """[n, C] on a table; its labels are not looked at.
+        """[n, C] on a table, or of every word in it; its labels are not looked at.
 
         Raises:
             UserError: single texts for a model of pairs, or the other way round.

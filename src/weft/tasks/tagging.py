@@ -47,7 +47,8 @@ class Tagging:
     metrics: tuple[str, ...] = ("entity_f1", "precision", "recall", "token_accuracy")
 
     def __post_init__(self) -> None:
-        if OUTSIDE not in self.classes or not self.types:
+        strange = [tag for tag in self.classes if tag != OUTSIDE and not (tag.startswith(("B-", "I-")) and type_of(tag))]
+        if OUTSIDE not in self.classes or not self.types or strange:
             raise UserError("the classes of tokens are tags: O, and B-X and I-X for each type X of entities.")
         for metric in self.metrics:
             name, _, of = metric.partition(":")
@@ -93,7 +94,7 @@ class Tagging:
                 "entities": counts,
                 "words": mask.sum(1).numpy(),
                 "right": ((guesses == labels) & mask).sum(1).numpy(),
-                "loss": (each * mask).sum(1).numpy(),
+                "loss": each.masked_fill(~mask, 0.0).sum(1).numpy(),
                 "finite": (logits.isfinite().all(-1) | ~mask).all(1).numpy(),
             }
         )

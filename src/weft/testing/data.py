@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from weft.data.images import Images
 from weft.data.rows import Rows
+from weft.data.tagged import rows_of, within
 from weft.engines.setup import Tests
 from weft.federation.client import ClientState, Splits
+from weft.tasks.kinds import TOKENS
 from weft.testing.models import WORDS
 
 SIZES = (9, 5, 1, 7, 0, 6)
 """Training rows of each client: one has a single row, one (the fourth) a single class, one none."""
+
+TAGS = ("O", "B-X", "I-X", "B-Y", "I-Y")
+"""Of sentences whose words are tagged, see :func:`tagged`."""
 
 
 def texts(n: int, labels: Sequence[int], classes: int, seed: int = 0, longest: int = 12) -> list[str]:
@@ -53,14 +59,40 @@ def rows(
     return Rows(texts=texts(n, y.tolist(), classes, seed), pairs=second, labels=y, ids=np.arange(n))
 
 
+def tagged(plain: Rows, spaces: bool = False) -> Rows:
+    """The words of texts with tags that can be learnt: a third of the vocabulary is outside, a third X, a third Y.
+
+    Args:
+        spaces: whoever labelled every other row has not looked for Y.
+    """
+    words = [tuple(text.split()) for text in plain.texts or ()]
+    tags = []
+    for row in words:
+        kinds = [3 * int(word[1:]) // WORDS for word in row]
+        goes_on = [i > 0 and kinds[i - 1] == kind for i, kind in enumerate(kinds)]
+        tags.append(np.array([0 if not kind else 2 * kind - 1 + on for kind, on in zip(kinds, goes_on, strict=True)]))
+    keys = [str(i % 2) for i in range(len(words))]
+    rows = rows_of(words, tags, plain.ids, keys)
+    if not spaces:
+        return replace(rows, keys=None)
+    space = {"0": np.ones(len(TAGS), dtype=bool), "1": np.array([not tag.endswith("Y") for tag in TAGS])}
+    return replace(within(rows, space), keys=None)
+
+
 def states(
     sizes: Sequence[int] = SIZES,
     classes: int = 3,
     facts: Sequence[Mapping[str, Any]] | None = None,
     seed: int = 0,
     reads: str = "texts",
+    task: str = "auto",
+    spaces: bool = False,
 ) -> tuple[Rows, list[ClientState], Tests]:
-    """Rows of a whole federation, its clients and its tests; every client with rows has 2 for validation and 3 for test."""
+    """Rows of a whole federation, its clients and its tests; every client with rows has 2 for validation and 3 for test.
+
+    Args:
+        task: of rows with tags, ``tokens``. spaces: see :func:`tagged`.
+    """
     rng = np.random.default_rng((seed, 2))
     labels: list[int] = []
 
@@ -81,4 +113,7 @@ def states(
     test = more(12, rng.integers(classes, size=12))
     val = more(6, rng.integers(classes, size=6))
     stranger = more(4, rng.integers(classes, size=4))
-    return rows(len(labels), classes, seed, labels, reads=reads), clients, Tests(test, val, {"stranger": stranger})
+    table = rows(len(labels), classes, seed, labels, reads=reads)
+    if task == TOKENS:
+        table = tagged(table, spaces)
+    return table, clients, Tests(test, val, {"stranger": stranger})

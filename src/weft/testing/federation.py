@@ -31,8 +31,8 @@ from weft.federation.rounds import adapted, begin
 from weft.federation.server import ServerState
 from weft.federation.turn import Turn
 from weft.storage.store import ClientStore, Spool
-from weft.tasks.kinds import make
-from weft.testing.data import SIZES, states
+from weft.tasks.kinds import CLASSES, TOKENS, make
+from weft.testing.data import SIZES, TAGS, states
 from weft.testing.models import backbone, home, names, root
 
 
@@ -102,6 +102,8 @@ def federation(
     start: dict[str, Tensor] | None = None,
     where: Path | None = None,
     others: Sequence[Backbone] = (),
+    task: str = "auto",
+    spaces: bool = False,
     **settings: Any,
 ) -> Federation:
     """A whole tiny federation in memory: ``federation(FedIT(rank=2), pack=3).run()``.
@@ -109,15 +111,15 @@ def federation(
     Args:
         model: a type of ``SHAPES`` or a backbone; None = one that has what the method needs. facts: one mapping per client.
         others: more backbones, which clients get by turns.
-        prefix: with the frozen-prefix cache.
+        prefix: with the frozen-prefix cache. task: ``tokens``, if words are tagged; spaces: see :func:`weft.testing.data.tagged`.
         where: folder of the client store (a new temporary one). settings: of :class:`weft.engines.setup.Settings`.
     """
     model = model or home(method)
-    of = backbone(model, classes=classes, precision=precision) if isinstance(model, str) else model
-    all_rows, clients, tests = states(sizes, classes, facts, seed, of.reads)
-    benches = [
-        Bench(b, make(names(classes)), tabulate(b, all_rows, 32), seed, PrefixCache(b) if prefix else None) for b in (of, *others)
-    ]
+    labels = TAGS if task == TOKENS else names(classes)
+    of = backbone(model, classes=len(labels), precision=precision, task=task) if isinstance(model, str) else model
+    all_rows, clients, tests = states(sizes, classes, facts, seed, of.reads, task, spaces)
+    predicts = make(labels, TOKENS if task == TOKENS else CLASSES)
+    benches = [Bench(b, predicts, tabulate(b, all_rows, 32), seed, PrefixCache(b) if prefix else None) for b in (of, *others)]
     made = replace(benches[0], others={b.backbone.name: b for b in benches[1:]})
     for i, client in enumerate(clients):
         client.model = ["", *made.others][i % len(benches)]

@@ -31,7 +31,9 @@ from weft.engines.evaluation import Evaluation
 from weft.federation.method import Method
 from weft.federation.server import ServerState
 from weft.storage.store import ClientStore
+from weft.tasks.kinds import TOKENS
 from weft.testing.compare import logits, state
+from weft.testing.data import TAGS
 from weft.testing.federation import Federation, federation
 from weft.testing.models import backbone, home, hooks, root
 from weft.testing.sites import Loopback, kept, remote
@@ -62,11 +64,11 @@ def steady(method: Method) -> Method:
     return replace(made, **changes)
 
 
-def shallow(method: Method, precision: str = "float64") -> Backbone:
+def shallow(method: Method, precision: str = "float64", task: str = "auto") -> Backbone:
     """The backbone of a method's home, of two blocks."""
     kind = home(method)
     layers: dict[str, Any] = {} if kind == "clip" else {"num_hidden_layers": 2}
-    return backbone(kind, precision=precision, **layers)
+    return backbone(kind, classes=len(TAGS) if task == TOKENS else 3, precision=precision, task=task, **layers)
 
 
 @dataclass
@@ -117,15 +119,20 @@ class Away(PlayedRun):
 
 
 class Plays:
-    """The runs of one method on one backbone, each played when it is first asked for."""
+    """The runs of one method on one backbone, each played when it is first asked for.
 
-    def __init__(self, method: Method):
-        self.method, self.model = steady(method), shallow(method)
+    Args:
+        task: ``tokens``, if words are tagged. more: of :func:`weft.testing.federation.federation`, beside SETTINGS.
+    """
+
+    def __init__(self, method: Method, task: str = "auto", **more: Any):
+        self.method, self.model = steady(method), shallow(method, task=task)
+        self.settings = SETTINGS | {"task": task} | more
 
     @functools.cached_property
     def scratch(self) -> Federation:
         """A federation that nothing was played in, for what is tried out on its server."""
-        return federation(self.method, self.model, **SETTINGS)
+        return federation(self.method, self.model, **self.settings)
 
     def put(self, server: ServerState) -> None:
         """Let the scratch server hold what another does."""
@@ -133,7 +140,7 @@ class Plays:
 
     @functools.cached_property
     def packed(self) -> Packed:
-        run = federation(self.method, self.model, pack=PACK, **SETTINGS)
+        run = federation(self.method, self.model, pack=PACK, **self.settings)
         model = run.bench.backbone.model
         before, print_before = state(run), frozen_fingerprint(run.bench.backbone)
         frames = record(run)
@@ -155,31 +162,31 @@ class Plays:
     @functools.cached_property
     def workers(self) -> PlayedRun:
         """Workers train, the last pack first; nobody is tested in between; the global random streams stand elsewhere."""
-        run, _ = scattered(self.method, model=self.model, pack=PACK, **SETTINGS)
+        run, _ = scattered(self.method, model=self.model, pack=PACK, **self.settings)
         with shaken(2):
             return self._plain(run)
 
     @functools.cached_property
     def again(self) -> PlayedRun:
         """As the packed run, but not tested in between."""
-        return self._plain(federation(self.method, self.model, pack=PACK, **SETTINGS))
+        return self._plain(federation(self.method, self.model, pack=PACK, **self.settings))
 
     @functools.cached_property
     def alone(self) -> PlayedRun:
         """Clients are trained one by one."""
-        return self._plain(federation(self.method, self.model, pack=1, **SETTINGS))
+        return self._plain(federation(self.method, self.model, pack=1, **self.settings))
 
     @functools.cached_property
     def messages(self) -> PlayedRun:
         """Clients see nothing but the bytes that are addressed to them."""
-        run = federation(self.method, self.model, pack=1, **SETTINGS)
+        run = federation(self.method, self.model, pack=1, **self.settings)
         by_messages(run)
         return PlayedRun(run, [], state(run))
 
     @functools.cached_property
     def sites(self) -> Away:
         """Clients are sites."""
-        run, loop = remote(self.method, model=self.model, **SETTINGS)
+        run, loop = remote(self.method, model=self.model, **self.settings)
         frames = record(run)
         with unflushed():
             run.run()
@@ -191,7 +198,7 @@ class Plays:
     def resumed(self) -> PlayedRun:
         """The last round of the packed run, by a coordinator that has read what the one before has saved."""
         snapshot, manifest, folder, cohort = self.packed.midway
-        run = federation(self.method, self.model, pack=PACK, **SETTINGS)
+        run = federation(self.method, self.model, pack=PACK, **self.settings)
         run.simulation.setup.store = ClientStore(folder, manifest)
         run.simulation.last_cohort = cohort
         Snapshot(snapshot.tensors, json.loads(json.dumps(snapshot.plain))).onto(run.server)
