@@ -113,7 +113,38 @@ def saved_by_datasets(to: Path) -> Any:
     return to / "saved"
 
 
-FORMS = [in_lines, in_one_list, in_columns, in_parquet, frame, arrow, texts_of_datasets, names_of_datasets, saved_by_datasets]
+def names_in_parquet(to: Path) -> Any:
+    with_names().to_parquet(to / "rows.parquet")
+    return to / "rows.parquet"
+
+
+def in_conll(to: Path) -> Any:
+    """As CoNLL-2003 lays them out: columns between blanks, documents, and comments."""
+    rows = ["\n".join(f"{w} NN {t}" for w, t in zip(*row, strict=True)) for row in zip(WORDS, TAGS, strict=True)]
+    (to / "rows.conll").write_text("-DOCSTART- -X- O\n\n# first\n" + "\n\n".join(rows) + "\n")
+    return to / "rows.conll"
+
+
+def in_tabs(to: Path) -> Any:
+    rows = ["\r\n".join(f"{w}\t{t}" for w, t in zip(*row, strict=True)) for row in zip(WORDS, TAGS, strict=True)]
+    (to / "rows.bio").write_bytes(("\r\n\r\n".join(rows)).encode())
+    return to / "rows.bio"
+
+
+FORMS = [
+    in_conll,
+    in_tabs,
+    names_in_parquet,
+    in_lines,
+    in_one_list,
+    in_columns,
+    in_parquet,
+    frame,
+    arrow,
+    texts_of_datasets,
+    names_of_datasets,
+    saved_by_datasets,
+]
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda f: f.__name__)
@@ -121,7 +152,21 @@ def test_words_and_tags_are_recognised(form: Callable[[Path], Any], tmp_path: Pa
     source = load(form(tmp_path))
     checked(source)
     (guess,) = [note for note in source.notes if "guessed" in note]
-    assert 'guessed that "tokens" are the words (--text), "ner_tags" their tags (--label)' in guess
+    called = "tags" if form in (in_conll, in_tabs) else "ner_tags"
+    assert f'guessed that "tokens" are the words (--text), "{called}" their tags (--label)' in guess
+
+
+@pytest.mark.parametrize(("line", "number"), [("word", 2), ("\tO", 2)])
+def test_a_line_of_conll_without_a_word_or_a_tag_is_refused_with_its_number(line: str, number: int, tmp_path: Path) -> None:
+    (tmp_path / "rows.conll").write_text(f"a\tO\n{line}\n")
+    with pytest.raises(UserError, match=rf"rows\.conll:{number} holds"):
+        load(tmp_path / "rows.conll")
+
+
+@pytest.mark.parametrize("option", ["pair", "image"])
+def test_a_second_text_or_a_picture_of_tagged_words_is_refused(option: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"leave --{option} out"):
+        load(in_lines(tmp_path), **{option: "tokens"})
 
 
 @pytest.mark.parametrize(

@@ -23,10 +23,8 @@ def assemble(
     Raises:
         UserError: no columns can be told, or a split lacks those of the training rows.
     """
-    if pair := tagged.recognised(splits["train"], asked.get("text"), asked.get("label")):
-        if len(splits) == 1:
-            splits = by_split(splits["train"], name)
-        return tagged.build(name, splits, *pair, asked.get("key"), guessed=not {"text", "label"} <= asked.keys(), notes=notes)
+    if pair := tagged.recognised(splits["train"], asked):
+        return tagged.build(name, splits if len(splits) > 1 else by_split(splits["train"], name), *pair, asked, notes=notes)
     columns = choose(splits["train"], name, numbers=bool(numbers), **asked)
     if len(splits) == 1 and (columns.image is not None or _names_train(splits["train"], columns)):
         splits = by_split(splits["train"], name)

@@ -110,6 +110,12 @@ def _content(values: Sequence[Any]) -> str | None:
     return checks.NUMBERS if all(number(value) is not None for value in there) else None
 
 
+def _names_in_list(feature: Any) -> list[str]:
+    """The names of the classes that a column of lists holds, none if it holds something else."""
+    inner = feature.get("feature") if isinstance(feature, dict) else feature[0] if isinstance(feature, list) and feature else None
+    return list(inner.get("names") or []) if isinstance(inner, dict) else []
+
+
 def _parquet(path: Path, notes: list[str]) -> Table:
     import pyarrow
     import pyarrow.parquet
@@ -131,4 +137,6 @@ def _parquet(path: Path, notes: list[str]) -> Table:
         if name in table and isinstance(feature, dict) and (classes := feature.get("names")):
             called = [classes[v] if isinstance(v, int) and 0 <= v < len(classes) else None for v in table[name]]
             table.setdefault(f"{name}_name", called)
+        elif name in table and (classes := _names_in_list(feature)):
+            table[name] = [v if v is None else [classes[n] if 0 <= n < len(classes) else n for n in v] for v in table[name]]
     return table

@@ -75,9 +75,8 @@ def _source(
             if entry.configs and entry.client_key and config is not None:
                 table[entry.client_key] = [config] * len(data)
             _append(splits.setdefault(split, {}), table)
-    if pair := tagged.recognised(splits["train"], asked.get("text"), asked.get("label")):
-        guessed = not {"text", "label"} <= asked.keys()
-        return tagged.build(entry.name, splits, *pair, asked.get("key") or entry.client_key, guessed=guessed, notes=said)
+    if pair := tagged.recognised(splits["train"], asked):
+        return tagged.build(entry.name, splits, *pair, asked, notes=said)
     image, text, label, key = (asked.get(c) for c in ("image", "text", "label", "key"))
     catalogued = not {"image", "text", "pair"} & asked.keys()
     columns = choose(

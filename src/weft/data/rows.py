@@ -74,6 +74,10 @@ class Rows:
             raise UserError("words and their tags go together: give both, or none.")
         if self.words is not None and self.tags is not None:
             put("tags", checks.tags(self.tags, [len(words) for words in self.words]))
+        if self.allowed is not None and self.allowed.ndim != 2:
+            raise UserError(
+                f"allowed must say of each row which classes it may have, [n, C], but has shape {self.allowed.shape}."
+            )
         if self.numbers is not None:
             put("numbers", checks.numbers(self.numbers))
         columns = {name: getattr(self, name) for name in ("pairs", "labels", "ids", "keys", "words", "allowed", "numbers")}

@@ -29,12 +29,13 @@ OUTSIDE = "O"
 BIO = {"B": "B", "I": "I", "S": "B", "U": "B", "E": "I", "L": "I", "M": "I"}  # prefixes of the schemes, and what they are in BIO
 
 
-def recognised(table: Table, words: str | None = None, tags: str | None = None) -> tuple[str, str] | None:
+def recognised(table: Table, asked: Mapping[str, str]) -> tuple[str, str] | None:
     """The columns of words and of tags, if those named are lists, or guessed; None where a table has no such pair.
 
     Args:
-        words, tags: columns that were asked for (``--text``, ``--label``).
+        asked: columns that were named, by option; those of words and tags are ``text`` and ``label``.
     """
+    words, tags = asked.get("text"), asked.get("label")
     lists = {name: column for name, column in table.items() if _lists(column)}
     lower = {name.lower(): name for name in reversed(lists)}
     of_words = [words] if words is not None else [lower[n] for n in WORDS if n in lower]
@@ -56,9 +57,8 @@ def build(
     splits: Mapping[str, Table],
     words: str,
     tags: str,
-    key: str | None = None,
+    asked: Mapping[str, str],
     *,
-    guessed: bool = False,
     notes: Iterable[str] = (),
 ) -> Source:
     """The source of tagged sentences, but for its fingerprint; ids number the rows of train, test and validation.
@@ -67,15 +67,17 @@ def build(
     have are O and the tags that occur in the training rows of its key: who labelled diseases has not looked for species.
 
     Args:
-        splits: keys out of SPLITS, with "train". words, tags: columns of lists. key: of the natural client; None = a guess.
-        guessed: whether people should read which columns are in use.
+        splits: keys out of SPLITS, with "train". words, tags: columns of lists, see :func:`recognised`.
+        asked: columns that were named, by option.
 
     Raises:
         UserError: a sentence with more tags than words, a tag of no known scheme, no training rows, …
     """
     said = list(notes)
-    key = _key(name, splits["train"], key, said)
-    if guessed:
+    if other := [option for option in ("pair", "image") if option in asked]:
+        raise UserError(f"the words of {name} are tagged, and such rows have no {other[0]}: leave --{other[0]} out.")
+    key = _key(name, splits["train"], asked.get("key"), said)
+    if not {"text", "label"} <= asked.keys():
         said.append(f'{name}: guessed that "{words}" are the words (--text), "{tags}" their tags (--label).')
     read: dict[str, tuple[list[int], list[tuple[str, ...]], list[list[str]]]] = {}
     for split in (s for s in SPLITS if s in splits):

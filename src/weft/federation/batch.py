@@ -59,5 +59,5 @@ def make_batch(task: Task, table: Table, index: np.ndarray, present: list[int] |
     allowed = None
     if table.allowed is not None:
         rows = torch.from_numpy(table.allowed[index] | (index < 0)[..., None]).to(device)
-        allowed = rows.repeat_interleave(labels.shape[1] // index.shape[1], 1)
+        allowed = rows.repeat_interleave(labels.shape[1] // max(index.shape[1], 1), 1)
     return Batch(clients, index, labels.to(device), mask.to(device), allowed)

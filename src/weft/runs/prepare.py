@@ -117,7 +117,7 @@ def prepare(experiment: Experiment, given: Any, observer: Observer, needs: tuple
         "clients": len(clients),
         "rows": {"train": sum(c.n for c in clients), "val": len(val), "test": len(test), "new clients": sum(map(len, new))},
         "new_clients": len(dealt.unseen),
-        "most_frequent": _most_frequent(rows.labels, {"global test": [test], "own test": own[2::3]}),
+        "most_frequent": _most_frequent(rows, {"global test": [test], "own test": own[2::3]}),
         "guessing_loss": None if rows.numbers is None else float(rows.numbers.var()) or None,
         "notes": list(dealt.notes),
     }
@@ -129,11 +129,17 @@ def prepare(experiment: Experiment, given: Any, observer: Observer, needs: tuple
     )
 
 
-def _most_frequent(labels: np.ndarray, people: dict[str, list[np.ndarray]]) -> dict[str, float]:
-    """What accuracy the most frequent class of each one's test rows would have by itself: what a model has to beat."""
+def _most_frequent(rows: Rows, people: dict[str, list[np.ndarray]]) -> dict[str, float]:
+    """What accuracy the most frequent class of each one's test rows would have by itself: what a model has to beat.
+
+    Args:
+        people: name -> the splits of each, positions of rows.
+    """
+    if rows.tags is not None or rows.numbers is not None:
+        return {}
     found = {}
     for name, splits in people.items():
-        right = sum(int(np.bincount(labels[rows]).max()) for rows in splits if len(rows))
+        right = sum(int(np.bincount(rows.labels[split]).max()) for split in splits if len(split))
         if total := sum(map(len, splits)):
             found[name] = right / total
     return found
