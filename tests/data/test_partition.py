@@ -316,7 +316,7 @@ def test_ids_of_clients_sort_in_the_order_of_dealing() -> None:
     [
         ({"clients": 1000, "scheme": "dirichlet", "alpha": 0.1}, "raise --alpha, ask for fewer --clients"),
         ({"clients": 31, "scheme": "natural"}, "has 30 different values of site"),
-        ({"clients": 2001, "scheme": "iid"}, "has 2000 rows to deal, too few for 2001 clients"),
+        ({"clients": 2001, "scheme": "iid"}, "has 2,000 rows to deal, too few for 2001 clients"),
         ({"clients": 300, "scheme": "iid", "min_rows": 7}, "at least 7 each"),
         ({"clients": 0}, "give at least one client"),
         ({"new_clients": -1}, "no negative numbers"),

@@ -63,6 +63,24 @@ def test_fractions_are_refused_as_classes_and_known_as_numbers_where_either_will
     assert numbers(load(frame, numbers=None)) == SCORES
 
 
+def test_a_column_of_a_csv_that_is_no_class_may_be_numbers(tmp_path: Path) -> None:
+    """As a site reads it, which does not know the task yet, and ``weft data``."""
+    for name in ("label", "score"):
+        assert numbers(load(written(tmp_path, SCORES, name), numbers=None)) == SCORES
+    many = pd.DataFrame({"text": [f"text number {i}" for i in range(60)], "label": range(60)})
+    assert len(numbers(load(many, numbers=None))) == 60
+    mixed = written(tmp_path, ["a", "b"] * 6, "label")
+    assert load(mixed, numbers=None).classes == ("a", "b")
+    with pytest.raises(UserError, match="or predict a number with --task regression"):
+        load(written(tmp_path, SCORES))
+
+
+@pytest.mark.parametrize("scores", [[*SCORES[:-1], 1e300], [float("-inf"), *SCORES[1:]]])
+def test_a_number_that_nothing_can_be_learnt_from_is_refused(tmp_path: Path, scores: list[float]) -> None:
+    with pytest.raises(UserError, match=r"more than 1e\+15: leave the row out"):
+        load(written(tmp_path, scores), numbers=True)
+
+
 @pytest.mark.parametrize("scores", [["high"] * 12, [*SCORES[:-1], "abc"]])
 def test_what_is_no_number_is_refused_by_its_value(tmp_path: Path, scores: list[Any]) -> None:
     with pytest.raises(UserError, match=re.escape(f"{scores[-1]!r}, which is no number")):

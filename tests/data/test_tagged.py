@@ -163,6 +163,16 @@ def test_a_line_of_conll_without_a_word_or_a_tag_is_refused_with_its_number(line
         load(tmp_path / "rows.conll")
 
 
+def test_a_row_without_a_list_is_named_and_columns_without_any_are_told_what_they_lack(tmp_path: Path) -> None:
+    tags: list[Any] = [list(row) for row in TAGS]
+    tags[2] = "O O"
+    with pytest.raises(UserError, match="row 2 of the train rows"):
+        load(jsonl(tmp_path / "rows.jsonl", {"tokens": WORDS, "tags": tags}))
+    (tmp_path / "rows.csv").write_text('tokens,tags\n"[""a""]","[""O""]"\nb,O\n')
+    with pytest.raises(UserError, match="do not hold a list in each row"):
+        load(tmp_path / "rows.csv")
+
+
 @pytest.mark.parametrize("option", ["pair", "image"])
 def test_a_second_text_or_a_picture_of_tagged_words_is_refused(option: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"leave --{option} out"):
@@ -493,7 +503,7 @@ def test_a_hidden_tag_of_a_set_of_datasets_is_not_taken_for_another(hidden: int 
     """-1 is how the hub hides a label, and no place to count from the end of the names."""
     numbers: list[Any] = [[0] * len(row) for row in WORDS]
     numbers[0][0], numbers[5][1] = 1, hidden
-    with pytest.raises(UserError, match='column "ner_tags" of dataset holds the tag None'):
+    with pytest.raises(UserError, match='column "ner_tags" of dataset, row 5 of the train rows, holds the tag None'):
         load(with_names(numbers))
 
 

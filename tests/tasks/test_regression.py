@@ -143,6 +143,33 @@ def test_what_is_no_regression_is_one_sentence(classes: tuple[str, ...], metrics
         Regression(classes, metrics)
 
 
+@pytest.mark.parametrize(
+    ("own", "given"),
+    [
+        ((3e5, 1e5), (0.0, 0.1)),
+        ((0.0, 1e6), (0.0, 0.1)),
+        ((1e9, 1.0), (1e9, 1.0)),
+        ((0.0, 1e-7), (0.0, 1e-7)),
+        ((1e9, 1.0), (0.0, 1.0)),
+    ],
+)
+def test_correlations_do_not_depend_on_where_numbers_lie_nor_on_their_scale(
+    own: tuple[float, float], given: tuple[float, float]
+) -> None:
+    draw = np.random.default_rng(0)
+    y = draw.normal(size=90)
+    x = y + 0.3 * draw.normal(size=90)
+    value, guess = own[0] + own[1] * y, given[0] + given[1] * x
+    task = Regression(("price",), ("pearson", "r2"))
+    seen = Observed({"given": guess, "value": value, "finite": np.ones(90, bool)})
+    r2 = 1 - ((value - guess) ** 2).mean() / value.var()
+    wanted = [pytest.approx(np.corrcoef(value, guess)[0, 1], abs=1e-6), pytest.approx(r2, rel=1e-6)]
+    assert [s.value for s in task.score(seen)[:2]] == wanted
+    parts = [task.tell(seen.take(np.arange(a, b)), True) for a, b in ((0, 20), (20, 90))]
+    if all(part["loss"] < 1e15 for part in parts):  # larger ones are refused
+        assert [s.value for s in task.pool([task.read(json.loads(json.dumps(p)), True) for p in parts])[:2]] == wanted
+
+
 def longer(n: int, seed: int = 0) -> Rows:
     """Texts whose number is the share of one word in them."""
     draw = np.random.default_rng(seed)

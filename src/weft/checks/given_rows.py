@@ -253,7 +253,7 @@ def tested(test: int, where: str) -> list[str]:
     """What is said of a federation without test rows."""
     if test:
         return []
-    return [f"{where}: there are no test rows, so that the run trains and scores nothing."]
+    return [f"{where}: there are no test rows, so that the run trains but scores nothing."]
 
 
 def consistent(rows: Sequence[tuple[int, Hashable]], where: str) -> None:

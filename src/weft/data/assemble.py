@@ -25,7 +25,8 @@ def assemble(
     """
     if pair := tagged.recognised(splits["train"], asked):
         return tagged.build(name, splits if len(splits) > 1 else by_split(splits["train"], name), *pair, asked, notes=notes)
-    columns = choose(splits["train"], name, numbers=bool(numbers), **asked)
+    tagged.half(splits["train"], name, asked)
+    columns = choose(splits["train"], name, numbers=numbers, **asked)
     if len(splits) == 1 and (columns.image is not None or _names_train(splits["train"], columns)):
         splits = by_split(splits["train"], name)
         if len(splits) > 1:
@@ -39,7 +40,7 @@ def assemble(
         lost = [v for v in ([] if columns.image is None else table[columns.image]) if isinstance(v, str)]
         if lost:
             raise UserError(f"the {split} rows of {name} name {len(lost)} pictures that do not exist, first {lost[0]}.")
-    if numbers or (numbers is None and scored.fractional(splits["train"][columns.label])):
+    if numbers or (numbers is None and scored.meant(splits["train"][columns.label])):
         return scored.build(name, splits, columns, notes=notes)
     return build(name, splits, columns, notes=notes)
 

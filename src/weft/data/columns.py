@@ -49,6 +49,10 @@ KEYS = (
 MOST_CLASSES = 1000  # more different values than this in a guessed label column: it is hardly a label
 
 
+class NoColumn(UserError):
+    """A table has no column that could be the one that is needed."""
+
+
 @dataclass(frozen=True)
 class Columns:
     """The columns in use, text or image, and for each guessed one a sentence in ``notes``."""
@@ -76,13 +80,13 @@ def choose(
     pair: str | None = None,
     label: str | None = None,
     key: str | None = None,
-    numbers: bool = False,
+    numbers: bool | None = False,
 ) -> Columns:
     """Pick the columns of ``table``: those named, and a guess for the rest.
 
     A set with a column of pictures, as :func:`weft.data.pictures.resolved` leaves them, is one of pictures unless a text is
-    named. ``where`` is what sentences call the set; ``numbers``: the label is one. Raises
-    UserError where a named column is absent, or where no text or label column can be told.
+    named. ``where`` is what sentences call the set; ``numbers``: the label is one, or
+    may be (None). Raises UserError where a named column is absent, NoColumn where no text or label column can be told.
     """
     image, text, pair, label, key = (n if n is None or n in table else named(n) for n in (image, text, pair, label, key))
     present = list(table)
@@ -107,9 +111,12 @@ def choose(
         return next((lower[c] for c in candidates if c in lower and lower[c] not in given), None)
 
     if label is None:
-        label = guess((*NUMBERS, *LABELS) if numbers else LABELS)
+        label = guess((*NUMBERS, *LABELS) if numbers else LABELS if numbers is False else (*LABELS, *NUMBERS))
         if label is None:
-            raise UserError(f"{where} has no column that looks like a label; its columns are {listed}: name it with --label.")
+            hint = ", or predict a number with --task regression" if any(name in lower for name in NUMBERS) else ""
+            raise NoColumn(
+                f"{where} has no column that looks like a label; its columns are {listed}: name it with --label{hint}."
+            )
         given.add(label)
         notes.append(f'"{label}" is the label (--label)')
     if image is None and text is None and pair is None:
@@ -128,7 +135,7 @@ def choose(
         strings = [c for c in present if c not in given and any(isinstance(v, str) and " " in v for v in table[c][:100])]
         text = guess(TEXTS) or (strings[0] if len(strings) == 1 else None)
         if text is None:
-            raise UserError(
+            raise NoColumn(
                 f"{where} has no column that looks like its text; its columns are {listed}: name it with --text (or, if it holds "
                 "pictures, with --image)."
             )
@@ -289,8 +296,13 @@ def _all_hidden(labels: Iterable[str | None], trained: Collection[str | None]) -
     return not there & set(trained) and all((n := number(value)) is not None and n < 0 for value in there)
 
 
+def too_many(classes: int, rows: int) -> bool:
+    """Whether a column with so many different values can hardly be a label."""
+    return classes > 20 and classes > min(MOST_CLASSES, rows // 2)
+
+
 def _check_number(name: str, column: str, classes: int, rows: int) -> None:
-    if classes > 20 and classes > min(MOST_CLASSES, rows // 2):
+    if too_many(classes, rows):
         raise UserError(
             f'column "{column}" of {name} has {classes} different values, too many for a label: name another column with --label.'
         )

@@ -87,9 +87,9 @@ def _source(
         pair=_known(entry.pair, splits["train"]) if catalogued else asked.get("pair"),
         label=label or _known(entry.label, splits["train"]),
         key=key or _known(entry.client_key, splits["train"]),
-        numbers=bool(numbers),
+        numbers=numbers,
     )
-    if numbers or (numbers is None and scored.fractional(splits["train"][columns.label])):
+    if numbers or (numbers is None and scored.meant(splits["train"][columns.label])):
         return scored.build(entry.name, splits, columns, notes=said)
     codes: Mapping[Any, str] | None = None
     if columns.label in named:

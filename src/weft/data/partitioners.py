@@ -20,6 +20,7 @@ from weft.data.rows import ClientData, FederatedData, Rows, Source
 from weft.errors import UserError, nearest
 from weft.tensors.keyed import key as stream_key
 from weft.tensors.keyed import numpy_generator
+from weft.words import count
 
 SCHEMES = ("auto", "iid", "dirichlet", "pathological", "natural")
 KEYLESS = ("leave-out", "apart")
@@ -206,8 +207,9 @@ def _checked(
         )
     total = clients + new_clients
     if total * max(min_rows, 1) > len(source.train):
+        rows = count(len(source.train), "row")
         raise UserError(
-            f"{source.name} has {len(source.train)} rows to deal, too few for {total} clients with at least "
+            f"{source.name} has {rows} to deal, too few for {total} clients with at least "
             f"{max(min_rows, 1)} each: ask for fewer clients."
         )
     if scheme == "dirichlet" and not (alpha > 0 and math.isfinite(alpha)):

@@ -10,14 +10,27 @@ from typing import Any
 import numpy as np
 
 from weft.checks import table_files as checks
-from weft.data.columns import SPLITS, Columns, Table, rows_of, usable
+from weft.data.columns import SPLITS, Columns, Table, rows_of, too_many, usable
 from weft.data.rows import Rows, Source
 from weft.errors import UserError, printable
 
+LARGEST = 1e15  # that a number may be: the squares of larger ones are none in single precision, or swallow those of others
 
-def fractional(column: Sequence[Any]) -> bool:
-    """Whether a column holds numbers, and not whole ones alone."""
-    return any(isinstance(value, float) and math.isfinite(value) and not value.is_integer() for value in column)
+
+def meant(column: Sequence[Any]) -> bool:
+    """Whether a column holds numbers that are no classes: with fractions, or too many different ones."""
+    found: set[float] = set()
+    rows = 0
+    for value in column:
+        if value is None or (isinstance(value, str) and not value.strip()):
+            continue
+        try:
+            number = float(value)
+        except (TypeError, ValueError, OverflowError):
+            return False
+        rows += 1
+        found.add(number)
+    return any(math.isfinite(n) and not n.is_integer() for n in found) or too_many(len(found), rows)
 
 
 def build(name: str, splits: Mapping[str, Table], columns: Columns, *, notes: Iterable[str] = ()) -> Source:
@@ -98,4 +111,8 @@ def _number(value: Any, where: str, column: str) -> float | None:
             f'column "{column}" of {where} holds {value!r:.40}, which is no number: --task regression needs numbers; name '
             "another column with --label."
         ) from None
+    if abs(found) > LARGEST:
+        raise UserError(
+            f'column "{column}" of {where} holds {value!r:.40}, more than {LARGEST:g}: leave the row out, or scale them.'
+        )
     return found if math.isfinite(found) else None

@@ -24,6 +24,7 @@ from weft.errors import UserError, nearest, printable
 
 WORDS = ("tokens", "words", "token", "sentence", "text")
 TAGS = ("tags", "ner_tags", "labels", "ner", "label", "tag")
+TAGS_ALONE = ("tags", "ner_tags", "ner")  # what nothing but tags is called
 CORPORA = (*KEYS, "dataset", "corpus")
 OUTSIDE = "O"
 BIO = {"B": "B", "I": "I", "S": "B", "U": "B", "E": "I", "L": "I", "M": "I"}  # prefixes of the schemes, and what they are in BIO
@@ -48,8 +49,24 @@ def recognised(table: Table, asked: Mapping[str, str]) -> tuple[str, str] | None
 
 
 def _lists(column: Sequence[Any]) -> bool:
-    there = [value for value in column[:100] if value is not None]
-    return bool(there) and all(isinstance(value, list | tuple | np.ndarray) for value in there)
+    """Whether most rows have a list; of another the sentence about it names the row."""
+    there = [isinstance(value, list | tuple | np.ndarray) for value in column[:100] if value is not None]
+    return 2 * sum(there) > len(there)
+
+
+def half(table: Table, where: str, asked: Mapping[str, str]) -> None:
+    """Refuse columns that are called like words and tags and are no lists, unless others were named.
+
+    Raises:
+        UserError: there are such columns.
+    """
+    lower = {name.lower(): name for name in reversed(table)}
+    words, tags = (next((lower[n] for n in names if n in lower), None) for names in (WORDS[:3], TAGS_ALONE))
+    if words is not None and tags is not None and not {"text", "label"} & asked.keys():
+        raise UserError(
+            f'columns "{words}" and "{tags}" of {where} do not hold a list in each row, as tagged words do: write jsonl, '
+            "parquet or a CoNLL file (a csv holds no lists), or name a text and its label with --text and --label."
+        )
 
 
 def build(
@@ -93,7 +110,7 @@ def build(
                 continue
             kept.append(i)
             own.append(_words(sentence, name, split, i))
-            theirs.append([_tag(value, name, tags) for value in labels])
+            theirs.append([_tag(value, f"{name}, row {i} of the {split} rows,", tags) for value in labels])
             checks.as_many(name, split, i, len(sentence), len(labels))
         said += checks.dropped(name, split, len(table[words]), len(kept))
         read[split] = (kept, own, theirs)

@@ -62,8 +62,10 @@ def _diverged(summary: Mapping[str, Any], rounds: Sequence[Mapping[str, Any]], s
         e["value"] for e in summary["evaluations"] if e["metric"] in ("loss", summary["evaluations"][0]["metric"]) and e["n"]
     ]
     guessing = summary["data"].get("guessing_loss") or math.log(max(len(summary["data"].get("classes", [])), 2))
-    if (told and trained and losses[-1] is None) or None in tested:
+    if told and trained and losses[-1] is None:
         how = "its loss is not finite"
+    elif None in tested:
+        how = "its loss on the test rows is not finite"
     elif told and told[-1] > LARGE * guessing:
         how = f"its mean loss while training is {told[-1]:.3g}, and guessing has {guessing:.2f}"
     else:

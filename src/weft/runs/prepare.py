@@ -17,6 +17,7 @@ from weft.backbones.token_table import Tokens
 from weft.checks import tokenizers
 from weft.communication.ledger import format_bytes
 from weft.data import labels
+from weft.data.columns import NoColumn
 from weft.data.hub_sets import metrics_of
 from weft.data.partitioners import partition
 from weft.data.rows import FederatedData, Rows, Source, fingerprint
@@ -33,7 +34,7 @@ from weft.federation.layout import named
 from weft.federation.message import ClientInfo
 from weft.federation.method import Method
 from weft.federation.rounds import adapted
-from weft.tasks.kinds import CLASSES, NUMBERS, TOKENS, make, suits
+from weft.tasks.kinds import CLASSES, NEEDS_TAGS, NUMBERS, TOKENS, make, suits
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,12 @@ def deal(x: Experiment, given: Any = None) -> FederatedData:
     if isinstance(given, Source):
         source = given if x.limit is None else limited(given, x.limit, x.seed)
     else:
-        source = load_data(x.data if given is None else given, seed=x.seed, limit=x.limit, numbers=x.task == NUMBERS, **columns)
+        try:
+            source = load_data(
+                x.data if given is None else given, seed=x.seed, limit=x.limit, numbers=x.task == NUMBERS, **columns
+            )
+        except NoColumn as e:
+            raise UserError(f"{str(e).rstrip('.')}; {NEEDS_TAGS}.") if x.task == TOKENS else e from None
     return partition(
         labels.declared(source, x.classes) if x.classes else source,
         clients=x.clients,

@@ -20,6 +20,10 @@ KINDS: dict[str, type[Classification] | type[Tagging] | type[Regression]] = {
 CLASSES = Classification.kind
 TOKENS = Tagging.kind
 NUMBERS = Regression.kind
+NEEDS_TAGS = (
+    "--task tokens needs words with tags: a column with a list of words in each row, and one with a list of as many tags, such "
+    "as B-Disease and O"
+)
 
 
 def make(classes: Sequence[str], kind: str = CLASSES, metrics: Sequence[str] = ()) -> Task:
@@ -41,10 +45,7 @@ def suits(kind: str, rows: Rows) -> None:
         UserError: they do.
     """
     if kind == TOKENS and rows.tags is None:
-        raise UserError(
-            "--task tokens needs words with tags: a column with a list of words in each row, and one with a list of as many "
-            "tags, such as B-Disease and O."
-        )
+        raise UserError(f"{NEEDS_TAGS}.")
     if kind != TOKENS and rows.tags is not None:
         raise UserError("the words of these data are tagged: --task tokens learns from that.")
     if kind == NUMBERS and rows.numbers is None:

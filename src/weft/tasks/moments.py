@@ -23,7 +23,8 @@ class Moments:
 
     Attributes:
         loss: the sum of squared errors, not finite where outputs are not.
-        sums: of the given numbers, of the rows' own, of the squares of both, and of their products; None = not told.
+        sums: the mean of the given numbers and that of the rows' own; then, of what is left without these means, the sums of the
+            squares of both and of their products. Centred, as the squares of large numbers hide a small spread. None = not told.
     """
 
     n: int
@@ -43,25 +44,40 @@ class Moments:
         if metric == "mse":
             return self.loss / self.n
         assert self.sums is not None
-        x, y, xx, yy, xy = (value / self.n for value in self.sums)
-        of_given, of_own = xx - x * x, yy - y * y
-        tiny = ROUNDING * max(xx, yy, 1.0)
+        mean, own_mean, xx, yy, xy = self.sums
+        if _constant(yy, own_mean, self.n):
+            return 0.0
         if metric == "r2":
-            return 1 - self.loss / self.n / of_own if of_own > tiny else 0.0
-        return (xy - x * y) / math.sqrt(of_given * of_own) if min(of_given, of_own) > tiny else 0.0
+            return 1 - self.loss / yy
+        return 0.0 if _constant(xx, mean, self.n) else xy / (math.sqrt(xx) * math.sqrt(yy))
+
+
+def _constant(squares: float, mean: float, n: int) -> bool:
+    """Whether a sum of squares about a mean is rounding alone."""
+    return squares <= n * (1e-14 * abs(mean)) ** 2
 
 
 def of(given: np.ndarray, own: np.ndarray) -> Moments:
     """The moments of numbers [n] that were given for numbers [n]."""
-    sums = (given.sum(), own.sum(), (given**2).sum(), (own**2).sum(), (given * own).sum())
+    x, y = given - given.mean(), own - own.mean()
+    sums = (given.mean(), own.mean(), (x**2).sum(), (y**2).sum(), (x * y).sum())
     return Moments(len(own), float(((given - own) ** 2).sum()), tuple(map(float, sums)))  # type: ignore[arg-type]
 
 
 def summed(told: Sequence[Moments]) -> Moments:
-    """All of them together; sums where all tell them."""
-    sums = [one.sums for one in told if one.sums is not None]
-    whole = tuple(sum(column) for column in zip(*sums, strict=True)) if len(sums) == len(told) else None
-    return Moments(sum(one.n for one in told), sum(one.loss for one in told), whole)
+    """All of them together; sums where all tell them (Chan et al., 1979)."""
+    n = sum(one.n for one in told)
+    sums = [(one.n, one.sums) for one in told if one.sums is not None]
+    whole = None
+    if len(sums) == len(told):
+        mean, own = (sum(m * each[i] for m, each in sums) / n for i in (0, 1))
+        off = [(m, each[0] - mean, each[1] - own) for m, each in sums]
+        xx, yy, xy = (sum(each[i] for _, each in sums) for i in (2, 3, 4))
+        apart = [sum(m * value for (m, *_), value in zip(off, some, strict=True)) for some in (
+            [x * x for _, x, _ in off], [y * y for _, _, y in off], [x * y for _, x, y in off]
+        )]  # fmt: skip
+        whole = (mean, own, xx + apart[0], yy + apart[1], xy + apart[2])
+    return Moments(n, sum(one.loss for one in told), whole)
 
 
 def read(told: Mapping[str, Any], sums: bool) -> Moments:
@@ -86,10 +102,11 @@ def read(told: Mapping[str, Any], sums: bool) -> Moments:
     given: Any = told.get("sums")
     if not isinstance(given, list) or len(given) != 5 or not all(is_number(v, int, float) and abs(v) < LARGEST for v in given):
         raise Refused(WRONG)
-    x, y, xx, yy, xy = map(float, given)
-    slack = ROUNDING * max(xx, yy, 1.0) * n
-    spread = (xx - x * x / n, yy - y * y / n)
-    fits = min(spread) >= -slack and abs(xx - 2 * xy + yy - loss) <= slack + ROUNDING * loss
-    if not fits or (xy - x * y / n) ** 2 > (max(spread[0], 0) + slack) * (max(spread[1], 0) + slack):
+    mean, own, xx, yy, xy = map(float, given)
+    between = n * (mean - own) ** 2
+    off = 1e-15 * (abs(mean) + abs(own))  # rounding of the means, which may lie close together far from 0
+    slack = ROUNDING * (xx + yy + between) + n * off * (2 * abs(mean - own) + off)
+    fits = min(xx, yy) >= 0 and xy * xy <= xx * yy * (1 + ROUNDING) and abs(xx - 2 * xy + yy + between - loss) <= slack
+    if not fits:
         raise Refused("The sums contradict each other.")
-    return Moments(n, float(loss), (x, y, xx, yy, xy))
+    return Moments(n, float(loss), (mean, own, xx, yy, xy))
