@@ -156,6 +156,11 @@ def test_words_and_tags_are_recognised(form: Callable[[Path], Any], tmp_path: Pa
     assert f'guessed that "tokens" are the words (--text), "{called}" their tags (--label)' in guess
 
 
+def test_a_sharp_with_a_tag_is_a_word_and_any_other_begins_a_comment(tmp_path: Path) -> None:
+    (tmp_path / "rows.conll").write_text("# id 1\n# O\na B-X\n# I-X\n# more\n\n# B-X\n\nb O\n")
+    assert list(load(tmp_path / "rows.conll").train.words or ()) == [("#", "a", "#"), ("#",), ("b",)]
+
+
 @pytest.mark.parametrize(("line", "number"), [("word", 2), ("\tO", 2)])
 def test_a_line_of_conll_without_a_word_or_a_tag_is_refused_with_its_number(line: str, number: int, tmp_path: Path) -> None:
     (tmp_path / "rows.conll").write_text(f"a\tO\n{line}\n")

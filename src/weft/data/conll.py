@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from weft.data.separated import NEWLINE
 from weft.errors import UserError
 
+TAG = re.compile(r"O|[BIESLUM]-.+")
 DOCUMENT = "-DOCSTART-"  # begins a document of CoNLL-2003, and is no word
 
 
@@ -23,7 +25,7 @@ def conll(path: Path, text: str) -> tuple[list[str], list[list[list[str]]]]:
     inside = False
     for number, line in enumerate(NEWLINE.split(text), 1):
         fields = line.rstrip().split("\t") if "\t" in line.strip() else line.split()
-        if not line.strip() or fields[0] == DOCUMENT or (line.startswith("# ") and "\t" not in line and not inside):
+        if not line.strip() or fields[0] == DOCUMENT or (line.startswith("# ") and not TAG.fullmatch(fields[-1])):
             inside = False
             continue
         if len(fields) < 2 or not fields[0].strip():
