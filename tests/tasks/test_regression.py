@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 import tiny
 import weft
 from command_line import weft as shell
+from machines import Machines, coordinate, experiment
+from weft import experiment as settings
 from weft.communication.strict import Refused
 from weft.data.rows import Rows, Source
 from weft.engines.remote import check_told
@@ -202,6 +204,27 @@ def test_a_run_learns_numbers_and_its_model_gives_them_back(tmp_path: Path) -> N
     assert again == wanted | {"loss": wanted["mse"]}
     alone = weft.run("fedit", parameters={"lr": 1e-2, "epochs": 4}, **common, pack=1, name="alone")
     assert [line["loss"] for line in alone.rounds] == [pytest.approx(line["loss"], rel=1e-4) for line in run.rounds]
+
+
+def test_real_sites_learn_numbers_and_their_sums_give_the_correlation(machines: Machines) -> None:
+    about: dict[str, Any] = {"method": "fedit", "task": "regression", "classes": ["share"], "rounds": 2, "model": tiny.folder()}
+    about |= {"class_counts": True, "metrics": ["pearson", "mse"], "precision": "float32"}
+    file = machines.root / "experiment.toml"
+    file.write_text(settings.to_toml(settings.resolve(experiment(machines, **about)).experiment, {}))
+    for i, name in enumerate("ab"):
+        rows = longer(60, i)
+        assert rows.texts is not None
+        assert rows.numbers is not None
+        lines = [f"{text},{number}" for text, number in zip(rows.texts, rows.numbers, strict=True)]
+        called = "score" if i else "label"  # as each likes
+        (machines.root / f"{name}.csv").write_text("\n".join([f"text,{called}", *lines]))
+        machines.join(name, data=str(machines.root / f"{name}.csv"), experiment=str(file))
+    done = coordinate(machines, **about)
+    assert [line["lost"] for line in done.rounds] == [[], []]
+    scores = {e["metric"]: e["value"] for e in done.rounds[-1]["evaluations"] if e["pooling"] == "pooled"}
+    assert set(scores) == {"pearson", "mse", "loss"}
+    assert -1 <= scores["pearson"] <= 1
+    assert load_model(done.folder, device="cpu", precision="float32").gives_numbers
 
 
 def test_the_command_line_reads_predicts_and_scores_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

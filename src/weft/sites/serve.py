@@ -7,7 +7,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from weft.sites.roll import Roll, StageTransport, Wire
 from weft.sites.terms import Terms
 from weft.storage import files
 from weft.tasks.bio import type_of
-from weft.tasks.kinds import TOKENS, make
+from weft.tasks.kinds import NUMBERS, TOKENS, make
 
 RETURN = 60.0  # seconds that a coordinator which was started again waits for the sites that it had
 PROBES = 8  # made-up rows on which an exported adapter is compared with the model in memory: the coordinator has no others
@@ -204,6 +204,9 @@ def made_up(backbone: Backbone, classes: list[str], kind: str) -> Rows:
         return rows_of(words, [np.zeros(len(row), dtype=np.int64) for row in words], ids)
     if backbone.reads == "texts":
         texts = [" ".join(classes[(i + k) % len(classes)] for k in range(1 + i)) for i in range(PROBES)]
-        return Rows(texts, None, labels, ids)
-    draw = np.random.default_rng(0)
-    return Rows(None, None, labels, ids, images=Images([draw.integers(0, 255, (32, 32, 3), dtype=np.uint8) for _ in ids]))
+        rows = Rows(texts, None, labels, ids)
+    else:
+        draw = np.random.default_rng(0)
+        pictures = [draw.integers(0, 255, (32, 32, 3), dtype=np.uint8) for _ in ids]
+        rows = Rows(None, None, labels, ids, images=Images(pictures))
+    return replace(rows, numbers=np.zeros(PROBES)) if kind == NUMBERS else rows
