@@ -19,6 +19,7 @@ import tagged_sets
 import tiny
 import toy_runs
 import weft
+from every_method import short
 from machines import Machines, coordinate
 from tagged_sets import NAMES, byte_level, sentences, written
 from toy_runs import Dies, Killed, Told
@@ -28,7 +29,7 @@ from weft.data.tagged import rows_of
 from weft.errors import UserError
 from weft.export import evaluate_run, load
 from weft.export.predictor import Predictor
-from weft.methods import FedIT, FedSALoRA
+from weft.methods import FedIT, FedSALoRA, registry
 from weft.runs.checkpoint import digest
 from weft.testing import of_runs
 from weft.testing.compare import assert_same, state
@@ -171,13 +172,18 @@ LAWS: list[Callable[[Any], None]] = [
     of_runs.check_learning,
     of_runs.check_backbone,
 ]
-METHODS = {m.info.slug: m for m in (FedIT(rank=2), FedSALoRA(rank=2))}
+QUICK = {m.info.slug: m for m in (FedIT(rank=2), FedSALoRA(rank=2))}
+OF_TEXTS = [slug for slug, info in registry.infos().items() if "images" not in info.needs]
 
 
-@pytest.fixture(scope="module", params=[("fedit", False), ("fedit", True), ("fedsa-lora", True)], ids=str)
+@pytest.fixture(
+    scope="module",
+    params=[("fedit", False), *(pytest.param((s, True), marks=() if s in QUICK else pytest.mark.slow) for s in OF_TEXTS)],
+    ids=str,
+)
 def of_tags(request: pytest.FixtureRequest) -> Plays:
     slug, spaces = request.param
-    return Plays(METHODS[slug], task="tokens", spaces=spaces)
+    return Plays(QUICK.get(slug) or short(slug), task="tokens", spaces=spaces)
 
 
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
