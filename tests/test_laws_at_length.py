@@ -124,15 +124,15 @@ def test_additive_law_both_ways(slug: str) -> None:
 
         server = federation.server
         for t in range(2):
-            original = federation.simulation._updates
-            federation.simulation._updates = lambda *a, o=original: iter(one(o(*a)))  # type: ignore[method-assign]
+            original = federation.simulation.intake.updates
+            federation.simulation.intake.updates = lambda *a, o=original: iter(one(o(*a)))  # type: ignore[method-assign]
             try:
                 federation.simulation.round(t)
             except (ValueError, KeyError, RuntimeError):  # updates of several sizes have no mean at all
                 assert reduced
                 return {}
             finally:
-                federation.simulation._updates = original  # type: ignore[method-assign]
+                federation.simulation.intake.updates = original  # type: ignore[method-assign]
         return {n: v.dense() if isinstance(v, LowRank) else v for n, v in server.shared.items()} | logits(federation)
 
     apart, together = run(False), run(True)
