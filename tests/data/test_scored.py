@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from weft.data import Source, hub_sets, load
+from weft.data import ClientData, FederatedData, Rows, Source, hub_sets, load
 from weft.data.hub import from_hub
 from weft.data.scored import from_classes
 from weft.errors import UserError
@@ -95,6 +95,35 @@ def test_a_limit_and_a_fingerprint_know_numbers(tmp_path: Path) -> None:
     assert load(written(tmp_path, SCORES[::-1]), numbers=True).fingerprint != whole.fingerprint
 
 
+def test_an_underscore_makes_no_number(tmp_path: Path) -> None:
+    """Python reads 1_0 as 10."""
+    path = tmp_path / "rows.csv"
+    path.write_text("text,score\na,1_0\nb,2.5\n")
+    with pytest.raises(UserError, match="'1_0', which is no number"):
+        load(path, numbers=True)
+
+
+@pytest.mark.parametrize("column", ["numbers", "allowed"])
+def test_what_one_split_lacks_is_not_lost_for_all(column: str) -> None:
+    values: dict[str, Any] = {"numbers": np.zeros(2), "allowed": np.ones((2, 1), bool)}
+    whole = Rows(["a", "b"], labels=[0, 0], **{column: values[column]})  # type: ignore[arg-type]
+    bare = Rows(["c", "d"], labels=[0, 0])  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="differ in what they hold"):
+        Source("mixed", ("x",), whole, test=bare)
+    nobody = ClientData("one", whole, whole.take(np.zeros(0, np.int64)), bare)
+    with pytest.raises(UserError, match="differ in what they hold"):
+        FederatedData("mixed", ("x",), [nobody], bare, bare, [])
+    empty = Rows([], labels=[])  # type: ignore[arg-type]
+    assert getattr(Rows.concatenate([empty, whole]), column) is not None
+    assert Source("fine", ("x",), whole, test=empty).train is not None
+
+
+def test_allowed_classes_are_as_many_as_there_are() -> None:
+    rows = Rows(["a", "b"], labels=[0, 0], allowed=np.ones((2, 3), bool))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="is of 3 classes, and there are 2"):
+        Source("narrow", ("x", "y"), rows)
+
+
 def test_stsb_is_a_set_of_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     (entry,) = (e for e in hub_sets.catalogue() if e.name == "stsb")
     table = {"sentence1": TEXTS, "sentence2": TEXTS, "label": np.array(SCORES, np.float32)}
@@ -102,6 +131,7 @@ def test_stsb_is_a_set_of_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {"train": table, "validation": table, "test": hidden}
     made = datasets.DatasetDict({split: datasets.Dataset.from_dict(rows) for split, rows in found.items()})
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: made)
+    assert numbers(from_hub(entry, numbers=None)) == SCORES  # as a site asks for it
     source = from_hub(entry)
     assert numbers(source) == SCORES
     assert source.test is not None

@@ -156,6 +156,12 @@ def test_words_and_tags_are_recognised(form: Callable[[Path], Any], tmp_path: Pa
     assert f'guessed that "tokens" are the words (--text), "{called}" their tags (--label)' in guess
 
 
+def test_a_type_that_training_rows_lack_is_said(tmp_path: Path) -> None:
+    jsonl(tmp_path / "train.jsonl", {"tokens": [["a", "b"]], "tags": [["B-X", "O"]]})
+    jsonl(tmp_path / "test.jsonl", {"tokens": [["a", "b"]], "tags": [["B-X", "B-Y"]]})
+    assert any("never seen in training, only in other splits: Y." in note for note in load(tmp_path).notes)
+
+
 def test_a_sharp_with_a_tag_is_a_word_and_any_other_begins_a_comment(tmp_path: Path) -> None:
     (tmp_path / "rows.conll").write_text("# id 1\n# O\na B-X\n# I-X\n# more\n\n# B-X\n\nb O\n")
     assert list(load(tmp_path / "rows.conll").train.words or ()) == [("#", "a", "#"), ("#",), ("b",)]

@@ -129,8 +129,6 @@ def transformers_model(where: str, name: str, classes: int, task: str, trust: bo
             tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trust)
             if not isinstance(most := tokenizer.model_max_length, (int, float)):
                 raise UserError(f"{what} names {most!r} as its model_max_length: write a number of tokens.")
-            if task == "tokens" and tokenizer.is_fast and not _takes_words(tokenizer):
-                tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trust, add_prefix_space=True)
             tokenizer("a photo of ☃", add_special_tokens=False)  # one without its unknown token fails at the first it meets
     except UserError:
         raise
@@ -159,15 +157,6 @@ def transformers_model(where: str, name: str, classes: int, task: str, trust: bo
         tokenizer.padding_side = "right"
     resized = {n: (tuple(have), tuple(want)) for n, have, want in info["mismatched_keys"]}
     return Read(model, tokenizer, processor, set(info["missing_keys"]), resized, frozenset(info["unexpected_keys"]))
-
-
-def _takes_words(tokenizer: Any) -> bool:
-    """Whether it takes sentences word by word: that of GPT-2 does if it was told to put a space before each."""
-    try:
-        tokenizer(["a", "photo"], is_split_into_words=True)
-    except AssertionError:
-        return False
-    return True
 
 
 def _reason(e: Exception) -> str:

@@ -143,16 +143,24 @@ def choose(
     given.update(column for column in (image, text) if column is not None)
     names = guess([f"{label}_name".lower(), f"{label}_text".lower(), "label_name", "label_text", "class_name"])
     if key is None:
-        key = guess(KEYS)
-        if key is not None:
-            told = [value for value in map(spelled, table[key]) if value is not None]
-            different = len(set(told))
-            if 2 * len(told) >= len(table[key]) and 2 <= different <= max(2, len(table[key]) // 2):
-                notes.append(f'"{key}" is the natural client ({different} of them; --key)')
-            else:
-                key = None
+        found = natural_key({name: column for name, column in table.items() if name not in given}, KEYS)
+        if found is not None:
+            key, different = found
+            notes.append(f'"{key}" is the natural client ({different} of them; --key)')
     sentence = (f"{where}: guessed that {', '.join(notes)}.",) if notes else ()
     return Columns(text=text, label=label, pair=pair, image=image, names=names, key=key, notes=sentence)
+
+
+def natural_key(table: Mapping[str, Sequence[Any]], names: Iterable[str]) -> tuple[str, int] | None:
+    """The first column called by one of these names, if it tells clients apart, and how many; None otherwise."""
+    lower = {name.lower(): name for name in reversed(list(table))}
+    key = next((lower[name] for name in names if name in lower), None)
+    if key is None:
+        return None
+    told = [value for value in map(spelled, table[key]) if value is not None]
+    different = len(set(told))
+    fits = 2 * len(told) >= len(table[key]) and 2 <= different <= max(2, len(table[key]) // 2)
+    return (key, different) if fits else None
 
 
 def build(

@@ -23,7 +23,7 @@ def from_hub(entry: Entry, numbers: bool | None = False, **asked: str) -> Source
     asked: ``image``, ``text``, ``pair``, ``label`` and ``key``: columns that override those of the entry.
     """
     loaded = [(config, _download(entry, config)) for config in entry.configs or (entry.config,)]
-    return _source(entry, loaded, asked, [f"{entry.name}: {entry.verified}."], numbers or entry.numbers)
+    return _source(entry, loaded, asked, [f"{entry.name}: {entry.verified}."], True if entry.numbers else numbers)
 
 
 def from_disk(folder: Path, numbers: bool | None = False, **asked: str) -> Source:

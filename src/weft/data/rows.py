@@ -13,6 +13,8 @@ from weft.checks import given_rows as checks
 from weft.data.images import Images
 from weft.errors import UserError
 
+COLUMNS = ("texts", "pairs", "images", "words", "allowed", "numbers")
+
 
 @dataclass(frozen=True, eq=False)
 class Rows:
@@ -127,7 +129,8 @@ class Rows:
 
     @staticmethod
     def concatenate(parts: Sequence[Rows]) -> Rows:
-        """All rows of ``parts``, one part after another; pairs and keys stay where every part has them."""
+        """All rows of ``parts``, one part after another; what not every part with rows has is left out."""
+        parts = [part for part in parts if len(part)] or parts[:1]
 
         def joined(columns: list[Sequence[Any] | None]) -> list[Any] | None:
             present = [column for column in columns if column is not None]
@@ -191,10 +194,7 @@ class Source:
         for rows in parts.values():
             checks.in_range(rows.labels, self.classes, self.name)
             checks.in_range(rows.every_tag, self.classes, self.name)
-            if (rows.texts is None) != (self.train.texts is None) or (rows.pairs is None) != (self.train.pairs is None):
-                raise UserError(
-                    f"the splits of {self.name} differ in what they hold: give all of them texts, pairs or images alike."
-                )
+        _alike(list(parts.values()), self.classes, self.name)
         checks.unique_ids({name: rows.ids for name, rows in parts.items()}, self.name)
 
 
@@ -232,7 +232,20 @@ class FederatedData:
         for rows in parts:
             checks.in_range(rows.labels, self.classes, self.name)
             checks.in_range(rows.every_tag, self.classes, self.name)
+        _alike(parts, self.classes, self.name)
         _consistent(parts, self.name)
+
+
+def _alike(parts: Sequence[Rows], classes: Sequence[str], where: str) -> None:
+    """Refuse parts that hold other columns than the first: what some lack would be lost for all of them."""
+    parts = [rows for rows in parts if len(rows)]
+    for rows in parts:
+        if any((getattr(rows, name) is None) != (getattr(parts[0], name) is None) for name in COLUMNS):
+            raise UserError(
+                f"the splits of {where} differ in what they hold: give all of them texts, pairs, images, tags or numbers alike."
+            )
+        if rows.allowed is not None and rows.allowed.shape[1] != len(classes):
+            raise UserError(f"allowed of {where} is of {rows.allowed.shape[1]} classes, and there are {len(classes)}.")
 
 
 def _consistent(parts: Sequence[Rows], where: str) -> None:

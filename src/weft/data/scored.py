@@ -17,6 +17,14 @@ from weft.errors import UserError, printable
 LARGEST = 1e15  # that a number may be: the squares of larger ones are none in single precision, or swallow those of others
 
 
+def as_number(value: Any) -> float | None:
+    """A value as a number; None for what is none, as ``1_0`` is none though Python reads it as 10."""
+    try:
+        return None if isinstance(value, str) and "_" in value else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
 def meant(column: Sequence[Any]) -> bool:
     """Whether a column holds numbers that are no classes: with fractions, or too many different ones."""
     found: set[float] = set()
@@ -24,9 +32,8 @@ def meant(column: Sequence[Any]) -> bool:
     for value in column:
         if value is None or (isinstance(value, str) and not value.strip()):
             continue
-        try:
-            number = float(value)
-        except (TypeError, ValueError, OverflowError):
+        number = as_number(value)
+        if number is None:
             return False
         rows += 1
         found.add(number)
@@ -104,13 +111,12 @@ def from_classes(source: Source) -> Source:
 def _number(value: Any, where: str, column: str) -> float | None:
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
-    try:
-        found = float(value)
-    except (TypeError, ValueError, OverflowError):
+    found = as_number(value)
+    if found is None:
         raise UserError(
             f'column "{column}" of {where} holds {value!r:.40}, which is no number: --task regression needs numbers; name '
             "another column with --label."
-        ) from None
+        )
     if abs(found) > LARGEST:
         raise UserError(
             f'column "{column}" of {where} holds {value!r:.40}, more than {LARGEST:g}: leave the row out, or scale them.'

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from weft.checks import tagged_rows as checks
-from weft.data.columns import KEYS, SPLITS, Table
+from weft.data.bio import OUTSIDE, spans
+from weft.data.columns import KEYS, SPLITS, Table, natural_key
 from weft.data.rows import Rows, Source
 from weft.data.spelling import column as named
 from weft.data.spelling import spelled
@@ -26,7 +26,6 @@ WORDS = ("tokens", "words", "token", "sentence", "text")
 TAGS = ("tags", "ner_tags", "labels", "ner", "label", "tag")
 TAGS_ALONE = ("tags", "ner_tags", "ner")  # what nothing but tags is called
 CORPORA = (*KEYS, "dataset", "corpus")
-OUTSIDE = "O"
 BIO = {"B": "B", "I": "I", "S": "B", "U": "B", "E": "I", "L": "I", "M": "I"}  # prefixes of the schemes, and what they are in BIO
 
 
@@ -120,7 +119,10 @@ def build(
     classes = (OUTSIDE, *sorted(found, key=lambda tag: (tag[2:], tag[0])))
     if len(classes) == 1:
         raise UserError(f'column "{tags}" of {name} holds no entity, O alone: name another with --label.')
-    said += checks.spread(name, Counter(kind for _, _, rows in read.values() for row in rows for kind in _begun(row)))
+    said += checks.spread(name, Counter(kind for _, _, rows in read.values() for row in rows for kind, _, _ in spans(row)))
+    trained = {tag[2:] for row in read["train"][2] for tag in row}
+    if only := sorted({tag[2:] for tag in found} - trained):
+        said.append(f"{name}: never seen in training, only in other splits: {', '.join(only)}.")
     number = {tag: i for i, tag in enumerate(classes)}
     parts: dict[str, Rows] = {}
     first = 0
@@ -199,13 +201,6 @@ def _tag(value: Any, where: str, column: str) -> str:
     return f"{BIO[prefix]}-{kind}"
 
 
-def _begun(tags: Sequence[str]) -> Iterator[str]:
-    """The type of each entity, where it begins: in files of the scheme IOB1 most begin with I-X."""
-    for before, tag in pairwise((OUTSIDE, *tags)):
-        if tag[0] == "B" or (tag[0] == "I" and before[2:] != tag[2:]):
-            yield tag[2:]
-
-
 def _key(where: str, table: Table, asked: str | None, said: list[str]) -> str | None:
     """The column of the natural client."""
     if asked is not None:
@@ -215,13 +210,9 @@ def _key(where: str, table: Table, asked: str | None, said: list[str]) -> str | 
                 f'{where} has no column "{asked}", asked for by --key; its columns are {", ".join(table)}.{nearest(asked, table)}'
             )
         return asked
-    lower = {name.lower(): name for name in reversed(table)}
-    key = next((lower[name] for name in CORPORA if name in lower), None)
-    if key is None:
+    found = natural_key(table, CORPORA)
+    if found is None:
         return None
-    told = [value for value in map(spelled, table[key]) if value is not None]
-    different = len(set(told))
-    if 2 * len(told) >= len(table[key]) and 2 <= different <= max(2, len(table[key]) // 2):
-        said.append(f'{where}: guessed that "{key}" is the natural client ({different} of them; --key).')
-        return key
-    return None
+    key, different = found
+    said.append(f'{where}: guessed that "{key}" is the natural client ({different} of them; --key).')
+    return key

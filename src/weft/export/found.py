@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from weft.data.bio import spans
 from weft.errors import UserError
-from weft.tasks.bio import spans
 
 WORD = re.compile(r"\w+|[^\w\s]")
 Sentence: TypeAlias = str | Sequence[str]

@@ -18,6 +18,7 @@ from weft.backbones.run_table import Table, tabulate
 from weft.backbones.short_names import KNOWN
 from weft.backbones.token_table import Tokens, by_word, first_tokens
 from weft.checks import tokenizers
+from weft.data.bio import OUTSIDE, type_of
 from weft.data.images import Images
 from weft.data.rows import Rows
 from weft.data.tagged import rows_of
@@ -28,7 +29,6 @@ from weft.export.found import Entity, Sentence, sentence
 from weft.export.trained import Trained
 from weft.export.write import read
 from weft.storage import remedy
-from weft.tasks.bio import OUTSIDE, type_of
 from weft.tasks.kinds import NUMBERS, TOKENS
 from weft.tasks.observed import Observed
 

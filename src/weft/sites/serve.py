@@ -16,6 +16,7 @@ import numpy as np
 from weft import experiment as settings
 from weft.backbones.backbone import Backbone
 from weft.communication.codecs import codec
+from weft.data.bio import type_of
 from weft.data.images import Images
 from weft.data.rows import Rows
 from weft.data.tagged import rows_of
@@ -34,7 +35,6 @@ from weft.runs.prepare import Material, backbone_of, bench_of, kind_of, suited
 from weft.sites.roll import Roll, StageTransport, Wire
 from weft.sites.terms import Terms
 from weft.storage import files
-from weft.tasks.bio import type_of
 from weft.tasks.kinds import NUMBERS, TOKENS, make
 
 RETURN = 60.0  # seconds that a coordinator which was started again waits for the sites that it had

@@ -99,19 +99,21 @@ def read(told: Mapping[str, Any], types: int) -> Entities:
     Raises:
         Refused: these are no scores.
     """
-    n, loss = told.get("n"), told.get("loss")
-    if not is_number(n, int) or not 0 < n < LARGEST:  # type: ignore[operator]
+    n: Any = told.get("n")
+    loss: Any = told.get("loss")
+    if not is_number(n, int) or not 0 < n < LARGEST:
         raise Refused(WRONG)
     if loss is None:
-        return Entities(n, 0, 0, math.nan)  # type: ignore[arg-type]
-    words, right = told.get("words"), told.get("right")
+        return Entities(n, 0, 0, math.nan)
+    words: Any = told.get("words")
+    right: Any = told.get("right")
     if not is_number(words, int) or not is_number(right, int) or not is_number(loss, int, float):
         raise Refused(WRONG)
-    if not 0 <= right <= words < LARGEST or not abs(loss) < LARGEST:  # type: ignore[operator]
+    if not 0 <= right <= words < LARGEST or not abs(loss) < LARGEST:
         raise Refused(WRONG)
-    whole = _three(told.get("all"), words)  # type: ignore[arg-type]
-    by_type = _types(told.get("types"), types, words, whole) if types else None  # type: ignore[arg-type]
-    return Entities(n, words, right, float(loss), whole, by_type)  # type: ignore[arg-type]
+    whole = _three(told.get("all"), words)
+    by_type = _types(told.get("types"), types, words, whole) if types else None
+    return Entities(n, words, right, float(loss), whole, by_type)
 
 
 def _types(told: Any, types: int, words: int, whole: Three) -> tuple[Three, ...]:

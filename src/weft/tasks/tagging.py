@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from weft.adaptation.head import Head
+from weft.data.bio import OUTSIDE, Span, spans, type_of
 from weft.errors import UserError, nearest
 from weft.tasks import entities
-from weft.tasks.bio import OUTSIDE, Span, spans, type_of
 from weft.tasks.entities import Entities
 from weft.tasks.losses import mean_of
 from weft.tasks.observed import Observed
@@ -74,10 +74,6 @@ class Tagging:
         """Mean cross-entropy of each client over its tagged words: [k, m, C], [k, m], [k, m] bool -> [k]."""
         each = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(mask)
         return mean_of(each, mask)
-
-    def given(self, logits: Tensor) -> list[str]:
-        """The most likely tag of each of n words: [n, C]."""
-        return [self.classes[i] for i in logits.argmax(-1).tolist()]
 
     # scores -----------------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from weft.tasks.bio import spans, type_of
+from weft.data.bio import spans, type_of
 
 KINDS = ("PER", "LOC", "Cell-Line", "Cell", "B-Cell", "I", "O", "B", "Ä ö")
 
