@@ -156,6 +156,15 @@ def test_words_and_tags_are_recognised(form: Callable[[Path], Any], tmp_path: Pa
     assert f'guessed that "tokens" are the words (--text), "{called}" their tags (--label)' in guess
 
 
+def test_natural_clients_that_lack_a_type_are_said(tmp_path: Path) -> None:
+    table: dict[str, Any] = {"tokens": [["a"], ["b"]] * 2, "tags": [["B-X"], ["B-Y"], ["B-X"], ["B-Y"]], "hospital": list("nsns")}
+    (note,) = [note for note in load(jsonl(tmp_path / "rows.jsonl", table)).notes if "lack types" in note]
+    assert "2 of 2 values of hospital lack types of entities in their training rows" in note
+    assert '"n" lacks Y' in note
+    same = jsonl(tmp_path / "same.jsonl", table | {"hospital": list("nnss")})
+    assert not [note for note in load(same).notes if "lack types" in note]
+
+
 def test_a_type_that_training_rows_lack_is_said(tmp_path: Path) -> None:
     jsonl(tmp_path / "train.jsonl", {"tokens": [["a", "b"]], "tags": [["B-X", "O"]]})
     jsonl(tmp_path / "test.jsonl", {"tokens": [["a", "b"]], "tags": [["B-X", "B-Y"]]})

@@ -55,6 +55,23 @@ def spread(where: str, entities: Mapping[str, int]) -> list[str]:
     return [f"{where}: fewer than {FEW} entities of {', '.join(few)}."] if few else []
 
 
+def spaces(where: str, key: str | None, types: Mapping[str, set[str]]) -> list[str]:
+    """A note on natural clients whose training rows lack types of entities that others have.
+
+    Args:
+        key: what the natural key is called. types: of entities, by key; "" stands for O.
+    """
+    every = set().union(*types.values())
+    lacking = {who: sorted(every - own) for who, own in types.items() if every - own}
+    if not lacking:
+        return []
+    who, lacks = next(iter(lacking.items()))
+    return [
+        f"{where}: {len(lacking)} of {len(types)} values of {key} lack types of entities in their training rows, so that "
+        f'their rows are trained and scored without these ("{who}" lacks {", ".join(lacks[:3])}{" …" if len(lacks) > 3 else ""}).'
+    ]
+
+
 def places(words: int, cut: int, unseen: int, length: int) -> list[str]:
     """Notes on words that nothing is predicted for.
 

@@ -139,6 +139,9 @@ def build(
         parts["test"] = parts.pop("validation")
         said.append(f"{name}: has no test split; its validation split is the test set.")
     spaces = spaces_of(parts["train"], len(classes))
+    said += checks.spaces(
+        name, key, {who: {tag[2:] for tag, own in zip(classes, space, strict=True) if own} for who, space in spaces.items()}
+    )
     return Source(
         name=name,
         classes=classes,
