@@ -101,6 +101,28 @@ def test_the_same_rows_by_eval_have_the_scores_of_the_run(run: weft.Run, data: P
         assert again["value"] == (once["value"] if exact else pytest.approx(once["value"], rel=1e-3))
 
 
+def test_clients_that_labelled_alike_are_trained_and_scored_among_all_types_by_choice(tmp_path: Path) -> None:
+    """North has no B-PLACE: its rows may still be one, in the run and in its scores, and in those of ``weft eval``."""
+    rows: list[dict[str, Any]] = [{"tokens": ["w1", "w17"], "tags": ["O", "B-NAME"], "site": "north"} for _ in range(12)]
+    rows += [{"tokens": ["w1", "w18"], "tags": ["O", "B-PLACE"], "site": "south"} for _ in range(12)]
+    for split in ("train", "test"):
+        lines = [
+            json.dumps(row | {"tokens": [*row["tokens"], f"w{i}"], "tags": [*row["tags"], "O"]}) for i, row in enumerate(rows)
+        ]  # type: ignore[misc]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines))
+    found = {}
+    for spaces in ("own", "all"):
+        more = SETTINGS | {"rounds": 1, "clients": 2, "key": "site", "label_spaces": spaces, "name": spaces}
+        done = toy_runs.run(tmp_path / "runs", model=shallow(), data=str(tmp_path), **more)
+        mine = value(done.rounds[-1]["evaluations"], "loss", "global test")
+        again = evaluate_run(done.folder, str(tmp_path), device="cpu", precision="float32")
+        assert next(e["value"] for e in again if e["metric"] == "loss") == pytest.approx(mine, rel=1e-4)
+        found[spaces] = (done.rounds[0]["loss"], mine)
+    assert all(own < every for own, every in zip(found["own"], found["all"], strict=True)), (
+        "fewer classes are easier to tell apart"
+    )
+
+
 @pytest.mark.parametrize(
     ("labels", "sentence"),
     [(["B-PLACE", "O"], 'has the label "B-PLACE", which is none of the model\'s classes'), (["yes", "no"], "")],

@@ -66,9 +66,10 @@ def spaces(where: str, key: str | None, types: Mapping[str, set[str]]) -> list[s
     if not lacking:
         return []
     who, lacks = next(iter(lacking.items()))
+    some = ", ".join(lacks[:3]) + (" …" if len(lacks) > 3 else "")
     return [
         f"{where}: {len(lacking)} of {len(types)} values of {key} lack types of entities in their training rows, so that "
-        f'their rows are trained and scored without these ("{who}" lacks {", ".join(lacks[:3])}{" …" if len(lacks) > 3 else ""}).'
+        f'their rows are trained and scored without these unless label_spaces = "all" ("{who}" lacks {some}).'
     ]
 
 

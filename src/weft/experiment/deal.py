@@ -46,6 +46,13 @@ class Deal(Group):
     keyless: Literal["leave-out", "apart"] = setting(
         "leave-out", "Rows without a natural key, in a natural deal: `leave-out`, or `apart` (as one more key)."
     )
+    label_spaces: Literal["own", "all"] = setting(
+        "own",
+        "Of tags: a row is trained and scored among the types of its natural client (`own`), or among `all`.",
+        "`own` suits corpora that were labelled with different types, `all` clients that labelled alike.",
+        option=False,
+        common=True,
+    )
     val_fraction: Fraction = setting(
         0.1, "Share of a client's rows to validate on, stratified by natural key and label.", option=False, common=True
     )

@@ -87,6 +87,7 @@ class About:
         run: name of the run. weft: version that wrote it. checked: how far the re-loaded logits were off.
         pairs: it was trained on pairs of texts; None = nobody knows. files: name -> sha256 of what else makes the model.
         task: its kind. metrics: that the run was scored by, the headline first.
+        label_spaces: what a row with tags is scored among, as the run was.
     """
 
     kind: str
@@ -103,6 +104,7 @@ class About:
     files: dict[str, str] = field(default_factory=dict)
     task: str = CLASSES
     metrics: tuple[str, ...] = ()
+    label_spaces: str = "own"
 
     @property
     def predicts(self) -> Task:

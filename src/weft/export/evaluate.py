@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +48,10 @@ def evaluate_run(
         UserError: no such model or data, or labels that the model does not know.
     """
     observer = observer or Observer()
-    task = About.read(model_folder(Path(folder).expanduser())).task
+    about = About.read(model_folder(Path(folder).expanduser()))
     if not isinstance(data, Source):
         columns = {"image": image, "text": text, "pair": pair, "label": label}
-        source = load_data(data, seed=seed, limit=limit, one_class=True, numbers=task == NUMBERS, **columns)
+        source = load_data(data, seed=seed, limit=limit, one_class=True, numbers=about.task == NUMBERS, **columns)
     else:
         source = data
     for note in source.notes:
@@ -61,7 +62,9 @@ def evaluate_run(
     if rows is None or not len(rows):
         have = ", ".join(s for s in SPLITS if splits[s] is not None)
         raise UserError(f"{source.name} has no {chosen} rows: it has {have}.")
-    suits(task, rows)
+    suits(about.task, rows)
+    if about.label_spaces == "all":
+        rows = replace(rows, allowed=None)
     predictor = load(folder, base=base, device=device, precision=precision, observer=observer)
     seen = predictor.observe(matched(rows, source, predictor.classes))
     people = f"{source.name} ({chosen})"

@@ -73,8 +73,8 @@ def export(
 
     Args:
         folder: an existing, empty folder.
-        info: ``run`` (its name), ``settings``, of which ``max_length`` is kept, and ``pairs`` (whether rows are pairs of texts),
-            if the table of the bench does not tell.
+        info: ``run`` (its name), ``settings``, of which ``max_length`` and ``label_spaces`` are kept, and ``pairs`` (whether rows
+            are pairs of texts), if the table of the bench does not tell.
         client: with its memory loaded: export its own model. view: which of the method's views; the first one that fits.
 
     Raises:
@@ -114,6 +114,7 @@ def export(
         files=hashes(folder, module.FILES),
         task=bench.task.kind,
         metrics=bench.task.metrics,
+        label_spaces=info.get("settings", {}).get("label_spaces", "own"),
     )
     difference, tolerance, rows = compare(trained, about, bench, folder)
     if not difference <= tolerance:  # NaN is no agreement

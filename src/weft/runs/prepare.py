@@ -226,6 +226,8 @@ def bench_of(x: Experiment, backbone: Backbone, classes: Sequence[str], rows: Ro
         UserError: the task is to tag words, and those of the rows are not tagged, or the other way round.
     """
     suits(kind_of(x), rows)
+    if x.label_spaces == "all":
+        rows = replace(rows, allowed=None)
     prefix = None if x.prefix_cache == "off" else PrefixCache(backbone)
     usual = [m for m in metrics_of(x.data) if not m.startswith("f1:") or m[3:] in classes]
     task = make(classes, kind_of(x), x.metrics or usual)
