@@ -13,6 +13,7 @@ import pytest
 
 from weft.data import ClientData, FederatedData, Rows, Source, hub_sets, load
 from weft.data.hub import from_hub
+from weft.data.hub import unknown as unlisted
 from weft.data.scored import from_classes
 from weft.errors import UserError
 
@@ -131,7 +132,10 @@ def test_stsb_is_a_set_of_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {"train": table, "validation": table, "test": hidden}
     made = datasets.DatasetDict({split: datasets.Dataset.from_dict(rows) for split, rows in found.items()})
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: made)
-    assert numbers(from_hub(entry, numbers=None)) == SCORES  # as a site asks for it
+    for asked in (entry, unlisted("owner/scores")):
+        assert numbers(from_hub(asked, numbers=None)) == SCORES  # as a site asks for it
+    with pytest.raises(UserError, match="--task regression"):
+        from_hub(unlisted("owner/scores"))
     source = from_hub(entry)
     assert numbers(source) == SCORES
     assert source.test is not None
