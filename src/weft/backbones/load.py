@@ -16,10 +16,11 @@ from torch import Tensor
 from weft.backbones import describe
 from weft.backbones import trace as tracing
 from weft.backbones.backbone import Backbone
-from weft.backbones.options import Options
+from weft.backbones.options import GENERATION, Options
 from weft.backbones.pixels import picture_shape
 from weft.backbones.reading import ADAPTER, similar, transformers_model, with_adapter
 from weft.backbones.short_names import KNOWN, Known
+from weft.backbones.vocabulary import vocabulary
 from weft.checks import checkpoints, tokenizers
 from weft.checks.checkpoints import Shape
 from weft.errors import UserError, nearest
@@ -169,7 +170,7 @@ def load(
     precision: str = "auto",
     attention: str = "auto",
     task: str = "auto",
-    template: str = "a photo of a {}.",
+    template: str = "",
     blocks: str = "",
     roles: str = "",
     head: str = "",
@@ -183,10 +184,12 @@ def load(
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         precision: of the frozen weights and activations: ``auto``, ``float32``, ``bfloat16`` (``float64`` for tests).
         attention: attention kernel of transformers; ``auto`` = ``eager`` on a CPU (its fused kernel's backward pass is
-            several times slower in bfloat16, measured), the model's own default elsewhere.
+            several times slower in bfloat16, measured, but for the long rows of language models), the model's own default
+            elsewhere.
         task: what tells classes apart: ``classification``, a linear head; ``similarity``, the text tower of a CLIP and the
             names of the classes in ``template``; ``tokens``, a linear head for each token; ``auto``: similarity where there is a
-            text tower.
+            text tower; ``generation``: the tokens of an answer.
+        template: see :class:`weft.backbones.options.Options`.
         blocks, roles, head: corrections where the description is wrong, see :class:`weft.backbones.options.Options`.
 
     Raises:
@@ -210,7 +213,7 @@ def load(
     checkpoints.numbers(name, stored(where), quantised=hasattr(model.config, "quantization_config"))
     notes = [] if read.tokenizer is None or described(where) else [UNDESCRIBED]
     if attention == "auto":  # the eager kernel takes its softmax in float32, too coarse for float64
-        attention = "eager" if target.type == "cpu" and dtype != torch.float64 else ""
+        attention = "eager" if target.type == "cpu" and dtype != torch.float64 and task != GENERATION else ""
     if attention:
         model.set_attn_implementation(attention)
     class_names = None
@@ -219,7 +222,7 @@ def load(
 
         if names is None:
             raise UserError(f'backbone "{name}" compares images with the names of the classes: give them instead of a number.')
-        class_names = ClassNames(read.tokenizer, names, template, int(model.config.text_config.max_position_embeddings))
+        class_names = ClassNames(read.tokenizer, names, options.sentence, int(model.config.text_config.max_position_embeddings))
     return describe_model(
         model,
         read.tokenizer,
@@ -268,8 +271,13 @@ def describe_model(
     options = options or Options()
     endings = options.endings
     config = model.config
-    if getattr(config, "is_encoder_decoder", False):
-        raise UserError(f'backbone "{name}" is an encoder-decoder; choose an encoder (BERT …) or a decoder (LLaMA …).')
+    language = options.task == GENERATION
+    apart = bool(getattr(config, "is_encoder_decoder", False))
+    if apart and not language:
+        raise UserError(
+            f'backbone "{name}" is an encoder-decoder: use it with --task generation, or choose an encoder (BERT …) or a decoder '
+            "(LLaMA …)."
+        )
     model.eval()
     model.requires_grad_(False)
     fresh = {*missing, *resized}  # transformers leaves whatever the memory held in some of them
@@ -283,15 +291,20 @@ def describe_model(
     if tokenizer is not None and names is None:
         # a decoder's head finds the last token of a row by the padding id, which must be the one that rows are padded with
         config.pad_token_id = tokenizer.pad_token_id
+        if language and getattr(model, "generation_config", None) is not None:
+            model.generation_config.pad_token_id = tokenizer.pad_token_id
     sizes = getattr(config, "vision_config", config)  # those of the tower that reads the rows
     base = model.base_model if names is None else model.vision_model
     text: tuple[str, ...] = () if names is None else ("text_model", "text_projection")
     prefix = next(n for n, m in model.named_modules() if m is base)
     layers = int(getattr(sizes, "num_hidden_layers", 0) or 0)
-    blocks = describe.find_blocks(base, prefix, layers, options.blocks)
+    if apart and options.blocks:
+        raise UserError("an encoder-decoder has two lists of blocks, which are found by themselves: leave --blocks out.")
+    stacks = describe.stacks(model) if apart else {}
+    blocks = [b for stack in stacks.values() for b in stack] or describe.find_blocks(base, prefix, layers, options.blocks)
     describe.check_endings(model, blocks, endings)
     notes += checkpoints.unread(blocks[0].rsplit(".", 1)[0], len(blocks), unread)
-    heads = [] if names is not None else describe.head_sites(model, prefix, fresh, options.heads)
+    heads = [] if names is not None or language else describe.head_sites(model, prefix, fresh, options.heads)
     own = {h.name for h in heads}
     inputs = tracing.words(model) if processor is None else tracing.pictures(*picture_shape(config, processor)[1:])
     lost = {n for n in fresh if n.rsplit(".", 1)[0] not in own}
@@ -299,13 +312,14 @@ def describe_model(
     if outside:
         lost -= tracing.idle(model, inputs if names is None else inputs | {"input_ids": names.ids()}, outside)
     checkpoints.whole(name, lost & set(missing), {n: sizes for n, sizes in resized.items() if n in lost})
-    if not heads and names is None:
+    if not heads and names is None and not language:
         raise UserError(f'backbone "{name}" has no classification head that Weft can train: name its modules with --head.')
     originals = {
         n: p.detach().float().clone()
         for n, p in model.named_parameters()
         if n not in fresh and (n.endswith("bias") or n.rsplit(".", 1)[0] in own)
     }
+    reads_out = vocabulary(name, model, inputs) if language else None
     extra = {} if names is None else {"text_embeds": model.embed_texts(names.ids()).detach()}
     seen = tracing.trace(model, blocks, inputs | extra, text)
     norms = describe.norm_sites(model, blocks, own, text)
@@ -329,7 +343,7 @@ def describe_model(
         chained_blocks=seen.chained,
         tuple_blocks=seen.tuple_blocks,
         row_arguments=seen.row_arguments,
-        linears=describe.linear_sites(model, blocks, seen.common, endings),
+        linears=describe.linear_sites(model, blocks, seen.common, endings, stacks),
         norms=[s for s in norms if s.name not in seen.common],
         reader=seen.reader,
         heads=heads,
@@ -342,12 +356,14 @@ def describe_model(
         own_padding=own_padding,
         own_head=bool(resized),
         notes=tuple(notes),
-        outer=describe.outer_sites(model, blocks, own | seen.common, text),
+        outer=describe.outer_sites(model, blocks, own | seen.common | ({reads_out.name} if reads_out else set()), text),
         reads="texts" if processor is None else "images",
         processor=processor,
         picture_tokens=0 if processor is None else seen.tokens,
         names=names,
         options=options,
+        vocabulary=reads_out,
+        encoder_decoder=apart,
     )
     if names is not None:
         describe.text_tower(found, endings)
