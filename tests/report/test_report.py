@@ -88,6 +88,39 @@ def test_the_first_metric_of_a_task_is_the_headline_everywhere() -> None:
     assert result.metrics(lines) == {"matthews": 0.3, "accuracy": 0.9, "loss": 1.0, "mean_client": 0.15}
 
 
+def scored(t: int, metric: str, value: float | None, loss: float) -> dict[str, Any]:
+    common = {"view": "global", "moment": "received", "pooling": "pooled", "n": 9}
+    kinds = [(p, m, v) for p in ("global test", "validation") for m, v in ((metric, value), ("loss", loss))]
+    return line(1.0) | {"round": t, "evaluations": [common | {"people": p, "metric": m, "value": v} for p, m, v in kinds]}
+
+
+@pytest.mark.parametrize(("metric", "best"), [("accuracy", 1), ("perplexity", 3), ("mse", 3), ("loss", 3)])
+def test_the_best_round_has_the_most_of_what_is_good_and_the_least_of_what_is_bad(metric: str, best: int) -> None:
+    values = [None, 5.0, 5.0, 3.0, 3.0, 4.0, None]
+    found = result.best_by_validation([scored(t, metric, value, 1.0) for t, value in enumerate(values)])
+    assert found is not None
+    assert (found["round"], found["metric"], found["validation"]) == (best, metric, values[best])
+
+
+def test_rounds_are_compared_by_the_metric_of_the_last() -> None:
+    lines = [scored(0, "perplexity", 2.0, 1.0), scored(1, "rouge_l", 0.5, 1.0), scored(2, "rouge_l", 0.4, 1.0)]
+    found = result.best_by_validation(lines)
+    assert found is not None
+    assert (found["round"], found["validation"]) == (1, 0.5)
+
+
+@pytest.mark.parametrize("value", [0.5, 99.9996, 100.0, 12.3456, 9999.96, 48812.25, 3.02e12])
+def test_a_perplexity_fits_its_column_however_large_it_is(value: float) -> None:
+    common = {"view": "global", "people": "own test", "moment": "received", "n": 9, "metric": "perplexity", "value": value}
+    poolings = ("pooled", "mean over clients", "worst client")
+    shown = terminal.round_row(line(1.0) | {"evaluations": [common | {"pooling": pooling} for pooling in poolings]})
+    assert shown is not None
+    assert len(shown.plain) == sum(terminal.WIDTHS)
+    cells = shown.plain.split()
+    assert cells[2] == cells[4] == cells[5]
+    assert float(cells[2]) == pytest.approx(value, rel=0.01)
+
+
 def test_one_thing_is_not_called_many() -> None:
     assert [count(n, "client") for n in (0, 1, 2, 1200)] == ["0 clients", "1 client", "2 clients", "1,200 clients"]
     assert count(2, "class", "classes") == "2 classes"

@@ -352,7 +352,7 @@ def test_a_site_whose_logits_are_not_finite_has_no_say_in_the_scores_of_the_othe
     by_metric = {s.metric: s.value for s in task.pool([finite, blank])}
     assert (by_metric["accuracy"], by_metric["loss"]) == (0.5, 1.0)
     assert all(math.isnan(s.value) for s in task.pool([blank, blank]))
-    assert per_client({}, view="global", people="own test") == []
+    assert per_client({}, "accuracy", view="global", people="own test") == []
 
 
 def test_tables_show_a_dash_for_what_is_no_number() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from weft.tasks.task import Score
+from weft.tasks.task import Score, goodness
 
 
 @dataclass(frozen=True)
@@ -44,21 +44,29 @@ def records(scores: Sequence[Score], n: int, *, view: str, people: str, pooling:
     """Scores as evaluations, the headline first.
 
     Args:
-        n: rows behind them.
+        n: rows behind those that tell of none themselves.
     """
-    return [Evaluation(view, people, "received", s.metric, pooling, s.value, n, s.low, s.high) for s in scores]
+    return [
+        Evaluation(view, people, "received", s.metric, pooling, s.value, n if s.n is None else s.n, s.low, s.high) for s in scores
+    ]
 
 
-def per_client(own: Mapping[str, Score], *, view: str, people: str) -> list[Evaluation]:
-    """Mean over clients and the worst client, of each client's own headline, of which more is better."""
-    if not own:
+def per_client(own: Mapping[str, Score], metric: str, *, view: str, people: str) -> list[Evaluation]:
+    """Mean over clients and the worst client, of each client's own headline.
+
+    Args:
+        metric: the task's first. Clients that have no score of it, since no text was generated for their rows, are left out,
+            unless none has one.
+    """
+    scores = [score for score in own.values() if score.metric == metric] or list(own.values())
+    if not scores:
         return []
-    values = [score.value for score in own.values()]
-    metric = next(iter(own.values())).metric
-    common = {"view": view, "people": people, "moment": "received", "metric": metric, "n": len(values)}
+    values = [score.value for score in scores]
+    common = {"view": view, "people": people, "moment": "received", "metric": scores[0].metric, "n": len(values)}
+    worst = min(values, key=lambda value: goodness(scores[0].metric, value))
     return [
         Evaluation(pooling="mean over clients", value=float(np.mean(values)), **common),  # type: ignore[arg-type]
-        Evaluation(pooling="worst client", value=float(np.min(values)), **common),  # type: ignore[arg-type]
+        Evaluation(pooling="worst client", value=float(worst), **common),  # type: ignore[arg-type]
     ]
 
 

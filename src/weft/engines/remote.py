@@ -252,7 +252,7 @@ class Remote:
                     scores += records(task.pool(list(own.values())), sum(counted), view=view, people=common)
                 if people == "own test":
                     each = {c: task.pool([a])[0] for c, a in own.items() if not a.blank}
-                    scores += per_client(each, view=view, people=people)
+                    scores += per_client(each, task.metrics[0], view=view, people=people)
         return Scores(scores, scored, blank)
 
 

@@ -65,7 +65,7 @@ class Scoring:
                 own[client] = self.bench.task.headline(found.take(np.searchsorted(rows, r)))
         pooling = "pooled over clients' models" if several > 1 else "pooled"
         scores = [e for people, some in seen.items() if some for e in self._pooled(some, view, people, pooling)]
-        return scores + per_client(own, view=view, people="own test")
+        return scores + per_client(own, self.bench.task.metrics[0], view=view, people="own test")
 
     def personal(self, view: str, t: int) -> list[Evaluation]:
         """Each client's own model on its own test rows, after the newest download; new clients start from nothing.
@@ -106,7 +106,8 @@ class Scoring:
             pooling = "pooled over clients' models" if people == "common test" else "pooled"
             found += self._pooled(list(seen.values()), view, people, pooling)
             if people == "own test":
-                found += per_client({c: self.bench.task.headline(some) for c, some in seen.items()}, view=view, people=people)
+                own = {c: self.bench.task.headline(some) for c, some in seen.items()}
+                found += per_client(own, self.bench.task.metrics[0], view=view, people=people)
         return found
 
     def models(self, owner: Mapping[str, ServerState], group: list[ClientState]) -> Iterator[tuple[list[ClientState], Pack]]:

@@ -27,7 +27,22 @@ NONE = "-"
 # a row for each evaluated round -----------------------------------------------------------------------------------------
 
 WIDTHS = (6, 7, 19, 7, 7, 7, 7, 9, 9)
-SHORT = {"macro_f1": "F1", "matthews": "MCC", "entity_f1": "entity F1", "precision": "prec."}
+SHORT = {
+    "macro_f1": "F1",
+    "matthews": "MCC",
+    "entity_f1": "entity F1",
+    "precision": "prec.",
+    "perplexity": "PPL",
+    "token_accuracy": "tokens",
+    "rouge_1": "R-1",
+    "rouge_2": "R-2",
+    "rouge_l": "R-L",
+    "bleu": "BLEU",
+    "chrf": "chrF",
+    "exact_match": "match",
+    "token_f1": "F1",
+    "final_answer": "answer",
+}
 """What a column of a metric is called, if not by its name."""
 
 
@@ -61,8 +76,8 @@ def round_row(line: dict[str, Any]) -> Text | None:
     cells = [
         str(int(line["round"]) + 1),
         NONE if loss is None else _loss(loss),
-        f"{_share((headline(line) or {}).get('value'))} {interval(line)}",
-        *(_share(numbers.get(n)) for n in (_scored(line)[1], "mean_client", "worst_client", "new_clients")),
+        f"{_score((headline(line) or {}).get('value'))} {interval(line)}",
+        *(_score(numbers.get(n)) for n in (_scored(line)[1], "mean_client", "worst_client", "new_clients")),
         *(sent(line.get("bytes", {}), way) for way in ("down", "up")),
     ]
     return Text(_aligned(cells))
@@ -87,8 +102,12 @@ def _loss(value: float) -> str:
     return f"{value:.3f}" if abs(value) < 100 else f"{value:.2g}"
 
 
-def _share(value: float | None) -> str:
-    return NONE if value is None else f"{value:.3f}"
+def _score(value: float | None) -> str:
+    """Six characters at most of what is not negative: a perplexity can be large."""
+    if value is None:
+        return NONE
+    digits = next((n for n, limit in ((3, 99.9995), (1, 9999.95), (0, 999999.5)) if abs(value) < limit), None)
+    return f"{value:.0e}" if digits is None else f"{value:.{digits}f}"
 
 
 # the closing table --------------------------------------------------------------------------------------------------------
@@ -99,7 +118,14 @@ METRICS = {
     "top5": "top 5",
     "entity_f1": "entity F1",
     "precision": "precision",
+    "perplexity": "perplexity",
     "token_accuracy": "token accuracy",
+    "rouge_1": "ROUGE-1",
+    "rouge_2": "ROUGE-2",
+    "rouge_l": "ROUGE-L",
+    "exact_match": "exact match",
+    "token_f1": "token F1",
+    "final_answer": "final answer",
 }
 """What a row of a metric is called, if not by its name."""
 CLIENTS = {"mean_client": "mean client", "worst_client": "worst client", "new_clients": "new clients"}
@@ -147,11 +173,11 @@ def closing(out: Console, summary: Mapping[str, Any], rounds: Sequence[dict[str,
     more = [n for n in dict.fromkeys(n for one in numbers for n in one) if n not in (first, "interval", "loss", *CLIENTS)]
     named = {n: METRICS.get(n, _short(n)) for n in (first, *more)}
     for key, label in ({first: named[first], "interval": "  95 % interval"} | named | CLIENTS).items():
-        cells = [n.get(key) or NONE if key == "interval" else _share(n.get(key)) for n in numbers]
+        cells = [n.get(key) or NONE if key == "interval" else _score(n.get(key)) for n in numbers]
         if set(cells) != {NONE}:
             table.add_row(label, *cells)
     for view in _other_views(compared[0].line):
-        table.add_row(f"view {view}", *(_share(_view_accuracy(c.line, view)) for c in compared))
+        table.add_row(f"view {view}", *(_score(_view_accuracy(c.line, view)) for c in compared))
     for way in ("down", "up"):
         table.add_row(f"bytes {way}", *(NONE if c.phases is None else _all_sent(c.phases, way) for c in compared))
     out.print(table)

@@ -7,6 +7,7 @@ from typing import Any
 
 from weft.engines.evaluation import pick
 from weft.errors import UserError
+from weft.tasks.task import goodness
 
 
 def headline(line: dict[str, Any]) -> dict[str, Any] | None:
@@ -67,17 +68,21 @@ METRICS = ("accuracy", "macro_f1", "loss", "mean_client", "worst_client", "new_c
 
 
 def best_by_validation(lines: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The headline of the round with the best validation score (the earliest of equals). Test rows have no say in it."""
-    best: tuple[float, dict[str, Any]] | None = None
+    """The headline of the round with the best validation score (the earliest of equals). Test rows have no say in it.
+
+    Rounds are compared by the metric of the last of them: where no text was generated, a headline can be another.
+    """
+    found: list[dict[str, Any]] = []
     for line in lines:
         top = headline(line)
         if top is None:
             continue
         kind = {"view": top["view"], "people": "validation", "metric": top["metric"], "pooling": top["pooling"]}
         score = pick(line["evaluations"], **kind)
-        if score is not None and score["value"] is not None and (best is None or score["value"] > best[0]):
-            best = score["value"], top | {"validation": score["value"]}
-    return best[1] if best else None
+        if score is not None and score["value"] is not None:
+            found.append(top | {"validation": score["value"]})
+    alike = [one for one in found if one["metric"] == found[-1]["metric"]]
+    return max(alike, key=lambda one: goodness(one["metric"], one["validation"]), default=None)
 
 
 def scores(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from weft.errors import UserError
 from weft.tasks.classification import Classification
+from weft.tasks.generation import Generation
 from weft.tasks.regression import Regression
 from weft.tasks.tagging import Tagging
 from weft.tasks.task import Task
@@ -14,28 +15,32 @@ from weft.tasks.task import Task
 if TYPE_CHECKING:
     from weft.data.rows import Rows
 
-KINDS: dict[str, type[Classification] | type[Tagging] | type[Regression]] = {
-    kind.kind: kind for kind in (Classification, Tagging, Regression)
+KINDS: dict[str, type[Classification] | type[Tagging] | type[Regression] | type[Generation]] = {
+    kind.kind: kind for kind in (Classification, Tagging, Regression, Generation)
 }
 CLASSES = Classification.kind
 TOKENS = Tagging.kind
 NUMBERS = Regression.kind
+GENERATION = Generation.kind
 NEEDS_TAGS = (
     "--task tokens needs words with tags: a column with a list of words in each row, and one with a list of as many tags, such "
     "as B-Disease and O"
 )
 
 
-def make(classes: Sequence[str], kind: str = CLASSES, metrics: Sequence[str] = ()) -> Task:
+def make(classes: Sequence[str], kind: str = CLASSES, metrics: Sequence[str] = (), **more: Any) -> Task:
     """A task.
 
     Args:
         classes: names of the labels, in index order. metrics: what is scored, the headline first; none = what is usual.
+        more: what else this kind of task can be told.
 
     Raises:
         UserError: a metric that it does not have.
     """
-    return KINDS[kind](tuple(classes), tuple(metrics)) if metrics else KINDS[kind](tuple(classes))
+    if metrics:
+        more["metrics"] = tuple(metrics)
+    return KINDS[kind](tuple(classes), **more)
 
 
 def suits(kind: str, rows: Rows) -> None:
@@ -44,6 +49,12 @@ def suits(kind: str, rows: Rows) -> None:
     Raises:
         UserError: they do.
     """
+    if kind == GENERATION and rows.answers is None:
+        raise UserError("--task generation needs an answer in each row, as a set of prompts has: choose other --data.")
+    if kind != GENERATION and rows.answers is not None:
+        raise UserError(
+            "the rows of these data are prompts with answers and have no classes: --task generation learns from that."
+        )
     if kind == TOKENS and rows.tags is None:
         raise UserError(f"{NEEDS_TAGS}.")
     if kind != TOKENS and rows.tags is not None:

@@ -6,6 +6,7 @@ pack sees things alone, [k, m] of them; a task sees them by row again when it sc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -28,12 +29,27 @@ class Score:
     Attributes:
         metric: its name.
         low, high: a 95 % interval; None where there is none.
+        n: rows behind it; None = all that were scored.
     """
 
     metric: str
     value: float
     low: float | None = None
     high: float | None = None
+    n: int | None = None
+
+
+LESS_IS_BETTER = frozenset({"perplexity", "mse", "loss"})
+
+
+def goodness(metric: str, value: float | None) -> float:
+    """A number that is the larger, the better a metric's value is; what is no number is worse than anything.
+
+    Whoever asks which round is the best, or which client is the worst, asks this.
+    """
+    if value is None or math.isnan(value):
+        return -math.inf
+    return -value if metric in LESS_IS_BETTER else value
 
 
 class Told(Protocol):
