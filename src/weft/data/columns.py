@@ -9,7 +9,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from weft.errors import UserError, nearest, printable
 
 Table = dict[str, list[Any]]  # column name -> one value for each row
 SPLITS = ("train", "test", "validation")
+Wanted = Literal["classes", "numbers", "answers", "any"]  # what rows are for, see weft.data.load
 
 PAIRS = (
     ("premise", "hypothesis"),
@@ -47,6 +48,12 @@ KEYS = (
     "hospital", "genre", "group", "source", "style",
 )  # fmt: skip
 MOST_CLASSES = 1000  # more different values than this in a guessed label column: it is hardly a label
+
+
+def wanted_by(task: str) -> Wanted:
+    """What rows are for, of a kind of task."""
+    found: dict[str, Wanted] = {"regression": "numbers", "generation": "answers"}
+    return found.get(task, "classes")
 
 
 class NoColumn(UserError):
@@ -80,13 +87,13 @@ def choose(
     pair: str | None = None,
     label: str | None = None,
     key: str | None = None,
-    numbers: bool | None = False,
+    wanted: Wanted = "classes",
 ) -> Columns:
     """Pick the columns of ``table``: those named, and a guess for the rest.
 
     A set with a column of pictures, as :func:`weft.data.pictures.resolved` leaves them, is one of pictures unless a text is
-    named. ``where`` is what sentences call the set; ``numbers``: the label is one, or
-    may be (None). Raises UserError where a named column is absent, NoColumn where no text or label column can be told.
+    named. ``where`` is what sentences call the set; ``wanted``: the label is a
+    class, a number, or any of the two. Raises UserError where a named column is absent, NoColumn where no text or label column can be told.
     """
     image, text, pair, label, key = (n if n is None or n in table else named(n) for n in (image, text, pair, label, key))
     present = list(table)
@@ -111,7 +118,7 @@ def choose(
         return next((lower[c] for c in candidates if c in lower and lower[c] not in given), None)
 
     if label is None:
-        label = guess((*NUMBERS, *LABELS) if numbers else LABELS if numbers is False else (*LABELS, *NUMBERS))
+        label = guess({"numbers": (*NUMBERS, *LABELS), "any": (*LABELS, *NUMBERS)}.get(wanted, LABELS))
         if label is None:
             hint = ", or predict a number with --task regression" if any(name in lower for name in NUMBERS) else ""
             raise NoColumn(

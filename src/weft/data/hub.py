@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from weft.data import scored, tagged
-from weft.data.columns import Table, build, choose
+from weft.data.columns import Table, Wanted, build, choose
 from weft.data.hub_sets import IMAGE, TEXT, Entry
 from weft.data.local import SPLIT_NAMES
 from weft.data.rows import Source
@@ -17,16 +17,16 @@ from weft.errors import UserError
 VALIDATION = ("validation_matched", *SPLIT_NAMES["validation"])
 
 
-def from_hub(entry: Entry, numbers: bool | None = False, **asked: str) -> Source:
+def from_hub(entry: Entry, wanted: Wanted = "classes", **asked: str) -> Source:
     """Download, or read from the cache, the set that ``entry`` describes.
 
     asked: ``image``, ``text``, ``pair``, ``label`` and ``key``: columns that override those of the entry.
     """
     loaded = [(config, _download(entry, config)) for config in entry.configs or (entry.config,)]
-    return _source(entry, loaded, asked, [f"{entry.name}: {entry.verified}."], True if entry.numbers else numbers)
+    return _source(entry, loaded, asked, [f"{entry.name}: {entry.verified}."], "numbers" if entry.numbers else wanted)
 
 
-def from_disk(folder: Path, numbers: bool | None = False, **asked: str) -> Source:
+def from_disk(folder: Path, wanted: Wanted = "classes", **asked: str) -> Source:
     """Read a set that ``save_to_disk`` of the ``datasets`` library wrote; columns as in :func:`from_hub`.
 
     Raises:
@@ -40,10 +40,10 @@ def from_disk(folder: Path, numbers: bool | None = False, **asked: str) -> Sourc
         reason = str(error).strip().split("\n")[0][:200].rstrip(".") or type(error).__name__
         raise UserError(f"{folder} can't be read as a set that datasets saved ({reason}): save it anew.") from error
     splits = {"train": found} if isinstance(found, datasets.Dataset) else dict(found)
-    return _source(unknown(folder.resolve().name), [(None, splits)], asked, [], numbers)
+    return _source(unknown(folder.resolve().name), [(None, splits)], asked, [], wanted)
 
 
-def from_object(name: str, data: Any, numbers: bool | None = False, **asked: str) -> Source:
+def from_object(name: str, data: Any, wanted: Wanted = "classes", **asked: str) -> Source:
     """Read a ``Dataset`` or ``DatasetDict`` of the ``datasets`` library, or a mapping of one for each split.
 
     Raises:
@@ -52,7 +52,7 @@ def from_object(name: str, data: Any, numbers: bool | None = False, **asked: str
     splits = dict(data) if isinstance(data, Mapping) else {"train": data}
     if streamed := [split for split, rows in splits.items() if not hasattr(rows, "__len__")]:
         raise UserError(f"the {streamed[0]} rows of the data are streamed: load them without streaming=True.")
-    return _source(unknown(name), [(None, splits)], asked, [], numbers)
+    return _source(unknown(name), [(None, splits)], asked, [], wanted)
 
 
 def _source(
@@ -60,7 +60,7 @@ def _source(
     loaded: Sequence[tuple[str | None, Any]],
     asked: Mapping[str, str],
     said: list[str],
-    numbers: bool | None = False,
+    wanted: Wanted = "classes",
 ) -> Source:
     """The source of all configs of an entry, each with its splits."""
     splits: dict[str, Table] = {}
@@ -87,9 +87,9 @@ def _source(
         pair=_known(entry.pair, splits["train"]) if catalogued else asked.get("pair"),
         label=label or _known(entry.label, splits["train"]),
         key=key or _known(entry.client_key, splits["train"]),
-        numbers=numbers,
+        wanted=wanted,
     )
-    if numbers or (numbers is None and scored.meant(splits["train"][columns.label])):
+    if wanted == "numbers" or (wanted == "any" and scored.meant(splits["train"][columns.label])):
         return scored.build(entry.name, splits, columns, notes=said)
     codes: Mapping[Any, str] | None = None
     if columns.label in named:
