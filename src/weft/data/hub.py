@@ -7,13 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from weft.data import scored, tagged
+from weft.data import asked_columns, dialogues, scored, tagged
 from weft.data.columns import Table, Wanted, build, choose
-from weft.data.hub_sets import IMAGE, TEXT, Entry
+from weft.data.hub_sets import GENERATION, IMAGE, TEXT, Entry
 from weft.data.local import SPLIT_NAMES
 from weft.data.rows import Source
 from weft.errors import UserError
 
+WANTED: dict[str, Wanted] = {GENERATION: "answers"}  # of kinds of sets, whatever else is asked for
 VALIDATION = ("validation_matched", *SPLIT_NAMES["validation"])
 
 
@@ -23,7 +24,8 @@ def from_hub(entry: Entry, wanted: Wanted = "classes", **asked: str) -> Source:
     asked: ``image``, ``text``, ``pair``, ``label`` and ``key``: columns that override those of the entry.
     """
     loaded = [(config, _download(entry, config)) for config in entry.configs or (entry.config,)]
-    return _source(entry, loaded, asked, [f"{entry.name}: {entry.verified}."], "numbers" if entry.numbers else wanted)
+    wanted = WANTED.get(entry.kind, "numbers" if entry.numbers else wanted)
+    return _source(entry, loaded, asked, [f"{entry.name}: {entry.verified}."], wanted)
 
 
 def from_disk(folder: Path, wanted: Wanted = "classes", **asked: str) -> Source:
@@ -75,8 +77,11 @@ def _source(
             if entry.configs and entry.client_key and config is not None:
                 table[entry.client_key] = [config] * len(data)
             _append(splits.setdefault(split, {}), table)
-    if pair := tagged.recognised(splits["train"], asked):
+    if wanted != "answers" and (pair := tagged.recognised(splits["train"], asked)):
         return tagged.build(entry.name, splits, *pair, asked, notes=said)
+    every = _named(entry, splits["train"], asked)
+    if (answered := asked_columns.recognised(entry.name, splits["train"], every, wanted)) is not None:
+        return dialogues.build(entry.name, splits, answered, notes=said)
     image, text, label, key = (asked.get(c) for c in ("image", "text", "label", "key"))
     catalogued = not {"image", "text", "pair"} & asked.keys()
     columns = choose(
@@ -97,6 +102,14 @@ def _source(
     elif columns.label == entry.label:
         codes = entry.label_names
     return build(entry.name, splits, columns, label_names=codes, notes=said)
+
+
+def _named(entry: Entry, table: Table, asked: Mapping[str, str]) -> dict[str, str]:
+    """Columns by option: those catalogued that there still are, unless others were named."""
+    catalogued = {"text": entry.text, "pair": entry.pair, "label": entry.label, "key": entry.client_key}
+    if {"image", "text", "pair"} & asked.keys():
+        catalogued |= {"text": None, "pair": None}
+    return {option: column for option, column in catalogued.items() if column in table and column is not None} | dict(asked)
 
 
 def unknown(hub_id: str) -> Entry:
@@ -161,7 +174,7 @@ def _splits(entry: Entry, data: Mapping[str, Any], said: list[str]) -> dict[str,
 
 
 def _table(data: Any, named: dict[str, list[str]]) -> Table:
-    """The plain columns of a split; names of classes are added to ``named``.
+    """The columns of a split but for those of sound, video and the like; names of classes are added to ``named``.
 
     Labels with names become these names, because configs of one set may number them in different orders. A
     label of -1, the hub's sign for a hidden one, becomes None.
@@ -172,7 +185,8 @@ def _table(data: Any, named: dict[str, list[str]]) -> Table:
     pictures = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     plain = [n for n, feature in features.items() if isinstance(feature, datasets.Value | datasets.ClassLabel)]
     lists = {name: inner for name, feature in features.items() if (inner := _of_list(feature)) is not None}
-    table: Table = dict(data.select_columns([*plain, *lists]).with_format(None)[:])
+    objects = [name for name, feature in features.items() if name not in lists and _of_objects(feature)]
+    table: Table = dict(data.select_columns([*plain, *lists, *objects]).with_format(None)[:])
     for name, inner in lists.items():
         if isinstance(inner, datasets.ClassLabel):
             table[name] = [None if row is None else [_name(inner.names, value) for value in row] for row in table[name]]
@@ -198,6 +212,16 @@ def _of_list(feature: Any) -> Any:
     return (
         inner if isinstance(inner, datasets.ClassLabel) or getattr(inner, "dtype", None) in ("string", "large_string") else None
     )
+
+
+def _of_objects(feature: Any) -> bool:
+    """Whether a column holds objects of plain values, or lists of such objects: turns of a chat, translations, answers."""
+    import datasets
+
+    if isinstance(feature, datasets.Translation):
+        return True
+    inner = feature[0] if isinstance(feature, list) and feature else getattr(feature, "feature", feature)
+    return isinstance(inner, dict) and all(isinstance(own, datasets.Value) or _of_list(own) is not None for own in inner.values())
 
 
 def _lazily(data: Any, column: str) -> list[Any]:

@@ -15,6 +15,7 @@ from typing import Any
 TEXT = "text classification"
 PAIR = "text pair classification"
 IMAGE = "image classification"
+GENERATION = "generation"
 SEEN = "not verified against the hub (id and columns seen in public documents)"
 PICTURES_SEEN = "not verified against the hub (id and columns seen in public documents; its pictures were never loaded)"
 ELSEWHERE = "not verified against the hub, where no copy is known: give --data its folder"
