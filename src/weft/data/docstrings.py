@@ -29,7 +29,7 @@ JUNK = re.compile(
     re.IGNORECASE,
 )
 ELSEWHERE = re.compile(
-    r"(See|Same|Like|Similar|Identical|Equivalent|As|Override[sn]?|Overridden|Implements?|Args|Arguments?|Parameters?|Keyword|"
+    r"(See|Same|Like|Similar|Identical|If|Equivalent|As|Override[sn]?|Overridden|Implements?|Args|Arguments?|Parameters?|Keyword|"
     r"Optional|Required|Options?|Note|Usage|Example|Syntax|Format|Copyright|Written|Author|Test|Helper|Internal|Private)\b"
 )
 FIRST = re.compile(r"[A-Z][a-z]*[ ,'-]|An? ")

@@ -14,6 +14,7 @@ from weft.data.local import SPLIT_NAMES
 from weft.data.rows import Source
 from weft.errors import UserError
 
+OFFLINE = {IMAGE: "glyphs", GENERATION: "docstrings"}  # of kinds of sets, one that comes with Weft
 WANTED: dict[str, Wanted] = {GENERATION: "answers"}  # of kinds of sets, whatever else is asked for
 VALIDATION = ("validation_matched", *SPLIT_NAMES["validation"])
 
@@ -138,8 +139,8 @@ def _download(entry: Entry, config: str | None) -> Any:
 
     if entry.hub_id is None:
         raise UserError(
-            f"no copy of {entry.name} is known on the Hugging Face hub: get it from its owner, and give --data its folder, laid "
-            "out as domain/class/picture."
+            f"no copy of {entry.name} is known on the Hugging Face hub: get it from its owner, and give --data its "
+            + ("folder, laid out as domain/class/picture." if entry.kind == IMAGE else "file or folder.")
         )
     try:
         try:
@@ -153,7 +154,7 @@ def _download(entry: Entry, config: str | None) -> Any:
         raise UserError(
             f"{entry.hub_id}{f' ({config})' if config else ''} can't be loaded from the Hugging Face hub "
             f"({reason}): check the name and the network, give --data a local file or folder instead, "
-            f"or use {'glyphs' if entry.kind == IMAGE else 'pydocs'}, which needs neither."
+            f"or use {OFFLINE.get(entry.kind, 'pydocs')}, which needs neither."
         ) from error
 
 
