@@ -13,12 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from weft.adaptation.head import Head
+from weft.backbones.reply_table import Replies
 from weft.errors import UserError, nearest
 from weft.tasks import judging, passages
 from weft.tasks.classification import wilson
 from weft.tasks.decoding import Decoding
 from weft.tasks.losses import mean_of
 from weft.tasks.observed import Observed
+from weft.tasks.output import Output
 from weft.tasks.passages import Passages
 from weft.tasks.task import Score
 from weft.typed import Whole, check
@@ -75,26 +77,26 @@ class Generation:
         return Head()
 
     def targets(self, table: Table, index: np.ndarray) -> tuple[Tensor, Tensor]:
-        answers = torch.from_numpy(table.answers_of(index.reshape(-1))).view(len(index), -1)  # type: ignore[union-attr]
-        return answers.clamp(min=0), answers >= 0
+        assert isinstance(table, Replies)
+        labels, mask = table.targets(index.reshape(-1))
+        return labels.view(len(index), -1), mask.view(len(index), -1)
 
-    def loss(self, out: Any, labels: Tensor, mask: Tensor, rows: int | None = None) -> Tensor:
+    def loss(self, out: Output, labels: Tensor, mask: Tensor, rows: int) -> Tensor:
         """Mean negative log-likelihood (nats) of each client over its answers: [k, m], [k, m] bool -> [k].
 
         Args:
-            out: of the forward pass, which gives numbers of logits without holding all of these.
-            rows: b, of which each has m / b places next to each other; ``average`` by examples needs it.
+            rows: b, of which each has m / b places next to each other.
         """
-        each = out.each(_loss, labels)
+        each = out.cross_entropy(labels)
         if self.average == "tokens":
             return mean_of(each, mask)
-        assert rows is not None
-        by_row = mean_of(each.reshape(len(mask) * rows, -1), mask.reshape(len(mask) * rows, -1))
-        return mean_of(by_row.view(-1, rows), mask.view(len(mask), rows, -1).any(2))
+        valid = mask.unflatten(1, (rows, -1))
+        by_row = mean_of(each.unflatten(1, (rows, -1)).flatten(0, 1), valid.flatten(0, 1)).view(-1, rows)
+        return mean_of(by_row, valid.any(-1))
 
     # scores -----------------------------------------------------------------------------------------------------------
 
-    def observe(self, out: Any, labels: Tensor, mask: Tensor) -> Observed:
+    def observe(self, out: Output, labels: Tensor, mask: Tensor) -> Observed:
         signed, valid = out.each(_signed_loss, labels).cpu().double(), mask.cpu()
         return Observed(
             {
@@ -167,11 +169,6 @@ class Generation:
             written=written,
             sums={m: tuple(np.atleast_1d(observed[m].sum(0)).tolist()) for m in self.text_metrics} if written else {},
         )
-
-
-def _loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """[r] of [r, C] and [r], no narrower than float32, as in transformers."""
-    return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), labels, reduction="none")
 
 
 def _signed_loss(logits: Tensor, labels: Tensor) -> Tensor:
