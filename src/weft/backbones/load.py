@@ -403,8 +403,8 @@ def starts(name: str, model: Any) -> None:
         model.prepare_decoder_input_ids_from_labels(torch.zeros(1, 1, dtype=torch.long))
     except Exception as e:  # of whatever it lacks
         raise UserError(
-            f'the configuration of backbone "{name}" names no token that its decoder begins with: set decoder_start_token_id in its '
-            "config.json."
+            f'the configuration of backbone "{name}" names no token that its decoder begins with: set decoder_start_token_id '
+            "in its config.json."
         ) from e
 
 

@@ -110,10 +110,10 @@ class Scoring:
             seen: dict[str, Observed] = {}
             some = [c for c in group if len(rows_of[c.id])]
             texts = 0 if people == "validation" else -(-self.bench.task.samples // max(len(some), 1))
-            chosen = {c.id: generating.few(self.bench.seed, rows_of[c.id], texts, c.id) for c in some}
+            write = {c.id: generating.few(self.bench.seed, rows_of[c.id], texts, c.id) for c in some}
             for part, pack in self.models(owner, some):
-                rows = [rows_of[c.id] for c in part]
-                observed = self._observe(pack, view, rows, [np.isin(rows_of[c.id], chosen[c.id]) for c in part])
+                theirs = [rows_of[c.id] for c in part]
+                observed = self._observe(pack, view, theirs, [np.isin(rows_of[c.id], write[c.id]) for c in part])
                 seen |= {c.id: one for c, one in zip(part, observed, strict=True) if one is not None}
                 for c in part:
                     self._note(seen[c.id], rows_of[c.id], view, c.id)
@@ -130,9 +130,7 @@ class Scoring:
     def _own_rows(self) -> list[np.ndarray]:
         return [c.data.test for _, clients in self.federations for c in clients]
 
-    def _observe(
-        self, pack: Pack, view: str, rows: list[np.ndarray], chosen: list[np.ndarray]
-    ) -> list[Observed | None]:
+    def _observe(self, pack: Pack, view: str, rows: list[np.ndarray], chosen: list[np.ndarray]) -> list[Observed | None]:
         texts = chosen if self.bench.task.samples else None
         return generating.observe(pack, lambda p, b: self.method.forward(p, b, view), rows, texts)
 

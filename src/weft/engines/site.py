@@ -212,7 +212,9 @@ class SiteClient:
             splits = {"own test": self.client.data.test, "validation": self.client.data.val}
             for split, rows in splits.items():
                 if len(rows):
-                    few = generating.few(self.bench.seed, rows, self.bench.task.samples if split == "own test" else 0, self.client.id)
+                    few = generating.few(
+                        self.bench.seed, rows, self.bench.task.samples if split == "own test" else 0, self.client.id
+                    )
                     chosen = [np.isin(rows, few)] if self.bench.task.samples else None
                     seen = generating.observe(pack, lambda p, b, v=view: self.method.forward(p, b, v), [rows], chosen)[0]  # type: ignore[misc]
                     assert seen is not None

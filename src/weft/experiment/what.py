@@ -44,8 +44,8 @@ class What(Group):
         "What is predicted: `classification` (a linear head), `similarity` (a CLIP and class names), `tokens`, `regression`, "
         "`generation`.",
         "`tokens` gives each word a tag, `regression` each row a number, `generation` writes an answer to each prompt. `auto` is "
-        "tokens where words are tagged, generation where rows hold prompts and answers, and similarity where there is a text tower, "
-        "unless the method trains a head.",
+        "tokens where words are tagged, generation where rows hold prompts and answers, and similarity where there is a text "
+        "tower, unless the method trains a head.",
         common=True,
     )
     metrics: Names = setting(

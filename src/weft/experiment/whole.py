@@ -13,7 +13,9 @@ from weft.experiment.output import Output
 from weft.experiment.what import What
 
 
-class Experiment(Output, Machine, Generation, Federation, Deal, What):  # read from right to left: the order of help, pages and files
+class Experiment(
+    Output, Machine, Generation, Federation, Deal, What
+):  # read from right to left: the order of help, pages and files
     """All settings of one run.
 
     Attributes:

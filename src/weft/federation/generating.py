@@ -1,8 +1,8 @@
 """Text by the models of a pack: the library's own generation, with the clients' parts at work in it.
 
-A method says how it predicts in :meth:`Method.forward`. If that is one pass with its parts at given weights, as of nearly all methods,
-the parts are woven in for as long as text is generated, and the keys and values of earlier tokens are kept. A method that makes more
-of it (a mean of two passes, say) is asked for every next token anew, over the whole text so far.
+A method says how it predicts in :meth:`Method.forward`. If that is one pass with its parts at given weights, as of nearly all
+methods, the parts are woven in for as long as text is generated, and the keys and values of earlier tokens are kept. A method that
+makes more of it (a mean of two passes, say) is asked for every next token anew, over the whole text so far.
 """
 
 from __future__ import annotations
@@ -236,7 +236,7 @@ def _asking(
                 logits = forward(pack, batch).logits
         finally:
             put(answer)
-        return CausalLMOutputWithPast(logits=logits.flatten(0, 1).unsqueeze(1))  # type: ignore[arg-type]
+        return CausalLMOutputWithPast(logits=logits.flatten(0, 1).unsqueeze(1))
 
     put(answer)
     try:
@@ -247,7 +247,7 @@ def _asking(
 
 @contextmanager
 def only(model: Any, wanted: GenerationConfig) -> Iterator[None]:
-    """Generation by these settings alone, where the library takes what they leave open from the checkpoint; and without its advice."""
+    """Generation by these settings alone, and without advice: the library takes what they leave open from the checkpoint."""
     before, level = model.generation_config, transformers.logging.get_verbosity()
     model.generation_config = wanted
     transformers.logging.set_verbosity_error()

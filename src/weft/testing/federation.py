@@ -116,11 +116,12 @@ def federation(
     """
     model = model or ("llama" if task == GENERATION else home(method))
     labels = TAGS if task == TOKENS else ("answer",) if task == GENERATION else names(classes)
-    if task == GENERATION and isinstance(model, str):
-        more = {"checkpoint": "pair" if model in PAIRED else "lm"}
-    else:
-        more = {}
-    of = backbone(model, classes=len(labels), precision=precision, task=task, **more) if isinstance(model, str) else model
+    stored = "base" if task != GENERATION else "pair" if model in PAIRED else "lm"
+    of = (
+        backbone(model, classes=len(labels), precision=precision, task=task, checkpoint=stored)
+        if isinstance(model, str)
+        else model
+    )
     all_rows, clients, tests = states(sizes, classes, facts, seed, of.reads, task, spaces)
     predicts = make(labels, task if task in (TOKENS, GENERATION) else CLASSES)
     benches = [Bench(b, predicts, tabulate(b, all_rows, 32), seed, PrefixCache(b) if prefix else None) for b in (of, *others)]
