@@ -307,8 +307,9 @@ def describe_model(
     notes = list(notes)
     if tokenizer is not None:
         notes += fitting(name, tokenizer, model if names is None else model.text_model)
-    if getattr(config, "use_cache", False):
-        config.use_cache = False
+    for each in {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values():
+        if getattr(each, "use_cache", False):  # T5's decoder has a configuration of its own
+            each.use_cache = False
     own_padding = getattr(config, "pad_token_id", None)
     if tokenizer is not None and names is None:
         # a decoder's head finds the last token of a row by the padding id, which must be the one that rows are padded with

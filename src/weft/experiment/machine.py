@@ -24,6 +24,11 @@ class Machine(Group):
     prefix_cache: Literal["auto", "off"] = setting(
         "auto", "`auto` or `off`: compute frozen lower layers once per row.", "Those are the layers below every trained part."
     )
+    recompute: bool = setting(
+        False,
+        "Keep only what goes into each block, and compute blocks once more in the backward pass.",
+        "It takes much less memory and about a third more time, and changes no number.",
+    )
     by_length: bool = setting(
         True,
         "Batches of rows of like length, or of rows at random.",

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from weft.adaptation.optim import Optim, Optimizer
-from weft.adaptation.weave import Weave, Weight, place, stack
+from weft.adaptation.placed import place, stack
+from weft.adaptation.weave import Weave, Weight
 from weft.backbones.reply_table import Replies
 from weft.errors import WeftError
 from weft.federation import plans
@@ -74,7 +75,7 @@ class Pack:
                 full = f"{name}.{role}" if role else name
                 self.tensors[full], self.has[full] = tensor, present
             self.shapes[name] = [tuple(v.shape) if v is not None else None for v in values]
-        self._weave = Weave(bench.backbone, placed, self.tensors, len(turns))
+        self._weave = Weave(bench.backbone, placed, self.tensors, len(turns), bench.recompute)
         # blocks of the text tower are numbered by themselves, and nobody lacks one
         self._blocks = {name: None if p.site.tower else p.site.block for p in placed for name in p.names.values()}
         nobody = torch.zeros(len(turns), dtype=torch.bool, device=device)

@@ -244,7 +244,7 @@ def bench_of(x: Experiment, backbone: Backbone, classes: Sequence[str], rows: Ro
     if generates:
         prefix = None  # hidden states of all tokens of long rows take more memory than they save time
     task = make(classes, kind_of(x), x.metrics or usual, **(writing(x) if generates else {}))
-    return Bench(backbone, task, tabulate(backbone, rows, x.max_length), x.seed, prefix, x.by_length)
+    return Bench(backbone, task, tabulate(backbone, rows, x.max_length), x.seed, prefix, x.by_length, recompute=x.recompute)
 
 
 def writing(x: Experiment) -> dict[str, Any]:
