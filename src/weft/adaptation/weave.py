@@ -162,22 +162,23 @@ class Weave:
             return value[:1].expand(len(clients), *value.shape[1:])
         return value.index_select(0, clients)
 
-    def _values(self, p: Placed) -> dict[str, Tensor]:
+    def _values(self, p: Placed, device: torch.device) -> dict[str, Tensor]:
+        """On the device of what they are used on: modules of a large model may lie on several."""
         assert self._pass is not None
-        found = {role: self._pick(self._pass.tensors[name]) for role, name in p.names.items()}
-        return found | {name: self._pick(value) for name, value in p.fixed.items()}
+        found = {role: self._pick(self._pass.tensors[name]).to(device) for role, name in p.names.items()}
+        return found | {name: self._pick(value).to(device) for name, value in p.fixed.items()}
 
     def _terms(self, here: list[Placed], module: nn.Module, x: Tensor, out: Tensor) -> Tensor:
         """Σ weight · part over the parts of one site, [k, n, d]."""
         total = None
         for p in here:
-            term = p.part.apply(module, self._values(p), x, out)
+            term = p.part.apply(module, self._values(p, out.device), x, out)
             weight = 1.0 if p.part.always else self._weight(p.part_name)
             assert weight is not None  # a part that is off has no hook
             if isinstance(weight, Tensor):
                 per_row = term.shape[1] // weight.shape[1] if weight.dim() == 2 else term.shape[1]
                 spread = weight.repeat_interleave(per_row, 1) if weight.dim() == 2 else weight.unsqueeze(1)
-                term = term * spread.unsqueeze(-1).to(term.dtype)
+                term = term * spread.unsqueeze(-1).to(term)
             elif weight != 1.0:
                 term = term * weight
             total = term if total is None else total + term
@@ -194,7 +195,7 @@ class Weave:
             assert self._pass is not None
             out = result[0] if isinstance(result, tuple) else result
             k = self._pass.k
-            x = args[0] if args else out
+            x = args[0].to(out.device) if args else out
             flat = out.reshape(k, -1, out.shape[-1])
             if before_norm:  # LN(s + A(z)) with s = the norm's input and z = its output
                 terms = self._terms(before_norm, module, x.reshape(k, -1, x.shape[-1]), flat)
@@ -222,7 +223,7 @@ class Weave:
             k, out = self._pass.k, frozen(ids.clamp(min=0))
             out = out.view(k, -1, *out.shape[1:])
             for p in here:
-                out = p.part.apply(module, self._values(p), ids.view(k, -1, *ids.shape[1:]), out)
+                out = p.part.apply(module, self._values(p, out.device), ids.view(k, -1, *ids.shape[1:]), out)
             return out.flatten(0, 1)
 
         return forward
@@ -233,7 +234,7 @@ class Weave:
             hidden = _hidden(args, kwargs)
             hidden = hidden.view(self._pass.k, -1, *hidden.shape[1:])
             for p in here:
-                hidden = p.part.apply(module, self._values(p), hidden, hidden)
+                hidden = p.part.apply(module, self._values(p, hidden.device), hidden, hidden)
             hidden = hidden.flatten(0, 1)
             return block(hidden, *args[1:], **kwargs) if args else block(**kwargs | {"hidden_states": hidden})
 
@@ -321,7 +322,7 @@ class Weave:
         finally:
             self._pass = rows
         part = result[0] if isinstance(result, tuple) else result
-        return out.index_copy(0, keep, part.to(out.dtype))
+        return out.index_copy(0, keep, part.to(out))
 
 
 def _then(module: nn.Module, block: Callable[..., Any], hook: Callable[..., Any]) -> Callable[..., Any]:

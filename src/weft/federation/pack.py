@@ -120,7 +120,7 @@ class Pack:
         with self._weave.attached(batch.clients, len(batch.index), use), vocabulary.at(self.backbone.model, places) as rows:
             logits = self.backbone.model(**inputs).logits
         hidden, layer = vocabulary.finish(rows, logits)
-        return Hidden(hidden, batch.mask, layer)
+        return Hidden(hidden.to(self.device), batch.mask, layer)
 
     @contextmanager
     def reading(self, inputs: dict[str, Tensor]) -> Iterator[None]:
@@ -134,7 +134,7 @@ class Pack:
     def _next(self, inputs: dict[str, Tensor], clients: Tensor | None, k: int, use: Mapping[str, Weight] | None) -> Output:
         with self.woven(clients, k, use):
             logits = self.backbone.model(**inputs, use_cache=False).logits[:, -1]
-        return Output(logits.to(self.dtype).view(k, -1, logits.shape[-1]))
+        return Output(logits.to(self.device, self.dtype).view(k, -1, logits.shape[-1]))
 
     @contextmanager
     def woven(self, clients: Tensor | None, k: int, use: Mapping[str, Weight] | None) -> Iterator[None]:
@@ -153,7 +153,7 @@ class Pack:
         inputs = self._weave.inputs(inputs, k, use)
         with self._weave.attached(clients, k, use):
             logits = self.backbone.model(**inputs).logits
-        return Output(logits.to(self.dtype).view(k, -1, logits.shape[-1]))
+        return Output(logits.to(self.device, self.dtype).view(k, -1, logits.shape[-1]))
 
     @torch.no_grad()
     def embed(self, rows: list[np.ndarray], chunk: int = 256) -> list[Tensor]:

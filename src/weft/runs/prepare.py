@@ -73,7 +73,7 @@ class Material:
             "clients": self.data["clients"],
             "rows": len(self.bench.table),
             "weights": ",".join(b.backbone.weight_hash for b in (self.bench, *self.bench.others.values())),
-            "precision": str(self.backbone.dtype).removeprefix("torch."),
+            "precision": self.backbone.precision,
         }
 
 
@@ -226,6 +226,8 @@ def backbone_of(x: Experiment, name: str, classes: Sequence[str], needs: tuple[s
         roles=x.roles,
         head=x.head,
         trust_remote_code=x.trust_remote_code,
+        quantise=x.quantise,
+        device_map=x.device_map,
     )
 
 
