@@ -2,10 +2,10 @@
 
     python benchmarks/language_memory.py [--quick] [output] [recompute] [estimate] [tokens] [padding --data FOLDER]
 
-Each case runs in a process of its own; its peak is the operating system's count (resident set) above what it held before the step.
-`output`: cross-entropy and gradient of 8 x 512 rows, in chunks against logits that are all held. `recompute`: one step of LoRA (rank
-16, all linear layers) on SmolLM2. `estimate`: steps on random weights of SmolLM2's and TinyLlama's shape, few layers. `tokens`:
-tokens a second in packs of 1 to 8 clients. `padding`: what share of the tokens in packs of 4 is real, clients of a Dolly.
+Each case runs in a process of its own; its peak is the operating system's count (resident set) above what it held before the
+step. `output`: cross-entropy and gradient of 8 x 512 rows, in chunks against logits that are all held. `recompute`: one step of
+LoRA (rank 16, all linear layers) on SmolLM2. `estimate`: a step on random weights of SmolLM2's and TinyLlama's shape, few layers.
+`tokens`: tokens a second in packs of 1 to 8 clients. `padding`: what share of the tokens in packs of 4 is real, on a Dolly.
 """
 
 from __future__ import annotations
