@@ -95,13 +95,13 @@ class Generation:
     # scores -----------------------------------------------------------------------------------------------------------
 
     def observe(self, out: Any, labels: Tensor, mask: Tensor) -> Observed:
-        signed, valid = out.each(_signed_loss, labels).cpu().double(), mask.cpu()
+        signed, valid = out.each(_signed_loss, labels).cpu().double(), mask.cpu()  # 0 where nothing is to predict
         return Observed(
             {
-                "nll": signed.abs().masked_fill(~valid, 0.0).sum(1).numpy(),
+                "nll": signed.abs().sum(1).numpy(),
                 "tokens": valid.sum(1).numpy(),
                 "right": (~signed.signbit() & valid).sum(1).numpy(),
-                "finite": (signed.isfinite() | ~valid).all(1).numpy(),
+                "finite": signed.isfinite().all(1).numpy(),
             }
         )
 
