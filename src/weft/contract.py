@@ -18,7 +18,7 @@ from weft.adaptation.tune import Tune
 from weft.adaptation.values import Values
 from weft.backbones.backbone import Backbone, Site
 from weft.errors import UserError, WeftError, nearest
-from weft.federation.batch import Batch, Output
+from weft.federation.batch import Batch
 from weft.federation.info import MethodInfo
 from weft.federation.layout import Adaptation
 from weft.federation.message import ClientInfo, Message, Update
@@ -29,6 +29,7 @@ from weft.federation.scope import GIVEN, PERSONAL, SENT, SHARED, TEMPORARY, Scop
 from weft.federation.server import ServerState
 from weft.federation.tuned import Tuned
 from weft.tasks.losses import distillation, mean_of
+from weft.tasks.output import Output
 from weft.tasks.task import Task
 from weft.tensors.forms import Value
 from weft.tensors.init import Init

@@ -49,7 +49,11 @@ def start(resolved: Resolved, data: Any = None, observer: Observer | None = None
                 f"other processes know method and data by name and run no baseline themselves: leave --engine {x.engine} out."
             )
         flower.ready() if x.engine == "flower" else flower.ready_for_ray()
-    codec(x.codec), [find(m) for m in x.models], pick_device(x.device)  # an unknown name is said before anything is loaded
+    (
+        codec(x.codec),
+        [find(m, observer.say) for m in x.models],
+        pick_device(x.device),
+    )  # an unknown name is said before anything is loaded
     directory = directories.create(Path(x.runs).expanduser(), x.name, directories.usual_name(x))
     with execute.stoppable(directory), directories.locked(directory):
         began = time.time()

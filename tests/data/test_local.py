@@ -320,7 +320,7 @@ def test_a_test_file_that_lacks_the_columns_of_train_is_refused(tmp_path: Path) 
         ),
         ("a.jsonl", '{"text": "a", "label": [1]}\n', "not one class a row"),
         ("a.jsonl", '{"text": "", "label": 1}\n', "no training rows with text and label"),
-        ("a.txt", "text", "Weft doesn't read a.txt"),
+        ("a.doc", "text", "Weft doesn't read a.doc"),
     ],
 )
 def test_an_unreadable_file_is_one_sentence_with_its_place(

@@ -36,14 +36,14 @@ def numbers(source: Source) -> list[float]:
 def test_a_column_of_numbers_is_read_from_files_frames_and_sets(tmp_path: Path, name: str) -> None:
     table = {"text": TEXTS, name: SCORES}
     for data in (written(tmp_path, SCORES, name), pd.DataFrame(table), datasets.Dataset.from_dict(table)):
-        source = load(data, numbers=True)
+        source = load(data, wanted="numbers")
         assert numbers(source) == SCORES
         assert source.classes == (name,)
         assert source.train.labels.tolist() == [0] * 12
 
 
 def test_rows_without_a_number_are_left_out_and_counted(tmp_path: Path) -> None:
-    source = load(written(tmp_path, [None, *SCORES[1:-1], float("nan")]), numbers=True)
+    source = load(written(tmp_path, [None, *SCORES[1:-1], float("nan")]), wanted="numbers")
     assert numbers(source) == SCORES[1:-1]
     assert any("2 of 12" in note or "2 train" in note for note in source.notes), source.notes
     assert source.train.ids.tolist() == list(range(1, 11))
@@ -52,8 +52,8 @@ def test_rows_without_a_number_are_left_out_and_counted(tmp_path: Path) -> None:
 def test_whole_numbers_are_classes_unless_numbers_are_asked_for(tmp_path: Path) -> None:
     path = written(tmp_path, [i % 3 for i in range(12)], "label")
     assert load(path).train.numbers is None
-    assert load(path, numbers=None).train.numbers is None
-    assert numbers(load(path, numbers=True)) == [i % 3 for i in range(12)]
+    assert load(path, wanted="any").train.numbers is None
+    assert numbers(load(path, wanted="numbers")) == [i % 3 for i in range(12)]
     assert numbers(from_classes(load(path))) == [i % 3 for i in range(12)]
 
 
@@ -61,17 +61,17 @@ def test_fractions_are_refused_as_classes_and_known_as_numbers_where_either_will
     frame = pd.DataFrame({"text": TEXTS, "label": SCORES})
     with pytest.raises(UserError, match="--task regression"):
         load(frame)
-    assert numbers(load(frame, numbers=None)) == SCORES
+    assert numbers(load(frame, wanted="any")) == SCORES
 
 
 def test_a_column_of_a_csv_that_is_no_class_may_be_numbers(tmp_path: Path) -> None:
     """As a site reads it, which does not know the task yet, and ``weft data``."""
     for name in ("label", "score"):
-        assert numbers(load(written(tmp_path, SCORES, name), numbers=None)) == SCORES
+        assert numbers(load(written(tmp_path, SCORES, name), wanted="any")) == SCORES
     many = pd.DataFrame({"text": [f"text number {i}" for i in range(60)], "label": range(60)})
-    assert len(numbers(load(many, numbers=None))) == 60
+    assert len(numbers(load(many, wanted="any"))) == 60
     mixed = written(tmp_path, ["a", "b"] * 6, "label")
-    assert load(mixed, numbers=None).classes == ("a", "b")
+    assert load(mixed, wanted="any").classes == ("a", "b")
     with pytest.raises(UserError, match="or predict a number with --task regression"):
         load(written(tmp_path, SCORES))
 
@@ -79,21 +79,21 @@ def test_a_column_of_a_csv_that_is_no_class_may_be_numbers(tmp_path: Path) -> No
 @pytest.mark.parametrize("scores", [[*SCORES[:-1], 1e300], [float("-inf"), *SCORES[1:]]])
 def test_a_number_that_nothing_can_be_learnt_from_is_refused(tmp_path: Path, scores: list[float]) -> None:
     with pytest.raises(UserError, match=r"more than 1e\+15: leave the row out"):
-        load(written(tmp_path, scores), numbers=True)
+        load(written(tmp_path, scores), wanted="numbers")
 
 
 @pytest.mark.parametrize("scores", [["high"] * 12, [*SCORES[:-1], "abc"]])
 def test_what_is_no_number_is_refused_by_its_value(tmp_path: Path, scores: list[Any]) -> None:
     with pytest.raises(UserError, match=re.escape(f"{scores[-1]!r}, which is no number")):
-        load(written(tmp_path, scores), numbers=True)
+        load(written(tmp_path, scores), wanted="numbers")
 
 
 def test_a_limit_and_a_fingerprint_know_numbers(tmp_path: Path) -> None:
-    whole, few = (load(written(tmp_path, SCORES), numbers=True, limit=limit) for limit in (None, 5))
+    whole, few = (load(written(tmp_path, SCORES), wanted="numbers", limit=limit) for limit in (None, 5))
     assert len(few.train) == 5
     assert few.train.numbers is not None
     assert few.train.numbers.tolist() == [SCORES[i] for i in few.train.ids.tolist()]
-    assert load(written(tmp_path, SCORES[::-1]), numbers=True).fingerprint != whole.fingerprint
+    assert load(written(tmp_path, SCORES[::-1]), wanted="numbers").fingerprint != whole.fingerprint
 
 
 def test_an_underscore_makes_no_number(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_an_underscore_makes_no_number(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("text,score\na,1_0\nb,2.5\n")
     with pytest.raises(UserError, match="'1_0', which is no number"):
-        load(path, numbers=True)
+        load(path, wanted="numbers")
 
 
 @pytest.mark.parametrize("column", ["numbers", "allowed"])
@@ -133,7 +133,7 @@ def test_stsb_is_a_set_of_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     made = datasets.DatasetDict({split: datasets.Dataset.from_dict(rows) for split, rows in found.items()})
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: made)
     for asked in (entry, unlisted("owner/scores")):
-        assert numbers(from_hub(asked, numbers=None)) == SCORES  # as a site asks for it
+        assert numbers(from_hub(asked, wanted="any")) == SCORES  # as a site asks for it
     with pytest.raises(UserError, match="--task regression"):
         from_hub(unlisted("owner/scores"))
     source = from_hub(entry)

@@ -15,13 +15,14 @@ import tiny
 from exporting import FAST, FEDIT, RUN_CLOSE, exported, tensors_in, trained
 from weft.errors import UserError
 from weft.export import load
-from weft.federation.batch import Batch, Output
+from weft.federation.batch import Batch
 from weft.federation.info import MethodInfo
 from weft.federation.method import Method
 from weft.federation.pack import Pack
 from weft.methods.adapters.feddat import FedDAT
 from weft.methods.reparameterized.fedsa_lora import FedSALoRA
 from weft.methods.selective.fedbf import FedBF
+from weft.tasks.output import Output
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "roberta"])

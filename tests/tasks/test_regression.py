@@ -26,6 +26,7 @@ from weft.export import load as load_model
 from weft.export.evaluate import evaluate_run
 from weft.tasks.moments import Moments
 from weft.tasks.observed import Observed
+from weft.tasks.output import Output
 from weft.tasks.regression import Regression
 
 ALL = ("pearson", "spearman", "r2", "mse")
@@ -35,13 +36,13 @@ def seen(n: int, seed: int = 0) -> Observed:
     draw = np.random.default_rng(seed)
     own = draw.normal(size=n).round(1)  # some are equal, which ranks have to bear
     logits, labels = torch.from_numpy(own + draw.normal(size=n)).view(n, 1, 1), torch.from_numpy(own).view(n, 1)
-    return Regression(("score",)).observe(logits, labels, torch.ones(n, 1, dtype=torch.bool))
+    return Regression(("score",)).observe(Output(logits), labels, torch.ones(n, 1, dtype=torch.bool))
 
 
 def test_the_loss_is_the_mean_squared_error_of_each_client_over_its_own_rows() -> None:
     logits, labels = torch.tensor([[[1.0], [4.0]], [[2.0], [9.0]]]), torch.tensor([[0.0, 2.0], [5.0, 0.0]])
     mask = torch.tensor([[True, True], [True, False]])
-    assert Regression(("score",)).loss(logits, labels, mask).tolist() == [(1 + 4) / 2, 9.0]
+    assert Regression(("score",)).loss(Output(logits), labels, mask).tolist() == [(1 + 4) / 2, 9.0]
 
 
 def test_scores_are_those_of_scipy_and_scikit_learn() -> None:

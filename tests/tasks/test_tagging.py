@@ -19,6 +19,7 @@ from weft.errors import UserError
 from weft.federation.batch import Batch
 from weft.tasks.entities import Entities
 from weft.tasks.observed import Observed
+from weft.tasks.output import Output
 from weft.tasks.tagging import Tagging
 
 TAGS = ("O", "B-X", "I-X", "B-Y", "I-Y")
@@ -52,22 +53,22 @@ def test_the_loss_is_the_mean_over_each_clients_own_words() -> None:
         own = [-logp[k, m, labels[k, m]] for m in range(14) if mask[k, m]]
         wanted.append(sum(own) / len(own) if own else 0.0)
     assert wanted[1] == 0.0
-    np.testing.assert_allclose(TASK.loss(logits, labels, mask).numpy(), wanted, rtol=1e-12)
+    np.testing.assert_allclose(TASK.loss(Output(logits), labels, mask).numpy(), wanted, rtol=1e-12)
 
 
 def test_words_that_are_masked_have_no_gradient_and_no_say() -> None:
     logits, labels, mask = drawn(1, 2, 9)
     logits.requires_grad_()
-    TASK.loss(logits, labels, mask).sum().backward()
+    TASK.loss(Output(logits), labels, mask).sum().backward()
     slope = logits.grad
     assert slope is not None
     assert torch.equal(slope.abs().sum(-1) > 0, mask)
     others = torch.where(mask, labels, (labels + 1) % len(TAGS))
-    assert torch.equal(TASK.loss(logits, others, mask), TASK.loss(logits, labels, mask))
+    assert torch.equal(TASK.loss(Output(logits), others, mask), TASK.loss(Output(logits), labels, mask))
 
 
 def within(logits: Tensor, labels: Tensor, mask: Tensor, allowed: Tensor) -> Tensor:
-    return Batch(None, np.zeros((len(logits), 1)), labels, mask, allowed).within(logits)
+    return Batch(None, np.zeros((len(logits), 1)), labels, mask, allowed).within(Output(logits)).logits
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -81,7 +82,7 @@ def test_the_loss_within_a_label_space_is_that_of_its_columns_alone(dtype: torch
     for k, own in enumerate(columns):
         allowed[k][:, own] = True
     narrow = within(logits, labels, mask, allowed)
-    loss = TASK.loss(narrow, labels, mask)
+    loss = TASK.loss(Output(narrow), labels, mask)
     loss.sum().backward()
     assert logits.grad is not None
     for k, own in enumerate(columns):
@@ -98,7 +99,7 @@ def test_the_loss_within_a_label_space_is_that_of_its_columns_alone(dtype: torch
 
 def test_without_a_label_space_logits_stay_as_they_are() -> None:
     logits, labels, mask = drawn(3, 1, 5)
-    assert Batch(None, np.zeros((1, 1)), labels, mask).within(logits) is logits
+    assert Batch(None, np.zeros((1, 1)), labels, mask).within(Output(logits)).logits is logits
 
 
 # scores -----------------------------------------------------------------------------------------------------------------
@@ -164,13 +165,13 @@ def scores(observed: Observed, task: Tagging = TASK) -> dict[str, float]:
 @pytest.mark.parametrize("seed", range(6))
 def test_scores_are_those_that_a_person_would_count(seed: int) -> None:
     logits, labels, mask = rows(seed)
-    found = scores(TASK.observe(logits.float(), labels, mask))
+    found = scores(TASK.observe(Output(logits.float()), labels, mask))
     assert list(found) == [*EVERY, "loss"]
     wanted = by_hand(logits.float().numpy(), labels.numpy(), mask.numpy())
     assert found == {name: pytest.approx(value, rel=1e-6) for name, value in wanted.items()}
     assert 0 < found["entity_f1"] < 1
     assert found["macro_f1"] != pytest.approx(found["entity_f1"], rel=1e-6)
-    headline = TASK.headline(TASK.observe(logits.float(), labels, mask))
+    headline = TASK.headline(TASK.observe(Output(logits.float()), labels, mask))
     assert (headline.metric, headline.value) == ("macro_f1", found["macro_f1"])
 
 
@@ -184,7 +185,7 @@ def observe(truth: Sequence[str], guess: Sequence[str], task: Tagging = TASK) ->
         guesses[r, :n] = [task.classes.index(t) for t in said.split()]
         mask[r, :n] = 1
     z = 8.0 * torch.nn.functional.one_hot(torch.from_numpy(guesses), len(task.classes)).float()
-    return task.observe(z, torch.from_numpy(labels), torch.from_numpy(mask.astype(bool)))
+    return task.observe(Output(z), torch.from_numpy(labels), torch.from_numpy(mask.astype(bool)))
 
 
 @pytest.mark.parametrize(
@@ -215,7 +216,7 @@ def test_an_entity_ends_with_its_row_and_words_between_masks_are_next_to_each_ot
     """The places of a row are its tokens, of which only first ones of words have tags."""
     labels = torch.tensor([[0, 1, 0, 2], [2, 0, 0, 0]])
     mask = torch.tensor([[False, True, False, True], [True, True, False, False]])
-    seen = TASK.observe(8.0 * torch.nn.functional.one_hot(labels, len(TAGS)).float(), labels, mask)
+    seen = TASK.observe(Output(8.0 * torch.nn.functional.one_hot(labels, len(TAGS)).float()), labels, mask)
     assert seen["entities"].tolist() == [[[1, 1, 1], [0, 0, 0]]] * 2
     assert seen["words"].tolist() == [2, 2]
 
@@ -232,7 +233,7 @@ def test_micro_is_over_all_entities_and_macro_the_mean_of_types_that_occur() -> 
 
 def test_rows_without_words_or_entities_have_scores_and_no_rows_have_none() -> None:
     logits, labels, _ = drawn(4, 2, 3)
-    nothing = TASK.observe(logits.float(), labels, torch.zeros(2, 3, dtype=torch.bool))
+    nothing = TASK.observe(Output(logits.float()), labels, torch.zeros(2, 3, dtype=torch.bool))
     assert scores(nothing) == {**dict.fromkeys(EVERY, 0.0), "loss": 0.0}
     assert TASK.score(nothing.take(np.zeros(0, dtype=np.int64))) == []
     assert math.isnan(TASK.headline(nothing.take(np.zeros(0, dtype=np.int64))).value)
@@ -245,7 +246,7 @@ def test_outputs_that_are_not_finite_make_every_score_nan_if_they_are_of_a_word(
     logits = logits.float()
     row, place = (int(i) for i in mask.nonzero()[3])
     logits[row, place, 1] = odd
-    seen = TASK.observe(logits, labels, mask)
+    seen = TASK.observe(Output(logits), labels, mask)
     found = scores(seen)
     assert list(found) == [*EVERY, "loss"]
     assert all(math.isnan(value) for value in found.values())
@@ -258,9 +259,9 @@ def test_outputs_that_are_not_finite_make_every_score_nan_if_they_are_of_a_word(
 def test_an_output_that_is_not_finite_and_of_no_word_says_nothing() -> None:
     logits, labels, mask = rows(6)
     logits = logits.float()
-    wanted = scores(TASK.observe(logits, labels, mask))
+    wanted = scores(TASK.observe(Output(logits), labels, mask))
     logits[~mask] = math.nan
-    assert scores(TASK.observe(logits, labels, mask)) == wanted
+    assert scores(TASK.observe(Output(logits), labels, mask)) == wanted
 
 
 # what sites tell --------------------------------------------------------------------------------------------------------
@@ -268,7 +269,8 @@ def test_an_output_that_is_not_finite_and_of_no_word_says_nothing() -> None:
 
 @pytest.mark.parametrize("by_class", [True, False])
 def test_pooled_over_clients_scores_are_those_of_all_rows_together(by_class: bool) -> None:
-    seen = TASK.observe(*(t.float() if t.is_floating_point() else t for t in rows(7, 30)))
+    logits, labels, mask = rows(7, 30)
+    seen = TASK.observe(Output(logits.float()), labels, mask)
     whole = scores(seen)
     shares = [np.arange(30)[cut] for cut in (slice(0, 3), slice(3, 19), slice(19, 30))]
     told = [TASK.read(TASK.tell(seen.take(share), by_class), by_class) for share in shares]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from weft.backbones.options import LINEAR_ROLES, Options
+from weft.backbones.vocabulary import Vocabulary
 from weft.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -20,6 +21,10 @@ GROUPS = {
     "ffn": ("ffn.in", "ffn.gate", "ffn.out"),
     "all": LINEAR_ROLES,
 }
+
+
+PARTS = ("text", "encoder", "decoder", "cross")
+"""What a role may be narrowed to: ``cross.q``."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,7 @@ class Site:
         bias: whether the module owns a bias vector.
         per_row: it is called with the rows of the batch and nothing else (DeBERTa's query and key also see a table of positions).
         tower: ``text`` for the text tower of a backbone with two; "" everywhere else.
+        stack: of an encoder-decoder ``encoder``, ``decoder``, or ``cross`` for what looks at the encoder's output from the decoder.
     """
 
     name: str
@@ -47,6 +53,7 @@ class Site:
     bias: bool = False
     per_row: bool = True
     tower: str = ""
+    stack: str = ""
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -77,6 +84,8 @@ class Backbone:
         picture_tokens: that a block sees of one picture. options: it was loaded with.
         names: the class names as the text tower reads them, and text_linears, words: sites in that tower; embedding: the site at
             the embedding of a whole image. Only of a backbone with two towers.
+        vocabulary: the output layer of a language model, None elsewhere. encoder_decoder: it is one; its blocks are those of the
+            encoder, then those of the decoder.
     """
 
     name: str
@@ -112,6 +121,8 @@ class Backbone:
     own_padding: int | None = None
     own_head: bool = False
     options: Options = field(default_factory=Options)
+    vocabulary: Vocabulary | None = None
+    encoder_decoder: bool = False
     _text_embeds: Tensor | None = field(default=None, init=False, repr=False)
     _modules: dict[str, nn.Module] = field(default_factory=dict, repr=False)
 
@@ -175,7 +186,8 @@ class Backbone:
     def sites(self, spec: str, blocks: Iterable[int] | None = None) -> list[Site]:
         """Linear sites named by ``spec``: roles and groups joined by commas (``q,v``, ``attention``, ``all``), or module-name
         endings as PEFT takes them (``names:query,value``). ``blocks`` keeps only those blocks. ``text.`` before a role or group
-        means the text tower of a backbone with two.
+        means the text tower of a backbone with two; ``encoder.``, ``decoder.`` or ``cross.`` that part of an encoder-decoder,
+        which is meant as a whole otherwise.
 
         Raises:
             UserError: an unknown role, or a role that this backbone does not have.
@@ -184,23 +196,24 @@ class Backbone:
         inside = [s for s in self.linears + self.text_linears if keep is None or s.block in keep or s.tower]
         if spec.startswith("names:"):
             ends = [e.strip() for e in spec[6:].split(",") if e.strip()]
-            found = [s for s in inside if any(s.name == e or s.name.endswith("." + e) for e in ends)]
-            if not found:
+            named = [s for s in inside if any(s.name == e or s.name.endswith("." + e) for e in ends)]
+            if not named:
                 have = sorted({s.name.rsplit(".", 1)[-1] for s in self.linears + self.text_linears})
                 raise UserError(f'no linear layer of "{self.name}" ends in {", ".join(ends)}; it has {", ".join(have)}.')
-            return found
-        wanted: dict[str, set[str]] = {"": set(), "text": set()}
+            return named
+        found: set[str] = set()
         for word in (w.strip() for w in spec.split(",")):
-            tower = "text" if word.startswith("text.") else ""
-            plain = word.removeprefix("text.")
+            part, _, rest = word.partition(".")
+            where, plain = (part, rest) if part in PARTS else ("", word)
             if plain not in GROUPS and plain not in LINEAR_ROLES:
                 choices = [*GROUPS, *LINEAR_ROLES]
                 raise UserError(f'unknown site "{word}": use {", ".join(choices)}, or names:ENDING.{nearest(plain, choices)}')
             roles = set(GROUPS.get(plain, (plain,)))
-            if not any(roles & set(s.roles) for s in inside if s.tower == tower):
+            own = {s.name for s in inside if roles & set(s.roles) and where in ((s.tower,) if s.tower else ("", s.stack))}
+            if not own:
                 raise UserError(f'backbone "{self.name}" has no site "{word}"; try --set method.sites=all.')
-            wanted[tower] |= roles
-        return [s for s in inside if wanted[s.tower] & set(s.roles)]
+            found |= own
+        return [s for s in inside if s.name in found]
 
 
 def frozen_fingerprint(backbone: Backbone) -> str:

@@ -96,14 +96,33 @@ def role_of(name_in_block: str, endings: Mapping[str, str] = MappingProxyType({}
     return None
 
 
+CROSS = r"(^|\.)(encoder_attn|EncDecAttention|cross_?attn|crossattention|encoder_decoder_attention)(\.|$)"
+"""Of names of a decoder's modules that look at what its encoder has read."""
+
+
+def stacks(model: Any) -> dict[str, list[str]]:
+    """Paths of the blocks of an encoder-decoder: ``encoder`` and ``decoder``, in this order."""
+    found = {}
+    for stack, tower in (("encoder", model.get_encoder()), ("decoder", model.get_decoder())):
+        prefix = next(n for n, m in model.named_modules() if m is tower)
+        found[stack] = find_blocks(tower, prefix, 0)
+    return found
+
+
 def linear_sites(
-    model: nn.Module, blocks: list[str], common: Collection[str] = (), endings: Mapping[str, str] = MappingProxyType({})
+    model: nn.Module,
+    blocks: list[str],
+    common: Collection[str] = (),
+    endings: Mapping[str, str] = MappingProxyType({}),
+    stacks: Mapping[str, Collection[str]] = MappingProxyType({}),
 ) -> list[Site]:
     """Linear layers inside the blocks.
 
     Args:
         common: those that are called with something else than rows. endings: roles that a person gave.
+        stacks: of :func:`stacks`, for an encoder-decoder.
     """
+    side = {path: stack for stack, paths in stacks.items() for path in paths}
     modules = dict(model.named_modules())
     found = []
     for index, path in enumerate(blocks):
@@ -120,7 +139,8 @@ def linear_sites(
                 role = "ffn.in" if size[1] > size[0] else "ffn.out" if size[1] < size[0] else "o"
             bias = getattr(module, "bias", None) is not None
             full = f"{path}.{name}"
-            found.append(Site(full, role, *size, block=index, bias=bias, per_row=full not in common))
+            stack = "cross" if path in side and re.search(CROSS, name) else side.get(path, "")
+            found.append(Site(full, role, *size, block=index, bias=bias, per_row=full not in common, stack=stack))
     return found
 
 

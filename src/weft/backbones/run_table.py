@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from weft.backbones.pixels import Pixels, pixels
+from weft.backbones.reply_table import replies
 from weft.backbones.token_table import Tokens, tokenize
 from weft.errors import UserError
 
@@ -28,4 +29,6 @@ def tabulate(backbone: Backbone, rows: Rows, max_length: int = 128) -> Table:
             f'the data are {have}, but backbone "{backbone.name}" reads {backbone.reads}: choose another --model, such as '
             f"{fitting[have]}, or other --data."
         )
-    return tokenize(backbone, rows, max_length) if rows.images is None else pixels(backbone, rows)
+    if rows.images is not None:
+        return pixels(backbone, rows)
+    return tokenize(backbone, rows, max_length) if rows.answers is None else replies(backbone, rows, max_length)

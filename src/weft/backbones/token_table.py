@@ -49,13 +49,19 @@ class Tokens:
         return len(self.labels)
 
     @functools.cached_property
-    def lengths(self) -> np.ndarray:
+    def widths(self) -> np.ndarray:
+        """Tokens of each row [n]."""
         return np.diff(self.offsets)
+
+    @functools.cached_property
+    def lengths(self) -> np.ndarray:
+        """What each row costs a model [n], in tokens."""
+        return self.widths
 
     def tags_of(self, index: np.ndarray) -> np.ndarray:
         """Tags [m, T] of the rows ``index`` ([m]; -1 = padding) as wide as :meth:`collate` makes them, -1 where there is none."""
         assert self.tags is not None
-        lengths = np.where(index >= 0, self.lengths[index], 1)
+        lengths = np.where(index >= 0, self.widths[index], 1)
         found = np.full((len(index), int(lengths.max(initial=1))), -1, dtype=np.int64)
         for row, i in enumerate(index):
             if i >= 0:
@@ -64,7 +70,7 @@ class Tokens:
 
     def collate(self, index: np.ndarray, width: int | None = None) -> dict[str, torch.Tensor]:
         """Right-padded model inputs for the rows ``index`` ([m]; -1 = an empty padding row): tensors [m, T]."""
-        lengths = np.where(index >= 0, self.lengths[index], 1) if len(self) else np.ones(len(index), dtype=np.int64)
+        lengths = np.where(index >= 0, self.widths[index], 1) if len(self) else np.ones(len(index), dtype=np.int64)
         width = int(max(lengths.max(initial=1), width or 1))
         ids = np.full((len(index), width), self.pad, dtype=np.int64)
         mask = np.zeros((len(index), width), dtype=np.int64)
@@ -120,7 +126,7 @@ def tokenize(backbone: Backbone, rows: Rows, max_length: int = 128) -> Tokens:
         row_ids=np.asarray(rows.ids, dtype=np.int64),
         pad=int(tokenizer.pad_token_id or 0),
         pairs=rows.pairs is not None,
-        reading=_reading(tokenizer, flat, offsets),
+        reading=reading(tokenizer, flat, offsets),
         tags=tags,
         allowed=rows.allowed,
         numbers=rows.numbers,
@@ -185,7 +191,7 @@ def _placed(rows: Rows, starts: list[np.ndarray], lengths: list[int], limit: int
     return flat, tuple(checks.places(sum(map(len, rows.tags)), cut, unseen, limit))
 
 
-def _reading(tokenizer: Any, ids: np.ndarray, offsets: np.ndarray) -> Reading:
+def reading(tokenizer: Any, ids: np.ndarray, offsets: np.ndarray) -> Reading:
     """How much of its texts a tokenizer knew.
 
     Args:

@@ -234,6 +234,9 @@ def _tokens(shapes: set[tuple[int, ...]], rows: int, inputs: Mapping[str, torch.
     """
     shape = min(shapes)
     width = inputs["input_ids"].shape[1] if "input_ids" in inputs else None
+    if "decoder_input_ids" in inputs:  # an encoder may pad its rows, as LED's
+        shapes = {(s[0], width, s[2]) if len(s) == 3 else s for s in shapes}  # type: ignore[assignment]
+        shape = min(shapes)
     if len(shapes) > 1 or len(shape) != 3 or shape[0] != rows or width not in (None, shape[1]):
         raise UserError(
             "this backbone's blocks do not take and give hidden states of one shape [rows, tokens, features]: choose a "
@@ -270,7 +273,8 @@ def words(model: nn.Module) -> dict[str, torch.Tensor]:
     ids = torch.tensor([some] * ROWS, device=next(model.parameters()).device)
     mask = torch.ones_like(ids)
     ids[1, -1], mask[1, -1] = pad, 0
-    return {"input_ids": ids, "attention_mask": mask}
+    apart = {"decoder_input_ids": ids} if getattr(config, "is_encoder_decoder", False) else {}
+    return {"input_ids": ids, "attention_mask": mask} | apart
 
 
 def _pooled(slope: torch.Tensor | None, inputs: Mapping[str, torch.Tensor]) -> str:

@@ -111,6 +111,29 @@ def numbers(column: Any) -> np.ndarray:
     return found
 
 
+ROLES = ("system", "user", "assistant")
+
+
+def history(column: Any) -> list[tuple[tuple[str, str], ...]]:
+    """Earlier turns of a chat [n], each a role and a text.
+
+    Raises:
+        UserError: a turn is something else, or has another role.
+    """
+    return [_turns(turns, i) for i, turns in enumerate(values(column, "history"))]
+
+
+def _turns(turns: Any, i: int) -> tuple[tuple[str, str], ...]:
+    pairs = isinstance(turns, list | tuple) and all(isinstance(turn, list | tuple) and len(turn) == 2 for turn in turns)
+    if not pairs or any(role not in ROLES or not isinstance(text, str) for role, text in turns):
+        raise UserError(
+            f"history must hold turns (role, text) with roles {', '.join(ROLES)}, but row {i} holds {turns!r:.60}: give () where "
+            "there are none."
+        )
+    texts([text for _, text in turns], f"the turns of row {i} of history")
+    return tuple((role, text) for role, text in turns)
+
+
 def tags(column: Any, words: Sequence[int]) -> list[np.ndarray]:
     """Tags of the words of n sentences, int64 each.
 

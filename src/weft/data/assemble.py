@@ -4,29 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from weft.data import scored, tagged
-from weft.data.columns import Columns, Table, build, choose
+from weft.data import asked_columns, dialogues, scored, tagged
+from weft.data.columns import Columns, Table, Wanted, build, choose
 from weft.data.local import SPLIT_OF
 from weft.data.rows import Source
 from weft.errors import UserError
 
 
 def assemble(
-    name: str, splits: Mapping[str, Table], asked: Mapping[str, str], notes: list[str], numbers: bool | None = False
+    name: str, splits: Mapping[str, Table], asked: Mapping[str, str], notes: list[str], wanted: Wanted = "classes"
 ) -> Source:
     """The source made of a table for each split.
 
     Args:
         name: what sentences call it. asked: columns that were named, by option. notes: what was said of it so far.
-        numbers: the label is a number to predict; None = where it has fractions.
+        wanted: what rows are for, see :func:`weft.data.load`.
 
     Raises:
         UserError: no columns can be told, or a split lacks those of the training rows.
     """
-    if pair := tagged.recognised(splits["train"], asked):
+    if wanted != "answers" and (pair := tagged.recognised(splits["train"], asked)):
         return tagged.build(name, splits if len(splits) > 1 else by_split(splits["train"], name), *pair, asked, notes=notes)
+    if (answered := asked_columns.recognised(name, splits["train"], asked, wanted)) is not None:
+        return dialogues.build(name, splits if len(splits) > 1 else by_split(splits["train"], name), answered, notes=notes)
     tagged.half(splits["train"], name, asked)
-    columns = choose(splits["train"], name, numbers=numbers, **asked)
+    columns = choose(splits["train"], name, wanted=wanted, **asked)
     if len(splits) == 1 and (columns.image is not None or _names_train(splits["train"], columns)):
         splits = by_split(splits["train"], name)
         if len(splits) > 1:
@@ -40,7 +42,7 @@ def assemble(
         lost = [v for v in ([] if columns.image is None else table[columns.image]) if isinstance(v, str)]
         if lost:
             raise UserError(f"the {split} rows of {name} name {len(lost)} pictures that do not exist, first {lost[0]}.")
-    if numbers or (numbers is None and scored.meant(splits["train"][columns.label])):
+    if wanted == "numbers" or (wanted == "any" and scored.meant(splits["train"][columns.label])):
         return scored.build(name, splits, columns, notes=notes)
     return build(name, splits, columns, notes=notes)
 

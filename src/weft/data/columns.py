@@ -9,7 +9,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from weft.errors import UserError, nearest, printable
 
 Table = dict[str, list[Any]]  # column name -> one value for each row
 SPLITS = ("train", "test", "validation")
+Wanted = Literal["classes", "numbers", "answers", "any"]  # what rows are for, see weft.data.load
 
 PAIRS = (
     ("premise", "hypothesis"),
@@ -42,11 +43,21 @@ LABELS = (
     "emotion", "gold_label", "fine_label", "coarse_label", "news_category", "label_name", "label_text", "y",
 )  # fmt: skip
 NUMBERS = ("score", "similarity_score", "similarity", "rating", "value")  # what a number to predict may be called
+ANSWERS = (
+    "output", "response", "answer", "completion", "chosen", "solution", "answers", "summary", "highlights", "target", "targets",
+    "tgt",
+)  # fmt: skip
 KEYS = (
     "client", "client_id", "user", "user_id", "domain", "lang", "language", "speaker", "author", "site",
     "hospital", "genre", "group", "source", "style",
 )  # fmt: skip
 MOST_CLASSES = 1000  # more different values than this in a guessed label column: it is hardly a label
+
+
+def wanted_by(task: str) -> Wanted:
+    """What rows are for, of a kind of task."""
+    found: dict[str, Wanted] = {"regression": "numbers", "generation": "answers"}
+    return found.get(task, "classes")
 
 
 class NoColumn(UserError):
@@ -80,22 +91,18 @@ def choose(
     pair: str | None = None,
     label: str | None = None,
     key: str | None = None,
-    numbers: bool | None = False,
+    wanted: Wanted = "classes",
 ) -> Columns:
     """Pick the columns of ``table``: those named, and a guess for the rest.
 
     A set with a column of pictures, as :func:`weft.data.pictures.resolved` leaves them, is one of pictures unless a text is
-    named. ``where`` is what sentences call the set; ``numbers``: the label is one, or
-    may be (None). Raises UserError where a named column is absent, NoColumn where no text or label column can be told.
+    named. ``where`` is what sentences call the set; ``wanted``: the label is a class, a number, or any of the two. Raises
+    UserError where a named column is absent, NoColumn where no text or label column can be told.
     """
-    image, text, pair, label, key = (n if n is None or n in table else named(n) for n in (image, text, pair, label, key))
+    asked = {"image": image, "text": text, "pair": pair, "label": label, "key": key}
+    image, text, pair, label, key = (None if n is None else there(table, where, option, n) for option, n in asked.items())
     present = list(table)
     listed = ", ".join(present)
-    for flag, column in (("--image", image), ("--text", text), ("--pair", pair), ("--label", label), ("--key", key)):
-        if column is not None and column not in table:
-            raise UserError(
-                f'{where} has no column "{column}", asked for by {flag}; its columns are {listed}.{nearest(column, present)}'
-            )
     lower = {name.lower(): name for name in reversed(present)}
     if image is not None and (text is not None or pair is not None):
         raise UserError(f"{where} is read as pictures or as texts: name a column with --image or with --text, not both.")
@@ -111,9 +118,11 @@ def choose(
         return next((lower[c] for c in candidates if c in lower and lower[c] not in given), None)
 
     if label is None:
-        label = guess((*NUMBERS, *LABELS) if numbers else LABELS if numbers is False else (*LABELS, *NUMBERS))
+        label = guess({"numbers": (*NUMBERS, *LABELS), "any": (*LABELS, *NUMBERS)}.get(wanted, LABELS))
         if label is None:
             hint = ", or predict a number with --task regression" if any(name in lower for name in NUMBERS) else ""
+            if answer := next((lower[name] for name in ANSWERS if name in lower), None):
+                hint += f', or generate "{answer}" with --task generation'
             raise NoColumn(
                 f"{where} has no column that looks like a label; its columns are {listed}: name it with --label{hint}."
             )
@@ -149,6 +158,21 @@ def choose(
             notes.append(f'"{key}" is the natural client ({different} of them; --key)')
     sentence = (f"{where}: guessed that {', '.join(notes)}.",) if notes else ()
     return Columns(text=text, label=label, pair=pair, image=image, names=names, key=key, notes=sentence)
+
+
+def there(table: Mapping[str, Any], where: str, option: str, asked: str) -> str:
+    """The column that was named with ``--option``, as the table spells it.
+
+    Raises:
+        UserError: there is none.
+    """
+    column = asked if asked in table else named(asked)
+    if column not in table:
+        listed = ", ".join(table)
+        raise UserError(
+            f'{where} has no column "{column}", asked for by --{option}; its columns are {listed}.{nearest(column, table)}'
+        )
+    return column
 
 
 def natural_key(table: Mapping[str, Sequence[Any]], names: Iterable[str]) -> tuple[str, int] | None:
@@ -223,12 +247,7 @@ def build(
     only = sorted({called[index_of[v]] for column in values.values() for v in column if v not in trained})
     if only:
         said.append(f"{name}: never seen in training, only in other splits: {', '.join(only)}.")
-    keys, test = tables["train"].keys, getattr(tables.get("test"), "keys", None)
-    if keys is not None and columns.key is not None:
-        if not any(keys):
-            raise UserError(f'column "{columns.key}" of {name} is empty in every training row: name another with --key.')
-        said += checks.keyless(name, columns.key, sum(not key for key in keys), len(keys))
-        said += checks.new_keys(name, columns.key, keys, [key for key in test or () if key])
+    said += of_keys(name, columns.key, tables["train"], tables.get("test"))
     return Source(
         name=name,
         classes=tuple(called),
@@ -239,6 +258,23 @@ def build(
         label_name=columns.label,
         notes=tuple(map(printable, said)),
     )
+
+
+def of_keys(name: str, key: str | None, train: Rows, test: Rows | None) -> list[str]:
+    """What is said of the natural keys of rows.
+
+    Raises:
+        UserError: no training row has one, where there is a column for them.
+    """
+    keys, tested = train.keys, None if test is None else test.keys
+    if keys is None or key is None:
+        return []
+    if not any(keys):
+        raise UserError(f'column "{key}" of {name} is empty in every training row: name another with --key.')
+    return [
+        *checks.keyless(name, key, sum(not own for own in keys), len(keys)),
+        *checks.new_keys(name, key, keys, [own for own in tested or () if own]),
+    ]
 
 
 def _codes(label_names: Mapping[Any, str]) -> dict[str, str]:

@@ -21,7 +21,9 @@ from weft.data.spelling import column, number, spelled
 from weft.errors import UserError
 
 CONLL = (".conll", ".bio", ".iob", ".iob2")
-TEXT_FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", *CONLL)
+PLAIN = ".txt"
+TEXT_FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", PLAIN, *CONLL)
+WRAPPED = 200  # characters of a line of wrapped text, at most: where a line is longer, each is a paragraph
 EXCEL = (".xlsx", ".xlsm")
 FORMATS = (*TEXT_FORMATS, *(f"{suffix}.gz" for suffix in TEXT_FORMATS), ".parquet", *EXCEL)
 READABLE = f"{', '.join(TEXT_FORMATS)} (or .gz), .parquet or .xlsx"
@@ -76,8 +78,18 @@ def read_file(path: Path, notes: list[str]) -> Table:
         return _named(path, *separated(path, text, kind.startswith(".tsv"), notes), notes)
     if kind.startswith(CONLL):
         return _named(path, *conll(path, text), notes)
+    if kind.startswith(PLAIN):
+        return {"text": _paragraphs(text)}
     whole = kind.startswith(".json") and not kind.startswith(".jsonl")
     return _named(path, *(json_file if whole else json_lines)(path, text, notes), notes)
+
+
+def _paragraphs(text: str) -> list[Any]:
+    """The paragraphs of a plain text, parted by blank lines; its lines, if none is blank or they are too long to be wrapped."""
+    lines = text.splitlines()
+    parted = re.split(r"\n\s*\n", "\n".join(lines).strip())
+    found = lines if len(parted) < 2 or max(map(len, lines)) > WRAPPED else parted
+    return [paragraph.strip() for paragraph in found if paragraph.strip()]
 
 
 def _named(path: Path, names: Sequence[str], columns: Sequence[Sequence[Any]], notes: list[str]) -> Table:

@@ -9,7 +9,7 @@ from typing import Any
 
 from weft.checks import given_rows as checks
 from weft.data.assemble import assemble
-from weft.data.columns import Table
+from weft.data.columns import Table, Wanted
 from weft.data.local import SPLIT_OF
 from weft.data.pictures import resolved
 from weft.data.rows import FederatedData, Source
@@ -41,7 +41,7 @@ def name_of(data: Any) -> str:
     raise UserError(f"data are a {type(data).__name__}: give {KINDS}.")
 
 
-def read(data: Any, asked: Mapping[str, str], numbers: bool | None = False) -> Source:
+def read(data: Any, asked: Mapping[str, str], wanted: Wanted = "classes") -> Source:
     """The source in a frame or set, or in a mapping of one for each split; columns are guessed as in files.
 
     The rows of a frame are taken in their order; its index is not looked at.
@@ -53,7 +53,7 @@ def read(data: Any, asked: Mapping[str, str], numbers: bool | None = False) -> S
     if _of_datasets(data) or (isinstance(data, Mapping) and any(_of_datasets(part) for part in data.values())):
         from weft.data.hub import from_object
 
-        return from_object(name, data, numbers, **asked)
+        return from_object(name, data, wanted, **asked)
     frames = data if isinstance(data, Mapping) else {"train": data}
     tables: dict[str, Table] = {}
     for called, frame in frames.items():
@@ -63,7 +63,7 @@ def read(data: Any, asked: Mapping[str, str], numbers: bool | None = False) -> S
         tables[split] = resolved(_table(frame), Path(), asked.get("image"))
     if "train" not in tables:
         raise UserError(f"data have a part {' and one '.join(tables)} but none called train: name the rows to train on so.")
-    return assemble(name, tables, asked, [], numbers)
+    return assemble(name, tables, asked, [], wanted)
 
 
 def _of_datasets(data: Any) -> bool:

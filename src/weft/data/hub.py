@@ -7,26 +7,29 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from weft.data import scored, tagged
-from weft.data.columns import Table, build, choose
-from weft.data.hub_sets import IMAGE, TEXT, Entry
+from weft.data import asked_columns, dialogues, scored, tagged
+from weft.data.columns import Table, Wanted, build, choose
+from weft.data.hub_sets import GENERATION, IMAGE, TEXT, Entry
 from weft.data.local import SPLIT_NAMES
 from weft.data.rows import Source
 from weft.errors import UserError
 
+OFFLINE = {IMAGE: "glyphs", GENERATION: "docstrings"}  # of kinds of sets, one that comes with Weft
+WANTED: dict[str, Wanted] = {GENERATION: "answers"}  # of kinds of sets, whatever else is asked for
 VALIDATION = ("validation_matched", *SPLIT_NAMES["validation"])
 
 
-def from_hub(entry: Entry, numbers: bool | None = False, **asked: str) -> Source:
+def from_hub(entry: Entry, wanted: Wanted = "classes", **asked: str) -> Source:
     """Download, or read from the cache, the set that ``entry`` describes.
 
     asked: ``image``, ``text``, ``pair``, ``label`` and ``key``: columns that override those of the entry.
     """
     loaded = [(config, _download(entry, config)) for config in entry.configs or (entry.config,)]
-    return _source(entry, loaded, asked, [f"{entry.name}: {entry.verified}."], True if entry.numbers else numbers)
+    wanted = WANTED.get(entry.kind, "numbers" if entry.numbers else wanted)
+    return _source(entry, loaded, asked, [f"{entry.name}: {entry.verified}."], wanted)
 
 
-def from_disk(folder: Path, numbers: bool | None = False, **asked: str) -> Source:
+def from_disk(folder: Path, wanted: Wanted = "classes", **asked: str) -> Source:
     """Read a set that ``save_to_disk`` of the ``datasets`` library wrote; columns as in :func:`from_hub`.
 
     Raises:
@@ -40,10 +43,10 @@ def from_disk(folder: Path, numbers: bool | None = False, **asked: str) -> Sourc
         reason = str(error).strip().split("\n")[0][:200].rstrip(".") or type(error).__name__
         raise UserError(f"{folder} can't be read as a set that datasets saved ({reason}): save it anew.") from error
     splits = {"train": found} if isinstance(found, datasets.Dataset) else dict(found)
-    return _source(unknown(folder.resolve().name), [(None, splits)], asked, [], numbers)
+    return _source(unknown(folder.resolve().name), [(None, splits)], asked, [], wanted)
 
 
-def from_object(name: str, data: Any, numbers: bool | None = False, **asked: str) -> Source:
+def from_object(name: str, data: Any, wanted: Wanted = "classes", **asked: str) -> Source:
     """Read a ``Dataset`` or ``DatasetDict`` of the ``datasets`` library, or a mapping of one for each split.
 
     Raises:
@@ -52,7 +55,7 @@ def from_object(name: str, data: Any, numbers: bool | None = False, **asked: str
     splits = dict(data) if isinstance(data, Mapping) else {"train": data}
     if streamed := [split for split, rows in splits.items() if not hasattr(rows, "__len__")]:
         raise UserError(f"the {streamed[0]} rows of the data are streamed: load them without streaming=True.")
-    return _source(unknown(name), [(None, splits)], asked, [], numbers)
+    return _source(unknown(name), [(None, splits)], asked, [], wanted)
 
 
 def _source(
@@ -60,7 +63,7 @@ def _source(
     loaded: Sequence[tuple[str | None, Any]],
     asked: Mapping[str, str],
     said: list[str],
-    numbers: bool | None = False,
+    wanted: Wanted = "classes",
 ) -> Source:
     """The source of all configs of an entry, each with its splits."""
     splits: dict[str, Table] = {}
@@ -75,8 +78,11 @@ def _source(
             if entry.configs and entry.client_key and config is not None:
                 table[entry.client_key] = [config] * len(data)
             _append(splits.setdefault(split, {}), table)
-    if pair := tagged.recognised(splits["train"], asked):
+    if wanted != "answers" and (pair := tagged.recognised(splits["train"], asked)):
         return tagged.build(entry.name, splits, *pair, asked, notes=said)
+    every = _named(entry, splits["train"], asked)
+    if (answered := asked_columns.recognised(entry.name, splits["train"], every, wanted)) is not None:
+        return dialogues.build(entry.name, splits, answered, notes=said)
     image, text, label, key = (asked.get(c) for c in ("image", "text", "label", "key"))
     catalogued = not {"image", "text", "pair"} & asked.keys()
     columns = choose(
@@ -87,9 +93,9 @@ def _source(
         pair=_known(entry.pair, splits["train"]) if catalogued else asked.get("pair"),
         label=label or _known(entry.label, splits["train"]),
         key=key or _known(entry.client_key, splits["train"]),
-        numbers=numbers,
+        wanted=wanted,
     )
-    if numbers or (numbers is None and scored.meant(splits["train"][columns.label])):
+    if wanted == "numbers" or (wanted == "any" and scored.meant(splits["train"][columns.label])):
         return scored.build(entry.name, splits, columns, notes=said)
     codes: Mapping[Any, str] | None = None
     if columns.label in named:
@@ -97,6 +103,14 @@ def _source(
     elif columns.label == entry.label:
         codes = entry.label_names
     return build(entry.name, splits, columns, label_names=codes, notes=said)
+
+
+def _named(entry: Entry, table: Table, asked: Mapping[str, str]) -> dict[str, str]:
+    """Columns by option: those catalogued that there still are, unless others were named."""
+    catalogued = {"text": entry.text, "pair": entry.pair, "label": entry.label, "key": entry.client_key}
+    if {"image", "text", "pair"} & asked.keys():
+        catalogued |= {"text": None, "pair": None}
+    return {option: column for option, column in catalogued.items() if column in table and column is not None} | dict(asked)
 
 
 def unknown(hub_id: str) -> Entry:
@@ -125,8 +139,8 @@ def _download(entry: Entry, config: str | None) -> Any:
 
     if entry.hub_id is None:
         raise UserError(
-            f"no copy of {entry.name} is known on the Hugging Face hub: get it from its owner, and give --data its folder, laid "
-            "out as domain/class/picture."
+            f"no copy of {entry.name} is known on the Hugging Face hub: get it from its owner, and give --data its "
+            + ("folder, laid out as domain/class/picture." if entry.kind == IMAGE else "file or folder.")
         )
     try:
         try:
@@ -140,7 +154,7 @@ def _download(entry: Entry, config: str | None) -> Any:
         raise UserError(
             f"{entry.hub_id}{f' ({config})' if config else ''} can't be loaded from the Hugging Face hub "
             f"({reason}): check the name and the network, give --data a local file or folder instead, "
-            f"or use {'glyphs' if entry.kind == IMAGE else 'pydocs'}, which needs neither."
+            f"or use {OFFLINE.get(entry.kind, 'pydocs')}, which needs neither."
         ) from error
 
 
@@ -161,7 +175,7 @@ def _splits(entry: Entry, data: Mapping[str, Any], said: list[str]) -> dict[str,
 
 
 def _table(data: Any, named: dict[str, list[str]]) -> Table:
-    """The plain columns of a split; names of classes are added to ``named``.
+    """The columns of a split but for those of sound, video and the like; names of classes are added to ``named``.
 
     Labels with names become these names, because configs of one set may number them in different orders. A
     label of -1, the hub's sign for a hidden one, becomes None.
@@ -172,7 +186,8 @@ def _table(data: Any, named: dict[str, list[str]]) -> Table:
     pictures = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     plain = [n for n, feature in features.items() if isinstance(feature, datasets.Value | datasets.ClassLabel)]
     lists = {name: inner for name, feature in features.items() if (inner := _of_list(feature)) is not None}
-    table: Table = dict(data.select_columns([*plain, *lists]).with_format(None)[:])
+    objects = [name for name, feature in features.items() if name not in lists and _of_objects(feature)]
+    table: Table = dict(data.select_columns([*plain, *lists, *objects]).with_format(None)[:])
     for name, inner in lists.items():
         if isinstance(inner, datasets.ClassLabel):
             table[name] = [None if row is None else [_name(inner.names, value) for value in row] for row in table[name]]
@@ -198,6 +213,16 @@ def _of_list(feature: Any) -> Any:
     return (
         inner if isinstance(inner, datasets.ClassLabel) or getattr(inner, "dtype", None) in ("string", "large_string") else None
     )
+
+
+def _of_objects(feature: Any) -> bool:
+    """Whether a column holds objects of plain values, or lists of such objects: turns of a chat, translations, answers."""
+    import datasets
+
+    if isinstance(feature, datasets.Translation):
+        return True
+    inner = feature[0] if isinstance(feature, list) and feature else getattr(feature, "feature", feature)
+    return isinstance(inner, dict) and all(isinstance(own, datasets.Value) or _of_list(own) is not None for own in inner.values())
 
 
 def _lazily(data: Any, column: str) -> list[Any]:

@@ -1,5 +1,5 @@
-"""The classification sets known by a short name, of texts and of pictures. Nothing heavy is imported here: ``weft data`` lists
-them at once.
+"""The sets known by a short name: of texts and of pictures with classes, and of texts to generate from. Nothing heavy is imported
+here: ``weft data`` lists them at once.
 
 Ids, columns and label codes were taken from the sets' own documents and from memory, without a connection to
 the hub, and ids move: each is a default, and any other set can be named as ``owner/name`` or
@@ -15,9 +15,10 @@ from typing import Any
 TEXT = "text classification"
 PAIR = "text pair classification"
 IMAGE = "image classification"
+GENERATION = "generation"
 SEEN = "not verified against the hub (id and columns seen in public documents)"
 PICTURES_SEEN = "not verified against the hub (id and columns seen in public documents; its pictures were never loaded)"
-ELSEWHERE = "not verified against the hub, where no copy is known: give --data its folder"
+ELSEWHERE = "not verified against the hub, where no copy is known: give --data its file or folder"
 RECALLED = "not verified against the hub (from memory)"
 
 
@@ -96,6 +97,26 @@ def _pictures(
     return Entry(name, hub_id, config, IMAGE, classes, rows, client_key, licence, verified, **own)
 
 
+def _answers(
+    name: str,
+    hub_id: str | None,
+    columns: tuple[str | None, str | None, str],
+    rows: Mapping[str, int],
+    licence: str,
+    *,
+    config: str | None = None,
+    client_key: str | None = None,
+    verified: str = SEEN,
+    metrics: tuple[str, ...] = ("perplexity", "rouge_l"),
+    configs: tuple[str, ...] = (),
+) -> Entry:
+    """A set to generate from; its columns are what is asked, an input beside it, and the answer (or the chats)."""
+    own: dict[str, Any] = dict(zip(("text", "pair", "label"), columns, strict=True))
+    return Entry(
+        name, hub_id, config, GENERATION, 1, rows, client_key, licence, verified, metrics=metrics, configs=configs, **own
+    )
+
+
 NLI = ("entailment", "neutral", "contradiction")
 XNLI_LANGUAGES = ("ar", "bg", "de", "el", "en", "es", "fr", "hi", "ru", "sw", "th", "tr", "ur", "vi", "zh")
 MASAKHANEWS_LANGUAGES = (
@@ -103,10 +124,19 @@ MASAKHANEWS_LANGUAGES = (
     "xho", "yor",
 )  # fmt: skip
 
+MATH_SUBJECTS = (
+    "algebra", "counting_and_probability", "geometry", "intermediate_algebra", "number_theory", "prealgebra", "precalculus",
+)  # fmt: skip
+OPUS_PAIRS = ("en-es", "en-fr", "en-it", "en-ru", "en-zh")  # of a hundred; the others are named as Helsinki-NLP/opus-100:de-en
+
 ENTRIES: tuple[Entry, ...] = (
     Entry(
         "pydocs", None, None, TEXT, 9, {"train": 6_000, "unseen": 600}, "module", "PSF-2.0",
         "read from the standard library of the Python that runs Weft", offline=True,
+    ),
+    Entry(
+        "docstrings", None, None, GENERATION, 1, {"train": 4_600, "unseen": 430}, "module", "PSF-2.0",
+        "read from the standard library of the Python that runs Weft", offline=True, metrics=("perplexity", "rouge_l"),
     ),
     Entry(
         "glyphs", None, None, IMAGE, 36, {"train": 3_456, "unseen": 576}, "style", "none needed: drawn here, from free fonts",
@@ -169,6 +199,58 @@ ENTRIES: tuple[Entry, ...] = (
         "CC BY-NC 4.0", SEEN, text="premise", pair="hypothesis", label="label", validation="validation",
         label_names=dict(enumerate(NLI)), configs=XNLI_LANGUAGES, parallel=True,
     ),
+    _answers(
+        "alpaca", "tatsu-lab/alpaca", ("instruction", "input", "output"), {"train": 52_002}, "CC BY-NC 4.0",
+    ),
+    _answers(
+        "alpaca-gpt4", "vicgalle/alpaca-gpt4", ("instruction", "input", "output"), {"train": 52_002}, "CC BY-NC 4.0",
+    ),
+    _answers(
+        "dolly", "databricks/databricks-dolly-15k", ("instruction", "context", "response"), {"train": 15_011}, "CC BY-SA 3.0",
+        client_key="category",
+    ),
+    _answers(
+        "flan", "Muennighoff/flan", ("inputs", None, "targets"), {"train": 1_764_800}, "Apache-2.0; each task keeps its terms",
+        client_key="task",
+    ),
+    _answers(
+        "gsm8k", "openai/gsm8k", ("question", None, "answer"), {"train": 7_473, "test": 1_319}, "MIT",
+        config="main", metrics=("final_answer", "perplexity"),
+    ),
+    _answers(
+        "math", "EleutherAI/hendrycks_math", ("problem", None, "solution"), {"train": 7_500, "test": 5_000}, "MIT",
+        client_key="type", configs=MATH_SUBJECTS, metrics=("final_answer", "perplexity"),
+    ),
+    _answers(
+        "multi30k", "bentrevett/multi30k", ("en", None, "de"), {"train": 29_000, "validation": 1_014, "test": 1_000},
+        "none stated, research", verified=RECALLED, metrics=("bleu", "chrf"),
+    ),
+    _answers(
+        "natural-instructions", "Muennighoff/natural-instructions", ("definition", "inputs", "targets"),
+        {"train": 5_000_000, "test": 1_000_000}, "Apache-2.0; each task keeps its terms", client_key="task_name",
+    ),
+    _answers(
+        "opus", "Helsinki-NLP/opus-100", (None, None, "translation"), {"train": 5_000_000, "validation": 10_000, "test": 10_000},
+        "unknown", client_key="pair", verified=RECALLED, configs=OPUS_PAIRS, metrics=("bleu", "chrf"),
+    ),
+    _answers(
+        "qmsum", "pszemraj/qmsum-cleaned", ("input", None, "output"), {"train": 1_257, "validation": 272, "test": 281}, "MIT",
+        metrics=("rouge_l", "rouge_1", "rouge_2"),
+    ),
+    _answers(
+        "rosetta-alpaca", None, ("instruction", "input", "output"), {"train": 52_002}, "none stated", client_key="language",
+        verified=ELSEWHERE,
+    ),
+    _answers(
+        "sharegpt", "Aeala/ShareGPT_Vicuna_unfiltered", (None, None, "conversations"), {"train": 120_000}, "none stated",
+    ),
+    _answers(
+        "wikitext", "Salesforce/wikitext", (None, None, "text"), {"train": 36_718, "validation": 3_760, "test": 4_358},
+        "CC BY-SA 3.0", config="wikitext-2-raw-v1", metrics=("perplexity", "token_accuracy"), verified=RECALLED,
+    ),
+    _answers(
+        "wizard", "WizardLMTeam/WizardLM_evol_instruct_V2_196k", (None, None, "conversations"), {"train": 143_000}, "MIT",
+    ),
     _pictures(
         "caltech101", "flwrlabs/caltech101", 101, {"train": 8_680}, "CC BY 4.0",
     ),
@@ -223,5 +305,5 @@ def metrics_of(name: str) -> tuple[str, ...]:
 
 
 def catalogue() -> list[Entry]:
-    """The sets known by name: those that need no network, then texts, then pictures, each in alphabetical order."""
+    """The sets known by name: those that need no network, then texts, texts to generate from and pictures, each in alphabetical order."""
     return list(ENTRIES)

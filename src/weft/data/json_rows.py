@@ -92,6 +92,10 @@ def _mended(path: Path, names: list[str], columns: list[list[Any]], notes: list[
 
     def mended(value: Any) -> Any:
         nonlocal characters, cells
+        if isinstance(value, list):
+            return [mended(one) for one in value]
+        if isinstance(value, dict):
+            return {name: mended(one) for name, one in value.items()}
         if not isinstance(value, str) or not BROKEN.search(value):
             return value
         whole, n = BROKEN.subn(INSTEAD, value)

@@ -46,8 +46,8 @@ def declared(source: Source, classes: Sequence[str]) -> Source:
     Raises:
         UnknownLabel: a row has a label that is none of them.
     """
-    if source.train.numbers is not None and len(classes) == 1:
-        return replace(source, classes=tuple(classes))  # whatever a site calls the number
+    if len(classes) == 1 and (source.train.numbers is not None or source.train.answers is not None):
+        return replace(source, classes=tuple(classes))  # whatever a site calls its numbers or answers
     parts = [r for r in (source.train, source.test, source.validation, *source.unseen.values()) if r is not None]
     order = index(source.classes, classes, every_label(parts), source.name)
 

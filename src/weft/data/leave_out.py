@@ -36,7 +36,7 @@ def leave_out(source: Source, keys: Sequence[str]) -> Source:
     unseen = {key: Rows.concatenate([rows.take(_of(rows, [key])) for rows in keyed]) for key in new}
     left = {split: _without(rows, new) for split, rows in splits.items()}
     train = left["train"]
-    if train is None or (train.tags is None and len(np.unique(train.labels)) < 2):
+    if train is None or (train.of_classes and len(np.unique(train.labels)) < 2):
         raise UserError(
             f"without {', '.join(keys)}, {source.name} has {'nothing' if train is None else 'one class only'} to train on: leave "
             f"fewer values of {source.key_name} out."

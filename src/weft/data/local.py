@@ -7,7 +7,7 @@ from pathlib import Path
 
 from weft.checks import table_files as checks
 from weft.data.columns import Table
-from weft.data.formats import READABLE, read_file, suffix
+from weft.data.formats import PLAIN, READABLE, read_file, suffix
 from weft.data.pictures import resolved
 from weft.errors import UserError
 
@@ -56,6 +56,7 @@ def data_files(folder: Path) -> dict[Path, str]:
     """The files in a folder that can be read, in the order of their names, with their names in small letters and no suffix.
 
     Hidden files are none of them (``._train.csv`` is what macOS keeps about ``train.csv``), nor what Excel keeps of an open one.
+    A plain text counts if it is called like a split and there are no tables: most others only say what is there.
 
     Raises:
         UserError: the name of one is not UTF-8.
@@ -66,9 +67,19 @@ def data_files(folder: Path) -> dict[Path, str]:
         for path, stem in found.items()
         if not path.name.startswith((".", "~$")) and stem not in ABOUT and path.is_file()
     }
+    texts = {path: stem for path, stem in kept.items() if (suffix(path) or "").startswith(PLAIN)}
+    if texts:
+        plain = texts if len(texts) == len(kept) else {}
+        kept = {p: s for p, s in kept.items() if p not in texts or (p in plain and _split_of(s))}
     for path in kept:
         checks.file_name(str(path))
     return kept
+
+
+def _split_of(stem: str) -> str | None:
+    """The split that a file or a shard is called like."""
+    shard = SHARD.fullmatch(stem)
+    return SPLIT_OF.get(shard["split"] if shard else stem)
 
 
 def split_files(folder: Path) -> Files:
@@ -132,8 +143,7 @@ def _split_files(folder: Path, notes: list[str]) -> Files:
 def _to_train_on(folder: Path, file: Path) -> Path:
     """Refuse a folder's only file if its name says that it is not for training."""
     stem = data_files(folder)[file]
-    shard = SHARD.fullmatch(stem)
-    split = SPLIT_OF.get(shard["split"] if shard else stem, "train")
+    split = _split_of(stem) or "train"
     if split != "train":
         raise UserError(
             f"{folder} holds a {split} file alone ({file.name}): add one called train, or give --data {file} to use all of its "

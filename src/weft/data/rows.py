@@ -13,7 +13,9 @@ from weft.checks import given_rows as checks
 from weft.data.images import Images
 from weft.errors import UserError
 
-COLUMNS = ("texts", "pairs", "images", "words", "allowed", "numbers")
+COLUMNS = ("texts", "pairs", "images", "words", "allowed", "numbers", "answers", "history")
+BESIDE = ("pairs", "labels", "ids", "keys", "words", "allowed", "numbers", "answers", "history")  # texts or images
+Turns = tuple[tuple[str, str], ...]  # of a chat: who says what
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +34,11 @@ class Rows:
         words, tags: of sentences whose words are tagged, lists of str [n] and of whole numbers [n], as many in each row: the tags
             are positions among the classes. Texts and labels follow from them, see :func:`weft.data.tagged.rows_of`.
         numbers: finite numbers [n] to predict, of a regression, which has one class.
+        answers: str [n], the text to generate for each row. ``texts`` are then what is asked ("" where nothing stands before the
+            answer, as of running text; "" for all if left out), ``pairs`` an input beside it ("" where a row has none); labels
+            may be left out, all are 0, of one class.
+        history: earlier turns of a chat [n], each (role, text) with a role of ``system``, ``user`` and ``assistant``; () where
+            there are none. None = no row has any.
         allowed: bool [n, C], the classes that each row may have by the rules of those who labelled it; None = all.
         images: the pictures, or a list of anything that is one, see :class:`Images`.
 
@@ -49,12 +56,22 @@ class Rows:
     tags: Sequence[np.ndarray] | None = None
     allowed: np.ndarray | None = None
     numbers: np.ndarray | None = None
+    answers: Sequence[str] | None = None
+    history: Sequence[Turns] | None = None
     numbered: bool = field(default=False, repr=False)  # whether ids were left out, so that a source may number anew
 
     def __post_init__(self) -> None:
         def put(name: str, value: Any) -> None:
             object.__setattr__(self, name, value)
 
+        if self.answers is not None:
+            if self.images is not None:
+                raise UserError("answers are of texts, not of images: leave one of the two out.")
+            put("answers", checks.texts(self.answers, "answers"))
+            if self.texts is None:
+                put("texts", [""] * len(self.answers))
+            if self.labels is None:
+                put("labels", np.zeros(len(self.answers), np.int64))
         if (self.texts is None) == (self.images is None):
             raise UserError("rows are either texts or images: give one of the two.")
         if self.labels is None:
@@ -82,7 +99,11 @@ class Rows:
             )
         if self.numbers is not None:
             put("numbers", checks.numbers(self.numbers))
-        columns = {name: getattr(self, name) for name in ("pairs", "labels", "ids", "keys", "words", "allowed", "numbers")}
+        if self.history is not None:
+            if self.answers is None:
+                raise UserError("history is what stands before an answer: give answers too, or leave it out.")
+            put("history", checks.history(self.history))
+        columns = {name: getattr(self, name) for name in BESIDE}
         checks.same_length({name: None if column is None else len(column) for name, column in columns.items()}, n, what)
         self.labels.setflags(write=False)
         self.ids.setflags(write=False)
@@ -91,14 +112,26 @@ class Rows:
         return len(self.images if self.texts is None else self.texts)  # type: ignore[arg-type]
 
     @property
+    def of_classes(self) -> bool:
+        """Whether rows are told apart by class: they have neither tags nor numbers nor answers."""
+        return self.tags is None and self.numbers is None and self.answers is None
+
+    @property
     def every_tag(self) -> np.ndarray:
         """The tags of all words one after another, int64; none where words are not tagged."""
         return np.concatenate(self.tags) if self.tags else np.zeros(0, np.int64)
 
     def content(self, index: int) -> Hashable:
-        """What stands for the content of a row but for its label and key: its texts, or the digest of its picture."""
+        """What stands for the content of a row but for its label and key: its texts, or the digest of its picture.
+
+        Of a row with an answer that is all that stands before the answer, so that what is asked is on one side of a split; where
+        nothing does, it is the answer.
+        """
         if self.texts is None:
             return self.images.digest(index)  # type: ignore[union-attr]
+        if self.answers is not None:
+            asked = (self.texts[index], self.pairs[index] if self.pairs else "", self.history[index] if self.history else ())
+            return asked if any(asked) else self.answers[index]
         return self.texts[index] if self.pairs is None else (self.texts[index], self.pairs[index])
 
     def groups(self) -> np.ndarray:
@@ -125,6 +158,8 @@ class Rows:
             tags=None if self.tags is None else [self.tags[i] for i in where],
             allowed=None if self.allowed is None else self.allowed[index],
             numbers=None if self.numbers is None else self.numbers[index],
+            answers=None if self.answers is None else [self.answers[i] for i in where],
+            history=None if self.history is None else [self.history[i] for i in where],
         )
 
     @staticmethod
@@ -149,6 +184,8 @@ class Rows:
             tags=joined([part.tags for part in parts]),
             allowed=np.concatenate(allowed) if len(allowed) == len(parts) else None,
             numbers=np.concatenate(numbers) if len(numbers) == len(parts) else None,
+            answers=joined([part.answers for part in parts]),
+            history=joined([part.history for part in parts]),
         )
 
 
@@ -242,7 +279,8 @@ def _alike(parts: Sequence[Rows], classes: Sequence[str], where: str) -> None:
     for rows in parts:
         if any((getattr(rows, name) is None) != (getattr(parts[0], name) is None) for name in COLUMNS):
             raise UserError(
-                f"the splits of {where} differ in what they hold: give all of them texts, pairs, images, tags or numbers alike."
+                f"the splits of {where} differ in what they hold: give all of them texts, pairs, images, tags, numbers, answers "
+                "or history alike."
             )
         if rows.allowed is not None and rows.allowed.shape[1] != len(classes):
             raise UserError(f"allowed of {where} is of {rows.allowed.shape[1]} classes, and there are {len(classes)}.")
@@ -257,13 +295,14 @@ def _consistent(parts: Sequence[Rows], where: str) -> None:
     for rows in parts:
         for i in np.flatnonzero(np.isin(rows.ids, again)).tolist():
             content = rows.content(i) if rows.texts is not None else rows.images.key(i)  # type: ignore[union-attr]
-            twice.append((int(rows.ids[i]), (content, int(rows.labels[i]))))
+            answer = None if rows.answers is None else rows.answers[i]
+            twice.append((int(rows.ids[i]), (content, int(rows.labels[i]), answer)))
     checks.consistent(twice, where)
 
 
 def fingerprint(classes: Iterable[str], splits: Mapping[str, Rows | None]) -> str:
     """The sha256 (hexadecimal) of class names and of every row's split, text (or picture), pair, label and key,
-    and of the words, tags and allowed classes that it may have.
+    and of the words, tags, numbers, allowed classes, answers and history that it may have.
 
     Splits are taken in the order of their names and rows in their own order, so the value depends on content
     alone.
@@ -294,4 +333,8 @@ def fingerprint(classes: Iterable[str], splits: Mapping[str, Rows | None]) -> st
                 add(repr(float(rows.numbers[i])))
             if rows.allowed is not None:
                 add(repr(np.flatnonzero(rows.allowed[i]).tolist()))
+            if rows.answers is not None:
+                add(rows.answers[i])
+            if rows.history is not None:
+                add(repr(rows.history[i]))
     return digest.hexdigest()

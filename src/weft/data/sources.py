@@ -14,6 +14,7 @@ import numpy as np
 from weft.checks import table_files as checks
 from weft.data import folders, given, indexes, scored
 from weft.data.assemble import assemble
+from weft.data.columns import Wanted
 from weft.data.formats import suffix
 from weft.data.hub_sets import catalogue
 from weft.data.local import read, saved_by_datasets
@@ -35,7 +36,7 @@ def load(
     key: str | None = None,
     limit: int | None = None,
     one_class: bool = False,
-    numbers: bool | None = False,
+    wanted: Wanted = "classes",
 ) -> Source:
     """Load the set called ``name``: a catalogue name, a local file or folder, or a hub id
     ``owner/name[:config]``. From Python it may also be a frame or a set of the datasets library, see :mod:`weft.data.given`.
@@ -43,7 +44,9 @@ def load(
     image, text, pair, label, key: the columns of the picture or the text, of a second text, of the label and of the natural
         client, where the guess is wrong; guesses are in ``notes``.
     limit: at most this many rows of each split, drawn with ``seed`` (held-out clients count as one split).
-    numbers: the label is a number to predict, not a class; None = where it has fractions.
+    wanted: what a row is for: the label is one of ``classes``, or one of ``numbers`` to predict; rows are for generation,
+        ``answers``; or ``any``, where a label with fractions is a number. Tagged words are recognised whatever is wanted but
+        answers, and so are, for classes and any, data that are for nothing but generation, see :mod:`weft.data.dialogues`.
     one_class: whether that is enough to train on, as it is for one site of a federation.
 
     Raises UserError for an unknown name, a missing or unreadable file, an absent column, and training rows
@@ -57,14 +60,14 @@ def load(
     if limit is not None:
         _enough(limit)
     asked = {flag: column for flag, column in columns.items() if column is not None}
-    source = _load(name, asked, numbers) if isinstance(name, str) else given.read(name, asked, numbers)
-    if numbers and source.train.numbers is None and source.train.tags is None:
+    source = _load(name, asked, wanted) if isinstance(name, str) else given.read(name, asked, wanted)
+    if wanted == "numbers" and source.train.of_classes:
         source = scored.from_classes(source)
     if not one_class:
         _check_classes(source)
     if limit is not None:
         few = limited(source, limit, seed)
-        if not one_class and few.train.tags is None and few.train.numbers is None and len(np.unique(few.train.labels)) < 2:
+        if not one_class and few.train.of_classes and len(np.unique(few.train.labels)) < 2:
             raise UserError(f"the {limit} rows drawn from {source.name} are all of one class: give a larger limit.")
         return few
     if source.fingerprint:
@@ -73,7 +76,7 @@ def load(
     return replace(source, fingerprint=fingerprint(source.classes, splits))
 
 
-def _load(name: str, columns: dict[str, str], numbers: bool | None) -> Source:
+def _load(name: str, columns: dict[str, str], wanted: Wanted) -> Source:
     """The whole set, most without a fingerprint: pictures would be read for it that a limit leaves out."""
     entries = {entry.name: entry for entry in catalogue()}
     entry = entries.get(name)
@@ -84,7 +87,7 @@ def _load(name: str, columns: dict[str, str], numbers: bool | None) -> Source:
         return source
     path = Path(name).expanduser()
     if entry is None and (path.exists() or suffix(path) or name.startswith((".", "/", "~"))):
-        return _local(path, columns, numbers)
+        return _local(path, columns, wanted)
     if entry is None and not HUB_ID.fullmatch(name):
         raise UserError(
             f'there is no data set called "{name}": weft data lists the known ones; a file or folder, or '
@@ -93,12 +96,12 @@ def _load(name: str, columns: dict[str, str], numbers: bool | None) -> Source:
         )
     from weft.data.hub import from_hub, unknown
 
-    return from_hub(entry or unknown(name), numbers, **columns)
+    return from_hub(entry or unknown(name), wanted, **columns)
 
 
 def _check_classes(source: Source) -> None:
     trained = np.unique(source.train.labels).tolist()
-    if len(trained) > 1 or source.train.tags is not None or source.train.numbers is not None:
+    if len(trained) > 1 or not source.train.of_classes:
         return
     always = source.classes[trained[0]]
     if source.label_name is None:
@@ -114,21 +117,21 @@ def _refuse(name: str, columns: dict[str, str]) -> None:
         raise UserError(f"{name} has fixed columns, so leave --{next(iter(columns))} out.")
 
 
-def _local(path: Path, asked: dict[str, str], numbers: bool | None) -> Source:
+def _local(path: Path, asked: dict[str, str], wanted: Wanted) -> Source:
     called, image = path.resolve().name, asked.get("image")
     said: list[str] = []
     splits = None
     if path.is_dir() and saved_by_datasets(path):
         from weft.data.hub import from_disk
 
-        return from_disk(path, numbers, **asked)
+        return from_disk(path, wanted, **asked)
     if (tree := _pictures(path)) is not None:
         splits = indexes.read(tree, said, image)
         if splits is None:
             _refuse(f"{called}, a folder of pictures,", asked)
             return folders.load(tree, said)
     splits = splits or read(path, said, image)
-    return assemble(called, splits, asked, said, numbers)
+    return assemble(called, splits, asked, said, wanted)
 
 
 def _pictures(path: Path) -> Tree | None:

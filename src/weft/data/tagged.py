@@ -16,11 +16,10 @@ import numpy as np
 
 from weft.checks import tagged_rows as checks
 from weft.data.bio import OUTSIDE, spans
-from weft.data.columns import KEYS, SPLITS, Table, natural_key
+from weft.data.columns import KEYS, SPLITS, Table, natural_key, there
 from weft.data.rows import Rows, Source
-from weft.data.spelling import column as named
 from weft.data.spelling import spelled
-from weft.errors import UserError, nearest, printable
+from weft.errors import UserError, printable
 
 WORDS = ("tokens", "words", "token", "sentence", "text")
 TAGS = ("tags", "ner_tags", "labels", "ner", "label", "tag")
@@ -207,12 +206,7 @@ def _tag(value: Any, where: str, column: str) -> str:
 def _key(where: str, table: Table, asked: str | None, said: list[str]) -> str | None:
     """The column of the natural client."""
     if asked is not None:
-        asked = asked if asked in table else named(asked)
-        if asked not in table:
-            raise UserError(
-                f'{where} has no column "{asked}", asked for by --key; its columns are {", ".join(table)}.{nearest(asked, table)}'
-            )
-        return asked
+        return there(table, where, "key", asked)
     found = natural_key(table, CORPORA)
     if found is None:
         return None

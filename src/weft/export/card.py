@@ -52,7 +52,7 @@ def plain(about: About, plain_class: str) -> str:
     if base.hub_id is None and base.path is None:
         where, imports = f"find({base.reference!r})[0]", f"{imports}from weft.backbones.load import find\n"
     if plain_class == "CLIPModel":
-        texts = [sentence(base.options.template, name) for name in labels]
+        texts = [sentence(base.options.sentence, name) for name in labels]
         return (
             f"{imports}from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel\n\n"
             f"labels = {labels!r}\ntexts = {texts!r}\nwhere = {where}\n"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from weft.data import labels
+from weft.data.columns import wanted_by
 from weft.data.rows import Rows, Source
 from weft.data.sources import load as load_data
 from weft.engines.evaluation import records
@@ -14,7 +15,7 @@ from weft.engines.observer import Observer
 from weft.errors import UserError
 from weft.export.about import About
 from weft.export.predictor import load, model_folder
-from weft.tasks.kinds import NUMBERS, suits
+from weft.tasks.kinds import suits
 
 SPLITS = ("test", "validation", "train")
 
@@ -51,7 +52,7 @@ def evaluate_run(
     about = About.read(model_folder(Path(folder).expanduser()))
     if not isinstance(data, Source):
         columns = {"image": image, "text": text, "pair": pair, "label": label}
-        source = load_data(data, seed=seed, limit=limit, one_class=True, numbers=about.task == NUMBERS, **columns)
+        source = load_data(data, seed=seed, limit=limit, one_class=True, wanted=wanted_by(about.task), **columns)
     else:
         source = data
     for note in source.notes:

@@ -13,7 +13,7 @@ from torch import Tensor
 from weft.adaptation.part import Part
 from weft.backbones.run_table import Table
 from weft.errors import UserError
-from weft.federation.batch import Batch, Output, make_batch
+from weft.federation.batch import Batch, make_batch
 from weft.federation.bench import Bench
 from weft.federation.client import ClientState
 from weft.federation.layout import named
@@ -22,6 +22,7 @@ from weft.federation.round import Round
 from weft.federation.rounds import adapted
 from weft.federation.scope import GIVEN
 from weft.federation.turn import Turn
+from weft.tasks.output import Output
 from weft.tensors.forms import Value, finite
 from weft.tensors.lowrank import LowRank
 
@@ -148,7 +149,7 @@ def _weights(method: Method, pack: Pack, view: str) -> dict[str, float] | None:
     batch = make_batch(pack.task, table, np.arange(min(2, len(table)))[None], None, pack.device)
     recorder: Any = _Recorder(pack)
     out = method.forward(recorder, batch, view)
-    if len(recorder.calls) != 1 or recorder.calls[0][1].logits is not out.logits:
+    if len(recorder.calls) != 1 or recorder.calls[0][1] is not out:
         return None
     use = recorder.calls[0][0]
     if use is None:

@@ -1,4 +1,4 @@
-"""What goes into a pack's forward pass, and what comes out."""
+"""What goes into a pack's forward pass."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor
+
+from weft.tasks.output import Output
 
 if TYPE_CHECKING:
     from weft.backbones.run_table import Table
@@ -29,24 +31,13 @@ class Batch:
     mask: Tensor
     allowed: Tensor | None = None
 
-    def within(self, logits: Tensor) -> Tensor:
-        """Logits [k, m, C] without hope for classes that a row's labels could not have."""
-        return logits if self.allowed is None else logits.masked_fill(~self.allowed, torch.finfo(logits.dtype).min)
+    def within(self, out: Output) -> Output:
+        """An output without hope for classes that a row's labels could not have."""
+        return out if self.allowed is None else out.within(self.allowed)
 
     def of(self, values: Tensor) -> Tensor:
         """[K, …] values of the pack's clients -> [k, …] of those in the batch."""
         return values if self.clients is None else values.index_select(0, self.clients)
-
-
-@dataclass(frozen=True)
-class Output:
-    """What a forward pass gives.
-
-    Attributes:
-        logits: [k, m, C].
-    """
-
-    logits: Tensor
 
 
 def make_batch(task: Task, table: Table, index: np.ndarray, present: list[int] | None, device: torch.device) -> Batch:

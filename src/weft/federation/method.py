@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, dataclass_transf
 from torch import Tensor
 
 from weft.adaptation.optim import Optim
-from weft.federation.batch import Batch, Output
+from weft.federation.batch import Batch
 from weft.federation.info import MethodInfo
 from weft.federation.layout import Adaptation
 from weft.federation.message import ClientInfo, Message, Update
 from weft.federation.pack import Pack
 from weft.federation.round import Round
 from weft.federation.server import ServerState
+from weft.tasks.output import Output
 from weft.typed import Count, Positive, check
 
 if TYPE_CHECKING:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,11 @@ from torch import Tensor
 
 from weft.adaptation.optim import Optim, Optimizer
 from weft.adaptation.weave import Weave, Weight, place, stack
+from weft.backbones.reply_table import Replies
 from weft.errors import WeftError
 from weft.federation import plans
 from weft.federation.alike import check_alike
-from weft.federation.batch import Batch, Output, make_batch
+from weft.federation.batch import Batch, make_batch
 from weft.federation.bench import Bench
 from weft.federation.client import ClientState
 from weft.federation.layout import scope_of
@@ -25,6 +27,7 @@ from weft.federation.scope import Scope, matches
 from weft.federation.start_values import initial
 from weft.federation.turn import Turn
 from weft.tasks.observed import Observed
+from weft.tasks.output import Hidden, Output
 from weft.tensors.forms import Value
 from weft.tensors.keyed import generator
 
@@ -80,6 +83,7 @@ class Pack:
         self._optimizers: list[Optimizer] = []
         self._lengths = bench.table.lengths
         self._training: set[str] | None = None
+        self._given: dict[str, Tensor] | None = None
 
     # forward ----------------------------------------------------------------------------------------------------------
 
@@ -91,6 +95,8 @@ class Pack:
                 stay on.
         """
         self._check_absent()
+        if self._given is not None:
+            return self._next(self._given, batch.clients, len(batch.index), use)
         k = len(batch.index)
         flat = batch.index.reshape(-1)
         cut = self.cut()
@@ -101,7 +107,46 @@ class Pack:
                 self._weave.prefix = (cut, hidden)
         else:
             inputs = self.backbone.to_model(self.bench.table.collate(flat))
+        if self.backbone.vocabulary is not None:
+            return self._read(inputs, batch, use)
         return self._forward(inputs, batch.clients, k, use)
+
+    def _read(self, inputs: dict[str, Tensor], batch: Batch, use: Mapping[str, Weight] | None) -> Output:
+        """What a language model leaves at the positions that predict answers."""
+        vocabulary, table = self.backbone.vocabulary, self.bench.table
+        assert vocabulary is not None and isinstance(table, Replies)
+        places = table.places(batch.index.reshape(-1))
+        with self._weave.attached(batch.clients, len(batch.index), use), vocabulary.at(self.backbone.model, places) as rows:
+            logits = self.backbone.model(**inputs).logits
+        hidden, layer = vocabulary.finish(rows, logits)
+        return Hidden(hidden, batch.mask, layer)
+
+    @contextmanager
+    def reading(self, inputs: dict[str, Tensor]) -> Iterator[None]:
+        """Passes inside read these inputs, in the place of their batch's rows, and give logits of the next token: [k, b, C]."""
+        self._given = inputs
+        try:
+            yield
+        finally:
+            self._given = None
+
+    def _next(self, inputs: dict[str, Tensor], clients: Tensor | None, k: int, use: Mapping[str, Weight] | None) -> Output:
+        with self.woven(clients, k, use):
+            logits = self.backbone.model(**inputs, use_cache=False).logits[:, -1]
+        return Output(logits.to(self.dtype).view(k, -1, logits.shape[-1]))
+
+    @contextmanager
+    def woven(self, clients: Tensor | None, k: int, use: Mapping[str, Weight] | None) -> Iterator[None]:
+        """The parts are at work in the backbone, on whatever runs inside, from its first block on."""
+        self._check_absent()
+        self._weave.prefix = None
+        with self._weave.attached(clients, k, use):
+            yield
+
+    @property
+    def held(self) -> bool:
+        """Whether some clients lack blocks."""
+        return self._weave.hold is not None
 
     def _forward(self, inputs: dict[str, Tensor], clients: Tensor | None, k: int, use: Mapping[str, Weight] | None) -> Output:
         inputs = self._weave.inputs(inputs, k, use)
@@ -141,7 +186,7 @@ class Pack:
 
     def loss(self, out: Output, batch: Batch) -> Tensor:
         """The task's loss per client, [k]; padding rows weigh nothing."""
-        return self.task.loss(batch.within(out.logits), batch.labels, batch.mask)
+        return self.task.loss(batch.within(out), batch.labels, batch.mask)
 
     def hold(self, blocks: Tensor | None) -> None:
         """[K, L] bool: the blocks that each client has; the rows of the others skip a block. None = everybody has all."""
@@ -394,12 +439,11 @@ class Pack:
         found: list[list[Observed]] = [[] for _ in rows]
         order: list[list[np.ndarray]] = [[] for _ in rows]
         for batch, places in self._passes(rows, tokens):
-            logits, (k, b) = batch.within(forward(self, batch).logits.float()).cpu(), batch.index.shape
+            out, (k, b) = batch.within(forward(self, batch)), batch.index.shape
             labels, mask = batch.labels.cpu().view(k, b, -1), batch.mask.cpu().view(k, b, -1)
-            each = zip(logits.view(*labels.shape, -1), labels, mask, places.items(), strict=True)
-            for z, y, valid, (i, mine) in each:
+            for row, (i, mine) in enumerate(places.items()):
                 n = len(mine)
-                found[i].append(self.task.observe(z[:n], y[:n], valid[:n]))
+                found[i].append(self.task.observe(out.of(row, n, labels.shape[-1]), labels[row, :n], mask[row, :n]))
                 order[i].append(mine)
         return [
             Observed.concatenate(f).take(np.argsort(np.concatenate(o))) if f else None for f, o in zip(found, order, strict=True)

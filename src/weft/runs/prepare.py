@@ -17,7 +17,7 @@ from weft.backbones.token_table import Tokens
 from weft.checks import tokenizers
 from weft.communication.ledger import format_bytes
 from weft.data import labels
-from weft.data.columns import NoColumn
+from weft.data.columns import NoColumn, wanted_by
 from weft.data.hub_sets import metrics_of
 from weft.data.partitioners import partition
 from weft.data.rows import FederatedData, Rows, Source, fingerprint
@@ -166,7 +166,7 @@ def deal(x: Experiment, given: Any = None) -> FederatedData:
     else:
         try:
             source = load_data(
-                x.data if given is None else given, seed=x.seed, limit=x.limit, numbers=x.task == NUMBERS, **columns
+                x.data if given is None else given, seed=x.seed, limit=x.limit, wanted=wanted_by(x.task), **columns
             )
         except NoColumn as e:
             raise UserError(f"{str(e).rstrip('.')}; {NEEDS_TAGS}.") if x.task == TOKENS else e from None

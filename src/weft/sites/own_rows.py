@@ -41,7 +41,7 @@ class OwnData:
         """
         if self.deal is None:
             return load(
-                self.data, image=self.image, text=self.text, pair=self.pair, label=self.label, one_class=True, numbers=None
+                self.data, image=self.image, text=self.text, pair=self.pair, label=self.label, one_class=True, wanted="any"
             )
         from weft.runs.prepare import deal
 

@@ -18,6 +18,7 @@ from weft.tasks import counts
 from weft.tasks.counts import Counts
 from weft.tasks.losses import mean_of
 from weft.tasks.observed import Observed
+from weft.tasks.output import Output
 from weft.tasks.task import Score
 
 if TYPE_CHECKING:
@@ -61,15 +62,14 @@ class Classification:
         labels = np.where(index >= 0, table.labels[index], 0)
         return torch.from_numpy(labels), torch.from_numpy(index >= 0)
 
-    def loss(self, logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
-        """Mean cross-entropy of each client over its valid rows: [k, b, C], [k, b], [k, b] bool -> [k]."""
-        each = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(mask)
-        return mean_of(each, mask)
+    def loss(self, out: Output, labels: Tensor, mask: Tensor) -> Tensor:
+        """Mean cross-entropy of each client over its valid rows: [k]."""
+        return mean_of(out.cross_entropy(labels), mask)
 
     # scores -----------------------------------------------------------------------------------------------------------
 
-    def observe(self, logits: Tensor, labels: Tensor, mask: Tensor) -> Observed:
-        z, y = logits[:, 0], labels[:, 0]
+    def observe(self, out: Output, labels: Tensor, mask: Tensor) -> Observed:
+        z, y = out.logits[:, 0], labels[:, 0]
         true = z.gather(1, y.unsqueeze(1))
         return Observed(
             {
@@ -167,4 +167,4 @@ def wilson(correct: int, n: int) -> tuple[float, float]:
 def observed_of(task: Classification, logits: Tensor, labels: np.ndarray) -> Observed:
     """What is kept of logits [n, C] and labels [n] that lie ready."""
     y = torch.from_numpy(np.asarray(labels, dtype=np.int64))
-    return task.observe(logits.unsqueeze(1), y.unsqueeze(1), torch.ones(len(y), 1, dtype=torch.bool))
+    return task.observe(Output(logits.unsqueeze(1)), y.unsqueeze(1), torch.ones(len(y), 1, dtype=torch.bool))

@@ -17,6 +17,7 @@ from weft.tasks import moments
 from weft.tasks.losses import mean_of
 from weft.tasks.moments import Moments
 from weft.tasks.observed import Observed
+from weft.tasks.output import Output
 from weft.tasks.task import Score
 
 if TYPE_CHECKING:
@@ -58,14 +59,15 @@ class Regression:
         found = np.where(index >= 0, numbers[index], 0.0)
         return torch.from_numpy(found), torch.from_numpy(index >= 0)
 
-    def loss(self, logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
-        """Mean squared error of each client over its valid rows: [k, b, 1], [k, b], [k, b] bool -> [k]."""
+    def loss(self, out: Output, labels: Tensor, mask: Tensor) -> Tensor:
+        """Mean squared error of each client over its valid rows, of which an output has one number: [k]."""
+        logits = out.logits
         return mean_of((logits[..., 0] - labels.to(logits.dtype)) ** 2, mask)
 
     # scores -----------------------------------------------------------------------------------------------------------
 
-    def observe(self, logits: Tensor, labels: Tensor, mask: Tensor) -> Observed:
-        given = logits[:, 0, 0].double()
+    def observe(self, out: Output, labels: Tensor, mask: Tensor) -> Observed:
+        given = out.logits[:, 0, 0].double()
         return Observed({"given": given.numpy(), "value": labels[:, 0].double().numpy(), "finite": given.isfinite().numpy()})
 
     def score(self, observed: Observed) -> list[Score]:

@@ -20,6 +20,7 @@ from weft.tasks import entities
 from weft.tasks.entities import Entities
 from weft.tasks.losses import mean_of
 from weft.tasks.observed import Observed
+from weft.tasks.output import Output
 from weft.tasks.task import Score
 
 if TYPE_CHECKING:
@@ -70,14 +71,14 @@ class Tagging:
         tags = torch.from_numpy(table.tags_of(index.reshape(-1))).view(len(index), -1)  # type: ignore[union-attr]
         return tags.clamp(min=0), tags >= 0
 
-    def loss(self, logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
-        """Mean cross-entropy of each client over its tagged words: [k, m, C], [k, m], [k, m] bool -> [k]."""
-        each = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(mask)
-        return mean_of(each, mask)
+    def loss(self, out: Output, labels: Tensor, mask: Tensor) -> Tensor:
+        """Mean cross-entropy of each client over its tagged words: [k]."""
+        return mean_of(out.cross_entropy(labels), mask)
 
     # scores -----------------------------------------------------------------------------------------------------------
 
-    def observe(self, logits: Tensor, labels: Tensor, mask: Tensor) -> Observed:
+    def observe(self, out: Output, labels: Tensor, mask: Tensor) -> Observed:
+        logits = out.logits
         each = F.cross_entropy(logits.double().flatten(0, 1), labels.flatten(), reduction="none").view_as(mask)
         guesses = logits.argmax(-1)
         counts = np.zeros((len(logits), len(self.types), 3), dtype=np.int64)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from weft.adaptation.part import Part
 from weft.tasks.observed import Observed
+from weft.tasks.output import Output
 
 if TYPE_CHECKING:
     from weft.backbones.run_table import Table
@@ -95,12 +96,20 @@ class Task(Protocol):
         """
         ...
 
-    def loss(self, logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
-        """Mean loss of each client over what it has to predict: [k, m, C], [k, m], [k, m] bool -> [k]."""
+    def loss(self, out: Output, labels: Tensor, mask: Tensor) -> Tensor:
+        """Mean loss of each client over what it has to predict, [k].
+
+        Args:
+            out: of m things for each of k clients. labels, mask: of :meth:`targets`.
+        """
         ...
 
-    def observe(self, logits: Tensor, labels: Tensor, mask: Tensor) -> Observed:
-        """What is kept of b rows with p places each: [b, p, C] float32, [b, p], [b, p] bool."""
+    def observe(self, out: Output, labels: Tensor, mask: Tensor) -> Observed:
+        """What is kept of b rows with p places each.
+
+        Args:
+            out: of p places for each of b rows. labels, mask: [b, p].
+        """
         ...
 
     def score(self, observed: Observed) -> list[Score]:

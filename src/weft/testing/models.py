@@ -30,6 +30,28 @@ COMMON = {
     "max_position_embeddings": 64,
 }
 GROUPED = COMMON | {"num_key_value_heads": 2, "head_dim": 8}
+BART = {
+    "vocab_size": 100,
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 64,
+    "decoder_ffn_dim": 64,
+    "max_position_embeddings": 64,
+    "forced_eos_token_id": None,
+}
+T5 = {
+    "vocab_size": 100,
+    "d_model": 32,
+    "d_kv": 8,
+    "d_ff": 64,
+    "num_layers": 3,
+    "num_heads": 4,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 16,
+}
 SHAPES: dict[str, dict[str, Any]] = {
     "bert": COMMON,
     "roberta": COMMON | {"max_position_embeddings": 66, "type_vocab_size": 1},
@@ -72,8 +94,16 @@ SHAPES: dict[str, dict[str, Any]] = {
     "phi": COMMON,
     "gpt_neox": COMMON,
     "bloom": {"vocab_size": 100, "hidden_size": 32, "n_layer": 3, "n_head": 4},
-    "t5": {"vocab_size": 100, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 3, "num_heads": 4}
-    | {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 16},
+    "t5": T5,
+    "falcon": {"vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4},
+    "olmo2": COMMON,
+    "gemma2": GROUPED | {"final_logit_softcapping": 3.0, "sliding_window": 32},
+    "bart": BART,
+    "mbart": BART,
+    "marian": BART | {"decoder_start_token_id": 0},
+    "led": {k: v for k, v in BART.items() if k != "max_position_embeddings"}
+    | {"max_encoder_position_embeddings": 64, "max_decoder_position_embeddings": 64, "attention_window": 8},
+    "longt5": T5 | {"encoder_attention_type": "local", "local_radius": 4},
     "vit": {k: v for k, v in COMMON.items() if k not in ("vocab_size", "max_position_embeddings")}
     | {"image_size": 8, "patch_size": 4},
     "clip": {
@@ -87,7 +117,9 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 IMAGES = ("vit", "clip")
 DECODERS = ("gpt2", "opt", "llama", "mistral", "qwen2", "qwen3", "gemma", "phi", "gpt_neox", "bloom")
-ENCODERS = tuple(m for m in SHAPES if m not in (*DECODERS, *IMAGES, "t5"))  # whose head reads the first token
+LANGUAGE = (*DECODERS, "falcon", "olmo2", "gemma2")  # as models that generate text
+PAIRED = ("t5", "bart", "mbart", "marian", "led", "longt5")  # encoder-decoders
+ENCODERS = tuple(m for m in SHAPES if m not in (*LANGUAGE, *IMAGES, *PAIRED))  # whose head reads the first token
 
 _ROOT: list[Path] = []
 
@@ -104,11 +136,14 @@ def specials(model_type: str) -> dict[str, str]:
     """Special tokens in the order of their ids, named and placed as the real models of that type have them."""
     if model_type in ("roberta", "xlm-roberta"):  # padding is 1, not 0
         return {"cls_token": "<s>", "pad_token": "<pad>", "sep_token": "</s>", "unk_token": "<unk>"}
+    if model_type in ("bart", "mbart", "led"):
+        names = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+        return names | {"cls_token": "<s>", "sep_token": "</s>"}
     if model_type == "clip":
         return {"pad_token": "[PAD]", "unk_token": "[UNK]", "bos_token": "[SOS]", "eos_token": "[EOS]"}
-    if model_type == "t5":
+    if model_type in ("t5", "marian", "longt5"):
         return {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-    if model_type in DECODERS:  # no padding token: the end-of-text token has to serve
+    if model_type in LANGUAGE:  # no padding token: the end-of-text token has to serve
         return {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
     return {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
 
@@ -119,20 +154,20 @@ def tokenizer(model_type: str) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     special = specials(model_type)
-    words = [*special.values(), *(f"w{i}" for i in range(WORDS))]
+    words = [*dict.fromkeys(special.values()), *(f"w{i}" for i in range(WORDS))]
     ids = {w: i for i, w in enumerate(words)}
     inner = Tokenizer(models.WordLevel(ids, unk_token=special["unk_token"]))
     # punctuation by itself: a class name may end a sentence
     inner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
     if "cls_token" in special:
         cls, sep = special["cls_token"], special["sep_token"]
-        second = 0 if "roberta" in model_type else 1
+        second = 0 if "pad_token" in special and special["pad_token"] == "<pad>" else 1
         inner.post_processor = processors.TemplateProcessing(
             single=f"{cls} $A {sep}",
             pair=f"{cls} $A {sep} $B:{second} {sep}:{second}",
             special_tokens=[(cls, ids[cls]), (sep, ids[sep])],
         )
-    elif model_type == "t5":
+    elif model_type in ("t5", "marian", "longt5"):
         eos = special["eos_token"]
         inner.post_processor = processors.TemplateProcessing(
             single=f"$A {eos}", pair=f"$A {eos} $B:1 {eos}:1", special_tokens=[(eos, ids[eos])]
@@ -172,7 +207,7 @@ def folder(model_type: str = "bert", checkpoint: str = "base", **overrides: Any)
     """Folder of a saved tiny model with its tokenizer, made once per process.
 
     Args:
-        checkpoint: ``base`` (no head), ``mlm`` (masked-LM head, no pooler) or ``lm`` (causal).
+        checkpoint: ``base`` (no head), ``mlm`` (masked-LM head, no pooler), ``lm`` (causal) or ``pair`` (encoder-decoder).
         overrides: fields of the configuration.
     """
     return _folder(model_type, checkpoint, json.dumps(overrides, sort_keys=True))
@@ -184,7 +219,7 @@ def _folder(model_type: str, checkpoint: str, overrides: str) -> str:
     from transformers import AutoConfig
 
     transformers.logging.disable_progress_bar()
-    kinds = {"base": "AutoModel", "mlm": "AutoModelForMaskedLM", "lm": "AutoModelForCausalLM"}
+    kinds = {"base": "AutoModel", "mlm": "AutoModelForMaskedLM", "lm": "AutoModelForCausalLM", "pair": "AutoModelForSeq2SeqLM"}
     words = tokenizer(model_type)
     config = AutoConfig.for_model(model_type, **SHAPES[model_type])
     inner = getattr(config, "text_config", config)

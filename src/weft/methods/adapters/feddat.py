@@ -114,12 +114,12 @@ class FedDAT(Method):
         ramp = self._ramp(pack.round.index)
         for batch in pack.batches(self.epochs, self.steps, self.batch):
             with torch.no_grad():
-                teacher = self.forward(pack, batch, "dat").logits
+                teacher = self.forward(pack, batch, "dat")
             shared = self.forward(pack, batch, "shared")
-            distil = distillation(teacher, shared.logits, batch.mask, self.temperature)
+            distil = distillation(teacher, shared, batch.mask, self.temperature)
             pack.step(opt, 0.5 * (pack.loss(shared, batch) + ramp * self.alpha * distil), batch, only=("ours", "head"))
             dual = self.forward(pack, batch, "dat")
-            distil = distillation(shared.logits, dual.logits, batch.mask, self.temperature)
+            distil = distillation(shared, dual, batch.mask, self.temperature)
             loss = 0.5 * (pack.loss(dual, batch) + ramp * self.beta * distil)
             pack.step(opt, loss, batch, only=("mine", "head"))
             pack.report(batch, loss)

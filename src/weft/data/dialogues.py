@@ -1,0 +1,120 @@
+"""Rows to generate from: from chats, translations, columns of prompts and answers, and running text to a source.
+
+A chat is one row: the assistant's last turn is the answer, the user's turn before it is the text, all turns before are history.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from weft.checks import dialogue_rows as checks
+from weft.checks import table_files
+from weft.data.asked_columns import Asked
+from weft.data.columns import SPLITS, Table, of_keys
+from weft.data.rows import Rows, Source, Turns
+from weft.data.spelling import spelled
+from weft.data.turns import languages, last_answer, text
+from weft.errors import UserError, printable
+
+Read = tuple[Turns, str, str, str]  # history, text, pair, answer
+
+
+def build(name: str, splits: Mapping[str, Table], asked: Asked, *, notes: Iterable[str] = ()) -> Source:
+    """The source of rows with answers, but for its fingerprint. Its one class is called like the column of the answers.
+
+    Rows without an answer, or without anything that it answers, are dropped and counted; a split without any answer is set aside.
+    Ids number the rows of train, test and validation, dropped rows included.
+
+    Args:
+        splits: keys out of SPLITS, with "train".
+
+    Raises:
+        UserError: a chat out of order, a value that is no text, a split that lacks a column, no training rows with an answer.
+    """
+    said = [*notes, *asked.notes]
+    if asked.translations and asked.direction is None:
+        found = dict.fromkeys(tuple(languages(value)[:2]) for value in splits["train"][asked.answer])
+        said += checks.directions(name, [(pair[0], pair[1]) for pair in found if len(pair) == 2])
+    read: dict[str, dict[int, Read]] = {}
+    for split in (s for s in SPLITS if s in splits):
+        table = splits[split]
+        absent = [column for column in (asked.text, asked.pair) if column is not None and column not in table]
+        if absent or (asked.answer not in table and not table.keys() <= splits["train"].keys()):
+            raise UserError(
+                f'the {split} rows of {name} have no column "{(*absent, asked.answer)[0]}", which its train rows have.'
+            )
+        n = len(next(iter(table.values()), []))
+        every = ((i, _row(table, i, asked, f"row {i} of the {split} rows of {name}")) for i in range(n))
+        own = {i: row for i, row in every if row is not None}
+        if not own and split != "train":
+            said += table_files.hidden(name, split)
+            continue
+        said += checks.dropped(name, split, n, len(own))
+        read[split] = own
+    if not read["train"]:
+        raise UserError(f'{name} has no training rows with an answer in column "{asked.answer}": check --text and --label.')
+    parts = _parts(splits, read, asked)
+    if "test" not in parts and "validation" in parts:
+        parts["test"] = parts.pop("validation")
+        said.append(f"{name}: has no test split with answers; its validation split is the test set.")
+    said += of_keys(name, asked.key, parts["train"], parts.get("test"))
+    return Source(
+        name=name,
+        classes=(asked.answer,),
+        train=parts["train"],
+        test=parts.get("test"),
+        validation=parts.get("validation"),
+        key_name=asked.key,
+        label_name=asked.answer,
+        notes=tuple(map(printable, said)),
+    )
+
+
+def _row(table: Table, i: int, asked: Asked, at: str) -> Read | None:
+    """One row, None where it lacks an answer, or whatever is answered."""
+
+    def cell(column: str | None, option: str) -> str:
+        return "" if column is None else text(table[column][i], at, column, option, answers=option == "--label")
+
+    value: Any = table[asked.answer][i] if asked.answer in table else None
+    history: Turns = ()
+    pair = ""
+    if asked.chats:
+        history, prompt, answer = last_answer(value, at) or ((), "", "")
+    elif asked.translations:
+        own = value if isinstance(value, Mapping) else {}
+        first, second = (*(asked.direction or languages(own)), "", "")[:2]
+        prompt, answer = (text(own.get(language), at, asked.answer, "--label") for language in (first, second))
+    else:
+        answer = cell(asked.answer if asked.answer in table else None, "--label")
+        prompt, pair = cell(asked.text, "--text"), cell(asked.pair, "--pair")
+    running = asked.text is None and not asked.chats and not asked.translations
+    if not answer.strip() or not (running or prompt.strip() or pair.strip()):
+        return None
+    return history, prompt, pair, answer
+
+
+def _parts(splits: Mapping[str, Table], read: Mapping[str, Mapping[int, Read]], asked: Asked) -> dict[str, Rows]:
+    """The rows of each split. All have inputs and history if a row of any has one."""
+    every = [row for own in read.values() for row in own.values()]
+    chats, inputs = any(row[0] for row in every), any(row[2].strip() for row in every)
+    parts: dict[str, Rows] = {}
+    first = 0
+    for split in (s for s in SPLITS if s in splits):
+        table = splits[split]
+        if split in read:
+            own = read[split]
+            keys = None if asked.key is None else table.get(asked.key)
+            parts[split] = Rows(
+                texts=[row[1] for row in own.values()],
+                pairs=[row[2] for row in own.values()] if inputs else None,
+                ids=np.array(list(own), dtype=np.int64) + first,
+                keys=None if keys is None else [spelled(keys[i]) or "" for i in own],
+                answers=[row[3] for row in own.values()],
+                history=[row[0] for row in own.values()] if chats else None,
+            )
+        first += len(next(iter(table.values()), []))
+    return parts

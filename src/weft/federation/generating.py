@@ -1,0 +1,228 @@
+"""Text by the models of a pack: the library's own generation, with the clients' parts at work in it.
+
+A method says how it predicts in :meth:`Method.forward`. If that is one pass with its parts at given weights, as of nearly all methods,
+the parts are woven in for as long as text is generated, and the keys and values of earlier tokens are kept. A method that makes more
+of it (a mean of two passes, say) is asked for every next token anew, over the whole text so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import transformers
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor
+from transformers.generation.logits_process import TopPLogitsWarper
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from weft.backbones.reply_table import Replies
+from weft.errors import WeftError
+from weft.federation import plans
+from weft.federation.batch import Batch, make_batch
+from weft.tasks.output import Output
+from weft.tensors.keyed import generator
+
+if TYPE_CHECKING:
+    from weft.adaptation.weave import Weight
+    from weft.backbones.backbone import Backbone
+    from weft.federation.pack import Pack
+    from weft.tasks.decoding import Decoding
+
+TOKENS = 8192
+"""Of all rows that text is generated for at once, prompts and answers."""
+
+
+def write(
+    pack: Pack, forward: Callable[[Pack, Batch], Output], rows: Sequence[np.ndarray], decoding: Decoding, streamer: Any = None
+) -> list[list[str]]:
+    """What each client's model writes after the prompts of its own list of table rows: K lists of texts, in the order given.
+
+    Args:
+        forward: predicts. streamer: of transformers, is handed each token of a single row.
+    """
+    table = replies(pack)
+    found: list[dict[int, str]] = [{} for _ in rows]
+    share = max(TOKENS // max(len(pack.clients), 1), 1)
+    plan = [list(plans.chunks_by_length(table.widths[r] + decoding.new_tokens, share)) for r in rows]
+    for j in range(max((len(p) for p in plan), default=0)):
+        places = {i: p[j] for i, p in enumerate(plan) if j < len(p)}
+        index = np.full((len(places), max(map(len, places.values()))), -1, dtype=np.int64)
+        for row, (i, mine) in zip(index, places.items(), strict=True):
+            row[: len(mine)] = rows[i][mine]
+        texts = _generate(pack, forward, index, list(places) if len(places) < len(rows) else None, decoding, streamer)
+        for own, (i, mine) in zip(texts, places.items(), strict=True):
+            found[i] |= dict(zip(mine.tolist(), own, strict=False))
+    return [[some[i] for i in sorted(some)] for some in found]
+
+
+def replies(pack: Pack) -> Replies:
+    """The pack's table, of prompts and answers.
+
+    Raises:
+        WeftError: it is another.
+    """
+    if not isinstance(pack.bench.table, Replies):
+        raise WeftError(f'backbone "{pack.backbone.name}" generates no text for these rows')
+    return pack.bench.table
+
+
+@torch.no_grad()
+def _generate(
+    pack: Pack,
+    forward: Callable[[Pack, Batch], Output],
+    index: np.ndarray,
+    clients: list[int] | None,
+    decoding: Decoding,
+    streamer: Any,
+) -> list[list[str]]:
+    """Texts after the rows ``index`` ([k, b], -1 = padding) of these clients."""
+    table, backbone, (k, b) = replies(pack), pack.backbone, index.shape
+    inputs = backbone.to_model(table.prompts(index.reshape(-1)))
+    batch = make_batch(pack.task, table, index, clients, pack.device)
+    width = 0 if backbone.encoder_decoder else inputs["input_ids"].shape[1]
+    more: dict[str, Any] = {
+        "generation_config": settings(backbone, decoding, width),
+        "use_model_defaults": False,
+        "streamer": streamer,
+    }
+    if decoding.temperature:
+        who = range(len(pack.clients)) if clients is None else clients
+        names = [pack.clients[i].id for i in who]
+        streams = [
+            generator(pack.bench.seed, "text", pack.round.index, name, int(table.row_ids[i]) if i >= 0 else -1)
+            for name, own in zip(names, index, strict=True)
+            for i in own
+        ]
+        more["logits_processor"] = [Keyed(streams, decoding)]
+    asked = Asked(pack)
+    out = forward(asked, batch)  # type: ignore[arg-type]
+    with quiet():
+        if asked.simple(out):
+            # a block that is left out for some rows leaves no keys and values behind, and lengths are read off the first block's
+            with pack.woven(batch.clients, k, asked.uses[0]):
+                found = backbone.model.generate(**inputs, **more, use_cache=not pack.held)
+        else:
+            with _asking(pack, forward, batch, inputs, decoding.beams):
+                found = backbone.model.generate(**inputs, **more, use_cache=False)
+    texts = backbone.tokenizer.batch_decode(found[:, width:], skip_special_tokens=True)
+    return [[texts[i * b + j].strip() if index[i, j] >= 0 else "" for j in range(b)] for i in range(k)]
+
+
+def settings(backbone: Backbone, decoding: Decoding, width: int) -> GenerationConfig:
+    """How the library is to generate: nothing of what the checkpoint recommends, but for its special tokens.
+
+    Args:
+        width: tokens of the prompt that lie in the same row as what is generated.
+    """
+    own = backbone.model.generation_config
+    ends = [backbone.tokenizer.eos_token_id]
+    for token in own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]:
+        if token is not None and token not in ends:
+            ends.append(token)
+    kept = {n: getattr(own, n, None) for n in ("bos_token_id", "decoder_start_token_id", "forced_bos_token_id")}
+    if kept["decoder_start_token_id"] is None:
+        kept["decoder_start_token_id"] = getattr(backbone.model.config, "decoder_start_token_id", None)
+    return GenerationConfig(
+        max_new_tokens=max(min(decoding.new_tokens, backbone.max_length - width), 1),
+        num_beams=decoding.beams,
+        do_sample=False,
+        pad_token_id=backbone.tokenizer.pad_token_id,
+        eos_token_id=ends,
+        **kept,
+    )
+
+
+class Keyed(LogitsProcessor):
+    """Sampling in which every row draws from a stream of its own: the same text whatever is generated beside it.
+
+    The largest of log p + Gumbel noise is a draw from p.
+
+    Args:
+        streams: one for each row.
+    """
+
+    def __init__(self, streams: Sequence[torch.Generator], decoding: Decoding):
+        self.streams, self.temperature = streams, decoding.temperature
+        self.nucleus = TopPLogitsWarper(decoding.top_p) if decoding.top_p < 1 else None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        z = scores.double() / self.temperature
+        if self.nucleus is not None:
+            z = self.nucleus(input_ids, z)
+        drawn = torch.stack([torch.rand(z.shape[-1], generator=g, dtype=torch.float64) for g in self.streams]).to(z.device)
+        return z - torch.log(-torch.log(drawn.clamp(min=1e-300)))
+
+
+class Asked:
+    """Stands in for a pack, and notes with which weights it is called and what it gives.
+
+    Attributes:
+        uses: of each call. outputs: of each call.
+    """
+
+    def __init__(self, pack: Pack):
+        self.pack = pack
+        self.uses: list[Mapping[str, Weight] | None] = []
+        self.outputs: list[Output] = []
+
+    def __call__(self, batch: Batch, use: Mapping[str, Weight] | None = None) -> Output:
+        out = self.pack(batch, use)
+        self.uses.append(use)
+        self.outputs.append(out)
+        return out
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.pack, name)
+
+    def simple(self, out: Output) -> bool:
+        """Whether that was one pass, whose output is all there is to ``out``."""
+        return len(self.outputs) == 1 and self.outputs[0] is out
+
+
+@contextmanager
+def _asking(
+    pack: Pack, forward: Callable[[Pack, Batch], Output], batch: Batch, prompts: Mapping[str, Tensor], beams: int
+) -> Iterator[None]:
+    """The model answers as ``forward`` predicts, from all tokens so far."""
+    model = pack.backbone.model
+    former = vars(model).get("forward")
+
+    def put(new: Any) -> None:
+        if new is None:
+            vars(model).pop("forward", None)
+        else:
+            model.forward = new
+
+    def answer(**given: Any) -> CausalLMOutputWithPast:
+        inputs = {n: given[n] for n in ("input_ids", "attention_mask", "position_ids") if given.get(n) is not None}
+        if pack.backbone.encoder_decoder:  # the encoder has parts too, and runs with them
+            inputs = {n: t.repeat_interleave(beams, 0) for n, t in prompts.items()}
+            inputs["decoder_input_ids"] = given["decoder_input_ids"]
+        put(former)
+        try:
+            with pack.reading(inputs):
+                logits = forward(pack, batch).logits
+        finally:
+            put(answer)
+        return CausalLMOutputWithPast(logits=logits.flatten(0, 1).unsqueeze(1))  # type: ignore[arg-type]
+
+    put(answer)
+    try:
+        yield
+    finally:
+        put(former)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the library's advice."""
+    before = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(before)
