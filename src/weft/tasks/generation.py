@@ -19,6 +19,7 @@ from weft.tasks.classification import wilson
 from weft.tasks.decoding import Decoding
 from weft.tasks.losses import mean_of
 from weft.tasks.observed import Observed
+from weft.tasks.output import Output
 from weft.tasks.passages import Passages
 from weft.tasks.task import Score
 from weft.typed import Whole, check
@@ -75,17 +76,17 @@ class Generation:
         return Head()
 
     def targets(self, table: Table, index: np.ndarray) -> tuple[Tensor, Tensor]:
-        answers = torch.from_numpy(table.answers_of(index.reshape(-1))).view(len(index), -1)  # type: ignore[union-attr]
-        return answers.clamp(min=0), answers >= 0
+        labels, mask = table.targets(index.reshape(-1))  # type: ignore[union-attr]
+        return labels.view(len(index), -1), mask.view(len(index), -1)
 
-    def loss(self, out: Any, labels: Tensor, mask: Tensor, rows: int | None = None) -> Tensor:
-        """Mean negative log-likelihood (nats) of each client over its answers: [k, m], [k, m] bool -> [k].
+    def loss(self, out: Output, labels: Tensor, mask: Tensor, rows: int | None = None) -> Tensor:
+        """Mean negative log-likelihood (nats) of each client over its answers, [k].
 
         Args:
-            out: of the forward pass, which gives numbers of logits without holding all of these.
-            rows: b, of which each has m / b places next to each other; ``average`` by examples needs it.
+            out: of m tokens for each of k clients. labels, mask: of :meth:`targets`.
+            rows: b, of which each has m / b places next to each other; an average of examples needs it.
         """
-        each = out.each(_loss, labels)
+        each = out.cross_entropy(labels)
         if self.average == "tokens":
             return mean_of(each, mask)
         assert rows is not None
@@ -94,14 +95,14 @@ class Generation:
 
     # scores -----------------------------------------------------------------------------------------------------------
 
-    def observe(self, out: Any, labels: Tensor, mask: Tensor) -> Observed:
-        signed, valid = out.each(_signed_loss, labels).cpu().double(), mask.cpu()  # 0 where nothing is to predict
+    def observe(self, out: Output, labels: Tensor, mask: Tensor) -> Observed:
+        signed, valid = out.each(_signed_loss, labels).cpu().double(), mask.cpu()
         return Observed(
             {
-                "nll": signed.abs().sum(1).numpy(),
+                "nll": signed.abs().masked_fill(~valid, 0.0).sum(1).numpy(),
                 "tokens": valid.sum(1).numpy(),
                 "right": (~signed.signbit() & valid).sum(1).numpy(),
-                "finite": signed.isfinite().all(1).numpy(),
+                "finite": (signed.isfinite() | ~valid).all(1).numpy(),
             }
         )
 
@@ -167,11 +168,6 @@ class Generation:
             written=written,
             sums={m: tuple(np.atleast_1d(observed[m].sum(0)).tolist()) for m in self.text_metrics} if written else {},
         )
-
-
-def _loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """[r] of [r, C] and [r], no narrower than float32, as in transformers."""
-    return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), labels, reduction="none")
 
 
 def _signed_loss(logits: Tensor, labels: Tensor) -> Tensor:
