@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from weft.backbones.reply_table import Replies
 from weft.engines.remote import check_told
 from weft.errors import UserError
 from weft.tasks import judging
@@ -61,7 +62,7 @@ def test_the_loss_is_the_mean_over_a_clients_tokens_or_over_its_rows() -> None:
     assert len({len(row) for row in rows}) > 1, "with rows of one length both are alike"
     examples = Generation(("answer",), average="examples")
     for out in outputs(logits, mask):
-        np.testing.assert_allclose(TASK.loss(out, labels, mask).numpy(), by_token, rtol=1e-12)
+        np.testing.assert_allclose(TASK.loss(out, labels, mask, rows=b).numpy(), by_token, rtol=1e-12)
         np.testing.assert_allclose(examples.loss(out, labels, mask, rows=b).numpy(), by_example, rtol=1e-12)
 
 
@@ -70,7 +71,7 @@ def test_the_loss_of_tokens_is_that_of_transformers() -> None:
 
     logits, labels, mask = drawn(1, 1, 12, torch.bfloat16)
     wanted = ForCausalLMLoss(logits, None, C, shift_labels=labels.masked_fill(~mask, -100))
-    found = TASK.loss(outputs(logits, mask)[1], labels, mask)
+    found = TASK.loss(outputs(logits, mask)[1], labels, mask, rows=3)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found[0], wanted)
 
@@ -87,8 +88,10 @@ def test_tokens_that_are_masked_have_no_gradient(average: Any) -> None:
 
 
 def test_targets_are_the_tokens_of_answers_with_the_places_of_a_row_side_by_side() -> None:
-    ids, valid = torch.tensor([[4, 0], [2, 0], [0, 0]]), torch.tensor([[True, True], [True, False], [False, False]])
-    table: Any = SimpleNamespace(targets=lambda index: (ids[index], valid[index]))
+    ids, offsets = np.array([7, 4, 0, 7, 2, 7], dtype=np.int32), np.array([0, 3, 6])
+    table = Replies(
+        ids, offsets, None, np.zeros(2, np.int64), np.arange(2), pad=9, answer=np.array([False, True, True, False, True, False])
+    )
     labels, mask = TASK.targets(table, np.array([[0, 1], [1, -1]]))
     assert mask.tolist() == [[True, True, True, False], [True, False, False, False]]
     assert labels[mask].tolist() == [4, 0, 2, 2]

@@ -42,7 +42,7 @@ class Site:
         bias: whether the module owns a bias vector.
         per_row: it is called with the rows of the batch and nothing else (DeBERTa's query and key also see a table of positions).
         tower: ``text`` for the text tower of a backbone with two; "" everywhere else.
-        stack: of an encoder-decoder ``encoder``, ``decoder``, or ``cross`` for what looks at the encoder's output from the decoder.
+        stack: of an encoder-decoder ``encoder``, ``decoder``, or ``cross``, for a decoder's look at what the encoder has read.
     """
 
     name: str

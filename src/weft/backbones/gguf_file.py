@@ -30,9 +30,9 @@ ABANDONED = 3600.0  # seconds after which an unfinished folder is that of a proc
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 # Half the size of float32, and the type that SmolLM2 was trained and published in: who computes in bfloat16 gets the same numbers
-# from both. A weight moves by 0.4 % at most and 0.14 % in the mean square, where 4 bits have moved it by 8 % already, and the loss
-# of five sentences by 0.0015 of 2.34. float16 is nearer (0.02 %), but transformers computes in the type of the file if nobody names
-# one, and the residual stream of SmolLM2 reaches 25 000, where float16 ends at 65 504.
+# from both. A weight moves by 0.4 % at most and 0.14 % in the mean square, where 4 bits have moved it by 8 % already, and the
+# loss of five sentences by 0.0015 of 2.34. float16 is nearer (0.02 %), but transformers computes in the type of the file where
+# nobody names one, and the residual stream of SmolLM2 reaches 25 000, where float16 ends at 65 504.
 STORED = torch.bfloat16
 
 

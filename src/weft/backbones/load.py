@@ -323,6 +323,8 @@ def describe_model(
     if apart and options.blocks:
         raise UserError("an encoder-decoder has two lists of blocks, which are found by themselves: leave --blocks out.")
     stacks = describe.stacks(model) if apart else {}
+    if apart:
+        starts(name, model)
     blocks = [b for stack in stacks.values() for b in stack] or describe.find_blocks(base, prefix, layers, options.blocks)
     describe.check_endings(model, blocks, endings)
     notes += checkpoints.unread(blocks[0].rsplit(".", 1)[0], len(blocks), unread)
@@ -390,6 +392,20 @@ def describe_model(
     if names is not None:
         describe.text_tower(found, endings)
     return found
+
+
+def starts(name: str, model: Any) -> None:
+    """
+    Raises:
+        UserError: nobody knows which token its decoder begins with.
+    """
+    try:
+        model.prepare_decoder_input_ids_from_labels(torch.zeros(1, 1, dtype=torch.long))
+    except Exception as e:  # of whatever it lacks
+        raise UserError(
+            f'the configuration of backbone "{name}" names no token that its decoder begins with: set decoder_start_token_id '
+            "in its config.json."
+        ) from e
 
 
 def fitting(name: str, tokenizer: Any, model: Any) -> list[str]:

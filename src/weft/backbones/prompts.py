@@ -53,8 +53,8 @@ class Template(Protocol):
 
 @dataclass(frozen=True)
 class Written:
-    """A text with places ``{instruction}``, ``{input}`` and ``{output}``. Where a row has no input, the paragraphs that name it are
-    left out.
+    """A text with places ``{instruction}``, ``{input}`` and ``{output}``. Where a row has no input, the paragraphs that name it
+    are left out.
 
     Attributes:
         text: up to its ``{output}``. bare: the same for rows without an input. after: what follows the output.

@@ -181,8 +181,8 @@ def transformers_model(where: str, name: str, classes: int, task: str, trust: bo
         tokenizer.padding_side = "right"
         if task == GENERATION and tokenizer.eos_token_id is None:
             raise UserError(
-                f'the tokenizer of "{name}" names no token that ends a text, so that generation would never stop: set its eos_token '
-                "and save it anew."
+                f'the tokenizer of "{name}" names no token that ends a text, so that generation would never stop: set its '
+                "eos_token and save it anew."
             )
     resized = {n: (tuple(have), tuple(want)) for n, have, want in info["mismatched_keys"]}
     return Read(model, tokenizer, processor, set(info["missing_keys"]), resized, frozenset(info["unexpected_keys"]))

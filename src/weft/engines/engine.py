@@ -46,11 +46,13 @@ class Scores:
 
     Attributes:
         scored, blank: how many clients that are elsewhere had finite logits, and how many had not.
+        samples: texts that were written here.
     """
 
     evaluations: list[Evaluation]
     scored: int = 0
     blank: int = 0
+    samples: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Turns(Protocol):
@@ -89,7 +91,7 @@ class Engine:
     """Plays rounds.
 
     Attributes:
-        last_cohort: ids. scored, blank: see :class:`Scores`, of the last evaluation.
+        last_cohort: ids. scored, blank, samples: see :class:`Scores`, of the last evaluation.
     """
 
     def __init__(self, setup: Setup, turns: Turns):
@@ -104,6 +106,7 @@ class Engine:
         self.intake = Intake(setup, Usual(factor) if isinstance(factor, int | float) else None)
         self.last_cohort: list[str] = []
         self.scored = self.blank = 0
+        self.samples: list[dict[str, Any]] = []
 
     def round(self, t: int, phase: Phase = "train") -> dict[str, Any] | None:
         """One round; None when the method's plan has ended."""
@@ -144,7 +147,7 @@ class Engine:
     def evaluate(self, t: int) -> list[Evaluation]:
         """Scores of every view with the newest server state."""
         found = self.turns.evaluate(t)
-        self.scored, self.blank = found.scored, found.blank
+        self.scored, self.blank, self.samples = found.scored, found.blank, found.samples
         return found.evaluations
 
     def _download(self, server: ServerState, client: ClientState, phase: Phase) -> Job:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
+from weft.backbones.reply_table import Replies
 from weft.engines import packing
 from weft.engines.evaluation import Evaluation, per_client, records
 from weft.engines.setup import Setup
+from weft.federation import generating
 from weft.federation.client import ClientState, Splits
 from weft.federation.exchange import payload_of
 from weft.federation.pack import Pack
@@ -23,6 +26,9 @@ from weft.tensors.keyed import numpy_generator
 class Scoring:
     """Puts test rows to the models of a federation.
 
+    Attributes:
+        samples: texts that language models wrote in the last evaluation, and the rows that they are for.
+
     Args:
         k: clients of a pass.
     """
@@ -30,10 +36,12 @@ class Scoring:
     def __init__(self, setup: Setup, k: int):
         self.setup, self.k = setup, k
         self.method, self.bench, self.federations = setup.method, setup.bench, setup.federations
+        self.samples: list[dict[str, Any]] = []
 
     def evaluate(self, t: int) -> list[Evaluation]:
         """Scores of every view with the newest server state."""
         found: list[Evaluation] = []
+        self.samples = []
         for view in self.method.info.views:
             found += self.common(view) if view == "global" else self.personal(view, t)
         return found
@@ -51,14 +59,17 @@ class Scoring:
             tests = {p: numpy_generator(self.bench.seed, "evaluation", p).permutation(r) for p, r in tests.items()}
         seen: dict[str, list[Observed]] = {people: [] for people in tests}
         own: dict[str, Score] = {}
+        tested = tests["global test"] if len(tests["global test"]) else np.concatenate([r for r in self._own_rows()] or [unseen])
+        chosen = generating.few(self.bench.seed, np.unique(tested), self.bench.task.samples)
         for number, (server, clients) in enumerate(self.federations):
             shares = {people: rows[number::several] for people, rows in tests.items()}
             mine = {c.id: c.data.test for c in clients if len(c.data.test)}
             rows = np.unique(np.concatenate([*shares.values(), *mine.values()]))
             if not len(rows):
                 continue
-            found = server.pack().observe(lambda p, b: self.method.forward(p, b, view), [rows])[0]
+            found = self._observe(server.pack(), view, [rows], [np.isin(rows, chosen)])[0]
             assert found is not None
+            self._note(found, rows, view, clients[0].id if several > 1 else None)
             for people, share in shares.items():
                 seen[people].append(found.take(np.searchsorted(rows, share)))
             for client, r in mine.items():
@@ -97,9 +108,15 @@ class Scoring:
         found: list[Evaluation] = []
         for people, group, rows_of in splits:
             seen: dict[str, Observed] = {}
-            for part, pack in self.models(owner, [c for c in group if len(rows_of[c.id])]):
-                observed = pack.observe(lambda p, b: self.method.forward(p, b, view), [rows_of[c.id] for c in part])
-                seen |= {c.id: some for c, some in zip(part, observed, strict=True) if some is not None}
+            some = [c for c in group if len(rows_of[c.id])]
+            texts = 0 if people == "validation" else -(-self.bench.task.samples // max(len(some), 1))
+            write = {c.id: generating.few(self.bench.seed, rows_of[c.id], texts, c.id) for c in some}
+            for part, pack in self.models(owner, some):
+                theirs = [rows_of[c.id] for c in part]
+                observed = self._observe(pack, view, theirs, [np.isin(rows_of[c.id], write[c.id]) for c in part])
+                seen |= {c.id: one for c, one in zip(part, observed, strict=True) if one is not None}
+                for c in part:
+                    self._note(seen[c.id], rows_of[c.id], view, c.id)
             if not seen:
                 continue
             seen = dict(sorted(seen.items()))
@@ -109,6 +126,23 @@ class Scoring:
                 own = {c: self.bench.task.headline(some) for c, some in seen.items()}
                 found += per_client(own, self.bench.task.metrics[0], view=view, people=people)
         return found
+
+    def _own_rows(self) -> list[np.ndarray]:
+        return [c.data.test for _, clients in self.federations for c in clients]
+
+    def _observe(self, pack: Pack, view: str, rows: list[np.ndarray], chosen: list[np.ndarray]) -> list[Observed | None]:
+        texts = chosen if self.bench.task.samples else None
+        return generating.observe(pack, lambda p, b: self.method.forward(p, b, view), rows, texts)
+
+    def _note(self, seen: Observed, rows: np.ndarray, view: str, client: str | None) -> None:
+        """Keep the texts that were written."""
+        table = self.bench.table
+        if "text" not in seen.columns or not isinstance(table, Replies):
+            return
+        for i in np.flatnonzero(seen["written"]).tolist():
+            row = int(rows[i])
+            about = {"view": view, "client": client, "row": int(table.row_ids[row]), "prompt": table.asked[row]}
+            self.samples.append(about | {"wanted": table.wanted[row], "text": str(seen["text"][i])})
 
     def models(self, owner: Mapping[str, ServerState], group: list[ClientState]) -> Iterator[tuple[list[ClientState], Pack]]:
         """Clients' own models in packs, each fitted for its test and gone when the next one comes."""

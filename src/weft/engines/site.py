@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from weft.communication.codecs import Codec
 from weft.communication.frame import Received
 from weft.engines.round_losses import Losses
 from weft.errors import UserError, WeftError
+from weft.federation import generating
 from weft.federation.bench import Bench
 from weft.federation.client import ClientState
 from weft.federation.exchange import Limits, read_download, write_update
@@ -210,7 +212,11 @@ class SiteClient:
             splits = {"own test": self.client.data.test, "validation": self.client.data.val}
             for split, rows in splits.items():
                 if len(rows):
-                    seen = pack.observe(lambda p, b, v=view: self.method.forward(p, b, v), [rows])[0]  # type: ignore[misc]
+                    few = generating.few(
+                        self.bench.seed, rows, self.bench.task.samples if split == "own test" else 0, self.client.id
+                    )
+                    chosen = [np.isin(rows, few)] if self.bench.task.samples else None
+                    seen = generating.observe(pack, lambda p, b, v=view: self.method.forward(p, b, v), [rows], chosen)[0]  # type: ignore[misc]
                     assert seen is not None
                     found.setdefault(view, {})[split] = self.bench.task.tell(seen, self.by_class)
         self.store.forget(self.client)

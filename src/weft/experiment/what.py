@@ -28,7 +28,7 @@ class What(Group):
         None,
         "Run this instead: `local` (each client alone), `central` (all rows in one place), `probe` (linear head), `zero-shot`.",
         "The first two have as many turns as the federation gives; `probe` is a linear head on the frozen backbone, federated; "
-        "`zero-shot` is a CLIP as it is.",
+        "`zero-shot` is a CLIP, or a language model, as it is.",
     )
     baselines: Annotated[list[Baseline], Field(strict=False), AfterValidator(lambda given: list(dict.fromkeys(given)))] = setting(
         [], "Run these beside it, joined by commas; `none` for no comparison.", unset="none", everyday=True
@@ -39,24 +39,35 @@ class What(Group):
         everyday=True,
         common=True,
     )
-    task: Literal["auto", "classification", "similarity", "tokens", "regression"] = setting(
+    task: Literal["auto", "classification", "similarity", "tokens", "regression", "generation"] = setting(
         "auto",
-        "What is predicted: `classification` (a linear head), `similarity` (a CLIP and class names), `tokens`, `regression`.",
-        "`tokens` gives each word a tag, `regression` each row a number. `auto` is tokens where words are tagged, and similarity "
-        "where there is a text tower, unless the method trains a head.",
+        "What is predicted: `classification` (a linear head), `similarity` (a CLIP and class names), `tokens`, `regression`, "
+        "`generation`.",
+        "`tokens` gives each word a tag, `regression` each row a number, `generation` writes an answer to each prompt. `auto` is "
+        "tokens where words are tagged, generation where rows hold prompts and answers, and similarity where there is a text "
+        "tower, unless the method trains a head.",
         common=True,
     )
     metrics: Names = setting(
         [],
         "What is scored, the headline first: `accuracy`, `macro_f1`, `matthews`, `f1:CLASS`, `top5`.",
         "Of tags: `entity_f1`, `precision`, `recall`, `token_accuracy`, `macro_f1`, `f1:TYPE`; of numbers: "
-        "`pearson`, `spearman`, `r2`, `mse`. "
+        "`pearson`, `spearman`, `r2`, `mse`; of answers: `perplexity`, `token_accuracy`, `rouge_1`, `rouge_2`, `rouge_l`, "
+        "`exact_match`, `token_f1`, `final_answer`, `bleu`, `chrf`. "
         "By default those that a set of the catalogue is reported in, such as `matthews` of `cola`.",
         unset="of the data, or usual for the task",
         option=False,
         common=True,
     )
-    template: str = setting("a photo of a {}.", "Similarity: the sentence around the name of a class.", common=True)
+    template: str = setting(
+        "",
+        "Generation: `chat`, `alpaca`, `plain`, or a file with `{instruction}` and `{output}`; similarity: the sentence around a "
+        "class.",
+        "`chat` is the tokenizer's own template; a file may also have `{input}`. By default chat where the tokenizer has one, "
+        "alpaca for other decoders, plain for encoder-decoders; and `a photo of a {}.` for similarity.",
+        unset="as suits the backbone",
+        common=True,
+    )
     blocks: str = setting(
         "",
         "Path of the backbone's list of blocks, if `weft models NAME` shows a wrong one.",

@@ -53,7 +53,7 @@ class Base:
     @classmethod
     def of(cls, backbone: Backbone) -> Base:
         known = KNOWN.get(backbone.name)
-        named = backbone.hub_id or (known is not None and known.shipped)  # found by its name on any machine
+        named = backbone.hub_id or known is not None  # found by its name on any machine
         path = None if named else os.path.abspath(backbone.path)
         padding = int(backbone.model.config.pad_token_id) if backbone.reads == "texts" else None
         return cls(

@@ -13,6 +13,7 @@ from torch import Tensor
 from weft.adaptation.part import Part
 from weft.backbones.run_table import Table
 from weft.errors import UserError
+from weft.federation import generating
 from weft.federation.batch import Batch, make_batch
 from weft.federation.bench import Bench
 from weft.federation.client import ClientState
@@ -73,7 +74,9 @@ class Trained:
 
     def observe(self, backbone: Backbone, task: Task, table: Table) -> Observed:
         """What the task keeps of all rows of a table, of which there are some."""
-        (seen,) = self.on(Bench(backbone, task, table, seed=0)).observe(self.forward, [np.arange(len(table))])
+        rows = np.arange(len(table))
+        chosen = [np.isin(rows, generating.few(0, rows, task.samples))] if task.samples else None
+        (seen,) = generating.observe(self.on(Bench(backbone, task, table, seed=0)), self.forward, [rows], chosen)
         assert seen is not None
         return seen
 

@@ -1,8 +1,8 @@
 """Text by the models of a pack: the library's own generation, with the clients' parts at work in it.
 
-A method says how it predicts in :meth:`Method.forward`. If that is one pass with its parts at given weights, as of nearly all methods,
-the parts are woven in for as long as text is generated, and the keys and values of earlier tokens are kept. A method that makes more
-of it (a mean of two passes, say) is asked for every next token anew, over the whole text so far.
+A method says how it predicts in :meth:`Method.forward`. If that is one pass with its parts at given weights, as of nearly all
+methods, the parts are woven in for as long as text is generated, and the keys and values of earlier tokens are kept. A method that
+makes more of it (a mean of two passes, say) is asked for every next token anew, over the whole text so far.
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ from weft.backbones.reply_table import Replies
 from weft.errors import WeftError
 from weft.federation import plans
 from weft.federation.batch import Batch, make_batch
+from weft.tasks.generation import Generation
+from weft.tasks.observed import Observed
 from weft.tasks.output import Output
-from weft.tensors.keyed import generator
+from weft.tensors.keyed import generator, numpy_generator
 
 if TYPE_CHECKING:
     from weft.adaptation.weave import Weight
@@ -59,6 +61,36 @@ def write(
     return [[some[i] for i in sorted(some)] for some in found]
 
 
+def observe(
+    pack: Pack,
+    forward: Callable[[Pack, Batch], Output],
+    rows: Sequence[np.ndarray],
+    chosen: Sequence[np.ndarray] | None = None,
+) -> list[Observed | None]:
+    """As :meth:`Pack.observe`, with the texts that a language model writes.
+
+    Args:
+        chosen: of each client's rows those that text is written for, bool [n_k]; None = none, or the task writes no text.
+    """
+    seen = pack.observe(forward, list(rows))
+    if chosen is None or not isinstance(pack.task, Generation):
+        return seen
+    table = replies(pack)
+    texts = write(pack, forward, [r[c] for r, c in zip(rows, chosen, strict=True)], pack.task.decoding)
+    return [
+        None if one is None else pack.task.with_texts(one, some, own, [table.wanted[i] for i in r[some]])
+        for one, some, own, r in zip(seen, chosen, texts, rows, strict=True)
+    ]
+
+
+def few(seed: int, rows: np.ndarray, n: int, *purpose: object) -> np.ndarray:
+    """At most n of these table rows, drawn by a stream of the purpose's own, in their order."""
+    if len(rows) <= n:
+        return rows
+    draw = numpy_generator(seed, "texts", *purpose)
+    return rows[np.sort(draw.choice(len(rows), n, replace=False))]
+
+
 def replies(pack: Pack) -> Replies:
     """The pack's table, of prompts and answers.
 
@@ -84,11 +116,7 @@ def _generate(
     inputs = backbone.to_model(table.prompts(index.reshape(-1)))
     batch = make_batch(pack.task, table, index, clients, pack.device)
     width = 0 if backbone.encoder_decoder else inputs["input_ids"].shape[1]
-    more: dict[str, Any] = {
-        "generation_config": settings(backbone, decoding, width),
-        "use_model_defaults": False,
-        "streamer": streamer,
-    }
+    more: dict[str, Any] = {"streamer": streamer}
     if decoding.temperature:
         who = range(len(pack.clients)) if clients is None else clients
         names = [pack.clients[i].id for i in who]
@@ -100,7 +128,7 @@ def _generate(
         more["logits_processor"] = [Keyed(streams, decoding)]
     asked = Asked(pack)
     out = forward(asked, batch)  # type: ignore[arg-type]
-    with quiet():
+    with only(backbone.model, settings(backbone, decoding, width)):
         if asked.simple(out):
             # a block that is left out for some rows leaves no keys and values behind, and lengths are read off the first block's
             with pack.woven(batch.clients, k, asked.uses[0]):
@@ -208,7 +236,7 @@ def _asking(
                 logits = forward(pack, batch).logits
         finally:
             put(answer)
-        return CausalLMOutputWithPast(logits=logits.flatten(0, 1).unsqueeze(1))  # type: ignore[arg-type]
+        return CausalLMOutputWithPast(logits=logits.flatten(0, 1).unsqueeze(1))
 
     put(answer)
     try:
@@ -218,11 +246,13 @@ def _asking(
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Without the library's advice."""
-    before = transformers.logging.get_verbosity()
+def only(model: Any, wanted: GenerationConfig) -> Iterator[None]:
+    """Generation by these settings alone, and without advice: the library takes what they leave open from the checkpoint."""
+    before, level = model.generation_config, transformers.logging.get_verbosity()
+    model.generation_config = wanted
     transformers.logging.set_verbosity_error()
     try:
         yield
     finally:
-        transformers.logging.set_verbosity(before)
+        model.generation_config = before
+        transformers.logging.set_verbosity(level)

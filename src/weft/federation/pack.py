@@ -186,7 +186,7 @@ class Pack:
 
     def loss(self, out: Output, batch: Batch) -> Tensor:
         """The task's loss per client, [k]; padding rows weigh nothing."""
-        return self.task.loss(batch.within(out), batch.labels, batch.mask)
+        return self.task.loss(batch.within(out), batch.labels, batch.mask, batch.index.shape[1])
 
     def hold(self, blocks: Tensor | None) -> None:
         """[K, L] bool: the blocks that each client has; the rows of the others skip a block. None = everybody has all."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -34,7 +35,8 @@ from weft.federation.layout import named
 from weft.federation.message import ClientInfo
 from weft.federation.method import Method
 from weft.federation.rounds import adapted
-from weft.tasks.kinds import CLASSES, NEEDS_TAGS, NUMBERS, TOKENS, make, suits
+from weft.tasks.decoding import Decoding
+from weft.tasks.kinds import CLASSES, GENERATION, NEEDS_TAGS, NUMBERS, TOKENS, make, suits
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ def prepare(experiment: Experiment, given: Any, observer: Observer, needs: tuple
         "rows": {"train": sum(c.n for c in clients), "val": len(val), "test": len(test), "new clients": sum(map(len, new))},
         "new_clients": len(dealt.unseen),
         "most_frequent": _most_frequent(rows, {"global test": [test], "own test": own[2::3]}),
-        "guessing_loss": None if rows.numbers is None else float(rows.numbers.var()) or None,
+        "guessing_loss": _guessing(bench, rows),
         "notes": list(dealt.notes),
     }
     return Material(
@@ -130,13 +132,20 @@ def prepare(experiment: Experiment, given: Any, observer: Observer, needs: tuple
     )
 
 
+def _guessing(bench: Bench, rows: Rows) -> float | None:
+    """The mean loss of a model that has learnt nothing, where classes do not tell."""
+    if bench.backbone.vocabulary is not None:
+        return math.log(bench.backbone.vocabulary.size)
+    return None if rows.numbers is None else float(rows.numbers.var()) or None
+
+
 def _most_frequent(rows: Rows, people: dict[str, list[np.ndarray]]) -> dict[str, float]:
     """What accuracy the most frequent class of each one's test rows would have by itself: what a model has to beat.
 
     Args:
         people: name -> the splits of each, positions of rows.
     """
-    if rows.tags is not None or rows.numbers is not None:
+    if not rows.of_classes:
         return {}
     found = {}
     for name, splits in people.items():
@@ -192,7 +201,8 @@ def told(x: Experiment, rows: Rows) -> Experiment:
     Raises:
         UserError: words are tagged, and another task was asked for, or the other way round.
     """
-    meant = TOKENS if rows.tags is not None else NUMBERS if rows.numbers is not None else x.task
+    found = {TOKENS: rows.tags, NUMBERS: rows.numbers, GENERATION: rows.answers}
+    meant = next((kind for kind, column in found.items() if column is not None), x.task)
     asked = x if x.task != "auto" else x.model_copy(update={"task": meant})
     suits(kind_of(asked), rows)
     return asked
@@ -200,7 +210,7 @@ def told(x: Experiment, rows: Rows) -> Experiment:
 
 def kind_of(x: Experiment) -> str:
     """The kind of an experiment's task, once that is told by its data or by its file."""
-    return x.task if x.task in (TOKENS, NUMBERS) else CLASSES
+    return x.task if x.task in (TOKENS, NUMBERS, GENERATION) else CLASSES
 
 
 def backbone_of(x: Experiment, name: str, classes: Sequence[str], needs: tuple[str, ...]) -> Backbone:
@@ -230,8 +240,17 @@ def bench_of(x: Experiment, backbone: Backbone, classes: Sequence[str], rows: Ro
         rows = replace(rows, allowed=None)
     prefix = None if x.prefix_cache == "off" else PrefixCache(backbone)
     usual = [m for m in metrics_of(x.data) if not m.startswith("f1:") or m[3:] in classes]
-    task = make(classes, kind_of(x), x.metrics or usual)
+    generates = kind_of(x) == GENERATION
+    if generates:
+        prefix = None  # hidden states of all tokens of long rows take more memory than they save time
+    task = make(classes, kind_of(x), x.metrics or usual, **(writing(x) if generates else {}))
     return Bench(backbone, task, tabulate(backbone, rows, x.max_length), x.seed, prefix, x.by_length)
+
+
+def writing(x: Experiment) -> dict[str, Any]:
+    """What a task that generates text is told."""
+    decoding = Decoding(x.new_tokens, x.beams, x.temperature, x.top_p)
+    return {"average": x.answer_loss, "samples": x.samples, "decoding": decoding}
 
 
 def understood(bench: Bench) -> list[str]:

@@ -192,6 +192,7 @@ class Player:
                 if self.recovery is not None and (further := self.recovery.scored()) is not None:
                     back, scores = further, self.engine.evaluate(t)
                 line["evaluations"] = [e.record() for e in scores]
+                self._keep_texts(t)
                 line["seconds"]["evaluation"] = time.perf_counter() - began
             if back is not None:
                 line["back_to"] = back
@@ -203,6 +204,12 @@ class Player:
             self.length = files.append(self.rounds_file, text.encode() + b"\n", self.length)
         self._save()
         return line
+
+    def _keep_texts(self, t: int) -> None:
+        """Texts that language models wrote for rows of the test, for a person to read: those of the last evaluation."""
+        if samples := self.engine.samples:
+            lines = [json.dumps({"format": files.FORMAT, "round": t} | one, ensure_ascii=False) for one in samples]
+            files.write(self.folder / "samples.jsonl", ("\n".join(lines) + "\n").encode())
 
     def _undone(self, play: Callable[[], T]) -> tuple[T, int | None]:
         """What ``play`` gives, on the newest good state if that at hand gives messages that nobody takes; and which that was."""

@@ -37,6 +37,7 @@ class Classification:
             and ``f1:NAME``, of the class NAME alone.
     """
 
+    samples: ClassVar[int] = 0
     kind: ClassVar[str] = "classification"
 
     classes: tuple[str, ...]
@@ -62,7 +63,7 @@ class Classification:
         labels = np.where(index >= 0, table.labels[index], 0)
         return torch.from_numpy(labels), torch.from_numpy(index >= 0)
 
-    def loss(self, out: Output, labels: Tensor, mask: Tensor) -> Tensor:
+    def loss(self, out: Output, labels: Tensor, mask: Tensor, rows: int = 0) -> Tensor:
         """Mean cross-entropy of each client over its valid rows: [k]."""
         return mean_of(out.cross_entropy(labels), mask)
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from weft.adaptation.head import Head
+from weft.backbones.reply_table import Replies
 from weft.errors import UserError, nearest
 from weft.tasks import judging, passages
 from weft.tasks.classification import wilson
@@ -76,22 +77,22 @@ class Generation:
         return Head()
 
     def targets(self, table: Table, index: np.ndarray) -> tuple[Tensor, Tensor]:
-        labels, mask = table.targets(index.reshape(-1))  # type: ignore[union-attr]
+        assert isinstance(table, Replies)
+        labels, mask = table.targets(index.reshape(-1))
         return labels.view(len(index), -1), mask.view(len(index), -1)
 
-    def loss(self, out: Output, labels: Tensor, mask: Tensor, rows: int | None = None) -> Tensor:
-        """Mean negative log-likelihood (nats) of each client over its answers, [k].
+    def loss(self, out: Output, labels: Tensor, mask: Tensor, rows: int) -> Tensor:
+        """Mean negative log-likelihood (nats) of each client over its answers: [k, m], [k, m] bool -> [k].
 
         Args:
-            out: of m tokens for each of k clients. labels, mask: of :meth:`targets`.
-            rows: b, of which each has m / b places next to each other; an average of examples needs it.
+            rows: b, of which each has m / b places next to each other.
         """
         each = out.cross_entropy(labels)
         if self.average == "tokens":
             return mean_of(each, mask)
-        assert rows is not None
-        by_row = mean_of(each.reshape(len(mask) * rows, -1), mask.reshape(len(mask) * rows, -1))
-        return mean_of(by_row.view(-1, rows), mask.view(len(mask), rows, -1).any(2))
+        valid = mask.unflatten(1, (rows, -1))
+        by_row = mean_of(each.unflatten(1, (rows, -1)).flatten(0, 1), valid.flatten(0, 1)).view(-1, rows)
+        return mean_of(by_row, valid.any(-1))
 
     # scores -----------------------------------------------------------------------------------------------------------
 

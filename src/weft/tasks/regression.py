@@ -36,6 +36,7 @@ class Regression:
             of the variance that is explained, and ``mse``, the mean squared error, of which less is better: it is no headline.
     """
 
+    samples: ClassVar[int] = 0
     kind: ClassVar[str] = "regression"
 
     classes: tuple[str, ...]
@@ -59,7 +60,7 @@ class Regression:
         found = np.where(index >= 0, numbers[index], 0.0)
         return torch.from_numpy(found), torch.from_numpy(index >= 0)
 
-    def loss(self, out: Output, labels: Tensor, mask: Tensor) -> Tensor:
+    def loss(self, out: Output, labels: Tensor, mask: Tensor, rows: int = 0) -> Tensor:
         """Mean squared error of each client over its valid rows, of which an output has one number: [k]."""
         logits = out.logits
         return mean_of((logits[..., 0] - labels.to(logits.dtype)) ** 2, mask)

@@ -42,6 +42,7 @@ class Tagging:
         metrics: what is scored, the headline first: those above, ``token_accuracy``, and ``f1:X``, of one type alone.
     """
 
+    samples: ClassVar[int] = 0
     kind: ClassVar[str] = "tokens"
 
     classes: tuple[str, ...]
@@ -71,7 +72,7 @@ class Tagging:
         tags = torch.from_numpy(table.tags_of(index.reshape(-1))).view(len(index), -1)  # type: ignore[union-attr]
         return tags.clamp(min=0), tags >= 0
 
-    def loss(self, out: Output, labels: Tensor, mask: Tensor) -> Tensor:
+    def loss(self, out: Output, labels: Tensor, mask: Tensor, rows: int = 0) -> Tensor:
         """Mean cross-entropy of each client over its tagged words: [k]."""
         return mean_of(out.cross_entropy(labels), mask)
 

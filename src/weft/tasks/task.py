@@ -85,6 +85,11 @@ class Task(Protocol):
     def metrics(self) -> tuple[str, ...]: ...
 
     @property
+    def samples(self) -> int:
+        """Rows of an evaluation for which text is generated; 0 = this task writes none."""
+        ...
+
+    @property
     def head(self) -> Part:
         """The part that makes logits, where a model's own is new."""
         ...
@@ -96,11 +101,12 @@ class Task(Protocol):
         """
         ...
 
-    def loss(self, out: Output, labels: Tensor, mask: Tensor) -> Tensor:
+    def loss(self, out: Output, labels: Tensor, mask: Tensor, rows: int) -> Tensor:
         """Mean loss of each client over what it has to predict, [k].
 
         Args:
             out: of m things for each of k clients. labels, mask: of :meth:`targets`.
+            rows: b, of which each has m / b places next to each other.
         """
         ...
 

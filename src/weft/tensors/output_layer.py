@@ -1,8 +1,8 @@
 """The frozen output layer of a language model, of which a pass never holds more than a few rows of logits at once.
 
-With a vocabulary of 50,000 to 250,000 tokens the logits of a batch and their gradient are larger than all activations together. The
-layer is frozen, so the gradient of a cross-entropy by what the layer reads can be formed in the forward pass, chunk by chunk, and
-is all that is kept.
+With a vocabulary of 50,000 to 250,000 tokens the logits of a batch and their gradient may be larger than all activations together.
+The layer is frozen, so the gradient of a cross-entropy by what the layer reads can be formed in the forward pass, chunk by chunk,
+and is all that is kept.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class OutputLayer:
     """logits = h Wᵀ + b.
 
     Attributes:
-        weight: [C, d], or None where the rows that it is given are logits already (a model that does more to them than a product).
+        weight: [C, d]; None where the rows that it is given are logits already, of a model that does more than a product.
         bias: [C] or None.
     """
 
@@ -51,7 +51,7 @@ class OutputLayer:
         """-log softmax at the label: [r, d], [r] -> [r]. It has no second derivative; :func:`each` has."""
         if self.weight is None or self.weight.requires_grad:
             return F.cross_entropy(self(h), labels, reduction="none")
-        losses: Tensor = _CrossEntropy.apply(h, labels, self)  # type: ignore[no-untyped-call]
+        losses: Tensor = _CrossEntropy.apply(h, labels, self)
         return losses
 
 
@@ -59,7 +59,7 @@ class _CrossEntropy(torch.autograd.Function):
     """Cross-entropy whose gradient is formed in the forward pass."""
 
     @staticmethod
-    def forward(ctx: Any, h: Tensor, labels: Tensor, layer: OutputLayer) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, h: Tensor, labels: Tensor, layer: OutputLayer) -> Tensor:
         weight, wanted = layer.weight, ctx.needs_input_grad[0]
         assert weight is not None
         losses = h.new_empty(len(h), dtype=torch.float64 if h.dtype == torch.float64 else torch.float32)
@@ -77,7 +77,7 @@ class _CrossEntropy(torch.autograd.Function):
         return losses
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, up: Tensor) -> tuple[Tensor, None, None]:
         (slope,) = ctx.saved_tensors
         return slope * up.unsqueeze(1).to(slope.dtype), None, None

@@ -13,7 +13,7 @@ from weft.data.rows import Rows
 from weft.data.tagged import rows_of, within
 from weft.engines.setup import Tests
 from weft.federation.client import ClientState, Splits
-from weft.tasks.kinds import TOKENS
+from weft.tasks.kinds import GENERATION, TOKENS
 from weft.testing.models import WORDS
 
 SIZES = (9, 5, 1, 7, 0, 6)
@@ -79,6 +79,15 @@ def tagged(plain: Rows, spaces: bool = False) -> Rows:
     return replace(within(rows, space), keys=None)
 
 
+def answered(plain: Rows) -> Rows:
+    """Prompts with answers that can be learnt: the last word of the prompt and its two neighbours in the vocabulary, or fewer."""
+    answers = []
+    for i, text in enumerate(plain.texts or ()):
+        last = int(text.split()[-1][1:])
+        answers.append(" ".join(f"w{(last + j) % WORDS}" for j in range(1 + i % 3)))
+    return Rows(texts=plain.texts, answers=answers, ids=plain.ids)
+
+
 def states(
     sizes: Sequence[int] = SIZES,
     classes: int = 3,
@@ -91,7 +100,7 @@ def states(
     """Rows of a whole federation, its clients and its tests; every client with rows has 2 for validation and 3 for test.
 
     Args:
-        task: of rows with tags, ``tokens``. spaces: see :func:`tagged`.
+        task: of rows with tags, ``tokens``; with answers, ``generation``. spaces: see :func:`tagged`.
     """
     rng = np.random.default_rng((seed, 2))
     labels: list[int] = []
@@ -116,4 +125,6 @@ def states(
     table = rows(len(labels), classes, seed, labels, reads=reads)
     if task == TOKENS:
         table = tagged(table, spaces)
+    if task == GENERATION:
+        table = answered(table)
     return table, clients, Tests(test, val, {"stranger": stranger})

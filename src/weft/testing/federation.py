@@ -31,9 +31,9 @@ from weft.federation.rounds import adapted, begin
 from weft.federation.server import ServerState
 from weft.federation.turn import Turn
 from weft.storage.store import ClientStore, Spool
-from weft.tasks.kinds import CLASSES, TOKENS, make
+from weft.tasks.kinds import CLASSES, GENERATION, TOKENS, make
 from weft.testing.data import SIZES, TAGS, states
-from weft.testing.models import backbone, home, names, root
+from weft.testing.models import PAIRED, backbone, home, names, root
 
 
 @dataclass
@@ -111,14 +111,19 @@ def federation(
     Args:
         model: a type of ``SHAPES`` or a backbone; None = one that has what the method needs. facts: one mapping per client.
         others: more backbones, which clients get by turns.
-        prefix: with the frozen-prefix cache. task: ``tokens``, if words are tagged; spaces: see :func:`weft.testing.data.tagged`.
+        prefix: with the frozen-prefix cache. task: ``tokens``, if words are tagged; ``generation``, of prompts and answers; spaces: see :func:`weft.testing.data.tagged`.
         where: folder of the client store (a new temporary one). settings: of :class:`weft.engines.setup.Settings`.
     """
-    model = model or home(method)
-    labels = TAGS if task == TOKENS else names(classes)
-    of = backbone(model, classes=len(labels), precision=precision, task=task) if isinstance(model, str) else model
+    model = model or ("llama" if task == GENERATION else home(method))
+    labels = TAGS if task == TOKENS else ("answer",) if task == GENERATION else names(classes)
+    stored = "base" if task != GENERATION else "pair" if model in PAIRED else "lm"
+    of = (
+        backbone(model, classes=len(labels), precision=precision, task=task, checkpoint=stored)
+        if isinstance(model, str)
+        else model
+    )
     all_rows, clients, tests = states(sizes, classes, facts, seed, of.reads, task, spaces)
-    predicts = make(labels, TOKENS if task == TOKENS else CLASSES)
+    predicts = make(labels, task if task in (TOKENS, GENERATION) else CLASSES)
     benches = [Bench(b, predicts, tabulate(b, all_rows, 32), seed, PrefixCache(b) if prefix else None) for b in (of, *others)]
     made = replace(benches[0], others={b.backbone.name: b for b in benches[1:]})
     for i, client in enumerate(clients):

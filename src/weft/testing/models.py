@@ -49,6 +49,7 @@ T5 = {
     "d_ff": 64,
     "num_layers": 3,
     "num_heads": 4,
+    "decoder_start_token_id": 0,
     "relative_attention_num_buckets": 8,
     "relative_attention_max_distance": 16,
 }
