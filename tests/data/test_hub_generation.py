@@ -1,4 +1,4 @@
-"""Sets of the catalogue to generate from: the real code path, with small sets of the documented columns in place of the download."""
+"""Sets of the catalogue to generate from: the real code path, with small sets of their columns in place of the download."""
 
 from __future__ import annotations
 
@@ -87,7 +87,8 @@ def test_a_set_without_a_copy_is_one_sentence_and_all_have_metrics() -> None:
     with pytest.raises(UserError, match="give --data its file or folder"):
         load("rosetta-alpaca")
     known = {
-        "perplexity", "token_accuracy", "rouge_1", "rouge_2", "rouge_l", "exact_match", "token_f1", "final_answer", "bleu", "chrf",
+        "perplexity", "token_accuracy", "rouge_1", "rouge_2", "rouge_l", "exact_match", "token_f1", "final_answer",
+        "bleu", "chrf",
     }  # fmt: skip
     assert all(entry.metrics and set(entry.metrics) <= known for entry in ENTRIES.values())
     assert metrics_of("gsm8k")[0] == "final_answer"
