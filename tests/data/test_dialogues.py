@@ -156,6 +156,8 @@ def test_translations_are_read_from_the_first_language_to_the_second_unless_othe
     assert any("are read from en to de" in note for note in source.notes)
     answered(load(path, wanted="answers", text="de", label="en"), TOLD, ASKED)
     answered(load(path, wanted="answers", label="en"), TOLD, ASKED)
+    answered(load(path, wanted="answers", text="en"), ASKED, TOLD)
+    answered(load(path, wanted="answers", text="en", label="fr"), ASKED, [f"le {a}" for a in ASKED])
     assert 'in en, de, fr, and not in "es", asked for by --label' in refusal(
         lambda: load(path, wanted="answers", text="de", label="es")
     )
