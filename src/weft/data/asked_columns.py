@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from weft.data.columns import ANSWERS, KEYS, LABELS, NUMBERS, NoColumn, Table, Wanted, natural_key, there
+from weft.data.columns import ANSWERS, LABELS, NUMBERS, NoColumn, Table, Wanted, there
+from weft.data.natural_keys import KEYS, natural_key
 from weft.data.turns import are_chats, are_texts, are_translations, languages
 from weft.errors import UserError, nearest
 

@@ -13,7 +13,8 @@ import numpy as np
 from weft.checks import dialogue_rows as checks
 from weft.checks import table_files
 from weft.data.asked_columns import Asked
-from weft.data.columns import SPLITS, Table, of_keys
+from weft.data.columns import SPLITS, Table
+from weft.data.natural_keys import of_keys
 from weft.data.rows import Rows, Source, Turns
 from weft.data.spelling import spelled
 from weft.data.turns import languages, last_answer, text

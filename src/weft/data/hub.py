@@ -209,7 +209,7 @@ def _of_list(feature: Any) -> Any:
     """What a column of lists holds, if it is words or their tags."""
     import datasets
 
-    inner = feature[0] if isinstance(feature, list) else getattr(feature, "feature", None)
+    inner = None if (inner := _inner(feature)) is feature else inner
     return (
         inner if isinstance(inner, datasets.ClassLabel) or getattr(inner, "dtype", None) in ("string", "large_string") else None
     )
@@ -219,10 +219,20 @@ def _of_objects(feature: Any) -> bool:
     """Whether a column holds objects of plain values, or lists of such objects: turns of a chat, translations, answers."""
     import datasets
 
-    if isinstance(feature, datasets.Translation):
-        return True
-    inner = feature[0] if isinstance(feature, list) and feature else getattr(feature, "feature", feature)
-    return isinstance(inner, dict) and all(isinstance(own, datasets.Value) or _of_list(own) is not None for own in inner.values())
+    inner = _inner(feature)
+    return isinstance(feature, datasets.Translation) or (isinstance(inner, dict) and all(map(_plain, inner.values())))
+
+
+def _plain(feature: Any) -> bool:
+    import datasets
+
+    inner = _inner(feature)
+    return isinstance(inner, datasets.Value) or (isinstance(inner, dict) and all(map(_plain, inner.values())))
+
+
+def _inner(feature: Any) -> Any:
+    """What a list holds; anything else itself."""
+    return feature[0] if isinstance(feature, list) and feature else getattr(feature, "feature", feature)
 
 
 def _lazily(data: Any, column: str) -> list[Any]:

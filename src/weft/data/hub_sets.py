@@ -305,5 +305,5 @@ def metrics_of(name: str) -> tuple[str, ...]:
 
 
 def catalogue() -> list[Entry]:
-    """The sets known by name: those that need no network, then texts, texts to generate from and pictures, each in alphabetical order."""
+    """The sets known by name: those without network, texts, texts to generate from, pictures; each in alphabetical order."""
     return list(ENTRIES)

@@ -69,9 +69,9 @@ class Rows:
                 raise UserError("answers are of texts, not of images: leave one of the two out.")
             put("answers", checks.texts(self.answers, "answers"))
             if self.texts is None:
-                put("texts", [""] * len(self.answers))
+                put("texts", [""] * len(self.answers or ()))
             if self.labels is None:
-                put("labels", np.zeros(len(self.answers), np.int64))
+                put("labels", np.zeros(len(self), np.int64))
         if (self.texts is None) == (self.images is None):
             raise UserError("rows are either texts or images: give one of the two.")
         if self.labels is None:
