@@ -73,7 +73,8 @@ class Hidden(Output):
         others = [other for other in more if isinstance(other, Output)]
         if any(not isinstance(other, Hidden) for other in others):
             return super().each(fn, *more)
-        tensors = [other[self.mask] for other in more if not isinstance(other, Output)]
+        mask = self.mask
+        tensors = [other.to(mask.device)[mask] for other in more if not isinstance(other, Output)]
 
         def ordered(*rows: Tensor) -> Tensor:
             logits, given = iter(rows[1 : 1 + len(others)]), iter(rows[1 + len(others) :])
@@ -83,7 +84,7 @@ class Hidden(Output):
         return self._spread(output_layer.each(ordered, read, tensors))
 
     def cross_entropy(self, labels: Tensor) -> Tensor:
-        return self._spread(self.layer.cross_entropy(self.hidden, labels[self.mask]))
+        return self._spread(self.layer.cross_entropy(self.hidden, labels.to(self.mask.device)[self.mask]))
 
     def within(self, allowed: Tensor) -> Output:
         return Output(self.logits).within(allowed)
