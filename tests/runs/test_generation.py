@@ -131,7 +131,7 @@ def greedy(model: Any, run: Federation, row: int, new: int) -> str:
     return words.decode(said, skip_special_tokens=True).strip()
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt_neox", "opt", "t5", "bart"])
+@pytest.mark.parametrize("kind", ["llama", "gpt_neox", "t5", "bart"])
 def test_what_is_written_is_what_merged_weights_write_token_by_token(kind: str) -> None:
     run = moved(kind)
     rows = np.array([40, 0, 7, 21, 3])

@@ -123,12 +123,13 @@ def rehearse(out: Console, resolved: Resolved, as_json: bool, observer: Observer
 
 def outcome(out: Console, done: Run) -> None:
     """The figures, what is wrong with them, and where everything is."""
-    from weft.report import terminal
+    from weft.report import samples, terminal
     from weft.report.verdict import findings
 
     seconds = round(done.summary["seconds"]["all"])
     out.print()
     terminal.closing(out, done.summary, done.rounds)
+    samples.show(out, done.folder)
     for found in findings(done.summary, done.rounds):
         out.print()
         out.print(Text(found.sentence, style="yellow"), soft_wrap=not out.is_terminal)
