@@ -1,4 +1,4 @@
-"""Language models in federations: in packs, alone, by messages, at sites, resumed; what they are scored by, and what they write."""
+"""Language models in federations: in packs, alone, by messages, at sites, resumed; their scores, and what they write."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Text by the models of a pack: the library's own generation, with the clients' parts at work in it.
 
 A method says how it predicts in :meth:`Method.forward`. If that is one pass with its parts at given weights, as of nearly all
-methods, the parts are woven in for as long as text is generated, and the keys and values of earlier tokens are kept. A method that
-makes more of it (a mean of two passes, say) is asked for every next token anew, over the whole text so far.
+methods, the parts are woven in for as long as text is generated, and the keys and values of earlier tokens are kept. A method
+that makes more of it (a mean of two passes, say) is asked for every next token anew, over the whole text so far.
 """
 
 from __future__ import annotations

@@ -133,7 +133,8 @@ class Plays:
     """The runs of one method on one backbone, each played when it is first asked for.
 
     Args:
-        task: ``tokens``, if words are tagged, or ``generation``, on a backbone of this ``kind``. more: of :func:`weft.testing.federation.federation`, beside SETTINGS.
+        task: ``tokens``, if words are tagged, or ``generation``, on a backbone of this ``kind``.
+        more: of :func:`weft.testing.federation.federation`, beside SETTINGS.
     """
 
     def __init__(self, method: Method, task: str = "auto", kind: str | None = None, **more: Any):
