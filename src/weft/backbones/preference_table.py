@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -100,9 +100,14 @@ def preferences(backbone: Backbone, rows: Rows, max_length: int) -> Preferences:
     made, notes = sequences(backbone, twice, max_length)
     alike = [one for two in zip(made[::2], made[1::2], strict=True) for one in _alike(*two)]
     found = table_of(backbone, twice, alike, notes)
-    own: dict[str, Any] = {name: getattr(found, name) for name in ("ids", "offsets", "types", "pad", "reading", "notes", "answer")}
     return Preferences(
-        **own,
+        ids=found.ids,
+        offsets=found.offsets,
+        types=None,
+        pad=found.pad,
+        reading=found.reading,
+        notes=found.notes,
+        answer=found.answer,
         labels=found.labels[::2],
         row_ids=found.row_ids[::2],
         pairs=found.pairs,

@@ -92,7 +92,8 @@ def compared(plain: Rows) -> Rows:
     """Prompts with two answers that can be told apart: of two to four words, which count up in the chosen one, and down in the
     rejected one.
     """
-    chosen, rejected = [], []
+    chosen: list[str] = []
+    rejected: list[str] = []
     for i, text in enumerate(plain.texts or ()):
         last = int(text.split()[-1][1:])
         for answers, step, words in ((chosen, 1, 2 + i % 3), (rejected, -1, 2 + i // 3 % 3)):
@@ -112,7 +113,8 @@ def states(
     """Rows of a whole federation, its clients and its tests; every client with rows has 2 for validation and 3 for test.
 
     Args:
-        task: of rows with tags, ``tokens``; with answers, ``generation``; with two of them, ``preference``. spaces: see :func:`tagged`.
+        task: of rows with tags, ``tokens``; with answers, ``generation``; with two of them, ``preference``.
+        spaces: see :func:`tagged`.
     """
     rng = np.random.default_rng((seed, 2))
     labels: list[int] = []
