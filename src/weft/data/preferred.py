@@ -27,8 +27,8 @@ Pair = tuple[Turns, str, str, str, str]
 def recognised(where: str, table: Table, asked: Mapping[str, str], wanted: Wanted) -> Asked | None:
     """The columns of a table of preferences; None where it is none, and none is wanted.
 
-    Where classes or any rows are wanted, one with a column ``chosen`` and one ``rejected`` is of preferences, if no column is called
-    like a label and none was named as one.
+    Where classes or any rows are wanted, one with a column ``chosen`` and one ``rejected`` is of preferences, if no column is
+    called like a label and none was named as one.
 
     Args:
         where: what sentences call the set. asked: columns that were named, by option.

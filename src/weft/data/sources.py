@@ -48,19 +48,6 @@ def load(
         ``answers``; have two answers that were compared, ``preferences``; or ``any``, where a label with fractions is a number.
         Tagged words are recognised whatever is wanted but answers and preferences; and so are, for classes and any, data that are
         for nothing but generation or preferences, see :mod:`weft.data.dialogues` and :mod:`weft.data.preferred`.
-    one_class: bool = False,
-    wanted: Wanted = "classes",
-) -> Source:
-    """Load the set called ``name``: a catalogue name, a local file or folder, or a hub id
-    ``owner/name[:config]``. From Python it may also be a frame or a set of the datasets library, see :mod:`weft.data.given`.
-
-    image, text, pair, label, key: the columns of the picture or the text, of a second text, of the label and of the natural
-        client, where the guess is wrong; guesses are in ``notes``.
-    limit: at most this many rows of each split, drawn with ``seed`` (held-out clients count as one split).
-    wanted: what a row is for: the label is one of ``classes``, or one of ``numbers`` to predict; rows are for generation,
-        ``answers``; have two answers that were compared, ``preferences``; or ``any``, where a label with fractions is a number. Tagged words are recognised whatever is wanted
-        but answers and preferences, and so are, for classes and any, data that are for nothing but generation or preferences, see
-        :mod:`weft.data.dialogues` and :mod:`weft.data.preferred`.
     one_class: whether that is enough to train on, as it is for one site of a federation.
 
     Raises UserError for an unknown name, a missing or unreadable file, an absent column, and training rows

@@ -44,9 +44,9 @@ class What(Group):
         "What is predicted: `classification` (a linear head), `similarity` (a CLIP and class names), `tokens`, `regression`, "
         "`generation`, `preference`.",
         "`tokens` gives each word a tag, `regression` each row a number, `generation` writes an answer to each prompt, "
-        "`preference` learns the better of two answers (DPO). `auto` is tokens where words are tagged, generation where rows hold prompts and "
-        "answers, preference where they hold two answers, and similarity where there is a text tower, unless the method trains "
-        "a head.",
+        "`preference` learns the better of two answers (DPO). `auto` is tokens where words are tagged, generation where rows "
+        "hold prompts and answers, preference where they hold two answers, and similarity where there is a text tower, unless "
+        "the method trains a head.",
         common=True,
     )
     metrics: Names = setting(
