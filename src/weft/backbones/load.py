@@ -366,7 +366,7 @@ def describe_model(
         shared_blocks=seen.shared,
         chained_blocks=seen.chained,
         tuple_blocks=seen.tuple_blocks,
-        row_arguments=seen.row_arguments,
+        row_arguments=seen.row_arguments | (tracing.row_arguments(model, blocks, inputs) if language else frozenset()),
         linears=describe.linear_sites(model, blocks, seen.common, endings, stacks),
         norms=[s for s in norms if s.name not in seen.common],
         reader=seen.reader,

@@ -309,6 +309,8 @@ class Pack:
         names = [n for n in optimizer.params if matches(n, patterns)] if patterns else []
         if patterns and not names:
             raise WeftError(f"the optimizer holds no tensor that matches {', '.join(patterns)}")
+        if self.held and not loss.requires_grad:  # its clients hold blocks that the output does not see: an encoder's alone
+            loss = loss + 0 * sum(value.sum() for value in optimizer.params.values())
         optimizer.step(loss, batch.clients, {n: self.rows(n) for n in optimizer.params}, names, tick)
 
     def rows(self, name: str) -> Tensor:
@@ -407,18 +409,24 @@ class Pack:
     # prediction -----------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def predict(self, forward: Callable[[Pack, Batch], Output], rows: list[np.ndarray], tokens: int = 8192) -> list[Tensor]:
+    def predict(
+        self,
+        forward: Callable[[Pack, Batch], Output],
+        rows: list[np.ndarray],
+        tokens: int = 8192,
+        dtype: torch.dtype = torch.float32,
+    ) -> list[Tensor]:
         """Logits of each client on its own list of table rows: K tensors [n_k, C], in the order given.
 
         There is one of each thing to predict, and those of one row are next to each other.
 
         Args:
-            tokens: padded tokens per forward pass.
+            tokens: padded tokens per forward pass. dtype: of the logits.
         """
         found: list[list[Tensor]] = [[] for _ in rows]
         order: list[list[np.ndarray]] = [[] for _ in rows]
         for batch, places in self._passes(rows, tokens):
-            logits, mask = forward(self, batch).logits.float().cpu(), batch.mask.cpu().view(*batch.index.shape, -1)
+            logits, mask = forward(self, batch).logits.to("cpu", dtype), batch.mask.cpu().view(*batch.index.shape, -1)
             for row, valid, (i, mine) in zip(logits, mask, places.items(), strict=True):
                 things = valid[: len(mine)].sum(1).numpy()
                 found[i].append(row[valid.flatten()])

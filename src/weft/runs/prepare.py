@@ -35,7 +35,9 @@ from weft.federation.layout import named
 from weft.federation.message import ClientInfo
 from weft.federation.method import Method
 from weft.federation.rounds import adapted
+from weft.tasks import judging
 from weft.tasks.decoding import Decoding
+from weft.tasks.generation import Generation
 from weft.tasks.kinds import CLASSES, GENERATION, LANGUAGE, NEEDS_TAGS, NUMBERS, PREFERENCE, TOKENS, make, suits
 
 
@@ -247,6 +249,8 @@ def bench_of(x: Experiment, backbone: Backbone, classes: Sequence[str], rows: Ro
     if kind_of(x) == GENERATION:
         rows = replace(rows, rejected=None)  # of two answers the better one is learnt
     task = make(classes, kind_of(x), x.metrics or usual, **more_of(x))
+    if isinstance(task, Generation):
+        judging.check_installed(task.text_metrics)
     return Bench(backbone, task, tabulate(backbone, rows, x.max_length), x.seed, prefix, x.by_length)
 
 

@@ -33,7 +33,7 @@ class Regression:
     Attributes:
         classes: one name, what the number is called.
         metrics: what is scored, the headline first: the correlations ``pearson`` and ``spearman`` (of ranks), ``r2``, the share
-            of the variance that is explained, and ``mse``, the mean squared error, of which less is better: it is no headline.
+            of the variance that is explained, and ``mse``, the mean squared error, of which less is better.
     """
 
     samples: ClassVar[int] = 0
@@ -48,8 +48,6 @@ class Regression:
         for metric in self.metrics:
             if metric not in METRICS:
                 raise UserError(f'unknown metric "{metric}": use {", ".join(METRICS)}.{nearest(metric, METRICS)}')
-        if self.metrics[0] == "mse":
-            raise UserError("of mse less is better, so it can't be the headline: name pearson, spearman or r2 before it.")
 
     @property
     def head(self) -> Head:

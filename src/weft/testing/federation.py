@@ -74,7 +74,7 @@ class Federation:
     def global_logits(self, index: np.ndarray | None = None) -> Tensor:
         """[n, C] on rows of the table (all, if None)."""
         index = np.arange(len(self.bench.table)) if index is None else index
-        return self.server.pack().predict(lambda p, b: self.method.forward(p, b, "global"), [index])[0]
+        return self.server.pack().predict(lambda p, b: self.method.forward(p, b, "global"), [index], dtype=self.bench.dtype)[0]
 
     def personal_logits(self, view: str, rows: Mapping[str, np.ndarray] | None = None) -> dict[str, Tensor]:
         """Client -> [n, C] of its own model on rows of the table (the first client's test rows for everybody, if None)."""
@@ -82,7 +82,9 @@ class Federation:
         owner, chosen = {c.id: self.server for c in self.clients}, [c for c in self.clients if c.id in rows]
         found: dict[str, Tensor] = {}
         for part, pack in Scoring(self.simulation.setup, self.simulation.turns.capacity.k).models(owner, chosen):
-            logits = pack.predict(lambda p, b: self.method.forward(p, b, view), [rows[c.id] for c in part])
+            logits = pack.predict(
+                lambda p, b: self.method.forward(p, b, view), [rows[c.id] for c in part], dtype=self.bench.dtype
+            )
             found |= {c.id: z for c, z in zip(part, logits, strict=True)}
         return dict(sorted(found.items()))
 
