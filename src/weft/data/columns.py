@@ -24,7 +24,7 @@ from weft.errors import UserError, nearest, printable
 
 Table = dict[str, list[Any]]  # column name -> one value for each row
 SPLITS = ("train", "test", "validation")
-Wanted = Literal["classes", "numbers", "answers", "any"]  # what rows are for, see weft.data.load
+Wanted = Literal["classes", "numbers", "answers", "preferences", "any"]  # what rows are for, see weft.data.load
 
 PAIRS = (
     ("premise", "hypothesis"),
@@ -53,7 +53,7 @@ MOST_CLASSES = 1000  # more different values than this in a guessed label column
 
 def wanted_by(task: str) -> Wanted:
     """What rows are for, of a kind of task."""
-    found: dict[str, Wanted] = {"regression": "numbers", "generation": "answers"}
+    found: dict[str, Wanted] = {"regression": "numbers", "generation": "answers", "preference": "preferences"}
     return found.get(task, "classes")
 
 

@@ -20,6 +20,12 @@ class Generation(Group):
         "The former is transformers' own, and what most papers' code does; in the latter each example weighs the same.",
         common=True,
     )
+    preference_beta: Annotated[float, Field(gt=0, strict=False)] = setting(
+        0.1,
+        "Preference: beta of DPO; the larger, the closer a model stays to the one that training starts from.",
+        "OpenFedLLM uses 0.1.",
+        common=True,
+    )
     samples: Whole = setting(
         32, "Generation: rows of an evaluation that text is written for; 0 for none.", everyday=True, common=True
     )

@@ -101,6 +101,8 @@ def _fitting(needs: tuple[str, ...], user: Mapping[str, Any]) -> dict[str, str]:
     pictures = {entry.name for entry in catalogue() if entry.kind == IMAGE}
     if user.get("task") == "generation":
         return {"data": "docstrings", "model": "smollm2"}
+    if user.get("task") == "preference":
+        return {"data": "docstring_preferences", "model": "smollm2"}
     if "images" not in needs and user.get("data") not in pictures:
         return {}
     return {"data": "glyphs", "model": usual({"images", *needs})}

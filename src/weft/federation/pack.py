@@ -186,7 +186,7 @@ class Pack:
 
     def loss(self, out: Output, batch: Batch) -> Tensor:
         """The task's loss per client, [k]; padding rows weigh nothing."""
-        return self.task.loss(batch.within(out), batch.labels, batch.mask, batch.index.shape[1])
+        return self.task.loss(batch.within(out), batch.labels, batch.mask, batch.index.shape[1], batch.beside)
 
     def hold(self, blocks: Tensor | None) -> None:
         """[K, L] bool: the blocks that each client has; the rows of the others skip a block. None = everybody has all."""
@@ -449,9 +449,12 @@ class Pack:
         for batch, places in self._passes(rows, tokens):
             out, (k, b) = batch.within(forward(self, batch)), batch.index.shape
             labels, mask = batch.labels.cpu().view(k, b, -1), batch.mask.cpu().view(k, b, -1)
+            beside = None if batch.beside is None else batch.beside.cpu()
             for row, (i, mine) in enumerate(places.items()):
                 n = len(mine)
-                found[i].append(self.task.observe(out.of(row, n, labels.shape[-1]), labels[row, :n], mask[row, :n]))
+                own = out.of(row, n, labels.shape[-1])
+                more = None if beside is None else beside[row, :n]
+                found[i].append(self.task.observe(own, labels[row, :n], mask[row, :n], more))
                 order[i].append(mine)
         return [
             Observed.concatenate(f).take(np.argsort(np.concatenate(o))) if f else None for f, o in zip(found, order, strict=True)

@@ -14,7 +14,7 @@ from weft.data.scored import from_classes
 from weft.data.sources import load
 from weft.errors import UserError, nearest
 from weft.experiment import Experiment
-from weft.tasks.kinds import GENERATION, NUMBERS
+from weft.tasks.kinds import GENERATION, NUMBERS, PREFERENCE
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,8 @@ class OwnData:
         source = self.loaded
         if x.task == GENERATION and source.train.answers is None:  # read before it was known what for
             source = self._read("answers")
+        if x.task == PREFERENCE and source.train.rejected is None:
+            source = self._read("preferences")
         if x.task == NUMBERS and source.train.numbers is None:
             source = from_classes(source)
         source = labels.declared(source, x.classes)

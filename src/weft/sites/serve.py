@@ -35,7 +35,7 @@ from weft.runs.prepare import Material, backbone_of, bench_of, kind_of, suited
 from weft.sites.roll import Roll, StageTransport, Wire
 from weft.sites.terms import Terms
 from weft.storage import files
-from weft.tasks.kinds import GENERATION, NUMBERS, TOKENS, make
+from weft.tasks.kinds import LANGUAGE, NUMBERS, PREFERENCE, TOKENS, make
 
 RETURN = 60.0  # seconds that a coordinator which was started again waits for the sites that it had
 PROBES = 8  # made-up rows on which an exported adapter is compared with the model in memory: the coordinator has no others
@@ -132,7 +132,7 @@ def _note(directory: RunDirectory, about: dict[str, Any], resolved: Resolved, ma
 def _named(resolved: Resolved) -> Resolved:
     """Of answers there is one kind, which nobody has to declare."""
     x = resolved.experiment
-    if x.classes or x.task != GENERATION:
+    if x.classes or x.task not in LANGUAGE:
         return resolved
     return replace(resolved, experiment=x.model_copy(update={"classes": ["answer"]}))
 
@@ -208,8 +208,10 @@ def made_up(backbone: Backbone, classes: list[str], kind: str) -> Rows:
     """
     ids = np.arange(PROBES)
     labels = ids % len(classes)
-    if kind == GENERATION:
-        return Rows(texts=["a few words " * (1 + i) for i in range(PROBES)], answers=["and an answer"] * PROBES, ids=ids)
+    if kind in LANGUAGE:
+        worse = ["or none"] * PROBES if kind == PREFERENCE else None
+        prompts = ["a few words " * (1 + i) for i in range(PROBES)]
+        return Rows(texts=prompts, answers=["and an answer"] * PROBES, rejected=worse, ids=ids)
     if kind == TOKENS:
         words = [tuple(type_of(classes[(i + k) % len(classes)]) or "word" for k in range(1 + i)) for i in range(PROBES)]
         return rows_of(words, [np.zeros(len(row), dtype=np.int64) for row in words], ids)

@@ -81,7 +81,7 @@ class Generation:
         labels, mask = table.targets(index.reshape(-1))
         return labels.view(len(index), -1), mask.view(len(index), -1)
 
-    def loss(self, out: Output, labels: Tensor, mask: Tensor, rows: int) -> Tensor:
+    def loss(self, out: Output, labels: Tensor, mask: Tensor, rows: int, beside: Tensor | None = None) -> Tensor:
         """Mean negative log-likelihood (nats) of each client over its answers: [k, m], [k, m] bool -> [k].
 
         Args:
@@ -96,7 +96,7 @@ class Generation:
 
     # scores -----------------------------------------------------------------------------------------------------------
 
-    def observe(self, out: Output, labels: Tensor, mask: Tensor) -> Observed:
+    def observe(self, out: Output, labels: Tensor, mask: Tensor, beside: Tensor | None = None) -> Observed:
         signed, valid = out.each(_signed_loss, labels).cpu().double(), mask.cpu()
         return Observed(
             {

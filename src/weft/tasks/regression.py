@@ -58,14 +58,14 @@ class Regression:
         found = np.where(index >= 0, numbers[index], 0.0)
         return torch.from_numpy(found), torch.from_numpy(index >= 0)
 
-    def loss(self, out: Output, labels: Tensor, mask: Tensor, rows: int = 0) -> Tensor:
+    def loss(self, out: Output, labels: Tensor, mask: Tensor, rows: int = 0, beside: Tensor | None = None) -> Tensor:
         """Mean squared error of each client over its valid rows, of which an output has one number: [k]."""
         logits = out.logits
         return mean_of((logits[..., 0] - labels.to(logits.dtype)) ** 2, mask)
 
     # scores -----------------------------------------------------------------------------------------------------------
 
-    def observe(self, out: Output, labels: Tensor, mask: Tensor) -> Observed:
+    def observe(self, out: Output, labels: Tensor, mask: Tensor, beside: Tensor | None = None) -> Observed:
         given = out.logits[:, 0, 0].double()
         return Observed({"given": given.numpy(), "value": labels[:, 0].double().numpy(), "finite": given.isfinite().numpy()})
 

@@ -31,7 +31,7 @@ from weft.engines.evaluation import Evaluation
 from weft.federation.method import Method
 from weft.federation.server import ServerState
 from weft.storage.store import ClientStore
-from weft.tasks.kinds import GENERATION, TOKENS
+from weft.tasks.kinds import GENERATION, LANGUAGE, TOKENS
 from weft.testing.compare import logits, state
 from weft.testing.data import TAGS
 from weft.testing.federation import Federation, federation
@@ -68,15 +68,15 @@ def shallow(method: Method, precision: str = "float64", task: str = "auto", kind
     """The backbone of a method's home, of two blocks.
 
     Args:
-        kind: of the backbone of ``generation``, a decoder or an encoder-decoder.
+        kind: of the backbone of ``generation`` and ``preference``, a decoder or an encoder-decoder.
     """
-    if task == GENERATION:
+    if task in LANGUAGE:
         kind = kind or "llama"
         layers: dict[str, Any] = (
             {"num_layers": 2, "num_decoder_layers": 2} if kind == "t5" else {} if kind in PAIRED else {"num_hidden_layers": 2}
         )
         checkpoint = "pair" if kind in PAIRED else "lm"
-        return backbone(kind, classes=1, precision=precision, task=task, checkpoint=checkpoint, **layers)
+        return backbone(kind, classes=1, precision=precision, task=GENERATION, checkpoint=checkpoint, **layers)
     kind = home(method)
     layers = {} if kind == "clip" else {"num_hidden_layers": 2}
     return backbone(kind, classes=len(TAGS) if task == TOKENS else 3, precision=precision, task=task, **layers)
@@ -133,7 +133,7 @@ class Plays:
     """The runs of one method on one backbone, each played when it is first asked for.
 
     Args:
-        task: ``tokens``, if words are tagged, or ``generation``, on a backbone of this ``kind``.
+        task: ``tokens``, if words are tagged, or ``generation`` or ``preference``, on a backbone of this ``kind``.
         more: of :func:`weft.testing.federation.federation`, beside SETTINGS.
     """
 
