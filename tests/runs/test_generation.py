@@ -172,7 +172,7 @@ class Twice(FedIT):
     """Predicts by the mean of two passes, which are the same."""
 
     def forward(self, pack: Any, batch: Any, view: str | None = None) -> Any:
-        from weft.tasks.output import Output
+        from weft.tasks.outputs import Output
 
         return Output((pack(batch).logits + pack(batch).logits) / 2)
 
@@ -225,7 +225,7 @@ def test_logits_are_those_of_the_whole_pass_and_none_beside_the_answers() -> Non
 
 def test_distillation_of_two_passes_is_that_of_their_logits() -> None:
     from weft.tasks.losses import distillation
-    from weft.tasks.output import Output
+    from weft.tasks.outputs import Output
 
     run = moved("llama")
     pack = run.pack([0, 1])

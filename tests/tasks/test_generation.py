@@ -19,7 +19,7 @@ from weft.tasks.decoding import Decoding
 from weft.tasks.generation import METRICS, Generation
 from weft.tasks.kinds import CLASSES, GENERATION, KINDS, NUMBERS, TOKENS, make, suits
 from weft.tasks.observed import Observed
-from weft.tasks.output import Hidden, Output
+from weft.tasks.outputs import Hidden, Output
 from weft.tensors.output_layer import OutputLayer
 
 TASK = Generation(("answer",), METRICS)

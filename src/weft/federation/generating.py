@@ -25,7 +25,7 @@ from weft.federation import plans
 from weft.federation.batch import Batch, make_batch
 from weft.tasks.generation import Generation
 from weft.tasks.observed import Observed
-from weft.tasks.output import Output
+from weft.tasks.outputs import Output
 from weft.tensors.keyed import generator, numpy_generator
 
 if TYPE_CHECKING:

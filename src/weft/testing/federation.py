@@ -113,13 +113,9 @@ def federation(
     Args:
         model: a type of ``SHAPES`` or a backbone; None = one that has what the method needs. facts: one mapping per client.
         others: more backbones, which clients get by turns.
-<<<<<<< HEAD
-        prefix: with the frozen-prefix cache. task: ``tokens``, if words are tagged; ``generation``, of prompts and answers.
-=======
-        prefix: with the frozen-prefix cache.
-        task: ``tokens``, if words are tagged; ``generation``, of prompts and answers; ``preference``, of prompts and two answers.
->>>>>>> lm-dpo
-        spaces: see :func:`weft.testing.data.tagged`.
+            prefix: with the frozen-prefix cache.
+        task: ``tokens``, if words are tagged; ``generation``, of prompts and answers; ``preference``, with two answers.
+            spaces: see :func:`weft.testing.data.tagged`.
         where: folder of the client store (a new temporary one). settings: of :class:`weft.engines.setup.Settings`.
     """
     model = model or ("llama" if task in LANGUAGE else home(method))
