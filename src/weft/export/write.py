@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -9,20 +10,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from weft import distribution
 from weft.backbones.backbone import Backbone
 from weft.backbones.load import load as load_backbone
+from weft.backbones.reply_table import Replies
 from weft.errors import UserError, WeftError
-from weft.export import peft_files, weft_files
-from weft.export.about import About, Base, brings_code, hashes
-from weft.export.card import card
+from weft.export import language_card, peft_files, weft_files
+from weft.export.about import About, Base, brings_code, hashes, settings_of
+from weft.export.card import card, ours, plain
 from weft.export.trained import Trained, capture, not_finite
 from weft.federation.bench import Bench
 from weft.federation.exchange import DIVERGED
 from weft.storage import files
 
 if TYPE_CHECKING:
+    from weft.backbones.run_table import Table
     from weft.federation.client import ClientState
     from weft.federation.method import Method
     from weft.federation.server import ServerState
@@ -115,6 +119,7 @@ def export(
         task=bench.task.kind,
         metrics=bench.task.metrics,
         label_spaces=info.get("settings", {}).get("label_spaces", "own"),
+        task_settings=settings_of(bench.task),
     )
     difference, tolerance, rows = compare(trained, about, bench, folder)
     if not difference <= tolerance:  # NaN is no agreement
@@ -124,7 +129,7 @@ def export(
         )
     about = replace(about, checked={"rows": rows, "difference": difference, "tolerance": tolerance})
     about.write(folder)
-    files.write(folder / "README.md", card(about, notes(about), peft_files.plain_class(bench.backbone)).encode())
+    files.write(folder / "README.md", card(about, notes(about), code(about, bench.backbone), kind).encode())
     return report_of(about, folder)
 
 
@@ -134,6 +139,14 @@ def report_of(about: About, folder: Path) -> ExportReport:
     return ExportReport(
         about.kind, about.view, about.client, base.reference, base.sha256, **about.checked, files=written, notes=notes(about)
     )
+
+
+def code(about: About, backbone: Backbone) -> str:
+    """The lines of Python that load an exported model."""
+    plain_class = peft_files.plain_class(backbone)
+    if about.kind != "peft" or plain_class is None:
+        return ours(about)
+    return language_card.plain(about, backbone, plain_class) if about.writes else plain(about, plain_class)
 
 
 def max_length(settings: Mapping[str, Any], backbone: Backbone) -> int:
@@ -168,17 +181,29 @@ def compare(trained: Trained, about: About, bench: Bench, folder: Path) -> tuple
     table = bench.table
     order = np.argsort(table.lengths, kind="stable")
     rows = order[np.unique(np.linspace(0, len(order) - 1, ROWS).round().astype(int))]
-    expected = trained.logits(backbone, about.predicts, table, rows)
-    if not bool(torch.isfinite(expected).all()):
-        raise UserError(f"the model's logits are not finite: {DIVERGED}.")
-    again = read(folder, about, backbone).logits(backbone, about.predicts, table, rows)
-    differences = [(again - expected).abs().max()]
-    if about.kind == "peft":
-        plain = peft_files.plain_logits(folder, backbone, about, table.collate(rows)).flatten(0, -2)
-        plain = plain[about.predicts.targets(table, rows[None])[1][0]]
-        differences.append((plain - expected).abs().max())
-    tolerance = TOLERANCE * max(float(expected.abs().max()), 1.0)
-    return float(torch.stack(differences).max()), tolerance, len(rows)
+    read_back = read(folder, about, backbone)
+    anybody = peft_files.plain_model(folder, backbone, about) if about.kind == "peft" else None
+    largest, differences = 1.0, [0.0]
+    # logits of a language model are over its vocabulary, at every token of a row: one row at a time is enough to hold
+    for some in np.split(rows, len(rows)) if about.writes else [rows]:
+        expected = trained.logits(backbone, about.predicts, table, some)
+        if not bool(torch.isfinite(expected).all()):
+            raise UserError(f"the model's logits are not finite: {DIVERGED}.")
+        found = [read_back.logits(backbone, about.predicts, table, some)]
+        if anybody is not None:
+            with peft_files.plainly(folder):
+                logits = peft_files.logits_of(anybody, backbone, table.collate(some))
+            found.append(at_things(logits, about, table, some))
+        largest = max(largest, float(expected.abs().max()))
+        differences += [float((again - expected).abs().max()) for again in found]
+    return max(differences, key=lambda d: (math.isnan(d), d)), TOLERANCE * largest, len(rows)
+
+
+def at_things(logits: Tensor, about: About, table: Table, rows: np.ndarray) -> Tensor:
+    """Logits [n, C] or [n, T, C] of whole rows, at what there is to predict in them: [m, C]."""
+    if isinstance(table, Replies):
+        return logits[table.places(rows)]
+    return logits.flatten(0, -2)[about.predicts.targets(table, rows[None])[1][0]]
 
 
 def in_float32(backbone: Backbone, classes: Sequence[str]) -> Backbone:
