@@ -36,11 +36,14 @@ def evaluate_run(
     precision: str = "auto",
     observer: Observer | None = None,
 ) -> list[dict[str, Any]]:
-    """Accuracy with interval, macro-F1 and loss of a run's model on other data: records as in ``rounds.jsonl``.
+    """Scores of a run's model on other data, as its task has them: records as in ``rounds.jsonl``.
+
+    Those are accuracy with interval, macro-F1 and loss of classes; of answers perplexity, and how good some texts are that are
+    written as the run was scored.
 
     Args:
         folder: of a run, or of an exported model.
-        data: catalogue name, hub id, file or folder; or a frame, or rows in memory. Labels are matched by name.
+        data: catalogue name, hub id, file or folder; or a frame, or rows in memory. Labels are matched by name; answers have none.
         split: ``test``, ``validation`` or ``train``; by default the first of them that there is. A single file is all ``train``.
         image, text, pair, label: columns, where the guess is wrong. limit: at most so many rows, drawn with ``seed``.
         base, device, precision: see :func:`weft.export.load`. observer: is told what was guessed.
@@ -80,7 +83,7 @@ def matched(rows: Rows, source: Source, classes: tuple[str, ...]) -> Rows:
     Raises:
         UserError: a label that occurs is none of them.
     """
-    if rows.numbers is not None:
+    if rows.numbers is not None or rows.answers is not None:
         return rows
     order = labels.index(source.classes, classes, labels.every_label([rows]), source.name, "the model's classes")
     return labels.relabelled(rows, order, len(classes))
