@@ -42,7 +42,8 @@ class ExportReport:
     """What an export is, and how well it came back.
 
     Attributes:
-        kind: ``peft`` (loads with ``PeftModel.from_pretrained``) or ``weft`` (loads with :func:`weft.export.load`).
+        kind: ``peft`` (loads with ``PeftModel.from_pretrained``), ``weft`` (loads with :func:`weft.export.load`) or ``merged``
+            (a whole model, loads with transformers alone).
         view: the way to predict. client: whose model; None = the server's.
         base: hub id or folder of the base. sha256: of its weights.
         rows: compared. difference: largest of their logits, re-loaded against the run's. tolerance: that was allowed.
@@ -95,32 +96,14 @@ def export(
         raise UserError(
             f"{odd} is not finite, since training diverged: there is no model to export; try a lower --set method.lr."
         )
-    base = Base.of(bench.backbone)
     facts = {} if client is None else client.info(method.info.asks).facts
     kind = "peft" if peft_files.fits(trained, bench.backbone) else "weft"
     module = peft_files if kind == "peft" else weft_files
     if kind == "peft":
-        peft_files.write(trained, bench.backbone, base, folder)
+        peft_files.write(trained, bench.backbone, Base.of(bench.backbone), folder)
     else:
         weft_files.write(trained, method, view, facts, bench.backbone, folder)
-    pairs = info["pairs"] if "pairs" in info else getattr(bench.table, "pairs", False)
-    about = About(
-        kind=kind,
-        base=base,
-        classes=bench.task.classes,
-        max_length=max_length(info.get("settings", {}), bench.backbone),
-        method=_described(method),
-        view=view,
-        client=None if client is None else client.id,
-        run=info.get("run"),
-        weft=distribution.version() or "",
-        pairs=pairs,
-        files=hashes(folder, module.FILES),
-        task=bench.task.kind,
-        metrics=bench.task.metrics,
-        label_spaces=info.get("settings", {}).get("label_spaces", "own"),
-        task_settings=settings_of(bench.task),
-    )
+    about = replace(about_of(method, bench, view, info, client), kind=kind, files=hashes(folder, module.FILES))
     difference, tolerance, rows = compare(trained, about, bench, folder)
     if not difference <= tolerance:  # NaN is no agreement
         raise WeftError(
@@ -131,6 +114,31 @@ def export(
     about.write(folder)
     files.write(folder / "README.md", card(about, notes(about), code(about, bench.backbone), kind).encode())
     return report_of(about, folder)
+
+
+def about_of(method: Method, bench: Bench, view: str, info: Mapping[str, Any], client: ClientState | None) -> About:
+    """What a run's model is, but for its files.
+
+    Args:
+        info: see :func:`export`.
+    """
+    settings = info.get("settings", {})
+    return About(
+        kind="",
+        base=Base.of(bench.backbone),
+        classes=bench.task.classes,
+        max_length=max_length(settings, bench.backbone),
+        method=_described(method),
+        view=view,
+        client=None if client is None else client.id,
+        run=info.get("run"),
+        weft=distribution.version() or "",
+        pairs=info["pairs"] if "pairs" in info else getattr(bench.table, "pairs", False),
+        task=bench.task.kind,
+        metrics=bench.task.metrics,
+        label_spaces=settings.get("label_spaces", "own"),
+        task_settings=settings_of(bench.task),
+    )
 
 
 def report_of(about: About, folder: Path) -> ExportReport:
