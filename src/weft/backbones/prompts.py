@@ -182,7 +182,7 @@ def spelt_out(name: str) -> str:
     except (OSError, UnicodeDecodeError) as e:
         raise UserError(f"the template {path} can't be read as UTF-8 ({type(e).__name__}): save it as plain text.") from e
     written(text, str(path))
-    return text
+    return text.rstrip("\n")
 
 
 def written(text: str, where: str) -> Written:

@@ -56,7 +56,9 @@ def merge(adapter: Path, folder: Path, precision: str = "auto") -> ExportReport:
             "sums: leave --merged out."
         )
     if about.base.code:
-        raise UserError("the base of this model brings its own Python code, which a merged folder would lack: leave --merged out.")
+        raise UserError(
+            "the base of this model brings its own Python code, which a merged folder would lack: leave --merged out."
+        )
     model = load(adapter, device="cpu", precision="float32")
     backbone = model.backbone
     kind = peft_files.plain_class(backbone)

@@ -203,7 +203,11 @@ class Predictor:
             longest = max(longest - decoding.new_tokens, longest // 2)
         table = tabulate(self.backbone, rows, longest)
         assert isinstance(table, Replies)
-        self._say_of(table)
+        if table.notes:
+            self.observer.say(
+                "what is longer than this backbone takes is shortened: of a chat the oldest turns go first, then the end of a text."
+            )
+        self._say_of(replace(table, notes=()))
         pack = self.trained.on(Bench(self.backbone, self.about.predicts, table, seed=seed))
         return generating.write(pack, self.trained.forward, [np.arange(len(rows))], decoding, streamer)[0]
 
