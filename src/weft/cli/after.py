@@ -104,8 +104,8 @@ def predict(
         list[str] | None,
         typer.Argument(
             metavar="[TEXT]...",
-            help="Texts, prompts, or files of pictures; without any, one a line from stdin. Of a model of pairs, each text and its "
-            "second one in turn; on stdin with a tab between them.",
+            help="Texts, prompts, or files of pictures; without any, one a line from stdin. Of a model of pairs, each text and "
+            "its second one in turn; on stdin with a tab between them.",
             show_default=False,
         ),
     ] = None,

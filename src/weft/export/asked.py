@@ -46,8 +46,8 @@ def _read(prompt: Any, i: int) -> tuple[str, str, Turns]:
                 raise UserError(f"prompt {i} is a chat that does not end with a turn of the user: nobody has asked anything.")
             return turns[-1][1], "", turns[:-1]
     raise UserError(
-        f"prompt {i} is neither a text, nor a pair of an instruction and its input, nor a chat: turns (role, text) with a role of "
-        f"{', '.join(ROLES)}."
+        f"prompt {i} is neither a text, nor a pair of an instruction and its input, nor a chat of turns (role, text) with a role "
+        f"of {', '.join(ROLES)}."
     )
 
 

@@ -64,7 +64,7 @@ class Conversation:
             self.turns += [("user", text), ("assistant", said)]
 
 
-class Pieces(TextStreamer):  # type: ignore[misc]
+class Pieces(TextStreamer):
     """Hands on the pieces of an answer, without blanks at its beginning and its end.
 
     Attributes:

@@ -43,7 +43,7 @@ def evaluate_run(
 
     Args:
         folder: of a run, or of an exported model.
-        data: catalogue name, hub id, file or folder; or a frame, or rows in memory. Labels are matched by name; answers have none.
+        data: catalogue name, hub id, file or folder; or a frame, or rows in memory. Labels are matched by name.
         split: ``test``, ``validation`` or ``train``; by default the first of them that there is. A single file is all ``train``.
         image, text, pair, label: columns, where the guess is wrong. limit: at most so many rows, drawn with ``seed``.
         base, device, precision: see :func:`weft.export.load`. observer: is told what was guessed.

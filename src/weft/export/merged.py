@@ -52,7 +52,7 @@ def merge(adapter: Path, folder: Path, precision: str = "auto") -> ExportReport:
     about = About.read(adapter)
     if about.kind != "peft":
         raise UserError(
-            f"the model of {about.method['slug']} has parts that the weights of its base can't take in, since they are no low-rank "
+            f"the model of {about.method['slug']} has parts that the weights of its base can't take in, as they are no low-rank "
             "sums: leave --merged out."
         )
     if about.base.code:
@@ -66,8 +66,8 @@ def merge(adapter: Path, folder: Path, precision: str = "auto") -> ExportReport:
     config = stored_config(backbone)
     if getattr(config, "quantization_config", None) is not None:
         raise UserError(
-            "the base of this model is quantised, and what was learnt is smaller than the steps of its weights: leave --merged out, "
-            "or give the model's folder a base in full precision."
+            "the base of this model is quantised, and what was learnt may be smaller than the steps of its weights: leave "
+            "--merged out."
         )
     dtype = PRECISIONS.get(precision) or _of_files(config)
     inputs = rows(backbone)

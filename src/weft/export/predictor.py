@@ -187,7 +187,7 @@ class Predictor:
         """
         if not self.writes:
             raise UserError("this model writes no text: use predict.")
-        asked = {"new_tokens": new_tokens, "beams": beams, "temperature": temperature, "top_p": top_p}
+        asked: dict[str, Any] = {"new_tokens": new_tokens, "beams": beams, "temperature": temperature, "top_p": top_p}
         decoding = replace(self.about.decoding, **{n: v for n, v in asked.items() if v is not None})
         rows = rows_asked(prompts)
         if streamer is not None and (len(rows) != 1 or decoding.beams > 1):
@@ -200,12 +200,12 @@ class Predictor:
             return []
         longest = self.backbone.max_length
         if not self.backbone.encoder_decoder:  # prompt and answer lie in one row
-            longest = max(longest - decoding.new_tokens, longest // 2)
+            longest -= min(decoding.new_tokens, longest // 4)
         table = tabulate(self.backbone, rows, longest)
         assert isinstance(table, Replies)
         if table.notes:
             self.observer.say(
-                "what is longer than this backbone takes is shortened: of a chat the oldest turns go first, then the end of a text."
+                "what is longer than this backbone takes is shortened: a chat by its oldest turns, a text at its end."
             )
         self._say_of(replace(table, notes=()))
         pack = self.trained.on(Bench(self.backbone, self.about.predicts, table, seed=seed))
