@@ -18,6 +18,7 @@ from weft.backbones import trace as tracing
 from weft.backbones.backbone import Backbone
 from weft.backbones.options import GENERATION, Options
 from weft.backbones.pixels import picture_shape
+from weft.backbones.prompts import spelt_out
 from weft.backbones.reading import ADAPTER, similar, transformers_model, with_adapter
 from weft.backbones.short_names import KNOWN, Known
 from weft.backbones.vocabulary import vocabulary
@@ -217,7 +218,7 @@ def load(
     Raises:
         UserError: unknown name, weights that can't be had, a corrupt packaged file, an architecture without blocks or head.
     """
-    options = Options(task, template, blocks, roles, head)
+    options = Options(task, spelt_out(template) if task == GENERATION else template, blocks, roles, head)
     where, known, hub_id = find(name, say)
     target = pick_device(device)
     dtype = pick_precision(precision, target)

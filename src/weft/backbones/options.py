@@ -18,8 +18,8 @@ class Options:
 
     Attributes:
         task: ``auto``, ``classification``, ``similarity``, ``tokens``, ``regression`` or ``generation``.
-        template: sentence for class names in a text tower; of generation, how a row becomes a text, "" = as suits the backbone
-            (see :func:`weft.backbones.prompts.template`).
+        template: sentence for class names in a text tower; of generation, how a row becomes a text: a name, a template's text
+            (never its file), or "" = as suits the backbone (see :func:`weft.backbones.prompts.template`).
         blocks: path of the list of transformer blocks, as in ``model.layers``.
         roles: of linear layers inside a block by the ends of their names, as in ``Wqkv=q+k+v,wo=o``; ``none`` = no place for
             a part.
@@ -47,7 +47,7 @@ class Options:
 
     @property
     def prompt(self) -> str:
-        """Name of the template of prompts and answers; "" = as suits the backbone."""
+        """Name or text of the template of prompts and answers; "" = as suits the backbone."""
         return "" if self.template == TEMPLATE else self.template
 
     @property

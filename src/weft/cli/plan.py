@@ -149,7 +149,7 @@ def farewell(out: Console, done: Run) -> None:
         about = About.read(done.adapter)
         texts = ["some text", "and its second"] if about.pairs else ["some text"]
         rows = texts if about.base.reads == "texts" else ["picture.png"]
-        command = shlex.join(["weft", "predict", str(done.folder), *rows])
+        command = shlex.join(["weft", "chat", str(done.folder)] if about.writes else ["weft", "predict", str(done.folder), *rows])
         out.print(Text(f"Try it: {command}"), soft_wrap=True)
     if "served" in done.summary:
         return  # its clients are no data set that another run could have
