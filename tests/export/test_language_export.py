@@ -21,7 +21,7 @@ from weft.errors import UserError
 from weft.export import Predictor, evaluate_run, export_run, load
 from weft.export.merged import merge
 from weft.methods.selective.fedbf import FedBF
-from weft.tasks.decoding import Decoding
+from weft.tasks.generation_settings import Decoding
 
 TOKENS = 9
 

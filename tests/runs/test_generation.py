@@ -15,7 +15,7 @@ from every_method import short
 from weft.adaptation.optim import Optim
 from weft.federation import generating
 from weft.methods import FedIT, FedSALoRA, registry
-from weft.tasks.decoding import Decoding
+from weft.tasks.generation_settings import Decoding
 from weft.testing import of_runs
 from weft.testing.compare import assert_same, state
 from weft.testing.federation import Federation

@@ -14,7 +14,7 @@ from weft.backbones.short_names import KNOWN
 from weft.backbones.token_table import glues
 from weft.errors import UserError
 from weft.storage import files
-from weft.tasks.decoding import Decoding
+from weft.tasks.generation_settings import Decoding
 from weft.tasks.kinds import CLASSES, GENERATION, TOKENS, make
 
 if TYPE_CHECKING:

@@ -27,8 +27,8 @@ from weft.data.tagged import rows_of
 from weft.engines.observer import Observer
 from weft.errors import UserError, nearest
 from weft.export.about import About, check_hashes
-from weft.export.prompt_rows import Prompt, rows_asked
 from weft.export.found import Entity, Sentence, sentence
+from weft.export.prompt_rows import Prompt, rows_asked
 from weft.export.trained import Trained
 from weft.export.write import read
 from weft.federation import generating
@@ -177,7 +177,7 @@ class Predictor:
         Args:
             prompts: texts, pairs of an instruction and its input, or chats: lists of turns (role, text) that end with one of the
                 ``user``.
-            new_tokens, beams, temperature, top_p: see :class:`weft.tasks.decoding.Decoding`; None = as the run was scored.
+            new_tokens, beams, temperature, top_p: see :class:`weft.tasks.generation_settings.Decoding`; None = as the run was scored.
             seed: of tokens that are drawn.
             streamer: of transformers, is handed the tokens of a single prompt as they come.
 

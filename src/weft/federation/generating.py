@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from weft.adaptation.weave import Weight
     from weft.backbones.backbone import Backbone
     from weft.federation.pack import Pack
-    from weft.tasks.decoding import Decoding
+    from weft.tasks.generation_settings import Decoding
 
 TOKENS = 8192
 """Of all rows that text is generated for at once, prompts and answers."""

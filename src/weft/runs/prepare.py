@@ -36,8 +36,8 @@ from weft.federation.message import ClientInfo
 from weft.federation.method import Method
 from weft.federation.rounds import adapted
 from weft.tasks import judging
-from weft.tasks.decoding import Decoding
 from weft.tasks.generation import Generation
+from weft.tasks.generation_settings import Decoding
 from weft.tasks.kinds import CLASSES, GENERATION, LANGUAGE, NEEDS_TAGS, NUMBERS, PREFERENCE, TOKENS, make, suits
 
 
