@@ -27,8 +27,8 @@ from weft.data.tagged import rows_of
 from weft.engines.observer import Observer
 from weft.errors import UserError, nearest
 from weft.export.about import About, check_hashes
-from weft.export.prompt_rows import Prompt, rows_asked
 from weft.export.found import Entity, Sentence, sentence
+from weft.export.prompt_rows import Prompt, rows_asked
 from weft.export.trained import Trained
 from weft.export.write import read
 from weft.federation import generating
