@@ -259,6 +259,9 @@ def test_a_merged_model_is_rounded_once_to_what_is_asked_for(models: dict[str, P
     exact, rounded = (load_file(tmp_path / n / "model.safetensors") for n in ("full", "half"))
     assert all(torch.equal(rounded[n], t.to(torch.bfloat16)) for n, t in exact.items())
     assert full.difference < full.tolerance < half.tolerance
+    (said,) = [note for note in half.notes if note.startswith("Rounding moves its logits by ")]
+    assert f"by {half.difference:.2g} at most, where the adapter moves those of the base by " in said
+    assert not any("Rounding" in note for note in full.notes)
     with pytest.raises(UserError, match='unknown precision "int8"'):
         export_run(models["llama"], tmp_path / "x", merged=True, precision="int8")
     with pytest.raises(UserError, match="always saved in float32"):
