@@ -177,7 +177,8 @@ class Predictor:
         Args:
             prompts: texts, pairs of an instruction and its input, or chats: lists of turns (role, text) that end with one of the
                 ``user``.
-            new_tokens, beams, temperature, top_p: see :class:`weft.tasks.generation_settings.Decoding`; None = as the run was scored.
+            new_tokens, beams, temperature, top_p: of :class:`weft.tasks.generation_settings.Decoding`; None = as the run was
+                scored.
             seed: of tokens that are drawn.
             streamer: of transformers, is handed the tokens of a single prompt as they come.
 
