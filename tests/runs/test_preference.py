@@ -77,6 +77,18 @@ def test_nothing_is_won_before_training_and_nearly_all_after_three_rounds(kind: 
     assert last["loss"] < first["loss"]
 
 
+def test_a_pack_observes_what_each_client_observes_alone() -> None:
+    run = tuned("llama", 1).run()
+    rows = [np.array([3, 9]), np.array([20, 0, 4]), np.array([1])]
+    packed = run.pack([0, 1, 3]).observe(run.method.forward, rows)
+    for k, own, seen in zip((0, 1, 3), rows, packed, strict=True):
+        alone = run.pack([k]).observe(run.method.forward, [own])[0]
+        assert seen is not None
+        assert alone is not None
+        np.testing.assert_allclose(seen["margin"], alone["margin"], rtol=1e-9, atol=1e-12)
+        assert np.abs(alone["margin"]).min() > 1e-4
+
+
 # against two models ---------------------------------------------------------------------------------------------------------
 
 
