@@ -222,13 +222,8 @@ def test_a_set_without_a_train_split_names_its_splits(hub: dict[tuple[Any, ...],
 
 def test_the_catalogue_says_what_is_offline_and_what_was_never_checked() -> None:
     entries = catalogue()
-    assert [entry.name for entry in entries if entry.offline] == [
-        "pydocs",
-        "docstrings",
-        "docstring_preferences",
-        "glyphs",
-        "digits",
-    ]
+    with_weft = ["pydocs", "docstrings", "docstring_preferences", "glyphs", "digits"]
+    assert [entry.name for entry in entries if entry.offline] == with_weft
     assert all("not verified against the hub" in entry.verified for entry in entries if not entry.offline)
     folders = {"office-caltech10", "vlcs", "rosetta-alpaca"}
     assert {entry.name for entry in entries if entry.hub_id is None and not entry.offline} == folders

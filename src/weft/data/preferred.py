@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from weft.data.asked_columns import CLIENTS, PROMPTS, Asked, with_key
@@ -74,12 +75,10 @@ def _columns(where: str, table: Table, asked: Mapping[str, str]) -> Asked | None
         beside = called(BESIDE)
         pair = named.get("pair", beside if beside is not None and are_texts(table[beside]) else None)
         found = Asked(chosen, prompt, None if prompt is None else pair, rejected=rejected)
-    said = {"--text": prompt if "text" not in named else None, "--label": chosen if "label" not in named else None}
-    guessed = [f'"{column}" ({option})' for option, column in said.items() if column is not None]
-    note = f'{where}: guessed that answers in "{chosen}" are preferred to those in "{rejected}"'
-    return Asked(
-        **(vars(found) | {"notes": (note + (f"; {' and '.join(guessed)} may be named otherwise." if guessed else "."),)})
-    )
+    parts = (("text", found.text, "is asked"), ("pair", found.pair, "its input"), ("label", chosen, "the preferred answer"))
+    guessed = [f'"{column}" {what} (--{option})' for option, column, what in parts if column is not None and option not in named]
+    note = f'{where}: guessed that {", ".join(guessed)}, and "{rejected}" the other one.'
+    return replace(found, notes=(note,) if guessed else ())
 
 
 def are_transcripts(column: Sequence[Any]) -> bool:
