@@ -85,7 +85,7 @@ class Backbone:
         names: the class names as the text tower reads them, and text_linears, words: sites in that tower; embedding: the site at
             the embedding of a whole image. Only of a backbone with two towers.
         vocabulary: the output layer of a language model, None elsewhere. encoder_decoder: it is one; its blocks are those of the
-            encoder, then those of the decoder.
+            encoder, then those of the decoder. quantised: how its weights are, "" = not.
     """
 
     name: str
@@ -123,6 +123,7 @@ class Backbone:
     options: Options = field(default_factory=Options)
     vocabulary: Vocabulary | None = None
     encoder_decoder: bool = False
+    quantised: str = ""
     _text_embeds: Tensor | None = field(default=None, init=False, repr=False)
     _modules: dict[str, nn.Module] = field(default_factory=dict, repr=False)
 
@@ -161,6 +162,11 @@ class Backbone:
     @property
     def dtype(self) -> torch.dtype:
         return self.model.dtype
+
+    @property
+    def precision(self) -> str:
+        """What it computes in, and how its weights are quantised: ``bfloat16, int8 by torchao``."""
+        return ", ".join(filter(None, (str(self.dtype).removeprefix("torch."), self.quantised)))
 
     @property
     def kind(self) -> str:
@@ -220,8 +226,11 @@ def frozen_fingerprint(backbone: Backbone) -> str:
     """A hash of every frozen tensor: tests compare it before and after training."""
     import hashlib
 
+    from weft.backbones.quantised import inner
+
     h = hashlib.sha256()
     for name, p in backbone.model.state_dict().items():
         h.update(name.encode())
-        h.update(p.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        for plain in inner(p):
+            h.update(plain.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return h.hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib import metadata
@@ -13,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from weft.backbones import describe, gguf_file
+from weft.backbones import describe, gguf_file, quantised
 from weft.backbones import trace as tracing
 from weft.backbones.backbone import Backbone
 from weft.backbones.options import GENERATION, LANGUAGE, Options
 from weft.backbones.pixels import picture_shape
 from weft.backbones.prompts import spelt_out
+from weft.backbones.quantised import Quantisation
 from weft.backbones.reading import ADAPTER, similar, transformers_model, with_adapter
 from weft.backbones.short_names import KNOWN, Known
 from weft.backbones.vocabulary import vocabulary
@@ -138,7 +140,8 @@ def hash_weights(path: str, model: Any) -> str:
     else:
         for name, tensor in model.base_model.state_dict().items():
             h.update(name.encode())
-            h.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            for plain in quantised.inner(tensor):
+                h.update(plain.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return h.hexdigest()
 
 
@@ -196,6 +199,8 @@ def load(
     roles: str = "",
     head: str = "",
     trust_remote_code: bool = False,
+    quantise: str = "none",
+    device_map: str = "none",
     say: Callable[[str], None] | None = None,
 ) -> Backbone:
     """Load a frozen backbone that tells ``classes`` apart.
@@ -213,6 +218,8 @@ def load(
             text tower; ``generation``: the tokens of an answer.
         template: see :class:`weft.backbones.options.Options`.
         blocks, roles, head: corrections where the description is wrong, see :class:`weft.backbones.options.Options`.
+        quantise: ``int8`` or ``int4``, see :mod:`weft.backbones.quantised`; language models only.
+        device_map: ``auto`` spreads the modules of a language model over all GPUs, see Accelerate.
         say: is told what takes long, see :func:`find`.
 
     Raises:
@@ -223,15 +230,30 @@ def load(
     target = pick_device(device)
     dtype = pick_precision(precision, target)
     names = None if isinstance(classes, int) else tuple(classes)
-    read = transformers_model(where, name, classes if isinstance(classes, int) else len(classes), task, trust_remote_code)
+    if task != GENERATION and (quantise, device_map) != ("none", "none"):
+        raise UserError("--quantise and --device-map are for language models: leave them out, or use --task generation.")
+    by = quantised.quantisation(quantise, target)
+    more: dict[str, Any] = {}
+    if by is not None:
+        if config_of(where).get("quantization_config"):
+            raise UserError(f'the checkpoint of "{name}" is quantised already: leave --quantise out.')
+        more = {"quantization_config": by.config(dtype), "device_map": {"": str(target)}, "dtype": dtype}
+    if device_map != "none":
+        more |= {"device_map": device_map, "dtype": dtype}
+    read = transformers_model(
+        where, name, classes if isinstance(classes, int) else len(classes), task, trust_remote_code, more=more
+    )
     model = read.model
+    quantised.differentiable(model)
+    if any(p.is_meta for p in model.parameters()):
+        raise UserError(f'backbone "{name}" does not fit into the memory of the devices: try --quantise, or a smaller one.')
     digest = hash_weights(where, model)
     made = gguf_file.made(Path(where))
     if made is not None:
         made.check(digest)
     elif known is not None and known.sha256 and os.path.isdir(where) and digest != known.sha256:
         raise known.damaged(digest)
-    checkpoints.numbers(name, stored(where), quantised=hasattr(model.config, "quantization_config"))
+    checkpoints.numbers(name, stored(where), quantised=by is None and hasattr(model.config, "quantization_config"))
     notes = [] if read.tokenizer is None or described(where) else [UNDESCRIBED]
     if made is not None:
         notes.append(made.note)
@@ -262,7 +284,19 @@ def load(
         device=target,
         dtype=dtype,
         options=options,
+        by=by,
     )
+
+
+def config_of(where: str) -> dict[str, Any]:
+    """What config.json says, as it stands there; nothing where there is none on this machine."""
+    folder = where if os.path.isdir(where) else _cached(where)
+    file = Path(folder or "") / "config.json"
+    try:
+        found = json.loads(file.read_text()) if folder else {}
+    except (OSError, ValueError):  # transformers says it better
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def describe_model(
@@ -282,11 +316,13 @@ def describe_model(
     device: torch.device | None = None,
     dtype: torch.dtype = torch.float32,
     options: Options | None = None,
+    by: Quantisation | None = None,
 ) -> Backbone:
     """Freeze and describe a Hugging Face classification model that is already in memory.
 
     Args:
-        missing, resized, unread: of its checkpoint, see :class:`weft.backbones.reading.Read`. notes: on its files.
+        missing, resized, unread: of its checkpoint, see :class:`weft.backbones.reading.Read`. notes: on its files. by: what has
+            quantised it.
 
     Raises:
         UserError: the checkpoint or the tokenizer does not belong to the model, or its structure can't be told.
@@ -304,12 +340,13 @@ def describe_model(
     model.eval()
     model.requires_grad_(False)
     fresh = {*missing, *resized}  # transformers leaves whatever the memory held in some of them
-    checkpoints.finite(name, [(n, t) for n, t in model.state_dict().items() if n not in fresh])
+    checkpoints.finite(name, [(n, p) for n, t in model.state_dict().items() if n not in fresh for p in quantised.inner(t)])
     notes = list(notes)
     if tokenizer is not None:
         notes += fitting(name, tokenizer, model if names is None else model.text_model)
-    if getattr(config, "use_cache", False):
-        config.use_cache = False
+    for each in {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values():
+        if getattr(each, "use_cache", False):  # T5's decoder has a configuration of its own
+            each.use_cache = False
     own_padding = getattr(config, "pad_token_id", None)
     if tokenizer is not None and names is None:
         # a decoder's head finds the last token of a row by the padding id, which must be the one that rows are padded with
@@ -355,7 +392,11 @@ def describe_model(
     if segments and not tracing.takes(model, blocks[0], inputs | {"token_type_ids": inputs["attention_mask"]}):
         segments = False
         notes.append("the backbone knows one kind of segment: both texts of a pair are read as the same kind.")
-    model.to(device=device or torch.device("cpu"), dtype=dtype)
+    if by is not None:
+        quantised.check(name, model, blocks, by)
+    placed = len(set(getattr(model, "hf_device_map", {}).values())) > 1
+    if not (placed or quantised.is_quantised(model)):  # where they are, and as they are: neither can be moved
+        model.to(device=device or torch.device("cpu"), dtype=dtype)
     found = Backbone(
         name=name,
         hub_id=hub_id,
@@ -389,6 +430,7 @@ def describe_model(
         options=options,
         vocabulary=reads_out,
         encoder_decoder=apart,
+        quantised="" if by is None else str(by),
     )
     if names is not None:
         describe.text_tower(found, endings)

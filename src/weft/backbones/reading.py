@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -128,11 +129,13 @@ def _of_tokens(config: Any, name: str) -> Any:
     return AutoModelForTokenClassification
 
 
-def transformers_model(where: str, name: str, classes: int, task: str, trust: bool, seed: int = 0) -> Read:
+def transformers_model(
+    where: str, name: str, classes: int, task: str, trust: bool, seed: int = 0, more: Mapping[str, Any] = MappingProxyType({})
+) -> Read:
     """Load with transformers: a language model in the precision of its checkpoint, as it may be large, any other in float32.
 
     Args:
-        seed: of what the checkpoint lacks.
+        seed: of what the checkpoint lacks. more: what else transformers is told.
 
     Raises:
         UserError: it can't be had, or is damaged.
@@ -155,7 +158,7 @@ def transformers_model(where: str, name: str, classes: int, task: str, trust: bo
                 **({} if task in LANGUAGE else {"num_labels": classes}),
                 output_loading_info=True,
                 trust_remote_code=trust,
-                dtype="auto" if task in LANGUAGE else torch.float32,
+                **{"dtype": "auto" if task in LANGUAGE else torch.float32} | more,
                 ignore_mismatched_sizes=True,
             )
         if model.main_input_name == "pixel_values" or similar(model):

@@ -21,8 +21,23 @@ class Machine(Group):
         "`auto` is bfloat16 where the processor computes in it.",
         common=True,
     )
+    quantise: Literal["none", "int8", "int4"] = setting(
+        "none",
+        "Frozen weights of a language model in 8 or 4 bits: `none`, `int8` or `int4` (NF4).",
+        "It needs bitsandbytes or torchao (the extra `quantised`); what is trained stays in single precision.",
+    )
+    device_map: Literal["none", "auto", "balanced", "sequential"] = setting(
+        "none",
+        "Spread a language model over all GPUs of this machine: `none`, or `auto`, `balanced` or `sequential`.",
+        "Modules lie where Hugging Face Accelerate puts them.",
+    )
     prefix_cache: Literal["auto", "off"] = setting(
         "auto", "`auto` or `off`: compute frozen lower layers once per row.", "Those are the layers below every trained part."
+    )
+    recompute: bool = setting(
+        False,
+        "Keep only what goes into each block, and compute blocks once more in the backward pass.",
+        "It takes much less memory and about a third more time, and changes no number.",
     )
     by_length: bool = setting(
         True,

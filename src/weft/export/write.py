@@ -215,8 +215,8 @@ def at_things(logits: Tensor, about: About, table: Table, rows: np.ndarray) -> T
 
 
 def in_float32(backbone: Backbone, classes: Sequence[str]) -> Backbone:
-    """The backbone itself if it computes in float32 (or better) on the CPU, else a copy that does, loaded anew."""
-    if backbone.dtype in (torch.float32, torch.float64) and backbone.device.type == "cpu":
+    """The backbone itself if it computes in float32 (or better) on the CPU, else a copy that does, loaded anew, not quantised."""
+    if backbone.dtype in (torch.float32, torch.float64) and backbone.device.type == "cpu" and not backbone.quantised:
         return backbone
     options = asdict(backbone.options) | {"trust_remote_code": brings_code(backbone)}
     return load_backbone(backbone.name, classes=classes, device="cpu", precision="float32", **options)

@@ -26,7 +26,7 @@ class Bench:
     Attributes:
         table: all rows of the run, as the backbone reads them. prefix: cache of frozen lower layers, or None.
         by_length: length-aware batches. others: benches of clients with another backbone, by its name; their tables hold the
-            same rows in the same order.
+            same rows in the same order. recompute: see :class:`weft.adaptation.weave.Weave`.
     """
 
     backbone: Backbone
@@ -36,6 +36,7 @@ class Bench:
     prefix: PrefixCache | None = None
     by_length: bool = True
     others: Mapping[str, Bench] = field(default_factory=dict)
+    recompute: bool = False
 
     def of(self, client: ClientInfo) -> Bench:
         """The bench with the client's backbone."""

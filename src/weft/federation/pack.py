@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from weft.adaptation.optim import Optim, Optimizer
-from weft.adaptation.weave import Weave, Weight, place, stack
+from weft.adaptation.placed import place, stack
+from weft.adaptation.weave import Weave, Weight
 from weft.backbones.reply_table import Replies
 from weft.errors import WeftError
 from weft.federation import plans
@@ -74,7 +75,7 @@ class Pack:
                 full = f"{name}.{role}" if role else name
                 self.tensors[full], self.has[full] = tensor, present
             self.shapes[name] = [tuple(v.shape) if v is not None else None for v in values]
-        self._weave = Weave(bench.backbone, placed, self.tensors, len(turns))
+        self._weave = Weave(bench.backbone, placed, self.tensors, len(turns), bench.recompute)
         # blocks of the text tower are numbered by themselves, and nobody lacks one
         self._blocks = {name: None if p.site.tower else p.site.block for p in placed for name in p.names.values()}
         nobody = torch.zeros(len(turns), dtype=torch.bool, device=device)
@@ -119,7 +120,7 @@ class Pack:
         with self._weave.attached(batch.clients, len(batch.index), use), vocabulary.at(self.backbone.model, places) as rows:
             logits = self.backbone.model(**inputs).logits
         hidden, layer = vocabulary.finish(rows, logits)
-        return Hidden(hidden, batch.mask, layer)
+        return Hidden(hidden.to(self.device), batch.mask, layer)
 
     @contextmanager
     def reading(self, inputs: dict[str, Tensor]) -> Iterator[None]:
@@ -133,7 +134,7 @@ class Pack:
     def _next(self, inputs: dict[str, Tensor], clients: Tensor | None, k: int, use: Mapping[str, Weight] | None) -> Output:
         with self.woven(clients, k, use):
             logits = self.backbone.model(**inputs, use_cache=False).logits[:, -1]
-        return Output(logits.to(self.dtype).view(k, -1, logits.shape[-1]))
+        return Output(logits.to(self.device, self.dtype).view(k, -1, logits.shape[-1]))
 
     @contextmanager
     def woven(self, clients: Tensor | None, k: int, use: Mapping[str, Weight] | None) -> Iterator[None]:
@@ -152,7 +153,7 @@ class Pack:
         inputs = self._weave.inputs(inputs, k, use)
         with self._weave.attached(clients, k, use):
             logits = self.backbone.model(**inputs).logits
-        return Output(logits.to(self.dtype).view(k, -1, logits.shape[-1]))
+        return Output(logits.to(self.device, self.dtype).view(k, -1, logits.shape[-1]))
 
     @torch.no_grad()
     def embed(self, rows: list[np.ndarray], chunk: int = 256) -> list[Tensor]:

@@ -75,7 +75,7 @@ class Material:
             "clients": self.data["clients"],
             "rows": len(self.bench.table),
             "weights": ",".join(b.backbone.weight_hash for b in (self.bench, *self.bench.others.values())),
-            "precision": str(self.backbone.dtype).removeprefix("torch."),
+            "precision": self.backbone.precision,
         }
 
 
@@ -234,6 +234,8 @@ def backbone_of(x: Experiment, name: str, classes: Sequence[str], needs: tuple[s
         roles=x.roles,
         head=x.head,
         trust_remote_code=x.trust_remote_code,
+        quantise=x.quantise,
+        device_map=x.device_map,
     )
 
 
@@ -255,7 +257,8 @@ def bench_of(x: Experiment, backbone: Backbone, classes: Sequence[str], rows: Ro
     task = make(classes, kind_of(x), x.metrics or usual, **more_of(x))
     if isinstance(task, Generation):
         judging.check_installed(task.text_metrics)
-    return Bench(backbone, task, tabulate(backbone, rows, x.max_length), x.seed, prefix, x.by_length)
+    table = tabulate(backbone, rows, x.max_length)
+    return Bench(backbone, task, table, x.seed, prefix, x.by_length, recompute=x.recompute)
 
 
 def more_of(x: Experiment) -> dict[str, Any]:

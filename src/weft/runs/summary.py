@@ -47,7 +47,7 @@ def begun(directory: RunDirectory, resolved: Resolved, material: Material, when:
             "sha256": backbone.weight_hash,
             "parameters": backbone.parameters,
             "head": bool(backbone.heads),
-            "precision": str(backbone.dtype).removeprefix("torch."),
+            "precision": backbone.precision,
             "notes": list(backbone.notes),
         },
         "environment": environment(backbone.device.type),

@@ -1,0 +1,84 @@
+"""Parts at their sites, and the values of K clients as tensors with a client axis."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from weft.adaptation.part import Part
+from weft.tensors.forms import Value, pieces
+from weft.tensors.lowrank import LowRank
+
+if TYPE_CHECKING:
+    from weft.backbones.backbone import Backbone, Site
+
+
+@dataclass(frozen=True)
+class Placed:
+    """One part at one site, with the names of its tensors."""
+
+    part_name: str
+    part: Part
+    site: Site
+    names: Mapping[str, str]  # role -> tensor name "part/site/role"
+    fixed: Mapping[str, Tensor]  # constants [K] and start values [1, …]
+
+
+def place(backbone: Backbone, parts: list[Mapping[str, Part]], device: torch.device, dtype: torch.dtype) -> list[Placed]:
+    """The parts of K clients (one mapping each, same names and sites, possibly other ranks) as one list of placed parts."""
+    found = []
+    first = parts[0]
+    for name, part in first.items():
+        others = [p[name] for p in parts]
+        sites = part.sites(backbone)
+        for site in sites:
+            inits = part.tensors(backbone, site)
+            names: dict[str, str] = {}
+            fixed: dict[str, Tensor] = {}
+            for role, init in inits.items():
+                full = f"{name}/{site.name}/{role}"
+                if init.kind == "lowrank":
+                    names |= {f"{role}.A": full + ".A", f"{role}.B": full + ".B"}
+                else:
+                    names[role] = full
+                if init.kind == "value" and init.value is not None:
+                    fixed[f"{role}.start"] = init.value.unsqueeze(0).to(device)
+                elif init.kind == "zeros" and len(init.shape) == 1:
+                    fixed[f"{role}.start"] = torch.zeros(1, *init.shape, device=device)
+            for constant in part.constants(site):
+                values = [o.constants(site)[constant] for o in others]
+                fixed[constant] = torch.tensor(values, device=device, dtype=dtype)
+            found.append(Placed(name, part, site, names, fixed))
+    return found
+
+
+def stack(values: Sequence[Value | None], device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+    """K clients' values as tensors [K, …] by role, zero-padded to the largest; an absent value (None) is all zeros.
+
+    One and the same object for all clients becomes a view without copies. A LowRank gives A [K, R, d_in] and B [K, d_out, R]
+    with its scale in B; a tensor has the role ``""``.
+    """
+    whole = {id(v): pieces(_unscaled(v)) for v in values if v is not None}  # by id: what is one object stays one
+    roles = next(iter(whole.values()))
+    return {r: _stacked([None if v is None else whole[id(v)][r] for v in values], device, dtype) for r in roles}
+
+
+def _unscaled(value: Value) -> Value:
+    return LowRank(value.B * value.scale, value.A) if isinstance(value, LowRank) else value
+
+
+def _stacked(values: list[Tensor | None], device: torch.device, dtype: torch.dtype) -> Tensor:
+    present = next(v for v in values if v is not None)
+    if all(v is present for v in values):
+        one = present.to(device, dtype)
+        return one.unsqueeze(0).expand(len(values), *one.shape)
+    shape = [max(v.shape[i] for v in values if v is not None) for i in range(present.dim())]
+    out = torch.zeros(len(values), *shape, device=device, dtype=dtype)
+    for row, v in zip(out, values, strict=True):
+        if v is not None:
+            row[tuple(slice(0, s) for s in v.shape)] = v.to(device, dtype)
+    return out
