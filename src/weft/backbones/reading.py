@@ -158,7 +158,7 @@ def transformers_model(
                 **({} if task in LANGUAGE else {"num_labels": classes}),
                 output_loading_info=True,
                 trust_remote_code=trust,
-                **{"dtype": "auto" if task in LANGUAGE else torch.float32} | more,
+                **{"dtype": "auto" if task in LANGUAGE else torch.float32, **more},
                 ignore_mismatched_sizes=True,
             )
         if model.main_input_name == "pixel_values" or similar(model):
