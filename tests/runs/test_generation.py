@@ -1,8 +1,10 @@
-"""Language models in federations: in packs, alone, by messages, at sites, resumed; what they are scored by, and what they write."""
+"""Language models in federations: in packs, alone, by messages, at sites, resumed; their scores, and what they write."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,11 +13,16 @@ import torch
 from torch import Tensor
 
 import tiny
+import toy_runs
+import weft
 from every_method import short
+from machines import Machines, coordinate
+from toy_runs import Dies, Killed, Told
 from weft.adaptation.optim import Optim
 from weft.federation import generating
 from weft.methods import FedIT, FedSALoRA, registry
-from weft.tasks.decoding import Decoding
+from weft.runs.checkpoint import digest
+from weft.tasks.generation_settings import Decoding
 from weft.testing import of_runs
 from weft.testing.compare import assert_same, state
 from weft.testing.federation import Federation
@@ -131,7 +138,7 @@ def greedy(model: Any, run: Federation, row: int, new: int) -> str:
     return words.decode(said, skip_special_tokens=True).strip()
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt_neox", "opt", "t5", "bart"])
+@pytest.mark.parametrize("kind", ["llama", "gpt_neox", "t5", "bart"])
 def test_what_is_written_is_what_merged_weights_write_token_by_token(kind: str) -> None:
     run = moved(kind)
     rows = np.array([40, 0, 7, 21, 3])
@@ -172,7 +179,7 @@ class Twice(FedIT):
     """Predicts by the mean of two passes, which are the same."""
 
     def forward(self, pack: Any, batch: Any, view: str | None = None) -> Any:
-        from weft.tasks.output import Output
+        from weft.tasks.outputs import Output
 
         return Output((pack(batch).logits + pack(batch).logits) / 2)
 
@@ -225,7 +232,7 @@ def test_logits_are_those_of_the_whole_pass_and_none_beside_the_answers() -> Non
 
 def test_distillation_of_two_passes_is_that_of_their_logits() -> None:
     from weft.tasks.losses import distillation
-    from weft.tasks.output import Output
+    from weft.tasks.outputs import Output
 
     run = moved("llama")
     pack = run.pack([0, 1])
@@ -242,3 +249,73 @@ def test_packed_and_one_at_a_time_leave_the_same() -> None:
     method = FedIT(rank=2, batch=3, sites="all", optim=Optim("adamw", lr=1e-2, eps=1e-6))
     packed, alone = (tiny.federation(method, "llama", task="generation", pack=k).run() for k in (6, 1))
     assert_same(state(packed), state(alone), 1e-10)
+
+
+# with people ------------------------------------------------------------------------------------------------------------
+
+
+def prompts(n: int, seed: int) -> list[dict[str, str]]:
+    """Prompts whose answer is their last word, twice."""
+    rng = np.random.default_rng(seed)
+    rows = [[f"w{i}" for i in rng.integers(0, 12, 3)] for _ in range(n)]
+    return [{"instruction": " ".join(row), "output": f"{row[-1]} {row[-1]}"} for row in rows]
+
+
+def written(path: Path, rows: list[dict[str, str]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_real_sites_tune_what_writes_and_tell_sums_alone(machines: Machines) -> None:
+    for number, name in enumerate(("north", "south")):
+        machines.join(name, data=str(written(machines.root / f"{name}.jsonl", prompts(60, number))))
+    about: dict[str, Any] = {
+        "method": "fedit",
+        "task": "generation",
+        "samples": 4,
+        "new_tokens": 4,
+        "template": "plain",
+        "classes": [],
+    }
+    parameters = {"method.rank": 4, "method.batch": 8, "method.lr": 1e-2, "method.sites": "all", "method.epochs": 2.0}
+    model = tiny.folder("llama", "lm", num_hidden_layers=2)
+    done = coordinate(machines, Told(), **about | parameters, model=model, precision="float32")
+    assert [line["cohort"] for line in done.rounds] == [["north", "south"]] * 3
+    found = [
+        {e["metric"]: e["value"] for e in line["evaluations"] if (e["people"], e["pooling"]) == ("global test", "pooled")}
+        for line in done.rounds
+    ]
+    assert found[-1]["perplexity"] < 0.5 * found[0]["perplexity"]
+    assert "rouge_l" in found[-1]
+    assert not (done.folder / "samples.jsonl").exists(), "what sites write stays there"
+    assert done.adapter is not None
+    assert len(done.generate(["w1 w2 w3"], new_tokens=3)) == 1
+
+
+def test_a_run_keeps_what_was_written_and_goes_on_from_where_it_was_stopped(tmp_path: Path) -> None:
+    data = str(written(tmp_path / "rows.jsonl", prompts(60, 0)))
+    settings: dict[str, Any] = {
+        "data": data,
+        "model": tiny.folder("llama", "lm", num_hidden_layers=2),
+        "task": "generation",
+        "method": "fedit",
+        "parameters": {"rank": 2, "steps": 2, "batch": 4},
+        "clients": 3,
+        "rounds": 2,
+        "samples": 5,
+        "new_tokens": 4,
+        "baselines": ["zero-shot", "local"],
+        "template": "plain",
+    }
+    whole = toy_runs.run(tmp_path / "whole", **settings)
+    lines = [json.loads(line) for line in (whole.folder / "samples.jsonl").read_text().splitlines()]
+    assert {"prompt", "wanted", "text", "view", "row", "round"} <= lines[0].keys()
+    assert {line["round"] for line in lines} == {1}
+    assert set(whole.metrics) >= {"perplexity", "rouge_l", "loss", "mean_client", "worst_client"}
+    assert set(whole.summary["baselines"]) == {"zero-shot", "local"}
+    with pytest.raises(Killed):
+        toy_runs.run(tmp_path / "cut", observer=Dies(after=0), **settings)
+    (folder,) = (tmp_path / "cut").iterdir()
+    again = weft.resume(folder, observer=Told())
+    assert digest(again.folder) == digest(whole.folder)
+    assert (again.folder / "samples.jsonl").read_bytes() == (whole.folder / "samples.jsonl").read_bytes()

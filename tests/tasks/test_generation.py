@@ -15,11 +15,11 @@ from weft.backbones.reply_table import Replies
 from weft.engines.remote import check_told
 from weft.errors import UserError
 from weft.tasks import judging
-from weft.tasks.decoding import Decoding
 from weft.tasks.generation import METRICS, Generation
+from weft.tasks.generation_settings import Decoding
 from weft.tasks.kinds import CLASSES, GENERATION, KINDS, NUMBERS, TOKENS, make, suits
 from weft.tasks.observed import Observed
-from weft.tasks.output import Hidden, Output
+from weft.tasks.outputs import Hidden, Output
 from weft.tensors.output_layer import OutputLayer
 
 TASK = Generation(("answer",), METRICS)

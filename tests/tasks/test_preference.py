@@ -17,7 +17,7 @@ from weft.errors import UserError
 from weft.tasks.choices import Choices
 from weft.tasks.kinds import CLASSES, GENERATION, KINDS, PREFERENCE, make, suits
 from weft.tasks.observed import Observed
-from weft.tasks.output import Output
+from weft.tasks.outputs import Output
 from weft.tasks.preference import METRICS, Preference
 
 TASK = Preference(("answer",))

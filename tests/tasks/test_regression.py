@@ -26,7 +26,7 @@ from weft.export import load as load_model
 from weft.export.evaluate import evaluate_run
 from weft.tasks.moments import Moments
 from weft.tasks.observed import Observed
-from weft.tasks.output import Output
+from weft.tasks.outputs import Output
 from weft.tasks.regression import Regression
 
 ALL = ("pearson", "spearman", "r2", "mse")

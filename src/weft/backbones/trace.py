@@ -160,7 +160,7 @@ def idle(model: nn.Module, inputs: Mapping[str, torch.Tensor], names: Collection
 
 @torch.no_grad()
 def row_arguments(model: nn.Module, blocks: Collection[str], inputs: Mapping[str, torch.Tensor]) -> frozenset[str]:
-    """As of :class:`Trace`, where each row has positions of its own, as when text is generated after prompts of unequal length."""
+    """As of :class:`Trace`, where each row has positions of its own, as in generation after prompts of unequal length."""
     found: set[str] = set()
     rows, width = inputs["input_ids"].shape
     positions = torch.arange(width, device=inputs["input_ids"].device).expand(rows, width).contiguous()

@@ -53,7 +53,12 @@ MOST_CLASSES = 1000  # more different values than this in a guessed label column
 
 def wanted_by(task: str) -> Wanted:
     """What rows are for, of a kind of task."""
-    found: dict[str, Wanted] = {"regression": "numbers", "generation": "answers", "preference": "preferences"}
+    found: dict[str, Wanted] = {
+        "regression": "numbers",
+        "generation": "answers",
+        "masked": "answers",
+        "preference": "preferences",
+    }
     return found.get(task, "classes")
 
 

@@ -39,14 +39,14 @@ class What(Group):
         everyday=True,
         common=True,
     )
-    task: Literal["auto", "classification", "similarity", "tokens", "regression", "generation", "preference"] = setting(
+    task: Literal["auto", "classification", "similarity", "tokens", "regression", "generation", "masked", "preference"] = setting(
         "auto",
         "What is predicted: `classification` (a linear head), `similarity` (a CLIP and class names), `tokens`, `regression`, "
-        "`generation`, `preference`.",
-        "`tokens` gives each word a tag, `regression` each row a number, `generation` writes an answer to each prompt, "
-        "`preference` learns the better of two answers (DPO). `auto` is tokens where words are tagged, generation where rows "
-        "hold prompts and answers, preference where they hold two answers, and similarity where there is a text tower, unless "
-        "the method trains a head.",
+        "`generation`, `masked`, `preference`.",
+        "`tokens` gives each word a tag, `regression` each row a number, `generation` writes an answer to each prompt, `masked` "
+        "finds hidden words, `preference` learns the better of two answers (DPO). `auto` is tokens where words are tagged, "
+        "generation where rows hold prompts and answers, preference where they hold two answers, and similarity where there is a "
+        "text tower, unless the method trains a head.",
         common=True,
     )
     metrics: Names = setting(

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weft.tasks.output import Output
+from weft.tasks.outputs import Output
 
 if TYPE_CHECKING:
     from weft.backbones.run_table import Table

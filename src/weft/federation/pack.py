@@ -27,7 +27,7 @@ from weft.federation.scope import Scope, matches
 from weft.federation.start_values import initial
 from weft.federation.turn import Turn
 from weft.tasks.observed import Observed
-from weft.tasks.output import Hidden, Output
+from weft.tasks.outputs import Hidden, Output
 from weft.tensors.forms import Value
 from weft.tensors.keyed import generator
 

@@ -36,9 +36,9 @@ from weft.federation.message import ClientInfo
 from weft.federation.method import Method
 from weft.federation.rounds import adapted
 from weft.tasks import judging
-from weft.tasks.decoding import Decoding
 from weft.tasks.generation import Generation
-from weft.tasks.kinds import CLASSES, GENERATION, LANGUAGE, NEEDS_TAGS, NUMBERS, PREFERENCE, TOKENS, make, suits
+from weft.tasks.generation_settings import Decoding
+from weft.tasks.kinds import CLASSES, GENERATION, LANGUAGE, MASKED, NEEDS_TAGS, NUMBERS, PREFERENCE, TOKENS, make, suits
 
 
 @dataclass(frozen=True)
@@ -224,7 +224,11 @@ def backbone_of(x: Experiment, name: str, classes: Sequence[str], needs: tuple[s
         classes=classes,
         device=x.device,
         precision=x.precision,
-        task=GENERATION if x.task in LANGUAGE else "classification" if x.task == "auto" and "head" in needs else x.task,
+        task=GENERATION
+        if x.task in (GENERATION, PREFERENCE)
+        else "classification"
+        if x.task == "auto" and "head" in needs
+        else x.task,
         template=x.template,
         blocks=x.blocks,
         roles=x.roles,
@@ -246,7 +250,7 @@ def bench_of(x: Experiment, backbone: Backbone, classes: Sequence[str], rows: Ro
     usual = [m for m in metrics_of(x.data) if not m.startswith("f1:") or m[3:] in classes]
     if kind_of(x) in LANGUAGE:
         prefix = None  # hidden states of all tokens of long rows take more memory than they save time
-    if kind_of(x) == GENERATION:
+    if kind_of(x) in (GENERATION, MASKED):
         rows = replace(rows, rejected=None)  # of two answers the better one is learnt
     task = make(classes, kind_of(x), x.metrics or usual, **more_of(x))
     if isinstance(task, Generation):

@@ -14,7 +14,7 @@ from weft.data.scored import from_classes
 from weft.data.sources import load
 from weft.errors import UserError, nearest
 from weft.experiment import Experiment
-from weft.tasks.kinds import GENERATION, NUMBERS, PREFERENCE
+from weft.tasks.kinds import GENERATION, MASKED, NUMBERS, PREFERENCE
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class OwnData:
             train, val, test = (labels.relabelled(p, order, len(x.classes)) for p in parts)
             return ClientData(name, train, val, test, one.facts)
         source = self.loaded
-        if x.task == GENERATION and source.train.answers is None:  # read before it was known what for
+        if x.task in (GENERATION, MASKED) and source.train.answers is None:  # read before it was known what for
             source = self._read("answers")
         if x.task == PREFERENCE and source.train.rejected is None:
             source = self._read("preferences")

@@ -17,10 +17,10 @@ from weft.backbones.reply_table import Replies
 from weft.errors import UserError, nearest
 from weft.tasks import judging, passages
 from weft.tasks.classification import wilson
-from weft.tasks.decoding import Decoding
+from weft.tasks.generation_settings import Decoding
 from weft.tasks.losses import mean_of
 from weft.tasks.observed import Observed
-from weft.tasks.output import Output
+from weft.tasks.outputs import Output
 from weft.tasks.passages import Passages
 from weft.tasks.task import Score
 from weft.typed import Whole, check

@@ -26,7 +26,7 @@ from weft.tasks.choices import Choices
 from weft.tasks.classification import wilson
 from weft.tasks.losses import mean_of
 from weft.tasks.observed import Observed
-from weft.tasks.output import Output
+from weft.tasks.outputs import Output
 from weft.tasks.task import Score
 from weft.typed import Positive, check
 

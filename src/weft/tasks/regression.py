@@ -17,7 +17,7 @@ from weft.tasks import moments
 from weft.tasks.losses import mean_of
 from weft.tasks.moments import Moments
 from weft.tasks.observed import Observed
-from weft.tasks.output import Output
+from weft.tasks.outputs import Output
 from weft.tasks.task import Score
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from weft.tasks import entities
 from weft.tasks.entities import Entities
 from weft.tasks.losses import mean_of
 from weft.tasks.observed import Observed
-from weft.tasks.output import Output
+from weft.tasks.outputs import Output
 from weft.tasks.task import Score
 
 if TYPE_CHECKING:

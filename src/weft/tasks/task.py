@@ -16,7 +16,7 @@ from torch import Tensor
 
 from weft.adaptation.part import Part
 from weft.tasks.observed import Observed
-from weft.tasks.output import Output
+from weft.tasks.outputs import Output
 
 if TYPE_CHECKING:
     from weft.backbones.run_table import Table

@@ -13,7 +13,7 @@ from weft.data.rows import Rows
 from weft.data.tagged import rows_of, within
 from weft.engines.setup import Tests
 from weft.federation.client import ClientState, Splits
-from weft.tasks.kinds import GENERATION, PREFERENCE, TOKENS
+from weft.tasks.kinds import GENERATION, MASKED, PREFERENCE, TOKENS
 from weft.testing.models import WORDS
 
 SIZES = (9, 5, 1, 7, 0, 6)
@@ -139,7 +139,7 @@ def states(
     table = rows(len(labels), classes, seed, labels, reads=reads)
     if task == TOKENS:
         table = tagged(table, spaces)
-    if task == GENERATION:
+    if task in (GENERATION, MASKED):
         table = answered(table)
     if task == PREFERENCE:
         table = compared(table)

@@ -31,7 +31,7 @@ from weft.federation.rounds import adapted, begin
 from weft.federation.server import ServerState
 from weft.federation.turn import Turn
 from weft.storage.store import ClientStore, Spool
-from weft.tasks.kinds import CLASSES, GENERATION, LANGUAGE, PREFERENCE, TOKENS, make
+from weft.tasks.kinds import CLASSES, GENERATION, LANGUAGE, MASKED, PREFERENCE, TOKENS, make
 from weft.testing.data import SIZES, TAGS, states
 from weft.testing.models import PAIRED, backbone, home, names, root
 
@@ -114,21 +114,21 @@ def federation(
         model: a type of ``SHAPES`` or a backbone; None = one that has what the method needs. facts: one mapping per client.
         others: more backbones, which clients get by turns.
         prefix: with the frozen-prefix cache.
-        task: ``tokens``, if words are tagged; ``generation``, of prompts and answers; ``preference``, of prompts and two answers.
+        task: ``tokens``, if words are tagged; ``generation`` and ``masked``, of prompts and answers; ``preference``, with two.
         spaces: see :func:`weft.testing.data.tagged`.
         where: folder of the client store (a new temporary one). settings: of :class:`weft.engines.setup.Settings`.
     """
-    model = model or ("llama" if task in LANGUAGE else home(method))
+    model = model or ("bert" if task == MASKED else "llama" if task in LANGUAGE else home(method))
     labels = TAGS if task == TOKENS else ("answer",) if task in LANGUAGE else names(classes)
-    stored = "base" if task not in LANGUAGE else "pair" if model in PAIRED else "lm"
-    read_as = GENERATION if task in LANGUAGE else task
+    stored = "base" if task not in LANGUAGE else "mlm" if task == MASKED else "pair" if model in PAIRED else "lm"
+    read_as = GENERATION if task in (GENERATION, PREFERENCE) else task
     of = (
         backbone(model, classes=len(labels), precision=precision, task=read_as, checkpoint=stored)
         if isinstance(model, str)
         else model
     )
     all_rows, clients, tests = states(sizes, classes, facts, seed, of.reads, task, spaces)
-    predicts = make(labels, task if task in (TOKENS, GENERATION, PREFERENCE) else CLASSES)
+    predicts = make(labels, task if task in (TOKENS, *LANGUAGE) else CLASSES)
     benches = [Bench(b, predicts, tabulate(b, all_rows, 32), seed, PrefixCache(b) if prefix else None) for b in (of, *others)]
     made = replace(benches[0], others={b.backbone.name: b for b in benches[1:]})
     for i, client in enumerate(clients):

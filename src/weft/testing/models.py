@@ -225,6 +225,8 @@ def _folder(model_type: str, checkpoint: str, overrides: str) -> str:
     transformers.logging.disable_progress_bar()
     kinds = {"base": "AutoModel", "mlm": "AutoModelForMaskedLM", "lm": "AutoModelForCausalLM", "pair": "AutoModelForSeq2SeqLM"}
     words = tokenizer(model_type)
+    if checkpoint == "mlm":
+        words.add_special_tokens({"mask_token": "[MASK]"})
     config = AutoConfig.for_model(model_type, **(SHAPES | WRITERS)[model_type])
     inner = getattr(config, "text_config", config)
     for name in ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"):

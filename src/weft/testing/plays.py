@@ -31,7 +31,7 @@ from weft.engines.evaluation import Evaluation
 from weft.federation.method import Method
 from weft.federation.server import ServerState
 from weft.storage.store import ClientStore
-from weft.tasks.kinds import GENERATION, LANGUAGE, TOKENS
+from weft.tasks.kinds import GENERATION, LANGUAGE, MASKED, TOKENS
 from weft.testing.compare import logits, state
 from weft.testing.data import TAGS
 from weft.testing.federation import Federation, federation
@@ -70,6 +70,8 @@ def shallow(method: Method, precision: str = "float64", task: str = "auto", kind
     Args:
         kind: of the backbone of ``generation`` and ``preference``, a decoder or an encoder-decoder.
     """
+    if task == MASKED:
+        return backbone(kind or "bert", classes=1, precision=precision, task=task, checkpoint="mlm", num_hidden_layers=2)
     if task in LANGUAGE:
         kind = kind or "llama"
         layers: dict[str, Any] = (

@@ -9,10 +9,10 @@ from pydantic import Field
 from weft.experiment.declare import Count, Group, Whole, setting
 
 
-class Generation(Group):
+class Language(Group):
     """Of language models alone."""
 
-    title: ClassVar[str] = "Generation"
+    title: ClassVar[str] = "Language models"
 
     answer_loss: Literal["tokens", "examples"] = setting(
         "tokens",
