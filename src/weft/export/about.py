@@ -15,7 +15,7 @@ from weft.backbones.token_table import glues
 from weft.errors import UserError
 from weft.storage import files
 from weft.tasks.generation_settings import Decoding
-from weft.tasks.kinds import CLASSES, GENERATION, TOKENS, make
+from weft.tasks.kinds import CLASSES, GENERATION, PREFERENCE, TOKENS, make
 
 if TYPE_CHECKING:
     from weft.backbones.backbone import Backbone
@@ -120,7 +120,7 @@ class About:
     @property
     def writes(self) -> bool:
         """Whether it writes text."""
-        return self.task == GENERATION
+        return self.task in (GENERATION, PREFERENCE)
 
     @property
     def decoding(self) -> Decoding:

@@ -34,6 +34,7 @@ from weft.export.write import read
 from weft.federation import generating
 from weft.federation.bench import Bench
 from weft.storage import remedy
+from weft.tasks.generation import Generation
 from weft.tasks.kinds import NUMBERS, TOKENS
 from weft.tasks.observed import Observed
 
@@ -209,7 +210,8 @@ class Predictor:
                 "what is longer than this backbone takes is shortened: a chat by its oldest turns, a text at its end."
             )
         self._say_of(replace(table, notes=()))
-        pack = self.trained.on(Bench(self.backbone, self.about.predicts, table, seed=seed))
+        task = Generation(self.classes)  # whatever the model was tuned by
+        pack = self.trained.on(Bench(self.backbone, task, table, seed=seed))
         return generating.write(pack, self.trained.forward, [np.arange(len(rows))], decoding, streamer)[0]
 
     def entities(self, items: Sequence[Sentence], types: Sequence[str] = ()) -> list[list[Entity]]:
