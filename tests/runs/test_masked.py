@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +15,7 @@ import pytest
 import torch
 
 import tiny
+import toy_runs
 from weft.adaptation.optim import Optim
 from weft.backbones.load import load
 from weft.backbones.masked_table import Masked, hide
@@ -110,3 +116,32 @@ def test_what_can_not_be_masked_is_one_sentence() -> None:
         MaskedLanguage(("text",), ("rouge_l",))
     with pytest.raises(UserError, match="writes no texts, so that there is nothing for samples"):
         MaskedLanguage(("text",), samples=3)
+
+
+def test_a_run_on_texts_leaves_an_adapter_that_finds_words(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    starts = rng.integers(0, 80, 80)
+    texts = [" ".join(f"w{start + j}" for j in range(6)) for start in starts.tolist()]
+    data = tmp_path / "texts.jsonl"
+    data.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    run = toy_runs.run(
+        tmp_path / "runs",
+        data=str(data),
+        model=tiny.folder("bert", "mlm"),
+        task="masked",
+        method="fedit",
+        parameters={"rank": 2, "steps": 2, "batch": 4},
+        clients=3,
+        rounds=2,
+    )
+    assert set(run.metrics) >= {"perplexity", "token_accuracy"}
+    assert run.adapter is not None
+    assert json.loads((run.adapter / "adapter_config.json").read_text())["task_type"] is None
+    (code,) = re.findall(r"```python\n(.*?)```", (run.adapter / "README.md").read_text(), flags=re.DOTALL)
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        exec(code, {"FOLDER": str(run.adapter), "TEXTS": ["w1 [MASK] w3", "w5"]})
+    found, none = out.getvalue().splitlines()
+    assert len(eval(found)) == 1
+    assert eval(none) == []
+    with pytest.raises(UserError, match="finds hidden tokens"):
+        run.predict(["w1"])

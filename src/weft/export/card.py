@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from weft.backbones.options import sentence
 from weft.export.about import About, Base
 from weft.export.peft_files import loading
-from weft.tasks.kinds import NUMBERS, TOKENS
+from weft.tasks.kinds import MASKED, NUMBERS, TOKENS
 
 
 def card(about: About, notes: Sequence[str], code: str, library: str) -> str:
@@ -20,6 +20,8 @@ def card(about: About, notes: Sequence[str], code: str, library: str) -> str:
     head = f"---\nlibrary_name: {library}\nbase_model: {base.reference}\ntags: [federated-learning, weft]\n---\n"
     texts = "pairs of texts" if about.pairs else "texts"
     rows = f"{texts} are cut to {about.max_length} tokens" if base.reads == "texts" else "pictures go through its image processor"
+    if about.task == MASKED:
+        rows = f"it was trained on texts of {about.max_length} tokens at most"
     if about.writes:
         rows = f"it was trained on prompts with answers of {about.max_length} tokens at most"
     lines = [
@@ -46,10 +48,29 @@ def ours(about: About) -> str:
     return f"from weft.export import load\n\nload(FOLDER).predict([{row!r}])\n"
 
 
+def of_masks(about: About) -> str:
+    """Without Weft: TEXTS are the reader's, with the mask token where a token is to be found."""
+    where, imports = place(about.base)
+    trust = ", trust_remote_code=True" if about.base.code else ""
+    return (
+        f"import torch\nfrom peft import PeftModel\n{imports}from transformers import AutoModelForMaskedLM, AutoTokenizer\n\n"
+        f"where = {where}\n"
+        f"model = PeftModel.from_pretrained(AutoModelForMaskedLM.from_pretrained(where{trust}), FOLDER).eval()\n"
+        f"reader = AutoTokenizer.from_pretrained(where{trust})\n"
+        f'inputs = reader(TEXTS, truncation=True, max_length={about.max_length}, padding=True, return_tensors="pt", '
+        "return_token_type_ids=False)\n"
+        "with torch.no_grad():\n    logits = model(**inputs).logits\n"
+        'for row, ids in zip(logits, inputs["input_ids"]):\n'
+        "    print(reader.convert_ids_to_tokens(row[ids == reader.mask_token_id].argmax(-1).tolist()))\n"
+    )
+
+
 def plain(about: About, plain_class: str) -> str:
     """Without Weft; only a base that comes with Weft is looked up in it. FOLDER, and TEXTS (and SECOND, of pairs) or IMAGES, are
     the reader's.
     """
+    if about.task == MASKED:
+        return of_masks(about)
     base, labels = about.base, list(about.classes)
     where, found = place(base)
     imports = f"import torch\nfrom peft import PeftModel\n{found}"

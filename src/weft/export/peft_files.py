@@ -23,7 +23,7 @@ from weft.errors import WeftError
 from weft.export.about import damaged
 from weft.export.trained import Trained, not_finite
 from weft.storage import files
-from weft.tasks.kinds import GENERATION, TOKENS
+from weft.tasks.kinds import GENERATION, MASKED, TOKENS
 from weft.tensors.forms import Value
 from weft.tensors.lowrank import LowRank
 
@@ -39,7 +39,7 @@ WORDS = {
     "AutoModelForCausalLM": "CAUSAL_LM",
     "AutoModelForSeq2SeqLM": "SEQ_2_SEQ_LM",
 }
-"""What PEFT calls a task; it has no word for images."""
+"""What PEFT calls a task; it has no word for images, nor for hidden tokens."""
 
 
 def fits(trained: Trained, backbone: Backbone) -> bool:
@@ -60,13 +60,15 @@ def plain_class(backbone: Backbone) -> str | None:
         return "AutoModelForTokenClassification"
     if backbone.options.task == GENERATION:
         return "AutoModelForSeq2SeqLM" if backbone.encoder_decoder else "AutoModelForCausalLM"
+    if backbone.options.task == MASKED:
+        return "AutoModelForMaskedLM"
     return "AutoModelForImageClassification" if backbone.reads == "images" else "AutoModelForSequenceClassification"
 
 
 def loading(base: Base, classes: Sequence[str]) -> dict[str, Any]:
     """What ``from_pretrained`` has to be told of the base, by the lines in the README and by our own check of them."""
     found: dict[str, Any] = {}
-    if base.options.task != GENERATION:
+    if base.options.task not in (GENERATION, MASKED):
         found = {"num_labels": len(classes), "id2label": dict(enumerate(classes))}
     if base.own_head:
         found["ignore_mismatched_sizes"] = True
