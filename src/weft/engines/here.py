@@ -39,7 +39,7 @@ class Here:
         observer, k = self.setup.observer, self.capacity.k
         observer.begin("clients", len(jobs))
         losses = Losses(by_id, lambda: observer.advance("steps"))
-        for group in packing.group([j.client for j in jobs], k):
+        for group in packing.group([j.client for j in jobs], k, self.setup.bench):
             members = [by_id[c.id] for c in group]
             try:
                 self._pack(members, losses, phase)

@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from weft.backbones.quantised import size
+from weft.backbones.reply_table import Replies
 from weft.errors import UserError
 from weft.federation.layout import named
+from weft.tensors import output_layer
 from weft.words import count
 
 if TYPE_CHECKING:
+    from weft.backbones.backbone import Backbone
     from weft.engines.setup import Setup
     from weft.federation.bench import Bench
     from weft.federation.client import ClientState
@@ -26,6 +30,9 @@ if TYPE_CHECKING:
 # bfloat16 at 0.7 of that of 8).
 ROWS_AT_ONCE = {"cpu": 256, "cuda": 1024, "mps": 256}
 TOKENS_ON_CPU = {torch.float32: 1024, torch.bfloat16: 4096}
+
+SMALL = 22_000_000
+"""Parameters of the encoder that these were measured on."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +107,12 @@ def estimate(bench: Bench, method: Method, trainable: int, width: int, texts: bo
         texts: a part sits in the text tower.
     """
     config = bench.backbone.model.config
+    parts = trainable * 4 * 5  # value, gradient, two moments, one temporary
+    frozen = sum(size(p) for p in bench.backbone.model.parameters())
+    free = available_memory(bench.backbone.device)
+    if bench.backbone.vocabulary is not None:
+        chunk, activations = language(bench, method.batch * width)
+        return Estimate(frozen + chunk, activations + parts, free)
     sizes = getattr(config, "vision_config", config)
     d = bench.backbone.d
     ffn = int(getattr(sizes, "intermediate_size", 0) or getattr(sizes, "n_inner", 0) or 4 * d)
@@ -107,16 +120,51 @@ def estimate(bench: Bench, method: Method, trainable: int, width: int, texts: bo
     item = torch.finfo(bench.backbone.dtype).bits // 8
     tokens = method.batch * width
     per_layer = tokens * (10 * d + 3 * ffn) + 3 * method.batch * heads * width * width
-    activations = len(bench.backbone.blocks) * per_layer * item
+    layers = len(bench.backbone.blocks)
+    activations = (layers * per_layer if not bench.recompute else layers * tokens * d + per_layer) * item
     names = bench.backbone.names
     if names is not None and texts:  # every class name goes through the text tower for every client
         text = config.text_config
         rows, length = len(names.names), min(names.limit, 32)
         per_row = length * (10 * text.hidden_size + 3 * text.intermediate_size) + 3 * text.num_attention_heads * length**2
         activations += text.num_hidden_layers * rows * per_row * item
-    parts = trainable * 4 * 5  # value, gradient, two moments, one temporary
-    frozen = sum(p.numel() * p.element_size() for p in bench.backbone.model.parameters())
-    return Estimate(frozen, activations + parts, available_memory(bench.backbone.device))
+    return Estimate(frozen, activations + parts, free)
+
+
+SLACK = {torch.float32: 1.35, torch.bfloat16: 1.15}
+"""What activations take on a CPU against their own sizes, by measurement: its allocator leaves holes
+(benchmarks/language_memory.py).
+"""
+
+
+def language(bench: Bench, tokens: int) -> tuple[int, int]:
+    """Bytes that a pass of a language model takes for the logits that it holds at once, and those of one client's activations.
+
+    A block of LLaMA's keeps two normed inputs, two residual streams (in float32, whatever the backbone computes in), queries,
+    keys, values and what attention makes of them, and four tensors as wide as its feed-forward; fused attention keeps no scores.
+
+    Args:
+        tokens: of one client in a step.
+    """
+    backbone, config = bench.backbone, bench.backbone.model.config
+    item = torch.finfo(backbone.dtype).bits // 8
+    d, layers = backbone.d, len(backbone.blocks)
+    ffn = max((s.d_in for s in backbone.linears if "ffn.out" in s.roles), default=4 * d)
+    gated = any("ffn.gate" in s.roles for s in backbone.linears)
+    heads = int(getattr(config, "num_attention_heads", 0) or 1)
+    grouped = int(getattr(config, "num_key_value_heads", 0) or heads) / heads
+    block = tokens * ((4 + 2 * grouped) * d + (4 if gated else 3) * ffn) * item + tokens * 2 * d * max(item, 4)
+    at_work = tokens * (2 * d + 3 * ffn) * item  # gradients and temporaries of the block in progress
+    # while a block is computed once more, the one above it has not gone yet
+    kept = layers * tokens * d * item + min(2, layers) * block if bench.recompute else layers * block
+    assert backbone.vocabulary is not None
+    wide, whole = backbone.vocabulary.size, max(item, 4)
+    rows = min(max(output_layer.CHUNK // wide, output_layer.ROWS), tokens)
+    logits = 3 * rows * wide * whole  # exponents beside them, and a copy in half precision or another temporary
+    if not backbone.vocabulary.plain:  # all of them, and their gradient
+        logits, kept = 0, kept + 3 * tokens * wide * whole
+    slack = SLACK.get(backbone.dtype, 1.0) if backbone.device.type == "cpu" else 1.0
+    return int(logits), int(slack * (kept + at_work))
 
 
 def choose(pack: str | int, cohort: int, batch: int, width: int, guess: Estimate, bench: Bench) -> int:
@@ -133,7 +181,7 @@ def choose(pack: str | int, cohort: int, batch: int, width: int, guess: Estimate
     return math.ceil(cohort / math.ceil(cohort / k)) if cohort else k
 
 
-def paying(batch: int, width: int, device: torch.device, dtype: torch.dtype) -> int:
+def paying(batch: int, width: int, device: torch.device, dtype: torch.dtype, parameters: int = SMALL) -> int:
     """How many clients can share a pass before it gets slower."""
     rows = ROWS_AT_ONCE.get(device.type, 256)
     if device.type == "cpu" and dtype in TOKENS_ON_CPU:
@@ -141,11 +189,19 @@ def paying(batch: int, width: int, device: torch.device, dtype: torch.dtype) -> 
     return max(rows // max(batch, 1), 1)
 
 
-def group(clients: list[ClientState], k: int) -> list[list[ClientState]]:
-    """Packs of at most k clients of one backbone, of similar work: sorted by number of rows, so that few leave a pack early."""
+def group(clients: list[ClientState], k: int, bench: Bench) -> list[list[ClientState]]:
+    """Packs of at most k clients of one backbone, of similar work: sorted by number of rows, so that few leave a pack early.
+
+    Rows of prompts and answers differ much in length from client to client, and a pack is as wide as its longest row: there,
+    clients of about as many rows are sorted by the mean length of theirs.
+    """
     found = []
     for model in dict.fromkeys(c.model for c in clients):
         ordered = sorted((c for c in clients if c.model == model), key=lambda c: (-c.n, c.id))
+        if isinstance(bench.table, Replies):
+            lengths = bench.table.lengths
+            wide = {c.id: float(lengths[c.data.train].mean()) if len(c.data.train) else 0.0 for c in ordered}
+            ordered.sort(key=lambda c: (-round(math.log2(max(c.n, 1))), -wide[c.id], c.id))
         found += [ordered[i : i + k] for i in range(0, len(ordered), k)]
     return found
 

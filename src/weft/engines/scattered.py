@@ -103,7 +103,9 @@ class Scattered:
 
     def play(self, jobs: list[Job], t: int, phase: Phase, again: Callable[[Job], Job]) -> Played:
         by_id = {j.client.id: j for j in jobs}
-        packs = [[by_id[c.id] for c in group] for group in packing.group([j.client for j in jobs], self.capacity.k)]
+        packs = [
+            [by_id[c.id] for c in group] for group in packing.group([j.client for j in jobs], self.capacity.k, self.setup.bench)
+        ]
         self.setup.observer.begin("clients", len(jobs))
         losses: dict[str, float] = {}
         bills: dict[str, tuple[dict[str, int], int]] = {}

@@ -146,7 +146,7 @@ class Scoring:
 
     def models(self, owner: Mapping[str, ServerState], group: list[ClientState]) -> Iterator[tuple[list[ClientState], Pack]]:
         """Clients' own models in packs, each fitted for its test and gone when the next one comes."""
-        for part in packing.group(group, self.k):
+        for part in packing.group(group, self.k, self.bench):
             turns = []
             for client in part:
                 self.setup.store.load(client)

@@ -1,0 +1,375 @@
+"""Memory of language models: the output layer in chunks, blocks computed once more, and the estimate against what is measured.
+
+    python benchmarks/language_memory.py [--quick] [output] [recompute] [estimate] [tokens] [padding --data FOLDER]
+
+Each case runs in a process of its own; its peak is the operating system's count (resident set) above what it held before the step.
+`output`: cross-entropy and gradient of 8 x 512 rows, in chunks against logits that are all held. `recompute`: one step of LoRA (rank
+16, all linear layers) on SmolLM2. `estimate`: steps on random weights of SmolLM2's and TinyLlama's shape, few layers. `tokens`:
+tokens a second in packs of 1 to 8 clients. `padding`: what share of the tokens in packs of 4 is real, clients of a Dolly.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import numpy as np
+import torch
+
+SHAPES = {
+    "smollm2": {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9}
+    | {"num_key_value_heads": 3, "tie_word_embeddings": True},
+    "tinyllama": {"vocab_size": 32000, "hidden_size": 2048, "intermediate_size": 5632, "num_attention_heads": 32}
+    | {"num_key_value_heads": 4, "tie_word_embeddings": False},
+}
+
+
+# processes ------------------------------------------------------------------------------------------------------------
+
+
+def resident(what: str) -> int:
+    """Bytes: ``VmRSS`` now, ``VmHWM`` at most since :func:`forget`."""
+    with open("/proc/self/status") as f:
+        return next(int(line.split()[1]) for line in f if line.startswith(what + ":")) * 1024
+
+
+def forget() -> None:
+    with open("/proc/self/clear_refs", "w") as f:
+        f.write("5")
+
+
+def above(step: Callable[[], Any]) -> float:
+    """MB that a step takes at most beyond what is there before it."""
+    import ctypes
+    import gc
+
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    forget()
+    before = resident("VmRSS")
+    step()
+    return (resident("VmHWM") - before) / 1e6
+
+
+def case(**what: Any) -> dict[str, Any]:
+    """What :func:`run` gives in a process of its own."""
+    environment = os.environ
+    command = [sys.executable, __file__, "--case", json.dumps(what)]
+    out = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
+    found: dict[str, Any] = json.loads(out.strip().splitlines()[-1])
+    return found
+
+
+def run(what: dict[str, Any]) -> dict[str, Any]:
+    kinds: dict[str, Callable[..., dict[str, Any]]] = {"output": output, "step": step}
+    return kinds[what.pop("kind")](**what)
+
+
+# cases ----------------------------------------------------------------------------------------------------------------
+
+
+def output(vocabulary: int, d: int, rows: int, precision: str, chunked: bool, repeats: int) -> dict[str, Any]:
+    import torch.nn.functional as F
+
+    from weft.tensors.output_layer import OutputLayer
+
+    torch.manual_seed(0)
+    dtype = getattr(torch, precision)
+    weight = torch.randn(vocabulary, d, dtype=dtype) * d**-0.5
+    h, y = torch.randn(rows, d, dtype=dtype).requires_grad_(), torch.randint(vocabulary, (rows,))
+
+    def loss() -> torch.Tensor:
+        if chunked:
+            return OutputLayer(weight).cross_entropy(h, y)
+        return F.cross_entropy(F.linear(h, weight).float(), y, reduction="none")
+
+    def once() -> None:
+        torch.autograd.grad(loss().sum(), h)
+
+    F.linear(h[:200].detach(), weight)  # what a library sets up once is not the layer's
+    megabytes, seconds = above(once), []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        once()
+        seconds.append(time.perf_counter() - began)
+    return {"mb": megabytes, "s": statistics.median(seconds)}
+
+
+def vocabulary(size: int) -> Any:
+    """A tokenizer of so many words."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    names = ["<unk>", "</s>", *(f"w{i}" for i in range(size - 2))]
+    inner = Tokenizer(models.WordLevel({w: i for i, w in enumerate(names)}, unk_token="<unk>"))
+    return PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>", eos_token="</s>", pad_token="</s>")
+
+
+def drawn(shape: str, layers: int, precision: str) -> Any:
+    """A backbone of random weights."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from weft.backbones.load import describe_model
+    from weft.backbones.options import Options
+
+    words = vocabulary(SHAPES[shape]["vocab_size"])
+    config = AutoConfig.for_model("llama", num_hidden_layers=layers, max_position_embeddings=2048, **SHAPES[shape])
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, precision))
+    options = Options(task="generation")
+    return describe_model(model, words, set(), name=shape, dtype=getattr(torch, precision), digest="drawn", options=options)
+
+
+def replies(rows: int, width: int, answers: float, vocabulary: int) -> Any:
+    """Rows of one length, of whose tokens a share is to be predicted."""
+    from weft.backbones.reply_table import Replies
+
+    rng = np.random.default_rng(0)
+    flags = np.zeros((rows, width), dtype=bool)
+    flags[:, width - round(width * answers) :] = True
+    flags[:, 0] = False
+    return Replies(
+        ids=rng.integers(10, vocabulary, rows * width).astype(np.int32),
+        offsets=np.arange(rows + 1, dtype=np.int64) * width,
+        types=None,
+        labels=np.zeros(rows, np.int64),
+        row_ids=np.arange(rows),
+        pad=0,
+        answer=flags.reshape(-1),
+        wanted=("",) * rows,
+        begins=np.full(rows, width - round(width * answers)),
+    )
+
+
+def step(
+    shape: str, precision: str, clients: int, batch: int, width: int, recompute: bool = False, layers: int = 0,
+    answers: float = 0.5, repeats: int = 1,
+) -> dict[str, Any]:  # fmt: skip
+    """Steps of a pack: peak of the first, seconds of the others, and the estimate. ``layers`` 0: SmolLM2 itself."""
+    from weft.adaptation.optim import Optim
+    from weft.backbones.load import load
+    from weft.engines import packing
+    from weft.federation.bench import Bench
+    from weft.federation.client import ClientState, Splits
+    from weft.federation.layout import named
+    from weft.federation.message import ClientInfo
+    from weft.federation.pack import Pack
+    from weft.federation.round import Round
+    from weft.federation.rounds import begin
+    from weft.federation.turn import Turn
+    from weft.methods.reparameterized.fedit import FedIT
+    from weft.tasks.kinds import GENERATION, make
+
+    if layers:
+        backbone = drawn(shape, layers, precision)
+    else:
+        backbone = load(shape, classes=["answer"], device="cpu", precision=precision, task=GENERATION)
+    steps = repeats + 1
+    table = replies(clients * batch * steps, width, answers, 1000)
+    bench = Bench(backbone, make(("answer",), GENERATION), table, 0, recompute=recompute)
+    method = FedIT(rank=16, alpha=16, sites="all", epochs=1.0, batch=batch, optim=Optim("adamw", lr=1e-3))
+    empty, n = np.zeros(0, np.int64), batch * steps
+    everyone = [ClientState(f"c{i}", n, data=Splits(np.arange(i * n, (i + 1) * n), empty, empty)) for i in range(clients)]
+    server = begin(method, bench, [ClientInfo(c.id, c.n) for c in everyone], 1)
+    trainable = sum(init.numel for _, init, _ in named(server.adaptation, backbone))
+    guess = packing.estimate(bench, method, trainable, width)
+    frozen = sum(p.numel() * p.element_size() for p in backbone.model.parameters())
+    if recompute:
+        import torch.utils.checkpoint  # noqa: F401 - its import is not a step's
+    made: dict[str, Any] = {}
+    moments: list[float] = []
+
+    def first() -> None:
+        pack = Pack(bench, [Turn(c, server.adaptation, dict(server.shared)) for c in everyone], Round(0))
+        made["optimizer"] = pack.optimizer("lora*", settings=method.optim, epochs=1.0, size=batch)
+        made["batches"] = pack.batches(1.0, None, batch)
+        made["pack"] = pack
+        again()
+
+    def again() -> None:
+        batch_, pack = next(made["batches"]), made["pack"]
+        pack.step(made["optimizer"], method.objective(pack, batch_), batch_)
+
+    megabytes = above(first)
+    for _ in range(repeats):
+        began = time.perf_counter()
+        again()
+        moments.append(time.perf_counter() - began)
+    return {
+        "mb": megabytes,
+        "s": statistics.median(moments or [0.0]),
+        "estimate": (guess.total(clients) - frozen) / 1e6,
+        "frozen": frozen / 1e6,
+    }
+
+
+# tables ---------------------------------------------------------------------------------------------------------------
+
+
+def table_output(args: argparse.Namespace) -> None:
+    sizes = [(49152, 576), (49152, 2048), (128256, 576), (128256, 2048)]
+    precisions, rows = ["float32", "bfloat16"], 4096
+    if args.quick:
+        sizes, precisions, rows = sizes[:1], precisions[:1], 1024
+    print(f"Output layer, {rows} rows, forward and backward\n")
+    print("| vocabulary | d | precision | all held MB | in chunks MB | less | all held s | in chunks s | time |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    least, slowest = float("inf"), 0.0
+    for vocabulary, d in sizes:
+        for precision in precisions:
+            both: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
+            for _ in range(args.repeats):  # by turns: the machine drifts
+                for chunked in both:
+                    what = {"vocabulary": vocabulary, "d": d, "rows": rows, "precision": precision, "chunked": chunked}
+                    both[chunked].append(case(kind="output", repeats=1, **what))
+            mb = {c: statistics.median(r["mb"] for r in found) for c, found in both.items()}
+            s = {c: min(r["s"] for r in found) for c, found in both.items()}
+            less, time_ = mb[False] / mb[True], s[True] / s[False]
+            least, slowest = min(least, less), max(slowest, time_)
+            print(
+                f"| {vocabulary} | {d} | {precision} | {mb[False]:.0f} | {mb[True]:.0f} | {less:.1f}x | {s[False]:.1f} "
+                f"| {s[True]:.1f} | {time_:.2f}x |",
+                flush=True,
+            )
+    print(f"\n{'met   ' if least >= 5 else 'MISSED'} at least 5x less memory (worst {least:.1f}x)")
+    print(f"{'met   ' if slowest <= 1.05 else 'MISSED'} no slower (worst {slowest:.2f}x)\n")
+
+
+def table_recompute(args: argparse.Namespace) -> None:
+    shape = {"clients": 1, "batch": 4, "width": 256, "repeats": 2}
+    if args.quick:
+        shape |= {"batch": 1, "width": 64, "repeats": 1}
+    print(f"SmolLM2, 1 client, {shape['batch']} x {shape['width']} tokens\n")
+    print("| precision | kept MB | computed once more MB | less | kept s | once more s | time |")
+    print("|---|---|---|---|---|---|---|")
+    for precision in ("float32", "bfloat16"):
+        kept, again = (case(kind="step", shape="smollm2", precision=precision, recompute=r, **shape) for r in (False, True))
+        print(
+            f"| {precision} | {kept['mb']:.0f} | {again['mb']:.0f} | {kept['mb'] / again['mb']:.1f}x | {kept['s']:.1f} "
+            f"| {again['s']:.1f} | {again['s'] / kept['s']:.2f}x |",
+            flush=True,
+        )
+    print()
+
+
+def table_estimate(args: argparse.Namespace) -> None:
+    print("Estimate against measured, beyond the weights; 2 rows of 256 tokens a client, half of them answers\n")
+    print("| shape | layers | precision | clients | recompute | measured MB | estimate MB | ratio |")
+    print("|---|---|---|---|---|---|---|---|")
+    worst = 1.0
+    for shape, layers in (("smollm2", 8), ("tinyllama", 4)):
+        for precision in ("float32", "bfloat16"):
+            for clients in (1, 4):
+                for recompute in (False, True):
+                    what = {"shape": shape, "layers": layers, "precision": precision, "clients": clients, "recompute": recompute}
+                    found = case(kind="step", batch=2, width=64 if args.quick else 256, repeats=0, **what)
+                    ratio = found["estimate"] / found["mb"]
+                    worst = max(worst, ratio, 1 / ratio)
+                    print(
+                        f"| {shape} | {layers} | {precision} | {clients} | {'yes' if recompute else 'no'} | {found['mb']:.0f} "
+                        f"| {found['estimate']:.0f} | {ratio:.2f} |",
+                        flush=True,
+                    )
+            if args.quick:
+                return
+    print(f"\n{'met   ' if worst <= 1.15 else 'MISSED'} within 15 % (worst {worst:.2f}x)\n")
+
+
+def table_tokens(args: argparse.Namespace) -> None:
+    packs, widths = ((1, 2, 4, 8), (128, 256)) if not args.quick else ((1, 2), (64,))
+    print("SmolLM2 in float32, 2 rows a client: tokens a second\n")
+    print("| tokens of a row | " + " | ".join(f"{k} clients" for k in packs) + " |")
+    print("|---" * (1 + len(packs)) + "|")
+    for width in widths:
+        seconds: dict[int, list[float]] = {k: [] for k in packs}
+        for _ in range(1 if args.quick else args.repeats):
+            for k in packs:
+                what = {"shape": "smollm2", "precision": "float32", "clients": k, "batch": 2, "width": width}
+                seconds[k].append(case(kind="step", repeats=2, **what)["s"])
+        rates = [f"{k * 2 * width / statistics.median(s):.0f}" for k, s in seconds.items()]
+        print(f"| {width} | " + " | ".join(rates) + " |", flush=True)
+    print()
+
+
+def table_padding(args: argparse.Namespace) -> None:
+    """By numbers of rows alone, as other tables are grouped, and by lengths too."""
+    import gzip
+    from pathlib import Path
+    from types import SimpleNamespace
+
+    from weft.backbones.load import load
+    from weft.backbones.reply_table import replies as tabulated
+    from weft.data.rows import Rows
+    from weft.engines import packing
+    from weft.federation import plans
+    from weft.federation.client import ClientState, Splits
+
+    if args.data is None:
+        print("padding: no --data FOLDER with train.jsonl.gz of prompts and answers, left out\n")
+        return
+    with gzip.open(Path(args.data) / "train.jsonl.gz", "rt") as f:
+        rows = sorted((json.loads(line) for line in f), key=lambda row: row["client"])[:: 8 if args.quick else 1]
+    backbone = load("smollm2", classes=["answer"], device="cpu", precision="float32", task="generation")
+    texts = {"texts": [r["instruction"] for r in rows], "pairs": [r["context"] for r in rows]}
+    table = tabulated(backbone, Rows(**texts, answers=[r["response"] for r in rows], ids=np.arange(len(rows))), 256)
+    empty = np.zeros(0, np.int64)
+    print(f"Real tokens of those in packs of 4: {len(rows)} rows, batches by length, by clients and by category\n")
+    print("| clients | rows of a batch | by rows | by lengths too |")
+    print("|---|---|---|---|")
+    for by in ("client", "category"):
+        owners = np.array([str(r[by]) for r in rows])
+        held = {c: np.flatnonzero(owners == c) for c in sorted(set(owners.tolist()))}
+        clients = [ClientState(c, len(own), data=Splits(own, empty, empty)) for c, own in held.items()]
+        for batch in (2, 8):
+            shares = []
+            for known in (SimpleNamespace(table=None), SimpleNamespace(table=table)):
+                real = padded = 0
+                for pack in packing.group(clients, 4, known):
+                    turns = [
+                        plans.turn(
+                            table.lengths[c.data.train], size=batch, seed=0, client=c.id, turn=0, epochs=1.0, steps=None
+                        ).batches
+                        for c in pack
+                    ]
+                    for j in range(max(map(len, turns))):
+                        lengths = [table.lengths[c.data.train[t[j]]] for c, t in zip(pack, turns, strict=True) if j < len(t)]
+                        real += sum(int(some.sum()) for some in lengths)
+                        padded += len(lengths) * max(map(len, lengths)) * max(int(some.max()) for some in lengths)
+                shares.append(real / padded)
+            print(f"| {len(clients)} by {by} | {batch} | {shares[0]:.2f} | {shares[1]:.2f} |", flush=True)
+    print()
+
+
+TABLES = {"output": table_output, "recompute": table_recompute, "estimate": table_estimate, "tokens": table_tokens}
+TABLES["padding"] = table_padding
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tables", nargs="*", choices=[*TABLES, []], help="which; all, if none is named")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--data", help="of padding: a folder of rows")
+    parser.add_argument("--quick", action="store_true", help="small cases, once")
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.case:
+        print(json.dumps(run(json.loads(args.case))))
+        return
+    if args.quick:
+        args.repeats = 1
+    for name in args.tables or TABLES:
+        TABLES[name](args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""The output layer in chunks gives what all logits at once give, on whatever device its weights lie."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from weft.tensors import output_layer
+from weft.tensors.output_layer import OutputLayer
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 7])
+def test_chunks_give_the_losses_and_gradients_of_all_rows(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output_layer, "CHUNK", 1)
+    monkeypatch.setattr(output_layer, "ROWS", 3)
+    g = torch.Generator().manual_seed(0)
+    weight, bias, y = torch.randn(11, 4, generator=g).double(), torch.randn(11, generator=g).double(), torch.arange(rows)
+    h = torch.randn(rows, 4, generator=g).double().requires_grad_()
+    layer, up = OutputLayer(weight, bias), torch.linspace(0.5, 2, rows, dtype=torch.float64)
+    assert [s.stop - s.start for s in layer.chunks(h)] == [3] * -(-rows // 3)
+    losses, expected = layer.cross_entropy(h, y), F.cross_entropy(F.linear(h, weight, bias), y, reduction="none")
+    torch.testing.assert_close(losses, expected)
+    ours, plain = (torch.autograd.grad((each * up).sum(), h)[0] for each in (losses, expected))
+    torch.testing.assert_close(ours, plain)
+
+
+def test_a_chunk_is_as_large_as_its_logits_may_be_but_no_smaller_than_a_product_that_pays() -> None:
+    h, wide = torch.zeros(1000, 2), torch.zeros(1, 2)
+    for size, step in ((4096, 2048), (49152, 170), (128256, output_layer.ROWS)):
+        assert next(OutputLayer(wide.expand(size, 2)).chunks(h)) == slice(0, step)
+
+
+def test_its_weights_may_lie_on_another_device_than_the_rows() -> None:
+    with FakeTensorMode():  # knows where a tensor is supposed to be, and refuses to mix
+        weight, h = torch.empty(11, 4, device="cuda"), torch.empty(3, 4, requires_grad=True)
+        losses = OutputLayer(weight).cross_entropy(h, torch.empty(3, dtype=torch.int64))
+        (slope,) = torch.autograd.grad(losses.sum(), h)
+        assert (losses.device.type, slope.device.type, OutputLayer(weight)(h.detach()).device.type) == ("cpu",) * 3
