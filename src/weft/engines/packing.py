@@ -18,7 +18,6 @@ from weft.tensors import output_layer
 from weft.words import count
 
 if TYPE_CHECKING:
-    from weft.backbones.backbone import Backbone
     from weft.engines.setup import Setup
     from weft.federation.bench import Bench
     from weft.federation.client import ClientState
