@@ -340,7 +340,7 @@ def test_an_export_that_is_impossible_costs_no_numbers(tmp_path: Path, monkeypat
         """Predicts in two passes, which no file of parts can say."""
 
         def forward(self, pack: Any, batch: Any, view: str | None = None) -> Any:
-            from weft.tasks.output import Output
+            from weft.tasks.outputs import Output
 
             return Output((pack(batch).logits + pack(batch).logits) / 2)
 

@@ -29,7 +29,7 @@ from weft.federation.scope import GIVEN, PERSONAL, SENT, SHARED, TEMPORARY, Scop
 from weft.federation.server import ServerState
 from weft.federation.tuned import Tuned
 from weft.tasks.losses import distillation, mean_of
-from weft.tasks.output import Output
+from weft.tasks.outputs import Output
 from weft.tasks.task import Task
 from weft.tensors.forms import Value
 from weft.tensors.init import Init

@@ -270,7 +270,7 @@ def test_any_checkpoint_of_a_t5_gives_the_mean_of_its_encoders_states(
     name = {"encoder": "EncoderModel", "whole": "Model", "language model": "ForConditionalGeneration"}[checkpoint]
     words = tiny.tokenizer("t5")
     special = {"pad_token_id": words.pad_token_id, "eos_token_id": words.eos_token_id, "decoder_start_token_id": 0}
-    config = AutoConfig.for_model(kind, **tiny.SHAPES["t5"], **special, feed_forward_proj=feed_forward)
+    config = AutoConfig.for_model(kind, **(tiny.SHAPES["t5"] | special), feed_forward_proj=feed_forward)
     model = getattr(transformers, kind.upper() + name)(config)
     tiny.scramble(model)
     model.save_pretrained(tmp_path)

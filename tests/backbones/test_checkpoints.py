@@ -220,9 +220,7 @@ def test_a_siglip_classifies_but_does_not_compare_with_names(tmp_path: Path) -> 
     assert [h.name for h in loaded(folder).heads] == ["classifier"]
 
 
-@pytest.mark.parametrize(
-    ("template", "many"), [("a {} of {}.", "more than one"), ("a photo", "no"), ("{name}", "no"), ("", "no")]
-)
+@pytest.mark.parametrize(("template", "many"), [("a {} of {}.", "more than one"), ("a photo", "no"), ("{name}", "no")])
 def test_a_template_without_one_place_for_the_name_is_refused_before_anything_is_loaded(template: str, many: str) -> None:
     with pytest.raises(UserError, match=rf"has {many} {{}} for the name of a class: write one"):
         load("no-such-model", template=template)

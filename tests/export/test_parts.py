@@ -22,7 +22,7 @@ from weft.federation.pack import Pack
 from weft.methods.adapters.feddat import FedDAT
 from weft.methods.reparameterized.fedsa_lora import FedSALoRA
 from weft.methods.selective.fedbf import FedBF
-from weft.tasks.output import Output
+from weft.tasks.outputs import Output
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "roberta"])

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,37 +11,32 @@ import pytest
 import torch
 from torch import Tensor
 
+from weft.backbones.reply_table import Replies
 from weft.engines.remote import check_told
 from weft.errors import UserError
 from weft.tasks import judging
-from weft.tasks.decoding import Decoding
 from weft.tasks.generation import METRICS, Generation
+from weft.tasks.generation_settings import Decoding
 from weft.tasks.kinds import CLASSES, GENERATION, KINDS, NUMBERS, TOKENS, make, suits
 from weft.tasks.observed import Observed
+from weft.tasks.outputs import Hidden, Output
+from weft.tensors.output_layer import OutputLayer
 
 TASK = Generation(("answer",), METRICS)
 C = 7
 
 
-@dataclass
-class Out:
-    """What a forward pass gives: numbers of logits [k, m, C], of those to predict alone, some at a time."""
-
-    logits: Tensor
-    mask: Tensor
-
-    def each(self, fn: Callable[..., Tensor], *more: Tensor) -> Tensor:
-        on = self.mask.flatten().nonzero()[:, 0]
-        found = [fn(self.logits.flatten(0, 1)[i], *(some.flatten(0, 1)[i] for some in more)) for i in on.split(4)]
-        values = torch.cat(found)
-        return torch.zeros(self.mask.numel(), dtype=values.dtype).index_put((on,), values).view_as(self.mask)
+def outputs(logits: Tensor, mask: Tensor) -> tuple[Output, Output]:
+    """Logits [k, m, C] at hand, and those of the valid tokens alone, made when they are looked at."""
+    return Output(logits), Hidden(logits[mask], mask, OutputLayer())
 
 
-def drawn(seed: int, k: int, m: int, dtype: torch.dtype = torch.float64) -> tuple[Out, Tensor, Tensor]:
+def drawn(seed: int, k: int, m: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits [k, m, C], labels and mask."""
     draw = np.random.default_rng(seed)
     mask = torch.from_numpy(draw.random((k, m)) < 0.6)
     logits = torch.from_numpy(draw.normal(size=(k, m, C)) * 3).to(dtype)
-    return Out(logits, mask), torch.from_numpy(draw.integers(C, size=(k, m))), mask
+    return logits, torch.from_numpy(draw.integers(C, size=(k, m))), mask
 
 
 def nll(z: Any, y: int) -> float:
@@ -56,50 +49,52 @@ def nll(z: Any, y: int) -> float:
 
 def test_the_loss_is_the_mean_over_a_clients_tokens_or_over_its_rows() -> None:
     k, b, p = 3, 4, 5
-    out, labels, mask = drawn(0, k, b * p)
+    logits, labels, mask = drawn(0, k, b * p)
     mask[0, :p] = False  # a row that is padding
     mask[1] = False  # a client that has nothing to predict in this step
     by_token, by_example = [], []
     for i in range(k):
-        rows = [
-            [nll(out.logits[i, m].tolist(), int(labels[i, m])) for m in range(r * p, r * p + p) if mask[i, m]] for r in range(b)
-        ]
+        rows = [[nll(logits[i, m].tolist(), int(labels[i, m])) for m in range(r * p, r * p + p) if mask[i, m]] for r in range(b)]
         every, means = [v for row in rows for v in row], [sum(row) / len(row) for row in rows if row]
         by_token.append(sum(every) / len(every) if every else 0.0)
         by_example.append(sum(means) / len(means) if means else 0.0)
     assert by_token[1] == 0.0
     assert len({len(row) for row in rows}) > 1, "with rows of one length both are alike"
-    np.testing.assert_allclose(TASK.loss(out, labels, mask).numpy(), by_token, rtol=1e-12)
     examples = Generation(("answer",), average="examples")
-    np.testing.assert_allclose(examples.loss(out, labels, mask, rows=b).numpy(), by_example, rtol=1e-12)
+    for out in outputs(logits, mask):
+        np.testing.assert_allclose(TASK.loss(out, labels, mask, rows=b).numpy(), by_token, rtol=1e-12)
+        np.testing.assert_allclose(examples.loss(out, labels, mask, rows=b).numpy(), by_example, rtol=1e-12)
 
 
 def test_the_loss_of_tokens_is_that_of_transformers() -> None:
     from transformers.loss.loss_utils import ForCausalLMLoss
 
-    out, labels, mask = drawn(1, 1, 12, torch.bfloat16)
-    wanted = ForCausalLMLoss(out.logits, None, C, shift_labels=labels.masked_fill(~mask, -100))
-    found = TASK.loss(out, labels, mask)
+    logits, labels, mask = drawn(1, 1, 12, torch.bfloat16)
+    wanted = ForCausalLMLoss(logits, None, C, shift_labels=labels.masked_fill(~mask, -100))
+    found = TASK.loss(outputs(logits, mask)[1], labels, mask, rows=3)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found[0], wanted)
 
 
 @pytest.mark.parametrize("average", ["tokens", "examples"])
 def test_tokens_that_are_masked_have_no_gradient(average: Any) -> None:
-    out, labels, mask = drawn(2, 2, 9)
-    out.logits.requires_grad_()
-    Generation(("answer",), average=average).loss(out, labels, mask, rows=3).sum().backward()
-    assert out.logits.grad is not None
-    assert torch.equal(out.logits.grad.abs().sum(-1) > 0, mask)
+    logits, labels, mask = drawn(2, 2, 9)
+    logits.requires_grad_()
+    for out in outputs(logits, mask):
+        logits.grad = None
+        Generation(("answer",), average=average).loss(out, labels, mask, rows=3).sum().backward()
+        assert logits.grad is not None
+        assert torch.equal(logits.grad.abs().sum(-1) > 0, mask)
 
 
 def test_targets_are_the_tokens_of_answers_with_the_places_of_a_row_side_by_side() -> None:
-    answers = np.array([[-1, 4, 0], [-1, -1, 2], [-1, -1, -1]])
-    table: Any = SimpleNamespace(answers_of=lambda index: answers[index])
+    ids, offsets = np.array([7, 4, 0, 7, 2, 7], dtype=np.int32), np.array([0, 3, 6])
+    table = Replies(
+        ids, offsets, None, np.zeros(2, np.int64), np.arange(2), pad=9, answer=np.array([False, True, True, False, True, False])
+    )
     labels, mask = TASK.targets(table, np.array([[0, 1], [1, -1]]))
-    assert mask.tolist() == [[False, True, True, False, False, True], [False, False, True, False, False, False]]
+    assert mask.tolist() == [[True, True, True, False], [True, False, False, False]]
     assert labels[mask].tolist() == [4, 0, 2, 2]
-    assert int(labels.min()) == 0
 
 
 # scores -------------------------------------------------------------------------------------------------------------------
@@ -107,31 +102,34 @@ def test_targets_are_the_tokens_of_answers_with_the_places_of_a_row_side_by_side
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_rows_keep_the_sums_of_their_tokens(dtype: torch.dtype) -> None:
-    out, labels, mask = drawn(3, 6, 8, dtype)
+    logits, labels, mask = drawn(3, 6, 8, dtype)
     mask[2] = False
-    labels[0] = out.logits[0].argmax(-1)
-    found = TASK.observe(out, labels, mask)
-    for r in range(6):
-        own = [m for m in range(8) if mask[r, m]]
-        z = {m: out.logits[r, m].double().tolist() for m in own}
-        assert found["nll"][r] == pytest.approx(sum(nll(z[m], int(labels[r, m])) for m in own), rel=1e-12)
-        assert found["right"][r] == sum(max(range(C), key=z[m].__getitem__) == int(labels[r, m]) for m in own)
-        assert found["tokens"][r] == len(own)
-    assert (found["nll"].dtype, found["finite"].tolist()) == (np.float64, [True] * 6)
-    assert found["right"][0] == found["tokens"][0] > found["right"][3]
+    labels[0] = logits[0].argmax(-1)
+    for out in outputs(logits, mask):
+        found = TASK.observe(out, labels, mask)
+        for r in range(6):
+            own = [m for m in range(8) if mask[r, m]]
+            z = {m: logits[r, m].double().tolist() for m in own}
+            assert found["nll"][r] == pytest.approx(sum(nll(z[m], int(labels[r, m])) for m in own), rel=1e-12)
+            assert found["right"][r] == sum(max(range(C), key=z[m].__getitem__) == int(labels[r, m]) for m in own)
+            assert found["tokens"][r] == len(own)
+        assert (found["nll"].dtype, found["finite"].tolist()) == (np.float64, [True] * 6)
+        assert found["right"][0] == found["tokens"][0] > found["right"][3]
 
 
 def test_a_token_that_is_certain_is_right_and_one_that_can_not_be_is_not_finite() -> None:
     sure = torch.full((1, 3, C), -1e4)
     sure[0, :, 2] = 1e4
     mask = torch.tensor([[True, True, False]])
-    found = TASK.observe(Out(sure, mask), torch.full((1, 3), 2), mask)
-    assert (found["nll"].tolist(), found["right"].tolist(), found["finite"].tolist()) == ([0.0], [2], [True])
+    for out in outputs(sure, mask):
+        found = TASK.observe(out, torch.full((1, 3), 2), mask)
+        assert (found["nll"].tolist(), found["right"].tolist(), found["finite"].tolist()) == ([0.0], [2], [True])
     for value in (math.nan, math.inf, -math.inf):
         odd = torch.zeros(2, 3, C)
         odd[0, 1, 2] = odd[1, 2, 2] = value
-        seen = TASK.observe(Out(odd, mask.expand(2, 3)), torch.full((2, 3), 2), mask.expand(2, 3))
-        assert seen["finite"].tolist() == [False, True], "what is masked is not looked at"
+        for out in outputs(odd, mask.expand(2, 3)):
+            seen = TASK.observe(out, torch.full((2, 3), 2), mask.expand(2, 3))
+            assert seen["finite"].tolist() == [False, True], "what is masked is not looked at"
 
 
 def observed(n: int, seed: int = 0) -> Observed:
@@ -292,7 +290,7 @@ def test_tasks_are_made_by_name_with_what_else_they_can_be_told() -> None:
 @pytest.mark.parametrize("kind", [CLASSES, TOKENS, NUMBERS])
 def test_prompts_with_answers_go_with_generation_only(kind: str) -> None:
     def rows(**more: Any) -> Any:
-        return SimpleNamespace(**({"answers": None, "tags": None, "numbers": None} | more))
+        return SimpleNamespace(**({"answers": None, "rejected": None, "tags": None, "numbers": None} | more))
 
     suits(GENERATION, rows(answers=["yes"]))
     with pytest.raises(

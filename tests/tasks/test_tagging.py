@@ -19,7 +19,7 @@ from weft.errors import UserError
 from weft.federation.batch import Batch
 from weft.tasks.entities import Entities
 from weft.tasks.observed import Observed
-from weft.tasks.output import Output
+from weft.tasks.outputs import Output
 from weft.tasks.tagging import Tagging
 
 TAGS = ("O", "B-X", "I-X", "B-Y", "I-Y")

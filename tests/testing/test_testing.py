@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from weft.federation.pack import Pack
 from weft.federation.server import ServerState
 from weft.methods import FedIT, FedSALoRA
 from weft.storage.store import ClientStore
+from weft.tasks.outputs import Output
 from weft.testing import laws
 from weft.testing.plays import plays
 
@@ -84,7 +84,7 @@ class Mixed(FedIT):
 
     def objective(self, pack: Pack, batch: Batch) -> Tensor:
         out = self.forward(pack, batch)
-        return pack.loss(replace(out, logits=out.logits.roll(1, 0)), batch)
+        return pack.loss(Output(out.logits.roll(1, 0)), batch)
 
 
 class Unkeyed(FedIT):

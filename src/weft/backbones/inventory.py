@@ -22,7 +22,7 @@ def inventory(backbone: Backbone) -> dict[str, Any]:
         "class": type(b.model).__name__,
         "parameters": b.parameters,
         "reads": b.reads,
-        "task": "similarity" if b.names is not None else "tokens" if b.options.task == "tokens" else "classification",
+        "task": "similarity" if b.names is not None else b.options.task if b.options.task != "auto" else "classification",
         "options": asdict(b.options),
         "input": _site(b.reader),
         "blocks": {
@@ -46,6 +46,7 @@ def inventory(backbone: Backbone) -> dict[str, Any]:
             else "after a block",
         },
         "head": {"reads": b.pools, "modules": [_site(s) for s in b.heads]},
+        "output_layer": None if b.vocabulary is None else asdict(b.vocabulary),
         "outside": [_site(s) for s in b.outer],
         "text_tower": None if b.names is None else _text_tower(b),
         "checked": checked(b),
@@ -75,7 +76,7 @@ def cautions(backbone: Backbone) -> list[str]:
         found.append(f"{why}: methods that leave blocks out can't be used, and frozen lower blocks are not cached.")
     if not any(s.bias for s in (*backbone.linears, *backbone.norms)):
         found.append("there are no biases: methods that train them need --set method.add_missing=true.")
-    if not backbone.heads:
+    if not backbone.heads and backbone.names is not None:
         found.append("there is no head: class names in the text tower stand for one.")
     return found
 

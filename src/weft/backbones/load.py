@@ -17,8 +17,9 @@ from torch import Tensor
 from weft.backbones import describe, gguf_file, quantised
 from weft.backbones import trace as tracing
 from weft.backbones.backbone import Backbone
-from weft.backbones.options import GENERATION, Options
+from weft.backbones.options import GENERATION, LANGUAGE, Options
 from weft.backbones.pixels import picture_shape
+from weft.backbones.prompts import spelt_out
 from weft.backbones.quantised import Quantisation
 from weft.backbones.reading import ADAPTER, similar, transformers_model, with_adapter
 from weft.backbones.short_names import KNOWN, Known
@@ -224,7 +225,7 @@ def load(
     Raises:
         UserError: unknown name, weights that can't be had, a corrupt packaged file, an architecture without blocks or head.
     """
-    options = Options(task, template, blocks, roles, head)
+    options = Options(task, spelt_out(template) if task == GENERATION else template, blocks, roles, head)
     where, known, hub_id = find(name, say)
     target = pick_device(device)
     dtype = pick_precision(precision, target)
@@ -257,7 +258,7 @@ def load(
     if made is not None:
         notes.append(made.note)
     if attention == "auto":  # the eager kernel takes its softmax in float32, too coarse for float64
-        attention = "eager" if target.type == "cpu" and dtype != torch.float64 and task != GENERATION else ""
+        attention = "eager" if target.type == "cpu" and dtype != torch.float64 and task not in LANGUAGE else ""
     if attention:
         model.set_attn_implementation(attention)
     class_names = None
@@ -329,7 +330,7 @@ def describe_model(
     options = options or Options()
     endings = options.endings
     config = model.config
-    language = options.task == GENERATION
+    language = options.task in LANGUAGE
     apart = bool(getattr(config, "is_encoder_decoder", False))
     if apart and not language:
         raise UserError(
@@ -407,7 +408,7 @@ def describe_model(
         shared_blocks=seen.shared,
         chained_blocks=seen.chained,
         tuple_blocks=seen.tuple_blocks,
-        row_arguments=seen.row_arguments,
+        row_arguments=seen.row_arguments | (tracing.row_arguments(model, blocks, inputs) if language else frozenset()),
         linears=describe.linear_sites(model, blocks, seen.common, endings, stacks),
         norms=[s for s in norms if s.name not in seen.common],
         reader=seen.reader,

@@ -10,6 +10,9 @@ LINEAR_ROLES = ("q", "k", "v", "o", "ffn.in", "ffn.gate", "ffn.out")
 NO_SITE = "none"  # instead of a role: no place for a part
 TEMPLATE = "a photo of a {}."
 GENERATION = "generation"
+MASKED = "masked"
+LANGUAGE = (GENERATION, MASKED)
+"""Tasks of models with an output layer over a vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -17,9 +20,9 @@ class Options:
     """What :func:`weft.backbones.load.load` takes beside a name and classes; the last three correct wrong guesses.
 
     Attributes:
-        task: ``auto``, ``classification``, ``similarity``, ``tokens``, ``regression`` or ``generation``.
-        template: sentence for class names in a text tower; of generation, how a row becomes a text, "" = as suits the backbone
-            (see :func:`weft.backbones.prompts.template`).
+        task: ``auto``, ``classification``, ``similarity``, ``tokens``, ``regression``, ``generation`` or ``masked``.
+        template: sentence for class names in a text tower; of generation, how a row becomes a text: a name, a template's text
+            (never its file), or "" = as suits the backbone (see :func:`weft.backbones.prompts.template`).
         blocks: path of the list of transformer blocks, as in ``model.layers``.
         roles: of linear layers inside a block by the ends of their names, as in ``Wqkv=q+k+v,wo=o``; ``none`` = no place for
             a part.
@@ -34,7 +37,7 @@ class Options:
 
     def __post_init__(self) -> None:
         _ = self.endings  # a wrong one is said before anything is loaded
-        if self.task != GENERATION and self.sentence.count("{}") != 1:
+        if self.task not in LANGUAGE and self.sentence.count("{}") != 1:
             many = "no" if "{}" not in self.sentence else "more than one"
             raise UserError(
                 f'the template "{self.sentence}" has {many} {{}} for the name of a class: write one, as in "{TEMPLATE}".'
@@ -47,7 +50,7 @@ class Options:
 
     @property
     def prompt(self) -> str:
-        """Name of the template of prompts and answers; "" = as suits the backbone."""
+        """Name or text of the template of prompts and answers; "" = as suits the backbone."""
         return "" if self.template == TEMPLATE else self.template
 
     @property

@@ -52,6 +52,10 @@ class Pixels:
     def lengths(self) -> np.ndarray:
         return np.full(len(self), self.tokens)
 
+    def beside(self, index: np.ndarray) -> torch.Tensor | None:
+        """As of :meth:`weft.backbones.token_table.Tokens.beside`: none."""
+        return None
+
     def collate(self, index: np.ndarray, width: int | None = None) -> dict[str, torch.Tensor]:
         """Model inputs for the rows ``index`` ([m]; -1 = an empty padding row): ``pixel_values`` float32 [m, 3, H, W]."""
         found = np.zeros((len(index), *self.values.shape[1:]), dtype=np.float32)

@@ -135,14 +135,16 @@ NAMES = ("chat", "alpaca", "plain")
 
 
 def template(name: str, tokenizer: Any, reads_apart: bool) -> Template:
-    """A template by what a person typed.
+    """A template by its name, or by its text.
 
     Args:
-        name: ``chat``, ``alpaca``, ``plain``, a file, or "" = what suits the backbone. reads_apart: an encoder reads the prompt.
+        name: ``chat``, ``alpaca``, ``plain``, a text with ``{output}``, a file, or "" = what suits the backbone.
+        reads_apart: an encoder reads the prompt.
 
     Raises:
         UserError: there is none of that name, or it has no place for the answer.
     """
+    name = spelt_out(name)
     has_chat = bool(getattr(tokenizer, "chat_template", None))
     if not name:
         name = "plain" if reads_apart else "chat" if has_chat else "alpaca"
@@ -152,14 +154,35 @@ def template(name: str, tokenizer: Any, reads_apart: bool) -> Template:
         return Chat(tokenizer)
     if name in NAMES:
         return ALPACA if name == "alpaca" else PLAIN
-    path = Path(name).expanduser()
-    if not path.is_file():
+    if not is_text(name):
         raise UserError(f'there is no template "{name}": use {", ".join(NAMES)}, or a file with {{instruction}} and {{output}}.')
+    return written(name, "that is given")
+
+
+def is_text(name: str) -> bool:
+    """Whether it is a template's text, and no name of one."""
+    return "{output}" in name
+
+
+def spelt_out(name: str) -> str:
+    """What a template is called, but the text of a file in the place of its path.
+
+    A run keeps the text: its file may be gone, or another one, when the run is gone on with or its model is used.
+
+    Raises:
+        UserError: the file is no template.
+    """
+    if name in ("", *NAMES) or "{" in name or "\n" in name:
+        return name
+    path = Path(name).expanduser()
     try:
+        if not path.is_file():
+            return name
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
         raise UserError(f"the template {path} can't be read as UTF-8 ({type(e).__name__}): save it as plain text.") from e
-    return written(text, str(path))
+    written(text, str(path))
+    return text.rstrip("\n")
 
 
 def written(text: str, where: str) -> Written:

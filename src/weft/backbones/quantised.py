@@ -111,8 +111,8 @@ def size(tensor: Tensor) -> int:
 
 
 def differentiable(model: Any) -> None:
-    """Keep bitsandbytes from packing weights of 4 bits for inference on a CPU, as it does in the first pass of a model in eval
-    mode whose input wants no gradient: from then on its layers would cut gradients off.
+    """Keep bitsandbytes from packing weights of 4 bits for inference on a CPU, as it does in the first pass without gradients of
+    a model in eval mode: from then on its layers would cut the gradient off.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):

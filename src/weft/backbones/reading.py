@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from weft import distribution
-from weft.backbones.options import GENERATION
+from weft.backbones.options import GENERATION, LANGUAGE, MASKED
 from weft.backbones.short_names import KNOWN
 from weft.checks.checkpoints import Shape
 from weft.errors import UserError
@@ -59,6 +59,8 @@ def model_class(config: Any, name: str, task: str) -> Any:
         return _of_tokens(config, name)
     if task == GENERATION:
         return _of_language(config, name)
+    if task == MASKED:
+        return _of_masks(config, name)
     towers = config.model_type == "clip"
     if config.model_type in ("t5", "mt5") and task != "similarity":
         from weft.backbones import t5
@@ -97,6 +99,20 @@ def _of_language(config: Any, name: str) -> Any:
         f'backbone "{name}" ({config.model_type}) generates no text: choose a decoder such as smollm2, or LLaMA, Qwen, GPT-2, …, '
         "or an encoder-decoder such as T5 or BART."
     )
+
+
+def _of_masks(config: Any, name: str) -> Any:
+    from transformers import AutoModelForMaskedLM
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
+
+    own = getattr(config, "auto_map", None) or {}
+    apart = getattr(config, "is_encoder_decoder", False)
+    if apart or (type(config) not in MODEL_FOR_MASKED_LM_MAPPING and "AutoModelForMaskedLM" not in own):
+        raise UserError(
+            f'backbone "{name}" ({config.model_type}) predicts no hidden tokens: choose an encoder of texts such as BERT or '
+            "RoBERTa, or use --task generation."
+        )
+    return AutoModelForMaskedLM
 
 
 def _of_tokens(config: Any, name: str) -> Any:
@@ -139,10 +155,10 @@ def transformers_model(
             torch.default_generator.manual_seed(seed)
             model, info = kind.from_pretrained(
                 where,
-                **({} if task == GENERATION else {"num_labels": classes}),
+                **({} if task in LANGUAGE else {"num_labels": classes}),
                 output_loading_info=True,
                 trust_remote_code=trust,
-                **({"dtype": "auto" if task == GENERATION else torch.float32} | dict(more)),
+                **{"dtype": "auto" if task in LANGUAGE else torch.float32, **more},
                 ignore_mismatched_sizes=True,
             )
         if model.main_input_name == "pixel_values" or similar(model):

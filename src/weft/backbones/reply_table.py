@@ -110,6 +110,21 @@ def _ragged(rows: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(found), torch.from_numpy(mask)
 
 
+@dataclass(frozen=True)
+class Made:
+    """One prompt with its answer.
+
+    Attributes:
+        ids: of both, or of what the encoder reads. answer: bool, which of them are to be predicted.
+        begins: where the last answer begins. target: what the decoder of an encoder-decoder is to write.
+    """
+
+    ids: np.ndarray
+    answer: np.ndarray
+    begins: int
+    target: np.ndarray
+
+
 @dataclass
 class _Counts:
     """Of what was cut."""
@@ -124,6 +139,15 @@ def replies(backbone: Backbone, rows: Rows, max_length: int) -> Replies:
 
     Raises:
         UserError: most answers do not fit, or the template does not suit the rows.
+    """
+    return table_of(backbone, rows, *sequences(backbone, rows, max_length))
+
+
+def sequences(backbone: Backbone, rows: Rows, max_length: int) -> tuple[list[Made], list[str]]:
+    """Each row as tokens, and notes on what was cut.
+
+    Raises:
+        UserError: as :func:`replies`.
     """
     assert rows.answers is not None and rows.texts is not None
     tokenizer, limit = backbone.tokenizer, min(max_length, backbone.max_length)
@@ -141,11 +165,18 @@ def replies(backbone: Backbone, rows: Rows, max_length: int) -> Replies:
             f"{counts.refused} of {count(len(made), 'answer')} are longer than --max-length {max_length} leaves room for: give a "
             "larger one."
         )
-    notes = []
+    notes: list[str] = []
     if counts.shortened:
         notes.append(f"{counts.shortened} of {count(len(made), 'prompt')} are shortened to --max-length {limit}.")
     if counts.cut:
         notes.append(f"{counts.cut} of {count(len(made), 'answer')} are cut to --max-length {limit}, without an end.")
+    return made, notes
+
+
+def table_of(backbone: Backbone, rows: Rows, made: Sequence[Made], notes: Sequence[str]) -> Replies:
+    """The table of rows that lie ready as tokens."""
+    assert rows.answers is not None and rows.texts is not None
+    tokenizer, given = backbone.tokenizer, rows.pairs or [""] * len(rows)
     first = [one.ids for one in made]
     common: dict[str, Any] = {
         "ids": np.concatenate(first) if first else np.zeros(0, np.int32),
@@ -163,7 +194,7 @@ def replies(backbone: Backbone, rows: Rows, max_length: int) -> Replies:
         "notes": tuple(notes),
     }
     common["reading"] = reading(tokenizer, common["ids"], common["offsets"])
-    if not apart:
+    if not backbone.encoder_decoder:
         flags = [one.answer for one in made]
         return Replies(answer=np.concatenate(flags) if flags else np.zeros(0, bool), **common)
     targets = [one.target for one in made]
@@ -173,14 +204,6 @@ def replies(backbone: Backbone, rows: Rows, max_length: int) -> Replies:
         shifted=backbone.model.prepare_decoder_input_ids_from_labels,
         **common,
     )
-
-
-@dataclass(frozen=True)
-class _Row:
-    ids: np.ndarray
-    answer: np.ndarray
-    begins: int
-    target: np.ndarray
 
 
 def _row(
@@ -193,7 +216,7 @@ def _row(
     limit: int,
     apart: bool,
     counts: _Counts,
-) -> _Row:
+) -> Made:
     wanted, asked = _answer(tokenizer, frame, answer, apart), bool(text or given or history)
     most = limit if apart else limit - (limit // LEAST_PROMPT if asked else 1)
     if len(wanted) > most:
@@ -204,7 +227,7 @@ def _row(
     ids, learnt, shortened = _fitted(tokenizer, frame, text, given, history, room, apart)
     counts.shortened += shortened
     if apart:
-        return _Row(_int(ids or [tokenizer.pad_token_id]), np.zeros(0, bool), len(ids), _int(wanted))
+        return Made(_int(ids or [tokenizer.pad_token_id]), np.zeros(0, bool), len(ids), _int(wanted))
     flags = [*learnt, *[True] * len(wanted)]
     whole = [*ids, *wanted][:limit]
     flags = flags[:limit]
@@ -212,7 +235,7 @@ def _row(
         flags[0] = False  # nothing stands before a first token that could predict it
     if len(whole) == 1:  # a text of one token: its end follows it
         whole, flags = [*whole, tokenizer.eos_token_id], [False, True]
-    return _Row(_int(whole), np.array(flags, dtype=bool), len(ids), _int([]))
+    return Made(_int(whole), np.array(flags, dtype=bool), len(ids), _int([]))
 
 
 def _int(ids: Sequence[int]) -> np.ndarray:

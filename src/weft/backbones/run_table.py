@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from weft.backbones.masked_table import masked
+from weft.backbones.options import MASKED
 from weft.backbones.pixels import Pixels, pixels
+from weft.backbones.preference_table import preferences
 from weft.backbones.reply_table import replies
 from weft.backbones.token_table import Tokens, tokenize
 from weft.errors import UserError
@@ -31,4 +34,8 @@ def tabulate(backbone: Backbone, rows: Rows, max_length: int = 128) -> Table:
         )
     if rows.images is not None:
         return pixels(backbone, rows)
+    if backbone.options.task == MASKED:
+        return masked(backbone, rows, max_length)
+    if rows.rejected is not None:
+        return preferences(backbone, rows, max_length)
     return tokenize(backbone, rows, max_length) if rows.answers is None else replies(backbone, rows, max_length)

@@ -58,6 +58,10 @@ class Tokens:
         """What each row costs a model [n], in tokens."""
         return self.widths
 
+    def beside(self, index: np.ndarray) -> torch.Tensor | None:
+        """Numbers of the rows ``index`` ([k, b]; -1 = padding) that a loss is made of beside labels, [k, b, …]; None = none."""
+        return None
+
     def tags_of(self, index: np.ndarray) -> np.ndarray:
         """Tags [m, T] of the rows ``index`` ([m]; -1 = padding) as wide as :meth:`collate` makes them, -1 where there is none."""
         assert self.tags is not None

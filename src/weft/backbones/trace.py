@@ -158,6 +158,24 @@ def idle(model: nn.Module, inputs: Mapping[str, torch.Tensor], names: Collection
     return derived | {n for n, slope in zip(some, slopes, strict=True) if slope is None}
 
 
+@torch.no_grad()
+def row_arguments(model: nn.Module, blocks: Collection[str], inputs: Mapping[str, torch.Tensor]) -> frozenset[str]:
+    """As of :class:`Trace`, where each row has positions of its own, as in generation after prompts of unequal length."""
+    found: set[str] = set()
+    rows, width = inputs["input_ids"].shape
+    positions = torch.arange(width, device=inputs["input_ids"].device).expand(rows, width).contiguous()
+
+    def note(_m: nn.Module, args: Any, kwargs: Any, _out: Any) -> None:
+        found.update(paths_with({rows}, args, kwargs))
+
+    try:
+        with hooked(dict.fromkeys(map(model.get_submodule, blocks), note), with_kwargs=True):
+            model(**inputs, position_ids=positions)
+    except Exception:  # of a model that takes no positions
+        return frozenset()
+    return frozenset(found)
+
+
 class _Reached(Exception):
     """A block was reached, which is all that was asked."""
 

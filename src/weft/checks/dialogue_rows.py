@@ -81,6 +81,13 @@ def dropped(where: str, split: str, rows: int, kept: int) -> list[str]:
     return [f"{where}: dropped {rows - kept} of {rows} {split} rows without an answer, or without what it answers."]
 
 
+def unpaired(where: str, split: str, rows: int, kept: int) -> list[str]:
+    """A note on rows whose two answers can't be compared."""
+    if rows == kept:
+        return []
+    return [f"{where}: dropped {rows - kept} of {rows} {split} rows without two different answers to one prompt."]
+
+
 def directions(where: str, pairs: Sequence[tuple[str, str]]) -> list[str]:
     """A note on the direction in which translations are read that have none of their own."""
     read = some(f"{first} to {second}" for first, second in pairs)

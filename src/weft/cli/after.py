@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +17,7 @@ from weft.report.progress import starting
 from weft.words import count
 
 if TYPE_CHECKING:
+    from weft.export import Predictor
     from weft.export.found import Entity
 
 Folder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, or of an exported model.")]
@@ -26,6 +27,16 @@ Base = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 Precision = Annotated[str, typer.Option(help="Of the frozen backbone: auto, float32 or bfloat16.")]
+NewTokens = Annotated[
+    int | None, typer.Option(help="Of a model that writes text: longest answer, in tokens.", show_default="as in the run")
+]
+Temperature = Annotated[
+    float | None, typer.Option(help="Of a model that writes text: of sampling; 0 samples nothing.", show_default="as in the run")
+]
+TopP = Annotated[
+    float | None,
+    typer.Option(help="Of a model that writes text: sample among tokens of this share.", show_default="as in the run"),
+]
 
 
 def evaluate(
@@ -42,11 +53,12 @@ def evaluate(
     precision: Precision = "auto",
     as_json: Json = False,
 ) -> None:
-    """Score a run's model on other labelled data: accuracy with its 95 % interval, macro-F1, loss.
+    """Score a run's model on other labelled data: accuracy with its 95 % interval, macro-F1, loss; or perplexity and texts.
 
-    [bold]Example[/bold]
+    [bold]Examples[/bold]
 
       weft eval runs/fedit-pydocs-minilm-s0 --data more.csv --label area
+      weft eval runs/fedit-docstrings-smollm2-s0 --data more.jsonl
     """
     from rich.text import Text
 
@@ -92,20 +104,27 @@ def predict(
         list[str] | None,
         typer.Argument(
             metavar="[TEXT]...",
-            help="Texts, or files of pictures; without any, one a line from stdin. Of a model of pairs, each text and its second "
-            "one in turn; on stdin with a tab between them.",
+            help="Texts, prompts, or files of pictures; without any, one a line from stdin. Of a model of pairs, each text and "
+            "its second one in turn; on stdin with a tab between them.",
             show_default=False,
         ),
     ] = None,
     types: Annotated[
         str, typer.Option(help="Of a model that tags words: look for entities of these types alone, joined by commas.")
     ] = "",
+    new_tokens: NewTokens = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    beams: Annotated[
+        int | None,
+        typer.Option(help="Of a model that writes text: beams of the search.", show_default="as in the run"),
+    ] = None,
     base: Base = None,
     device: Device = "auto",
     precision: Precision = "auto",
     as_json: Json = False,
 ) -> None:
-    """Classes of new texts or pictures by a run's model, with its probability; or numbers, or entities in texts.
+    """Classes of new texts or pictures by a run's model, with its probability; or numbers, entities in texts, or answers.
 
     [bold]Examples[/bold]
 
@@ -114,6 +133,7 @@ def predict(
       weft predict runs/fedit-nli-minilm-s0 "It rains." "The sun shines."
       weft predict runs/fedbf-digits-glyph-vit-s0 one.png two.png
       weft predict runs/fedit-medicine-minilm-s0 --types Disease,Chemical "Aspirin against headache."
+      weft predict runs/fedit-docstrings-smollm2-s0 --new-tokens 40 "def area(r): return 3.14 * r * r"
     """
     from rich.text import Text
 
@@ -130,6 +150,16 @@ def predict(
         from weft.export import load
 
         model = load(folder, base=base, device=device, precision=precision, observer=Lines(out(stderr=True)))
+        asked = {"new_tokens": new_tokens, "temperature": temperature, "top_p": top_p, "beams": beams}
+        written = {name: value for name, value in asked.items() if value is not None}
+        if model.writes:
+            if types:
+                raise UserError("this model writes text and finds no entities: leave --types out.")
+            _answers(model, given, bool(texts), written, as_json)
+            return
+        if written:
+            option = f"--{next(iter(written)).replace('_', '-')}"
+            raise UserError(f"this model writes no text, which alone {option} is for: leave it out.")
         words: tuple[str, ...] = (model.about.base.reads.removesuffix("s"),)
         items: list[tuple[str, ...]] = [(text,) for text in given]
         if model.about.pairs:
@@ -160,6 +190,29 @@ def predict(
         label = Text(one["label"], style="bold cyan")
         table.add_row(label, f"{one['probabilities'][one['label']]:.2f}", *(Text(one[w]) for w in words))
     screen.print(table)
+
+
+def _answers(model: Predictor, given: Sequence[str], typed: bool, how: Mapping[str, Any], as_json: bool) -> None:
+    """What a language model writes after prompts.
+
+    Lines of the standard input may have an input after a tab, if the rows had one that the model was trained on.
+    """
+    from rich.text import Text
+
+    from weft.report.console import visible
+
+    apart = bool(model.about.pairs) and not typed
+    prompts = [tuple(one.split("\t")) if apart and one.count("\t") == 1 else one for one in given]
+    found = model.generate(prompts, **how)  # type: ignore[arg-type]
+    if as_json:
+        both = [one if isinstance(one, tuple) else (one,) for one in prompts]
+        show_json([dict(zip(("prompt", "input"), one, strict=False)) | {"text": t} for one, t in zip(both, found, strict=True)])
+        return
+    for i, (one, text) in enumerate(zip(given, found, strict=True)):
+        if i:
+            out().print()
+        out().print(Text(visible(one), style="bold cyan"), soft_wrap=True)
+        out().print(Text(visible(text)), soft_wrap=True)
 
 
 def _numbers(words: Sequence[str], items: Sequence[tuple[str, ...]], numbers: Sequence[float], as_json: bool) -> None:
@@ -240,6 +293,12 @@ def export(
         str | None, typer.Option(help="The own model of this client, where the method gives it one.", show_default=False)
     ] = None,
     view: Annotated[str | None, typer.Option(help="One of the method's views.", show_default=False)] = None,
+    merged: Annotated[
+        bool, typer.Option("--merged", help="A whole model, with the adapter in its weights: transformers loads it without PEFT.")
+    ] = False,
+    precision: Annotated[
+        str, typer.Option(help="Of a merged model: auto (as the base's files), float32, bfloat16 or float16.")
+    ] = "auto",
     as_json: Json = False,
 ) -> None:
     """Write the adapter alone, for use elsewhere. It is loaded again and its logits compared before this says it is done.
@@ -247,9 +306,10 @@ def export(
     Low-rank parts and a head load with plain PEFT (PeftModel.from_pretrained), anything
     else with weft.export.load; README.md in the folder shows how.
 
-    [bold]Example[/bold]
+    [bold]Examples[/bold]
 
       weft export runs/fedit-pydocs-minilm-s0 --to my-adapter
+      weft export runs/fedit-docstrings-smollm2-s0 --to my-model --merged
     """
     from dataclasses import asdict
 
@@ -259,11 +319,11 @@ def export(
     with starting(screen, as_json):
         from weft.export import export_run
 
-        report = export_run(folder, to, client=client, view=view)
+        report = export_run(folder, to, client=client, view=view, merged=merged, precision=precision)
     if as_json:
         show_json(asdict(report))
         return
-    how = "PeftModel.from_pretrained" if report.kind == "peft" else "weft.export.load"
+    how = {"peft": "PeftModel.from_pretrained", "weft": "weft.export.load", "merged": "transformers alone"}[report.kind]
     whose = "the federation's model" if report.client is None else f"client {report.client}'s own model"
     screen.print(Text(f"{to}: {whose}, view {report.view}, on {report.base}; loads with {how}."), soft_wrap=True)
     screen.print(

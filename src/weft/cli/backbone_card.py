@@ -32,8 +32,11 @@ def backbone_card(out: Console, found: dict[str, Any]) -> None:
             "biases": f"{biases['vectors']} vectors, {biases['elements']:,} elements",
             "bottlenecks": f"{found['bottlenecks']['count']}, {found['bottlenecks']['place']}",
             "other linear layers": ", ".join(map(_site, found["outside"])) or "none",
-            "head": ", ".join(map(_site, head["modules"])) or "none",
-            "head reads": POOLED[head["reads"]],
+            **(
+                {"head": ", ".join(map(_site, head["modules"])) or "none", "head reads": POOLED[head["reads"]]}
+                if found["output_layer"] is None
+                else {"output layer": _output(found["output_layer"])}
+            ),
             "checked": _checked(found["checked"]),
         },
     )
@@ -58,6 +61,11 @@ def _linears(out: Console, title: str, linears: list[dict[str, Any]], prefix: st
             Text(role, style="cyan"), s["name"], str(s["d_in"]), str(s["d_out"]), "yes" if s["bias"] else "-", str(s["count"])
         )
     out.print(table)
+
+
+def _output(layer: dict[str, Any]) -> str:
+    read = "read in chunks" if layer["plain"] else "its logits are changed further, so that all of an answer's are made at once"
+    return f"{layer['name']}, {layer['size']:,} tokens; {read}"
 
 
 def _checked(found: dict[str, Any]) -> str:

@@ -122,10 +122,14 @@ def method_card(out: Console, info: MethodInfo, fields: Sequence[Parameter], siz
 
 
 def data_list(out: Console, entries: Sequence[Entry]) -> None:
-    """All sets known by name: texts, then pictures."""
-    from weft.data.hub_sets import IMAGE
+    """All sets known by name: texts, prompts with answers, pictures."""
+    from weft.data.hub_sets import GENERATION, IMAGE, PREFERENCE
 
-    kinds = {"Texts": [e for e in entries if e.kind != IMAGE], "Pictures": [e for e in entries if e.kind == IMAGE]}
+    kinds = {
+        "Texts": [e for e in entries if e.kind not in (IMAGE, GENERATION, PREFERENCE)],
+        "To generate from": [e for e in entries if e.kind in (GENERATION, PREFERENCE)],
+        "Pictures": [e for e in entries if e.kind == IMAGE],
+    }
     width = max(len(e.name) for e in entries)
     for title, members in kinds.items():
         table = grid("name", ">classes", ">rows", "key", "verified", "where from")
@@ -134,7 +138,7 @@ def data_list(out: Console, entries: Sequence[Entry]) -> None:
             where = Text("offline", style="green") if e.offline else Text("your folder" if e.hub_id is None else e.hub_id)
             table.add_row(
                 Text(e.name, style="bold cyan"),
-                str(e.classes),
+                "-" if e.kind in (GENERATION, PREFERENCE) else str(e.classes),
                 _count(e.rows.get("train", 0)),
                 Text(e.client_key or "-", style="" if e.client_key else "dim"),
                 Text("no", style="yellow") if e.verified.startswith("not verified") else Text("yes", style="green"),

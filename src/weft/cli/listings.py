@@ -191,8 +191,8 @@ def models(
         ),
     ] = None,
     task: Annotated[
-        Literal["auto", "classification", "similarity"],
-        typer.Option(metavar="TASK", help="auto, classification or similarity (a CLIP and the names of the classes)."),
+        Literal["auto", "classification", "similarity", "tokens", "generation", "masked"],
+        typer.Option(metavar="TASK", help="auto, classification, similarity (a CLIP), tokens, generation or masked."),
     ] = "auto",
     blocks: Annotated[str, typer.Option(help="Path of its list of blocks, if the guess is wrong.", show_default=False)] = "",
     roles: Annotated[
@@ -211,6 +211,7 @@ def models(
 
       weft models                                        what is there
       weft models minilm                                 its blocks, linear layers by role, biases, head
+      weft models smollm2 --task generation              the same of a model that writes
       weft models ./my-folder --roles Wqkv=q+k+v,wo=o    with a wrong guess put right
       weft run --model ./my-folder --roles Wqkv=q+k+v,wo=o
     """

@@ -123,12 +123,13 @@ def rehearse(out: Console, resolved: Resolved, as_json: bool, observer: Observer
 
 def outcome(out: Console, done: Run) -> None:
     """The figures, what is wrong with them, and where everything is."""
-    from weft.report import terminal
+    from weft.report import samples, terminal
     from weft.report.verdict import findings
 
     seconds = round(done.summary["seconds"]["all"])
     out.print()
     terminal.closing(out, done.summary, done.rounds)
+    samples.show(out, done.folder)
     for found in findings(done.summary, done.rounds):
         out.print()
         out.print(Text(found.sentence, style="yellow"), soft_wrap=not out.is_terminal)
@@ -148,7 +149,7 @@ def farewell(out: Console, done: Run) -> None:
         about = About.read(done.adapter)
         texts = ["some text", "and its second"] if about.pairs else ["some text"]
         rows = texts if about.base.reads == "texts" else ["picture.png"]
-        command = shlex.join(["weft", "predict", str(done.folder), *rows])
+        command = shlex.join(["weft", "chat", str(done.folder)] if about.writes else ["weft", "predict", str(done.folder), *rows])
         out.print(Text(f"Try it: {command}"), soft_wrap=True)
     if "served" in done.summary:
         return  # its clients are no data set that another run could have

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from weft.data.columns import ANSWERS, KEYS, LABELS, NUMBERS, NoColumn, Table, Wanted, natural_key, there
+from weft.data.columns import ANSWERS, LABELS, NUMBERS, NoColumn, Table, Wanted, there
+from weft.data.natural_keys import KEYS, natural_key
 from weft.data.turns import are_chats, are_texts, are_translations, languages
 from weft.errors import UserError, nearest
 
@@ -49,6 +50,7 @@ class Asked:
 
     ``answer`` is the column of the answers, of the chats or of the translations; ``text`` is None where nothing stands before an
     answer. ``direction`` are the languages that translations are read from and to, None for the first two of each row.
+    ``rejected`` is the column of answers to which those of ``answer`` were preferred, of :mod:`weft.data.preferred`.
     """
 
     answer: str
@@ -58,6 +60,7 @@ class Asked:
     chats: bool = False
     translations: bool = False
     direction: tuple[str, str] | None = None
+    rejected: str | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -73,7 +76,7 @@ def recognised(where: str, table: Table, asked: Mapping[str, str], wanted: Wante
     Raises:
         UserError: a column that was named is absent, or answers are wanted and no columns can be told.
     """
-    if wanted == "numbers":
+    if wanted in ("numbers", "preferences"):
         return None
     if wanted != "answers":
         labels = {name for name in (*LABELS, *NUMBERS) if name not in CLIENTS} & {name.lower() for name in table}
@@ -82,7 +85,7 @@ def recognised(where: str, table: Table, asked: Mapping[str, str], wanted: Wante
     elif "image" in asked:
         raise UserError(f"{where} is read to generate text, and such rows have no image: leave --image out.")
     found = _form(where, table, asked, wanted)
-    return None if found is None else _with_key(found, where, table, asked.get("key"))
+    return None if found is None else with_key(found, where, table, asked.get("key"))
 
 
 def _form(where: str, table: Table, asked: Mapping[str, str], wanted: Wanted) -> Asked | None:
@@ -198,10 +201,15 @@ def _noted(found: Asked, where: str, named: Mapping[str, str]) -> Asked:
     return Asked(found.answer, found.text, found.pair, notes=(f"{where}: guessed that {', '.join(guessed)}.",))
 
 
-def _with_key(found: Asked, where: str, table: Table, asked: str | None) -> Asked:
+def with_key(found: Asked, where: str, table: Table, asked: str | None) -> Asked:
+    """The columns with that of the natural client: the one that was named, or a guess.
+
+    Raises:
+        UserError: the one that was named is absent.
+    """
     if asked is not None:
         return replace(found, key=there(table, where, "key", asked))
-    used = (found.answer, found.text, found.pair)
+    used = (found.answer, found.rejected, found.text, found.pair)
     if told := natural_key({name: column for name, column in table.items() if name not in used}, CLIENTS):
         key, different = told
         note = f'{where}: guessed that "{key}" is the natural client ({different} of them; --key).'

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from weft.data import asked_columns, dialogues, scored, tagged
+from weft.data import asked_columns, dialogues, preferred, scored, tagged
 from weft.data.columns import Columns, Table, Wanted, build, choose
 from weft.data.local import SPLIT_OF
 from weft.data.rows import Source
@@ -23,9 +23,11 @@ def assemble(
     Raises:
         UserError: no columns can be told, or a split lacks those of the training rows.
     """
-    if wanted != "answers" and (pair := tagged.recognised(splits["train"], asked)):
+    if wanted not in ("answers", "preferences") and (pair := tagged.recognised(splits["train"], asked)):
         return tagged.build(name, splits if len(splits) > 1 else by_split(splits["train"], name), *pair, asked, notes=notes)
-    if (answered := asked_columns.recognised(name, splits["train"], asked, wanted)) is not None:
+    answered = preferred.recognised(name, splits["train"], asked, wanted)
+    answered = answered or asked_columns.recognised(name, splits["train"], asked, wanted)
+    if answered is not None:
         return dialogues.build(name, splits if len(splits) > 1 else by_split(splits["train"], name), answered, notes=notes)
     tagged.half(splits["train"], name, asked)
     columns = choose(splits["train"], name, wanted=wanted, **asked)

@@ -16,6 +16,7 @@ import numpy as np
 from weft.checks import table_files as checks
 from weft.data import pictures
 from weft.data.images import Images
+from weft.data.natural_keys import KEYS, natural_key, of_keys
 from weft.data.rows import Rows, Source
 from weft.data.spelling import column as named
 from weft.data.spelling import in_order, number, spelled
@@ -23,7 +24,7 @@ from weft.errors import UserError, nearest, printable
 
 Table = dict[str, list[Any]]  # column name -> one value for each row
 SPLITS = ("train", "test", "validation")
-Wanted = Literal["classes", "numbers", "answers", "any"]  # what rows are for, see weft.data.load
+Wanted = Literal["classes", "numbers", "answers", "preferences", "any"]  # what rows are for, see weft.data.load
 
 PAIRS = (
     ("premise", "hypothesis"),
@@ -47,16 +48,17 @@ ANSWERS = (
     "output", "response", "answer", "completion", "chosen", "solution", "answers", "summary", "highlights", "target", "targets",
     "tgt",
 )  # fmt: skip
-KEYS = (
-    "client", "client_id", "user", "user_id", "domain", "lang", "language", "speaker", "author", "site",
-    "hospital", "genre", "group", "source", "style",
-)  # fmt: skip
 MOST_CLASSES = 1000  # more different values than this in a guessed label column: it is hardly a label
 
 
 def wanted_by(task: str) -> Wanted:
     """What rows are for, of a kind of task."""
-    found: dict[str, Wanted] = {"regression": "numbers", "generation": "answers"}
+    found: dict[str, Wanted] = {
+        "regression": "numbers",
+        "generation": "answers",
+        "masked": "answers",
+        "preference": "preferences",
+    }
     return found.get(task, "classes")
 
 
@@ -175,18 +177,6 @@ def there(table: Mapping[str, Any], where: str, option: str, asked: str) -> str:
     return column
 
 
-def natural_key(table: Mapping[str, Sequence[Any]], names: Iterable[str]) -> tuple[str, int] | None:
-    """The first column called by one of these names, if it tells clients apart, and how many; None otherwise."""
-    lower = {name.lower(): name for name in reversed(list(table))}
-    key = next((lower[name] for name in names if name in lower), None)
-    if key is None:
-        return None
-    told = [value for value in map(spelled, table[key]) if value is not None]
-    different = len(set(told))
-    fits = 2 * len(told) >= len(table[key]) and 2 <= different <= max(2, len(table[key]) // 2)
-    return (key, different) if fits else None
-
-
 def build(
     name: str,
     splits: Mapping[str, Table],
@@ -258,23 +248,6 @@ def build(
         label_name=columns.label,
         notes=tuple(map(printable, said)),
     )
-
-
-def of_keys(name: str, key: str | None, train: Rows, test: Rows | None) -> list[str]:
-    """What is said of the natural keys of rows.
-
-    Raises:
-        UserError: no training row has one, where there is a column for them.
-    """
-    keys, tested = train.keys, None if test is None else test.keys
-    if keys is None or key is None:
-        return []
-    if not any(keys):
-        raise UserError(f'column "{key}" of {name} is empty in every training row: name another with --key.')
-    return [
-        *checks.keyless(name, key, sum(not own for own in keys), len(keys)),
-        *checks.new_keys(name, key, keys, [own for own in tested or () if own]),
-    ]
 
 
 def _codes(label_names: Mapping[Any, str]) -> dict[str, str]:

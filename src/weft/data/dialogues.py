@@ -12,18 +12,22 @@ import numpy as np
 
 from weft.checks import dialogue_rows as checks
 from weft.checks import table_files
+from weft.data import preferred
 from weft.data.asked_columns import Asked
-from weft.data.columns import SPLITS, Table, of_keys
+from weft.data.columns import SPLITS, Table
+from weft.data.natural_keys import of_keys
 from weft.data.rows import Rows, Source, Turns
 from weft.data.spelling import spelled
 from weft.data.turns import languages, last_answer, text
 from weft.errors import UserError, printable
 
-Read = tuple[Turns, str, str, str]  # history, text, pair, answer
+Read = tuple[Turns, str, str, str, str]  # history, text, pair, answer, rejected answer
 
 
 def build(name: str, splits: Mapping[str, Table], asked: Asked, *, notes: Iterable[str] = ()) -> Source:
-    """The source of rows with answers, but for its fingerprint. Its one class is called like the column of the answers.
+    """The source of rows with answers, or with two answers to compare, but for its fingerprint.
+
+    Its one class is called like the column of the answers.
 
     Rows without an answer, or without anything that it answers, are dropped and counted; a split without any answer is set aside.
     Ids number the rows of train, test and validation, dropped rows included.
@@ -47,12 +51,13 @@ def build(name: str, splits: Mapping[str, Table], asked: Asked, *, notes: Iterab
                 f'the {split} rows of {name} have no column "{(*absent, asked.answer)[0]}", which its train rows have.'
             )
         n = len(next(iter(table.values()), []))
-        every = ((i, _row(table, i, asked, f"row {i} of the {split} rows of {name}")) for i in range(n))
+        read_row = _row if asked.rejected is None else preferred.row
+        every = ((i, read_row(table, i, asked, f"row {i} of the {split} rows of {name}")) for i in range(n))
         own = {i: row for i, row in every if row is not None}
         if not own and split != "train":
             said += table_files.hidden(name, split)
             continue
-        said += checks.dropped(name, split, n, len(own))
+        said += (checks.dropped if asked.rejected is None else checks.unpaired)(name, split, n, len(own))
         read[split] = own
     if not read["train"]:
         raise UserError(f'{name} has no training rows with an answer in column "{asked.answer}": check --text and --label.')
@@ -94,7 +99,7 @@ def _row(table: Table, i: int, asked: Asked, at: str) -> Read | None:
     running = asked.text is None and not asked.chats and not asked.translations
     if not answer.strip() or not (running or prompt.strip() or pair.strip()):
         return None
-    return history, prompt, pair, answer
+    return history, prompt, pair, answer, ""
 
 
 def _parts(splits: Mapping[str, Table], read: Mapping[str, Mapping[int, Read]], asked: Asked) -> dict[str, Rows]:
@@ -114,6 +119,7 @@ def _parts(splits: Mapping[str, Table], read: Mapping[str, Mapping[int, Read]], 
                 ids=np.array(list(own), dtype=np.int64) + first,
                 keys=None if keys is None else [spelled(keys[i]) or "" for i in own],
                 answers=[row[3] for row in own.values()],
+                rejected=None if asked.rejected is None else [row[4] for row in own.values()],
                 history=[row[0] for row in own.values()] if chats else None,
             )
         first += len(next(iter(table.values()), []))

@@ -7,15 +7,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from weft.data import asked_columns, dialogues, scored, tagged
+from weft.data import asked_columns, dialogues, preferred, scored, tagged
 from weft.data.columns import Table, Wanted, build, choose
-from weft.data.hub_sets import GENERATION, IMAGE, TEXT, Entry
+from weft.data.hub_sets import GENERATION, IMAGE, PREFERENCE, TEXT, Entry
 from weft.data.local import SPLIT_NAMES
 from weft.data.rows import Source
 from weft.errors import UserError
 
-OFFLINE = {IMAGE: "glyphs", GENERATION: "docstrings"}  # of kinds of sets, one that comes with Weft
-WANTED: dict[str, Wanted] = {GENERATION: "answers"}  # of kinds of sets, whatever else is asked for
+# Of kinds of sets: one that comes with Weft.
+OFFLINE = {IMAGE: "glyphs", GENERATION: "docstrings", PREFERENCE: "docstring_preferences"}
+WANTED: dict[str, Wanted] = {GENERATION: "answers", PREFERENCE: "preferences"}  # of kinds of sets, whatever else is asked for
 VALIDATION = ("validation_matched", *SPLIT_NAMES["validation"])
 
 
@@ -78,10 +79,12 @@ def _source(
             if entry.configs and entry.client_key and config is not None:
                 table[entry.client_key] = [config] * len(data)
             _append(splits.setdefault(split, {}), table)
-    if wanted != "answers" and (pair := tagged.recognised(splits["train"], asked)):
+    if wanted not in ("answers", "preferences") and (pair := tagged.recognised(splits["train"], asked)):
         return tagged.build(entry.name, splits, *pair, asked, notes=said)
     every = _named(entry, splits["train"], asked)
-    if (answered := asked_columns.recognised(entry.name, splits["train"], every, wanted)) is not None:
+    answered = preferred.recognised(entry.name, splits["train"], every, wanted)
+    answered = answered or asked_columns.recognised(entry.name, splits["train"], every, wanted)
+    if answered is not None:
         return dialogues.build(entry.name, splits, answered, notes=said)
     image, text, label, key = (asked.get(c) for c in ("image", "text", "label", "key"))
     catalogued = not {"image", "text", "pair"} & asked.keys()
@@ -160,12 +163,13 @@ def _download(entry: Entry, config: str | None) -> Any:
 
 def _splits(entry: Entry, data: Mapping[str, Any], said: list[str]) -> dict[str, Any]:
     """The splits in use, by our names."""
-    if "train" not in data and len(data) != 1:
+    train = entry.train if entry.train in data else "train"
+    if train not in data and len(data) != 1:
         raise UserError(f"{entry.name} has no train split but {', '.join(data)}: save the one you want as a local file.")
-    if "train" not in data:
+    if train not in data:
         said.append(f"{entry.name}: has a {next(iter(data))} split alone, from which rows for training and testing are drawn.")
         return {"train": next(iter(data.values()))}
-    found = {"train": data["train"]}
+    found = {"train": data[train]}
     if entry.test in data:
         found["test"] = data[entry.test]
     validation = entry.validation or next((name for name in VALIDATION if name in data), "")
@@ -209,7 +213,7 @@ def _of_list(feature: Any) -> Any:
     """What a column of lists holds, if it is words or their tags."""
     import datasets
 
-    inner = feature[0] if isinstance(feature, list) else getattr(feature, "feature", None)
+    inner = None if (inner := _inner(feature)) is feature else inner
     return (
         inner if isinstance(inner, datasets.ClassLabel) or getattr(inner, "dtype", None) in ("string", "large_string") else None
     )
@@ -219,10 +223,20 @@ def _of_objects(feature: Any) -> bool:
     """Whether a column holds objects of plain values, or lists of such objects: turns of a chat, translations, answers."""
     import datasets
 
-    if isinstance(feature, datasets.Translation):
-        return True
-    inner = feature[0] if isinstance(feature, list) and feature else getattr(feature, "feature", feature)
-    return isinstance(inner, dict) and all(isinstance(own, datasets.Value) or _of_list(own) is not None for own in inner.values())
+    inner = _inner(feature)
+    return isinstance(feature, datasets.Translation) or (isinstance(inner, dict) and all(map(_plain, inner.values())))
+
+
+def _plain(feature: Any) -> bool:
+    import datasets
+
+    inner = _inner(feature)
+    return isinstance(inner, datasets.Value) or (isinstance(inner, dict) and all(map(_plain, inner.values())))
+
+
+def _inner(feature: Any) -> Any:
+    """What a list holds; anything else itself."""
+    return feature[0] if isinstance(feature, list) and feature else getattr(feature, "feature", feature)
 
 
 def _lazily(data: Any, column: str) -> list[Any]:

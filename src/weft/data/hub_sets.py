@@ -1,5 +1,5 @@
-"""The sets known by a short name: of texts and of pictures with classes, and of texts to generate from. Nothing heavy is imported
-here: ``weft data`` lists them at once.
+"""The sets known by a short name: of texts and of pictures with classes, of texts to generate from, and of answers to compare.
+Nothing heavy is imported here: ``weft data`` lists them at once.
 
 Ids, columns and label codes were taken from the sets' own documents and from memory, without a connection to
 the hub, and ids move: each is a default, and any other set can be named as ``owner/name`` or
@@ -16,6 +16,7 @@ TEXT = "text classification"
 PAIR = "text pair classification"
 IMAGE = "image classification"
 GENERATION = "generation"
+PREFERENCE = "preference"
 SEEN = "not verified against the hub (id and columns seen in public documents)"
 PICTURES_SEEN = "not verified against the hub (id and columns seen in public documents; its pictures were never loaded)"
 ELSEWHERE = "not verified against the hub, where no copy is known: give --data its file or folder"
@@ -40,6 +41,7 @@ class Entry:
     text: str | None = None
     pair: str | None = None
     label: str | None = None
+    train: str = "train"  # the split to train on
     test: str = "test"  # the split to test on
     validation: str | None = None
     label_names: Mapping[int, str] | None = None  # for label codes that the set itself doesn't name
@@ -137,6 +139,10 @@ ENTRIES: tuple[Entry, ...] = (
     Entry(
         "docstrings", None, None, GENERATION, 1, {"train": 4_600, "unseen": 430}, "module", "PSF-2.0",
         "read from the standard library of the Python that runs Weft", offline=True, metrics=("perplexity", "rouge_l"),
+    ),
+    Entry(
+        "docstring_preferences", None, None, PREFERENCE, 1, {"train": 4_600, "unseen": 430}, "module", "PSF-2.0",
+        "read from the standard library of the Python that runs Weft", offline=True,
     ),
     Entry(
         "glyphs", None, None, IMAGE, 36, {"train": 3_456, "unseen": 576}, "style", "none needed: drawn here, from free fonts",
@@ -251,6 +257,13 @@ ENTRIES: tuple[Entry, ...] = (
     _answers(
         "wizard", "WizardLMTeam/WizardLM_evol_instruct_V2_196k", (None, None, "conversations"), {"train": 143_000}, "MIT",
     ),
+    Entry(
+        "hh-rlhf", "Anthropic/hh-rlhf", None, PREFERENCE, 1, {"train": 160_800, "test": 8_552}, None, "MIT", SEEN, label="chosen",
+    ),
+    Entry(
+        "ultrafeedback", "HuggingFaceH4/ultrafeedback_binarized", None, PREFERENCE, 1, {"train": 61_135, "test": 2_000}, None,
+        "MIT", SEEN, text="prompt", label="chosen", train="train_prefs", test="test_prefs",
+    ),
     _pictures(
         "caltech101", "flwrlabs/caltech101", 101, {"train": 8_680}, "CC BY 4.0",
     ),
@@ -305,5 +318,8 @@ def metrics_of(name: str) -> tuple[str, ...]:
 
 
 def catalogue() -> list[Entry]:
-    """The sets known by name: those that need no network, then texts, texts to generate from and pictures, each in alphabetical order."""
+    """The sets known by name: those without network, texts, texts to generate from, answers to compare, pictures.
+
+    Each kind is in alphabetical order.
+    """
     return list(ENTRIES)

@@ -13,8 +13,8 @@ from weft.checks import given_rows as checks
 from weft.data.images import Images
 from weft.errors import UserError
 
-COLUMNS = ("texts", "pairs", "images", "words", "allowed", "numbers", "answers", "history")
-BESIDE = ("pairs", "labels", "ids", "keys", "words", "allowed", "numbers", "answers", "history")  # texts or images
+COLUMNS = ("texts", "pairs", "images", "words", "allowed", "numbers", "answers", "rejected", "history")
+BESIDE = ("pairs", "labels", "ids", "keys", "words", "allowed", "numbers", "answers", "rejected", "history")  # texts or images
 Turns = tuple[tuple[str, str], ...]  # of a chat: who says what
 
 
@@ -37,6 +37,7 @@ class Rows:
         answers: str [n], the text to generate for each row. ``texts`` are then what is asked ("" where nothing stands before the
             answer, as of running text; "" for all if left out), ``pairs`` an input beside it ("" where a row has none); labels
             may be left out, all are 0, of one class.
+        rejected: str [n], where two answers were compared the worse one of each row; ``answers`` are then the better ones.
         history: earlier turns of a chat [n], each (role, text) with a role of ``system``, ``user`` and ``assistant``; () where
             there are none. None = no row has any.
         allowed: bool [n, C], the classes that each row may have by the rules of those who labelled it; None = all.
@@ -57,6 +58,7 @@ class Rows:
     allowed: np.ndarray | None = None
     numbers: np.ndarray | None = None
     answers: Sequence[str] | None = None
+    rejected: Sequence[str] | None = None
     history: Sequence[Turns] | None = None
     numbered: bool = field(default=False, repr=False)  # whether ids were left out, so that a source may number anew
 
@@ -69,9 +71,13 @@ class Rows:
                 raise UserError("answers are of texts, not of images: leave one of the two out.")
             put("answers", checks.texts(self.answers, "answers"))
             if self.texts is None:
-                put("texts", [""] * len(self.answers))
+                put("texts", [""] * len(self.answers or ()))
             if self.labels is None:
-                put("labels", np.zeros(len(self.answers), np.int64))
+                put("labels", np.zeros(len(self), np.int64))
+        if self.rejected is not None:
+            if self.answers is None:
+                raise UserError("rejected are the worse of two answers: give the better ones as answers, or leave them out.")
+            put("rejected", checks.texts(self.rejected, "rejected"))
         if (self.texts is None) == (self.images is None):
             raise UserError("rows are either texts or images: give one of the two.")
         if self.labels is None:
@@ -159,6 +165,7 @@ class Rows:
             allowed=None if self.allowed is None else self.allowed[index],
             numbers=None if self.numbers is None else self.numbers[index],
             answers=None if self.answers is None else [self.answers[i] for i in where],
+            rejected=None if self.rejected is None else [self.rejected[i] for i in where],
             history=None if self.history is None else [self.history[i] for i in where],
         )
 
@@ -185,6 +192,7 @@ class Rows:
             allowed=np.concatenate(allowed) if len(allowed) == len(parts) else None,
             numbers=np.concatenate(numbers) if len(numbers) == len(parts) else None,
             answers=joined([part.answers for part in parts]),
+            rejected=joined([part.rejected for part in parts]),
             history=joined([part.history for part in parts]),
         )
 
@@ -279,8 +287,8 @@ def _alike(parts: Sequence[Rows], classes: Sequence[str], where: str) -> None:
     for rows in parts:
         if any((getattr(rows, name) is None) != (getattr(parts[0], name) is None) for name in COLUMNS):
             raise UserError(
-                f"the splits of {where} differ in what they hold: give all of them texts, pairs, images, tags, numbers, answers "
-                "or history alike."
+                f"the splits of {where} differ in what they hold: give all of them texts, pairs, images, tags, numbers, answers, "
+                "rejected answers or history alike."
             )
         if rows.allowed is not None and rows.allowed.shape[1] != len(classes):
             raise UserError(f"allowed of {where} is of {rows.allowed.shape[1]} classes, and there are {len(classes)}.")
@@ -295,14 +303,14 @@ def _consistent(parts: Sequence[Rows], where: str) -> None:
     for rows in parts:
         for i in np.flatnonzero(np.isin(rows.ids, again)).tolist():
             content = rows.content(i) if rows.texts is not None else rows.images.key(i)  # type: ignore[union-attr]
-            answer = None if rows.answers is None else rows.answers[i]
+            answer = None if rows.answers is None else (rows.answers[i], rows.rejected and rows.rejected[i])
             twice.append((int(rows.ids[i]), (content, int(rows.labels[i]), answer)))
     checks.consistent(twice, where)
 
 
 def fingerprint(classes: Iterable[str], splits: Mapping[str, Rows | None]) -> str:
     """The sha256 (hexadecimal) of class names and of every row's split, text (or picture), pair, label and key,
-    and of the words, tags, numbers, allowed classes, answers and history that it may have.
+    and of the words, tags, numbers, allowed classes, answers, rejected answers and history that it may have.
 
     Splits are taken in the order of their names and rows in their own order, so the value depends on content
     alone.
@@ -335,6 +343,8 @@ def fingerprint(classes: Iterable[str], splits: Mapping[str, Rows | None]) -> st
                 add(repr(np.flatnonzero(rows.allowed[i]).tolist()))
             if rows.answers is not None:
                 add(rows.answers[i])
+            if rows.rejected is not None:
+                add(("rejected", rows.rejected[i]))
             if rows.history is not None:
                 add(repr(rows.history[i]))
     return digest.hexdigest()

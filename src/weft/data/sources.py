@@ -45,8 +45,9 @@ def load(
         client, where the guess is wrong; guesses are in ``notes``.
     limit: at most this many rows of each split, drawn with ``seed`` (held-out clients count as one split).
     wanted: what a row is for: the label is one of ``classes``, or one of ``numbers`` to predict; rows are for generation,
-        ``answers``; or ``any``, where a label with fractions is a number. Tagged words are recognised whatever is wanted but
-        answers, and so are, for classes and any, data that are for nothing but generation, see :mod:`weft.data.dialogues`.
+        ``answers``; have two answers that were compared, ``preferences``; or ``any``, where a label with fractions is a number.
+        Tagged words are recognised whatever is wanted but answers and preferences; and so are, for classes and any, data that are
+        for nothing but generation or preferences, see :mod:`weft.data.dialogues` and :mod:`weft.data.preferred`.
     one_class: whether that is enough to train on, as it is for one site of a federation.
 
     Raises UserError for an unknown name, a missing or unreadable file, an absent column, and training rows

@@ -16,7 +16,8 @@ import numpy as np
 
 from weft.checks import tagged_rows as checks
 from weft.data.bio import OUTSIDE, spans
-from weft.data.columns import KEYS, SPLITS, Table, natural_key, there
+from weft.data.columns import SPLITS, Table, there
+from weft.data.natural_keys import KEYS, natural_key
 from weft.data.rows import Rows, Source
 from weft.data.spelling import spelled
 from weft.errors import UserError, printable

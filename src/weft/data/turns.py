@@ -88,7 +88,15 @@ def last_answer(value: Any, at: str) -> tuple[Turns, str, str] | None:
     Raises:
         UserError: it is no chat, a role is unknown, or roles do not alternate.
     """
-    found = _turns(value, at)
+    return answered(every_turn(value, at), at)
+
+
+def answered(found: list[tuple[str, str]], at: str) -> tuple[Turns, str, str] | None:
+    """The same of turns that lie ready.
+
+    Raises:
+        UserError: roles do not alternate.
+    """
     start = 1 if found and found[0][0] == "system" else 0
     if len(found) == start:
         return None
@@ -96,7 +104,15 @@ def last_answer(value: Any, at: str) -> tuple[Turns, str, str] | None:
     return tuple(found[:-2]), found[-2][1], found[-1][1]
 
 
-def _turns(value: Any, at: str) -> list[tuple[str, str]]:
+def every_turn(value: Any, at: str) -> list[tuple[str, str]]:
+    """All turns of a chat, (role, text).
+
+    Args:
+        at: what a sentence calls the row.
+
+    Raises:
+        UserError: it is no chat, or a role is unknown.
+    """
     if isinstance(value, Mapping):
         form = next((form for form in FORMS if set(form) <= value.keys()), None)
         checks.turn(at, value, form is not None)

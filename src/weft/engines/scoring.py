@@ -59,7 +59,7 @@ class Scoring:
             tests = {p: numpy_generator(self.bench.seed, "evaluation", p).permutation(r) for p, r in tests.items()}
         seen: dict[str, list[Observed]] = {people: [] for people in tests}
         own: dict[str, Score] = {}
-        tested = tests["global test"] if len(tests["global test"]) else np.concatenate([r for r in self._own_rows()] or [unseen])
+        tested = tests["global test"] if len(tests["global test"]) else np.concatenate(self._own_rows() or [unseen])
         chosen = generating.few(self.bench.seed, np.unique(tested), self.bench.task.samples)
         for number, (server, clients) in enumerate(self.federations):
             shares = {people: rows[number::several] for people, rows in tests.items()}

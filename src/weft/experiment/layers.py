@@ -46,6 +46,7 @@ def resolve(
     Raises:
         UserError: unknown names, wrong types or ranges; all that can be said at once in one sentence.
     """
+    from weft.backbones.prompts import spelt_out
     from weft.methods import registry
 
     notes: list[str] = []
@@ -75,6 +76,8 @@ def resolve(
     if "baseline" in user and user["baseline"] is not None:
         recipe.pop("baselines", None)  # a baseline is not compared with itself
     settings = fitting | recipe | user
+    if isinstance(file_or_text := settings.get("template"), str):
+        settings["template"] = spelt_out(file_or_text)  # a run keeps what its file says, and sites get it
     made = _laid_over(method, _parameters(settings)) if method is not None else registry.build(slug, _parameters(settings))
     known = registry.values(made)
     experiment = checked({n: v for n, v in settings.items() if not n.startswith("method.")} | {"parameters": known}, known)
@@ -101,6 +104,8 @@ def _fitting(needs: tuple[str, ...], user: Mapping[str, Any]) -> dict[str, str]:
     pictures = {entry.name for entry in catalogue() if entry.kind == IMAGE}
     if user.get("task") == "generation":
         return {"data": "docstrings", "model": "smollm2"}
+    if user.get("task") == "preference":
+        return {"data": "docstring_preferences", "model": "smollm2"}
     if "images" not in needs and user.get("data") not in pictures:
         return {}
     return {"data": "glyphs", "model": usual({"images", *needs})}

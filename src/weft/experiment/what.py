@@ -39,13 +39,14 @@ class What(Group):
         everyday=True,
         common=True,
     )
-    task: Literal["auto", "classification", "similarity", "tokens", "regression", "generation"] = setting(
+    task: Literal["auto", "classification", "similarity", "tokens", "regression", "generation", "masked", "preference"] = setting(
         "auto",
         "What is predicted: `classification` (a linear head), `similarity` (a CLIP and class names), `tokens`, `regression`, "
-        "`generation`.",
-        "`tokens` gives each word a tag, `regression` each row a number, `generation` writes an answer to each prompt. `auto` is "
-        "tokens where words are tagged, generation where rows hold prompts and answers, and similarity where there is a text "
-        "tower, unless the method trains a head.",
+        "`generation`, `masked`, `preference`.",
+        "`tokens` gives each word a tag, `regression` each row a number, `generation` writes an answer to each prompt, `masked` "
+        "finds hidden words, `preference` learns the better of two answers (DPO). `auto` is tokens where words are tagged, "
+        "generation where rows hold prompts and answers, preference where they hold two answers, and similarity where there is a "
+        "text tower, unless the method trains a head.",
         common=True,
     )
     metrics: Names = setting(
@@ -53,7 +54,8 @@ class What(Group):
         "What is scored, the headline first: `accuracy`, `macro_f1`, `matthews`, `f1:CLASS`, `top5`.",
         "Of tags: `entity_f1`, `precision`, `recall`, `token_accuracy`, `macro_f1`, `f1:TYPE`; of numbers: "
         "`pearson`, `spearman`, `r2`, `mse`; of answers: `perplexity`, `token_accuracy`, `rouge_1`, `rouge_2`, `rouge_l`, "
-        "`exact_match`, `token_f1`, `final_answer`, `bleu`, `chrf`. "
+        "`exact_match`, `token_f1`, `final_answer`, `bleu`, `chrf`; of preferences: "
+        "`reward_accuracy`, `reward_margin`. "
         "By default those that a set of the catalogue is reported in, such as `matthews` of `cola`.",
         unset="of the data, or usual for the task",
         option=False,

@@ -7,14 +7,14 @@ from typing import Any
 from weft.experiment.deal import Deal
 from weft.experiment.declare import Group, Setting, declared
 from weft.experiment.federation import Federation
-from weft.experiment.generation import Generation
+from weft.experiment.language import Language
 from weft.experiment.machine import Machine
 from weft.experiment.output import Output
 from weft.experiment.what import What
 
 
 class Experiment(
-    Output, Machine, Generation, Federation, Deal, What
+    Output, Machine, Language, Federation, Deal, What
 ):  # read from right to left: the order of help, pages and files
     """All settings of one run.
 

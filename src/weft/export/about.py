@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,8 @@ from weft.backbones.short_names import KNOWN
 from weft.backbones.token_table import glues
 from weft.errors import UserError
 from weft.storage import files
-from weft.tasks.kinds import CLASSES, TOKENS, make
+from weft.tasks.generation_settings import Decoding
+from weft.tasks.kinds import CLASSES, GENERATION, PREFERENCE, TOKENS, make
 
 if TYPE_CHECKING:
     from weft.backbones.backbone import Backbone
@@ -88,6 +89,7 @@ class About:
         pairs: it was trained on pairs of texts; None = nobody knows. files: name -> sha256 of what else makes the model.
         task: its kind. metrics: that the run was scored by, the headline first.
         label_spaces: what a row with tags is scored among, as the run was.
+        task_settings: what else the run's task was told, as how it writes texts; none = as usual.
     """
 
     kind: str
@@ -105,11 +107,25 @@ class About:
     task: str = CLASSES
     metrics: tuple[str, ...] = ()
     label_spaces: str = "own"
+    task_settings: dict[str, Any] = field(default_factory=dict)
 
     @property
     def predicts(self) -> Task:
         """What the model predicts."""
-        return make(self.classes, self.task, self.metrics)
+        more = dict(self.task_settings)
+        if "decoding" in more:
+            more["decoding"] = Decoding(**more["decoding"])
+        return make(self.classes, self.task, self.metrics, **more)
+
+    @property
+    def writes(self) -> bool:
+        """Whether it writes text."""
+        return self.task in (GENERATION, PREFERENCE)
+
+    @property
+    def decoding(self) -> Decoding:
+        """How it writes."""
+        return getattr(self.predicts, "decoding", Decoding())
 
     def write(self, folder: Path) -> None:
         labels = {str(i): name for i, name in enumerate(self.classes)}
@@ -138,6 +154,12 @@ class About:
             return found
         except (ValueError, KeyError, TypeError, AttributeError) as e:
             raise damaged(path, e) from e
+
+
+def settings_of(task: Task) -> dict[str, Any]:
+    """What a task was told beside its classes and metrics, as JSON."""
+    told = asdict(task)  # type: ignore[call-overload]
+    return {f.name: told[f.name] for f in fields(task) if f.name not in ("classes", "metrics")}  # type: ignore[arg-type]
 
 
 def brings_code(backbone: Backbone) -> bool:

@@ -3,25 +3,49 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from weft.engines.observer import Observer
 from weft.errors import UserError
+from weft.export import merged as merging
 from weft.export.about import About, check_hashes
-from weft.export.predictor import model_folder
-from weft.export.write import ExportReport, export, report_of
+from weft.export.predictor import Predictor, model_folder
+from weft.export.trained import capture
+from weft.export.write import ExportReport, about_of, choose_view, export, report_of
 from weft.storage import files
 
+if TYPE_CHECKING:
+    from weft.federation.client import ClientState
+    from weft.federation.method import Method
+    from weft.federation.server import ServerState
 
-def export_run(folder: str | Path, to: str | Path, *, client: str | None = None, view: str | None = None) -> ExportReport:
+
+def export_run(
+    folder: str | Path,
+    to: str | Path,
+    *,
+    client: str | None = None,
+    view: str | None = None,
+    merged: bool = False,
+    precision: str = "auto",
+) -> ExportReport:
     """Write a model of a run to the new folder ``to``.
 
     Args:
         folder: of the run. client: id of the client whose own model is wanted, with what it remembers.
         view: which of the method's views. Without both, the run's finished adapter is copied.
+        merged: a whole model that needs no PEFT, see :func:`weft.export.merged.merge`. precision: that it is saved in.
 
     Raises:
-        UserError: no run, no such client or view, or ``to`` is taken.
+        UserError: no run, no such client or view, parts that can't be merged, or ``to`` is taken.
     """
+    if not merged and precision != "auto":
+        raise UserError("an adapter is always saved in float32: a precision is that of a merged model (--merged).")
     target = Path(to).expanduser()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} exists already: give a new folder.")
@@ -29,10 +53,10 @@ def export_run(folder: str | Path, to: str | Path, *, client: str | None = None,
     shutil.rmtree(unfinished, ignore_errors=True)
     files.make_folder(unfinished)
     try:
-        if client is None and view is None:
-            report = _copied(model_folder(Path(folder).expanduser()), unfinished)
+        if merged:
+            report = _merged(Path(folder).expanduser(), unfinished, client, view, precision)
         else:
-            report = _rebuilt(Path(folder), unfinished, client, view)
+            report = _adapter(Path(folder).expanduser(), unfinished, client, view)
         if target.exists():
             target.rmdir()
         files.rename(unfinished, target)
@@ -40,6 +64,21 @@ def export_run(folder: str | Path, to: str | Path, *, client: str | None = None,
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
     return report
+
+
+def _adapter(folder: Path, target: Path, client: str | None, view: str | None) -> ExportReport:
+    if client is None and view is None:
+        return _copied(model_folder(folder), target)
+    with _rebuilt(folder, client) as held:
+        return export(held.method, held.server, target, held.info, client=held.client, view=view)
+
+
+def _merged(folder: Path, target: Path, client: str | None, view: str | None, precision: str) -> ExportReport:
+    if client is None and view is None:
+        return merging.merge(model_folder(folder), target, precision)
+    with tempfile.TemporaryDirectory(prefix="weft-adapter-") as between:
+        _adapter(folder, Path(between), client, view)
+        return merging.merge(Path(between), target, precision)
 
 
 def _copied(source: Path, target: Path) -> ExportReport:
@@ -50,10 +89,42 @@ def _copied(source: Path, target: Path) -> ExportReport:
     return report_of(about, target)
 
 
-def _rebuilt(folder: Path, target: Path, client: str | None, view: str | None) -> ExportReport:
-    """From the run's checkpoint and client store."""
+def personal(folder: str | Path, client: str, view: str | None = None, observer: Observer | None = None) -> Predictor:
+    """A client's own model, from the folder of its run, without writing it anywhere.
+
+    Raises:
+        UserError: no run, no such client, or a method with one model for all clients.
+    """
+    place = Path(folder).expanduser()
+    if not (place / "experiment.toml").is_file():
+        raise UserError(f"{place} is not the folder of a run, which alone holds what its clients remember: leave the client out.")
+    with _rebuilt(place, client) as held:
+        method, server, state = held.method, held.server, held.client
+        assert state is not None
+        chosen = choose_view(method.info.slug, method.info.views, view, True)
+        bench = server.bench.of(state)
+        trained = capture(method, server, chosen, state)
+        return Predictor(trained, bench.backbone, about_of(method, bench, chosen, held.info, state), observer)
+
+
+@dataclass(frozen=True)
+class _Held:
+    """What the folder of a run holds: its method and server as they ended, and one client with its memory.
+
+    Attributes:
+        info: of the run, see :func:`weft.export.write.export`.
+    """
+
+    method: Method
+    server: ServerState
+    client: ClientState | None
+    info: dict[str, Any]
+
+
+@contextmanager
+def _rebuilt(folder: Path, client: str | None) -> Iterator[_Held]:
+    """From the run's checkpoint and client store, which nobody writes to meanwhile."""
     from weft import experiment as settings
-    from weft.engines.observer import Observer
     from weft.errors import nearest
     from weft.federation.rounds import begin
     from weft.runs import baselines
@@ -91,4 +162,4 @@ def _rebuilt(folder: Path, target: Path, client: str | None, view: str | None) -
                 raise UserError(f'this run has no client "{client}": it has {", ".join(ids[:20])}.{nearest(client, ids)}')
             ClientStore(directory.root / "clients", saved.clients).load(chosen)
         info = {"run": directory.root.name, "settings": x.flat(), "pairs": material.data["pairs"]}
-        return export(method, server, target, info, client=chosen, view=view)
+        yield _Held(method, server, chosen, info)

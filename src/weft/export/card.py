@@ -5,22 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from weft.backbones.options import sentence
-from weft.export.about import About
+from weft.export.about import About, Base
 from weft.export.peft_files import loading
-from weft.tasks.kinds import NUMBERS, TOKENS
+from weft.tasks.kinds import MASKED, NUMBERS, TOKENS
 
 
-def card(about: About, notes: Sequence[str], plain_class: str | None) -> str:
+def card(about: About, notes: Sequence[str], code: str, library: str) -> str:
     """
     Args:
-        notes: sentences for people. plain_class: class of transformers that loads the base, if the kind is ``peft``.
+        notes: sentences for people. code: lines of Python that load it. library: that they need.
     """
     base = about.base
     whose = "the federation" if about.client is None else f"client {about.client}"
-    head = f"---\nlibrary_name: {about.kind}\nbase_model: {base.reference}\ntags: [federated-learning, weft]\n---\n"
+    head = f"---\nlibrary_name: {library}\nbase_model: {base.reference}\ntags: [federated-learning, weft]\n---\n"
     texts = "pairs of texts" if about.pairs else "texts"
     rows = f"{texts} are cut to {about.max_length} tokens" if base.reads == "texts" else "pictures go through its image processor"
-    code = plain(about, plain_class) if about.kind == "peft" and plain_class else ours(about)
+    if about.task == MASKED:
+        rows = f"it was trained on texts of {about.max_length} tokens at most"
+    if about.writes:
+        rows = f"it was trained on prompts with answers of {about.max_length} tokens at most"
     lines = [
         f"The model of {whose}, trained with Weft by {about.method['title']} ({about.method['paper']}).",
         f"It sits on `{base.reference}` (weights sha256 `{base.sha256}`); {rows}.",
@@ -31,6 +34,8 @@ def card(about: About, notes: Sequence[str], plain_class: str | None) -> str:
 
 
 def ours(about: About) -> str:
+    if about.writes:
+        return 'from weft.export import load\n\nload(FOLDER).generate(["a prompt"])\n'
     row = (
         "a text"
         if about.task == TOKENS
@@ -43,14 +48,32 @@ def ours(about: About) -> str:
     return f"from weft.export import load\n\nload(FOLDER).predict([{row!r}])\n"
 
 
+def of_masks(about: About) -> str:
+    """Without Weft: TEXTS are the reader's, with the mask token where a token is to be found."""
+    where, imports = place(about.base)
+    trust = ", trust_remote_code=True" if about.base.code else ""
+    return (
+        f"import torch\nfrom peft import PeftModel\n{imports}from transformers import AutoModelForMaskedLM, AutoTokenizer\n\n"
+        f"where = {where}\n"
+        f"model = PeftModel.from_pretrained(AutoModelForMaskedLM.from_pretrained(where{trust}), FOLDER).eval()\n"
+        f"reader = AutoTokenizer.from_pretrained(where{trust})\n"
+        f'inputs = reader(TEXTS, truncation=True, max_length={about.max_length}, padding=True, return_tensors="pt", '
+        "return_token_type_ids=False)\n"
+        "with torch.no_grad():\n    logits = model(**inputs).logits\n"
+        'for row, ids in zip(logits, inputs["input_ids"]):\n'
+        "    print(reader.convert_ids_to_tokens(row[ids == reader.mask_token_id].argmax(-1).tolist()))\n"
+    )
+
+
 def plain(about: About, plain_class: str) -> str:
     """Without Weft; only a base that comes with Weft is looked up in it. FOLDER, and TEXTS (and SECOND, of pairs) or IMAGES, are
     the reader's.
     """
+    if about.task == MASKED:
+        return of_masks(about)
     base, labels = about.base, list(about.classes)
-    where, imports = repr(base.reference), "import torch\nfrom peft import PeftModel\n"
-    if base.hub_id is None and base.path is None:
-        where, imports = f"find({base.reference!r})[0]", f"{imports}from weft.backbones.load import find\n"
+    where, found = place(base)
+    imports = f"import torch\nfrom peft import PeftModel\n{found}"
     if plain_class == "CLIPModel":
         texts = [sentence(base.options.sentence, name) for name in labels]
         return (
@@ -78,6 +101,13 @@ def plain(about: About, plain_class: str) -> str:
         "with torch.no_grad():\n    logits = model(**inputs).logits\n"
         f"{_answers(plain_class, about.task == NUMBERS)}"
     )
+
+
+def place(base: Base) -> tuple[str, str]:
+    """Where a base is, as an expression, and the import that it needs."""
+    if base.hub_id is None and base.path is None:
+        return f"find({base.reference!r})[0]", "from weft.backbones.load import find\n"
+    return repr(base.reference), ""
 
 
 def _answers(plain_class: str, number: bool) -> str:

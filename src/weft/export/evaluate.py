@@ -36,7 +36,10 @@ def evaluate_run(
     precision: str = "auto",
     observer: Observer | None = None,
 ) -> list[dict[str, Any]]:
-    """Accuracy with interval, macro-F1 and loss of a run's model on other data: records as in ``rounds.jsonl``.
+    """Scores of a run's model on other data, as its task has them: records as in ``rounds.jsonl``.
+
+    Those are accuracy with interval, macro-F1 and loss of classes; of answers perplexity, and how good some texts are that are
+    written as the run was scored.
 
     Args:
         folder: of a run, or of an exported model.
@@ -80,7 +83,7 @@ def matched(rows: Rows, source: Source, classes: tuple[str, ...]) -> Rows:
     Raises:
         UserError: a label that occurs is none of them.
     """
-    if rows.numbers is not None:
+    if rows.numbers is not None or rows.answers is not None:
         return rows
     order = labels.index(source.classes, classes, labels.every_label([rows]), source.name, "the model's classes")
     return labels.relabelled(rows, order, len(classes))

@@ -7,7 +7,8 @@ concatenation. The head travels whole in ``modules_to_save``, with the base modu
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from weft.errors import WeftError
 from weft.export.about import damaged
 from weft.export.trained import Trained, not_finite
 from weft.storage import files
-from weft.tasks.kinds import TOKENS
+from weft.tasks.kinds import GENERATION, MASKED, TOKENS
 from weft.tensors.forms import Value
 from weft.tensors.lowrank import LowRank
 
@@ -32,8 +33,13 @@ if TYPE_CHECKING:
 
 CONFIG, TENSORS = FILES = "adapter_config.json", "adapter_model.safetensors"
 ROOT = "base_model.model."
-WORDS = {"AutoModelForSequenceClassification": "SEQ_CLS", "AutoModelForTokenClassification": "TOKEN_CLS"}
-"""What PEFT calls a task; it has no word for images."""
+WORDS = {
+    "AutoModelForSequenceClassification": "SEQ_CLS",
+    "AutoModelForTokenClassification": "TOKEN_CLS",
+    "AutoModelForCausalLM": "CAUSAL_LM",
+    "AutoModelForSeq2SeqLM": "SEQ_2_SEQ_LM",
+}
+"""What PEFT calls a task; it has no word for images, nor for hidden tokens."""
 
 
 def fits(trained: Trained, backbone: Backbone) -> bool:
@@ -52,12 +58,18 @@ def plain_class(backbone: Backbone) -> str | None:
         return None
     if backbone.options.task == TOKENS:
         return "AutoModelForTokenClassification"
+    if backbone.options.task == GENERATION:
+        return "AutoModelForSeq2SeqLM" if backbone.encoder_decoder else "AutoModelForCausalLM"
+    if backbone.options.task == MASKED:
+        return "AutoModelForMaskedLM"
     return "AutoModelForImageClassification" if backbone.reads == "images" else "AutoModelForSequenceClassification"
 
 
 def loading(base: Base, classes: Sequence[str]) -> dict[str, Any]:
     """What ``from_pretrained`` has to be told of the base, by the lines in the README and by our own check of them."""
-    found: dict[str, Any] = {"num_labels": len(classes), "id2label": dict(enumerate(classes))}
+    found: dict[str, Any] = {}
+    if base.options.task not in (GENERATION, MASKED):
+        found = {"num_labels": len(classes), "id2label": dict(enumerate(classes))}
     if base.own_head:
         found["ignore_mismatched_sizes"] = True
     if base.code:
@@ -208,43 +220,75 @@ def check_names(trained: Trained, backbone: Backbone, folder: Path) -> None:
             raise damaged(folder, f"{name} has shape {shape} instead of {expected[name]}")
 
 
-@torch.no_grad()
-def plain_logits(folder: Path, backbone: Backbone, about: About, inputs: Mapping[str, Tensor]) -> Tensor:
-    """[n, C], or [n, T, C] of each token, as anybody gets them: transformers loads the base and PEFT the adapter, without us.
+@contextmanager
+def plainly(folder: Path) -> Iterator[None]:
+    """What is loaded inside is loaded as by anybody who has nothing but transformers and PEFT, and without their advice.
 
     Args:
-        backbone: says where the base is, and is not used. about: that of the adapter. inputs: of the model.
+        folder: of what is loaded, for the error.
 
     Raises:
-        WeftError: PEFT does not load it.
+        WeftError: they do not load it.
     """
     import warnings
 
     import transformers
-    from peft import PeftModel
 
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    kind = plain_class(backbone)
-    assert kind is not None
-    more = loading(about.base, about.classes) if backbone.names is None else {}
     try:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             # not the stream that our own loader uses: what the adapter forgets to bring along must differ
             torch.default_generator.manual_seed(1)
-            base = getattr(transformers, kind).from_pretrained(backbone.path, dtype=torch.float32, **more)
-            if about.base.pad_token_id != about.base.own_padding:
-                base.config.pad_token_id = about.base.pad_token_id
-            model = PeftModel.from_pretrained(base, str(folder)).eval()
-            if backbone.names is None:
-                logits: Tensor = model(**inputs).logits
-            else:
-                logits = model(**inputs, input_ids=backbone.names.ids()).logits_per_image
+            yield
     except Exception as e:
         raise WeftError(f"plain PEFT does not load what was exported to {folder} ({type(e).__name__}: {e})") from e
     finally:
         transformers.logging.set_verbosity(verbosity)
         transformers.logging.enable_progress_bar()
-    return logits
+
+
+def plain_model(folder: Path, backbone: Backbone, about: About) -> Any:
+    """The base of an adapter as transformers loads it, in float32, and the adapter as PEFT does, without us.
+
+    Args:
+        backbone: says where the base is, and is not used. about: that of the adapter.
+
+    Raises:
+        WeftError: PEFT does not load it.
+    """
+    import transformers
+    from peft import PeftModel
+
+    kind = plain_class(backbone)
+    assert kind is not None
+    more = loading(about.base, about.classes) if backbone.names is None else {}
+    with plainly(folder):
+        base = getattr(transformers, kind).from_pretrained(backbone.path, dtype=torch.float32, **more)
+        if about.base.pad_token_id != about.base.own_padding:
+            base.config.pad_token_id = about.base.pad_token_id
+        return PeftModel.from_pretrained(base, str(folder)).eval()
+
+
+@torch.no_grad()
+def logits_of(model: Any, backbone: Backbone, inputs: Mapping[str, Tensor]) -> Tensor:
+    """What any model of transformers gives: [n, C], or [n, T, C] of each token."""
+    found: Tensor
+    if backbone.names is None:
+        found = model(**inputs).logits
+    else:
+        found = model(**inputs, input_ids=backbone.names.ids()).logits_per_image
+    return found
+
+
+def plain_logits(folder: Path, backbone: Backbone, about: About, inputs: Mapping[str, Tensor]) -> Tensor:
+    """[n, C], or [n, T, C] of each token, as anybody gets them: see :func:`plain_model`.
+
+    Args:
+        inputs: of the model.
+    """
+    model = plain_model(folder, backbone, about)
+    with plainly(folder):
+        return logits_of(model, backbone, inputs)

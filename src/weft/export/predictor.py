@@ -1,10 +1,10 @@
-"""Classes of new texts or pictures by an exported model."""
+"""Classes of new texts or pictures by an exported model, or the texts that it writes."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -14,6 +14,8 @@ from torch import Tensor
 
 from weft.backbones.backbone import Backbone
 from weft.backbones.load import load as load_backbone
+from weft.backbones.prompts import Chat, template
+from weft.backbones.reply_table import Replies
 from weft.backbones.run_table import Table, tabulate
 from weft.backbones.short_names import KNOWN
 from weft.backbones.token_table import Tokens, by_word, first_tokens
@@ -26,10 +28,14 @@ from weft.engines.observer import Observer
 from weft.errors import UserError, nearest
 from weft.export.about import About, check_hashes
 from weft.export.found import Entity, Sentence, sentence
+from weft.export.prompt_rows import Prompt, rows_asked
 from weft.export.trained import Trained
 from weft.export.write import read
+from weft.federation import generating
+from weft.federation.bench import Bench
 from weft.storage import remedy
-from weft.tasks.kinds import NUMBERS, TOKENS
+from weft.tasks.generation import Generation
+from weft.tasks.kinds import MASKED, NUMBERS, TOKENS
 from weft.tasks.observed import Observed
 
 if TYPE_CHECKING:
@@ -40,7 +46,7 @@ Picture: TypeAlias = "str | Path | bytes | np.ndarray | Image"
 
 
 class Predictor:
-    """A trained classifier.
+    """A trained model: a classifier, or one that tags words, predicts numbers or writes text.
 
     Attributes:
         about: what it is. classes: names of the labels, in the order of the columns of :meth:`logits`.
@@ -69,6 +75,17 @@ class Predictor:
         """Whether it gives each row a number instead of a class."""
         return self.about.task == NUMBERS
 
+    @property
+    def writes(self) -> bool:
+        """Whether it writes text."""
+        return self.about.writes
+
+    @property
+    def converses(self) -> bool:
+        """Whether it writes text, and its template has a place for earlier turns."""
+        b = self.backbone
+        return self.writes and isinstance(template(b.options.prompt, b.tokenizer, b.encoder_decoder), Chat)
+
     def logits(self, items: Sequence[Text | Picture]) -> Tensor:
         """[n, C], float32 on the CPU.
 
@@ -77,14 +94,18 @@ class Predictor:
                 or encoded bytes.
 
         Raises:
-            UserError: the model tags words.
+            UserError: the model tags words, or writes text.
         """
+        if self.writes:
+            raise UserError("this model writes text: use generate.")
         if self.tags_words:
             raise UserError("this model tags words and gives no row a class: use entities.")
+        if self.about.task == MASKED:
+            raise UserError("this model finds hidden tokens and gives no row a class: its README shows how, or use weft eval.")
         return self.logits_of(table_of(items) if self.backbone.reads == "texts" else pictures_of(items))
 
     def logits_of(self, rows: Rows) -> Tensor:
-        """[n, C] on a table, or of every word in it; its labels are not looked at.
+        """[n, C] on a table, or of every word in it, or of every token of its answers; its labels are not looked at.
 
         Raises:
             UserError: single texts for a model of pairs, or the other way round.
@@ -103,11 +124,17 @@ class Predictor:
 
     def _table(self, rows: Rows) -> Table:
         table = tabulate(self.backbone, rows, self.about.max_length)
-        if isinstance(table, Tokens):
+        if isinstance(table, Replies):
+            self._say_of(table)
+        elif isinstance(table, Tokens):
             self._check_pairs(table.pairs)
             for note in tokenizers.known(table.reading):
                 self.observer.say(note)
         return table
+
+    def _say_of(self, table: Replies) -> None:
+        for note in (*table.notes, *tokenizers.known(table.reading)):
+            self.observer.say(note)
 
     def _check_pairs(self, given: bool) -> None:
         if self.about.pairs is None or self.about.pairs == given:  # None: written by a coordinator, or before it was noted
@@ -124,12 +151,70 @@ class Predictor:
         return torch.softmax(self.logits(items), dim=-1)
 
     def predict(self, items: Sequence[Text | Picture]) -> list[str]:
-        """The name of the most likely class of each text or picture, its number, or the entities in it, as the task is."""
+        """The name of the most likely class of each text or picture, its number, the entities in it or the answer to it, as the
+        task is.
+        """
+        if self.writes:
+            return self.generate(items)  # type: ignore[arg-type]
         if self.tags_words:
             return ["; ".join(f"{one.text} ({one.type})" for one in found) for found in self.entities(items)]  # type: ignore[arg-type]
         if self.gives_numbers:
             return [f"{number:.4g}" for number in self.logits(items)[:, 0].tolist()]
         return [self.classes[i] for i in self.logits(items).argmax(-1).tolist()]
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        new_tokens: int | None = None,
+        beams: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+        streamer: Any = None,
+    ) -> list[str]:
+        """What a language model writes after prompts, each put into the template that it was trained with.
+
+        A prompt is shortened only if the backbone takes no longer one, and the observer is told.
+
+        Args:
+            prompts: texts, pairs of an instruction and its input, or chats: lists of turns (role, text) that end with one of the
+                ``user``.
+            new_tokens, beams, temperature, top_p: of :class:`weft.tasks.generation_settings.Decoding`; None = as the run was
+                scored.
+            seed: of tokens that are drawn.
+            streamer: of transformers, is handed the tokens of a single prompt as they come.
+
+        Raises:
+            UserError: the model writes no text, a prompt is something else, a chat has earlier turns that its template has no
+                place for, a setting is out of its range, or a streamer is to follow several texts.
+        """
+        if not self.writes:
+            raise UserError("this model writes no text: use predict.")
+        asked: dict[str, Any] = {"new_tokens": new_tokens, "beams": beams, "temperature": temperature, "top_p": top_p}
+        decoding = replace(self.about.decoding, **{n: v for n, v in asked.items() if v is not None})
+        rows = rows_asked(prompts)
+        if streamer is not None and (len(rows) != 1 or decoding.beams > 1):
+            raise UserError("a streamer follows one text as it is written: give it one prompt, and beams = 1.")
+        if rows.history is not None and not self.converses:
+            raise UserError(
+                "the template of this model has no place for earlier turns: give texts, or pairs of an instruction and its input."
+            )
+        if not len(rows):
+            return []
+        longest = self.backbone.max_length
+        if not self.backbone.encoder_decoder:  # prompt and answer lie in one row
+            longest -= min(decoding.new_tokens, longest // 4)
+        table = tabulate(self.backbone, rows, longest)
+        assert isinstance(table, Replies)
+        if table.notes:
+            self.observer.say(
+                "what is longer than this backbone takes is shortened: a chat by its oldest turns, a text at its end."
+            )
+        self._say_of(replace(table, notes=()))
+        task = Generation(self.classes)  # whatever the model was tuned by
+        pack = self.trained.on(Bench(self.backbone, task, table, seed=seed))
+        return generating.write(pack, self.trained.forward, [np.arange(len(rows))], decoding, streamer)[0]
 
     def entities(self, items: Sequence[Sentence], types: Sequence[str] = ()) -> list[list[Entity]]:
         """The entities that a model of tags finds in texts, in their order.
@@ -142,7 +227,8 @@ class Predictor:
             UserError: the model does not tag words, or knows no such type, or an item is neither text nor words.
         """
         if not self.tags_words:
-            raise UserError("this model gives each row a class and finds no entities: use predict.")
+            what = "writes text" if self.writes else "gives each row a class"
+            raise UserError(f"this model {what} and finds no entities: use {'generate' if self.writes else 'predict'}.")
         given = [sentence(item) for item in items]
         if not given:
             return []
@@ -252,6 +338,20 @@ def predict(folder: str | Path, items: Sequence[Text | Picture]) -> list[str]:
     path = model_folder(Path(folder).expanduser())
     About.read(path)
     return _loaded(path.resolve(), (path / "weft.json").stat().st_mtime_ns).predict(items)
+
+
+def generate(folder: str | Path, prompts: Sequence[Prompt], **how: Any) -> list[str]:
+    """Texts by the model in a run's or an exported model's folder; it stays loaded for the next call.
+
+    Args:
+        how: see :meth:`Predictor.generate`.
+
+    Raises:
+        UserError: see :func:`load` and :meth:`Predictor.generate`.
+    """
+    path = model_folder(Path(folder).expanduser())
+    About.read(path)
+    return _loaded(path.resolve(), (path / "weft.json").stat().st_mtime_ns).generate(prompts, **how)
 
 
 @functools.lru_cache(maxsize=1)

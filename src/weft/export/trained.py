@@ -23,7 +23,7 @@ from weft.federation.round import Round
 from weft.federation.rounds import adapted
 from weft.federation.scope import GIVEN
 from weft.federation.turn import Turn
-from weft.tasks.output import Output
+from weft.tasks.outputs import Output
 from weft.tensors.forms import Value, finite
 from weft.tensors.lowrank import LowRank
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -9,20 +10,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from weft import distribution
 from weft.backbones.backbone import Backbone
 from weft.backbones.load import load as load_backbone
+from weft.backbones.reply_table import Replies
 from weft.errors import UserError, WeftError
-from weft.export import peft_files, weft_files
-from weft.export.about import About, Base, brings_code, hashes
-from weft.export.card import card
+from weft.export import language_card, peft_files, weft_files
+from weft.export.about import About, Base, brings_code, hashes, settings_of
+from weft.export.card import card, ours, plain
 from weft.export.trained import Trained, capture, not_finite
 from weft.federation.bench import Bench
 from weft.federation.exchange import DIVERGED
 from weft.storage import files
 
 if TYPE_CHECKING:
+    from weft.backbones.run_table import Table
     from weft.federation.client import ClientState
     from weft.federation.method import Method
     from weft.federation.server import ServerState
@@ -38,7 +42,8 @@ class ExportReport:
     """What an export is, and how well it came back.
 
     Attributes:
-        kind: ``peft`` (loads with ``PeftModel.from_pretrained``) or ``weft`` (loads with :func:`weft.export.load`).
+        kind: ``peft`` (loads with ``PeftModel.from_pretrained``), ``weft`` (loads with :func:`weft.export.load`) or ``merged``
+            (a whole model, loads with transformers alone).
         view: the way to predict. client: whose model; None = the server's.
         base: hub id or folder of the base. sha256: of its weights.
         rows: compared. difference: largest of their logits, re-loaded against the run's. tolerance: that was allowed.
@@ -91,31 +96,14 @@ def export(
         raise UserError(
             f"{odd} is not finite, since training diverged: there is no model to export; try a lower --set method.lr."
         )
-    base = Base.of(bench.backbone)
     facts = {} if client is None else client.info(method.info.asks).facts
     kind = "peft" if peft_files.fits(trained, bench.backbone) else "weft"
     module = peft_files if kind == "peft" else weft_files
     if kind == "peft":
-        peft_files.write(trained, bench.backbone, base, folder)
+        peft_files.write(trained, bench.backbone, Base.of(bench.backbone), folder)
     else:
         weft_files.write(trained, method, view, facts, bench.backbone, folder)
-    pairs = info["pairs"] if "pairs" in info else getattr(bench.table, "pairs", False)
-    about = About(
-        kind=kind,
-        base=base,
-        classes=bench.task.classes,
-        max_length=max_length(info.get("settings", {}), bench.backbone),
-        method=_described(method),
-        view=view,
-        client=None if client is None else client.id,
-        run=info.get("run"),
-        weft=distribution.version() or "",
-        pairs=pairs,
-        files=hashes(folder, module.FILES),
-        task=bench.task.kind,
-        metrics=bench.task.metrics,
-        label_spaces=info.get("settings", {}).get("label_spaces", "own"),
-    )
+    about = replace(about_of(method, bench, view, info, client), kind=kind, files=hashes(folder, module.FILES))
     difference, tolerance, rows = compare(trained, about, bench, folder)
     if not difference <= tolerance:  # NaN is no agreement
         raise WeftError(
@@ -124,8 +112,33 @@ def export(
         )
     about = replace(about, checked={"rows": rows, "difference": difference, "tolerance": tolerance})
     about.write(folder)
-    files.write(folder / "README.md", card(about, notes(about), peft_files.plain_class(bench.backbone)).encode())
+    files.write(folder / "README.md", card(about, notes(about), code(about, bench.backbone), kind).encode())
     return report_of(about, folder)
+
+
+def about_of(method: Method, bench: Bench, view: str, info: Mapping[str, Any], client: ClientState | None) -> About:
+    """What a run's model is, but for its files.
+
+    Args:
+        info: see :func:`export`.
+    """
+    settings = info.get("settings", {})
+    return About(
+        kind="",
+        base=Base.of(bench.backbone),
+        classes=bench.task.classes,
+        max_length=max_length(settings, bench.backbone),
+        method=_described(method),
+        view=view,
+        client=None if client is None else client.id,
+        run=info.get("run"),
+        weft=distribution.version() or "",
+        pairs=info["pairs"] if "pairs" in info else getattr(bench.table, "pairs", False),
+        task=bench.task.kind,
+        metrics=bench.task.metrics,
+        label_spaces=settings.get("label_spaces", "own"),
+        task_settings=settings_of(bench.task),
+    )
 
 
 def report_of(about: About, folder: Path) -> ExportReport:
@@ -134,6 +147,14 @@ def report_of(about: About, folder: Path) -> ExportReport:
     return ExportReport(
         about.kind, about.view, about.client, base.reference, base.sha256, **about.checked, files=written, notes=notes(about)
     )
+
+
+def code(about: About, backbone: Backbone) -> str:
+    """The lines of Python that load an exported model."""
+    plain_class = peft_files.plain_class(backbone)
+    if about.kind != "peft" or plain_class is None:
+        return ours(about)
+    return language_card.plain(about, backbone, plain_class) if about.writes else plain(about, plain_class)
 
 
 def max_length(settings: Mapping[str, Any], backbone: Backbone) -> int:
@@ -168,17 +189,29 @@ def compare(trained: Trained, about: About, bench: Bench, folder: Path) -> tuple
     table = bench.table
     order = np.argsort(table.lengths, kind="stable")
     rows = order[np.unique(np.linspace(0, len(order) - 1, ROWS).round().astype(int))]
-    expected = trained.logits(backbone, about.predicts, table, rows)
-    if not bool(torch.isfinite(expected).all()):
-        raise UserError(f"the model's logits are not finite: {DIVERGED}.")
-    again = read(folder, about, backbone).logits(backbone, about.predicts, table, rows)
-    differences = [(again - expected).abs().max()]
-    if about.kind == "peft":
-        plain = peft_files.plain_logits(folder, backbone, about, table.collate(rows)).flatten(0, -2)
-        plain = plain[about.predicts.targets(table, rows[None])[1][0]]
-        differences.append((plain - expected).abs().max())
-    tolerance = TOLERANCE * max(float(expected.abs().max()), 1.0)
-    return float(torch.stack(differences).max()), tolerance, len(rows)
+    read_back = read(folder, about, backbone)
+    anybody = peft_files.plain_model(folder, backbone, about) if about.kind == "peft" else None
+    largest, differences = 1.0, [0.0]
+    # logits of a language model are over its vocabulary, at every token of a row: one row at a time is enough to hold
+    for some in np.split(rows, len(rows)) if about.writes else [rows]:
+        expected = trained.logits(backbone, about.predicts, table, some)
+        if not bool(torch.isfinite(expected).all()):
+            raise UserError(f"the model's logits are not finite: {DIVERGED}.")
+        found = [read_back.logits(backbone, about.predicts, table, some)]
+        if anybody is not None:
+            with peft_files.plainly(folder):
+                logits = peft_files.logits_of(anybody, backbone, table.collate(some))
+            found.append(at_things(logits, about, table, some))
+        largest = max(largest, float(expected.abs().max()))
+        differences += [float((again - expected).abs().max()) for again in found]
+    return max(differences, key=lambda d: (math.isnan(d), d)), TOLERANCE * largest, len(rows)
+
+
+def at_things(logits: Tensor, about: About, table: Table, rows: np.ndarray) -> Tensor:
+    """Logits [n, C] or [n, T, C] of whole rows, at what there is to predict in them: [m, C]."""
+    if isinstance(table, Replies):
+        return logits[table.places(rows)]
+    return logits.flatten(0, -2)[about.predicts.targets(table, rows[None])[1][0]]
 
 
 def in_float32(backbone: Backbone, classes: Sequence[str]) -> Backbone:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weft.tasks.output import Output
+from weft.tasks.outputs import Output
 
 if TYPE_CHECKING:
     from weft.backbones.run_table import Table
@@ -23,6 +23,7 @@ class Batch:
     Attributes:
         clients: [k] indices into the pack, None = all K in order. index: [k, b] rows of the table, -1 = padding.
         labels: [k, m]. mask: [k, m] bool, valid ones. allowed: [k, m, C] bool, the classes that each may have; None = all.
+        beside: [k, b, …] numbers of the rows that the loss is made of beside labels; None = there are none.
     """
 
     clients: Tensor | None
@@ -30,6 +31,7 @@ class Batch:
     labels: Tensor
     mask: Tensor
     allowed: Tensor | None = None
+    beside: Tensor | None = None
 
     def within(self, out: Output) -> Output:
         """An output without hope for classes that a row's labels could not have."""
@@ -51,4 +53,7 @@ def make_batch(task: Task, table: Table, index: np.ndarray, present: list[int] |
     if table.allowed is not None:
         rows = torch.from_numpy(table.allowed[index] | (index < 0)[..., None]).to(device)
         allowed = rows.repeat_interleave(labels.shape[1] // max(index.shape[1], 1), 1)
-    return Batch(clients, index, labels.to(device), mask.to(device), allowed)
+    beside = table.beside(index)
+    if beside is not None:
+        beside = beside.to(device, torch.float32 if device.type == "mps" else beside.dtype)  # which has no float64
+    return Batch(clients, index, labels.to(device), mask.to(device), allowed, beside)

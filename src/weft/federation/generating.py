@@ -1,8 +1,8 @@
 """Text by the models of a pack: the library's own generation, with the clients' parts at work in it.
 
 A method says how it predicts in :meth:`Method.forward`. If that is one pass with its parts at given weights, as of nearly all
-methods, the parts are woven in for as long as text is generated, and the keys and values of earlier tokens are kept. A method that
-makes more of it (a mean of two passes, say) is asked for every next token anew, over the whole text so far.
+methods, the parts are woven in for as long as text is generated, and the keys and values of earlier tokens are kept. A method
+that makes more of it (a mean of two passes, say) is asked for every next token anew, over the whole text so far.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from weft.federation import plans
 from weft.federation.batch import Batch, make_batch
 from weft.tasks.generation import Generation
 from weft.tasks.observed import Observed
-from weft.tasks.output import Output
+from weft.tasks.outputs import Output
 from weft.tensors.keyed import generator, numpy_generator
 
 if TYPE_CHECKING:
     from weft.adaptation.weave import Weight
     from weft.backbones.backbone import Backbone
     from weft.federation.pack import Pack
-    from weft.tasks.decoding import Decoding
+    from weft.tasks.generation_settings import Decoding
 
 TOKENS = 8192
 """Of all rows that text is generated for at once, prompts and answers."""

@@ -18,7 +18,7 @@ from weft.federation.message import ClientInfo, Message, Update
 from weft.federation.pack import Pack
 from weft.federation.round import Round
 from weft.federation.server import ServerState
-from weft.tasks.output import Output
+from weft.tasks.outputs import Output
 from weft.typed import Count, Positive, check
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from weft.federation.scope import Scope, matches
 from weft.federation.start_values import initial
 from weft.federation.turn import Turn
 from weft.tasks.observed import Observed
-from weft.tasks.output import Hidden, Output
+from weft.tasks.outputs import Hidden, Output
 from weft.tensors.forms import Value
 from weft.tensors.keyed import generator
 
@@ -187,7 +187,7 @@ class Pack:
 
     def loss(self, out: Output, batch: Batch) -> Tensor:
         """The task's loss per client, [k]; padding rows weigh nothing."""
-        return self.task.loss(batch.within(out), batch.labels, batch.mask, batch.index.shape[1])
+        return self.task.loss(batch.within(out), batch.labels, batch.mask, batch.index.shape[1], batch.beside)
 
     def hold(self, blocks: Tensor | None) -> None:
         """[K, L] bool: the blocks that each client has; the rows of the others skip a block. None = everybody has all."""
@@ -310,6 +310,8 @@ class Pack:
         names = [n for n in optimizer.params if matches(n, patterns)] if patterns else []
         if patterns and not names:
             raise WeftError(f"the optimizer holds no tensor that matches {', '.join(patterns)}")
+        if self.held and not loss.requires_grad:  # its clients hold blocks that the output does not see: an encoder's alone
+            loss = loss + 0 * sum(value.sum() for value in optimizer.params.values())
         optimizer.step(loss, batch.clients, {n: self.rows(n) for n in optimizer.params}, names, tick)
 
     def rows(self, name: str) -> Tensor:
@@ -408,18 +410,24 @@ class Pack:
     # prediction -----------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def predict(self, forward: Callable[[Pack, Batch], Output], rows: list[np.ndarray], tokens: int = 8192) -> list[Tensor]:
+    def predict(
+        self,
+        forward: Callable[[Pack, Batch], Output],
+        rows: list[np.ndarray],
+        tokens: int = 8192,
+        dtype: torch.dtype = torch.float32,
+    ) -> list[Tensor]:
         """Logits of each client on its own list of table rows: K tensors [n_k, C], in the order given.
 
         There is one of each thing to predict, and those of one row are next to each other.
 
         Args:
-            tokens: padded tokens per forward pass.
+            tokens: padded tokens per forward pass. dtype: of the logits.
         """
         found: list[list[Tensor]] = [[] for _ in rows]
         order: list[list[np.ndarray]] = [[] for _ in rows]
         for batch, places in self._passes(rows, tokens):
-            logits, mask = forward(self, batch).logits.float().cpu(), batch.mask.cpu().view(*batch.index.shape, -1)
+            logits, mask = forward(self, batch).logits.to("cpu", dtype), batch.mask.cpu().view(*batch.index.shape, -1)
             for row, valid, (i, mine) in zip(logits, mask, places.items(), strict=True):
                 things = valid[: len(mine)].sum(1).numpy()
                 found[i].append(row[valid.flatten()])
@@ -442,9 +450,12 @@ class Pack:
         for batch, places in self._passes(rows, tokens):
             out, (k, b) = batch.within(forward(self, batch)), batch.index.shape
             labels, mask = batch.labels.cpu().view(k, b, -1), batch.mask.cpu().view(k, b, -1)
+            beside = None if batch.beside is None else batch.beside.cpu()
             for row, (i, mine) in enumerate(places.items()):
                 n = len(mine)
-                found[i].append(self.task.observe(out.of(row, n, labels.shape[-1]), labels[row, :n], mask[row, :n]))
+                own = out.of(row, n, labels.shape[-1])
+                more = None if beside is None else beside[row, :n]
+                found[i].append(self.task.observe(own, labels[row, :n], mask[row, :n], more))
                 order[i].append(mine)
         return [
             Observed.concatenate(f).take(np.argsort(np.concatenate(o))) if f else None for f, o in zip(found, order, strict=True)

@@ -75,6 +75,12 @@ class Run:
 
         return predict(self.folder, items)
 
+    def generate(self, prompts: Sequence[Any], **how: Any) -> list[str]:
+        """Answers to prompts by the run's model, if that writes text; see :meth:`weft.export.Predictor.generate`."""
+        from weft.export import generate
+
+        return generate(self.folder, prompts, **how)
+
     def __repr__(self) -> str:
         numbers = ", ".join(f"{n} {v:.4f}" for n, v in self.metrics.items())
         return f"<Run {self.folder}: {count(len(self.rounds), 'round')}{'' if self.finished else ', unfinished'}; {numbers}>"

@@ -12,6 +12,11 @@ NARROWEST = 20
 """Columns of a terminal below which nothing could be read."""
 
 
+def visible(text: str) -> str:
+    """What a model or a stranger wrote, without what a terminal would obey."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
 def out(stderr: bool = False) -> Console:
     """Where people read: without colours where it is not a terminal, or NO_COLOR is set; a notebook gets plain lines too."""
     from rich.console import Console

@@ -35,8 +35,10 @@ from weft.federation.layout import named
 from weft.federation.message import ClientInfo
 from weft.federation.method import Method
 from weft.federation.rounds import adapted
-from weft.tasks.decoding import Decoding
-from weft.tasks.kinds import CLASSES, GENERATION, NEEDS_TAGS, NUMBERS, TOKENS, make, suits
+from weft.tasks import judging
+from weft.tasks.generation import Generation
+from weft.tasks.generation_settings import Decoding
+from weft.tasks.kinds import CLASSES, GENERATION, LANGUAGE, MASKED, NEEDS_TAGS, NUMBERS, PREFERENCE, TOKENS, make, suits
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,8 @@ def prepare(experiment: Experiment, given: Any, observer: Observer, needs: tuple
 
 def _guessing(bench: Bench, rows: Rows) -> float | None:
     """The mean loss of a model that has learnt nothing, where classes do not tell."""
+    if bench.task.kind == PREFERENCE:
+        return math.log(2)
     if bench.backbone.vocabulary is not None:
         return math.log(bench.backbone.vocabulary.size)
     return None if rows.numbers is None else float(rows.numbers.var()) or None
@@ -201,7 +205,7 @@ def told(x: Experiment, rows: Rows) -> Experiment:
     Raises:
         UserError: words are tagged, and another task was asked for, or the other way round.
     """
-    found = {TOKENS: rows.tags, NUMBERS: rows.numbers, GENERATION: rows.answers}
+    found = {TOKENS: rows.tags, NUMBERS: rows.numbers, PREFERENCE: rows.rejected, GENERATION: rows.answers}
     meant = next((kind for kind, column in found.items() if column is not None), x.task)
     asked = x if x.task != "auto" else x.model_copy(update={"task": meant})
     suits(kind_of(asked), rows)
@@ -210,7 +214,7 @@ def told(x: Experiment, rows: Rows) -> Experiment:
 
 def kind_of(x: Experiment) -> str:
     """The kind of an experiment's task, once that is told by its data or by its file."""
-    return x.task if x.task in (TOKENS, NUMBERS, GENERATION) else CLASSES
+    return x.task if x.task in (TOKENS, NUMBERS, *LANGUAGE) else CLASSES
 
 
 def backbone_of(x: Experiment, name: str, classes: Sequence[str], needs: tuple[str, ...]) -> Backbone:
@@ -220,7 +224,11 @@ def backbone_of(x: Experiment, name: str, classes: Sequence[str], needs: tuple[s
         classes=classes,
         device=x.device,
         precision=x.precision,
-        task="classification" if x.task == "auto" and "head" in needs else x.task,
+        task=GENERATION
+        if x.task in (GENERATION, PREFERENCE)
+        else "classification"
+        if x.task == "auto" and "head" in needs
+        else x.task,
         template=x.template,
         blocks=x.blocks,
         roles=x.roles,
@@ -242,11 +250,22 @@ def bench_of(x: Experiment, backbone: Backbone, classes: Sequence[str], rows: Ro
         rows = replace(rows, allowed=None)
     prefix = None if x.prefix_cache == "off" else PrefixCache(backbone)
     usual = [m for m in metrics_of(x.data) if not m.startswith("f1:") or m[3:] in classes]
-    generates = kind_of(x) == GENERATION
-    if generates:
+    if kind_of(x) in LANGUAGE:
         prefix = None  # hidden states of all tokens of long rows take more memory than they save time
-    task = make(classes, kind_of(x), x.metrics or usual, **(writing(x) if generates else {}))
-    return Bench(backbone, task, tabulate(backbone, rows, x.max_length), x.seed, prefix, x.by_length, recompute=x.recompute)
+    if kind_of(x) in (GENERATION, MASKED):
+        rows = replace(rows, rejected=None)  # of two answers the better one is learnt
+    task = make(classes, kind_of(x), x.metrics or usual, **more_of(x))
+    if isinstance(task, Generation):
+        judging.check_installed(task.text_metrics)
+    table = tabulate(backbone, rows, x.max_length)
+    return Bench(backbone, task, table, x.seed, prefix, x.by_length, recompute=x.recompute)
+
+
+def more_of(x: Experiment) -> dict[str, Any]:
+    """What a language model's task is told beside its metrics."""
+    if kind_of(x) == PREFERENCE:
+        return {"beta": x.preference_beta}
+    return writing(x) if kind_of(x) == GENERATION else {}
 
 
 def writing(x: Experiment) -> dict[str, Any]:

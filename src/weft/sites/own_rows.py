@@ -8,12 +8,13 @@ from pathlib import Path
 
 from weft import experiment as settings
 from weft.data import labels, splits
+from weft.data.columns import Wanted
 from weft.data.rows import ClientData, Source, fingerprint
 from weft.data.scored import from_classes
 from weft.data.sources import load
 from weft.errors import UserError, nearest
 from weft.experiment import Experiment
-from weft.tasks.kinds import NUMBERS
+from weft.tasks.kinds import GENERATION, MASKED, NUMBERS, PREFERENCE
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,7 @@ class OwnData:
             UserError: there are no such data.
         """
         if self.deal is None:
-            return load(
-                self.data, image=self.image, text=self.text, pair=self.pair, label=self.label, one_class=True, wanted="any"
-            )
+            return self._read("any")
         from weft.runs.prepare import deal
 
         file, name = self.deal
@@ -52,6 +51,9 @@ class OwnData:
             shown = ", ".join(ids[:20])
             raise UserError(f'the experiment {file} deals its data to no client "{name}": {shown}.{nearest(name, ids)}')
         return dealt.clients[ids.index(name)], dealt.classes
+
+    def _read(self, wanted: Wanted) -> Source:
+        return load(self.data, image=self.image, text=self.text, pair=self.pair, label=self.label, one_class=True, wanted=wanted)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -77,6 +79,10 @@ class OwnData:
             train, val, test = (labels.relabelled(p, order, len(x.classes)) for p in parts)
             return ClientData(name, train, val, test, one.facts)
         source = self.loaded
+        if x.task in (GENERATION, MASKED) and source.train.answers is None:  # read before it was known what for
+            source = self._read("answers")
+        if x.task == PREFERENCE and source.train.rejected is None:
+            source = self._read("preferences")
         if x.task == NUMBERS and source.train.numbers is None:
             source = from_classes(source)
         source = labels.declared(source, x.classes)

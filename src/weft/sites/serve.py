@@ -35,7 +35,7 @@ from weft.runs.prepare import Material, backbone_of, bench_of, kind_of, suited
 from weft.sites.roll import Roll, StageTransport, Wire
 from weft.sites.terms import Terms
 from weft.storage import files
-from weft.tasks.kinds import NUMBERS, TOKENS, make
+from weft.tasks.kinds import LANGUAGE, NUMBERS, PREFERENCE, TOKENS, make
 
 RETURN = 60.0  # seconds that a coordinator which was started again waits for the sites that it had
 PROBES = 8  # made-up rows on which an exported adapter is compared with the model in memory: the coordinator has no others
@@ -58,6 +58,7 @@ def serve(
         UserError: what an experiment for sites can't have, or another experiment under the name of an unfinished run.
     """
     observer = observer or Observer()
+    resolved = _named(resolved)
     _check(resolved)
     directory, begun = _directory(resolved)
     if begun and directories.read_summary(directory)["finished"]:
@@ -126,6 +127,14 @@ def _note(directory: RunDirectory, about: dict[str, Any], resolved: Resolved, ma
     directories.write_summary(directory, about)
     x = resolved.experiment
     files.write(directory.experiment, settings.to_toml(x, execute.pinned_to(x, material)).encode())
+
+
+def _named(resolved: Resolved) -> Resolved:
+    """Of answers there is one kind, which nobody has to declare."""
+    x = resolved.experiment
+    if x.classes or x.task not in LANGUAGE:
+        return resolved
+    return replace(resolved, experiment=x.model_copy(update={"classes": ["answer"]}))
 
 
 def _check(resolved: Resolved) -> None:
@@ -199,6 +208,10 @@ def made_up(backbone: Backbone, classes: list[str], kind: str) -> Rows:
     """
     ids = np.arange(PROBES)
     labels = ids % len(classes)
+    if kind in LANGUAGE:
+        worse = ["or none"] * PROBES if kind == PREFERENCE else None
+        prompts = ["a few words " * (1 + i) for i in range(PROBES)]
+        return Rows(texts=prompts, answers=["and an answer"] * PROBES, rejected=worse, ids=ids)
     if kind == TOKENS:
         words = [tuple(type_of(classes[(i + k) % len(classes)]) or "word" for k in range(1 + i)) for i in range(PROBES)]
         return rows_of(words, [np.zeros(len(row), dtype=np.int64) for row in words], ids)

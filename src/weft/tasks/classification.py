@@ -18,7 +18,7 @@ from weft.tasks import counts
 from weft.tasks.counts import Counts
 from weft.tasks.losses import mean_of
 from weft.tasks.observed import Observed
-from weft.tasks.output import Output
+from weft.tasks.outputs import Output
 from weft.tasks.task import Score
 
 if TYPE_CHECKING:
@@ -63,13 +63,13 @@ class Classification:
         labels = np.where(index >= 0, table.labels[index], 0)
         return torch.from_numpy(labels), torch.from_numpy(index >= 0)
 
-    def loss(self, out: Output, labels: Tensor, mask: Tensor, rows: int = 0) -> Tensor:
+    def loss(self, out: Output, labels: Tensor, mask: Tensor, rows: int = 0, beside: Tensor | None = None) -> Tensor:
         """Mean cross-entropy of each client over its valid rows: [k]."""
         return mean_of(out.cross_entropy(labels), mask)
 
     # scores -----------------------------------------------------------------------------------------------------------
 
-    def observe(self, out: Output, labels: Tensor, mask: Tensor) -> Observed:
+    def observe(self, out: Output, labels: Tensor, mask: Tensor, beside: Tensor | None = None) -> Observed:
         z, y = out.logits[:, 0], labels[:, 0]
         true = z.gather(1, y.unsqueeze(1))
         return Observed(

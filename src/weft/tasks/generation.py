@@ -17,10 +17,10 @@ from weft.backbones.reply_table import Replies
 from weft.errors import UserError, nearest
 from weft.tasks import judging, passages
 from weft.tasks.classification import wilson
-from weft.tasks.decoding import Decoding
+from weft.tasks.generation_settings import Decoding
 from weft.tasks.losses import mean_of
 from weft.tasks.observed import Observed
-from weft.tasks.output import Output
+from weft.tasks.outputs import Output
 from weft.tasks.passages import Passages
 from weft.tasks.task import Score
 from weft.typed import Whole, check
@@ -81,7 +81,7 @@ class Generation:
         labels, mask = table.targets(index.reshape(-1))
         return labels.view(len(index), -1), mask.view(len(index), -1)
 
-    def loss(self, out: Output, labels: Tensor, mask: Tensor, rows: int) -> Tensor:
+    def loss(self, out: Output, labels: Tensor, mask: Tensor, rows: int, beside: Tensor | None = None) -> Tensor:
         """Mean negative log-likelihood (nats) of each client over its answers: [k, m], [k, m] bool -> [k].
 
         Args:
@@ -96,7 +96,7 @@ class Generation:
 
     # scores -----------------------------------------------------------------------------------------------------------
 
-    def observe(self, out: Output, labels: Tensor, mask: Tensor) -> Observed:
+    def observe(self, out: Output, labels: Tensor, mask: Tensor, beside: Tensor | None = None) -> Observed:
         signed, valid = out.each(_signed_loss, labels).cpu().double(), mask.cpu()
         return Observed(
             {

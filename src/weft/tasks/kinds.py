@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from weft.errors import UserError
 from weft.tasks.classification import Classification
 from weft.tasks.generation import Generation
+from weft.tasks.masked_language import MaskedLanguage
+from weft.tasks.preference import Preference
 from weft.tasks.regression import Regression
 from weft.tasks.tagging import Tagging
 from weft.tasks.task import Task
@@ -15,13 +17,17 @@ from weft.tasks.task import Task
 if TYPE_CHECKING:
     from weft.data.rows import Rows
 
-KINDS: dict[str, type[Classification] | type[Tagging] | type[Regression] | type[Generation]] = {
-    kind.kind: kind for kind in (Classification, Tagging, Regression, Generation)
+KINDS: dict[str, type[Classification] | type[Tagging] | type[Regression] | type[Generation] | type[Preference]] = {
+    kind.kind: kind for kind in (Classification, Tagging, Regression, Generation, MaskedLanguage, Preference)
 }
 CLASSES = Classification.kind
 TOKENS = Tagging.kind
 NUMBERS = Regression.kind
 GENERATION = Generation.kind
+PREFERENCE = Preference.kind
+MASKED = MaskedLanguage.kind
+LANGUAGE = (GENERATION, MASKED, PREFERENCE)
+"""Of language models, which have no head of their own."""
 NEEDS_TAGS = (
     "--task tokens needs words with tags: a column with a list of words in each row, and one with a list of as many tags, such "
     "as B-Disease and O"
@@ -51,7 +57,16 @@ def suits(kind: str, rows: Rows) -> None:
     """
     if kind == GENERATION and rows.answers is None:
         raise UserError("--task generation needs an answer in each row, as a set of prompts has: choose other --data.")
-    if kind != GENERATION and rows.answers is not None:
+    if kind == MASKED and rows.answers is None:
+        raise UserError("--task masked needs a text in each row and no labels, as wikitext has: choose other --data.")
+    if kind == PREFERENCE and rows.rejected is None:
+        raise UserError(
+            "--task preference needs two answers in each row, a chosen and a rejected one, as docstring_preferences has: choose "
+            "other --data."
+        )
+    if kind not in LANGUAGE and rows.rejected is not None:
+        raise UserError("the rows of these data are prompts with two answers each: --task preference learns from that.")
+    if kind not in LANGUAGE and rows.answers is not None:
         raise UserError(
             "the rows of these data are prompts with answers and have no classes: --task generation learns from that."
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from weft.tasks.output import Output
+from weft.tasks.outputs import Output
 
 
 def mean_of(each: Tensor, mask: Tensor) -> Tensor:

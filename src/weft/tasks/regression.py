@@ -17,7 +17,7 @@ from weft.tasks import moments
 from weft.tasks.losses import mean_of
 from weft.tasks.moments import Moments
 from weft.tasks.observed import Observed
-from weft.tasks.output import Output
+from weft.tasks.outputs import Output
 from weft.tasks.task import Score
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Regression:
     Attributes:
         classes: one name, what the number is called.
         metrics: what is scored, the headline first: the correlations ``pearson`` and ``spearman`` (of ranks), ``r2``, the share
-            of the variance that is explained, and ``mse``, the mean squared error, of which less is better: it is no headline.
+            of the variance that is explained, and ``mse``, the mean squared error, of which less is better.
     """
 
     samples: ClassVar[int] = 0
@@ -48,8 +48,6 @@ class Regression:
         for metric in self.metrics:
             if metric not in METRICS:
                 raise UserError(f'unknown metric "{metric}": use {", ".join(METRICS)}.{nearest(metric, METRICS)}')
-        if self.metrics[0] == "mse":
-            raise UserError("of mse less is better, so it can't be the headline: name pearson, spearman or r2 before it.")
 
     @property
     def head(self) -> Head:
@@ -60,14 +58,14 @@ class Regression:
         found = np.where(index >= 0, numbers[index], 0.0)
         return torch.from_numpy(found), torch.from_numpy(index >= 0)
 
-    def loss(self, out: Output, labels: Tensor, mask: Tensor, rows: int = 0) -> Tensor:
+    def loss(self, out: Output, labels: Tensor, mask: Tensor, rows: int = 0, beside: Tensor | None = None) -> Tensor:
         """Mean squared error of each client over its valid rows, of which an output has one number: [k]."""
         logits = out.logits
         return mean_of((logits[..., 0] - labels.to(logits.dtype)) ** 2, mask)
 
     # scores -----------------------------------------------------------------------------------------------------------
 
-    def observe(self, out: Output, labels: Tensor, mask: Tensor) -> Observed:
+    def observe(self, out: Output, labels: Tensor, mask: Tensor, beside: Tensor | None = None) -> Observed:
         given = out.logits[:, 0, 0].double()
         return Observed({"given": given.numpy(), "value": labels[:, 0].double().numpy(), "finite": given.isfinite().numpy()})
 

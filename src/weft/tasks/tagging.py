@@ -20,7 +20,7 @@ from weft.tasks import entities
 from weft.tasks.entities import Entities
 from weft.tasks.losses import mean_of
 from weft.tasks.observed import Observed
-from weft.tasks.output import Output
+from weft.tasks.outputs import Output
 from weft.tasks.task import Score
 
 if TYPE_CHECKING:
@@ -72,13 +72,13 @@ class Tagging:
         tags = torch.from_numpy(table.tags_of(index.reshape(-1))).view(len(index), -1)  # type: ignore[union-attr]
         return tags.clamp(min=0), tags >= 0
 
-    def loss(self, out: Output, labels: Tensor, mask: Tensor, rows: int = 0) -> Tensor:
+    def loss(self, out: Output, labels: Tensor, mask: Tensor, rows: int = 0, beside: Tensor | None = None) -> Tensor:
         """Mean cross-entropy of each client over its tagged words: [k]."""
         return mean_of(out.cross_entropy(labels), mask)
 
     # scores -----------------------------------------------------------------------------------------------------------
 
-    def observe(self, out: Output, labels: Tensor, mask: Tensor) -> Observed:
+    def observe(self, out: Output, labels: Tensor, mask: Tensor, beside: Tensor | None = None) -> Observed:
         logits = out.logits
         each = F.cross_entropy(logits.double().flatten(0, 1), labels.flatten(), reduction="none").view_as(mask)
         guesses = logits.argmax(-1)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from weft.adaptation.part import Part
 from weft.tasks.observed import Observed
-from weft.tasks.output import Output
+from weft.tasks.outputs import Output
 
 if TYPE_CHECKING:
     from weft.backbones.run_table import Table
@@ -101,20 +101,21 @@ class Task(Protocol):
         """
         ...
 
-    def loss(self, out: Output, labels: Tensor, mask: Tensor, rows: int) -> Tensor:
+    def loss(self, out: Output, labels: Tensor, mask: Tensor, rows: int, beside: Tensor | None = None) -> Tensor:
         """Mean loss of each client over what it has to predict, [k].
 
         Args:
             out: of m things for each of k clients. labels, mask: of :meth:`targets`.
             rows: b, of which each has m / b places next to each other.
+            beside: [k, b, …], what the table says of the rows beside their labels; None = nothing.
         """
         ...
 
-    def observe(self, out: Output, labels: Tensor, mask: Tensor) -> Observed:
+    def observe(self, out: Output, labels: Tensor, mask: Tensor, beside: Tensor | None = None) -> Observed:
         """What is kept of b rows with p places each.
 
         Args:
-            out: of p places for each of b rows. labels, mask: [b, p].
+            out: of p places for each of b rows. labels, mask: [b, p]. beside: [b, …], as of :meth:`loss`.
         """
         ...
 

@@ -1,8 +1,8 @@
 """The frozen output layer of a language model, of which a pass never holds more than a few rows of logits at once.
 
-With a vocabulary of 50,000 to 250,000 tokens the logits of a batch and their gradient may be larger than all activations
-together. The layer is frozen, so the gradient of a cross-entropy by what the layer reads can be formed in the forward pass, chunk
-by chunk, and is all that is kept.
+With a vocabulary of 50,000 to 250,000 tokens the logits of a batch and their gradient may be larger than all activations.
+The layer is frozen, so the gradient of a cross-entropy by what the layer reads can be formed in the forward pass, chunk by chunk,
+and is all that is kept.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from weft.data.rows import Rows
 from weft.data.tagged import rows_of, within
 from weft.engines.setup import Tests
 from weft.federation.client import ClientState, Splits
-from weft.tasks.kinds import GENERATION, TOKENS
+from weft.tasks.kinds import GENERATION, MASKED, PREFERENCE, TOKENS
 from weft.testing.models import WORDS
 
 SIZES = (9, 5, 1, 7, 0, 6)
@@ -88,6 +88,19 @@ def answered(plain: Rows) -> Rows:
     return Rows(texts=plain.texts, answers=answers, ids=plain.ids)
 
 
+def compared(plain: Rows) -> Rows:
+    """Prompts with two answers that can be told apart: of two to four words, which count up in the chosen one, and down in the
+    rejected one.
+    """
+    chosen: list[str] = []
+    rejected: list[str] = []
+    for i, text in enumerate(plain.texts or ()):
+        last = int(text.split()[-1][1:])
+        for answers, step, words in ((chosen, 1, 2 + i % 3), (rejected, -1, 2 + i // 3 % 3)):
+            answers.append(" ".join(f"w{(last + step * j) % WORDS}" for j in range(1, 1 + words)))
+    return Rows(texts=plain.texts, answers=chosen, rejected=rejected, ids=plain.ids)
+
+
 def states(
     sizes: Sequence[int] = SIZES,
     classes: int = 3,
@@ -100,7 +113,8 @@ def states(
     """Rows of a whole federation, its clients and its tests; every client with rows has 2 for validation and 3 for test.
 
     Args:
-        task: of rows with tags, ``tokens``; with answers, ``generation``. spaces: see :func:`tagged`.
+        task: of rows with tags, ``tokens``; with answers, ``generation``; with two of them, ``preference``.
+        spaces: see :func:`tagged`.
     """
     rng = np.random.default_rng((seed, 2))
     labels: list[int] = []
@@ -125,6 +139,8 @@ def states(
     table = rows(len(labels), classes, seed, labels, reads=reads)
     if task == TOKENS:
         table = tagged(table, spaces)
-    if task == GENERATION:
+    if task in (GENERATION, MASKED):
         table = answered(table)
+    if task == PREFERENCE:
+        table = compared(table)
     return table, clients, Tests(test, val, {"stranger": stranger})

@@ -31,7 +31,7 @@ from weft.federation.rounds import adapted, begin
 from weft.federation.server import ServerState
 from weft.federation.turn import Turn
 from weft.storage.store import ClientStore, Spool
-from weft.tasks.kinds import CLASSES, GENERATION, TOKENS, make
+from weft.tasks.kinds import CLASSES, GENERATION, LANGUAGE, MASKED, PREFERENCE, TOKENS, make
 from weft.testing.data import SIZES, TAGS, states
 from weft.testing.models import PAIRED, backbone, home, names, root
 
@@ -74,7 +74,7 @@ class Federation:
     def global_logits(self, index: np.ndarray | None = None) -> Tensor:
         """[n, C] on rows of the table (all, if None)."""
         index = np.arange(len(self.bench.table)) if index is None else index
-        return self.server.pack().predict(lambda p, b: self.method.forward(p, b, "global"), [index])[0]
+        return self.server.pack().predict(lambda p, b: self.method.forward(p, b, "global"), [index], dtype=self.bench.dtype)[0]
 
     def personal_logits(self, view: str, rows: Mapping[str, np.ndarray] | None = None) -> dict[str, Tensor]:
         """Client -> [n, C] of its own model on rows of the table (the first client's test rows for everybody, if None)."""
@@ -82,7 +82,9 @@ class Federation:
         owner, chosen = {c.id: self.server for c in self.clients}, [c for c in self.clients if c.id in rows]
         found: dict[str, Tensor] = {}
         for part, pack in Scoring(self.simulation.setup, self.simulation.turns.capacity.k).models(owner, chosen):
-            logits = pack.predict(lambda p, b: self.method.forward(p, b, view), [rows[c.id] for c in part])
+            logits = pack.predict(
+                lambda p, b: self.method.forward(p, b, view), [rows[c.id] for c in part], dtype=self.bench.dtype
+            )
             found |= {c.id: z for c, z in zip(part, logits, strict=True)}
         return dict(sorted(found.items()))
 
@@ -111,19 +113,22 @@ def federation(
     Args:
         model: a type of ``SHAPES`` or a backbone; None = one that has what the method needs. facts: one mapping per client.
         others: more backbones, which clients get by turns.
-        prefix: with the frozen-prefix cache. task: ``tokens``, if words are tagged; ``generation``, of prompts and answers; spaces: see :func:`weft.testing.data.tagged`.
+        prefix: with the frozen-prefix cache.
+        task: ``tokens``, if words are tagged; ``generation`` and ``masked``, of prompts and answers; ``preference``, with two.
+        spaces: see :func:`weft.testing.data.tagged`.
         where: folder of the client store (a new temporary one). settings: of :class:`weft.engines.setup.Settings`.
     """
-    model = model or ("llama" if task == GENERATION else home(method))
-    labels = TAGS if task == TOKENS else ("answer",) if task == GENERATION else names(classes)
-    stored = "base" if task != GENERATION else "pair" if model in PAIRED else "lm"
+    model = model or ("bert" if task == MASKED else "llama" if task in LANGUAGE else home(method))
+    labels = TAGS if task == TOKENS else ("answer",) if task in LANGUAGE else names(classes)
+    stored = "base" if task not in LANGUAGE else "mlm" if task == MASKED else "pair" if model in PAIRED else "lm"
+    read_as = GENERATION if task in (GENERATION, PREFERENCE) else task
     of = (
-        backbone(model, classes=len(labels), precision=precision, task=task, checkpoint=stored)
+        backbone(model, classes=len(labels), precision=precision, task=read_as, checkpoint=stored)
         if isinstance(model, str)
         else model
     )
     all_rows, clients, tests = states(sizes, classes, facts, seed, of.reads, task, spaces)
-    predicts = make(labels, task if task in (TOKENS, GENERATION) else CLASSES)
+    predicts = make(labels, task if task in (TOKENS, *LANGUAGE) else CLASSES)
     benches = [Bench(b, predicts, tabulate(b, all_rows, 32), seed, PrefixCache(b) if prefix else None) for b in (of, *others)]
     made = replace(benches[0], others={b.backbone.name: b for b in benches[1:]})
     for i, client in enumerate(clients):

@@ -96,15 +96,6 @@ SHAPES: dict[str, dict[str, Any]] = {
     "gpt_neox": COMMON,
     "bloom": {"vocab_size": 100, "hidden_size": 32, "n_layer": 3, "n_head": 4},
     "t5": T5,
-    "falcon": {"vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4},
-    "olmo2": COMMON,
-    "gemma2": GROUPED | {"final_logit_softcapping": 3.0, "sliding_window": 32},
-    "bart": BART,
-    "mbart": BART,
-    "marian": BART | {"decoder_start_token_id": 0},
-    "led": {k: v for k, v in BART.items() if k != "max_position_embeddings"}
-    | {"max_encoder_position_embeddings": 64, "max_decoder_position_embeddings": 64, "attention_window": 8},
-    "longt5": T5 | {"encoder_attention_type": "local", "local_radius": 4},
     "vit": {k: v for k, v in COMMON.items() if k not in ("vocab_size", "max_position_embeddings")}
     | {"image_size": 8, "patch_size": 4},
     "clip": {
@@ -116,11 +107,23 @@ SHAPES: dict[str, dict[str, Any]] = {
         | {"image_size": 8, "patch_size": 4, "projection_dim": 16},
     },
 }
+WRITERS: dict[str, dict[str, Any]] = {
+    "falcon": {"vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4},
+    "olmo2": COMMON,
+    "gemma2": GROUPED | {"final_logit_softcapping": 3.0, "sliding_window": 32},
+    "bart": BART,
+    "mbart": BART,
+    "marian": BART | {"decoder_start_token_id": 0},
+    "led": {k: v for k, v in BART.items() if k != "max_position_embeddings"}
+    | {"max_encoder_position_embeddings": 64, "max_decoder_position_embeddings": 64, "attention_window": 8},
+    "longt5": T5 | {"encoder_attention_type": "local", "local_radius": 4},
+}
+"""Shapes of models that are tried as generators of text alone."""
 IMAGES = ("vit", "clip")
 DECODERS = ("gpt2", "opt", "llama", "mistral", "qwen2", "qwen3", "gemma", "phi", "gpt_neox", "bloom")
 LANGUAGE = (*DECODERS, "falcon", "olmo2", "gemma2")  # as models that generate text
 PAIRED = ("t5", "bart", "mbart", "marian", "led", "longt5")  # encoder-decoders
-ENCODERS = tuple(m for m in SHAPES if m not in (*LANGUAGE, *IMAGES, *PAIRED))  # whose head reads the first token
+ENCODERS = tuple(m for m in SHAPES if m not in (*DECODERS, *IMAGES, "t5"))  # whose head reads the first token
 
 _ROOT: list[Path] = []
 
@@ -222,7 +225,9 @@ def _folder(model_type: str, checkpoint: str, overrides: str) -> str:
     transformers.logging.disable_progress_bar()
     kinds = {"base": "AutoModel", "mlm": "AutoModelForMaskedLM", "lm": "AutoModelForCausalLM", "pair": "AutoModelForSeq2SeqLM"}
     words = tokenizer(model_type)
-    config = AutoConfig.for_model(model_type, **SHAPES[model_type])
+    if checkpoint == "mlm":
+        words.add_special_tokens({"mask_token": "[MASK]"})
+    config = AutoConfig.for_model(model_type, **(SHAPES | WRITERS)[model_type])
     inner = getattr(config, "text_config", config)
     for name in ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"):
         if hasattr(inner, name) and model_type != "vit":

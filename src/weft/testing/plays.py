@@ -31,11 +31,11 @@ from weft.engines.evaluation import Evaluation
 from weft.federation.method import Method
 from weft.federation.server import ServerState
 from weft.storage.store import ClientStore
-from weft.tasks.kinds import TOKENS
+from weft.tasks.kinds import GENERATION, LANGUAGE, MASKED, TOKENS
 from weft.testing.compare import logits, state
 from weft.testing.data import TAGS
 from weft.testing.federation import Federation, federation
-from weft.testing.models import backbone, home, hooks, root
+from weft.testing.models import PAIRED, backbone, home, hooks, root
 from weft.testing.sites import Loopback, kept, remote
 from weft.testing.strangers import by_messages
 from weft.testing.watch import Seen, Snapshot, watching
@@ -64,10 +64,23 @@ def steady(method: Method) -> Method:
     return replace(made, **changes)
 
 
-def shallow(method: Method, precision: str = "float64", task: str = "auto") -> Backbone:
-    """The backbone of a method's home, of two blocks."""
+def shallow(method: Method, precision: str = "float64", task: str = "auto", kind: str | None = None) -> Backbone:
+    """The backbone of a method's home, of two blocks.
+
+    Args:
+        kind: of the backbone of ``generation`` and ``preference``, a decoder or an encoder-decoder.
+    """
+    if task == MASKED:
+        return backbone(kind or "bert", classes=1, precision=precision, task=task, checkpoint="mlm", num_hidden_layers=2)
+    if task in LANGUAGE:
+        kind = kind or "llama"
+        layers: dict[str, Any] = (
+            {"num_layers": 2, "num_decoder_layers": 2} if kind == "t5" else {} if kind in PAIRED else {"num_hidden_layers": 2}
+        )
+        checkpoint = "pair" if kind in PAIRED else "lm"
+        return backbone(kind, classes=1, precision=precision, task=GENERATION, checkpoint=checkpoint, **layers)
     kind = home(method)
-    layers: dict[str, Any] = {} if kind == "clip" else {"num_hidden_layers": 2}
+    layers = {} if kind == "clip" else {"num_hidden_layers": 2}
     return backbone(kind, classes=len(TAGS) if task == TOKENS else 3, precision=precision, task=task, **layers)
 
 
@@ -122,11 +135,12 @@ class Plays:
     """The runs of one method on one backbone, each played when it is first asked for.
 
     Args:
-        task: ``tokens``, if words are tagged. more: of :func:`weft.testing.federation.federation`, beside SETTINGS.
+        task: ``tokens``, if words are tagged, or ``generation`` or ``preference``, on a backbone of this ``kind``.
+        more: of :func:`weft.testing.federation.federation`, beside SETTINGS.
     """
 
-    def __init__(self, method: Method, task: str = "auto", **more: Any):
-        self.method, self.model = steady(method), shallow(method, task=task)
+    def __init__(self, method: Method, task: str = "auto", kind: str | None = None, **more: Any):
+        self.method, self.model = steady(method), shallow(method, task=task, kind=kind)
         self.settings = SETTINGS | {"task": task} | more
 
     @functools.cached_property

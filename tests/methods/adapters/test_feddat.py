@@ -24,7 +24,7 @@ from weft.federation.pack import Pack
 from weft.federation.scope import Scope, matches
 from weft.methods import FedDAT
 from weft.tasks.losses import distillation
-from weft.tasks.output import Output
+from weft.tasks.outputs import Output
 
 SMALL = replace(FedDAT(), reduction=8, batch=4, optim=FedDAT().optim.but(lr=3e-2))
 Weights = Mapping[str, float]

@@ -9,15 +9,21 @@ from pydantic import Field
 from weft.experiment.declare import Count, Group, Whole, setting
 
 
-class Generation(Group):
+class Language(Group):
     """Of language models alone."""
 
-    title: ClassVar[str] = "Generation"
+    title: ClassVar[str] = "Language models"
 
     answer_loss: Literal["tokens", "examples"] = setting(
         "tokens",
         "Generation: a step's loss is the mean over its answer `tokens`, or over `examples`.",
         "The former is transformers' own, and what most papers' code does; in the latter each example weighs the same.",
+        common=True,
+    )
+    preference_beta: Annotated[float, Field(gt=0, strict=False)] = setting(
+        0.1,
+        "Preference: beta of DPO; the larger, the closer a model stays to the one that training starts from.",
+        "OpenFedLLM uses 0.1.",
         common=True,
     )
     samples: Whole = setting(

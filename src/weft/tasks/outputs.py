@@ -73,7 +73,7 @@ class Hidden(Output):
         others = [other for other in more if isinstance(other, Output)]
         if any(not isinstance(other, Hidden) for other in others):
             return super().each(fn, *more)
-        tensors = [other[self.mask] for other in more if not isinstance(other, Output)]
+        tensors = [self._valid(other) for other in more if not isinstance(other, Output)]
 
         def ordered(*rows: Tensor) -> Tensor:
             logits, given = iter(rows[1 : 1 + len(others)]), iter(rows[1 + len(others) :])
@@ -83,7 +83,7 @@ class Hidden(Output):
         return self._spread(output_layer.each(ordered, read, tensors))
 
     def cross_entropy(self, labels: Tensor) -> Tensor:
-        return self._spread(self.layer.cross_entropy(self.hidden, labels[self.mask]))
+        return self._spread(self.layer.cross_entropy(self.hidden, self._valid(labels)))
 
     def within(self, allowed: Tensor) -> Output:
         return Output(self.logits).within(allowed)
@@ -92,6 +92,10 @@ class Hidden(Output):
         before = int(self.mask[:client].sum())
         mask = self.mask[client].unflatten(0, (-1, places))[:rows]
         return Hidden(self.hidden[before : before + int(mask.sum())], mask, self.layer)
+
+    def _valid(self, values: Tensor) -> Tensor:
+        """[k, m, …] of things to predict, wherever they lie, as [r, …] of the valid ones."""
+        return values.to(self.mask.device)[self.mask]
 
     def _spread(self, rows: Tensor) -> Tensor:
         """[r, …] of the valid ones as [k, m, …]."""

@@ -1,0 +1,321 @@
+"""Language models in federations: in packs, alone, by messages, at sites, resumed; their scores, and what they write."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import tiny
+import toy_runs
+import weft
+from every_method import short
+from machines import Machines, coordinate
+from toy_runs import Dies, Killed, Told
+from weft.adaptation.optim import Optim
+from weft.federation import generating
+from weft.methods import FedIT, FedSALoRA, registry
+from weft.runs.checkpoint import digest
+from weft.tasks.generation_settings import Decoding
+from weft.testing import of_runs
+from weft.testing.compare import assert_same, state
+from weft.testing.federation import Federation
+from weft.testing.plays import Plays
+
+LAWS: list[Callable[[Any], None]] = [
+    of_runs.check_packs,
+    of_runs.check_return,
+    of_runs.check_sites,
+    of_runs.check_scores,
+    of_runs.check_ledger,
+    of_runs.check_resuming,
+    of_runs.check_loading,
+    of_runs.check_learning,
+    of_runs.check_backbone,
+]
+OF_TEXTS = [slug for slug, info in registry.infos().items() if "images" not in info.needs]
+QUICK = [("fedit", "llama"), ("flora", "t5"), ("fedsa-lora", "bart")]
+KINDS = {"fedbf": ("gpt2", "bart")}  # which trains biases, of which a LLaMA has none
+SLOW = [(slug, kind) for slug in OF_TEXTS for kind in KINDS.get(slug, ("llama", "bart")) if (slug, kind) not in QUICK]
+
+
+@pytest.fixture(scope="module", params=[*QUICK, *(pytest.param(pair, marks=pytest.mark.slow) for pair in SLOW)], ids="-".join)
+def of_answers(request: pytest.FixtureRequest) -> Plays:
+    slug, kind = request.param
+    return Plays(short(slug), task="generation", kind=kind)
+
+
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
+def test_federations_that_generate_keep_the_laws(
+    law: Callable[[Any], None], of_answers: Plays, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if law is of_runs.check_scores and of_answers.method.info.slug == "flexlora":
+        return  # a site scores what it has received, cut to its rank; right answers don't tell these apart, perplexities do
+    monkeypatch.setattr(of_runs, "plays", lambda _: of_answers)
+    law(of_answers.method)
+
+
+def test_the_runs_that_laws_read_learn_answers_and_write_texts(of_answers: Plays) -> None:
+    packed = of_answers.packed
+    table = packed.run.bench.table
+    assert packed.run.bench.task.kind == "generation"
+    assert {e.metric for e in packed.scores} >= {"perplexity", "token_accuracy", "rouge_l", "loss"}
+    samples = packed.run.simulation.samples
+    assert len({s["text"] for s in samples}) > 1
+    assert all(s["wanted"] == table.wanted[list(table.row_ids).index(s["row"])] for s in samples)  # type: ignore[union-attr]
+
+
+# what a pass gives ------------------------------------------------------------------------------------------------------
+
+KINDS_OF_MODELS = ("llama", "gpt2", "gemma2", "falcon", "t5", "bart", "mbart", "marian", "longt5")
+
+
+def moved(kind: str, *, rank: int = 2, **more: Any) -> Federation:
+    """A federation after a round, so that its parts are not zero."""
+    sites = "all" if kind in ("gpt2", "falcon") else "q,v"
+    method = FedIT(rank=rank, alpha=8.0, batch=3, sites=sites, optim=Optim("adamw", lr=5e-2))
+    return tiny.federation(method, kind, task="generation", rounds=1, **more).run()
+
+
+def merged(run: Federation) -> Any:
+    """The model as anybody has it, with the server's parts in its weights; the shared one is put back by the caller."""
+    import copy
+
+    model = copy.deepcopy(run.bench.backbone.model)
+    for site in run.bench.backbone.sites(run.method.sites):  # type: ignore[attr-defined]
+        module = model.get_submodule(site.name)
+        change = 4.0 * run.server.shared[f"lora/{site.name}/B"] @ run.server.shared[f"lora/{site.name}/A"]
+        module.weight.data += change.mT if type(module).__name__ == "Conv1D" else change
+    return model
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_MODELS)
+def test_the_loss_is_that_of_transformers_on_merged_weights(kind: str) -> None:
+    run = moved(kind)
+    model, table = merged(run), run.bench.table
+    pack = run.server.pack()
+    rows = np.array([[0, 3, 5, 11]])
+    batch = generating.make_batch(pack.task, table, rows, None, pack.device)
+    with torch.no_grad():
+        found = pack.loss(pack(batch), batch)
+    inputs = table.collate(rows[0])
+    if run.bench.backbone.encoder_decoder:
+        labels, mask = table.targets(rows[0])  # type: ignore[union-attr]
+        inputs.pop("decoder_input_ids")
+        labels = labels.masked_fill(~mask, -100)
+    else:
+        labels = inputs["input_ids"].clone()
+        for r, i in enumerate(rows[0]):
+            own = table.answer[table.offsets[i] : table.offsets[i + 1]]  # type: ignore[union-attr]
+            labels[r, [t for t in range(labels.shape[1]) if t >= len(own) or not own[t]]] = -100
+    with torch.no_grad():
+        wanted = model(**inputs, labels=labels).loss
+    assert float(found[0]) == pytest.approx(float(wanted), rel=1e-6)
+
+
+def greedy(model: Any, run: Federation, row: int, new: int) -> str:
+    """Token by token over the whole text so far, without anything kept."""
+    table, words = run.bench.table, run.bench.backbone.tokenizer
+    inputs = table.prompts(np.array([row]))  # type: ignore[union-attr]
+    apart = run.bench.backbone.encoder_decoder
+    start = getattr(model.config, "decoder_start_token_id", None)
+    ids = torch.tensor([[start]]) if apart else inputs["input_ids"]
+    said: list[int] = []
+    for _ in range(new):
+        more = {"decoder_input_ids": ids, "input_ids": inputs["input_ids"]} if apart else {"input_ids": ids}
+        with torch.no_grad():
+            token = int(model(**more, use_cache=False).logits[0, -1].argmax())
+        if token == words.eos_token_id:
+            break
+        said.append(token)
+        ids = torch.cat([ids, torch.tensor([[token]])], 1)
+    return words.decode(said, skip_special_tokens=True).strip()
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt_neox", "t5", "bart"])
+def test_what_is_written_is_what_merged_weights_write_token_by_token(kind: str) -> None:
+    run = moved(kind)
+    rows = np.array([40, 0, 7, 21, 3])
+    found = generating.write(run.server.pack(), run.method.forward, [rows], Decoding(new_tokens=8))[0]
+    assert found == [greedy(merged(run), run, int(i), 8) for i in rows]
+    assert len(set(found)) > 1
+
+
+WAYS = [Decoding(new_tokens=6), Decoding(new_tokens=6, beams=3), Decoding(new_tokens=6, temperature=1.0, top_p=0.9)]
+
+
+@pytest.mark.parametrize("way", WAYS, ids=["greedy", "beams", "sampled"])
+@pytest.mark.parametrize("kind", ["llama", "bart"])
+def test_a_pack_writes_what_each_client_writes_alone(kind: str, way: Decoding) -> None:
+    method = FedSALoRA(rank=2, alpha=8.0, batch=3, sites="q,v", optim=Optim("adamw", lr=5e-2))
+    run = tiny.federation(method, kind, task="generation", rounds=2).run()
+    for client in run.clients:
+        run.simulation.setup.store.load(client)
+    rows = [np.array([0, 9]), np.array([20, 3, 4]), np.array([1]), np.array([8, 2]), np.array([5]), np.array([30])]
+    packed = generating.write(run.pack(), method.forward, rows, way)
+    alone = [generating.write(run.pack([k]), method.forward, [own], way)[0] for k, own in enumerate(rows)]
+    assert packed == alone
+    assert len({text for own in packed for text in own}) > 2
+
+
+def test_another_seed_samples_other_texts_and_the_same_one_the_same() -> None:
+    way = Decoding(new_tokens=8, temperature=1.5)
+
+    def texts(seed: int) -> list[str]:
+        run = moved("llama")
+        run.bench.seed = seed
+        return generating.write(run.server.pack(), run.method.forward, [np.arange(6)], way)[0]
+
+    assert texts(0) == texts(0) != texts(1)
+
+
+class Twice(FedIT):
+    """Predicts by the mean of two passes, which are the same."""
+
+    def forward(self, pack: Any, batch: Any, view: str | None = None) -> Any:
+        from weft.tasks.outputs import Output
+
+        return Output((pack(batch).logits + pack(batch).logits) / 2)
+
+
+@pytest.mark.parametrize("way", WAYS, ids=["greedy", "beams", "sampled"])
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+def test_a_method_that_mixes_passes_is_asked_for_every_token(kind: str, way: Decoding) -> None:
+    run = moved(kind)
+    rows = [np.array([0, 9, 20])]
+    plain = generating.write(run.server.pack(), run.method.forward, rows, way)
+    twice = Twice(rank=2, alpha=8.0, sites="q,v")
+    mixed = generating.write(run.server.pack(), lambda p, b: twice.forward(p, b), rows, way)
+    assert mixed == plain
+    assert not list(tiny.hooks(run.bench.backbone.model))
+
+
+@pytest.mark.parametrize("lacking", [[0], [1], [0, 2]])
+def test_clients_that_lack_blocks_write_as_without_anything_kept(lacking: list[int]) -> None:
+    """Lengths are read off the keys that the first block keeps: kept ones would give wrong texts in silence."""
+    run = moved("llama")
+    pack = run.pack([0, 1])
+    hold = torch.ones(2, 3, dtype=torch.bool)
+    hold[1, lacking] = False
+    pack.hold(hold)
+    rows = [np.array([0, 9, 20]), np.array([1, 9, 21])]
+    found = generating.write(pack, run.method.forward, rows, Decoding(new_tokens=6))
+    model = merged(run)
+    whole = [greedy(model, run, int(i), 6) for i in rows[0]]
+    for block in sorted(lacking, reverse=True):
+        del model.model.layers[block]
+    assert found == [whole, [greedy(model, run, int(i), 6) for i in rows[1]]]
+    assert found[0][1] != found[1][1]
+
+
+def test_logits_are_those_of_the_whole_pass_and_none_beside_the_answers() -> None:
+    run = moved("llama")
+    pack, table = run.server.pack(), run.bench.table
+    rows = np.array([[0, 3, -1]])
+    batch = generating.make_batch(pack.task, table, rows, None, pack.device)
+    out = pack(batch)
+    with torch.no_grad():
+        every = merged(run)(**table.collate(rows[0])).logits
+    places = table.places(rows[0])  # type: ignore[union-attr]
+    mine: Tensor = out.logits[batch.mask]
+    torch.testing.assert_close(mine, every[places], rtol=1e-9, atol=1e-9)
+    assert not out.logits[~batch.mask].any()
+    seen = out.each(lambda z, y: z.gather(1, y[:, None])[:, 0], batch.labels)
+    torch.testing.assert_close(seen[batch.mask], mine.gather(1, batch.labels[batch.mask][:, None])[:, 0])
+
+
+def test_distillation_of_two_passes_is_that_of_their_logits() -> None:
+    from weft.tasks.losses import distillation
+    from weft.tasks.outputs import Output
+
+    run = moved("llama")
+    pack = run.pack([0, 1])
+    batch = next(iter(pack.batches(size=3)))
+    with torch.no_grad():
+        teacher, student = pack(batch, use={}), pack(batch)
+        found = distillation(teacher, student, batch.mask, 2.0)
+        wanted = distillation(teacher.logits, Output(student.logits), batch.mask, 2.0)
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+    assert float(found.min()) > 0
+
+
+def test_packed_and_one_at_a_time_leave_the_same() -> None:
+    method = FedIT(rank=2, batch=3, sites="all", optim=Optim("adamw", lr=1e-2, eps=1e-6))
+    packed, alone = (tiny.federation(method, "llama", task="generation", pack=k).run() for k in (6, 1))
+    assert_same(state(packed), state(alone), 1e-10)
+
+
+# with people ------------------------------------------------------------------------------------------------------------
+
+
+def prompts(n: int, seed: int) -> list[dict[str, str]]:
+    """Prompts whose answer is their last word, twice."""
+    rng = np.random.default_rng(seed)
+    rows = [[f"w{i}" for i in rng.integers(0, 12, 3)] for _ in range(n)]
+    return [{"instruction": " ".join(row), "output": f"{row[-1]} {row[-1]}"} for row in rows]
+
+
+def written(path: Path, rows: list[dict[str, str]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_real_sites_tune_what_writes_and_tell_sums_alone(machines: Machines) -> None:
+    for number, name in enumerate(("north", "south")):
+        machines.join(name, data=str(written(machines.root / f"{name}.jsonl", prompts(60, number))))
+    about: dict[str, Any] = {
+        "method": "fedit",
+        "task": "generation",
+        "samples": 4,
+        "new_tokens": 4,
+        "template": "plain",
+        "classes": [],
+    }
+    parameters = {"method.rank": 4, "method.batch": 8, "method.lr": 1e-2, "method.sites": "all", "method.epochs": 2.0}
+    model = tiny.folder("llama", "lm", num_hidden_layers=2)
+    done = coordinate(machines, Told(), **about | parameters, model=model, precision="float32")
+    assert [line["cohort"] for line in done.rounds] == [["north", "south"]] * 3
+    found = [
+        {e["metric"]: e["value"] for e in line["evaluations"] if (e["people"], e["pooling"]) == ("global test", "pooled")}
+        for line in done.rounds
+    ]
+    assert found[-1]["perplexity"] < 0.5 * found[0]["perplexity"]
+    assert "rouge_l" in found[-1]
+    assert not (done.folder / "samples.jsonl").exists(), "what sites write stays there"
+    assert done.adapter is not None
+    assert len(done.generate(["w1 w2 w3"], new_tokens=3)) == 1
+
+
+def test_a_run_keeps_what_was_written_and_goes_on_from_where_it_was_stopped(tmp_path: Path) -> None:
+    data = str(written(tmp_path / "rows.jsonl", prompts(60, 0)))
+    settings: dict[str, Any] = {
+        "data": data,
+        "model": tiny.folder("llama", "lm", num_hidden_layers=2),
+        "task": "generation",
+        "method": "fedit",
+        "parameters": {"rank": 2, "steps": 2, "batch": 4},
+        "clients": 3,
+        "rounds": 2,
+        "samples": 5,
+        "new_tokens": 4,
+        "baselines": ["zero-shot", "local"],
+        "template": "plain",
+    }
+    whole = toy_runs.run(tmp_path / "whole", **settings)
+    lines = [json.loads(line) for line in (whole.folder / "samples.jsonl").read_text().splitlines()]
+    assert {"prompt", "wanted", "text", "view", "row", "round"} <= lines[0].keys()
+    assert {line["round"] for line in lines} == {1}
+    assert set(whole.metrics) >= {"perplexity", "rouge_l", "loss", "mean_client", "worst_client"}
+    assert set(whole.summary["baselines"]) == {"zero-shot", "local"}
+    with pytest.raises(Killed):
+        toy_runs.run(tmp_path / "cut", observer=Dies(after=0), **settings)
+    (folder,) = (tmp_path / "cut").iterdir()
+    again = weft.resume(folder, observer=Told())
+    assert digest(again.folder) == digest(whole.folder)
+    assert (again.folder / "samples.jsonl").read_bytes() == (whole.folder / "samples.jsonl").read_bytes()
