@@ -230,7 +230,7 @@ def load(
     target = pick_device(device)
     dtype = pick_precision(precision, target)
     names = None if isinstance(classes, int) else tuple(classes)
-    if task != GENERATION and (quantise, device_map) != ("none", "none"):
+    if task not in LANGUAGE and (quantise, device_map) != ("none", "none"):
         raise UserError("--quantise and --device-map are for language models: leave them out, or use --task generation.")
     by = quantised.quantisation(quantise, target)
     more: dict[str, Any] = {}
