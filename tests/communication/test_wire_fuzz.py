@@ -200,6 +200,8 @@ SPECIAL = [struct.pack("<f", v) for v in (float("nan"), float("inf"), -float("in
 
 def bent_bytes(data: st.DataObject, raw: bytearray, donors: list[bytes]) -> None:
     """Flip, cut, repeat, insert, or splice in a piece of another message."""
+    if not raw:  # an earlier one has left nothing
+        return
     at = data.draw(st.integers(0, len(raw) - 1), "at")
     kind = data.draw(st.sampled_from(["flip", "cut", "drop", "repeat", "insert", "splice", "tail"]), "kind")
     until = data.draw(st.integers(at, min(len(raw), at + 64)), "until")

@@ -43,12 +43,12 @@ def state(run: Federation) -> dict[str, Tensor]:
 
 def logits(run: Federation) -> dict[str, Tensor]:
     """What the run predicts, by every view: factors may differ by a rotation where predictions do not."""
-    found = {}
+    found, dtype = {}, run.bench.dtype  # rounded to single precision, equal ones differ now and then
     for view in run.method.info.views:
         if view == "global":
-            found[view] = run.global_logits()
+            found[view] = run.global_logits(dtype=dtype)
         else:
-            found |= {f"{view}:{c}": v for c, v in run.personal_logits(view).items()}
+            found |= {f"{view}:{c}": v for c, v in run.personal_logits(view, dtype=dtype).items()}
     return found
 
 

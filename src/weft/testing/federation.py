@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from weft.backbones.backbone import Backbone
@@ -71,20 +72,21 @@ class Federation:
         """Who takes part in the server's round."""
         return cohort(self.server, self.clients, self.simulation.setup.settings.participation, self.simulation.last_cohort)
 
-    def global_logits(self, index: np.ndarray | None = None) -> Tensor:
+    def global_logits(self, index: np.ndarray | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
         """[n, C] on rows of the table (all, if None)."""
         index = np.arange(len(self.bench.table)) if index is None else index
-        return self.server.pack().predict(lambda p, b: self.method.forward(p, b, "global"), [index], dtype=self.bench.dtype)[0]
+        return self.server.pack().predict(lambda p, b: self.method.forward(p, b, "global"), [index], dtype=dtype)[0]
 
-    def personal_logits(self, view: str, rows: Mapping[str, np.ndarray] | None = None) -> dict[str, Tensor]:
+    def personal_logits(
+        self, view: str, rows: Mapping[str, np.ndarray] | None = None, dtype: torch.dtype = torch.float32
+    ) -> dict[str, Tensor]:
         """Client -> [n, C] of its own model on rows of the table (the first client's test rows for everybody, if None)."""
         rows = {c.id: self.clients[0].data.test for c in self.clients} if rows is None else rows
         owner, chosen = {c.id: self.server for c in self.clients}, [c for c in self.clients if c.id in rows]
         found: dict[str, Tensor] = {}
         for part, pack in Scoring(self.simulation.setup, self.simulation.turns.capacity.k).models(owner, chosen):
-            logits = pack.predict(
-                lambda p, b: self.method.forward(p, b, view), [rows[c.id] for c in part], dtype=self.bench.dtype
-            )
+            own = [rows[c.id] for c in part]
+            logits = pack.predict(lambda p, b: self.method.forward(p, b, view), own, dtype=dtype)
             found |= {c.id: z for c, z in zip(part, logits, strict=True)}
         return dict(sorted(found.items()))
 
