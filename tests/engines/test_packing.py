@@ -63,9 +63,10 @@ def test_an_estimate_of_a_language_model_knows_its_vocabulary_its_heads_and_reco
     assert double.per_client - 1000 * 20 == 2 * kept  # attention keeps no scores [T, T]
 
 
-def test_a_small_encoder_has_the_packs_that_it_had() -> None:
-    cpu = torch.device("cpu")
-    size = 22_000_000
-    assert [packing.paying(8, w, cpu, torch.float32, size) for w in (16, 64, 128)] == [8, 2, 1]
-    assert [packing.paying(8, w, cpu, torch.bfloat16, size) for w in (16, 64, 128)] == [32, 8, 4]
-    assert packing.paying(8, 64, torch.device("cuda"), torch.bfloat16, size) == 128
+def test_other_models_have_the_packs_that_they_had_and_large_language_models_smaller_ones() -> None:
+    cpu, half, single = torch.device("cpu"), torch.bfloat16, torch.float32
+    assert [packing.paying(8, w, cpu, single) for w in (16, 64, 128)] == [8, 2, 1]
+    assert [packing.paying(8, w, cpu, half) for w in (16, 64, 128)] == [32, 8, 4]
+    assert packing.paying(8, 64, torch.device("cuda"), half, 10**9) == 128
+    assert [packing.paying(1, 128, cpu, half, n) for n in (10**6, 135_000_000, 4 * 135_000_000, 7 * 10**9)] == [32, 8, 4, 1]
+    assert [packing.paying(1, 128, cpu, single, n) for n in (10**6, 135_000_000, 4 * 135_000_000)] == [8, 8, 4]

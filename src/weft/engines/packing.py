@@ -30,8 +30,11 @@ if TYPE_CHECKING:
 ROWS_AT_ONCE = {"cpu": 256, "cuda": 1024, "mps": 256}
 TOKENS_ON_CPU = {torch.float32: 1024, torch.bfloat16: 4096}
 
-SMALL = 22_000_000
-"""Parameters of the encoder that these were measured on."""
+SATURATED = (1024, 135e6)
+"""Tokens of a pass, and parameters: SmolLM2 gains nothing beyond (benchmarks/language_memory.py: as many tokens a second in packs
+of 1, 2, 4 and 8 clients of 256 to 512 tokens, on one thread in float32). Larger models are taken to be so at fewer tokens, by the
+root.
+"""
 
 
 @dataclass(frozen=True)
@@ -131,9 +134,7 @@ def estimate(bench: Bench, method: Method, trainable: int, width: int, texts: bo
 
 
 SLACK = {torch.float32: 1.35, torch.bfloat16: 1.15}
-"""What activations take on a CPU against their own sizes, by measurement: its allocator leaves holes
-(benchmarks/language_memory.py).
-"""
+"""What a process grows by on a CPU, against the sizes of activations: its allocator leaves holes (benchmarks/language_memory.py)."""
 
 
 def language(bench: Bench, tokens: int) -> tuple[int, int]:
@@ -175,16 +176,24 @@ def choose(pack: str | int, cohort: int, batch: int, width: int, guess: Estimate
     if pack != "auto":
         return max(int(pack), 1)
     by_memory = max(int(guess.available * 0.6 - guess.fixed) // max(guess.per_client, 1), 1)
-    k = max(min(cohort, by_memory, paying(batch, width, bench.backbone.device, bench.backbone.dtype)), 1)
+    backbone = bench.backbone
+    size_of = 0 if backbone.vocabulary is None else backbone.parameters
+    k = max(min(cohort, by_memory, paying(batch, width, backbone.device, backbone.dtype, size_of)), 1)
     # equal packs: 9 clients as 5 + 4 rather than 8 + 1
     return math.ceil(cohort / math.ceil(cohort / k)) if cohort else k
 
 
-def paying(batch: int, width: int, device: torch.device, dtype: torch.dtype, parameters: int = SMALL) -> int:
-    """How many clients can share a pass before it gets slower."""
+def paying(batch: int, width: int, device: torch.device, dtype: torch.dtype, parameters: int = 0) -> int:
+    """How many clients can share a pass before it gets slower.
+
+    Args:
+        parameters: of a language model, 0 = another.
+    """
     rows = ROWS_AT_ONCE.get(device.type, 256)
     if device.type == "cpu" and dtype in TOKENS_ON_CPU:
-        rows = min(rows, TOKENS_ON_CPU[dtype] // max(width, 1))
+        tokens, at = SATURATED
+        most = TOKENS_ON_CPU[dtype] if not parameters else min(TOKENS_ON_CPU[dtype], int(tokens * math.sqrt(at / parameters)))
+        rows = min(rows, most // max(width, 1))
     return max(rows // max(batch, 1), 1)
 
 
