@@ -134,7 +134,9 @@ def estimate(bench: Bench, method: Method, trainable: int, width: int, texts: bo
 
 
 SLACK = {torch.float32: 1.35, torch.bfloat16: 1.15}
-"""What a process grows by on a CPU against the sizes of activations, as its allocator leaves holes: benchmarks/language_memory.py."""
+"""What a process grows by on a CPU against the sizes of activations, as its allocator leaves holes (measured by
+benchmarks/language_memory.py).
+"""
 
 
 def language(bench: Bench, tokens: int) -> tuple[int, int]:
