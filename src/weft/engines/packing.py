@@ -134,7 +134,7 @@ def estimate(bench: Bench, method: Method, trainable: int, width: int, texts: bo
 
 
 SLACK = {torch.float32: 1.35, torch.bfloat16: 1.15}
-"""What a process grows by on a CPU, against the sizes of activations: its allocator leaves holes (benchmarks/language_memory.py)."""
+"""What a process grows by on a CPU, against the sizes of activations: its allocator leaves holes."""
 
 
 def language(bench: Bench, tokens: int) -> tuple[int, int]:
