@@ -37,7 +37,7 @@ class Machine(Group):
     recompute: bool = setting(
         False,
         "Keep only what goes into each block, and compute blocks once more in the backward pass.",
-        "It takes much less memory and about a third more time, and changes no number.",
+        "It takes much less memory and one and a half to two times the time on a CPU, and changes no number.",
     )
     by_length: bool = setting(
         True,
