@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import toy_runs
 import weft
 from every_method import short
 from machines import Machines, coordinate
+from run_laws import LAWS, Law, keep
 from toy_runs import Dies, Killed, Told
 from weft.adaptation.optim import Optim
 from weft.federation import generating
@@ -26,19 +26,8 @@ from weft.tasks.generation_settings import Decoding
 from weft.testing import of_runs
 from weft.testing.compare import assert_same, state
 from weft.testing.federation import Federation
-from weft.testing.plays import Plays
+from weft.testing.plays import ROUNDS, Plays
 
-LAWS: list[Callable[[Any], None]] = [
-    of_runs.check_packs,
-    of_runs.check_return,
-    of_runs.check_sites,
-    of_runs.check_scores,
-    of_runs.check_ledger,
-    of_runs.check_resuming,
-    of_runs.check_loading,
-    of_runs.check_learning,
-    of_runs.check_backbone,
-]
 OF_TEXTS = [slug for slug, info in registry.infos().items() if "images" not in info.needs]
 QUICK = [("fedit", "llama"), ("flora", "t5"), ("fedsa-lora", "bart")]
 KINDS = {"fedbf": ("gpt2", "bart")}  # which trains biases, of which a LLaMA has none
@@ -48,17 +37,14 @@ SLOW = [(slug, kind) for slug in OF_TEXTS for kind in KINDS.get(slug, ("llama", 
 @pytest.fixture(scope="module", params=[*QUICK, *(pytest.param(pair, marks=pytest.mark.slow) for pair in SLOW)], ids="-".join)
 def of_answers(request: pytest.FixtureRequest) -> Plays:
     slug, kind = request.param
-    return Plays(short(slug), task="generation", kind=kind)
+    return Plays(short(slug), task="generation", kind=kind, decoding=Decoding(new_tokens=8, temperature=1.0))
 
 
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
-def test_federations_that_generate_keep_the_laws(
-    law: Callable[[Any], None], of_answers: Plays, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_federations_that_generate_keep_the_laws(law: Law, of_answers: Plays) -> None:
     if law is of_runs.check_scores and of_answers.method.info.slug == "flexlora":
         return  # a site scores what it has received, cut to its rank; right answers don't tell these apart, perplexities do
-    monkeypatch.setattr(of_runs, "plays", lambda _: of_answers)
-    law(of_answers.method)
+    keep(law, of_answers)
 
 
 def test_the_runs_that_laws_read_learn_answers_and_write_texts(of_answers: Plays) -> None:
@@ -68,6 +54,14 @@ def test_the_runs_that_laws_read_learn_answers_and_write_texts(of_answers: Plays
     assert {e.metric for e in packed.scores} >= {"perplexity", "token_accuracy", "rouge_l", "loss"}
     samples = packed.run.simulation.samples
     assert len({s["text"] for s in samples}) > 1
+    of_workers = of_answers.workers.run.simulation
+    of_workers.evaluate(ROUNDS - 1)
+    assert of_workers.samples == samples
+    common = [s for s in samples if s["client"] is None]
+    again = of_answers.sites.run.simulation
+    for _ in range(2):  # and not those of the last time once more
+        again.evaluate(ROUNDS - 1)
+        assert [s["row"] for s in again.samples] == [s["row"] for s in common]
     assert all(s["wanted"] == table.wanted[list(table.row_ids).index(s["row"])] for s in samples)  # type: ignore[union-attr]
 
 

@@ -6,9 +6,7 @@ import contextlib
 import io
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +14,7 @@ import torch
 
 import tiny
 import toy_runs
+from run_laws import LAWS, Law, keep
 from weft.adaptation.optim import Optim
 from weft.backbones.load import load
 from weft.backbones.masked_table import Masked, hide
@@ -25,20 +24,8 @@ from weft.errors import UserError
 from weft.federation.batch import make_batch
 from weft.methods import FedIT
 from weft.tasks.masked_language import MaskedLanguage
-from weft.testing import of_runs
 from weft.testing.federation import Federation
 from weft.testing.plays import Plays
-
-LAWS: list[Callable[[Any], None]] = [
-    of_runs.check_packs,
-    of_runs.check_return,
-    of_runs.check_sites,
-    of_runs.check_scores,
-    of_runs.check_ledger,
-    of_runs.check_resuming,
-    of_runs.check_learning,
-    of_runs.check_backbone,
-]
 
 
 @pytest.fixture(scope="module", params=["bert", "roberta"])
@@ -47,11 +34,8 @@ def of_masks(request: pytest.FixtureRequest) -> Plays:
 
 
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
-def test_federations_of_masked_models_keep_the_laws(
-    law: Callable[[Any], None], of_masks: Plays, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(of_runs, "plays", lambda _: of_masks)
-    law(of_masks.method)
+def test_federations_of_masked_models_keep_the_laws(law: Law, of_masks: Plays) -> None:
+    keep(law, of_masks)
 
 
 def run_on(kind: str) -> Federation:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,24 +13,16 @@ from torch import Tensor, nn
 
 import tiny
 from every_method import short
+from run_laws import LAWS, Law, keep
 from weft.adaptation.optim import Optim
 from weft.data import Rows
 from weft.experiment import Experiment
 from weft.federation.batch import make_batch
 from weft.methods import FedIT, FLoRA
 from weft.runs.prepare import bench_of, told
-from weft.testing import of_runs
 from weft.testing.federation import Federation
 from weft.testing.plays import Plays
 
-LAWS: list[Callable[[Any], None]] = [
-    of_runs.check_packs,
-    of_runs.check_return,
-    of_runs.check_sites,
-    of_runs.check_scores,
-    of_runs.check_resuming,
-    of_runs.check_backbone,
-]
 BETA = 0.1
 
 
@@ -42,11 +33,8 @@ def played(request: pytest.FixtureRequest) -> Plays:
 
 
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
-def test_federations_that_learn_preferences_keep_the_laws(
-    law: Callable[[Any], None], played: Plays, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(of_runs, "plays", lambda _: played)
-    law(played.method)
+def test_federations_that_learn_preferences_keep_the_laws(law: Law, played: Plays) -> None:
+    keep(law, played)
 
 
 def tuned(kind: str, rounds: int) -> Federation:

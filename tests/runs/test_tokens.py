@@ -6,7 +6,6 @@ import contextlib
 import io
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ import toy_runs
 import weft
 from every_method import short
 from machines import Machines, coordinate
+from run_laws import LAWS, Law, keep
 from tagged_sets import NAMES, byte_level, sentences, written
 from toy_runs import Dies, Killed, Told
 from weft.adaptation.optim import Optim
@@ -31,7 +31,6 @@ from weft.export import evaluate_run, load
 from weft.export.predictor import Predictor
 from weft.methods import FedIT, FedSALoRA, registry
 from weft.runs.checkpoint import digest
-from weft.testing import of_runs
 from weft.testing.compare import assert_same, state
 from weft.testing.plays import Plays
 
@@ -183,17 +182,6 @@ def test_a_probe_on_the_frozen_prefix_gives_what_it_gives_without(tmp_path: Path
 
 # packs and sites --------------------------------------------------------------------------------------------------------
 
-LAWS: list[Callable[[Any], None]] = [
-    of_runs.check_packs,
-    of_runs.check_return,
-    of_runs.check_sites,
-    of_runs.check_scores,
-    of_runs.check_ledger,
-    of_runs.check_resuming,
-    of_runs.check_loading,
-    of_runs.check_learning,
-    of_runs.check_backbone,
-]
 QUICK = {m.info.slug: m for m in (FedIT(rank=2), FedSALoRA(rank=2))}
 OF_TEXTS = [slug for slug, info in registry.infos().items() if "images" not in info.needs]
 
@@ -209,10 +197,9 @@ def of_tags(request: pytest.FixtureRequest) -> Plays:
 
 
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
-def test_federations_of_tags_keep_the_laws(law: Callable[[Any], None], of_tags: Plays, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_federations_of_tags_keep_the_laws(law: Law, of_tags: Plays) -> None:
     """In packs and alone, in another order, with sites and resumed: the numbers are the same."""
-    monkeypatch.setattr(of_runs, "plays", lambda _: of_tags)
-    law(of_tags.method)
+    keep(law, of_tags)
 
 
 def test_the_runs_that_laws_read_have_tags_and_spaces(of_tags: Plays) -> None:

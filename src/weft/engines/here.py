@@ -73,4 +73,4 @@ class Here:
             setup.store.save(job.client)
 
     def evaluate(self, t: int) -> Scores:
-        return Scores(self.scoring.evaluate(t), samples=self.scoring.samples)
+        return Scores(self.scoring.evaluate(t), samples=self.scoring.taken())

@@ -253,7 +253,7 @@ class Remote:
                 if people == "own test":
                     each = {c: task.pool([a])[0] for c, a in own.items() if not a.blank}
                     scores += per_client(each, task.metrics[0], view=view, people=people)
-        return Scores(scores, scored, blank)
+        return Scores(scores, scored, blank, self.scoring.taken())
 
 
 def _is_behind(raw: bytes) -> bool:

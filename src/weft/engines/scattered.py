@@ -99,7 +99,7 @@ class Scattered:
         """Everybody is here from the beginning."""
 
     def evaluate(self, t: int) -> Scores:
-        return Scores(self.scoring.evaluate(t))
+        return Scores(self.scoring.evaluate(t), samples=self.scoring.taken())
 
     def play(self, jobs: list[Job], t: int, phase: Phase, again: Callable[[Job], Job]) -> Played:
         by_id = {j.client.id: j for j in jobs}

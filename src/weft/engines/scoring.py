@@ -26,9 +26,6 @@ from weft.tensors.keyed import numpy_generator
 class Scoring:
     """Puts test rows to the models of a federation.
 
-    Attributes:
-        samples: texts that language models wrote in the last evaluation, and the rows that they are for.
-
     Args:
         k: clients of a pass.
     """
@@ -36,14 +33,18 @@ class Scoring:
     def __init__(self, setup: Setup, k: int):
         self.setup, self.k = setup, k
         self.method, self.bench, self.federations = setup.method, setup.bench, setup.federations
-        self.samples: list[dict[str, Any]] = []
+        self._samples: list[dict[str, Any]] = []
 
     def evaluate(self, t: int) -> list[Evaluation]:
         """Scores of every view with the newest server state."""
         found: list[Evaluation] = []
-        self.samples = []
         for view in self.method.info.views:
             found += self.common(view) if view == "global" else self.personal(view, t)
+        return found
+
+    def taken(self) -> list[dict[str, Any]]:
+        """Texts that language models wrote since the last call, with the rows that they are for; they are kept no longer."""
+        found, self._samples = self._samples, []
         return found
 
     def common(self, view: str) -> list[Evaluation]:
@@ -142,7 +143,7 @@ class Scoring:
         for i in np.flatnonzero(seen["written"]).tolist():
             row = int(rows[i])
             about = {"view": view, "client": client, "row": int(table.row_ids[row]), "prompt": table.asked[row]}
-            self.samples.append(about | {"wanted": table.wanted[row], "text": str(seen["text"][i])})
+            self._samples.append(about | {"wanted": table.wanted[row], "text": str(seen["text"][i])})
 
     def models(self, owner: Mapping[str, ServerState], group: list[ClientState]) -> Iterator[tuple[list[ClientState], Pack]]:
         """Clients' own models in packs, each fitted for its test and gone when the next one comes."""

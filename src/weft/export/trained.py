@@ -18,6 +18,7 @@ from weft.federation.batch import Batch, make_batch
 from weft.federation.bench import Bench
 from weft.federation.client import ClientState
 from weft.federation.layout import named
+from weft.federation.one_pass import one_pass
 from weft.federation.pack import Pack
 from weft.federation.round import Round
 from weft.federation.rounds import adapted
@@ -129,35 +130,16 @@ def _entering(method: Method, server: ServerState, client: ClientState) -> Pack:
     return Pack(server.bench.of(client), [turn], server.round, server.start)
 
 
-class _Recorder:
-    """Stands in for a pack and notes with which weights it is called."""
-
-    def __init__(self, pack: Pack):
-        self.pack = pack
-        self.calls: list[tuple[Any, Output]] = []
-
-    def __call__(self, batch: Batch, use: Any = None) -> Output:
-        out = self.pack(batch, use)
-        self.calls.append((use, out))
-        return out
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.pack, name)
-
-
-@torch.no_grad()
 def _weights(method: Method, pack: Pack, view: str) -> dict[str, float] | None:
     """Part -> weight, if the view is one pass with fixed weights and nothing else; None if it is more."""
     table = pack.bench.table
     batch = make_batch(pack.task, table, np.arange(min(2, len(table)))[None], None, pack.device)
-    recorder: Any = _Recorder(pack)
-    out = method.forward(recorder, batch, view)
-    if len(recorder.calls) != 1 or recorder.calls[0][1] is not out:
+    once = one_pass(pack, lambda p, b: method.forward(p, b, view), batch)
+    if once is None:
         return None
-    use = recorder.calls[0][0]
-    if use is None:
+    if once.use is None:
         return dict.fromkeys(pack.adaptations[0], 1.0)
-    return {n: float(w) for n, w in use.items()} if all(isinstance(w, (int, float)) for w in use.values()) else None
+    return {n: float(w) for n, w in once.use.items()} if all(isinstance(w, (int, float)) for w in once.use.values()) else None
 
 
 def by_name(method: Method, view: str, facts: Mapping[str, Any]) -> Rule:

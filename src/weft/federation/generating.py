@@ -23,13 +23,13 @@ from weft.backbones.reply_table import Replies
 from weft.errors import WeftError
 from weft.federation import plans
 from weft.federation.batch import Batch, make_batch
+from weft.federation.one_pass import one_pass
 from weft.tasks.generation import Generation
 from weft.tasks.observed import Observed
 from weft.tasks.outputs import Output
 from weft.tensors.keyed import generator, numpy_generator
 
 if TYPE_CHECKING:
-    from weft.adaptation.weave import Weight
     from weft.backbones.backbone import Backbone
     from weft.federation.pack import Pack
     from weft.tasks.generation_settings import Decoding
@@ -126,12 +126,11 @@ def _generate(
             for i in own
         ]
         more["logits_processor"] = [Keyed(streams, decoding)]
-    asked = Asked(pack)
-    out = forward(asked, batch)  # type: ignore[arg-type]
+    once = one_pass(pack, forward, batch)
     with only(backbone.model, settings(backbone, decoding, width)):
-        if asked.simple(out):
+        if once is not None:
             # a block that is left out for some rows leaves no keys and values behind, and lengths are read off the first block's
-            with pack.woven(batch.clients, k, asked.uses[0]):
+            with pack.woven(batch.clients, k, once.use):
                 found = backbone.model.generate(**inputs, **more, use_cache=not pack.held)
         else:
             with _asking(pack, forward, batch, inputs, decoding.beams):
@@ -183,32 +182,6 @@ class Keyed(LogitsProcessor):
             z = self.nucleus(input_ids, z)
         drawn = torch.stack([torch.rand(z.shape[-1], generator=g, dtype=torch.float64) for g in self.streams]).to(z.device)
         return z - torch.log(-torch.log(drawn.clamp(min=1e-300)))
-
-
-class Asked:
-    """Stands in for a pack, and notes with which weights it is called and what it gives.
-
-    Attributes:
-        uses: of each call. outputs: of each call.
-    """
-
-    def __init__(self, pack: Pack):
-        self.pack = pack
-        self.uses: list[Mapping[str, Weight] | None] = []
-        self.outputs: list[Output] = []
-
-    def __call__(self, batch: Batch, use: Mapping[str, Weight] | None = None) -> Output:
-        out = self.pack(batch, use)
-        self.uses.append(use)
-        self.outputs.append(out)
-        return out
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.pack, name)
-
-    def simple(self, out: Output) -> bool:
-        """Whether that was one pass, whose output is all there is to ``out``."""
-        return len(self.outputs) == 1 and self.outputs[0] is out
 
 
 @contextmanager

@@ -32,6 +32,7 @@ from weft.federation.rounds import adapted, begin
 from weft.federation.server import ServerState
 from weft.federation.turn import Turn
 from weft.storage.store import ClientStore, Spool
+from weft.tasks.generation_settings import Decoding
 from weft.tasks.kinds import CLASSES, GENERATION, LANGUAGE, MASKED, PREFERENCE, TOKENS, make
 from weft.testing.data import SIZES, TAGS, states
 from weft.testing.models import PAIRED, backbone, home, names, root
@@ -108,6 +109,7 @@ def federation(
     others: Sequence[Backbone] = (),
     task: str = "auto",
     spaces: bool = False,
+    decoding: Decoding | None = None,
     **settings: Any,
 ) -> Federation:
     """A whole tiny federation in memory: ``federation(FedIT(rank=2), pack=3).run()``.
@@ -117,7 +119,7 @@ def federation(
         others: more backbones, which clients get by turns.
         prefix: with the frozen-prefix cache.
         task: ``tokens``, if words are tagged; ``generation`` and ``masked``, of prompts and answers; ``preference``, with two.
-        spaces: see :func:`weft.testing.data.tagged`.
+        spaces: see :func:`weft.testing.data.tagged`. decoding: of ``generation``; None = the usual.
         where: folder of the client store (a new temporary one). settings: of :class:`weft.engines.setup.Settings`.
     """
     model = model or ("bert" if task == MASKED else "llama" if task in LANGUAGE else home(method))
@@ -130,7 +132,8 @@ def federation(
         else model
     )
     all_rows, clients, tests = states(sizes, classes, facts, seed, of.reads, task, spaces)
-    predicts = make(labels, task if task in (TOKENS, *LANGUAGE) else CLASSES)
+    writing = {} if decoding is None else {"decoding": decoding}
+    predicts = make(labels, task if task in (TOKENS, *LANGUAGE) else CLASSES, **writing)
     benches = [Bench(b, predicts, tabulate(b, all_rows, 32), seed, PrefixCache(b) if prefix else None) for b in (of, *others)]
     made = replace(benches[0], others={b.backbone.name: b for b in benches[1:]})
     for i, client in enumerate(clients):

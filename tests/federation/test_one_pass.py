@@ -1,0 +1,42 @@
+"""A method's prediction as one pass, told without making it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from weft.federation.one_pass import OnePass, one_pass
+from weft.tasks.outputs import Output
+
+
+def never(*given: Any) -> Any:
+    raise AssertionError("a pass was made")
+
+
+PACK: Any = type("Pack", (), {"__call__": never, "clients": ["a", "b"]})()
+BATCH: Any = SimpleNamespace(clients=None)
+
+
+@pytest.mark.parametrize("use", [None, {"lora": 0.5}])
+def test_one_pass_is_told_with_its_weights_and_without_being_made(use: Any) -> None:
+    assert one_pass(PACK, lambda p, b: p(b, use), BATCH) == OnePass(use)
+    assert one_pass(PACK, lambda p, b: p(b, use={"lora": len(p.clients)}), BATCH) == OnePass({"lora": 2})
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda p, b: Output(p(b).logits),
+        lambda p, b: Output(p(b).logits * 0.5 + p(b, {"lora": 0.0}).logits * 0.5),
+        lambda p, b: p(b).within(torch.ones(1, 1, 1, dtype=torch.bool)),
+        lambda p, b: p(b) if p(b, {}).each(torch.amax).sum() else p(b, {}),
+        lambda p, b: [p(b), p(b, {})][1],
+        lambda p, b: Output(torch.zeros(1, 1, 1)),
+    ],
+    ids=["looked at", "mean of two", "masked", "chosen by another", "two passes", "none"],
+)
+def test_anything_more_is_no_single_pass(forward: Any) -> None:
+    assert one_pass(PACK, forward, BATCH) is None
