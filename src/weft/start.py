@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weft import experiment as settings
-from weft.backbones.load import find, pick_device
+from weft.backbones.finding import find
+from weft.backbones.load import pick_device
 from weft.communication.codecs import codec
 from weft.engines.here import Here
 from weft.engines.observer import Observer

@@ -19,9 +19,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from weft.backbones import gguf_file
-from weft.backbones import load as loading
-from weft.backbones.load import find, load
+from weft.backbones import finding, gguf_file
+from weft.backbones.finding import find
+from weft.backbones.load import load
 from weft.backbones.short_names import KNOWN, Known
 from weft.errors import UserError
 
@@ -268,9 +268,9 @@ def test_without_the_reader_of_such_files_the_extra_is_named(packaged: Packaged,
 
 def test_without_the_package_a_short_name_stands_for_the_hub_and_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(package: str) -> None:
-        raise loading.metadata.PackageNotFoundError(package)
+        raise finding.metadata.PackageNotFoundError(package)
 
-    monkeypatch.setattr(loading.metadata, "files", absent)
+    monkeypatch.setattr(finding.metadata, "files", absent)
     known = KNOWN["smollm2"]
     assert find("smollm2") == (known.hub_id, known, known.hub_id)
     words = refused(lambda: load("smollm2", device="cpu"))

@@ -15,9 +15,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tiny
+from weft.backbones import finding
 from weft.backbones import load as loading
 from weft.backbones.backbone import Backbone, frozen_fingerprint
-from weft.backbones.load import find, hash_weights, load, packaged_weights, pick_device, pick_precision
+from weft.backbones.finding import find, hash_weights, packaged_weights
+from weft.backbones.load import load, pick_device, pick_precision
 from weft.backbones.short_names import KNOWN
 from weft.backbones.token_table import tokenize
 from weft.data.rows import Rows
@@ -26,7 +28,7 @@ from weft.errors import UserError
 
 def test_the_packaged_weights_are_found_without_importing_the_package() -> None:
     script = (
-        "import sys; from weft.backbones.load import packaged_weights; from weft.backbones.short_names import KNOWN;"
+        "import sys; from weft.backbones.finding import packaged_weights; from weft.backbones.short_names import KNOWN;"
         "print(packaged_weights(KNOWN['minilm'])); assert not [m for m in sys.modules if 'minilm' in m.lower()]"
     )
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -46,14 +48,14 @@ def test_damaged_packaged_weights_are_refused_by_their_checksum(tmp_path: Path, 
 
 
 def test_without_the_package_a_short_name_stands_for_its_hub_id(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading.metadata, "files", lambda package: None)
+    monkeypatch.setattr(finding.metadata, "files", lambda package: None)
     assert packaged_weights(KNOWN["minilm"]) is None
     assert find("minilm")[0] == "sentence-transformers/all-MiniLM-L6-v2"
 
     def absent(package: str) -> None:
-        raise loading.metadata.PackageNotFoundError(package)
+        raise finding.metadata.PackageNotFoundError(package)
 
-    monkeypatch.setattr(loading.metadata, "files", absent)
+    monkeypatch.setattr(finding.metadata, "files", absent)
     assert packaged_weights(KNOWN["minilm"]) is None
     assert packaged_weights(KNOWN["roberta-base"]) is None
 
@@ -216,3 +218,24 @@ def test_an_empty_text_and_a_padding_row_still_have_one_token_to_attend_to() -> 
     batch = table.collate(np.array([0, -1, 1]))
     assert batch["attention_mask"].tolist() == [[1, 0], [1, 0], [1, 1]]
     assert bool(torch.isfinite(b.model(**batch).logits).all())
+
+
+def test_a_language_model_is_read_in_the_precision_that_it_runs_in(tmp_path: Path) -> None:
+    """One of float16 is not tried out in it, where sums may be too large for it."""
+    import transformers
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(tiny.folder("llama", "lm"))
+    with torch.no_grad():
+        for block in model.model.layers:
+            block.mlp.up_proj.weight.mul_(3e4)
+            block.mlp.gate_proj.weight.mul_(3e4)
+    model.half().save_pretrained(tmp_path)
+    transformers.AutoTokenizer.from_pretrained(tiny.folder("llama", "lm")).save_pretrained(tmp_path)
+    rows = torch.tensor([[3, 4, 5, 6]])
+    with torch.no_grad():
+        assert not model(rows).logits.isfinite().all(), "in float16 it has no logits"
+    for precision in ("float32", "bfloat16"):
+        b = load(str(tmp_path), classes=1, device="cpu", precision=precision, task="generation")
+        assert b.model.dtype == b.dtype == getattr(torch, precision)
+        with torch.no_grad():
+            assert b.model(rows).logits.isfinite().all()

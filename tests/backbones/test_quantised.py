@@ -15,7 +15,8 @@ import torch
 import tiny
 from weft.backbones import quantised
 from weft.backbones.backbone import Backbone, frozen_fingerprint
-from weft.backbones.load import hash_weights, load
+from weft.backbones.finding import hash_weights
+from weft.backbones.load import load
 from weft.backbones.quantised import Quantisation
 from weft.errors import UserError
 from weft.federation.batch import make_batch

@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel, ViTModel
 
 from paths import ROOT
-from weft.backbones.load import find
+from weft.backbones.finding import find
 from weft.backbones.short_names import KNOWN
 from weft.data.digits import digits
 from weft.data.glyphs import CHARACTERS, EACH, FINE, LEFT_OUT, SEEN, SIZE, STYLES, glyphs, shape

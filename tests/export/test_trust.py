@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import torch as st
+from torch import Tensor
 
 import tiny
 from exporting import FAST, FEDIT, RUN_CLOSE, exported, tensors_in, trained
@@ -84,13 +85,17 @@ def test_the_comparison_draws_fresh_modules_otherwise_than_our_loader(tmp_path: 
     exported(run, tmp_path)
     b, inputs = run.bench.backbone, run.bench.table.collate(np.arange(4))
     about = About.read(tmp_path)
-    whole = peft_files.plain_logits(tmp_path, b, about, inputs)
+
+    def plain_logits() -> Tensor:
+        return peft_files.logits_of(peft_files.plain_model(tmp_path, b, about), b, inputs)
+
+    whole = plain_logits()
     torch.testing.assert_close(whole, run.global_logits(np.arange(4)), **RUN_CLOSE)
     path = tmp_path / peft_files.TENSORS
     path.write_bytes(st.save({n: v for n, v in tensors_in(path).items() if "pooler" not in n}))
     config = json.loads((tmp_path / peft_files.CONFIG).read_text())
     (tmp_path / peft_files.CONFIG).write_text(json.dumps(config | {"modules_to_save": ["classifier"]}))
-    assert not torch.allclose(peft_files.plain_logits(tmp_path, b, about, inputs), whole, rtol=0.0, atol=1e-3)
+    assert not torch.allclose(plain_logits(), whole, rtol=0.0, atol=1e-3)
 
 
 @pytest.mark.parametrize("method", [FEDIT, FedDAT(reduction=8, batch=4, optim=FAST)], ids=["fedit", "feddat"])

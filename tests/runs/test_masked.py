@@ -21,8 +21,10 @@ from weft.backbones.masked_table import Masked, hide
 from weft.backbones.run_table import tabulate
 from weft.data.rows import Rows
 from weft.errors import UserError
+from weft.experiment import Experiment
 from weft.federation.batch import make_batch
 from weft.methods import FedIT
+from weft.runs.prepare import backbone_of, bench_of, deal
 from weft.tasks.masked_language import MaskedLanguage
 from weft.testing.federation import Federation
 from weft.testing.plays import Plays
@@ -100,6 +102,23 @@ def test_what_can_not_be_masked_is_one_sentence() -> None:
         MaskedLanguage(("text",), ("rouge_l",))
     with pytest.raises(UserError, match="writes no texts, so that there is nothing for samples"):
         MaskedLanguage(("text",), samples=3)
+
+
+def test_a_set_for_generation_is_scored_by_what_a_masked_model_can_be_scored_by() -> None:
+    x = Experiment(data="docstrings", model=tiny.folder("bert", "mlm"), task="masked", limit=30, max_length=32)
+    dealt = deal(x)
+    model = backbone_of(x, x.model, dealt.classes, ())
+    rows = dealt.clients[0].train
+    assert bench_of(x, model, dealt.classes, rows).task.metrics == ("perplexity",)
+    with pytest.raises(UserError, match="nothing for the metric rouge_l"):
+        bench_of(x.model_copy(update={"metrics": ("rouge_l",)}), model, dealt.classes, rows)
+
+
+def test_texts_that_reach_the_longest_row_are_counted() -> None:
+    model = tiny.backbone("bert", checkpoint="mlm", task="masked")
+    table = tabulate(model, Rows(answers=["w1 w2", "w1 w2 w3 w4", "w1 w2 w3 w4 w5 w6"]), 6)
+    assert table.notes == ("2 of 3 texts reach --max-length 6; what goes beyond it is cut.",)  # type: ignore[union-attr]
+    assert table.widths.tolist() == [4, 6, 6]  # type: ignore[union-attr]
 
 
 def test_a_run_on_texts_leaves_an_adapter_that_finds_words(tmp_path: Path) -> None:

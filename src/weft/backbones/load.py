@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -17,12 +14,12 @@ from torch import Tensor
 from weft.backbones import describe, gguf_file, quantised
 from weft.backbones import trace as tracing
 from weft.backbones.backbone import Backbone
+from weft.backbones.finding import config_of, described, find, hash_weights, stored
 from weft.backbones.options import GENERATION, LANGUAGE, Options
 from weft.backbones.pixels import picture_shape
 from weft.backbones.prompts import spelt_out
 from weft.backbones.quantised import Quantisation
-from weft.backbones.reading import ADAPTER, similar, transformers_model, with_adapter
-from weft.backbones.short_names import KNOWN, Known
+from weft.backbones.reading import similar, transformers_model
 from weft.backbones.vocabulary import vocabulary
 from weft.checks import checkpoints, tokenizers
 from weft.checks.checkpoints import Shape
@@ -31,7 +28,6 @@ from weft.errors import UserError, nearest
 if TYPE_CHECKING:
     from weft.backbones.clip import ClassNames
 
-SHIPPED = Path(__file__).parent / "shipped"
 USUAL_LENGTH = 512  # tokens of a row, where a configuration names no limit
 TRIED_LENGTH = 8192  # what takes longer rows has no table of positions to run out of
 UNDESCRIBED = "there is no tokenizer_config.json beside the backbone: its special tokens and longest row are guessed."
@@ -71,119 +67,6 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
 def cpu_has_bfloat16() -> bool:
     caps = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return bool(caps.get("avx512_bf16") or caps.get("amx_bf16") or caps.get("amx_tile"))
-
-
-def packaged_weights(known: Known, say: Callable[[str], None] | None = None) -> Path | None:
-    """Folder of weights carried by an installed package, found from its file list without importing it.
-
-    Args:
-        say: is told what takes long.
-
-    Raises:
-        UserError: they are a GGUF file that can't be converted.
-    """
-    if known.package is None:
-        return None
-    try:
-        files = metadata.files(known.package) or []
-    except metadata.PackageNotFoundError:
-        return None
-    for file in files:
-        if file.name == "model.safetensors":
-            return Path(str(file.locate())).parent
-        if file.suffix == ".gguf":
-            return gguf_file.converted(Path(str(file.locate())), known, say)
-    return None
-
-
-def find(name: str, say: Callable[[str], None] | None = None) -> tuple[str, Known | None, str]:
-    """Resolve ``--model``: (path or hub id to load, entry of the short-name table, canonical hub id or "").
-
-    The weights of a GGUF file are not those of the hub, so that a path to them comes with no hub id.
-
-    Args:
-        say: is told what takes long: the first time, that a GGUF file is converted.
-
-    Raises:
-        UserError: it stands for nothing, or for a packaged file that can't be read.
-    """
-    if name in KNOWN:
-        known = KNOWN[name]
-        packaged = SHIPPED / known.name if known.shipped else packaged_weights(known, say)
-        if packaged is None:
-            return known.hub_id, known, known.hub_id
-        return str(packaged), known, "" if gguf_file.made(packaged) else known.hub_id
-    if os.path.isdir(name):
-        adapter = next((f for f in ADAPTER if (Path(name) / f).exists()), "")
-        if not (Path(name) / "config.json").exists():
-            what = "holds a PEFT adapter and no backbone" if adapter else "holds no config.json"
-            raise UserError(f'the folder "{name}" {what}; give a folder saved by save_pretrained.')
-        if adapter:
-            raise with_adapter(name, adapter)
-        return name, None, ""
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        return name, None, name
-    raise UserError(
-        f'unknown model "{name}": give a short name ({", ".join(KNOWN)}), a hub id (owner/name) or a local folder.'
-        f"{nearest(name, KNOWN)}"
-    )
-
-
-def hash_weights(path: str, model: Any) -> str:
-    """sha256 over the weight files of a local folder or of a hub id's copy on this machine, else over the tensors."""
-    h = hashlib.sha256()
-    if files := weight_files(path):
-        for file in files:
-            with open(file, "rb") as f:
-                while chunk := f.read(1 << 22):
-                    h.update(chunk)
-    else:
-        for name, tensor in model.base_model.state_dict().items():
-            h.update(name.encode())
-            for plain in quantised.inner(tensor):
-                h.update(plain.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return h.hexdigest()
-
-
-def weight_files(path: str) -> list[Path]:
-    """Of a local folder or of a hub id's copy on this machine."""
-    folder = path if os.path.isdir(path) else _cached(path)
-    return sorted(Path(folder).glob("*.safetensors")) if folder else []
-
-
-def stored(path: str) -> dict[str, str]:
-    """Name of each tensor in these files -> its type there, such as F32.
-
-    Raises:
-        UserError: one of them is damaged.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    found: dict[str, str] = {}
-    for file in weight_files(path):
-        try:
-            with safe_open(file, "pt") as content:
-                found |= {n: content.get_slice(n).get_dtype() for n in content.keys()}  # noqa: SIM118 - it is no mapping
-        except SafetensorError as e:  # one that transformers did not ask for
-            raise UserError(f"{file} is damaged ({e}): get it anew, or take it out of the folder of the backbone.") from e
-    return found
-
-
-def described(path: str) -> bool:
-    """Whether a tokenizer's own settings lie in the folder."""
-    folder = path if os.path.isdir(path) else _cached(path)
-    return folder is None or (Path(folder) / "tokenizer_config.json").exists()
-
-
-def _cached(hub_id: str) -> str | None:
-    """Folder of a hub model's copy on this machine."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return str(snapshot_download(hub_id, local_files_only=True))
-    except (HFValidationError, LocalEntryNotFoundError):
-        return None
 
 
 def load(
@@ -233,13 +116,14 @@ def load(
     if task not in LANGUAGE and (quantise, device_map) != ("none", "none"):
         raise UserError("--quantise and --device-map are for language models: leave them out, or use --task generation.")
     by = quantised.quantisation(quantise, target)
-    more: dict[str, Any] = {}
+    # a large one is never held in another precision; nor is one of float16, which overflows, tried out in it
+    more: dict[str, Any] = {"dtype": dtype} if task in LANGUAGE else {}
     if by is not None:
         if config_of(where).get("quantization_config"):
             raise UserError(f'the checkpoint of "{name}" is quantised already: leave --quantise out.')
-        more = {"quantization_config": by.config(dtype), "device_map": {"": str(target)}, "dtype": dtype}
+        more |= {"quantization_config": by.config(dtype), "device_map": {"": str(target)}}
     if device_map != "none":
-        more |= {"device_map": device_map, "dtype": dtype}
+        more |= {"device_map": device_map}
     read = transformers_model(
         where, name, classes if isinstance(classes, int) else len(classes), task, trust_remote_code, more=more
     )
@@ -286,17 +170,6 @@ def load(
         options=options,
         by=by,
     )
-
-
-def config_of(where: str) -> dict[str, Any]:
-    """What config.json says, as it stands there; nothing where there is none on this machine."""
-    folder = where if os.path.isdir(where) else _cached(where)
-    file = Path(folder or "") / "config.json"
-    try:
-        found = json.loads(file.read_text()) if folder else {}
-    except (OSError, ValueError):  # transformers says it better
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def describe_model(

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from weft.backbones.reply_table import Replies
 from weft.backbones.token_table import reading
@@ -32,21 +30,13 @@ class Masked(Replies):
         originals: int32 [total], what was there.
     """
 
+    ahead: ClassVar[int] = 0
+
     originals: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
 
     def _answers(self, i: int) -> np.ndarray:
-        row = slice(self.offsets[i], self.offsets[i + 1]) if i >= 0 else slice(0, 0)
+        row = self._where(i)
         return self.originals[row][self.answer[row]]
-
-    def places(self, index: np.ndarray) -> Tensor:
-        """bool [m, T], where tokens are to be predicted."""
-        width = max(int(np.where(index >= 0, self.widths[index], 1).max(initial=1)), 1)
-        found = np.zeros((len(index), width), dtype=bool)
-        for row, i in zip(found, index, strict=True):
-            if i >= 0:
-                own = self.answer[self.offsets[i] : self.offsets[i + 1]]
-                row[: len(own)] = own
-        return torch.from_numpy(found)
 
 
 def masked(backbone: Backbone, rows: Rows, max_length: int) -> Masked:
@@ -66,17 +56,17 @@ def masked(backbone: Backbone, rows: Rows, max_length: int) -> Masked:
     asked = ["\n\n".join(filter(None, parts)) for parts in zip(rows.texts, given, strict=True)]
     texts = [f"{before}\n\n{text}" if before else text for before, text in zip(asked, rows.answers, strict=True)]
     read: Any = tokenizer(texts, truncation=True, max_length=limit, return_token_type_ids=False) if texts else {"input_ids": []}
-    seen, flags, cut = [], [], 0
+    seen, flags, full = [], [], 0
     for own, row in zip(read["input_ids"], rows.ids.tolist(), strict=True):
         ids = np.asarray(own, dtype=np.int32)
-        cut += len(ids) == limit
+        full += len(ids) == limit
         shown, chosen = hide(ids, row, tokenizer)
         seen.append(shown)
         flags.append(chosen)
     lengths = [len(ids) for ids in seen]
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     originals = np.concatenate([np.asarray(r, np.int32) for r in read["input_ids"]]) if lengths else np.zeros(0, np.int32)
-    notes = (f"{cut} of {count(len(lengths), 'text')} are cut to --max-length {limit}.",) if cut else ()
+    reach = f"{full} of {count(len(lengths), 'text')} reach --max-length {limit}; what goes beyond it is cut."
     return Masked(
         ids=np.concatenate(seen) if seen else np.zeros(0, np.int32),
         offsets=offsets,
@@ -85,7 +75,7 @@ def masked(backbone: Backbone, rows: Rows, max_length: int) -> Masked:
         row_ids=np.asarray(rows.ids, dtype=np.int64),
         pad=int(tokenizer.pad_token_id or 0),
         reading=reading(tokenizer, originals, offsets),
-        notes=notes,
+        notes=(reach,) if full else (),
         answer=np.concatenate(flags) if flags else np.zeros(0, bool),
         wanted=tuple(rows.answers),
         asked=tuple(asked),

@@ -75,6 +75,7 @@ class Written:
         return self.after or end
 
 
+_SOME = "weft"  # an answer that is part of no template
 _PLACE = re.compile(r"\{(instruction|input)\}")
 _SAYS = "Below is an instruction that describes a task"
 _ASKS = "Write a response that appropriately completes the request."
@@ -114,6 +115,7 @@ class Chat:
                 continue
             before, after = self._said(turns[:i], True), self._said(turns[: i + 1], False)
             if before.startswith(done) and after.startswith(before):  # else it shows earlier turns in another form
+                after = after.rstrip()  # what separates turns is not the model's to write
                 pieces += [Piece(before[len(done) :]), Piece(after[len(before) :], True)]
                 done = after
         whole = self._said(turns, True)
@@ -122,13 +124,13 @@ class Chat:
         return [*pieces, Piece(whole[len(done) :])]
 
     def ending(self, end: str) -> str:
-        """The template's own, up to the end token."""
+        """The template's own, up to the end token if that is in it: some end a turn with another token, Gemma's for one."""
         turns = [("user", "a")]
-        before, after = self._said(turns, True), self._said([*turns, ("assistant", "b")], False)
+        before, after = self._said(turns, True), self._said([*turns, ("assistant", _SOME)], False)
         if not after.startswith(before):
             return end
-        _, _, rest = after[len(before) :].partition("b")
-        return rest[: rest.index(end) + len(end)] if end and end in rest else end
+        _, _, rest = after[len(before) :].partition(_SOME)
+        return rest[: rest.index(end) + len(end)] if end and end in rest else rest.rstrip() or end
 
 
 NAMES = ("chat", "alpaca", "plain")

@@ -1,4 +1,4 @@
-"""What transformers makes of a name: a model in float32, its tokenizer or image processor, and how its checkpoint fitted it."""
+"""What transformers makes of a name: a model, its tokenizer or image processor, and how its checkpoint fitted it."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def _of_tokens(config: Any, name: str) -> Any:
 def transformers_model(
     where: str, name: str, classes: int, task: str, trust: bool, seed: int = 0, more: Mapping[str, Any] = MappingProxyType({})
 ) -> Read:
-    """Load with transformers: a language model in the precision of its checkpoint, as it may be large, any other in float32.
+    """Load with transformers, in float32 unless told otherwise.
 
     Args:
         seed: of what the checkpoint lacks. more: what else transformers is told.
@@ -158,7 +158,7 @@ def transformers_model(
                 **({} if task in LANGUAGE else {"num_labels": classes}),
                 output_loading_info=True,
                 trust_remote_code=trust,
-                **{"dtype": "auto" if task in LANGUAGE else torch.float32, **more},
+                **{"dtype": torch.float32, **more},
                 ignore_mismatched_sizes=True,
             )
         if model.main_input_name == "pixel_values" or similar(model):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -34,6 +34,9 @@ class Replies(Tokens):
         begins: int64 [n], where the last answer of a row begins: what comes before is the prompt that text is generated for.
     """
 
+    ahead: ClassVar[int] = 1
+    """How far before a token the output stands that predicts it."""
+
     answer: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
     wanted: tuple[str, ...] = ()
     asked: tuple[str, ...] = ()
@@ -44,17 +47,20 @@ class Replies(Tokens):
         return _ragged([self._answers(i) for i in index])
 
     def _answers(self, i: int) -> np.ndarray:
-        row = slice(self.offsets[i], self.offsets[i + 1]) if i >= 0 else slice(0, 0)
+        row = self._where(i)
         return self.ids[row][self.answer[row]]
 
+    def _where(self, i: int) -> slice:
+        """Where the tokens of a row lie; -1 = padding."""
+        return slice(self.offsets[i], self.offsets[i + 1]) if i >= 0 else slice(0, 0)
+
     def places(self, index: np.ndarray) -> Tensor:
-        """bool [m, T], the positions of collated rows whose output predicts these tokens: each one's left neighbour."""
+        """bool [m, T], the positions of collated rows whose output predicts these tokens."""
         width = max(int(np.where(index >= 0, self.widths[index], 1).max(initial=1)), 1)
         found = np.zeros((len(index), width), dtype=bool)
         for row, i in zip(found, index, strict=True):
-            if i >= 0:
-                own = self.answer[self.offsets[i] : self.offsets[i + 1]]
-                row[: len(own) - 1] = own[1:]
+            own = self.answer[self._where(i)][self.ahead :]
+            row[: len(own)] = own
         return torch.from_numpy(found)
 
     def prompts(self, index: np.ndarray) -> dict[str, Tensor]:
@@ -152,6 +158,8 @@ def sequences(backbone: Backbone, rows: Rows, max_length: int) -> tuple[list[Mad
     assert rows.answers is not None and rows.texts is not None
     tokenizer, limit = backbone.tokenizer, min(max_length, backbone.max_length)
     apart = backbone.encoder_decoder
+    if limit < 2 and not apart:
+        raise UserError(f"--max-length {max_length} leaves no token to predict from another one: give a larger one.")
     frame = template(backbone.options.prompt, tokenizer, apart)
     counts = _Counts()
     history = rows.history or [()] * len(rows)
@@ -165,12 +173,29 @@ def sequences(backbone: Backbone, rows: Rows, max_length: int) -> tuple[list[Mad
             f"{counts.refused} of {count(len(made), 'answer')} are longer than --max-length {max_length} leaves room for: give a "
             "larger one."
         )
-    notes: list[str] = []
+    notes = _languages(tokenizer) if apart else []
     if counts.shortened:
         notes.append(f"{counts.shortened} of {count(len(made), 'prompt')} are shortened to --max-length {limit}.")
     if counts.cut:
         notes.append(f"{counts.cut} of {count(len(made), 'answer')} are cut to --max-length {limit}, without an end.")
     return made, notes
+
+
+def _languages(tokenizer: Any) -> list[str]:
+    """A note on the languages that a translator's tokenizer marks, mBART's or NLLB's: it marks all rows alike.
+
+    Raises:
+        UserError: it marks them, and knows of none.
+    """
+    if not hasattr(tokenizer, "tgt_lang"):
+        return []
+    source, target = getattr(tokenizer, "src_lang", None), tokenizer.tgt_lang
+    if not source or not target:
+        raise UserError(
+            "the tokenizer of this backbone marks the languages of texts, and is not told which: set its src_lang and tgt_lang, "
+            "and save it beside the backbone."
+        )
+    return [f"all rows are marked as {source}, and what is to be written as {target}, which the tokenizer is set to."]
 
 
 def table_of(backbone: Backbone, rows: Rows, made: Sequence[Made], notes: Sequence[str]) -> Replies:
@@ -218,7 +243,7 @@ def _row(
     counts: _Counts,
 ) -> Made:
     wanted, asked = _answer(tokenizer, frame, answer, apart), bool(text or given or history)
-    most = limit if apart else limit - (limit // LEAST_PROMPT if asked else 1)
+    most = limit if apart else limit - (max(limit // LEAST_PROMPT, 1) if asked else 1)
     if len(wanted) > most:
         wanted = wanted[:most]
         counts.cut += 1

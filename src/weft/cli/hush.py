@@ -13,8 +13,9 @@ SETTINGS = {
     "DATASETS_VERBOSITY": "error",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_VERBOSITY": "error",
+    "TORCH_LOGS": "-all",  # errors alone: it sets the levels of its own loggers when it is imported
 }
-TALKERS = ("matplotlib", "PIL", "torch", "fsspec", "numexpr")
+TALKERS = ("matplotlib", "PIL", "torch", "torchao", "fsspec", "numexpr")
 
 
 def hush() -> None:

@@ -106,7 +106,7 @@ def plain(about: About, plain_class: str) -> str:
 def place(base: Base) -> tuple[str, str]:
     """Where a base is, as an expression, and the import that it needs."""
     if base.hub_id is None and base.path is None:
-        return f"find({base.reference!r})[0]", "from weft.backbones.load import find\n"
+        return f"find({base.reference!r})[0]", "from weft.backbones.finding import find\n"
     return repr(base.reference), ""
 
 

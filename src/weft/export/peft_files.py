@@ -281,14 +281,3 @@ def logits_of(model: Any, backbone: Backbone, inputs: Mapping[str, Tensor]) -> T
     else:
         found = model(**inputs, input_ids=backbone.names.ids()).logits_per_image
     return found
-
-
-def plain_logits(folder: Path, backbone: Backbone, about: About, inputs: Mapping[str, Tensor]) -> Tensor:
-    """[n, C], or [n, T, C] of each token, as anybody gets them: see :func:`plain_model`.
-
-    Args:
-        inputs: of the model.
-    """
-    model = plain_model(folder, backbone, about)
-    with plainly(folder):
-        return logits_of(model, backbone, inputs)

@@ -57,9 +57,11 @@ class Probe(Method):
 
     def adapt(self, backbone: Backbone, task: Task, client: ClientInfo) -> Adaptation:
         if not backbone.heads:
+            why = "it compares images with class names" if backbone.names is not None else "its output layer is trained already"
+            other = ", or use --task classification" if backbone.names is not None else ""
             raise UserError(
-                f'backbone "{backbone.name}" has no head to probe, it compares images with class names: leave --start-head probe '
-                "out and take zero-shot for a baseline, or use --task classification."
+                f'backbone "{backbone.name}" has no head to probe, {why}: leave --start-head probe out and take zero-shot for a '
+                f"baseline{other}."
             )
         return {"head": (task.head, SHARED)}
 

@@ -38,7 +38,7 @@ from weft.federation.rounds import adapted
 from weft.tasks import judging
 from weft.tasks.generation import Generation
 from weft.tasks.generation_settings import Decoding
-from weft.tasks.kinds import CLASSES, GENERATION, LANGUAGE, MASKED, NEEDS_TAGS, NUMBERS, PREFERENCE, TOKENS, make, suits
+from weft.tasks.kinds import CLASSES, GENERATION, KINDS, LANGUAGE, MASKED, NEEDS_TAGS, NUMBERS, PREFERENCE, TOKENS, make, suits
 
 
 @dataclass(frozen=True)
@@ -249,7 +249,8 @@ def bench_of(x: Experiment, backbone: Backbone, classes: Sequence[str], rows: Ro
     if x.label_spaces == "all":
         rows = replace(rows, allowed=None)
     prefix = None if x.prefix_cache == "off" else PrefixCache(backbone)
-    usual = [m for m in metrics_of(x.data) if not m.startswith("f1:") or m[3:] in classes]
+    known = KINDS[kind_of(x)].known  # the metrics of a set are of the task that it is usually for
+    usual = [m for m in metrics_of(x.data) if m in known or (m.startswith("f1:") and m[3:] in classes)]
     if kind_of(x) in LANGUAGE:
         prefix = None  # hidden states of all tokens of long rows take more memory than they save time
     if kind_of(x) in (GENERATION, MASKED):

@@ -19,7 +19,7 @@ from weft.tasks.counts import Counts
 from weft.tasks.losses import mean_of
 from weft.tasks.observed import Observed
 from weft.tasks.outputs import Output
-from weft.tasks.task import Score
+from weft.tasks.task import Score, pooled
 
 if TYPE_CHECKING:
     from weft.backbones.run_table import Table
@@ -39,6 +39,7 @@ class Classification:
 
     samples: ClassVar[int] = 0
     kind: ClassVar[str] = "classification"
+    known: ClassVar[tuple[str, ...]] = METRICS
 
     classes: tuple[str, ...]
     metrics: tuple[str, ...] = ("accuracy", "macro_f1")
@@ -110,19 +111,17 @@ class Classification:
         return counts.read(told, len(self.classes) if by_class else 0, "top5" in self.metrics)
 
     def pool(self, told: Sequence[Counts]) -> list[Score]:
-        finite = [a for a in told if not a.blank]
-        if told and not finite:
-            return [Score(metric, math.nan) for metric in (*self.metrics, "loss")]
-        n = sum(a.n for a in finite)
-        if not n:
-            return []
-        by_class = [a.classes for a in finite if a.classes is not None]
+        return pooled(told, (*self.metrics, "loss"), self._pool)
+
+    def _pool(self, told: Sequence[Counts]) -> list[Score]:
+        n = sum(a.n for a in told)
+        by_class = [a.classes for a in told if a.classes is not None]
         whole = Counts(
             n,
-            sum(a.right for a in finite),
-            sum(a.loss for a in finite),
-            tuple(map(tuple, counts.summed(by_class).astype(int).tolist())) if len(by_class) == len(finite) else None,
-            sum(a.top5 or 0 for a in finite) if "top5" in self.metrics else None,
+            sum(a.right for a in told),
+            sum(a.loss for a in told),
+            tuple(map(tuple, counts.summed(by_class).astype(int).tolist())) if len(by_class) == len(told) else None,
+            sum(a.top5 or 0 for a in told) if "top5" in self.metrics else None,
         )
         found = [self._score(metric, whole) for metric in self.metrics if self.told(metric, whole.classes is not None)]
         return [*found, Score("loss", whole.loss / n)]

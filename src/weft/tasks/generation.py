@@ -14,7 +14,6 @@ from torch import Tensor
 
 from weft.adaptation.head import Head
 from weft.backbones.reply_table import Replies
-from weft.errors import UserError, nearest
 from weft.tasks import judging, passages
 from weft.tasks.classification import wilson
 from weft.tasks.generation_settings import Decoding
@@ -22,7 +21,7 @@ from weft.tasks.losses import mean_of
 from weft.tasks.observed import Observed
 from weft.tasks.outputs import Output
 from weft.tasks.passages import Passages
-from weft.tasks.task import Score
+from weft.tasks.task import Score, check_one_output, pooled
 from weft.typed import Whole, check
 
 if TYPE_CHECKING:
@@ -50,6 +49,7 @@ class Generation:
     """
 
     kind: ClassVar[str] = "generation"
+    known: ClassVar[tuple[str, ...]] = METRICS
 
     classes: tuple[str, ...]
     metrics: tuple[str, ...] = ("perplexity", "token_accuracy", "rouge_l")
@@ -59,13 +59,7 @@ class Generation:
 
     def __post_init__(self) -> None:
         check(self)
-        if len(self.classes) != 1:
-            raise UserError(
-                f"generation has one kind of answer, and {len(self.classes)} classes are declared: give its name alone."
-            )
-        for metric in self.metrics:
-            if metric not in METRICS:
-                raise UserError(f'unknown metric "{metric}": use {", ".join(METRICS)}.{nearest(metric, METRICS)}')
+        check_one_output(self, "generation has one kind of answer")
 
     @property
     def text_metrics(self) -> tuple[str, ...]:
@@ -133,7 +127,7 @@ class Generation:
     def headline(self, observed: Observed) -> Score:
         """The first metric that there is: one of tokens, or the loss, where the first of all is of texts and none was written."""
         told = self._told(observed)
-        metric = self._known(told.written)[0]
+        metric = self._scored(told.written)[0]
         return _score(metric, told, interval=False) if told.n and not told.blank else Score(metric, math.nan)
 
     def tell(self, observed: Observed, by_class: bool) -> dict[str, Any]:
@@ -146,15 +140,13 @@ class Generation:
         return passages.read(told, self.text_metrics)
 
     def pool(self, told: Sequence[Passages]) -> list[Score]:
-        finite = [one for one in told if not one.blank]
-        if told and not finite:
-            return [Score(metric, math.nan) for metric in self._known(sum(one.written for one in told))]
-        if not sum(one.n for one in finite):
-            return []
-        whole = passages.summed(finite)
-        return [_score(metric, whole) for metric in self._known(whole.written)]
+        return pooled(told, self._scored(sum(one.written for one in told)), self._pool)
 
-    def _known(self, written: int) -> list[str]:
+    def _pool(self, told: Sequence[Passages]) -> list[Score]:
+        whole = passages.summed(told)
+        return [_score(metric, whole) for metric in self._scored(whole.written)]
+
+    def _scored(self, written: int) -> list[str]:
         """What is scored where so many texts were written."""
         return [*(metric for metric in self.metrics if written or metric not in judging.TEXT), "loss"]
 

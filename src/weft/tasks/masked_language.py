@@ -19,12 +19,13 @@ class MaskedLanguage(Generation):
     """
 
     kind: ClassVar[str] = "masked"
+    known: ClassVar[tuple[str, ...]] = ("perplexity", "token_accuracy")
 
-    metrics: tuple[str, ...] = ("perplexity", "token_accuracy")
+    metrics: tuple[str, ...] = known
     samples: Whole = 0
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if self.samples or self.text_metrics:
             what = f"the metric {self.text_metrics[0]}" if self.text_metrics else "samples"
             raise UserError(f"a masked language model writes no texts, so that there is nothing for {what}: leave it out.")
+        super().__post_init__()

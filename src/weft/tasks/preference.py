@@ -20,14 +20,13 @@ from torch import Tensor
 
 from weft.adaptation.head import Head
 from weft.backbones.preference_table import Preferences
-from weft.errors import UserError, nearest
 from weft.tasks import choices
 from weft.tasks.choices import Choices
 from weft.tasks.classification import wilson
 from weft.tasks.losses import mean_of
 from weft.tasks.observed import Observed
 from weft.tasks.outputs import Output
-from weft.tasks.task import Score
+from weft.tasks.task import Score, check_one_output, pooled
 from weft.typed import Positive, check
 
 if TYPE_CHECKING:
@@ -55,6 +54,7 @@ class Preference:
 
     samples: ClassVar[int] = 0
     kind: ClassVar[str] = "preference"
+    known: ClassVar[tuple[str, ...]] = METRICS
 
     classes: tuple[str, ...]
     metrics: tuple[str, ...] = METRICS
@@ -62,13 +62,7 @@ class Preference:
 
     def __post_init__(self) -> None:
         check(self)
-        if len(self.classes) != 1:
-            raise UserError(
-                f"preference compares answers of one kind, and {len(self.classes)} classes are declared: give its name alone."
-            )
-        for metric in self.metrics:
-            if metric not in METRICS:
-                raise UserError(f'unknown metric "{metric}": use {", ".join(METRICS)}.{nearest(metric, METRICS)}')
+        check_one_output(self, "preference compares answers of one kind")
 
     @property
     def head(self) -> Head:
@@ -128,13 +122,8 @@ class Preference:
         return choices.read(told)
 
     def pool(self, told: Sequence[Choices]) -> list[Score]:
-        finite = [one for one in told if not one.blank]
-        if told and not finite:
-            return [Score(metric, math.nan) for metric in (*self.metrics, "loss")]
-        if not sum(one.n for one in finite):
-            return []
-        whole = choices.summed(finite)
-        return [self._score(metric, whole) for metric in (*self.metrics, "loss")]
+        every = (*self.metrics, "loss")
+        return pooled(told, every, lambda some: [self._score(metric, choices.summed(some)) for metric in every])
 
     def _told(self, observed: Observed) -> Choices:
         if not observed["finite"].all():

@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 
 from weft.adaptation.head import Head
-from weft.errors import UserError, nearest
 from weft.tasks import moments
 from weft.tasks.losses import mean_of
 from weft.tasks.moments import Moments
 from weft.tasks.observed import Observed
 from weft.tasks.outputs import Output
-from weft.tasks.task import Score
+from weft.tasks.task import Score, check_one_output, pooled
 
 if TYPE_CHECKING:
     from weft.backbones.run_table import Table
@@ -38,16 +37,13 @@ class Regression:
 
     samples: ClassVar[int] = 0
     kind: ClassVar[str] = "regression"
+    known: ClassVar[tuple[str, ...]] = METRICS
 
     classes: tuple[str, ...]
     metrics: tuple[str, ...] = ("pearson", "spearman", "mse")
 
     def __post_init__(self) -> None:
-        if len(self.classes) != 1:
-            raise UserError(f"a regression has one output, and {len(self.classes)} classes are declared: give its name alone.")
-        for metric in self.metrics:
-            if metric not in METRICS:
-                raise UserError(f'unknown metric "{metric}": use {", ".join(METRICS)}.{nearest(metric, METRICS)}')
+        check_one_output(self, "a regression has one output")
 
     @property
     def head(self) -> Head:
@@ -96,12 +92,10 @@ class Regression:
         return moments.read(told, by_class)
 
     def pool(self, told: Sequence[Moments]) -> list[Score]:
-        finite = [one for one in told if not one.blank]
-        if told and not finite:
-            return [Score(metric, math.nan) for metric in (*self.metrics, "loss")]
-        if not sum(one.n for one in finite):
-            return []
-        whole = moments.summed(finite)
+        return pooled(told, (*self.metrics, "loss"), self._pool)
+
+    def _pool(self, told: Sequence[Moments]) -> list[Score]:
+        whole = moments.summed(told)
         known = [metric for metric in self.metrics if self.told(metric, whole.sums is not None)]
         return [*(Score(metric, whole.score(metric)) for metric in known), Score("loss", whole.score("mse"))]
 

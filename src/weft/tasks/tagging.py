@@ -21,7 +21,7 @@ from weft.tasks.entities import Entities
 from weft.tasks.losses import mean_of
 from weft.tasks.observed import Observed
 from weft.tasks.outputs import Output
-from weft.tasks.task import Score
+from weft.tasks.task import Score, pooled
 
 if TYPE_CHECKING:
     from weft.backbones.run_table import Table
@@ -44,6 +44,7 @@ class Tagging:
 
     samples: ClassVar[int] = 0
     kind: ClassVar[str] = "tokens"
+    known: ClassVar[tuple[str, ...]] = METRICS
 
     classes: tuple[str, ...]
     metrics: tuple[str, ...] = ("entity_f1", "precision", "recall", "token_accuracy")
@@ -117,12 +118,10 @@ class Tagging:
         return entities.read(told, len(self.types) if by_class else 0)
 
     def pool(self, told: Sequence[Entities]) -> list[Score]:
-        finite = [one for one in told if not one.blank]
-        if told and not finite:
-            return [Score(metric, math.nan) for metric in (*self.metrics, "loss")]
-        if not sum(one.n for one in finite):
-            return []
-        whole = entities.summed(finite)
+        return pooled(told, (*self.metrics, "loss"), self._pool)
+
+    def _pool(self, told: Sequence[Entities]) -> list[Score]:
+        whole = entities.summed(told)
         told_of = [metric for metric in self.metrics if self.told(metric, whole.types is not None)]
         return [*(Score(metric, whole.score(metric, self.types)) for metric in told_of), Score("loss", whole.mean_loss)]
 

@@ -7,14 +7,15 @@ pack sees things alone, [k, m] of them; a task sees them by row again when it sc
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 from torch import Tensor
 
 from weft.adaptation.part import Part
+from weft.errors import UserError, nearest
 from weft.tasks.observed import Observed
 from weft.tasks.outputs import Output
 
@@ -72,11 +73,13 @@ class Task(Protocol):
 
     Attributes:
         kind: its name in settings and files.
+        known: all metrics that it can be scored by, ``f1`` for all of the form ``f1:X``.
         classes: names of the labels, in index order.
         metrics: names of the scores, the headline first, without the loss.
     """
 
     kind: ClassVar[str]
+    known: ClassVar[tuple[str, ...]]
 
     @property
     def classes(self) -> tuple[str, ...]: ...
@@ -154,3 +157,30 @@ class Task(Protocol):
             told: by :meth:`read`.
         """
         ...
+
+
+T = TypeVar("T", bound=Told)
+
+
+def pooled(told: Sequence[T], metrics: Sequence[str], score: Callable[[Sequence[T]], list[Score]]) -> list[Score]:
+    """What :meth:`Task.pool` gives: ``score`` of whoever is not blank, NaN for each metric if all are, nothing of no rows."""
+    finite = [one for one in told if not one.blank]
+    if told and not finite:
+        return [Score(metric, math.nan) for metric in metrics]
+    return score(finite) if sum(one.n for one in finite) else []
+
+
+def check_one_output(task: Task, what: str) -> None:
+    """Refuse what a task without classes can't have.
+
+    Args:
+        what: it has one of.
+
+    Raises:
+        UserError: several classes, or a metric that it does not know.
+    """
+    if len(task.classes) != 1:
+        raise UserError(f"{what}, and {len(task.classes)} classes are declared: give its name alone.")
+    for metric in task.metrics:
+        if metric not in task.known:
+            raise UserError(f'unknown metric "{metric}": use {", ".join(task.known)}.{nearest(metric, task.known)}')

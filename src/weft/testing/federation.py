@@ -132,7 +132,7 @@ def federation(
         else model
     )
     all_rows, clients, tests = states(sizes, classes, facts, seed, of.reads, task, spaces)
-    writing = {} if decoding is None else {"decoding": decoding}
+    writing: dict[str, Any] = {} if decoding is None else {"decoding": decoding}
     predicts = make(labels, task if task in (TOKENS, *LANGUAGE) else CLASSES, **writing)
     benches = [Bench(b, predicts, tabulate(b, all_rows, 32), seed, PrefixCache(b) if prefix else None) for b in (of, *others)]
     made = replace(benches[0], others={b.backbone.name: b for b in benches[1:]})
