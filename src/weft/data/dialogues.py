@@ -14,7 +14,7 @@ from weft.checks import dialogue_rows as checks
 from weft.checks import table_files
 from weft.data import preferred
 from weft.data.asked_columns import Asked
-from weft.data.columns import SPLITS, Table
+from weft.data.columns import SPLITS, Table, with_test
 from weft.data.natural_keys import of_keys
 from weft.data.rows import Rows, Source, Turns
 from weft.data.spelling import spelled
@@ -62,9 +62,7 @@ def build(name: str, splits: Mapping[str, Table], asked: Asked, *, notes: Iterab
     if not read["train"]:
         raise UserError(f'{name} has no training rows with an answer in column "{asked.answer}": check --text and --label.')
     parts = _parts(splits, read, asked)
-    if "test" not in parts and "validation" in parts:
-        parts["test"] = parts.pop("validation")
-        said.append(f"{name}: has no test split with answers; its validation split is the test set.")
+    said += with_test(name, parts, "test split with answers")
     said += of_keys(name, asked.key, parts["train"], parts.get("test"))
     return Source(
         name=name,

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from weft.data.asked_columns import CLIENTS, PROMPTS, Asked, with_key
-from weft.data.columns import LABELS, NUMBERS, NoColumn, Table, Wanted, there
+from weft.data.asked_columns import PROMPTS, Asked, for_labels, with_key
+from weft.data.columns import NoColumn, Table, Wanted, there
 from weft.data.rows import Turns
 from weft.data.turns import answered, are_chats, are_texts, every_turn, text
 from weft.errors import UserError
@@ -39,8 +39,7 @@ def recognised(where: str, table: Table, asked: Mapping[str, str], wanted: Wante
     """
     if wanted in ("answers", "numbers"):
         return None
-    labels = {name for name in (*LABELS, *NUMBERS) if name not in CLIENTS} & {name.lower() for name in table}
-    if wanted != "preferences" and (labels or asked.keys() & {"label", "image"} or any(c not in table for c in asked.values())):
+    if wanted != "preferences" and for_labels(table, asked):
         return None
     if "image" in asked:
         raise UserError(f"{where} is read to compare answers, and such rows have no image: leave --image out.")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from weft.checks import table_files as checks
-from weft.data.columns import SPLITS, Columns, Table, rows_of, too_many, usable
+from weft.data.columns import SPLITS, Columns, Table, rows_of, too_many, usable, with_test
 from weft.data.rows import Rows, Source
 from weft.errors import UserError, printable
 
@@ -67,9 +67,7 @@ def build(name: str, splits: Mapping[str, Table], columns: Columns, *, notes: It
         first += n
     if not len(parts.get("train", ())):
         raise UserError(f"{name} has no training rows with {columns.content} and number: check --text and --label.")
-    if "test" not in parts and "validation" in parts:
-        parts["test"] = parts.pop("validation")
-        said.append(f"{name}: has no labelled test split; its validation split is the test set.")
+    said += with_test(name, parts, "labelled test split")
     return Source(
         name=name,
         classes=(columns.label,),

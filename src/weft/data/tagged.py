@@ -16,7 +16,7 @@ import numpy as np
 
 from weft.checks import tagged_rows as checks
 from weft.data.bio import OUTSIDE, spans
-from weft.data.columns import SPLITS, Table, there
+from weft.data.columns import SPLITS, Table, there, with_test
 from weft.data.natural_keys import KEYS, natural_key
 from weft.data.rows import Rows, Source
 from weft.data.spelling import spelled
@@ -135,9 +135,7 @@ def build(
             None if column is None else [spelled(column[i]) or "" for i in kept],
         )
         first += len(splits[split][words])
-    if "test" not in parts and "validation" in parts:
-        parts["test"] = parts.pop("validation")
-        said.append(f"{name}: has no test split; its validation split is the test set.")
+    said += with_test(name, parts, "test split")
     spaces = spaces_of(parts["train"], len(classes))
     said += checks.spaces(
         name, key, {who: {tag[2:] for tag, own in zip(classes, space, strict=True) if own} for who, space in spaces.items()}
