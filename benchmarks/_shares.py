@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-
+from _rounds import NONE, states
 from weft.backbones.backbone import Backbone
 from weft.backbones.prefix import PrefixCache
 from weft.backbones.run_table import Table
@@ -18,18 +17,11 @@ from weft.engines.engine import Engine, Turns
 from weft.engines.here import Here
 from weft.engines.setup import Settings, Setup, Tests
 from weft.federation.bench import Bench
-from weft.federation.client import ClientState, Splits
 from weft.federation.exchange import Exchange
 from weft.federation.method import Method
 from weft.federation.rounds import begin
 from weft.storage.store import ClientStore, Spool
 from weft.tasks.classification import Classification
-
-NONE = np.zeros(0, np.int64)
-
-
-def name(client: int) -> str:
-    return f"c{client:03d}"
 
 
 @contextmanager
@@ -48,8 +40,7 @@ def simulation(
     Args:
         table: rows, the first share the first client's. cached: with the prefix cache. turns: who trains.
     """
-    each = len(table) // clients
-    people = [ClientState(name(i), each, data=Splits(np.arange(i * each, (i + 1) * each), NONE, NONE)) for i in range(clients)]
+    people = states(clients, len(table) // clients)
     bench = Bench(backbone, Classification(classes), table, 0, PrefixCache(backbone) if cached else None)
     server = begin(method, bench, [c.info(()) for c in people], rounds)
     with tempfile.TemporaryDirectory() as folder:

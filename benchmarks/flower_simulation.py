@@ -34,7 +34,8 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from _shares import name, simulation
+from _rounds import name
+from _shares import simulation
 from weft.adaptation.optim import Optim
 from weft.backbones.backbone import Backbone
 from weft.backbones.load import load

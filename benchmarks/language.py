@@ -11,12 +11,12 @@ clients, each in a process of its own. A missed aim is printed as missed.
 from __future__ import annotations
 
 import argparse
+import copy
 import os
 import resource
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -25,20 +25,13 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import numpy as np
 import torch
-from peft import LoraConfig, get_peft_model
 
+from _rounds import Losses, one_by_one, packed, peft_model, ratios, replies, states, timed, verdict, worst_gap
 from weft.adaptation.optim import Optim
 from weft.backbones.backbone import Backbone
 from weft.backbones.load import load
 from weft.backbones.reply_table import Replies
 from weft.federation.bench import Bench
-from weft.federation.client import ClientState, Splits
-from weft.federation.message import ClientInfo
-from weft.federation.pack import Pack
-from weft.federation.plans import turn
-from weft.federation.round import Round
-from weft.federation.rounds import begin
-from weft.federation.turn import Turn
 from weft.methods.reparameterized.fedit import FedIT
 from weft.tasks.generation import Generation
 
@@ -46,122 +39,41 @@ LR = 1e-3
 RANK = 8
 
 
-def table(n: int, length: int, vocabulary: int) -> Replies:
-    """Rows of one length, of which the second half is the answer."""
-    rng = np.random.default_rng(0)
-    return Replies(
-        ids=rng.integers(100, vocabulary, n * length).astype(np.int32),
-        offsets=np.arange(n + 1, dtype=np.int64) * length,
-        types=None,
-        labels=np.zeros(n, np.int64),
-        row_ids=np.arange(n),
-        pad=0,
-        answer=np.tile(np.arange(length) >= length // 2, n),
-        wanted=("",) * n,
-        asked=("",) * n,
-        begins=np.full(n, length // 2),
-    )
-
-
-def states(clients: int, rows_each: int) -> list[ClientState]:
-    empty = np.zeros(0, np.int64)
-    each = [np.arange(i * rows_each, (i + 1) * rows_each) for i in range(clients)]
-    return [ClientState(f"c{i:03d}", rows_each, data=Splits(own, empty, empty)) for i, own in enumerate(each)]
-
-
 def method(batch: int) -> FedIT:
     return FedIT(rank=RANK, alpha=2.0 * RANK, sites="q,v", epochs=1.0, batch=batch, optim=Optim("adamw", lr=LR))
 
 
-def packs(backbone: Backbone, rows: Replies, clients: int, batch: int, pack: int) -> Callable[[], list[list[float]]]:
-    """A round in packs of so many clients: each client's losses."""
-    bench, everyone = Bench(backbone, Generation(("answer",)), rows, 0), states(clients, len(rows) // clients)
-    server = begin(method(batch), bench, [ClientInfo(c.id, c.n) for c in everyone], 1)
-
-    def run() -> list[list[float]]:
-        losses: dict[str, list[float]] = {c.id: [] for c in everyone}
-
-        def listen(p: Pack, b: Any, loss: torch.Tensor) -> None:
-            who = range(len(p.clients)) if b.clients is None else b.clients.tolist()
-            for i, value in zip(who, loss.detach().tolist(), strict=True):
-                losses[p.clients[i].id].append(value)
-
-        for start in range(0, clients, pack):
-            p = Pack(bench, [Turn(c, server.adaptation, dict(server.shared)) for c in everyone[start : start + pack]], Round(0))
-            p.listener = listen
-            for _ in method(batch).train(p):
-                pass
-        return list(losses.values())
-
-    return run
+def packs(backbone: Backbone, rows: Replies, clients: int, batch: int, pack: int) -> Callable[[], Losses]:
+    bench = Bench(backbone, Generation(("answer",)), rows, 0)
+    return packed(method(batch), bench, states(clients, len(rows) // clients), pack)
 
 
-def loop(backbone: Backbone, rows: Replies, clients: int, batch: int) -> Callable[[], list[list[float]]]:
-    """What a researcher writes today: load the adapter's start, train with a fresh AdamW, read the adapter; next client."""
-    bench, everyone = Bench(backbone, Generation(("answer",)), rows, 0), states(clients, len(rows) // clients)
-    server = begin(method(batch), bench, [ClientInfo(c.id, c.n) for c in everyone], 1)
-    sites = [s.name for s in backbone.sites("q,v")]
-    import copy
+def loop(backbone: Backbone, rows: Replies, clients: int, batch: int) -> Callable[[], Losses]:
+    """Its loss is transformers' own, as its users take it."""
+    model = peft_model(copy.deepcopy(backbone.model), [s.name for s in backbone.sites("q,v")], RANK, 2.0 * RANK, "CAUSAL_LM")
 
-    config = LoraConfig(task_type="CAUSAL_LM", r=RANK, lora_alpha=2 * RANK, lora_dropout=0.0, target_modules=sites, bias="none")
-    model = get_peft_model(copy.deepcopy(backbone.model), config).eval()
-    names = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    start = {}
-    for name, value in server.shared.items():
-        _, site, role = name.split("/")
-        start[next(n for n in names if n.endswith(f"{site}.lora_{role}.default.weight"))] = value
-    steps = len(rows) // clients // batch
+    def loss(plain: Any, inputs: dict[str, torch.Tensor], index: np.ndarray) -> torch.Tensor:
+        labels = inputs["input_ids"].clone()
+        labels[:, : labels.shape[1] // 2] = -100
+        return plain(**inputs, labels=labels).loss
 
-    def run() -> list[list[float]]:
-        found = []
-        for client in everyone:
-            with torch.no_grad():
-                for n, p in names.items():
-                    p.copy_(start[n])
-            optimizer = torch.optim.AdamW(names.values(), lr=LR, weight_decay=0.0)
-            schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: max(0.0, 1 - s / steps))
-            losses = []
-            plan = turn(rows.lengths[client.data.train], size=batch, seed=0, client=client.id, turn=0, epochs=1.0, steps=None)
-            for pick in plan.batches:
-                inputs = rows.collate(client.data.train[pick])
-                labels = inputs["input_ids"].clone()
-                labels[:, : labels.shape[1] // 2] = -100
-                loss = model(**inputs, labels=labels).loss
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-                losses.append(float(loss.detach()))
-            {n: p.detach().clone() for n, p in names.items()}  # the update that would be sent
-            found.append(losses)
-        return found
-
-    return run
-
-
-def ratio(slow: list[float], fast: list[float]) -> str:
-    each = sorted(a / b for a, b in zip(slow, fast, strict=True))
-    return f"{statistics.median(each):.2f}x ({each[0]:.2f}-{each[-1]:.2f})"
+    bench = Bench(backbone, Generation(("answer",)), rows, 0)
+    return one_by_one(model, method(batch), bench, states(clients, len(rows) // clients), loss)
 
 
 def timing(args: argparse.Namespace) -> None:
     backbone = load(args.model, classes=("answer",), device="cpu", precision="float32", task="generation")
     clients = max(args.packs)
-    rows = table(clients * args.steps * args.rows, args.tokens, backbone.vocabulary.size)  # type: ignore[union-attr]
+    rows = replies(clients * args.steps * args.rows, args.tokens, backbone.vocabulary.size)  # type: ignore[union-attr]
     plain = loop(backbone, rows, clients, args.rows)
     sides = {k: packs(backbone, rows, clients, args.rows, k) for k in args.packs}
     expected = plain()
     for k, run in sides.items():
-        gap = max(abs(a - b) for r, s in zip(run(), expected, strict=True) for a, b in zip(r, s, strict=True))
+        gap = worst_gap(run(), expected)
         if gap > 1e-3:
             raise SystemExit(f"losses of packs of {k} differ by {gap:.1e} from the loop's: there is nothing to time")
         print(f"packs of {k}: losses agree to {gap:.1e}")
-    seconds: dict[Any, list[float]] = {"loop": [], **{k: [] for k in sides}}
-    for _ in range(args.repeats):
-        for name, run in (("loop", plain), *sides.items()):
-            began = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - began)
+    seconds = timed({"loop": plain, **{f"{k}": run for k, run in sides.items()}}, args.repeats, torch.device("cpu"))
     total = clients * args.steps * args.rows * args.tokens
     print(
         f"\n{args.model}, float32, {torch.get_num_threads()} threads, {clients} clients, "
@@ -169,17 +81,20 @@ def timing(args: argparse.Namespace) -> None:
     )
     print("| | tokens/s | against the loop |\n|---|---|---|")
     print(f"| PyTorch + PEFT, one by one | {total / statistics.median(seconds['loop']):.0f} | |")
+    found = []
     for k in args.packs:
-        print(f"| packs of {k} | {total / statistics.median(seconds[k]):.0f} | {ratio(seconds['loop'], seconds[k])} |")
-    best = max(statistics.median(a / b for a, b in zip(seconds["loop"], seconds[k], strict=True)) for k in args.packs)
-    worst = min(statistics.median(a / b for a, b in zip(seconds["loop"], seconds[k], strict=True)) for k in args.packs)
-    print(f"\naim: >= 1.2x at equal precision, never < 0.95x: {'met' if best >= 1.2 and worst >= 0.95 else 'missed'} ")
+        middle, words = ratios(seconds["loop"], seconds[f"{k}"])
+        found.append(middle)
+        print(f"| packs of {k} | {total / statistics.median(seconds[f'{k}']):.0f} | {words} |")
+    print()
+    verdict("the best pack at equal precision: at least 1.2x", max(found), 1.2)
+    verdict("every pack: never below 0.95x", min(found), 0.95)
 
 
 def peak(args: argparse.Namespace) -> None:
     """Of this process, after a round of one pack."""
     backbone = load(args.model, classes=("answer",), device="cpu", precision="float32", task="generation")
-    rows = table(args.alone * args.rows, args.tokens, backbone.vocabulary.size)  # type: ignore[union-attr]
+    rows = replies(args.alone * args.rows, args.tokens, backbone.vocabulary.size)  # type: ignore[union-attr]
     packs(backbone, rows, args.alone, args.rows, args.pack)()
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
 
@@ -207,9 +122,12 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="one small case, one repeat")
     parser.add_argument("--alone", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--pack", type=int, default=1, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.quick:
+        args.packs, args.repeats, args.steps, args.rows, args.tokens = [1, 2], 1, 1, 1, 32
     peak(args) if args.alone else memory(args) if args.memory else timing(args)
 
 

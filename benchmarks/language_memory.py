@@ -1,16 +1,17 @@
 """Memory of language models: the output layer in chunks, blocks computed once more, and the estimate against what is measured.
 
-    python benchmarks/language_memory.py [--quick] [output] [recompute] [estimate] [tokens] [padding --data FOLDER]
+    python benchmarks/language_memory.py [--quick] [--device cuda] [output] [recompute] [estimate]
 
-Each case runs in a process of its own; its peak is the operating system's count (resident set) above what it held before the
-step. `output`: cross-entropy and gradient of 8 x 512 rows, in chunks against logits that are all held. `recompute`: one step of
-LoRA (rank 16, all linear layers) on SmolLM2. `estimate`: a step on random weights of SmolLM2's and TinyLlama's shape, few layers.
-`tokens`: tokens a second in packs of 1 to 8 clients. `padding`: what share of the tokens in packs of 4 is real, on a Dolly.
+Each case runs in a process of its own; its peak is the operating system's count (resident set), or the GPU's, above what it held
+before the step. `output`: cross-entropy and gradient of 8 x 512 rows, in chunks against logits that are all held. `recompute`:
+one step of LoRA (rank 16, all linear layers) on SmolLM2. `estimate`: a step on random weights of the shapes of SmolLM2, TinyLlama
+and Llama-2-7B: a few of their layers on a CPU, all of them on a GPU.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -23,7 +24,6 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import numpy as np
 import torch
 
 SHAPES = {
@@ -31,6 +31,8 @@ SHAPES = {
     | {"num_key_value_heads": 3, "tie_word_embeddings": True},
     "tinyllama": {"vocab_size": 32000, "hidden_size": 2048, "intermediate_size": 5632, "num_attention_heads": 32}
     | {"num_key_value_heads": 4, "tie_word_embeddings": False},
+    "llama-2-7b": {"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32}
+    | {"num_key_value_heads": 32, "tie_word_embeddings": False},
 }
 
 
@@ -48,12 +50,17 @@ def forget() -> None:
         f.write("5")
 
 
-def above(step: Callable[[], Any]) -> float:
+def above(step: Callable[[], Any], device: str = "cpu") -> float:
     """MB that a step takes at most beyond what is there before it."""
     import ctypes
     import gc
 
     gc.collect()
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()
+        step()
+        return (torch.cuda.max_memory_allocated() - held) / 1e6
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     forget()
     before = resident("VmRSS")
@@ -63,9 +70,8 @@ def above(step: Callable[[], Any]) -> float:
 
 def case(**what: Any) -> dict[str, Any]:
     """What :func:`run` gives in a process of its own."""
-    environment = os.environ
     command = [sys.executable, __file__, "--case", json.dumps(what)]
-    out = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
+    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     found: dict[str, Any] = json.loads(out.strip().splitlines()[-1])
     return found
 
@@ -115,7 +121,7 @@ def vocabulary(size: int) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>", eos_token="</s>", pad_token="</s>")
 
 
-def drawn(shape: str, layers: int, precision: str) -> Any:
+def drawn(shape: str, layers: int, precision: str, device: str) -> Any:
     """A backbone of random weights."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -125,44 +131,24 @@ def drawn(shape: str, layers: int, precision: str) -> Any:
     words = vocabulary(SHAPES[shape]["vocab_size"])
     config = AutoConfig.for_model("llama", num_hidden_layers=layers, max_position_embeddings=2048, **SHAPES[shape])
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, precision))
+    dtype, where = getattr(torch, precision), torch.device(device)
+    with where:
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     options = Options(task="generation")
-    return describe_model(model, words, set(), name=shape, dtype=getattr(torch, precision), digest="drawn", options=options)
-
-
-def replies(rows: int, width: int, answers: float, vocabulary: int) -> Any:
-    """Rows of one length, of whose tokens a share is to be predicted."""
-    from weft.backbones.reply_table import Replies
-
-    rng = np.random.default_rng(0)
-    flags = np.zeros((rows, width), dtype=bool)
-    flags[:, width - round(width * answers) :] = True
-    flags[:, 0] = False
-    return Replies(
-        ids=rng.integers(10, vocabulary, rows * width).astype(np.int32),
-        offsets=np.arange(rows + 1, dtype=np.int64) * width,
-        types=None,
-        labels=np.zeros(rows, np.int64),
-        row_ids=np.arange(rows),
-        pad=0,
-        answer=flags.reshape(-1),
-        wanted=("",) * rows,
-        begins=np.full(rows, width - round(width * answers)),
-    )
+    return describe_model(model, words, set(), name=shape, device=where, dtype=dtype, digest="drawn", options=options)
 
 
 def step(
     shape: str, precision: str, clients: int, batch: int, width: int, recompute: bool = False, layers: int = 0,
-    answers: float = 0.5, repeats: int = 1,
+    answers: float = 0.5, repeats: int = 1, device: str = "cpu",
 ) -> dict[str, Any]:  # fmt: skip
     """Steps of a pack: peak of the first, seconds of the others, and the estimate. ``layers`` 0: SmolLM2 itself."""
+    from _rounds import replies, states
     from weft.adaptation.optim import Optim
     from weft.backbones.load import load
     from weft.engines import packing
     from weft.federation.bench import Bench
-    from weft.federation.client import ClientState, Splits
     from weft.federation.layout import named
-    from weft.federation.message import ClientInfo
     from weft.federation.pack import Pack
     from weft.federation.round import Round
     from weft.federation.rounds import begin
@@ -171,16 +157,15 @@ def step(
     from weft.tasks.kinds import GENERATION, make
 
     if layers:
-        backbone = drawn(shape, layers, precision)
+        backbone = drawn(shape, layers, precision, device)
     else:
         backbone = load(shape, classes=["answer"], device="cpu", precision=precision, task=GENERATION)
     steps = repeats + 1
-    table = replies(clients * batch * steps, width, answers, 1000)
+    table = replies(clients * batch * steps, width, 1000, answers)
     bench = Bench(backbone, make(("answer",), GENERATION), table, 0, recompute=recompute)
     method = FedIT(rank=16, alpha=16, sites="all", epochs=1.0, batch=batch, optim=Optim("adamw", lr=1e-3))
-    empty, n = np.zeros(0, np.int64), batch * steps
-    everyone = [ClientState(f"c{i}", n, data=Splits(np.arange(i * n, (i + 1) * n), empty, empty)) for i in range(clients)]
-    server = begin(method, bench, [ClientInfo(c.id, c.n) for c in everyone], 1)
+    everyone = states(clients, batch * steps)
+    server = begin(method, bench, [c.info(()) for c in everyone], 1)
     trainable = sum(init.numel for _, init, _ in named(server.adaptation, backbone))
     guess = packing.estimate(bench, method, trainable, width)
     frozen = sum(p.numel() * p.element_size() for p in backbone.model.parameters())
@@ -200,7 +185,7 @@ def step(
         batch_, pack = next(made["batches"]), made["pack"]
         pack.step(made["optimizer"], method.objective(pack, batch_), batch_)
 
-    megabytes = above(first)
+    megabytes = above(first, device)
     for _ in range(repeats):
         began = time.perf_counter()
         again()
@@ -263,102 +248,37 @@ def table_recompute(args: argparse.Namespace) -> None:
 
 
 def table_estimate(args: argparse.Namespace) -> None:
-    print("Estimate against measured, beyond the weights; 2 rows of 256 tokens a client, half of them answers\n")
+    shapes, counts = [("smollm2", 8), ("tinyllama", 4)], (1, 4)
+    precisions, batch, width = ["float32", "bfloat16"], 2, 256
+    if args.device == "cuda":
+        shapes, precisions, counts, batch = [("tinyllama", 22), ("llama-2-7b", 32)], ["bfloat16"], (1, 8), 4
+    if args.quick:
+        shapes, precisions, counts, width = shapes[:1], precisions[:1], counts[:1], 64
+    print(f"Estimate against measured, beyond the weights; {batch} rows of {width} tokens a client, half of them answers\n")
     print("| shape | layers | precision | clients | recompute | measured MB | estimate MB | ratio |")
     print("|---|---|---|---|---|---|---|---|")
     worst = 1.0
-    for shape, layers in (("smollm2", 8), ("tinyllama", 4)):
-        for precision in ("float32", "bfloat16"):
-            for clients in (1, 4):
-                for recompute in (False, True):
-                    what = {"shape": shape, "layers": layers, "precision": precision, "clients": clients, "recompute": recompute}
-                    found = case(kind="step", batch=2, width=64 if args.quick else 256, repeats=0, **what)
-                    ratio = found["estimate"] / found["mb"]
-                    worst = max(worst, ratio, 1 / ratio)
-                    print(
-                        f"| {shape} | {layers} | {precision} | {clients} | {'yes' if recompute else 'no'} | {found['mb']:.0f} "
-                        f"| {found['estimate']:.0f} | {ratio:.2f} |",
-                        flush=True,
-                    )
-            if args.quick:
-                return
+    for (shape, layers), precision, clients, recompute in itertools.product(shapes, precisions, counts, (False, True)):
+        what = {"shape": shape, "layers": layers, "precision": precision, "clients": clients, "recompute": recompute}
+        found = case(kind="step", batch=batch, width=width, repeats=0, device=args.device, **what)
+        ratio = found["estimate"] / found["mb"]
+        worst = max(worst, ratio, 1 / ratio)
+        print(
+            f"| {shape} | {layers} | {precision} | {clients} | {'yes' if recompute else 'no'} | {found['mb']:.0f} "
+            f"| {found['estimate']:.0f} | {ratio:.2f} |",
+            flush=True,
+        )
     print(f"\n{'met   ' if worst <= 1.15 else 'MISSED'} within 15 % (worst {worst:.2f}x)\n")
 
 
-def table_tokens(args: argparse.Namespace) -> None:
-    packs, widths = ((1, 2, 4, 8), (128, 256)) if not args.quick else ((1, 2), (64,))
-    print("SmolLM2 in float32, 2 rows a client: tokens a second\n")
-    print("| tokens of a row | " + " | ".join(f"{k} clients" for k in packs) + " |")
-    print("|---" * (1 + len(packs)) + "|")
-    for width in widths:
-        seconds: dict[int, list[float]] = {k: [] for k in packs}
-        for _ in range(1 if args.quick else args.repeats):
-            for k in packs:
-                what = {"shape": "smollm2", "precision": "float32", "clients": k, "batch": 2, "width": width}
-                seconds[k].append(case(kind="step", repeats=2, **what)["s"])
-        rates = [f"{k * 2 * width / statistics.median(s):.0f}" for k, s in seconds.items()]
-        print(f"| {width} | " + " | ".join(rates) + " |", flush=True)
-    print()
-
-
-def table_padding(args: argparse.Namespace) -> None:
-    """By numbers of rows alone, as other tables are grouped, and by lengths too."""
-    import gzip
-    from pathlib import Path
-    from types import SimpleNamespace
-
-    from weft.backbones.load import load
-    from weft.backbones.reply_table import replies as tabulated
-    from weft.data.rows import Rows
-    from weft.engines import packing
-    from weft.federation import plans
-    from weft.federation.client import ClientState, Splits
-
-    if args.data is None:
-        print("padding: no --data FOLDER with train.jsonl.gz of prompts and answers, left out\n")
-        return
-    with gzip.open(Path(args.data) / "train.jsonl.gz", "rt") as f:
-        rows = sorted((json.loads(line) for line in f), key=lambda row: row["client"])[:: 8 if args.quick else 1]
-    backbone = load("smollm2", classes=["answer"], device="cpu", precision="float32", task="generation")
-    texts = {"texts": [r["instruction"] for r in rows], "pairs": [r["context"] for r in rows]}
-    table = tabulated(backbone, Rows(**texts, answers=[r["response"] for r in rows], ids=np.arange(len(rows))), 256)
-    empty = np.zeros(0, np.int64)
-    print(f"Real tokens of those in packs of 4: {len(rows)} rows, batches by length, by clients and by category\n")
-    print("| clients | rows of a batch | by rows | by lengths too |")
-    print("|---|---|---|---|")
-    for by in ("client", "category"):
-        owners = np.array([str(r[by]) for r in rows])
-        held = {c: np.flatnonzero(owners == c) for c in sorted(set(owners.tolist()))}
-        clients = [ClientState(c, len(own), data=Splits(own, empty, empty)) for c, own in held.items()]
-        for batch in (2, 8):
-            shares = []
-            for known in (SimpleNamespace(table=None), SimpleNamespace(table=table)):
-                real = padded = 0
-                for pack in packing.group(clients, 4, known):
-                    turns = [
-                        plans.turn(
-                            table.lengths[c.data.train], size=batch, seed=0, client=c.id, turn=0, epochs=1.0, steps=None
-                        ).batches
-                        for c in pack
-                    ]
-                    for j in range(max(map(len, turns))):
-                        lengths = [table.lengths[c.data.train[t[j]]] for c, t in zip(pack, turns, strict=True) if j < len(t)]
-                        real += sum(int(some.sum()) for some in lengths)
-                        padded += len(lengths) * max(map(len, lengths)) * max(int(some.max()) for some in lengths)
-                shares.append(real / padded)
-            print(f"| {len(clients)} by {by} | {batch} | {shares[0]:.2f} | {shares[1]:.2f} |", flush=True)
-    print()
-
-
-TABLES = {"output": table_output, "recompute": table_recompute, "estimate": table_estimate, "tokens": table_tokens}
-TABLES["padding"] = table_padding
+TABLES = {"output": table_output, "recompute": table_recompute, "estimate": table_estimate}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tables", nargs="*", choices=[*TABLES, []], help="which; all, if none is named")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--data", help="of padding: a folder of rows")
+    parser.add_argument("--device", default="cpu", help="of the estimates: cuda for whole models")
     parser.add_argument("--quick", action="store_true", help="small cases, once")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     args = parser.parse_args()

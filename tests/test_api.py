@@ -235,16 +235,30 @@ def test_the_models_of_clients_alone_share_one_test_set_between_them(tmp_path: P
     assert run.metrics["mean_client"] == one.metrics["mean_client"]
 
 
+SPLITS = ("train", "val", "test")
+
+
 def test_central_is_one_client_with_all_rows(tmp_path: Path) -> None:
     dealt = weft.data.partition(toy_runs.source(), clients=3, scheme="iid")
-    splits = [Rows.concatenate([getattr(c, s) for c in dealt.clients]) for s in ("train", "val", "test")]
-    one = replace(dealt, clients=[ClientData("all", *splits)])
+    one = replace(dealt, clients=[ClientData("all", *(Rows.concatenate([getattr(c, s) for c in dealt.clients]) for s in SPLITS))])
     run = toy_runs.run(tmp_path, data=dealt, baseline="central", clients=None)
     (found,), (wanted,) = tensors(run.folder), tensors(toy_runs.run(tmp_path, data=one, clients=None).folder)
     for name, value in wanted.items():
         torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-11)
     assert all(line["cohort"] == ["all"] for line in run.rounds)
     assert run.summary["headline"]["n"] == len(dealt.test)
+
+
+def test_where_steps_are_counted_central_takes_those_of_all_clients(tmp_path: Path) -> None:
+    dealt = weft.data.partition(toy_runs.source(), clients=3, scheme="iid")
+    one = replace(dealt, clients=[ClientData("all", *(Rows.concatenate([getattr(c, s) for c in dealt.clients]) for s in SPLITS))])
+    run = toy_runs.run(tmp_path, data=dealt, baseline="central", clients=None, parameters={"steps": 2})
+    (found,), (wanted,) = (
+        tensors(run.folder),
+        tensors(toy_runs.run(tmp_path, data=one, clients=None, parameters={"steps": 6}).folder),
+    )
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-11)
 
 
 def test_clients_alone_get_as_many_turns_as_in_the_federation_on_average(tmp_path: Path) -> None:

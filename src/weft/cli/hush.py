@@ -15,7 +15,7 @@ SETTINGS = {
     "HF_HUB_VERBOSITY": "error",
     "TORCH_LOGS": "-all",  # errors alone: it sets the levels of its own loggers when it is imported
 }
-TALKERS = ("matplotlib", "PIL", "torch", "torchao", "fsspec", "numexpr")
+TALKERS = ("matplotlib", "PIL", "torch", "torchao", "bitsandbytes", "fsspec", "numexpr")
 
 
 def hush() -> None:

@@ -39,6 +39,11 @@ class Machine(Group):
         "Keep only what goes into each block, and compute blocks once more in the backward pass.",
         "It takes much less memory and one and a half to two times the time on a CPU, and changes no number.",
     )
+    sequence_packing: bool = setting(
+        False,
+        "Put rows of a language model one after another in lines, each blind to the others, so that less is padded.",
+        "It changes no number, and needs a decoder. It pays with `--no-by-length`, whose rows differ more in length.",
+    )
     by_length: bool = setting(
         True,
         "Batches of rows of like length, or of rows at random.",

@@ -27,8 +27,8 @@ class What(Group):
     baseline: Baseline | None = setting(
         None,
         "Run this instead: `local` (each client alone), `central` (all rows in one place), `probe` (linear head), `zero-shot`.",
-        "The first two have as many turns as the federation gives; `probe` is a linear head on the frozen backbone, federated; "
-        "`zero-shot` is a CLIP, or a language model, as it is.",
+        "The first two have as many turns as the federation gives, `central` with the steps of all clients; `probe` is a linear "
+        "head on the frozen backbone, federated; `zero-shot` is a CLIP, or a language model, as it is.",
     )
     baselines: Annotated[list[Baseline], Field(strict=False), AfterValidator(lambda given: list(dict.fromkeys(given)))] = setting(
         [], "Run these beside it, joined by commas; `none` for no comparison.", unset="none", everyday=True

@@ -27,6 +27,7 @@ class Bench:
         table: all rows of the run, as the backbone reads them. prefix: cache of frozen lower layers, or None.
         by_length: length-aware batches. others: benches of clients with another backbone, by its name; their tables hold the
             same rows in the same order. recompute: see :class:`weft.adaptation.weave.Weave`.
+        sequence_packing: rows of a decoder share lines, see :mod:`weft.backbones.lines`.
     """
 
     backbone: Backbone
@@ -37,6 +38,7 @@ class Bench:
     by_length: bool = True
     others: Mapping[str, Bench] = field(default_factory=dict)
     recompute: bool = False
+    sequence_packing: bool = False
 
     def of(self, client: ClientInfo) -> Bench:
         """The bench with the client's backbone."""

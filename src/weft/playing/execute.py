@@ -85,7 +85,7 @@ def play(
     Args:
         engine: plays the rounds. aside: name of the one stage that all progress is told under, for a run beside the main one.
     """
-    method = baselines.stand_in(x) or method
+    method = baselines.stand_in(x) or baselines.with_all_steps(method, x.baseline, len(material.clients))
     clients = copies(material.clients)
     for position, client in enumerate(clients):
         client.facts = method.profile(position) | client.facts

@@ -2,12 +2,13 @@
 backbone as it is.
 
 ``local`` and ``central`` are no methods: they rearrange who trains on what, with the method, the settings and the number of turns
-of the experiment unchanged.
+of the experiment unchanged. Where the settings count steps, the one client of ``central`` takes those of all clients.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
@@ -138,6 +139,13 @@ def federations(clients: list[ClientState], baseline: str | None) -> list[list[C
         splits = [np.unique(np.concatenate([getattr(c.data, split) for c in clients])) for split in ("train", "val", "test")]
         return [[ClientState("all", len(splits[0]), {}, data=Splits(*splits))]]
     return [people]
+
+
+def with_all_steps(method: Method, baseline: str | None, clients: int) -> Method:
+    """The method with which ``central`` works through as many rows as the clients do together, be it by epochs or by steps."""
+    if baseline != "central" or method.steps is None:
+        return method
+    return replace(method, steps=method.steps * clients)
 
 
 def turns(rounds: int, experiment: Experiment) -> int:

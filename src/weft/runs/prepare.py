@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from weft.backbones import lines
 from weft.backbones.backbone import Backbone
 from weft.backbones.load import load as load_backbone
 from weft.backbones.prefix import PrefixCache
@@ -259,7 +260,9 @@ def bench_of(x: Experiment, backbone: Backbone, classes: Sequence[str], rows: Ro
     if isinstance(task, Generation):
         judging.check_installed(task.text_metrics)
     table = tabulate(backbone, rows, x.max_length)
-    return Bench(backbone, task, table, x.seed, prefix, x.by_length, recompute=x.recompute)
+    if x.sequence_packing:
+        lines.check(backbone, table)
+    return Bench(backbone, task, table, x.seed, prefix, x.by_length, recompute=x.recompute, sequence_packing=x.sequence_packing)
 
 
 def more_of(x: Experiment) -> dict[str, Any]:
