@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
+from peft.utils import ModulesToSaveWrapper
 
 from weft.backbones.reply_table import Replies
 from weft.federation.bench import Bench
@@ -51,6 +52,16 @@ def replies(rows: int, width: int, vocabulary: int, answers: float = 0.5) -> Rep
     )
 
 
+def words_of(size: int) -> Any:
+    """A tokenizer of so many words."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    names = ["<unk>", "</s>", *(f"w{i}" for i in range(size - 2))]
+    inner = Tokenizer(models.WordLevel({w: i for i, w in enumerate(names)}, unk_token="<unk>"))
+    return PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>", eos_token="</s>", pad_token="</s>")
+
+
 def packed(method: Method, bench: Bench, everyone: Sequence[ClientState], pack: int) -> Callable[[], Losses]:
     """Weft's side: a round in packs of so many clients."""
     server = begin(method, bench, [c.info(()) for c in everyone], 1)
@@ -81,6 +92,9 @@ def peft_model(base: Any, sites: list[str], rank: int, alpha: float, kind: str) 
     for p in model.parameters():
         if p.requires_grad:
             p.data = p.data.float()
+    for module in model.modules():  # a head of its own gets what a model in bfloat16 hands it
+        if isinstance(module, ModulesToSaveWrapper):
+            module.register_forward_pre_hook(lambda _m, args: (args[0].float(), *args[1:]))
     return model
 
 

@@ -111,24 +111,15 @@ def output(vocabulary: int, d: int, rows: int, precision: str, chunked: bool, re
     return {"mb": megabytes, "s": statistics.median(seconds)}
 
 
-def vocabulary(size: int) -> Any:
-    """A tokenizer of so many words."""
-    from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast
-
-    names = ["<unk>", "</s>", *(f"w{i}" for i in range(size - 2))]
-    inner = Tokenizer(models.WordLevel({w: i for i, w in enumerate(names)}, unk_token="<unk>"))
-    return PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>", eos_token="</s>", pad_token="</s>")
-
-
 def drawn(shape: str, layers: int, precision: str, device: str) -> Any:
     """A backbone of random weights."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from _rounds import words_of
     from weft.backbones.load import describe_model
     from weft.backbones.options import Options
 
-    words = vocabulary(SHAPES[shape]["vocab_size"])
+    words = words_of(SHAPES[shape]["vocab_size"])
     config = AutoConfig.for_model("llama", num_hidden_layers=layers, max_position_embeddings=2048, **SHAPES[shape])
     torch.manual_seed(0)
     dtype, where = getattr(torch, precision), torch.device(device)

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from _rounds import Losses, one_by_one, packed, peft_model, ratios, states, timed, verdict, worst_gap
+from _rounds import Losses, one_by_one, packed, peft_model, ratios, states, timed, verdict, words_of, worst_gap
 from weft.adaptation.optim import Optim
 from weft.backbones.backbone import Backbone
 from weft.backbones.load import describe_model, load, pick_device
@@ -128,11 +128,8 @@ def on_gpu(args: argparse.Namespace) -> None:
         with torch.device(device):
             return AutoModelForSequenceClassification.from_config(config, dtype=torch.bfloat16)
 
-    class Words:
-        pad_token_id, model_max_length, model_input_names = 0, 2048, ("input_ids",)
-
     backbone = describe_model(
-        fresh(), Words(), {"score.weight"}, name="llama-1b", device=device, dtype=torch.bfloat16, digest="random"
+        fresh(), words_of(32000), {"score.weight"}, name="llama-1b", device=device, dtype=torch.bfloat16, digest="random"
     )
     plain = peft_model(fresh().eval(), [s.name for s in backbone.sites("all")], RANK, RANK, "SEQ_CLS")
     print(
