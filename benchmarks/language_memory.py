@@ -133,7 +133,7 @@ def step(
     shape: str, precision: str, clients: int, batch: int, width: int, recompute: bool = False, layers: int = 0,
     answers: float = 0.5, repeats: int = 1, device: str = "cpu",
 ) -> dict[str, Any]:  # fmt: skip
-    """Steps of a pack: peak of the first, seconds of the others, and the estimate. ``layers`` 0: SmolLM2 itself."""
+    """Steps of a pack: peak of the first two, seconds of the others, and the estimate. ``layers`` 0: SmolLM2 itself."""
     from _rounds import replies, states
     from weft.adaptation.optim import Optim
     from weft.backbones.load import load
@@ -151,7 +151,7 @@ def step(
         backbone = drawn(shape, layers, precision, device)
     else:
         backbone = load(shape, classes=["answer"], device="cpu", precision=precision, task=GENERATION)
-    steps = repeats + 1
+    steps = repeats + 2  # moments are there from the second on
     table = replies(clients * batch * steps, width, 1000, answers)
     bench = Bench(backbone, make(("answer",), GENERATION), table, 0, recompute=recompute)
     method = FedIT(rank=16, alpha=16, sites="all", epochs=1.0, batch=batch, optim=Optim("adamw", lr=1e-3))
@@ -170,6 +170,7 @@ def step(
         made["optimizer"] = pack.optimizer("lora*", settings=method.optim, epochs=1.0, size=batch)
         made["batches"] = pack.batches(1.0, None, batch)
         made["pack"] = pack
+        again()
         again()
 
     def again() -> None:

@@ -50,17 +50,24 @@ def test_an_estimate_of_a_language_model_knows_its_vocabulary_its_heads_and_reco
     method, bench = FedIT(rank=2, batch=4), language()
     usual = packing.estimate(bench, method, 1000, 32)
     again = packing.estimate(replace(bench, recompute=True), method, 1000, 32)
-    assert again.per_client < usual.per_client
-    assert again.fixed == usual.fixed
-    weights = sum(p.numel() * p.element_size() for p in bench.backbone.model.parameters())
-    assert usual.fixed - weights == 3 * 128 * 100 * 8  # 4 x 32 rows of 100 logits, and two temporaries
-    whole = tiny.federation(
-        FedIT(rank=2), tiny.backbone("llama", classes=1, checkpoint="lm", task=GENERATION, num_key_value_heads=4), task=GENERATION
-    )
-    assert packing.estimate(whole.bench, method, 1000, 32).per_client > usual.per_client
+    assert usual.fixed == again.fixed == sum(p.numel() * p.element_size() for p in bench.backbone.model.parameters())
+    assert (usual.parts, usual.gradient) == (12000, 4000)
+    assert usual.logits == again.logits == 3 * (1 << 23) // 100 * 100 * 8  # rows of 100 logits, and two temporaries
+    assert again.kept == 3 * 128 * 32 * 8  # what goes into each of three blocks
+    block = 128 * ((4 + 2 * 0.5) * 32 + 4 * 64 + 2 * 32) * 8  # of heads, half are of keys and values
+    assert usual.kept == 3 * block
+    assert again.work - usual.work == block
     double = packing.estimate(bench, method, 1000, 64)
-    kept = usual.per_client - 1000 * 20
-    assert double.per_client - 1000 * 20 == 2 * kept  # attention keeps no scores [T, T]
+    assert (double.kept, double.work) == (2 * usual.kept, 2 * usual.work)  # attention keeps no scores [T, T]
+
+
+def test_the_worst_moment_counts() -> None:
+    guess = packing.Estimate(fixed=1000, parts=30, gradient=10, kept=50, available=0, work=20, logits=90)
+    assert [guess.total(k) for k in (1, 4, 5)] == [1000 + 30 + 50 + 90, 1000 + 120 + 200 + 90, 1000 + 150 + 250 + 100]
+    assert replace(guess, kept=5, logits=0).total(2) == 1000 + 60 + 2 * (10 + 20)
+    assert replace(guess, kept=0, work=0, logits=0).total(2) == 1000 + 60 + 40
+    for memory, k in ((0, 1), (1170, 1), (1249, 1), (1250, 2), (1410, 4), (10**6, 7)):
+        assert guess.most(memory, 7) == k, memory
 
 
 def test_other_models_have_the_packs_that_they_had_and_large_language_models_smaller_ones() -> None:

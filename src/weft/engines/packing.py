@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 import os
 from dataclasses import dataclass, replace
@@ -39,14 +40,31 @@ root.
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes of one pass: ``fixed`` (the backbone) + ``per_client`` × K."""
+    """Bytes of one pass.
+
+    Attributes:
+        fixed: the backbone. parts: of each client, what it trains, with two moments. gradient: of that.
+        kept: of each client, activations that wait for the backward pass. work: of each client, what the block in progress takes
+            beside them. logits: of a language model, those that are held at once, whosever they are.
+        available: what is free.
+    """
 
     fixed: int
-    per_client: int
+    parts: int
+    gradient: int
+    kept: int
     available: int
+    work: int = 0
+    logits: int = 0
 
     def total(self, k: int) -> int:
-        return self.fixed + k * self.per_client
+        """At the worst of three moments: between forward and backward pass, at the end of the latter, in the step after it."""
+        between = k * self.kept + max(self.logits, k * self.work)
+        return self.fixed + k * self.parts + max(between, k * (self.gradient + self.work), k * 2 * self.gradient)
+
+    def most(self, memory: int, limit: int) -> int:
+        """How many clients fit, at least 1 and no more than ``limit``."""
+        return bisect.bisect_right(range(1, max(limit, 1) + 1), memory, key=self.total) or 1
 
 
 @dataclass(frozen=True)
@@ -109,12 +127,11 @@ def estimate(bench: Bench, method: Method, trainable: int, width: int, texts: bo
         texts: a part sits in the text tower.
     """
     config = bench.backbone.model.config
-    parts = trainable * 4 * 5  # value, gradient, two moments, one temporary
+    parts, gradient = trainable * 4 * 3, trainable * 4
     frozen = sum(size(p) for p in bench.backbone.model.parameters())
     free = available_memory(bench.backbone.device)
     if bench.backbone.vocabulary is not None:
-        chunk, activations = language(bench, method.batch * width)
-        return Estimate(frozen + chunk, activations + parts, free)
+        return Estimate(frozen, parts, gradient, available=free, **language(bench, method.batch * width))
     sizes = getattr(config, "vision_config", config)
     d = bench.backbone.d
     ffn = int(getattr(sizes, "intermediate_size", 0) or getattr(sizes, "n_inner", 0) or 4 * d)
@@ -130,7 +147,7 @@ def estimate(bench: Bench, method: Method, trainable: int, width: int, texts: bo
         rows, length = len(names.names), min(names.limit, 32)
         per_row = length * (10 * text.hidden_size + 3 * text.intermediate_size) + 3 * text.num_attention_heads * length**2
         activations += text.num_hidden_layers * rows * per_row * item
-    return Estimate(frozen, activations + parts, free)
+    return Estimate(frozen, parts, gradient, activations, free)
 
 
 SLACK = {torch.float32: 1.35, torch.bfloat16: 1.15}
@@ -139,8 +156,8 @@ benchmarks/language_memory.py).
 """
 
 
-def language(bench: Bench, tokens: int) -> tuple[int, int]:
-    """Bytes that a pass of a language model takes for the logits that it holds at once, and those of one client's activations.
+def language(bench: Bench, tokens: int) -> dict[str, int]:
+    """Bytes that a pass of a language model takes: ``kept``, ``work`` and ``logits`` of :class:`Estimate`.
 
     A block of LLaMA's keeps two normed inputs, two residual streams (in float32, whatever the backbone computes in), queries,
     keys, values and what attention makes of them, and four tensors as wide as its feed-forward; fused attention keeps no scores.
@@ -148,7 +165,7 @@ def language(bench: Bench, tokens: int) -> tuple[int, int]:
     Args:
         tokens: of one client in a step.
     """
-    backbone, config = bench.backbone, bench.backbone.model.config
+    backbone, config, table = bench.backbone, bench.backbone.model.config, bench.table
     item = torch.finfo(backbone.dtype).bits // 8
     d, layers = backbone.d, len(backbone.blocks)
     ffn = max((s.d_in for s in backbone.linears if "ffn.out" in s.roles), default=4 * d)
@@ -156,17 +173,18 @@ def language(bench: Bench, tokens: int) -> tuple[int, int]:
     heads = int(getattr(config, "num_attention_heads", 0) or 1)
     grouped = int(getattr(config, "num_key_value_heads", 0) or heads) / heads
     block = tokens * ((4 + 2 * grouped) * d + (4 if gated else 3) * ffn) * item + tokens * 2 * d * max(item, 4)
-    at_work = tokens * (2 * d + 3 * ffn) * item  # gradients and temporaries of the block in progress
-    # while a block is computed once more, the one above it has not gone yet
-    kept = layers * tokens * d * item + min(2, layers) * block if bench.recompute else layers * block
+    at_work = tokens * (2 * d + 2 * ffn) * item  # gradients and temporaries of the block in progress
+    kept = layers * (tokens * d * item if bench.recompute else block)
+    work = at_work + (block if bench.recompute else 0)
     assert backbone.vocabulary is not None
     wide, whole = backbone.vocabulary.size, max(item, 4)
-    rows = min(max(output_layer.CHUNK // wide, output_layer.ROWS), tokens)
-    logits = 3 * rows * wide * whole  # exponents beside them, and a copy in half precision or another temporary
+    share = float(table.answer.mean()) if isinstance(table, Replies) and len(table.answer) else 1.0
+    predicted = math.ceil(share * tokens)
+    logits = 3 * max(output_layer.CHUNK // wide, output_layer.ROWS) * wide * whole  # exponents beside them, and a temporary
     if not backbone.vocabulary.plain:  # all of them, and their gradient
-        logits, kept = 0, kept + 3 * tokens * wide * whole
+        logits, kept = 0, kept + 3 * predicted * wide * whole
     slack = SLACK.get(backbone.dtype, 1.0) if backbone.device.type == "cpu" else 1.0
-    return int(logits), int(slack * (kept + at_work))
+    return {"kept": int(slack * kept), "work": int(slack * work), "logits": int(logits)}
 
 
 def choose(pack: str | int, cohort: int, batch: int, width: int, guess: Estimate, bench: Bench) -> int:
@@ -177,7 +195,7 @@ def choose(pack: str | int, cohort: int, batch: int, width: int, guess: Estimate
     """
     if pack != "auto":
         return max(int(pack), 1)
-    by_memory = max(int(guess.available * 0.6 - guess.fixed) // max(guess.per_client, 1), 1)
+    by_memory = guess.most(int(guess.available * 0.6), cohort)
     backbone = bench.backbone
     size_of = 0 if backbone.vocabulary is None else backbone.parameters
     k = max(min(cohort, by_memory, paying(batch, width, backbone.device, backbone.dtype, size_of)), 1)
