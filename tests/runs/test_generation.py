@@ -20,7 +20,9 @@ from run_laws import LAWS, Law, keep
 from toy_runs import Dies, Killed, Told
 from weft.adaptation.optim import Optim
 from weft.federation import generating
+from weft.federation.message import ClientInfo
 from weft.methods import FedIT, FedSALoRA, registry
+from weft.runs.baselines import Probe
 from weft.runs.checkpoint import digest
 from weft.tasks.generation_settings import Decoding
 from weft.testing import of_runs
@@ -63,6 +65,12 @@ def test_the_runs_that_laws_read_learn_answers_and_write_texts(of_answers: Plays
         again.evaluate(ROUNDS - 1)
         assert [s["row"] for s in again.samples] == [s["row"] for s in common]
     assert all(s["wanted"] == table.wanted[list(table.row_ids).index(s["row"])] for s in samples)  # type: ignore[union-attr]
+
+
+def test_a_language_model_has_no_head_to_probe() -> None:
+    bench = tiny.federation(FedIT(rank=2), "llama", task="generation").bench
+    with pytest.raises(weft.UserError, match="has no head to probe, its output layer is trained already: leave --start-head"):
+        Probe().adapt(bench.backbone, bench.task, ClientInfo("c0"))
 
 
 # what a pass gives ------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import torch
 import tiny
 import weft
 from every_method import small
-from ray_runs import Stops, federation, saved
+from ray_runs import Stops, check_language, federation, language, saved
 from weft.communication.envelope import unwrap
 from weft.engines.scattered import Workers, failed
 from weft.errors import Interrupted, UserError, WeftError
@@ -187,6 +187,11 @@ def test_a_run_gives_the_numbers_of_the_simulation_and_builds_one_backbone(
     for a, b in zip(here.rounds, away.rounds, strict=True):
         assert a["bytes"] == b["bytes"]
         assert b["loss"] == pytest.approx(a["loss"], abs=1e-9)
+
+
+def test_a_language_model_writes_the_texts_of_the_simulation(tmp_path: Path, in_process: Queue) -> None:
+    check_language(language(tmp_path, "simulation"), language(tmp_path, "ray"))
+    assert in_process.asked
 
 
 def test_a_stopped_run_goes_on_with_the_numbers_of_one_that_never_was(tmp_path: Path, in_process: Queue) -> None:

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import weft
-from ray_runs import Stops, federation, saved
+from ray_runs import Stops, check_language, federation, language, saved
 from weft.engines.observer import Observer
 from weft.errors import Interrupted, UserError
 from weft.federation.client import ClientState
@@ -86,6 +86,10 @@ def test_workers_of_ray_give_the_numbers_of_the_simulation(slug: str, tmp_path: 
     assert len({process for process, _ in lines}) == 2  # both workers had their share of the packs
     assert len(lines) >= 6
     assert {count for _, count in lines} == {"1"}  # and built one backbone each
+
+
+def test_workers_of_ray_tune_a_language_model(tmp_path: Path) -> None:
+    check_language(language(tmp_path, "simulation"), language(tmp_path, "ray"))
 
 
 def test_a_stopped_run_goes_on(tmp_path: Path, notes: Path) -> None:

@@ -46,7 +46,8 @@ class Estimate:
         fixed: the backbone. parts: of each client, what it trains, with two moments. gradient: of that.
         kept: of each client, activations that wait for the backward pass. work: of each client, what the block in progress takes
             beside them. logits: of a language model, those that are held at once, whosever they are.
-        available: what is free.
+        available: what is free. reused: what one moment of a pass leaves, the next one takes. On a CPU a process grows by nearly
+            as much as all of them together, as its allocator gives back little and leaves holes.
     """
 
     fixed: int
@@ -56,9 +57,12 @@ class Estimate:
     available: int
     work: int = 0
     logits: int = 0
+    reused: bool = True
 
     def total(self, k: int) -> int:
         """At the worst of three moments: between forward and backward pass, at the end of the latter, in the step after it."""
+        if not self.reused:
+            return self.fixed + self.logits + k * (self.parts + 2 * self.gradient + self.kept + self.work)
         between = k * self.kept + max(self.logits, k * self.work)
         return self.fixed + k * self.parts + max(between, k * (self.gradient + self.work), k * 2 * self.gradient)
 
@@ -129,9 +133,9 @@ def estimate(bench: Bench, method: Method, trainable: int, width: int, texts: bo
     config = bench.backbone.model.config
     parts, gradient = trainable * 4 * 3, trainable * 4
     frozen = sum(size(p) for p in bench.backbone.model.parameters())
-    free = available_memory(bench.backbone.device)
+    free, reused = available_memory(bench.backbone.device), bench.backbone.device.type != "cpu"
     if bench.backbone.vocabulary is not None:
-        return Estimate(frozen, parts, gradient, available=free, **language(bench, method.batch * width))
+        return Estimate(frozen, parts, gradient, available=free, reused=reused, **language(bench, method.batch * width))
     sizes = getattr(config, "vision_config", config)
     d = bench.backbone.d
     ffn = int(getattr(sizes, "intermediate_size", 0) or getattr(sizes, "n_inner", 0) or 4 * d)
@@ -147,7 +151,7 @@ def estimate(bench: Bench, method: Method, trainable: int, width: int, texts: bo
         rows, length = len(names.names), min(names.limit, 32)
         per_row = length * (10 * text.hidden_size + 3 * text.intermediate_size) + 3 * text.num_attention_heads * length**2
         activations += text.num_hidden_layers * rows * per_row * item
-    return Estimate(frozen, parts, gradient, activations, free)
+    return Estimate(frozen, parts, gradient, activations, free, reused=reused)
 
 
 SLACK = {torch.float32: 1.35, torch.bfloat16: 1.15}
@@ -176,6 +180,8 @@ def language(bench: Bench, tokens: int) -> dict[str, int]:
     at_work = tokens * (2 * d + 2 * ffn) * item  # gradients and temporaries of the block in progress
     kept = layers * (tokens * d * item if bench.recompute else block)
     work = at_work + (block if bench.recompute else 0)
+    if backbone.device.type == "cpu":  # the block above has left a hole
+        work += tokens * ffn * item + (block if bench.recompute else 0)
     assert backbone.vocabulary is not None
     wide, whole = backbone.vocabulary.size, max(item, 4)
     share = float(table.answer.mean()) if isinstance(table, Replies) and len(table.answer) else 1.0
