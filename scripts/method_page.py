@@ -74,7 +74,7 @@ def page(slug: str, figure: Figure) -> str:
         "sent with updates": ", ".join(f"`{r}`" for r in info.reveals),
         "views": ", ".join(f"`{v}`" for v in info.views),
         "needs": ", ".join(info.needs),
-        "the server needs": "the weighted mean of the updates" if info.additive else "each update by itself",
+        "the server needs": "weighted sums of the updates" if registry.build(info.slug).sums else "each update by itself",
     }
     measured = {
         "setting": figure.setting,
@@ -124,7 +124,7 @@ def page(slug: str, figure: Figure) -> str:
 
 def front_matter(info: MethodInfo, title: str, figure: Figure) -> list[str]:
     """YAML, whose strings and lists may be written as JSON's."""
-    own = ("slug", "paper", "arxiv", "family", "evidence", "deviations", "sends", "views", "additive")
+    own = ("slug", "paper", "arxiv", "family", "evidence", "deviations", "sends", "views")
     entries = {"title": title} | {n: getattr(info, n) for n in own}
     entries |= {"command": figure.command, "figure": figure.figure}
     return ["---", *(f"{n}: {json.dumps(value, ensure_ascii=False)}" for n, value in entries.items()), "---"]

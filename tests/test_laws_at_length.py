@@ -14,10 +14,7 @@ from torch import Tensor
 
 import tiny
 from every_method import METHODS, TRAVELS, small
-from weft.aggregation.mean import WeightedMean
 from weft.engines import packing
-from weft.federation.message import Update
-from weft.tensors.lowrank import LowRank
 from weft.testing.compare import assert_same, logits, state
 from weft.testing.sites import kept, remote
 from weft.testing.strangers import by_messages
@@ -101,45 +98,6 @@ def test_every_codec_trains(slug: str) -> None:
     assert run.simulation.setup.exchange.ledger.totals(direction="up").payload > 0
     assert any(not torch.equal(before[v], after[v]) for v in after)
     assert all(bool(torch.isfinite(v).all()) for v in after.values())
-
-
-@pytest.mark.parametrize("slug", METHODS)
-def test_additive_law_both_ways(slug: str) -> None:
-    """aggregate([u1 … uK]) = aggregate([their weighted mean]) for exactly the methods that declare it."""
-    method = small(slug)
-
-    def run(reduced: bool) -> dict[str, Tensor]:
-        federation = tiny.federation(method, rounds=2)
-
-        def one(updates: Any) -> list[Update]:
-            got = list(updates)
-            if not got or not reduced:
-                return got
-            mean = WeightedMean()
-            for u in got:
-                tensors = {n: v for n, v in u.tensors.items() if isinstance(v, Tensor)}
-                mean.add(tensors, 1.0 if method.weighting == "uniform" else u.weight)
-            total = sum(u.weight for u in got)
-            return [replace(got[0], tensors=dict(mean.result()), weight=total)]
-
-        server = federation.server
-        for t in range(2):
-            original = federation.simulation.intake.updates
-            federation.simulation.intake.updates = lambda *a, o=original: iter(one(o(*a)))  # type: ignore[method-assign]
-            try:
-                federation.simulation.round(t)
-            except (ValueError, KeyError, RuntimeError):  # updates of several sizes have no mean at all
-                assert reduced
-                return {}
-            finally:
-                federation.simulation.intake.updates = original  # type: ignore[method-assign]
-        return {n: v.dense() if isinstance(v, LowRank) else v for n, v in server.shared.items()} | logits(federation)
-
-    apart, together = run(False), run(True)
-    same = apart.keys() == together.keys() and all(
-        a.shape == together[n].shape and torch.allclose(a, together[n], rtol=1e-9, atol=1e-9) for n, a in apart.items()
-    )
-    assert same == method.info.additive
 
 
 @pytest.mark.parametrize("slug", METHODS)

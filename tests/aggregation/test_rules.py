@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import math
 import sys
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -366,3 +368,73 @@ def test_a_missed_aim_is_printed_as_missed(benchmark: ModuleType) -> None:
         row = benchmark.Row("step", 1, "model", "dense", aim=10.0)
         row.add([0.1] * 3, [dense] * 3, distance=0.0)
         assert verdict in " ".join(row.cells())
+
+
+# parts of tensors ---------------------------------------------------------------------------------------------------------
+
+
+def by_entry(updates: list[tuple[np.ndarray, np.ndarray]], held: np.ndarray) -> np.ndarray:
+    """Each entry's mean over those who hold it, one at a time; ``held`` where nobody does."""
+    found = held.copy()
+    for place in np.ndindex(held.shape):
+        own = [(x[place], w[place]) for x, w in updates if all(i < n for i, n in zip(place, x.shape, strict=True))]
+        total = sum(w for _, w in own)
+        if total > 0:
+            found[place] = sum(x * w for x, w in own) / total
+    return found
+
+
+def test_smaller_tensors_are_leading_slices_of_larger_ones() -> None:
+    draws = np.random.default_rng(0)
+    shapes, weights = [(2, 3), (4, 2), (1, 5), (2, 3)], [3.0, 1.0, 2.0, 5.0]
+    values = [draws.normal(size=s) for s in shapes]
+    held = draws.normal(size=(5, 6))
+    for order in itertools.permutations(range(4)):
+        mean = WeightedMean(leading=True)
+        for i in order:
+            mean.add({"x": torch.from_numpy(values[i])}, weights[i])
+        found = mean.result({"x": torch.from_numpy(held)})["x"]
+        wanted = by_entry([(values[i], np.full(shapes[i], weights[i])) for i in range(4)], held)
+        np.testing.assert_allclose(found.numpy(), wanted, rtol=0, atol=1e-14)
+
+
+def test_entries_have_weights_of_their_own() -> None:
+    draws = np.random.default_rng(1)
+    values = [draws.normal(size=(3, 4)) for _ in range(3)]
+    weights = [draws.integers(0, 3, (3, 4)).astype(float) for _ in range(3)]
+    weights[0][0, 0] = weights[1][0, 0] = weights[2][0, 0] = 0
+    held = draws.normal(size=(3, 4))
+    mean = WeightedMean()
+    for x, w in zip(values, weights, strict=True):
+        mean.add({"x": torch.from_numpy(x)}, {"x": torch.from_numpy(w)})
+    found = mean.result({"x": torch.from_numpy(held)})["x"].numpy()
+    np.testing.assert_allclose(found, by_entry(list(zip(values, weights, strict=True)), held), rtol=0, atol=1e-14)
+    assert found[0, 0] == held[0, 0]
+    with pytest.raises(ValueError, match="some entries of 'x' were held by nobody"):
+        mean.result()
+
+
+def test_numbers_and_entries_can_be_mixed_and_equal_values_stay_as_they_are() -> None:
+    x, keep = torch.randn(3, 4), torch.ones(3, 4)
+    keep[1] = 0
+    mean = WeightedMean()
+    mean.add({"x": x}, 2.0)
+    mean.add({"x": x}, {"x": keep})
+    mean.add({"x": x}, 3.0)
+    assert torch.equal(mean.result()["x"], x)
+
+
+def test_parts_that_do_not_fit_are_refused() -> None:
+    mean = WeightedMean(leading=True)
+    mean.add({"x": torch.zeros(2, 3)}, 1.0)
+    for tensor, weight, words in (
+        (torch.zeros(2), 1.0, "has shape"),
+        (torch.zeros(2, 2), {"x": torch.ones(2, 3)}, "the weights of 'x' have shape"),
+        (torch.zeros(2, 2), {"x": -torch.ones(2, 2)}, "a weight must be finite"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            mean.add({"x": tensor}, weight)
+    plain = WeightedMean()
+    plain.add({"x": torch.zeros(2, 3)}, 1.0)
+    with pytest.raises(ValueError, match="has shape"):
+        plain.add({"x": torch.zeros(1, 3)}, 1.0)

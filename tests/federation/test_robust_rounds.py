@@ -29,8 +29,8 @@ from weft.methods import FedIT, FedRA, registry
 from weft.tensors.lowrank import LowRank
 from weft.testing.strangers import by_messages
 
-ADDITIVE = sorted(s for s, info in registry.infos().items() if info.additive)
-OTHERS = sorted(s for s, info in registry.infos().items() if not info.additive)
+SUMS = sorted(s for s in registry.infos() if registry.build(s).sums)
+OTHERS = sorted(s for s in registry.infos() if not registry.build(s).sums)
 QUICK = ("fedit", "fedra", "fedsa-lora")  # everything, of several sizes, with personal values
 WHOLE = [r for r in RULES if r not in ("krum", "multi-krum")]  # rules that can do with updates of different tensors
 EIGHT = (9, 5, 4, 7, 3, 6, 8, 5)
@@ -71,7 +71,7 @@ def bent(run: tiny.Federation, bad: Iterable[str], how: Callable[[Tensor, Tensor
 # nothing changes for those who trust --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("slug", some(ADDITIVE, QUICK))
+@pytest.mark.parametrize("slug", some(SUMS, QUICK))
 def test_without_a_rule_and_with_a_wide_clip_the_numbers_are_those_of_the_plain_mean_bit_for_bit(
     slug: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,7 +91,7 @@ def test_without_a_rule_and_with_a_wide_clip_the_numbers_are_those_of_the_plain_
     assert all(equal(f, expected) for f in found)
 
 
-@pytest.mark.parametrize("slug", some(ADDITIVE, QUICK))
+@pytest.mark.parametrize("slug", some(SUMS, QUICK))
 def test_trimming_nothing_off_is_the_mean_of_equal_votes(slug: str) -> None:
     even = shared(play(replace(small(slug), weighting="uniform"), Robust()))
     trimmed = shared(play(small(slug), Robust("trimmed", share=0.0)))
@@ -102,7 +102,7 @@ def test_trimming_nothing_off_is_the_mean_of_equal_votes(slug: str) -> None:
 @pytest.mark.parametrize(
     ("slug", "rule"),
     [
-        *(pytest.param(s, "trimmed", marks=() if s in QUICK else pytest.mark.slow) for s in ADDITIVE),
+        *(pytest.param(s, "trimmed", marks=() if s in QUICK else pytest.mark.slow) for s in SUMS),
         *((s, r) for s in ("fedit", "fedra") for r in RULES[1:] if r != "trimmed"),
     ],
 )
@@ -314,7 +314,7 @@ def test_the_baselines_without_strangers_need_no_cohort() -> None:
 
 
 class ByHand(FedIT):
-    """Says that it is additive, and is, but takes its mean by itself."""
+    """Says that sums are enough, and they are, but takes its mean by itself."""
 
     def aggregate(self, server: ServerState, updates: Iterable[Update]) -> None:
         total = WeightedMean()

@@ -24,7 +24,7 @@ from paths import ROOT
 from weft import start as starting
 from weft.experiment import Resolved
 from weft.federation.info import FAMILIES, MethodInfo
-from weft.methods import registry
+from weft.methods import FedIT, registry
 from weft.methods.settings import docs_of
 
 SLUGS = of_methods.slugs()
@@ -209,7 +209,7 @@ def test_front_matter_is_the_identity_card_with_command_and_figure(slug: str) ->
     found, info = yaml.safe_load(front), registry.info(slug)
     assert found.pop("title").endswith(info.title)
     assert (found.pop("command"), found.pop("figure")) == (figure(slug).command, figure(slug).figure)
-    assert list(found) == ["slug", "paper", "arxiv", "family", "evidence", "deviations", "sends", "views", "additive"]
+    assert list(found) == ["slug", "paper", "arxiv", "family", "evidence", "deviations", "sends", "views"]
     assert found == {n: list(v) if isinstance(v := getattr(info, n), tuple) else v for n in found}
     assert body.count("\n# ") == 1
 
@@ -251,7 +251,10 @@ def test_a_method_that_names_no_deviation_is_not_said_to_have_none(capsys: pytes
 
     from weft.cli import cards
 
-    cards.method_card(Console(), MethodInfo("toy", "Toy", "Nobody", "full", "nothing"), [], None)
+    class Toy(FedIT):
+        info = MethodInfo("toy", "Toy", "Nobody", "full", "nothing")
+
+    cards.method_card(Console(), Toy(), [], None)
     assert re.search(r"differs from the paper +not stated", capsys.readouterr().out)
 
 

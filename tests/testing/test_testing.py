@@ -154,7 +154,7 @@ class First(FedIT):
 PLANTS: list[tuple[type[FedIT], str, str]] = [
     (Mixed, "pack", "breaks the pack law"),
     (Unkeyed, "pack", "breaks the pack law"),
-    (Even, "additive", "Weigh by the clients' examples"),
+    (Even, "sums", "Weigh by the clients' examples"),
     (InPlace, "reading", "aggregate writes into .* of the update of"),
     (Hidden, "return", "breaks the return law"),
     (Copied, "learning", "as if it had not trained"),

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from weft.cli.sizes import Sizes
     from weft.data.hub_sets import Entry
     from weft.federation.info import MethodInfo
+    from weft.federation.method import Method
     from weft.methods.settings import Parameter
 
 EVIDENCE = {
@@ -73,11 +74,12 @@ def method_list(out: Console, infos: Sequence[MethodInfo]) -> None:
     out.print(Text("One in full: weft methods NAME --model minilm", style="dim"))
 
 
-def method_card(out: Console, info: MethodInfo, fields: Sequence[Parameter], sizes: Sizes | None) -> None:
+def method_card(out: Console, method: Method, fields: Sequence[Parameter], sizes: Sizes | None) -> None:
     """One method in full."""
     from weft.backbones.short_names import usual
     from weft.cli.sizes import size_tables
 
+    info = method.info
     out.print(Text.assemble((info.slug, "bold cyan"), f"  {info.title}"))
     facts(
         out,
@@ -90,8 +92,8 @@ def method_card(out: Console, info: MethodInfo, fields: Sequence[Parameter], siz
             "sends": info.sends,
             "predicts": "by view: " + ", ".join(info.views),
             "needs": ", ".join(info.needs) or "nothing special",
-            "server sees": "only a weighted mean of updates (secure aggregation is possible)"
-            if info.additive
+            "server sees": "only weighted sums of updates (secure aggregation is possible)"
+            if method.sums
             else "each update by itself (secure aggregation is not possible)",
         },
     )

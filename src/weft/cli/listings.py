@@ -66,22 +66,22 @@ def methods(
     if given := [f"--{option}" for option, word in filters.items() if word is not None]:
         raise UserError(f"{' and '.join(given)} choose among all methods: leave out the name {name}, or the options.")
     info = registry.info(name)
-    method = registry.load(name)
-    settings = registry.parameters(method)
+    method = registry.build(name)
+    settings = registry.parameters(type(method))
     sizes = None
     if model is not None:
         from weft.cli.sizes import made_up, measure
 
-        sizes = measure(method(), *made_up(model, clients, classes, info.needs))
+        sizes = measure(method, *made_up(model, clients, classes, info.needs))
     if as_json:
         listed = [
             {"name": s.name, "type": s.type, "default": _plain(s.default), "doc": s.doc}
             | ({"choices": s.choices} if s.choices else {})
             for s in settings
         ]
-        show_json(asdict(info) | {"settings": listed} | ({"sizes": asdict(sizes)} if sizes else {}))
+        show_json(asdict(info) | {"sums": method.sums, "settings": listed} | ({"sizes": asdict(sizes)} if sizes else {}))
     else:
-        cards.method_card(out(), info, settings, sizes)
+        cards.method_card(out(), method, settings, sizes)
 
 
 def _plain(value: Any) -> Any:

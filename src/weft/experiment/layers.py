@@ -93,7 +93,7 @@ def _check_robust(x: Experiment, method: Method) -> None:
 
     rule = Robust(x.robust, x.robust_norm, x.robust_share)
     if x.baseline not in ("local", "central"):
-        rule.check(method.info, max(round(x.participation * x.clients), 1))
+        rule.check(method.info.slug, method.sums, max(round(x.participation * x.clients), 1))
 
 
 def _fitting(needs: tuple[str, ...], user: Mapping[str, Any]) -> dict[str, str]:

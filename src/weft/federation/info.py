@@ -29,7 +29,7 @@ head: a head that is trained, also on a backbone that could compare with the nam
 two towers: a backbone that embeds pictures and texts in one space (CLIP), and the names of the classes.
 separate blocks: blocks with weights of their own, each of which can be trained, sent or left out without the others.
 all updates: the server holds the tensors of all updates of a round at once, so that its memory grows with the cohort. A rule that
-    takes one update after the other needs them not, even if a mean is not enough for it (``additive=False``).
+    takes one update after the other needs them not, even if a mean is not enough for it (``sums`` is False).
 """
 
 
@@ -46,7 +46,7 @@ class MethodInfo:
         views: ways to predict: ``global`` (one model for all) and others (per client); the first is the headline.
         asks: facts about a client that the server needs. tells: keys of facts that the server sends beside tensors.
         reveals: keys of facts that updates carry.
-        needs: demands on backbone, data or engine, of NEEDS. additive: the server sees nothing but a weighted mean of updates.
+        needs: demands on backbone, data or engine, of NEEDS.
     """
 
     slug: str
@@ -63,4 +63,3 @@ class MethodInfo:
     tells: tuple[str, ...] = ()
     reveals: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
-    additive: bool = True

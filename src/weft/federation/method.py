@@ -78,6 +78,14 @@ class Method:
     def __post_init__(self) -> None:
         check(self)
 
+    @property
+    def sums(self) -> bool:
+        """Whether the server needs nothing of a round's tensors but weighted sums over those who sent them.
+
+        Then it need not see any single update: robust rules can stand in for a mean, and sums be taken in secret.
+        """
+        return True
+
     # what is trained ------------------------------------------------------------------------------------------------
 
     def adapt(self, backbone: Backbone, task: Task, client: ClientInfo) -> Adaptation:

@@ -8,24 +8,39 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from weft.aggregation import robust
-from weft.aggregation.mean import weighted_mean
+from weft.aggregation.mean import Weight, WeightedMean, weighted_mean
 from weft.errors import UserError, nearest
-from weft.federation.info import MethodInfo
-from weft.tensors.forms import Value
-from weft.tensors.lowrank import LowRank
 
 RULES = ("none", "clip", "median", "trimmed", "krum", "multi-krum")
 
 
 class Vote(NamedTuple):
-    """One client's part in a mean. A weight of 0 is as if absent."""
+    """One client's part in a mean. What has weight 0 is as if absent."""
 
     client: str
     tensors: dict[str, Tensor]
-    weight: float
+    weight: Weight
+
+    @property
+    def counts(self) -> bool:
+        """Whether anything of it has a weight."""
+        given = self.weight.values() if isinstance(self.weight, Mapping) else [self.weight]
+        return any(bool(torch.as_tensor(w > 0).any()) for w in given)
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether entries of one tensor may count differently."""
+        return isinstance(self.weight, Mapping) and any(isinstance(w, Tensor) for w in self.weight.values())
+
+    def whole(self) -> Vote:
+        """Only the tensors that count, each as much as the next."""
+        if not isinstance(self.weight, Mapping):
+            return self if self.weight > 0 else Vote(self.client, {}, 0.0)
+        return Vote(self.client, {n: t for n, t in self.tensors.items() if float(self.weight[n]) > 0}, 1.0)
 
 
 @dataclass
@@ -74,19 +89,18 @@ class Robust:
 
     # before a run -----------------------------------------------------------------------------------------------------
 
-    def check(self, info: MethodInfo, cohort: int) -> None:
+    def check(self, slug: str, sums: bool, cohort: int) -> None:
         """Refuse what can't work.
 
         Args:
-            cohort: how many clients a round is planned with.
+            slug, sums: the method's. cohort: how many clients a round is planned with.
 
         Raises:
-            UserError: the method needs more than a mean, or the rule needs more clients.
+            UserError: the method needs more than sums, or the rule needs more clients.
         """
         if self.rule == "none":
             return
-        slug = info.slug
-        if not info.additive:
+        if not sums:
             raise UserError(
                 f'{slug} needs each update by itself and not their mean, so robust = "{self.rule}" can\'t stand in for it: '
                 "leave --robust out, or choose a method such as fedit."
@@ -104,20 +118,27 @@ class Robust:
 
     # in a round -------------------------------------------------------------------------------------------------------
 
-    def combine(self, held: Mapping[str, Value], votes: Iterable[Vote]) -> Outcome:
+    def combine(self, held: Mapping[str, Tensor], votes: Iterable[Vote], leading: bool = False) -> Outcome:
         """New values from a round's votes.
 
         Args:
             held: what the server holds, and sent to the clients. votes: in an order that does not depend on arrival.
+            leading: smaller tensors are leading slices of what the server holds.
 
         Raises:
-            UserError: Krum, and most clients send different tensors.
+            UserError: Krum, and most clients send different tensors; or a rule of whole tensors, and clients send parts of them.
         """
         if self.rule == "none":
-            return Outcome(weighted_mean((v.tensors, v.weight) for v in votes))
+            return Outcome(_mean(((v.tensors, v.weight) for v in votes), held, leading))
         if self.rule == "clip":
-            return self._clipped({n: v for n, v in held.items() if not isinstance(v, LowRank)}, votes)
-        given = [v for v in votes if v.weight > 0]
+            return self._clipped(held, votes, leading)
+        votes = list(votes)
+        if leading or any(v.in_parts for v in votes):
+            raise UserError(
+                f'robust = "{self.rule}" compares whole tensors, and clients of this method send parts of them: leave --robust '
+                'out, or take "clip".'
+            )
+        given = [v for v in map(Vote.whole, votes) if v.tensors]
         if not given:
             return Outcome()
         if few := self._lacking(len(given)):
@@ -130,23 +151,23 @@ class Robust:
         found = robust.median(updates) if self.rule == "median" else robust.trimmed_mean(updates, self.share)
         return Outcome(found, {"unchanged": len(rare)} if rare else {})
 
-    def _clipped(self, held: dict[str, Tensor], votes: Iterable[Vote]) -> Outcome:
+    def _clipped(self, held: Mapping[str, Tensor], votes: Iterable[Vote], leading: bool) -> Outcome:
         limit, clipped = self.norm, []
         if limit is None:
-            votes = [v for v in votes if v.weight > 0]
+            votes = [v for v in votes if v.counts]
             if not votes:
                 return Outcome()
             # the lower of two in the middle: their mean would follow a huge one
-            limit = statistics.median_low(robust.distance(v.tensors, held) for v in votes)
+            limit = statistics.median_low(robust.distance(v.tensors, _like(v.tensors, held)) for v in votes)
 
-        def within() -> Iterator[tuple[dict[str, Tensor], float]]:
+        def within() -> Iterator[tuple[dict[str, Tensor], Weight]]:
             for vote in votes:
-                tensors = robust.clip(vote.tensors, held, limit)
+                tensors = robust.clip(vote.tensors, _like(vote.tensors, held), limit)
                 if any(tensors[n] is not t for n, t in vote.tensors.items()):
                     clipped.append(vote.client)
                 yield tensors, vote.weight
 
-        return Outcome(weighted_mean(within()), {"limit": limit, "clipped": clipped})
+        return Outcome(_mean(within(), held, leading), {"limit": limit, "clipped": clipped})
 
     def _chosen(self, votes: list[Vote]) -> Outcome:
         names, _ = Counter(frozenset(v.tensors) for v in votes).most_common(1)[0]
@@ -162,3 +183,15 @@ class Robust:
         updates = [v.tensors for v in alike]
         chosen = [robust.krum(updates, bad)] if self.rule == "krum" else robust.multi_krum(updates, bad)
         return Outcome(weighted_mean((updates[i], 1.0) for i in chosen), {"chosen": [alike[i].client for i in chosen]})
+
+
+def _mean(votes: Iterable[tuple[Mapping[str, Tensor], Weight]], held: Mapping[str, Tensor], leading: bool) -> dict[str, Tensor]:
+    mean = WeightedMean(leading)
+    for tensors, weight in votes:
+        mean.add(tensors, weight)
+    return mean.result(held)
+
+
+def _like(tensors: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What is held of these tensors: of smaller ones the leading slice."""
+    return {n: held[n][tuple(slice(0, size) for size in t.shape)] for n, t in tensors.items()}

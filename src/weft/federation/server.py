@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
+from weft.aggregation.mean import Weight
 from weft.errors import WeftError
 from weft.federation.bench import Bench
 from weft.federation.client import ClientState
@@ -189,20 +190,39 @@ class ServerState:
         self.stamps[name] = self.clock
         self.terms[name] = terms if value.rank == old.rank + term.rank else growing.folded(terms, keep, value.rank)
 
-    def mean(self, updates: Iterable[Update], only: str | Iterable[str] = "*", weighting: str | None = None) -> None:
+    def mean(
+        self,
+        updates: Iterable[Update],
+        only: str | Iterable[str] = "*",
+        weighting: str | None = None,
+        weight: Callable[[Update], Weight] | None = None,
+        absent: Literal["kept", "unmoved"] = "kept",
+        leading: bool = False,
+    ) -> None:
         """Federated averaging (McMahan et al., 2017): each tensor becomes the weighted mean over the clients that sent it.
 
         Or what ``robust`` puts in its place. The mean streams: one update is held at a time.
+
+        Args:
+            only: patterns of the tensors. weighting: ``examples`` or ``uniform``, if not the method's.
+            weight: of an update, of each of its tensors or of each of their entries, instead; what has weight 0 is as if absent.
+            absent: what a tensor is that a client did not send: no part of the mean (``kept``: one that nobody sent stays as it
+                is), or as the server holds it (``unmoved``: the mean is over all who sent anything).
+            leading: a smaller tensor is the leading slice of what the server holds; entries that nobody sent stay as they are.
         """
         patterns = (only,) if isinstance(only, str) else tuple(only)
         uniform = (weighting or self.weighting) == "uniform"
+        held = {n: v for n, v in self.shared.items() if isinstance(v, Tensor) and matches(n, patterns)}
 
         def votes() -> Iterator[Vote]:
             for update in updates:
                 tensors = {n: v for n, v in update.tensors.items() if isinstance(v, Tensor) and matches(n, patterns)}
-                yield Vote(update.client.id, tensors, 1.0 if uniform else update.weight)
+                if absent == "unmoved":
+                    tensors = held | tensors
+                counts = weight(update) if weight is not None else 1.0 if uniform else update.weight
+                yield Vote(update.client.id, tensors, counts)
 
-        outcome = self.robust.combine(self.shared, votes())
+        outcome = self.robust.combine(held, votes(), leading)
         self.remarks |= {"rule": self.robust.rule} | outcome.remarks
         for name, value in outcome.tensors.items():
             self.write(name, value)

@@ -12,7 +12,7 @@ Law = Callable[[Method], None]
 LAWS: dict[str, Law] = {
     "pack": of_runs.check_packs,
     "return": of_runs.check_return,
-    "additive": of_rules.check_additive,
+    "sums": of_rules.check_sums,
     "sites": of_runs.check_sites,
     "scores": of_runs.check_scores,
     "ledger": of_runs.check_ledger,

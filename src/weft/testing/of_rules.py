@@ -18,32 +18,40 @@ from weft.testing.sites import remote
 from weft.testing.watch import Aggregation, Snapshot
 
 
-def check_additive(method: Method) -> None:
-    """aggregate([u1 … uK]) = aggregate([their weighted mean]) for exactly the methods that declare it."""
+def check_sums(method: Method) -> None:
+    """A rule that needs sums alone gives the same if all who sent a tensor had sent its mean, and another rule does not."""
     p, slug = plays(method), method.info.slug
     turns = [turn for turn in p.packed.seen.turns.values() if turn.updates]
-    same = all(_of_the_mean_alone(p, turn) for turn in turns)
-    if method.info.additive:
+    same = all(_of_means(p, turn) for turn in turns)
+    if method.sums:
         assert same, (
-            f"{slug} breaks the additive law: it says that the server sees nothing but a weighted mean, and the mean alone gives "
-            "something else than the updates. Weigh by the clients' examples, or say additive=False."
+            f"{slug} breaks the sums law: it says that the server needs nothing but weighted sums, and something else comes out "
+            "if every update is their mean. Weigh by the clients' examples, or let sums be False."
         )
     else:
-        assert not same, f"{slug} says additive=False, and a weighted mean of the updates gives all the same: say additive=True."
+        assert not same, f"{slug} says that sums are not enough, and with means in the place of all updates it gives the same."
 
 
-def _of_the_mean_alone(p: Plays, turn: Aggregation) -> bool:
+def _of_means(p: Plays, turn: Aggregation) -> bool:
     wanted = after(p, turn, turn.fresh)
-    mean = WeightedMean()
+    mean = WeightedMean(leading=True)
     try:
         for u in turn.fresh:
-            tensors = {n: v for n, v in u.tensors.items() if isinstance(v, Tensor)}
-            mean.add(tensors, 1.0 if p.method.weighting == "uniform" else u.weight)
-        total = sum(u.weight for u in turn.updates)
-        found = after(p, turn, [replace(turn.fresh[0], tensors=dict(mean.result()), weight=total)])
-    except (ValueError, KeyError, RuntimeError):  # updates of several sizes have no mean at all
+            mean.add(_tensors(u), 1.0 if p.method.weighting == "uniform" else u.weight)
+        means = mean.result()
+
+        def of(update: Update) -> Update:
+            tensors = {n: means[n][tuple(slice(0, size) for size in t.shape)] for n, t in _tensors(update).items()}
+            return replace(update, tensors=dict(tensors), facts={})
+
+        found = after(p, turn, [of(u) for u in turn.fresh])
+    except (ValueError, KeyError, RuntimeError):  # updates that have no mean at all, or say nothing without their facts
         return False
     return equal(wanted, found, 1e-9)
+
+
+def _tensors(update: Update) -> dict[str, Tensor]:
+    return {n: v for n, v in update.tensors.items() if isinstance(v, Tensor)}
 
 
 def after(p: Plays, turn: Aggregation, updates: Iterable[Update]) -> dict[str, Tensor]:

@@ -206,7 +206,7 @@ def test_defaults_are_the_codes() -> None:
     assert (method.weighting, method.epochs, method.steps, method.batch) == ("uniform", 5.0, None, 32)
     # configs and Dassl's defaults: SGD, momentum 0.9, weight decay 5e-4, lr 0.001; the first of five epochs is a warm-up
     assert method.optim == Optim("sgd", lr=1e-3, momentum=0.9, weight_decay=5e-4, schedule="cosine", warmup=1 / 5)
-    assert (method.info.views, method.info.additive) == (("global",), True)
+    assert (method.info.views, method.sums) == (("global",), True)
 
 
 def test_where_the_course_of_the_rate_and_the_last_batch_differ_from_the_code_the_page_says_so() -> None:

@@ -77,7 +77,6 @@ class MPFT(Method):
         views=("global", "personal"),
         sends="prototypes, which are embeddings of its rows or means of them, under the names of the classes it has",
         needs=("images", "two towers", "all updates"),
-        additive=False,
     )
 
     prototypes: Way = "cluster"
@@ -91,6 +90,10 @@ class MPFT(Method):
     kd: NonNegative = 10.0
     adapt_steps: Whole = 100
     optim: Optim = Optim("adamw", lr=1e-3, weight_decay=0.01, clip=1.0, schedule="cosine", warmup=0.05)
+
+    @property
+    def sums(self) -> bool:
+        return False
 
     def adapt(self, backbone: Backbone, task: Task, client: ClientInfo) -> Adaptation:
         return {"adapter": (Residual(self.ratio), GIVEN), "mine": (Residual(self.ratio), TEMPORARY)}

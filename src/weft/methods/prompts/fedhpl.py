@@ -76,7 +76,6 @@ class FedHPL(Method):
         sends="mean logits of its correctly predicted examples, per class, and its accuracy on each class",
         tells=("known",),
         needs=("images", "head", "all updates"),
-        additive=False,
     )
 
     demands: ClassVar[tuple[str, ...]] = ("logits", "accuracy", "count")
@@ -91,6 +90,10 @@ class FedHPL(Method):
     epochs: Positive = 1.0
     batch: Count = 64
     optim: Optim = Optim("sgd", lr=0.05, momentum=0.9, schedule="constant")
+
+    @property
+    def sums(self) -> bool:
+        return False
 
     @property
     def quality(self) -> str:

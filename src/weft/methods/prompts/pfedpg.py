@@ -67,7 +67,6 @@ class PFedPG(Method):
         views=("personal", "generated"),
         sends="its prompt as trained; the server keeps a vector that describes the client, learnt from it",
         needs=("images", "head"),
-        additive=False,
     )
 
     demands: ClassVar[tuple[str, ...]] = ("prompt",)
@@ -79,6 +78,10 @@ class PFedPG(Method):
     epochs: Positive = 5.0
     batch: Count = 64
     optim: Optim = Optim("sgd", lr=0.25, weight_decay=1e-3, schedule="constant")
+
+    @property
+    def sums(self) -> bool:
+        return False
 
     def adapt(self, backbone: Backbone, task: Task, client: ClientInfo) -> Adaptation:
         prompt = ImageTokens(self.tokens)

@@ -74,7 +74,6 @@ class FlexLoRA(Method):
         ),
         asks=("rank", "ffn_rank"),
         needs=("all updates",),
-        additive=False,
         sends="both LoRA factors of every site at the client's rank, the head, and the number of examples",
     )
 
@@ -87,6 +86,10 @@ class FlexLoRA(Method):
     epochs: Positive = 1.0
     batch: Count = 4
     optim: Optim = Optim("adamw", lr=5e-4, clip=1.0)
+
+    @property
+    def sums(self) -> bool:
+        return False
 
     def adapt(self, backbone: Backbone, task: Task, client: ClientInfo) -> Adaptation:
         rank = int(client.facts.get("rank", self.rank))

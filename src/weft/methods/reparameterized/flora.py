@@ -61,7 +61,6 @@ class FLoRA(Method):
         ),
         asks=("rank",),
         needs=("all updates",),
-        additive=False,
         sends="both LoRA factors of every site, which every other client gets to see, the head, and the number of examples",
     )
 
@@ -74,6 +73,10 @@ class FLoRA(Method):
     epochs: Positive = 1.0
     batch: Count = 128
     optim: Optim = Optim("adamw", lr=3e-4, clip=1.0)
+
+    @property
+    def sums(self) -> bool:
+        return False
 
     def adapt(self, backbone: Backbone, task: Task, client: ClientInfo) -> Adaptation:
         rank = int(client.facts.get("rank", self.rank))
