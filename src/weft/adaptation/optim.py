@@ -7,7 +7,8 @@ alone. Rows of clients that are not in the batch, or that lack the block, keep t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -32,6 +33,8 @@ class Optim:
         clip: largest gradient norm of one client over all its tensors in the step; None = off.
         schedule: of the learning rate over the client's own steps of the round: ``linear`` or ``cosine`` (to 0), ``constant``.
         warmup: fraction of the steps over which the rate rises from 0.
+        prox: μ of FedProx (T. Li et al., "Federated Optimization in Heterogeneous Networks", MLSys 2020, arXiv 1812.06127): each
+            client's loss gains μ/2 ‖θ - θ_received‖² over the tensors that it was sent, as its optimizer began; 0 = off.
     """
 
     kind: Annotated[Literal["adamw", "sgd"], Called("optimizer")] = "adamw"
@@ -44,6 +47,7 @@ class Optim:
     schedule: Literal["linear", "constant", "cosine"] = "linear"
     warmup: Share = 0.0
     decay_biases: bool = True
+    prox: NonNegative = 0.0
 
     def __post_init__(self) -> None:
         check(self)
@@ -58,14 +62,29 @@ class Optimizer:
     Args:
         params: name -> leaf tensor [K, …]; exactly these can move, and only when :meth:`step` is told so.
         total: [K] steps that each client will take (its schedule's length).
+        anchored: names that ``prox`` holds near where they are now.
+        offsets: name -> [K, …], added to every gradient: the corrections of SCAFFOLD, FedDyn and their like.
+
+    Attributes:
+        travelled: [K] the sum of the rates of the steps taken.
     """
 
-    def __init__(self, params: Mapping[str, Tensor], settings: Optim, total: Tensor):
+    def __init__(
+        self,
+        params: Mapping[str, Tensor],
+        settings: Optim,
+        total: Tensor,
+        anchored: Iterable[str] = (),
+        offsets: Mapping[str, Tensor] | None = None,
+    ):
         self.params = dict(params)
         self.settings = settings
+        self.anchors = {n: self.params[n].detach().clone() for n in anchored} if settings.prox else {}
+        self.offsets = dict(offsets or {})
         # counts and rates in float64, except on Apple's MPS, which has none
         exact = torch.float32 if total.device.type == "mps" else torch.float64
         self.total = total.clamp(min=1).to(exact)
+        self.travelled = torch.zeros_like(self.total)
         self.ticks = torch.zeros_like(self.total)  # batches seen, for the schedule
         self.steps = {n: torch.zeros_like(self.total) for n in self.params}  # updates of a tensor, for Adam's bias correction
         self.moments: dict[str, tuple[Tensor, ...]] = {}
@@ -90,7 +109,13 @@ class Optimizer:
         return s.lr * torch.where(warm < 1, warm, fall)
 
     def step(
-        self, loss: Tensor, clients: Tensor | None, rows: Mapping[str, Tensor], only: Iterable[str] = (), tick: bool = True
+        self,
+        loss: Tensor,
+        clients: Tensor | None,
+        rows: Mapping[str, Tensor],
+        only: Iterable[str] = (),
+        tick: bool = True,
+        entries: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Differentiate Σ loss and move the tensors named in ``only`` (all, if empty).
 
@@ -99,6 +124,7 @@ class Optimizer:
             clients: [k] their indices in the pack, None = all.
             rows: name -> [K] bool, the clients that have the tensor.
             tick: advance the schedule (False for the first of two updates on one batch).
+            entries: name -> bool [K, …], those that may move; the others keep value and moments.
         """
         names = [n for n in (only or self.params) if n in self.params]
         if not names:
@@ -107,15 +133,40 @@ class Optimizer:
         active = torch.zeros(len(self.total), dtype=torch.bool, device=self.total.device)
         active[slice(None) if clients is None else clients] = True
         with torch.no_grad():
-            pairs = [(n, g) for n, g in zip(names, grads, strict=True) if g is not None]
+            free = entries or {}
+            pairs = [(n, self._corrected(n, g, free.get(n))) for n, g in zip(names, grads, strict=True) if g is not None]
             masks = {n: active & rows[n] for n, _ in pairs}
             if self.settings.clip is not None:
                 pairs = self._clipped(pairs, masks)
             rates = self.rates()
             for name, grad in pairs:
-                self._move(name, grad, masks[name], rates)
+                with self._held(name, free.get(name)):
+                    self._move(name, grad, masks[name], rates)
+        self.travelled += rates * active
         if tick:
             self.ticks += active
+
+    def _corrected(self, name: str, grad: Tensor, free: Tensor | None) -> Tensor:
+        """A gradient with what pulls a tensor to its anchor and what a rule adds, over the entries that may move."""
+        if name in self.anchors:
+            grad = grad + self.settings.prox * (self.params[name] - self.anchors[name])
+        if name in self.offsets:
+            grad = grad + self.offsets[name]
+        return grad if free is None else grad * free
+
+    @contextmanager
+    def _held(self, name: str, free: Tensor | None) -> Iterator[None]:
+        """Entries that are not ``free`` come out as they went in."""
+        if free is None:
+            yield
+            return
+        value = self.params[name].clone()
+        moments = [t.clone() for t in self.moments.get(name, ())]
+        yield
+        after = self.moments.get(name, ())
+        before = moments or [torch.zeros_like(t) for t in after]
+        for tensor, old in zip((self.params[name], *after), (value, *before), strict=True):
+            tensor.copy_(torch.where(free, tensor, old))
 
     def _clipped(self, pairs: list[tuple[str, Tensor]], masks: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
         assert self.settings.clip is not None

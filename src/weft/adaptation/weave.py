@@ -75,6 +75,21 @@ class Weave:
                 self._by_module[p.site.name].append(p)
         self._pass: Pass | None = None
 
+    def of(self, clients: Tensor, tensors: Mapping[str, Tensor]) -> Weave:
+        """The same parts for clients [K'] of these, some of them several times, with values of their own.
+
+        Args:
+            tensors: name -> [K', …].
+        """
+
+        def picked(value: Tensor) -> Tensor:
+            return value.index_select(0, clients) if value.shape[0] == self.clients else value
+
+        placed = [replace(p, fixed={role: picked(value) for role, value in p.fixed.items()}) for p in self.placed]
+        found = Weave(self.backbone, placed, tensors, len(clients), self.recompute)
+        found.hold = None if self.hold is None else self.hold.index_select(0, clients.to(self.hold.device))
+        return found
+
     @contextmanager
     def attached(self, clients: Tensor | None, k: int, use: Mapping[str, Weight] | None) -> Iterator[None]:
         """Hooks on, for rows that belong to ``k`` clients (``clients``: their indices, None = all)."""

@@ -40,6 +40,7 @@ class Pack:
     Attributes:
         clients: their states, in order. round: the round in progress. facts: what each received beside tensors.
         at_server: it is the server's own, where GIVEN tensors may be trained.
+        offsets: name -> [K, …], added to the gradients of every optimizer that is made afterwards.
         tensors: live values [K, …] by name. shapes: of each client's own, by name; None = it has none. has: [K] bool, by name.
 
     Args:
@@ -86,6 +87,7 @@ class Pack:
         self._lengths = bench.table.lengths
         self._training: set[str] | None = None
         self._given: dict[str, Tensor] | None = None
+        self.offsets: dict[str, Tensor] = {}
 
     # forward ----------------------------------------------------------------------------------------------------------
 
@@ -319,26 +321,113 @@ class Pack:
             self.tensors[name] = value.requires_grad_(True)
         planned = self._plans(epochs, steps, size, "main", caps)
         counts = [len(p) * updates_per_batch if total is None else total for p in planned]
-        made = Optimizer({n: self.tensors[n] for n in chosen}, settings, torch.tensor(counts, device=self.device))
+        down = [n for n in chosen if Scope.DOWN in scope_of(self.adaptations[0], n)]
+        offsets = {n: o.to(self.device, self.dtype) for n, o in self.offsets.items() if n in chosen}
+        moving = {n: self.tensors[n] for n in chosen}
+        made = Optimizer(moving, settings, torch.tensor(counts, device=self.device), down, offsets)
         self._optimizers.append(made)
         return made
 
     def _trainable(self, name: str) -> bool:
         return name in self.shapes and (self.at_server or scope_of(self.adaptations[0], name) != Scope.DOWN)
 
-    def step(self, optimizer: Optimizer, loss: Tensor, batch: Batch, only: Iterable[str] = (), tick: bool = True) -> None:
+    def step(
+        self,
+        optimizer: Optimizer,
+        objective: Callable[[Pack, Batch], Tensor],
+        batch: Batch,
+        only: Iterable[str] = (),
+        tick: bool = True,
+        entries: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
         """Move the optimizer's tensors that match ``only`` (all, if empty) down the gradient of each client's own loss.
 
+        Args:
+            objective: of a pack and a batch, [k]; it is given instead of its value because whoever looks at rows one by one
+                needs it of each. entries: name -> bool [K, …], those that may move.
+
+        Returns:
+            the losses [k], for :meth:`report`.
+
         Raises:
-            WeftError: none of them matches.
+            WeftError: none of the tensors matches.
         """
         patterns = tuple(only)
         names = [n for n in optimizer.params if matches(n, patterns)] if patterns else []
         if patterns and not names:
             raise WeftError(f"the optimizer holds no tensor that matches {', '.join(patterns)}")
+        loss = whole = objective(self, batch)
         if self.held and not loss.requires_grad:  # its clients hold blocks that the output does not see: an encoder's alone
-            loss = loss + 0 * sum(value.sum() for value in optimizer.params.values())
-        optimizer.step(loss, batch.clients, {n: self.rows(n) for n in optimizer.params}, names, tick)
+            whole = loss + 0 * sum(value.sum() for value in optimizer.params.values())
+        optimizer.step(whole, batch.clients, {n: self.rows(n) for n in optimizer.params}, names, tick, entries)
+        return loss.detach()
+
+    @contextmanager
+    def values(self, given: Mapping[str, Tensor]) -> Iterator[None]:
+        """Passes inside read these tensors [K, …] in the place of the pack's own: masked, interpolated or perturbed ones.
+
+        Raises:
+            WeftError: the pack has no tensor of that name, or one of another shape.
+        """
+        for name, value in given.items():
+            if name not in self.tensors or self.tensors[name].shape != value.shape:
+                have = tuple(self.tensors[name].shape) if name in self.tensors else "none"
+                raise WeftError(
+                    f'"{name}" of shape {tuple(value.shape)} can stand in for no tensor of the pack, which has {have}'
+                )
+        own = {name: self.tensors[name] for name in given}
+        self.tensors.update(given)
+        try:
+            yield
+        finally:
+            self.tensors.update(own)
+
+    def gradients(
+        self, objective: Callable[[Pack, Batch], Tensor], *names: str, size: int = 32, epochs: float = 1.0
+    ) -> dict[str, Tensor]:
+        """Each client's gradient [K, …] of its mean loss over its training rows, by tensors that match; nothing moves.
+
+        Args:
+            objective: the mean over a batch's rows, [k]. size: rows of a pass.
+        """
+        chosen = {n: self.tensors[n].detach().requires_grad_(True) for n in self.params(*names)}
+        found = {n: torch.zeros_like(v) for n, v in chosen.items()}
+        counts = torch.zeros(len(self.clients), device=self.device, dtype=self.dtype)
+        for batch in self.batches(epochs, None, size, "gradients"):
+            rows = torch.from_numpy((batch.index >= 0).sum(1)).to(counts)
+            who = torch.arange(len(counts), device=self.device) if batch.clients is None else batch.clients
+            counts.index_add_(0, who, rows)
+            with self.values(chosen):
+                loss = (objective(self, batch) * rows).sum()
+            slopes = torch.autograd.grad(loss, list(chosen.values()), allow_unused=True)
+            for total, slope in zip(found.values(), slopes, strict=True):
+                if slope is not None:
+                    total += slope
+        return {n: v / counts.clamp(min=1).view(-1, *[1] * (v.dim() - 1)) for n, v in found.items()}
+
+    def row_gradients(self, objective: Callable[[Pack, Batch], Tensor], batch: Batch, *names: str) -> dict[str, Tensor]:
+        """Gradients [k, b, …] of each row's own loss, by tensors that match: for one pass every row is a client of its own.
+
+        Of a padding row they are 0. Objectives that compare rows of a batch have other ones than the batch as a whole.
+        """
+        k, b = batch.index.shape
+        who = torch.arange(len(self.clients), device=self.device) if batch.clients is None else batch.clients
+        each = who.repeat_interleave(b)
+        view = copy.copy(self)
+        place = each.tolist()
+        view.clients = [self.clients[i] for i in place]
+        view.adaptations, view.facts = [self.adaptations[i] for i in place], [self.facts[i] for i in place]
+        view.tensors = {n: t.detach().index_select(0, each) for n, t in self.tensors.items()}
+        view.has = {n: h.index_select(0, each) for n, h in self.has.items()}
+        view._lacks = {n: h.index_select(0, each) for n, h in self._lacks.items()}
+        view._weave = self._weave.of(each, view.tensors)
+        leaves = {n: view.tensors[n].requires_grad_(True) for n in self.params(*names)}
+        rows = make_batch(self.task, self.bench.table, batch.index.reshape(-1, 1), None, self.device)
+        found = torch.autograd.grad(objective(view, rows).sum(), list(leaves.values()), allow_unused=True)
+        return {
+            n: (torch.zeros_like(v) if g is None else g).unflatten(0, (k, b))
+            for (n, v), g in zip(leaves.items(), found, strict=True)
+        }
 
     def rows(self, name: str) -> Tensor:
         """[K] bool: the clients that have the tensor, and the block it sits in."""
@@ -360,9 +449,7 @@ class Pack:
             return
         optimizer = self.optimizer(*only, settings=settings, epochs=epochs, steps=steps, size=size, caps=caps)
         for batch in self.batches(epochs, steps, size, caps=caps):
-            loss = objective(self, batch)
-            self.step(optimizer, loss, batch)
-            self.report(batch, loss)
+            self.report(batch, self.step(optimizer, objective, batch))
 
     def has_work(self) -> bool:
         """Whether any client of the pack has training rows."""

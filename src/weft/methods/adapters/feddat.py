@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from weft.contract import (
     PERSONAL,
@@ -112,17 +113,23 @@ class FedDAT(Method):
             updates_per_batch=2,
         )
         ramp = self._ramp(pack.round.index)
-        for batch in pack.batches(self.epochs, self.steps, self.batch):
+        passes: dict[str, Output] = {}  # of the batch in hand
+
+        def of_shared(pack: Pack, batch: Batch) -> Tensor:
             with torch.no_grad():
                 teacher = self.forward(pack, batch, "dat")
-            shared = self.forward(pack, batch, "shared")
+            shared = passes["shared"] = self.forward(pack, batch, "shared")
             distil = distillation(teacher, shared, batch.mask, self.temperature)
-            pack.step(opt, 0.5 * (pack.loss(shared, batch) + ramp * self.alpha * distil), batch, only=("ours", "head"))
+            return 0.5 * (pack.loss(shared, batch) + ramp * self.alpha * distil)
+
+        def of_dual(pack: Pack, batch: Batch) -> Tensor:
             dual = self.forward(pack, batch, "dat")
-            distil = distillation(shared, dual, batch.mask, self.temperature)
-            loss = 0.5 * (pack.loss(dual, batch) + ramp * self.beta * distil)
-            pack.step(opt, loss, batch, only=("mine", "head"))
-            pack.report(batch, loss)
+            distil = distillation(passes["shared"], dual, batch.mask, self.temperature)
+            return 0.5 * (pack.loss(dual, batch) + ramp * self.beta * distil)
+
+        for batch in pack.batches(self.epochs, self.steps, self.batch):
+            pack.step(opt, of_shared, batch, only=("ours", "head"))
+            pack.report(batch, pack.step(opt, of_dual, batch, only=("mine", "head")))
         return pack.updates()
 
     def personalise(self, pack: Pack) -> None:

@@ -13,7 +13,7 @@ The text head is made of the class names on both sides, so that it does not trav
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, ClassVar
 
 import numpy as np
@@ -139,9 +139,8 @@ class MPFT(Method):
         for epoch in range(self.server_epochs):
             for chosen in order[: steps * size].view(steps, size):
                 batch = rows_of(y[chosen].unsqueeze(0), bench.device)
-                loss = bench.loss(bench.tail(z[chosen].to(bench.device).unsqueeze(0), use={"adapter": 1.0}), batch)
-                bench.step(optimizer, loss, batch)
-                losses.append(float(loss.detach()))
+                objective = _of_embeddings(z[chosen].to(bench.device).unsqueeze(0))
+                losses.append(float(bench.step(optimizer, objective, batch)))
             # not while the rate still rises: a few prototypes would stop before they have begun
             if epoch >= self.optim.warmup * self.server_epochs and len(losses) > 20 and np.std(losses[-20:]) < self.settled:
                 break
@@ -164,10 +163,14 @@ class MPFT(Method):
         with torch.no_grad():
             common = torch.log_softmax(pack.tail(z, use={"adapter": 1.0}).logits, -1)
         optimizer = pack.optimizer("mine", settings=self.optim, total=self.adapt_steps)
-        for _ in range(self.adapt_steps):
+
+        def near_common(pack: Pack, batch: Batch) -> Tensor:
             out = pack.tail(z, use={"mine": 1.0})
             apart = (common.exp() * (common - torch.log_softmax(out.logits, -1))).mean(-1)
-            pack.step(optimizer, pack.loss(out, batch) + self.kd * mean_of(apart, batch.mask), batch)
+            return pack.loss(out, batch) + self.kd * mean_of(apart, batch.mask)
+
+        for _ in range(self.adapt_steps):
+            pack.step(optimizer, near_common, batch)
         pack.copy("adapter", "mine", ~batch.mask.any(1))  # weight decay alone has moved that of a client without rows
 
     def _few(self, pack: Pack, k: int) -> np.ndarray:
@@ -182,3 +185,8 @@ def rows_of(labels: Tensor, device: torch.device) -> Batch:
     """A batch of embeddings: labels [K, n], -1 = padding."""
     mask = (labels >= 0).to(device)
     return Batch(None, np.zeros(tuple(labels.shape), np.int64), labels.clamp(min=0).to(device), mask)
+
+
+def _of_embeddings(z: Tensor) -> Callable[[Pack, Batch], Tensor]:
+    """The loss of the common adapter on embeddings [1, n, e] of a batch."""
+    return lambda bench, batch: bench.loss(bench.tail(z, use={"adapter": 1.0}), batch)
