@@ -95,7 +95,7 @@ def doors(slug: str, codec: str) -> tuple[Door, Door]:
         return update.tensors, update.facts, update.weight
 
     def read_down(data: bytes) -> tuple[dict[str, Value], dict[str, Any], float]:
-        received = read_download(run.method, bench, adaptation, server.round, data, LIMITS)
+        received = read_download(run.method, bench, info, adaptation, server.round, data, LIMITS)
         return received.tensors, received.facts, received.header.weight
 
     strangers = [d for t, sent in enumerate(frames) for c, d in sent.items() if (t, c) != (now, name)] + downloads[0][:1]

@@ -20,6 +20,7 @@ from weft.engines.intake import Intake
 from weft.engines.packing import Capacity
 from weft.engines.setup import Job, Setup
 from weft.federation.client import ClientState
+from weft.federation.message import beside
 from weft.federation.rounds import adapted
 from weft.federation.server import ServerState
 from weft.federation.usual import Usual
@@ -162,4 +163,5 @@ class Engine:
         held = server.held_by(info, adaptation, message)
         server.receipt(message, info)
         now = server.synced.get(client.id, 0)
-        return Job(client, adaptation, held, received.facts, server=server, frame=frame.data, since=since, now=now)
+        free = beside(adaptation, setup.bench.of(client).backbone, received.tensors)
+        return Job(client, adaptation, held, received.facts, free, server=server, frame=frame.data, since=since, now=now)

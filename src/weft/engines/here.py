@@ -16,7 +16,7 @@ from weft.engines.round_losses import Losses
 from weft.engines.scoring import Scoring
 from weft.engines.setup import Job, Setup
 from weft.errors import UserError, WeftError
-from weft.federation.pack import Pack
+from weft.federation.rounds import enter
 
 
 class Here:
@@ -61,7 +61,7 @@ class Here:
         setup, server = self.setup, members[0].server
         for job in members:
             setup.store.load(job.client)
-        pack = Pack(setup.bench.of(members[0].client), members, server.round, server.start)
+        pack = enter(setup.method, setup.bench.of(members[0].client), members, server.round, server.start)
         pack.listener = losses
         by_id = {j.client.id: j for j in members}
         for update in setup.method.train(pack):

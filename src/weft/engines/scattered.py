@@ -30,9 +30,8 @@ from weft.federation.bench import Bench
 from weft.federation.client import ClientState
 from weft.federation.exchange import write_update
 from weft.federation.method import Method
-from weft.federation.pack import Pack
 from weft.federation.round import Round
-from weft.federation.rounds import adapted
+from weft.federation.rounds import adapted, enter
 from weft.federation.turn import Turn
 from weft.storage import files
 from weft.tensors import forms
@@ -145,8 +144,8 @@ class Scattered:
         clients = []
         for i, job in enumerate(members):
             self.setup.store.load(job.client)
-            held = tuple((n, number_of(v)) for n, v in sorted(job.held.items()))
-            about = {"id": job.client.id, "facts": job.client.facts, "received": dict(job.facts)}
+            held, free = (tuple((n, number_of(v)) for n, v in sorted(some.items())) for some in (job.held, job.beside))
+            about = {"beside": dict(free), "id": job.client.id, "facts": job.client.facts, "received": dict(job.facts)}
             clients.append(about | {"held": sets.setdefault(held, len(sets))} | _memory(job.client, memories, i))
             self.setup.store.forget(job.client)
         plan = members[0].server.round
@@ -186,12 +185,18 @@ class Worker:
         clients = [self._client(tensors, i, said) for i, said in enumerate(about["clients"])]
         asks = self.method.info.asks
         turns = [
-            Turn(c, adapted(self.method, self.bench, c.info(asks)), sets[said["held"]], said["received"])
+            Turn(
+                c,
+                adapted(self.method, self.bench, c.info(asks)),
+                sets[said["held"]],
+                said["received"],
+                {name: values[f"held:{number}"] for name, number in said["beside"].items()},
+            )
             for c, said in zip(clients, about["clients"], strict=True)
         ]
         held = {turn.client.id: turn.held for turn in turns}
         bench = self.bench.of(clients[0])
-        pack = Pack(bench, turns, round)
+        pack = enter(self.method, bench, turns, round)
         losses = pack.listener = Losses(c.id for c in clients)
         frames = {}
         try:

@@ -14,8 +14,9 @@ from weft.engines.setup import Setup
 from weft.federation import generating
 from weft.federation.client import ClientState, Splits
 from weft.federation.exchange import payload_of
+from weft.federation.message import beside
 from weft.federation.pack import Pack
-from weft.federation.rounds import adapted
+from weft.federation.rounds import adapted, enter
 from weft.federation.server import ServerState
 from weft.federation.turn import Turn
 from weft.tasks.observed import Observed
@@ -153,7 +154,7 @@ class Scoring:
                 self.setup.store.load(client)
                 turns.append(self._turn(owner[client.id], client))
             server = owner[part[0].id]
-            pack = Pack(self.bench.of(part[0]), turns, server.round, server.start)
+            pack = enter(self.method, self.bench.of(part[0]), turns, server.round, server.start)
             self.method.personalise(pack)
             pack.hold(None)
             yield part, pack
@@ -167,7 +168,8 @@ class Scoring:
         payload = payload_of(message.tensors if client.id in server.synced else server.start | message.tensors)
         self.setup.exchange.ledger.add(server.round.index, "eval", "down", client.id, payload, sum(payload.values()))
         adaptation = adapted(self.method, self.bench, info)
-        return Turn(client, adaptation, server.held_by(info, adaptation, message), message.facts)
+        free = beside(adaptation, self.bench.of(client).backbone, message.tensors)
+        return Turn(client, adaptation, server.held_by(info, adaptation, message), message.facts, free)
 
     def _pooled(self, seen: list[Observed], view: str, people: str, pooling: str) -> list[Evaluation]:
         everyone = Observed.concatenate(seen)

@@ -23,11 +23,11 @@ from weft.federation.bench import Bench
 from weft.federation.client import ClientState
 from weft.federation.exchange import Limits, read_download, write_update
 from weft.federation.layout import named
-from weft.federation.message import APPENDED
+from weft.federation.message import APPENDED, beside
 from weft.federation.method import Method
 from weft.federation.pack import Pack
 from weft.federation.round import Round
-from weft.federation.rounds import adapted
+from weft.federation.rounds import adapted, enter
 from weft.federation.scope import Scope
 from weft.federation.turn import Turn
 from weft.storage import files
@@ -116,7 +116,10 @@ class SiteClient:
     def _apply(self, tensors: Mapping[str, Value], since: int) -> dict[str, Value]:
         """The copy after a message; the one before is not touched, and one that builds on nothing (0) starts from none."""
         new = dict(self.copy) if since else self._drawn()
+        free = beside(self.adaptation, self.bench.backbone, tensors)
         for name, value in tensors.items():
+            if name in free:  # nobody keeps it
+                continue
             old = new.get(name.removesuffix(APPENDED))
             if name.endswith(APPENDED):
                 assert isinstance(old, LowRank) and isinstance(value, LowRank)
@@ -155,7 +158,7 @@ class SiteClient:
         self.copy, self.clock = self._apply(received.tensors, since), now
         self.store.load(self.client)
         held = self.start | self.copy
-        pack = Pack(self.bench, [Turn(self.client, self.adaptation, held, received.facts)], round, self.start)
+        pack = self._pack(received, held, round)
         losses = pack.listener = Losses([self.client.id])
         updates = list(self.method.train(pack))
         frame = write_update(self.method, round, self.bench.seed, updates[0], self.uplink, held).data if updates else None
@@ -167,10 +170,14 @@ class SiteClient:
         self._save(round.index, digest, frame, loss)
         return frame, loss
 
+    def _pack(self, received: Received, held: Mapping[str, Value], round: Round) -> Pack:
+        free = beside(self.adaptation, self.bench.backbone, received.tensors)
+        return enter(self.method, self.bench, [Turn(self.client, self.adaptation, held, received.facts, free)], round, self.start)
+
     def _read(self, round: Round, data: bytes, since: int) -> Received:
         if since and since != self.clock:
             raise Behind(f"{self.client.id} holds another state than the message builds on")
-        return read_download(self.method, self.bench, self.adaptation, round, data, self.limits)
+        return read_download(self.method, self.bench, self.info, self.adaptation, round, data, self.limits)
 
     def _save(self, round: int, digest: str, frame: bytes | None, loss: float | None) -> None:
         tensors, scales = forms.flatten(self.copy)
@@ -200,7 +207,7 @@ class SiteClient:
         received = self._read(round, data, since)
         self.store.load(self.client)
         held = self.start | self._apply(received.tensors, since)
-        pack = Pack(self.bench, [Turn(self.client, self.adaptation, held, received.facts)], round, self.start)
+        pack = self._pack(received, held, round)
         found: dict[str, dict[str, dict[str, Any]]] = {}
         personal = False
         for view in sorted(self.method.info.views, key=lambda v: v != "global"):  # the common model, before it is fitted

@@ -18,10 +18,11 @@ from weft.federation.batch import Batch, make_batch
 from weft.federation.bench import Bench
 from weft.federation.client import ClientState
 from weft.federation.layout import named
+from weft.federation.message import beside
 from weft.federation.one_pass import one_pass
 from weft.federation.pack import Pack
 from weft.federation.round import Round
-from weft.federation.rounds import adapted
+from weft.federation.rounds import adapted, enter
 from weft.federation.scope import GIVEN
 from weft.federation.turn import Turn
 from weft.tasks.outputs import Output
@@ -126,8 +127,9 @@ def _entering(method: Method, server: ServerState, client: ClientState) -> Pack:
     info = client.info(method.info.asks)
     message = method.send_to_test(server, info)
     adaptation = adapted(method, server.bench, info)
-    turn = Turn(client, adaptation, server.held_by(info, adaptation, message), message.facts)
-    return Pack(server.bench.of(client), [turn], server.round, server.start)
+    free = beside(adaptation, server.bench.of(client).backbone, message.tensors)
+    turn = Turn(client, adaptation, server.held_by(info, adaptation, message), message.facts, free)
+    return enter(method, server.bench.of(client), [turn], server.round, server.start)
 
 
 def _weights(method: Method, pack: Pack, view: str) -> dict[str, float] | None:

@@ -101,7 +101,9 @@ class Exchange:
                     "give a larger --max-bytes."
                 )
             try:
-                received = read_download(self.method, server.bench.of(client), adaptation, server.round, frame.data, self.limits)
+                received = read_download(
+                    self.method, server.bench.of(client), client, adaptation, server.round, frame.data, self.limits
+                )
             except Refused as e:
                 if finite(message.tensors.values()):
                     raise  # it is the method's own fault, and not what training has made of the values
@@ -185,7 +187,13 @@ def uploaded(
 
 
 def read_download(
-    method: Method, bench: Bench, adaptation: Adaptation, round: Round, data: bytes, limits: Limits | None = None
+    method: Method,
+    bench: Bench,
+    client: ClientInfo,
+    adaptation: Adaptation,
+    round: Round,
+    data: bytes,
+    limits: Limits | None = None,
 ) -> Received:
     """The client's side of a download.
 
@@ -204,7 +212,7 @@ def read_download(
         direction="down",
         max_bytes=limits.max_bytes,
         max_weight=limits.max_weight,
-        tensors=download_shapes(adaptation, bench),
+        tensors=download_shapes(adaptation, bench) | dict(method.downloads(bench, client)),
         facts=frozenset(method.info.tells) | frozenset(round.extra),
         lowrank=factored | {n + APPENDED for n in factored},
     )
@@ -218,9 +226,9 @@ def write_update(method: Method, round: Round, seed: int, update: Update, uplink
     return encode(header, update.tensors, update.facts, uplink, reference=held, generator=stream)
 
 
-def download_shapes(adaptation: Adaptation, bench: Bench) -> dict[str, tuple[int, ...]]:
-    """Names and shapes that a client accepts."""
-    shapes: dict[str, tuple[int, ...]] = {}
+def download_shapes(adaptation: Adaptation, bench: Bench) -> dict[str, tuple[int | None, ...]]:
+    """Names and shapes that a client accepts of its parts."""
+    shapes: dict[str, tuple[int | None, ...]] = {}
     for name, init, scope in named(adaptation, bench.backbone):
         if Scope.DOWN in scope:
             shapes[name] = init.shape

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from weft.federation.layout import Adaptation
+from weft.federation.layout import Adaptation, named
 from weft.tensors.forms import Value
 from weft.tensors.lowrank import LowRank
 
 if TYPE_CHECKING:
-    from weft.backbones.backbone import Site
+    from weft.backbones.backbone import Backbone, Site
 
 APPENDED = "+"
 """A low-rank tensor name that ends in this carries terms to be added to the receiver's copy instead of a whole value."""
@@ -64,3 +65,9 @@ class Update(Message):
         a, b = self.tensors[f"{part}/{site.name}/A"], self.tensors[f"{part}/{site.name}/B"]
         assert isinstance(a, Tensor) and isinstance(b, Tensor)
         return LowRank(B=b, A=a, scale=lora.constants(site)["scale"])
+
+
+def beside(adaptation: Adaptation, backbone: Backbone, tensors: Mapping[str, Value]) -> dict[str, Value]:
+    """Those of a message's tensors that are of no part: see :meth:`weft.federation.method.Method.downloads`."""
+    names = {name for name, _, _ in named(adaptation, backbone)}
+    return {n: v for n, v in tensors.items() if n.removesuffix(APPENDED) not in names}

@@ -23,6 +23,7 @@ from weft.typed import Count, Positive, check
 
 if TYPE_CHECKING:
     from weft.backbones.backbone import Backbone
+    from weft.federation.bench import Bench
     from weft.tasks.task import Task
 
 Weighting = Literal["examples", "uniform"]
@@ -124,7 +125,24 @@ class Method:
         """Names and shapes of uploaded tensors that are not UP tensors of the adaptation (prototypes, logits …)."""
         return {}
 
+    def downloads(self, bench: Bench, client: ClientInfo) -> Mapping[str, tuple[int | None, ...]]:
+        """Names and shapes of tensors that :meth:`send` may give beside the DOWN tensors of the adaptation, for one turn.
+
+        None is any size. They are in ``pack.received`` of that turn, and nobody keeps them. The server's own pack has received
+        what :meth:`send` gives to a client of id ``""``.
+
+        Args:
+            bench: the client's own.
+        """
+        return {}
+
     # client ---------------------------------------------------------------------------------------------------------
+
+    def load(self, pack: Pack) -> None:
+        """Make models of what was received and kept, before anything is done with them: training, scoring, export.
+
+        It may change ``pack.tensors``. It is called for every pack, the server's own too (``pack.at_server``).
+        """
 
     def forward(self, pack: Pack, batch: Batch, view: str | None = None) -> Output:
         """Predict; ``view`` is None while training, else one of ``info.views``. Outputs are [k, b, …]."""

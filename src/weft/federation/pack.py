@@ -39,12 +39,13 @@ class Pack:
 
     Attributes:
         clients: their states, in order. round: the round in progress. facts: what each received beside tensors.
+        received: the tensors that each received for this turn, of no part.
         at_server: it is the server's own, where GIVEN tensors may be trained.
         offsets: name -> [K, …], added to the gradients of every optimizer that is made afterwards.
         tensors: live values [K, …] by name. shapes: of each client's own, by name; None = it has none. has: [K] bool, by name.
 
     Args:
-        turns: of the clients. start: start values handed out in set-up, instead of drawn ones.
+        turns: of the clients. start: start values handed out in set-up, instead of drawn ones. load: the method's.
 
     Raises:
         UserError: its clients differ in more than sizes, see :func:`weft.federation.alike.check_alike`.
@@ -57,11 +58,12 @@ class Pack:
         round: Round,
         start: Mapping[str, Tensor] | None = None,
         at_server: bool = False,
+        load: Callable[[Pack], None] | None = None,
     ):
         self.bench, self.at_server, self.round = bench, at_server, round
         self.backbone, self.task = bench.backbone, bench.task
         self.clients, self.adaptations = [t.client for t in turns], [t.adaptation for t in turns]
-        self.facts = [t.facts for t in turns]
+        self.facts, self.received = [t.facts for t in turns], [t.beside for t in turns]
         device = bench.backbone.device
         self.device, self.dtype = device, bench.dtype
         check_alike(bench.backbone, turns)
@@ -88,6 +90,8 @@ class Pack:
         self._training: set[str] | None = None
         self._given: dict[str, Tensor] | None = None
         self.offsets: dict[str, Tensor] = {}
+        if load is not None:
+            load(self)
 
     # forward ----------------------------------------------------------------------------------------------------------
 
@@ -417,6 +421,7 @@ class Pack:
         place = each.tolist()
         view.clients = [self.clients[i] for i in place]
         view.adaptations, view.facts = [self.adaptations[i] for i in place], [self.facts[i] for i in place]
+        view.received = [self.received[i] for i in place]
         view.tensors = {n: t.detach().index_select(0, each) for n, t in self.tensors.items()}
         view.has = {n: h.index_select(0, each) for n, h in self.has.items()}
         view._lacks = {n: h.index_select(0, each) for n, h in self._lacks.items()}

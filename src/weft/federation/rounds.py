@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -12,9 +12,12 @@ from weft.federation.bench import Bench
 from weft.federation.layout import Adaptation, named
 from weft.federation.message import ClientInfo, Update
 from weft.federation.method import Method
+from weft.federation.pack import Pack
 from weft.federation.robust_mean import Robust
+from weft.federation.round import Round
 from weft.federation.scope import Scope
 from weft.federation.server import ServerState
+from weft.federation.turn import Turn
 from weft.tensors.forms import finite
 
 
@@ -42,7 +45,12 @@ def begin(
     """
     _check_others(method, bench)
     adaptation = adapted(method, bench, ClientInfo(""))
-    return ServerState(bench, adaptation, clients, rounds, start, robust, method.weighting)
+    return ServerState(bench, adaptation, clients, rounds, start, robust, method)
+
+
+def enter(method: Method, bench: Bench, turns: Sequence[Turn], round: Round, start: Mapping[str, Tensor] | None = None) -> Pack:
+    """Clients that have received what they train or are scored with, and whose models are made of it."""
+    return Pack(bench, turns, round, start, load=method.load)
 
 
 def close_round(method: Method, server: ServerState, updates: Iterable[Update]) -> dict[str, Any]:

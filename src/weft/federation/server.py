@@ -13,7 +13,7 @@ from weft.errors import WeftError
 from weft.federation.bench import Bench
 from weft.federation.client import ClientState
 from weft.federation.layout import Adaptation, named
-from weft.federation.message import APPENDED, ClientInfo, Message, Update
+from weft.federation.message import APPENDED, ClientInfo, Message, Update, beside
 from weft.federation.pack import Pack
 from weft.federation.robust_mean import Robust, Vote
 from weft.federation.round import Round
@@ -27,6 +27,7 @@ from weft.tensors.lowrank import LowRank
 
 if TYPE_CHECKING:
     from weft.backbones.backbone import Site
+    from weft.federation.method import Method
 
 
 class ServerState:
@@ -40,6 +41,7 @@ class ServerState:
         rounds: planned number of rounds. round: the one in progress. cohort: who takes part in it.
         robust: what stands in for a mean. remarks: what that rule did in this round, for its record.
         weighting: of updates in a mean, ``examples`` or ``uniform``. adaptation: of a client without facts.
+        method: whose state it is; None has nothing to load.
     """
 
     def __init__(
@@ -50,10 +52,11 @@ class ServerState:
         rounds: int,
         start: dict[str, Tensor] | None = None,
         robust: Robust | None = None,
-        weighting: str = "examples",
+        method: Method | None = None,
     ):
         self.bench, self.adaptation, self.clients, self.rounds = bench, adaptation, clients, rounds
-        self.robust, self.weighting = robust or Robust(), weighting
+        self.robust, self.method = robust or Robust(), method
+        self.weighting = "examples" if method is None else method.weighting
         self.remarks: dict[str, Any] = {}
         self.seed = bench.seed
         self.start = dict(start or {})
@@ -163,8 +166,12 @@ class ServerState:
 
     def pack(self) -> Pack:
         """A pack of one at the server, with every DOWN tensor at its newest value and the others at their start."""
-        client = ClientState("")
-        return Pack(self.bench, [Turn(client, self.adaptation, dict(self.shared))], self.round, self.start, at_server=True)
+        turn, nobody, load = Turn(ClientState(""), self.adaptation, dict(self.shared)), ClientInfo(""), None
+        if self.method is not None:
+            load = self.method.load
+            if self.method.downloads(self.bench, nobody):
+                turn.beside = beside(self.adaptation, self.bench.backbone, self.method.send(self, nobody).tensors)
+        return Pack(self.bench, [turn], self.round, self.start, at_server=True, load=load)
 
     # writing --------------------------------------------------------------------------------------------------------
 

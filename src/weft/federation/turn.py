@@ -19,10 +19,11 @@ class Turn:
         client: its rows and what it remembers.
         adaptation: its parts.
         held: its DOWN values, received now or earlier, and start values of others that were handed to it.
-        facts: what it has received beside tensors.
+        facts: what it has received beside tensors. beside: tensors that it has received and that are of no part.
     """
 
     client: ClientState
     adaptation: Adaptation
     held: Mapping[str, Value]
     facts: Mapping[str, Any] = field(default_factory=dict)
+    beside: Mapping[str, Value] = field(default_factory=dict)

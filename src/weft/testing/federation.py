@@ -25,10 +25,11 @@ from weft.engines.setup import Settings, Setup
 from weft.federation.bench import Bench
 from weft.federation.client import ClientState
 from weft.federation.exchange import Exchange
+from weft.federation.message import beside
 from weft.federation.method import Method
 from weft.federation.pack import Pack
 from weft.federation.round import Round
-from weft.federation.rounds import adapted, begin
+from weft.federation.rounds import adapted, begin, enter
 from weft.federation.server import ServerState
 from weft.federation.turn import Turn
 from weft.storage.store import ClientStore, Spool
@@ -66,8 +67,9 @@ class Federation:
             info = c.info(self.method.info.asks)
             message = self.method.send(server, info)
             adaptation = adapted(self.method, self.bench, info)
-            turns.append(Turn(c, adaptation, server.held_by(info, adaptation, message), dict(message.facts)))
-        return Pack(self.bench.of(chosen[0]), turns, server.round, server.start)
+            free = beside(adaptation, self.bench.of(c).backbone, message.tensors)
+            turns.append(Turn(c, adaptation, server.held_by(info, adaptation, message), dict(message.facts), free))
+        return enter(self.method, self.bench.of(chosen[0]), turns, server.round, server.start)
 
     def cohort(self) -> list[ClientState]:
         """Who takes part in the server's round."""

@@ -11,10 +11,9 @@ from weft.communication.wire import decode, encode
 from weft.engines.cohort import drops_out
 from weft.federation.exchange import download_shapes
 from weft.federation.layout import named
-from weft.federation.message import APPENDED
-from weft.federation.pack import Pack
+from weft.federation.message import APPENDED, beside
 from weft.federation.round import Round
-from weft.federation.rounds import adapted
+from weft.federation.rounds import adapted, enter
 from weft.federation.scope import Scope
 from weft.federation.turn import Turn
 from weft.tensors.forms import Value
@@ -41,7 +40,7 @@ class Stranger:
 
     def take(self, data: bytes, round: Round) -> Received:
         """Read a download, and keep its values."""
-        shapes = download_shapes(self.adaptation, self.bench)
+        shapes = download_shapes(self.adaptation, self.bench) | dict(self.method.downloads(self.bench, self.info))
         expected = Expected(
             method=self.method.info.slug,
             round=round.index,
@@ -52,7 +51,10 @@ class Stranger:
             max_weight=1e9,
         )
         received = decode(data, expected)
+        self.beside = beside(self.adaptation, self.bench.backbone, received.tensors)
         for name, value in received.tensors.items():
+            if name in self.beside:
+                continue
             if name.endswith(APPENDED):
                 plain = name.removesuffix(APPENDED)
                 old = self.copy[plain]
@@ -66,7 +68,13 @@ class Stranger:
     def turn(self, data: bytes, round: Round) -> bytes | None:
         """Read a download, train, and answer."""
         received = self.take(data, round)
-        pack = Pack(self.bench, [Turn(self.client, self.adaptation, self.copy, received.facts)], round, self.start)
+        pack = enter(
+            self.method,
+            self.bench,
+            [Turn(self.client, self.adaptation, self.copy, received.facts, self.beside)],
+            round,
+            self.start,
+        )
         updates = list(self.method.train(pack))
         pack.write_back()
         if not updates:
