@@ -13,6 +13,7 @@ import torch
 import by_hand
 import tiny
 from weft.adaptation.bias import Bias
+from weft.adaptation.head import Head
 from weft.adaptation.lora import LoRA
 from weft.adaptation.optim import Optim
 from weft.adaptation.tokens import ClassContext
@@ -20,25 +21,14 @@ from weft.backbones.backbone import Backbone, Site
 from weft.errors import UserError
 from weft.federation.info import MethodInfo
 from weft.federation.layout import Adaptation
-from weft.federation.message import ClientInfo, Message, Update
+from weft.federation.message import ClientInfo, Update
 from weft.federation.method import Method
 from weft.federation.pack import Pack
 from weft.federation.scope import GIVEN, PERSONAL, SHARED
-from weft.federation.server import ServerState
 from weft.tasks.classification import Classification
 from weft.tensors.init import Init
 
 CARD = MethodInfo(slug="odd", title="a toy", paper="none", family="reparameterized", sends="what its scopes say")
-
-
-@dataclass(frozen=True)
-class Lower(LoRA):
-    """LoRA in some of the blocks."""
-
-    blocks: int = 1
-
-    def sites(self, backbone: Backbone) -> list[Site]:
-        return [s for s in super().sites(backbone) if s.block is not None and s.block < self.blocks]
 
 
 @dataclass(frozen=True)
@@ -54,9 +44,7 @@ class Named(LoRA):
 
 START = torch.ones(3)
 PARTS: dict[str, Callable[[int], dict[str, Any]]] = {
-    "layers": lambda k: {"lora": (Lower(2, 2.0, "q", blocks=1 + k), SHARED)},
-    "other layers": lambda k: {"lora": (LoRA(2, 2.0, "qv"[k]), SHARED)},
-    "a part": lambda k: {"lora": (LoRA(2, 2.0, "q"), SHARED)} | ({"bias": (Bias("linear"), SHARED)} if k else {}),
+    "a head": lambda k: {"lora": (LoRA(2, 2.0, "q"), SHARED)} | ({"other": (Head(), SHARED)} if k else {}),
     "a kind": lambda k: {"lora": (Bias("linear") if k else LoRA(2, 2.0, "q"), SHARED)},
     "a name": lambda k: {"lora": (Named(2, 2.0, "q", more="CE"[k]), SHARED)},
     "a form": lambda k: {"lora": (Named(2, 2.0, "q", init=Init((3,) * (k + 1))), SHARED)},
@@ -66,9 +54,7 @@ PARTS: dict[str, Callable[[int], dict[str, Any]]] = {
     "a role's scope": lambda k: {"lora": (LoRA(2, 2.0, "q"), {"A": SHARED, "B": (SHARED, PERSONAL)[k]})},
 }
 SAID = {
-    "layers": r'only client-1 has the part "lora" at bert\.encoder\.layer\.1\.attention\.self\.query',
-    "other layers": r'only client-0 has the part "lora" at bert\.encoder\.layer\.0\.attention\.self\.query',
-    "a part": 'only client-1 has a part "bias"',
+    "a head": 'only client-1 has a part "other"',
     "a kind": 'the part "lora" is a LoRA for client-0 and a Bias for client-1',
     "a name": r'only client-0 has a tensor "lora/.*/C"',
     "a form": r'the tensor "lora/.*/C" has another form or start',
@@ -83,7 +69,7 @@ class Odd(Method):
     """Third-party: what clients get differs between the first and the others."""
 
     info: ClassVar[MethodInfo] = CARD
-    which: str = "layers"
+    which: str = "a kind"
     steps: int | None = 2
     batch: int = 4
     optim: Optim = Optim("sgd", lr=0.1, schedule="constant")
@@ -91,12 +77,6 @@ class Odd(Method):
     def adapt(self, backbone: Backbone, task: Classification, client: ClientInfo) -> Adaptation:
         parts = PARTS[self.which](0 if client.id == "client-0" else 1)
         return parts | {"head": (task.head, SHARED)}
-
-    def send(self, server: ServerState, client: ClientInfo) -> Message:
-        message, own = server.stale(client), self.adapt(server.bench.backbone, server.bench.task, client)
-        sites = {f"{n}/{s.name}/" for n, (p, _) in own.items() for s in p.sites(server.bench.backbone)}
-        message.tensors = {n: v for n, v in message.tensors.items() if any(n.startswith(s) for s in sites)}
-        return message
 
 
 @pytest.mark.parametrize("which", PARTS)
@@ -112,17 +92,6 @@ def test_clients_that_differ_in_more_than_sizes_are_refused_before_they_train(wh
     with pytest.raises(UserError, match=SAID[which] + ".*: train them one by one with --pack 1"):
         run.run()
     assert not trained
-
-
-def test_one_by_one_each_client_trains_what_it_has() -> None:
-    run = tiny.federation(Odd(which="layers"), sizes=(9, 5), pack=1, rounds=2)
-    seen = by_hand.record(run)
-    run.run()
-    for updates in seen:
-        layers = [len([n for n in u.tensors if n.startswith("lora/") and n.endswith("/A")]) for u in updates]
-        assert layers == [1, 2]
-    deepest = sorted(n for n in run.server.shared if n.startswith("lora/"))[-1]
-    assert torch.equal(run.server.shared[deepest], seen[1][1].tensors[deepest])  # type: ignore[arg-type]
 
 
 def test_ranks_and_scales_may_differ() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from weft.adaptation.part import Additive
 from weft.tensors.init import Init
-from weft.typed import Count
+from weft.typed import Count, Whole
 
 if TYPE_CHECKING:
     from weft.backbones.backbone import Backbone, Site
@@ -32,13 +32,16 @@ class LoRA(Additive):
     Attributes:
         rank: r. alpha: α; the scale is α/r.
         at: which linear layers, see :meth:`weft.backbones.backbone.Backbone.sites`.
-        ffn_rank: another rank for the feed-forward layers.
+        ffn_rank: another rank for the feed-forward layers. blocks: only in these; None = in all.
+        of: the rank of the LoRA whose leading part this is (HeteroFL, FjORD): its start values are the leading ones of that.
     """
 
     rank: Count
     alpha: float
     at: str = "q,v"
     ffn_rank: Count | None = None
+    blocks: tuple[Whole, ...] | None = None
+    of: Count | None = None
 
     def rank_at(self, site: Site) -> int:
         return self.ffn_rank if self.ffn_rank is not None and site.role.startswith("ffn") else self.rank
@@ -48,12 +51,14 @@ class LoRA(Additive):
         return self.alpha / self.rank_at(site)
 
     def sites(self, backbone: Backbone) -> list[Site]:
-        return backbone.sites(self.at)
+        return backbone.sites(self.at, self.blocks)
 
     def tensors(self, backbone: Backbone, site: Site) -> Mapping[str, Init]:
+        r = self.rank_at(site)
+        whole = r if self.of is None else self.of
         return {
-            "A": Init((self.rank_at(site), site.d_in), "uniform", 1 / math.sqrt(site.d_in)),
-            "B": Init((site.d_out, self.rank_at(site))),
+            "A": Init((r, site.d_in), "uniform", 1 / math.sqrt(site.d_in), within=(whole, site.d_in)),
+            "B": Init((site.d_out, r), within=(site.d_out, whole)),
         }
 
     def constants(self, site: Site) -> Mapping[str, float]:

@@ -19,41 +19,66 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Placed:
-    """One part at one site, with the names of its tensors."""
+    """One part at one site, with the names of its tensors.
+
+    Attributes:
+        has: [K] bool, the clients that have it there; None = all.
+    """
 
     part_name: str
     part: Part
     site: Site
     names: Mapping[str, str]  # role -> tensor name "part/site/role"
     fixed: Mapping[str, Tensor]  # constants [K] and start values [1, …]
+    has: Tensor | None = None
 
 
 def place(backbone: Backbone, parts: list[Mapping[str, Part]], device: torch.device, dtype: torch.dtype) -> list[Placed]:
-    """The parts of K clients (one mapping each, same names and sites, possibly other ranks) as one list of placed parts."""
-    found = []
-    first = parts[0]
-    for name, part in first.items():
-        others = [p[name] for p in parts]
-        sites = part.sites(backbone)
-        for site in sites:
-            inits = part.tensors(backbone, site)
-            names: dict[str, str] = {}
-            fixed: dict[str, Tensor] = {}
-            for role, init in inits.items():
-                full = f"{name}/{site.name}/{role}"
-                if init.kind == "lowrank":
-                    names |= {f"{role}.A": full + ".A", f"{role}.B": full + ".B"}
-                else:
-                    names[role] = full
-                if init.kind == "value" and init.value is not None:
-                    fixed[f"{role}.start"] = init.value.unsqueeze(0).to(device)
-                elif init.kind == "zeros" and len(init.shape) == 1:
-                    fixed[f"{role}.start"] = torch.zeros(1, *init.shape, device=device)
-            for constant in part.constants(site):
-                values = [o.constants(site)[constant] for o in others]
-                fixed[constant] = torch.tensor(values, device=device, dtype=dtype)
-            found.append(Placed(name, part, site, names, fixed))
-    return found
+    """The parts of K clients (one mapping each, possibly at other sites or of other ranks) as one list of placed parts."""
+    found: dict[tuple[str, str], tuple[Part, Site]] = {}
+    held: list[set[tuple[str, str]]] = []
+    for own in parts:
+        at = {(name, site.name): (part, site) for name, part in own.items() for site in part.sites(backbone)}
+        held.append(set(at))
+        found = at | found  # the first client's stay
+    order = {name: i for i, name in enumerate(dict.fromkeys(name for own in parts for name in own))}
+    placed = []
+    for name, where in sorted(found, key=lambda key: order[key[0]]):  # stable: sites as they come
+        owners = [own.get(name) if (name, where) in at else None for own, at in zip(parts, held, strict=True)]
+        placed.append(_placed(backbone, name, *found[name, where], owners, device, dtype))
+    return placed
+
+
+def _placed(
+    backbone: Backbone,
+    name: str,
+    part: Part,
+    site: Site,
+    owners: Sequence[Part | None],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Placed:
+    """
+    Args:
+        owners: each client's own part; None = it has none there.
+    """
+    names: dict[str, str] = {}
+    fixed: dict[str, Tensor] = {}
+    for role, init in part.tensors(backbone, site).items():
+        full = f"{name}/{site.name}/{role}"
+        if init.kind == "lowrank":
+            names |= {f"{role}.A": full + ".A", f"{role}.B": full + ".B"}
+        else:
+            names[role] = full
+        if init.kind == "value" and init.value is not None:
+            fixed[f"{role}.start"] = init.value.unsqueeze(0).to(device)
+        elif init.kind == "zeros" and len(init.shape) == 1:
+            fixed[f"{role}.start"] = torch.zeros(1, *init.shape, device=device)
+    for constant in part.constants(site):
+        values = [0.0 if o is None else o.constants(site)[constant] for o in owners]
+        fixed[constant] = torch.tensor(values, device=device, dtype=dtype)
+    has = torch.tensor([o is not None for o in owners], device=device)
+    return Placed(name, part, site, names, fixed, None if bool(has.all()) else has)
 
 
 def stack(values: Sequence[Value | None], device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:

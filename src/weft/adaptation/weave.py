@@ -85,7 +85,10 @@ class Weave:
         def picked(value: Tensor) -> Tensor:
             return value.index_select(0, clients) if value.shape[0] == self.clients else value
 
-        placed = [replace(p, fixed={role: picked(value) for role, value in p.fixed.items()}) for p in self.placed]
+        placed = [
+            replace(p, fixed={r: picked(v) for r, v in p.fixed.items()}, has=None if p.has is None else picked(p.has))
+            for p in self.placed
+        ]
         found = Weave(self.backbone, placed, tensors, len(clients), self.recompute)
         found.hold = None if self.hold is None else self.hold.index_select(0, clients.to(self.hold.device))
         return found
@@ -196,6 +199,8 @@ class Weave:
                 term = term * spread.unsqueeze(-1).to(term)
             elif weight != 1.0:
                 term = term * weight
+            if p.has is not None:
+                term = term.masked_fill(~self._pick(p.has).to(term.device).view(-1, 1, 1), 0.0)
             total = term if total is None else total + term
         assert total is not None
         return total

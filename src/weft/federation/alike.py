@@ -1,4 +1,4 @@
-"""Whether clients can share a pack: the same parts at the same layers, with tensors of the same names and uses."""
+"""Whether clients can share a pack: what two of them both have is of one kind and has tensors of the same names and uses."""
 
 from __future__ import annotations
 
@@ -17,39 +17,48 @@ if TYPE_CHECKING:
 
 
 def check_alike(backbone: Backbone, turns: Sequence[Turn]) -> None:
-    """Sizes of tensors (ranks) and constants may differ between clients, and nothing else.
+    """Sizes of tensors (ranks) and constants may differ between clients, and which parts that add something they have where.
 
     Raises:
-        UserError: one client's parts differ from the first one's, of whose parts the pack is made.
+        UserError: clients differ in more.
     """
-    first = turns[0]
-    for turn in turns[1:]:
-        what = _difference(backbone, first.client.id, first.adaptation, turn.client.id, turn.adaptation)
-        if what:
-            raise UserError(
-                f"clients that are trained together need the same parts at the same layers, but {what}: train them one by one "
-                "with --pack 1."
-            )
+    seen: dict[str, str] = {}  # adaptations are few, clients many
+    for turn in turns:
+        seen.setdefault(repr(turn.adaptation), turn.client.id)
+    distinct = [t for t in turns if seen[repr(t.adaptation)] == t.client.id]
+    for i, turn in enumerate(distinct):
+        for other in distinct[:i]:
+            what = _difference(backbone, other.client.id, other.adaptation, turn.client.id, turn.adaptation)
+            if what:
+                raise UserError(
+                    f"clients that are trained together need parts of one kind at their layers, but {what}: train them one by "
+                    "one with --pack 1."
+                )
 
 
 def _difference(backbone: Backbone, one: str, mine: Adaptation, two: str, theirs: Adaptation) -> str | None:
     """The first difference, as a clause."""
-    if odd := sorted(mine.keys() ^ theirs.keys()):
-        return f'only {one if odd[0] in mine else two} has a part "{odd[0]}"'
-    for name, (part, _) in mine.items():
-        other = theirs[name][0]
+    for name in sorted(mine.keys() ^ theirs.keys()):
+        who, adaptation = (one, mine) if name in mine else (two, theirs)
+        if adaptation[name][0].mode != "adds":
+            return f'only {who} has a part "{name}"'
+    for name in mine.keys() & theirs.keys():
+        part, other = mine[name][0], theirs[name][0]
         if type(part) is not type(other):
             return f'the part "{name}" is a {type(part).__name__} for {one} and a {type(other).__name__} for {two}'
         here, there = ({s.name: s for s in p.sites(backbone)} for p in (part, other))
-        if sites := [s for s in (*here, *there) if s not in here or s not in there]:
+        sites = [s for s in (*here, *there) if s not in here or s not in there]
+        if sites and part.mode != "adds":
             return f'only {one if sites[0] in here else two} has the part "{name}" at {sites[0]}'
         if any(s.tower == "text" for s in here.values()) and part != other:  # all clients' texts are those of the first part
             return f'the part "{name}" has other settings for {one} than for {two}'
+        for site in (here[s] for s in here if s in there):
+            if odd := sorted(part.tensors(backbone, site).keys() ^ other.tensors(backbone, site).keys()):
+                who = one if odd[0] in part.tensors(backbone, site) else two
+                return f'only {who} has a tensor "{name}/{site.name}/{odd[0]}"'
     left, right = ({n: (init, scope) for n, init, scope in named(a, backbone)} for a in (mine, theirs))
-    if odd := [n for n in (*left, *right) if n not in left or n not in right]:
-        return f'only {one if odd[0] in left else two} has a tensor "{odd[0]}"'
-    for tensor, (init, scope) in left.items():
-        twin, use = right[tensor]
+    for tensor in (n for n in left if n in right):
+        (init, scope), (twin, use) = left[tensor], right[tensor]
         if scope != use:
             return f'the tensor "{tensor}" is {scope.word} for {one} and {use.word} for {two}'
         if not _one_form(init, twin):

@@ -22,7 +22,7 @@ from weft.federation.alike import check_alike
 from weft.federation.batch import Batch, make_batch
 from weft.federation.bench import Bench
 from weft.federation.client import ClientState
-from weft.federation.layout import scope_of
+from weft.federation.layout import named
 from weft.federation.message import Update
 from weft.federation.round import Round
 from weft.federation.scope import Scope, matches
@@ -82,9 +82,11 @@ class Pack:
         self._weave = Weave(bench.backbone, placed, self.tensors, len(turns), bench.recompute)
         # blocks of the text tower are numbered by themselves, and nobody lacks one
         self._blocks = {name: None if p.site.tower else p.site.block for p in placed for name in p.names.values()}
+        self._scopes = [{n: scope for n, _, scope in named(a, bench.backbone)} for a in self.adaptations]
         nobody = torch.zeros(len(turns), dtype=torch.bool, device=device)
-        has = {name: self.has.get(name, nobody) for name in self._blocks}
-        self._lacks = {name: ~h for name, h in has.items() if not bool(h.all())}
+        everybody = ~nobody
+        lacks = {n: (everybody if p.has is None else p.has) & ~self.has.get(n, nobody) for p in placed for n in p.names.values()}
+        self._lacks = {name: some for name, some in lacks.items() if bool(some.any())}
         self._optimizers: list[Optimizer] = []
         self._lengths = bench.table.lengths
         self._training: set[str] | None = None
@@ -325,7 +327,7 @@ class Pack:
             self.tensors[name] = value.requires_grad_(True)
         planned = self._plans(epochs, steps, size, "main", caps)
         counts = [len(p) * updates_per_batch if total is None else total for p in planned]
-        down = [n for n in chosen if Scope.DOWN in scope_of(self.adaptations[0], n)]
+        down = [n for n in chosen if Scope.DOWN in self._scope(n)]
         offsets = {n: o.to(self.device, self.dtype) for n, o in self.offsets.items() if n in chosen}
         moving = {n: self.tensors[n] for n in chosen}
         made = Optimizer(moving, settings, torch.tensor(counts, device=self.device), down, offsets)
@@ -333,7 +335,11 @@ class Pack:
         return made
 
     def _trainable(self, name: str) -> bool:
-        return name in self.shapes and (self.at_server or scope_of(self.adaptations[0], name) != Scope.DOWN)
+        return name in self.shapes and (self.at_server or self._scope(name) != Scope.DOWN)
+
+    def _scope(self, name: str) -> Scope:
+        """All who have a tensor have it for one use."""
+        return next(scopes[name] for scopes in self._scopes if name in scopes)
 
     def step(
         self,
@@ -421,7 +427,7 @@ class Pack:
         place = each.tolist()
         view.clients = [self.clients[i] for i in place]
         view.adaptations, view.facts = [self.adaptations[i] for i in place], [self.facts[i] for i in place]
-        view.received = [self.received[i] for i in place]
+        view.received, view._scopes = [self.received[i] for i in place], [self._scopes[i] for i in place]
         view.tensors = {n: t.detach().index_select(0, each) for n, t in self.tensors.items()}
         view.has = {n: h.index_select(0, each) for n, h in self.has.items()}
         view._lacks = {n: h.index_select(0, each) for n, h in self._lacks.items()}
@@ -507,7 +513,7 @@ class Pack:
             own: dict[str, Value] = {
                 n: self.value(k, n)
                 for n in self.shapes
-                if n in moved and Scope.UP in scope_of(self.adaptations[k], n) and bool(self.rows(n)[k])
+                if n in moved and Scope.UP in self._scopes[k].get(n, Scope(0)) and bool(self.rows(n)[k])
             }
             yield Update(
                 tensors=own | (dict(tensors[k]) if tensors else {}),
@@ -521,7 +527,7 @@ class Pack:
         """Store KEEP tensors in the client states: the end of a completed turn."""
         for k, client in enumerate(self.clients):
             for name in self.shapes:
-                if Scope.KEEP in scope_of(self.adaptations[k], name) and bool(self.has[name][k]):
+                if Scope.KEEP in self._scopes[k].get(name, Scope(0)) and bool(self.has[name][k]):
                     client.kept[name] = self.value(k, name)
             client.rounds_seen += 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,13 +22,16 @@ from weft.federation.scope import Scope, matches
 from weft.federation.turn import Turn
 from weft.tensors import forms, growing
 from weft.tensors.forms import Value
-from weft.tensors.init import Init
+from weft.tensors.init import Init, leading
 from weft.tensors.keyed import generator
 from weft.tensors.lowrank import LowRank
 
 if TYPE_CHECKING:
     from weft.backbones.backbone import Site
     from weft.federation.method import Method
+
+
+Shapes = dict[str, tuple[int, ...]]
 
 
 class ServerState:
@@ -67,7 +71,9 @@ class ServerState:
         self.synced: dict[str, int] = {}
         self.round = Round(0)
         self.clock = 1
-        self._news: dict[tuple[int, int], dict[str, Value]] = {}  # these caches hold nothing that can't be made again
+        self._layouts: dict[str, tuple[tuple[str, str], Shapes]] = {}  # by client, and what they were made of
+        self._kinds: dict[tuple[tuple[str, tuple[int, ...]], ...], Shapes] = {}
+        self._news: dict[tuple[int, int, int], dict[str, Value]] = {}  # these caches hold nothing that can't be made again
         self._wholes: dict[str, tuple[LowRank, LowRank]] = {}  # a value, and what goes out for it
         self._starts: dict[tuple[str, tuple[int, ...]], Value] = {}
         self.cohort: list[ClientInfo] = []
@@ -92,16 +98,21 @@ class ServerState:
         return generator(self.seed, purpose, self.round.index, *more)
 
     def stale(self, client: ClientInfo) -> Message:
-        """DOWN values written since the client's last download; of LowRanks the new terms or the whole, whichever is less."""
+        """DOWN values written since the client's last download, of what it has parts for, cut to its size.
+
+        Of LowRanks it is the new terms or the whole, whichever is less.
+        """
         since = self.synced.get(client.id, 0)
-        if (self.clock, since) in self._news:  # the same broadcast for everybody who was last here at that time
-            return Message(dict(self._news[self.clock, since]))
+        shapes = self._shapes(client)
+        key = (self.clock, since, id(shapes))
+        if key in self._news:  # the same broadcast for everybody who was last here at that time
+            return Message(dict(self._news[key]))
         message = Message()
         for name, value in self.shared.items():
-            if self.stamps[name] <= since:
+            if name not in shapes or self.stamps[name] <= since:
                 continue
             if not isinstance(value, LowRank):
-                message.tensors[name] = value
+                message.tensors[name] = leading(value, shapes[name])
                 continue
             new = growing.after(self.terms[name], since)
             if new < min(value.rank, *value.shape):
@@ -109,8 +120,20 @@ class ServerState:
                 message.tensors[name + APPENDED] = LowRank(B=value.B[:, cut:], A=value.A[cut:], scale=value.scale)
             else:
                 message.tensors[name] = self._whole(name)
-        self._news = {k: v for k, v in self._news.items() if k[0] == self.clock} | {(self.clock, since): message.tensors}
+        self._news = {k: v for k, v in self._news.items() if k[0] == self.clock} | {key: message.tensors}
         return Message(dict(message.tensors))
+
+    def _shapes(self, client: ClientInfo) -> Shapes:
+        """Of a client's DOWN tensors: one and the same object for all clients with the same."""
+        about = (client.model, json.dumps(client.facts, sort_keys=True, default=repr))
+        known = self._layouts.get(client.id)
+        if known is None or known[0] != about:
+            own = self.bench.of(client)
+            parts = self.adaptation if self.method is None else self.method.adapt(own.backbone, own.task, client)
+            shapes = {n: tuple(i.shape) for n, i, scope in named(parts, own.backbone) if Scope.DOWN in scope}
+            known = about, self._kinds.setdefault(tuple(shapes.items()), shapes)
+            self._layouts[client.id] = known
+        return known[1]
 
     def _whole(self, name: str) -> LowRank:
         """A low-rank value at no more rank than it needs, for whoever has nothing of it."""
@@ -152,14 +175,21 @@ class ServerState:
             elif self.stamps.get(name, 0) == 0:
                 found[name] = self._start(name, init)
             elif self.stamps[name] <= since:
-                found[name] = self.shared[name]
+                found[name] = self._cut(name, init)
         return found
+
+    def _cut(self, name: str, init: Init) -> Value:
+        """What a client of another size holds of a value."""
+        value = self.shared[name]
+        return value if isinstance(value, LowRank) else leading(value, init.shape)
 
     def _start(self, name: str, init: Init) -> Value:
         """The start value at a client: the server's own, or the same draw in the client's size (another rank)."""
         value = self.shared.get(name)
         if value is not None and tuple(value.shape) == init.shape:
             return value
+        if isinstance(value, Tensor) and init.within == tuple(value.shape):
+            return leading(value, init.shape)
         if (name, init.shape) not in self._starts:
             self._starts[name, init.shape] = self.bench.draw(init, name)
         return self._starts[name, init.shape]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,15 +20,19 @@ class Init:
         kind: ``zeros``, ``ones``, ``normal`` (std = ``scale``), ``uniform`` (on ±``scale``) or ``value`` (``value`` itself).
         scale: see ``kind``.
         value: the start value for kind ``value``, e.g. a pretrained bias.
+        within: shape of a larger tensor of which this is the leading slice: start values of any slice agree with the whole's.
     """
 
     shape: tuple[int, ...]
     kind: str = "zeros"
     scale: float = 1.0
     value: Tensor | None = None
+    within: tuple[int, ...] | None = None
 
     def draw(self, seed: int, *name: object) -> Tensor:
         """The float32 start value on the CPU; random kinds depend on ``(seed, *name)`` alone."""
+        if self.within is not None and self.within != self.shape:
+            return leading(replace(self, shape=self.within, within=None).draw(seed, *name), self.shape).clone()
         if self.kind == "zeros":
             return torch.zeros(self.shape)
         if self.kind == "ones":
@@ -46,3 +50,16 @@ class Init:
     @property
     def numel(self) -> int:
         return math.prod(self.shape)
+
+
+def leading(value: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The leading slice of a tensor; itself, if it has the shape.
+
+    Raises:
+        ValueError: it is smaller somewhere.
+    """
+    if tuple(value.shape) == tuple(shape):
+        return value
+    if value.dim() != len(shape) or any(have < need for have, need in zip(value.shape, shape, strict=True)):
+        raise ValueError(f"a tensor of {tuple(value.shape)} has no leading slice of {tuple(shape)}")
+    return value[tuple(slice(0, n) for n in shape)]
