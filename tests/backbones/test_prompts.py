@@ -60,8 +60,9 @@ def test_a_text_or_a_file_has_its_places_and_what_follows_the_answer(tmp_path: P
         assert text(found.prompt("a {input}", "b {instruction}", ())) == "Q: a {input}\n\nC: b {instruction}\n\nA: "
         assert text(found.prompt("a", "", ())) == "Q: a\n\nA: "
         assert found.ending("</s>") == "###"
-    joined = template("{instruction} {input}: {output}", PLAIN, False)
+    joined = template("{instruction} {input}: {output}\n", PLAIN, False)
     assert text(joined.prompt("a", "", ())) == "a : "
+    assert joined.ending("</s>") == "</s>", "the end of a last line ends no answer"
 
 
 @pytest.mark.parametrize(
