@@ -71,7 +71,11 @@ def test_a_text_or_a_file_has_its_places_and_what_follows_the_answer(tmp_path: P
         (b"Q: {instruction}", "no place for the answer"),
         (b"{instruction} {output} {output}", "more than one place"),
         (b"Q: {output} {instruction}", "no place for the instruction before"),
-        (b"\xff{output}", "can't be read as UTF-8"),
+        (
+            b"Q: {instruction} {foo} {output}",
+            r"has a place \{foo\} that nothing fills: its places are \{instruction\}",
+        ),
+        (b"\xff{output}", r"can't be read as UTF-8 \(byte 1 is none\)"),
     ],
 )
 def test_what_is_no_template_is_one_sentence(tmp_path: Path, content: bytes, words: str) -> None:

@@ -20,6 +20,7 @@ from machines import Machines, coordinate
 from run_laws import LAWS, Law, keep
 from toy_runs import Dies, Killed, Told
 from weft.adaptation.optim import Optim
+from weft.export import export_run
 from weft.federation import generating
 from weft.federation.message import ClientInfo
 from weft.methods import FedIT, FedSALoRA, registry
@@ -71,7 +72,7 @@ def test_the_runs_that_laws_read_learn_answers_and_write_texts(of_answers: Plays
 
 def test_a_language_model_has_no_head_to_probe() -> None:
     bench = tiny.federation(FedIT(rank=2), "llama", task="generation").bench
-    with pytest.raises(weft.UserError, match="has no head to probe, its output layer is trained already: leave --start-head"):
+    with pytest.raises(weft.UserError, match="has no head to probe, its output layer is trained already: leave probe out of"):
         Probe().adapt(bench.backbone, bench.task, ClientInfo("c0"))
 
 
@@ -406,3 +407,24 @@ def test_a_run_keeps_what_was_written_and_goes_on_from_where_it_was_stopped(tmp_
     again = weft.resume(folder, observer=Told())
     assert digest(again.folder) == digest(whole.folder)
     assert (again.folder / "samples.jsonl").read_bytes() == (whole.folder / "samples.jsonl").read_bytes()
+    adapter, sound = whole.adapter, (whole.folder / "adapter" / "adapter_model.safetensors").read_bytes()
+    assert adapter is not None
+    for harm in ("adapter_model.safetensors", "weft.json"):
+        (whole.folder / "adapter" / harm).write_bytes(b"torn")
+        report = export_run(whole.folder, tmp_path / f"export without {harm}")
+        assert (tmp_path / f"export without {harm}" / "adapter_model.safetensors").read_bytes() == sound
+        assert report.kind == "peft"
+        told = Told()
+        weft.resume(whole.folder, observer=told)
+        assert any("its adapter was damaged, and is made anew" in line for line in told.sentences)
+        assert (whole.folder / "adapter" / "adapter_model.safetensors").read_bytes() == sound
+    (whole.folder / "adapter" / "weft.json").write_bytes(b"torn")
+    (whole.folder / "checkpoint").rename(whole.folder / "gone")
+    with pytest.raises(weft.UserError, match="is damaged"):
+        export_run(whole.folder, tmp_path / "nothing")
+
+
+def test_scores_of_texts_need_texts(tmp_path: Path) -> None:
+    about: dict[str, Any] = {"data": str(written(tmp_path / "rows.jsonl", prompts(20, 0))), "task": "generation"}
+    with pytest.raises(weft.UserError, match="rouge_l is of generated texts, and --samples 0 lets none be written"):
+        toy_runs.run(tmp_path, model=tiny.folder("llama", "lm"), samples=0, metrics=["perplexity", "rouge_l"], **about)
