@@ -19,7 +19,9 @@ from weft import experiment
 from weft.backbones import prompts
 from weft.errors import UserError, WeftError
 from weft.export import Predictor, evaluate_run, export_run, load
+from weft.export.about import About
 from weft.export.merged import merge
+from weft.export.write import notes
 from weft.methods.selective.fedbf import FedBF
 from weft.tasks.generation_settings import Decoding
 
@@ -356,6 +358,13 @@ def test_nothing_is_merged_into_a_base_that_brings_code(models: dict[str, Path],
     (folder / "weft.json").write_text(json.dumps(about | {"base": about["base"] | {"code": True}}))
     with pytest.raises(UserError, match=r"brings its own Python code, which a merged folder would lack"):
         export_run(folder, tmp_path / "out", merged=True)
+
+
+def test_an_export_says_how_the_base_was_read_while_it_was_trained(models: dict[str, Path]) -> None:
+    about = About.read(models["llama"])
+    assert (about.quantised, notes(about)) == ("", [])
+    (said,) = notes(replace(about, quantised="int4 by torchao"))
+    assert said.startswith("It was trained on its base in int4 by torchao; on the base as it is")
 
 
 def test_nothing_is_merged_into_a_quantised_base(
