@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -22,8 +23,10 @@ from toy_runs import Told
 from weft.data.rows import ClientData, FederatedData, Rows
 from weft.errors import UserError
 from weft.federation.message import Update
+from weft.federation.round import Round
 from weft.federation.server import ServerState
 from weft.methods.reparameterized.fedit import FedIT
+from weft.runs import baselines
 from weft.runs.checkpoint import Checkpoint, digest
 
 
@@ -259,6 +262,25 @@ def test_where_steps_are_counted_central_takes_those_of_all_clients(tmp_path: Pa
     )
     for name, value in wanted.items():
         torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-11)
+
+
+def test_central_keeps_the_splits_of_all_clients_and_alone_it_takes_their_steps() -> None:
+    _, clients, _ = tiny.states()
+    ((everybody,),) = baselines.federations(clients, "central")
+    for split in SPLITS:
+        rows = [row for client in clients for row in getattr(client.data, split).tolist()]
+        assert getattr(everybody.data, split).tolist() == sorted(rows)
+    assert everybody.n == len(everybody.data.train) == sum(c.n for c in clients)
+    assert [[c.id for c in own] for own in baselines.federations(clients, "local")] == [[c.id] for c in clients]
+    for baseline, steps in ((None, 2), ("local", 2), ("zero-shot", 2), ("central", 12)):
+        assert baselines.with_all_steps(FedIT(steps=2), baseline, 6).steps == steps
+    assert baselines.with_all_steps(FedIT(epochs=2.0), "central", 6) == FedIT(epochs=2.0)
+
+
+def test_the_rate_of_a_probe_falls_to_nothing_over_its_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(baselines.Probe, "fit", lambda self, pack, lr: lr)
+    rates = [baselines.Probe(rounds=4).train(SimpleNamespace(round=Round(i))) for i in range(6)]  # type: ignore[arg-type]
+    assert rates == pytest.approx([0.1, 0.075, 0.05, 0.025, 0.0, 0.0])
 
 
 def test_clients_alone_get_as_many_turns_as_in_the_federation_on_average(tmp_path: Path) -> None:

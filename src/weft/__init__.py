@@ -4,7 +4,7 @@ The public API. Each name is imported when it is first used, so that ``import we
 
 - :func:`run`, :func:`resume`, :func:`load_run`: train a federation, go on with one, read one; all give a :class:`Run`.
 - :mod:`weft.methods`: the published methods, ``weft.methods.FLoRA(rank=8)``.
-- :mod:`weft.data`: data sets and how they are dealt out to clients.
+- :mod:`weft.data`: data sets and how they are dealt out to clients. :mod:`weft.export`: models that leave a run.
 - :class:`Experiment`: every setting. :class:`Observer`: to watch a run.
 - :class:`UserError`, :class:`Interrupted`: what a run raises when a person can put it right, or stopped it.
 """
@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from weft import data, methods
+    from weft import data, export, methods
     from weft.api import resume, run
     from weft.engines.observer import Observer
     from weft.errors import Interrupted, UserError, WeftError
@@ -42,6 +42,7 @@ __all__ = [
     "UserError",
     "WeftError",
     "data",
+    "export",
     "load_run",
     "methods",
     "resume",
@@ -50,7 +51,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("data", "methods"):
+    if name in ("data", "export", "methods"):
         return import_module(f"{__name__}.{name}")
     if name == "__version__":
         from weft.distribution import version

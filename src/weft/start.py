@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -80,6 +80,18 @@ def start(resolved: Resolved, data: Any = None, observer: Observer | None = None
     return Run(directory)
 
 
+def _mended(directory: RunDirectory, about: Mapping[str, Any]) -> bool:
+    """Make the adapter of a finished run anew from its checkpoint, if it is damaged."""
+    from weft.export.again import sound, write_anew
+
+    if "kind" not in about.get("adapter", {}) or any(about[what]["object"] for what in ("method", "data")):
+        return False
+    if directory.adapter.is_dir() and sound(directory.root) is not None:
+        return False
+    write_anew(directory)
+    return True
+
+
 def resume(
     folder: str | Path,
     *,
@@ -105,7 +117,10 @@ def resume(
         if about["finished"] and (method is not None or not about["method"]["object"]):
             edited.check(directory, about, _settings(directory, method).experiment)
         if about["finished"]:
-            observer.say(f"{directory.root} is finished already: there is nothing to do.")
+            if _mended(directory, about):
+                observer.say(f"{directory.root} is finished already; its adapter was damaged, and is made anew.")
+            else:
+                observer.say(f"{directory.root} is finished already: there is nothing to do.")
             return Run(directory)
         for name, object_, wanted in (("method", method, about["method"]["object"]), ("data", data, about["data"]["object"])):
             if wanted and object_ is None:

@@ -135,9 +135,39 @@ def test_second_derivatives_and_two_backward_passes_of_one_loss_are_the_same(mon
 def test_tensors_that_changed_before_the_backward_pass_are_an_error() -> None:
     _, pack = packs(tiny.bench("bert"), {"lora": LoRA(2, 4.0, "q"), "head": Head()})
     batch = batch_of(pack.bench, INDEX)
-    loss = pack.loss(pack(batch), batch)
-    with torch.no_grad():
-        next(iter(pack.params("lora").values())).add_(1.0)
-    with pytest.raises(WeftError, match="was changed between"):
-        loss.sum().backward()
+    names = list(pack.params("lora"))
+    assert len(names) == 6
+    for name in names:
+        loss = pack.loss(pack(batch), batch)
+        with torch.no_grad():
+            pack.tensors[name].add_(1.0)
+        with pytest.raises(WeftError, match=f'"{name}" was changed between'):
+            loss.sum().backward()
+        assert list(tiny.hooks(pack.backbone.model)) == []
+
+
+def test_values_and_blocks_that_a_pack_gets_after_a_pass_are_no_part_of_its_backward_pass() -> None:
+    found = []
+    for pack in packs(tiny.bench("bert"), {"lora": LoRA(2, 4.0, "q"), "head": Head()}, HOLD):
+        batch = batch_of(pack.bench, INDEX)
+        loss, own = pack.loss(pack(batch), batch).sum(), list(pack.params("lora").values())
+        for name in pack.params("lora"):
+            pack.tensors[name] = torch.ones_like(pack.tensors[name]).requires_grad_()
+        pack.hold(None)
+        found.append(torch.autograd.grad(loss, own))
+    for plain, again in zip(*found, strict=True):
+        assert bool(plain.any())
+        assert torch.equal(plain, again)
+
+
+def test_a_backward_pass_inside_another_forward_pass_is_an_error() -> None:
+    _, pack = packs(tiny.bench("bert"), {"lora": LoRA(2, 4.0, "q"), "head": Head()})
+    batch = batch_of(pack.bench, INDEX)
+    loss = pack.loss(pack(batch), batch).sum()
+    handle = pack.backbone.model.register_forward_hook(lambda *given: loss.backward())
+    try:
+        with pytest.raises(WeftError, match="a backward pass was started inside a forward pass on the same pack"):
+            pack(batch)
+    finally:
+        handle.remove()
     assert list(tiny.hooks(pack.backbone.model)) == []

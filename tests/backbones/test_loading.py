@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +26,7 @@ from weft.backbones.finding import find, hash_weights, packaged_weights
 from weft.backbones.load import load, pick_device, pick_precision
 from weft.backbones.short_names import KNOWN
 from weft.backbones.token_table import tokenize
+from weft.backbones.vocabulary import Vocabulary, vocabulary
 from weft.data.rows import Rows
 from weft.errors import UserError
 
@@ -239,3 +244,29 @@ def test_a_language_model_is_read_in_the_precision_that_it_runs_in(tmp_path: Pat
         assert b.model.dtype == b.dtype == getattr(torch, precision)
         with torch.no_grad():
             assert b.model(rows).logits.isfinite().all()
+
+
+def test_what_a_model_does_behind_its_output_layer_is_followed_token_by_token_and_refused_beyond(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model: Any = copy.deepcopy(tiny.backbone("llama", checkpoint="lm", task="generation").model)
+    inputs, whole = {"input_ids": torch.arange(10).view(2, 5) + 7}, model.forward
+
+    def behind(change: Callable[[torch.Tensor], torch.Tensor]) -> Vocabulary:
+        monkeypatch.setattr(model, "forward", lambda **given: SimpleNamespace(logits=change(whole(**given).logits)))
+        return vocabulary("tiny", model, inputs)
+
+    places = torch.arange(10).view(2, 5) % 3 == 1
+    for change, plain in ((lambda z: z, True), (torch.tanh, False)):
+        found = behind(change)
+        assert found == Vocabulary("lm_head", plain, 100)
+        wanted = change(whole(**inputs).logits)[places]
+        with found.at(model, places) as rows:
+            logits = model(**inputs).logits
+        assert logits.shape == ((1, 1, 100) if plain else (1, 3, 100)), "the layer sees no more than it has to"
+        hidden, layer = found.finish(rows, logits)
+        torch.testing.assert_close(layer(hidden), wanted)
+    for change in (lambda z: z - z.mean(1, keepdim=True), lambda z: (2 * z).view(2, 5, 100), lambda z: z.view(2, 5, 100)):
+        with pytest.raises(UserError, match="does more between its output layer and its logits than Weft can follow"):
+            behind(change)
+    assert not any(name.endswith("hooks") for name in tiny.hooks(model))

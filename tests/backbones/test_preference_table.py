@@ -63,6 +63,8 @@ def test_the_two_sequences_of_a_row_lie_next_to_each_other(kind: str) -> None:
     )
     longest = [max(t.sequences.lengths[2 * i], t.sequences.lengths[2 * i + 1]) for i in range(3)]
     assert t.lengths.tolist() == [2 * own for own in longest]
+    for mine, both in ((t.widths, t.sequences.widths), (t.begins, t.sequences.begins)):
+        assert mine.tolist() == both[[0, 2, 4]].tolist(), "of the sequence with the chosen answer"
     assert "w3" in words(t, t.prompts(np.array([1]))["input_ids"][0])
 
 

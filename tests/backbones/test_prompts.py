@@ -60,8 +60,9 @@ def test_a_text_or_a_file_has_its_places_and_what_follows_the_answer(tmp_path: P
         assert text(found.prompt("a {input}", "b {instruction}", ())) == "Q: a {input}\n\nC: b {instruction}\n\nA: "
         assert text(found.prompt("a", "", ())) == "Q: a\n\nA: "
         assert found.ending("</s>") == "###"
-    joined = template("{instruction} {input}: {output}", PLAIN, False)
+    joined = template("{instruction} {input}: {output}\n", PLAIN, False)
     assert text(joined.prompt("a", "", ())) == "a : "
+    assert joined.ending("</s>") == "</s>", "the end of a last line ends no answer"
 
 
 @pytest.mark.parametrize(
@@ -70,7 +71,11 @@ def test_a_text_or_a_file_has_its_places_and_what_follows_the_answer(tmp_path: P
         (b"Q: {instruction}", "no place for the answer"),
         (b"{instruction} {output} {output}", "more than one place"),
         (b"Q: {output} {instruction}", "no place for the instruction before"),
-        (b"\xff{output}", "can't be read as UTF-8"),
+        (
+            b"Q: {instruction} {foo} {output}",
+            r"has a place \{foo\} that nothing fills: its places are \{instruction\}",
+        ),
+        (b"\xff{output}", r"can't be read as UTF-8 \(byte 1 is none\)"),
     ],
 )
 def test_what_is_no_template_is_one_sentence(tmp_path: Path, content: bytes, words: str) -> None:

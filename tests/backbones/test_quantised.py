@@ -112,6 +112,15 @@ def test_with_the_threshold_that_bitsandbytes_has_by_default_one_row_decides_how
     assert moved[quantised.OUTLIERS] == 0 < moved[6.0]
 
 
+@need["bitsandbytes"]
+def test_bitsandbytes_is_told_of_the_type_that_is_computed_in_and_of_no_outliers() -> None:
+    four = Quantisation("int4", "bitsandbytes").config(torch.bfloat16)
+    assert (four.load_in_4bit, four.load_in_8bit) == (True, False)
+    assert (four.bnb_4bit_quant_type, four.bnb_4bit_compute_dtype) == ("nf4", torch.bfloat16)
+    eight = Quantisation("int8", "bitsandbytes").config(torch.bfloat16)
+    assert (eight.load_in_4bit, eight.load_in_8bit, eight.llm_int8_threshold) == (False, True, 0.0)
+
+
 @need["torchao"]
 def test_a_pack_equals_its_clients_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     b = base(monkeypatch, "int8", "torchao")

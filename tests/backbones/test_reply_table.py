@@ -86,6 +86,7 @@ def test_an_encoder_reads_the_prompt_and_a_decoder_writes_the_answer() -> None:
     index = np.array([1, -1, 0])
     inputs, (labels, mask) = both.collate(index), both.targets(index)
     assert torch.equal(both.places(index), mask)
+    assert both.lengths.tolist() == [2 + 3, 3 + 2], "of what is read and what is written, each with what ends it"
     start = b.model.config.decoder_start_token_id
     for i, (before, own, valid) in enumerate(zip(inputs["decoder_input_ids"], labels, mask, strict=True)):
         n = int(valid.sum())
@@ -125,6 +126,11 @@ def test_an_answer_may_take_all_but_a_fourth_of_a_row_and_what_goes_beyond_it_is
     assert max(table.widths) <= 20
 
 
+def test_answers_of_which_half_do_not_fit_are_cut_and_not_refused() -> None:
+    table = replies(model(), Rows(texts=["w1"] * 2, answers=["w5", words(1, 40)]), 20)
+    assert table.notes == ("1 of 2 answers are cut to --max-length 20, without an end.",)
+
+
 def test_answers_that_mostly_do_not_fit_are_refused() -> None:
     with pytest.raises(UserError, match="2 of 3 answers are longer than --max-length 20 leaves room for"):
         replies(model(), Rows(texts=["w1"] * 3, answers=["w5", words(1, 40), words(1, 40)]), 20)
@@ -135,7 +141,7 @@ def test_the_shortest_rows_hold_a_token_of_the_prompt_and_their_answer(longest: 
     ids, learnt, _ = row(model(), longest, texts=words(1, 9), answers="")
     assert len(ids) <= longest
     assert learnt == ["</s>"]
-    assert len(ids) > 1
+    assert ids[-2:] == ["w92", "</s>"], "the end of a template says where the answer begins"
 
 
 def test_a_row_of_one_token_predicts_nothing_and_is_refused() -> None:
@@ -147,7 +153,9 @@ def test_running_text_is_learnt_but_for_the_token_that_starts_it() -> None:
     ids, learnt, table = row(model(), answers="w1 w2")
     assert (ids, learnt) == (["<s>", "w1", "w2", "</s>"], ["w1", "w2", "</s>"])
     assert table.begins.tolist() == [1]
-    assert row(model("gpt2"), answers="w1 w2")[1] == ["w2", "</s>"]  # whose texts start with no token of its own
+    own = row(model("gpt2"), answers="w1 w2")
+    assert own[1] == ["w2", "</s>"]  # whose texts start with no token of its own
+    assert own[2].prompts(np.array([0]))["input_ids"].tolist() == [own[2].ids[:1].tolist()]  # nothing follows nothing
     assert row(model(), 4, answers=words(1, 9))[0] == ["<s>", "w1", "w2", "w3"]
     assert row(model("gpt2"), answers="")[0] == ["</s>", "</s>"]
 
@@ -182,6 +190,14 @@ def test_every_answer_of_a_conversation_is_learnt_with_the_token_that_ends_its_t
     ]
     assert ids == [*talk, "<a>", "w7", *last]
     assert learnt == ["w2", "<stop>", "w4", "w5", "<stop>", "w7", *last]
+
+
+def test_what_a_template_puts_behind_the_end_of_an_answer_is_not_learnt() -> None:
+    b = chatting("<stop>")
+    b.tokenizer.chat_template = CHATML.replace("<stop>", "<stop> w89")
+    ids, learnt, _ = row(b, history=HISTORY[:2], texts="w6", answers="w7")
+    assert " ".join(ids) == "<u> w1 <stop> w89 <a> w2 <stop> w89 <u> w6 <stop> w89 <a> w7 <stop>"
+    assert learnt == ["w2", "<stop>", "w7", "<stop>"]
 
 
 def test_the_oldest_turns_go_first() -> None:

@@ -108,8 +108,14 @@ def test_who_has_no_model_of_his_own_is_refused(more: list[str], words: str, run
 
 def test_what_can_not_be_asked_is_one_sentence(runs: dict[str, Path], chat: Chat) -> None:
     refused(chat(runs["fedit"] / "adapter", "w1\n", "--client", "c1"), "is not the folder of a run")
-    refused(chat(runs["fedit"], "/forget\n"), 'there is no command "/forget": /reset forgets')
     refused(chat(runs["fedit"], "café\n".encode("latin-1")), "line 1 of the standard input is not UTF-8")
+
+
+def test_a_slip_is_told_and_the_next_line_is_asked(runs: dict[str, Path], chat: Chat) -> None:
+    plain, slipped = chat(runs["fedit"], "w1\n"), chat(runs["fedit"], "/forget\n/help\nw1\n")
+    assert (slipped.code, slipped.out) == (0, plain.out)
+    assert 'there is no command "/forget": /reset forgets' in slipped.err
+    assert slipped.err.count("/exit leaves") == 2
 
 
 def test_ctrl_c_stops_an_answer_and_the_next_one_leaves(

@@ -290,6 +290,42 @@ def test_columns_that_cannot_be_told_or_are_named_wrongly_are_refused(tmp_path: 
 # from Python, and on ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("table", "sentence"),
+    [
+        ({"instruction": ASKED, "output": [[] for _ in ASKED]}, 'column "output" holds a list in row 1, where the answer should'),
+        ({"question": ASKED, "answer": [{"a": 1} for _ in ASKED]}, 'column "answer" holds an object in row 1'),
+        ({"instruction": ASKED, "output": [None for _ in ASKED]}, 'column "output" holds nothing, where the answer should be'),
+        ({"prompt": [None, 1, 2, 3, 4, 5], "completion": TOLD}, 'column "prompt" holds a number in row 2, where what is asked'),
+        ({"messages": [{"a": 1} for _ in ASKED]}, 'column "messages" holds no chats, lists of turns, but an object in row 1'),
+        ({"translation": [[1] for _ in ASKED]}, 'column "translation" holds no translations, .* but a list in row 1'),
+    ],
+)
+def test_columns_that_are_called_so_and_hold_something_else_are_not_read_as_running_text(
+    table: Table, sentence: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=sentence):
+        load(str(written(tmp_path, table)), wanted="answers")
+
+
+def test_what_a_turn_says_in_pieces_of_text_is_one_text(tmp_path: Path) -> None:
+    whole, pieces = chats(), chats()
+    for turns in pieces["messages"]:
+        for turn in turns:
+            turn["content"] = [{"type": "text", "text": turn["content"]}]
+    pieces["messages"][0][0]["content"] = [{"type": "text", "text": "h"}, {"type": "text", "text": "i"}]
+    whole["messages"][0][0]["content"] = "h\ni"
+    one, other = (load(str(written(tmp_path, t, f"{i}.jsonl")), wanted="answers") for i, t in enumerate((whole, pieces)))
+    assert (one.train.texts, one.train.answers, one.train.history) == (
+        other.train.texts,
+        other.train.answers,
+        other.train.history,
+    )
+    pieces["messages"][0][0]["content"] = [{"type": "image", "url": "x"}]
+    with pytest.raises(UserError, match="which is no text: leave pictures"):
+        load(str(written(tmp_path, pieces)), wanted="answers")
+
+
 def test_rows_made_by_hand_need_neither_labels_nor_texts() -> None:
     rows = Rows(texts=["a", "b"], answers=["x", "y"], history=[(), [["user", "q"], ["assistant", "r"]]])
     assert rows.labels.tolist() == [0, 0]

@@ -99,7 +99,8 @@ def test_transcripts_are_parted_into_turns(tmp_path: Path) -> None:
         ([{"chosen": "a", "rejected": "b"}], {}, 'has no columns "chosen" and "rejected" with .* name the prompt with --text.$'),
         (PLAIN, {"text": "rejected"}, 'are column "rejected" of set.jsonl: name another prompt'),
         (PLAIN, {"key": "who"}, 'has no column "who", asked for by --key'),
-        ([{"prompt": "a", "chosen": "b", "rejected": "b"}], {}, "no training rows with an answer"),
+        ([{"prompt": "a", "chosen": "b", "rejected": "b"}], {}, "no training rows with two different answers to one"),
+        ([{"prompt": "a", "chosen": 1, "rejected": "b"}], {}, 'column "chosen" holds neither texts nor chats'),
     ],
 )
 def test_what_can_not_be_compared_is_one_sentence(tmp_path: Path, rows: Any, asked: dict[str, str], words: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -15,8 +16,8 @@ from weft.methods.reparameterized.fedit import FedIT
 from weft.tasks.kinds import GENERATION
 
 
-def language() -> Bench:
-    return tiny.federation(FedIT(rank=2), "llama", task=GENERATION).bench
+def language(kind: str = "llama", precision: str = "float64") -> Bench:
+    return tiny.federation(FedIT(rank=2), kind, task=GENERATION, precision=precision).bench
 
 
 def holding(lengths: np.ndarray, sizes: list[int]) -> list[ClientState]:
@@ -59,6 +60,27 @@ def test_an_estimate_of_a_language_model_knows_its_vocabulary_its_heads_and_reco
     assert again.work - usual.work == 2 * block  # on a CPU, the one above it has left a hole
     double = packing.estimate(bench, method, 1000, 64)
     assert (double.kept, double.work) == (2 * usual.kept, 2 * usual.work)  # attention keeps no scores [T, T]
+
+
+def test_an_estimate_knows_a_feed_forward_without_a_gate_and_an_output_layer_that_is_no_product() -> None:
+    method = FedIT(rank=2, batch=4)
+    plain, capped = (packing.estimate(language(kind), method, 1000, 32) for kind in ("phi", "gemma2"))
+    assert plain.kept == 3 * 128 * (6 * 32 + 3 * 64 + 2 * 32) * 8
+    share = language("gemma2").table.answer.mean()  # type: ignore[union-attr]
+    assert 0 < share < 1
+    assert capped.logits == 0
+    assert capped.kept == 3 * 128 * (5 * 32 + 4 * 64 + 2 * 32) * 8 + 3 * math.ceil(share * 128) * 100 * 8
+
+
+def test_holes_of_the_allocator_are_reckoned_with_in_single_precision_on_a_cpu() -> None:
+    found = packing.estimate(language(precision="float32"), FedIT(rank=2, batch=4), 1000, 32)
+    assert found.kept == int(1.35 * 3 * 128 * (5 * 32 + 4 * 64 + 2 * 32) * 4)
+
+
+def test_packs_take_six_tenths_of_the_memory_and_are_equal() -> None:
+    guess, bench = packing.Estimate(fixed=10, parts=10, gradient=0, kept=0, available=120), tiny.bench("bert")
+    assert [packing.choose("auto", cohort, 1, 1, guess, bench) for cohort in (1, 6, 7, 8, 13)] == [1, 6, 4, 4, 5]
+    assert packing.choose("3", 9, 1, 1, guess, bench) == 3
 
 
 def test_the_worst_moment_counts() -> None:

@@ -94,6 +94,11 @@ def test_what_a_coordinator_and_its_sites_agree_on_has_not_changed() -> None:
     assert len(COMMON) == len(set(COMMON))
 
 
+@pytest.mark.parametrize("given", ["bleu, chrf", ["bleu,chrf"], ["bleu", "chrf"]])
+def test_metrics_may_be_joined_by_commas(given: object) -> None:
+    assert Experiment(metrics=given).metrics == ["bleu", "chrf"]  # type: ignore[arg-type]
+
+
 # help ---------------------------------------------------------------------------------------------------------------------
 
 

@@ -17,9 +17,11 @@ import weft
 from language_exports import FAST, FEDIT, HERE, PROMPTS
 from weft import experiment
 from weft.backbones import prompts
-from weft.errors import UserError
+from weft.errors import UserError, WeftError
 from weft.export import Predictor, evaluate_run, export_run, load
+from weft.export.about import About
 from weft.export.merged import merge
+from weft.export.write import notes
 from weft.methods.selective.fedbf import FedBF
 from weft.tasks.generation_settings import Decoding
 
@@ -261,6 +263,7 @@ def test_a_merged_model_is_rounded_once_to_what_is_asked_for(models: dict[str, P
     assert full.difference < full.tolerance < half.tolerance
     (said,) = [note for note in half.notes if note.startswith("Rounding moves its logits by ")]
     assert f"by {half.difference:.2g} at most, where the adapter moves those of the base by " in said
+    assert float(said.partition("of the base by ")[2].partition(":")[0]) > 10 * half.difference
     assert not any("Rounding" in note for note in full.notes)
     with pytest.raises(UserError, match='unknown precision "int8"'):
         export_run(models["llama"], tmp_path / "x", merged=True, precision="int8")
@@ -283,6 +286,85 @@ def test_a_merged_classifier_brings_its_head(tmp_path: Path) -> None:
     with torch.no_grad():
         logits = model(**run.bench.table.collate(np.arange(9))).logits
     torch.testing.assert_close(logits, run.global_logits(np.arange(9)), rtol=0.0, atol=2e-5)
+
+
+def test_the_usual_precision_is_that_of_the_bases_files_and_a_padding_token_is_saved(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source = tiny.folder("llama", "lm")
+    AutoModelForCausalLM.from_pretrained(source).to(torch.bfloat16).save_pretrained(tmp_path / "base")
+    AutoTokenizer.from_pretrained(source).save_pretrained(tmp_path / "base")
+    assert AutoTokenizer.from_pretrained(tmp_path / "base").pad_token is None
+    exports.finished(tmp_path / "m", base=str(tmp_path / "base"))
+    report = export_run(tmp_path / "m", tmp_path / "out", merged=True)
+    assert {t.dtype for t in load_file(tmp_path / "out" / "model.safetensors").values()} == {torch.bfloat16}
+    assert "Its weights are bfloat16, with the adapter merged into them." in report.notes
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").pad_token == "</s>"
+
+
+@pytest.mark.parametrize("value", [0.5, float("nan")])
+def test_a_merged_model_that_predicts_something_else_is_refused(
+    value: float, models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from weft.export import peft_files
+
+    usual = peft_files.plain_model
+
+    def damaged(*given: Any) -> Any:
+        plain = usual(*given)
+        unload = plain.merge_and_unload
+
+        def merge_and_unload() -> Any:
+            whole = unload()
+            whole.get_output_embeddings().weight.data[7] = value
+            return whole
+
+        monkeypatch.setattr(plain, "merge_and_unload", merge_and_unload, raising=False)
+        return plain
+
+    monkeypatch.setattr(peft_files, "plain_model", damaged)
+    with pytest.raises(WeftError, match="predicts something else than its adapter"):
+        export_run(models["llama"], tmp_path / "out", merged=True, precision="bfloat16")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_merged_model_is_compared_as_it_lies_on_the_disk(
+    models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from weft.export import merged
+
+    with monkeypatch.context() as m:
+        m.setitem(merged.ROUNDING, torch.bfloat16, 0.0)
+        with pytest.raises(UserError, match=r"rounded to bfloat16, this model predicts something else"):
+            export_run(models["llama"], tmp_path / "out", merged=True, precision="bfloat16")
+    usual = merged._loaded
+
+    def torn(folder: Path, kind: str) -> Any:
+        again = usual(folder, kind)
+        again.model.norm.weight.data[0] *= 1 + 1e-6
+        return again
+
+    monkeypatch.setattr(merged, "_loaded", torn)
+    with pytest.raises(WeftError, match=r"has another model\.norm\.weight when it is loaded again: use the adapter\.$"):
+        export_run(models["llama"], tmp_path / "out", merged=True)
+    assert not any(tmp_path.iterdir())
+
+
+def test_nothing_is_merged_into_a_base_that_brings_code(models: dict[str, Path], tmp_path: Path) -> None:
+    folder = changed(models["llama"], tmp_path / "m")
+    about = json.loads((folder / "weft.json").read_text())
+    assert about["base"]["code"] is False
+    (folder / "weft.json").write_text(json.dumps(about | {"base": about["base"] | {"code": True}}))
+    with pytest.raises(UserError, match=r"brings its own Python code, which a merged folder would lack"):
+        export_run(folder, tmp_path / "out", merged=True)
+
+
+def test_an_export_says_how_the_base_was_read_while_it_was_trained(models: dict[str, Path]) -> None:
+    about = About.read(models["llama"])
+    assert (about.quantised, notes(about)) == ("", [])
+    (said,) = notes(replace(about, quantised="int4 by torchao"))
+    assert said.startswith("It was trained on its base in int4 by torchao; on the base as it is")
 
 
 def test_nothing_is_merged_into_a_quantised_base(

@@ -438,3 +438,9 @@ def test_a_run_is_scored_on_its_own_file_again(run: weft.Run) -> None:
     assert value(records, "accuracy") == pytest.approx(
         float(np.mean([a == t for a, t in zip(answers, truth, strict=True)])), abs=1e-12
     )
+
+
+def test_a_merged_folder_is_said_to_be_one(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"is a whole model without weft\.json, as weft export --merged writes it: transformers"):
+        load(tmp_path)

@@ -34,9 +34,10 @@ def test_one_pass_is_told_with_its_weights_and_without_being_made(use: Any) -> N
         lambda p, b: p(b).within(torch.ones(1, 1, 1, dtype=torch.bool)),
         lambda p, b: p(b) if p(b, {}).each(torch.amax).sum() else p(b, {}),
         lambda p, b: [p(b), p(b, {})][1],
+        lambda p, b: [p(b), Output(torch.zeros(1, 1, 1))][1],
         lambda p, b: Output(torch.zeros(1, 1, 1)),
     ],
-    ids=["looked at", "mean of two", "masked", "chosen by another", "two passes", "none"],
+    ids=["looked at", "mean of two", "masked", "chosen by another", "two passes", "something else", "none"],
 )
 def test_anything_more_is_no_single_pass(forward: Any) -> None:
     assert one_pass(PACK, forward, BATCH) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,14 @@ from machines import Machines, coordinate
 from run_laws import LAWS, Law, keep
 from toy_runs import Dies, Killed, Told
 from weft.adaptation.optim import Optim
+from weft.export import export_run
 from weft.federation import generating
 from weft.federation.message import ClientInfo
 from weft.methods import FedIT, FedSALoRA, registry
 from weft.runs.baselines import Probe
 from weft.runs.checkpoint import digest
 from weft.tasks.generation_settings import Decoding
+from weft.tensors.keyed import generator
 from weft.testing import of_runs
 from weft.testing.compare import assert_same, state
 from weft.testing.federation import Federation
@@ -69,8 +72,28 @@ def test_the_runs_that_laws_read_learn_answers_and_write_texts(of_answers: Plays
 
 def test_a_language_model_has_no_head_to_probe() -> None:
     bench = tiny.federation(FedIT(rank=2), "llama", task="generation").bench
-    with pytest.raises(weft.UserError, match="has no head to probe, its output layer is trained already: leave --start-head"):
+    with pytest.raises(weft.UserError, match="has no head to probe, its output layer is trained already: leave probe out of"):
         Probe().adapt(bench.backbone, bench.task, ClientInfo("c0"))
+
+
+def test_each_client_writes_for_its_share_of_every_test_set_but_that_for_validation() -> None:
+    method = FedSALoRA(rank=2, batch=3, sites="q,v")
+    run = tiny.federation(method, "llama", task="generation", rounds=1, decoding=Decoding(new_tokens=3)).run()
+    run.bench.task = replace(run.bench.task, samples=7)  # type: ignore[type-var]
+    run.simulation.evaluate(0)
+    table, tests = run.bench.table, run.simulation.setup.tests
+    rows_of: dict[str, list[int]] = {}
+    for one in run.simulation.samples:
+        row = list(table.row_ids).index(one["row"])
+        assert (one["prompt"], one["wanted"], one["view"]) == (table.asked[row], table.wanted[row], "personal")  # type: ignore[union-attr]
+        rows_of.setdefault(one["client"], []).append(row)
+    trained = [c for c in run.clients if len(c.data.test)]
+    assert len(trained) == 5
+    for client in trained:
+        rows = rows_of.pop(client.id)
+        assert [np.isin(rows, some).sum() for some in (client.data.test, tests.test, client.data.val)] == [2, 2, 0]
+        assert len(rows) == 4
+    assert {name: sorted(rows) for name, rows in rows_of.items()} == {n: r.tolist() for n, r in tests.unseen.items()}
 
 
 # what a pass gives ------------------------------------------------------------------------------------------------------
@@ -149,6 +172,19 @@ def test_what_is_written_is_what_merged_weights_write_token_by_token(kind: str) 
     assert len(set(found)) > 1
 
 
+def test_rows_that_are_written_for_at_once_are_few_enough_with_their_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, rows, way = moved("llama"), np.arange(12), Decoding(new_tokens=8)
+    whole = generating.write(run.server.pack(), run.method.forward, [rows], way)
+    widths, calls, usual = run.bench.table.widths, [], generating._generate  # type: ignore[union-attr]
+    monkeypatch.setattr(generating, "TOKENS", 130)
+    monkeypatch.setattr(generating, "_generate", lambda *given: calls.append(given[2]) or usual(*given))  # type: ignore[func-returns-value]
+    assert generating.write(run.server.pack(), run.method.forward, [rows], way) == whole
+    sizes = [index.size * int(widths[index].max() + 8) for index in calls]
+    assert max(sizes) <= 130
+    assert sorted(np.concatenate(calls, axis=None)) == rows.tolist()
+    assert 1 < len(calls) < len(rows)
+
+
 WAYS = [Decoding(new_tokens=6), Decoding(new_tokens=6, beams=3), Decoding(new_tokens=6, temperature=1.0, top_p=0.9)]
 
 
@@ -175,6 +211,51 @@ def test_another_seed_samples_other_texts_and_the_same_one_the_same() -> None:
         return generating.write(run.server.pack(), run.method.forward, [np.arange(6)], way)[0]
 
     assert texts(0) == texts(0) != texts(1)
+
+
+def test_clients_and_rounds_draw_texts_of_their_own() -> None:
+    run, way = moved("llama"), Decoding(new_tokens=8, temperature=1.5)
+    rows = np.arange(6)
+    pack = run.pack([0, 1])
+    one, other = generating.write(pack, run.method.forward, [rows, rows], way)
+    greedy_one, greedy_other = generating.write(pack, run.method.forward, [rows, rows], Decoding(new_tokens=8))
+    assert greedy_one == greedy_other, "they have one model"
+    assert one != other
+    pack.round = replace(pack.round, index=pack.round.index + 1)
+    assert generating.write(pack, run.method.forward, [rows, rows], way)[0] not in (one, other)
+
+
+def test_the_rows_that_text_is_written_for_are_drawn_for_each_purpose_and_keep_their_order() -> None:
+    rows = np.arange(100, 300)
+    ways: list[tuple[int, tuple[str, ...]]] = [(0, ()), (0, ()), (1, ()), (0, ("client-3",))]
+    drawn = [generating.few(seed, rows, 20, *purpose).tolist() for seed, purpose in ways]
+    assert all(own == sorted(set(own)) and len(own) == 20 and set(own) <= set(rows.tolist()) for own in drawn)
+    assert drawn[0] == drawn[1]
+    assert drawn[0] != drawn[2] != drawn[3] != drawn[0]
+    assert generating.few(0, rows[:20], 20).tolist() == rows[:20].tolist()
+    assert generating.few(0, rows, 0).tolist() == []
+
+
+def test_draws_are_as_frequent_as_they_are_likely() -> None:
+    n, likely = 4000, torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)
+    for temperature in (1.0, 2.0):
+        scores = (temperature * likely.log()).float().expand(n, 3)
+        for top_p, wanted in ((1.0, likely), (0.8, torch.tensor([2 / 3, 1 / 3, 0.0])), (0.5, torch.tensor([1.0, 0.0, 0.0]))):
+            keyed = generating.Keyed([generator(0, "test", i) for i in range(n)], Decoding(temperature=temperature, top_p=top_p))
+            drawn = keyed(torch.zeros(n, 1, dtype=torch.int64), scores).argmax(-1)
+            share = drawn.bincount(minlength=3).double() / n
+            np.testing.assert_allclose(share, wanted, rtol=0, atol=0.03)  # four standard deviations
+
+
+def test_texts_end_where_the_model_ends_them_and_no_later_than_it_can_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    b = tiny.backbone("llama", checkpoint="lm", task="generation")
+    end = b.tokenizer.eos_token_id
+    for own, wanted in ((None, [end]), (end, [end]), (9, [end, 9]), ([9, end, 11], [end, 9, 11])):
+        monkeypatch.setattr(b.model.generation_config, "eos_token_id", own)
+        assert generating.settings(b, Decoding(), 0).eos_token_id == wanted
+    assert b.max_length == 64
+    for new, width, most in ((8, 10, 8), (64, 60, 4), (64, 64, 1), (100, 0, 64)):
+        assert generating.settings(b, Decoding(new_tokens=new), width).max_new_tokens == most
 
 
 class Twice(FedIT):
@@ -315,9 +396,35 @@ def test_a_run_keeps_what_was_written_and_goes_on_from_where_it_was_stopped(tmp_
     assert {line["round"] for line in lines} == {1}
     assert set(whole.metrics) >= {"perplexity", "rouge_l", "loss", "mean_client", "worst_client"}
     assert set(whole.summary["baselines"]) == {"zero-shot", "local"}
+    assert {line["client"] for line in lines} == {None}
+    alone = [json.loads(line) for line in (whole.folder / "baselines" / "local" / "samples.jsonl").read_text().splitlines()]
+    assert len(lines) == 5
+    assert {line["row"] for line in alone} == {line["row"] for line in lines}
+    assert {line["client"] for line in alone} <= set(whole.rounds[0]["cohort"])
     with pytest.raises(Killed):
         toy_runs.run(tmp_path / "cut", observer=Dies(after=0), **settings)
     (folder,) = (tmp_path / "cut").iterdir()
     again = weft.resume(folder, observer=Told())
     assert digest(again.folder) == digest(whole.folder)
     assert (again.folder / "samples.jsonl").read_bytes() == (whole.folder / "samples.jsonl").read_bytes()
+    adapter, sound = whole.adapter, (whole.folder / "adapter" / "adapter_model.safetensors").read_bytes()
+    assert adapter is not None
+    for harm in ("adapter_model.safetensors", "weft.json"):
+        (whole.folder / "adapter" / harm).write_bytes(b"torn")
+        report = export_run(whole.folder, tmp_path / f"export without {harm}")
+        assert (tmp_path / f"export without {harm}" / "adapter_model.safetensors").read_bytes() == sound
+        assert report.kind == "peft"
+        told = Told()
+        weft.resume(whole.folder, observer=told)
+        assert any("its adapter was damaged, and is made anew" in line for line in told.sentences)
+        assert (whole.folder / "adapter" / "adapter_model.safetensors").read_bytes() == sound
+    (whole.folder / "adapter" / "weft.json").write_bytes(b"torn")
+    (whole.folder / "checkpoint").rename(whole.folder / "gone")
+    with pytest.raises(weft.UserError, match="is damaged"):
+        export_run(whole.folder, tmp_path / "nothing")
+
+
+def test_scores_of_texts_need_texts(tmp_path: Path) -> None:
+    about: dict[str, Any] = {"data": str(written(tmp_path / "rows.jsonl", prompts(20, 0))), "task": "generation"}
+    with pytest.raises(weft.UserError, match="rouge_l is of generated texts, and --samples 0 lets none be written"):
+        toy_runs.run(tmp_path, model=tiny.folder("llama", "lm"), samples=0, metrics=["perplexity", "rouge_l"], **about)

@@ -76,7 +76,24 @@ def test_what_is_hidden_is_a_rows_own_draw_of_fifteen_per_cent() -> None:
     masks, kept = (shown[chosen] == words.mask_token_id).mean(), (shown[chosen] == ids[chosen]).mean()
     assert masks == pytest.approx(0.8, abs=0.07)
     assert kept == pytest.approx(0.1, abs=0.06)
+    others = shown[chosen & (shown != words.mask_token_id) & (shown != ids)]
+    assert len(set(others.tolist())) > len(others) // 2 > 5, "they are drawn from all words"
     assert hide(ids[:3], 0, words)[1].sum() == 1, "one of each row at least"
+
+
+def test_a_row_is_its_whole_text_with_the_same_tokens_hidden_wherever_it_lies() -> None:
+    model = tiny.backbone("bert", checkpoint="mlm", task="masked")
+    answers = [" ".join(f"w{i + j}" for j in range(20)) for i in (20, 40, 60)]
+    rows = Rows(texts=["w1 w2", "", "w3"], answers=answers, ids=np.array([7, 5, 6]))
+    found = []
+    for table in (tabulate(model, rows, 40), tabulate(model, rows.take(np.array([2, 0])), 40)):
+        assert isinstance(table, Masked)
+        own = [slice(a, b) for a, b in zip(table.offsets[:-1], table.offsets[1:], strict=True)]
+        found.append([(table.ids[at].tolist(), table.originals[at].tolist()) for at in own])
+    whole, some = found
+    assert some == [whole[2], whole[0]]
+    said = [model.tokenizer.decode(ids, skip_special_tokens=True) for _, ids in whole]
+    assert said == [f"w1 w2 {answers[0]}", answers[1], f"w3 {answers[2]}"]
 
 
 def test_scores_are_of_hidden_tokens() -> None:

@@ -87,6 +87,15 @@ def test_tokens_that_are_masked_have_no_gradient(average: Any) -> None:
         assert torch.equal(logits.grad.abs().sum(-1) > 0, mask)
 
 
+def test_what_is_made_of_outputs_and_tensors_gets_them_in_the_order_given() -> None:
+    logits, labels, mask = drawn(4, 2, 6)
+    other, _, _ = drawn(5, 2, 6)
+    for one, two in zip(outputs(logits, mask), outputs(other, mask), strict=True):
+        found = one.each(lambda z, y, w, v: z.gather(1, y[:, None])[:, 0] + 2 * w[:, 3] + v, labels, two, mask.double())
+        wanted = logits.gather(2, labels[..., None])[..., 0] + 2 * other[..., 3] + mask.double()
+        torch.testing.assert_close(found[mask], wanted[mask])
+
+
 def test_targets_are_the_tokens_of_answers_with_the_places_of_a_row_side_by_side() -> None:
     ids, offsets = np.array([7, 4, 0, 7, 2, 7], dtype=np.int32), np.array([0, 3, 6])
     table = Replies(

@@ -163,6 +163,10 @@ def test_questions_are_judged_as_squad_does(given: str, wanted: str, match: bool
         (r"\boxed{\left(3, \, 4\right)}", "(3,4)"),
         (r"\boxed{90^\circ}", 90),
         (r"\boxed{50\%}", 50),
+        (r"\boxed{5.}", 5),
+        (r"\fbox{7} of 8", 7),
+        (r"\boxed{\textbf{(A)}}", "(A)"),
+        (r"\boxed{a \leftarrow b}", r"a\leftarrowb"),
         (r"\boxed{\{1\}} \boxed{not closed", r"\{1\}"),
     ],
 )

@@ -95,7 +95,8 @@ def test_a_site_whose_outputs_are_not_finite_has_no_say_in_the_scores_of_the_oth
     assert TASK.pool([finite, blank]) == TASK.pool([finite])
     assert [s.metric for s in TASK.pool([blank, blank])] == ["perplexity", "token_accuracy", "loss"]
     assert all(math.isnan(s.value) for s in TASK.pool([blank]))
-    assert [s.metric for s in TASK.pool([TASK.read({"n": 9, "loss": None, "written": 2}, False)])] == [*METRICS, "loss"]
+    spoke = TASK.read({"n": 9, "loss": None, "written": 2}, False)
+    assert [s.metric for s in TASK.pool([spoke])] == [s.metric for s in TASK.pool([spoke, blank])] == [*METRICS, "loss"]
     assert TASK.pool([]) == []
 
 

@@ -111,7 +111,7 @@ def test_rows_keep_their_margin_and_are_scored_by_it() -> None:
     assert [s.low for s in (found["reward_margin"], TASK.headline(seen))] == [None, None]
 
 
-@pytest.mark.parametrize(("shift", "won"), [(0.0, 0), (1e-7, 0), (-1e-7, 0), (1e-3, 1)])
+@pytest.mark.parametrize(("shift", "won"), [(0.0, 0), (1e-7, 0), (-1e-7, 0), (5e-6, 0), (2e-5, 1), (1e-3, 1)])
 def test_a_tie_is_not_won_nor_is_what_may_be_rounding(shift: float, won: int) -> None:
     z = torch.zeros(1, 4, C)
     labels, mask = torch.zeros(1, 4, dtype=torch.int64), torch.ones(1, 4, dtype=torch.bool)

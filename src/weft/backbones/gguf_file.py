@@ -236,4 +236,5 @@ def _said(e: Exception, known: Known, folder: Path) -> UserError:
     if isinstance(e, OSError) and code is not None:
         why = (e.strerror or str(e)).lower()
         return UserError(f'the weights of "{known.name}" can\'t be converted into {folder} ({why}): {place}.')
-    return UserError(f'the GGUF file of "{known.name}" in package {known.package} could not be converted: {reason(e)}')
+    why = reason(e).rstrip(".")
+    return UserError(f'the GGUF file of "{known.name}" in package {known.package} could not be converted: {why}.')

@@ -77,6 +77,7 @@ class Written:
 
 _SOME = "weft"  # an answer that is part of no template
 _PLACE = re.compile(r"\{(instruction|input)\}")
+_ANY_PLACE = re.compile(r"\{([a-z_]+)\}")
 _SAYS = "Below is an instruction that describes a task"
 _ASKS = "Write a response that appropriately completes the request."
 ALPACA = Written(
@@ -182,7 +183,8 @@ def spelt_out(name: str) -> str:
             return name
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"the template {path} can't be read as UTF-8 ({type(e).__name__}): save it as plain text.") from e
+        why = f"byte {e.start + 1} is none" if isinstance(e, UnicodeDecodeError) else (e.strerror or type(e).__name__).lower()
+        raise UserError(f"the template {path} can't be read as UTF-8 ({why}): save it as plain text.") from e
     written(text, str(path))
     return text.rstrip("\n")
 
@@ -196,6 +198,11 @@ def written(text: str, where: str) -> Written:
     if text.count("{output}") != 1:
         many = "no place" if "{output}" not in text else "more than one place"
         raise UserError(f"the template {where} has {many} for the answer: write {{output}} once, where it belongs.")
+    if strange := [place for place in _ANY_PLACE.findall(text) if place not in ("instruction", "input", "output")]:
+        raise UserError(
+            f"the template {where} has a place {{{strange[0]}}} that nothing fills: its places are {{instruction}}, {{input}} "
+            "and {output}."
+        )
     before, _, after = text.partition("{output}")
     if "{instruction}" not in before:
         raise UserError(

@@ -138,6 +138,7 @@ class _Counts:
     shortened: int = 0
     cut: int = 0
     refused: int = 0  # answers to something, that is
+    bare: int = 0  # prompts of which not even the template fits
 
 
 def replies(backbone: Backbone, rows: Rows, max_length: int) -> Replies:
@@ -176,6 +177,11 @@ def sequences(backbone: Backbone, rows: Rows, max_length: int) -> tuple[list[Mad
     notes = _languages(tokenizer) if apart else []
     if counts.shortened:
         notes.append(f"{counts.shortened} of {count(len(made), 'prompt')} are shortened to --max-length {limit}.")
+    if counts.bare:
+        notes.append(
+            f"{counts.bare} of {count(len(made), 'prompt')} have no place for what is asked, as the template alone is longer "
+            f"than --max-length {limit} leaves room for: give a larger one."
+        )
     if counts.cut:
         notes.append(f"{counts.cut} of {count(len(made), 'answer')} are cut to --max-length {limit}, without an end.")
     return made, notes
@@ -249,7 +255,7 @@ def _row(
         counts.cut += 1
         counts.refused += asked
     room = limit if apart else limit - len(wanted)
-    ids, learnt, shortened = _fitted(tokenizer, frame, text, given, history, room, apart)
+    ids, learnt, shortened = _fitted(tokenizer, frame, text, given, history, room, apart, counts)
     counts.shortened += shortened
     if apart:
         return Made(_int(ids or [tokenizer.pad_token_id]), np.zeros(0, bool), len(ids), _int(wanted))
@@ -278,7 +284,14 @@ def _answer(tokenizer: Any, frame: Template, answer: str, apart: bool) -> list[i
 
 
 def _fitted(
-    tokenizer: Any, frame: Template, text: str, given: str, history: Sequence[tuple[str, str]], room: int, apart: bool
+    tokenizer: Any,
+    frame: Template,
+    text: str,
+    given: str,
+    history: Sequence[tuple[str, str]],
+    room: int,
+    apart: bool,
+    counts: _Counts,
 ) -> tuple[list[int], list[bool], bool]:
     """Tokens of a prompt of at most ``room``, which of them are to be learnt, and whether it had to be shortened.
 
@@ -306,6 +319,7 @@ def _fitted(
         shortened = True
         ids, learnt = _prompt(tokenizer, frame, text, given, history, apart)
     if len(ids) > room:  # the template alone is too long: its end says where the answer begins
+        counts.bare += 1
         return ids[-room:], learnt[-room:], True
     return ids, learnt, shortened
 

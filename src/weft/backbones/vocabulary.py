@@ -93,14 +93,18 @@ def vocabulary(name: str, model: nn.Module, inputs: Mapping[str, Tensor]) -> Voc
     linear = isinstance(module, nn.Linear) and weight is not None and weight.dim() == 2 and weight.is_floating_point()
     plain = linear and len(seen) == 1 and torch.equal(module(seen[0]), logits)
     found = Vocabulary(path, plain, int(logits.shape[-1]))
-    if not plain:
-        places = torch.zeros(logits.shape[:2], dtype=torch.bool, device=logits.device)
-        places[0, 1], places[-1, 0] = True, True
-        try:
-            with found.at(model, places) as rows:
-                alone, _ = found.finish(rows, model(**inputs).logits)
-        except Exception as e:  # of a model that counts on its own shape there
-            raise UserError(f'backbone "{name}" does more between its output layer and its logits than Weft can follow.') from e
-        if not torch.allclose(alone.float(), logits[places].float(), rtol=1e-3, atol=1e-3):
-            raise UserError(f'backbone "{name}" does more between its output layer and its logits than Weft can follow.')
+    places = torch.zeros(logits.shape[:2], dtype=torch.bool, device=logits.device)
+    places[0, 1], places[-1, 0] = True, True
+    try:
+        with found.at(model, places) as rows:
+            alone, layer = found.finish(rows, model(**inputs).logits)
+        same = torch.allclose(layer(alone).float(), logits[places].float(), rtol=1e-3, atol=1e-3)
+    except Exception as e:  # of a model that counts on its own shape there
+        raise _too_much(name) from e
+    if not same:
+        raise _too_much(name)
     return found
+
+
+def _too_much(name: str) -> UserError:
+    return UserError(f'backbone "{name}" does more between its output layer and its logits than Weft can follow.')

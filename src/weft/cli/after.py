@@ -145,6 +145,8 @@ def predict(
     for text in texts or ():
         typed(text)
     given = texts or _lines()
+    if not given:
+        raise UserError('nothing was asked: give texts, as in weft predict RUN "a text", or lines on stdin.')
     screen = out()
     with starting(screen, as_json):
         from weft.export import load

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from weft.export.conversation import Conversation
 
 SIGN = "> "
-RESET, EXIT = "/reset", "/exit"
+RESET, EXIT, HELP = "/reset", "/exit", "/help"
 
 
 def chat(
@@ -102,7 +102,8 @@ def _talk(talk: Conversation, screen: Console, typed: bool) -> None:
         if line == RESET:
             talk.reset()
         elif re.fullmatch(r"/\w+", line):
-            _slip(f'there is no command "{line}": {RESET} forgets what was said, {EXIT} leaves.', typed)
+            about = "" if line == HELP else f'there is no command "{line}": '
+            out(stderr=True).print(f"{about}{RESET} forgets what was said, {EXIT} leaves.", style="dim", markup=False)
         elif line:
             try:
                 talk.answer(line, show)
@@ -113,17 +114,6 @@ def _talk(talk: Conversation, screen: Console, typed: bool) -> None:
             else:
                 stopped = False
             show("\n")
-
-
-def _slip(sentence: str, typed: bool) -> None:
-    """A slip is told to whoever can type again.
-
-    Raises:
-        UserError: nobody can.
-    """
-    if not typed:
-        raise UserError(sentence)
-    out(stderr=True).print(sentence, style="dim", markup=False)
 
 
 def show(piece: str) -> None:

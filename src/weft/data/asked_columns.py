@@ -105,6 +105,8 @@ def _form(where: str, table: Table, asked: Mapping[str, str], wanted: Wanted) ->
     text, answer = _named_or_translated(table, named)
     if answer is not None:
         return _noted(Asked(answer, text, named.get("pair")), where, named)
+    if not named and (why := _unusable(table)):
+        raise NoColumn(f"{where}: {why} (of running text, name it with --label alone).")
     column = None if "pair" in named else _running(table, text)
     if column is None:
         raise NoColumn(
@@ -113,6 +115,35 @@ def _form(where: str, table: Table, asked: Mapping[str, str], wanted: Wanted) ->
         )
     note = f'{where}: guessed that "{column}" is running text to go on with, without anything asked (--text, --label).'
     return Asked(column, notes=(note,))
+
+
+def _unusable(table: Table) -> str | None:
+    """Which column is called like one of prompts and answers, or of chats, and holds something else."""
+    lower = {name.lower(): name for name in reversed(table)}
+    for name in (*CHATS, *TRANSLATIONS):
+        if name in lower and name not in RUNNING and not _texts(table, lower[name]):
+            what = "translations, objects of texts by language" if name in TRANSLATIONS else "chats, lists of turns"
+            return f'column "{lower[name]}" holds no {what}, but {_held(table[lower[name]])}'
+    for prompts, _, answers in FORMS:
+        asked, wanted = (next((lower[n] for n in names if n in lower), None) for names in (prompts, answers))
+        if asked is None or wanted is None:
+            continue
+        for column, what in ((asked, "what is asked"), (wanted, "the answer")):
+            if not _texts(table, column, what == "the answer"):
+                return f'column "{column}" holds {_held(table[column])}, where {what} should be a text'
+    return None
+
+
+def _held(column: Sequence[Any]) -> str:
+    """What a column holds, by the first value that is something."""
+    row, value = next(((i, v) for i, v in enumerate(column) if v is not None), (0, None))
+    if value is None:
+        return "nothing"
+    kind = {bool: "yes or no", int: "a number", float: "a number", str: "a text", bytes: "bytes"}.get(type(value))
+    kind = kind or (
+        "an object" if isinstance(value, Mapping) else "a list" if isinstance(value, Sequence) else type(value).__name__
+    )
+    return f"{kind} in row {row + 1}"
 
 
 def _named_or_translated(table: Table, named: Mapping[str, str]) -> tuple[str | None, str | None]:

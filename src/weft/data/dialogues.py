@@ -60,6 +60,11 @@ def build(name: str, splits: Mapping[str, Table], asked: Asked, *, notes: Iterab
         said += (checks.dropped if asked.rejected is None else checks.unpaired)(name, split, n, len(own))
         read[split] = own
     if not read["train"]:
+        if asked.rejected is not None:
+            raise UserError(
+                f'{name} has no training rows with two different answers to one prompt in columns "{asked.answer}" and '
+                f'"{asked.rejected}": check --text and --label.'
+            )
         raise UserError(f'{name} has no training rows with an answer in column "{asked.answer}": check --text and --label.')
     parts = _parts(splits, read, asked)
     said += with_test(name, parts, "test split with answers")

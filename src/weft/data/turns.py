@@ -128,6 +128,16 @@ def every_turn(value: Any, at: str) -> list[tuple[str, str]]:
         assert form is not None
         role = turn[form[0]].strip().lower() if isinstance(turn[form[0]], str) else turn[form[0]]
         checks.role(at, role, ROLES)
-        checks.said(at, turn[form[1]])
-        found.append((ROLES[role], turn[form[1]]))
+        said = _in_pieces(turn[form[1]])
+        checks.said(at, said)
+        found.append((ROLES[role], said))
     return found
+
+
+def _in_pieces(said: Any) -> Any:
+    """What a turn says in pieces of text, ``[{"type": "text", "text": "…"}]``, as one text; anything else as it is."""
+    if not isinstance(said, list | tuple | np.ndarray) or not len(said):
+        return said
+    texts = [piece.get("text") for piece in said if isinstance(piece, Mapping) and piece.get("type", "text") == "text"]
+    words = [text for text in texts if isinstance(text, str)]
+    return "\n".join(words) if len(words) == len(said) else said

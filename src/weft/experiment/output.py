@@ -15,7 +15,7 @@ class Output(Group):
     name: str | None = setting(
         None,
         "Of the run's folder.",
-        "`-2`, `-3` … is added where it is taken.",
+        "Where the default is taken, `-2`, `-3` … is added; a name of yours that is taken is refused.",
         unset="METHOD-DATA-MODEL-sSEED",
         everyday=True,
     )

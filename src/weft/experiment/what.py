@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
-from weft.experiment.declare import Group, Name, Names, setting
+from weft.experiment.declare import Group, Name, setting
+
+
+def _apart(given: Any) -> Any:
+    """Names that were typed in one word, joined by commas."""
+    words = [given] if isinstance(given, str) else given
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        return given
+    return [name.strip() for word in words for name in word.split(",") if name.strip()]
+
 
 Baseline = Literal["local", "central", "probe", "zero-shot"]
 
@@ -49,16 +58,15 @@ class What(Group):
         "text tower, unless the method trains a head.",
         common=True,
     )
-    metrics: Names = setting(
+    metrics: Annotated[list[str], Field(strict=False), BeforeValidator(_apart)] = setting(
         [],
-        "What is scored, the headline first: `accuracy`, `macro_f1`, `matthews`, `f1:CLASS`, `top5`.",
+        "What is scored, joined by commas, the headline first: `accuracy`, `macro_f1`, `matthews`, `f1:CLASS`, `top5`.",
         "Of tags: `entity_f1`, `precision`, `recall`, `token_accuracy`, `macro_f1`, `f1:TYPE`; of numbers: "
         "`pearson`, `spearman`, `r2`, `mse`; of answers: `perplexity`, `token_accuracy`, `rouge_1`, `rouge_2`, `rouge_l`, "
         "`exact_match`, `token_f1`, `final_answer`, `bleu`, `chrf`; of preferences: "
         "`reward_accuracy`, `reward_margin`. "
         "By default those that a set of the catalogue is reported in, such as `matthews` of `cola`.",
         unset="of the data, or usual for the task",
-        option=False,
         common=True,
     )
     template: str = setting(

@@ -90,6 +90,7 @@ class About:
         task: its kind. metrics: that the run was scored by, the headline first.
         label_spaces: what a row with tags is scored among, as the run was.
         task_settings: what else the run's task was told, as how it writes texts; none = as usual.
+        quantised: how the base's weights were while it was trained; "" = as they are.
     """
 
     kind: str
@@ -108,6 +109,7 @@ class About:
     metrics: tuple[str, ...] = ()
     label_spaces: str = "own"
     task_settings: dict[str, Any] = field(default_factory=dict)
+    quantised: str = ""
 
     @property
     def predicts(self) -> Task:
@@ -139,6 +141,11 @@ class About:
             UserError: there is no exported model, or a damaged one, or one of another format.
         """
         path = folder / NAME
+        if not path.is_file() and (folder / "config.json").is_file():
+            raise UserError(
+                f"{folder} is a whole model without {NAME}, as weft export --merged writes it: transformers loads it, as its "
+                "README.md says."
+            )
         if not path.is_file():
             raise UserError(f"{folder} holds no {NAME}: give the folder of a run or of an exported model.")
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from weft.federation.client import ClientState
     from weft.federation.method import Method
     from weft.federation.server import ServerState
+    from weft.runs.directory import RunDirectory
 
 
 def export_run(
@@ -67,18 +68,49 @@ def export_run(
 
 
 def _adapter(folder: Path, target: Path, client: str | None, view: str | None) -> ExportReport:
-    if client is None and view is None:
-        return _copied(model_folder(folder), target)
+    if client is None and view is None and (source := sound(folder)) is not None:
+        return _copied(source, target)
     with _rebuilt(folder, client) as held:
         return export(held.method, held.server, target, held.info, client=held.client, view=view)
 
 
 def _merged(folder: Path, target: Path, client: str | None, view: str | None, precision: str) -> ExportReport:
-    if client is None and view is None:
-        return merging.merge(model_folder(folder), target, precision)
+    if client is None and view is None and (source := sound(folder)) is not None:
+        return merging.merge(source, target, precision)
     with tempfile.TemporaryDirectory(prefix="weft-adapter-") as between:
         _adapter(folder, Path(between), client, view)
         return merging.merge(Path(between), target, precision)
+
+
+def sound(folder: Path) -> Path | None:
+    """The finished adapter of a run, or an exported model; None where it is damaged, and the run can make it anew.
+
+    Raises:
+        UserError: it is damaged for good.
+    """
+    try:
+        found = model_folder(folder)
+        check_hashes(found, About.read(found))
+    except UserError:
+        if not (folder / "experiment.toml").is_file() or not (folder / "checkpoint").is_dir():
+            raise
+        return None
+    return found
+
+
+def write_anew(directory: RunDirectory) -> None:
+    """Make the adapter of a finished run from its checkpoint, in the place of a damaged one.
+
+    Raises:
+        UserError: the checkpoint does not hold it.
+    """
+    unfinished = directory.adapter.with_name("adapter" + files.TEMPORARY)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    files.make_folder(unfinished)
+    with _rebuilt(directory.root, None, locked=True) as held:
+        export(held.method, held.server, unfinished, held.info)
+    shutil.rmtree(directory.adapter, ignore_errors=True)
+    files.rename(unfinished, directory.adapter)
 
 
 def _copied(source: Path, target: Path) -> ExportReport:
@@ -122,8 +154,12 @@ class _Held:
 
 
 @contextmanager
-def _rebuilt(folder: Path, client: str | None) -> Iterator[_Held]:
-    """From the run's checkpoint and client store, which nobody writes to meanwhile."""
+def _rebuilt(folder: Path, client: str | None, locked: bool = False) -> Iterator[_Held]:
+    """From the run's checkpoint and client store, which nobody writes to meanwhile.
+
+    Args:
+        locked: by the caller.
+    """
     from weft import experiment as settings
     from weft.errors import nearest
     from weft.federation.rounds import begin
@@ -134,7 +170,7 @@ def _rebuilt(folder: Path, client: str | None) -> Iterator[_Held]:
     from weft.storage.store import ClientStore
 
     directory = directories.find(folder)
-    with directories.locked(directory):
+    with nullcontext() if locked else directories.locked(directory):
         about = directories.read_summary(directory)
         if "served" in about:
             raise UserError(

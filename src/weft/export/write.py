@@ -138,6 +138,7 @@ def about_of(method: Method, bench: Bench, view: str, info: Mapping[str, Any], c
         metrics=bench.task.metrics,
         label_spaces=settings.get("label_spaces", "own"),
         task_settings=settings_of(bench.task),
+        quantised=bench.backbone.quantised,
     )
 
 
@@ -164,9 +165,18 @@ def max_length(settings: Mapping[str, Any], backbone: Backbone) -> int:
 
 
 def notes(about: About) -> list[str]:
+    found = []
+    if about.quantised:
+        found.append(
+            f"It was trained on its base in {about.quantised}; on the base as it is, which is loaded with it, it may predict "
+            "something else than in its run."
+        )
     if about.view == "global" or about.client is not None:
-        return []
-    return [f"{about.method['slug']} gives every client a model of its own: this is the one that a new client starts from."]
+        return found
+    return [
+        *found,
+        f"{about.method['slug']} gives every client a model of its own: this is the one that a new client starts from.",
+    ]
 
 
 def choose_view(slug: str, views: tuple[str, ...], view: str | None, personal: bool) -> str:

@@ -61,8 +61,8 @@ class Probe(Method):
             why = "it compares images with class names" if backbone.names is not None else "its output layer is trained already"
             other = ", or use --task classification" if backbone.names is not None else ""
             raise UserError(
-                f'backbone "{backbone.name}" has no head to probe, {why}: leave --start-head probe out and take zero-shot for a '
-                f"baseline{other}."
+                f'backbone "{backbone.name}" has no head to probe, {why}: leave probe out of --start-head and --baselines, and '
+                f"take zero-shot for a baseline{other}."
             )
         return {"head": (task.head, SHARED)}
 
