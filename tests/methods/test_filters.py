@@ -39,5 +39,5 @@ def test_cards_have_every_word_that_was_given(words: dict[str, str], wanted: lis
 
 
 def test_a_word_that_no_card_could_have_is_refused() -> None:
-    with pytest.raises(UserError, match='there is no family "prompt" among methods; .* Did you mean "prompts"'):
+    with pytest.raises(UserError, match=r'there is no family "prompt" among methods; .* Did you mean "prompts"'):
         chosen(CARDS, family="prompt")

@@ -66,7 +66,8 @@ class What(Group):
         "`pearson`, `spearman`, `r2`, `mse`; of answers: `perplexity`, `token_accuracy`, `rouge_1`, `rouge_2`, `rouge_l`, "
         "`exact_match`, `token_f1`, `final_answer`, `bleu`, `chrf`; of preferences: "
         "`reward_accuracy`, `reward_margin`. "
-        "One with the name of a class is given by itself. By default those that a set of the catalogue is reported in, such as `matthews` of `cola`.",
+        "One with the name of a class is given by itself. "
+        "By default those that a set of the catalogue is reported in, such as `matthews` of `cola`.",
         unset="of the data, or usual for the task",
         common=True,
     )
