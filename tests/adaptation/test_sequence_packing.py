@@ -188,7 +188,25 @@ def test_a_model_whose_rows_hardly_see_each_other_is_refused(precision: str, mon
         found.logits = found.logits + 1e-3 * found.logits.abs().max() * (input_ids[:, :1, None] % 5)
         return found
 
+    def counting(input_ids: Tensor, **given: Any) -> Any:
+        found = whole(input_ids=input_ids, **given)
+        found.logits = found.logits + found.logits.abs().max() * torch.arange(input_ids.shape[1])[:, None]
+        return found
+
     lines.check(backbone, bench_of("llama").table)
-    monkeypatch.setattr(backbone.model, "forward", leaking)
-    with pytest.raises(UserError, match="does not keep rows apart"):
-        lines.check(backbone, bench_of("llama").table)
+    for forward in (leaking, counting):
+        monkeypatch.setattr(backbone.model, "forward", forward)
+        with pytest.raises(UserError, match="does not keep rows apart"):
+            lines.check(backbone, bench_of("llama").table)
+
+
+def test_the_model_sees_less_padding() -> None:
+    bench, seen = bench_of("llama"), []
+    words = bench.backbone.model.get_input_embeddings()
+    handle = words.register_forward_hook(lambda _m, args, _out: seen.append(args[0].numel()))
+    try:
+        for pack in pair(bench):
+            pack(batch_of(pack.bench, INDEX))
+    finally:
+        handle.remove()
+    assert seen[1] < seen[0]

@@ -330,9 +330,10 @@ def test_what_a_turn_says_in_pieces_of_text_is_one_text(tmp_path: Path) -> None:
         other.train.answers,
         other.train.history,
     )
-    pieces["messages"][0][0]["content"] = [{"type": "image", "url": "x"}]
-    with pytest.raises(UserError, match="which is no text: leave pictures"):
-        load(str(written(tmp_path, pieces)), wanted="answers")
+    for odd in ([{"type": "image", "url": "x"}], [{"type": "text", "text": "look"}, {"type": "image", "url": "x"}]):
+        pieces["messages"][0][0]["content"] = odd
+        with pytest.raises(UserError, match="which is no text: leave pictures"):
+            load(str(written(tmp_path, pieces)), wanted="answers")
 
 
 def test_rows_made_by_hand_need_neither_labels_nor_texts() -> None:

@@ -179,8 +179,8 @@ def sequences(backbone: Backbone, rows: Rows, max_length: int) -> tuple[list[Mad
         notes.append(f"{counts.shortened} of {count(len(made), 'prompt')} are shortened to --max-length {limit}.")
     if counts.bare:
         notes.append(
-            f"{counts.bare} of {count(len(made), 'prompt')} have no place for what is asked, as the template alone is longer "
-            f"than --max-length {limit} leaves room for: give a larger one."
+            f"--max-length {limit} leaves no room for what is asked in {counts.bare} of {count(len(made), 'row')}, as the "
+            "template alone is longer: give a larger one."
         )
     if counts.cut:
         notes.append(f"{counts.cut} of {count(len(made), 'answer')} are cut to --max-length {limit}, without an end.")
