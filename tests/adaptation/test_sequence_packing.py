@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -160,6 +161,10 @@ def test_who_does_not_look_at_positions_alone_is_refused() -> None:
         bench = bench_of(kind)
         with pytest.raises(UserError, match="does not keep rows apart that share a line: leave out --sequence-packing"):
             lines.check(bench.backbone, bench.table)
+        half = tiny.backbone(kind, checkpoint="lm", task=GENERATION, precision="bfloat16")
+        with pytest.raises(UserError, match="does not keep rows apart"):
+            lines.check(half, bench.table)
+    lines.check(tiny.backbone("llama", checkpoint="lm", task=GENERATION, precision="bfloat16"), bench_of("llama").table)
     for kind in ("bart", "t5"):
         other = bench_of(kind)
         with pytest.raises(UserError, match="for --task generation with a decoder"):
@@ -171,3 +176,37 @@ def test_who_does_not_look_at_positions_alone_is_refused() -> None:
 
 def test_every_decoder_is_tried_here() -> None:
     assert set(KINDS) | set(REFUSED) == {*tiny.DECODERS, "falcon", "olmo2", "gemma2"}
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_model_whose_rows_hardly_see_each_other_is_refused(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = tiny.backbone("llama", checkpoint="lm", task=GENERATION, precision=precision)
+    whole = backbone.model.forward
+
+    def leaking(input_ids: Tensor, **given: Any) -> Any:
+        found = whole(input_ids=input_ids, **given)
+        found.logits = found.logits + 1e-3 * found.logits.abs().max() * (input_ids[:, :1, None] % 5)
+        return found
+
+    def counting(input_ids: Tensor, **given: Any) -> Any:
+        found = whole(input_ids=input_ids, **given)
+        found.logits = found.logits + found.logits.abs().max() * torch.arange(input_ids.shape[1])[:, None]
+        return found
+
+    lines.check(backbone, bench_of("llama").table)
+    for forward in (leaking, counting):
+        monkeypatch.setattr(backbone.model, "forward", forward)
+        with pytest.raises(UserError, match="does not keep rows apart"):
+            lines.check(backbone, bench_of("llama").table)
+
+
+def test_the_model_sees_less_padding() -> None:
+    bench, seen = bench_of("llama"), []
+    words = bench.backbone.model.get_input_embeddings()
+    handle = words.register_forward_hook(lambda _m, args, _out: seen.append(args[0].numel()))
+    try:
+        for pack in pair(bench):
+            pack(batch_of(pack.bench, INDEX))
+    finally:
+        handle.remove()
+    assert seen[1] < seen[0]

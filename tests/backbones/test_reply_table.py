@@ -238,3 +238,14 @@ def test_what_a_translator_marks_is_said_and_what_it_can_not_mark_is_refused() -
     tokenizer.tgt_lang = None
     with pytest.raises(UserError, match="set its src_lang and tgt_lang"):
         row(marked, texts="w1", answers="w2")
+
+
+def test_a_template_that_leaves_no_room_for_what_is_asked_is_noted() -> None:
+    long = model(template=" ".join(f"w{i}" for i in range(30)) + " {instruction} w91 {output}")
+    ids, learnt, table = row(long, 12, texts="w40 w41", answers="w4")
+    assert "w40" not in ids
+    assert (ids[-3:], learnt) == (["w91", "w4", "</s>"], ["w4", "</s>"])
+    assert table.notes[1] == (
+        "--max-length 12 leaves no room for what is asked in 1 of 1 row, as the template alone is longer: give a larger one."
+    )
+    assert not any("no room" in note for note in row(long, 48, texts="w40 w41", answers="w4")[2].notes)

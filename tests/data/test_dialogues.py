@@ -308,6 +308,15 @@ def test_columns_that_are_called_so_and_hold_something_else_are_not_read_as_runn
         load(str(written(tmp_path, table)), wanted="answers")
 
 
+def test_a_number_of_turns_beside_running_text_is_no_chat(tmp_path: Path) -> None:
+    source = load(
+        written(tmp_path, {"text": [f"{a} and {b}" for a, b in zip(ASKED, TOLD, strict=True)], "turns": [2] * 6}),
+        wanted="answers",
+    )
+    assert source.train.answers is not None
+    assert "running text" in " ".join(source.notes)
+
+
 def test_what_a_turn_says_in_pieces_of_text_is_one_text(tmp_path: Path) -> None:
     whole, pieces = chats(), chats()
     for turns in pieces["messages"]:
@@ -321,9 +330,10 @@ def test_what_a_turn_says_in_pieces_of_text_is_one_text(tmp_path: Path) -> None:
         other.train.answers,
         other.train.history,
     )
-    pieces["messages"][0][0]["content"] = [{"type": "image", "url": "x"}]
-    with pytest.raises(UserError, match="which is no text: leave pictures"):
-        load(str(written(tmp_path, pieces)), wanted="answers")
+    for odd in ([{"type": "image", "url": "x"}], [{"type": "text", "text": "look"}, {"type": "image", "url": "x"}]):
+        pieces["messages"][0][0]["content"] = odd
+        with pytest.raises(UserError, match="which is no text: leave pictures"):
+            load(str(written(tmp_path, pieces)), wanted="answers")
 
 
 def test_rows_made_by_hand_need_neither_labels_nor_texts() -> None:

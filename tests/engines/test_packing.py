@@ -52,7 +52,7 @@ def test_an_estimate_of_a_language_model_knows_its_vocabulary_its_heads_and_reco
     usual = packing.estimate(bench, method, 1000, 32)
     again = packing.estimate(replace(bench, recompute=True), method, 1000, 32)
     assert usual.fixed == again.fixed == sum(p.numel() * p.element_size() for p in bench.backbone.model.parameters())
-    assert (usual.parts, usual.gradient) == (12000, 4000)
+    assert usual.trained == 4000
     assert usual.logits == again.logits == 3 * (1 << 23) // 100 * 100 * 8  # rows of 100 logits, and two temporaries
     assert again.kept == 3 * 128 * 32 * 8  # what goes into each of three blocks
     block = 128 * ((4 + 2 * 0.5) * 32 + 4 * 64 + 2 * 32) * 8  # of heads, half are of keys and values
@@ -78,13 +78,13 @@ def test_holes_of_the_allocator_are_reckoned_with_in_single_precision_on_a_cpu()
 
 
 def test_packs_take_six_tenths_of_the_memory_and_are_equal() -> None:
-    guess, bench = packing.Estimate(fixed=10, parts=10, gradient=0, kept=0, available=120), tiny.bench("bert")
+    guess, bench = packing.Estimate(fixed=10, trained=0, kept=10, available=120), tiny.bench("bert")
     assert [packing.choose("auto", cohort, 1, 1, guess, bench) for cohort in (1, 6, 7, 8, 13)] == [1, 6, 4, 4, 5]
     assert packing.choose("3", 9, 1, 1, guess, bench) == 3
 
 
 def test_the_worst_moment_counts() -> None:
-    guess = packing.Estimate(fixed=1000, parts=30, gradient=10, kept=50, available=0, work=20, logits=90)
+    guess = packing.Estimate(fixed=1000, trained=10, kept=50, available=0, work=20, logits=90)
     assert [guess.total(k) for k in (1, 4, 5)] == [1000 + 30 + 50 + 90, 1000 + 120 + 200 + 90, 1000 + 150 + 250 + 100]
     assert replace(guess, reused=False).total(2) == 1000 + 90 + 2 * (30 + 2 * 10 + 50 + 20)
     assert replace(guess, kept=5, logits=0).total(2) == 1000 + 60 + 2 * (10 + 20)

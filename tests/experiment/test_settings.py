@@ -99,6 +99,10 @@ def test_metrics_may_be_joined_by_commas(given: object) -> None:
     assert Experiment(metrics=given).metrics == ["bleu", "chrf"]  # type: ignore[arg-type]
 
 
+def test_a_class_with_a_comma_stays_whole() -> None:
+    assert Experiment(metrics=["accuracy", "f1:Smith, John"]).metrics == ["accuracy", "f1:Smith, John"]
+
+
 # help ---------------------------------------------------------------------------------------------------------------------
 
 

@@ -1,6 +1,6 @@
 """Federations on real workers of Ray, through Flower's simulation engine, give the numbers of the simulation.
 
-These need the extra ``ray``. `make test-all` skips them without it, alone among the tests, because Ray is heavy (hundreds of
+These need the extra ``ray``. `make test-all` skips them without it, because Ray is heavy (hundreds of
 megabytes, and processes of its own) and nothing else here needs it; ``test_ray.py`` holds the same laws without it.
 """
 

@@ -179,8 +179,8 @@ def sequences(backbone: Backbone, rows: Rows, max_length: int) -> tuple[list[Mad
         notes.append(f"{counts.shortened} of {count(len(made), 'prompt')} are shortened to --max-length {limit}.")
     if counts.bare:
         notes.append(
-            f"{counts.bare} of {count(len(made), 'prompt')} have no place for what is asked, as the template alone is longer "
-            f"than --max-length {limit} leaves room for: give a larger one."
+            f"--max-length {limit} leaves no room for what is asked in {counts.bare} of {count(len(made), 'row')}, as the "
+            "template alone is longer: give a larger one."
         )
     if counts.cut:
         notes.append(f"{counts.cut} of {count(len(made), 'answer')} are cut to --max-length {limit}, without an end.")
@@ -255,8 +255,7 @@ def _row(
         counts.cut += 1
         counts.refused += asked
     room = limit if apart else limit - len(wanted)
-    ids, learnt, shortened = _fitted(tokenizer, frame, text, given, history, room, apart, counts)
-    counts.shortened += shortened
+    ids, learnt = _fitted(tokenizer, frame, text, given, history, room, apart, counts)
     if apart:
         return Made(_int(ids or [tokenizer.pad_token_id]), np.zeros(0, bool), len(ids), _int(wanted))
     flags = [*learnt, *[True] * len(wanted)]
@@ -292,15 +291,15 @@ def _fitted(
     room: int,
     apart: bool,
     counts: _Counts,
-) -> tuple[list[int], list[bool], bool]:
-    """Tokens of a prompt of at most ``room``, which of them are to be learnt, and whether it had to be shortened.
+) -> tuple[list[int], list[bool]]:
+    """Tokens of a prompt of at most ``room``, and which of them are to be learnt.
 
     Oldest turns go first, then the end of the input or the instruction, whichever is longer: the template stays whole.
     """
     if not (text or given or history):  # the answer is a text by itself
         alone: list[int] = tokenizer("")["input_ids"]
         start = [i for i in alone if i != tokenizer.eos_token_id or tokenizer.bos_token_id == i]
-        return start[:room], [False] * len(start[:room]), False
+        return start[:room], [False] * len(start[:room])
     ids, learnt = _prompt(tokenizer, frame, text, given, history, apart)
     shortened = False
     while len(ids) > room and any(role != "system" for role, _ in history):
@@ -320,8 +319,9 @@ def _fitted(
         ids, learnt = _prompt(tokenizer, frame, text, given, history, apart)
     if len(ids) > room:  # the template alone is too long: its end says where the answer begins
         counts.bare += 1
-        return ids[-room:], learnt[-room:], True
-    return ids, learnt, shortened
+        ids, learnt, shortened = ids[-room:], learnt[-room:], True
+    counts.shortened += shortened
+    return ids, learnt
 
 
 def _prompt(

@@ -121,7 +121,7 @@ def _unusable(table: Table) -> str | None:
     """Which column is called like one of prompts and answers, or of chats, and holds something else."""
     lower = {name.lower(): name for name in reversed(table)}
     for name in (*CHATS, *TRANSLATIONS):
-        if name in lower and name not in RUNNING and not _texts(table, lower[name]):
+        if name in lower and _held(table[lower[name]]).startswith(("a list", "an object")):
             what = "translations, objects of texts by language" if name in TRANSLATIONS else "chats, lists of turns"
             return f'column "{lower[name]}" holds no {what}, but {_held(table[lower[name]])}'
     for prompts, _, answers in FORMS:

@@ -43,7 +43,7 @@ class Estimate:
     """Bytes of one pass.
 
     Attributes:
-        fixed: the backbone. parts: of each client, what it trains, with two moments. gradient: of that.
+        fixed: the backbone. trained: of each client, the values that it trains.
         kept: of each client, activations that wait for the backward pass. work: of each client, what the block in progress takes
             beside them. logits: of a language model, those that are held at once, whosever they are.
         available: what is free. reused: what one moment of a pass leaves, the next one takes. On a CPU a process grows by nearly
@@ -51,8 +51,7 @@ class Estimate:
     """
 
     fixed: int
-    parts: int
-    gradient: int
+    trained: int
     kept: int
     available: int
     work: int = 0
@@ -61,10 +60,11 @@ class Estimate:
 
     def total(self, k: int) -> int:
         """At the worst of three moments: between forward and backward pass, at the end of the latter, in the step after it."""
+        lasting = self.fixed + 3 * k * self.trained  # with two moments
         if not self.reused:
-            return self.fixed + self.logits + k * (self.parts + 2 * self.gradient + self.kept + self.work)
+            return lasting + self.logits + k * (2 * self.trained + self.kept + self.work)
         between = k * self.kept + max(self.logits, k * self.work)
-        return self.fixed + k * self.parts + max(between, k * (self.gradient + self.work), k * 2 * self.gradient)
+        return lasting + max(between, k * (self.trained + self.work), 2 * k * self.trained)  # gradients, and a temporary of them
 
     def most(self, memory: int, limit: int) -> int:
         """How many clients fit, at least 1 and no more than ``limit``."""
@@ -131,11 +131,11 @@ def estimate(bench: Bench, method: Method, trainable: int, width: int, texts: bo
         texts: a part sits in the text tower.
     """
     config = bench.backbone.model.config
-    parts, gradient = trainable * 4 * 3, trainable * 4
+    trained = 4 * trainable
     frozen = sum(size(p) for p in bench.backbone.model.parameters())
     free, reused = available_memory(bench.backbone.device), bench.backbone.device.type != "cpu"
     if bench.backbone.vocabulary is not None:
-        return Estimate(frozen, parts, gradient, available=free, reused=reused, **language(bench, method.batch * width))
+        return Estimate(frozen, trained, available=free, reused=reused, **language(bench, method.batch * width))
     sizes = getattr(config, "vision_config", config)
     d = bench.backbone.d
     ffn = int(getattr(sizes, "intermediate_size", 0) or getattr(sizes, "n_inner", 0) or 4 * d)
@@ -151,7 +151,7 @@ def estimate(bench: Bench, method: Method, trainable: int, width: int, texts: bo
         rows, length = len(names.names), min(names.limit, 32)
         per_row = length * (10 * text.hidden_size + 3 * text.intermediate_size) + 3 * text.num_attention_heads * length**2
         activations += text.num_hidden_layers * rows * per_row * item
-    return Estimate(frozen, parts, gradient, activations, free, reused=reused)
+    return Estimate(frozen, trained, activations, free, reused=reused)
 
 
 SLACK = {torch.float32: 1.35, torch.bfloat16: 1.15}

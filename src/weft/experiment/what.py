@@ -10,11 +10,12 @@ from weft.experiment.declare import Group, Name, setting
 
 
 def _apart(given: Any) -> Any:
-    """Names that were typed in one word, joined by commas."""
+    """Names that were typed in one word, joined by commas; the class in ``f1:CLASS`` may have commas of its own."""
     words = [given] if isinstance(given, str) else given
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
         return given
-    return [name.strip() for word in words for name in word.split(",") if name.strip()]
+    each = [[word] if "f1:" in word else word.split(",") for word in words]
+    return [name.strip() for names in each for name in names if name.strip()]
 
 
 Baseline = Literal["local", "central", "probe", "zero-shot"]
@@ -60,11 +61,12 @@ class What(Group):
     )
     metrics: Annotated[list[str], Field(strict=False), BeforeValidator(_apart)] = setting(
         [],
-        "What is scored, joined by commas, the headline first: `accuracy`, `macro_f1`, `matthews`, `f1:CLASS`, `top5`.",
+        "What is scored, joined by commas, the headline first: `accuracy`, `macro_f1`, `matthews`, `top5`, `f1:CLASS`.",
         "Of tags: `entity_f1`, `precision`, `recall`, `token_accuracy`, `macro_f1`, `f1:TYPE`; of numbers: "
         "`pearson`, `spearman`, `r2`, `mse`; of answers: `perplexity`, `token_accuracy`, `rouge_1`, `rouge_2`, `rouge_l`, "
         "`exact_match`, `token_f1`, `final_answer`, `bleu`, `chrf`; of preferences: "
         "`reward_accuracy`, `reward_margin`. "
+        "One with the name of a class is given by itself. "
         "By default those that a set of the catalogue is reported in, such as `matthews` of `cola`.",
         unset="of the data, or usual for the task",
         common=True,

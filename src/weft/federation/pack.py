@@ -14,10 +14,8 @@ from torch import Tensor
 from weft.adaptation.optim import Optim, Optimizer
 from weft.adaptation.placed import place, stack
 from weft.adaptation.weave import Weave, Weight
-from weft.backbones import lines
-from weft.backbones.reply_table import Replies
 from weft.errors import WeftError
-from weft.federation import plans
+from weft.federation import answers, plans
 from weft.federation.alike import check_alike
 from weft.federation.batch import Batch, make_batch
 from weft.federation.bench import Bench
@@ -29,7 +27,7 @@ from weft.federation.scope import Scope, matches
 from weft.federation.start_values import initial
 from weft.federation.turn import Turn
 from weft.tasks.observed import Observed
-from weft.tasks.outputs import Hidden, Output
+from weft.tasks.outputs import Output
 from weft.tensors.forms import Value
 from weft.tensors.keyed import generator
 
@@ -111,9 +109,8 @@ class Pack:
         flat = batch.index.reshape(-1)
         cut = self.cut()
         self._weave.prefix = None
-        if self._shares_lines(use):
-            inputs, places, order = lines.lines(self._replies, batch.index)
-            return self._read(self.backbone.to_model(inputs), places, batch, use, order)
+        if answers.in_lines(self.bench, use):
+            return answers.read(self._weave, self.bench, batch, None, use)
         if cut and self.bench.prefix is not None:
             inputs, hidden = self.bench.prefix.gather(self.bench.table, flat, cut)
             if hidden is not None:
@@ -121,40 +118,8 @@ class Pack:
         else:
             inputs = self.backbone.to_model(self.bench.table.collate(flat))
         if self.backbone.vocabulary is not None:
-            return self._read(inputs, self._replies.places(flat), batch, use)
+            return answers.read(self._weave, self.bench, batch, inputs, use)
         return self._forward(inputs, batch.clients, k, use)
-
-    @property
-    def _replies(self) -> Replies:
-        assert isinstance(self.bench.table, Replies)
-        return self.bench.table
-
-    def _shares_lines(self, use: Mapping[str, Weight] | None) -> bool:
-        """Whether the rows of a client may lie in one line: nothing is asked of them one by one."""
-        by_row = any(isinstance(w, Tensor) and w.dim() > 1 for w in (use or {}).values())
-        return self.bench.sequence_packing and not by_row
-
-    def _read(
-        self,
-        inputs: dict[str, Tensor],
-        places: Tensor,
-        batch: Batch,
-        use: Mapping[str, Weight] | None,
-        order: Tensor | None = None,
-    ) -> Output:
-        """What a language model leaves at the positions ``places`` of its inputs, which predict answers.
-
-        Args:
-            order: puts what is found there into the order of the rows; None = it is.
-        """
-        vocabulary = self.backbone.vocabulary
-        assert vocabulary is not None
-        with self._weave.attached(batch.clients, len(batch.index), use), vocabulary.at(self.backbone.model, places) as rows:
-            logits = self.backbone.model(**inputs).logits
-        hidden, layer = vocabulary.finish(rows, logits)
-        if order is not None:
-            hidden = hidden[order.to(hidden.device)]
-        return Hidden(hidden.to(self.device), batch.mask, layer)
 
     @contextmanager
     def reading(self, inputs: dict[str, Tensor]) -> Iterator[None]:
