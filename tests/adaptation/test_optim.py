@@ -178,13 +178,13 @@ def test_clients_that_are_not_in_the_batch_keep_value_and_moments_bit_for_bit(ki
     optimizer.step(losses(params, everyone, 0), None, ROWS)
     values = {n: p.detach().clone() for n, p in params.items()}
     moments = {n: [m.clone() for m in ms] for n, ms in optimizer.moments.items()}
-    counts = {n: t.clone() for n, t in optimizer.steps.items()}
+    counts = optimizer.steps.clone()
     present = [3, 0]
     optimizer.step(losses(params, present, 1), torch.tensor(present), ROWS)
     for c in (1, 2):
         for n in SHAPES:
             assert torch.equal(params[n][c], values[n][c])
-            assert optimizer.steps[n][c] == counts[n][c]
+            assert optimizer.steps[optimizer.places[n]][c] == counts[optimizer.places[n]][c]
             for new, old in zip(optimizer.moments[n], moments[n], strict=True):
                 assert torch.equal(new[c], old[c])
     for n in SHAPES:
@@ -205,8 +205,8 @@ def test_a_step_of_some_tensors_leaves_the_others_bit_for_bit(kind: str) -> None
     assert all(torch.equal(x, y) for x, y in zip(optimizer.moments["bias"], moments, strict=True))
     assert not torch.equal(params["a"], a)
     assert optimizer.ticks.tolist() == [1] * K  # the first of two updates on one batch: the schedule stands still
-    assert optimizer.steps["a"].tolist() == [2] * K
-    assert optimizer.steps["bias"].tolist() == [1, 1, 0, 1]
+    assert optimizer.steps[optimizer.places["a"]].tolist() == [2] * K
+    assert optimizer.steps[optimizer.places["bias"]].tolist() == [1, 1, 0, 1]
     assert optimizer.moved == {"a", "bias"}
 
 
@@ -282,3 +282,15 @@ def test_a_step_of_tensors_that_the_optimizer_does_not_hold_is_an_error() -> Non
 def test_settings_out_of_range_are_refused(wrong: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         Optim(**wrong)
+
+
+def test_tensors_moved_in_many_chunks_are_those_moved_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for entries in (1, 2**24):
+        monkeypatch.setattr("weft.adaptation.optim._CHUNK", entries)
+        params, optimizer = made(Optim("adamw", lr=0.1, weight_decay=0.3))
+        for t in range(3):
+            optimizer.step(losses(params, list(range(K)), t), None, ROWS)
+        found.append(params)
+    for name in SHAPES:
+        assert torch.equal(found[0][name], found[1][name])

@@ -108,6 +108,28 @@ def test_a_federation_with_a_proximal_term_stays_nearer_and_keeps_the_laws() -> 
     assert lengths[0] < 0.95 * lengths[1]
 
 
+def test_rates_of_patterns_are_multiples_and_the_first_that_matches_counts() -> None:
+    bench = tiny.bench("bert")
+    settings = Optim("adamw", lr=0.1, weight_decay=0.1, schedule="linear")
+
+    def moved(rates: dict[str, float] | None, settings: Optim = settings) -> dict[str, torch.Tensor]:
+        pack = packed(bench)
+        optimizer = pack.optimizer("*", settings=settings, epochs=1.0, size=2, total=3, rates=rates)
+        for _ in range(2):
+            pack.step(optimizer, lambda p, b: p.loss(p(b), b), batch_of(bench, INDEX))
+        return {n: v.detach() for n, v in pack.tensors.items()}
+
+    found, plain = moved({"head": 0.0, "head/*": 9.0, "lora/*/B": 1.0}), moved(None)
+    start = packed(bench).tensors
+    for name, value in found.items():
+        if name.startswith("head"):
+            assert torch.equal(value, start[name])
+    double = moved({"*": 2.0})
+    twice = moved(None, settings.but(lr=0.2))
+    assert all(torch.equal(double[n], twice[n]) for n in twice)
+    assert not all(torch.equal(double[n], plain[n]) for n in twice)
+
+
 # values for a pass ----------------------------------------------------------------------------------------------------
 
 

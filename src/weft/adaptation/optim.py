@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from annotated_types import Ge, Lt
@@ -64,6 +64,7 @@ class Optimizer:
         total: [K] steps that each client will take (its schedule's length).
         anchored: names that ``prox`` holds near where they are now.
         offsets: name -> [K, …], added to every gradient: the corrections of SCAFFOLD, FedDyn and their like.
+        factors: name -> multiple of the learning rate; 1 where none is given.
 
     Attributes:
         travelled: [K] the sum of the rates of the steps taken.
@@ -76,6 +77,7 @@ class Optimizer:
         total: Tensor,
         anchored: Iterable[str] = (),
         offsets: Mapping[str, Tensor] | None = None,
+        factors: Mapping[str, float] | None = None,
     ):
         self.params = dict(params)
         self.settings = settings
@@ -86,7 +88,9 @@ class Optimizer:
         self.total = total.clamp(min=1).to(exact)
         self.travelled = torch.zeros_like(self.total)
         self.ticks = torch.zeros_like(self.total)  # batches seen, for the schedule
-        self.steps = {n: torch.zeros_like(self.total) for n in self.params}  # updates of a tensor, for Adam's bias correction
+        self.places = {n: i for i, n in enumerate(self.params)}
+        self.steps = self.total.new_zeros(len(self.params), len(self.total))  # a tensor's updates, for Adam's bias correction
+        self.factors = self.total.new_tensor([[(factors or {}).get(n, 1.0)] for n in self.params])
         self.moments: dict[str, tuple[Tensor, ...]] = {}
         self.moved: set[str] = set()
 
@@ -135,13 +139,12 @@ class Optimizer:
         with torch.no_grad():
             free = entries or {}
             pairs = [(n, self._corrected(n, g, free.get(n))) for n, g in zip(names, grads, strict=True) if g is not None]
-            masks = {n: active & rows[n] for n, _ in pairs}
-            if self.settings.clip is not None:
-                pairs = self._clipped(pairs, masks)
             rates = self.rates()
-            for name, grad in pairs:
-                with self._held(name, free.get(name)):
-                    self._move(name, grad, masks[name], rates)
+            if pairs:
+                masks = torch.stack([active & rows[n] for n, _ in pairs])
+                if self.settings.clip is not None:
+                    pairs = self._clipped(pairs, masks)
+                self._move(pairs, masks, rates, free)
         self.travelled += rates * active
         if tick:
             self.ticks += active
@@ -168,52 +171,116 @@ class Optimizer:
         for tensor, old in zip((self.params[name], *after), (value, *before), strict=True):
             tensor.copy_(torch.where(free, tensor, old))
 
-    def _clipped(self, pairs: list[tuple[str, Tensor]], masks: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
+    def _clipped(self, pairs: list[tuple[str, Tensor]], masks: Tensor) -> list[tuple[str, Tensor]]:
         assert self.settings.clip is not None
         square = torch.zeros_like(self.total)
-        for name, grad in pairs:
-            square += torch.where(masks[name], grad.to(square.dtype).square().flatten(1).sum(1), 0.0)
+        for (_, grad), mask in zip(pairs, masks, strict=True):
+            square += torch.where(mask, grad.to(square.dtype).square().flatten(1).sum(1), 0.0)
         factor = (self.settings.clip / (square.sqrt() + 1e-6)).clamp(max=1.0)
-        return [(n, g * _wide(factor, g)) for n, g in pairs]
+        return [(n, g * _wide(factor, g).to(g.dtype)) for n, g in pairs]
 
-    def _move(self, name: str, grad: Tensor, mask: Tensor, rates: Tensor) -> None:
-        p, s = self.params[name], self.settings
-        self.moved.add(name)
-        self.steps[name] += mask
-        everyone = bool(mask.all())
-        decay = s.weight_decay if s.decay_biases or p.dim() > 2 else 0.0
-        lr = _wide(rates * mask, p)
-        if s.kind == "sgd":
-            grad = grad + decay * p if decay else grad
-            if s.momentum:
-                if name not in self.moments:
-                    self.moments[name] = (torch.zeros_like(p),)
-                (velocity,) = self.moments[name]
-                fresh = velocity * s.momentum + grad
-                velocity.copy_(fresh if everyone else torch.where(_wide(mask, p), fresh, velocity))
-                grad = velocity
-            p.sub_(lr * grad)
-            return
-        if name not in self.moments:
-            self.moments[name] = (torch.zeros_like(p), torch.zeros_like(p))
-        mean, square = self.moments[name]
-        b1, b2 = s.betas
-        if everyone:
-            mean.lerp_(grad, 1 - b1)
-            square.mul_(b2).addcmul_(grad, grad, value=1 - b2)
+    def _move(self, pairs: list[tuple[str, Tensor]], masks: Tensor, rates: Tensor, free: Mapping[str, Tensor]) -> None:
+        """One update of each tensor of ``pairs`` (name, gradient), for its row of ``masks`` [n, K].
+
+        What depends on a tensor and a client alone is computed for all tensors at once, and the tensors that all clients move
+        go through fused kernels: a tensor's own few numbers cost a GPU as much as its thousands.
+        """
+        s = self.settings
+        at = [self.places[name] for name, _ in pairs]
+        self.moved.update(name for name, _ in pairs)
+        self.steps[at] += masks
+        rate = rates * masks * self.factors[at]
+        dtype = pairs[0][1].dtype
+        plain = s.kind == "sgd"
+        if plain:
+            scale, width = rate, rate
         else:
-            here = _wide(mask, p)
-            mean.copy_(torch.where(here, mean.lerp(grad, 1 - b1), mean))
-            square.copy_(torch.where(here, square * b2 + (1 - b2) * grad * grad, square))
-        t = self.steps[name].clamp(min=1)
-        if decay:
-            p.mul_(1 - lr * decay)
-        scale = _wide(rates * mask / (1 - b1**t), p)
-        root = square.sqrt().div_(_wide((1 - b2**t).sqrt(), p)).add_(s.eps)
-        p.sub_(scale * mean / root)
+            done = self.steps[at].clamp(min=1)
+            scale, width = rate / (1 - s.betas[0] ** done), (1 - s.betas[1] ** done).sqrt()
+        scale, width, rate = scale.to(dtype), width.to(dtype), rate.to(dtype)
+        together: list[_Update] = []
+        for (name, grad), mask, *own, everyone in zip(pairs, masks, scale, width, rate, masks.all(1).tolist(), strict=True):
+            p = self.params[name]
+            if name not in self.moments:
+                self.moments[name] = tuple(torch.zeros_like(p) for _ in range(bool(s.momentum) if plain else 2))
+            decay = s.weight_decay if s.decay_biases or p.dim() > 2 else 0.0
+            update = _Update(p, grad, self.moments[name], *(_wide(t, p) for t in own), decay)
+            if everyone and not plain and name not in free:
+                together.append(update)
+                continue
+            with self._held(name, free.get(name)):
+                (_sgd if plain else _adamw)(update, _wide(mask, p), s)
+        for chunk in _chunks(together):
+            _adamw_together(chunk, s)
+
+
+_CHUNK = 2**24
+"""Entries that are moved at once: what is computed on the way is held for all of them."""
+
+
+class _Update(NamedTuple):
+    """One tensor [K, …] and what moves it; ``scale``, ``width`` and ``rate`` are one number a client."""
+
+    value: Tensor
+    grad: Tensor
+    moments: tuple[Tensor, ...]
+    scale: Tensor
+    width: Tensor
+    rate: Tensor
+    decay: float
+
+
+def _sgd(u: _Update, here: Tensor, s: Optim) -> None:
+    grad = u.grad + u.decay * u.value if u.decay else u.grad
+    for velocity in u.moments:
+        velocity.copy_(torch.where(here, velocity * s.momentum + grad, velocity))
+        grad = velocity
+    u.value.sub_(u.rate * grad)
+
+
+def _adamw(u: _Update, here: Tensor, s: Optim) -> None:
+    mean, square = u.moments
+    b1, b2 = s.betas
+    mean.copy_(torch.where(here, mean.lerp(u.grad, 1 - b1), mean))
+    square.copy_(torch.where(here, (square * b2).addcmul_(u.grad, u.grad, value=1 - b2), square))
+    if u.decay:
+        u.value.mul_(1 - u.rate * u.decay)
+    u.value.sub_(u.scale * mean / square.sqrt().div_(u.width).add_(s.eps))
+
+
+def _adamw_together(updates: list[_Update], s: Optim) -> None:
+    """:func:`_adamw` of tensors that all clients move, in kernels over lists of tensors, as ``torch.optim`` has them."""
+    values, grads = [u.value for u in updates], [u.grad for u in updates]
+    means, squares = [u.moments[0] for u in updates], [u.moments[1] for u in updates]
+    b1, b2 = s.betas
+    torch._foreach_lerp_(means, grads, 1 - b1)
+    torch._foreach_mul_(squares, b2)
+    torch._foreach_addcmul_(squares, grads, grads, 1 - b2)
+    for u in updates:
+        if u.decay:
+            u.value.mul_(1 - u.rate * u.decay)
+    roots = torch._foreach_sqrt(squares)
+    torch._foreach_div_(roots, [u.width for u in updates])
+    torch._foreach_add_(roots, s.eps)
+    moves = torch._foreach_mul(means, [u.scale for u in updates])
+    torch._foreach_div_(moves, roots)
+    torch._foreach_sub_(values, moves)
+
+
+def _chunks(updates: list[_Update]) -> Iterator[list[_Update]]:
+    """Of about ``_CHUNK`` numbers each."""
+    chunk: list[_Update] = []
+    held = 0
+    for update in updates:
+        chunk.append(update)
+        held += update.value.numel()
+        if held >= _CHUNK:
+            yield chunk
+            chunk, held = [], 0
+    if chunk:
+        yield chunk
 
 
 def _wide(value: Tensor, like: Tensor) -> Tensor:
-    """[K] shaped to broadcast over [K, …], in the dtype of ``like`` (bool stays bool)."""
-    value = value.view(-1, *[1] * (like.dim() - 1))
-    return value if value.dtype == torch.bool else value.to(like.dtype)
+    """[K] shaped to broadcast over [K, …]."""
+    return value.view(-1, *[1] * (like.dim() - 1))

@@ -276,6 +276,7 @@ class Pack:
         updates_per_batch: int = 1,
         total: int | None = None,
         caps: Sequence[int] | None = None,
+        rates: Mapping[str, float] | None = None,
     ) -> Optimizer:
         """An optimizer of exactly the tensors that match ``names``; GIVEN tensors are never among a client's.
 
@@ -283,6 +284,7 @@ class Pack:
 
         Args:
             total: steps that the schedule is spread over, if not those of the clients' batches. caps: see :meth:`batches`.
+            rates: pattern -> multiple of the learning rate for the tensors that match, of the first that does.
         """
         chosen = [n for n in self.tensors if matches(n, names) and self._trainable(n)]
         if not chosen:
@@ -295,7 +297,8 @@ class Pack:
         down = [n for n in chosen if Scope.DOWN in self._scope(n)]
         offsets = {n: o.to(self.device, self.dtype) for n, o in self.offsets.items() if n in chosen}
         moving = {n: self.tensors[n] for n in chosen}
-        made = Optimizer(moving, settings, torch.tensor(counts, device=self.device), down, offsets)
+        factors = {n: f for p, f in reversed((rates or {}).items()) for n in chosen if matches(n, (p,))}
+        made = Optimizer(moving, settings, torch.tensor(counts, device=self.device), down, offsets, factors)
         self._optimizers.append(made)
         return made
 
