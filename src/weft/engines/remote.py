@@ -26,6 +26,7 @@ from weft.engines.site import Behind, Diverged, SiteClient
 from weft.errors import UserError
 from weft.federation.client import ClientState
 from weft.federation.exchange import payload_of
+from weft.federation.info import common
 from weft.federation.round import Round
 from weft.federation.rounds import adapted
 from weft.tasks.counts import LARGEST
@@ -241,15 +242,15 @@ class Remote:
             for where, some in found.items():
                 said.setdefault(where, {})[client_id] = some
         scores: list[Evaluation] = []
-        for view in self.method.info.views:
-            here = self.scoring.common(view) if view == "global" else []
+        for view in self.method.views:
+            here = self.scoring.common(view) if common(view) else []
             scores += here
             for people in ("own test", "validation"):
                 own = said.get((view, people), {})
-                common = people if view != "global" or people == "validation" else "global test"
-                if not any(e.people == common for e in here):
+                whose = people if not common(view) or people == "validation" else "global test"
+                if not any(e.people == whose for e in here):
                     counted = [a.n for a in own.values() if not a.blank] or [a.n for a in own.values()]
-                    scores += records(task.pool(list(own.values())), sum(counted), view=view, people=common)
+                    scores += records(task.pool(list(own.values())), sum(counted), view=view, people=whose)
                 if people == "own test":
                     each = {c: task.pool([a])[0] for c, a in own.items() if not a.blank}
                     scores += per_client(each, task.metrics[0], view=view, people=people)

@@ -14,6 +14,7 @@ from weft.engines.setup import Setup
 from weft.federation import generating
 from weft.federation.client import ClientState, Splits
 from weft.federation.exchange import payload_of
+from weft.federation.info import common
 from weft.federation.message import beside
 from weft.federation.pack import Pack
 from weft.federation.rounds import adapted, enter
@@ -39,8 +40,8 @@ class Scoring:
     def evaluate(self, t: int) -> list[Evaluation]:
         """Scores of every view with the newest server state."""
         found: list[Evaluation] = []
-        for view in self.method.info.views:
-            found += self.common(view) if view == "global" else self.personal(view, t)
+        for view in self.method.views:
+            found += self.common(view) if common(view) else self.personal(view, t)
         return found
 
     def taken(self) -> list[dict[str, Any]]:
@@ -103,7 +104,7 @@ class Scoring:
             ("validation", chosen, {c.id: c.data.val for c in chosen}),
             ("new clients", strangers, {c.id: c.data.test for c in strangers}),
         ]
-        if "global" not in self.method.info.views and view == self.method.info.views[0] and chosen:
+        if not any(map(common, self.method.views)) and view == self.method.views[0] and chosen:
             # what clients' models know of everybody's data: each row of the global test set is put to one of them
             rows = numpy_generator(self.bench.seed, "evaluation", "common test").permutation(self.setup.tests.test)
             splits.append(("common test", chosen, {c.id: rows[i :: len(chosen)] for i, c in enumerate(chosen)}))

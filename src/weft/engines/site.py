@@ -22,6 +22,7 @@ from weft.federation import generating
 from weft.federation.bench import Bench
 from weft.federation.client import ClientState
 from weft.federation.exchange import Limits, read_download, write_update
+from weft.federation.info import common
 from weft.federation.layout import named
 from weft.federation.message import APPENDED, beside
 from weft.federation.method import Method
@@ -210,8 +211,8 @@ class SiteClient:
         pack = self._pack(received, held, round)
         found: dict[str, dict[str, dict[str, Any]]] = {}
         personal = False
-        for view in sorted(self.method.info.views, key=lambda v: v != "global"):  # the common model, before it is fitted
-            if view != "global" and not personal:
+        for view in sorted(self.method.views, key=lambda v: not common(v)):  # the common model, before it is fitted
+            if not common(view) and not personal:
                 with torch.enable_grad():
                     self.method.personalise(pack)
                 personal = True

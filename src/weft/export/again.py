@@ -133,7 +133,7 @@ def personal(folder: str | Path, client: str, view: str | None = None, observer:
     with _rebuilt(place, client) as held:
         method, server, state = held.method, held.server, held.client
         assert state is not None
-        chosen = choose_view(method.info.slug, method.info.views, view, True)
+        chosen = choose_view(method.info.slug, method.views, view, True)
         bench = server.bench.of(state)
         trained = capture(method, server, chosen, state)
         return Predictor(trained, bench.backbone, about_of(method, bench, chosen, held.info, state), observer)

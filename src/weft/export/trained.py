@@ -17,6 +17,7 @@ from weft.federation import generating
 from weft.federation.batch import Batch, make_batch
 from weft.federation.bench import Bench
 from weft.federation.client import ClientState
+from weft.federation.info import common
 from weft.federation.layout import named
 from weft.federation.message import beside
 from weft.federation.one_pass import one_pass
@@ -90,7 +91,7 @@ def capture(method: Method, server: ServerState, view: str, client: ClientState 
         UserError: the method's way to predict can be written neither as weights of parts nor by its name.
     """
     pack = server.pack() if client is None else _entering(method, server, client)
-    if view != "global":
+    if not common(view):
         method.personalise(pack)
     pack.hold(None)
     adaptation = pack.adaptations[0]

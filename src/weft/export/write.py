@@ -23,6 +23,7 @@ from weft.export.card import card, ours, plain
 from weft.export.trained import Trained, capture, not_finite
 from weft.federation.bench import Bench
 from weft.federation.exchange import DIVERGED
+from weft.federation.info import common
 from weft.storage import files
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def export(
         WeftError: the re-loaded model predicts something else.
     """
     bench = server.bench if client is None else server.bench.of(client)
-    view = choose_view(method.info.slug, method.info.views, view, client is not None)
+    view = choose_view(method.info.slug, method.views, view, client is not None)
     if not bench.backbone.path:
         raise UserError("this backbone was made in memory: save it with save_pretrained and load it from there to export on it.")
     trained = capture(method, server, view, client)
@@ -171,7 +172,7 @@ def notes(about: About) -> list[str]:
             f"It was trained on its base in {about.quantised}; on the base as it is, which is loaded with it, it may predict "
             "something else than in its run."
         )
-    if about.view == "global" or about.client is not None:
+    if common(about.view) or about.client is not None:
         return found
     return [
         *found,
@@ -187,8 +188,8 @@ def choose_view(slug: str, views: tuple[str, ...], view: str | None, personal: b
     """
     if view is not None and view not in views:
         raise UserError(f'{slug} has no view "{view}": use {", ".join(views)}.')
-    fitting = [v for v in views if not personal or v != "global"]
-    if not fitting or (personal and view == "global"):
+    fitting = [v for v in views if not personal or not common(v)]
+    if not fitting or (personal and common(view or "")):
         raise UserError(f"{slug} has one model for all clients: leave the client out.")
     return view or fitting[0]
 

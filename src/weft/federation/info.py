@@ -43,7 +43,8 @@ class MethodInfo:
         evidence: what the implementation rests on: the ``paper``, its ``code``, or ``reconstructed`` from descriptions.
         deviations: what differs by default from the paper or its code, beyond what differs for every method (dropout is off).
         sends: what leaves the client, in one sentence.
-        views: ways to predict: ``global`` (one model for all) and others (per client); the first is the headline.
+        views: ways to predict: ``global`` (one model for all) and others (per client); the first is the headline. ``global/…`` is
+            another way in which the one model for all predicts: one of its exits or widths.
         asks: facts about a client that the server needs. tells: keys of facts that the server sends beside tensors.
         reveals: keys of facts that updates carry.
         needs: demands on backbone, data or engine, of NEEDS.
@@ -63,3 +64,8 @@ class MethodInfo:
     tells: tuple[str, ...] = ()
     reveals: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
+
+
+def common(view: str) -> bool:
+    """Whether a view is of the one model for all, which the server holds."""
+    return view.split("/", 1)[0] == "global"

@@ -87,6 +87,11 @@ class Method:
         """
         return True
 
+    @property
+    def views(self) -> tuple[str, ...]:
+        """Ways to predict, see :class:`MethodInfo`: of its card, unless their number is a setting."""
+        return self.info.views
+
     # what is trained ------------------------------------------------------------------------------------------------
 
     def adapt(self, backbone: Backbone, task: Task, client: ClientInfo) -> Adaptation:
@@ -145,7 +150,7 @@ class Method:
         """
 
     def forward(self, pack: Pack, batch: Batch, view: str | None = None) -> Output:
-        """Predict; ``view`` is None while training, else one of ``info.views``. Outputs are [k, b, …]."""
+        """Predict; ``view`` is None while training, else one of ``views``. Outputs are [k, b, …]."""
         return pack(batch)
 
     def objective(self, pack: Pack, batch: Batch) -> Tensor:

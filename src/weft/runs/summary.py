@@ -37,7 +37,7 @@ def begun(directory: RunDirectory, resolved: Resolved, material: Material, when:
             "paper": info.paper,
             "arxiv": info.arxiv,
             "evidence": info.evidence,
-            "views": list(info.views),
+            "views": list(resolved.method.views),
             "object": resolved.given,
         },
         "data": material.data,

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from weft.tensors.forms import Value
 from weft.tensors.lowrank import LowRank
+from weft.federation.info import common
 from weft.testing.federation import Federation
 
 
@@ -44,9 +45,9 @@ def state(run: Federation) -> dict[str, Tensor]:
 def logits(run: Federation) -> dict[str, Tensor]:
     """What the run predicts, by every view: factors may differ by a rotation where predictions do not."""
     found, dtype = {}, run.bench.dtype  # rounded to single precision, equal ones differ now and then
-    for view in run.method.info.views:
-        if view == "global":
-            found[view] = run.global_logits(dtype=dtype)
+    for view in run.method.views:
+        if common(view):
+            found[view] = run.global_logits(view=view, dtype=dtype)
         else:
             found |= {f"{view}:{c}": v for c, v in run.personal_logits(view, dtype=dtype).items()}
     return found

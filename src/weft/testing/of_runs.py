@@ -61,7 +61,7 @@ def check_scores(method: Method) -> None:
     wanted, found = ({(e.view, e.people, e.metric, e.pooling): e for e in scores} for scores in (p.packed.scores, p.sites.scores))
     # whoever has failed in its turn, and was not asked again before the run's end, has no say in the scores of sites
     whole = len(p.packed.frames) == ROUNDS
-    for view in method.info.views:
+    for view in method.views:
         key = (view, "own test", p.packed.run.bench.task.metrics[0], "mean over clients")
         assert key in wanted, f"{slug}: the simulation does not score clients' own tests by the view {view}."
         assert key in found, f"{slug}: sites do not score their own tests by the view {view}."
