@@ -199,17 +199,17 @@ class Optimizer:
             scale, width = rate / (1 - s.betas[0] ** done), (1 - s.betas[1] ** done).sqrt()
         scale, width, rate = scale.to(dtype), width.to(dtype), rate.to(dtype)
         together: list[_Update] = []
-        for (name, grad), mask, *own, everyone in zip(pairs, masks, scale, width, rate, masks.all(1).tolist(), strict=True):
+        for i, ((name, grad), everyone) in enumerate(zip(pairs, masks.all(1).tolist(), strict=True)):
             p = self.params[name]
             if name not in self.moments:
                 self.moments[name] = tuple(torch.zeros_like(p) for _ in range(bool(s.momentum) if plain else 2))
             decay = s.weight_decay if s.decay_biases or p.dim() > 2 else 0.0
-            update = _Update(p, grad, self.moments[name], *(_wide(t, p) for t in own), decay)
+            update = _Update(p, grad, self.moments[name], _wide(scale[i], p), _wide(width[i], p), _wide(rate[i], p), decay)
             if everyone and not plain and name not in free:
                 together.append(update)
                 continue
             with self._held(name, free.get(name)):
-                (_sgd if plain else _adamw)(update, _wide(mask, p), s)
+                (_sgd if plain else _adamw)(update, _wide(masks[i], p), s)
         for chunk in _chunks(together):
             _adamw_together(chunk, s)
 

@@ -297,7 +297,7 @@ class Pack:
         down = [n for n in chosen if Scope.DOWN in self._scope(n)]
         offsets = {n: o.to(self.device, self.dtype) for n, o in self.offsets.items() if n in chosen}
         moving = {n: self.tensors[n] for n in chosen}
-        factors = {n: f for p, f in reversed((rates or {}).items()) for n in chosen if matches(n, (p,))}
+        factors = {n: next(f for p, f in rates.items() if matches(n, (p,))) for n in chosen if matches(n, rates)} if rates else {}
         made = Optimizer(moving, settings, torch.tensor(counts, device=self.device), down, offsets, factors)
         self._optimizers.append(made)
         return made

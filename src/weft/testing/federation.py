@@ -75,9 +75,7 @@ class Federation:
         """Who takes part in the server's round."""
         return cohort(self.server, self.clients, self.simulation.setup.settings.participation, self.simulation.last_cohort)
 
-    def global_logits(
-        self, index: np.ndarray | None = None, view: str = "global", dtype: torch.dtype = torch.float32
-    ) -> Tensor:
+    def global_logits(self, index: np.ndarray | None = None, view: str = "global", dtype: torch.dtype = torch.float32) -> Tensor:
         """[n, C] on rows of the table (all, if None)."""
         index = np.arange(len(self.bench.table)) if index is None else index
         return self.server.pack().predict(lambda p, b: self.method.forward(p, b, view), [index], dtype=dtype)[0]
