@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from weft.federation.info import common
 from weft.tensors.forms import Value
 from weft.tensors.lowrank import LowRank
-from weft.federation.info import common
 from weft.testing.federation import Federation
 
 
