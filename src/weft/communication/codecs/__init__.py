@@ -1,11 +1,11 @@
 """How tensors are written down, by the name that a message's header says.
 
 - :mod:`~weft.communication.codecs.codec`: the protocol that all of them keep.
-- :mod:`~weft.communication.codecs.registry`: codecs by name, and one from its text, ``topk:share=0.01+qsgd:levels=7+entropy``.
-- :mod:`~weft.communication.codecs.settings`: settings as text, and back.
+- :mod:`~weft.communication.codecs.known`: codecs by name, and one from its text, ``topk:share=0.01+qsgd:levels=7+entropy``.
+- :mod:`~weft.communication.codecs.configured`: settings as text, and back.
 - :mod:`~weft.communication.codecs.chain`: stages, and several of them joined.
 - :mod:`~weft.communication.codecs.arrived`: what a message says of its tensors, before they are made.
-- :mod:`~weft.communication.codecs.layout`, ``bits``, ``scales``, ``rans``: what stages are made of.
+- :mod:`~weft.communication.codecs.laid`, ``bits``, ``scales``, ``rans``: what stages are made of.
 
 All other files hold a stage or a codec each, or a family of them that differ in a table.
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 # They register themselves, in the order in which people are shown them
 # isort: off
-from weft.communication.codecs.registry import CODECS, CODERS, codec, register
+from weft.communication.codecs.known import CODECS, CODERS, codec, register
 from weft.communication.codecs.codec import Codec
 from weft.communication.codecs.identity import Identity
 from weft.communication.codecs.quant8 import Quant8

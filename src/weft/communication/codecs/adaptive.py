@@ -14,9 +14,9 @@ from torch import Tensor
 
 from weft.communication.codecs import bits
 from weft.communication.codecs.chain import Quantiser
-from weft.communication.codecs.layout import FixedWidth, Layout
+from weft.communication.codecs.known import register
+from weft.communication.codecs.laid import FixedWidth, Layout
 from weft.communication.codecs.qsgd import QSGD
-from weft.communication.codecs.registry import register
 from weft.communication.codecs.scales import Block
 
 LEAST, MOST = 2, 12

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from weft.communication.codecs import arrived
 from weft.communication.codecs.arrived import MARK, Entry, Form
-from weft.communication.codecs.layout import AsTheyAre, Codes, Layout, Packed
-from weft.communication.codecs.settings import Configured
+from weft.communication.codecs.configured import Configured
+from weft.communication.codecs.laid import AsTheyAre, Codes, Layout, Packed
 from weft.errors import UserError
 
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from weft.communication.codecs import bits, rans
 from weft.communication.codecs.bits import Bytes
 from weft.communication.codecs.chain import Coder
-from weft.communication.codecs.layout import Codes, FixedWidth, Packed
-from weft.communication.codecs.registry import register
+from weft.communication.codecs.known import register
+from weft.communication.codecs.laid import Codes, FixedWidth, Packed
 
 FIXED, CONSTANT, CODED = range(3)
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from weft.communication.codecs import scales
 from weft.communication.codecs.chain import Quantiser
-from weft.communication.codecs.layout import AsTheyAre, Layout
-from weft.communication.codecs.registry import register
+from weft.communication.codecs.known import register
+from weft.communication.codecs.laid import AsTheyAre, Layout
 
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 _PRECISION = {"fp16": 2.0**-11, "bf16": 2.0**-9}  # largest relative error of rounding to the nearest

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from weft.communication.codecs.registry import register
-from weft.communication.codecs.settings import Configured
+from weft.communication.codecs.configured import Configured
+from weft.communication.codecs.known import register
 
 
 @register

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from weft.communication.codecs import scales
 from weft.communication.codecs.chain import Quantiser
-from weft.communication.codecs.layout import FixedWidth, Layout
-from weft.communication.codecs.registry import register
+from weft.communication.codecs.known import register
+from weft.communication.codecs.laid import FixedWidth, Layout
 from weft.communication.codecs.scales import Block
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from weft.communication.codecs.arrived import Entry
 from weft.communication.codecs.chain import Sparsifier
-from weft.communication.codecs.registry import register
+from weft.communication.codecs.known import register
 from weft.tensors.keyed import generator as keyed
 
 

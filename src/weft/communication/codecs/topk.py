@@ -14,7 +14,7 @@ from torch import Tensor
 from weft.communication.codecs import bits
 from weft.communication.codecs.arrived import Entry
 from weft.communication.codecs.chain import Sparsifier
-from weft.communication.codecs.registry import register
+from weft.communication.codecs.known import register
 
 
 @register

@@ -7,7 +7,7 @@ from typing import TypeVar
 from weft import typed
 from weft.communication.codecs.chain import Coder, Joined, Stage
 from weft.communication.codecs.codec import Codec
-from weft.communication.codecs.settings import Configured, configured
+from weft.communication.codecs.configured import Configured, configured
 from weft.errors import UserError, nearest
 
 CODECS: dict[str, type[Configured]] = {}
