@@ -38,10 +38,10 @@ class Entropy(Coder):
     the same.
 
     A wire tensor begins with a byte: 0, levels of fixed width follow; 1, all entries have the level that follows; 2, coded:
-    lanes, least level, how many there are from it to the greatest (these three and the level of 1 are numbers in groups of 7
-    bits, the lowest first, the eighth bit set where another group follows), a weight of 6 bits for each of these (0: does
-    not occur, else (4 + (w-1) mod 4) · 2^⌊(w-1)/4⌋, brought to a sum of 2^14), a state of 4 bytes for each lane, and words of 2
-    bytes.
+    lanes, least level, how many there are from it to the greatest, a weight of 6 bits for each of these, a state of 4 bytes for
+    each lane, and words of 2 bytes. The first three and the level of 1 are numbers in groups of 7 bits, the lowest first, with
+    the eighth bit set where another group follows. A weight w is 0 for what does not occur, else
+    (4 + (w-1) mod 4) · 2^⌊(w-1)/4⌋; of the total of 2^14 each level that occurs has 1, and of the rest a part in proportion.
 
     Source: asymmetric numeral systems, Duda 2013, arXiv 1311.2540. QSGD codes its levels too, by Elias' code.
     """
@@ -170,20 +170,18 @@ def _weights(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 
 
 def _frequencies(weights: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Frequencies that add up to the total, in whole numbers alone, so that both ends have the same.
+    """Frequencies that add up to the total, in whole numbers alone, so that both ends have the same: 1 for each number that
+    occurs, and the rest in proportion.
 
     Raises:
-        ValueError: nothing occurs, or too much for all of it to have a frequency.
+        ValueError: nothing occurs.
     """
     found = _WEIGHTS[weights]
-    total = int(found.sum())
+    total, occur = int(found.sum()), int((found > 0).sum())
     if not total:
         raise ValueError("nothing occurs")
-    shares = np.where(found > 0, np.maximum((2 * found * rans.TOTAL + total) // (2 * total), 1), 0)
-    largest = int(shares.argmax())
-    shares[largest] += rans.TOTAL - int(shares.sum())
-    if shares[largest] < 1:
-        raise ValueError("its frequencies do not add up")
+    shares = np.where(found > 0, 1 + found * (rans.TOTAL - occur) // total, 0)
+    shares[int(shares.argmax())] += rans.TOTAL - int(shares.sum())
     return shares
 
 

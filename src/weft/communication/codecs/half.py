@@ -16,7 +16,7 @@ from weft.communication.codecs.known import register
 from weft.communication.codecs.laid import AsTheyAre, Layout
 
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
-_PRECISION = {"fp16": 2.0**-11, "bf16": 2.0**-9}  # largest relative error of rounding to the nearest
+_PRECISION = {"fp16": 2.0**-11, "bf16": 2.0**-8}  # largest relative error of rounding to the nearest
 _LARGEST = 15  # a tensor's largest magnitude is brought below 2^15, well inside of both formats
 
 

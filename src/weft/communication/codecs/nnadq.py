@@ -76,11 +76,10 @@ class NNADQ(Quantiser):
             raise ValueError("has no two float32 ends of its levels that are finite and in their order")
 
     def restore(self, codes: Tensor, sides: Mapping[str, Tensor]) -> Tensor:
-        low, high = map(float, sides["range"])
         _, step, zero = self._grid(sides["range"])
-        wide = codes.to(torch.float64)
-        values = low + wide * step if zero is None else (wide - zero) * step
-        return values.clamp(low, high).to(torch.float32)
+        wide, largest = codes.to(torch.float64), torch.finfo(torch.float32).max
+        values = float(sides["range"][0]) + wide * step if zero is None else (wide - zero) * step
+        return values.clamp(-largest, largest).to(torch.float32)  # levels that were moved may pass it
 
     def _grid(self, ends: Tensor) -> tuple[int, float, int | None]:
         """Steps, how far they are apart, and which of them is zero, if one has to be."""
