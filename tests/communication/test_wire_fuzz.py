@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import struct
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,8 +19,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import tiny
-from patience import patience
+from measured import measured, plain_header
 from raw_messages import apart, junk, numbers, whole
+from weft.communication.codecs import codec as codec_of
 from weft.communication.strict import Refused
 from weft.communication.wire import payload_in
 from weft.federation.exchange import Limits, read_download
@@ -108,7 +108,9 @@ def doors(slug: str, codec: str) -> tuple[Door, Door]:
     )
 
 
+CHAIN = "topk:share=0.3+qsgd:levels=3,bucket=16+entropy"
 EVERY_DOOR = [(slug, codec, side) for slug in SLUGS for codec in ("identity", "quant8") for side in (0, 1)]
+EVERY_DOOR += [("fedit", CHAIN, 0), ("mpft", CHAIN, 0)]
 HEADER_KEYS = ("method", "round", "kind", "direction", "client", "weight", "codec", "meta", "marks", "base", "scales", "facts")
 
 watched: list[str] = []
@@ -255,7 +257,9 @@ def test_wrong_in_any_layer_that_is_well_formed_otherwise_is_refused_or_valid(
         )
         if layer == "header":
             key = data.draw(st.sampled_from(HEADER_KEYS), "key")
-            header[key] = data.draw(junk | st.sampled_from(["identity", "quant8", "F" * 9, "f" * len(table)]), "value")
+            header[key] = data.draw(
+                junk | st.sampled_from(["identity", "quant8", codec_of("randk+nf4").text, "F" * 9, "f" * len(table)]), "value"
+            )
         elif layer == "other's header":
             other = data.draw(st.sampled_from(donors), "donor")[0]
             key = data.draw(st.sampled_from(HEADER_KEYS), "key")
@@ -328,65 +332,6 @@ def test_deep_long_or_broken_json_in_either_place_is_refused(times: int, what: b
 
 
 # memory and time ------------------------------------------------------------------------------------------------------------
-
-MEASURED = """
-import json, resource, sys, time
-import torch
-torch.set_num_threads(1)
-from weft.communication.strict import Refused
-from weft.communication.wire import decode
-from weft.communication.frame import Expected
-
-def memory(of):
-    # bytes resident: VmRSS now, VmHWM at most since the mark was wiped
-    if sys.platform != "linux":
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    with open("/proc/self/status") as f:
-        return next(int(line.split()[1]) * 1024 for line in f if line.startswith(of))
-
-def wipe():
-    if sys.platform == "linux":
-        with open("/proc/self/clear_refs", "w") as f:
-            f.write("5")
-
-limit, shapes = json.loads(sys.stdin.buffer.readline())
-shapes = {n: None if s is None else tuple(s) for n, s in shapes.items()}
-expected = Expected("fedit", 0, "train", "up", shapes, max_bytes=limit, max_weight=10)
-found = []
-while line := sys.stdin.buffer.readline():
-    data = sys.stdin.buffer.read(int(line))
-    wipe()
-    before, began = memory("VmRSS"), time.perf_counter()
-    try:
-        decode(data, expected)
-        said = ""
-    except Refused as e:
-        said = str(e)
-    found.append((memory("VmHWM") - before, time.perf_counter() - began, said))
-    del data
-print(json.dumps(found))
-"""
-
-
-def measured(messages: list[bytes], limit: int, shapes: dict[str, Any]) -> list[tuple[int, float, str]]:
-    """Peak memory above that before in bytes, seconds, and the refusal ("" for none) of each message, in a process of its own."""
-    feed = json.dumps([limit, shapes]).encode() + b"\n" + b"".join(b"%d\n" % len(m) + m for m in messages)
-    done = subprocess.run([sys.executable, "-c", MEASURED], input=feed, capture_output=True, timeout=patience(60), check=False)
-    assert done.returncode == 0, done.stderr.decode()[-2000:]
-    return [tuple(x) for x in json.loads(done.stdout)]
-
-
-def plain_header(marks: str = "f", **changes: Any) -> dict[str, Any]:
-    header = {
-        "method": "fedit",
-        "round": 0,
-        "kind": "train",
-        "direction": "up",
-        "client": "c",
-        "weight": 1.0,
-        "codec": "identity",
-    }
-    return header | {"meta": {}, "marks": marks, "base": "", "scales": {}, "facts": {}} | changes
 
 
 @pytest.mark.slow

@@ -29,8 +29,8 @@ def coded(numbers: Ints, alphabet: int, whole: bool = False) -> torch.Tensor:
 def read(raw: torch.Tensor, n: int, alphabet: int) -> Ints:
     packed = Packed("a", raw, n, alphabet)
     Entropy().check(packed)
-    (found,) = Entropy().unpack([packed])
-    return found.numpy()
+    (found,) = list(Entropy().unpack([packed]))
+    return found.numpy().astype(np.int64)
 
 
 def bound(numbers: Ints) -> float:

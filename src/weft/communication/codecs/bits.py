@@ -33,18 +33,18 @@ def pack(numbers: Ints, bits: int) -> Bytes:
     return np.concatenate(pieces)
 
 
-def unpack(raw: Bytes, n: int, bits: int) -> npt.NDArray[np.int64]:
+def unpack(raw: Bytes, n: int, bits: int) -> npt.NDArray[np.int32]:
     """Undo :func:`pack` on exactly ``size(n, bits)`` bytes.
 
     Raises:
         ValueError: the last byte is filled up with something else.
     """
     if bits == 8:
-        return raw.astype(np.int64)
+        return raw.astype(np.int32)
     if n * bits % 8 and int(raw[-1]) & ((1 << (-n * bits % 8)) - 1):
         raise ValueError("there is something behind the last number")
-    weights = 1 << np.arange(bits - 1, -1, -1, dtype=np.int64)
-    found = np.empty(n, np.int64)
+    weights = 1 << np.arange(bits - 1, -1, -1, dtype=np.int32)
+    found = np.empty(n, np.int32)
     for at in range(0, n, _AT_ONCE):
         count = min(_AT_ONCE, n - at)
         start = at * bits // 8

@@ -88,7 +88,7 @@ class Blockwise(Quantiser):
         scales.check(sides["scale"], (scales.count(n, self.block),))
 
     def restore(self, codes: Tensor, sides: Mapping[str, Tensor]) -> Tensor:
-        return (scales.of_entries(sides["scale"], self.block, len(codes)) * self.book[codes]).to(torch.float32)
+        return scales.multiply_(self.book[codes.to(torch.int32)], sides["scale"], self.block).to(torch.float32)
 
 
 @register

@@ -138,8 +138,8 @@ class Chain:
         entries = arrived.entries(wire, meta, self._form)
         numbers = self.layout.unpack([self._packed(entry) for entry in entries])
         found = {}
-        for entry, codes in zip(entries, numbers, strict=True):
-            values = self.quantiser.restore(codes, entry.sides)
+        for entry in entries:
+            values = self.quantiser.restore(next(numbers), entry.sides)
             if entry.kept < entry.n and self.sparsifier:
                 gain, places = self.sparsifier.gain(entry.n), self.sparsifier.read(entry, meta.get("seed"))
                 values = values if gain == 1 else values.to(torch.float64) * gain

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from weft.communication.codecs import bits, rans
-from weft.communication.codecs.bits import Bytes
+from weft.communication.codecs.bits import Bytes, Ints
 from weft.communication.codecs.chain import Coder
 from weft.communication.codecs.known import register
 from weft.communication.codecs.laid import Codes, FixedWidth, Packed
@@ -81,18 +81,16 @@ class Entropy(Coder):
             raise ValueError(f"tensor {packed.name!r} is not bytes of coded levels")
         _Read(packed)
 
-    def unpack(self, all: Sequence[Packed]) -> list[Tensor]:
+    def unpack(self, all: Sequence[Packed]) -> Iterator[Tensor]:
         read = [_Read(packed) for packed in all]
         numbers = iter(rans.decode([r.coded for r in read if r.coded is not None]))
-        found: list[Tensor] = []
         for r in read:
             if r.fixed is not None:
-                found += FixedWidth().unpack([r.fixed])
+                yield from FixedWidth().unpack([r.fixed])
             elif r.coded is not None:
-                found.append(torch.from_numpy(next(numbers) + r.low))
+                yield torch.from_numpy(next(numbers) + np.int32(r.low))
             else:
-                found.append(torch.full((r.n,), r.low, dtype=torch.int64))
-        return found
+                yield torch.full((r.n,), r.low, dtype=torch.int32)
 
 
 class _Read:
@@ -162,14 +160,14 @@ def _fewest(n: int) -> int:
     return -(-n // _LONGEST)
 
 
-def _weights(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def _weights(counts: Ints) -> npt.NDArray[np.int64]:
     """Counts as places in the table of weights, the largest at its end; what occurs at all has at least the least."""
     scaled = counts * (_WEIGHTS[-1] / counts.max())
     borders = (_WEIGHTS[1:-1] + _WEIGHTS[2:]) / 2
     return np.where(counts > 0, 1 + np.searchsorted(borders, scaled), 0)
 
 
-def _frequencies(weights: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def _frequencies(weights: Ints) -> npt.NDArray[np.int64]:
     """Frequencies that add up to the total, in whole numbers alone, so that both ends have the same: 1 for each number that
     occurs, and the rest in proportion.
 

@@ -60,6 +60,7 @@ class Half(Quantiser):
         scales.check(sides["scale"], ())
 
     def restore(self, codes: Tensor, sides: Mapping[str, Tensor]) -> Tensor:
-        found = codes.to(torch.float64) * sides["scale"].to(torch.float64)
+        if not bool(codes.isfinite().all()):
+            return codes.to(torch.float32)  # for the receiver to refuse
         largest = torch.finfo(torch.float32).max  # rounding may have passed it
-        return torch.where(found.isfinite(), found.clamp(-largest, largest), found).to(torch.float32)
+        return codes.to(torch.float64).mul_(sides["scale"].to(torch.float64)).clamp_(-largest, largest).to(torch.float32)

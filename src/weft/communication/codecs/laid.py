@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,7 +18,7 @@ class Codes:
     """What stands for the entries of one tensor.
 
     Attributes:
-        numbers: [n], floating point, or whole numbers from 0 below ``alphabet``.
+        numbers: [n], floating point, or whole numbers from 0 below ``alphabet``, of any dtype that holds them.
         alphabet: how many different ones there could be; 0 for floating point.
         whole: at least a bit of each entry is to be sent.
     """
@@ -59,8 +59,9 @@ class Layout(ABC):
         """
 
     @abstractmethod
-    def unpack(self, all: Sequence[Packed]) -> list[Tensor]:
-        """The numbers [n] of each, after :meth:`check` found nothing wrong.
+    def unpack(self, all: Sequence[Packed]) -> Iterator[Tensor]:
+        """The numbers [n] of each, after :meth:`check` found nothing wrong; one after the other, since together they would take
+        several times the memory of the message.
 
         Raises:
             ValueError: a number is none that is below the alphabet.
@@ -89,8 +90,8 @@ class AsTheyAre(Layout):
         if packed.raw.numel() != packed.n:
             raise ValueError(f"tensor {packed.name!r} has not as many numbers as entries")
 
-    def unpack(self, all: Sequence[Packed]) -> list[Tensor]:
-        return [packed.raw.reshape(-1) for packed in all]
+    def unpack(self, all: Sequence[Packed]) -> Iterator[Tensor]:
+        return (packed.raw.reshape(-1) for packed in all)
 
 
 class SignedBytes(Layout):
@@ -107,11 +108,11 @@ class SignedBytes(Layout):
         if packed.raw.dtype != torch.int8 or packed.raw.numel() != packed.n:
             raise ValueError(f"tensor {packed.name!r} is not 8-bit levels, one of each entry")
 
-    def unpack(self, all: Sequence[Packed]) -> list[Tensor]:
+    def unpack(self, all: Sequence[Packed]) -> Iterator[Tensor]:
         for packed in all:
             if (packed.raw < -self.ZERO).any():
                 raise ValueError(f"tensor {packed.name!r} has a level below {-self.ZERO}")
-        return [packed.raw.reshape(-1).to(torch.int64) + self.ZERO for packed in all]
+            yield packed.raw.reshape(-1).to(torch.int16).add_(self.ZERO)
 
 
 class FixedWidth(Layout):
@@ -125,11 +126,9 @@ class FixedWidth(Layout):
         if packed.raw.dtype != torch.uint8 or packed.raw.dim() != 1 or packed.raw.numel() != wanted:
             raise ValueError(f"tensor {packed.name!r} is not the {wanted} bytes that the levels of its entries take")
 
-    def unpack(self, all: Sequence[Packed]) -> list[Tensor]:
-        found = []
+    def unpack(self, all: Sequence[Packed]) -> Iterator[Tensor]:
         for packed in all:
             numbers = bits.unpack(packed.raw.numpy(), packed.n, bits.width(packed.alphabet))
             if packed.n and int(numbers.max()) >= packed.alphabet:
                 raise ValueError(f"tensor {packed.name!r} has a level that is none")
-            found.append(torch.from_numpy(numbers))
-        return found
+            yield torch.from_numpy(numbers)

@@ -77,9 +77,12 @@ class NNADQ(Quantiser):
 
     def restore(self, codes: Tensor, sides: Mapping[str, Tensor]) -> Tensor:
         _, step, zero = self._grid(sides["range"])
-        wide, largest = codes.to(torch.float64), torch.finfo(torch.float32).max
-        values = float(sides["range"][0]) + wide * step if zero is None else (wide - zero) * step
-        return values.clamp(-largest, largest).to(torch.float32)  # levels that were moved may pass it
+        values, largest = codes.to(torch.float64), torch.finfo(torch.float32).max
+        if zero is None:
+            values.mul_(step).add_(float(sides["range"][0]))
+        else:
+            values.sub_(zero).mul_(step)
+        return values.clamp_(-largest, largest).to(torch.float32)  # levels that were moved may pass it
 
     def _grid(self, ends: Tensor) -> tuple[int, float, int | None]:
         """Steps, how far they are apart, and which of them is zero, if one has to be."""

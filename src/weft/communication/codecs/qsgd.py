@@ -75,5 +75,5 @@ class QSGD(Quantiser):
         scales.check(sides["norm"], (scales.count(n, self.bucket),))
 
     def restore(self, codes: Tensor, sides: Mapping[str, Tensor]) -> Tensor:
-        norm = scales.of_entries(sides["norm"], self.bucket, len(codes))
-        return (norm * (codes - self.levels) / self.levels).to(torch.float32)
+        levels = codes.to(torch.float64).sub_(self.levels)
+        return scales.multiply_(levels, sides["norm"], self.bucket).div_(self.levels).to(torch.float32)

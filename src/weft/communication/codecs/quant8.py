@@ -63,5 +63,5 @@ class Quant8(Quantiser):
 
     def restore(self, codes: Tensor, sides: Mapping[str, Tensor]) -> Tensor:
         # In float64 until the end: scale * level can pass float32's range, scale / 127 can vanish in it
-        levels = (codes - SignedBytes.ZERO).to(torch.float64)
-        return (levels * sides["scale"].to(torch.float64) / LEVELS).to(torch.float32)
+        levels = codes.to(torch.float64).sub_(SignedBytes.ZERO)
+        return levels.mul_(sides["scale"].to(torch.float64)).div_(LEVELS).to(torch.float32)

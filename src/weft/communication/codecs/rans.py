@@ -17,7 +17,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-Ints = npt.NDArray[np.int64]
+Ints = npt.NDArray[np.integer]
 States = npt.NDArray[np.uint32]
 Words = npt.NDArray[np.uint16]
 
@@ -123,7 +123,7 @@ def _decode(all: list[Coded]) -> list[Ints]:
     of = np.repeat(np.arange(len(all)), lanes)  # the stream of each lane
     last = np.concatenate([(c.n - np.arange(k) + k - 1) // k for c, k in zip(all, lanes, strict=True)])  # steps of each lane
     # By stream and the lower bits of a state: the number there, its frequency, and how far the state is above its cumulated one
-    numbers = np.concatenate([np.repeat(np.arange(len(c.frequencies)), c.frequencies) for c in all])
+    numbers = np.concatenate([np.repeat(np.arange(len(c.frequencies), dtype=np.int32), c.frequencies) for c in all])
     f = np.concatenate([*(np.repeat(c.frequencies, c.frequencies) for c in all), np.full(TOTAL, TOTAL)]).astype(np.uint32)
     above = [np.arange(TOTAL) - np.repeat(np.cumsum(c.frequencies) - c.frequencies, c.frequencies) for c in all]
     b = np.concatenate([*above, np.arange(TOTAL)]).astype(np.uint32)
@@ -133,7 +133,7 @@ def _decode(all: list[Coded]) -> list[Ints]:
     ends = np.cumsum([len(c.words) for c in all])
     at = ends - [len(c.words) for c in all]
     x = np.concatenate([c.states for c in all])
-    taken = np.empty((steps, len(x)), np.int64)
+    taken = np.empty((steps, len(x)), np.int32)
     for j in range(steps):
         base = table if j < last.min() else np.where(j < last, table, idle)
         taken[j] = base + (x & (TOTAL - 1))

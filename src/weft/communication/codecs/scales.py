@@ -30,9 +30,13 @@ def count(n: int, size: int) -> int:
     return -(-n // size)
 
 
-def of_entries(scales: Tensor, size: int, n: int) -> Tensor:
-    """The scale [n] of each entry, float64."""
-    return scales.to(torch.float64).repeat_interleave(min(size, max(n, 1)))[:n]
+def multiply_(values: Tensor, scales: Tensor, size: int) -> Tensor:
+    """Values [n], float64, times the scales of their blocks, in place."""
+    wide, even = scales.to(torch.float64), len(values) // size * size
+    values[:even].view(-1, size).mul_(wide[: even // size, None])
+    if even < len(values):
+        values[even:].mul_(wide[-1])
+    return values
 
 
 def usable(scale: Tensor) -> Tensor:

@@ -49,4 +49,4 @@ class Sign(Quantiser):
         scales.check(sides["scale"], ())
 
     def restore(self, codes: Tensor, sides: Mapping[str, Tensor]) -> Tensor:
-        return sides["scale"] * (1 - 2 * codes)
+        return codes.to(torch.float32).mul_(-2).add_(1).mul_(sides["scale"])

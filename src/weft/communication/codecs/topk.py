@@ -68,7 +68,7 @@ class TopK(Sparsifier):
         places = np.flatnonzero(bits.unpack(raw, n, 1)) if _as_bits(k, n) else bits.unpack(raw, k, bits.width(n))
         if len(places) != k or places[-1] >= n or (np.diff(places) <= 0).any():
             raise ValueError(f"tensor {entry.name!r} has places that are not {k} different ones in their order")
-        return torch.from_numpy(places)
+        return torch.from_numpy(places.astype(np.int64))
 
 
 def _as_bits(k: int, n: int) -> bool:
