@@ -39,7 +39,7 @@ SEPARATOR = b"\n--\n"
 
 
 def seeds() -> list[bytes]:
-    """Valid messages of both codecs, and their layers."""
+    """Valid messages of every codec, and their layers."""
     tensors = {
         "lora/q/A": torch.arange(6.0).reshape(2, 3),
         "lora/q/B": torch.ones(4, 2),

@@ -83,7 +83,7 @@ class Adaptive(Quantiser):
         return {name: _Told(_levels(b), self.bucket) for name, b in chosen.items()}
 
     def quantise(self, x: Tensor, generator: torch.Generator | None) -> tuple[Tensor, dict[str, Tensor]]:
-        raise NotImplementedError("each tensor has the quantiser that is allotted to it")
+        return self.allot({"": x})[""].quantise(x, generator)
 
     def alphabet(self, sides: Mapping[str, Tensor]) -> int:
         return self._of(sides).alphabet(sides)

@@ -17,7 +17,8 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-Ints = npt.NDArray[np.integer]
+from weft.communication.codecs.bits import Ints
+
 States = npt.NDArray[np.uint32]
 Words = npt.NDArray[np.uint16]
 
@@ -27,6 +28,9 @@ TOTAL = 1 << BITS
 
 LOW = 1 << 16
 """Least state; the first of every lane. The largest is below 2^32."""
+
+AT_ONCE = 128
+"""Streams whose tables, of some 200 kB each, are in memory together."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +88,9 @@ def _grouped(items: Sequence[T], code: Callable[[list[T]], list[R]]) -> list[R]:
     for i, item in enumerate(items):
         groups.setdefault(item.steps.bit_length(), []).append(i)
     found: dict[int, R] = {}
-    for places in groups.values():
-        found |= zip(places, code([items[i] for i in places]), strict=True)
+    for group in groups.values():
+        for places in (group[at : at + AT_ONCE] for at in range(0, len(group), AT_ONCE)):
+            found |= zip(places, code([items[i] for i in places]), strict=True)
     return [found[i] for i in range(len(items))]
 
 
@@ -124,18 +129,21 @@ def _decode(all: list[Coded]) -> list[Ints]:
     last = np.concatenate([(c.n - np.arange(k) + k - 1) // k for c, k in zip(all, lanes, strict=True)])  # steps of each lane
     # By stream and the lower bits of a state: the number there, its frequency, and how far the state is above its cumulated one
     numbers = np.concatenate([np.repeat(np.arange(len(c.frequencies), dtype=np.int32), c.frequencies) for c in all])
-    f = np.concatenate([*(np.repeat(c.frequencies, c.frequencies) for c in all), np.full(TOTAL, TOTAL)]).astype(np.uint32)
-    above = [np.arange(TOTAL) - np.repeat(np.cumsum(c.frequencies) - c.frequencies, c.frequencies) for c in all]
-    b = np.concatenate([*above, np.arange(TOTAL)]).astype(np.uint32)
+    wide = [np.repeat(c.frequencies.astype(np.uint32), c.frequencies) for c in all]
+    f = np.concatenate([*wide, np.full(TOTAL, TOTAL, np.uint32)])
+    slots = np.arange(TOTAL, dtype=np.uint32)
+    starting = [(np.cumsum(c.frequencies) - c.frequencies).astype(np.uint32) for c in all]
+    above = [slots - np.repeat(first, c.frequencies) for first, c in zip(starting, all, strict=True)]
+    b = np.concatenate([*above, slots])
     table = of * TOTAL
-    idle = len(all) * TOTAL  # a step by the table behind all others changes no state
+    idle, shortest = len(all) * TOTAL, last.min()  # a step by the table behind all others changes no state
     row = np.concatenate([*(c.words for c in all), np.zeros(1, np.uint16)]).astype(np.uint32)
     ends = np.cumsum([len(c.words) for c in all])
     at = ends - [len(c.words) for c in all]
     x = np.concatenate([c.states for c in all])
     taken = np.empty((steps, len(x)), np.int32)
     for j in range(steps):
-        base = table if j < last.min() else np.where(j < last, table, idle)
+        base = table if j < shortest else np.where(j < last, table, idle)
         taken[j] = base + (x & (TOTAL - 1))
         x = f[taken[j]] * (x >> BITS) + b[taken[j]]
         short = x < LOW
