@@ -181,7 +181,7 @@ def test_a_given_tensor_can_not_be_handed_to_an_optimizer() -> None:
     assert all(n.endswith("/B") for n in opt.params)
     batch = next(iter(pack.batches(size=4)))
     before = {n: v.clone() for n, v in pack.tensors.items()}
-    pack.step(opt, run.method.objective(pack, batch), batch)
+    pack.step(opt, run.method.objective, batch)
     assert {n.rsplit("/", 1)[1] for n, v in pack.tensors.items() if not torch.equal(v, before[n])} == {"B"}
 
 
@@ -396,7 +396,7 @@ def test_values_tried_on_a_pack_do_not_reach_the_server() -> None:
     opt = pack.optimizer("*", settings=Optim("sgd", lr=1.0))
     pack.clients = [run.clients[0]]
     batch = next(iter(pack.batches(size=4)))
-    pack.step(opt, run.method.objective(pack, batch), batch)
+    pack.step(opt, run.method.objective, batch)
     assert any(not torch.equal(v, held[n]) for n, v in pack.params("*").items())
     assert all(torch.equal(v, before[n]) for n, v in by_hand.shared(run).items())
 

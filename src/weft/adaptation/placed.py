@@ -77,8 +77,8 @@ def _placed(
     for constant in part.constants(site):
         values = [0.0 if o is None else o.constants(site)[constant] for o in owners]
         fixed[constant] = torch.tensor(values, device=device, dtype=dtype)
-    has = torch.tensor([o is not None for o in owners], device=device)
-    return Placed(name, part, site, names, fixed, None if bool(has.all()) else has)
+    has = torch.tensor([o is not None for o in owners], device=device) if None in owners else None
+    return Placed(name, part, site, names, fixed, has)
 
 
 def stack(values: Sequence[Value | None], device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -27,11 +27,22 @@ from weft.tensors.keyed import generator
 from weft.tensors.lowrank import LowRank
 
 if TYPE_CHECKING:
-    from weft.backbones.backbone import Site
-    from weft.federation.method import Method
+    from weft.backbones.backbone import Backbone, Site
+    from weft.tasks.task import Task
 
 
 Shapes = dict[str, tuple[int, ...]]
+
+
+class Rule(Protocol):
+    """What the state asks of its method, see :class:`weft.federation.method.Method`."""
+
+    @property
+    def weighting(self) -> str: ...
+    def adapt(self, backbone: Backbone, task: Task, client: ClientInfo) -> Adaptation: ...
+    def send(self, server: ServerState, client: ClientInfo) -> Message: ...
+    def downloads(self, bench: Bench, client: ClientInfo) -> Mapping[str, tuple[int | None, ...]]: ...
+    def load(self, pack: Pack) -> None: ...
 
 
 class ServerState:
@@ -56,7 +67,7 @@ class ServerState:
         rounds: int,
         start: dict[str, Tensor] | None = None,
         robust: Robust | None = None,
-        method: Method | None = None,
+        method: Rule | None = None,
     ):
         self.bench, self.adaptation, self.clients, self.rounds = bench, adaptation, clients, rounds
         self.robust, self.method = robust or Robust(), method
@@ -73,7 +84,8 @@ class ServerState:
         self.clock = 1
         self._layouts: dict[str, tuple[tuple[str, str], Shapes]] = {}  # by client, and what they were made of
         self._kinds: dict[tuple[tuple[str, tuple[int, ...]], ...], Shapes] = {}
-        self._news: dict[tuple[int, int, int], dict[str, Value]] = {}  # these caches hold nothing that can't be made again
+        # these caches hold nothing that can't be made again
+        self._news: dict[tuple[int, int, int, tuple[str, ...]], dict[str, Value]] = {}
         self._wholes: dict[str, tuple[LowRank, LowRank]] = {}  # a value, and what goes out for it
         self._starts: dict[tuple[str, tuple[int, ...]], Value] = {}
         self.cohort: list[ClientInfo] = []
@@ -97,31 +109,47 @@ class ServerState:
         """Keyed (seed, purpose, round, …)."""
         return generator(self.seed, purpose, self.round.index, *more)
 
-    def stale(self, client: ClientInfo) -> Message:
+    def stale(self, client: ClientInfo, only: str | Iterable[str] = "*") -> Message:
         """DOWN values written since the client's last download, of what it has parts for, cut to its size.
 
         Of LowRanks it is the new terms or the whole, whichever is less.
+
+        Args:
+            only: patterns of the tensors; a method that makes a client's values itself leaves them out.
         """
+        patterns = (only,) if isinstance(only, str) else tuple(only)
         since = self.synced.get(client.id, 0)
         shapes = self._shapes(client)
-        key = (self.clock, since, id(shapes))
+        key = (self.clock, since, id(shapes), patterns)
         if key in self._news:  # the same broadcast for everybody who was last here at that time
             return Message(dict(self._news[key]))
         message = Message()
-        for name, value in self.shared.items():
-            if name not in shapes or self.stamps[name] <= since:
+        for name in self._due(client):
+            value = self.shared[name]
+            if not matches(name, patterns):
                 continue
             if not isinstance(value, LowRank):
                 message.tensors[name] = leading(value, shapes[name])
                 continue
-            new = growing.after(self.terms[name], since)
-            if new < min(value.rank, *value.shape):
+            new = self._new_terms(name, since)
+            if new is None:
+                message.tensors[name] = self._whole(name)
+            else:
                 cut = value.rank - new
                 message.tensors[name + APPENDED] = LowRank(B=value.B[:, cut:], A=value.A[cut:], scale=value.scale)
-            else:
-                message.tensors[name] = self._whole(name)
         self._news = {k: v for k, v in self._news.items() if k[0] == self.clock} | {key: message.tensors}
         return Message(dict(message.tensors))
+
+    def _due(self, client: ClientInfo) -> list[str]:
+        """Names of the DOWN values of the client that are newer than its copies."""
+        since, shapes = self.synced.get(client.id, 0), self._shapes(client)
+        return [name for name in self.shared if name in shapes and self.stamps[name] > since]
+
+    def _new_terms(self, name: str, since: int) -> int | None:
+        """How much rank a low-rank value gained since; None where the whole is no more than that."""
+        value = self.shared[name]
+        new = growing.after(self.terms[name], since)
+        return new if isinstance(value, LowRank) and new < min(value.rank, *value.shape) else None
 
     def _shapes(self, client: ClientInfo) -> Shapes:
         """Of a client's DOWN tensors: one and the same object for all clients with the same."""
@@ -149,8 +177,13 @@ class ServerState:
         With part of the news, its low-rank values are of different ages, and terms would be added to some that have them: it gets
         everything anew.
         """
-        held = message.tensors.keys() | {name + APPENDED for name in message.tensors}  # a whole value is more than its terms
-        if self.stale(client).tensors.keys() <= held:
+        since = self.synced.get(client.id, 0)
+
+        def came(name: str) -> bool:  # a whole value is more than its terms
+            terms = isinstance(self.shared[name], LowRank) and self._new_terms(name, since) is not None
+            return name in message.tensors or (terms and name + APPENDED in message.tensors)
+
+        if all(map(came, self._due(client))):
             self.synced[client.id] = self.clock
         elif any(isinstance(value, LowRank) for value in message.tensors.values()):
             self.synced[client.id] = 0
