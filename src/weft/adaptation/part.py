@@ -15,11 +15,12 @@ if TYPE_CHECKING:
     from weft.backbones.backbone import Backbone, Site
 
 
-Mode = Literal["adds", "replaces", "embeds", "enters"]
+Mode = Literal["adds", "replaces", "reads", "embeds", "enters"]
 """What ``apply`` makes of a module, n = rows × positions of one client:
 
 adds: a term to be added to the output, x [k, n, d_in] and out [k, n, d_out] -> [k, n, d_out].
 replaces: the output itself; the frozen module does not run, and ``out`` is ``x``.
+reads: as ``replaces``, in the place of the parts that do, but only in passes that name the part.
 embeds: the output of a token embedding, x token ids [k, rows, T] and out [k, rows, T, d] -> [k, rows, T, d]. Ids below 0, which a
     part has put into the inputs, stand for its own tokens (the frozen module sees 0 in their place).
 enters: what a block takes in, x = out = hidden states [k, rows, T, d] -> [k, rows, T', d].

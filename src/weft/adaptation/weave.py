@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from weft.adaptation.attachments import Attachment, Attachments, put_on
+from weft.adaptation.part import Part
 from weft.adaptation.placed import Placed
 from weft.errors import UserError, WeftError
 
@@ -67,6 +68,7 @@ class Weave:
         self.clients = clients
         self.hold: Tensor | None = None  # [K, L] bool: the blocks that a client has
         self.prefix: tuple[int, Tensor] | None = None  # (blocks to skip, their output)
+        self.kept: dict[int, Tensor | None] = {}  # block -> what leaves it, of the blocks that are asked for
         self._by_module: dict[str, list[Placed]] = defaultdict(list)
         self.placed = placed
         self._texts: dict[frozenset[str], Tensor] = {}
@@ -107,13 +109,14 @@ class Weave:
         try:
             for name, here in self._by_module.items():
                 module = self.backbone.module(name)
-                working = [p for p in here if p.part.always or self._weight(p.part_name) is not None]
+                working = [p for p in here if self._works(p.part, p.part_name)]
+                working = [p for p in working if p.part.mode == "reads"] or working
                 if not working:
                     continue
                 adding = [p for p in working if p.part.mode == "adds"]
                 entering[name] = [p for p in working if p.part.mode == "enters"]
                 found = None
-                if any(p.part.mode == "replaces" for p in working):
+                if any(p.part.mode in ("replaces", "reads") for p in working):
                     found = Attachment(module, self._replacing(module, working), instead=True)
                 elif any(p.part.mode == "embeds" for p in working):
                     found = Attachment(module, self._embedding(module, module.forward, working), instead=True)
@@ -142,6 +145,8 @@ class Weave:
                     on.put(Attachment(module, self._recomputed(module.forward, index, inside[index]), instead=True))
                 if entering.get(name):
                     on.put(Attachment(module, self._entering(module, module.forward, entering[name]), instead=True))
+                if index in self.kept:
+                    on.put(Attachment(module, self._keeping(module.forward, index), instead=True))
             yield
         finally:
             on.off()
@@ -162,6 +167,13 @@ class Weave:
         return inputs | {"input_ids": rows.repeat(k, 1), "classes": len(rows)}
 
     # values of the clients in the rows ----------------------------------------------------------------------------
+
+    def _works(self, part: Part, name: str) -> bool:
+        """Whether it takes part in this pass."""
+        assert self._pass is not None
+        if part.mode == "reads":
+            return self._pass.use is not None and name in self._pass.use
+        return part.always or self._weight(name) is not None
 
     def _weight(self, part: str) -> Weight | None:
         """The part's weight in this pass; None = off."""
@@ -320,6 +332,14 @@ class Weave:
                     self._pass = None
 
             return checkpoint(run, *args, use_reentrant=False, **kwargs)
+
+        return forward
+
+    def _keeping(self, block: Callable[..., Any], index: int) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            result = block(*args, **kwargs)
+            self.kept[index] = result[0] if isinstance(result, tuple) else result
+            return result
 
         return forward
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from weft.adaptation.exits import Exit
 from weft.adaptation.optim import Optim, Optimizer
 from weft.adaptation.placed import place, stack
 from weft.adaptation.weave import Weave, Weight
@@ -103,23 +104,61 @@ class Pack:
                 stay on.
         """
         self._check_absent()
+        inputs, self._weave.prefix = self._entering(batch, use, self.cut())
+        return self._read(batch, inputs, use)
+
+    def _entering(
+        self, batch: Batch, use: Mapping[str, Weight] | None, cut: int
+    ) -> tuple[dict[str, Tensor] | None, tuple[int, Tensor] | None]:
+        """What the model reads of a batch's rows (None where they lie in lines), and the cached output of the blocks below."""
         if self._given is not None:
-            return self._next(self._given, batch.clients, len(batch.index), use)
-        k = len(batch.index)
-        flat = batch.index.reshape(-1)
-        cut = self.cut()
-        self._weave.prefix = None
+            return self._given, None
         if answers.in_lines(self.bench, use):
-            return answers.read(self._weave, self.bench, batch, None, use)
+            return None, None
+        flat = batch.index.reshape(-1)
         if cut and self.bench.prefix is not None:
             inputs, hidden = self.bench.prefix.gather(self.bench.table, flat, cut)
-            if hidden is not None:
-                self._weave.prefix = (cut, hidden)
-        else:
-            inputs = self.backbone.to_model(self.bench.table.collate(flat))
-        if self.backbone.vocabulary is not None:
+            return inputs, None if hidden is None else (cut, hidden)
+        return self.backbone.to_model(self.bench.table.collate(flat)), None
+
+    def _read(self, batch: Batch, inputs: dict[str, Tensor] | None, use: Mapping[str, Weight] | None) -> Output:
+        if self._given is not None:
+            return self._next(self._given, batch.clients, len(batch.index), use)
+        if inputs is None or self.backbone.vocabulary is not None:
             return answers.read(self._weave, self.bench, batch, inputs, use)
-        return self._forward(inputs, batch.clients, k, use)
+        return self._forward(inputs, batch.clients, len(batch.index), use)
+
+    def exits(self, batch: Batch, ends: Mapping[str, int], use: Mapping[str, Weight] | None = None) -> dict[str, Output]:
+        """What a model's exits (:class:`weft.adaptation.exits.Exit`) predict, by name: a pass, and the tail once for each exit.
+
+        The outputs of clients that lack an exit, or a block below it, mean nothing.
+
+        Args:
+            ends: exit -> the index of the block whose output it reads. use: as in a plain pass.
+        """
+        self._check_absent()
+        weave, blocks = self._weave, len(self.backbone.blocks)
+        self.backbone.check_separate()
+        inputs, weave.prefix = self._entering(batch, use, min(self.cut(), *ends.values()))
+        weave.kept = dict.fromkeys(ends.values())
+        try:
+            self._read(batch, inputs, use)
+            kept = weave.kept
+        finally:
+            weave.kept = {}
+        parts = {p.part_name: 1.0 for p in weave.placed if p.part.mode != "reads"} if use is None else use
+        found = {}
+        for name, end in ends.items():
+            hidden = kept[end]
+            assert hidden is not None
+            weave.prefix = (blocks, self._lens(name, batch, hidden))
+            found[name] = self._read(batch, inputs, {**parts, name: 1.0})
+        return found
+
+    def _lens(self, name: str, batch: Batch, hidden: Tensor) -> Tensor:
+        """Hidden states [k·b, T, d] as the exit of a language model changes them; others stay."""
+        w = {n.rsplit("/", 1)[1]: batch.of(v) for n, v in self.tensors.items() if n.startswith(f"{name}/lens/")}
+        return Exit.lens(w, hidden.view(len(batch.index), -1, hidden.shape[-1])).view_as(hidden) if w else hidden
 
     @contextmanager
     def reading(self, inputs: dict[str, Tensor]) -> Iterator[None]:
@@ -131,7 +170,7 @@ class Pack:
             self._given = None
 
     def _next(self, inputs: dict[str, Tensor], clients: Tensor | None, k: int, use: Mapping[str, Weight] | None) -> Output:
-        with self.woven(clients, k, use):
+        with self._weave.attached(clients, k, use):
             logits = self.backbone.model(**inputs, use_cache=False).logits[:, -1]
         return Output(logits.to(self.device, self.dtype).view(k, -1, logits.shape[-1]))
 
