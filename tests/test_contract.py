@@ -13,6 +13,7 @@ from torch import Tensor
 
 import by_hand
 import tiny
+from every_method import built
 from weft.adaptation.lora import LoRA
 from weft.adaptation.optim import Optim
 from weft.backbones.backbone import Backbone
@@ -339,7 +340,7 @@ def test_an_update_that_lacks_what_the_rule_demands_is_refused_and_any_other_may
     demanding = [slug for slug in registry.infos() if registry.load(slug).demands]
     assert {"flora", "flexlora"} <= set(demanding)
     for slug in (*demanding, "fedit"):
-        method = replace(registry.build(slug), batch=4, steps=1)
+        method = replace(built(slug), batch=4, steps=1)
         run = tiny.federation(method, sizes=(9, 5), rounds=1, pack=1)
         pack = run.pack([0])
         (update,) = run.method.train(pack)

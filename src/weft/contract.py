@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from weft.adaptation.bias import Bias, BiasScope
 from weft.adaptation.bottleneck import Bottleneck
+from weft.adaptation.exits import Exit
 from weft.adaptation.head import Head
 from weft.adaptation.lora import Delta, LoRA
 from weft.adaptation.optim import Optim
@@ -29,7 +30,7 @@ from weft.federation.scope import GIVEN, PERSONAL, SENT, SHARED, TEMPORARY, Scop
 from weft.federation.server import ServerState
 from weft.federation.tuned import Tuned
 from weft.tasks.losses import distillation, mean_of
-from weft.tasks.outputs import Output
+from weft.tasks.outputs import Output, average
 from weft.tasks.task import Task
 from weft.tensors.forms import Value
 from weft.tensors.init import Init
@@ -53,6 +54,7 @@ __all__ = [
     "ClientInfo",
     "Count",
     "Delta",
+    "Exit",
     "Head",
     "ImageTokens",
     "Init",
@@ -84,6 +86,7 @@ __all__ = [
     "WeftError",
     "Weighting",
     "Whole",
+    "average",
     "distillation",
     "mean_of",
     "nearest",

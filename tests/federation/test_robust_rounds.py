@@ -15,7 +15,7 @@ from torch import Tensor
 import tiny
 import toy_runs
 import weft
-from every_method import some
+from every_method import built, some
 from toy_runs import Told
 from weft.aggregation.mean import WeightedMean
 from weft.errors import Interrupted, UserError
@@ -37,7 +37,7 @@ EIGHT = (9, 5, 4, 7, 3, 6, 8, 5)
 
 
 def small(slug: str) -> Method:
-    return replace(registry.build(slug, {}), batch=3, steps=None, epochs=1.0)
+    return replace(built(slug), batch=3, steps=None, epochs=1.0)
 
 
 def play(method: Method, robust: Robust, **settings: Any) -> tiny.Federation:
