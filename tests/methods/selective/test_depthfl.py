@@ -121,11 +121,11 @@ def test_two_rounds_are_those_of_plain_pytorch(alpha: float) -> None:
             patch.setattr("weft.engines.engine.cohort", lambda *_, c=cohort: c)
             run.simulation.round(t)
         for name, value in by_hand.shared(run).items():
-            by_hand.close(value, shared[name])
+            by_hand.close(value, shared[name], 1e-12)
     z = exits(run, shared, 3, np.arange(8))
-    by_hand.close(run.global_logits(np.arange(8), dtype=torch.float64), torch.stack(z).mean(0), 1e-10)
+    by_hand.close(run.global_logits(np.arange(8), dtype=torch.float64), torch.stack(z).mean(0), 1e-12)
     for i, one in enumerate(z):
-        by_hand.close(run.global_logits(np.arange(8), f"global/exit {i + 1}", torch.float64), one, 1e-10)
+        by_hand.close(run.global_logits(np.arange(8), f"global/exit {i + 1}", torch.float64), one, 1e-12)
 
 
 # the card's invariants ------------------------------------------------------------------------------------------------

@@ -135,7 +135,7 @@ class DepthFL(Method):
         deepest = int(depth.max())
         out = list(pack.exits(batch, dict(list(self.ends(pack.backbone).items())[:deepest])).values())
         d = batch.of(depth)
-        weight = self.ramped(pack.round.index) / (d - 1).clamp(min=1)
+        weight = self.ramped(pack.round.index) / (d - 1).clamp(min=1).to(pack.dtype)
         loss = torch.zeros_like(pack.loss(out[0], batch))
         for i, student in enumerate(out):
             loss = loss + (i < d) * pack.loss(student, batch)
