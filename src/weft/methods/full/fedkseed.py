@@ -164,7 +164,7 @@ class FedKSeed(Tuned):
         pack.tensors.update(split(w, shapes))
         found = [torch.tensor(own, dtype=pack.dtype) for own in scalars]
         if self.sums:
-            mine = [pack.value(k, SUMS) + summed(torch.tensor(drawn[k]), found[k], self.seeds) for k in people]
+            mine = [pack.value(k, SUMS) + summed(torch.tensor(drawn[k], dtype=torch.long), found[k], self.seeds) for k in people]
             return pack.updates(tensors=[{SUMS: own} for own in mine])
         return pack.updates(tensors=[{SCALARS: own} for own in found])
 
