@@ -77,7 +77,14 @@ class FedKSeed(Tuned):
         family="full",
         challenges=("communication efficiency",),
         evidence="code",
-        deviations="",
+        deviations=(
+            "LoRA and the head are tuned, unless `tune.kind` says otherwise, at a rate for them: the paper tunes the whole "
+            "model, in the code's examples at 3e-7. The seed of a step does not travel, but follows from the run's seed, the round and "
+            "the client. Entries of a direction are quantiles of the normal distribution, one of 65,536, so that they have the "
+            "same bits on every machine. Weight decay is refused: the code decays once for each step, but once for each seed "
+            "where it makes the model anew, and comes to another one. In FedKSeed-Pro all clients of a round draw by the "
+            "probabilities that it began with; the code's clients write into one history, one after another."
+        ),
         sends=(
             "how steep its loss is along the direction of each step, and the number of examples; whoever knows the directions "
             "can make its whole local model of that"
@@ -158,8 +165,8 @@ class FedKSeed(Tuned):
             up, down = (loss_at(torch.add(w, z, alpha=far), batch) for far in (self.epsilon, -self.epsilon))
             g = w.new_zeros(len(people)).index_add_(0, torch.tensor(here, device=w.device), self._slope(up, down))
             w.sub_(g.unsqueeze(1) * z, alpha=self.optim.lr)
-            for k in here:
-                scalars[k].append(float(g[k]))
+            for k, one in enumerate(g.tolist()):
+                scalars[k] += [one] if k in here else []
             pack.report(batch, (up + down) / 2)
         pack.tensors.update(split(w, shapes))
         found = [torch.tensor(own, dtype=pack.dtype) for own in scalars]
