@@ -79,11 +79,11 @@ class FedKSeed(Tuned):
         evidence="code",
         deviations=(
             "LoRA and the head are tuned, unless `tune.kind` says otherwise, at a rate for them: the paper tunes the whole "
-            "model, in the code's examples at 3e-7. The seed of a step does not travel, but follows from the run's seed, the round and "
-            "the client. Entries of a direction are quantiles of the normal distribution, one of 65,536, so that they have the "
-            "same bits on every machine. Weight decay is refused: the code decays once for each step, but once for each seed "
-            "where it makes the model anew, and comes to another one. In FedKSeed-Pro all clients of a round draw by the "
-            "probabilities that it began with; the code's clients write into one history, one after another."
+            "model, in the code's examples at 3e-7. The seed of a step does not travel, but follows from the run's seed, the "
+            "round and the client. Entries of a direction are quantiles of the normal distribution, one of 65,536, so that "
+            "they have the same bits on every machine. Weight decay is refused: the code decays once for each step, but once "
+            "for each seed where it makes the model anew, and comes to another one. In FedKSeed-Pro all clients of a round "
+            "draw by the probabilities that it began with; the code's clients write into one history, one after another."
         ),
         sends=(
             "how steep its loss is along the direction of each step, and the number of examples; whoever knows the directions "
