@@ -23,6 +23,7 @@ from weft.adaptation.optim import Optim
 from weft.communication.codecs import codec
 from weft.communication.frame import Expected, Frame, Header
 from weft.communication.wire import Refused, decode, encode
+from weft.errors import UserError
 from weft.federation.exchange import download_shapes
 from weft.federation.layout import named, scope_of
 from weft.federation.message import ClientInfo, Message, Update
@@ -39,6 +40,15 @@ def small(slug: str, **changes: Any) -> Method:
     """The method with several small steps a round and a learning rate that shows."""
     method = registry.build(slug, TINY.get(slug))
     return replace(method, **{"batch": 4, "steps": 2, "optim": method.optim.but(lr=max(method.optim.lr, 1e-2)), **changes})
+
+
+def eager(slug: str) -> Method:
+    """The same with moments and a rate that falls, where the method takes them."""
+    method = small(slug)
+    try:
+        return replace(method, optim=registry.build(slug).optim.but(kind="adamw", lr=1e-2, schedule="linear"))  # type: ignore[arg-type]
+    except UserError:
+        return method
 
 
 def everything(run: tiny.Federation) -> dict[str, Tensor]:
@@ -287,7 +297,7 @@ def test_every_client_counts_and_not_the_first_alone(slug: str) -> None:
 @pytest.mark.parametrize("slug", some(METHODS))
 def test_a_clients_update_does_not_depend_on_who_trained_before_it(slug: str) -> None:
     """Each client's turn, taken again by itself on the same message, gives the update that the crowded round gave."""
-    method = small(slug, optim=registry.build(slug).optim.but(kind="adamw", lr=1e-2, schedule="linear"))
+    method = eager(slug)
     run = tiny.federation(method, rounds=2, pack=1).run(1)
     alone: dict[str, dict[str, Tensor]] = {}
     for k in reversed(range(len(run.clients))):

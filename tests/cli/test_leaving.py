@@ -42,7 +42,7 @@ def test_prototypes_are_named_as_what_they_reveal(capsys: Capture, tmp_path: Pat
     file = experiment(tmp_path, "mpft", *lines)
     got = weft(capsys, "join", file, "--as", "c00", "--device", "cpu", "--dry-run")
     assert got.code == 0, got.err
-    assert "made from your rows, by class" in got.out
+    assert "made from your rows" in got.out
     assert "like a histogram of your labels" in " ".join(got.out.split())
 
 

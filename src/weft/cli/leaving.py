@@ -54,9 +54,9 @@ def show(screen: Console, about: Mapping[str, Any], file: Path) -> None:
     method.start(server)
     table = grid("tensor", ">shape", "what it is")
     info = client.info(asks)
-    made = method.uploads(server, info)  # not trained, but computed from the rows
+    made = method.uploads(server, info)  # no values of parts
     for name, shape in uploaded(method, server, info, adapted(method, bench, info)).items():
-        words = "made from your rows, by class" if name in made else "trained values"
+        words = "made from your rows" if name in made else "trained values"
         table.add_row(Text(name, style="cyan"), "×".join("any" if d is None else str(d) for d in shape), words)
     screen.print(table)
     screen.print()
