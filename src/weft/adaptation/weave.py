@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from weft.adaptation.attachments import Attachment, Attachments, put_on
 from weft.adaptation.placed import Placed
+from weft.adaptation.prefix import Pairs, prefixed
 from weft.errors import UserError, WeftError
 
 if TYPE_CHECKING:
@@ -110,8 +111,10 @@ class Weave:
                 working = [p for p in here if p.part.always or self._weight(p.part_name) is not None]
                 if not working:
                     continue
+                self._check_weights(working)
                 adding = [p for p in working if p.part.mode == "adds"]
                 entering[name] = [p for p in working if p.part.mode == "enters"]
+                prefixing = [p for p in working if p.part.mode == "prefixes"]
                 found = None
                 if any(p.part.mode == "replaces" for p in working):
                     found = Attachment(module, self._replacing(module, working), instead=True)
@@ -121,10 +124,13 @@ class Weave:
                     after[name] = self._adding(adding)
                 elif adding:
                     found = Attachment(module, self._adding(adding))
-                if found is not None:
-                    on.put(found)
+                some = [] if found is None else [found]
+                if prefixing:
+                    some.append(Attachment(module, prefixed(module, module.forward, self._prefixing(prefixing)), instead=True))
+                for one in some:
+                    on.put(one)
                     site = working[0].site
-                    inside[None if site.tower else site.block].append(found)
+                    inside[None if site.tower else site.block].append(one)
                 if k > 1:
                     apart |= {p.site.block for p in working if not p.site.per_row}
             if apart and self.backbone.chained_blocks:
@@ -169,6 +175,16 @@ class Weave:
         use = self._pass.use
         return 1.0 if use is None else use.get(part)
 
+    def _check_weights(self, working: list[Placed]) -> None:
+        """
+        Raises:
+            WeftError: a part that is on or off was given another weight.
+        """
+        for p in working:
+            weight = self._weight(p.part_name)
+            if p.part.mode not in ("adds", "replaces") and (isinstance(weight, Tensor) or weight != 1.0):
+                raise WeftError(f'the part "{p.part_name}" is on or off, and takes no weight')
+
     def _pick(self, value: Tensor) -> Tensor:
         assert self._pass is not None
         clients = self._pass.clients
@@ -183,7 +199,8 @@ class Weave:
     def _values(self, p: Placed, device: torch.device) -> dict[str, Tensor]:
         """On the device of what they are used on: modules of a large model may lie on several."""
         assert self._pass is not None
-        found = {role: self._pick(self._pass.tensors[name]).to(device) for role, name in p.names.items()}
+        names = {**p.names, **p.elsewhere}
+        found = {role: self._pick(self._pass.tensors[name]).to(device) for role, name in names.items()}
         return found | {name: self._pick(value).to(device) for name, value in p.fixed.items()}
 
     def _terms(self, here: list[Placed], module: nn.Module, x: Tensor, out: Tensor) -> Tensor:
@@ -260,6 +277,16 @@ class Weave:
 
         return forward
 
+    def _prefixing(self, here: list[Placed]) -> Pairs:
+        def pairs(key: Tensor) -> list[tuple[Tensor, Tensor | None]]:
+            found = []
+            for p in here:
+                w = self._values(p, key.device)
+                found.append((p.part.apply(self.backbone.module(p.site.name), w, key, key), None if p.alike else w["tokens"]))
+            return found
+
+        return pairs
+
     def _gated(self, block: Callable[..., Any], index: int, apart: bool) -> Callable[..., Any]:
         """A block that starts from a cached prefix, and skips the rows of clients that lack it.
 
@@ -294,7 +321,8 @@ class Weave:
         """A block that keeps what goes into it, and runs once more in the backward pass, with what was ``inside`` it."""
         from torch.utils.checkpoint import checkpoint  # takes seconds to import
 
-        names = [n for p in self.placed if p.site.block == index and not p.site.tower for n in p.names.values()]
+        here = [p for p in self.placed if p.site.block == index and not p.site.tower]
+        names = [n for p in here for n in (*p.names.values(), *p.elsewhere.values())]
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             rows = self._pass
