@@ -233,6 +233,8 @@ class Weave:
             out = result[0] if isinstance(result, tuple) else result
             k = self._pass.k
             x = args[0].to(out.device) if args else out
+            if isinstance(module, nn.Conv2d):  # whose features lie before the places
+                x, out = x.movedim(1, -1), out.movedim(1, -1)
             flat = out.reshape(k, -1, out.shape[-1])
             if before_norm:  # LN(s + A(z)) with s = the norm's input and z = its output
                 terms = self._terms(before_norm, module, x.reshape(k, -1, x.shape[-1]), flat)
@@ -241,6 +243,8 @@ class Weave:
             if after:
                 terms = self._terms(after, module, x.reshape(k, -1, x.shape[-1]), flat)
                 out = out + terms.expand_as(flat).reshape(out.shape)
+            if isinstance(module, nn.Conv2d):
+                out = out.movedim(-1, 1)
             return (out, *result[1:]) if isinstance(result, tuple) else out
 
         return hook

@@ -153,6 +153,11 @@ class Backbone:
         return [Site(name, "entry", self.d, self.d, block=i) for i, name in enumerate(self.blocks)]
 
     @property
+    def patches(self) -> list[Site]:
+        """The convolution over the patches of a picture, if there is one."""
+        return [] if self.reader is None or self.reader.role != "patches" else [self.reader]
+
+    @property
     def attentions(self) -> list[Site]:
         """Attention modules that take keys and values beside those of their tokens, see :mod:`weft.backbones.attending`."""
         if self._attentions is None:
