@@ -38,6 +38,7 @@ class Tune:
         up_std: of the start values of a bottleneck's second matrix; None = as its first; 0 = the model begins as the frozen one.
         hidden: width of the MLP that makes the prefix; None = without one.
         biases: which biases: ``all`` of the encoder, ``blocks``, ``linear`` or ``norm``.
+        add_missing: give linear layers without a bias (LLaMA, T5) a zero one instead of refusing such a backbone.
         tokens: how many, of a prefix, among patches or in the context.
         deep: new tokens among the patches at every block.
         head: train the task's head too, where the backbone has one.
@@ -53,6 +54,7 @@ class Tune:
     up_std: NonNegative | None = None
     hidden: Count | None = None
     biases: BiasScope = "all"
+    add_missing: bool = False
     tokens: Count = 10
     deep: bool = False
     head: bool = True
@@ -75,7 +77,7 @@ PARTS: dict[str, Callable[[Tune], Part]] = {
     "lora": lambda t: LoRA(t.rank, t.alpha, t.at),
     "bottleneck": lambda t: Bottleneck(t.reduction, placement=t.placement, activation=t.activation, up_std=t.up_std),
     "prefix": lambda t: Prefix(t.tokens, t.hidden),
-    "bias": lambda t: Bias(t.biases),
+    "bias": lambda t: Bias(t.biases, t.add_missing),
     "tokens": lambda t: ImageTokens(t.tokens, t.deep),
     "context": lambda t: ClassContext(t.tokens),
 }
