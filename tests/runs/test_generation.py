@@ -36,7 +36,7 @@ from weft.testing.plays import ROUNDS, Plays
 
 OF_TEXTS = [slug for slug, info in registry.infos().items() if "images" not in info.needs]
 QUICK = [("fedit", "llama"), ("flora", "t5"), ("fedsa-lora", "bart")]
-KINDS = {"fedbf": ("gpt2", "bart")}  # which trains biases, of which a LLaMA has none
+KINDS = dict.fromkeys(("fedbf", "fedpeft-bias"), ("gpt2", "bart"))  # which train biases, of which a LLaMA has none
 SLOW = [(slug, kind) for slug in OF_TEXTS for kind in KINDS.get(slug, ("llama", "bart")) if (slug, kind) not in QUICK]
 
 
