@@ -19,7 +19,7 @@ from weaving import CLOSE, INDEX, alone, batch_of, grads, leaves, logits_of, own
 from weft.adaptation.head import Head
 from weft.adaptation.lora import LoRA
 from weft.adaptation.part import Part
-from weft.adaptation.prefix import Prefix, prefixed
+from weft.adaptation.prefix_tuning import Prefix, prefixed
 from weft.backbones import attending
 from weft.backbones.backbone import Backbone
 from weft.errors import UserError, WeftError

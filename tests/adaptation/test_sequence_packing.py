@@ -16,7 +16,7 @@ from weaving import CLOSE, batch_of, grads, leaves, pack_of, values_for
 from weft.adaptation.bottleneck import Bottleneck
 from weft.adaptation.lora import Delta, LoRA
 from weft.adaptation.part import Part
-from weft.adaptation.prefix import Prefix
+from weft.adaptation.prefix_tuning import Prefix
 from weft.backbones import lines
 from weft.backbones.reply_table import Replies
 from weft.backbones.run_table import Table

@@ -10,7 +10,7 @@ from weft.adaptation.bias import Bias, BiasScope
 from weft.adaptation.bottleneck import Activation, Bottleneck, Placement
 from weft.adaptation.lora import LoRA
 from weft.adaptation.part import Part
-from weft.adaptation.prefix import Prefix
+from weft.adaptation.prefix_tuning import Prefix
 from weft.adaptation.tokens import ClassContext, ImageTokens
 from weft.typed import Count, NonNegative, check
 

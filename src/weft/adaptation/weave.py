@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from weft.adaptation.attachments import Attachment, Attachments, put_on
 from weft.adaptation.placed import Placed
-from weft.adaptation.prefix import Pairs, prefixed
+from weft.adaptation.prefix_tuning import Pairs, prefixed
 from weft.errors import UserError, WeftError
 
 if TYPE_CHECKING:
