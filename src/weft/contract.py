@@ -13,6 +13,7 @@ from weft.adaptation.head import Head
 from weft.adaptation.lora import Delta, LoRA
 from weft.adaptation.optim import Optim
 from weft.adaptation.part import Part
+from weft.adaptation.prefix_tuning import Prefix
 from weft.adaptation.residual import Residual
 from weft.adaptation.tokens import ClassContext, ImageTokens, Place
 from weft.adaptation.tune import Tune
@@ -70,6 +71,7 @@ __all__ = [
     "Part",
     "Place",
     "Positive",
+    "Prefix",
     "Residual",
     "Round",
     "Scope",

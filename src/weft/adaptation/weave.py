@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from weft.adaptation.attachments import Attachment, Attachments, put_on
 from weft.adaptation.part import Part
 from weft.adaptation.placed import Placed
+from weft.adaptation.prefix_tuning import Pairs, prefixed
 from weft.errors import UserError, WeftError
 
 if TYPE_CHECKING:
@@ -113,8 +114,10 @@ class Weave:
                 working = [p for p in working if p.part.mode == "reads"] or working
                 if not working:
                     continue
+                self._check_weights(working)
                 adding = [p for p in working if p.part.mode == "adds"]
                 entering[name] = [p for p in working if p.part.mode == "enters"]
+                prefixing = [p for p in working if p.part.mode == "prefixes"]
                 found = None
                 if any(p.part.mode in ("replaces", "reads") for p in working):
                     found = Attachment(module, self._replacing(module, working), instead=True)
@@ -124,10 +127,13 @@ class Weave:
                     after[name] = self._adding(adding)
                 elif adding:
                     found = Attachment(module, self._adding(adding))
-                if found is not None:
-                    on.put(found)
+                some = [] if found is None else [found]
+                if prefixing:
+                    some.append(Attachment(module, prefixed(module, module.forward, self._prefixing(prefixing)), instead=True))
+                for one in some:
+                    on.put(one)
                     site = working[0].site
-                    inside[None if site.tower else site.block].append(found)
+                    inside[None if site.tower else site.block].append(one)
                 if k > 1:
                     apart |= {p.site.block for p in working if not p.site.per_row}
             if apart and self.backbone.chained_blocks:
@@ -181,6 +187,16 @@ class Weave:
         use = self._pass.use
         return 1.0 if use is None else use.get(part)
 
+    def _check_weights(self, working: list[Placed]) -> None:
+        """
+        Raises:
+            WeftError: a part that is on or off was given another weight.
+        """
+        for p in working:
+            weight = self._weight(p.part_name)
+            if p.part.mode not in ("adds", "replaces") and (isinstance(weight, Tensor) or weight != 1.0):
+                raise WeftError(f'the part "{p.part_name}" is on or off, and takes no weight')
+
     def _pick(self, value: Tensor) -> Tensor:
         assert self._pass is not None
         clients = self._pass.clients
@@ -195,7 +211,8 @@ class Weave:
     def _values(self, p: Placed, device: torch.device) -> dict[str, Tensor]:
         """On the device of what they are used on: modules of a large model may lie on several."""
         assert self._pass is not None
-        found = {role: self._pick(self._pass.tensors[name]).to(device) for role, name in p.names.items()}
+        names = {**p.names, **p.elsewhere}
+        found = {role: self._pick(self._pass.tensors[name]).to(device) for role, name in names.items()}
         return found | {name: self._pick(value).to(device) for name, value in p.fixed.items()}
 
     def _terms(self, here: list[Placed], module: nn.Module, x: Tensor, out: Tensor) -> Tensor:
@@ -228,6 +245,8 @@ class Weave:
             out = result[0] if isinstance(result, tuple) else result
             k = self._pass.k
             x = args[0].to(out.device) if args else out
+            if isinstance(module, nn.Conv2d):  # whose features lie before the places
+                x, out = x.movedim(1, -1), out.movedim(1, -1)
             flat = out.reshape(k, -1, out.shape[-1])
             if before_norm:  # LN(s + A(z)) with s = the norm's input and z = its output
                 terms = self._terms(before_norm, module, x.reshape(k, -1, x.shape[-1]), flat)
@@ -236,6 +255,8 @@ class Weave:
             if after:
                 terms = self._terms(after, module, x.reshape(k, -1, x.shape[-1]), flat)
                 out = out + terms.expand_as(flat).reshape(out.shape)
+            if isinstance(module, nn.Conv2d):
+                out = out.movedim(-1, 1)
             return (out, *result[1:]) if isinstance(result, tuple) else out
 
         return hook
@@ -272,6 +293,16 @@ class Weave:
 
         return forward
 
+    def _prefixing(self, here: list[Placed]) -> Pairs:
+        def pairs(key: Tensor) -> list[tuple[Tensor, Tensor | None]]:
+            found = []
+            for p in here:
+                w = self._values(p, key.device)
+                found.append((p.part.apply(self.backbone.module(p.site.name), w, key, key), None if p.alike else w["tokens"]))
+            return found
+
+        return pairs
+
     def _gated(self, block: Callable[..., Any], index: int, apart: bool) -> Callable[..., Any]:
         """A block that starts from a cached prefix, and skips the rows of clients that lack it.
 
@@ -306,7 +337,8 @@ class Weave:
         """A block that keeps what goes into it, and runs once more in the backward pass, with what was ``inside`` it."""
         from torch.utils.checkpoint import checkpoint  # takes seconds to import
 
-        names = [n for p in self.placed if p.site.block == index and not p.site.tower for n in p.names.values()]
+        here = [p for p in self.placed if p.site.block == index and not p.site.tower]
+        names = [n for p in here for n in (*p.names.values(), *p.elsewhere.values())]
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             rows = self._pass

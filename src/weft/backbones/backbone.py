@@ -35,6 +35,7 @@ class Site:
         name: the module's path inside the Hugging Face model.
         role: what it is: one of ``LINEAR_ROLES`` (several joined by ``+`` when fused, as GPT-2's ``c_attn``),
             ``block`` or ``ffn.norm`` (the two places of a bottleneck), ``head``, ``norm``, ``entry`` (what goes into a block),
+            ``attention`` (where queries meet keys, d_in = width of a token's keys over all heads, d_out = that of its values),
             ``words`` (the token embedding), ``patches`` (the convolution over them), ``embedding`` (of a whole image), ``values``
             (tensors that sit nowhere) …
         d_in, d_out: feature sizes of input and output.
@@ -125,6 +126,7 @@ class Backbone:
     encoder_decoder: bool = False
     quantised: str = ""
     _text_embeds: Tensor | None = field(default=None, init=False, repr=False)
+    _attentions: list[Site] | None = field(default=None, init=False, repr=False)
     _modules: dict[str, nn.Module] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -149,6 +151,20 @@ class Backbone:
     def entries(self) -> list[Site]:
         """What goes into each block."""
         return [Site(name, "entry", self.d, self.d, block=i) for i, name in enumerate(self.blocks)]
+
+    @property
+    def patches(self) -> list[Site]:
+        """The convolution over the patches of a picture, if there is one."""
+        return [] if self.reader is None or self.reader.role != "patches" else [self.reader]
+
+    @property
+    def attentions(self) -> list[Site]:
+        """Attention modules that take keys and values beside those of their tokens, see :mod:`weft.backbones.attending`."""
+        if self._attentions is None:
+            from weft.backbones import attending
+
+            self._attentions = attending.of(self)
+        return self._attentions
 
     @property
     def separate_blocks(self) -> bool:
