@@ -67,6 +67,6 @@ def dense(found: Mapping[str, Tensor], places: object, shapes: Mapping[str, tupl
     for name, mask in zip(names, bits[: sum(sizes)].split(sizes), strict=True):
         some = found[name]
         if some.dim() != 1 or len(some) != int(mask.sum()):
-            raise ValueError(f"{name!r} has {len(some)} entries in {int(mask.sum())} places")
+            raise ValueError(f"{name!r} has {some.numel()} entries in {int(mask.sum())} places")
         whole[name] = some.new_zeros(mask.shape).masked_scatter(mask.to(some.device), some).view(shapes[name])
     return whole

@@ -16,22 +16,10 @@ from weft.federation.method import Method
 from weft.testing.compare import assert_same, equal, logits, server_state, state
 from weft.testing.federation import federation
 from weft.testing.models import IMAGES, SHAPES, home
-from weft.testing.plays import ROUNDS, shallow, small, steady
+from weft.testing.plays import exchanges, shallow, small, steady
 from weft.testing.watch import watching
 
 PAIR: dict[str, Any] = {"sizes": (3, 1)}
-
-
-def exchanges(method: Method) -> int:
-    """How many there are until a kind of round comes again: after fewer, nothing may have been trained yet."""
-    server = federation(small(method), shallow(method), sizes=(1,), rounds=ROUNDS).server
-    kinds: list[str] = []
-    for t in range(ROUNDS):
-        plan = method.plan(server, t)
-        if plan is None or plan.kind in kinds:
-            break
-        kinds.append(plan.kind)
-    return len(kinds)
 
 
 def check_single_precision(method: Method) -> None:

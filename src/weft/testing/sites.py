@@ -65,6 +65,15 @@ def remote(method: Method, uplink: str = "identity", **more: Any) -> tuple[Feder
     return run, loop
 
 
+def memos(loop: Loopback) -> dict[str, dict[str, Any]]:
+    """What a method has noted at sites, by client."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, site in loop.sites.items():
+        site.store.load(site.client)
+        found[name] = dict(site.client.memo)
+    return found
+
+
 def kept(loop: Loopback) -> dict[str, Tensor]:
     """What sites remember, by client and name."""
     found: dict[str, Tensor] = {}

@@ -11,8 +11,8 @@ moves, however different the clients are.
 Both gradients of a step are of the step's own batch (as in SVRG): against ∇f_i(x̄) of all rows, a batch's own noise would be in
 every correction. With batches of all rows this is the paper's step.
 
-The server may send nothing but the k largest entries of e + g, where its memory e is what it has not sent so far; and so may clients.
-With the former the minimum is still reached, with the latter a neighbourhood of it.
+The server may send nothing but the k largest entries of e + g, where its memory e is what it has not sent so far; and so may
+clients. With the former the minimum is still reached, with the latter a neighbourhood of it.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ class FedLin(Tuned):
         challenges=("data heterogeneity", "computational heterogeneity", "communication efficiency"),
         deviations=(
             "Both gradients of a local step are of the step's batch, as in SVRG; the paper's are of all rows, as here in batches "
-            "that hold all of them. What is tuned is a setting, LoRA by default, whose factors are averaged apart. Where a cohort "
-            "is drawn, the mean gradient is the cohort's, an estimate of everybody's. Settings count exchanges as rounds: two are "
-            "one round of the paper."
+            "that hold all of them. What is tuned is a setting, LoRA by default, whose factors are averaged apart. Where a "
+            "cohort is drawn, the mean gradient is the cohort's, an estimate of everybody's. Settings count exchanges as rounds: "
+            "two are one round of the paper."
         ),
         sends="the gradient of its loss at what it has received, then every tensor that is trained; and the number of examples",
         tells=("places",),
@@ -164,7 +164,7 @@ class FedLin(Tuned):
         mean = self._mean(pack)
         start = {n: v.detach().requires_grad_(True) for n, v in pack.params("*").items()}
         turn: dict[str, Any] = {"epochs": self.epochs, "steps": self.steps, "size": self.batch}
-        share = 1 / some.lengths(**turn).clamp(min=1)
+        share = 1 / some.lengths(**turn).cpu().double().clamp(min=1)
         optimizer = some.optimizer("*", settings=self.optim, rates={"*": share}, **turn)
         others = optimizer.offsets
         for batch in some.batches(**turn):
@@ -179,12 +179,10 @@ class FedLin(Tuned):
         params = pack.params("*")
         shapes = {f"mean/{n}": tuple(v.shape[1:]) for n, v in params.items()}
         rows: list[Mapping[str, Any]] = []
-        for received, facts in zip(pack.received, pack.facts, strict=True):
-            if not received:
-                rows.append({n: torch.zeros(s) for n, s in shapes.items()})
-            else:
-                rows.append(sparse.dense(received, facts.get("places"), shapes) if self.server_top < 1 else received)  # type: ignore[arg-type]
-        return {n: torch.stack([row[f"mean/{n}"].to(v) for row in rows]) for n, v in params.items()}
+        for told, facts in zip(pack.received, pack.facts, strict=True):
+            some = {n: g for n, g in told.items() if isinstance(g, Tensor)}
+            rows.append(sparse.dense(some, facts.get("places"), shapes) if some and self.server_top < 1 else some)
+        return {n: torch.stack([row.get(f"mean/{n}", torch.zeros_like(v[0])).to(v) for row in rows]) for n, v in params.items()}
 
     def _slopes(self, pack: Pack, batch: Batch, at: dict[str, Tensor]) -> dict[str, Tensor]:
         """∇f_i(x̄) [K, …] on a batch; 0 for clients that are not in it."""

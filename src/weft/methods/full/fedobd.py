@@ -5,8 +5,9 @@ Federated Learning", IJCAI 2023, arXiv 2208.05174. Code: cyyever/distributed_lea
 2023 (before, nothing was dropped; since, differences of kept blocks are averaged as if they were weights).
 
 First stage: after its local epochs, a client ranks the blocks b by their mean difference ‖y_b - x_b‖₂ / |b|, and keeps, from the
-top, each that still fits into (1 - ρ) d of its d numbers. The server averages over the whole cohort; a block that a client did not
-send counts as unmoved. Second stage: all clients take part, drop nothing, and are averaged after every epoch, under one schedule.
+top, each that still fits into (1 - ρ) d of its d numbers. The server averages over the whole cohort; a block that a client did
+not send counts as unmoved. Second stage: all clients take part, drop nothing, and are averaged after every epoch, under one
+schedule.
 
 A block is what is trained in one transformer block; every other module is a block of its own. A LoRA pair is never split.
 """
@@ -56,9 +57,9 @@ class FedOBD(Tuned):
         evidence="code",
         deviations=(
             "Its quantiser is apart, `--codec nnadq`, and acts on uploads alone: downloads go exact for now. What is tuned is a "
-            "setting, LoRA by default, and blocks follow from the backbone's layers, not from tables of modules. The second stage "
-            "begins after a number of rounds, never because accuracy has converged, and nothing of an optimizer outlives an "
-            "exchange but its place in the schedule. Where no block fits, the one that moved most goes all the same."
+            "setting, LoRA by default, and blocks follow from the backbone's layers, not from tables of modules. The second "
+            "stage begins after a number of rounds, never because accuracy has converged, and nothing of an optimizer outlives "
+            "an exchange but its place in the schedule. Where no block fits, the one that moved most goes all the same."
         ),
         sends=(
             "the tensors of the blocks that it has changed most, which tells where its data move the model; and the number of "
