@@ -21,8 +21,9 @@ from weft.adaptation.values import Values
 from weft.backbones.backbone import Backbone, Site
 from weft.errors import UserError, WeftError, nearest
 from weft.federation.batch import Batch
+from weft.federation.bench import Bench
 from weft.federation.info import MethodInfo
-from weft.federation.layout import Adaptation
+from weft.federation.layout import Adaptation, named
 from weft.federation.message import ClientInfo, Message, Update
 from weft.federation.method import Method, Weighting
 from weft.federation.pack import Pack
@@ -47,6 +48,7 @@ __all__ = [
     "Adaptation",
     "Backbone",
     "Batch",
+    "Bench",
     "Bias",
     "BiasScope",
     "Bottleneck",
@@ -91,5 +93,6 @@ __all__ = [
     "average",
     "distillation",
     "mean_of",
+    "named",
     "nearest",
 ]

@@ -130,6 +130,56 @@ def test_rates_of_patterns_are_multiples_and_the_first_that_matches_counts() -> 
     assert not all(torch.equal(double[n], plain[n]) for n in twice)
 
 
+def test_each_client_may_have_a_rate_of_its_own() -> None:
+    bench = tiny.bench("bert")
+    settings = Optim("adamw", lr=0.1, weight_decay=0.1, schedule="linear")
+    each = torch.tensor([1.0, 0.5, 0.0])
+
+    def moved(rates: dict[str, float | Tensor] | None, settings: Optim = settings) -> dict[str, Tensor]:
+        pack = packed(bench)
+        optimizer = pack.optimizer("*", settings=settings, size=2, total=3, rates=rates)
+        for _ in range(2):
+            pack.step(optimizer, loss_of, batch_of(bench, INDEX))
+        return {n: v.detach() for n, v in pack.tensors.items()}
+
+    found, start = moved({"lora": each, "*": each}), packed(bench).tensors
+    wanted = [moved(None), moved(None, settings.but(lr=0.05)), start]
+    for k, of in enumerate(wanted):
+        for name, value in found.items():
+            torch.testing.assert_close(value[k], of[name][k], **CLOSE)
+    some = moved({"lora": each})
+    assert not all(torch.equal(some[n][1], found[n][1]) for n in some if n.startswith("head"))
+
+
+def test_turns_that_share_a_schedule_are_one_turn_in_parts() -> None:
+    """Three clients of 6, 6 and 6 rows in batches of 2: nine steps in one go, or three times three."""
+    bench = tiny.bench("bert")
+    settings = Optim("sgd", lr=0.5, schedule="cosine", warmup=0.2)
+    whole, parted = packed(bench), packed(bench)
+    optimizer = whole.optimizer("*", settings=settings, size=2, total=9)
+    for _ in range(9):
+        whole.step(optimizer, loss_of, batch_of(bench, INDEX))
+    assert parted.lengths(size=2).tolist() == [3, 3, 3]
+    for i in range(3):
+        optimizer = parted.optimizer("*", settings=settings, size=2, part=(i, 3))
+        for _ in range(3):
+            parted.step(optimizer, loss_of, batch_of(bench, INDEX))
+    for name, value in whole.tensors.items():
+        torch.testing.assert_close(parted.tensors[name], value, **CLOSE)
+
+
+def test_a_pack_says_how_many_batches_each_client_has() -> None:
+    run = tiny.federation(FedIT(rank=2), sizes=(9, 5, 0, 1))
+    pack = run.pack()
+    for turn in ({"size": 4}, {"size": 2, "epochs": 1.5}, {"steps": 7, "size": 3}, {"size": 2, "caps": [2, 1, 1, 9]}):
+        counts = [0, 0, 0, 0]
+        for batch in pack.batches(**turn):  # type: ignore[arg-type]
+            for k in range(4) if batch.clients is None else batch.clients.tolist():
+                counts[k] += 1
+        assert pack.lengths(**turn).tolist() == counts  # type: ignore[arg-type]
+    assert pack.of(pack.clients[1:2]).lengths(size=2).tolist() == [0, 3, 0, 0]
+
+
 # values for a pass ----------------------------------------------------------------------------------------------------
 
 
@@ -209,3 +259,16 @@ def test_the_gradient_of_all_rows_is_that_of_the_mean_loss() -> None:
     for name, value in wanted.items():
         torch.testing.assert_close(found[name], value, **CLOSE)
     assert all(pack.tensors[n] is v for n, v in before.items())
+
+
+def test_each_client_has_a_gradient_of_its_own_where_all_have_received_the_same_and_some_leave_the_batch() -> None:
+    run = tiny.federation(FedIT(rank=2, sites="q,v"), sizes=(9, 5, 0, 2))
+    pack = run.pack()
+    assert all(v.stride(0) == 0 for v in pack.tensors.values()), "one broadcast, held once"
+    found = pack.gradients(loss_of, "*", size=4)
+    for k in (0, 1, 3):
+        alone = run.pack([k])
+        for name, value in alone.gradients(loss_of, "*", size=4).items():
+            torch.testing.assert_close(found[name][k], value[0], **CLOSE)
+            assert "/A" in name or bool(value.any())
+    assert not any(bool(v[2].any()) for v in found.values())

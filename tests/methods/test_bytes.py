@@ -146,8 +146,9 @@ def test_a_warm_started_head_is_billed_to_each_client_once_as_set_up(slug: str) 
 def test_the_head_is_a_part_of_its_own_and_absent_where_it_stays_at_home(slug: str) -> None:
     run = play(slug, "identity").run()
     parts = run.simulation.setup.exchange.ledger.totals(phase="train", direction="up").parts
-    heads = sum(1 for n in tiny.SIZES if n) * 3 * 4 * sum(HEAD)
-    assert parts.get("head", 0) == (heads if CASES[slug].head and not CASES[slug].head_stays else 0)
+    case = CASES[slug]
+    heads = sum(1 for n in tiny.SIZES if n) * sum(case.heads) * 4 * sum(HEAD)
+    assert parts.get("head", 0) == (heads if case.head and not case.head_stays else 0)
 
 
 @pytest.mark.parametrize("slug", CASES)

@@ -64,7 +64,7 @@ class Optimizer:
         total: [K] steps that each client will take (its schedule's length).
         anchored: names that ``prox`` holds near where they are now.
         offsets: name -> [K, …], added to every gradient: the corrections of SCAFFOLD, FedDyn and their like.
-        factors: name -> multiple of the learning rate; 1 where none is given.
+        factors: name -> multiple of the learning rate, one or [K]; 1 where none is given.
 
     Attributes:
         travelled: [K] the sum of the rates of the steps taken.
@@ -77,7 +77,7 @@ class Optimizer:
         total: Tensor,
         anchored: Iterable[str] = (),
         offsets: Mapping[str, Tensor] | None = None,
-        factors: Mapping[str, float] | None = None,
+        factors: Mapping[str, float | Tensor] | None = None,
     ):
         self.params = dict(params)
         self.settings = settings
@@ -90,7 +90,9 @@ class Optimizer:
         self.ticks = torch.zeros_like(self.total)  # batches seen, for the schedule
         self.places = {n: i for i, n in enumerate(self.params)}
         self.steps = self.total.new_zeros(len(self.params), len(self.total))  # a tensor's updates, for Adam's bias correction
-        self.factors = self.total.new_tensor([[(factors or {}).get(n, 1.0)] for n in self.params])
+        self.factors = torch.ones_like(self.steps)
+        for name, factor in (factors or {}).items():
+            self.factors[self.places[name]] = factor
         self.moments: dict[str, tuple[Tensor, ...]] = {}
         self.moved: set[str] = set()
 

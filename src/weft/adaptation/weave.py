@@ -204,7 +204,7 @@ class Weave:
             return value
         if clients is None:
             return value
-        if value.stride(0) == 0:
+        if value.stride(0) == 0 and not value.requires_grad:  # each client's gradient has to come to its own row
             return value[:1].expand(len(clients), *value.shape[1:])
         return value.index_select(0, clients)
 

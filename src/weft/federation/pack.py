@@ -270,6 +270,12 @@ class Pack:
         for j in range(max((len(p) for p in plan), default=0)):
             yield self._assemble([p.batches[j] if j < len(p) else None for p in plan])
 
+    def lengths(
+        self, epochs: float | None = 1.0, steps: int | None = None, size: int = 32, caps: Sequence[int] | None = None
+    ) -> Tensor:
+        """[K] how many batches each client's turn has, see :meth:`batches`."""
+        return torch.tensor([len(p) for p in self._plans(epochs, steps, size, "main", caps)], device=self.device)
+
     def of(self, clients: Iterable[ClientState]) -> Pack:
         """The same pack, the same tensors, but only these clients train."""
         view = copy.copy(self)
@@ -315,7 +321,8 @@ class Pack:
         updates_per_batch: int = 1,
         total: int | None = None,
         caps: Sequence[int] | None = None,
-        rates: Mapping[str, float] | None = None,
+        rates: Mapping[str, float | Tensor] | None = None,
+        part: tuple[int, int] = (0, 1),
     ) -> Optimizer:
         """An optimizer of exactly the tensors that match ``names``; GIVEN tensors are never among a client's.
 
@@ -323,7 +330,8 @@ class Pack:
 
         Args:
             total: steps that the schedule is spread over, if not those of the clients' batches. caps: see :meth:`batches`.
-            rates: pattern -> multiple of the learning rate for the tensors that match, of the first that does.
+            rates: pattern -> multiple of the learning rate, one or [K], for the tensors that match, of the first that does.
+            part: (i, n), where this turn is the i-th of n, counted from 0, that one schedule is spread over.
         """
         chosen = [n for n in self.tensors if matches(n, names) and self._trainable(n)]
         if not chosen:
@@ -331,13 +339,15 @@ class Pack:
         for name in chosen:  # the tensors of a pack of one are the very ones that the server holds
             value = self.tensors[name].detach().clone(memory_format=torch.contiguous_format)
             self.tensors[name] = value.requires_grad_(True)
-        planned = self._plans(epochs, steps, size, "main", caps)
-        counts = [len(p) * updates_per_batch if total is None else total for p in planned]
+        counts = self.lengths(epochs, steps, size, caps) * updates_per_batch
+        if total is not None:
+            counts = torch.full_like(counts, total)
         down = [n for n in chosen if Scope.DOWN in self._scope(n)]
         offsets = {n: o.to(self.device, self.dtype) for n, o in self.offsets.items() if n in chosen}
         moving = {n: self.tensors[n] for n in chosen}
         factors = {n: next(f for p, f in rates.items() if matches(n, (p,))) for n in chosen if matches(n, rates)} if rates else {}
-        made = Optimizer(moving, settings, torch.tensor(counts, device=self.device), down, offsets, factors)
+        made = Optimizer(moving, settings, counts * part[1], down, offsets, factors)
+        made.ticks += counts * part[0]
         self._optimizers.append(made)
         return made
 

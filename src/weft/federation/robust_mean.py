@@ -193,5 +193,9 @@ def _mean(votes: Iterable[tuple[Mapping[str, Tensor], Weight]], held: Mapping[st
 
 
 def _like(tensors: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What is held of these tensors: of smaller ones the leading slice."""
-    return {n: held[n][tuple(slice(0, size) for size in t.shape)] for n, t in tensors.items()}
+    """What is held of these tensors: of smaller ones the leading slice, of others nothing."""
+
+    def of(name: str, tensor: Tensor) -> Tensor:
+        return held[name][tuple(slice(0, size) for size in tensor.shape)] if name in held else torch.zeros_like(tensor)
+
+    return {n: of(n, t) for n, t in tensors.items()}

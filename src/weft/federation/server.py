@@ -280,6 +280,19 @@ class ServerState:
                 is), or as the server holds it (``unmoved``: the mean is over all who sent anything).
             leading: a smaller tensor is the leading slice of what the server holds; entries that nobody sent stay as they are.
         """
+        for name, value in self.average(updates, only, weighting, weight, absent, leading).items():
+            self.write(name, value)
+
+    def average(
+        self,
+        updates: Iterable[Update],
+        only: str | Iterable[str] = "*",
+        weighting: str | None = None,
+        weight: Callable[[Update], Weight] | None = None,
+        absent: Literal["kept", "unmoved"] = "kept",
+        leading: bool = False,
+    ) -> dict[str, Tensor]:
+        """What :meth:`mean` writes, also of tensors that are no DOWN tensors (:meth:`Method.uploads`): those count from 0."""
         patterns = (only,) if isinstance(only, str) else tuple(only)
         uniform = (weighting or self.weighting) == "uniform"
         held = {n: v for n, v in self.shared.items() if isinstance(v, Tensor) and matches(n, patterns)}
@@ -294,8 +307,7 @@ class ServerState:
 
         outcome = self.robust.combine(held, votes(), leading)
         self.remarks |= {"rule": self.robust.rule} | outcome.remarks
-        for name, value in outcome.tensors.items():
-            self.write(name, value)
+        return outcome.tensors
 
     def snapshot(self) -> Callable[[], None]:
         """What puts the values of this moment back: for a round whose result is not finite."""
