@@ -86,6 +86,19 @@ def sentence(who: str, problems: Iterable[str]) -> str:
     return text if text.endswith("?") else f"{text}."
 
 
+def stray(name: str, known: Iterable[str], more: Iterable[str] = ()) -> str:
+    """What is wrong with a name that no setting has.
+
+    Args:
+        known: names of the settings. more: other names for them.
+    """
+    known = list(known)
+    hint = nearest(name, [*known, *more]).strip()
+    if hint:
+        return f'there is no setting "{name}" ({hint[0].lower()}{hint[1:]})'
+    return f'there is no setting "{name}"; it has {", ".join(known) or "none"}'
+
+
 # annotations --------------------------------------------------------------------------------------------------------------
 
 

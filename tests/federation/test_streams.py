@@ -42,6 +42,24 @@ def test_an_upload_is_rounded_by_a_stream_of_its_client_round_and_seed() -> None
     assert all_differ([levels("a", 0), levels("a", 1), levels("a", 2), levels("b", 0), levels("b", 1), levels("a", 0, seed=1)])
 
 
+def seed_of_places(common: bool, client: str, t: int, seed: int = 0) -> int:
+    """What a client's upload says of the places of its entries."""
+    update = Update(tensors={"lora/x/A": torch.ones(200)}, client=ClientInfo(client), weight=1.0)
+    held = {"lora/x/A": torch.zeros(200)}
+    uplink = codec(f"randk:common={'true' if common else 'false'}")
+    return _split(write_update(FedIT(), Round(t), seed, update, uplink, held).data, 1 << 20)[0]["meta"]["seed"]
+
+
+def test_places_that_are_common_are_those_of_all_clients_of_a_round_and_of_no_other() -> None:
+    def drawn(common: bool) -> list[int]:
+        return [seed_of_places(common, *of) for of in (("a", 0), ("b", 0), ("a", 1), ("a", 0, 1), ("a", 0))]
+
+    one, two, later, other, again = drawn(True)
+    assert one == two == again
+    assert len({one, later, other}) == 3
+    assert len(set(drawn(False))) == 4
+
+
 def groups(client: str = "a", epoch: int = 0, seed: int = 0, stream: str = "main", by_length: bool = True) -> frozenset[Any]:
     """Which rows share a batch, in whatever order: rows of three lengths."""
     lengths = np.repeat([3, 5, 9], 16)

@@ -11,7 +11,7 @@ A message is (integers little endian)::
 
 The header holds the fields of :class:`Header`, the ``facts``, and how to read the tensors:
 
-- ``codec`` and ``meta``: the codec's name, and what it needs to know;
+- ``codec`` and ``meta``: the codec's text, with all its settings, and what it needs to know beside it;
 - ``marks``: one letter per tensor, in the order of sorted names: f float32, h float16, b bfloat16, d float64;
   lower case = a value, upper case = a difference to what the receiver holds;
 - ``base``: checksum of what the differences were taken from, "" without differences;
@@ -35,7 +35,8 @@ import torch
 from torch import Tensor
 
 from weft.communication import Direction
-from weft.communication.codecs import CODECS, Codec
+from weft.communication.codecs import Codec
+from weft.communication.codecs import codec as codec_of
 from weft.communication.frame import FACTS, Expected, Frame, Header, Received
 from weft.communication.strict import (
     Refused,
@@ -49,6 +50,7 @@ from weft.communication.strict import (
     read_tensors,
     write_json,
 )
+from weft.errors import UserError
 from weft.tensors import forms
 from weft.tensors.forms import Value
 
@@ -57,6 +59,12 @@ __all__ = ["Direction", "Expected", "Frame", "Header", "Received", "Refused", "V
 MAGIC = b"WEFT"
 MARK = "::"
 VERSION = 1
+
+LONGEST_CODEC = 256
+"""Most characters of a codec's text."""
+
+DENSEST = 8
+"""Entries a byte, at most, of tensors whose shapes a receiver can't know: a bit each."""
 
 _PREAMBLE = struct.Struct("<4sHI")
 _DTYPES = {"f": torch.float32, "h": torch.float16, "b": torch.bfloat16, "d": torch.float64}
@@ -82,6 +90,7 @@ def encode(
     *,
     reference: Mapping[str, Value] | None = None,
     generator: torch.Generator | None = None,
+    common: torch.Generator | None = None,
 ) -> Frame:
     """The message as bytes; equal arguments give equal bytes, in whatever order the mappings are.
 
@@ -97,6 +106,7 @@ def encode(
         codec: how tensors are written down.
         reference: what the receiver holds, bit for bit.
         generator: stream for codecs that round at random, keyed to this message.
+        common: stream for codecs that do something alike in all messages of a round, keyed to the round.
 
     Raises:
         ValueError: for names, dtypes or facts that can't be sent.
@@ -118,14 +128,14 @@ def encode(
             flat[name] = tensor.to(wide) - base.to(wide)
         marks += mark
 
-    wire, meta = codec.encode(flat, generator)
+    wire, meta = codec.encode(flat, generator, common=common, whole=flat.keys() - bases.keys())
     payload = dict.fromkeys((name.split("/")[0] for name in tensors), 0)
     for name, tensor in wire.items():
         payload[name.split("::")[0].split("/")[0]] += tensor.numel() * tensor.element_size()
     payload[FACTS] = len(write_json(facts)) if facts else 0
 
     table = {name: getattr(header, name) for name in _HEADER}
-    reading = {"codec": codec.name, "meta": meta, "marks": marks, "base": _checksum(bases), "scales": scales}
+    reading = {"codec": codec.text, "meta": meta, "marks": marks, "base": _checksum(bases), "scales": scales}
     text = write_json(table | reading | {"facts": facts})
     body = safetensors.torch.save(wire)
     if not is_modest(text) or not is_modest(body[8 : 8 + int.from_bytes(body[:8], "little")]):
@@ -146,13 +156,12 @@ def decode(data: bytes, expected: Expected, *, reference: Mapping[str, Value] | 
     """
     table, body = _split(data, expected.max_bytes)
     header = _check_header(table, expected)
-    if table["codec"] not in CODECS:
-        raise Refused(f"There is no codec {quoted(table['codec'])} here.")
-    codec = CODECS[table["codec"]]()
+    codec = _read_codec(table["codec"])
     wire = read_tensors(body)
     shapes = _run(codec.shapes, wire, table["meta"])
     _check_tensors(shapes, table["scales"], expected)
     bases = _read_marks(table, shapes, reference)
+    _check_claims(shapes, bases, expected, len(body))
     flat = _run(codec.decode, wire, table["meta"])
     if {name: tuple(tensor.shape) for name, tensor in flat.items()} != shapes:
         raise Refused("The tensors are not of the shapes they were announced with.")
@@ -257,6 +266,17 @@ def _check_header(table: dict[str, Any], expected: Expected) -> Header:
     return header
 
 
+def _read_codec(text: str) -> Codec:
+    """The codec that writes this very text."""
+    if len(text) <= LONGEST_CODEC:
+        try:
+            if (found := codec_of(text)).text == text:
+                return found
+        except UserError:
+            pass
+    raise Refused(f"There is no codec {quoted(text)} here.")
+
+
 def _run(
     step: Callable[[Mapping[str, Tensor], Mapping[str, Any]], R],
     wire: Mapping[str, Tensor],
@@ -318,6 +338,17 @@ def _read_marks(
     if _checksum(bases) != table["base"]:
         raise Refused("The differences were taken from other values than those held here.")
     return bases
+
+
+def _check_claims(shapes: Mapping[str, tuple[int, ...]], bases: Mapping[str, Tensor], expected: Expected, length: int) -> None:
+    """A codec may say much in few bytes, but a shape that is neither expected nor held here has to be written out."""
+    free = [
+        math.prod(shape)
+        for name, shape in shapes.items()
+        if name not in bases and ((wanted := expected.tensors.get(name)) is None or None in wanted)
+    ]
+    if sum(free) > DENSEST * length:
+        raise Refused(f"Tensors of free shape claim {sum(free)} elements in {length} bytes.")
 
 
 def _add(base: Tensor, difference: Tensor) -> Tensor:

@@ -56,7 +56,13 @@ class Federation(Group):
         "The usual one is the running median of those accepted; a state on which most clients fail is taken back. `auto` is 1000 "
         "for [sites](security.md#updates-of-absurd-size) and off in a simulation.",
     )
-    codec: Name = setting("identity", "Of uploads: `identity` or `quant8` (8-bit differences).", everyday=True, common=True)
+    codec: Name = setting(
+        "identity",
+        "Of uploads: `identity`, `quant8` (8-bit differences), or others, as in `topk:share=0.1+qsgd:levels=7+entropy`.",
+        "All of them are under [codecs](codecs.md).",
+        everyday=True,
+        common=True,
+    )
     eval_every: Whole = setting(1, "Rounds between evaluations; 0: only after the last.", everyday=True)
     eval_clients: Count | None = setting(
         None, "Score at most so many clients by themselves.", "They are drawn at random each time.", unset="all"

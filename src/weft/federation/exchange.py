@@ -222,8 +222,8 @@ def read_download(
 def write_update(method: Method, round: Round, seed: int, update: Update, uplink: Codec, held: Mapping[str, Value]) -> Frame:
     """The client's side of an upload."""
     header = Header(method.info.slug, round.index, round.kind, "up", update.client.id, update.weight)
-    stream = generator(seed, "codec", round.index, update.client.id)
-    return encode(header, update.tensors, update.facts, uplink, reference=held, generator=stream)
+    stream, common = generator(seed, "codec", round.index, update.client.id), generator(seed, "codec", round.index)
+    return encode(header, update.tensors, update.facts, uplink, reference=held, generator=stream, common=common)
 
 
 def download_shapes(adaptation: Adaptation, bench: Bench) -> dict[str, tuple[int | None, ...]]:

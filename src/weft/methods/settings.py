@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from weft import typed
-from weft.errors import UserError, nearest
+from weft.errors import UserError
 
 if TYPE_CHECKING:
     from weft.federation.method import Method
@@ -164,9 +164,8 @@ def _changed(method: M, fields: Mapping[str, Any]) -> M:
 
 
 def _unknown(name: str, spec: Iterable[str]) -> str:
-    choices = {n: n for n in spec} | {n.split(".", 1)[1]: n for n in spec if n.split(".")[0] in SHORT and "." in n}
-    hint = nearest(name, choices).strip()
-    return f'there is no setting "{name}"' + (f" ({hint[0].lower()}{hint[1:]})" if hint else f"; it has {', '.join(spec)}")
+    short = [n.split(".", 1)[1] for n in spec if n.split(".")[0] in SHORT and "." in n]
+    return typed.stray(name, spec, short)
 
 
 def _first(spec: Iterable[str], outer: str) -> str:

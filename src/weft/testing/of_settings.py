@@ -10,7 +10,6 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
-from weft.communication.codecs import CODECS
 from weft.errors import UserError
 from weft.federation.method import Method
 from weft.testing.compare import assert_same, equal, logits, server_state, state
@@ -20,6 +19,9 @@ from weft.testing.plays import exchanges, shallow, small, steady
 from weft.testing.watch import watching
 
 PAIR: dict[str, Any] = {"sizes": (3, 1)}
+
+CODECS = ("identity", "quant8", "topk:share=0.2+quant8", "qsgd:levels=7+entropy")
+"""One of each kind, not all there are. What is of zeros arrives as zeros by every codec, so that any of them may be here."""
 
 
 def check_single_precision(method: Method) -> None:
@@ -64,10 +66,10 @@ def check_codec(method: Method, codec: str) -> None:
 
 
 def check_codecs(method: Method) -> None:
-    """With every codec a run trains, and at a learning rate of zero nothing moves."""
-    check_rate_zero(method, *sorted(CODECS))
-    for name in sorted(CODECS.keys() - {"identity"}):  # all other runs are played with that one
-        check_codec(method, name)
+    """With codecs of every kind a run trains, and at a learning rate of zero nothing moves."""
+    check_rate_zero(method, *CODECS)
+    for text in CODECS[1:]:  # all other runs are played with the first
+        check_codec(method, text)
 
 
 def check_nobody(method: Method) -> None:

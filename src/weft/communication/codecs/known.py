@@ -1,0 +1,54 @@
+"""Codecs by name, and a codec from its text."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from weft import typed
+from weft.communication.codecs.chain import Coder, Joined, Stage
+from weft.communication.codecs.codec import Codec
+from weft.communication.codecs.configured import Configured, configured
+from weft.errors import UserError, nearest
+
+CODECS: dict[str, type[Configured]] = {}
+"""Codecs by name, in the order in which people are shown them. Most are stages and may be joined."""
+
+CODERS: dict[str, type[Coder]] = {}
+"""Entropy coders by name: each is the end of a chain and no codec by itself."""
+
+C = TypeVar("C", bound=type[Configured])
+
+
+def register(cls: C) -> C:
+    """Class decorator that makes a codec or an entropy coder known by its name; it must be constructible without arguments."""
+    if cls.name in CODECS.keys() | CODERS.keys():
+        raise ValueError(f"there already is a codec {cls.name!r}")
+    typed.hints(cls)  # looked up now: nothing is to be evaluated when a stranger's message names it
+    if issubclass(cls, Coder):
+        CODERS[cls.name] = cls
+    else:
+        CODECS[cls.name] = cls
+    return cls
+
+
+def codec(text: str) -> Codec:
+    """The codec of that text: ``NAME:setting=value,setting=value``, and several stages joined by ``+``.
+
+    Raises:
+        UserError: there is none of a name, its settings are not right, or nothing could decode such a chain.
+    """
+    found = [_named(piece) for piece in text.split("+")]
+    if len(found) == 1 and not isinstance(found[0], Stage):
+        return found[0]  # type: ignore[return-value]  # what is registered and no stage is a codec
+    if alone := next((s for s in found if not isinstance(s, Stage)), None):
+        raise UserError(f'"{text}" is a codec chain that can\'t be decoded: {alone.name} stands alone.')
+    joined = Joined(tuple(s for s in found if isinstance(s, Stage)))
+    return joined.stages[0] if len(found) == 1 else joined
+
+
+def _named(text: str) -> Configured:
+    name, _, settings = (part.strip() for part in text.partition(":"))
+    known: dict[str, type[Configured]] = {**CODECS, **CODERS}
+    if name not in known:
+        raise UserError(f'There is no codec "{name}"; choose from {", ".join(known)}.{nearest(name, known)}')
+    return configured(known[name], settings)
