@@ -47,7 +47,7 @@ class Stranger:
             kind=round.kind,
             direction="down",
             tensors=shapes,
-            facts=frozenset(self.method.info.tells),
+            facts=frozenset(self.method.info.tells) | frozenset(round.extra),
             max_weight=1e9,
         )
         received = decode(data, expected)
@@ -94,6 +94,7 @@ def by_messages(run: Federation) -> None:
         server.round = plan
         cohort = run.cohort()
         server.cohort = [sites[c.id].info for c in cohort]
+        run.simulation.last_cohort = [c.id for c in cohort]
         replies: dict[str, bytes] = {}
         for client in cohort:
             message = run.method.send(server, sites[client.id].info)
