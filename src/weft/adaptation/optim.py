@@ -253,7 +253,7 @@ class Optimizer:
             _adamw_together(chunk, s)
         for i, (name, _) in enumerate(pairs):
             if name in self.fixed:
-                self.steps[self.places[name]] -= masks[i]
+                self.steps[self.places[name]] -= masks[i].to(self.steps)
             if name in self.corrections:
                 moved = _wide(rate[i], self.params[name]) * self.corrections[name]
                 self.params[name].sub_(moved * free[name] if name in free else moved)

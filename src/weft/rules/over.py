@@ -69,9 +69,16 @@ class Over(Base):
 
     def at_hand(self, server: ServerState, client: ClientInfo, message: Message) -> Shapes:
         """Of those, the ones that the client holds once it has read a message: whoever is sent part of a model trains no more."""
+        if not client.id:
+            return {}
         since = server.synced.get(client.id, 0)
         every = self.acts_on(server.bench.of(client), client)
         return {n: s for n, s in every.items() if n in message.tensors or server.stamps.get(n, 0) <= since}
+
+    def send(self, server: ServerState, client: ClientInfo) -> Message:
+        if not client.id and not super().downloads(server.bench, client):
+            return Message()  # to the server's own pack, which has all that it may receive of the method and nothing of a rule
+        return super().send(server, client)
 
     def send_to_test(self, server: ServerState, client: ClientInfo) -> Message:
         message = super().send_to_test(server, client)  # which may be what `send` gives
