@@ -26,10 +26,12 @@ class Codec(Protocol):
         name: what the message's header and people call it.
         differences: whether a tensor of which the receiver holds an older value arrives here as the
             difference.
+        exact: whether what is decoded is what was encoded.
     """
 
     name: ClassVar[str]
     differences: ClassVar[bool]
+    exact: ClassVar[bool]
 
     def encode(self, tensors: dict[str, Tensor], generator: torch.Generator | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Wire tensors, and a JSON object with whatever else :meth:`decode` needs.
@@ -94,6 +96,7 @@ class Identity:
 
     name: ClassVar[str] = "identity"
     differences: ClassVar[bool] = False
+    exact: ClassVar[bool] = True
 
     def encode(self, tensors: dict[str, Tensor], generator: torch.Generator | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return tensors, {}
@@ -129,6 +132,7 @@ class Quant8:
 
     name: ClassVar[str] = "quant8"
     differences: ClassVar[bool] = True
+    exact: ClassVar[bool] = False
 
     _LEVELS = 127
     _SCALE = "::scale"

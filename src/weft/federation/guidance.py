@@ -53,7 +53,8 @@ class Guidance:
     Attributes:
         corrections, fixed: of every optimizer, see :class:`weft.adaptation.optim.Optimizer`. prox: added to its own.
         centre: gradients for the place of each batch's own where the turn began, and who has one [K]: a step of theirs is taken
-            along g(w) - g(w₀) + centre, as in SVRG (Johnson & Zhang, NeurIPS 2013). begun: w₀, of the tensors that optimizers hold.
+            along g(w) - g(w₀) + centre, as in SVRG (Johnson & Zhang, NeurIPS 2013).
+        begun: w₀, of the tensors that optimizers hold.
         noted: takes note of gradients, and nothing is moved.
     """
 

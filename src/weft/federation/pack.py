@@ -41,8 +41,8 @@ class Pack:
         clients: their states, in order. round: the round in progress. facts: what each received beside tensors.
         received: the tensors that each received for this turn, of no part.
         at_server: it is the server's own, where GIVEN tensors may be trained.
-        offsets: name -> [K, …], added to the gradients of every optimizer that is made afterwards. guidance: what else a rule over
-            the method adds to its steps.
+        offsets: name -> [K, …], added to the gradients of every optimizer that is made afterwards.
+        guidance: what else a rule over the method adds to its steps.
         tensors: live values [K, …] by name. shapes: of each client's own, by name; None = it has none. has: [K] bool, by name.
 
     Args:

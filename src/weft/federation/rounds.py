@@ -88,8 +88,8 @@ def close_round(method: Method, server: ServerState, updates: Iterable[Update]) 
         )
     if came and not server.remarks and step != "none":
         raise UserError(
-            f'{method.info.slug} does not aggregate with the server\'s mean, so server_step = "{step}" has nothing to step along: '
-            "remove --server-step."
+            f'{method.info.slug} does not aggregate with the server\'s mean, so server_step = "{step}" can do nothing: remove '
+            "--server-step."
         )
     return {} if rule == "none" else server.remarks
 

@@ -34,8 +34,8 @@ class ServerStep:
         yogi                                       v ← v - (1 - β₂) Δ² sign(v - Δ²)
                                                    x ← x + η m / (√v + τ),    v₀ = τ²
 
-    Each tensor has an m and a v of its own, of entries that somebody has sent. FedAvgM (T.-M. H. Hsu et al., arXiv 1909.06335) with
-    η = 1 and β₁ = 0 is the plain mean, bit for bit.
+    Each tensor has an m and a v of its own; entries that nobody has sent keep theirs. FedAvgM (T.-M. H. Hsu, H. Qi, M. Brown,
+    arXiv 1909.06335) with η = 1 and β₁ = 0 is the plain mean, bit for bit.
 
     Attributes:
         kind: ``none``: the mean.
@@ -71,7 +71,7 @@ class ServerStep:
         """
         if self.kind != "none" and not sums:
             raise UserError(
-                f'{slug} needs each update by itself and not their mean, so server_step = "{self.kind}" has no mean to go by: leave '
+                f'{slug} needs each update by itself and not their mean, so server_step = "{self.kind}" can do nothing: leave '
                 "--server-step out, or choose a method such as fedit."
             )
 

@@ -44,7 +44,8 @@ def composed(method: Method, word: str, **settings: Any) -> Method:
     rule = mixin(word)
     check(method, word)
     own = {f.name: getattr(method, f.name) for f in fields(method)}
-    return _made(rule, type(method))(**own, **settings)
+    made: Method = _made(rule, type(method))(**own, **settings)
+    return made
 
 
 def plain(method: Method) -> Method:
@@ -57,7 +58,7 @@ def plain(method: Method) -> Method:
 
 
 @functools.cache
-def _made(rule: type[Over], cls: type[Method]) -> Any:
+def _made(rule: Any, cls: Any) -> Any:
     from weft.federation.method import Method
 
     mixins = [c for c in rule.__mro__ if c.__module__.startswith("weft.rules.")]
@@ -79,17 +80,17 @@ def check(method: Method, word: str) -> None:
     Raises:
         UserError: the rule makes no sense over this method.
     """
-    slug, rule = method.info.slug, mixin(word)
+    slug = method.info.slug
     if hasattr(type(method), "over"):
-        raise UserError(f"{slug} has a rule over it already, and rule = \"{word}\" would undo what that does: leave one out.")
+        raise UserError(f'{slug} has a rule over it already, which knows nothing of rule = "{word}": leave one of them out.')
     if not method.sums:
         raise UserError(
-            f'{slug} needs each update by itself and not their mean, so rule = "{word}" has no mean to work towards: leave --rule '
-            "out, or choose a method such as fedit."
+            f'{slug} needs each update by itself and not their mean, so rule = "{word}" can do nothing: leave --rule out, or '
+            "choose a method such as fedit."
         )
     if word == "mimelite" and method.optim.moments == 0:
         raise UserError(
-            f"{slug} trains by SGD without momentum, which has no state that rule = \"mimelite\" could share: set method.momentum, or "
+            f'{slug} trains by SGD without momentum, which has no state for rule = "mimelite" to share: set method.momentum, or '
             "take mime."
         )
     if word == "mime" and method.demands:

@@ -10,8 +10,8 @@ With θ what the clients received and m all clients:
     h ← h - α Σ_{k in the cohort} p_k (θ_k - θ)                    at the server; p_k = 1/m, or n_k over all examples
     θ ← mean of the cohort's θ_k - h / α
 
-Nothing of this depends on the local optimizer, but that its steps come near the minimum: -g_k is added to every gradient, and α/2 ‖·‖²
-is the proximal term of the optimizers. Where θ stands still h is 0, and so is Σ p_k g_k.
+Nothing of this depends on the local optimizer, but that its steps come near the minimum: -g_k is added to every gradient, and
+α/2 ‖·‖² is the proximal term of the optimizers. Where θ stands still h is 0, and so is Σ p_k g_k.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What a client of a stateful rule adds up over its turns, kept in step with what the server has counted.
 
-A client moves on when its turn ends, and the server when it reads the update: an answer that comes too late, a round that is undone
-or a server that goes back to an older state would leave the two apart for good. So a client remembers what it had before its last
-turn, and the server tells it which of its turns was the last that counted, where it need not be the last that there was.
+A client moves on when its turn ends, and the server when it reads the update: an answer that comes too late, a round that is
+undone or a server that goes back to an older state would leave the two apart for good. So a client remembers what it had before
+its last turn, and the server tells it which of its turns was the last that counted, where it need not be the last that there was.
 """
 
 from __future__ import annotations

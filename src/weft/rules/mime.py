@@ -13,12 +13,12 @@ cohort's, and ζ a batch:
                 s ← the optimizer's state after the gradient c, at the server
                 x ← mean of the y_i
 
-The optimizer is the method's own, and s its momentum (SGD: m ← β m + g), or both moments and the number of updates (AdamW). ∇f_i(x) is
-the mean over the steps of one epoch of the method's own turn in which nothing moves, so that it is of whatever the method descends.
-Clients remember nothing.
+The optimizer is the method's own, and s its momentum (SGD: m ← β m + g), or both moments and the number of updates (AdamW).
+∇f_i(x) is the mean over the steps of one epoch of the method's own turn in which nothing moves, so that it is of whatever the
+method descends. Clients remember nothing.
 
-Mime takes two exchanges, which settings count as rounds: gradients go up in the first, and c comes down in the second, to the same
-clients. MimeLite takes one, in which a client sends y_i and ∇f_i(x).
+Mime takes two exchanges, which settings count as rounds: gradients go up in the first, and c comes down in the second, to the
+same clients. MimeLite takes one, in which a client sends y_i and ∇f_i(x).
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ class MimeLite(Over):
         own = self.acts_on(server.bench.of(client), client)
         return {**super().uploads(server, client), **within(GRADIENT, own)}
 
-    def gradients(self, pack: Pack) -> dict[str, Tensor]:
-        """∇f_i(x) [K, …], and 0 for who has no rows.
+    def gradients(self, pack: Pack) -> list[dict[str, Tensor]]:
+        """∇f_i(x) of each client as it is sent, in its own sizes.
 
         Raises:
             UserError: the method descends nothing.
@@ -99,23 +99,20 @@ class MimeLite(Over):
         still = replace(self, epochs=1.0, steps=None)
         for _ in super(MimeLite, still).train(twin):
             pass
-        found = noted.means()
-        mine = {n: found[n] for n in self.acts_on_any(pack) if n in found}
-        if pack.has_work() and not mine:
+        means = noted.means()
+        found = {n: means[n] for n in self.acts_on_any(pack) if n in means}
+        if pack.has_work() and not found:
             slug = self.info.slug.removesuffix(f"+{self.word}")
             raise UserError(
-                f'{slug} moves nothing that it sends along a gradient, which rule = "{self.word}" would average: leave --rule out.'
+                f'{slug} moves nothing that it sends along a gradient, and rule = "{self.word}" needs that: leave --rule out.'
             )
-        return mine
-
-    def of_client(self, pack: Pack, k: int, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Its gradients as they are sent, in its own size."""
-        found = {}
-        for name, value in gradients.items():
-            shape = pack.shapes[name][k]
-            if shape is not None and bool(pack.has[name][k]):
-                found[name] = leading(value[k], shape).to("cpu", copy=True)
-        return within(GRADIENT, found)
+        each: list[dict[str, Tensor]] = [{} for _ in pack.clients]
+        for name, gradient in found.items():
+            here = zip(each, gradient, pack.shapes[name], twin.rows(name).tolist(), strict=True)
+            for own, value, shape, has in here:
+                if shape is not None and has:
+                    own[f"{GRADIENT}/{name}"] = leading(value, shape).to("cpu", copy=True)
+        return each
 
     def begun(self, pack: Pack) -> None:
         """Every step begins with what was received of s."""
@@ -132,7 +129,7 @@ class MimeLite(Over):
         self.begun(pack)
         place = {c.id: k for k, c in enumerate(pack.clients)}
         for update in super().train(pack):
-            update.tensors |= self.of_client(pack, place[update.client.id], gradients)
+            update.tensors |= gradients[place[update.client.id]]
             yield update
 
     # server -------------------------------------------------------------------------------------------------------------
@@ -176,13 +173,14 @@ class Mime(MimeLite):
         return message
 
     def uploads(self, server: ServerState, client: ClientInfo) -> Mapping[str, tuple[int | None, ...]]:
-        return super().uploads(server, client) if server.round.kind == GRADIENTS else super(MimeLite, self).uploads(server, client)
+        return (
+            super().uploads(server, client) if server.round.kind == GRADIENTS else super(MimeLite, self).uploads(server, client)
+        )
 
     def train(self, pack: Pack) -> Iterable[Update]:
         index, pack.round = pack.round.index, replace(pack.round, index=pack.round.index // 2)
         if index % 2 == 0:
-            gradients = self.gradients(pack)
-            return pack.updates(tensors=[self.of_client(pack, k, gradients) for k in range(len(pack.clients))])
+            return pack.updates(tensors=self.gradients(pack))
         self.begun(pack)
         centre = {}
         for name in self.acts_on_any(pack):

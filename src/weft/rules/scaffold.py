@@ -10,9 +10,9 @@ With x what client i received, y_i what it sends and η_k the rate of its k-th s
     c_i ← c_i + Δc_i                            at the client
     c ← c + Σ_{i in the cohort} p_i Δc_i        at the server; p_i = 1/N, or n_i over all examples where the method weighs by them
 
-The paper's optimizer is SGD at a constant rate, for which this is its algorithm. With any other the correction is a part of the step
-and not of the gradient, as OpenFedLLM (Ye et al., KDD 2024, arXiv 2402.06954) has it for AdamW: c and c_i then are means of steps,
-and a correction in the units of steps is not put through the normalisation of AdamW. The paper's global rate is that of a
+The paper's optimizer is SGD at a constant rate, for which this is its algorithm. With any other the correction is a part of the
+step and not of the gradient, as OpenFedLLM (Ye et al., KDD 2024, arXiv 2402.06954) has it for AdamW: c and c_i then are means of
+steps, and what is in the units of steps is not put through the normalisation of AdamW. The paper's global rate is that of a
 server step, ``avgm`` without momentum.
 """
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING, Any
 
 from weft.communication.ledger import format_bytes
 from weft.experiment import Resolved
 from weft.federation.layout import named
+from weft.federation.message import ClientInfo
 from weft.federation.scope import Scope
 from weft.runs.directory import RunDirectory
 from weft.runs.provenance import environment
@@ -39,6 +41,8 @@ def begun(directory: RunDirectory, resolved: Resolved, material: Material, when:
             "evidence": info.evidence,
             "views": list(resolved.method.views),
             "object": resolved.given,
+            "rule": resolved.experiment.rule,
+            "server_step": resolved.experiment.server_step,
         },
         "data": material.data,
         "backbone": {
@@ -68,6 +72,8 @@ def uploads(engine: Engine) -> str:
     """What a client sends in a round, if everything it may send has moved."""
     server, _ = engine.setup.federations[0]
     sizes = [i.numel for _, i, scope in named(server.adaptation, engine.setup.bench.backbone) if Scope.UP in scope]
+    more = engine.setup.method.uploads(server, ClientInfo("")).values()
+    sizes += [math.prod(n or 0 for n in shape) for shape in more]  # what has no size yet counts for nothing
     up = sum(sizes) * engine.setup.bench.dtype.itemsize
     return f"bytes: a client sends up to {format_bytes(up)} a round before the codec, of {count(len(sizes), 'tensor')}."
 
