@@ -17,7 +17,7 @@ from weft.data.hub_sets import catalogue
 from weft.engines.here import Here
 from weft.engines.observer import Observer
 from weft.errors import Interrupted, UserError
-from weft.experiment import Experiment, Resolved, over
+from weft.experiment import Experiment, Resolved, as_played
 from weft.rules.composed import plain
 from weft.runs import baselines, summary
 from weft.runs import directory as directories
@@ -125,7 +125,7 @@ def play(
         x.eval_every if aside is None else 0,
         travels,
         aside is not None,
-        over.step_of(x),
+        as_played.step_of(x),
     )
     player = Player(stage, directory.root, x, material, observer, engine)
     if aside is None:

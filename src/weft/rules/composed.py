@@ -41,10 +41,10 @@ def composed(method: Method, word: str, **settings: Any) -> Method:
     Raises:
         UserError: there is no such rule, or it makes no sense over this method.
     """
-    rule = mixin(word)
+    rule, cls = mixin(word), type(method)
     check(method, word)
-    own = {f.name: getattr(method, f.name) for f in fields(method)}
-    made: Method = _made(rule, type(method))(**own, **settings)
+    pair: tuple[Any, Any] = rule, cls
+    made: Method = _made(*pair)(**{f.name: getattr(method, f.name) for f in fields(method)}, **settings)
     return made
 
 
