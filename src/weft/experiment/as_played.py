@@ -25,6 +25,13 @@ def played(x: Experiment, method: Method) -> Method:
     return composed(method, x.rule, **({"feddyn_alpha": x.feddyn_alpha} if x.rule == "feddyn" else {}))
 
 
+def turns(x: Experiment) -> int:
+    """How many turns of training there are in the planned rounds, which count exchanges."""
+    from weft.rules.composed import mixin
+
+    return x.rounds if x.rule == "none" else -(-x.rounds // mixin(x.rule).exchanges)
+
+
 def step_of(x: Experiment) -> ServerStep:
     """What the server makes of a mean."""
     from weft.federation.server_step import ServerStep

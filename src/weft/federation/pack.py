@@ -377,6 +377,10 @@ class Pack:
         found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
         return {n: g for n, g in zip(leaves, found, strict=True) if g is not None}
 
+    def optimized(self) -> set[str]:
+        """Names of the tensors that optimizers of this turn hold."""
+        return set().union(*(o.params for o in self._optimizers))
+
     def travelled(self, name: str) -> Tensor:
         """[K] the sum of the rates at which optimizers have moved a tensor in this turn."""
         found = torch.zeros(len(self.clients), device=self.device, dtype=self.dtype)

@@ -56,7 +56,7 @@ class FedDyn(Remembering):
             pack.offsets[name] = pack.offsets.get(name, 0) - laid(pack, name, [m.get(name) for m in memories])
         pack.guidance.prox = self.feddyn_alpha
         place = {c.id: k for k, c in enumerate(pack.clients)}
-        for update in super().train(pack):
+        for update in self.guided(pack, super().train(pack)):
             k, changes = place[update.client.id], {}
             for name in names:
                 if isinstance(sent := update.tensors.get(name), Tensor):

@@ -89,11 +89,7 @@ class MimeLite(Over):
         return {**super().uploads(server, client), **within(GRADIENT, own)}
 
     def gradients(self, pack: Pack) -> list[dict[str, Tensor]]:
-        """∇f_i(x) of each client as it is sent, in its own sizes.
-
-        Raises:
-            UserError: the method descends nothing.
-        """
+        """∇f_i(x) of each client as it is sent, in its own sizes; of a turn without steps there is none."""
         twin = pack.twin()
         noted = twin.guidance.noted = Noted(len(pack.clients))
         still = replace(self, epochs=1.0, steps=None)
@@ -101,11 +97,6 @@ class MimeLite(Over):
             pass
         means = noted.means()
         found = {n: means[n] for n in self.acts_on_any(pack) if n in means}
-        if pack.has_work() and not found:
-            slug = self.info.slug.removesuffix(f"+{self.word}")
-            raise UserError(
-                f'{slug} moves nothing that it sends along a gradient, and rule = "{self.word}" needs that: leave --rule out.'
-            )
         each: list[dict[str, Tensor]] = [{} for _ in pack.clients]
         for name, gradient in found.items():
             here = zip(each, gradient, pack.shapes[name], twin.rows(name).tolist(), strict=True)
@@ -128,7 +119,7 @@ class MimeLite(Over):
         gradients = self.gradients(pack)
         self.begun(pack)
         place = {c.id: k for k, c in enumerate(pack.clients)}
-        for update in super().train(pack):
+        for update in self.guided(pack, super().train(pack)):
             update.tensors |= gradients[place[update.client.id]]
             yield update
 
@@ -152,6 +143,7 @@ class Mime(MimeLite):
     """c goes down too, as ``mean-gradient/…``."""
 
     word: ClassVar[str] = "mime"
+    exchanges: ClassVar[int] = 2
 
     def plan(self, server: ServerState, t: int) -> Round | None:
         inner = super().plan(server, t // 2) if t < server.rounds else None
@@ -180,7 +172,13 @@ class Mime(MimeLite):
     def train(self, pack: Pack) -> Iterable[Update]:
         index, pack.round = pack.round.index, replace(pack.round, index=pack.round.index // 2)
         if index % 2 == 0:
-            return pack.updates(tensors=self.gradients(pack))
+            gradients = self.gradients(pack)
+            if pack.has_work() and not any(gradients):
+                raise UserError(
+                    f'{self.without()} moves nothing that it sends along a gradient, and rule = "{self.word}" needs that: leave '
+                    "--rule out."
+                )
+            return pack.updates(tensors=gradients)
         self.begun(pack)
         centre = {}
         for name in self.acts_on_any(pack):
@@ -189,7 +187,7 @@ class Mime(MimeLite):
             if bool(has.any()):
                 centre[name] = laid(pack, name, values), has
         pack.guidance.centre = centre
-        return super(MimeLite, self).train(pack)
+        return self.guided(pack, super(MimeLite, self).train(pack))
 
     def aggregate(self, server: ServerState, updates: Iterable[Update]) -> None:
         memo, x = server.memo, dict(server.shared)

@@ -35,7 +35,7 @@ class Over(Base):
     Attributes:
         word: its name. groups: first words of the names of tensors that it adds to messages, hence parts of the ledger.
         tells: keys of facts that it sends. sends: what it adds to what leaves a client, in words.
-        stateful: it adds up over rounds what clients change, on both sides of the wire.
+        stateful: it adds up over rounds what clients change, on both sides of the wire. exchanges: of one turn of training.
     """
 
     word: ClassVar[str]
@@ -43,14 +43,14 @@ class Over(Base):
     tells: ClassVar[tuple[str, ...]] = ()
     sends: ClassVar[str] = ""
     stateful: ClassVar[bool] = False
+    exchanges: ClassVar[int] = 1
 
     def adapt(self, backbone: Backbone, task: Task, client: ClientInfo) -> Adaptation:
         found = super().adapt(backbone, task, client)
         if not client.id and not both_ways(found, backbone):
-            slug = self.info.slug.removesuffix(f"+{self.word}")
             raise UserError(
-                f'{slug} has no tensor that clients receive and send back, so rule = "{self.word}" has nothing to act on: leave '
-                "--rule out."
+                f'{self.without()} has no tensor that clients receive and send back, so rule = "{self.word}" has nothing to act '
+                "on: leave --rule out."
             )
         return found
 
@@ -68,6 +68,25 @@ class Over(Base):
             both_ways(a, pack.backbone) for a in {repr(a): a for a in pack.adaptations}.values()
         )  # clients are many, these few
         return [n for n in dict.fromkeys(n for names in found for n in names) if n in pack.tensors]
+
+    def guided(self, pack: Pack, updates: Iterable[Update]) -> Iterator[Update]:
+        """The updates of a turn whose steps a rule has guided.
+
+        Raises:
+            UserError: something in them was moved by no step.
+        """
+        names = set(self.acts_on_any(pack))
+        for update in updates:
+            if odd := sorted(update.tensors.keys() & names - pack.optimized()):
+                raise UserError(
+                    f'{self.without()} moves "{odd[0]}" by no optimizer whose steps rule = "{self.word}" could guide: leave '
+                    "--rule out."
+                )
+            yield update
+
+    def without(self) -> str:
+        """The slug of the method."""
+        return self.info.slug.removesuffix(f"+{self.word}")
 
     def at_hand(self, server: ServerState, client: ClientInfo, message: Message) -> Shapes:
         """Of those, the ones that the client holds once it has read a message: whoever is sent part of a model trains no more."""

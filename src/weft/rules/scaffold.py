@@ -64,7 +64,7 @@ class Scaffold(Remembering):
         common = {n: laid(pack, n, told(pack, CONTROL, n)) for n in names}
         pack.guidance.corrections = {n: common[n] - laid(pack, n, [m.get(n) for m in memories]) for n in names}
         place = {c.id: k for k, c in enumerate(pack.clients)}
-        for update in super().train(pack):
+        for update in self.guided(pack, super().train(pack)):
             k, changes = place[update.client.id], {}
             far = torch.stack([pack.travelled(n)[k] for n in names]).tolist()
             for name, length in zip(names, far, strict=True):
