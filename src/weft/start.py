@@ -63,7 +63,7 @@ def start(resolved: Resolved, data: Any = None, observer: Observer | None = None
                 observer.say(note)
             observer.begin("set-up", execute.steps(x))
             material = prepare(x, data, observer, resolved.method.info.needs)
-            for method in baselines.played(x, resolved.method):
+            for method in baselines.played(x, resolved.played):
                 for bench in (material.bench, *material.bench.others.values()):
                     suited(method, bench)
             pinned = execute.pinned_to(x, material)
@@ -157,10 +157,10 @@ def _engine(resolved: Resolved, directory: RunDirectory, material: Material, obs
     if x.engine == "ray":
         from weft.sites import ray_simulation
 
-        with ray_simulation.federation(resolved.method, directory, material, observer) as engine:
+        with ray_simulation.federation(resolved.played, directory, material, observer) as engine:
             yield engine
         return
     from weft.sites import loopback
 
-    with loopback.federation(x, resolved.method, directory, material, observer) as engine:
+    with loopback.federation(x, resolved.played, directory, material, observer) as engine:
         yield engine

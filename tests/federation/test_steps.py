@@ -81,7 +81,7 @@ def test_offsets_are_part_of_every_gradient_and_rates_are_summed() -> None:
         g = g * (0.5 / (g.norm(dim=1, keepdim=True) + 1e-6)).clamp(max=1)
         twin = twin - 0.1 * (1 - t / 5) * g
     torch.testing.assert_close(found, twin, **CLOSE)
-    torch.testing.assert_close(optimizer.travelled, torch.full((2,), 0.3, dtype=torch.float64))
+    torch.testing.assert_close(optimizer.travelled("a"), torch.full((2,), 0.3, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from weft import recipes
 from weft.errors import UserError
+from weft.experiment import as_played
 from weft.experiment.names import flatten
 from weft.experiment.sentences import checked
 from weft.experiment.whole import Experiment
@@ -31,6 +33,11 @@ class Resolved:
     origin: Mapping[str, str]
     notes: tuple[str, ...] = ()
     given: bool = False
+
+    @functools.cached_property
+    def played(self) -> Method:
+        """The method with the rule that the experiment has over it."""
+        return as_played.played(self.experiment, self.method)
 
 
 def resolve(
@@ -82,6 +89,7 @@ def resolve(
     known = registry.values(made)
     experiment = checked({n: v for n, v in settings.items() if not n.startswith("method.")} | {"parameters": known}, known)
     _check_robust(experiment, made)
+    as_played.check(experiment, made)
     origin = {n: "user" if n in user else "recipe" if n in recipe else "default" for n in experiment.flat()}
     given = method is not None and (slug not in registry.infos() or registry.load(slug) is not cls)
     return Resolved(experiment, made, origin, tuple(notes), given)

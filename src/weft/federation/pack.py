@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from weft.federation.alike import check_alike
 from weft.federation.batch import Batch, make_batch
 from weft.federation.bench import Bench
 from weft.federation.client import ClientState
+from weft.federation.guidance import Guidance
 from weft.federation.layout import named
 from weft.federation.message import Update
 from weft.federation.round import Round
@@ -41,6 +43,7 @@ class Pack:
         received: the tensors that each received for this turn, of no part.
         at_server: it is the server's own, where GIVEN tensors may be trained.
         offsets: name -> [K, …], added to the gradients of every optimizer that is made afterwards.
+        guidance: what else a rule over the method adds to its steps.
         tensors: live values [K, …] by name. shapes: of each client's own, by name; None = it has none. has: [K] bool, by name.
 
     Args:
@@ -91,6 +94,7 @@ class Pack:
         self._training: set[str] | None = None
         self._given: dict[str, Tensor] | None = None
         self.offsets: dict[str, Tensor] = {}
+        self.guidance = Guidance()
         if load is not None:
             load(self)
 
@@ -282,6 +286,15 @@ class Pack:
         view._training = {c.id for c in clients}
         return view
 
+    def twin(self) -> Pack:
+        """The same clients with the same values, for steps that leave nothing behind."""
+        view = copy.copy(self)
+        view.clients = [replace(c, kept=dict(c.kept), memo=dict(c.memo)) for c in self.clients]
+        view.tensors, view.has, view._lacks = dict(self.tensors), dict(self.has), dict(self._lacks)
+        view._weave = self._weave.of(torch.arange(len(self.clients), device=self.device), view.tensors)
+        view._optimizers, view.offsets, view.guidance, view.listener = [], {}, Guidance(), None
+        return view
+
     def _plans(
         self, epochs: float | None, steps: int | None, size: int, stream: str, caps: Sequence[int] | None = None
     ) -> list[plans.Plan]:
@@ -336,7 +349,10 @@ class Pack:
         chosen = [n for n in self.tensors if matches(n, names) and self._trainable(n)]
         if not chosen:
             raise WeftError(f"no trainable tensor matches {', '.join(names)}")
+        guide = self.guidance
         for name in chosen:  # the tensors of a pack of one are the very ones that the server holds
+            if guide.centre:
+                guide.begun.setdefault(name, self.tensors[name].detach())
             value = self.tensors[name].detach().clone(memory_format=torch.contiguous_format)
             self.tensors[name] = value.requires_grad_(True)
         counts = self.lengths(epochs, steps, size, caps) * updates_per_batch
@@ -346,7 +362,9 @@ class Pack:
         offsets = {n: o.to(self.device, self.dtype) for n, o in self.offsets.items() if n in chosen}
         moving = {n: self.tensors[n] for n in chosen}
         factors = {n: next(f for p, f in rates.items() if matches(n, (p,))) for n in chosen if matches(n, rates)} if rates else {}
-        made = Optimizer(moving, settings, counts * part[1], down, offsets, factors)
+        if guide.prox:
+            settings = settings.but(prox=settings.prox + guide.prox)
+        made = Optimizer(moving, settings, counts * part[1], down, offsets, factors, guide.corrections, guide.fixed)
         made.ticks += counts * part[0]
         self._optimizers.append(made)
         return made
@@ -383,11 +401,41 @@ class Pack:
         names = [n for n in optimizer.params if matches(n, patterns)] if patterns else []
         if patterns and not names:
             raise WeftError(f"the optimizer holds no tensor that matches {', '.join(patterns)}")
+        params = {n: optimizer.params[n] for n in names or optimizer.params}
+        shifts = self.guidance.shifts(lambda values: self._slopes(objective, batch, values, params))
         loss = whole = objective(self, batch)
         if self.held and not loss.requires_grad:  # its clients hold blocks that the output does not see: an encoder's alone
             whole = loss + 0 * sum(value.sum() for value in optimizer.params.values())
-        optimizer.step(whole, batch.clients, {n: self.rows(n) for n in optimizer.params}, names, tick, entries)
+        if self.guidance.noted is not None:
+            self.guidance.noted.take(whole, batch, params)
+            return loss.detach()
+        rows = {n: self.rows(n) for n in optimizer.params}
+        optimizer.step(whole, batch.clients, rows, names, tick, entries, shifts)
         return loss.detach()
+
+    def _slopes(
+        self, objective: Callable[[Pack, Batch], Tensor], batch: Batch, values: Mapping[str, Tensor], names: Iterable[str]
+    ) -> dict[str, Tensor]:
+        """Gradients [K, …] of a batch's loss by these tensors, where the pack's have other values."""
+        leaves = {n: values[n].detach().requires_grad_(True) for n in names}
+        with self.values({**values, **leaves}):
+            loss = objective(self, batch).sum()
+        if not loss.requires_grad:
+            return {}
+        found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+        return {n: g for n, g in zip(leaves, found, strict=True) if g is not None}
+
+    def optimized(self) -> set[str]:
+        """Names of the tensors that optimizers of this turn hold."""
+        return set().union(*(o.params for o in self._optimizers))
+
+    def travelled(self, name: str) -> Tensor:
+        """[K] the sum of the rates at which optimizers have moved a tensor in this turn."""
+        found = torch.zeros(len(self.clients), device=self.device, dtype=self.dtype)
+        for optimizer in self._optimizers:
+            if name in optimizer.params:
+                found += optimizer.travelled(name).to(found)
+        return found
 
     @contextmanager
     def values(self, given: Mapping[str, Tensor]) -> Iterator[None]:

@@ -19,6 +19,7 @@ from weft.federation.pack import Pack
 from weft.federation.robust_mean import Robust, Vote
 from weft.federation.round import Round
 from weft.federation.scope import Scope, matches
+from weft.federation.server_step import ServerStep
 from weft.federation.turn import Turn
 from weft.tensors import forms, growing
 from weft.tensors.forms import Value
@@ -55,6 +56,7 @@ class ServerState:
         clock: stamp of the next write; 0 = start values, which every client has. synced: clock at a client's last download.
         rounds: planned number of rounds. round: the one in progress. cohort: who takes part in it.
         robust: what stands in for a mean. remarks: what that rule did in this round, for its record.
+        step: what the server makes of a mean.
         weighting: of updates in a mean, ``examples`` or ``uniform``. adaptation: of a client without facts.
         method: whose state it is; None has nothing to load.
     """
@@ -68,9 +70,10 @@ class ServerState:
         start: dict[str, Tensor] | None = None,
         robust: Robust | None = None,
         method: Rule | None = None,
+        step: ServerStep | None = None,
     ):
         self.bench, self.adaptation, self.clients, self.rounds = bench, adaptation, clients, rounds
-        self.robust, self.method = robust or Robust(), method
+        self.robust, self.method, self.step = robust or Robust(), method, step or ServerStep()
         self.weighting = "examples" if method is None else method.weighting
         self.remarks: dict[str, Any] = {}
         self.seed = bench.seed
@@ -271,7 +274,7 @@ class ServerState:
     ) -> None:
         """Federated averaging (McMahan et al., 2017): each tensor becomes the weighted mean over the clients that sent it.
 
-        Or what ``robust`` puts in its place. The mean streams: one update is held at a time.
+        Or what ``robust`` puts in its place, and what ``step`` then makes of it. The mean streams: one update is held at a time.
 
         Args:
             only: patterns of the tensors. weighting: ``examples`` or ``uniform``, if not the method's.
@@ -307,7 +310,11 @@ class ServerState:
 
         outcome = self.robust.combine(held, votes(), leading)
         self.remarks |= {"rule": self.robust.rule} | outcome.remarks
-        return outcome.tensors
+        found = {}
+        for name, value in outcome.tensors.items():
+            before, reached = held.get(name), outcome.reached.get(name)
+            found[name] = value if before is None else self.step.taken(self.memo, name, before, value, reached)
+        return found
 
     def snapshot(self) -> Callable[[], None]:
         """What puts the values of this moment back: for a round whose result is not finite."""

@@ -27,6 +27,7 @@ from weft.federation.method import Method
 from weft.federation.robust_mean import Robust
 from weft.federation.rounds import begin
 from weft.federation.server import ServerState
+from weft.federation.server_step import ServerStep
 from weft.runs.checkpoint import Checkpoint, Saved, restore
 from weft.runs.directory import read_rounds
 from weft.runs.prepare import Material
@@ -46,6 +47,7 @@ class Stage:
         federations: clients by server. starts: of each server, values handed out beforehand.
         rounds: planned. eval_every: 0 = after the last only. travels: whether messages cross a wire at all (not if nobody is
             apart from anybody). aside: not what was asked for first: no progress within a round, no word after it.
+        step: the server's, towards a mean.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Stage:
     eval_every: int
     travels: bool = True
     aside: bool = False
+    step: ServerStep = ServerStep()
 
 
 @dataclass(frozen=True)
@@ -98,10 +101,11 @@ class Player:
         if saved is not None:
             _same(saved.identity, self.identity, folder)
         x = experiment
+        method = stage.method
         alone = x.baseline in ("local", "central")  # nobody is a stranger to anybody
         robust = Robust() if alone else Robust(x.robust, x.robust_norm, x.robust_share)
         self.servers = [
-            begin(stage.method, material.bench, [c.info(stage.method.info.asks) for c in people], stage.rounds, start, robust)
+            begin(method, material.bench, [c.info(method.info.asks) for c in people], stage.rounds, start, robust, stage.step)
             for people, start in zip(stage.federations, stage.starts, strict=True)
         ]
         setup = Setup(

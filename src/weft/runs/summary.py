@@ -41,6 +41,8 @@ def begun(directory: RunDirectory, resolved: Resolved, material: Material, when:
             "evidence": info.evidence,
             "views": list(resolved.method.views),
             "object": resolved.given,
+            "rule": resolved.experiment.rule,
+            "server_step": resolved.experiment.server_step,
         },
         "data": material.data,
         "backbone": {

@@ -96,7 +96,7 @@ def _federate(
 ) -> None:
     x = resolved.experiment
     terms = Terms.of(about["served"]["run"], x, material.bench)
-    roll = Roll(wire, terms, resolved.method, x.models, deadline, observer, directory.root)
+    roll = Roll(wire, terms, resolved.played, x.models, deadline, observer, directory.root)
     before = {s["id"]: s for s in about["served"]["sites"]}
     if before:  # they may come back at any time, but most do at once
         roll.wait_for(len(before), patience=min(deadline, RETURN))
@@ -115,7 +115,7 @@ def _federate(
         directories.write_summary(directory, about)
 
     def engine(setup: Setup) -> Remote:
-        stage = "rounds" if setup.method is resolved.method else "setup"
+        stage = "rounds" if setup.method is resolved.played else "setup"
         return Remote(setup, StageTransport(roll, stage, setup.federations[0][0], setup.exchange, joined))
 
     execute.go_on(directory, resolved, material, about, observer, engine=engine)
@@ -181,7 +181,7 @@ def _material(resolved: Resolved, observer: Observer) -> Material:
     observer.advance("set-up", step="backbone")
     benches = [bench_of(x, b, x.classes, made_up(b, x.classes, kind_of(x))) for b in backbones]
     for bench in benches:
-        suited(resolved.method, bench)
+        suited(resolved.played, bench)
     observer.advance("set-up", step="tokens")
     bench = benches[0]
     bench.others = dict(zip(x.models[1:], benches[1:], strict=True))
