@@ -20,7 +20,7 @@ from weft.errors import UserError
 from weft.experiment import Resolved
 from weft.playing import execute
 from weft.playing.run import Run
-from weft.runs import baselines, edited, summary
+from weft.runs import baselines, best, edited, summary
 from weft.runs import directory as directories
 from weft.runs.directory import RunDirectory
 from weft.runs.prepare import Material, prepare, suited
@@ -50,6 +50,7 @@ def start(resolved: Resolved, data: Any = None, observer: Observer | None = None
                 f"other processes know method and data by name and run no baseline themselves: leave --engine {x.engine} out."
             )
         flower.ready() if x.engine == "flower" else flower.ready_for_ray()
+    best.check(x.keep, resolved.method)
     (
         codec(x.codec),
         [find(m, observer.say) for m in x.models],

@@ -54,7 +54,10 @@ def go_on(
     main, setup = play(directory, x, resolved.played, material, observer, engine=engine)
     about |= scores(main.lines) | {"pack": main.pack, "bytes": summary.total_bytes(main, setup)}
     if len(main.servers) == 1:
+        if x.keep == "best" and main.best is None:
+            observer.say("no round was scored on validation rows: the model of the last one is kept.")
         about["adapter"] = export_adapter(main, directory, x, material, observer)
+        about["adapter"]["round"] = main.lines[-1]["round"] if main.best is None else main.best
     about["baselines"] = {}
     for name in x.baselines:
         about["baselines"][name] = _baseline(name, directory, resolved, material, main.pack, setup, observer)
@@ -126,6 +129,7 @@ def play(
         travels,
         aside is not None,
         as_played.step_of(x),
+        best=x.keep == "best" and x.baseline is None and aside is None,
     )
     player = Player(stage, directory.root, x, material, observer, engine)
     if aside is None:

@@ -28,8 +28,8 @@ from weft.experiment import Resolved
 from weft.federation.client import ClientState
 from weft.playing import execute
 from weft.playing.run import Run
+from weft.runs import best, summary
 from weft.runs import directory as directories
-from weft.runs import summary
 from weft.runs.directory import RunDirectory
 from weft.runs.prepare import Material, backbone_of, bench_of, kind_of, suited
 from weft.sites.roll import Roll, StageTransport, Wire
@@ -139,6 +139,7 @@ def _named(resolved: Resolved) -> Resolved:
 
 def _check(resolved: Resolved) -> None:
     x = resolved.experiment
+    best.check(x.keep, resolved.method)
     codec(x.codec)
     if resolved.given:
         raise UserError("a method that is an object in Python can't be told to sites: give it a slug in a package of its own.")

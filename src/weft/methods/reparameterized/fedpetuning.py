@@ -7,6 +7,8 @@ modules are those of OpenDelta.
 Each round every client of the cohort loads the module and the head, trains them for an epoch with a fresh AdamW and schedule, and
 the server averages both, all clients alike. The modules are FedLR (``tune.kind=lora``), FedAP (``bottleneck``, two adapters in
 each block), FedPF (``prefix``, made by an MLP that is trained and averaged in its place) and FedBF (``bias``, see ``fedbf``).
+The code tests the round that does best on the server's validation rows: of a run that is its ``best_by_validation``, and
+``keep = "best"`` exports that model.
 """
 
 from __future__ import annotations
