@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from weft.backbones.backbone import Backbone, Site
 
 
-Mode = Literal["adds", "replaces", "embeds", "enters"]
+Mode = Literal["adds", "replaces", "embeds", "enters", "parameters"]
 """What ``apply`` makes of a module, n = rows × positions of one client:
 
 adds: a term to be added to the output, x [k, n, d_in] and out [k, n, d_out] -> [k, n, d_out].
@@ -23,6 +23,7 @@ replaces: the output itself; the frozen module does not run, and ``out`` is ``x`
 embeds: the output of a token embedding, x token ids [k, rows, T] and out [k, rows, T, d] -> [k, rows, T, d]. Ids below 0, which a
     part has put into the inputs, stand for its own tokens (the frozen module sees 0 in their place).
 enters: what a block takes in, x = out = hidden states [k, rows, T, d] -> [k, rows, T', d].
+parameters: nothing; the part's tensors stand in the module in the place of its parameters of the same names.
 """
 
 
@@ -64,6 +65,7 @@ class Part(Protocol):
 
     mode: ClassVar[Mode]
     always: bool  # stays on whatever ``use`` says: heads and frozen deltas
+    alone: ClassVar[bool]  # a pass is one client's: there is nothing that several could share
 
 
 class Additive:
@@ -73,6 +75,7 @@ class Additive:
 
     mode: ClassVar[Mode] = "adds"
     always = False
+    alone: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if is_dataclass(self):

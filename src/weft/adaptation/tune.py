@@ -11,13 +11,14 @@ from weft.adaptation.bottleneck import Bottleneck
 from weft.adaptation.lora import LoRA
 from weft.adaptation.part import Part
 from weft.adaptation.tokens import ClassContext, ImageTokens
+from weft.adaptation.weights import Weights
 from weft.typed import Count, check
 
 if TYPE_CHECKING:
     from weft.backbones.backbone import Backbone
 
 
-Kind = Literal["lora", "bottleneck", "bias", "tokens", "context", "head"]
+Kind = Literal["lora", "bottleneck", "bias", "tokens", "context", "weights", "head"]
 
 
 @dataclass(frozen=True)
@@ -26,13 +27,16 @@ class Tune:
 
     Attributes:
         kind: ``lora``, ``bottleneck`` (an adapter in each block), ``bias`` (BitFit), ``tokens`` (among the patches
-            of pictures), ``context`` (before the class names of a CLIP), or ``head`` for nothing but the task's head.
+            of pictures), ``context`` (before the class names of a CLIP), ``weights`` (the backbone's own), or ``head`` for nothing
+            but the task's head.
         rank, alpha: of LoRA; the update is (α/r)·B A.
         at: linear layers that get LoRA, see ``Backbone.sites``.
         reduction: the hidden size over the bottleneck's.
         biases: which biases: ``all`` of the encoder, ``blocks``, ``linear`` or ``norm``.
         tokens: how many, among patches or in the context.
         deep: new tokens among the patches at every block.
+        weights: which of the backbone's own: ``all``, those in the ``blocks``, or patterns of their names (``*.layer.5.*``), joined
+            by commas.
         head: train the task's head too, where the backbone has one.
     """
 
@@ -44,6 +48,7 @@ class Tune:
     biases: BiasScope = "all"
     tokens: Count = 10
     deep: bool = False
+    weights: str = "all"
     head: bool = True
 
     def __post_init__(self) -> None:
@@ -66,5 +71,6 @@ PARTS: dict[str, Callable[[Tune], Part]] = {
     "bias": lambda t: Bias(t.biases),
     "tokens": lambda t: ImageTokens(t.tokens, t.deep),
     "context": lambda t: ClassContext(t.tokens),
+    "weights": lambda t: Weights(t.weights),
 }
 """The part that each kind stands for."""

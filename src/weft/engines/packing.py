@@ -92,7 +92,8 @@ def capacity(setup: Setup, memory: int | None = None, workers: int = 1) -> Capac
         guess = replace(guess, available=memory)
     cohort = sum(max(round(settings.participation * len(c)), 1) for _, c in setup.federations)
     share = math.ceil(cohort / workers)
-    return Capacity(1 if settings.debug else choose(settings.pack, share, method.batch, width, guess, bench), guess)
+    alone = settings.debug or any(part.alone for part, _ in setup.federations[0][0].adaptation.values())
+    return Capacity(1 if alone else choose(settings.pack, share, method.batch, width, guess, bench), guess)
 
 
 def _trainable(server: ServerState) -> int:
