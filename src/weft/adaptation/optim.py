@@ -55,6 +55,12 @@ class Optim:
     def but(self, **changes: Any) -> Optim:
         return replace(self, **changes)
 
+    @property
+    def copies(self) -> int:
+        """Of all that it moves, held beside the values: moments, and anchors."""
+        moments = 2 if self.kind == "adamw" else int(self.momentum > 0)
+        return moments + int(self.prox > 0)
+
 
 class Optimizer:
     """One local optimizer over K clients.

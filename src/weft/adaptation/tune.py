@@ -27,16 +27,16 @@ class Tune:
 
     Attributes:
         kind: ``lora``, ``bottleneck`` (an adapter in each block), ``bias`` (BitFit), ``tokens`` (among the patches
-            of pictures), ``context`` (before the class names of a CLIP), ``weights`` (the backbone's own), or ``head`` for nothing
-            but the task's head.
+            of pictures), ``context`` (before the class names of a CLIP), ``weights`` (the backbone's own), or ``head`` for
+            nothing but the task's head.
         rank, alpha: of LoRA; the update is (α/r)·B A.
         at: linear layers that get LoRA, see ``Backbone.sites``.
         reduction: the hidden size over the bottleneck's.
         biases: which biases: ``all`` of the encoder, ``blocks``, ``linear`` or ``norm``.
         tokens: how many, among patches or in the context.
         deep: new tokens among the patches at every block.
-        weights: which of the backbone's own: ``all``, those in the ``blocks``, or patterns of their names (``*.layer.5.*``), joined
-            by commas.
+        weights: which of the backbone's own: ``all``, those in the ``blocks``, or patterns of their names (``*.layer.5.*``);
+            several joined by commas.
         head: train the task's head too, where the backbone has one.
     """
 

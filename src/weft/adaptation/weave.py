@@ -216,20 +216,21 @@ class Weave:
         """
         assert self._pass is not None
         if self._pass.k > 1:
-            raise WeftError(f'"{p.part_name}" holds whole weights, of which a pass can take one client\'s alone: make packs of one')
-        weight = 1.0 if p.part.always else self._weight(p.part_name)
-        if isinstance(weight, Tensor) and weight.numel() > 1:
-            raise WeftError(f'"{p.part_name}" holds whole weights, which can\'t have a weight for each row')
+            raise WeftError(f'"{p.part_name}" holds whole weights, and a pass takes those of one client alone: make packs of one')
+        weight = self._weight(p.part_name)
+        assert weight is not None  # a part that is off has nothing to put there
+        if isinstance(weight, Tensor):
+            if weight.numel() > 1:
+                raise WeftError(f'"{p.part_name}" holds whole weights, which can\'t have a weight for each row')
+            weight = weight.reshape(())
         for role, name in p.names.items():
-            places = [
-                (self.backbone.module(module), own)
-                for module, _, own in (n.rpartition(".") for n in self.backbone.own[p.site.parameter(role)])
-            ]
-            frozen = places[0][0]._parameters[places[0][1]]
+            names = [n.rpartition(".") for n in self.backbone.own[p.site.parameter(role)]]
+            places = [(self.backbone.module(module), own) for module, _, own in names]
+            frozen = getattr(*places[0])
             value = self._pick(self._pass.tensors[name]).squeeze(0)
             if isinstance(weight, Tensor) or weight != 1.0:
                 start = frozen.to(value)
-                value = start + (weight.to(value).reshape(()) if isinstance(weight, Tensor) else weight) * (value - start)
+                value = start + weight * (value - start)
             value = value.to(frozen)
             yield from (Parameter(module, own, value) for module, own in places)
 
@@ -318,9 +319,7 @@ class Weave:
 
         return forward
 
-    def _recomputed(
-        self, block: Callable[..., Any], index: int, inside: Sequence[Attachment | Parameter]
-    ) -> Callable[..., Any]:
+    def _recomputed(self, block: Callable[..., Any], index: int, inside: Sequence[Attachment | Parameter]) -> Callable[..., Any]:
         """A block that keeps what goes into it, and runs once more in the backward pass, with what was ``inside`` it."""
         from torch.utils.checkpoint import checkpoint  # takes seconds to import
 

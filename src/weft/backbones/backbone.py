@@ -201,7 +201,7 @@ class Backbone:
 
     @cached_property
     def own(self) -> dict[str, tuple[str, ...]]:
-        """Pretrained parameters outside the head, by the first of their names -> all the names of each: several, if it is tied."""
+        """Pretrained parameters outside the head, by the first of their names -> all the names of each: several if it is tied."""
         names: dict[int, list[str]] = {}
         for name, p in self.model.named_parameters(remove_duplicate=False):
             names.setdefault(id(p), []).append(name)

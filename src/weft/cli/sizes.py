@@ -54,7 +54,8 @@ class Sizes:
 
     Attributes:
         parameters: of the frozen backbone. cohort: clients that take part in a round. classes: of the head.
-        memory: bytes that training is estimated to take, with ``pack`` clients to a pass; free: bytes there are.
+        memory: bytes that training is estimated to take, with ``pack`` clients to a pass; free: bytes there are. server: those of
+            the server and of its messages at most, in the machine's own memory.
     """
 
     model: str
@@ -66,6 +67,7 @@ class Sizes:
     memory: int
     pack: int
     free: int
+    server: int
 
 
 def made_up(model: str, clients: int, classes: int, needs: Collection[str] = ()) -> tuple[Bench, list[ClientState]]:
@@ -162,6 +164,7 @@ def measure(method: Method, bench: Bench, clients: list[ClientState], settings: 
         memory=capacity.guess.total(capacity.k),
         pack=capacity.k,
         free=capacity.guess.available,
+        server=capacity.guess.server,
     )
 
 

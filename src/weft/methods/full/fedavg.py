@@ -32,8 +32,8 @@ class FedAvg(Tuned):
         challenges=("communication efficiency",),
         evidence="paper",
         deviations=(
-            "It fine-tunes a pretrained model instead of training one from the start. The paper searches its learning rate for each "
-            "experiment; 0.05 is a choice of ours for that."
+            "It fine-tunes a pretrained model instead of training one from the start. The paper searches the learning rate of "
+            "each experiment; 0.05 is a choice of ours."
         ),
         sends="all weights of the backbone, the head, and the number of examples",
     )
