@@ -116,7 +116,8 @@ def rehearse(out: Console, resolved: Resolved, as_json: bool, observer: Observer
     out.print(f"Rows: {rows['train']:,} to train on, {rows['val']:,} for validation, {rows['test']:,} to test on.")
     out.print(
         f"Memory: about {format_bytes(sizes.memory)} with {count(sizes.pack, 'client')} in a pass; "
-        f"{format_bytes(sizes.free)} are free. The server and its messages take up to {format_bytes(sizes.server)}."
+        f"{format_bytes(sizes.free)} are free. The server and messages take up to {format_bytes(sizes.server)}"
+        f"{' of main memory' if sizes.apart else ' of it'}."
     )
     out.print("Nothing was trained or written; without --dry-run the run starts.")
 

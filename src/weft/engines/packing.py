@@ -54,8 +54,8 @@ class Estimate:
             beside them. logits: of a language model, those that are held at once, whosever they are.
         available: what is free. reused: what one moment of a pass leaves, the next one takes. On a CPU a process grows by nearly
             as much as all of them together, as its allocator gives back little and leaves holes.
-        held: copies of the trained values that the optimizer holds beside them. messages: of the values of one client, as the
-            server holds them and they travel; 0 where that is other memory than the passes'.
+        held: copies of the trained values that the optimizer holds beside them.
+        apart: the server and messages lie in other memory than the passes: beside a GPU.
     """
 
     fixed: int
@@ -66,19 +66,19 @@ class Estimate:
     logits: int = 0
     reused: bool = True
     held: int = 2
-    messages: int = 0
+    apart: bool = True
 
     def total(self, k: int) -> int:
         """At the worst of these moments: between forward and backward pass, at the end of the latter, in the step after it, while
         an update is written, as the round is closed.
         """
-        lasting, own = self.fixed + SERVER * self.messages, (1 + self.held) * k * self.trained
+        own, message = (1 + self.held) * k * self.trained, 0 if self.apart else self.trained
         if self.reused:
             between = k * self.kept + max(self.logits, k * self.work)
             step = max(between, k * (self.trained + self.work), 2 * k * self.trained)  # gradients, and a temporary of them
         else:
             step = self.logits + k * (2 * self.trained + self.kept + self.work)
-        return lasting + max(own + max(step, SENDING * self.messages), CLOSING * self.messages)
+        return self.fixed + SERVER * message + max(own + max(step, SENDING * message), CLOSING * message)
 
     @property
     def server(self) -> int:
@@ -161,7 +161,7 @@ def estimate(bench: Bench, method: Method, trainable: int, width: int, texts: bo
     cast = item * trainable if whole and bench.backbone.dtype != bench.dtype else 0
     frozen = sum(size(p) for p in bench.backbone.model.parameters())
     free, reused = available_memory(bench.backbone.device), bench.backbone.device.type != "cpu"
-    more: dict[str, Any] = {"reused": reused, "held": method.optim.copies, "messages": 0 if reused else trained}
+    more: dict[str, Any] = {"reused": reused, "held": method.optim.copies, "apart": reused}
     if bench.backbone.vocabulary is not None:
         more |= language(bench, method.batch * width)
         return Estimate(frozen, trained, available=free, **more | {"kept": more["kept"] + cast})

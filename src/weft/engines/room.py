@@ -9,6 +9,7 @@ import torch
 from weft.communication.ledger import format_bytes
 from weft.engines import packing
 from weft.errors import UserError
+from weft.federation.tuned import Tuned
 
 if TYPE_CHECKING:
     from weft.federation.bench import Bench
@@ -29,28 +30,29 @@ def check(method: Method, bench: Bench, adaptation: Adaptation, servers: int = 1
         UserError: it is more.
     """
     guess, device = packing.of_adaptation(bench, method, adaptation), bench.backbone.device
-    more = (servers - 1) * packing.SERVER * guess.trained
-    if guess.messages:
-        needs = [(guess.total(1) - guess.fixed + more, guess.available, "of memory")]
+    passes, server = guess.total(1) - guess.fixed, guess.server + (servers - 1) * packing.SERVER * guess.trained
+    if guess.apart:
+        main = packing.available_memory(torch.device("cpu"))
+        needs = [(passes, guess.available, f"of the memory of {device}"), (server, main, "of main memory for the server")]
     else:
-        needs = [
-            (guess.total(1) - guess.fixed, guess.available, f"of the memory of {device}"),
-            (guess.server + more, packing.available_memory(torch.device("cpu")), "of memory at the server"),
-        ]
+        needs = [(passes + server - guess.server, guess.available, "of memory, the server's included,")]
     for need, free, what in needs:
         if need > free:
-            numbers, kept = guess.trained // 4, method.optim.copies
-            optimizer = f", {kept + 1} times with what {method.optim.kind} keeps" if kept else ""
+            copies = method.optim.copies
+            kept = f" and the {copies} times as many that {method.optim.kind} keeps" if copies else ""
             raise UserError(
-                f"{method.info.slug} trains {numbers:,} numbers of a client whole{optimizer}: that takes about "
-                f"{format_bytes(need)} {what}, and {format_bytes(free)} are free; {_advice(method, guess)}."
+                f"{method.info.slug} trains whole weights, {guess.trained // 4:,} numbers a client: with gradients{kept} that "
+                f"takes about {format_bytes(need)} {what} where {format_bytes(free)} are free; {_advice(method, guess, servers)}."
             )
 
 
-def _advice(method: Method, guess: packing.Estimate) -> str:
+def _advice(method: Method, guess: packing.Estimate, servers: int) -> str:
     ways = []
     if method.optim.copies:
         ways.append("use plain SGD (--set method.optim.kind=sgd)")
     if guess.kept > guess.trained:
-        ways.append("train on fewer rows at once (--set method.batch, --max-length) or with --recompute")
-    return ", ".join([*ways, "take a smaller --model, or tune LoRA instead (--method fedit)"])
+        ways.append("take fewer or shorter rows at once (--set method.batch, --max-length), or --recompute")
+    if servers > 1:
+        ways.append("leave the baseline local out")
+    lora = "--set method.tune.kind=lora" if isinstance(method, Tuned) else "--method fedit"
+    return ", ".join([*ways, f"take a smaller --model, or tune LoRA instead ({lora})"])
