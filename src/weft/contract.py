@@ -18,6 +18,7 @@ from weft.adaptation.residual import Residual
 from weft.adaptation.tokens import ClassContext, ImageTokens, Place
 from weft.adaptation.tune import Tune
 from weft.adaptation.values import Values
+from weft.adaptation.weights import Weights
 from weft.backbones.backbone import Backbone, Site
 from weft.errors import UserError, WeftError, nearest
 from weft.federation.batch import Batch
@@ -89,6 +90,7 @@ __all__ = [
     "Values",
     "WeftError",
     "Weighting",
+    "Weights",
     "Whole",
     "average",
     "distillation",

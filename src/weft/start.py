@@ -66,7 +66,7 @@ def start(resolved: Resolved, data: Any = None, observer: Observer | None = None
             material = prepare(x, data, observer, resolved.method.info.needs)
             for method in baselines.played(x, resolved.played):
                 for bench in (material.bench, *material.bench.others.values()):
-                    suited(method, bench)
+                    suited(method, bench, baselines.servers(x, len(material.clients)))
             pinned = execute.pinned_to(x, material)
             about = summary.begun(directory, resolved, material, began) | {"pinned": pinned}
             directories.write_summary(directory, about)

@@ -39,7 +39,7 @@ class OfNames(Tuned):
 KINDS: dict[str, Tuned] = {
     **{
         kind: Anything(tune=Tune(kind, rank=2, reduction=8, tokens=2), optim=Optim("sgd", lr=0.1))
-        for kind in ("lora", "bottleneck", "prefix", "bias")
+        for kind in ("lora", "bottleneck", "prefix", "bias", "weights")
     },  # type: ignore[arg-type]
     "head": Anything(tune=Tune("head", head=False), optim=Optim("sgd", lr=0.1)),
     "tokens": OfPictures(tune=Tune("tokens", tokens=2), optim=Optim("sgd", lr=0.1)),
@@ -108,6 +108,7 @@ def test_the_mean_of_lora_is_fedit_bit_for_bit() -> None:
         (Tune("bottleneck", head=False), {"bottleneck"}),
         (Tune("head", head=False), {"head"}),
         (Tune("bias", biases="norm"), {"bias", "head"}),
+        (Tune("weights"), {"weights", "head"}),
     ],
 )
 def test_a_kind_is_one_part_and_the_head_by_choice(tune: Tune, names: set[str]) -> None:
@@ -131,6 +132,7 @@ def test_the_settings_of_a_kind_reach_its_part_and_no_other() -> None:
     assert vars(Tune("bias", biases="norm", add_missing=True).parts(on, head)["bias"]) == {"scope": "norm", "add_missing": True}
     assert vars(Tune("tokens", tokens=3, deep=True).parts(on, head)["tokens"]) == {"tokens": 3, "deep": True}
     assert vars(Tune("context", tokens=5).parts(on, head)["context"])["tokens"] == 5
+    assert vars(Tune("weights", weights="blocks").parts(on, head)["weights"]) == {"which": "blocks"}
 
 
 def test_a_subclass_says_who_shares_its_parts() -> None:
@@ -155,6 +157,7 @@ def test_settings_of_what_is_tuned_are_typed_with_their_table_or_without() -> No
         "bias",
         "tokens",
         "context",
+        "weights",
         "head",
     )
     for given, words in (

@@ -60,6 +60,11 @@ class Optim:
         """How many tensors it remembers beside each that it moves."""
         return int(self.momentum > 0) if self.kind == "sgd" else 2
 
+    @property
+    def copies(self) -> int:
+        """Of all that it moves, held beside the values: moments, and anchors."""
+        return self.moments + int(self.prox > 0)
+
 
 class Moments(NamedTuple):
     """What an optimizer remembers of one tensor of K clients.

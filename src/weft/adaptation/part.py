@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from weft.backbones.backbone import Backbone, Site
 
 
-Mode = Literal["adds", "replaces", "reads", "embeds", "enters", "prefixes"]
+Mode = Literal["adds", "replaces", "reads", "embeds", "enters", "prefixes", "parameters"]
 """What ``apply`` makes of a module, n = rows × positions of one client:
 
 adds: a term to be added to the output, x [k, n, d_in] and out [k, n, d_out] -> [k, n, d_out].
@@ -27,6 +27,7 @@ enters: what a block takes in, x = out = hidden states [k, rows, T, d] -> [k, ro
 prefixes: p keys and values that all tokens of a row attend to beside the row's own, x = out = the latter's keys [k · rows, heads,
     T, d] -> [k, p, d_in + d_out], keys beside values. Of the p a client has its constant ``tokens``, the first ones; the others
     are padding.
+parameters: nothing; the part's tensors stand in the module in the place of its parameters of the same names.
 
 A part that adds or replaces can have any weight in a pass; others are on or off.
 """
@@ -74,6 +75,7 @@ class Part(Protocol):
 
     mode: ClassVar[Mode]
     always: bool  # stays on whatever ``use`` says: heads and frozen deltas
+    alone: ClassVar[bool]  # a pass is one client's: there is nothing that several could share
 
 
 class Additive:
@@ -83,6 +85,7 @@ class Additive:
 
     mode: ClassVar[Mode] = "adds"
     always = False
+    alone: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if is_dataclass(self):

@@ -74,6 +74,8 @@ def _placed(
             names |= {f"{role}.A": full + ".A", f"{role}.B": full + ".B"}
         else:
             names[role] = full
+        if part.mode != "adds":  # what adds a term asks what it has changed by
+            continue
         if init.kind == "value" and init.value is not None:
             fixed[f"{role}.start"] = init.value.unsqueeze(0).to(device)
         elif init.kind == "zeros" and len(init.shape) == 1:

@@ -12,13 +12,14 @@ from weft.adaptation.lora import LoRA
 from weft.adaptation.part import Part
 from weft.adaptation.prefix_tuning import Prefix
 from weft.adaptation.tokens import ClassContext, ImageTokens
+from weft.adaptation.weights import Weights
 from weft.typed import Count, NonNegative, check
 
 if TYPE_CHECKING:
     from weft.backbones.backbone import Backbone
 
 
-Kind = Literal["lora", "bottleneck", "prefix", "bias", "tokens", "context", "head"]
+Kind = Literal["lora", "bottleneck", "prefix", "bias", "tokens", "context", "weights", "head"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class Tune:
 
     Attributes:
         kind: ``lora``, ``bottleneck`` (adapters in each block), ``prefix`` (keys and values in front of those of a row), ``bias``
-            (BitFit), ``tokens`` (among the patches of pictures), ``context`` (before the class names of a CLIP), or ``head`` for
+            (BitFit), ``tokens`` (among the patches of pictures), ``context`` (before the class names of a CLIP), ``weights`` (the
+            backbone's own), or ``head`` for
             nothing but the task's head.
         rank, alpha: of LoRA; the update is (α/r)·B A.
         at: linear layers that get LoRA, see ``Backbone.sites``.
@@ -41,6 +43,8 @@ class Tune:
         add_missing: give linear layers without a bias (LLaMA, T5) a zero one instead of refusing such a backbone.
         tokens: how many, of a prefix, among patches or in the context.
         deep: new tokens among the patches at every block.
+        weights: which of the backbone's own: ``all``, those in the ``blocks``, or patterns of their names (``*.layer.5.*``);
+            several joined by commas.
         head: train the task's head too, where the backbone has one.
     """
 
@@ -57,6 +61,7 @@ class Tune:
     add_missing: bool = False
     tokens: Count = 10
     deep: bool = False
+    weights: str = "all"
     head: bool = True
 
     def __post_init__(self) -> None:
@@ -80,5 +85,6 @@ PARTS: dict[str, Callable[[Tune], Part]] = {
     "bias": lambda t: Bias(t.biases, t.add_missing),
     "tokens": lambda t: ImageTokens(t.tokens, t.deep),
     "context": lambda t: ClassContext(t.tokens),
+    "weights": lambda t: Weights(t.weights),
 }
 """The part that each kind stands for."""

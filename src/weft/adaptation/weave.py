@@ -9,7 +9,7 @@ block that is computed once more in the backward pass gets its hooks back for as
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from weft.adaptation.attachments import Attachment, Attachments, put_on
+from weft.adaptation.attachments import Attachment, Attachments, Parameter, put_on
 from weft.adaptation.part import Part
 from weft.adaptation.placed import Placed
 from weft.adaptation.prefix_tuning import Pairs, prefixed
@@ -103,6 +103,7 @@ class Weave:
             raise WeftError("a forward pass was started inside another one on the same pack")
         self._pass = Pass(clients, k, use, dict(self.tensors), self.hold, self.prefix)
         on = Attachments()
+        standing: list[Parameter] = []
         apart: set[int | None] = set()
         inside: dict[int | None, list[Attachment]] = defaultdict(list)  # by block
         after: dict[str, Callable[..., Any]] = {}  # of whole blocks: inside the gate, as rows may skip them
@@ -115,6 +116,7 @@ class Weave:
                 if not working:
                     continue
                 self._check_weights(working)
+                standing += [one for p in working if p.part.mode == "parameters" for one in self._standing(p)]
                 adding = [p for p in working if p.part.mode == "adds"]
                 entering[name] = [p for p in working if p.part.mode == "enters"]
                 prefixing = [p for p in working if p.part.mode == "prefixes"]
@@ -141,6 +143,8 @@ class Weave:
                     f'backbone "{self.backbone.name}" shares tables between its rows and between its blocks, so that its clients '
                     "can't be trained together: use --pack 1."
                 )
+            for value in standing:
+                on.put(value)
             for index, name in enumerate(self.backbone.blocks):
                 module = self.backbone.module(name)
                 if name in after:
@@ -148,7 +152,7 @@ class Weave:
                 if self.hold is not None or self.prefix is not None or index in apart:
                     on.put(Attachment(module, self._gated(module.forward, index, index in apart), instead=True))
                 if self.recompute and torch.is_grad_enabled():
-                    on.put(Attachment(module, self._recomputed(module.forward, index, inside[index]), instead=True))
+                    on.put(Attachment(module, self._recomputed(module.forward, index, [*standing, *inside[index]]), instead=True))
                 if entering.get(name):
                     on.put(Attachment(module, self._entering(module, module.forward, entering[name]), instead=True))
                 if index in self.kept:
@@ -233,6 +237,31 @@ class Weave:
             total = term if total is None else total + term
         assert total is not None
         return total
+
+    def _standing(self, p: Placed) -> Iterator[Parameter]:
+        """What stands in for parameters, wherever in the model they are; a gradient goes through the cast to their precision.
+
+        At a weight other than 1 it lies on the line through the frozen value and the client's.
+        """
+        assert self._pass is not None
+        if self._pass.k > 1:
+            raise WeftError(f'"{p.part_name}" holds whole weights, and a pass takes those of one client alone: make packs of one')
+        weight = self._weight(p.part_name)
+        assert weight is not None  # a part that is off has nothing to put there
+        if isinstance(weight, Tensor):
+            if weight.numel() > 1:
+                raise WeftError(f'"{p.part_name}" holds whole weights, which can\'t have a weight for each row')
+            weight = weight.reshape(())
+        for role, name in p.names.items():
+            names = [n.rpartition(".") for n in self.backbone.own[p.site.parameter(role)]]
+            places = [(self.backbone.module(module), own) for module, _, own in names]
+            frozen = getattr(*places[0])
+            value = self._pick(self._pass.tensors[name]).squeeze(0)
+            if isinstance(weight, Tensor) or weight != 1.0:
+                start = frozen.to(value)
+                value = start + weight * (value - start)
+            value = value.to(frozen)
+            yield from (Parameter(module, own, value) for module, own in places)
 
     # hooks ----------------------------------------------------------------------------------------------------------
 
@@ -333,11 +362,12 @@ class Weave:
 
         return forward
 
-    def _recomputed(self, block: Callable[..., Any], index: int, inside: list[Attachment]) -> Callable[..., Any]:
+    def _recomputed(self, block: Callable[..., Any], index: int, inside: Sequence[Attachment | Parameter]) -> Callable[..., Any]:
         """A block that keeps what goes into it, and runs once more in the backward pass, with what was ``inside`` it."""
         from torch.utils.checkpoint import checkpoint  # takes seconds to import
 
-        here = [p for p in self.placed if p.site.block == index and not p.site.tower]
+        # parameters of any module: a block may look into another one (the table of positions of a T5)
+        here = [p for p in self.placed if p.part.mode == "parameters" or (p.site.block == index and not p.site.tower)]
         names = [n for p in here for n in (*p.names.values(), *p.elsewhere.values())]
 
         def forward(*args: Any, **kwargs: Any) -> Any:

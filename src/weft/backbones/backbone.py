@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +26,9 @@ GROUPS = {
 
 PARTS = ("text", "encoder", "decoder", "cross")
 """What a role may be narrowed to: ``cross.q``."""
+
+TEXT_TOWER = ("text_model", "text_projection")
+"""Modules of a backbone with two towers that read class names."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,10 @@ class Site:
     def roles(self) -> tuple[str, ...]:
         return tuple(self.role.split("+"))
 
+    def parameter(self, role: str) -> str:
+        """The name in the model of the module's own parameter."""
+        return f"{self.name}.{role}" if self.name else role
+
 
 @dataclass
 class Backbone:
@@ -87,6 +95,7 @@ class Backbone:
             the embedding of a whole image. Only of a backbone with two towers.
         vocabulary: the output layer of a language model, None elsewhere. encoder_decoder: it is one; its blocks are those of the
             encoder, then those of the decoder. quantised: how its weights are, "" = not.
+        fresh: parameters that the checkpoint lacks.
     """
 
     name: str
@@ -125,6 +134,7 @@ class Backbone:
     vocabulary: Vocabulary | None = None
     encoder_decoder: bool = False
     quantised: str = ""
+    fresh: frozenset[str] = frozenset()
     _text_embeds: Tensor | None = field(default=None, init=False, repr=False)
     _attentions: list[Site] | None = field(default=None, init=False, repr=False)
     _modules: dict[str, nn.Module] = field(default_factory=dict, repr=False)
@@ -204,6 +214,19 @@ class Backbone:
     @property
     def parameters(self) -> int:
         return sum(p.numel() for p in self.model.parameters())
+
+    @cached_property
+    def own(self) -> dict[str, tuple[str, ...]]:
+        """Pretrained parameters outside the head, by the first of their names -> all the names of each: several if it is tied."""
+        names: dict[int, list[str]] = {}
+        for name, p in self.model.named_parameters(remove_duplicate=False):
+            names.setdefault(id(p), []).append(name)
+        apart = {h.name for h in self.heads}
+        return {
+            some[0]: tuple(some)
+            for some in names.values()
+            if not self.fresh.issuperset(some) and apart.isdisjoint(n.rpartition(".")[0] for n in some)
+        }
 
     def sites(self, spec: str, blocks: Iterable[int] | None = None) -> list[Site]:
         """Linear sites named by ``spec``: roles and groups joined by commas (``q,v``, ``attention``, ``all``), or module-name

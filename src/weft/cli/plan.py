@@ -91,7 +91,7 @@ def rehearse(out: Console, resolved: Resolved, as_json: bool, observer: Observer
     material = prepare(x, None, observer, resolved.method.info.needs)
     for played in baselines.played(x, resolved.played):
         for bench in (material.bench, *material.bench.others.values()):
-            suited(played, bench)
+            suited(played, bench, baselines.servers(x, len(material.clients)))
     method = baselines.stand_in(x) or resolved.played
     settings = Settings(participation=x.participation, pack=x.pack, debug=x.debug)
     sizes = measure(method, material.bench, material.clients, settings)
@@ -117,7 +117,8 @@ def rehearse(out: Console, resolved: Resolved, as_json: bool, observer: Observer
     out.print(f"Rows: {rows['train']:,} to train on, {rows['val']:,} for validation, {rows['test']:,} to test on.")
     out.print(
         f"Memory: about {format_bytes(sizes.memory)} with {count(sizes.pack, 'client')} in a pass; "
-        f"{format_bytes(sizes.free)} are free."
+        f"{format_bytes(sizes.free)} are free. The server and messages take up to {format_bytes(sizes.server)}"
+        f"{' of main memory' if sizes.apart else ' of it'}."
     )
     out.print("Nothing was trained or written; without --dry-run the run starts.")
 

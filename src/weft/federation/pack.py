@@ -487,7 +487,15 @@ class Pack:
         """
         k, b = batch.index.shape
         who = torch.arange(len(self.clients), device=self.device) if batch.clients is None else batch.clients
-        each = who.repeat_interleave(b)
+        each, index = who.repeat_interleave(b), batch.index.reshape(-1, 1)
+        size = 1 if any(p.part.alone for p in self._weave.placed) else len(each)
+        found = [self._row_gradients(objective, each[i : i + size], index[i : i + size], names) for i in range(0, k * b, size)]
+        return {n: torch.cat([some[n] for some in found]).unflatten(0, (k, b)) for n in found[0]}
+
+    def _row_gradients(
+        self, objective: Callable[[Pack, Batch], Tensor], each: Tensor, index: np.ndarray, names: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """Gradients [n, …] of the rows ``index`` ([n, 1]), each of the client at ``each`` ([n]) of the pack."""
         view = copy.copy(self)
         place = each.tolist()
         view.clients = [self.clients[i] for i in place]
@@ -498,12 +506,9 @@ class Pack:
         view._lacks = {n: h.index_select(0, each) for n, h in self._lacks.items()}
         view._weave = self._weave.of(each, view.tensors)
         leaves = {n: view.tensors[n].requires_grad_(True) for n in self.params(*names)}
-        rows = make_batch(self.task, self.bench.table, batch.index.reshape(-1, 1), None, self.device)
-        found = torch.autograd.grad(objective(view, rows).sum(), list(leaves.values()), allow_unused=True)
-        return {
-            n: (torch.zeros_like(v) if g is None else g).unflatten(0, (k, b))
-            for (n, v), g in zip(leaves.items(), found, strict=True)
-        }
+        rows = make_batch(self.task, self.bench.table, index, None, self.device)
+        slopes = torch.autograd.grad(objective(view, rows).sum(), list(leaves.values()), allow_unused=True)
+        return {n: torch.zeros_like(v) if g is None else g for (n, v), g in zip(leaves.items(), slopes, strict=True)}
 
     def rows(self, name: str) -> Tensor:
         """[K] bool: the clients that have the tensor, and the block it sits in."""

@@ -143,6 +143,11 @@ def federations(clients: list[ClientState], baseline: str | None) -> list[list[C
     return [people]
 
 
+def servers(experiment: Experiment, clients: int) -> int:
+    """How many there are beside each other at most, in the run or in a baseline of it."""
+    return clients if "local" in (experiment.baseline, *experiment.baselines) else 1
+
+
 def with_all_steps(method: Method, baseline: str | None, clients: int) -> Method:
     """The method with which ``central`` works through as many rows as the clients do together, be it by epochs or by steps."""
     if baseline != "central" or method.steps is None:
