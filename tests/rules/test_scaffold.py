@@ -176,34 +176,95 @@ class Forgetful(Loopback):
         return {c: raw for c, raw in super().ask(questions).items() if c not in self.lost}
 
 
-def test_an_answer_that_is_lost_is_taken_back_at_its_client() -> None:
-    """Else c would be apart from the mean of the c_i for the rest of the run."""
-    method = composed(FedIT(rank=2, batch=2, optim=OPTIMIZERS["sgd"][0]), "scaffold")
-    run, loop = remote(method, model=shallow(method), sizes=ruled.SIZES, rounds=5)
-    losing = Forgetful(run)
-    losing.sites = loop.sites
-    run.simulation.turns.transport = losing  # type: ignore[attr-defined]
+class Sites:
+    """A federation of three sites.
 
-    def own(k: int) -> Values:
-        site = losing.sites[f"client-{k}"]
+    Attributes:
+        transport: where answers may be lost, and sites may come later.
+    """
+
+    def __init__(self, method: Any):
+        self.run, loop = remote(method, model=shallow(method), sizes=ruled.SIZES, rounds=5)
+        self.transport = Forgetful(self.run)
+        self.transport.sites = loop.sites
+        self.run.simulation.turns.transport = self.transport  # type: ignore[attr-defined]
+
+    def own(self, k: int) -> Values:
+        """c_k."""
+        site = self.transport.sites[f"client-{k}"]
         site.store.load(site.client)
         return {n.removeprefix("scaffold/now/"): v for n, v in site.client.memo.items() if n.startswith("scaffold/now/")}
 
-    def apart() -> float:
-        parts = ruled.weights(ruled.SIZES, range(3), False)
-        common = ruled.of_memo(run, "control")
-        return max(float((v - sum(parts[k] * own(k)[n] for k in range(3))).abs().max()) for n, v in common.items())
+    def apart(self, who: tuple[int, ...] = (0, 1, 2)) -> float:
+        """How far c is from the mean of the c_i."""
+        parts, own = ruled.weights(ruled.SIZES, who, False), {k: self.own(k) for k in who}
+        zero = torch.zeros((), dtype=torch.float64)
+        return max(
+            float((v - sum(parts[k] * own[k].get(n, zero) for k in who)).abs().max())
+            for n, v in ruled.of_memo(self.run, "control").items()
+        )
 
-    run.simulation.round(0)
-    assert apart() < 1e-12
-    losing.lost = {"client-1"}
-    before = own(1)
-    run.simulation.round(1)
-    assert apart() > 1e-3
-    assert not torch.equal(own(1)["head/classifier/bias"], before["head/classifier/bias"])
-    losing.lost = set()
-    run.simulation.round(2)
-    assert apart() < 1e-12
+
+PLAIN = FedIT(rank=2, batch=2, optim=OPTIMIZERS["sgd"][0])
+
+
+def test_an_answer_that_is_lost_is_taken_back_at_its_client() -> None:
+    """Else c would be apart from the mean of the c_i for the rest of the run."""
+    sites = Sites(composed(PLAIN, "scaffold"))
+    sites.run.simulation.round(0)
+    assert sites.apart() < 1e-12
+    sites.transport.lost = {"client-1"}
+    before = sites.own(1)
+    sites.run.simulation.round(1)
+    assert sites.apart() > 1e-3
+    assert not torch.equal(sites.own(1)["head/classifier/bias"], before["head/classifier/bias"])
+    sites.transport.lost = set()
+    sites.run.simulation.round(2)
+    assert sites.apart() < 1e-12
+
+
+def test_a_first_answer_that_is_lost_leaves_nothing() -> None:
+    sites = Sites(composed(PLAIN, "scaffold"))
+    sites.transport.lost = {"client-2"}
+    sites.run.simulation.round(0)
+    assert sites.apart() > 1e-3
+    sites.transport.lost = set()
+    sites.run.simulation.round(1)
+    assert sites.apart() < 1e-12
+
+
+def test_a_site_that_joins_later_has_its_share_of_the_mean() -> None:
+    sites = Sites(composed(PLAIN, "scaffold"))
+    server, people = sites.run.simulation.setup.federations[0]
+    late = people.pop()
+    server.clients = [c for c in server.clients if c.id != late.id]
+    for t in range(2):
+        sites.run.simulation.round(t)
+    assert sites.apart((0, 1)) < 1e-12
+    coming = [late]
+    sites.transport.arrivals = lambda clients: [coming.pop() for _ in list(coming)]  # type: ignore[method-assign]
+    sites.run.simulation.turns.arrive(2)
+    assert [c.id for c in server.clients] == ["client-0", "client-1", "client-2"]
+    assert sites.apart() < 1e-12
+    for t in range(2, 4):
+        sites.run.simulation.round(t)
+    assert sites.apart() < 1e-12
+    assert sites.own(2)
+
+
+def test_a_state_from_before_several_joined_is_shared_with_all_of_them() -> None:
+    """As after a roll-back, when all who have joined since are welcomed at once."""
+    sites = Sites(composed(PLAIN, "scaffold"))
+    server, people = sites.run.simulation.setup.federations[0]
+    late, everybody = [people.pop(), people.pop()], list(server.clients)
+    server.clients = server.clients[:1]
+    sites.run.simulation.round(0)
+    alone = ruled.of_memo(sites.run, "control")
+    server.clients = everybody
+    for client in late:
+        sites.run.method.welcome(server, client)
+    for name, value in ruled.of_memo(sites.run, "control").items():
+        by_hand.close(value, alone[name] * ruled.SIZES[0] / sum(ruled.SIZES))
 
 
 def test_a_round_that_is_undone_is_taken_back_at_all_clients() -> None:

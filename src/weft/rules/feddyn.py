@@ -84,6 +84,6 @@ class FedDyn(Remembering):
                 continue
             old = server.memo.get(f"{TILT}/{name}")
             tilt = (torch.zeros_like(mean) if old is None else old) - (alpha * part * (mean - held[name].to(mean))).to(mean)
-            server.memo[f"{TILT}/{name}"] = tilt
+            self.put(server, shares, name, tilt)
             moved = mean - tilt / alpha
             server.write(name, torch.where(part > 0, moved, mean) if isinstance(part, Tensor) else moved)

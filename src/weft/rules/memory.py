@@ -24,6 +24,8 @@ COUNTED = "counted"
 """The key of the fact, and of what the server notes: client -> [the clock then, the round]."""
 NONE = -1
 """The round of a client none of whose turns has counted."""
+WEIGHT = "weight"
+"""First word of the names of what a mean is taken over, in the server's memo."""
 
 
 class Memory:
@@ -96,17 +98,15 @@ class Remembering(Over):
             counted[update.client.id] = [server.clock, server.round.index]
             yield update
 
+    def put(self, server: ServerState, shares: Shares, name: str, value: Tensor) -> None:
+        """Hold the mean of a tensor, and over how much it is taken."""
+        server.memo[f"{self.mean}/{name}"] = value
+        server.memo[f"{WEIGHT}/{name}"] = torch.as_tensor(shares.totals[name]).to(value)
+
     def welcome(self, server: ServerState, client: ClientInfo) -> None:
         super().welcome(server, client)
-        before, after = Shares(self, server, without=client.id).totals, Shares(self, server).totals
-        for name in [n for n in server.memo if n.startswith(f"{self.mean}/")]:
-            tensor = name.removeprefix(f"{self.mean}/")
-            server.memo[name] = server.memo[name] * _ratio(before[tensor], after[tensor])
-
-
-def _ratio(before: float | Tensor, after: float | Tensor) -> float | Tensor:
-    """1 where there is nobody."""
-    if isinstance(before, Tensor) or isinstance(after, Tensor):
-        one, two = torch.as_tensor(before), torch.as_tensor(after)
-        return torch.where(two > 0, one / two, 1.0)
-    return before / after if after else 1.0
+        shares = Shares(self, server)
+        for name in [n.removeprefix(f"{self.mean}/") for n in server.memo if n.startswith(f"{self.mean}/")]:
+            value = server.memo[f"{self.mean}/{name}"]  # a newcomer's part of it is 0
+            before, after = server.memo[f"{WEIGHT}/{name}"], torch.as_tensor(shares.totals[name]).to(value)
+            self.put(server, shares, name, value * torch.where(after > 0, before / after, 1.0))

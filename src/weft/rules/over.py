@@ -150,12 +150,12 @@ def told(pack: Pack, group: str, name: str) -> list[Tensor | None]:
 class Shares:
     """What part of a sum over all clients is one client's: its n_k, or 1, over that of all who have the tensor.
 
-    Args:
-        without: id of a client that is as if unknown.
+    Attributes:
+        totals: by tensor, what all who have it weigh together; by its entries, where these are not everybody's.
     """
 
-    def __init__(self, method: Over, server: ServerState, without: str = ""):
-        self.weights = {c.id: 1.0 if method.weighting == "uniform" else float(c.n) for c in server.clients if c.id != without}
+    def __init__(self, method: Over, server: ServerState):
+        self.weights = {c.id: 1.0 if method.weighting == "uniform" else float(c.n) for c in server.clients}
         kinds: dict[tuple[str, str], tuple[ClientInfo, float]] = {}  # clients are many, adaptations few
         for client in server.clients:
             key = client.model, json.dumps(client.facts, sort_keys=True, default=repr)

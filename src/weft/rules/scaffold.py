@@ -89,4 +89,4 @@ class Scaffold(Remembering):
         super().aggregate(server, self.noted(server, apart(updates, CHANGE, take)))
         for name, total in sums.items():
             old = server.memo.get(f"{CONTROL}/{name}")
-            server.memo[f"{CONTROL}/{name}"] = total if old is None else old + total
+            self.put(server, shares, name, total if old is None else old + total)
