@@ -16,7 +16,6 @@ class Rules(Group):
         "none",
         "Over the method, at its clients: `none`, `scaffold`, `feddyn`, `mime` or `mimelite`.",
         "See [rules over every method](methods.md#rules-over-every-method). FedProx is `--set method.prox=0.01`.",
-        everyday=True,
         common=True,
     )
     feddyn_alpha: Positive = setting(
@@ -26,7 +25,6 @@ class Rules(Group):
         "none",
         "What the server makes of a mean: `none` (the mean), `avgm`, `adam`, `yogi` or `adagrad`.",
         "FedAvgM, FedAdam, FedYogi and FedAdagrad: see [rules over every method](methods.md#a-step-at-the-server).",
-        everyday=True,
     )
     server_lr: Positive | None = setting(None, "Of that step.", unset="1 for `avgm`, 0.001 for the others")
     server_beta1: Fraction | None = setting(None, "Momentum of that step.", option=False, unset="0.9, and 0 for `adagrad`")
