@@ -14,7 +14,7 @@ from weaving import CLOSE, INDEX, batch_of, grads, leaves, pack_of, values_for
 from weft.adaptation.bottleneck import Bottleneck
 from weft.adaptation.head import Head
 from weft.adaptation.lora import Delta, LoRA
-from weft.adaptation.optim import Optim, Optimizer
+from weft.adaptation.optim import Moments, Optim, Optimizer
 from weft.adaptation.part import Part
 from weft.errors import WeftError
 from weft.federation.batch import Batch
@@ -82,6 +82,57 @@ def test_offsets_are_part_of_every_gradient_and_rates_are_summed() -> None:
         twin = twin - 0.1 * (1 - t / 5) * g
     torch.testing.assert_close(found, twin, **CLOSE)
     torch.testing.assert_close(optimizer.travelled("a"), torch.full((2,), 0.3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_corrections_are_part_of_every_step_and_not_of_its_gradient(kind: str) -> None:
+    correction = torch.linspace(0.2, -0.4, 12, dtype=torch.float64).view(2, 6)
+    settings = Optim(kind, lr=0.1, momentum=0.5, weight_decay=0.1, schedule="linear", clip=0.5)  # type: ignore[arg-type]
+    free = torch.arange(12).view(2, 6) % 3 > 0
+    for entries in (None, free):
+        found, _ = stepped(settings, corrections={"a": correction}, entries=entries)
+        p = param()
+        optimizer = Optimizer({"a": p}, settings, torch.tensor([5, 5]))
+        for t in range(5):
+            given = None if entries is None else {"a": entries}
+            optimizer.step((-p.cos() + 0.15 * p.square()).sum(1), None, EVERYBODY, entries=given)
+            with torch.no_grad():
+                p -= 0.1 * (1 - t / 5) * correction * (1 if entries is None else entries)
+        torch.testing.assert_close(found, p.detach(), **CLOSE)
+
+
+def test_a_client_without_the_tensor_or_out_of_the_batch_is_not_corrected_and_travels_nowhere() -> None:
+    p, start = param(), param().detach()
+    ones = {"a": torch.ones(2, 6, dtype=torch.float64)}
+    optimizer = Optimizer({"a": p}, Optim("sgd", lr=0.1, schedule="constant"), torch.tensor([3, 3]), corrections=ones)
+    optimizer.step(p.sum(1), None, {"a": torch.tensor([True, False])})
+    assert torch.equal(p[1], start[1])
+    optimizer.step(p[:1].sum(1), torch.tensor([0]), EVERYBODY)
+    assert torch.equal(p[1], start[1])
+    torch.testing.assert_close(p[0], start[0] - 2 * 0.1 * (1.0 + 1.0))
+    assert optimizer.travelled("a").tolist() == [0.2, 0.0]
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_moments_that_are_fixed_begin_every_step_and_stay(kind: str) -> None:
+    settings = Optim(kind, lr=0.1, momentum=0.5, betas=(0.8, 0.9), schedule="constant")  # type: ignore[arg-type]
+    given = tuple(torch.full((2, 6), 0.3 + i, dtype=torch.float64) for i in range(settings.moments))
+    fixed = {"a": Moments(torch.tensor([4.0, 7.0]), given)}
+    found, optimizer = stepped(settings, fixed=fixed, steps=3)
+    twin = param().detach()
+    for _ in range(3):
+        g = slope(twin)
+        if kind == "sgd":
+            twin = twin - 0.1 * (0.5 * 0.3 + g)
+            continue
+        t = torch.tensor([[5.0], [8.0]], dtype=torch.float64)
+        m, v = (0.8 * 0.3 + 0.2 * g) / (1 - 0.8**t), (0.9 * 1.3 + 0.1 * g * g) / (1 - 0.9**t)
+        twin = twin - 0.1 * m / (v.sqrt() + 1e-8)
+    torch.testing.assert_close(found, twin, **CLOSE)
+    assert all(torch.equal(m, g) for m, g in zip(optimizer.moments["a"], given, strict=True))
+    assert optimizer.steps.tolist() == [[4.0, 7.0]]
+    with pytest.raises(WeftError, match="can't begin with"):
+        stepped(settings, fixed={"a": Moments(torch.zeros(2), given[1:])})
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
