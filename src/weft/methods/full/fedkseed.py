@@ -100,7 +100,7 @@ class FedKSeed(Tuned):
     upload: Literal["scalars", "sums"] = "scalars"
     steps: Count | None = 200
     batch: Count = 1
-    optim: Optim = Optim("sgd", lr=1e-3, schedule="constant")
+    optim: Optim = Optim("sgd", lr=1e-4, schedule="constant")
 
     def __post_init__(self) -> None:
         super().__post_init__()
