@@ -83,7 +83,7 @@ def test_what_a_client_uploads_is_what_it_has_learnt(slug: str) -> None:
 
 
 def flat(run: tiny.Federation, client: str, name: str) -> bool:
-    """Whether its loss does not depend on a tensor, as on a bias of keys: softmax ignores what shifts all scores of a query alike."""
+    """Whether its loss does not depend on a tensor, as on a bias of keys: softmax ignores what shifts all scores alike."""
     position = next(k for k, c in enumerate(run.clients) if c.id == client)
     slope = run.pack([position], t=1).gradients(run.method.objective, name)[name]
     return float(slope.abs().max()) < 1e-12

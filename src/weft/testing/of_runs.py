@@ -182,8 +182,9 @@ def check_learning(method: Method) -> None:
 
 
 def _flat(p: Plays, name: str) -> bool:
-    """Whether the loss does not depend on a tensor: a bias of keys shifts all scores of a query alike, which softmax ignores, and a
-    plain step of its gradient, a rounding error, is too small to move it.
+    """Whether the loss does not depend on a tensor: a bias of keys shifts all scores of a query alike, which softmax ignores.
+
+    A plain step of its gradient, a rounding error, is too small to move it.
     """
     run = p.scratch
     p.put(p.packed.run.server)
