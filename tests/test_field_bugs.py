@@ -351,9 +351,13 @@ def test_all_clients_of_one_size_start_from_the_same_shared_values(slug: str) ->
     pack = run.pack()
     made = run.method.send(run.server, run.clients[0].info(run.method.info.asks)).tensors  # by the server, for each client
     for name, value in pack.tensors.items():
-        if name in pack.shapes and name not in made and Scope.DOWN | Scope.UP in scope_of(pack.adaptations[0], name):
-            has = pack.has[name]
-            assert torch.equal(value[has], value[has][:1].expand_as(value[has]))
+        if name not in pack.shapes or name in made:
+            continue
+        sizes = {k: shape for k, shape in enumerate(pack.shapes[name]) if shape is not None}
+        if Scope.DOWN | Scope.UP in scope_of(pack.adaptations[min(sizes)], name):
+            for size in set(sizes.values()):
+                same = value[[k for k, shape in sizes.items() if shape == size]]
+                assert torch.equal(same, same[:1].expand_as(same))
 
 
 @pytest.mark.parametrize("slug", some(METHODS))

@@ -78,7 +78,7 @@ def test_its_adapter_is_the_methods_and_predicts(tmp_path: Path) -> None:
 
 def test_help_plan_and_dry_run_name_it(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     rows = table(tmp_path / "rows.csv")
-    got = command(capsys, "run", "--help")
+    got = command(capsys, "run", "--help-all")
     assert "--rule" in got.out
     assert "--server-step" in got.out
     where = ("--data", rows, "--model", tiny.folder("bert"), "--clients", 3, "--device", "cpu", "--partition", "iid")

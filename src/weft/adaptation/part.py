@@ -29,7 +29,7 @@ prefixes: p keys and values that all tokens of a row attend to beside the row's 
     are padding.
 parameters: nothing; the part's tensors stand in the module in the place of its parameters of the same names.
 
-A part that adds or replaces can have any weight in a pass; others are on or off.
+A part that adds or replaces, or stands for parameters, can have any weight in a pass; others are on or off.
 """
 
 

@@ -198,7 +198,7 @@ class Weave:
         """
         for p in working:
             weight = self._weight(p.part_name)
-            if p.part.mode not in ("adds", "replaces") and (isinstance(weight, Tensor) or weight != 1.0):
+            if p.part.mode not in ("adds", "replaces", "parameters") and (isinstance(weight, Tensor) or weight != 1.0):
                 raise WeftError(f'the part "{p.part_name}" is on or off, and takes no weight')
 
     def _pick(self, value: Tensor) -> Tensor:

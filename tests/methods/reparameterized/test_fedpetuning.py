@@ -169,8 +169,8 @@ def biases_and_head(turn: Turn) -> Sizes:
 
 BYTES = Case({"rank": 2, "at": "q,ffn.in"}, factors_and_head, factors_and_head)
 BYTES_VARIANTS = {
-    "adapters": Case({"kind": "bottleneck", "reduction": 8}, adapters_and_head, adapters_and_head),
-    "prefix": Case({"kind": "prefix", "tokens": 3, "hidden": 5}, prefix_and_head, prefix_and_head),
-    "biases": Case({"kind": "bias"}, biases_and_head, biases_and_head),
+    "adapters": Case({"tune.kind": "bottleneck", "reduction": 8}, adapters_and_head, adapters_and_head),
+    "prefix": Case({"tune.kind": "prefix", "tokens": 3, "hidden": 5}, prefix_and_head, prefix_and_head),
+    "biases": Case({"tune.kind": "bias"}, biases_and_head, biases_and_head),
 }
 PAGE_SAYS = {"optim": "clips gradients at the norm of 1"}

@@ -192,6 +192,6 @@ def adapters_and_head(turn: Turn) -> Sizes:
 
 BYTES = Case({}, biases_and_head, biases_and_head)
 BYTES_VARIANTS = {
-    "adapters": Case({"kind": "bottleneck", "reduction": 8}, adapters_and_head, adapters_and_head),
-    "head": Case({"kind": "head"}, lambda turn: {"head": HEAD}, lambda turn: {"head": HEAD}),
+    "adapters": Case({"tune.kind": "bottleneck", "reduction": 8}, adapters_and_head, adapters_and_head),
+    "head": Case({"tune.kind": "head"}, lambda turn: {"head": HEAD}, lambda turn: {"head": HEAD}),
 }

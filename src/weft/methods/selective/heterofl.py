@@ -46,8 +46,8 @@ class HeteroFL(Method):
         rank, alpha, sites: of the whole LoRA; its scale α/r is that of every slice.
         rates: of simulated clients, in turn; the paper's levels a to e are 1, 1/2, 1/4, 1/8 and 1/16.
         scaler: divide by p in training.
-        masked: logits of classes that a client has no rows of are set to 0 in its loss, and its rows of the head for them do not
-            count: the paper's remedy for label skew. The server then learns which classes a client has.
+        masked: logits of classes that a client has no rows of are set to 0 in its loss, and so is the weight of its rows of the
+            head for them, which is the paper's remedy for label skew. The server then learns which classes a client has.
     """
 
     info: ClassVar[MethodInfo] = MethodInfo(
