@@ -23,7 +23,7 @@ from weft.federation.pack import Pack
 from weft.federation.scope import PERSONAL
 from weft.federation.server_step import KINDS, ServerStep
 from weft.methods import FedIT
-from weft.rules.composed import RULES, composed
+from weft.rules import RULES, composed
 from weft.rules.over import both_ways
 from weft.testing.compare import logits, server_state
 from weft.testing.plays import shallow
