@@ -11,7 +11,7 @@ from weft.errors import UserError
 from weft.experiment import as_played, read, resolve, to_toml
 from weft.federation.server_step import ServerStep
 from weft.methods import FedIT
-from weft.rules.composed import RULES, composed, plain
+from weft.rules import RULES, composed, plain
 from weft.sites.terms import Terms, differences
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 import by_hand
 import tiny
 from weft.federation.method import Method
-from weft.rules.composed import composed
+from weft.rules import composed
 from weft.testing.plays import shallow
 
 SIZES = (5, 3, 4)

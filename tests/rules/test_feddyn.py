@@ -14,7 +14,7 @@ import tiny
 from ruled import Local, Values
 from weft.adaptation.optim import Optim
 from weft.methods import FedDAT, FedIT, FedRA, RoLoRA
-from weft.rules.composed import composed
+from weft.rules import composed
 from weft.testing.federation import Federation
 from weft.testing.plays import shallow
 

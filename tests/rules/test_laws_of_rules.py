@@ -10,7 +10,7 @@ from sliced import Sliced
 from weft.adaptation.optim import Optim
 from weft.federation.method import Method
 from weft.methods import FedBF, FedDAT, FedIT, FedRA, FFALoRA, PromptFL, RoLoRA
-from weft.rules.composed import RULES, composed
+from weft.rules import RULES, composed
 from weft.testing import laws
 
 METHODS: dict[str, Method] = {

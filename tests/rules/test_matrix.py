@@ -23,7 +23,7 @@ from weft.federation.pack import Pack
 from weft.federation.scope import PERSONAL
 from weft.federation.server_step import KINDS, ServerStep
 from weft.methods import FedIT
-from weft.rules.composed import RULES, composed
+from weft.rules import RULES, composed
 from weft.rules.over import both_ways
 from weft.testing.compare import logits, server_state
 from weft.testing.of_settings import CODECS
@@ -34,6 +34,7 @@ SIZES = (4, 2, 3)
 WHY = (
     *("needs each update by itself", "SGD without momentum", "in every update", "has nothing to act on"),
     *("moves nothing that it sends along a gradient", "by no optimizer", "does not aggregate with the server's mean"),
+    "would add up between the two",  # the codec of a method that is one
 )
 """Parts of the sentences with which a rule over a method is refused."""
 

@@ -17,7 +17,7 @@ from weft.adaptation.optim import Optim
 from weft.errors import UserError
 from weft.federation.scope import SHARED
 from weft.methods import FedDAT, FedIT, FedSALoRA
-from weft.rules.composed import composed
+from weft.rules import composed
 from weft.testing.federation import Federation
 from weft.testing.plays import shallow
 

@@ -18,7 +18,7 @@ from weft.adaptation.optim import Optim
 from weft.federation.scope import SHARED
 from weft.federation.server_step import ServerStep
 from weft.methods import FedDAT, FedIT, FedRA, RoLoRA
-from weft.rules.composed import composed
+from weft.rules import composed
 from weft.rules.over import both_ways
 from weft.testing.federation import Federation
 from weft.testing.plays import shallow

@@ -13,7 +13,7 @@ from weft.cli.grids import grid
 from weft.cli.sizes import measure, size_tables
 from weft.federation.exchange import uploaded
 from weft.federation.rounds import adapted, begin
-from weft.rules.composed import plain
+from weft.rules import plain
 from weft.sites.joining import own_of
 from weft.sites.resident import Resident
 from weft.sites.terms import Terms

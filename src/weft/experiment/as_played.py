@@ -18,7 +18,7 @@ def played(x: Experiment, method: Method) -> Method:
     Raises:
         UserError: the rule makes no sense over the method.
     """
-    from weft.rules.composed import composed
+    from weft.rules import composed
 
     if x.rule == "none" or x.baseline is not None:
         return method
@@ -27,7 +27,7 @@ def played(x: Experiment, method: Method) -> Method:
 
 def turns(x: Experiment) -> int:
     """How many turns of training there are in the planned rounds, which count exchanges."""
-    from weft.rules.composed import mixin
+    from weft.rules import mixin
 
     return x.rounds if x.rule == "none" else -(-x.rounds // mixin(x.rule).exchanges)
 
@@ -48,7 +48,7 @@ def check(x: Experiment, method: Method) -> None:
         UserError: it is the rule or the step over this method, or one of them beside other settings.
     """
     from weft.communication.codecs import codec
-    from weft.rules.composed import mixin
+    from weft.rules import mixin
 
     for name in ("server_lr", "server_beta1"):
         if x.server_step == "none" and (value := getattr(x, name)) is not None:
@@ -69,7 +69,7 @@ def check(x: Experiment, method: Method) -> None:
     if mixin(x.rule).stateful and codec(x.codec).omega(1 << 20) > 0:  # something is lost
         raise UserError(
             f'rule = "{x.rule}" adds up over all rounds what clients change, at the client and at the server, and what the codec '
-            f"{x.codec} does to an update would add up between the two: leave --codec out, or take mime."
+            f"{x.codec} does to an update would add up between the two: take --codec identity, or --rule mime."
         )
     if x.rule == "feddyn" and x.server_step != "none":
         raise UserError(

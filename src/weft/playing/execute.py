@@ -18,7 +18,7 @@ from weft.engines.here import Here
 from weft.engines.observer import Observer
 from weft.errors import Interrupted, UserError
 from weft.experiment import Experiment, Resolved, as_played
-from weft.rules.composed import plain
+from weft.rules import plain
 from weft.runs import baselines, summary
 from weft.runs import directory as directories
 from weft.runs.checkpoint import digest

@@ -64,9 +64,8 @@ class Over(Base):
 
     def acts_on_any(self, pack: Pack) -> list[str]:
         """Names of the tensors in a pack that the rule acts on at some client."""
-        found = (
-            both_ways(a, pack.backbone) for a in {repr(a): a for a in pack.adaptations}.values()
-        )  # clients are many, these few
+        distinct = {repr(a): a for a in pack.adaptations}.values()  # clients are many, these few
+        found = [both_ways(a, pack.backbone) for a in distinct]
         return [n for n in dict.fromkeys(n for names in found for n in names) if n in pack.tensors]
 
     def guided(self, pack: Pack, updates: Iterable[Update]) -> Iterator[Update]:

@@ -16,7 +16,7 @@ from weft.communication.codecs import bits
 from weft.communication.codecs.chain import Quantiser
 from weft.communication.codecs.known import register
 from weft.communication.codecs.laid import FixedWidth, Layout
-from weft.communication.codecs.qsgd import QSGD
+from weft.communication.codecs.bucketed import QSGD
 from weft.communication.codecs.scales import Block
 
 LEAST, MOST = 2, 12

@@ -50,7 +50,7 @@ def composed(method: Method, word: str, **settings: Any) -> Method:
 
 def plain(method: Method) -> Method:
     """The method without a rule over it."""
-    base = getattr(type(method), "over", None)
+    base = getattr(type(method), "_without_rule", None)
     if base is None:
         return method
     made: Method = base(**{f.name: getattr(method, f.name) for f in fields(base)})
@@ -71,7 +71,7 @@ def _made(rule: Any, cls: Any) -> Any:
         tells=(*cls.info.tells, *rule.tells),
         sends="; ".join(filter(None, (cls.info.sends, rule.sends))),
     )
-    body = {"info": card, "over": cls, "__module__": rule.__module__, "__doc__": cls.__doc__}
+    body = {"info": card, "_without_rule": cls, "__module__": rule.__module__, "__doc__": cls.__doc__}
     return type(f"{rule.__name__}Over{cls.__name__}", (rule, cls), body)
 
 
@@ -81,7 +81,7 @@ def check(method: Method, word: str) -> None:
         UserError: the rule makes no sense over this method.
     """
     slug = method.info.slug
-    if hasattr(type(method), "over"):
+    if hasattr(type(method), "_without_rule"):
         raise UserError(f'{slug} has a rule over it already, which knows nothing of rule = "{word}": leave one of them out.')
     if not method.sums:
         raise UserError(
