@@ -34,7 +34,7 @@ from weft.sites.terms import Terms, differences
         ({"rule": "scaffold", "robust": "median"}, 'robust = "median" stands in for the mean of models and not for what rule'),
         ({"rule": "mime", "robust": "clip"}, "leave one of the two out"),
         ({"rule": "scaffold", "codec": "quant8"}, "what the codec quant8 does to an update would add up"),
-        ({"rule": "feddyn", "codec": "quant8"}, "leave --codec out, or take mime"),
+        ({"rule": "feddyn", "codec": "quant8"}, "take --codec identity, or --rule mime"),
         ({"rule": "feddyn", "server_step": "adam"}, 'rule = "feddyn" says what the server makes of a mean, and so does'),
         ({"rule": "mimelite", "method": "ffa-lora", "recipes": False}, "ffa-lora trains by SGD without momentum"),
     ],
