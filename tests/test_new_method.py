@@ -82,7 +82,7 @@ print(json.dumps({
     "checker": methods_pages.main(),
     "bytes": isinstance(of_methods.said("BYTES").get("copy-cat"), bytes_of.Case),
     "index": "[`copy-cat`](methods/copy-cat.md)" in methods_pages.index(methods_pages.INDEX.read_text()),
-    "nav": {"Full": [{"copy-cat": "methods/copy-cat.md"}]} in methods_pages.nav(),
+    "nav": any({"copy-cat": "methods/copy-cat.md"} in family.get("Full", []) for family in methods_pages.nav()),
 }))
 """
 
