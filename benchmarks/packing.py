@@ -147,13 +147,14 @@ def on_gpu(args: argparse.Namespace) -> None:
             gap = worst_gap(weft(), loop())
             took = timed({"weft": weft, "loop": loop}, args.repeats, device)
             middle, r = ratios(took["loop"], took["weft"])
-            found.append(middle)
+            if clients == max(args.clients):
+                found.append(middle)
             print(
                 f"| {batch} x 64 | {clients} | {gap:.0e} | {r} | {clients * args.steps / statistics.median(took['weft']):.1f} |",
                 flush=True,
             )
     print()
-    verdict("packs of 32 at batch 1 to 4: at least 5x", max(found), 5.0)
+    verdict(f"packs of {max(args.clients)} at batch 1 to 4: at least 5x", min(found), 5.0)
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ ROWS: tuple[tuple[str, str, str], ...] = (
     ("playing export report", "a run from first to last; its model, as files; tables and progress", "#e8eaf6"),
     ("runs", "one run in its folder: prepared, played, saved, recovered", "#e0f2f1"),
     ("experiment recipes", "every setting, declared once", "#e0f2f1"),
-    ("methods testing", "a file per published method; the laws that each is held to", "#fff3e0"),
+    ("methods rules testing", "a file per published method; rules over any of them; the laws that each is held to", "#fff3e0"),
     ("engines contract", "rounds, cohorts, packs, scores; all that a method's author imports", "#fff3e0"),
     ("federation", "the contract, state of server and clients, packs, messages", "#e0f2f1"),
     ("tasks", "what is predicted: head, loss, scores", "#f1f8e9"),

@@ -16,6 +16,7 @@ from typing import Any
 
 from figure_files import Figure
 from weft.adaptation.optim import Optim
+from weft.adaptation.tune import Tune
 from weft.backbones.short_names import usual
 from weft.cli.cards import EVIDENCE, FAMILIES
 from weft.cli.sizes import RoundBytes, Sizes, alike, made_up, measure
@@ -27,6 +28,11 @@ from weft.methods import registry
 from weft.methods.settings import docs_of
 
 CLIENTS, CLASSES = 2, 12
+NESTED: dict[type, str] = {
+    Optim: "../methods.md#the-local-optimizer",
+    Tune: "../adding-a-method.md#a-rule-over-whatever-is-tuned",
+}
+"""Settings that have settings of their own, and where those are listed."""
 
 # words --------------------------------------------------------------------------------------------------------------------
 
@@ -197,17 +203,17 @@ def kind(p: registry.Parameter) -> str:
 
 
 def settings(cls: type[Method]) -> list[str]:
-    """One row per setting; an optimizer is one row, of what it has its own value for."""
+    """One row per setting; one that has settings of its own is one row, of what it has its own value for."""
     found = [("setting", "type", "default", "")]
     plain = [p for p in registry.parameters(cls) if "." not in p.name]
     found += [(f"`{p.name}`", kind(p), f"`{p.default!r}`", cell(p.doc)) for p in plain]
     for field in fields(cls):
-        if isinstance(field.default, Optim):
-            default = Optim()
-            own = {f.name: getattr(field.default, f.name) for f in fields(Optim)}
-            own = {n: v for n, v in own.items() if n in ("kind", "lr") or v != getattr(default, n)}
+        made: Any = field.default
+        if type(made) in NESTED:
+            usual_one = type(made)()
+            own = {f.name: getattr(made, f.name) for f in fields(made)}
+            own = {n: v for n, v in own.items() if n in ("kind", "lr") or v != getattr(usual_one, n)}
             text = ", ".join(f"{n}={v!r}" for n, v in own.items())
-            found.append(
-                (f"`{field.name}`", "[Optim](../methods.md#the-local-optimizer)", f"`{text}`", cell(docs_of(cls)[field.name]))
-            )
+            link = f"[{type(made).__name__}]({NESTED[type(made)]})"
+            found.append((f"`{field.name}`", link, f"`{text}`", cell(docs_of(cls)[field.name])))
     return rows(*found)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import by_hand
 import tiny
+from every_method import built
 from weft.adaptation.lora import LoRA
 from weft.adaptation.optim import Optim
 from weft.backbones.backbone import Backbone
@@ -181,7 +182,7 @@ def test_a_given_tensor_can_not_be_handed_to_an_optimizer() -> None:
     assert all(n.endswith("/B") for n in opt.params)
     batch = next(iter(pack.batches(size=4)))
     before = {n: v.clone() for n, v in pack.tensors.items()}
-    pack.step(opt, run.method.objective(pack, batch), batch)
+    pack.step(opt, run.method.objective, batch)
     assert {n.rsplit("/", 1)[1] for n, v in pack.tensors.items() if not torch.equal(v, before[n])} == {"B"}
 
 
@@ -339,7 +340,7 @@ def test_an_update_that_lacks_what_the_rule_demands_is_refused_and_any_other_may
     demanding = [slug for slug in registry.infos() if registry.load(slug).demands]
     assert {"flora", "flexlora"} <= set(demanding)
     for slug in (*demanding, "fedit"):
-        method = replace(registry.build(slug), batch=4, steps=1)
+        method = replace(built(slug), batch=4, steps=1)
         run = tiny.federation(method, sizes=(9, 5), rounds=1, pack=1)
         pack = run.pack([0])
         (update,) = run.method.train(pack)
@@ -396,7 +397,7 @@ def test_values_tried_on_a_pack_do_not_reach_the_server() -> None:
     opt = pack.optimizer("*", settings=Optim("sgd", lr=1.0))
     pack.clients = [run.clients[0]]
     batch = next(iter(pack.batches(size=4)))
-    pack.step(opt, run.method.objective(pack, batch), batch)
+    pack.step(opt, run.method.objective, batch)
     assert any(not torch.equal(v, held[n]) for n, v in pack.params("*").items())
     assert all(torch.equal(v, before[n]) for n, v in by_hand.shared(run).items())
 

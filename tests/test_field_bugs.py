@@ -23,6 +23,7 @@ from weft.adaptation.optim import Optim
 from weft.communication.codecs import codec
 from weft.communication.frame import Expected, Frame, Header
 from weft.communication.wire import Refused, decode, encode
+from weft.errors import UserError
 from weft.federation.exchange import download_shapes
 from weft.federation.layout import named, scope_of
 from weft.federation.message import ClientInfo, Message, Update
@@ -39,6 +40,15 @@ def small(slug: str, **changes: Any) -> Method:
     """The method with several small steps a round and a learning rate that shows."""
     method = registry.build(slug, TINY.get(slug))
     return replace(method, **{"batch": 4, "steps": 2, "optim": method.optim.but(lr=max(method.optim.lr, 1e-2)), **changes})
+
+
+def eager(slug: str) -> Method:
+    """The same with moments and a rate that falls, where the method takes them."""
+    method = small(slug)
+    try:
+        return replace(method, optim=registry.build(slug).optim.but(kind="adamw", lr=1e-2, schedule="linear"))  # type: ignore[arg-type]
+    except UserError:
+        return method
 
 
 def everything(run: tiny.Federation) -> dict[str, Tensor]:
@@ -69,7 +79,14 @@ def test_what_a_client_uploads_is_what_it_has_learnt(slug: str) -> None:
             for name, value in u.tensors.items():
                 assert isinstance(value, Tensor)
                 before = starts[u.client.id].get(name, torch.zeros_like(value))  # 0: what is no part of the model (prototypes)
-                assert not torch.equal(value, before)
+                assert not torch.equal(value, before) or flat(run, u.client.id, name), name
+
+
+def flat(run: tiny.Federation, client: str, name: str) -> bool:
+    """Whether its loss does not depend on a tensor, as on a bias of keys: softmax ignores what shifts all scores alike."""
+    position = next(k for k, c in enumerate(run.clients) if c.id == client)
+    slope = run.pack([position], t=1).gradients(run.method.objective, name)[name]
+    return float(slope.abs().max()) < 1e-12
 
 
 # merging a small update into few bits erases it --------------------------------------------------------------------------
@@ -287,7 +304,7 @@ def test_every_client_counts_and_not_the_first_alone(slug: str) -> None:
 @pytest.mark.parametrize("slug", some(METHODS))
 def test_a_clients_update_does_not_depend_on_who_trained_before_it(slug: str) -> None:
     """Each client's turn, taken again by itself on the same message, gives the update that the crowded round gave."""
-    method = small(slug, optim=registry.build(slug).optim.but(kind="adamw", lr=1e-2, schedule="linear"))
+    method = eager(slug)
     run = tiny.federation(method, rounds=2, pack=1).run(1)
     alone: dict[str, dict[str, Tensor]] = {}
     for k in reversed(range(len(run.clients))):
@@ -334,9 +351,13 @@ def test_all_clients_of_one_size_start_from_the_same_shared_values(slug: str) ->
     pack = run.pack()
     made = run.method.send(run.server, run.clients[0].info(run.method.info.asks)).tensors  # by the server, for each client
     for name, value in pack.tensors.items():
-        if name in pack.shapes and name not in made and Scope.DOWN | Scope.UP in scope_of(pack.adaptations[0], name):
-            has = pack.has[name]
-            assert torch.equal(value[has], value[has][:1].expand_as(value[has]))
+        if name not in pack.shapes or name in made:
+            continue
+        sizes = {k: shape for k, shape in enumerate(pack.shapes[name]) if shape is not None}
+        if Scope.DOWN | Scope.UP in scope_of(pack.adaptations[min(sizes)], name):
+            for size in set(sizes.values()):
+                same = value[[k for k, shape in sizes.items() if shape == size]]
+                assert torch.equal(same, same[:1].expand_as(same))
 
 
 @pytest.mark.parametrize("slug", some(METHODS))

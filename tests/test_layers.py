@@ -147,7 +147,7 @@ def test_federation_reads_from_the_bottom_to_the_top() -> None:
     assert circle(ours) == []
 
 
-@pytest.mark.parametrize("family", ["adapters", "prompts", "reparameterized", "selective"])
+@pytest.mark.parametrize("family", ["adapters", "full", "prompts", "reparameterized", "selective"])
 def test_a_methods_file_imports_the_contract_in_one_line(family: str) -> None:
     for path in (SOURCE / "weft" / "methods" / family).glob("*.py"):
         ours = imports(path, everything=True)

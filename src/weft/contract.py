@@ -8,19 +8,23 @@ from __future__ import annotations
 
 from weft.adaptation.bias import Bias, BiasScope
 from weft.adaptation.bottleneck import Bottleneck
+from weft.adaptation.exits import Exit
 from weft.adaptation.head import Head
 from weft.adaptation.lora import Delta, LoRA
 from weft.adaptation.optim import Optim
 from weft.adaptation.part import Part
+from weft.adaptation.prefix_tuning import Prefix
 from weft.adaptation.residual import Residual
 from weft.adaptation.tokens import ClassContext, ImageTokens, Place
 from weft.adaptation.tune import Tune
 from weft.adaptation.values import Values
+from weft.adaptation.weights import Weights
 from weft.backbones.backbone import Backbone, Site
 from weft.errors import UserError, WeftError, nearest
 from weft.federation.batch import Batch
+from weft.federation.bench import Bench
 from weft.federation.info import MethodInfo
-from weft.federation.layout import Adaptation
+from weft.federation.layout import Adaptation, named
 from weft.federation.message import ClientInfo, Message, Update
 from weft.federation.method import Method, Weighting
 from weft.federation.pack import Pack
@@ -29,7 +33,7 @@ from weft.federation.scope import GIVEN, PERSONAL, SENT, SHARED, TEMPORARY, Scop
 from weft.federation.server import ServerState
 from weft.federation.tuned import Tuned
 from weft.tasks.losses import distillation, mean_of
-from weft.tasks.outputs import Output
+from weft.tasks.outputs import Output, average
 from weft.tasks.task import Task
 from weft.tensors.forms import Value
 from weft.tensors.init import Init
@@ -45,6 +49,7 @@ __all__ = [
     "Adaptation",
     "Backbone",
     "Batch",
+    "Bench",
     "Bias",
     "BiasScope",
     "Bottleneck",
@@ -53,6 +58,7 @@ __all__ = [
     "ClientInfo",
     "Count",
     "Delta",
+    "Exit",
     "Head",
     "ImageTokens",
     "Init",
@@ -68,6 +74,7 @@ __all__ = [
     "Part",
     "Place",
     "Positive",
+    "Prefix",
     "Residual",
     "Round",
     "Scope",
@@ -83,8 +90,11 @@ __all__ = [
     "Values",
     "WeftError",
     "Weighting",
+    "Weights",
     "Whole",
+    "average",
     "distillation",
     "mean_of",
+    "named",
     "nearest",
 ]

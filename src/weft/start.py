@@ -20,7 +20,7 @@ from weft.errors import UserError
 from weft.experiment import Resolved
 from weft.playing import execute
 from weft.playing.run import Run
-from weft.runs import baselines, edited, summary
+from weft.runs import baselines, best, edited, summary
 from weft.runs import directory as directories
 from weft.runs.directory import RunDirectory
 from weft.runs.prepare import Material, prepare, suited
@@ -50,6 +50,7 @@ def start(resolved: Resolved, data: Any = None, observer: Observer | None = None
                 f"other processes know method and data by name and run no baseline themselves: leave --engine {x.engine} out."
             )
         flower.ready() if x.engine == "flower" else flower.ready_for_ray()
+    best.check(x.keep, resolved.method)
     (
         codec(x.codec),
         [find(m, observer.say) for m in x.models],
@@ -63,9 +64,9 @@ def start(resolved: Resolved, data: Any = None, observer: Observer | None = None
                 observer.say(note)
             observer.begin("set-up", execute.steps(x))
             material = prepare(x, data, observer, resolved.method.info.needs)
-            for method in baselines.played(x, resolved.method):
+            for method in baselines.played(x, resolved.played):
                 for bench in (material.bench, *material.bench.others.values()):
-                    suited(method, bench)
+                    suited(method, bench, baselines.servers(x, len(material.clients)))
             pinned = execute.pinned_to(x, material)
             about = summary.begun(directory, resolved, material, began) | {"pinned": pinned}
             directories.write_summary(directory, about)
@@ -157,10 +158,10 @@ def _engine(resolved: Resolved, directory: RunDirectory, material: Material, obs
     if x.engine == "ray":
         from weft.sites import ray_simulation
 
-        with ray_simulation.federation(resolved.method, directory, material, observer) as engine:
+        with ray_simulation.federation(resolved.played, directory, material, observer) as engine:
             yield engine
         return
     from weft.sites import loopback
 
-    with loopback.federation(x, resolved.method, directory, material, observer) as engine:
+    with loopback.federation(x, resolved.played, directory, material, observer) as engine:
         yield engine

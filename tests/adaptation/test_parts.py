@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import tiny
-from weaving import CLOSE, INDEX, batch_of, logits_of, own_model, pack_of, set_head, values_for
+from weaving import CLOSE, INDEX, alone, batch_of, grads, leaves, logits_of, own_model, pack_of, set_head, values_for
 from weft.adaptation.bias import Bias
 from weft.adaptation.bottleneck import Bottleneck
 from weft.adaptation.head import Head
 from weft.adaptation.lora import Delta
+from weft.backbones.inventory import inventory
 from weft.errors import UserError
 from weft.tensors.lowrank import LowRank
 
@@ -72,7 +73,7 @@ def test_a_bottleneck_after_any_other_block_is_its_output_plus_adapter(kind: str
 
 
 @pytest.mark.parametrize("precision", ["float64", "float32", "bfloat16"])
-@pytest.mark.parametrize("kind", ["bert", "gpt2", "qwen2"])
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "qwen2", "vit"])
 def test_biases_at_their_start_change_no_bit(kind: str, precision: str) -> None:
     bench = tiny.bench(tiny.backbone(kind, precision=precision))
     head = values_for(bench, {"head": Head()}, seed=1)
@@ -87,7 +88,7 @@ def test_biases_at_their_start_change_no_bit(kind: str, precision: str) -> None:
 
 
 @pytest.mark.parametrize("scope", ["all", "blocks", "linear", "norm"])
-@pytest.mark.parametrize("kind", ["bert", "gpt2", "qwen2", "albert", "opt"])
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "qwen2", "albert", "opt", "vit"])
 def test_a_bias_part_equals_a_model_with_those_biases(kind: str, scope: str) -> None:
     if kind == "qwen2" and scope == "norm":
         with pytest.raises(UserError, match=r'no bias vectors in scope "norm"'):
@@ -119,6 +120,37 @@ def test_bias_scopes_cover_what_they_name() -> None:
         "linear": inside - norms,
         "norm": norms,
     }
+
+
+def test_biases_of_pictures_are_those_of_the_convolution_over_patches_too() -> None:
+    b = tiny.backbone("vit")
+    base = {n.removesuffix(".bias") for n, _ in b.model.named_parameters() if n.endswith(".bias")} - {h.name for h in b.heads}
+    (patches,) = (n for n in base if isinstance(b.module(n), nn.Conv2d))
+    assert {s.name for s in Bias().sites(b)} == base
+    for scope in ("blocks", "linear", "norm"):
+        assert patches not in {s.name for s in Bias(scope).sites(b)}
+    assert inventory(b)["biases"] == {"vectors": len(base), "elements": sum(b.module(n).bias.numel() for n in base)}  # type: ignore[union-attr,misc]
+
+
+def test_each_client_of_a_pack_has_its_own_bias_of_the_convolution() -> None:
+    bench = tiny.bench("vit")
+    parts = {"bias": Bias(), "head": Head()}
+    values = [values_for(bench, parts, seed=i) for i in range(3)]
+    together = leaves(pack_of(bench, [parts] * 3, values), "*")
+    batch = batch_of(bench, INDEX)
+    out = together(batch)
+    mine = grads(together, together.loss(out, batch), "*")
+    (patches,) = bench.backbone.patches
+    for k, one in enumerate(alone(bench, [parts] * 3, values)):
+        leaves(one, "*")
+        single = batch_of(bench, INDEX[k : k + 1])
+        own = one(single)
+        valid = INDEX[k] >= 0
+        torch.testing.assert_close(out.logits[k][valid], own.logits[0][valid], **CLOSE)
+        slopes = grads(one, one.loss(own, single), "*")
+        assert slopes[f"bias/{patches.name}/bias"].any()
+        for name, slope in slopes.items():
+            torch.testing.assert_close(mine[name][k], slope[0], **CLOSE)
 
 
 @pytest.mark.parametrize("kind", ["llama", "modernbert"])

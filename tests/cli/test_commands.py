@@ -77,7 +77,7 @@ def test_the_help_of_run_tells_the_defaults_of_the_experiment() -> None:
     words = {"baselines": "none", "recipes": "on", "by_length": "on", "eval_clients": "all"}
     words |= dict.fromkeys(("blocks", "roles", "head", "image", "text", "pair", "label", "key"), "guessed")
     words |= {"name": "METHOD-DATA-MODEL-sSEED", "template": "as suits the backbone"}
-    words |= {"metrics": "of the data, or usual for the task"}
+    words |= {"metrics": "of the data, or usual for the task", "server_lr": "1 for `avgm`, 0.001 for the others"}
     assert len(told) > 40
     assert told == {n: words.get(n, str(fields[n])) for n in told}
 

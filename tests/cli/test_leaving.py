@@ -42,8 +42,24 @@ def test_prototypes_are_named_as_what_they_reveal(capsys: Capture, tmp_path: Pat
     file = experiment(tmp_path, "mpft", *lines)
     got = weft(capsys, "join", file, "--as", "c00", "--device", "cpu", "--dry-run")
     assert got.code == 0, got.err
-    assert "made from your rows, by class" in got.out
+    assert "made from your rows" in got.out
     assert "like a histogram of your labels" in " ".join(got.out.split())
+
+
+@pytest.mark.parametrize(
+    ("rule", "names"), [("scaffold", ["change/head/"]), ("mime", ["full-gradient/head/", "head/"]), ("feddyn", ["head/"])]
+)
+def test_what_a_rule_over_the_method_sends_is_shown(rule: str, names: list[str], capsys: Capture, tmp_path: Path) -> None:
+    rows = table(tmp_path / "rows.csv")
+    file = texts(tmp_path, "fedit")
+    file.write_text(f'rule = "{rule}"\n{file.read_text()}')
+    got = weft(capsys, "join", file, "--data", rows, "--name", "north", "--device", "cpu", "--dry-run")
+    assert got.code == 0, got.err
+    assert all(f"\n{name}" in got.out for name in names)
+    trained = got.out.count("trained values")
+    assert trained > 2
+    assert got.out.count("sums over your rows") == (0 if rule == "feddyn" else trained)
+    assert "by class" not in got.out
 
 
 def test_what_the_site_would_refuse_is_refused(capsys: Capture, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import tiny
+from every_method import built
 from measured import measured, plain_header
 from raw_messages import apart, junk, numbers, whole
 from weft.communication.codecs import codec as codec_of
@@ -29,7 +30,6 @@ from weft.federation.layout import named
 from weft.federation.message import Value
 from weft.federation.scope import Scope
 from weft.federation.turn import Turn
-from weft.methods import registry
 from weft.tensors.lowrank import LowRank
 
 LIMITS = Limits(max_bytes=1 << 20, max_weight=1000)
@@ -56,7 +56,7 @@ class Door:
 @functools.cache
 def doors(slug: str, codec: str) -> tuple[Door, Door]:
     """The server's door for an update and a client's for a download, in a late round of a real federation."""
-    run = tiny.federation(registry.build(slug, {}), rounds=3, codec_name=codec, precision="float32")
+    run = tiny.federation(built(slug), rounds=3, codec_name=codec, precision="float32")
     simulation, server = run.simulation, run.server
     exchange = simulation.setup.exchange
     frames: list[dict[str, bytes]] = [{}, {}]

@@ -141,7 +141,8 @@ def retold(answer: bytes, **changes: Any) -> bytes:
 
 
 def first(tensors: Mapping[str, Value]) -> tuple[str, Tensor]:
-    name = min(n for n, v in tensors.items() if isinstance(v, Tensor) and v.dim() == 2)
+    """Of matrices, or of vectors where there are none."""
+    _, name = min((v.dim() != 2, n) for n, v in tensors.items() if isinstance(v, Tensor))
     value = tensors[name]
     assert isinstance(value, Tensor)
     return name, value
@@ -167,7 +168,14 @@ def of_dtype(dtype: torch.dtype) -> Edit:
 
 def factored(tensors: dict[str, Value]) -> dict[str, Value]:
     name, value = first(tensors)
-    return tensors | {name: LowRank(value, torch.eye(value.shape[1], dtype=value.dtype), 1.0)}
+    matrix = value if value.dim() == 2 else value.unsqueeze(1)
+    return tensors | {name: LowRank(matrix, torch.eye(matrix.shape[1], dtype=value.dtype), 1.0)}
+
+
+def wider(tensors: dict[str, Value]) -> dict[str, Value]:
+    """A vector may be of any length, and becomes a matrix."""
+    name, value = first(tensors)
+    return tensors | {name: torch.stack([value, value], 1).flatten(1) if value.dim() == 2 else value.unsqueeze(1)}
 
 
 def elsewhere(tensors: dict[str, Value]) -> dict[str, Value]:
@@ -177,11 +185,11 @@ def elsewhere(tensors: dict[str, Value]) -> dict[str, Value]:
 
 TENSORS: dict[str, tuple[Edit, str]] = {
     "another rank": (lambda t: t | {first(t)[0]: first(t)[1].unsqueeze(0)}, r"has shape \(1, .*; expected is"),
-    "another column": (lambda t: t | {first(t)[0]: torch.cat([first(t)[1]] * 2, 1)}, r"has shape \(.*; expected is"),
+    "another column": (wider, r"has shape \(.*; expected is"),
     "a single number": (lambda t: t | {first(t)[0]: first(t)[1].sum()}, r"has shape \(\); expected is"),
     "another name": (elsewhere, r'Tensor "model\..*" is not expected'),
     "one more": (lambda t: t | {"lora/nowhere/A": torch.zeros(2, 2)}, r'Tensor "lora/nowhere/A" is not expected'),
-    "factors": (factored, "is factored, unexpectedly"),
+    "factors": (factored, r"is factored, unexpectedly|has shape \(\d+, 1\); expected is \((\d+|None),\)"),
     "float16": (of_dtype(torch.float16), r"is of torch\.float16; expected is torch\.float64\.$"),
     "bfloat16": (of_dtype(torch.bfloat16), r"is of torch\.bfloat16; expected is torch\.float64\.$"),
 }

@@ -219,7 +219,8 @@ def typed(words: Sequence[str], monkeypatch: pytest.MonkeyPatch, capsys: Capture
 def flat(found: experiment.Resolved | Outcome) -> dict[str, Any]:
     assert isinstance(found, experiment.Resolved), found
     every = {n: list(v) if isinstance(v, tuple) else v for n, v in found.experiment.flat().items()}
-    usual, known = Experiment().flat(), {*FLAT, "name", "runs"}
+    plain = experiment.resolve({"recipes": False}, {"method": {"name": "fedit"}}).experiment.flat()
+    usual, known = plain | Experiment().flat(), {*FLAT, "name", "runs"}
     assert all(v == usual[n] for n, v in every.items() if n not in known), "what came later is as if it were not there"
     return {n: v for n, v in every.items() if n in known}
 
@@ -236,7 +237,12 @@ def test_what_is_written_is_what_was_written() -> None:
     """But for the order, and for settings that came later."""
     found = experiment.resolve({}, tomllib.loads(FILE)).experiment
     written, before = tomllib.loads(experiment.to_toml(found, {})), tomllib.loads(FILE)
-    assert {n: v for n, v in written.items() if n in before} == before
+    assert common(written, before) == before
+
+
+def common(table: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """What ``table`` says of the settings that ``other`` has, at any depth."""
+    return {n: common(v, other[n]) if isinstance(v, dict) else v for n, v in table.items() if n in other}
 
 
 def test_every_option_of_before_is_the_same_setting(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,6 +14,7 @@ import torch
 
 import tiny
 from exporting import FAST, FEDIT, RUN_CLOSE, exported, tensors_in, trained
+from weft.contract import Optim, Tune, Tuned
 from weft.errors import UserError
 from weft.export import load
 from weft.federation.batch import Batch
@@ -44,6 +46,62 @@ def test_other_parts_come_back_through_our_own_loader(kind: str, method: Method,
     torch.testing.assert_close(got, expected, **RUN_CLOSE)
 
 
+class Anything(Tuned):
+    """Of whatever kind."""
+
+    info: ClassVar[MethodInfo] = dataclasses.replace(FedBF.info, slug="anything")
+    batch: int = 4
+    optim: Optim = FAST
+
+
+TUNED = {
+    "prefix": Tune("prefix", tokens=3),
+    "prefix of an MLP": Tune("prefix", tokens=3, hidden=4),
+    "adapters in sublayers": Tune("bottleneck", reduction=8, placement="sublayers", activation="gelu_new"),
+    "adapters in the feed-forward": Tune("bottleneck", reduction=8, placement="ffn", up_std=0.0),
+}
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "llama"])
+@pytest.mark.parametrize("which", TUNED)
+def test_whatever_is_tuned_comes_back_through_our_own_loader(kind: str, which: str, tmp_path: Path) -> None:
+    run = trained(Anything(tune=TUNED[which]), kind)
+    report = exported(run, tmp_path)
+    assert report.kind == "weft"
+    content = json.loads((tmp_path / "weft_adapter.json").read_text())
+    assert content["forward"] is None, "it is described by its parts, without its method"
+    got = load(tmp_path, device="cpu", precision="float32").logits(all_texts())
+    torch.testing.assert_close(got, run.global_logits(), **RUN_CLOSE)
+    start = tiny.federation(Anything(tune=TUNED[which]), kind, precision="float32")
+    assert (start.global_logits() - got).abs().max() > 1e-2
+
+
+def test_the_bias_of_a_convolution_comes_back_too(tmp_path: Path) -> None:
+    run = trained(Anything(tune=Tune("bias")), "vit")
+    exported(run, tmp_path)
+    (patches,) = run.bench.backbone.patches
+    name = f"bias/{patches.name}/bias"
+    assert torch.equal(tensors_in(tmp_path / "weft_adapter.safetensors")[name], run.server.shared[name])
+    rows, _, _ = tiny.states(reads="images")
+    assert rows.images is not None
+    got = load(tmp_path, device="cpu", precision="float32").logits([rows.images[i] for i in range(len(rows))])
+    torch.testing.assert_close(got, run.global_logits(), **RUN_CLOSE)
+
+
+def test_adapters_that_were_written_before_they_had_a_placement_come_back(tmp_path: Path) -> None:
+    run = trained(Anything(tune=Tune("bottleneck", reduction=8)))
+    exported(run, tmp_path)
+    path = tmp_path / "weft_adapter.json"
+    content = json.loads(path.read_text())
+    content["parts"]["bottleneck"]["settings"] = {"reduction": 8, "std": 0.02}
+    path.write_text(json.dumps(content))
+    about = json.loads((tmp_path / "weft.json").read_text())
+    about["files"]["weft_adapter.json"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    (tmp_path / "weft.json").write_text(json.dumps(about))
+    got = load(tmp_path, device="cpu", precision="float32").logits(all_texts())
+    torch.testing.assert_close(got, run.global_logits(), **RUN_CLOSE)
+
+
 def all_texts() -> list[str]:
     rows, _, _ = tiny.states()
     return list(rows.texts)
@@ -61,7 +119,7 @@ def test_only_the_parts_that_a_view_uses_are_written(tmp_path: Path) -> None:
     content = json.loads((tmp_path / "dat" / "weft_adapter.json").read_text())
     assert content["parts"]["mine"] == {
         "kind": "Bottleneck",
-        "settings": {"reduction": 8, "std": 0.02},
+        "settings": {"reduction": 8, "std": 0.02, "placement": "block", "activation": "relu", "up_std": None},
         "sites": [s.name for s in run.bench.backbone.bottlenecks],
         "weight": 0.5,
     }

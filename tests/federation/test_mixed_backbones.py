@@ -16,7 +16,7 @@ import tiny
 from weft.backbones.backbone import Backbone, frozen_fingerprint
 from weft.engines import here, scoring
 from weft.errors import UserError
-from weft.federation.pack import Pack
+from weft.federation.rounds import enter
 from weft.methods import FedHPL, FedIT
 from weft.tensors.keyed import numpy_generator
 from weft.testing.strangers import by_messages
@@ -83,12 +83,12 @@ def test_no_pack_holds_clients_of_two_backbones(monkeypatch: pytest.MonkeyPatch)
     seen: list[tuple[Backbone, list[int]]] = []
 
     def watched(*args: Any) -> Any:
-        pack = Pack(*args)
+        pack = enter(*args)
         seen.append((pack.backbone, [run.clients.index(c) for c in pack.clients if c in run.clients]))
         return pack
 
     for module in (here, scoring):
-        monkeypatch.setattr(module, "Pack", watched)
+        monkeypatch.setattr(module, "enter", watched)
     run.run()
     run.simulation.evaluate(0)
     assert all(model_of(run, k) is backbone for backbone, group in seen for k in group)

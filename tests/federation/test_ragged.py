@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
@@ -23,9 +24,11 @@ from weft.federation.message import ClientInfo, Update
 from weft.federation.method import Method
 from weft.federation.scope import SHARED
 from weft.federation.server import ServerState
+from weft.methods import FedIT
 from weft.tasks.task import Task
 from weft.tensors.init import Init, leading
 from weft.testing import laws
+from weft.testing.sites import remote
 
 LAWS = ("pack", "return", "sums", "sites", "scores", "ledger", "resuming", "counting", "reading", "roll-back", "nobody")
 KINDS: list[dict[str, Any]] = [{"rank": 4, "blocks": 3}, {"rank": 2, "blocks": 1, "more": 1}, {"rank": 3, "blocks": 2}]
@@ -113,3 +116,16 @@ def test_start_values_of_slices_are_those_of_the_whole() -> None:
     for shape in ((7, 5), (6,)):
         with pytest.raises(ValueError, match="no leading slice"):
             leading(torch.zeros(6, 5), shape)
+
+
+def test_a_site_scores_the_servers_model_only_where_it_holds_the_whole_of_it() -> None:
+    run, loop = remote(Ragged(), sizes=(6, 5, 6), rounds=1)
+    assert [site.whole for site in loop.sites.values()] == [False, False, False], "the server has the bottleneck too"
+    run.run()
+    scores = run.simulation.evaluate(0)
+    assert "global test" in {e.people for e in scores}
+    assert "own test" not in {e.people for e in scores}
+    run, loop = remote(replace(FedIT(rank=2), batch=3), sizes=(6, 5, 6), rounds=1)
+    run.run()
+    assert all(site.whole for site in loop.sites.values())
+    assert "own test" in {e.people for e in run.simulation.evaluate(0)}

@@ -12,10 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
+import by_hand
 import tiny
 import toy_runs
 import weft
-from every_method import some
+from every_method import built, some
 from toy_runs import Told
 from weft.aggregation.mean import WeightedMean
 from weft.errors import Interrupted, UserError
@@ -37,7 +38,7 @@ EIGHT = (9, 5, 4, 7, 3, 6, 8, 5)
 
 
 def small(slug: str) -> Method:
-    return replace(registry.build(slug, {}), batch=3, steps=None, epochs=1.0)
+    return replace(built(slug), batch=3, steps=None, epochs=1.0)
 
 
 def play(method: Method, robust: Robust, **settings: Any) -> tiny.Federation:
@@ -68,6 +69,32 @@ def bent(run: tiny.Federation, bad: Iterable[str], how: Callable[[Tensor, Tensor
     return run
 
 
+# a mean that is not written ---------------------------------------------------------------------------------------------
+
+
+def test_a_rule_stands_in_for_the_mean_of_what_the_server_does_not_hold_too() -> None:
+    run = tiny.federation(FedIT(rank=2), sizes=(3, 2, 4))
+    values = [torch.tensor([3.0, 4.0]), torch.tensor([0.3, 0.4]), torch.tensor([-30.0, 40.0])]
+    before = {n: v.clone() for n, v in shared(run).items()}
+
+    def of(robust: Robust, **more: Any) -> Tensor:
+        run.server.robust = robust
+        made = [
+            by_hand.update(run, k, {"slope/x": v, "aside": v}, w) for k, (v, w) in enumerate(zip(values, (3, 2, 4), strict=True))
+        ]
+        found = run.server.average(made, only="slope", **more)
+        assert found.keys() == {"slope/x"}
+        return found["slope/x"]
+
+    torch.testing.assert_close(of(Robust()), (3 * values[0] + 2 * values[1] + 4 * values[2]) / 9)
+    torch.testing.assert_close(of(Robust(), weighting="uniform"), sum(values, torch.zeros(2)) / 3)
+    assert torch.equal(of(Robust("median")), torch.tensor([0.3, 4.0]))
+    clipped = (3 * values[0] + 2 * values[1] + 4 * values[2] / 10) / 9  # lengths 5, ½ and 50, counted from 0
+    torch.testing.assert_close(of(Robust("clip", norm=5.0)), clipped)
+    torch.testing.assert_close(of(Robust("clip")), clipped)
+    assert equal(shared(run), before)
+
+
 # nothing changes for those who trust --------------------------------------------------------------------------------------
 
 
@@ -78,10 +105,13 @@ def test_without_a_rule_and_with_a_wide_clip_the_numbers_are_those_of_the_plain_
     settings: dict[str, Any] = {"participation": 0.7, "dropout": 0.1, "rounds": 3}
     found = [shared(play(small(slug), rule, **settings)) for rule in (Robust(), Robust("clip", norm=1e9))]
 
-    def plain(self: ServerState, updates: Iterable[Update], only: str = "*", weighting: str | None = None) -> None:
-        total = WeightedMean()
+    def plain(
+        self: ServerState, updates: Iterable[Update], only: str = "*", weighting: str | None = None, absent: str = "kept"
+    ) -> None:
+        total, held = WeightedMean(), {n: v for n, v in self.shared.items() if isinstance(v, Tensor)}
         for u in updates:
             tensors = {n: v for n, v in u.tensors.items() if isinstance(v, Tensor) and matches(n, (only,))}
+            tensors = held | tensors if absent == "unmoved" else tensors
             total.add(tensors, 1.0 if self.weighting == "uniform" else u.weight)
         for name, value in total.result().items():
             self.write(name, value)

@@ -14,7 +14,7 @@ from weaving import CLOSE, INDEX, batch_of, grads, leaves, pack_of, values_for
 from weft.adaptation.bottleneck import Bottleneck
 from weft.adaptation.head import Head
 from weft.adaptation.lora import Delta, LoRA
-from weft.adaptation.optim import Optim, Optimizer
+from weft.adaptation.optim import Moments, Optim, Optimizer
 from weft.adaptation.part import Part
 from weft.errors import WeftError
 from weft.federation.batch import Batch
@@ -81,7 +81,58 @@ def test_offsets_are_part_of_every_gradient_and_rates_are_summed() -> None:
         g = g * (0.5 / (g.norm(dim=1, keepdim=True) + 1e-6)).clamp(max=1)
         twin = twin - 0.1 * (1 - t / 5) * g
     torch.testing.assert_close(found, twin, **CLOSE)
-    torch.testing.assert_close(optimizer.travelled, torch.full((2,), 0.3, dtype=torch.float64))
+    torch.testing.assert_close(optimizer.travelled("a"), torch.full((2,), 0.3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_corrections_are_part_of_every_step_and_not_of_its_gradient(kind: str) -> None:
+    correction = torch.linspace(0.2, -0.4, 12, dtype=torch.float64).view(2, 6)
+    settings = Optim(kind, lr=0.1, momentum=0.5, weight_decay=0.1, schedule="linear", clip=0.5)  # type: ignore[arg-type]
+    free = torch.arange(12).view(2, 6) % 3 > 0
+    for entries in (None, free):
+        found, _ = stepped(settings, corrections={"a": correction}, entries=entries)
+        p = param()
+        optimizer = Optimizer({"a": p}, settings, torch.tensor([5, 5]))
+        for t in range(5):
+            given = None if entries is None else {"a": entries}
+            optimizer.step((-p.cos() + 0.15 * p.square()).sum(1), None, EVERYBODY, entries=given)
+            with torch.no_grad():
+                p -= 0.1 * (1 - t / 5) * correction * (1 if entries is None else entries)
+        torch.testing.assert_close(found, p.detach(), **CLOSE)
+
+
+def test_a_client_without_the_tensor_or_out_of_the_batch_is_not_corrected_and_travels_nowhere() -> None:
+    p, start = param(), param().detach()
+    ones = {"a": torch.ones(2, 6, dtype=torch.float64)}
+    optimizer = Optimizer({"a": p}, Optim("sgd", lr=0.1, schedule="constant"), torch.tensor([3, 3]), corrections=ones)
+    optimizer.step(p.sum(1), None, {"a": torch.tensor([True, False])})
+    assert torch.equal(p[1], start[1])
+    optimizer.step(p[:1].sum(1), torch.tensor([0]), EVERYBODY)
+    assert torch.equal(p[1], start[1])
+    torch.testing.assert_close(p[0], start[0] - 2 * 0.1 * (1.0 + 1.0))
+    assert optimizer.travelled("a").tolist() == [0.2, 0.0]
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_moments_that_are_fixed_begin_every_step_and_stay(kind: str) -> None:
+    settings = Optim(kind, lr=0.1, momentum=0.5, betas=(0.8, 0.9), schedule="constant")  # type: ignore[arg-type]
+    given = tuple(torch.full((2, 6), 0.3 + i, dtype=torch.float64) for i in range(settings.moments))
+    fixed = {"a": Moments(torch.tensor([4.0, 7.0]), given)}
+    found, optimizer = stepped(settings, fixed=fixed, steps=3)
+    twin = param().detach()
+    for _ in range(3):
+        g = slope(twin)
+        if kind == "sgd":
+            twin = twin - 0.1 * (0.5 * 0.3 + g)
+            continue
+        t = torch.tensor([[5.0], [8.0]], dtype=torch.float64)
+        m, v = (0.8 * 0.3 + 0.2 * g) / (1 - 0.8**t), (0.9 * 1.3 + 0.1 * g * g) / (1 - 0.9**t)
+        twin = twin - 0.1 * m / (v.sqrt() + 1e-8)
+    torch.testing.assert_close(found, twin, **CLOSE)
+    assert all(torch.equal(m, g) for m, g in zip(optimizer.moments["a"], given, strict=True))
+    assert optimizer.steps.tolist() == [[4.0, 7.0]]
+    with pytest.raises(WeftError, match="can't begin with"):
+        stepped(settings, fixed={"a": Moments(torch.zeros(2), given[1:])})
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
@@ -128,6 +179,56 @@ def test_rates_of_patterns_are_multiples_and_the_first_that_matches_counts() -> 
     twice = moved(None, settings.but(lr=0.2))
     assert all(torch.equal(double[n], twice[n]) for n in twice)
     assert not all(torch.equal(double[n], plain[n]) for n in twice)
+
+
+def test_each_client_may_have_a_rate_of_its_own() -> None:
+    bench = tiny.bench("bert")
+    settings = Optim("adamw", lr=0.1, weight_decay=0.1, schedule="linear")
+    each = torch.tensor([1.0, 0.5, 0.0])
+
+    def moved(rates: dict[str, float | Tensor] | None, settings: Optim = settings) -> dict[str, Tensor]:
+        pack = packed(bench)
+        optimizer = pack.optimizer("*", settings=settings, size=2, total=3, rates=rates)
+        for _ in range(2):
+            pack.step(optimizer, loss_of, batch_of(bench, INDEX))
+        return {n: v.detach() for n, v in pack.tensors.items()}
+
+    found, start = moved({"lora": each, "*": each}), packed(bench).tensors
+    wanted = [moved(None), moved(None, settings.but(lr=0.05)), start]
+    for k, of in enumerate(wanted):
+        for name, value in found.items():
+            torch.testing.assert_close(value[k], of[name][k], **CLOSE)
+    some = moved({"lora": each})
+    assert not all(torch.equal(some[n][1], found[n][1]) for n in some if n.startswith("head"))
+
+
+def test_turns_that_share_a_schedule_are_one_turn_in_parts() -> None:
+    """Three clients of 6, 6 and 6 rows in batches of 2: nine steps in one go, or three times three."""
+    bench = tiny.bench("bert")
+    settings = Optim("sgd", lr=0.5, schedule="cosine", warmup=0.2)
+    whole, parted = packed(bench), packed(bench)
+    optimizer = whole.optimizer("*", settings=settings, size=2, total=9)
+    for _ in range(9):
+        whole.step(optimizer, loss_of, batch_of(bench, INDEX))
+    assert parted.lengths(size=2).tolist() == [3, 3, 3]
+    for i in range(3):
+        optimizer = parted.optimizer("*", settings=settings, size=2, part=(i, 3))
+        for _ in range(3):
+            parted.step(optimizer, loss_of, batch_of(bench, INDEX))
+    for name, value in whole.tensors.items():
+        torch.testing.assert_close(parted.tensors[name], value, **CLOSE)
+
+
+def test_a_pack_says_how_many_batches_each_client_has() -> None:
+    run = tiny.federation(FedIT(rank=2), sizes=(9, 5, 0, 1))
+    pack = run.pack()
+    for turn in ({"size": 4}, {"size": 2, "epochs": 1.5}, {"steps": 7, "size": 3}, {"size": 2, "caps": [2, 1, 1, 9]}):
+        counts = [0, 0, 0, 0]
+        for batch in pack.batches(**turn):  # type: ignore[arg-type]
+            for k in range(4) if batch.clients is None else batch.clients.tolist():
+                counts[k] += 1
+        assert pack.lengths(**turn).tolist() == counts  # type: ignore[arg-type]
+    assert pack.of(pack.clients[1:2]).lengths(size=2).tolist() == [0, 3, 0, 0]
 
 
 # values for a pass ----------------------------------------------------------------------------------------------------
@@ -209,3 +310,16 @@ def test_the_gradient_of_all_rows_is_that_of_the_mean_loss() -> None:
     for name, value in wanted.items():
         torch.testing.assert_close(found[name], value, **CLOSE)
     assert all(pack.tensors[n] is v for n, v in before.items())
+
+
+def test_each_client_has_a_gradient_of_its_own_where_all_have_received_the_same_and_some_leave_the_batch() -> None:
+    run = tiny.federation(FedIT(rank=2, sites="q,v"), sizes=(9, 5, 0, 2))
+    pack = run.pack()
+    assert all(v.stride(0) == 0 for v in pack.tensors.values()), "one broadcast, held once"
+    found = pack.gradients(loss_of, "*", size=4)
+    for k in (0, 1, 3):
+        alone = run.pack([k])
+        for name, value in alone.gradients(loss_of, "*", size=4).items():
+            torch.testing.assert_close(found[name][k], value[0], **CLOSE)
+            assert "/A" in name or bool(value.any())
+    assert not any(bool(v[2].any()) for v in found.values())

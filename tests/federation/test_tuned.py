@@ -38,8 +38,8 @@ class OfNames(Tuned):
 
 KINDS: dict[str, Tuned] = {
     **{
-        kind: Anything(tune=Tune(kind, rank=2, reduction=8), optim=Optim("sgd", lr=0.1))
-        for kind in ("lora", "bottleneck", "bias")
+        kind: Anything(tune=Tune(kind, rank=2, reduction=8, tokens=2), optim=Optim("sgd", lr=0.1))
+        for kind in ("lora", "bottleneck", "prefix", "bias", "weights")
     },  # type: ignore[arg-type]
     "head": Anything(tune=Tune("head", head=False), optim=Optim("sgd", lr=0.1)),
     "tokens": OfPictures(tune=Tune("tokens", tokens=2), optim=Optim("sgd", lr=0.1)),
@@ -47,10 +47,43 @@ KINDS: dict[str, Tuned] = {
 }
 
 
+SHAPES: dict[str, Tuned] = {
+    "a prefix made by an MLP": Anything(tune=Tune("prefix", tokens=2, hidden=3), optim=Optim("sgd", lr=0.1)),
+    "a prefix among pictures": OfPictures(tune=Tune("prefix", tokens=2), optim=Optim("sgd", lr=0.1)),
+    "adapters in sublayers": Anything(
+        tune=Tune("bottleneck", reduction=8, placement="sublayers", activation="gelu_new", up_std=0.0), optim=Optim("sgd", lr=0.1)
+    ),
+    "adapters in the feed-forward": OfPictures(tune=Tune("bottleneck", reduction=8, placement="ffn"), optim=Optim("sgd", lr=0.1)),
+    "biases of pictures": OfPictures(tune=Tune("bias"), optim=Optim("sgd", lr=0.1)),
+}
+"""What settings make of a kind."""
+
+
 @pytest.mark.parametrize("law", laws.LAWS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_mean_of_any_kind_of_part_keeps_the_laws(kind: str, law: str) -> None:
     laws.LAWS[law](KINDS[kind])
+
+
+@pytest.mark.parametrize("law", ["pack", "return", "sums", "sites", "resuming", "loading"])
+@pytest.mark.parametrize("which", SHAPES)
+def test_so_it_does_whatever_its_settings(which: str, law: str) -> None:
+    laws.LAWS[law](SHAPES[which])
+
+
+@pytest.mark.parametrize("kind", ["distilbert", "electra", "albert", "gpt2", "llama", "t5"])
+@pytest.mark.parametrize(
+    "tune",
+    [Tune("prefix", tokens=2, hidden=3), Tune("bottleneck", reduction=8, placement="sublayers")],
+    ids=["prefix", "adapters"],
+)
+def test_packs_of_other_architectures_are_their_clients_one_by_one(kind: str, tune: Tune) -> None:
+    method = Anything(tune=tune, optim=Optim("sgd", lr=0.1), batch=3)
+    one, other = (tiny.federation(method, kind, pack=k, rounds=2).run().server.shared for k in (1, 3))
+    assert one.keys() == other.keys()
+    assert all(n.split("/")[0] in (tune.kind, "head") for n in one)
+    for name, value in one.items():
+        torch.testing.assert_close(other[name], value, rtol=0, atol=1e-9)
 
 
 def test_every_kind_is_one_of_these() -> None:
@@ -75,6 +108,7 @@ def test_the_mean_of_lora_is_fedit_bit_for_bit() -> None:
         (Tune("bottleneck", head=False), {"bottleneck"}),
         (Tune("head", head=False), {"head"}),
         (Tune("bias", biases="norm"), {"bias", "head"}),
+        (Tune("weights"), {"weights", "head"}),
     ],
 )
 def test_a_kind_is_one_part_and_the_head_by_choice(tune: Tune, names: set[str]) -> None:
@@ -92,10 +126,13 @@ def test_the_settings_of_a_kind_reach_its_part_and_no_other() -> None:
     head = tiny.federation(Anything()).bench.task.head
     on = backbone("bert")
     assert Tune("lora", rank=3, alpha=6.0, at="k").parts(on, head)["lora"] == PARTS["lora"](Tune(rank=3, alpha=6.0, at="k"))
-    assert vars(Tune("bottleneck", reduction=4).parts(on, head)["bottleneck"])["reduction"] == 4
-    assert vars(Tune("bias", biases="norm").parts(on, head)["bias"])["scope"] == "norm"
+    adapters = Tune("bottleneck", reduction=4, placement="ffn", activation="gelu_new", up_std=0.5).parts(on, head)["bottleneck"]
+    assert vars(adapters) == {"reduction": 4, "std": 0.02, "placement": "ffn", "activation": "gelu_new", "up_std": 0.5}
+    assert vars(Tune("prefix", tokens=3, hidden=4).parts(on, head)["prefix"]) == {"tokens": 3, "hidden": 4, "std": 1.0}
+    assert vars(Tune("bias", biases="norm", add_missing=True).parts(on, head)["bias"]) == {"scope": "norm", "add_missing": True}
     assert vars(Tune("tokens", tokens=3, deep=True).parts(on, head)["tokens"]) == {"tokens": 3, "deep": True}
     assert vars(Tune("context", tokens=5).parts(on, head)["context"])["tokens"] == 5
+    assert vars(Tune("weights", weights="blocks").parts(on, head)["weights"]) == {"which": "blocks"}
 
 
 def test_a_subclass_says_who_shares_its_parts() -> None:
@@ -116,9 +153,11 @@ def test_settings_of_what_is_tuned_are_typed_with_their_table_or_without() -> No
     assert next(p for p in settings.parameters(Anything) if p.name == "tune.kind").choices == (
         "lora",
         "bottleneck",
+        "prefix",
         "bias",
         "tokens",
         "context",
+        "weights",
         "head",
     )
     for given, words in (

@@ -19,8 +19,8 @@ from transformers import TrainingArguments
 
 import tiny
 from weft.adaptation.optim import Optim
-from weft.backbones import describe
-from weft.backbones.backbone import Backbone
+from weft.backbones import attending, describe
+from weft.backbones.backbone import Backbone, Site
 from weft.federation.client import ClientState
 from weft.federation.layout import named
 from weft.federation.message import ClientInfo, Update, Value
@@ -84,15 +84,19 @@ def train(
     only: Callable[[str], bool] = lambda name: True,
     linear: bool = False,
     clip: float | None = None,
+    predict: Callable[[tiny.Federation, Values, np.ndarray], Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """A plain local loop over the rows of each step; with ``linear`` the rate falls to 0 over them; ``clip``: of the norm."""
+    """A plain local loop over the rows of each step; with ``linear`` the rate falls to 0 over them; ``clip``: of the norm;
+    ``predict``: logits of what is more than merged weights.
+    """
     leaves = {n: v.clone().requires_grad_(only(n)) for n, v in values.items()}
     moving = [v for v in leaves.values() if v.requires_grad]
     opt = optimizer(moving)
     fall = torch.optim.lr_scheduler.LambdaLR(opt, lambda i: 1 - i / len(steps) if linear else 1.0)
     for rows in steps:
         opt.zero_grad()
-        F.cross_entropy(logits(run, leaves, rows, scale), labels(run, rows)).backward()
+        z = logits(run, leaves, rows, scale) if predict is None else predict(run, leaves, rows)
+        F.cross_entropy(z, labels(run, rows)).backward()
         if clip is not None:
             torch.nn.utils.clip_grad_norm_(moving, clip)
         opt.step()
@@ -223,12 +227,30 @@ def roberta_base(classes: int = 2) -> Backbone:
     from transformers import AutoModelForSequenceClassification, RobertaConfig
 
     with torch.device("meta"):
-        model = AutoModelForSequenceClassification.from_config(RobertaConfig(num_labels=classes))
+        model = AutoModelForSequenceClassification.from_config(
+            RobertaConfig(max_position_embeddings=514, type_vocab_size=1, num_labels=classes)
+        )
+        return shapes("roberta-base", model, {"input_ids": torch.ones(5, 3, dtype=torch.long)})
+
+
+def vit_base(classes: int = 100) -> Backbone:
+    """ViT-B of patches of 16 pixels, likewise."""
+    from transformers import AutoModelForImageClassification, ViTConfig
+
+    with torch.device("meta"):
+        model = AutoModelForImageClassification.from_config(ViTConfig(num_labels=classes))
+        found = shapes("vit-base", model, {"pixel_values": torch.zeros(7, 3, 224, 224)})
+    patches = "vit.embeddings.patch_embeddings.projection"
+    return replace(found, reads="images", reader=Site(patches, "patches", 3, found.d, block=None, bias=True))
+
+
+def shapes(name: str, model: Any, inputs: Mapping[str, Tensor]) -> Backbone:
+    """A model without numbers, described as far as that can be without running it for what it computes."""
     prefix = model.base_model_prefix
     blocks = describe.find_blocks(model.base_model, prefix, model.config.num_hidden_layers)
     heads = describe.head_sites(model, prefix, set())
-    return Backbone(
-        name="roberta-base",
+    found = Backbone(
+        name=name,
         hub_id=None,
         path="",
         weight_hash="",
@@ -247,6 +269,8 @@ def roberta_base(classes: int = 2) -> Backbone:
         originals={n: p for n, p in model.named_parameters() if n.endswith("bias") and n.startswith(f"{prefix}.")},
         max_length=512,
     )
+    found._attentions = attending.sites(model, blocks, inputs)
+    return found
 
 
 def elements(method: Method, backbone: Backbone, scope: Scope, classes: int = 2) -> dict[str, int]:

@@ -41,6 +41,7 @@ class Case(NamedTuple):
     first: Callable[[Turn], Sizes] = lambda turn: {}  # start values are drawn on both sides
     head: bool = True  # whether clients have a trainable head
     head_stays: bool = False  # whether that head never leaves its client
+    heads: tuple[bool, bool, bool] = (True, True, True)  # the rounds in which clients send it, if it does
     answers: tuple[bool, bool, bool] = (True, True, True)  # the rounds in which clients send something
     rounds: int = 3  # that there are, if three are asked for
 

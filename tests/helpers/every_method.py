@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+import of_methods
 from weft.federation.method import Method
 from weft.methods import registry
 from weft.testing import plays
@@ -29,9 +30,12 @@ SHORT: dict[str, dict[str, Any]] = {
 """By class: settings for what takes long beside the clients' turns, a server's own training or its algebra at every layer."""
 
 
+TINY = of_methods.said("TINY")
+
+
 def built(slug: str) -> Method:
-    """The method at its own defaults."""
-    return registry.build("flora", {"rank": 1}) if slug == TERMS else registry.build(slug, {})
+    """The method at its own defaults, but for what a tiny model is too small for."""
+    return registry.build("flora", {"rank": 1}) if slug == TERMS else registry.build(slug, TINY.get(slug, {}))
 
 
 def short(slug: str) -> Method:
@@ -39,7 +43,7 @@ def short(slug: str) -> Method:
     if slug == TERMS:
         return built(slug)
     names = [cls.__name__ for cls in registry.load(slug).__mro__]
-    return registry.build(slug, next((SHORT[n] for n in names if n in SHORT), {}))
+    return registry.build(slug, TINY.get(slug, {}) | next((SHORT[n] for n in names if n in SHORT), {}))
 
 
 def small(slug: str) -> Method:

@@ -12,6 +12,7 @@ import pytest
 from torch import Tensor
 
 import tiny
+from every_method import built
 from paths import ROOT
 from weft.federation import info
 from weft.federation.message import Update
@@ -29,7 +30,7 @@ def test_every_word_has_a_sentence_in_the_source_and_on_the_page(word: str) -> N
 @pytest.mark.parametrize("slug", sorted(registry.infos()))
 def test_only_a_method_that_needs_all_updates_holds_one_when_it_takes_the_next(slug: str) -> None:
     """The tensors of the newest update may live on in the loop that works through it, those of an earlier one may not."""
-    run = tiny.federation(replace(registry.build(slug), batch=3, steps=1, epochs=1.0), sizes=(6, 6, 6, 6), rounds=1)
+    run = tiny.federation(replace(built(slug), batch=3, steps=1, epochs=1.0), sizes=(6, 6, 6, 6), rounds=1)
     intake, most = run.simulation.intake, 0
 
     def watched(updates: Iterable[Update]) -> Iterator[Update]:

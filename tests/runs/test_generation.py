@@ -27,6 +27,7 @@ from weft.methods import FedIT, FedSALoRA, registry
 from weft.runs.baselines import Probe
 from weft.runs.checkpoint import digest
 from weft.tasks.generation_settings import Decoding
+from weft.tasks.outputs import Output
 from weft.tensors.keyed import generator
 from weft.testing import of_runs
 from weft.testing.compare import assert_same, state
@@ -35,7 +36,7 @@ from weft.testing.plays import ROUNDS, Plays
 
 OF_TEXTS = [slug for slug, info in registry.infos().items() if "images" not in info.needs]
 QUICK = [("fedit", "llama"), ("flora", "t5"), ("fedsa-lora", "bart")]
-KINDS = {"fedbf": ("gpt2", "bart")}  # which trains biases, of which a LLaMA has none
+KINDS = dict.fromkeys(("fedbf", "fedpeft-bias"), ("gpt2", "bart"))  # which train biases, of which a LLaMA has none
 SLOW = [(slug, kind) for slug in OF_TEXTS for kind in KINDS.get(slug, ("llama", "bart")) if (slug, kind) not in QUICK]
 
 
@@ -169,6 +170,16 @@ def test_what_is_written_is_what_merged_weights_write_token_by_token(kind: str) 
     rows = np.array([40, 0, 7, 21, 3])
     found = generating.write(run.server.pack(), run.method.forward, [rows], Decoding(new_tokens=8))[0]
     assert found == [greedy(merged(run), run, int(i), 8) for i in rows]
+    assert len(set(found)) > 1
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])  # which count positions from the start, and from each other
+def test_a_method_that_makes_more_of_it_than_one_pass_writes_after_padded_prompts_what_one_pass_writes(kind: str) -> None:
+    run, rows = tiny.federation(FedIT(rank=2), kind, task="generation"), np.arange(16)
+    assert not run.bench.table.prompts(rows)["attention_mask"].all(), "no prompt is padded"  # type: ignore[union-attr]
+    pack, way = run.server.pack(), Decoding(new_tokens=8)
+    (found,) = generating.write(pack, lambda p, b: Output(p(b).logits), [rows], way)
+    assert [found] == generating.write(pack, run.method.forward, [rows], way)
     assert len(set(found)) > 1
 
 

@@ -61,7 +61,7 @@ STAGES: list[tuple[Any, str]] = [
     (engine, "read_download"),
     (engine, "write_update"),
     (Classification, "tell"),
-    (engine, "Pack"),
+    (engine, "enter"),
 ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,17 @@ from paths import ROOT
 from patience import patience
 from weft.federation.batch import Batch
 from weft.federation.client import ClientState
-from weft.federation.message import Update
+from weft.federation.message import ClientInfo, Update
 from weft.federation.pack import Pack
+from weft.federation.round import Round
 from weft.federation.server import ServerState
-from weft.methods import FedIT, FedSALoRA
+from weft.methods import MPFT, FedIT, FedSALoRA
 from weft.storage.store import ClientStore
 from weft.tasks.outputs import Output
 from weft.testing import laws
-from weft.testing.plays import plays
+from weft.testing.federation import federation
+from weft.testing.plays import exchanges, plays
+from weft.testing.strangers import by_messages
 
 SRC = ROOT / "src"
 
@@ -166,6 +169,62 @@ PLANTS: list[tuple[type[FedIT], str, str]] = [
 def test_a_broken_method_is_caught_with_a_sentence(cls: type[FedIT], law: str, says: str) -> None:
     with pytest.raises(AssertionError, match=says):
         laws.check(cls(rank=2), law)
+
+
+class InTwo(FedIT):
+    """Every second round is of the cohort before it, and is told a factor of the rate; only then is anything trained."""
+
+    def plan(self, server: ServerState, t: int) -> Round | None:
+        if t >= server.rounds:
+            return None
+        return Round(t, "train", "same", {"factor": 0.5 + t}) if t % 2 else Round(t, "look")
+
+    def uploads(self, server: ServerState, client: ClientInfo) -> Mapping[str, tuple[int | None, ...]]:
+        return {"seen": (1,)} if server.round.kind == "look" else {}
+
+    def train(self, pack: Pack) -> Iterable[Update]:
+        if pack.round.kind == "train":
+            assert all(facts == pack.round.extra for facts in pack.facts)
+            return self.fit(pack, lr=self.optim.lr * pack.facts[0]["factor"])
+        return pack.updates(tensors=[{"seen": torch.full((1,), c.n, dtype=pack.dtype)} for c in pack.clients])
+
+    def aggregate(self, server: ServerState, updates: Iterable[Update]) -> None:
+        if server.round.kind == "train":
+            server.mean(updates)
+        else:
+            server.memo |= server.average(updates)
+
+
+@pytest.mark.parametrize("law", laws.LAWS)
+def test_a_method_whose_rounds_go_in_pairs_keeps_the_laws(law: str) -> None:
+    laws.check(InTwo(rank=2), law)
+
+
+class MixedInTwo(InTwo, Mixed):
+    """What is wrong with it shows in the second exchange."""
+
+
+def test_laws_of_short_runs_play_a_round_of_every_kind() -> None:
+    assert [exchanges(m) for m in (FedIT(), InTwo(), MPFT())] == [1, 2, 2]
+    with pytest.raises(AssertionError, match="breaks the pack law"):
+        laws.check(MixedInTwo(rank=2), "single precision")
+
+
+def test_a_pack_past_the_wire_has_been_told_what_was_planned() -> None:
+    assert federation(InTwo(rank=2), sizes=(4, 3), rounds=4).pack(t=3).facts == [{"factor": 3.5}] * 2
+
+
+def test_messages_go_to_the_cohort_of_the_round_before_where_that_is_planned() -> None:
+    asked: list[list[str]] = []
+
+    class Watched(InTwo):
+        def aggregate(self, server: ServerState, updates: Iterable[Update]) -> None:
+            asked.append([c.id for c in server.cohort])
+            super().aggregate(server, updates)
+
+    run = federation(Watched(rank=2), sizes=(4, 3, 5, 2), rounds=4, participation=0.5, seed=3)
+    by_messages(run)
+    assert asked[0] == asked[1] != asked[2] == asked[3]
 
 
 @pytest.fixture

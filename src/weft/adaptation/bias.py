@@ -24,8 +24,8 @@ class Bias(Additive):
     """Trainable bias vectors, started at their pretrained values.
 
     Attributes:
-        scope: ``all`` biases of the encoder (those of an embedding norm or a pretrained pooler too), ``blocks`` (inside the
-            stack), ``linear`` (of its linear layers) or ``norm``.
+        scope: ``all`` biases of the encoder (those of an embedding norm, the convolution over patches or a pretrained pooler
+            too), ``blocks`` (inside the stack), ``linear`` (of its linear layers) or ``norm``.
         add_missing: give linear layers without a bias a zero one (LLaMA, T5); otherwise a backbone without any is refused.
     """
 
@@ -36,7 +36,7 @@ class Bias(Additive):
         linear = [s for s in backbone.linears if s.bias or self.add_missing]
         norm = [s for s in backbone.norms if s.bias]
         found = {
-            "all": linear + norm + [s for s in backbone.outer if s.bias],
+            "all": linear + norm + [s for s in (*backbone.outer, *backbone.patches) if s.bias],
             "blocks": linear + [s for s in norm if s.block is not None],
             "linear": linear,
             "norm": norm,

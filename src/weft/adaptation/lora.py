@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -42,6 +42,11 @@ class LoRA(Additive):
     ffn_rank: Count | None = None
     blocks: tuple[Whole, ...] | None = None
     of: Count | None = None
+
+    def leading(self, share: float) -> LoRA:
+        """Its first ⌈share · r⌉ ranks, with the same scale α/r."""
+        rank = math.ceil(share * self.rank - 1e-9)  # 0.2 · 15 is more than 3 in floating point
+        return replace(self, rank=rank, alpha=self.alpha * rank / self.rank, of=self.rank)
 
     def rank_at(self, site: Site) -> int:
         return self.ffn_rank if self.ffn_rank is not None and site.role.startswith("ffn") else self.rank

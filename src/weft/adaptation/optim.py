@@ -55,6 +55,27 @@ class Optim:
     def but(self, **changes: Any) -> Optim:
         return replace(self, **changes)
 
+    @property
+    def moments(self) -> int:
+        """How many tensors it remembers beside each that it moves."""
+        return int(self.momentum > 0) if self.kind == "sgd" else 2
+
+    @property
+    def copies(self) -> int:
+        """Of all that it moves, held beside the values: moments, and anchors."""
+        return self.moments + int(self.prox > 0)
+
+
+class Moments(NamedTuple):
+    """What an optimizer remembers of one tensor of K clients.
+
+    Attributes:
+        steps: [K] updates so far, for the bias correction of Adam. values: :attr:`Optim.moments` tensors [K, …].
+    """
+
+    steps: Tensor
+    values: tuple[Tensor, ...]
+
 
 class Optimizer:
     """One local optimizer over K clients.
@@ -63,11 +84,14 @@ class Optimizer:
         params: name -> leaf tensor [K, …]; exactly these can move, and only when :meth:`step` is told so.
         total: [K] steps that each client will take (its schedule's length).
         anchored: names that ``prox`` holds near where they are now.
-        offsets: name -> [K, …], added to every gradient: the corrections of SCAFFOLD, FedDyn and their like.
-        factors: name -> multiple of the learning rate; 1 where none is given.
+        offsets: name -> [K, …], added to every gradient: those of FedDyn, FedLin and their like.
+        factors: name -> multiple of the learning rate, one or [K]; 1 where none is given.
+        corrections: name -> [K, …], added to what the optimizer makes of a gradient, so that a step is rate · (its own + this):
+            those of SCAFFOLD.
+        fixed: name -> what every step begins with and none changes, Mime's.
 
-    Attributes:
-        travelled: [K] the sum of the rates of the steps taken.
+    Raises:
+        WeftError: ``fixed`` are not the moments of an optimizer of this kind.
     """
 
     def __init__(
@@ -77,22 +101,36 @@ class Optimizer:
         total: Tensor,
         anchored: Iterable[str] = (),
         offsets: Mapping[str, Tensor] | None = None,
-        factors: Mapping[str, float] | None = None,
+        factors: Mapping[str, float | Tensor] | None = None,
+        corrections: Mapping[str, Tensor] | None = None,
+        fixed: Mapping[str, Moments] | None = None,
     ):
         self.params = dict(params)
         self.settings = settings
         self.anchors = {n: self.params[n].detach().clone() for n in anchored} if settings.prox else {}
-        self.offsets = dict(offsets or {})
+        self.offsets, self.corrections = dict(offsets or {}), dict(corrections or {})
         # counts and rates in float64, except on Apple's MPS, which has none
         exact = torch.float32 if total.device.type == "mps" else torch.float64
         self.total = total.clamp(min=1).to(exact)
-        self.travelled = torch.zeros_like(self.total)
         self.ticks = torch.zeros_like(self.total)  # batches seen, for the schedule
         self.places = {n: i for i, n in enumerate(self.params)}
         self.steps = self.total.new_zeros(len(self.params), len(self.total))  # a tensor's updates, for Adam's bias correction
-        self.factors = self.total.new_tensor([[(factors or {}).get(n, 1.0)] for n in self.params])
+        self.factors = torch.ones_like(self.steps)
+        for name, factor in (factors or {}).items():
+            self.factors[self.places[name]] = factor
+        self.paths = torch.zeros_like(self.steps)
         self.moments: dict[str, tuple[Tensor, ...]] = {}
         self.moved: set[str] = set()
+        self.fixed = [n for n in self.params if n in (fixed or {})]
+        for name in self.fixed:
+            begun, moments = (fixed or {})[name]
+            if len(moments) != settings.moments:
+                raise WeftError(f'"{name}" can\'t begin with {len(moments)} moments where {settings.kind} has {settings.moments}')
+            self.moments[name], self.steps[self.places[name]] = moments, begun.to(self.steps)
+
+    def travelled(self, name: str) -> Tensor:
+        """[K] the sum of the rates at which a tensor was moved."""
+        return self.paths[self.places[name]]
 
     def rates(self) -> Tensor:
         """[K] learning rates of the coming step."""
@@ -120,6 +158,7 @@ class Optimizer:
         only: Iterable[str] = (),
         tick: bool = True,
         entries: Mapping[str, Tensor] | None = None,
+        shifts: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Differentiate Σ loss and move the tensors named in ``only`` (all, if empty).
 
@@ -129,6 +168,7 @@ class Optimizer:
             rows: name -> [K] bool, the clients that have the tensor.
             tick: advance the schedule (False for the first of two updates on one batch).
             entries: name -> bool [K, …], those that may move; the others keep value and moments.
+            shifts: name -> [K, …], added to the gradients of this step.
         """
         names = [n for n in (only or self.params) if n in self.params]
         if not names:
@@ -138,14 +178,18 @@ class Optimizer:
         active[slice(None) if clients is None else clients] = True
         with torch.no_grad():
             free = entries or {}
-            pairs = [(n, self._corrected(n, g, free.get(n))) for n, g in zip(names, grads, strict=True) if g is not None]
+            shift = shifts or {}
+            pairs = [
+                (n, self._corrected(n, g if n not in shift else g + shift[n], free.get(n)))
+                for n, g in zip(names, grads, strict=True)
+                if g is not None
+            ]
             rates = self.rates()
             if pairs:
                 masks = torch.stack([active & rows[n] for n, _ in pairs])
                 if self.settings.clip is not None:
                     pairs = self._clipped(pairs, masks)
                 self._move(pairs, masks, rates, free)
-        self.travelled += rates * active
         if tick:
             self.ticks += active
 
@@ -190,6 +234,7 @@ class Optimizer:
         self.moved.update(name for name, _ in pairs)
         self.steps[at] += masks
         rate = rates * masks * self.factors[at]
+        self.paths[at] += rate
         dtype = pairs[0][1].dtype
         plain = s.kind == "sgd"
         if plain:
@@ -202,9 +247,10 @@ class Optimizer:
         for i, ((name, grad), everyone) in enumerate(zip(pairs, masks.all(1).tolist(), strict=True)):
             p = self.params[name]
             if name not in self.moments:
-                self.moments[name] = tuple(torch.zeros_like(p) for _ in range(bool(s.momentum) if plain else 2))
+                self.moments[name] = tuple(torch.zeros_like(p) for _ in range(s.moments))
+            moments = tuple(m.clone() for m in self.moments[name]) if name in self.fixed else self.moments[name]
             decay = s.weight_decay if s.decay_biases or p.dim() > 2 else 0.0
-            update = _Update(p, grad, self.moments[name], _wide(scale[i], p), _wide(width[i], p), _wide(rate[i], p), decay)
+            update = _Update(p, grad, moments, _wide(scale[i], p), _wide(width[i], p), _wide(rate[i], p), decay)
             if everyone and not plain and name not in free:
                 together.append(update)
                 continue
@@ -212,6 +258,12 @@ class Optimizer:
                 (_sgd if plain else _adamw)(update, _wide(masks[i], p), s)
         for chunk in _chunks(together):
             _adamw_together(chunk, s)
+        for i, (name, _) in enumerate(pairs):
+            if name in self.fixed:
+                self.steps[self.places[name]] -= masks[i].to(self.steps)
+            if name in self.corrections:
+                moved = _wide(rate[i], self.params[name]) * self.corrections[name]
+                self.params[name].sub_(moved * free[name] if name in free else moved)
 
 
 _CHUNK = 2**24

@@ -15,14 +15,21 @@ if TYPE_CHECKING:
     from weft.backbones.backbone import Backbone, Site
 
 
-Mode = Literal["adds", "replaces", "embeds", "enters"]
+Mode = Literal["adds", "replaces", "reads", "embeds", "enters", "prefixes", "parameters"]
 """What ``apply`` makes of a module, n = rows × positions of one client:
 
 adds: a term to be added to the output, x [k, n, d_in] and out [k, n, d_out] -> [k, n, d_out].
 replaces: the output itself; the frozen module does not run, and ``out`` is ``x``.
+reads: as ``replaces``, in the place of the parts that do, but only in passes that name the part.
 embeds: the output of a token embedding, x token ids [k, rows, T] and out [k, rows, T, d] -> [k, rows, T, d]. Ids below 0, which a
     part has put into the inputs, stand for its own tokens (the frozen module sees 0 in their place).
 enters: what a block takes in, x = out = hidden states [k, rows, T, d] -> [k, rows, T', d].
+prefixes: p keys and values that all tokens of a row attend to beside the row's own, x = out = the latter's keys [k · rows, heads,
+    T, d] -> [k, p, d_in + d_out], keys beside values. Of the p a client has its constant ``tokens``, the first ones; the others
+    are padding.
+parameters: nothing; the part's tensors stand in the module in the place of its parameters of the same names.
+
+A part that adds or replaces, or stands for parameters, can have any weight in a pass; others are on or off.
 """
 
 
@@ -49,6 +56,10 @@ class Part(Protocol):
         """Numbers that may differ between clients (a LoRA's α/r); reach ``apply`` as tensors [k] under the same name."""
         ...
 
+    def elsewhere(self, backbone: Backbone, site: Site) -> Mapping[str, str]:
+        """Role -> "site/role" of tensors at other sites of the part that reach ``apply`` here too, under the first role."""
+        ...
+
     def apply(self, module: nn.Module, w: Mapping[str, Tensor], x: Tensor, out: Tensor) -> Tensor:
         """The part's contribution at one site.
 
@@ -64,6 +75,7 @@ class Part(Protocol):
 
     mode: ClassVar[Mode]
     always: bool  # stays on whatever ``use`` says: heads and frozen deltas
+    alone: ClassVar[bool]  # a pass is one client's: there is nothing that several could share
 
 
 class Additive:
@@ -73,6 +85,7 @@ class Additive:
 
     mode: ClassVar[Mode] = "adds"
     always = False
+    alone: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if is_dataclass(self):
@@ -82,4 +95,7 @@ class Additive:
         return inputs
 
     def constants(self, site: Site) -> Mapping[str, float]:
+        return {}
+
+    def elsewhere(self, backbone: Backbone, site: Site) -> Mapping[str, str]:
         return {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,6 +23,8 @@ class Placed:
 
     Attributes:
         has: [K] bool, the clients that have it there; None = all.
+        elsewhere: role -> name of a tensor at another site of the part.
+        alike: the constants of all clients are the same.
     """
 
     part_name: str
@@ -31,6 +33,8 @@ class Placed:
     names: Mapping[str, str]  # role -> tensor name "part/site/role"
     fixed: Mapping[str, Tensor]  # constants [K] and start values [1, …]
     has: Tensor | None = None
+    elsewhere: Mapping[str, str] = field(default_factory=dict)
+    alike: bool = True
 
 
 def place(backbone: Backbone, parts: list[Mapping[str, Part]], device: torch.device, dtype: torch.dtype) -> list[Placed]:
@@ -70,15 +74,20 @@ def _placed(
             names |= {f"{role}.A": full + ".A", f"{role}.B": full + ".B"}
         else:
             names[role] = full
+        if part.mode != "adds":  # what adds a term asks what it has changed by
+            continue
         if init.kind == "value" and init.value is not None:
             fixed[f"{role}.start"] = init.value.unsqueeze(0).to(device)
         elif init.kind == "zeros" and len(init.shape) == 1:
             fixed[f"{role}.start"] = torch.zeros(1, *init.shape, device=device)
+    alike = True
     for constant in part.constants(site):
         values = [0.0 if o is None else o.constants(site)[constant] for o in owners]
+        alike = alike and len(set(values)) == 1
         fixed[constant] = torch.tensor(values, device=device, dtype=dtype)
-    has = torch.tensor([o is not None for o in owners], device=device)
-    return Placed(name, part, site, names, fixed, None if bool(has.all()) else has)
+    has = torch.tensor([o is not None for o in owners], device=device) if None in owners else None
+    other = {role: f"{name}/{where}" for role, where in part.elsewhere(backbone, site).items()}
+    return Placed(name, part, site, names, fixed, has, other, alike)
 
 
 def stack(values: Sequence[Value | None], device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -7,17 +7,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from weft.adaptation.bias import Bias, BiasScope
-from weft.adaptation.bottleneck import Bottleneck
+from weft.adaptation.bottleneck import Activation, Bottleneck, Placement
 from weft.adaptation.lora import LoRA
 from weft.adaptation.part import Part
+from weft.adaptation.prefix_tuning import Prefix
 from weft.adaptation.tokens import ClassContext, ImageTokens
-from weft.typed import Count, check
+from weft.adaptation.weights import Weights
+from weft.typed import Count, NonNegative, check
 
 if TYPE_CHECKING:
     from weft.backbones.backbone import Backbone
 
 
-Kind = Literal["lora", "bottleneck", "bias", "tokens", "context", "head"]
+Kind = Literal["lora", "bottleneck", "prefix", "bias", "tokens", "context", "weights", "head"]
 
 
 @dataclass(frozen=True)
@@ -25,14 +27,24 @@ class Tune:
     """One kind of part, and its settings; those of other kinds are without effect.
 
     Attributes:
-        kind: ``lora``, ``bottleneck`` (an adapter in each block), ``bias`` (BitFit), ``tokens`` (among the patches
-            of pictures), ``context`` (before the class names of a CLIP), or ``head`` for nothing but the task's head.
+        kind: ``lora``, ``bottleneck`` (adapters in each block), ``prefix`` (keys and values in front of those of a row), ``bias``
+            (BitFit), ``tokens`` (among the patches of pictures), ``context`` (before the class names of a CLIP), ``weights`` (the
+            backbone's own), or ``head`` for
+            nothing but the task's head.
         rank, alpha: of LoRA; the update is (α/r)·B A.
         at: linear layers that get LoRA, see ``Backbone.sites``.
         reduction: the hidden size over the bottleneck's.
+        placement: of bottlenecks: ``block`` (after each block), ``ffn`` (in its feed-forward) or ``sublayers`` (in its attention
+            too).
+        activation: of bottlenecks, ``relu`` or ``gelu_new``.
+        up_std: of the start values of a bottleneck's second matrix; None = as its first; 0 = the model begins as the frozen one.
+        hidden: width of the MLP that makes the prefix; None = without one.
         biases: which biases: ``all`` of the encoder, ``blocks``, ``linear`` or ``norm``.
-        tokens: how many, among patches or in the context.
+        add_missing: give linear layers without a bias (LLaMA, T5) a zero one instead of refusing such a backbone.
+        tokens: how many, of a prefix, among patches or in the context.
         deep: new tokens among the patches at every block.
+        weights: which of the backbone's own: ``all``, those in the ``blocks``, or patterns of their names (``*.layer.5.*``);
+            several joined by commas.
         head: train the task's head too, where the backbone has one.
     """
 
@@ -41,9 +53,15 @@ class Tune:
     alpha: float = 16.0
     at: str = "q,v"
     reduction: Count = 16
+    placement: Placement = "block"
+    activation: Activation = "relu"
+    up_std: NonNegative | None = None
+    hidden: Count | None = None
     biases: BiasScope = "all"
+    add_missing: bool = False
     tokens: Count = 10
     deep: bool = False
+    weights: str = "all"
     head: bool = True
 
     def __post_init__(self) -> None:
@@ -62,9 +80,11 @@ class Tune:
 
 PARTS: dict[str, Callable[[Tune], Part]] = {
     "lora": lambda t: LoRA(t.rank, t.alpha, t.at),
-    "bottleneck": lambda t: Bottleneck(t.reduction),
-    "bias": lambda t: Bias(t.biases),
+    "bottleneck": lambda t: Bottleneck(t.reduction, placement=t.placement, activation=t.activation, up_std=t.up_std),
+    "prefix": lambda t: Prefix(t.tokens, t.hidden),
+    "bias": lambda t: Bias(t.biases, t.add_missing),
     "tokens": lambda t: ImageTokens(t.tokens, t.deep),
     "context": lambda t: ClassContext(t.tokens),
+    "weights": lambda t: Weights(t.weights),
 }
 """The part that each kind stands for."""

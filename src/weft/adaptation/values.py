@@ -15,6 +15,9 @@ from weft.tensors.init import Init
 if TYPE_CHECKING:
     from weft.backbones.backbone import Backbone
 
+NOWHERE = Site("values", "values", 0, 0, block=None)
+"""Of tensors that sit in no layer."""
+
 
 @dataclass(frozen=True)
 class Values(Additive):
@@ -27,7 +30,7 @@ class Values(Additive):
     shapes: tuple[tuple[str, tuple[int, ...]], ...]
 
     def sites(self, backbone: Backbone) -> list[Site]:
-        return [Site("values", "values", 0, 0, block=None)]
+        return [NOWHERE]
 
     def tensors(self, backbone: Backbone, site: Site) -> Mapping[str, Init]:
         return {name: Init(shape) for name, shape in self.shapes}

@@ -9,7 +9,7 @@ block that is computed once more in the backward pass gets its hooks back for as
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from weft.adaptation.attachments import Attachment, Attachments, put_on
+from weft.adaptation.attachments import Attachment, Attachments, Parameter, put_on
+from weft.adaptation.part import Part
 from weft.adaptation.placed import Placed
+from weft.adaptation.prefix_tuning import Pairs, prefixed
 from weft.errors import UserError, WeftError
 
 if TYPE_CHECKING:
@@ -67,6 +69,7 @@ class Weave:
         self.clients = clients
         self.hold: Tensor | None = None  # [K, L] bool: the blocks that a client has
         self.prefix: tuple[int, Tensor] | None = None  # (blocks to skip, their output)
+        self.kept: dict[int, Tensor | None] = {}  # block -> what leaves it, of the blocks that are asked for
         self._by_module: dict[str, list[Placed]] = defaultdict(list)
         self.placed = placed
         self._texts: dict[frozenset[str], Tensor] = {}
@@ -100,6 +103,7 @@ class Weave:
             raise WeftError("a forward pass was started inside another one on the same pack")
         self._pass = Pass(clients, k, use, dict(self.tensors), self.hold, self.prefix)
         on = Attachments()
+        standing: list[Parameter] = []
         apart: set[int | None] = set()
         inside: dict[int | None, list[Attachment]] = defaultdict(list)  # by block
         after: dict[str, Callable[..., Any]] = {}  # of whole blocks: inside the gate, as rows may skip them
@@ -107,13 +111,17 @@ class Weave:
         try:
             for name, here in self._by_module.items():
                 module = self.backbone.module(name)
-                working = [p for p in here if p.part.always or self._weight(p.part_name) is not None]
+                working = [p for p in here if self._works(p.part, p.part_name)]
+                working = [p for p in working if p.part.mode == "reads"] or working
                 if not working:
                     continue
+                self._check_weights(working)
+                standing += [one for p in working if p.part.mode == "parameters" for one in self._standing(p)]
                 adding = [p for p in working if p.part.mode == "adds"]
                 entering[name] = [p for p in working if p.part.mode == "enters"]
+                prefixing = [p for p in working if p.part.mode == "prefixes"]
                 found = None
-                if any(p.part.mode == "replaces" for p in working):
+                if any(p.part.mode in ("replaces", "reads") for p in working):
                     found = Attachment(module, self._replacing(module, working), instead=True)
                 elif any(p.part.mode == "embeds" for p in working):
                     found = Attachment(module, self._embedding(module, module.forward, working), instead=True)
@@ -121,10 +129,13 @@ class Weave:
                     after[name] = self._adding(adding)
                 elif adding:
                     found = Attachment(module, self._adding(adding))
-                if found is not None:
-                    on.put(found)
+                some = [] if found is None else [found]
+                if prefixing:
+                    some.append(Attachment(module, prefixed(module, module.forward, self._prefixing(prefixing)), instead=True))
+                for one in some:
+                    on.put(one)
                     site = working[0].site
-                    inside[None if site.tower else site.block].append(found)
+                    inside[None if site.tower else site.block].append(one)
                 if k > 1:
                     apart |= {p.site.block for p in working if not p.site.per_row}
             if apart and self.backbone.chained_blocks:
@@ -132,6 +143,8 @@ class Weave:
                     f'backbone "{self.backbone.name}" shares tables between its rows and between its blocks, so that its clients '
                     "can't be trained together: use --pack 1."
                 )
+            for value in standing:
+                on.put(value)
             for index, name in enumerate(self.backbone.blocks):
                 module = self.backbone.module(name)
                 if name in after:
@@ -139,9 +152,11 @@ class Weave:
                 if self.hold is not None or self.prefix is not None or index in apart:
                     on.put(Attachment(module, self._gated(module.forward, index, index in apart), instead=True))
                 if self.recompute and torch.is_grad_enabled():
-                    on.put(Attachment(module, self._recomputed(module.forward, index, inside[index]), instead=True))
+                    on.put(Attachment(module, self._recomputed(module.forward, index, [*standing, *inside[index]]), instead=True))
                 if entering.get(name):
                     on.put(Attachment(module, self._entering(module, module.forward, entering[name]), instead=True))
+                if index in self.kept:
+                    on.put(Attachment(module, self._keeping(module.forward, index), instead=True))
             yield
         finally:
             on.off()
@@ -163,11 +178,28 @@ class Weave:
 
     # values of the clients in the rows ----------------------------------------------------------------------------
 
+    def _works(self, part: Part, name: str) -> bool:
+        """Whether it takes part in this pass."""
+        assert self._pass is not None
+        if part.mode == "reads":
+            return self._pass.use is not None and name in self._pass.use
+        return part.always or self._weight(name) is not None
+
     def _weight(self, part: str) -> Weight | None:
         """The part's weight in this pass; None = off."""
         assert self._pass is not None
         use = self._pass.use
         return 1.0 if use is None else use.get(part)
+
+    def _check_weights(self, working: list[Placed]) -> None:
+        """
+        Raises:
+            WeftError: a part that is on or off was given another weight.
+        """
+        for p in working:
+            weight = self._weight(p.part_name)
+            if p.part.mode not in ("adds", "replaces", "parameters") and (isinstance(weight, Tensor) or weight != 1.0):
+                raise WeftError(f'the part "{p.part_name}" is on or off, and takes no weight')
 
     def _pick(self, value: Tensor) -> Tensor:
         assert self._pass is not None
@@ -176,14 +208,15 @@ class Weave:
             return value
         if clients is None:
             return value
-        if value.stride(0) == 0:
+        if value.stride(0) == 0 and not value.requires_grad:  # each client's gradient has to come to its own row
             return value[:1].expand(len(clients), *value.shape[1:])
         return value.index_select(0, clients)
 
     def _values(self, p: Placed, device: torch.device) -> dict[str, Tensor]:
         """On the device of what they are used on: modules of a large model may lie on several."""
         assert self._pass is not None
-        found = {role: self._pick(self._pass.tensors[name]).to(device) for role, name in p.names.items()}
+        names = {**p.names, **p.elsewhere}
+        found = {role: self._pick(self._pass.tensors[name]).to(device) for role, name in names.items()}
         return found | {name: self._pick(value).to(device) for name, value in p.fixed.items()}
 
     def _terms(self, here: list[Placed], module: nn.Module, x: Tensor, out: Tensor) -> Tensor:
@@ -205,6 +238,31 @@ class Weave:
         assert total is not None
         return total
 
+    def _standing(self, p: Placed) -> Iterator[Parameter]:
+        """What stands in for parameters, wherever in the model they are; a gradient goes through the cast to their precision.
+
+        At a weight other than 1 it lies on the line through the frozen value and the client's.
+        """
+        assert self._pass is not None
+        if self._pass.k > 1:
+            raise WeftError(f'"{p.part_name}" holds whole weights, and a pass takes those of one client alone: make packs of one')
+        weight = self._weight(p.part_name)
+        assert weight is not None  # a part that is off has nothing to put there
+        if isinstance(weight, Tensor):
+            if weight.numel() > 1:
+                raise WeftError(f'"{p.part_name}" holds whole weights, which can\'t have a weight for each row')
+            weight = weight.reshape(())
+        for role, name in p.names.items():
+            names = [n.rpartition(".") for n in self.backbone.own[p.site.parameter(role)]]
+            places = [(self.backbone.module(module), own) for module, _, own in names]
+            frozen = getattr(*places[0])
+            value = self._pick(self._pass.tensors[name]).squeeze(0)
+            if isinstance(weight, Tensor) or weight != 1.0:
+                start = frozen.to(value)
+                value = start + weight * (value - start)
+            value = value.to(frozen)
+            yield from (Parameter(module, own, value) for module, own in places)
+
     # hooks ----------------------------------------------------------------------------------------------------------
 
     def _adding(self, here: list[Placed]) -> Callable[..., Any]:
@@ -216,6 +274,8 @@ class Weave:
             out = result[0] if isinstance(result, tuple) else result
             k = self._pass.k
             x = args[0].to(out.device) if args else out
+            if isinstance(module, nn.Conv2d):  # whose features lie before the places
+                x, out = x.movedim(1, -1), out.movedim(1, -1)
             flat = out.reshape(k, -1, out.shape[-1])
             if before_norm:  # LN(s + A(z)) with s = the norm's input and z = its output
                 terms = self._terms(before_norm, module, x.reshape(k, -1, x.shape[-1]), flat)
@@ -224,6 +284,8 @@ class Weave:
             if after:
                 terms = self._terms(after, module, x.reshape(k, -1, x.shape[-1]), flat)
                 out = out + terms.expand_as(flat).reshape(out.shape)
+            if isinstance(module, nn.Conv2d):
+                out = out.movedim(-1, 1)
             return (out, *result[1:]) if isinstance(result, tuple) else out
 
         return hook
@@ -260,6 +322,16 @@ class Weave:
 
         return forward
 
+    def _prefixing(self, here: list[Placed]) -> Pairs:
+        def pairs(key: Tensor) -> list[tuple[Tensor, Tensor | None]]:
+            found = []
+            for p in here:
+                w = self._values(p, key.device)
+                found.append((p.part.apply(self.backbone.module(p.site.name), w, key, key), None if p.alike else w["tokens"]))
+            return found
+
+        return pairs
+
     def _gated(self, block: Callable[..., Any], index: int, apart: bool) -> Callable[..., Any]:
         """A block that starts from a cached prefix, and skips the rows of clients that lack it.
 
@@ -290,11 +362,13 @@ class Weave:
 
         return forward
 
-    def _recomputed(self, block: Callable[..., Any], index: int, inside: list[Attachment]) -> Callable[..., Any]:
+    def _recomputed(self, block: Callable[..., Any], index: int, inside: Sequence[Attachment | Parameter]) -> Callable[..., Any]:
         """A block that keeps what goes into it, and runs once more in the backward pass, with what was ``inside`` it."""
         from torch.utils.checkpoint import checkpoint  # takes seconds to import
 
-        names = [n for p in self.placed if p.site.block == index and not p.site.tower for n in p.names.values()]
+        # parameters of any module: a block may look into another one (the table of positions of a T5)
+        here = [p for p in self.placed if p.part.mode == "parameters" or (p.site.block == index and not p.site.tower)]
+        names = [n for p in here for n in (*p.names.values(), *p.elsewhere.values())]
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             rows = self._pass
@@ -320,6 +394,14 @@ class Weave:
                     self._pass = None
 
             return checkpoint(run, *args, use_reentrant=False, **kwargs)
+
+        return forward
+
+    def _keeping(self, block: Callable[..., Any], index: int) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            result = block(*args, **kwargs)
+            self.kept[index] = result[0] if isinstance(result, tuple) else result
+            return result
 
         return forward
 

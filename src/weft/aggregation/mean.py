@@ -78,6 +78,23 @@ class WeightedMean:
         """
         return {name: self._whole(name, (held or {}).get(name)) for name in self._mean}
 
+    def reached(self, held: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Which entries have a mean [bool], of the names of which only some entries have one.
+
+        Args:
+            held: as in :meth:`result`.
+        """
+        found = {}
+        for name, mean in self._mean.items():
+            weight = self._weight[name]
+            here = weight > 0 if isinstance(weight, Tensor) else torch.ones(mean.shape, dtype=torch.bool)
+            if name in held and held[name].shape != mean.shape:
+                here, inside = torch.zeros(held[name].shape, dtype=torch.bool), here
+                here[_leading(mean)] = inside
+            if not bool(here.all()):
+                found[name] = here
+        return found
+
     def _whole(self, name: str, held: Tensor | None) -> Tensor:
         mean, weight = self._mean[name], self._weight[name]
         lacking = isinstance(weight, Tensor) and not bool((weight > 0).all())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,6 +27,9 @@ GROUPS = {
 PARTS = ("text", "encoder", "decoder", "cross")
 """What a role may be narrowed to: ``cross.q``."""
 
+TEXT_TOWER = ("text_model", "text_projection")
+"""Modules of a backbone with two towers that read class names."""
+
 
 @dataclass(frozen=True)
 class Site:
@@ -35,6 +39,7 @@ class Site:
         name: the module's path inside the Hugging Face model.
         role: what it is: one of ``LINEAR_ROLES`` (several joined by ``+`` when fused, as GPT-2's ``c_attn``),
             ``block`` or ``ffn.norm`` (the two places of a bottleneck), ``head``, ``norm``, ``entry`` (what goes into a block),
+            ``attention`` (where queries meet keys, d_in = width of a token's keys over all heads, d_out = that of its values),
             ``words`` (the token embedding), ``patches`` (the convolution over them), ``embedding`` (of a whole image), ``values``
             (tensors that sit nowhere) …
         d_in, d_out: feature sizes of input and output.
@@ -58,6 +63,10 @@ class Site:
     @property
     def roles(self) -> tuple[str, ...]:
         return tuple(self.role.split("+"))
+
+    def parameter(self, role: str) -> str:
+        """The name in the model of the module's own parameter."""
+        return f"{self.name}.{role}" if self.name else role
 
 
 @dataclass
@@ -86,6 +95,7 @@ class Backbone:
             the embedding of a whole image. Only of a backbone with two towers.
         vocabulary: the output layer of a language model, None elsewhere. encoder_decoder: it is one; its blocks are those of the
             encoder, then those of the decoder. quantised: how its weights are, "" = not.
+        fresh: parameters that the checkpoint lacks.
     """
 
     name: str
@@ -124,7 +134,9 @@ class Backbone:
     vocabulary: Vocabulary | None = None
     encoder_decoder: bool = False
     quantised: str = ""
+    fresh: frozenset[str] = frozenset()
     _text_embeds: Tensor | None = field(default=None, init=False, repr=False)
+    _attentions: list[Site] | None = field(default=None, init=False, repr=False)
     _modules: dict[str, nn.Module] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -149,6 +161,20 @@ class Backbone:
     def entries(self) -> list[Site]:
         """What goes into each block."""
         return [Site(name, "entry", self.d, self.d, block=i) for i, name in enumerate(self.blocks)]
+
+    @property
+    def patches(self) -> list[Site]:
+        """The convolution over the patches of a picture, if there is one."""
+        return [] if self.reader is None or self.reader.role != "patches" else [self.reader]
+
+    @property
+    def attentions(self) -> list[Site]:
+        """Attention modules that take keys and values beside those of their tokens, see :mod:`weft.backbones.attending`."""
+        if self._attentions is None:
+            from weft.backbones import attending
+
+            self._attentions = attending.of(self)
+        return self._attentions
 
     @property
     def separate_blocks(self) -> bool:
@@ -188,6 +214,19 @@ class Backbone:
     @property
     def parameters(self) -> int:
         return sum(p.numel() for p in self.model.parameters())
+
+    @cached_property
+    def own(self) -> dict[str, tuple[str, ...]]:
+        """Pretrained parameters outside the head, by the first of their names -> all the names of each: several if it is tied."""
+        names: dict[int, list[str]] = {}
+        for name, p in self.model.named_parameters(remove_duplicate=False):
+            names.setdefault(id(p), []).append(name)
+        apart = {h.name for h in self.heads}
+        return {
+            some[0]: tuple(some)
+            for some in names.values()
+            if not self.fresh.issuperset(some) and apart.isdisjoint(n.rpartition(".")[0] for n in some)
+        }
 
     def sites(self, spec: str, blocks: Iterable[int] | None = None) -> list[Site]:
         """Linear sites named by ``spec``: roles and groups joined by commas (``q,v``, ``attention``, ``all``), or module-name

@@ -15,7 +15,7 @@ def inventory(backbone: Backbone) -> dict[str, Any]:
     """Names, sizes and counts of everything that a part can sit on."""
     b = backbone
     stack = b.blocks[0].rsplit(".", 1)[0]
-    biases = [(s.name, s.d_out) for s in (*b.linears, *b.norms, *b.outer) if s.bias]
+    biases = [(s.name, s.d_out) for s in (*b.linears, *b.norms, *b.outer, *b.patches) if s.bias]
     return {
         "name": b.name,
         "type": b.kind,

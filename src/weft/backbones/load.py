@@ -13,7 +13,7 @@ from torch import Tensor
 
 from weft.backbones import describe, gguf_file, quantised
 from weft.backbones import trace as tracing
-from weft.backbones.backbone import Backbone
+from weft.backbones.backbone import TEXT_TOWER, Backbone
 from weft.backbones.finding import config_of, described, find, hash_weights, stored
 from weft.backbones.options import GENERATION, LANGUAGE, Options
 from weft.backbones.pixels import picture_shape
@@ -228,7 +228,7 @@ def describe_model(
             model.generation_config.pad_token_id = tokenizer.pad_token_id
     sizes = getattr(config, "vision_config", config)  # those of the tower that reads the rows
     base = model.base_model if names is None else model.vision_model
-    text: tuple[str, ...] = () if names is None else ("text_model", "text_projection")
+    text: tuple[str, ...] = () if names is None else TEXT_TOWER
     prefix = next(n for n, m in model.named_modules() if m is base)
     layers = int(getattr(sizes, "num_hidden_layers", 0) or 0)
     if apart and options.blocks:
@@ -304,6 +304,7 @@ def describe_model(
         vocabulary=reads_out,
         encoder_decoder=apart,
         quantised="" if by is None else str(by),
+        fresh=frozenset(fresh),
     )
     if names is not None:
         describe.text_tower(found, endings)

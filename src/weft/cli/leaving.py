@@ -13,6 +13,7 @@ from weft.cli.grids import grid
 from weft.cli.sizes import measure, size_tables
 from weft.federation.exchange import uploaded
 from weft.federation.rounds import adapted, begin
+from weft.rules import plain
 from weft.sites.joining import own_of
 from weft.sites.resident import Resident
 from weft.sites.terms import Terms
@@ -54,9 +55,16 @@ def show(screen: Console, about: Mapping[str, Any], file: Path) -> None:
     method.start(server)
     table = grid("tensor", ">shape", "what it is")
     info = client.info(asks)
-    made = method.uploads(server, info)  # not trained, but computed from the rows
-    for name, shape in uploaded(method, server, info, adapted(method, bench, info)).items():
-        words = "made from your rows, by class" if name in made else "trained values"
+    made = plain(method).uploads(server, info)  # no values of parts
+    leaving: dict[str, tuple[int | None, ...]] = {}
+    of_rule: set[str] = set()
+    for t in range(2):  # a rule may have exchanges of two kinds
+        server.round = method.plan(server, t) or server.round
+        leaving |= uploaded(method, server, info, adapted(method, bench, info))
+        of_rule |= method.uploads(server, info).keys() - made.keys()
+    for name, shape in leaving.items():
+        words = "made from your rows" if name in made else "trained values"
+        words = "sums over your rows" if name in of_rule else words
         table.add_row(Text(name, style="cyan"), "×".join("any" if d is None else str(d) for d in shape), words)
     screen.print(table)
     screen.print()

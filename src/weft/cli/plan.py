@@ -35,7 +35,8 @@ def header(out: Console, resolved: Resolved, people: str | None = None) -> None:
         "probe": ": linear probe instead",
         "zero-shot": ": the backbone as it is instead",
     }
-    out.print(Text.assemble((info.slug, "bold cyan"), f"  {info.title}{what[x.baseline]}"))
+    rules = [w for w in (x.rule, x.server_step) if w != "none" and x.baseline is None]
+    out.print(Text.assemble((" + ".join([info.slug, *rules]), "bold cyan"), f"  {info.title}{what[x.baseline]}"))
     out.print(Text(citation(info), style="dim"))
     deal = "" if x.partition == "auto" else f" ({x.partition}{f', α {x.alpha:g}' if x.partition == 'dirichlet' else ''})"
     where = [
@@ -88,10 +89,10 @@ def rehearse(out: Console, resolved: Resolved, as_json: bool, observer: Observer
     check_name(x.name)
     codec(x.codec)
     material = prepare(x, None, observer, resolved.method.info.needs)
-    for played in baselines.played(x, resolved.method):
+    for played in baselines.played(x, resolved.played):
         for bench in (material.bench, *material.bench.others.values()):
-            suited(played, bench)
-    method = baselines.stand_in(x) or resolved.method
+            suited(played, bench, baselines.servers(x, len(material.clients)))
+    method = baselines.stand_in(x) or resolved.played
     settings = Settings(participation=x.participation, pack=x.pack, debug=x.debug)
     sizes = measure(method, material.bench, material.clients, settings)
     largest = max((sum(r.down.values()) for r in sizes.rounds), default=0)
@@ -116,7 +117,8 @@ def rehearse(out: Console, resolved: Resolved, as_json: bool, observer: Observer
     out.print(f"Rows: {rows['train']:,} to train on, {rows['val']:,} for validation, {rows['test']:,} to test on.")
     out.print(
         f"Memory: about {format_bytes(sizes.memory)} with {count(sizes.pack, 'client')} in a pass; "
-        f"{format_bytes(sizes.free)} are free."
+        f"{format_bytes(sizes.free)} are free. The server and messages take up to {format_bytes(sizes.server)}"
+        f"{' of main memory' if sizes.apart else ' of it'}."
     )
     out.print("Nothing was trained or written; without --dry-run the run starts.")
 

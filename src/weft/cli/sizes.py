@@ -54,7 +54,8 @@ class Sizes:
 
     Attributes:
         parameters: of the frozen backbone. cohort: clients that take part in a round. classes: of the head.
-        memory: bytes that training is estimated to take, with ``pack`` clients to a pass; free: bytes there are.
+        memory: bytes that training is estimated to take, with ``pack`` clients to a pass; free: bytes there are. server: those of
+            the server and of messages at most. apart: they lie in main memory, and the others in a GPU's.
     """
 
     model: str
@@ -66,6 +67,8 @@ class Sizes:
     memory: int
     pack: int
     free: int
+    server: int
+    apart: bool
 
 
 def made_up(model: str, clients: int, classes: int, needs: Collection[str] = ()) -> tuple[Bench, list[ClientState]]:
@@ -162,6 +165,8 @@ def measure(method: Method, bench: Bench, clients: list[ClientState], settings: 
         memory=capacity.guess.total(capacity.k),
         pack=capacity.k,
         free=capacity.guess.available,
+        server=capacity.guess.server,
+        apart=capacity.guess.apart,
     )
 
 
@@ -188,7 +193,7 @@ def size_tables(out: Console, sizes: Sizes) -> None:
     from weft.communication.ledger import format_bytes
 
     trained = sum(p.elements for p in sizes.parts)
-    share = f"{100 * trained / sizes.parameters:.2g} % of its {sizes.parameters:,} parameters"
+    share = f"{float(f'{100 * trained / sizes.parameters:.2g}'):g} % of its {sizes.parameters:,} parameters"
     out.print(Text.assemble((f"On {sizes.model}", "bold"), (f"  {trained:,} elements per client, {share}", "dim")))
     table = grid("part", "kind", "scope", ">sites", ">elements")
     for p in sizes.parts:
@@ -216,7 +221,8 @@ def size_tables(out: Console, sizes: Sizes) -> None:
     out.print(table)
     out.print()
     if not any(sizes.rounds[0].down.values()):
-        out.print(Text("Start values are drawn from a common seed, so nothing goes down in round 1.", style="dim"))
+        words = "Start values are the backbone's own, or drawn from a common seed, so nothing goes down in round 1."
+        out.print(Text(words, style="dim"))
 
 
 def alike(rounds: Sequence[RoundBytes]) -> list[tuple[str, RoundBytes]]:

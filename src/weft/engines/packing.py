@@ -6,7 +6,7 @@ import bisect
 import math
 import os
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ import torch
 from weft.backbones.quantised import size
 from weft.backbones.reply_table import Replies
 from weft.errors import UserError
-from weft.federation.layout import named
+from weft.federation.layout import Adaptation, named
 from weft.tensors import output_layer
 from weft.words import count
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from weft.federation.bench import Bench
     from weft.federation.client import ClientState
     from weft.federation.method import Method
-    from weft.federation.server import ServerState
 
 # Beyond this a processor without idle units gains nothing, and caches suffer: rows of a pass, and tokens on a CPU. Its rate falls
 # with the size of a pass (benchmarks/packing.py: 8 x 64 x 16 clients at half a loop's rate in float32, packs of 32 clients in
@@ -38,6 +37,13 @@ root.
 """
 
 
+SERVER, SENDING, CLOSING = 4, 3, 5
+"""Copies of all that a client trains, at the server and on their way: throughout a round (its values, the download as bytes and
+as it was read, what an allocator keeps), more of them while an update is written, and while one after the other is taken into the
+mean (measured by benchmarks/weights_memory.py).
+"""
+
+
 @dataclass(frozen=True)
 class Estimate:
     """Bytes of one pass.
@@ -48,6 +54,8 @@ class Estimate:
             beside them. logits: of a language model, those that are held at once, whosever they are.
         available: what is free. reused: what one moment of a pass leaves, the next one takes. On a CPU a process grows by nearly
             as much as all of them together, as its allocator gives back little and leaves holes.
+        held: copies of the trained values that the optimizer holds beside them.
+        apart: the server and messages lie in other memory than the passes: beside a GPU.
     """
 
     fixed: int
@@ -57,14 +65,25 @@ class Estimate:
     work: int = 0
     logits: int = 0
     reused: bool = True
+    held: int = 2
+    apart: bool = True
 
     def total(self, k: int) -> int:
-        """At the worst of three moments: between forward and backward pass, at the end of the latter, in the step after it."""
-        lasting = self.fixed + 3 * k * self.trained  # with two moments
-        if not self.reused:
-            return lasting + self.logits + k * (2 * self.trained + self.kept + self.work)
-        between = k * self.kept + max(self.logits, k * self.work)
-        return lasting + max(between, k * (self.trained + self.work), 2 * k * self.trained)  # gradients, and a temporary of them
+        """At the worst of these moments: between forward and backward pass, at the end of the latter, in the step after it, while
+        an update is written, as the round is closed.
+        """
+        own, message = (1 + self.held) * k * self.trained, 0 if self.apart else self.trained
+        if self.reused:
+            between = k * self.kept + max(self.logits, k * self.work)
+            step = max(between, k * (self.trained + self.work), 2 * k * self.trained)  # gradients, and a temporary of them
+        else:
+            step = self.logits + k * (2 * self.trained + self.kept + self.work)
+        return self.fixed + SERVER * message + max(own + max(step, SENDING * message), CLOSING * message)
+
+    @property
+    def server(self) -> int:
+        """Of the server and its messages at most, where they are."""
+        return (SERVER + CLOSING) * self.trained
 
     def most(self, memory: int, limit: int) -> int:
         """How many clients fit, at least 1 and no more than ``limit``."""
@@ -87,20 +106,26 @@ def capacity(setup: Setup, memory: int | None = None, workers: int = 1) -> Capac
     """
     settings, method, bench = setup.settings, setup.method, setup.bench
     width = _width(bench)
-    guess = estimate(bench, method, _trainable(setup.federations[0][0]), width, _texts(setup.federations[0][0]))
+    adaptation = setup.federations[0][0].adaptation
+    guess = of_adaptation(bench, method, adaptation)
     if memory is not None:
         guess = replace(guess, available=memory)
     cohort = sum(max(round(settings.participation * len(c)), 1) for _, c in setup.federations)
     share = math.ceil(cohort / workers)
-    return Capacity(1 if settings.debug else choose(settings.pack, share, method.batch, width, guess, bench), guess)
+    single = settings.debug or alone(adaptation)
+    return Capacity(1 if single else choose(settings.pack, share, method.batch, width, guess, bench), guess)
 
 
-def _trainable(server: ServerState) -> int:
-    return sum(init.numel for _, init, _ in named(server.adaptation, server.bench.backbone) if init.kind != "lowrank")
+def alone(adaptation: Adaptation) -> bool:
+    """Whether a pass can take one client alone."""
+    return any(part.alone for part, _ in adaptation.values())
 
 
-def _texts(server: ServerState) -> bool:
-    return any(site.tower for part, _ in server.adaptation.values() for site in part.sites(server.bench.backbone))
+def of_adaptation(bench: Bench, method: Method, adaptation: Adaptation) -> Estimate:
+    """The :func:`estimate` for clients that train this."""
+    trainable = sum(init.numel for _, init, _ in named(adaptation, bench.backbone) if init.kind != "lowrank")
+    texts = any(site.tower for part, _ in adaptation.values() for site in part.sites(bench.backbone))
+    return estimate(bench, method, trainable, _width(bench), texts, alone(adaptation))
 
 
 def _width(bench: Bench) -> int:
@@ -123,24 +148,27 @@ def available_memory(device: torch.device) -> int:
         return 4 << 30
 
 
-def estimate(bench: Bench, method: Method, trainable: int, width: int, texts: bool = False) -> Estimate:
+def estimate(bench: Bench, method: Method, trainable: int, width: int, texts: bool = False, whole: bool = False) -> Estimate:
     """Memory of a training pass, roughly: activations kept for the backward pass, and parts with gradient and moments.
 
     Args:
         trainable: elements of one client's trainable tensors. width: tokens of a long batch.
-        texts: a part sits in the text tower.
+        texts: a part sits in the text tower. whole: they are the backbone's own, of which a pass keeps a copy in its precision.
     """
     config = bench.backbone.model.config
     trained = 4 * trainable
+    item = torch.finfo(bench.backbone.dtype).bits // 8
+    cast = item * trainable if whole and bench.backbone.dtype != bench.dtype else 0
     frozen = sum(size(p) for p in bench.backbone.model.parameters())
     free, reused = available_memory(bench.backbone.device), bench.backbone.device.type != "cpu"
+    more: dict[str, Any] = {"reused": reused, "held": method.optim.copies, "apart": reused}
     if bench.backbone.vocabulary is not None:
-        return Estimate(frozen, trained, available=free, reused=reused, **language(bench, method.batch * width))
+        more |= language(bench, method.batch * width)
+        return Estimate(frozen, trained, available=free, **more | {"kept": more["kept"] + cast})
     sizes = getattr(config, "vision_config", config)
     d = bench.backbone.d
     ffn = int(getattr(sizes, "intermediate_size", 0) or getattr(sizes, "n_inner", 0) or 4 * d)
     heads = int(getattr(sizes, "num_attention_heads", 12))
-    item = torch.finfo(bench.backbone.dtype).bits // 8
     tokens = method.batch * width
     per_layer = tokens * (10 * d + 3 * ffn) + 3 * method.batch * heads * width * width
     layers = len(bench.backbone.blocks)
@@ -151,7 +179,7 @@ def estimate(bench: Bench, method: Method, trainable: int, width: int, texts: bo
         rows, length = len(names.names), min(names.limit, 32)
         per_row = length * (10 * text.hidden_size + 3 * text.intermediate_size) + 3 * text.num_attention_heads * length**2
         activations += text.num_hidden_layers * rows * per_row * item
-    return Estimate(frozen, trained, activations, free, reused=reused)
+    return Estimate(frozen, trained, activations + cast, free, **more)
 
 
 SLACK = {torch.float32: 1.35, torch.bfloat16: 1.15}

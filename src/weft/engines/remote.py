@@ -144,6 +144,7 @@ class Remote:
         for server, clients in self.setup.federations:
             for client in self.transport.arrivals(clients):
                 clients.append(client)
+                server.clients = [*server.clients, self.setup.info(client)]
                 self.setup.register(self.setup.info(client))
                 self.setup.observer.say(f"{client.id} joins in round {t + 1}.")
                 self.method.welcome(server, client)

@@ -24,7 +24,7 @@ from weft.federation.client import ClientState
 from weft.federation.exchange import Limits, read_download, write_update
 from weft.federation.info import common
 from weft.federation.layout import named
-from weft.federation.message import APPENDED, beside
+from weft.federation.message import APPENDED, ClientInfo, beside
 from weft.federation.method import Method
 from weft.federation.pack import Pack
 from weft.federation.round import Round
@@ -76,6 +76,15 @@ class SiteClient:
         self._recall()
 
     # what its folder holds ----------------------------------------------------------------------------------------------
+
+    @property
+    def whole(self) -> bool:
+        """Whether it holds all that the server's model has, in its size."""
+        mine, all_of = (
+            {n: init.shape for n, init, scope in named(parts, self.bench.backbone) if Scope.DOWN in scope}
+            for parts in (self.adaptation, adapted(self.method, self.bench, ClientInfo("")))
+        )
+        return mine == all_of
 
     def _recall(self) -> None:
         """Be what the folder says, as after a restart.
@@ -204,7 +213,10 @@ class SiteClient:
 
     @torch.no_grad()
     def scores(self, round: Round, data: bytes, since: int) -> dict[str, dict[str, dict[str, Any]]]:
-        """What the task tells of its own validation and test rows, by view and split, with a download that is not kept."""
+        """What the task tells of its own validation and test rows, by view and split, with a download that is not kept.
+
+        A site that holds less than the server's model (some layers, a slice of them) can't score that.
+        """
         received = self._read(round, data, since)
         self.store.load(self.client)
         held = self.start | self._apply(received.tensors, since)
@@ -212,6 +224,8 @@ class SiteClient:
         found: dict[str, dict[str, dict[str, Any]]] = {}
         personal = False
         for view in sorted(self.method.views, key=lambda v: not common(v)):  # the common model, before it is fitted
+            if common(view) and not self.whole:
+                continue
             if not common(view) and not personal:
                 with torch.enable_grad():
                     self.method.personalise(pack)

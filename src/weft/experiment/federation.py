@@ -64,6 +64,12 @@ class Federation(Group):
         common=True,
     )
     eval_every: Whole = setting(1, "Rounds between evaluations; 0: only after the last.", everyday=True)
+    keep: Literal["last", "best"] = setting(
+        "last",
+        "The round whose model is exported: `last`, or `best` by its score on the validation rows.",
+        "Of rounds that are scored alike the first, and only of those that are scored at all (`eval_every`).",
+        option=False,
+    )
     eval_clients: Count | None = setting(
         None, "Score at most so many clients by themselves.", "They are drawn at random each time.", unset="all"
     )

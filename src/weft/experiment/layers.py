@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from weft import recipes
 from weft.errors import UserError
+from weft.experiment import as_played
 from weft.experiment.names import flatten
 from weft.experiment.sentences import checked
 from weft.experiment.whole import Experiment
@@ -32,6 +34,11 @@ class Resolved:
     notes: tuple[str, ...] = ()
     given: bool = False
 
+    @functools.cached_property
+    def played(self) -> Method:
+        """The method with the rule that the experiment has over it."""
+        return as_played.played(self.experiment, self.method)
+
 
 def resolve(
     typed: Mapping[str, Any] | None = None, file: Mapping[str, Any] | None = None, method: Method | None = None
@@ -47,6 +54,7 @@ def resolve(
         UserError: unknown names, wrong types or ranges; all that can be said at once in one sentence.
     """
     from weft.backbones.prompts import spelt_out
+    from weft.communication.codecs import codec
     from weft.methods import registry
 
     notes: list[str] = []
@@ -68,7 +76,7 @@ def resolve(
     if twice := own.keys() & asked.keys():
         raise UserError(f"{', '.join(sorted(twice))}: given by the method's object and besides; leave one out.")
     user = _full_names(cls, stored) | asked | own
-    fitting = _fitting(cls.info.needs, user)
+    fitting = _fitting(cls.info.needs, user) | ({"codec": cls.info.codec} if cls.info.codec else {})
     recipe: dict[str, Any] = {}
     if user.get("recipes", True) is not False:
         model, data = (str((fitting | user).get(n, getattr(Experiment(), n))) for n in ("model", "data"))
@@ -82,6 +90,12 @@ def resolve(
     known = registry.values(made)
     experiment = checked({n: v for n, v in settings.items() if not n.startswith("method.")} | {"parameters": known}, known)
     _check_robust(experiment, made)
+    if cls.info.codec and not codec(experiment.codec).unbiased:
+        raise UserError(
+            f"{slug} needs a codec that is right on average, and {experiment.codec} is not: take {cls.info.codec}, or another "
+            "that is unbiased."
+        )
+    as_played.check(experiment, made)
     origin = {n: "user" if n in user else "recipe" if n in recipe else "default" for n in experiment.flat()}
     given = method is not None and (slug not in registry.infos() or registry.load(slug) is not cls)
     return Resolved(experiment, made, origin, tuple(notes), given)

@@ -10,11 +10,12 @@ from weft.experiment.federation import Federation
 from weft.experiment.language import Language
 from weft.experiment.machine import Machine
 from weft.experiment.output import Output
+from weft.experiment.rules import Rules
 from weft.experiment.what import What
 
 
 class Experiment(
-    Output, Machine, Language, Federation, Deal, What
+    Output, Machine, Language, Rules, Federation, Deal, What
 ):  # read from right to left: the order of help, pages and files
     """All settings of one run.
 

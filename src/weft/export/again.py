@@ -163,7 +163,7 @@ def _rebuilt(folder: Path, client: str | None, locked: bool = False) -> Iterator
     from weft import experiment as settings
     from weft.errors import nearest
     from weft.federation.rounds import begin
-    from weft.runs import baselines
+    from weft.runs import baselines, best
     from weft.runs import directory as directories
     from weft.runs.checkpoint import Checkpoint, restore
     from weft.runs.prepare import copies, prepare
@@ -179,7 +179,8 @@ def _rebuilt(folder: Path, client: str | None, locked: bool = False) -> Iterator
         for what in ("method", "data"):
             if about[what]["object"]:
                 raise UserError(f"this run's {what} was given as an object in Python, so weft export can't rebuild its clients.")
-        saved = Checkpoint(directory.root / "checkpoint").load()
+        checkpoint = Checkpoint(directory.root / "checkpoint")
+        saved = checkpoint.load()
         if saved is None or not saved.finished or len(saved.servers) != 1:
             raise UserError(f"{folder} has no finished federation to export from: finish it with weft resume {folder}.")
         resolved = settings.resolve({"runs": str(directory.root.parent)}, settings.read(directory.experiment))
@@ -189,7 +190,8 @@ def _rebuilt(folder: Path, client: str | None, locked: bool = False) -> Iterator
         for position, one in enumerate(people):
             one.facts = method.profile(position) | one.facts
         server = begin(method, material.bench, [c.info(method.info.asks) for c in people], x.rounds)
-        restore(server, saved.servers[0])
+        kept = None if client is not None else best.read(saved.best, checkpoint.last)  # a client's memory is of the last round
+        restore(server, saved.servers[0] if kept is None or kept.kept is None else checkpoint.states(kept.kept)[0])
         chosen = None
         if client is not None:
             chosen = next((c for c in people if c.id == client), None)

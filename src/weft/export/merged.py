@@ -1,24 +1,28 @@
-"""A whole model in which an adapter is part of the weights: a folder that transformers loads without PEFT.
+"""A whole model in which what was trained is part of the weights: a folder that transformers loads without PEFT.
 
-The adapter is merged in float32 and compared, rounded once to the type that is saved, and compared again as it lies on the disk.
+An adapter is merged in float32, whole weights take the place of the base's. Either is compared, rounded once to the type that is
+saved, and compared again as it lies on the disk.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from weft.adaptation.head import Head
+from weft.adaptation.weights import Weights
 from weft.backbones import trace
 from weft.backbones.pixels import picture_shape
 from weft.errors import UserError, WeftError, nearest
 from weft.export import language_card, peft_files
 from weft.export.about import About
 from weft.export.card import card
-from weft.export.predictor import load
+from weft.export.predictor import Predictor, load
+from weft.export.trained import Trained
 from weft.export.write import TOLERANCE, ExportReport, notes
 from weft.storage import files
 
@@ -29,16 +33,16 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": t
 ROUNDING = {torch.float32: TOLERANCE, torch.bfloat16: 0.1, torch.float16: 0.02}
 """Largest difference of the saved model's logits from the adapter's, as a share of the largest logit (at least 1).
 
-bfloat16 keeps 8 bits of a weight: what is lost is noise of 0.4 % of each that the adapter has moved.
+bfloat16 keeps 8 bits of a weight: what is lost is noise of 0.4 % of each that training has moved.
 """
 ROWS, WIDTH = 4, 16  # of the rows that are compared
 
 
 def merge(adapter: Path, folder: Path, precision: str = "auto") -> ExportReport:
-    """Merge an exported adapter into its base, and save the result with tokenizer or image processor and README.
+    """Merge an exported model into its base, and save the result with tokenizer or image processor and README.
 
     Args:
-        adapter: folder of a PEFT adapter that :func:`weft.export.export` wrote. folder: an existing, empty one.
+        adapter: folder that :func:`weft.export.export` wrote. folder: an existing, empty one.
         precision: that is saved: ``auto`` (that of the base's files), ``float32``, ``bfloat16`` or ``float16``.
 
     Raises:
@@ -50,19 +54,23 @@ def merge(adapter: Path, folder: Path, precision: str = "auto") -> ExportReport:
         choices = ", ".join(["auto", *PRECISIONS])
         raise UserError(f'unknown precision "{precision}": use {choices}.{nearest(precision, PRECISIONS)}')
     about = About.read(adapter)
-    if about.kind != "peft":
-        raise UserError(
-            f"the model of {about.method['slug']} has parts that the weights of its base can't take in, as they are no low-rank "
-            "sums: leave --merged out."
-        )
     if about.base.code:
         raise UserError(
             "the base of this model brings its own Python code, which a merged folder would lack: leave --merged out."
         )
     model = load(adapter, device="cpu", precision="float32")
     backbone = model.backbone
+    if about.kind != "peft" and not whole_weights(model.trained):
+        raise UserError(
+            f"the model of {about.method['slug']} has parts that the weights of its base can't take in, as they are no low-rank "
+            "sums: leave --merged out."
+        )
     kind = peft_files.plain_class(backbone)
-    assert kind is not None
+    if kind is None:
+        raise UserError(
+            f"the base of this model is loaded by a class of Weft's own ({type(backbone.model).__name__}), which transformers "
+            "lacks: leave --merged out."
+        )
     config = stored_config(backbone)
     if getattr(config, "quantization_config", None) is not None:
         raise UserError(
@@ -71,13 +79,8 @@ def merge(adapter: Path, folder: Path, precision: str = "auto") -> ExportReport:
         )
     dtype = PRECISIONS.get(precision) or _of_files(config)
     inputs = rows(backbone)
-    plain = peft_files.plain_model(adapter, backbone, about)
-    expected = peft_files.logits_of(plain, backbone, inputs)
-    learnt = 0.0
-    if about.writes:
-        with plain.disable_adapter():
-            learnt, _ = _apart(expected, peft_files.logits_of(plain, backbone, inputs), TOLERANCE)
-    whole = plain.merge_and_unload()
+    made = (_with_adapter if about.kind == "peft" else _with_weights)(adapter, model, about, inputs)
+    whole, expected = made.model, made.expected
     difference, tolerance = _apart(expected, peft_files.logits_of(whole, backbone, inputs), TOLERANCE)
     if not difference <= tolerance:  # NaN is no agreement
         raise _other(folder, difference, tolerance)
@@ -95,11 +98,13 @@ def merge(adapter: Path, folder: Path, precision: str = "auto") -> ExportReport:
             "allowed): save it with --precision float32, or leave --merged out."
         )
     said = replace(about, kind="merged")
-    told = [*notes(about), f"Its weights are {_name(dtype)}, with the adapter merged into them."]
+    adapted = about.kind == "peft"
+    how = "with the adapter merged into them" if adapted else "as they were trained"
+    told = [*notes(about), f"Its weights are {_name(dtype)}, {how}."]
     if about.writes and dtype != torch.float32:
         told.append(
-            f"Rounding moves its logits by {difference:.2g} at most, where the adapter moves those of the base by {learnt:.2g}: "
-            "--precision float32 rounds nothing."
+            f"Rounding moves its logits by {difference:.2g} at most, where {'the adapter' if adapted else 'training'} moves "
+            f"those of the base by {made.learnt:.2g}: --precision float32 rounds nothing."
         )
     code = language_card.merged(about, backbone, kind) if about.writes else lines(kind)
     files.write(folder / "README.md", card(said, told, code, "transformers").encode())
@@ -108,6 +113,52 @@ def merge(adapter: Path, folder: Path, precision: str = "auto") -> ExportReport:
     return ExportReport(
         "merged", about.view, about.client, base.reference, base.sha256, ROWS, difference, tolerance, files=names, notes=told
     )
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A whole model in float32.
+
+    Attributes:
+        expected: logits of what it was made from. learnt: the largest difference to those of the base, of a model that writes.
+    """
+
+    model: Any
+    expected: Tensor
+    learnt: float
+
+
+def _with_adapter(adapter: Path, model: Predictor, about: About, inputs: dict[str, Tensor]) -> _Made:
+    """The base with a PEFT adapter merged into it, by PEFT."""
+    backbone, learnt = model.backbone, 0.0
+    plain = peft_files.plain_model(adapter, backbone, about)
+    expected = peft_files.logits_of(plain, backbone, inputs)
+    if about.writes:
+        with plain.disable_adapter():
+            learnt, _ = _apart(expected, peft_files.logits_of(plain, backbone, inputs), TOLERANCE)
+    return _Made(plain.merge_and_unload(), expected, learnt)
+
+
+def whole_weights(trained: Trained) -> bool:
+    """Whether all of it can stand in the place of the base's own weights."""
+    replaced = all(type(part) in (Weights, Head) for part in trained.parts.values())
+    return trained.rule is None and replaced and all(weight == 1.0 for weight in trained.use.values())
+
+
+@torch.no_grad()
+def _with_weights(adapter: Path, model: Predictor, about: About, inputs: dict[str, Tensor]) -> _Made:
+    """The base with trained weights in the place of its own."""
+    backbone, trained, learnt = model.backbone, model.trained, 0.0
+    expected = trained.read(backbone, inputs)
+    whole = peft_files.plain_base(adapter, backbone, about)
+    if about.writes:
+        learnt, _ = _apart(expected, peft_files.logits_of(whole, backbone, inputs), TOLERANCE)
+    sites = {site.name: site for part in trained.parts.values() for site in part.sites(backbone)}
+    for name, value in trained.values.items():
+        _, site, role = name.split("/")
+        assert isinstance(value, Tensor)
+        whole.get_parameter(sites[site].parameter(role)).copy_(value)
+    return _Made(whole, expected, learnt)
 
 
 def lines(plain_class: str) -> str:

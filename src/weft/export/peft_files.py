@@ -259,8 +259,23 @@ def plain_model(folder: Path, backbone: Backbone, about: About) -> Any:
     Raises:
         WeftError: PEFT does not load it.
     """
-    import transformers
     from peft import PeftModel
+
+    base = plain_base(folder, backbone, about)
+    with plainly(folder):
+        return PeftModel.from_pretrained(base, str(folder)).eval()
+
+
+def plain_base(folder: Path, backbone: Backbone, about: About) -> Any:
+    """The base of an exported model as transformers loads it, in float32, with a new head for its classes.
+
+    Args:
+        folder, backbone, about: as of :func:`plain_model`.
+
+    Raises:
+        WeftError: it is not loaded.
+    """
+    import transformers
 
     kind = plain_class(backbone)
     assert kind is not None
@@ -269,7 +284,7 @@ def plain_model(folder: Path, backbone: Backbone, about: About) -> Any:
         base = getattr(transformers, kind).from_pretrained(backbone.path, dtype=torch.float32, **more)
         if about.base.pad_token_id != about.base.own_padding:
             base.config.pad_token_id = about.base.pad_token_id
-        return PeftModel.from_pretrained(base, str(folder)).eval()
+        return base.eval()
 
 
 @torch.no_grad()

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from weft.adaptation.part import Part
+from weft.adaptation.placed import place, stack
+from weft.adaptation.weave import Weave
 from weft.backbones.run_table import Table
 from weft.errors import UserError
 from weft.federation import generating
@@ -74,6 +76,21 @@ class Trained:
     def logits(self, backbone: Backbone, task: Task, table: Table, rows: np.ndarray) -> Tensor:
         """[n, C] on rows of a table, or of every word in them."""
         return self.on(Bench(backbone, task, table, seed=0)).predict(self.forward, [rows])[0]
+
+    @torch.no_grad()
+    def read(self, backbone: Backbone, inputs: dict[str, Tensor]) -> Tensor:
+        """What one pass makes of the model's own inputs: [n, C], or [n, T, C] of each token."""
+        device, dtype = backbone.device, torch.float64 if backbone.dtype == torch.float64 else torch.float32
+        tensors = {
+            f"{name}.{role}" if role else name: tensor
+            for name, value in self.values.items()
+            for role, tensor in stack([value], device, dtype).items()
+        }
+        weave = Weave(backbone, place(backbone, [self.parts], device, dtype), tensors, 1)
+        inputs = weave.inputs(inputs, 1, self.use)
+        with weave.attached(None, 1, self.use):
+            found: Tensor = backbone.model(**inputs).logits
+        return found
 
     def observe(self, backbone: Backbone, task: Task, table: Table) -> Observed:
         """What the task keeps of all rows of a table, of which there are some."""

@@ -40,7 +40,7 @@ def _difference(backbone: Backbone, one: str, mine: Adaptation, two: str, theirs
     """The first difference, as a clause."""
     for name in sorted(mine.keys() ^ theirs.keys()):
         who, adaptation = (one, mine) if name in mine else (two, theirs)
-        if adaptation[name][0].mode != "adds":
+        if adaptation[name][0].mode not in ("adds", "reads"):
             return f'only {who} has a part "{name}"'
     for name in mine.keys() & theirs.keys():
         part, other = mine[name][0], theirs[name][0]

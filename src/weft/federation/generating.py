@@ -7,6 +7,7 @@ that makes more of it (a mean of two passes, say) is asked for every next token 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -211,6 +212,8 @@ def _asking(
             put(answer)
         return CausalLMOutputWithPast(logits=logits.flatten(0, 1).unsqueeze(1))
 
+    # the library hands over, of positions and the like, what it finds among a model's arguments
+    answer.__signature__ = inspect.signature(model.forward)  # type: ignore[attr-defined]
     put(answer)
     try:
         yield

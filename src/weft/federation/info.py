@@ -48,6 +48,7 @@ class MethodInfo:
         asks: facts about a client that the server needs. tells: keys of facts that the server sends beside tensors.
         reveals: keys of facts that updates carry.
         needs: demands on backbone, data or engine, of NEEDS.
+        codec: of a method that is one beside an ordinary rule; it is right on average, and taken unless another one is asked for.
     """
 
     slug: str
@@ -64,6 +65,7 @@ class MethodInfo:
     tells: tuple[str, ...] = ()
     reveals: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
+    codec: str = ""
 
 
 def common(view: str) -> bool:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from weft.adaptation.exits import Exit
 from weft.adaptation.optim import Optim, Optimizer
 from weft.adaptation.placed import place, stack
 from weft.adaptation.weave import Weave, Weight
@@ -20,6 +22,7 @@ from weft.federation.alike import check_alike
 from weft.federation.batch import Batch, make_batch
 from weft.federation.bench import Bench
 from weft.federation.client import ClientState
+from weft.federation.guidance import Guidance
 from weft.federation.layout import named
 from weft.federation.message import Update
 from weft.federation.round import Round
@@ -40,6 +43,7 @@ class Pack:
         received: the tensors that each received for this turn, of no part.
         at_server: it is the server's own, where GIVEN tensors may be trained.
         offsets: name -> [K, …], added to the gradients of every optimizer that is made afterwards.
+        guidance: what else a rule over the method adds to its steps.
         tensors: live values [K, …] by name. shapes: of each client's own, by name; None = it has none. has: [K] bool, by name.
 
     Args:
@@ -90,6 +94,7 @@ class Pack:
         self._training: set[str] | None = None
         self._given: dict[str, Tensor] | None = None
         self.offsets: dict[str, Tensor] = {}
+        self.guidance = Guidance()
         if load is not None:
             load(self)
 
@@ -103,23 +108,61 @@ class Pack:
                 stay on.
         """
         self._check_absent()
+        inputs, self._weave.prefix = self._entering(batch, use, self.cut())
+        return self._read(batch, inputs, use)
+
+    def _entering(
+        self, batch: Batch, use: Mapping[str, Weight] | None, cut: int
+    ) -> tuple[dict[str, Tensor] | None, tuple[int, Tensor] | None]:
+        """What the model reads of a batch's rows (None where they lie in lines), and the cached output of the blocks below."""
         if self._given is not None:
-            return self._next(self._given, batch.clients, len(batch.index), use)
-        k = len(batch.index)
-        flat = batch.index.reshape(-1)
-        cut = self.cut()
-        self._weave.prefix = None
+            return self._given, None
         if answers.in_lines(self.bench, use):
-            return answers.read(self._weave, self.bench, batch, None, use)
+            return None, None
+        flat = batch.index.reshape(-1)
         if cut and self.bench.prefix is not None:
             inputs, hidden = self.bench.prefix.gather(self.bench.table, flat, cut)
-            if hidden is not None:
-                self._weave.prefix = (cut, hidden)
-        else:
-            inputs = self.backbone.to_model(self.bench.table.collate(flat))
-        if self.backbone.vocabulary is not None:
+            return inputs, None if hidden is None else (cut, hidden)
+        return self.backbone.to_model(self.bench.table.collate(flat)), None
+
+    def _read(self, batch: Batch, inputs: dict[str, Tensor] | None, use: Mapping[str, Weight] | None) -> Output:
+        if self._given is not None:
+            return self._next(self._given, batch.clients, len(batch.index), use)
+        if inputs is None or self.backbone.vocabulary is not None:
             return answers.read(self._weave, self.bench, batch, inputs, use)
-        return self._forward(inputs, batch.clients, k, use)
+        return self._forward(inputs, batch.clients, len(batch.index), use)
+
+    def exits(self, batch: Batch, ends: Mapping[str, int], use: Mapping[str, Weight] | None = None) -> dict[str, Output]:
+        """What a model's exits (:class:`weft.adaptation.exits.Exit`) predict, by name: a pass, and the tail once for each exit.
+
+        The outputs of clients that lack an exit, or a block below it, mean nothing.
+
+        Args:
+            ends: exit -> the index of the block whose output it reads. use: as in a plain pass.
+        """
+        self._check_absent()
+        weave, blocks = self._weave, len(self.backbone.blocks)
+        self.backbone.check_separate()
+        inputs, weave.prefix = self._entering(batch, use, min(self.cut(), *ends.values()))
+        weave.kept = dict.fromkeys(ends.values())
+        try:
+            self._read(batch, inputs, use)
+            kept = weave.kept
+        finally:
+            weave.kept = {}
+        parts = {p.part_name: 1.0 for p in weave.placed if p.part.mode != "reads"} if use is None else use
+        found = {}
+        for name, end in ends.items():
+            hidden = kept[end]
+            assert hidden is not None
+            weave.prefix = (blocks, self._lens(name, batch, hidden))
+            found[name] = self._read(batch, inputs, {**parts, name: 1.0})
+        return found
+
+    def _lens(self, name: str, batch: Batch, hidden: Tensor) -> Tensor:
+        """Hidden states [k·b, T, d] as the exit of a language model changes them; others stay."""
+        w = {n.rsplit("/", 1)[1]: batch.of(v) for n, v in self.tensors.items() if n.startswith(f"{name}/lens/")}
+        return Exit.lens(w, hidden.view(len(batch.index), -1, hidden.shape[-1])).view_as(hidden) if w else hidden
 
     @contextmanager
     def reading(self, inputs: dict[str, Tensor]) -> Iterator[None]:
@@ -131,7 +174,7 @@ class Pack:
             self._given = None
 
     def _next(self, inputs: dict[str, Tensor], clients: Tensor | None, k: int, use: Mapping[str, Weight] | None) -> Output:
-        with self.woven(clients, k, use):
+        with self._weave.attached(clients, k, use):
             logits = self.backbone.model(**inputs, use_cache=False).logits[:, -1]
         return Output(logits.to(self.device, self.dtype).view(k, -1, logits.shape[-1]))
 
@@ -231,10 +274,25 @@ class Pack:
         for j in range(max((len(p) for p in plan), default=0)):
             yield self._assemble([p.batches[j] if j < len(p) else None for p in plan])
 
+    def lengths(
+        self, epochs: float | None = 1.0, steps: int | None = None, size: int = 32, caps: Sequence[int] | None = None
+    ) -> Tensor:
+        """[K] how many batches each client's turn has, see :meth:`batches`."""
+        return torch.tensor([len(p) for p in self._plans(epochs, steps, size, "main", caps)], device=self.device)
+
     def of(self, clients: Iterable[ClientState]) -> Pack:
         """The same pack, the same tensors, but only these clients train."""
         view = copy.copy(self)
         view._training = {c.id for c in clients}
+        return view
+
+    def twin(self) -> Pack:
+        """The same clients with the same values, for steps that leave nothing behind."""
+        view = copy.copy(self)
+        view.clients = [replace(c, kept=dict(c.kept), memo=dict(c.memo)) for c in self.clients]
+        view.tensors, view.has, view._lacks = dict(self.tensors), dict(self.has), dict(self._lacks)
+        view._weave = self._weave.of(torch.arange(len(self.clients), device=self.device), view.tensors)
+        view._optimizers, view.offsets, view.guidance, view.listener = [], {}, Guidance(), None
         return view
 
     def _plans(
@@ -276,7 +334,8 @@ class Pack:
         updates_per_batch: int = 1,
         total: int | None = None,
         caps: Sequence[int] | None = None,
-        rates: Mapping[str, float] | None = None,
+        rates: Mapping[str, float | Tensor] | None = None,
+        part: tuple[int, int] = (0, 1),
     ) -> Optimizer:
         """An optimizer of exactly the tensors that match ``names``; GIVEN tensors are never among a client's.
 
@@ -284,21 +343,29 @@ class Pack:
 
         Args:
             total: steps that the schedule is spread over, if not those of the clients' batches. caps: see :meth:`batches`.
-            rates: pattern -> multiple of the learning rate for the tensors that match, of the first that does.
+            rates: pattern -> multiple of the learning rate, one or [K], for the tensors that match, of the first that does.
+            part: (i, n), where this turn is the i-th of n, counted from 0, that one schedule is spread over.
         """
         chosen = [n for n in self.tensors if matches(n, names) and self._trainable(n)]
         if not chosen:
             raise WeftError(f"no trainable tensor matches {', '.join(names)}")
+        guide = self.guidance
         for name in chosen:  # the tensors of a pack of one are the very ones that the server holds
+            if guide.centre:
+                guide.begun.setdefault(name, self.tensors[name].detach())
             value = self.tensors[name].detach().clone(memory_format=torch.contiguous_format)
             self.tensors[name] = value.requires_grad_(True)
-        planned = self._plans(epochs, steps, size, "main", caps)
-        counts = [len(p) * updates_per_batch if total is None else total for p in planned]
+        counts = self.lengths(epochs, steps, size, caps) * updates_per_batch
+        if total is not None:
+            counts = torch.full_like(counts, total)
         down = [n for n in chosen if Scope.DOWN in self._scope(n)]
         offsets = {n: o.to(self.device, self.dtype) for n, o in self.offsets.items() if n in chosen}
         moving = {n: self.tensors[n] for n in chosen}
         factors = {n: next(f for p, f in rates.items() if matches(n, (p,))) for n in chosen if matches(n, rates)} if rates else {}
-        made = Optimizer(moving, settings, torch.tensor(counts, device=self.device), down, offsets, factors)
+        if guide.prox:
+            settings = settings.but(prox=settings.prox + guide.prox)
+        made = Optimizer(moving, settings, counts * part[1], down, offsets, factors, guide.corrections, guide.fixed)
+        made.ticks += counts * part[0]
         self._optimizers.append(made)
         return made
 
@@ -334,11 +401,41 @@ class Pack:
         names = [n for n in optimizer.params if matches(n, patterns)] if patterns else []
         if patterns and not names:
             raise WeftError(f"the optimizer holds no tensor that matches {', '.join(patterns)}")
+        params = {n: optimizer.params[n] for n in names or optimizer.params}
+        shifts = self.guidance.shifts(lambda values: self._slopes(objective, batch, values, params))
         loss = whole = objective(self, batch)
         if self.held and not loss.requires_grad:  # its clients hold blocks that the output does not see: an encoder's alone
             whole = loss + 0 * sum(value.sum() for value in optimizer.params.values())
-        optimizer.step(whole, batch.clients, {n: self.rows(n) for n in optimizer.params}, names, tick, entries)
+        if self.guidance.noted is not None:
+            self.guidance.noted.take(whole, batch, params)
+            return loss.detach()
+        rows = {n: self.rows(n) for n in optimizer.params}
+        optimizer.step(whole, batch.clients, rows, names, tick, entries, shifts)
         return loss.detach()
+
+    def _slopes(
+        self, objective: Callable[[Pack, Batch], Tensor], batch: Batch, values: Mapping[str, Tensor], names: Iterable[str]
+    ) -> dict[str, Tensor]:
+        """Gradients [K, …] of a batch's loss by these tensors, where the pack's have other values."""
+        leaves = {n: values[n].detach().requires_grad_(True) for n in names}
+        with self.values({**values, **leaves}):
+            loss = objective(self, batch).sum()
+        if not loss.requires_grad:
+            return {}
+        found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+        return {n: g for n, g in zip(leaves, found, strict=True) if g is not None}
+
+    def optimized(self) -> set[str]:
+        """Names of the tensors that optimizers of this turn hold."""
+        return set().union(*(o.params for o in self._optimizers))
+
+    def travelled(self, name: str) -> Tensor:
+        """[K] the sum of the rates at which optimizers have moved a tensor in this turn."""
+        found = torch.zeros(len(self.clients), device=self.device, dtype=self.dtype)
+        for optimizer in self._optimizers:
+            if name in optimizer.params:
+                found += optimizer.travelled(name).to(found)
+        return found
 
     @contextmanager
     def values(self, given: Mapping[str, Tensor]) -> Iterator[None]:
@@ -390,7 +487,15 @@ class Pack:
         """
         k, b = batch.index.shape
         who = torch.arange(len(self.clients), device=self.device) if batch.clients is None else batch.clients
-        each = who.repeat_interleave(b)
+        each, index = who.repeat_interleave(b), batch.index.reshape(-1, 1)
+        size = 1 if any(p.part.alone for p in self._weave.placed) else len(each)
+        found = [self._row_gradients(objective, each[i : i + size], index[i : i + size], names) for i in range(0, k * b, size)]
+        return {n: torch.cat([some[n] for some in found]).unflatten(0, (k, b)) for n in found[0]}
+
+    def _row_gradients(
+        self, objective: Callable[[Pack, Batch], Tensor], each: Tensor, index: np.ndarray, names: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """Gradients [n, …] of the rows ``index`` ([n, 1]), each of the client at ``each`` ([n]) of the pack."""
         view = copy.copy(self)
         place = each.tolist()
         view.clients = [self.clients[i] for i in place]
@@ -401,12 +506,9 @@ class Pack:
         view._lacks = {n: h.index_select(0, each) for n, h in self._lacks.items()}
         view._weave = self._weave.of(each, view.tensors)
         leaves = {n: view.tensors[n].requires_grad_(True) for n in self.params(*names)}
-        rows = make_batch(self.task, self.bench.table, batch.index.reshape(-1, 1), None, self.device)
-        found = torch.autograd.grad(objective(view, rows).sum(), list(leaves.values()), allow_unused=True)
-        return {
-            n: (torch.zeros_like(v) if g is None else g).unflatten(0, (k, b))
-            for (n, v), g in zip(leaves.items(), found, strict=True)
-        }
+        rows = make_batch(self.task, self.bench.table, index, None, self.device)
+        slopes = torch.autograd.grad(objective(view, rows).sum(), list(leaves.values()), allow_unused=True)
+        return {n: torch.zeros_like(v) if g is None else g for (n, v), g in zip(leaves.items(), slopes, strict=True)}
 
     def rows(self, name: str) -> Tensor:
         """[K] bool: the clients that have the tensor, and the block it sits in."""

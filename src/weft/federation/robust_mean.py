@@ -51,10 +51,12 @@ class Outcome:
         tensors: new values by name; what is absent stays as it was.
         remarks: of the round, for ``rounds.jsonl``: ``limit`` and ``clipped``; ``chosen``; ``unchanged``, how many tensors too
             few clients sent; ``skipped``, why nothing was aggregated at all.
+        reached: which entries are new [bool], of tensors of which only some are.
     """
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
     remarks: dict[str, Any] = field(default_factory=dict)
+    reached: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,8 @@ class Robust:
             UserError: Krum, and most clients send different tensors; or a rule of whole tensors, and clients send parts of them.
         """
         if self.rule == "none":
-            return Outcome(_mean(((v.tensors, v.weight) for v in votes), held, leading))
+            mean, reached = _mean(((v.tensors, v.weight) for v in votes), held, leading)
+            return Outcome(mean, reached=reached)
         if self.rule == "clip":
             return self._clipped(held, votes, leading)
         votes = list(votes)
@@ -167,7 +170,8 @@ class Robust:
                     clipped.append(vote.client)
                 yield tensors, vote.weight
 
-        return Outcome(_mean(within(), held, leading), {"limit": limit, "clipped": clipped})
+        mean, reached = _mean(within(), held, leading)
+        return Outcome(mean, {"limit": limit, "clipped": clipped}, reached)
 
     def _chosen(self, votes: list[Vote]) -> Outcome:
         names, _ = Counter(frozenset(v.tensors) for v in votes).most_common(1)[0]
@@ -185,13 +189,20 @@ class Robust:
         return Outcome(weighted_mean((updates[i], 1.0) for i in chosen), {"chosen": [alike[i].client for i in chosen]})
 
 
-def _mean(votes: Iterable[tuple[Mapping[str, Tensor], Weight]], held: Mapping[str, Tensor], leading: bool) -> dict[str, Tensor]:
+def _mean(
+    votes: Iterable[tuple[Mapping[str, Tensor], Weight]], held: Mapping[str, Tensor], leading: bool
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The mean, and which entries it reaches."""
     mean = WeightedMean(leading)
     for tensors, weight in votes:
         mean.add(tensors, weight)
-    return mean.result(held)
+    return mean.result(held), mean.reached(held)
 
 
 def _like(tensors: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What is held of these tensors: of smaller ones the leading slice."""
-    return {n: held[n][tuple(slice(0, size) for size in t.shape)] for n, t in tensors.items()}
+    """What is held of these tensors: of smaller ones the leading slice, of others nothing."""
+
+    def of(name: str, tensor: Tensor) -> Tensor:
+        return held[name][tuple(slice(0, size) for size in tensor.shape)] if name in held else torch.zeros_like(tensor)
+
+    return {n: of(n, t) for n, t in tensors.items()}

@@ -17,6 +17,7 @@ from weft.federation.robust_mean import Robust
 from weft.federation.round import Round
 from weft.federation.scope import Scope
 from weft.federation.server import ServerState
+from weft.federation.server_step import ServerStep
 from weft.federation.turn import Turn
 from weft.tensors.forms import finite
 
@@ -34,18 +35,19 @@ def begin(
     rounds: int,
     start: dict[str, Tensor] | None = None,
     robust: Robust | None = None,
+    step: ServerStep | None = None,
 ) -> ServerState:
     """The state of a server before :meth:`Method.start`.
 
     Args:
-        rounds: planned. start: start values handed out in set-up.
+        rounds: planned. start: start values handed out in set-up. robust, step: of its means.
 
     Raises:
         UserError: clients with another backbone could not read each other's messages.
     """
     _check_others(method, bench)
     adaptation = adapted(method, bench, ClientInfo(""))
-    return ServerState(bench, adaptation, clients, rounds, start, robust, method)
+    return ServerState(bench, adaptation, clients, rounds, start, robust, method, step)
 
 
 def enter(method: Method, bench: Bench, turns: Sequence[Turn], round: Round, start: Mapping[str, Tensor] | None = None) -> Pack:
@@ -62,7 +64,7 @@ def close_round(method: Method, server: ServerState, updates: Iterable[Update]) 
         what a robust rule did, nothing for a plain mean.
 
     Raises:
-        UserError: a robust rule was asked for, and the method does not come by :meth:`ServerState.mean`.
+        UserError: a robust rule or a server's step was asked for, and the method does not come by :meth:`ServerState.mean`.
     """
     server.clock += 1
     server.remarks = {}
@@ -78,15 +80,18 @@ def close_round(method: Method, server: ServerState, updates: Iterable[Update]) 
     if not finite((*server.shared.values(), *server.memo.values())):
         undo()
         return {"skipped": "the updates together gave values that are not finite, and count for nothing"}
-    rule = server.robust.rule
-    if rule == "none":
-        return {}
-    if came and not server.remarks:
+    rule, step = server.robust.rule, server.step.kind
+    if came and not server.remarks and rule != "none":
         raise UserError(
             f'{method.info.slug} does not aggregate with the server\'s mean, so robust = "{rule}" cannot protect it: remove '
             "--robust."
         )
-    return server.remarks
+    if came and not server.remarks and step != "none":
+        raise UserError(
+            f'{method.info.slug} does not aggregate with the server\'s mean, so server_step = "{step}" can do nothing: remove '
+            "--server-step."
+        )
+    return {} if rule == "none" else server.remarks
 
 
 def _check_others(method: Method, bench: Bench) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from weft.federation.pack import Pack
 from weft.federation.robust_mean import Robust, Vote
 from weft.federation.round import Round
 from weft.federation.scope import Scope, matches
+from weft.federation.server_step import ServerStep
 from weft.federation.turn import Turn
 from weft.tensors import forms, growing
 from weft.tensors.forms import Value
@@ -27,11 +28,22 @@ from weft.tensors.keyed import generator
 from weft.tensors.lowrank import LowRank
 
 if TYPE_CHECKING:
-    from weft.backbones.backbone import Site
-    from weft.federation.method import Method
+    from weft.backbones.backbone import Backbone, Site
+    from weft.tasks.task import Task
 
 
 Shapes = dict[str, tuple[int, ...]]
+
+
+class Rule(Protocol):
+    """What the state asks of its method, see :class:`weft.federation.method.Method`."""
+
+    @property
+    def weighting(self) -> str: ...
+    def adapt(self, backbone: Backbone, task: Task, client: ClientInfo) -> Adaptation: ...
+    def send(self, server: ServerState, client: ClientInfo) -> Message: ...
+    def downloads(self, bench: Bench, client: ClientInfo) -> Mapping[str, tuple[int | None, ...]]: ...
+    def load(self, pack: Pack) -> None: ...
 
 
 class ServerState:
@@ -44,6 +56,7 @@ class ServerState:
         clock: stamp of the next write; 0 = start values, which every client has. synced: clock at a client's last download.
         rounds: planned number of rounds. round: the one in progress. cohort: who takes part in it.
         robust: what stands in for a mean. remarks: what that rule did in this round, for its record.
+        step: what the server makes of a mean.
         weighting: of updates in a mean, ``examples`` or ``uniform``. adaptation: of a client without facts.
         method: whose state it is; None has nothing to load.
     """
@@ -56,10 +69,11 @@ class ServerState:
         rounds: int,
         start: dict[str, Tensor] | None = None,
         robust: Robust | None = None,
-        method: Method | None = None,
+        method: Rule | None = None,
+        step: ServerStep | None = None,
     ):
         self.bench, self.adaptation, self.clients, self.rounds = bench, adaptation, clients, rounds
-        self.robust, self.method = robust or Robust(), method
+        self.robust, self.method, self.step = robust or Robust(), method, step or ServerStep()
         self.weighting = "examples" if method is None else method.weighting
         self.remarks: dict[str, Any] = {}
         self.seed = bench.seed
@@ -73,7 +87,8 @@ class ServerState:
         self.clock = 1
         self._layouts: dict[str, tuple[tuple[str, str], Shapes]] = {}  # by client, and what they were made of
         self._kinds: dict[tuple[tuple[str, tuple[int, ...]], ...], Shapes] = {}
-        self._news: dict[tuple[int, int, int], dict[str, Value]] = {}  # these caches hold nothing that can't be made again
+        # these caches hold nothing that can't be made again
+        self._news: dict[tuple[int, int, int, tuple[str, ...]], dict[str, Value]] = {}
         self._wholes: dict[str, tuple[LowRank, LowRank]] = {}  # a value, and what goes out for it
         self._starts: dict[tuple[str, tuple[int, ...]], Value] = {}
         self.cohort: list[ClientInfo] = []
@@ -97,31 +112,47 @@ class ServerState:
         """Keyed (seed, purpose, round, …)."""
         return generator(self.seed, purpose, self.round.index, *more)
 
-    def stale(self, client: ClientInfo) -> Message:
+    def stale(self, client: ClientInfo, only: str | Iterable[str] = "*") -> Message:
         """DOWN values written since the client's last download, of what it has parts for, cut to its size.
 
         Of LowRanks it is the new terms or the whole, whichever is less.
+
+        Args:
+            only: patterns of the tensors; a method that makes a client's values itself leaves them out.
         """
+        patterns = (only,) if isinstance(only, str) else tuple(only)
         since = self.synced.get(client.id, 0)
         shapes = self._shapes(client)
-        key = (self.clock, since, id(shapes))
+        key = (self.clock, since, id(shapes), patterns)
         if key in self._news:  # the same broadcast for everybody who was last here at that time
             return Message(dict(self._news[key]))
         message = Message()
-        for name, value in self.shared.items():
-            if name not in shapes or self.stamps[name] <= since:
+        for name in self._due(client):
+            value = self.shared[name]
+            if not matches(name, patterns):
                 continue
             if not isinstance(value, LowRank):
                 message.tensors[name] = leading(value, shapes[name])
                 continue
-            new = growing.after(self.terms[name], since)
-            if new < min(value.rank, *value.shape):
+            new = self._new_terms(name, since)
+            if new is None:
+                message.tensors[name] = self._whole(name)
+            else:
                 cut = value.rank - new
                 message.tensors[name + APPENDED] = LowRank(B=value.B[:, cut:], A=value.A[cut:], scale=value.scale)
-            else:
-                message.tensors[name] = self._whole(name)
         self._news = {k: v for k, v in self._news.items() if k[0] == self.clock} | {key: message.tensors}
         return Message(dict(message.tensors))
+
+    def _due(self, client: ClientInfo) -> list[str]:
+        """Names of the DOWN values of the client that are newer than its copies."""
+        since, shapes = self.synced.get(client.id, 0), self._shapes(client)
+        return [name for name in self.shared if name in shapes and self.stamps[name] > since]
+
+    def _new_terms(self, name: str, since: int) -> int | None:
+        """How much rank a low-rank value gained since; None where the whole is no more than that."""
+        value = self.shared[name]
+        new = growing.after(self.terms[name], since)
+        return new if isinstance(value, LowRank) and new < min(value.rank, *value.shape) else None
 
     def _shapes(self, client: ClientInfo) -> Shapes:
         """Of a client's DOWN tensors: one and the same object for all clients with the same."""
@@ -149,8 +180,13 @@ class ServerState:
         With part of the news, its low-rank values are of different ages, and terms would be added to some that have them: it gets
         everything anew.
         """
-        held = message.tensors.keys() | {name + APPENDED for name in message.tensors}  # a whole value is more than its terms
-        if self.stale(client).tensors.keys() <= held:
+        since = self.synced.get(client.id, 0)
+
+        def came(name: str) -> bool:  # a whole value is more than its terms
+            terms = isinstance(self.shared[name], LowRank) and self._new_terms(name, since) is not None
+            return name in message.tensors or (terms and name + APPENDED in message.tensors)
+
+        if all(map(came, self._due(client))):
             self.synced[client.id] = self.clock
         elif any(isinstance(value, LowRank) for value in message.tensors.values()):
             self.synced[client.id] = 0
@@ -238,7 +274,7 @@ class ServerState:
     ) -> None:
         """Federated averaging (McMahan et al., 2017): each tensor becomes the weighted mean over the clients that sent it.
 
-        Or what ``robust`` puts in its place. The mean streams: one update is held at a time.
+        Or what ``robust`` puts in its place, and what ``step`` then makes of it. The mean streams: one update is held at a time.
 
         Args:
             only: patterns of the tensors. weighting: ``examples`` or ``uniform``, if not the method's.
@@ -247,6 +283,19 @@ class ServerState:
                 is), or as the server holds it (``unmoved``: the mean is over all who sent anything).
             leading: a smaller tensor is the leading slice of what the server holds; entries that nobody sent stay as they are.
         """
+        for name, value in self.average(updates, only, weighting, weight, absent, leading).items():
+            self.write(name, value)
+
+    def average(
+        self,
+        updates: Iterable[Update],
+        only: str | Iterable[str] = "*",
+        weighting: str | None = None,
+        weight: Callable[[Update], Weight] | None = None,
+        absent: Literal["kept", "unmoved"] = "kept",
+        leading: bool = False,
+    ) -> dict[str, Tensor]:
+        """What :meth:`mean` writes, also of tensors that are no DOWN tensors (:meth:`Method.uploads`): those count from 0."""
         patterns = (only,) if isinstance(only, str) else tuple(only)
         uniform = (weighting or self.weighting) == "uniform"
         held = {n: v for n, v in self.shared.items() if isinstance(v, Tensor) and matches(n, patterns)}
@@ -261,8 +310,11 @@ class ServerState:
 
         outcome = self.robust.combine(held, votes(), leading)
         self.remarks |= {"rule": self.robust.rule} | outcome.remarks
+        found = {}
         for name, value in outcome.tensors.items():
-            self.write(name, value)
+            before, reached = held.get(name), outcome.reached.get(name)
+            found[name] = value if before is None else self.step.taken(self.memo, name, before, value, reached)
+        return found
 
     def snapshot(self) -> Callable[[], None]:
         """What puts the values of this moment back: for a round whose result is not finite."""

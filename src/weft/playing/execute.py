@@ -17,7 +17,8 @@ from weft.data.hub_sets import catalogue
 from weft.engines.here import Here
 from weft.engines.observer import Observer
 from weft.errors import Interrupted, UserError
-from weft.experiment import Experiment, Resolved
+from weft.experiment import Experiment, Resolved, as_played
+from weft.rules import plain
 from weft.runs import baselines, summary
 from weft.runs import directory as directories
 from weft.runs.checkpoint import digest
@@ -50,16 +51,19 @@ def go_on(
     if repeat > 1:
         about["repeat"] = {"runs": repeat, "identical": None}
         directories.write_summary(directory, about)
-    main, setup = play(directory, x, resolved.method, material, observer, engine=engine)
+    main, setup = play(directory, x, resolved.played, material, observer, engine=engine)
     about |= scores(main.lines) | {"pack": main.pack, "bytes": summary.total_bytes(main, setup)}
     if len(main.servers) == 1:
+        if x.keep == "best" and main.best is None:
+            observer.say("no round was scored on validation rows: the model of the last one is kept.")
         about["adapter"] = export_adapter(main, directory, x, material, observer)
+        about["adapter"]["round"] = main.lines[-1]["round"] if main.best is None else main.best
     about["baselines"] = {}
     for name in x.baselines:
         about["baselines"][name] = _baseline(name, directory, resolved, material, main.pack, setup, observer)
     different: list[str] = []
     for number in range(1, repeat):
-        different += _repeat(directory, x, resolved.method, material.fresh(), main.pack, number, observer)
+        different += _repeat(directory, x, resolved.played, material.fresh(), main.pack, number, observer)
         about["repeat"] = {"runs": repeat, "identical": not different}
     about["finished"] = True
     about["seconds"] |= {"loading": before["loading"], "all": before["loading"] + time.perf_counter() - began}
@@ -124,6 +128,8 @@ def play(
         x.eval_every if aside is None else 0,
         travels,
         aside is not None,
+        as_played.step_of(x),
+        best=x.keep == "best" and x.baseline is None and aside is None,
     )
     player = Player(stage, directory.root, x, material, observer, engine)
     if aside is None:
@@ -152,7 +158,7 @@ def export_adapter(
     files.make_folder(unfinished)
     try:
         about = {"run": directory.root.name, "settings": x.flat(), "pairs": material.data["pairs"]}
-        report = export(main.method, main.servers[0], unfinished, about)
+        report = export(plain(main.method), main.servers[0], unfinished, about)
     except UserError as e:  # a method that no file can stand for still has its numbers
         shutil.rmtree(unfinished, ignore_errors=True)
         observer.say(f"no adapter was written: {e}")

@@ -17,7 +17,7 @@ from torch import Tensor
 from weft.adaptation.optim import Optim
 from weft.backbones.backbone import Backbone
 from weft.errors import UserError
-from weft.experiment import Experiment
+from weft.experiment import Experiment, as_played
 from weft.federation.bench import Bench
 from weft.federation.client import ClientState, Splits
 from weft.federation.info import MethodInfo
@@ -110,7 +110,9 @@ def played(experiment: Experiment, method: Method) -> list[Method]:
 
 def planned(experiment: Experiment) -> int:
     """Rounds of a federation of the experiment or its baseline."""
-    own = {"probe": experiment.probe_rounds, "zero-shot": 1}.get(experiment.baseline or "", experiment.rounds)
+    if experiment.baseline is None:
+        return experiment.rounds
+    own = {"probe": experiment.probe_rounds, "zero-shot": 1}.get(experiment.baseline, as_played.turns(experiment))
     return turns(own, experiment)
 
 
@@ -139,6 +141,11 @@ def federations(clients: list[ClientState], baseline: str | None) -> list[list[C
         splits = [np.unique(np.concatenate([getattr(c.data, split) for c in clients])) for split in ("train", "val", "test")]
         return [[ClientState("all", len(splits[0]), {}, data=Splits(*splits))]]
     return [people]
+
+
+def servers(experiment: Experiment, clients: int) -> int:
+    """How many there are beside each other at most, in the run or in a baseline of it."""
+    return clients if "local" in (experiment.baseline, *experiment.baselines) else 1
 
 
 def with_all_steps(method: Method, baseline: str | None, clients: int) -> Method:

@@ -31,6 +31,7 @@ class Saved:
         identity: what the state depends on besides (data, backbone …): resuming with another is refused.
         servers: (tensors, JSON state) of each.
         usual: how large updates were, recovery: what may be gone back to; None where nobody is a stranger.
+        best: of :class:`weft.runs.best.Best`; None where the last round's model is kept.
     """
 
     next: int
@@ -44,6 +45,7 @@ class Saved:
     servers: list[tuple[dict[str, Tensor], dict[str, Any]]]
     usual: dict[str, list[float]] | None = None
     recovery: dict[str, Any] | None = None
+    best: dict[str, Any] | None = None
 
 
 @dataclass

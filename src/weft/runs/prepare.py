@@ -25,8 +25,8 @@ from weft.data.partitioners import partition
 from weft.data.rows import FederatedData, Rows, Source, fingerprint
 from weft.data.sources import limited
 from weft.data.sources import load as load_data
+from weft.engines import packing, room
 from weft.engines.observer import Observer
-from weft.engines.packing import available_memory
 from weft.engines.setup import Tests
 from weft.errors import UserError
 from weft.experiment import Experiment
@@ -319,8 +319,11 @@ def copies(clients: list[ClientState]) -> list[ClientState]:
     return [ClientState(c.id, c.n, dict(c.facts), c.model, data=c.data) for c in clients]
 
 
-def suited(method: Method, bench: Bench) -> None:
+def suited(method: Method, bench: Bench, servers: int = 1) -> None:
     """Refuse a backbone that lacks what the method needs, with all reasons at once, and settings that no memory can hold.
+
+    Args:
+        servers: that are played beside each other.
 
     Raises:
         UserError: it lacks something, or what one client trains is larger than the free memory.
@@ -337,8 +340,10 @@ def suited(method: Method, bench: Bench) -> None:
             reasons[str(e)] = None
     if reasons:
         raise UserError(" ".join(reasons))
+    if packing.alone(adaptation):
+        room.check(method, bench, adaptation, servers)
     elements = sum(init.numel for _, init, _ in named(adaptation, bench.backbone) if init.kind != "lowrank")
-    size, free = elements * bench.dtype.itemsize, available_memory(bench.backbone.device)
+    size, free = elements * bench.dtype.itemsize, packing.available_memory(bench.backbone.device)
     if size > free:
         raise UserError(
             f"{method.info.slug} with these settings trains {elements:,} numbers a client, {format_bytes(size)} of memory where "

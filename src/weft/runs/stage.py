@@ -27,6 +27,8 @@ from weft.federation.method import Method
 from weft.federation.robust_mean import Robust
 from weft.federation.rounds import begin
 from weft.federation.server import ServerState
+from weft.federation.server_step import ServerStep
+from weft.runs import best
 from weft.runs.checkpoint import Checkpoint, Saved, restore
 from weft.runs.directory import read_rounds
 from weft.runs.prepare import Material
@@ -46,6 +48,8 @@ class Stage:
         federations: clients by server. starts: of each server, values handed out beforehand.
         rounds: planned. eval_every: 0 = after the last only. travels: whether messages cross a wire at all (not if nobody is
             apart from anybody). aside: not what was asked for first: no progress within a round, no word after it.
+        step: the server's, towards a mean.
+        best: it ends with the servers of the round that has the best validation score.
     """
 
     name: str
@@ -58,12 +62,14 @@ class Stage:
     eval_every: int
     travels: bool = True
     aside: bool = False
+    step: ServerStep = ServerStep()
+    best: bool = False
 
 
 @dataclass(frozen=True)
 class FinishedStage:
-    """A finished stage: its lines of ``rounds.jsonl``, servers and ledger, how many clients shared a pass, and whether messages
-    crossed a wire.
+    """A finished stage: its lines of ``rounds.jsonl``, servers and ledger, how many clients shared a pass, whether messages
+    crossed a wire, and the round that the servers are of, if it need not be the last.
     """
 
     method: Method
@@ -72,6 +78,7 @@ class FinishedStage:
     ledger: Ledger
     pack: int
     travels: bool
+    best: int | None = None
 
 
 MakeTurns = Callable[[Setup], Turns]
@@ -98,10 +105,11 @@ class Player:
         if saved is not None:
             _same(saved.identity, self.identity, folder)
         x = experiment
+        method = stage.method
         alone = x.baseline in ("local", "central")  # nobody is a stranger to anybody
         robust = Robust() if alone else Robust(x.robust, x.robust_norm, x.robust_share)
         self.servers = [
-            begin(stage.method, material.bench, [c.info(stage.method.info.asks) for c in people], stage.rounds, start, robust)
+            begin(method, material.bench, [c.info(method.info.asks) for c in people], stage.rounds, start, robust, stage.step)
             for people, start in zip(stage.federations, stage.starts, strict=True)
         ]
         setup = Setup(
@@ -127,6 +135,7 @@ class Player:
         self.engine = Engine(setup, turns(setup))
         self.next, self.length, self.finished = 0, 0, False
         self.recovery: Recovery | None = None
+        self.best = None if saved is None else best.read(saved.best, self.checkpoint.last)
         if saved is None:
             for server in self.servers:
                 stage.method.start(server)
@@ -164,6 +173,9 @@ class Player:
             if self.recovery is not None and not self.finished:
                 self.recovery.check()
         shutil.rmtree(self.folder / "spool", ignore_errors=True)
+        if self.best is not None and self.best.kept is not None:
+            for server, (tensors, state) in zip(self.servers, self.checkpoint.states(self.best.kept), strict=True):
+                server.roll_back(tensors, state)
         return FinishedStage(
             self.stage.method,
             lines,
@@ -171,6 +183,7 @@ class Player:
             self.engine.setup.exchange.ledger,
             self.engine.turns.capacity.k,
             self.stage.travels,
+            None if self.best is None else self.best.round,
         )
 
     def _round(self, t: int) -> dict[str, Any] | None:
@@ -192,6 +205,8 @@ class Player:
                 if self.recovery is not None and (further := self.recovery.scored()) is not None:
                     back, scores = further, self.engine.evaluate(t)
                 line["evaluations"] = [e.record() for e in scores]
+                if self.stage.best:
+                    self.best = best.better(line, self.best)
                 self._keep_texts(t)
                 line["seconds"]["evaluation"] = time.perf_counter() - began
             if back is not None:
@@ -239,9 +254,15 @@ class Player:
                 servers=[s.tensors_and_json() for s in self.servers],
                 usual=None if usual is None else usual.seen,
                 recovery=None if recovery is None else recovery.as_json(),
+                best=None if self.best is None else self.best.as_json(),
             ),
-            () if recovery is None else recovery.files(),
+            [
+                *([] if recovery is None else recovery.files()),
+                *([] if self.best is None or self.best.kept is None else [self.best.kept.file]),
+            ],
         )
+        if self.best is not None:
+            self.best = self.best.at(kept)
         if recovery is not None:
             recovery.closed(kept, self.next)
         engine.setup.store.commit()

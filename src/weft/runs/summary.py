@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING, Any
 
 from weft.communication.ledger import format_bytes
 from weft.experiment import Resolved
 from weft.federation.layout import named
+from weft.federation.message import ClientInfo
 from weft.federation.scope import Scope
 from weft.runs.directory import RunDirectory
 from weft.runs.provenance import environment
@@ -39,6 +41,8 @@ def begun(directory: RunDirectory, resolved: Resolved, material: Material, when:
             "evidence": info.evidence,
             "views": list(resolved.method.views),
             "object": resolved.given,
+            "rule": resolved.experiment.rule,
+            "server_step": resolved.experiment.server_step,
         },
         "data": material.data,
         "backbone": {
@@ -68,8 +72,12 @@ def uploads(engine: Engine) -> str:
     """What a client sends in a round, if everything it may send has moved."""
     server, _ = engine.setup.federations[0]
     sizes = [i.numel for _, i, scope in named(server.adaptation, engine.setup.bench.backbone) if Scope.UP in scope]
-    up = sum(sizes) * engine.setup.bench.dtype.itemsize
-    return f"bytes: a client sends up to {format_bytes(up)} a round before the codec, of {count(len(sizes), 'tensor')}."
+    beside = list(engine.setup.method.uploads(server, ClientInfo("")).values())
+    known = [math.prod(d for d in shape if d is not None) for shape in beside if None not in shape]
+    up = (sum(sizes) + sum(known)) * engine.setup.bench.dtype.itemsize
+    tensors, free = count(len(sizes) + len(known), "tensor"), len(beside) - len(known)
+    more = f", and {free} whose size depends on its rows" if free else ""
+    return f"bytes: a client sends up to {format_bytes(up)} a round before the codec, of {tensors}{more}."
 
 
 def total_bytes(main: FinishedStage, setup: FinishedStage | None) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def answer(raw: bytes) -> bytes:
 def _worker(run: str, stage: str) -> Worker:
     resolved, material = _built(run)
     x = resolved.experiment
-    method = baselines.probe(x) if stage == "setup" else resolved.method
+    method = baselines.probe(x) if stage == "setup" else resolved.played
     return Worker(method, material.bench, material.clients, codec(x.codec))
 
 

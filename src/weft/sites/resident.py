@@ -174,7 +174,7 @@ class Resident:
             words = "; ".join(list(odd.values())[:SHOWN])
             raise Disagreed(Reason.SETTINGS, f"{words}: use the same experiment file.", list(odd))
         resolved = terms.resolved({"device": own.device, "trust_remote_code": own.trust_remote_code})
-        x, method = resolved.experiment, resolved.method
+        x, method = resolved.experiment, resolved.played
         if not x.classes:
             raise Disagreed(Reason.ORDER, Reason.ORDER.value)
         if x.class_counts and own.expected is None:

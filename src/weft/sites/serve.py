@@ -28,8 +28,8 @@ from weft.experiment import Resolved
 from weft.federation.client import ClientState
 from weft.playing import execute
 from weft.playing.run import Run
+from weft.runs import best, summary
 from weft.runs import directory as directories
-from weft.runs import summary
 from weft.runs.directory import RunDirectory
 from weft.runs.prepare import Material, backbone_of, bench_of, kind_of, suited
 from weft.sites.roll import Roll, StageTransport, Wire
@@ -96,7 +96,7 @@ def _federate(
 ) -> None:
     x = resolved.experiment
     terms = Terms.of(about["served"]["run"], x, material.bench)
-    roll = Roll(wire, terms, resolved.method, x.models, deadline, observer, directory.root)
+    roll = Roll(wire, terms, resolved.played, x.models, deadline, observer, directory.root)
     before = {s["id"]: s for s in about["served"]["sites"]}
     if before:  # they may come back at any time, but most do at once
         roll.wait_for(len(before), patience=min(deadline, RETURN))
@@ -115,7 +115,7 @@ def _federate(
         directories.write_summary(directory, about)
 
     def engine(setup: Setup) -> Remote:
-        stage = "rounds" if setup.method is resolved.method else "setup"
+        stage = "rounds" if setup.method is resolved.played else "setup"
         return Remote(setup, StageTransport(roll, stage, setup.federations[0][0], setup.exchange, joined))
 
     execute.go_on(directory, resolved, material, about, observer, engine=engine)
@@ -139,6 +139,7 @@ def _named(resolved: Resolved) -> Resolved:
 
 def _check(resolved: Resolved) -> None:
     x = resolved.experiment
+    best.check(x.keep, resolved.method)
     codec(x.codec)
     if resolved.given:
         raise UserError("a method that is an object in Python can't be told to sites: give it a slug in a package of its own.")
@@ -181,7 +182,7 @@ def _material(resolved: Resolved, observer: Observer) -> Material:
     observer.advance("set-up", step="backbone")
     benches = [bench_of(x, b, x.classes, made_up(b, x.classes, kind_of(x))) for b in backbones]
     for bench in benches:
-        suited(resolved.method, bench)
+        suited(resolved.played, bench)
     observer.advance("set-up", step="tokens")
     bench = benches[0]
     bench.others = dict(zip(x.models[1:], benches[1:], strict=True))

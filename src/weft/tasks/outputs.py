@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -51,6 +51,15 @@ class Output:
     def of(self, client: int, rows: int, places: int) -> Output:
         """One client's first ``rows`` rows of ``places`` each: [rows, places, C], float32 on the CPU."""
         return Output(self.logits[client].float().cpu().unflatten(0, (-1, places))[:rows])
+
+
+def average(outputs: Sequence[Output]) -> Output:
+    """The mean of the logits of several passes over one batch."""
+    first = outputs[0]
+    hidden = [out.hidden for out in outputs if isinstance(out, Hidden) and isinstance(first, Hidden) and out.layer == first.layer]
+    if isinstance(first, Hidden) and len(hidden) == len(outputs):  # the layer is linear
+        return Hidden(torch.stack(hidden).mean(0), first.mask, first.layer)
+    return Output(torch.stack([out.logits for out in outputs]).mean(0))
 
 
 class Hidden(Output):

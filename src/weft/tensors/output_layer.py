@@ -1,8 +1,8 @@
-"""The frozen output layer of a language model, of which a pass never holds more than a few rows of logits at once.
+"""The output layer of a language model, of which a pass never holds more than a few rows of logits at once.
 
 With a vocabulary of 50,000 to 250,000 tokens the logits of a batch and their gradient may be larger than all activations.
-The layer is frozen, so the gradient of a cross-entropy by what the layer reads can be formed in the forward pass, chunk by chunk,
-and is all that is kept.
+Where the layer is frozen, the gradient of a cross-entropy by what the layer reads can be formed in the forward pass, chunk by
+chunk, and is all that is kept. Where it is trained, the logits of a chunk are made once more in the backward pass.
 """
 
 from __future__ import annotations
@@ -51,9 +51,11 @@ class OutputLayer:
             yield slice(start, start + step)
 
     def cross_entropy(self, h: Tensor, labels: Tensor) -> Tensor:
-        """-log softmax at the label: [r, d], [r] -> [r]. It has no second derivative; :func:`each` has."""
-        if self.weight is None or self.weight.requires_grad:
+        """-log softmax at the label: [r, d], [r] -> [r]. Of a frozen layer it has no second derivative; :func:`each` has."""
+        if self.weight is None:
             return F.cross_entropy(self(h), labels, reduction="none")
+        if self.weight.requires_grad or (self.bias is not None and self.bias.requires_grad):
+            return each(lambda z, y: F.cross_entropy(z, y, reduction="none"), [(h, self)], [labels])
         losses: Tensor = _CrossEntropy.apply(h, labels, self)
         return losses
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from weft.federation.client import ClientState
 from weft.federation.info import common
 from weft.tensors.forms import Value
 from weft.tensors.lowrank import LowRank
@@ -32,9 +33,15 @@ def client_state(run: Federation) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for client in run.clients:
         run.simulation.setup.store.load(client)
-        found |= {f"{client.id}:{n}": v for n, v in client.kept.items()}
+        found |= remembered(client)
         run.simulation.setup.store.forget(client)
     return found
+
+
+def remembered(client: ClientState) -> dict[str, Tensor]:
+    """The tensors in a client's memory, by client and name: values that it keeps, and what its method noted."""
+    memo = {f"memo {n}": v for n, v in client.memo.items() if isinstance(v, Tensor)}
+    return {f"{client.id}:{n}": v for n, v in (client.kept | memo).items()}
 
 
 def state(run: Federation) -> dict[str, Tensor]:

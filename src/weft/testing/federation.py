@@ -68,7 +68,8 @@ class Federation:
             message = self.method.send(server, info)
             adaptation = adapted(self.method, self.bench, info)
             free = beside(adaptation, self.bench.of(c).backbone, message.tensors)
-            turns.append(Turn(c, adaptation, server.held_by(info, adaptation, message), dict(message.facts), free))
+            facts = message.facts | server.round.extra
+            turns.append(Turn(c, adaptation, server.held_by(info, adaptation, message), facts, free))
         return enter(self.method, self.bench.of(chosen[0]), turns, server.round, server.start)
 
     def cohort(self) -> list[ClientState]:

@@ -8,13 +8,11 @@ from dataclasses import replace
 from torch import Tensor
 
 from weft.aggregation.mean import WeightedMean
-from weft.federation.layout import named
 from weft.federation.message import Update
 from weft.federation.method import Method
-from weft.federation.scope import Scope
 from weft.testing.compare import assert_same, equal, server_state
-from weft.testing.plays import Plays, plays, shallow, steady, unflushed
-from weft.testing.sites import remote
+from weft.testing.plays import Plays, exchanges, plays, shallow, steady, unflushed
+from weft.testing.sites import kept, remote
 from weft.testing.watch import Aggregation, Snapshot
 
 
@@ -82,26 +80,28 @@ def check_reading(method: Method) -> None:
 
 
 def check_roll_back(method: Method) -> None:
-    """To roll a round back is not to have played it.
+    """To roll a round back, or one of each kind that belong together, is not to have played it.
 
     For all that the server holds at once, and in later rounds too unless clients have learnt in it for themselves.
     """
-    slug = method.info.slug
+    slug, together = method.info.slug, exchanges(method)
 
     def play(undone: bool) -> dict[str, Tensor]:
-        run, _ = remote(steady(method), model=shallow(method), sizes=(3, 2), rounds=4)
-        personal = any(Scope.KEEP in scope for _, _, scope in named(run.server.adaptation, run.bench.backbone))
-        changed = False
-        for t in range(4):
-            if t in (1, 3):
-                if not personal:
+        run, loop = remote(steady(method), model=shallow(method), sizes=(3, 2), rounds=4 * together)
+        changed = personal = False
+        for first in range(0, 4 * together, together):
+            if first in (together, 3 * together):
+                for t in range(first, first + together) if not personal else ():
                     run.simulation.round(t)
             elif undone:
                 before, snapshot = server_state(run), Snapshot.of(run.server)
-                run.simulation.round(t)
+                for t in range(first, first + together):
+                    run.simulation.round(t)
                 changed = changed or not equal(before, server_state(run))
+                personal = personal or bool(kept(loop))
                 run.server.roll_back(snapshot.tensors, snapshot.plain)
-                assert_same(before, server_state(run), 0.0, f"{slug}: round {t} is rolled back, and something of it stays; there")
+                what = f"{slug}: round {first} is rolled back, and something of it stays; there"
+                assert_same(before, server_state(run), 0.0, what)
         assert changed or not undone, f"{slug}: no round changes what the server holds."
         return {} if personal else server_state(run)
 

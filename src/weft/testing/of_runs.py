@@ -6,6 +6,7 @@ import math
 
 import torch
 
+from weft.federation.info import common
 from weft.federation.method import Method
 from weft.federation.rounds import adapted
 from weft.testing.compare import assert_same, dense, equal
@@ -61,11 +62,16 @@ def check_scores(method: Method) -> None:
     wanted, found = ({(e.view, e.people, e.metric, e.pooling): e for e in scores} for scores in (p.packed.scores, p.sites.scores))
     # whoever has failed in its turn, and was not asked again before the run's end, has no say in the scores of sites
     whole = len(p.packed.frames) == ROUNDS
+    partial = any(not site.whole for site in p.sites.loop.sites.values())  # who holds less than the server can't score its model
     for view in method.views:
+        if partial and common(view):
+            continue
         key = (view, "own test", p.packed.run.bench.task.metrics[0], "mean over clients")
         assert key in wanted, f"{slug}: the simulation does not score clients' own tests by the view {view}."
         assert key in found, f"{slug}: sites do not score their own tests by the view {view}."
     for key in found.keys() & wanted.keys():
+        if partial and common(key[0]) and key[1] not in ("global test", "new clients"):
+            continue
         here, there = wanted[key], found[key]
         assert here.n == there.n or not whole, (
             f"{slug}: {' '.join(key)} is of {here.n} in the simulation, of {there.n} with sites."
@@ -138,7 +144,8 @@ def check_loading(method: Method) -> None:
         run.server.cohort = [info]
         message = run.method.send(run.server, info)
         held = run.server.held_by(info, adapted(method, run.bench, info), message)
-        lost = sorted({n.removesuffix("+") for n in message.tensors} - held.keys())
+        free = method.downloads(run.bench.of(person), info).keys()
+        lost = sorted({n.removesuffix("+") for n in message.tensors} - held.keys() - free)
         assert not lost, f"{slug}: {person.id} is sent {lost[0]}, which is none of its tensors."
         pack = run.pack([k], t=ROUNDS)
         for name, value in held.items():
@@ -170,8 +177,26 @@ def check_learning(method: Method) -> None:
             assert any(not torch.equal(v, before.get(n, torch.zeros_like(v))) for n, v in tensors.items()), (
                 f"{slug}: {client} sends in round {t} what it has received, as if it had not trained."
             )
-    idle = sorted(n for n, unmoved in still.items() if unmoved)
+    idle = sorted(n for n, unmoved in still.items() if unmoved and not _flat(p, n))
     assert not idle, f"{slug}: {idle[0]} is sent by clients none of which has ever moved it."
+
+
+def _flat(p: Plays, name: str) -> bool:
+    """Whether the loss does not depend on a tensor: a bias of keys shifts all scores of a query alike, which softmax ignores.
+
+    A plain step of its gradient, a rounding error, is too small to move it.
+    """
+    run = p.scratch
+    p.put(p.packed.run.server)
+    for k, person in enumerate(run.clients):
+        run.server.cohort = [person.info(p.method.info.asks)]
+        pack = run.pack([k], t=ROUNDS)
+        if name not in pack.tensors:
+            return False
+        slopes = pack.gradients(p.method.objective, name, size=p.method.batch)
+        if float(slopes[name].abs().max()) > 1e-12:
+            return False
+    return True
 
 
 def _alike(a: PlayedRun, b: PlayedRun, what: str = "") -> bool:

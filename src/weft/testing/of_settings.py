@@ -15,7 +15,7 @@ from weft.federation.method import Method
 from weft.testing.compare import assert_same, equal, logits, server_state, state
 from weft.testing.federation import federation
 from weft.testing.models import IMAGES, SHAPES, home
-from weft.testing.plays import shallow, small, steady
+from weft.testing.plays import exchanges, shallow, small, steady
 from weft.testing.watch import watching
 
 PAIR: dict[str, Any] = {"sizes": (3, 1)}
@@ -26,14 +26,14 @@ CODECS = ("identity", "quant8", "topk:share=0.2+quant8", "qsgd:levels=7+entropy"
 
 def check_single_precision(method: Method) -> None:
     """The pack law holds in single precision, up to its rounding, for a pack of everybody."""
-    about: dict[str, Any] = {"model": shallow(method, "float32"), "sizes": (4, 2, 1), "rounds": 1}
+    about: dict[str, Any] = {"model": shallow(method, "float32"), "sizes": (4, 2, 1), "rounds": exchanges(method)}
     packed, alone = (federation(small(method), pack=k, **about).run() for k in (3, 1))
     assert_same(logits(packed), logits(alone), 2e-4, f"{method.info.slug} breaks the pack law in single precision; there")
 
 
 def check_half_precision(method: Method) -> None:
     """On a backbone of half precision everything that is learnt, sent and averaged is of single precision."""
-    run = federation(small(method), shallow(method, "bfloat16"), rounds=1, **PAIR)
+    run = federation(small(method), shallow(method, "bfloat16"), rounds=exchanges(method), **PAIR)
     with watching(run.method) as seen:
         run.run()
     values = [(f"{n} of {u.client.id}", v) for turn in seen.turns.values() for u in turn.updates for n, v in u.tensors.items()]
@@ -45,10 +45,10 @@ def check_half_precision(method: Method) -> None:
 def check_rate_zero(method: Method, *codecs: str) -> None:
     """At a learning rate of zero nothing moves; exactly, for values that are averaged, but an SVD may turn factors."""
     changes: dict[str, Any] = {"optim": small(method).optim.but(lr=0.0)}
-    made, model = replace(small(method), **changes), shallow(method)
-    before = logits(federation(made, model, rounds=1, **PAIR))
+    made, model, rounds = replace(small(method), **changes), shallow(method), exchanges(method)
+    before = logits(federation(made, model, rounds=rounds, **PAIR))
     for codec in codecs:
-        run = federation(made, model, codec_name=codec, rounds=1, **PAIR).run()
+        run = federation(made, model, codec_name=codec, rounds=rounds, **PAIR).run()
         what = f"{method.info.slug}: at a learning rate of zero, with {codec}, something moves; there"
         assert_same(before, logits(run), 1e-12, what)
 
@@ -74,11 +74,14 @@ def check_codecs(method: Method) -> None:
 
 def check_nobody(method: Method) -> None:
     """A round of clients without rows changes nothing, and divides by nothing."""
-    run = federation(small(method), shallow(method), sizes=(0, 0), rounds=1)
+    rounds = exchanges(method)
+    assert rounds, f"{method.info.slug}: there is no first round."
+    run = federation(small(method), shallow(method), sizes=(0, 0), rounds=rounds)
     before = {n: v for n, v in server_state(run).items() if n.startswith("shared:")}
-    played = run.simulation.round(0)
-    assert played is not None, f"{method.info.slug}: there is no first round."
-    assert played["refused"] == {}, f"{method.info.slug}: clients without rows send what is refused: {played['refused']}."
+    for t in range(rounds):
+        played = run.simulation.round(t)
+        assert played is not None, f"{method.info.slug}: of {rounds} rounds there is no round {t}."
+        assert played["refused"] == {}, f"{method.info.slug}: clients without rows send what is refused: {played['refused']}."
     after = {n: v for n, v in server_state(run).items() if n.startswith("shared:")}
     assert_same(before, after, 0.0, f"{method.info.slug}: a round of clients without rows changes something; there")
 
@@ -98,7 +101,7 @@ def others(method: Method) -> list[str]:
 
 def check_on(method: Method, model: str, codec: str = "identity") -> bool:
     """The pack law on one architecture, for two clients of unequal numbers of steps; whether the method takes that at all."""
-    about: dict[str, Any] = {"model": model, "sizes": (4, 1), "rounds": 1, "codec_name": codec}
+    about: dict[str, Any] = {"model": model, "sizes": (4, 1), "rounds": exchanges(method), "codec_name": codec}
     try:
         packed = federation(steady(method), pack=2, **about).run()
     except UserError:  # refused, with a sentence

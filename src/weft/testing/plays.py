@@ -84,6 +84,18 @@ def shallow(method: Method, precision: str = "float64", task: str = "auto", kind
     return backbone(kind, classes=len(TAGS) if task == TOKENS else 3, precision=precision, task=task, **layers)
 
 
+def exchanges(method: Method) -> int:
+    """How many there are until a kind of round comes again: after fewer, nothing may have been trained yet."""
+    server = federation(small(method), shallow(method), sizes=(1,), rounds=ROUNDS).server
+    kinds: list[str] = []
+    for t in range(ROUNDS):
+        plan = method.plan(server, t)
+        if plan is None or plan.kind in kinds:
+            break
+        kinds.append(plan.kind)
+    return len(kinds)
+
+
 @dataclass
 class PlayedRun:
     """A run and what it left.

@@ -16,6 +16,7 @@ from weft.engines.remote import Remote, answer
 from weft.engines.site import SiteClient
 from weft.federation.client import ClientState
 from weft.federation.method import Method
+from weft.testing.compare import remembered
 from weft.testing.federation import Federation, federation
 from weft.testing.models import root
 
@@ -68,7 +69,7 @@ def remote(method: Method, uplink: str = "identity", **more: Any) -> tuple[Feder
 def kept(loop: Loopback) -> dict[str, Tensor]:
     """What sites remember, by client and name."""
     found: dict[str, Tensor] = {}
-    for name, site in loop.sites.items():
+    for site in loop.sites.values():
         site.store.load(site.client)
-        found |= {f"{name}:{n}": v for n, v in site.client.kept.items()}
+        found |= remembered(site.client)
     return found

@@ -47,7 +47,7 @@ class Stranger:
             kind=round.kind,
             direction="down",
             tensors=shapes,
-            facts=frozenset(self.method.info.tells),
+            facts=frozenset(self.method.info.tells) | frozenset(round.extra),
             max_weight=1e9,
         )
         received = decode(data, expected)
@@ -94,11 +94,12 @@ def by_messages(run: Federation) -> None:
         server.round = plan
         cohort = run.cohort()
         server.cohort = [sites[c.id].info for c in cohort]
+        run.simulation.last_cohort = [c.id for c in cohort]
         replies: dict[str, bytes] = {}
         for client in cohort:
             message = run.method.send(server, sites[client.id].info)
             header = Header(run.method.info.slug, t, plan.kind, "down", client.id)
-            data = encode(header, message.tensors, message.facts, codec("identity")).data
+            data = encode(header, message.tensors, message.facts | plan.extra, codec("identity")).data
             server.receipt(message, sites[client.id].info)
             if drops_out(server.seed, client.id, t, run.simulation.setup.settings.dropout):
                 sites[client.id].take(data, plan)

@@ -18,7 +18,7 @@ from weft.communication.codecs.known import CODECS, CODERS, codec, register
 from weft.communication.codecs.codec import Codec
 from weft.communication.codecs.identity import Identity
 from weft.communication.codecs.quant8 import Quant8
-from weft.communication.codecs.qsgd import QSGD
+from weft.communication.codecs.bucketed import QSGD
 from weft.communication.codecs.adaptive import Adaptive
 from weft.communication.codecs.nnadq import NNADQ
 from weft.communication.codecs.blockwise import FP4, NF4, Block8

@@ -13,10 +13,10 @@ from annotated_types import Ge, Le
 from torch import Tensor
 
 from weft.communication.codecs import bits
+from weft.communication.codecs.bucketed import QSGD
 from weft.communication.codecs.chain import Quantiser
 from weft.communication.codecs.known import register
 from weft.communication.codecs.laid import FixedWidth, Layout
-from weft.communication.codecs.qsgd import QSGD
 from weft.communication.codecs.scales import Block
 
 LEAST, MOST = 2, 12

@@ -107,8 +107,7 @@ class FlexLoRA(Method):
         return {"rank": TYPES[kind][0], "ffn_rank": TYPES[kind][1]}
 
     def send(self, server: ServerState, client: ClientInfo) -> Message:
-        message = server.stale(client)
-        message.tensors = {n: v for n, v in message.tensors.items() if not n.startswith("lora/")}
+        message = server.stale(client, only="head")
         lora = self.adapt(server.bench.backbone, server.bench.task, client)["lora"][0]
         assert isinstance(lora, LoRA)
         for site in server.sites("lora"):

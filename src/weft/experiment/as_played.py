@@ -1,0 +1,77 @@
+"""The rules of an experiment over its method: the method as it is played, the server's step, and what makes no sense together."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from weft.errors import UserError
+
+if TYPE_CHECKING:
+    from weft.experiment.whole import Experiment
+    from weft.federation.method import Method
+    from weft.federation.server_step import ServerStep
+
+
+def played(x: Experiment, method: Method) -> Method:
+    """The method with the rule over it. Baselines have none: nobody is apart from anybody in them, or another method is played.
+
+    Raises:
+        UserError: the rule makes no sense over the method.
+    """
+    from weft.rules import composed
+
+    if x.rule == "none" or x.baseline is not None:
+        return method
+    return composed(method, x.rule, **({"feddyn_alpha": x.feddyn_alpha} if x.rule == "feddyn" else {}))
+
+
+def turns(x: Experiment) -> int:
+    """How many turns of training there are in the planned rounds, which count exchanges."""
+    from weft.rules import mixin
+
+    return x.rounds if x.rule == "none" else -(-x.rounds // mixin(x.rule).exchanges)
+
+
+def step_of(x: Experiment) -> ServerStep:
+    """What the server makes of a mean."""
+    from weft.federation.server_step import ServerStep
+
+    if x.baseline is not None:
+        return ServerStep()
+    return ServerStep(x.server_step, x.server_lr, x.server_beta1, x.server_beta2, x.server_tau)
+
+
+def check(x: Experiment, method: Method) -> None:
+    """Refuse what makes no sense, before anything is loaded.
+
+    Raises:
+        UserError: it is the rule or the step over this method, or one of them beside other settings.
+    """
+    from weft.communication.codecs import codec
+    from weft.rules import mixin
+
+    for name in ("server_lr", "server_beta1"):
+        if x.server_step == "none" and (value := getattr(x, name)) is not None:
+            raise UserError(
+                f"{name} is {value}, but there is no step of the server's that it could be of: give --server-step too."
+            )
+    if x.baseline is not None:
+        return
+    step_of(x).check(method.info.slug, method.sums)
+    played(x, method)
+    if x.rule == "none":
+        return
+    if x.robust != "none":
+        raise UserError(
+            f'robust = "{x.robust}" stands in for the mean of models and not for what rule = "{x.rule}" sums up besides, so '
+            "that one client could spoil that: leave one of the two out."
+        )
+    if mixin(x.rule).stateful and codec(x.codec).omega(1 << 20) > 0:  # something is lost
+        raise UserError(
+            f'rule = "{x.rule}" adds up over all rounds what clients change, at the client and at the server, and what the codec '
+            f"{x.codec} does to an update would add up between the two: take --codec identity, or --rule mime."
+        )
+    if x.rule == "feddyn" and x.server_step != "none":
+        raise UserError(
+            f'rule = "feddyn" says what the server makes of a mean, and so does server_step = "{x.server_step}": leave one out.'
+        )
