@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patience import patience
-from weft.communication.codecs import Entropy, codec
+from weft.communication.codecs import Entropy, codec, rans
 from weft.communication.codecs.laid import Codes, Packed
 from weft.tensors.keyed import generator
 
@@ -81,6 +81,19 @@ def test_tensors_of_one_message_are_coded_side_by_side_and_as_they_are_alone(whi
     packed = [Packed(f"a/{i}", raw, len(numbers), 15) for i, (numbers, raw) in enumerate(zip(all, together, strict=True))]
     for numbers, found in zip(all, Entropy().unpack(packed), strict=True):
         assert np.array_equal(found.numpy(), numbers)
+
+
+def test_very_many_tensors_are_coded_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    all = [Codes(torch.from_numpy(normal(200 + 40 * i, 7, 1.0, i)), 15) for i in range(9)]
+    together = Entropy().pack(all)
+    monkeypatch.setattr(rans, "AT_ONCE", 2)
+    assert all_equal(Entropy().pack(all), together)
+    packed = [Packed(f"a/{i}", raw, len(codes.numbers), 15) for i, (codes, raw) in enumerate(zip(all, together, strict=True))]
+    assert all_equal(list(Entropy().unpack(packed)), [codes.numbers for codes in all])
+
+
+def all_equal(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+    return len(a) == len(b) and all(bool((x == y).all()) and len(x) == len(y) for x, y in zip(a, b, strict=True))
 
 
 @pytest.mark.parametrize("n", [10_000, 10_001, 65_537, 300_000])
