@@ -311,8 +311,8 @@ def test_an_upload_of_another_rank_than_the_clients_own_is_refused() -> None:
     run = tiny.federation(Asking(steps=1, batch=4), sizes=(9, 5), facts=[{"rank": 2}, {"rank": 2}], rounds=1)
     pack = run.pack([0])
     (update,) = run.method.train(pack)
-    frame = run.simulation.setup.exchange.pack_update(run.server, update, {})
     wider = ClientInfo(update.client.id, 9, {"rank": 3})
+    frame = run.simulation.setup.exchange.pack_update(run.server, update, by_hand.turn(run, wider, {}))
     with pytest.raises(Refused, match="shape"):
         run.simulation.setup.exchange.read_update(run.server, by_hand.turn(run, wider, {}), frame.data)
 
@@ -347,7 +347,7 @@ def test_an_update_that_lacks_what_the_rule_demands_is_refused_and_any_other_may
         lost = next(n for n in update.tensors if matches(n, method.demands or ("*",)))
         del update.tensors[lost]
         turn = by_hand.turn(run, update.client)
-        frame = run.simulation.setup.exchange.pack_update(run.server, update, turn.held)
+        frame = run.simulation.setup.exchange.pack_update(run.server, update, turn)
         if slug == "fedit":
             read = run.simulation.setup.exchange.read_update(run.server, turn, frame.data)
             assert set(read.tensors) == set(update.tensors)

@@ -168,7 +168,7 @@ def test_keys_with_a_wrappers_prefix_are_refused_in_both_directions(slug: str) -
     info = update.client
     turn = by_hand.turn(run, info)
     update.tensors = {f"model.{n}": v for n, v in update.tensors.items()}
-    frame = exchange.pack_update(server, update, turn.held)
+    frame = exchange.pack_update(server, update, turn)
     with pytest.raises(Refused, match="not expected"):
         exchange.read_update(server, turn, frame.data)
     message = run.method.send(server, info)
@@ -280,7 +280,7 @@ def test_an_integer_among_the_tensors_of_an_update_is_not_even_sent() -> None:
     (update,) = run.method.train(run.pack([0]))
     update.tensors["lora/x/position_ids"] = torch.arange(4)
     with pytest.raises(ValueError, match="exact things belong in facts"):
-        run.simulation.setup.exchange.pack_update(run.server, update, {})
+        run.simulation.setup.exchange.pack_update(run.server, update, by_hand.turn(run, update.client, {}))
 
 
 @pytest.mark.parametrize("slug", some(METHODS))

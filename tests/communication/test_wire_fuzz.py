@@ -64,9 +64,9 @@ def doors(slug: str, codec: str) -> tuple[Door, Door]:
     downloads: list[list[bytes]] = [[], []]
     pack_update, download = exchange.pack_update, exchange.download
 
-    def kept_update(server: Any, update: Any, held: Any, phase: Any = "train") -> Any:
-        frame = pack_update(server, update, held, phase)
-        frames[server.round.index][update.client.id], jobs[update.client.id] = frame.data, (update.client, held)
+    def kept_update(server: Any, update: Any, turn: Any, phase: Any = "train") -> Any:
+        frame = pack_update(server, update, turn, phase)
+        frames[server.round.index][update.client.id], jobs[update.client.id] = frame.data, (update.client, turn.held)
         return frame
 
     def kept_download(*args: Any) -> Any:

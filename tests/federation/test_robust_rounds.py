@@ -60,10 +60,10 @@ def bent(run: tiny.Federation, bad: Iterable[str], how: Callable[[Tensor, Tensor
     pack_update = run.simulation.setup.exchange.pack_update
     chosen = set(bad)
 
-    def lie(server: ServerState, update: Update, held: Any, phase: Any = "train") -> Any:
+    def lie(server: ServerState, update: Update, turn: Any, phase: Any = "train") -> Any:
         if update.client.id in chosen:
-            update = replace(update, tensors={n: how(v, held[n]) for n, v in update.tensors.items()})
-        return pack_update(server, update, held, phase)
+            update = replace(update, tensors={n: how(v, turn.held[n]) for n, v in update.tensors.items()})
+        return pack_update(server, update, turn, phase)
 
     run.simulation.setup.exchange.pack_update = lie  # type: ignore[method-assign]
     return run
@@ -224,10 +224,10 @@ def test_a_client_that_sends_a_part_of_its_tensors_is_no_candidate_of_krum_and_s
     run.server.robust = Robust("krum", share=0.2)
     pack_update = run.simulation.setup.exchange.pack_update
 
-    def partial(server: ServerState, update: Update, held: Any, phase: Any = "train") -> Any:
+    def partial(server: ServerState, update: Update, turn: Any, phase: Any = "train") -> Any:
         if update.client.id == "client-4":  # nothing but one unmoved tensor: nearest to everything
-            update = replace(update, tensors={n: held[n] for n in sorted(update.tensors)[:1]})
-        return pack_update(server, update, held, phase)
+            update = replace(update, tensors={n: turn.held[n] for n in sorted(update.tensors)[:1]})
+        return pack_update(server, update, turn, phase)
 
     run.simulation.setup.exchange.pack_update = partial  # type: ignore[method-assign]
     record = run.simulation.round(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,15 @@ from weft.communication.strict import read_tensors
 from weft.communication.wire import _split
 from weft.engines.cohort import drops_out
 from weft.federation import plans
+from weft.federation.client import ClientState
 from weft.federation.exchange import write_update
 from weft.federation.message import ClientInfo, Update
 from weft.federation.round import Round
 from weft.federation.server import ServerState
+from weft.federation.turn import Turn
 from weft.methods import FedIT, FedRA, FlexLoRA
+
+NOBODY = Turn(ClientState(""), {}, {})
 
 
 def all_differ(found: Iterable[Any]) -> bool:
@@ -33,7 +38,7 @@ def levels(client: str, t: int, seed: int = 0, name: str = "lora/x/A") -> Tensor
     """How a client's upload of one and the same tensor is rounded: half-way between two levels, but for its last element."""
     x = torch.cat([torch.full((200,), 0.5 / 127), torch.ones(1)])
     update = Update(tensors={name: x}, client=ClientInfo(client), weight=1.0)
-    frame = write_update(FedIT(), Round(t), seed, update, codec("quant8"), {})
+    frame = write_update(FedIT(), Round(t), seed, update, codec("quant8"), NOBODY)
     return read_tensors(_split(frame.data, 1 << 20)[1])[name]
 
 
@@ -47,7 +52,8 @@ def seed_of_places(common: bool, client: str, t: int, seed: int = 0) -> int:
     update = Update(tensors={"lora/x/A": torch.ones(200)}, client=ClientInfo(client), weight=1.0)
     held = {"lora/x/A": torch.zeros(200)}
     uplink = codec(f"randk:common={'true' if common else 'false'}")
-    return _split(write_update(FedIT(), Round(t), seed, update, uplink, held).data, 1 << 20)[0]["meta"]["seed"]
+    frame = write_update(FedIT(), Round(t), seed, update, uplink, replace(NOBODY, held=held))
+    return _split(frame.data, 1 << 20)[0]["meta"]["seed"]
 
 
 def test_places_that_are_common_are_those_of_all_clients_of_a_round_and_of_no_other() -> None:

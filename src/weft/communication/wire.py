@@ -82,6 +82,10 @@ _READING: dict[str, type] = {
 R = TypeVar("R")
 
 
+class Apart(Refused):
+    """Differences were taken from other values than those held here."""
+
+
 def encode(
     header: Header,
     tensors: Mapping[str, Value],
@@ -165,13 +169,19 @@ def decode(data: bytes, expected: Expected, *, reference: Mapping[str, Value] | 
     flat = _run(codec.decode, wire, table["meta"])
     if {name: tuple(tensor.shape) for name, tensor in flat.items()} != shapes:
         raise Refused("The tensors are not of the shapes they were announced with.")
-    for letter, name in zip(table["marks"], sorted(shapes), strict=True):
-        if name in bases:
-            flat[name] = _add(bases[name], flat[name])
-        flat[name] = flat[name].to(_DTYPES[letter.lower()])
-        if not flat[name].isfinite().all():
+    values = _values(table, flat, bases)
+    for name, value in values.items():
+        if not forms.finite([value]):
             raise Refused(f"Tensor {quoted(name)} has elements that are not finite.")
-    return Received(header, _unflatten(flat, table["scales"]), table["facts"])
+    return Received(header, values, table["facts"])
+
+
+def arriving(data: bytes, reference: Mapping[str, Value]) -> dict[str, Value]:
+    """The tensors that whoever holds ``reference`` will read of a message of one's own."""
+    table, body = _split(data, len(data))
+    codec, wire = _read_codec(table["codec"]), read_tensors(body)
+    bases = _read_marks(table, codec.shapes(wire, table["meta"]), reference)
+    return _values(table, codec.decode(wire, table["meta"]), bases)
 
 
 # ---- both sides --------------------------------------------------------------------------------------------
@@ -336,7 +346,7 @@ def _read_marks(
                 raise Refused(f"Tensor {quoted(name)} is a difference to something that is not held here.")
             bases[name] = base
     if _checksum(bases) != table["base"]:
-        raise Refused("The differences were taken from other values than those held here.")
+        raise Apart("The differences were taken from other values than those held here.")
     return bases
 
 
@@ -349,6 +359,15 @@ def _check_claims(shapes: Mapping[str, tuple[int, ...]], bases: Mapping[str, Ten
     ]
     if sum(free) > DENSEST * length:
         raise Refused(f"Tensors of free shape claim {sum(free)} elements in {length} bytes.")
+
+
+def _values(table: Mapping[str, Any], flat: dict[str, Tensor], bases: Mapping[str, Tensor]) -> dict[str, Value]:
+    """The decoded tensors with what they are differences to, in the dtypes they came from."""
+    for letter, name in zip(table["marks"], sorted(flat), strict=True):
+        if name in bases:
+            flat[name] = _add(bases[name], flat[name])
+        flat[name] = flat[name].to(_DTYPES[letter.lower()])
+    return _unflatten(flat, table["scales"])
 
 
 def _add(base: Tensor, difference: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from weft.engines.intake import Intake
 from weft.engines.packing import Capacity
 from weft.engines.setup import Job, Setup
 from weft.federation.client import ClientState
+from weft.federation.memory import NONE
 from weft.federation.message import beside
 from weft.federation.rounds import adapted
 from weft.federation.server import ServerState
@@ -164,4 +165,5 @@ class Engine:
         server.receipt(message, info)
         now = server.synced.get(client.id, 0)
         free = beside(adaptation, setup.bench.of(client).backbone, received.tensors)
-        return Job(client, adaptation, held, received.facts, free, server=server, frame=frame.data, since=since, now=now)
+        counted = server.counted.get(client.id, NONE)
+        return Job(client, adaptation, held, received.facts, free, counted, server=server, frame=frame.data, since=since, now=now)

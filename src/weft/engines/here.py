@@ -66,7 +66,7 @@ class Here:
         by_id = {j.client.id: j for j in members}
         for update in setup.method.train(pack):
             job = by_id[update.client.id]
-            frame = setup.exchange.pack_update(job.server, update, job.held, phase)
+            frame = setup.exchange.pack_update(job.server, update, job, phase)
             setup.spool.put(update.client.id, frame.data)
         pack.write_back()
         for job in members:

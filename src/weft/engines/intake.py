@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from weft.communication.strict import Refused
+from weft.communication.wire import Apart
 from weft.engines.setup import Job, Setup
 from weft.federation.message import Update
 from weft.federation.rounds import close_round
@@ -65,11 +66,14 @@ class Intake:
             except Refused as e:
                 refused[client] = str(e)
                 say(f"update of {client} refused: {e}")
+                if isinstance(e, Apart):
+                    self.setup.exchange.begin_anew(jobs[client].server, client)
                 continue
             if update is None:
                 continue
             if update.weight > 0:
                 self.counted.append(client)
+                self.setup.exchange.count(jobs[client].server, jobs[client], update)
                 yield update
             else:  # those who train have rows; a rule that divides by the weights could divide by nothing
                 say(f"update of {client} counts no examples, and is left out.")

@@ -27,6 +27,7 @@ from weft.errors import UserError
 from weft.federation.client import ClientState
 from weft.federation.exchange import payload_of
 from weft.federation.info import common
+from weft.federation.memory import NONE
 from weft.federation.round import Round
 from weft.federation.rounds import adapted
 from weft.tasks.counts import LARGEST
@@ -43,6 +44,7 @@ class Question:
     Attributes:
         what: ``train`` or ``test``. round: which, as planned. data: the download.
         since: clock up to which the site must be up to date, 0 = not at all. now: up to which it is then.
+        counted: the round of its last turn that counted, -1 = none.
     """
 
     what: str
@@ -50,10 +52,11 @@ class Question:
     data: bytes
     since: int
     now: int
+    counted: int
 
     def encode(self) -> bytes:
         round = {"index": self.round.index, "kind": self.round.kind, "extra": self.round.extra}
-        about = {"what": self.what, "round": round, "since": self.since, "now": self.now}
+        about = {"what": self.what, "round": round, "since": self.since, "now": self.now, "counted": self.counted}
         return wrap(about, self.data)
 
     @classmethod
@@ -62,13 +65,14 @@ class Question:
         Refused: it is none.
         """
         about, data = unwrap(raw)
-        kinds = {"what": str, "round": dict, "since": int, "now": int}
+        kinds = {"what": str, "round": dict, "since": int, "now": int, "counted": int}
         inner = {"index": int, "kind": str, "extra": dict}
         round = about.get("round")
         fits = all(type(about.get(n)) is k for n, k in kinds.items()) and about["what"] in (TRAIN, TEST)
         if not fits or not isinstance(round, dict) or not all(type(round.get(n)) is k for n, k in inner.items()):
             raise Refused("The question is none that a site answers.")
-        return cls(about["what"], Round(round["index"], round["kind"], extra=round["extra"]), data, about["since"], about["now"])
+        plan = Round(round["index"], round["kind"], extra=round["extra"])
+        return cls(about["what"], plan, data, about["since"], about["now"], about["counted"])
 
 
 def answer(site: SiteClient, raw: bytes) -> bytes:
@@ -80,7 +84,7 @@ def answer(site: SiteClient, raw: bytes) -> bytes:
     question = Question.decode(raw)
     try:
         if question.what == TRAIN:
-            frame, loss = site.turn(question.round, question.data, question.since, question.now)
+            frame, loss = site.turn(question.round, question.data, question.since, question.now, question.counted)
             return wrap({"loss": _or_none(loss), "update": frame is not None}, frame or b"")
         found = site.scores(question.round, question.data, question.since)
     except Behind:
@@ -204,7 +208,7 @@ class Remote:
         return payload if payload.keys() <= known else {"refused": sum(payload.values())}
 
     def _question(self, what: str, job: Job) -> bytes:
-        return Question(what, job.server.round, job.frame, job.since, job.now).encode()
+        return Question(what, job.server.round, job.frame, job.since, job.now, job.counted).encode()
 
     def _forgotten(self, job: Job) -> None:
         """Nobody knows what the client holds: it gets everything anew."""
@@ -224,7 +228,7 @@ class Remote:
                 adaptation = adapted(self.method, self.setup.bench, info)
                 data = self.exchange.broadcast(server, info, adaptation, message)[0].data
                 since = server.synced.get(client.id, 0)
-                questions[client.id] = Question(TEST, server.round, data, since, since).encode()
+                questions[client.id] = Question(TEST, server.round, data, since, since, NONE).encode()
         said: dict[tuple[str, str], dict[str, Told]] = {}
         task = self.setup.bench.task
         scored = blank = 0

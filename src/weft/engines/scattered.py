@@ -145,7 +145,8 @@ class Scattered:
         for i, job in enumerate(members):
             self.setup.store.load(job.client)
             held, free = (tuple((n, number_of(v)) for n, v in sorted(some.items())) for some in (job.held, job.beside))
-            about = {"beside": dict(free), "id": job.client.id, "facts": job.client.facts, "received": dict(job.facts)}
+            about: dict[str, Any] = {"beside": dict(free), "id": job.client.id, "facts": job.client.facts}
+            about |= {"received": dict(job.facts), "counted": job.counted}
             clients.append(about | {"held": sets.setdefault(held, len(sets))} | _memory(job.client, memories, i))
             self.setup.store.forget(job.client)
         plan = members[0].server.round
@@ -191,18 +192,19 @@ class Worker:
                 sets[said["held"]],
                 said["received"],
                 {name: values[f"held:{number}"] for name, number in said["beside"].items()},
+                said["counted"],
             )
             for c, said in zip(clients, about["clients"], strict=True)
         ]
-        held = {turn.client.id: turn.held for turn in turns}
+        by_id = {turn.client.id: turn for turn in turns}
         bench = self.bench.of(clients[0])
         pack = enter(self.method, bench, turns, round)
         losses = pack.listener = Losses(c.id for c in clients)
         frames = {}
         try:
             for update in self.method.train(pack):
-                base = held[update.client.id]
-                frames[update.client.id] = write_update(self.method, round, bench.seed, update, self.uplink, base)
+                turn = by_id[update.client.id]
+                frames[update.client.id] = write_update(self.method, round, bench.seed, update, self.uplink, turn)
         except (UserError, torch.OutOfMemoryError):
             raise
         except Exception as e:

@@ -24,9 +24,9 @@ from weft.federation.client import ClientState
 from weft.federation.exchange import Limits, read_download, write_update
 from weft.federation.info import common
 from weft.federation.layout import named
+from weft.federation.memory import NONE
 from weft.federation.message import APPENDED, ClientInfo, beside
 from weft.federation.method import Method
-from weft.federation.pack import Pack
 from weft.federation.round import Round
 from weft.federation.rounds import adapted, enter
 from weft.federation.scope import Scope
@@ -140,7 +140,7 @@ class SiteClient:
 
     # what it does ---------------------------------------------------------------------------------------------------------
 
-    def turn(self, round: Round, data: bytes, since: int, now: int) -> tuple[bytes | None, float | None]:
+    def turn(self, round: Round, data: bytes, since: int, now: int, counted: int = NONE) -> tuple[bytes | None, float | None]:
         """Train on a download: the update as bytes (None without rows, or in a round without uploads), and the mean loss.
 
         The same message for the same round again, as after a restart of the coordinator, gives the same answer and trains
@@ -148,6 +148,7 @@ class SiteClient:
 
         Args:
             since: the coordinator's clock up to which this site must have all news, 0 = none. now: up to which it then has.
+            counted: the round of its last turn that counted.
 
         Raises:
             Behind: this site does not hold what the download builds on. Diverged: it has trained in
@@ -159,19 +160,22 @@ class SiteClient:
             return (self._whole(self._reply(round.index)) if self.rounds["replied"] else None), self.rounds["loss"]
         received = self._read(round, data, since)
         try:
-            return self._train(round, received, since, now, digest)
+            return self._train(round, received, since, now, counted, digest)
         except Exception:
             self._recall()  # a turn that was not saved has not happened
             raise
 
-    def _train(self, round: Round, received: Received, since: int, now: int, digest: str) -> tuple[bytes | None, float | None]:
+    def _train(
+        self, round: Round, received: Received, since: int, now: int, counted: int, digest: str
+    ) -> tuple[bytes | None, float | None]:
         self.copy, self.clock = self._apply(received.tensors, since), now
         self.store.load(self.client)
         held = self.start | self.copy
-        pack = self._pack(received, held, round)
+        turn = self._turn(received, held, counted)
+        pack = enter(self.method, self.bench, [turn], round, self.start)
         losses = pack.listener = Losses([self.client.id])
         updates = list(self.method.train(pack))
-        frame = write_update(self.method, round, self.bench.seed, updates[0], self.uplink, held).data if updates else None
+        frame = write_update(self.method, round, self.bench.seed, updates[0], self.uplink, turn).data if updates else None
         pack.write_back()
         if not all(finite(some.values()) for some in (self.client.kept, self.client.memo, *(u.tensors for u in updates))):
             raise Diverged(f"the turn of {self.client.id} in round {round.index + 1} has ended in values that are not finite")
@@ -180,9 +184,9 @@ class SiteClient:
         self._save(round.index, digest, frame, loss)
         return frame, loss
 
-    def _pack(self, received: Received, held: Mapping[str, Value], round: Round) -> Pack:
+    def _turn(self, received: Received, held: Mapping[str, Value], counted: int = NONE) -> Turn:
         free = beside(self.adaptation, self.bench.backbone, received.tensors)
-        return enter(self.method, self.bench, [Turn(self.client, self.adaptation, held, received.facts, free)], round, self.start)
+        return Turn(self.client, self.adaptation, held, received.facts, free, counted)
 
     def _read(self, round: Round, data: bytes, since: int) -> Received:
         if since and since != self.clock:
@@ -220,7 +224,7 @@ class SiteClient:
         received = self._read(round, data, since)
         self.store.load(self.client)
         held = self.start | self._apply(received.tensors, since)
-        pack = self._pack(received, held, round)
+        pack = enter(self.method, self.bench, [self._turn(received, held)], round, self.start)
         found: dict[str, dict[str, dict[str, Any]]] = {}
         personal = False
         for view in sorted(self.method.views, key=lambda v: not common(v)):  # the common model, before it is fitted

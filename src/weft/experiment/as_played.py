@@ -57,6 +57,11 @@ def check(x: Experiment, method: Method) -> None:
             )
     if x.baseline is not None:
         return
+    if not method.sums and codec(x.codec).alpha(1) > 0:
+        raise UserError(
+            f"{method.info.slug} needs each update by itself and not their mean, and may send values of another frame every "
+            f"round, so that a shift would learn nothing: take --codec {x.codec.partition('+')[2]}."
+        )
     step_of(x).check(method.info.slug, method.sums)
     played(x, method)
     if x.rule == "none":

@@ -167,6 +167,7 @@ def _rebuilt(folder: Path, client: str | None, locked: bool = False) -> Iterator
     from weft.runs import directory as directories
     from weft.runs.checkpoint import Checkpoint, restore
     from weft.runs.prepare import copies, prepare
+    from weft.runs.stage import noted
     from weft.storage.store import ClientStore
 
     directory = directories.find(folder)
@@ -189,7 +190,8 @@ def _rebuilt(folder: Path, client: str | None, locked: bool = False) -> Iterator
         (people,) = baselines.federations(copies(material.clients), x.baseline)
         for position, one in enumerate(people):
             one.facts = method.profile(position) | one.facts
-        server = begin(method, material.bench, [c.info(method.info.asks) for c in people], x.rounds)
+        infos = [c.info(method.info.asks) for c in people]
+        server = begin(method, material.bench, infos, x.rounds, notes=next(noted(directory.root)))
         kept = None if client is not None else best.read(saved.best, checkpoint.last)  # a client's memory is of the last round
         restore(server, saved.servers[0] if kept is None or kept.kept is None else checkpoint.states(kept.kept)[0])
         chosen = None

@@ -11,16 +11,19 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from weft.communication.codecs import Codec, codec
 from weft.communication.frame import Expected, Frame, Header, Received
 from weft.communication.ledger import Ledger, Phase
 from weft.communication.strict import Refused, quoted
-from weft.communication.wire import decode, encode
+from weft.communication.wire import Apart, arriving, decode, encode
 from weft.errors import UserError
+from weft.federation import shifts
 from weft.federation.bench import Bench
 from weft.federation.layout import Adaptation, named
+from weft.federation.memory import NONE
 from weft.federation.message import APPENDED, ClientInfo, Message, Update
 from weft.federation.method import Method
 from weft.federation.round import Round
@@ -131,9 +134,9 @@ class Exchange:
         self.ledger.add(server.round.index, "setup", "down", client, frame.payload, frame.size, broadcast=name)
         return frame.data
 
-    def pack_update(self, server: ServerState, update: Update, held: Mapping[str, Value], phase: Phase = "train") -> Frame:
+    def pack_update(self, server: ServerState, update: Update, turn: Turn, phase: Phase = "train") -> Frame:
         """The client's side of an upload: bytes, billed."""
-        frame = write_update(self.method, server.round, server.seed, update, self.uplink, held)
+        frame = write_update(self.method, server.round, server.seed, update, self.uplink, turn)
         self.ledger.add(server.round.index, phase, "up", update.client.id, frame.payload, frame.size)
         return frame
 
@@ -161,7 +164,15 @@ class Exchange:
             lowrank=frozenset(),
             client=client.id,
         )
-        received = decode(data, expected, reference=turn.held)
+        known = shifts.of_notes(server.notes.get(client.id)) if shifts.moves(self.uplink) else {}
+        shift = known
+        try:
+            received = decode(data, expected, reference=shifts.shifted(turn.held, shift))
+        except Apart:
+            if not known:
+                raise
+            received = decode(data, expected, reference=turn.held)  # the client has lost its shifts
+            shift = {n: v for n, v in known.items() if n not in received.tensors}
         for name, value in received.tensors.items():
             assert isinstance(value, Tensor)  # uploads are never factored
             if value.dtype != bench.dtype:  # a mean with one of them would be of the wider dtype from then on, for everybody
@@ -174,7 +185,22 @@ class Exchange:
             client=client,
             weight=received.header.weight,
             adaptation=turn.adaptation,
+            shift=shift,
+            forgotten={n: v for n, v in known.items() if n not in shift},
         )
+
+    def begin_anew(self, server: ServerState, client: str) -> None:
+        """Nothing that the server knows fits what a client's differences were taken from: both forget, and it is told so."""
+        if known := shifts.of_notes(server.notes.get(client)):
+            server.notes.put(client, {f"{shifts.SHIFT}/{n}": torch.zeros_like(v) for n, v in known.items()})
+            server.counted[client] = NONE
+
+    def count(self, server: ServerState, turn: Turn, update: Update) -> None:
+        """An update that was read counts: what the client's next differences are taken from moves."""
+        if shifts.moves(self.uplink):
+            reference = shifts.shifted(turn.held, update.shift)
+            by = shifts.steps(self.uplink, update.tensors, reference)
+            server.notes.put(update.client.id, shifts.noted(update.shift, by))
 
 
 def uploaded(
@@ -219,11 +245,20 @@ def read_download(
     return decode(data, expected)
 
 
-def write_update(method: Method, round: Round, seed: int, update: Update, uplink: Codec, held: Mapping[str, Value]) -> Frame:
-    """The client's side of an upload."""
+def write_update(method: Method, round: Round, seed: int, update: Update, uplink: Codec, turn: Turn) -> Frame:
+    """The client's side of an upload.
+
+    Args:
+        turn: the client's, whose memory moves on with a codec that has shifts.
+    """
     header = Header(method.info.slug, round.index, round.kind, "up", update.client.id, update.weight)
     stream, common = generator(seed, "codec", round.index, update.client.id), generator(seed, "codec", round.index)
-    return encode(header, update.tensors, update.facts, uplink, reference=held, generator=stream, common=common)
+    memory = shifts.of_client(turn) if shifts.moves(uplink) else None
+    held = turn.held if memory is None else shifts.shifted(turn.held, memory.all())
+    frame = encode(header, update.tensors, update.facts, uplink, reference=held, generator=stream, common=common)
+    if memory is not None:
+        memory.add(shifts.steps(uplink, arriving(frame.data, held), held), round.index)
+    return frame
 
 
 def download_shapes(adaptation: Adaptation, bench: Bench) -> dict[str, tuple[int | None, ...]]:

@@ -53,11 +53,15 @@ class Update(Message):
     Attributes:
         client: who sent it. weight: examples used, unless the method says otherwise.
         adaptation: the sender's parts, known to both sides (ranks, scales).
+        shift: how far what its differences were taken from lies from what the client received, by name: of a codec with shifts.
+        forgotten: shifts that the server noted of the client, and the client has lost.
     """
 
     client: ClientInfo = field(default_factory=lambda: ClientInfo(""))
     weight: float = 0.0
     adaptation: Adaptation = field(default_factory=dict)
+    shift: Mapping[str, Tensor] = field(default_factory=dict)
+    forgotten: Mapping[str, Tensor] = field(default_factory=dict)
 
     def lowrank(self, part: str, site: Site) -> LowRank:
         """B, A and this client's α/r at one site as one value."""

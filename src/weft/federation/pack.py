@@ -41,6 +41,7 @@ class Pack:
     Attributes:
         clients: their states, in order. round: the round in progress. facts: what each received beside tensors.
         received: the tensors that each received for this turn, of no part.
+        counted: the round of each one's last turn that counted.
         at_server: it is the server's own, where GIVEN tensors may be trained.
         offsets: name -> [K, …], added to the gradients of every optimizer that is made afterwards.
         guidance: what else a rule over the method adds to its steps.
@@ -66,6 +67,7 @@ class Pack:
         self.backbone, self.task = bench.backbone, bench.task
         self.clients, self.adaptations = [t.client for t in turns], [t.adaptation for t in turns]
         self.facts, self.received = [t.facts for t in turns], [t.beside for t in turns]
+        self.counted = [t.counted for t in turns]
         device = bench.backbone.device
         self.device, self.dtype = device, bench.dtype
         check_alike(bench.backbone, turns)

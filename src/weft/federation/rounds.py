@@ -19,6 +19,7 @@ from weft.federation.scope import Scope
 from weft.federation.server import ServerState
 from weft.federation.server_step import ServerStep
 from weft.federation.turn import Turn
+from weft.storage.notes import Notes
 from weft.tensors.forms import finite
 
 
@@ -36,18 +37,19 @@ def begin(
     start: dict[str, Tensor] | None = None,
     robust: Robust | None = None,
     step: ServerStep | None = None,
+    notes: Notes | None = None,
 ) -> ServerState:
     """The state of a server before :meth:`Method.start`.
 
     Args:
-        rounds: planned. start: start values handed out in set-up. robust, step: of its means.
+        rounds: planned. start: start values handed out in set-up. robust, step: of its means. notes: where it has them.
 
     Raises:
         UserError: clients with another backbone could not read each other's messages.
     """
     _check_others(method, bench)
     adaptation = adapted(method, bench, ClientInfo(""))
-    return ServerState(bench, adaptation, clients, rounds, start, robust, method, step)
+    return ServerState(bench, adaptation, clients, rounds, start, robust, method, step, notes)
 
 
 def enter(method: Method, bench: Bench, turns: Sequence[Turn], round: Round, start: Mapping[str, Tensor] | None = None) -> Pack:
@@ -73,11 +75,13 @@ def close_round(method: Method, server: ServerState, updates: Iterable[Update]) 
     def counted() -> Iterator[Update]:
         for update in updates:
             came.append(update.client.id)
+            server.counted[update.client.id] = server.round.index
             yield update
 
     undo = server.snapshot()
+    server.notes.finite = True
     method.aggregate(server, counted())
-    if not finite((*server.shared.values(), *server.memo.values())):
+    if not (server.notes.finite and finite((*server.shared.values(), *server.memo.values()))):
         undo()
         return {"skipped": "the updates together gave values that are not finite, and count for nothing"}
     rule, step = server.robust.rule, server.step.kind

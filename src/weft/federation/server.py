@@ -21,6 +21,7 @@ from weft.federation.round import Round
 from weft.federation.scope import Scope, matches
 from weft.federation.server_step import ServerStep
 from weft.federation.turn import Turn
+from weft.storage.notes import Notes
 from weft.tensors import forms, growing
 from weft.tensors.forms import Value
 from weft.tensors.init import Init, leading
@@ -52,6 +53,8 @@ class ServerState:
     Attributes:
         shared: DOWN tensors by name, each stamped with when it was last written, so that only news is sent.
         memo: the method's own state (tensors, LowRanks and JSON values). clients: all known clients.
+        notes: the same of each client, where a checkpoint must not hold everybody's. counted: the last round in which a client's
+            update counted, by client.
         start: start values handed to clients in set-up (a warm-started head); the others are drawn from the seed.
         clock: stamp of the next write; 0 = start values, which every client has. synced: clock at a client's last download.
         rounds: planned number of rounds. round: the one in progress. cohort: who takes part in it.
@@ -71,6 +74,7 @@ class ServerState:
         robust: Robust | None = None,
         method: Rule | None = None,
         step: ServerStep | None = None,
+        notes: Notes | None = None,
     ):
         self.bench, self.adaptation, self.clients, self.rounds = bench, adaptation, clients, rounds
         self.robust, self.method, self.step = robust or Robust(), method, step or ServerStep()
@@ -82,6 +86,8 @@ class ServerState:
         self.stamps: dict[str, int] = {}
         self.terms: dict[str, growing.Terms] = {}  # of LowRanks
         self.memo: dict[str, Any] = {}
+        self.notes = notes or Notes()
+        self.counted: dict[str, int] = {}
         self.synced: dict[str, int] = {}
         self.round = Round(0)
         self.clock = 1
@@ -318,7 +324,7 @@ class ServerState:
 
     def snapshot(self) -> Callable[[], None]:
         """What puts the values of this moment back: for a round whose result is not finite."""
-        stores: tuple[dict[str, Any], ...] = (self.shared, self.stamps, self.memo)
+        stores: tuple[dict[str, Any], ...] = (self.shared, self.stamps, self.memo, self.counted, self.notes.manifest)
         before, terms = [dict(d) for d in stores], {n: list(t) for n, t in self.terms.items()}
 
         def undo() -> None:
@@ -361,6 +367,8 @@ class ServerState:
             "memo": memo,
             "scales": scales,
             "round": self.round.index,
+            "counted": self.counted,
+            "notes": self.notes.manifest,
         }
         return tensors, state
 
@@ -380,3 +388,4 @@ class ServerState:
         self.stamps, self.synced, self.clock = dict(state["stamps"]), dict(state["synced"]), int(state["clock"])
         self.terms = {n: [(int(a), int(b)) for a, b in t] for n, t in state["terms"].items()}
         self.round = Round(int(state["round"]))
+        self.counted, self.notes.manifest = dict(state.get("counted", {})), dict(state.get("notes", {}))

@@ -8,6 +8,7 @@ from typing import Any
 
 from weft.federation.client import ClientState
 from weft.federation.layout import Adaptation
+from weft.federation.memory import NONE
 from weft.tensors.forms import Value
 
 
@@ -19,6 +20,7 @@ class Turn:
         client: its rows and what it remembers.
         adaptation: its parts.
         held: its DOWN values, received now or earlier, and start values of others that were handed to it.
+        counted: the round of its last turn that counted, -1 = none.
         facts: what it has received beside tensors. beside: tensors that it has received and that are of no part.
     """
 
@@ -27,3 +29,4 @@ class Turn:
     held: Mapping[str, Value]
     facts: Mapping[str, Any] = field(default_factory=dict)
     beside: Mapping[str, Value] = field(default_factory=dict)
+    counted: int = NONE

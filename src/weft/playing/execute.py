@@ -25,7 +25,7 @@ from weft.runs.checkpoint import digest
 from weft.runs.directory import RunDirectory
 from weft.runs.prepare import Material, copies
 from weft.runs.result import scores
-from weft.runs.stage import FinishedStage, MakeTurns, Notes, Player, Stage, sent
+from weft.runs.stage import FinishedStage, MakeTurns, Player, Sentences, Stage, sent
 from weft.storage import files, remedy
 
 if TYPE_CHECKING:
@@ -246,7 +246,7 @@ class Silent(Observer):
         self.advance = observer.advance  # type: ignore[method-assign]
 
 
-class Renamed(Notes):
+class Renamed(Sentences):
     """Tells progress of rounds and set-up under one other name, and nothing else."""
 
     def __init__(self, observer: Observer, stage: str):

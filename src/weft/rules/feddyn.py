@@ -77,7 +77,7 @@ class FedDyn(Remembering):
                     parts[name] = added(parts.get(name, 0.0), share, shape, held[name].shape)
                 yield update
 
-        super().aggregate(server, self.noted(server, counted()))
+        super().aggregate(server, counted())
         for name, part in parts.items():
             mean = server.shared[name]
             if server.stamps[name] != server.clock or not isinstance(mean, Tensor):

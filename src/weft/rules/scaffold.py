@@ -86,7 +86,7 @@ class Scaffold(Remembering):
                     share = shares.of(update.client.id, name, change.shape)
                     total[tuple(slice(0, n) for n in change.shape)] += (share * change).to(total)
 
-        super().aggregate(server, self.noted(server, apart(updates, CHANGE, take)))
+        super().aggregate(server, apart(updates, CHANGE, take))
         for name, total in sums.items():
             old = server.memo.get(f"{CONTROL}/{name}")
             self.put(server, shares, name, total if old is None else old + total)

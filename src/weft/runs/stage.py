@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,6 +35,7 @@ from weft.runs.directory import read_rounds
 from weft.runs.prepare import Material
 from weft.runs.recovery import Recovery
 from weft.storage import files
+from weft.storage.notes import Notes
 from weft.storage.store import ClientStore, Spool
 
 T = TypeVar("T")
@@ -109,8 +111,10 @@ class Player:
         alone = x.baseline in ("local", "central")  # nobody is a stranger to anybody
         robust = Robust() if alone else Robust(x.robust, x.robust_norm, x.robust_share)
         self.servers = [
-            begin(method, material.bench, [c.info(method.info.asks) for c in people], stage.rounds, start, robust, stage.step)
-            for people, start in zip(stage.federations, stage.starts, strict=True)
+            begin(
+                method, material.bench, [c.info(method.info.asks) for c in people], stage.rounds, start, robust, stage.step, notes
+            )
+            for people, start, notes in zip(stage.federations, stage.starts, noted(folder), strict=False)
         ]
         setup = Setup(
             stage.method,
@@ -130,7 +134,7 @@ class Player:
             ClientStore(folder / "clients", saved.clients if saved else None),
             Spool(folder / "spool"),
             material.tests,
-            Notes(observer) if stage.aside else observer,
+            Sentences(observer) if stage.aside else observer,
         )
         self.engine = Engine(setup, turns(setup))
         self.next, self.length, self.finished = 0, 0, False
@@ -143,6 +147,7 @@ class Player:
             return
         for server, state in zip(self.servers, saved.servers, strict=True):
             restore(server, state)
+        self._sweep_notes()
         self.engine.setup.exchange.ledger = Ledger.from_records(saved.ledger)
         self.engine.last_cohort = saved.cohort
         self.next, self.length, self.finished = saved.next, saved.length, saved.finished
@@ -240,6 +245,8 @@ class Player:
     def _save(self) -> None:
         engine = self.engine
         engine.setup.store.settle()
+        for server in self.servers:
+            server.notes.settle()
         usual, recovery = engine.intake.usual, self.recovery
         kept = self.checkpoint.save(
             Saved(
@@ -266,13 +273,27 @@ class Player:
         if recovery is not None:
             recovery.closed(kept, self.next)
         engine.setup.store.commit()
+        self._sweep_notes()
+
+    def _sweep_notes(self) -> None:
+        """Drop what servers have noted that no state needs which may be gone back to."""
+        older = [] if self.recovery is None else [good.kept for good in self.recovery.good]
+        if self.best is not None and self.best.kept is not None:
+            older.append(self.best.kept)
+        for i, server in enumerate(self.servers):
+            server.notes.sweep(kept.states[i].get("notes", {}) for kept in older)
 
 
-class Notes(Observer):
+class Sentences(Observer):
     """Passes sentences on, and keeps the progress within a round to itself."""
 
     def __init__(self, observer: Observer):
         self.say = observer.say  # type: ignore[method-assign]
+
+
+def noted(folder: Path) -> Iterator[Notes]:
+    """What the servers of a stage in this folder have noted, one after the other."""
+    return (Notes(folder / "notes" / str(i)) for i in itertools.count())
 
 
 def sent(ledger: Ledger, t: int | None = None) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from weft.federation.round import Round
 from weft.federation.rounds import adapted, begin, enter
 from weft.federation.server import ServerState
 from weft.federation.turn import Turn
+from weft.storage.notes import Notes
 from weft.storage.store import ClientStore, Spool
 from weft.tasks.generation_settings import Decoding
 from weft.tasks.kinds import CLASSES, GENERATION, LANGUAGE, MASKED, PREFERENCE, TOKENS, make
@@ -141,9 +142,9 @@ def federation(
     made = replace(benches[0], others={b.backbone.name: b for b in benches[1:]})
     for i, client in enumerate(clients):
         client.model = ["", *made.others][i % len(benches)]
-    server = begin(method, made, [c.info(method.info.asks) for c in clients], rounds, start)
-    method.start(server)
     where = where or Path(tempfile.mkdtemp(dir=root()))
+    server = begin(method, made, [c.info(method.info.asks) for c in clients], rounds, start, notes=Notes(where / "notes"))
+    method.start(server)
     setup = Setup(
         method,
         made,

@@ -11,6 +11,7 @@ from weft.communication.wire import decode, encode
 from weft.engines.cohort import drops_out
 from weft.federation.exchange import download_shapes
 from weft.federation.layout import named
+from weft.federation.memory import NONE
 from weft.federation.message import APPENDED, beside
 from weft.federation.round import Round
 from weft.federation.rounds import adapted, enter
@@ -65,13 +66,13 @@ class Stranger:
                 self.copy[name] = value
         return received
 
-    def turn(self, data: bytes, round: Round) -> bytes | None:
+    def turn(self, data: bytes, round: Round, counted: int) -> bytes | None:
         """Read a download, train, and answer."""
         received = self.take(data, round)
         pack = enter(
             self.method,
             self.bench,
-            [Turn(self.client, self.adaptation, self.copy, received.facts, self.beside)],
+            [Turn(self.client, self.adaptation, self.copy, received.facts, self.beside, counted)],
             round,
             self.start,
         )
@@ -104,7 +105,7 @@ def by_messages(run: Federation) -> None:
             if drops_out(server.seed, client.id, t, run.simulation.setup.settings.dropout):
                 sites[client.id].take(data, plan)
                 continue
-            reply = sites[client.id].turn(data, plan)
+            reply = sites[client.id].turn(data, plan, server.counted.get(client.id, NONE))
             if reply is not None:
                 replies[client.id] = reply
         server.clock += 1
@@ -113,5 +114,6 @@ def by_messages(run: Federation) -> None:
             for c, data in sorted(replies.items())
         ]
         run.method.aggregate(server, updates)
+        server.counted |= dict.fromkeys(replies, t)
     for site in sites.values():
         run.simulation.setup.store.save(site.client)

@@ -16,8 +16,8 @@ from torch import Tensor
 import by_hand
 import tiny
 from bytes_of import HEAD, Case, Sizes, Turn, factors_and_head, lora
-from weft.backbones.backbone import Backbone
-from weft.contract import SHARED, Adaptation, Batch, ClientInfo, MethodInfo, Optim, Pack, Task, Tune, Tuned, Values
+from quadratics import BEST, NAME, RATE, SIDE, STEPS, Quadratic, found, off, slope
+from weft.contract import MethodInfo, Optim, Tune
 from weft.errors import UserError
 from weft.methods import FedLin
 from weft.testing import laws
@@ -177,42 +177,13 @@ def test_a_client_goes_as_far_in_many_steps_as_in_one() -> None:
 
 # quadratics -----------------------------------------------------------------------------------------------------------
 
-SIDE, RATE = 50, 0.05
-STEPS = (2, 3, 4, 5, 6, 7, 8, 9, 10, 10)
-_draw = np.random.default_rng(0)
-_turns = [np.linalg.qr(_draw.standard_normal((SIDE, SIDE)))[0] for _ in STEPS]
-HESSIANS = np.stack([q @ np.diag(_draw.uniform(2, 10, SIDE)) @ q.T for q in _turns])
-CENTRES = _draw.standard_normal((len(STEPS), SIDE))
-BEST = np.linalg.solve(HESSIANS.sum(0), np.einsum("kij,kj->i", HESSIANS, CENTRES))
-NAME = "x/values/x"
 
-
-class _Quadratic(Tuned):
-    """Client i's loss is ½ (x - cᵢ)ᵀ Hᵢ (x - cᵢ), whatever its rows; it has as many batches of one row as it takes steps."""
-
-    batch: int = 1
-    optim: Optim = Optim("sgd", lr=RATE, schedule="constant")
-    weighting: Any = "uniform"
-
-    def adapt(self, backbone: Backbone, task: Task, client: ClientInfo) -> Adaptation:
-        return {"x": (Values((("x", (SIDE,)),)), SHARED)}
-
-    def objective(self, pack: Pack, batch: Batch) -> Tensor:
-        who = [int(c.id.removeprefix("client-")) for c in pack.clients]
-        apart = pack.tensors[NAME] - torch.from_numpy(CENTRES[who])
-        return batch.of(torch.einsum("ki,kij,kj->k", apart, torch.from_numpy(HESSIANS[who]), apart) / 2)
-
-
-class Corrected(_Quadratic, FedLin):
+class Corrected(Quadratic, FedLin):
     pass
 
 
-class Averaged(_Quadratic):
+class Averaged(Quadratic):
     info: ClassVar[MethodInfo] = MethodInfo("averaged", "Averaged", "nobody", "full", "x")
-
-
-def slope(i: int, x: np.ndarray) -> np.ndarray:
-    return HESSIANS[i] @ (x - CENTRES[i])
 
 
 def kept(values: np.ndarray, k: int) -> np.ndarray:
@@ -249,17 +220,6 @@ def fedavg_by_hand(x: np.ndarray, rounds: int, rates: Sequence[float]) -> np.nda
             ends.append(y)
         x = np.mean(ends, 0)
     return x
-
-
-def off(x: np.ndarray) -> float:
-    """The relative error."""
-    return float(np.linalg.norm(x - BEST) / np.linalg.norm(BEST))
-
-
-def found(run: tiny.Federation) -> np.ndarray:
-    value = run.server.shared[NAME]
-    assert isinstance(value, Tensor)
-    return value.numpy()
 
 
 def test_on_quadratics_it_reaches_the_minimum_where_averaging_stalls() -> None:

@@ -292,7 +292,7 @@ def test_an_update_without_a_prompt_is_refused_before_the_rule_sees_it() -> None
     run = tiny.federation(SMALL)
     info = run.clients[0].info(())
     exchange = run.simulation.setup.exchange
-    frame = exchange.pack_update(run.server, by_hand.update(run, 0, {}, 9.0), {})
+    frame = exchange.pack_update(run.server, by_hand.update(run, 0, {}, 9.0), by_hand.turn(run, info, {}))
     with pytest.raises(Refused, match="prompt"):
         exchange.read_update(run.server, by_hand.turn(run, info, {}), frame.data)
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 # They register themselves, in the order in which people are shown them
 # isort: off
-from weft.communication.codecs.known import CODECS, CODERS, codec, register
+from weft.communication.codecs.known import CODECS, ENDS, codec, register
 from weft.communication.codecs.codec import Codec
 from weft.communication.codecs.identity import Identity
 from weft.communication.codecs.quant8 import Quant8
@@ -27,11 +27,12 @@ from weft.communication.codecs.sign import Sign
 from weft.communication.codecs.topk import TopK
 from weft.communication.codecs.randk import RandK
 from weft.communication.codecs.entropy import Entropy
+from weft.communication.codecs.shift import Learning
 # isort: on
 
 __all__ = [
     "CODECS",
-    "CODERS",
+    "ENDS",
     "FP4",
     "NF4",
     "NNADQ",
@@ -42,6 +43,7 @@ __all__ = [
     "Entropy",
     "Half",
     "Identity",
+    "Learning",
     "Quant8",
     "RandK",
     "Sign",

@@ -1,7 +1,7 @@
-"""Stages of a codec, and several of them joined: at most one sparsifier, then one quantiser, then one entropy coder.
+"""Stages of a codec, and several of them joined: at most one shift, then one sparsifier, one quantiser, one entropy coder.
 
-A sparsifier leaves entries out, a quantiser makes small whole numbers of those that are left, an entropy coder writes frequent
-numbers in fewer bits. A stage by itself is a chain too.
+A shift moves what differences are taken from, a sparsifier leaves entries out, a quantiser makes small whole numbers of those
+that are left, an entropy coder writes frequent numbers in fewer bits. A stage by itself is a chain too.
 """
 
 from __future__ import annotations
@@ -69,6 +69,11 @@ class Chain:
             return max(1 - self.omega(n), 0.0)
         first, kept = self._first(n)
         return first.share_of_norm(n) * self.quantiser.share_of_norm(kept)
+
+    def alpha(self, n: int) -> float:
+        if not any(isinstance(s, Shift) for s in self.stages):
+            return 0.0
+        return 1 / (1 + self.omega(n)) if self.unbiased else 1.0
 
     def _first(self, n: int) -> tuple[Stage, int]:
         return (self.sparsifier, self.sparsifier.kept(n)) if self.sparsifier else (EXACT, n)
@@ -186,6 +191,12 @@ class Stage(Chain, Configured):
     def share_of_norm(self, n: int) -> float:
         """δ of n entries."""
         return max(1 - self.variance(n), 0.0) if self.fair else 0.0
+
+
+class Shift(Stage):
+    """Moves what differences are taken from, which both ends keep; see :meth:`Codec.alpha`. It writes nothing."""
+
+    fair: ClassVar[bool] = True
 
 
 class Sparsifier(Stage):
@@ -316,9 +327,12 @@ class Joined(Chain):
     parts: tuple[Stage, ...]
 
     def __post_init__(self) -> None:
-        kinds = [next(i for i, k in enumerate((Sparsifier, Quantiser, Coder)) if isinstance(s, k)) for s in self.parts]
+        order = (Shift, Sparsifier, Quantiser, Coder)
+        kinds = [next(i for i, k in enumerate(order) if isinstance(s, k)) for s in self.parts]
         if kinds != sorted(set(kinds)):
-            why = "use at most one sparsifier, then at most one quantiser, then at most one entropy coder"
+            why = "use at most one shift, then at most one sparsifier, one quantiser and one entropy coder, in this order"
+        elif isinstance(self.parts[-1], Shift):
+            why = f"{self.parts[-1].name} only says what differences are taken from, so put a codec behind it, as in shift+topk"
         elif isinstance(self.parts[-1], Coder) and isinstance(self.quantiser.layout, AsTheyAre):
             why = f"{self.parts[-1].name} codes the levels of a quantiser, so put one before it, as in qsgd+{self.parts[-1].name}"
         else:

@@ -53,6 +53,14 @@ class Codec(Protocol):
         """The largest known δ with E‖C(x) - x‖² ≤ (1 - δ)‖x‖²; 0 where none is."""
         ...
 
+    def alpha(self, n: int) -> float:
+        """By how much of what has arrived of a tensor of n entries both ends move what its differences are taken from; 0 where
+        that stays what the receiver holds. More than 0 for every n, or for none.
+
+        See :mod:`weft.federation.shifts`.
+        """
+        ...
+
     def encode(
         self,
         tensors: dict[str, Tensor],

@@ -30,6 +30,9 @@ class Identity(Configured):
     def delta(self, n: int) -> float:
         return 1.0
 
+    def alpha(self, n: int) -> float:
+        return 0.0
+
     def encode(
         self,
         tensors: dict[str, Tensor],

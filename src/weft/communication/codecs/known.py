@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TypeVar
 
 from weft import typed
-from weft.communication.codecs.chain import Coder, Joined, Stage
+from weft.communication.codecs.chain import Coder, Joined, Shift, Stage
 from weft.communication.codecs.codec import Codec
 from weft.communication.codecs.configured import Configured, configured
 from weft.errors import UserError, nearest
@@ -13,21 +13,18 @@ from weft.errors import UserError, nearest
 CODECS: dict[str, type[Configured]] = {}
 """Codecs by name, in the order in which people are shown them. Most are stages and may be joined."""
 
-CODERS: dict[str, type[Coder]] = {}
-"""Entropy coders by name: each is the end of a chain and no codec by itself."""
+ENDS: dict[str, type[Configured]] = {}
+"""Shifts and entropy coders by name: the beginnings and ends of chains, and no codecs by themselves."""
 
 C = TypeVar("C", bound=type[Configured])
 
 
 def register(cls: C) -> C:
-    """Class decorator that makes a codec or an entropy coder known by its name; it must be constructible without arguments."""
-    if cls.name in CODECS.keys() | CODERS.keys():
+    """Class decorator that makes a codec or a stage known by its name; it must be constructible without arguments."""
+    if cls.name in CODECS.keys() | ENDS.keys():
         raise ValueError(f"there already is a codec {cls.name!r}")
     typed.hints(cls)  # looked up now: nothing is to be evaluated when a stranger's message names it
-    if issubclass(cls, Coder):
-        CODERS[cls.name] = cls
-    else:
-        CODECS[cls.name] = cls
+    (ENDS if issubclass(cls, (Shift, Coder)) else CODECS)[cls.name] = cls
     return cls
 
 
@@ -48,7 +45,7 @@ def codec(text: str) -> Codec:
 
 def _named(text: str) -> Configured:
     name, _, settings = (part.strip() for part in text.partition(":"))
-    known: dict[str, type[Configured]] = {**CODECS, **CODERS}
+    known: dict[str, type[Configured]] = {**CODECS, **ENDS}
     if name not in known:
         raise UserError(f'There is no codec "{name}"; choose from {", ".join(known)}.{nearest(name, known)}')
     return configured(known[name], settings)
