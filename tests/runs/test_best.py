@@ -19,7 +19,7 @@ from weft.errors import UserError
 from weft.export import export_run
 from weft.runs import best
 from weft.runs.best import Best
-from weft.runs.checkpoint import Kept, digest
+from weft.runs.checkpoint import Checkpoint, Kept, digest
 
 ROUNDS, BEST = 5, 3
 SETTINGS: dict[str, Any] = {
@@ -68,6 +68,24 @@ def test_killed_after_any_round_and_resumed_it_keeps_the_same(after: int, kept: 
     assert run.summary["adapter"]["round"] == BEST
     assert digest(run.folder) == digest(kept.folder)
     assert same(adapter(run.folder / "adapter"), adapter(kept.folder / "adapter"))
+
+
+def test_what_the_server_of_that_round_had_noted_of_clients_stays_too(tmp_path: Path) -> None:
+    about = SETTINGS | {"keep": "best", "codec": "shift+topk:share=0.3"}
+    run = toy_runs.run(tmp_path / "whole", **about)
+    state = Checkpoint(run.folder / "checkpoint").load()
+    assert state is not None
+    last, (of_best,) = state.servers[0][1]["notes"], state.best["kept"]["states"]  # type: ignore[index]
+    assert run.summary["best_by_validation"]["round"] < ROUNDS - 1
+    assert of_best["notes"].keys() == last.keys() != set()
+    assert not set(of_best["notes"].values()) & set(last.values())
+    assert len(list((run.folder / "notes" / "0").iterdir())) == 2 * len(last)
+    with pytest.raises(Killed):
+        toy_runs.run(tmp_path / "cut", observer=Dies(ROUNDS - 2), **about)
+    (folder,) = (tmp_path / "cut").iterdir()
+    again = weft.resume(folder, data=toy_runs.source())
+    assert digest(again.folder) == digest(run.folder)
+    assert {p.name for p in (folder / "notes" / "0").iterdir()} == {p.name for p in (run.folder / "notes" / "0").iterdir()}
 
 
 def test_beside_the_checkpoint_lie_the_servers_of_that_round_and_no_other(kept: weft.Run) -> None:

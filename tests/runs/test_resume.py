@@ -67,12 +67,14 @@ def same(a: weft.Run, b: weft.Run) -> None:
     assert settings[0] == settings[1]
 
 
-@pytest.mark.parametrize("slug", ["fedit", "fedsa-lora"])
+@pytest.mark.parametrize("slug", ["fedit", "fedsa-lora", "diana"])
 def test_a_run_killed_at_any_write_flush_rename_or_removal_and_resumed_equals_one_never_killed(
     slug: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    codec = "shift+randk:share=0.5" if slug == "diana" else "identity"
+
     def play(runs: Path) -> weft.Run:
-        return toy_runs.run(runs, **SMALL | {"method": slug, "name": "it"})
+        return toy_runs.run(runs, **SMALL | {"method": slug, "name": "it", "codec": codec})
 
     monkeypatch.setattr(os, "fsync", lambda _: None)  # what a flush guards against is played: unflushed files are torn
     with monkeypatch.context() as patch:
@@ -81,6 +83,7 @@ def test_a_run_killed_at_any_write_flush_rename_or_removal_and_resumed_equals_on
     kinds = {p.split()[0] for p in points}
     assert kinds == {"write", "fsync", "rename", "remove"}
     assert slug == "fedit" or any("clients" in p for p in points)
+    assert (slug == "diana") == ("fsync 0" in points)  # the folder of the notes
     for number in range(1, len(points) + 1):
         runs = tmp_path / str(number)
         with monkeypatch.context() as patch:
