@@ -37,5 +37,8 @@ CHAINS = (
     "block8+entropy",
     "fp4+entropy",
     "adaptive+entropy",
+    "shift+topk:share=0.3",
+    "shift+randk:share=0.4+qsgd:levels=3,bucket=8",
+    "shift+qsgd:levels=1,bucket=8+entropy",
 )
 TEXTS = ("identity", *ALONE, *CHAINS)

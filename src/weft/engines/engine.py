@@ -133,6 +133,8 @@ class Engine:
         self.last_cohort = sorted([j.client.id for j in jobs] + lost)
         played = self.turns.play(jobs, t, phase, lambda job: self._download(job.server, job.client, phase))
         remarks, refused = self.intake.close(jobs)
+        for server, _ in setup.federations:
+            setup.exchange.publish(server)
         setup.exchange.close_round()
         losses = played.losses
         return {

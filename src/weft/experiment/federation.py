@@ -63,6 +63,12 @@ class Federation(Group):
         everyday=True,
         common=True,
     )
+    download_codec: Name = setting(
+        "identity",
+        "Of downloads, as `half` or `quant8`: a quantiser, alone or with an entropy coder.",
+        "Values go down whole, and the server goes on with what arrives of them: see [codecs](codecs.md#downloads).",
+        common=True,
+    )
     eval_every: Whole = setting(1, "Rounds between evaluations; 0: only after the last.", everyday=True)
     keep: Literal["last", "best"] = setting(
         "last",

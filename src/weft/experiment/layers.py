@@ -54,7 +54,7 @@ def resolve(
         UserError: unknown names, wrong types or ranges; all that can be said at once in one sentence.
     """
     from weft.backbones.prompts import spelt_out
-    from weft.communication.codecs import codec
+    from weft.communication.codecs import codec, for_downloads
     from weft.methods import registry
 
     notes: list[str] = []
@@ -76,7 +76,8 @@ def resolve(
     if twice := own.keys() & asked.keys():
         raise UserError(f"{', '.join(sorted(twice))}: given by the method's object and besides; leave one out.")
     user = _full_names(cls, stored) | asked | own
-    fitting = _fitting(cls.info.needs, user) | ({"codec": cls.info.codec} if cls.info.codec else {})
+    codecs = {"codec": cls.info.codec, "download_codec": cls.info.download_codec}
+    fitting = _fitting(cls.info.needs, user) | {n: text for n, text in codecs.items() if text}
     recipe: dict[str, Any] = {}
     if user.get("recipes", True) is not False:
         model, data = (str((fitting | user).get(n, getattr(Experiment(), n))) for n in ("model", "data"))
@@ -90,7 +91,8 @@ def resolve(
     known = registry.values(made)
     experiment = checked({n: v for n, v in settings.items() if not n.startswith("method.")} | {"parameters": known}, known)
     _check_robust(experiment, made)
-    if cls.info.codec and not codec(experiment.codec).unbiased:
+    for_downloads(experiment.download_codec)
+    if cls.info.codec and codec(cls.info.codec).unbiased and not codec(experiment.codec).unbiased:
         raise UserError(
             f"{slug} needs a codec that is right on average, and {experiment.codec} is not: take {cls.info.codec}, or another "
             "that is unbiased."

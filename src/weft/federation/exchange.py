@@ -30,6 +30,7 @@ from weft.federation.round import Round
 from weft.federation.scope import Scope, matches
 from weft.federation.server import ServerState
 from weft.federation.turn import Turn
+from weft.tensors import forms
 from weft.tensors.forms import Value, finite, tensors_in
 from weft.tensors.keyed import generator
 
@@ -60,16 +61,46 @@ class Exchange:
 
     Args:
         method: whose messages go out and come in.
-        uplink: codec of updates. Downloads go exact: a lossy one would need each client's own copy at the server.
+        uplink: codec of updates. downlink: of downloads, see :meth:`publish`.
         ledger: counts every encoded byte.
     """
 
-    def __init__(self, method: Method, uplink: Codec, ledger: Ledger, limits: Limits | None = None):
+    def __init__(
+        self, method: Method, uplink: Codec, ledger: Ledger, limits: Limits | None = None, downlink: Codec | None = None
+    ):
         self.method = method
         self.uplink, self.ledger, self.limits = uplink, ledger, limits or Limits()
         self._identity = codec("identity")
+        self.downlink = downlink or self._identity
+        self._exact = self.downlink.name == self._identity.name
         self._broadcasts: dict[Any, tuple[Frame, Received, dict[str, Value]]] = {}
         self._starts: dict[tuple[int, tuple[str, ...]], Frame] = {}
+
+    def publish(self, server: ServerState) -> None:
+        """After a round: the server holds what will arrive of the values that the round has given, so that all hold the same.
+
+        A lossy download would else need each client's own copy at the server. Values go whole and not as differences, since
+        clients that were away hold older ones.
+        """
+        if self._exact:
+            return
+        new = {n: v for n, v in server.shared.items() if server.stamps[n] == server.clock}
+        header = Header(self.method.info.slug, server.round.index, server.round.kind, "down", "*")
+        for name, value in arriving(self._lossy(header, server, new, {}).data, {}).items():
+            server.write(name, value)
+
+    def _lossy(self, header: Header, server: ServerState, tensors: Mapping[str, Value], facts: Mapping[str, Any]) -> Frame:
+        stream, common = (generator(server.seed, "download", *what, server.round.index) for what in ((), ("common",)))
+        return encode(header, tensors, facts, self.downlink, generator=stream, common=common)
+
+    def _download(self, header: Header, server: ServerState, message: Message, facts: Mapping[str, Any]) -> Frame:
+        """A message by the codec of downloads, unless that would change a value that the server holds: that goes as it is."""
+        if message.tensors and not self._exact:
+            frame = self._lossy(header, server, message.tensors, facts)
+            came = arriving(frame.data, {})
+            if all(same(came[n], v) for n, v in message.tensors.items() if v is server.shared.get(n)):
+                return frame
+        return encode(header, message.tensors, facts, self._identity)
 
     def close_round(self) -> None:
         """Forget the round's broadcasts."""
@@ -97,7 +128,7 @@ class Exchange:
         key = (id(server), round.index, round.kind, client.model, json.dumps(facts, sort_keys=True), *values)
         if key not in self._broadcasts:
             header = Header(self.method.info.slug, server.round.index, server.round.kind, "down", "*")
-            frame = encode(header, message.tensors, facts, self._identity)
+            frame = self._download(header, server, message, facts)
             if frame.size > self.limits.max_bytes:
                 raise UserError(
                     f"a download has {frame.size:,} bytes, more than the {self.limits.max_bytes:,} that a message may have: "
@@ -201,6 +232,12 @@ class Exchange:
             reference = shifts.shifted(turn.held, update.shift)
             by = shifts.steps(self.uplink, update.tensors, reference)
             server.notes.put(update.client.id, shifts.noted(update.shift, by))
+
+
+def same(a: Value, b: Value) -> bool:
+    """Bit for bit."""
+    mine, theirs = (forms.pieces(v) for v in (a, b))
+    return mine.keys() == theirs.keys() and all(torch.equal(v.cpu(), theirs[n].cpu()) for n, v in mine.items())
 
 
 def uploaded(

@@ -48,7 +48,8 @@ class MethodInfo:
         asks: facts about a client that the server needs. tells: keys of facts that the server sends beside tensors.
         reveals: keys of facts that updates carry.
         needs: demands on backbone, data or engine, of NEEDS.
-        codec: of a method that is one beside an ordinary rule; it is right on average, and taken unless another one is asked for.
+        codec, download_codec: of a method that is one beside an ordinary rule, or has its own: taken unless another is asked
+            for. If ``codec`` is right on average, so has to be that other.
     """
 
     slug: str
@@ -66,6 +67,7 @@ class MethodInfo:
     reveals: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     codec: str = ""
+    download_codec: str = ""
 
 
 def common(view: str) -> bool:

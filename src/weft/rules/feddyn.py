@@ -26,8 +26,8 @@ from torch import Tensor
 from weft.federation.message import Update
 from weft.federation.pack import Pack
 from weft.federation.server import ServerState
-from weft.rules.memory import Remembering
 from weft.rules.over import Shares, added, laid
+from weft.rules.remembering import Remembering
 from weft.tensors.init import leading
 from weft.typed import Positive
 

@@ -28,8 +28,8 @@ from weft.federation.bench import Bench
 from weft.federation.message import ClientInfo, Message, Update
 from weft.federation.pack import Pack
 from weft.federation.server import ServerState
-from weft.rules.memory import Remembering
 from weft.rules.over import Shares, apart, laid, told, within
+from weft.rules.remembering import Remembering
 from weft.tensors.init import leading
 
 CONTROL, CHANGE = "control", "change"

@@ -37,6 +37,7 @@ from weft.runs.recovery import Recovery
 from weft.storage import files
 from weft.storage.notes import Notes
 from weft.storage.store import ClientStore, Spool
+from weft.tensors.lowrank import LowRank
 
 T = TypeVar("T")
 
@@ -116,6 +117,12 @@ class Player:
             )
             for people, start, notes in zip(stage.federations, stage.starts, noted(folder), strict=False)
         ]
+        downlink = codec(x.download_codec if stage.travels else "identity")
+        if downlink.name != "identity" and any(isinstance(v, LowRank) for v in self.servers[0].shared.values()):
+            raise UserError(
+                f"{method.info.slug} sends terms that clients add to what they hold, which download_codec = "
+                f'"{x.download_codec}" would change: leave --download-codec out.'
+            )
         setup = Setup(
             stage.method,
             material.bench,
@@ -130,7 +137,13 @@ class Player:
                 max_factor="off" if alone else x.max_factor,
                 by_class=x.class_counts,
             ),
-            Exchange(stage.method, codec(x.codec), Ledger(), Limits() if alone else Limits(x.max_bytes, x.max_weight)),
+            Exchange(
+                stage.method,
+                codec(x.codec if stage.travels else "identity"),
+                Ledger(),
+                Limits() if alone else Limits(x.max_bytes, x.max_weight),
+                downlink,
+            ),
             ClientStore(folder / "clients", saved.clients if saved else None),
             Spool(folder / "spool"),
             material.tests,

@@ -9,7 +9,7 @@ import pytest
 
 from codec_texts import TEXTS
 from paths import ROOT
-from weft.communication.codecs import CODECS, CODERS, codec
+from weft.communication.codecs import CODECS, ENDS, codec
 from weft.communication.codecs.chain import Stage
 
 PAGE = (ROOT / "docs" / "codecs.md").read_text(encoding="utf-8")
@@ -20,17 +20,17 @@ ROWS = {
 
 def test_the_table_has_a_row_for_each_codec_in_their_order() -> None:
     names = [name.strip("`") for name in ROWS if name != "`unbiased`" and name != "`linear`"]
-    assert names == [*CODECS, *CODERS]
+    assert names == [*CODECS, *ENDS]
 
 
-@pytest.mark.parametrize("name", [*CODECS, *CODERS])
+@pytest.mark.parametrize("name", [*CODECS, *ENDS])
 def test_a_row_says_all_settings_with_their_defaults_and_whether_it_is_unbiased(name: str) -> None:
-    cls, row = (CODECS | CODERS)[name], ROWS[f"`{name}`"]  # type: ignore[operator]
+    cls, row = (CODECS | ENDS)[name], ROWS[f"`{name}`"]  # type: ignore[operator]
     text = cls().text.partition(":")[2]
     said = re.findall(r"`(\w+=[\w.]+)`", row[1])
     assert said == (text.split(",") if text else [])
     assert len(said) == len(fields(cls))
-    if name not in CODERS:
+    if name not in ENDS:
         assert row[4] == ("yes" if codec(name).unbiased else "no")
 
 
@@ -43,5 +43,5 @@ def test_a_row_links_what_the_codec_says_it_rests_on(name: str) -> None:
 
 def test_every_example_on_the_page_is_a_codec() -> None:
     examples = re.findall(r"weft run --codec (\S+)", PAGE)
-    assert len(examples) == 4
+    assert len(examples) == 5
     assert all(codec(text).text for text in (*examples, *TEXTS))

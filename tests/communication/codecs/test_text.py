@@ -7,7 +7,7 @@ from dataclasses import fields
 import pytest
 
 from codec_texts import TEXTS
-from weft.communication.codecs import CODECS, CODERS, NF4, QSGD, Entropy, Quant8, RandK, TopK, codec
+from weft.communication.codecs import CODECS, ENDS, NF4, QSGD, Entropy, Quant8, RandK, TopK, codec
 from weft.communication.codecs.chain import Joined
 from weft.errors import UserError
 
@@ -75,16 +75,21 @@ def test_a_wrong_name_or_setting_is_said_in_one_sentence(text: str, says: str) -
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("quant8+topk", "at most one sparsifier, then"),
-        ("qsgd+entropy+qsgd", "at most one sparsifier, then"),
-        ("topk+randk", "at most one sparsifier"),
-        ("qsgd+quant8", "at most one quantiser"),
-        ("qsgd+entropy+entropy", "at most one entropy coder"),
-        ("entropy+qsgd", "at most one sparsifier, then"),
+        ("quant8+topk", "one sparsifier, one"),
+        ("qsgd+entropy+qsgd", "one sparsifier, one"),
+        ("topk+randk", "one sparsifier"),
+        ("qsgd+quant8", "one quantiser"),
+        ("qsgd+entropy+entropy", "one entropy coder"),
+        ("entropy+qsgd", "in this order"),
         ("entropy", r"entropy codes the levels of a quantiser, .* qsgd\+entropy"),
         ("topk+entropy", "entropy codes the levels of a quantiser"),
         ("half+entropy", "entropy codes the levels of a quantiser"),
         ("identity+quant8", "identity stands alone"),
+        ("shift", r"put a codec behind it, as in shift\+topk"),
+        ("topk+shift", "in this order"),
+        ("shift+shift+topk", "at most one shift"),
+        ("shift+identity", "identity stands alone"),
+        ("shift+entropy", "entropy codes the levels of a quantiser"),
         ("topk+identity", "identity stands alone"),
     ],
 )
@@ -102,4 +107,4 @@ def test_settings_are_compared_in_python_too() -> None:
 
 def test_the_texts_of_the_tests_name_every_codec_there_is() -> None:
     said = {stage.partition(":")[0] for text in TEXTS for stage in text.split("+")}
-    assert said == {*CODECS, *CODERS}
+    assert said == {*CODECS, *ENDS}

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 # They register themselves, in the order in which people are shown them
 # isort: off
-from weft.communication.codecs.known import CODECS, ENDS, codec, register
+from weft.communication.codecs.known import CODECS, ENDS, codec, for_downloads, register
 from weft.communication.codecs.codec import Codec
 from weft.communication.codecs.identity import Identity
 from weft.communication.codecs.quant8 import Quant8
@@ -49,5 +49,6 @@ __all__ = [
     "Sign",
     "TopK",
     "codec",
+    "for_downloads",
     "register",
 ]

@@ -330,7 +330,7 @@ class Joined(Chain):
         order = (Shift, Sparsifier, Quantiser, Coder)
         kinds = [next(i for i, k in enumerate(order) if isinstance(s, k)) for s in self.parts]
         if kinds != sorted(set(kinds)):
-            why = "use at most one shift, then at most one sparsifier, one quantiser and one entropy coder, in this order"
+            why = "use at most one shift, one sparsifier, one quantiser and one entropy coder, in this order"
         elif isinstance(self.parts[-1], Shift):
             why = f"{self.parts[-1].name} only says what differences are taken from, so put a codec behind it, as in shift+topk"
         elif isinstance(self.parts[-1], Coder) and isinstance(self.quantiser.layout, AsTheyAre):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TypeVar
 
 from weft import typed
-from weft.communication.codecs.chain import Coder, Joined, Shift, Stage
+from weft.communication.codecs.chain import Chain, Coder, Joined, Shift, Stage
 from weft.communication.codecs.codec import Codec
 from weft.communication.codecs.configured import Configured, configured
 from weft.errors import UserError, nearest
@@ -41,6 +41,21 @@ def codec(text: str) -> Codec:
         raise UserError(f'"{text}" is a codec chain that can\'t be decoded: {alone.name} stands alone.')
     joined = Joined(tuple(s for s in found if isinstance(s, Stage)))
     return joined.stages[0] if len(found) == 1 else joined
+
+
+def for_downloads(text: str) -> Codec:
+    """The codec of that text, if values can go down in it.
+
+    Raises:
+        UserError: there is none, or it needs something that their receivers may not hold.
+    """
+    found = codec(text)
+    if isinstance(found, Chain) and (found.sparsifier is not None or found.alpha(1) > 0):
+        raise UserError(
+            f'"{text}" can\'t be the codec of downloads, in which values go whole to clients that may hold nothing to add them '
+            "to: use a quantiser, alone or with an entropy coder, such as quant8 or half."
+        )
+    return found
 
 
 def _named(text: str) -> Configured:

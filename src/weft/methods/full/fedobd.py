@@ -45,6 +45,8 @@ class FedOBD(Tuned):
         blocks: ``layers``: what is trained in a transformer block is one block; ``modules``: in each of its modules.
         tail: exchanges of the second stage, an epoch each: the last ones, at most half of all.
         epochs: of the first stage.
+
+    Its quantiser is that of ``--codec`` and ``--download-codec``.
     """
 
     info: ClassVar[MethodInfo] = MethodInfo(
@@ -56,15 +58,18 @@ class FedOBD(Tuned):
         challenges=("communication efficiency",),
         evidence="code",
         deviations=(
-            "Its quantiser is apart, `--codec nnadq`, and acts on uploads alone: downloads go exact for now. What is tuned is a "
-            "setting, LoRA by default, and blocks follow from the backbone's layers, not from tables of modules. The second "
-            "stage begins after a number of rounds, never because accuracy has converged, and nothing of an optimizer outlives "
+            "The server goes on with the values that it has quantised for clients, where the code adds differences from these to "
+            "values that it has not. What is tuned is a setting, LoRA by default, and blocks follow from the backbone's layers, "
+            "not from tables of modules. The second stage begins after a number of rounds, never because accuracy has "
+            "converged, and nothing of an optimizer outlives "
             "an exchange but its place in the schedule. Where no block fits, the one that moved most goes all the same."
         ),
         sends=(
             "the tensors of the blocks that it has changed most, which tells where its data move the model; and the number of "
             "examples"
         ),
+        codec="nnadq",
+        download_codec="nnadq",
     )
 
     rho: Share = 0.3
