@@ -25,7 +25,7 @@ class Exit(Head):
     A language model keeps its frozen output layer; there the exit is a scale and a shift of each feature [d] before the final
     norm, the diagonal of a tuned lens (Belrose et al., 2023, arXiv 2303.08112).
 
-    Only :meth:`weft.federation.pack.Pack.exits` reads it: it takes no part in any other pass.
+    Only :meth:`weft.federation.passes.Passes.exits` reads it: it takes no part in any other pass.
     """
 
     mode: ClassVar[Mode] = "reads"

@@ -12,46 +12,35 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weft.adaptation.exits import Exit
 from weft.adaptation.optim import Optim, Optimizer
-from weft.adaptation.placed import place, stack
-from weft.adaptation.weave import Weave, Weight
 from weft.errors import WeftError
-from weft.federation import answers, plans
-from weft.federation.alike import check_alike
+from weft.federation import plans
 from weft.federation.batch import Batch, make_batch
 from weft.federation.bench import Bench
 from weft.federation.client import ClientState
 from weft.federation.guidance import Guidance
-from weft.federation.layout import named
 from weft.federation.message import Update
+from weft.federation.passes import Passes
 from weft.federation.round import Round
 from weft.federation.scope import Scope, matches
-from weft.federation.start_values import initial
 from weft.federation.turn import Turn
-from weft.tasks.observed import Observed
-from weft.tasks.outputs import Output
 from weft.tensors.forms import Value
 from weft.tensors.keyed import generator
 
 
-class Pack:
-    """K >= 1 clients; every trainable tensor has a leading client axis [K, …], smaller ranks are zero-padded.
+class Pack(Passes):
+    """K clients in their turn: what they received, how they train, and what they send.
 
     Attributes:
-        clients: their states, in order. round: the round in progress. facts: what each received beside tensors.
+        facts: what each received beside tensors.
         received: the tensors that each received for this turn, of no part.
         counted: the round of each one's last turn that counted.
         at_server: it is the server's own, where GIVEN tensors may be trained.
         offsets: name -> [K, …], added to the gradients of every optimizer that is made afterwards.
         guidance: what else a rule over the method adds to its steps.
-        tensors: live values [K, …] by name. shapes: of each client's own, by name; None = it has none. has: [K] bool, by name.
 
     Args:
-        turns: of the clients. start: start values handed out in set-up, instead of drawn ones. load: the method's.
-
-    Raises:
-        UserError: its clients differ in more than sizes, see :func:`weft.federation.alike.check_alike`.
+        load: the method's.
     """
 
     def __init__(
@@ -63,203 +52,16 @@ class Pack:
         at_server: bool = False,
         load: Callable[[Pack], None] | None = None,
     ):
-        self.bench, self.at_server, self.round = bench, at_server, round
-        self.backbone, self.task = bench.backbone, bench.task
-        self.clients, self.adaptations = [t.client for t in turns], [t.adaptation for t in turns]
+        super().__init__(bench, turns, round, start)
+        self.at_server = at_server
         self.facts, self.received = [t.facts for t in turns], [t.beside for t in turns]
         self.counted = [t.counted for t in turns]
-        device = bench.backbone.device
-        self.device, self.dtype = device, bench.dtype
-        check_alike(bench.backbone, turns)
-        placed = place(bench.backbone, [{n: p for n, (p, _) in a.items()} for a in self.adaptations], device, bench.dtype)
-        entering = [initial(bench, turn, round, start or {}) for turn in turns]
-        self.tensors: dict[str, Tensor] = {}
-        self.has: dict[str, Tensor] = {}
-        self.shapes: dict[str, list[tuple[int, ...] | None]] = {}
-        for name in dict.fromkeys(n for v in entering for n in v):
-            values = [v.get(name) for v in entering]
-            present = torch.tensor([v is not None for v in values], device=device)
-            for role, tensor in stack(values, device, self.dtype).items():
-                full = f"{name}.{role}" if role else name
-                self.tensors[full], self.has[full] = tensor, present
-            self.shapes[name] = [tuple(v.shape) if v is not None else None for v in values]
-        self._weave = Weave(bench.backbone, placed, self.tensors, len(turns), bench.recompute)
-        # blocks of the text tower are numbered by themselves, and nobody lacks one
-        self._blocks = {name: None if p.site.tower else p.site.block for p in placed for name in p.names.values()}
-        self._scopes = [{n: scope for n, _, scope in named(a, bench.backbone)} for a in self.adaptations]
-        nobody = torch.zeros(len(turns), dtype=torch.bool, device=device)
-        everybody = ~nobody
-        lacks = {n: (everybody if p.has is None else p.has) & ~self.has.get(n, nobody) for p in placed for n in p.names.values()}
-        self._lacks = {name: some for name, some in lacks.items() if bool(some.any())}
         self._optimizers: list[Optimizer] = []
-        self._lengths = bench.table.lengths
         self._training: set[str] | None = None
-        self._given: dict[str, Tensor] | None = None
         self.offsets: dict[str, Tensor] = {}
         self.guidance = Guidance()
         if load is not None:
             load(self)
-
-    # forward ----------------------------------------------------------------------------------------------------------
-
-    def __call__(self, batch: Batch, use: Mapping[str, Weight] | None = None) -> Output:
-        """Logits [k, b, C].
-
-        Args:
-            use: part -> weight (a number, [k] or [k, b]); None = all parts at 1. Parts not named are off; heads and deltas
-                stay on.
-        """
-        self._check_absent()
-        inputs, self._weave.prefix = self._entering(batch, use, self.cut())
-        return self._read(batch, inputs, use)
-
-    def _entering(
-        self, batch: Batch, use: Mapping[str, Weight] | None, cut: int
-    ) -> tuple[dict[str, Tensor] | None, tuple[int, Tensor] | None]:
-        """What the model reads of a batch's rows (None where they lie in lines), and the cached output of the blocks below."""
-        if self._given is not None:
-            return self._given, None
-        if answers.in_lines(self.bench, use):
-            return None, None
-        flat = batch.index.reshape(-1)
-        if cut and self.bench.prefix is not None:
-            inputs, hidden = self.bench.prefix.gather(self.bench.table, flat, cut)
-            return inputs, None if hidden is None else (cut, hidden)
-        return self.backbone.to_model(self.bench.table.collate(flat)), None
-
-    def _read(self, batch: Batch, inputs: dict[str, Tensor] | None, use: Mapping[str, Weight] | None) -> Output:
-        if self._given is not None:
-            return self._next(self._given, batch.clients, len(batch.index), use)
-        if inputs is None or self.backbone.vocabulary is not None:
-            return answers.read(self._weave, self.bench, batch, inputs, use)
-        return self._forward(inputs, batch.clients, len(batch.index), use)
-
-    def exits(self, batch: Batch, ends: Mapping[str, int], use: Mapping[str, Weight] | None = None) -> dict[str, Output]:
-        """What a model's exits (:class:`weft.adaptation.exits.Exit`) predict, by name: a pass, and the tail once for each exit.
-
-        The outputs of clients that lack an exit, or a block below it, mean nothing.
-
-        Args:
-            ends: exit -> the index of the block whose output it reads. use: as in a plain pass.
-        """
-        self._check_absent()
-        weave, blocks = self._weave, len(self.backbone.blocks)
-        self.backbone.check_separate()
-        inputs, weave.prefix = self._entering(batch, use, min(self.cut(), *ends.values()))
-        weave.kept = dict.fromkeys(ends.values())
-        try:
-            self._read(batch, inputs, use)
-            kept = weave.kept
-        finally:
-            weave.kept = {}
-        parts = {p.part_name: 1.0 for p in weave.placed if p.part.mode != "reads"} if use is None else use
-        found = {}
-        for name, end in ends.items():
-            hidden = kept[end]
-            assert hidden is not None
-            weave.prefix = (blocks, self._lens(name, batch, hidden))
-            found[name] = self._read(batch, inputs, {**parts, name: 1.0})
-        return found
-
-    def _lens(self, name: str, batch: Batch, hidden: Tensor) -> Tensor:
-        """Hidden states [k·b, T, d] as the exit of a language model changes them; others stay."""
-        w = {n.rsplit("/", 1)[1]: batch.of(v) for n, v in self.tensors.items() if n.startswith(f"{name}/lens/")}
-        return Exit.lens(w, hidden.view(len(batch.index), -1, hidden.shape[-1])).view_as(hidden) if w else hidden
-
-    @contextmanager
-    def reading(self, inputs: dict[str, Tensor]) -> Iterator[None]:
-        """Passes inside read these inputs, in the place of their batch's rows, and give logits of the next token: [k, b, C]."""
-        self._given = inputs
-        try:
-            yield
-        finally:
-            self._given = None
-
-    def _next(self, inputs: dict[str, Tensor], clients: Tensor | None, k: int, use: Mapping[str, Weight] | None) -> Output:
-        with self._weave.attached(clients, k, use):
-            logits = self.backbone.model(**inputs, use_cache=False).logits[:, -1]
-        return Output(logits.to(self.device, self.dtype).view(k, -1, logits.shape[-1]))
-
-    @contextmanager
-    def woven(self, clients: Tensor | None, k: int, use: Mapping[str, Weight] | None) -> Iterator[None]:
-        """The parts are at work in the backbone, on whatever runs inside, from its first block on."""
-        self._check_absent()
-        self._weave.prefix = None
-        with self._weave.attached(clients, k, use):
-            yield
-
-    @property
-    def held(self) -> bool:
-        """Whether some clients lack blocks."""
-        return self._weave.hold is not None
-
-    def _forward(self, inputs: dict[str, Tensor], clients: Tensor | None, k: int, use: Mapping[str, Weight] | None) -> Output:
-        inputs = self._weave.inputs(inputs, k, use)
-        with self._weave.attached(clients, k, use):
-            logits = self.backbone.model(**inputs).logits
-        return Output(logits.to(self.device, self.dtype).view(k, -1, logits.shape[-1]))
-
-    @torch.no_grad()
-    def embed(self, rows: list[np.ndarray], chunk: int = 256) -> list[Tensor]:
-        """Embeddings of each client's table rows on the frozen backbone, no part on: K tensors [n_k, e], not normalised."""
-        if self.backbone.embedding is None:
-            raise WeftError(f'backbone "{self.backbone.name}" has no embedding of whole rows')
-        table, prefix = self.bench.table, self.bench.prefix
-        found = []
-        for index in rows:
-            pieces = [torch.zeros(0, self.backbone.embedding.d_in, dtype=self.dtype, device=self.device)]
-            for start in range(0, len(index), chunk):
-                part = index[start : start + chunk]
-                if prefix is not None:
-                    z = prefix.gather(table, part, len(self.backbone.blocks) + 1)[0]["image_embeds"]
-                else:
-                    z = self.backbone.model.embed_images(**self.backbone.to_model(table.collate(part)))
-                pieces.append(z.to(self.dtype))
-            found.append(torch.cat(pieces))
-        return found
-
-    def tail(self, embeddings: Tensor, use: Mapping[str, Weight] | None = None) -> Output:
-        """What the model makes of embeddings [K, n, e], as :meth:`embed` gives them: logits [K, n, C]."""
-        self._check_absent()
-        self._weave.prefix = None
-        k = len(embeddings)
-        return self._forward({"image_embeds": embeddings.flatten(0, 1)}, None, k, use)
-
-    def labels(self, rows: np.ndarray) -> np.ndarray:
-        """Class indices of table rows, of any shape; a client asks for rows of its own."""
-        return self.bench.table.labels[rows]
-
-    def loss(self, out: Output, batch: Batch) -> Tensor:
-        """The task's loss per client, [k]; padding rows weigh nothing."""
-        return self.task.loss(batch.within(out), batch.labels, batch.mask, batch.index.shape[1], batch.beside)
-
-    def hold(self, blocks: Tensor | None) -> None:
-        """[K, L] bool: the blocks that each client has; the rows of the others skip a block. None = everybody has all."""
-        if blocks is not None:
-            self.backbone.check_separate()
-        self._weave.hold = None if blocks is None else blocks.to(self.device)
-
-    def _check_absent(self) -> None:
-        """A tensor that some client has not got must not be used for it: only blocks that it does not hold may lack one."""
-        hold = self._weave.hold
-        for name, lacks in self._lacks.items():
-            block = self._blocks.get(name)
-            unused = torch.zeros_like(lacks) if hold is None or block is None else ~hold[:, block]
-            if bool((lacks & ~unused).any()):
-                who = self.clients[int((lacks & ~unused).nonzero()[0])].id
-                raise WeftError(f'client {who} has no value for "{name}", neither received nor its own')
-
-    def cut(self) -> int:
-        """How many blocks lie below every part."""
-        if self._weave.hold is not None or self.bench.prefix is None:
-            return 0
-        layers = len(self.backbone.blocks)
-        lowest = layers if self.backbone.embedding is None else layers + 1
-        for p in self._weave.placed:
-            if p.site.tower or p.site.role in ("head", "head.norm", "embedding", "values"):
-                continue
-            lowest = min(lowest, 0 if p.site.block is None else p.site.block)
-        return lowest if self.backbone.separate_blocks or lowest >= layers else 0
 
     # training ---------------------------------------------------------------------------------------------------------
 
@@ -602,69 +404,3 @@ class Pack:
                 if Scope.KEEP in self._scopes[k].get(name, Scope(0)) and bool(self.has[name][k]):
                     client.kept[name] = self.value(k, name)
             client.rounds_seen += 1
-
-    # prediction -----------------------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def predict(
-        self,
-        forward: Callable[[Pack, Batch], Output],
-        rows: list[np.ndarray],
-        tokens: int = 8192,
-        dtype: torch.dtype = torch.float32,
-    ) -> list[Tensor]:
-        """Logits of each client on its own list of table rows: K tensors [n_k, C], in the order given.
-
-        There is one of each thing to predict, and those of one row are next to each other.
-
-        Args:
-            tokens: padded tokens per forward pass. dtype: of the logits.
-        """
-        found: list[list[Tensor]] = [[] for _ in rows]
-        order: list[list[np.ndarray]] = [[] for _ in rows]
-        for batch, places in self._passes(rows, tokens):
-            logits, mask = forward(self, batch).logits.to("cpu", dtype), batch.mask.cpu().view(*batch.index.shape, -1)
-            for row, valid, (i, mine) in zip(logits, mask, places.items(), strict=True):
-                things = valid[: len(mine)].sum(1).numpy()
-                found[i].append(row[valid.flatten()])
-                order[i].append(np.repeat(mine, things))
-        nothing = torch.zeros(0, len(self.task.classes))
-        sorted_ = [np.argsort(np.concatenate(o), kind="stable") if o else None for o in order]
-        return [torch.cat(f)[o] if o is not None else nothing for f, o in zip(found, sorted_, strict=True)]
-
-    @torch.no_grad()
-    def observe(
-        self, forward: Callable[[Pack, Batch], Output], rows: list[np.ndarray], tokens: int = 8192
-    ) -> list[Observed | None]:
-        """What the task keeps of each client's own list of table rows, in the order given; None of no rows.
-
-        Args:
-            tokens: padded tokens per forward pass.
-        """
-        found: list[list[Observed]] = [[] for _ in rows]
-        order: list[list[np.ndarray]] = [[] for _ in rows]
-        for batch, places in self._passes(rows, tokens):
-            out, (k, b) = batch.within(forward(self, batch)), batch.index.shape
-            labels, mask = batch.labels.cpu().view(k, b, -1), batch.mask.cpu().view(k, b, -1)
-            beside = None if batch.beside is None else batch.beside.cpu()
-            for row, (i, mine) in enumerate(places.items()):
-                n = len(mine)
-                own = out.of(row, n, labels.shape[-1])
-                more = None if beside is None else beside[row, :n]
-                found[i].append(self.task.observe(own, labels[row, :n], mask[row, :n], more))
-                order[i].append(mine)
-        return [
-            Observed.concatenate(f).take(np.argsort(np.concatenate(o))) if f else None for f, o in zip(found, order, strict=True)
-        ]
-
-    def _passes(self, rows: list[np.ndarray], tokens: int) -> Iterator[tuple[Batch, dict[int, np.ndarray]]]:
-        """Batches over each client's rows, and the positions in them: client of the pack -> its share of the batch."""
-        k = len(self.clients)
-        plan = [list(plans.chunks_by_length(self._lengths[r], max(tokens // k, 1))) for r in rows]
-        for j in range(max((len(p) for p in plan), default=0)):
-            places = {i: plan[i][j] for i in range(k) if j < len(plan[i])}
-            index = np.full((len(places), max(map(len, places.values()))), -1, dtype=np.int64)
-            for row, (i, mine) in zip(index, places.items(), strict=True):
-                row[: len(mine)] = rows[i][mine]
-            present = list(places) if len(places) < k else None
-            yield make_batch(self.task, self.bench.table, index, present, self.device), places
