@@ -145,6 +145,17 @@ class Backbone:
     def module(self, name: str) -> nn.Module:
         return self._modules[name]
 
+    def weight(self, site: Site) -> Tensor:
+        """The matrix [d_out, d_in] of a linear layer of whatever kind, quantised ones too, at least float32 and on the CPU."""
+        module = self.module(site.name)
+        own = getattr(module, "weight", None)
+        if type(own) is nn.Parameter and type(module) is nn.Linear and own.is_floating_point():
+            return own.detach().to("cpu", torch.promote_types(own.dtype, torch.float32))
+        with torch.no_grad():  # what it makes of each unit vector
+            unit = torch.eye(site.d_in, dtype=self.dtype, device=self.device)
+            found: Tensor = module(unit) - module(torch.zeros_like(unit[:1]))
+        return found.mT.to("cpu", torch.promote_types(found.dtype, torch.float32))
+
     def check_separate(self) -> None:
         """
         Raises:

@@ -328,11 +328,12 @@ class Pack(Passes):
         steps: int | None,
         size: int,
         caps: Sequence[int] | None = None,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         """Plain local training."""
         if not self.has_work():
             return
-        optimizer = self.optimizer(*only, settings=settings, epochs=epochs, steps=steps, size=size, caps=caps)
+        optimizer = self.optimizer(*only, settings=settings, epochs=epochs, steps=steps, size=size, caps=caps, part=part)
         for batch in self.batches(epochs, steps, size, caps=caps):
             self.report(batch, self.step(optimizer, objective, batch))
 

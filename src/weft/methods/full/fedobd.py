@@ -130,11 +130,8 @@ class FedOBD(Tuned):
 
     def _epoch(self, pack: Pack) -> Iterable[Update]:
         """One of the epochs that share a schedule."""
-        if pack.has_work():
-            part = pack.round.extra["part"], pack.round.extra["of"]
-            optimizer = pack.optimizer("*", settings=self.optim, size=self.batch, part=part)
-            for batch in pack.batches(size=self.batch):
-                pack.report(batch, pack.step(optimizer, self.objective, batch))
+        part = pack.round.extra["part"], pack.round.extra["of"]
+        pack.minimise(self.objective, ("*",), self.optim, 1.0, None, self.batch, part=part)
         return pack.updates()
 
     def aggregate(self, server: ServerState, updates: Iterable[Update]) -> None:
