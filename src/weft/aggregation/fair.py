@@ -61,7 +61,7 @@ def corrected(target: Target, mean_B: Tensor, penalty: float, steps: int = 1000,
     if size <= _TINY or target.norm <= _TINY:
         return mean
     T, G = target.T / target.norm, target.G
-    start, X = mean / size, mean / size
+    start = X = mean / size
 
     def value(X: Tensor) -> float:
         q = float((X @ G * X).sum().clamp(min=0).sqrt())
@@ -78,7 +78,7 @@ def corrected(target: Target, mean_B: Tensor, penalty: float, steps: int = 1000,
         while step > 1e-12:
             moved = X - step * slope - start
             away = float(torch.linalg.vector_norm(moved))
-            tried = start + moved * max(1 - step * penalty / away, 0.0) if away > 0 else start
+            tried = start + moved * (1 - step * penalty / away) if away > step * penalty else start
             found = value(tried)
             if found <= best:
                 break
@@ -89,7 +89,7 @@ def corrected(target: Target, mean_B: Tensor, penalty: float, steps: int = 1000,
         if gain <= 1e-15:
             break
         step *= 2
-    return X * size
+    return mean if X is start else X * size
 
 
 def ridge(target: Target, mean_B: Tensor, penalty: float) -> Tensor:

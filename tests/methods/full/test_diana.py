@@ -85,6 +85,21 @@ def test_rounds_of_some_of_the_clients_are_the_algorithm_box(weighting: Any) -> 
     assert drawn > 1000
 
 
+def test_a_client_that_has_lost_its_shifts_takes_them_out_of_the_mean_of_all() -> None:
+    run = federation(SMALL, RANDK)
+    for t in range(2):
+        play(run, t, [0, 1, 2, 3])
+    store, (client, *_) = run.simulation.setup.store, run.clients
+    store.load(client)
+    client.memo = {"nothing": 0}
+    store.save(client)
+    play(run, 2, [0, 1, 2, 3])
+    for name, total in run.server.memo.items():
+        parts = [run.server.notes.get(c.id)[name] for c in run.clients]
+        by_hand.close(total, torch.stack(parts).sum(0), 1e-12)
+        assert torch.equal(parts[0], own_shifts(run, 0)[name.removeprefix("shift/")])
+
+
 def test_without_a_codec_it_is_the_gradient_descent_of_all_from_the_first_round() -> None:
     """C = identity: ω = 0 and α = 1."""
     found = by_hand.shared(federation(SMALL, "shift+topk:share=1.0").run())

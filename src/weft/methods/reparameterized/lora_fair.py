@@ -1,4 +1,4 @@
-"""LoRA-FAIR: the server turns the mean of the B factors, so that its product with that of the A factors points to the mean product.
+"""LoRA-FAIR: the server turns the mean of the B factors, so that its product with the mean of A points to the mean of products.
 
 J. Bian, L. Wang, L. Zhang, J. Xu, "LoRA-FAIR: Federated LoRA Fine-Tuning with Aggregation and Initialization Refinement", ICCV
 2025, arXiv 2411.14961.
@@ -56,8 +56,8 @@ class LoRAFAIR(Method):
         evidence="reconstructed",
         deviations=(
             "The penalty is of ΔB over the norm of B̄, and the solver is a proximal one that stops where nothing falls. The codes "
-            "that could be read take a thousand steps of SGD on ΔB itself at 0.01, which makes a B that is still small many times "
-            "as large. The cosine is of whole products, where one code takes the mean over columns."
+            "that could be read take a thousand steps of SGD on ΔB itself at 0.01, which makes a B that is still small many "
+            "times as large. The cosine is of whole products, where one code takes the mean over columns."
         ),
         needs=("all updates",),
         sends="both LoRA factors of every site, the head, and the number of examples",
