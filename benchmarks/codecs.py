@@ -252,8 +252,9 @@ class Tables:
         cell, plain = self.runs[method, text][0], self.runs[method, CODECS[0]][0]
         if "refused" in cell:
             return self.refused(cell)
-        ratio = plain["payload"] / cell["payload"]
-        return format_bytes(cell["payload"]) + ("" if text == CODECS[0] else f" ({ratio:.{1 if ratio < 9.95 else 0}f}x)")
+        if text == CODECS[0]:
+            return format_bytes(cell["payload"])
+        return f"{format_bytes(cell['payload'])} ({times(plain['payload'] / cell['payload'])})"
 
     def accuracy(self, method: str, text: str) -> str:
         cells, plain = self.runs[method, text], self.runs[method, CODECS[0]]
@@ -273,8 +274,16 @@ class Tables:
         if "refused" in cell:
             return self.refused(cell)
         if text == CODECS[0]:
-            return " + ".join(f"{1000 * cell[step]:.2g}" for step in STEPS)
-        return " + ".join(f"{1000 * cell[step]:.2g} ({cell[f'{step} ratio']:.1f}x)" for step in STEPS)
+            return " + ".join(milliseconds(cell[step]) for step in STEPS)
+        return " + ".join(f"{milliseconds(cell[step])} ({times(cell[f'{step} ratio'])})" for step in STEPS)
+
+
+def times(ratio: float) -> str:
+    return f"{ratio:.{1 if ratio < 9.95 else 0}f}x"
+
+
+def milliseconds(seconds: float) -> str:
+    return f"{1000 * seconds:.{2 if seconds < 0.001 else 1 if seconds < 0.00995 else 0}f}"
 
 
 def spread(cells: list[Cell]) -> float:
