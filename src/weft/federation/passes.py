@@ -104,6 +104,37 @@ class Passes:
             return answers.read(self._weave, self.bench, batch, inputs, use)
         return self._forward(inputs, batch.clients, len(batch.index), use)
 
+    def with_features(self, batch: Batch, use: Mapping[str, Weight] | None = None) -> tuple[Output, Tensor]:
+        """What a plain pass gives, and [k, b, d] what leaves the last block at the token that the head reads of each row: its
+        first or its last own one, or the mean of all where the head reads all; of a language model the last.
+
+        Raises:
+            UserError: the model calls one block many times, so that none is the last.
+        """
+        self._check_absent()
+        weave, last = self._weave, len(self.backbone.blocks) - 1
+        self.backbone.check_separate()
+        flat = batch.index.reshape(-1)
+        if self._given is None and answers.in_lines(self.bench, use):  # lines have no rows of their own
+            inputs: dict[str, Tensor] | None = self.backbone.to_model(self.bench.table.collate(flat))
+            weave.prefix = None
+        else:
+            inputs, weave.prefix = self._entering(batch, use, min(self.cut(), last))
+        weave.kept = {last: None}
+        try:
+            out, hidden = self._read(batch, inputs, use), weave.kept[last]
+        finally:
+            weave.kept = {}
+        assert hidden is not None
+        lengths = torch.from_numpy(np.where(flat >= 0, self._lengths[flat], 1)).to(hidden.device)
+        if self.backbone.pools == "all" and self.backbone.vocabulary is None:
+            own = torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]
+            found = (hidden * own[..., None]).sum(1) / own.sum(1, keepdim=True).to(hidden.dtype)
+        else:
+            first = self.backbone.pools == "first" and self.backbone.vocabulary is None
+            found = hidden[torch.arange(len(hidden), device=hidden.device), 0 if first else lengths - 1]
+        return out, found.view(*batch.index.shape, -1).to(self.dtype)
+
     def exits(self, batch: Batch, ends: Mapping[str, int], use: Mapping[str, Weight] | None = None) -> dict[str, Output]:
         """What a model's exits (:class:`weft.adaptation.exits.Exit`) predict, by name: a pass, and the tail once for each exit.
 

@@ -27,7 +27,7 @@ def server_state(run: Federation) -> dict[str, Tensor]:
         found |= {f"{n} dense": v.dense() for n, v in store.items() if isinstance(v, LowRank)}
     for client in sorted(run.server.notes.manifest):
         values = {n: v for n, v in run.server.notes.get(client).items() if isinstance(v, Value)}
-        found |= {f"{client} noted {n}": dense(v) for n, v in values.items()}
+        found |= {f"noted {client} {n}": dense(v) for n, v in values.items()}
     return found
 
 

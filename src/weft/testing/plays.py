@@ -30,7 +30,6 @@ from weft.communication.ledger import Ledger
 from weft.engines.evaluation import Evaluation
 from weft.federation.method import Method
 from weft.federation.server import ServerState
-from weft.storage.notes import Notes
 from weft.storage.store import ClientStore
 from weft.tasks.kinds import GENERATION, LANGUAGE, MASKED, TOKENS
 from weft.testing.compare import logits, state
@@ -226,10 +225,9 @@ class Plays:
         """The last round of the packed run, by a coordinator that has read what the one before has saved."""
         snapshot, manifest, folder, cohort = self.packed.midway
         run = federation(self.method, self.model, pack=PACK, **self.settings)
-        run.simulation.setup.store = ClientStore(folder / "clients", manifest)
-        run.server.notes = Notes(folder / "notes")
+        run.simulation.setup.store = ClientStore(folder, manifest)
         run.simulation.last_cohort = cohort
-        Snapshot(snapshot.tensors, json.loads(json.dumps(snapshot.plain))).onto(run.server)
+        Snapshot(snapshot.tensors, json.loads(json.dumps(snapshot.plain)), snapshot.notes).onto(run.server)
         frames = record(run)
         run.simulation.round(ROUNDS - 1)
         return PlayedRun(run, frames, state(run))
@@ -293,8 +291,6 @@ def _streams() -> tuple[object, ...]:
 
 def _midway(run: Federation) -> tuple[Snapshot, dict[str, Any], Path, list[str]]:
     store = run.simulation.setup.store
-    folder = Path(tempfile.mkdtemp(dir=root()))
-    shutil.copytree(store.folder, folder / "clients")
-    if run.server.notes.folder is not None and run.server.notes.folder.exists():
-        shutil.copytree(run.server.notes.folder, folder / "notes")
+    folder = Path(tempfile.mkdtemp(dir=root())) / "clients"
+    shutil.copytree(store.folder, folder)
     return Snapshot.of(run.server), copy.deepcopy(store.manifest()), folder, list(run.simulation.last_cohort)

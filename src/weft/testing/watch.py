@@ -27,14 +27,20 @@ class Snapshot:
 
     tensors: Tensors
     plain: dict[str, Any]
+    notes: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, server: ServerState) -> Snapshot:
         tensors, plain = server.tensors_and_json()
-        return cls({n: v.clone() for n, v in tensors.items()}, copy.deepcopy(plain))
+        notes = {client: server.notes.get(client) for client in server.notes.manifest}
+        return cls({n: v.clone() for n, v in tensors.items()}, copy.deepcopy(plain), notes)
 
     def onto(self, server: ServerState) -> None:
+        """Make a server hold this, whose notes may lie elsewhere."""
         server.restore({n: v.clone() for n, v in self.tensors.items()}, copy.deepcopy(self.plain))
+        server.notes.manifest = {}
+        for client, values in self.notes.items():
+            server.notes.put(client, values)
 
 
 @dataclass
