@@ -161,7 +161,9 @@ def test_answers_that_are_lost_are_taken_back_at_the_client(first: int) -> None:
         assert not same(run, loop, "client-1")
         assert same(run, loop, "client-2")
     loop.lost = frozenset()
+    seen = by_hand.record(run)
     record = run.simulation.round(first + 2)
+    assert not any(u.forgotten for u in seen[0])  # it goes on from its last shift, and not anew
     assert record is not None
     assert not record["refused"]
     assert same(run, loop, "client-1")
