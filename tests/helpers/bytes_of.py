@@ -44,6 +44,7 @@ class Case(NamedTuple):
     heads: tuple[bool, bool, bool] = (True, True, True)  # the rounds in which clients send it, if it does
     answers: tuple[bool, bool, bool] = (True, True, True)  # the rounds in which clients send something
     rounds: int = 3  # that there are, if three are asked for
+    revealed: int = 0  # bytes of the facts in an upload
 
 
 def lora(rank: int, roles: str = "AB", ffn: int | None = None, blocks: int = LAYERS) -> list[int]:

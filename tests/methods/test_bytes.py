@@ -82,7 +82,7 @@ def test_bytes_up_and_down_are_the_cards_formula_in_every_round_and_for_every_cl
             each[name, "down"] = each.get((name, "down"), 0) + sum(down.values()) + told
         for turn, up in zip(senders, ups, strict=True):
             name = run.clients[turn.k].id
-            each[name, "up"] = each.get((name, "up"), 0) + sum(up.values())
+            each[name, "up"] = each.get((name, "up"), 0) + sum(up.values()) + case.revealed
     for direction in ("down", "up"):
         billed = ledger.by_client(phase="train", direction=direction)  # type: ignore[arg-type]
         assert {c: b.payload for c, b in billed.items()} == {c: n for (c, way), n in each.items() if way == direction}
@@ -112,7 +112,8 @@ def test_bytes_are_those_of_the_message_on_the_wire_and_the_example_count_travel
         billed = ledger.by_client(phase="train", direction="up")[client.id]
         assert billed.wire == len(data) > billed.payload
         (tensors,) = struct.unpack_from("<Q", data, 10 + length)
-        assert billed.payload == len(data) - 10 - length - 8 - tensors, "all but preamble, header and table is payload"
+        bare = billed.payload - CASES[slug].revealed  # facts lie in the header
+        assert bare == len(data) - 10 - length - 8 - tensors, "all but preamble, header and table is payload"
 
 
 @pytest.mark.parametrize("slug", CASES)
