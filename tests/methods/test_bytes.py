@@ -136,7 +136,7 @@ def test_a_warm_started_head_is_billed_to_each_client_once_as_set_up(slug: str) 
     for run, wanted in ((cold, 0), (warm, len(tiny.SIZES) * 4 * sum(HEAD))):
         ledger = run.simulation.setup.exchange.ledger
         assert ledger.totals(phase="setup", direction="down").parts.get("head", 0) == wanted
-        assert {r for r in range(3) if ledger.totals(round=r, phase="setup", direction="down").messages} == (
+        assert {r for r in range(3) if ledger.totals(round=r, phase="setup", direction="down").parts.get("head")} == (
             {0} if wanted else set()
         )
     trained = [r.simulation.setup.exchange.ledger.totals(phase="train").parts for r in (cold, warm)]

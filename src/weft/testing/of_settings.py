@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 from zlib import crc32
 
 import torch
 from torch import Tensor
 
+from weft.adaptation.optim import Optim
 from weft.errors import UserError
 from weft.federation.method import Method
 from weft.testing.compare import assert_same, equal, logits, server_state, state
@@ -44,7 +45,8 @@ def check_half_precision(method: Method) -> None:
 
 def check_rate_zero(method: Method, *codecs: str) -> None:
     """At a learning rate of zero nothing moves; exactly, for values that are averaged, but an SVD may turn factors."""
-    changes: dict[str, Any] = {"optim": small(method).optim.but(lr=0.0)}
+    values = {f.name: getattr(small(method), f.name) for f in fields(method)}
+    changes: dict[str, Any] = {n: v.but(lr=0.0) for n, v in values.items() if isinstance(v, Optim)}
     made, model, rounds = replace(small(method), **changes), shallow(method), exchanges(method)
     before = logits(federation(made, model, rounds=rounds, **PAIR))
     for codec in codecs:
