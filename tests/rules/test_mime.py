@@ -13,6 +13,7 @@ import by_hand
 import ruled
 import tiny
 from ruled import Values
+from sliced import Sliced
 from weft.adaptation.optim import Optim
 from weft.errors import UserError
 from weft.federation.scope import SHARED
@@ -123,6 +124,27 @@ def test_with_one_step_on_all_rows_it_is_the_optimizer_over_all_the_data(kind: s
     ruled.same(by_hand.shared(run), {n: v.detach() for n, v in x.items()}, 1e-6 if kind == "adamw" else 1e-9)
 
 
+@pytest.mark.parametrize("word", ["mime", "mimelite"])
+def test_biases_that_do_not_decay_do_not_in_the_servers_momentum_either(word: str) -> None:
+    optim = OPTIMIZERS["momentum"].but(weight_decay=0.5, decay_biases=False)
+    method = FedIT(rank=2, alpha=3.0, batch=16, optim=optim)
+    run = ruled.federation(method, word, 4 * (2 if word == "mime" else 1), participation=1.0)
+    x = {n: v.clone().requires_grad_(True) for n, v in by_hand.start_of(ruled.federation(method, None, 1)).items()}
+    groups = [
+        {"params": [v for v in x.values() if v.dim() > 1], "weight_decay": 0.5},
+        {"params": [v for v in x.values() if v.dim() == 1], "weight_decay": 0.0},
+    ]
+    assert all(g["params"] for g in groups)
+    local = torch.optim.SGD(groups, lr=optim.lr, momentum=0.7)
+    everything = torch.cat([torch.from_numpy(c.data.train) for c in run.clients]).numpy()
+    for _ in range(4):
+        for n, g in ruled.slopes(run, {n: v.detach() for n, v in x.items()}, everything, 1.5).items():
+            x[n].grad = g
+        local.step()
+    run.run()
+    ruled.same(by_hand.shared(run), {n: v.detach() for n, v in x.items()}, 1e-9)
+
+
 def test_a_turn_that_moves_nothing_leaves_nothing_behind() -> None:
     """FedDAT's personal adapter, its teacher and its memory are as they were; its gradients are those of its own two losses."""
     made: Any = composed(FedDAT(reduction=8, batch=3), "mimelite")
@@ -135,6 +157,38 @@ def test_a_turn_that_moves_nothing_leaves_nothing_behind() -> None:
     assert not pack._optimizers
     assert [len(own) for own in found] == [len([n for n in before if n.startswith("ours/")])] * 2
     assert all(any(bool(v.any()) for v in own.values()) for own in found)
+
+
+@pytest.mark.parametrize("turn", [{"epochs": 0.5}, {"epochs": 3.0}, {"steps": 1}])
+def test_a_clients_gradient_is_that_of_all_its_rows_however_long_its_turn(turn: dict[str, Any]) -> None:
+    run = ruled.federation(FedIT(rank=2, alpha=3.0, batch=2, optim=OPTIMIZERS["momentum"], **turn), "mimelite", 1)
+    made: Any = run.method
+    x = by_hand.shared(run)
+    for client, found in zip(run.clients, made.gradients(run.pack()), strict=True):
+        wanted = ruled.slopes(run, x, client.data.train, 1.5)
+        ruled.same({n.removeprefix("full-gradient/"): g for n, g in found.items()}, wanted, 1e-9)
+
+
+@pytest.mark.parametrize("word", ["mime", "mimelite"])
+def test_entries_of_which_no_slice_was_sent_keep_their_moments(word: str) -> None:
+    turns = 2 if word == "mime" else 1
+    run = tiny.federation(composed(Sliced(), word), shallow(Sliced()), rounds=6 * turns, participation=0.17)
+    rule: Any = run.method
+    held = {c.id: rule.acts_on(run.bench, c.info(rule.info.asks)) for c in run.clients}
+    kept = 0
+    for t in range(6 * turns):
+        before = ruled.of_memo(run, "moments/0")
+        record = run.simulation.round(t)
+        assert record is not None
+        (who,) = record["cohort"]
+        for name, now in ruled.of_memo(run, "moments/0").items():
+            outside = torch.ones_like(now, dtype=torch.bool)
+            if name in held[who]:
+                outside[tuple(slice(0, n) for n in held[who][name])] = False
+            old = before.get(name, torch.zeros_like(now))
+            assert torch.equal(now[outside], old[outside]), name
+            kept += int((old[outside] != 0).sum()) if name in held[who] else 0
+    assert kept, "nothing was kept where nobody sent"
 
 
 def test_personal_tensors_keep_the_optimizer_that_they_have() -> None:
