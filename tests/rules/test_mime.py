@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -191,6 +192,39 @@ def test_entries_of_which_no_slice_was_sent_keep_their_moments(word: str) -> Non
     assert kept, "nothing was kept where nobody sent"
 
 
+def test_a_mean_gradient_whose_round_was_never_played_is_not_there_for_the_next() -> None:
+    """As after a round of training that was undone: clients of other tensors take part in the following exchange of gradients."""
+    run = tiny.federation(composed(Sliced(), "mime"), shallow(Sliced()), sizes=(4, 4, 4), rounds=8, participation=0.34)
+    rule: Any = run.method
+    of = {c.id: set(rule.acts_on(run.bench, c.info(rule.info.asks))) for c in run.clients}
+    found = []
+    for t in (0, 2, 4, 6):
+        record = run.simulation.round(t)
+        assert record is not None
+        (who,) = record["cohort"]
+        found.append(of[who])
+        assert set(ruled.of_memo(run, "mean-gradient")) == of[who]
+    assert any(before - after for before, after in pairwise(found))
+
+
+def test_a_mean_gradient_goes_to_those_alone_all_of_whose_entries_somebody_sent() -> None:
+    """Else the steps of a client whose answer was lost would go along a gradient that is 0 where nobody has one."""
+    run = tiny.federation(composed(Sliced(), "mime"), shallow(Sliced()), sizes=(4, 4, 4), rounds=2, participation=0.34)
+    rule: Any = run.method
+    shapes = {c.id: rule.acts_on(run.bench, c.info(rule.info.asks)) for c in run.clients}
+    record, plan = run.simulation.round(0), rule.plan(run.server, 1)
+    assert record is not None
+    run.server.round = plan
+    (who,) = record["cohort"]
+    withheld = 0
+    for info in run.server.clients:
+        names = {n.removeprefix("mean-gradient/") for n in rule.send(run.server, info).tensors if n.startswith("mean-gradient/")}
+        within = {n: shape for n, shape in shapes[info.id].items() if n in shapes[who]}
+        assert names == {n for n, shape in within.items() if all(a <= b for a, b in zip(shape, shapes[who][n], strict=True))}
+        withheld += len(within) - len(names)
+    assert withheld, "the one that took part has all"
+
+
 def test_personal_tensors_keep_the_optimizer_that_they_have() -> None:
     method = FedSALoRA(rank=2, batch=3, steps=None, optim=Optim("sgd", lr=0.1, momentum=0.9))
     run = tiny.federation(composed(method, "mimelite"), shallow(method), sizes=(5, 4), rounds=2)
@@ -198,6 +232,14 @@ def test_personal_tensors_keep_the_optimizer_that_they_have() -> None:
     names = {n for n in run.server.memo if n.startswith("moments/0/")}
     assert names
     assert all(n.endswith("/A") for n in names)
+
+
+def test_two_exchanges_are_two_of_the_rounds_that_are_asked_for() -> None:
+    run = ruled.federation(FedIT(rank=2, batch=3), "mime", 4)
+    kinds = [None if (plan := run.method.plan(run.server, t)) is None else plan.kind for t in range(6)]
+    assert kinds[::2] == ["gradients", "gradients", None]
+    assert kinds[1] == kinds[3] != "gradients"
+    assert kinds[5] is None
 
 
 def test_what_is_sent() -> None:
