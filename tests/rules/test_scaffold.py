@@ -177,13 +177,14 @@ def test_who_is_sent_a_part_of_the_model_is_sent_the_controls_of_that_part() -> 
 
 
 def test_nothing_of_the_rule_goes_down_for_a_test() -> None:
-    run = ruled.federation(FedIT(rank=2, batch=3), "scaffold", 1)
-    run.run()
-    (info, *_) = run.server.clients
-    assert [n for n in run.method.send(run.server, info).tensors if n.startswith("control/")]
-    message = run.method.send_to_test(run.server, info)
-    assert not [n for n in message.tensors if n.startswith("control/")]
-    assert "counted" not in message.facts
+    run = ruled.federation(FedIT(rank=2, batch=3), "scaffold", 1).run()
+    sent = [run.method.send(run.server, info) for info in run.server.clients]
+    assert all(any(n.startswith("control/") for n in message.tensors) for message in sent)
+    assert any("counted" in message.facts for message in sent), "all took part"
+    for info in run.server.clients:
+        message = run.method.send_to_test(run.server, info)
+        assert not [n for n in message.tensors if n.startswith("control/")]
+        assert "counted" not in message.facts
 
 
 # lost answers -------------------------------------------------------------------------------------------------------------
