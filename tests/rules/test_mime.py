@@ -162,7 +162,9 @@ def test_a_turn_that_moves_nothing_leaves_nothing_behind() -> None:
 
 @pytest.mark.parametrize("turn", [{"epochs": 0.5}, {"epochs": 3.0}, {"steps": 1}])
 def test_a_clients_gradient_is_that_of_all_its_rows_however_long_its_turn(turn: dict[str, Any]) -> None:
-    run = ruled.federation(FedIT(rank=2, alpha=3.0, batch=2, optim=OPTIMIZERS["momentum"], **turn), "mimelite", 1)
+    """Also where others of its pack have done before it has."""
+    method = FedIT(rank=2, alpha=3.0, batch=2, optim=OPTIMIZERS["momentum"], **turn)
+    run = ruled.federation(method, "mimelite", 1, sizes=(3, 5, 4))
     made: Any = run.method
     x = by_hand.shared(run)
     for client, found in zip(run.clients, made.gradients(run.pack()), strict=True):
