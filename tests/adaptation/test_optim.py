@@ -257,6 +257,15 @@ def test_clipping_looks_at_one_client_over_all_its_tensors() -> None:
     assert not params["bias"][2].any()
 
 
+def test_clipping_looks_at_the_entries_that_may_move_alone() -> None:
+    w = torch.zeros(1, 4, dtype=torch.float64, requires_grad=True)
+    optimizer = Optimizer({"a": w}, Optim("sgd", lr=1.0, clip=1.0, schedule="constant"), torch.ones(1))
+    slopes = torch.tensor([[3.0, 4.0, 100.0, 100.0]], dtype=torch.float64)
+    free = torch.tensor([[True, True, False, False]])
+    optimizer.step((slopes * w).sum(1), None, {"a": torch.tensor([True])}, entries={"a": free})
+    torch.testing.assert_close(w.detach(), torch.tensor([[-0.6, -0.8, 0.0, 0.0]], dtype=torch.float64), rtol=1e-6, atol=0)
+
+
 def test_with_learning_rate_zero_nothing_moves() -> None:
     for kind in ("adamw", "sgd"):
         got = packed(Optim(kind, lr=0.0, weight_decay=0.5, momentum=0.9))

@@ -233,6 +233,93 @@ def test_a_prefix_is_seen_by_every_token_whatever_the_mask(
             torch.testing.assert_close(found[row, :, head], torch.softmax(scores, -1) @ value, **CLOSE)
 
 
+@pytest.mark.parametrize("asked", [True, False])
+def test_who_is_asked_to_be_causal_is_so_whatever_the_module_says(asked: bool) -> None:
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 4, 5, 6, generator=g, dtype=torch.float64) for _ in range(3))
+    pair = torch.randn(2, 3, 48, generator=g, dtype=torch.float64)
+
+    def found(module: Attention, **more: Any) -> Tensor:
+        attended: Tensor = prefixed(module, module.forward, lambda key: [(pair, None)])(q, k, v, None, **more)
+        return attended
+
+    assert torch.equal(found(Attention("sdpa", 1, not asked), is_causal=asked), found(Attention("sdpa", 1, asked)))
+
+
+def eager_attention_forward(
+    module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float, **_: Any
+) -> tuple[Tensor, None]:
+    """As each file of transformers has one: without a mask everything is seen."""
+    scores = q @ k.mT * scaling
+    return (torch.softmax(scores if mask is None else scores + mask, -1) @ v).transpose(1, 2), None
+
+
+def test_an_eager_kernel_without_a_mask_goes_on_seeing_everything() -> None:
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 4, 5, 6, generator=g, dtype=torch.float64) for _ in range(3))
+    pair = torch.randn(2, 3, 48, generator=g, dtype=torch.float64)
+    eager, all_seen = (
+        prefixed(m, m.forward, lambda key: [(pair, None)])(q, k, v, None)
+        for m in (Attention("eager", 1, causal=True), Attention("sdpa", 1, causal=False))
+    )
+    torch.testing.assert_close(eager, all_seen, **CLOSE)
+
+
+class Decorated(Attention):
+    """As those of transformers whose forward another file wraps."""
+
+    forward = torch.no_grad()(Attention.forward)
+
+
+def test_the_eager_function_of_a_file_is_found_behind_what_wraps_a_forward() -> None:
+    assert attending.own_function(Attention("eager", 1, causal=False)) is eager_attention_forward
+    assert attending.own_function(Decorated("eager", 1, causal=False)) is eager_attention_forward
+
+
+def test_where_attention_is_computed_in_a_model_that_does_not_run_is_not_known() -> None:
+    model = OfOtherWidths()
+    before = model.block.config
+    assert attending.sites(model, ["block"], {"pictures": torch.zeros(1, 5, 12)}) == []
+    assert model.block.config is before
+
+
+def test_a_model_that_compares_with_the_names_of_classes_is_run_with_them() -> None:
+    b = tiny.backbone("clip", task="similarity")
+    assert [(s.block, s.d_in, s.d_out) for s in b.attentions] == [(i, 32, 32) for i in range(len(b.blocks))]
+
+
+class OfOtherWidths(nn.Module):
+    """One block, of two heads, whose keys have 6 features and whose values have 4."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Attention("sdpa", 1, causal=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = x.unflatten(-1, (2, 6)).transpose(1, 2)
+        found: Tensor = self.block(heads, heads, heads[..., :4], None)
+        return found
+
+
+def test_values_may_be_of_another_width_than_keys() -> None:
+    g = torch.Generator().manual_seed(0)
+    model, x = OfOtherWidths(), torch.randn(1, 5, 12, generator=g, dtype=torch.float64)
+    (site,) = attending.sites(model, ["block"], {"x": x})
+    assert (site.d_in, site.d_out) == (12, 8)
+    b = tiny.backbone("bert")
+    assert {r: i.shape for r, i in Prefix(3).tensors(b, site).items()} == {"key": (3, 12), "value": (3, 8)}
+    made = {r: i.shape for r, i in Prefix(3, 7).tensors(b, site).items()}
+    assert made == {"key": (12, 7), "key_bias": (12,), "value": (8, 7), "value_bias": (8,)}
+    w = {r: torch.randn(1, 3, d, generator=g, dtype=torch.float64) for r, d in (("key", 12), ("value", 8))}
+    pair = Prefix(3).apply(model.block, w, x, x)
+    model.block.forward = prefixed(model.block, model.block.forward, lambda key: [(pair, None)])  # type: ignore[method-assign]
+    found = model(x)[0]
+    for head in range(2):
+        own = x[0].unflatten(-1, (2, 6))[:, head]
+        key, value = (torch.cat([w[r][0].unflatten(-1, (2, -1))[:, head], y]) for r, y in (("key", own), ("value", own[:, :4])))
+        torch.testing.assert_close(found[:, head], torch.softmax(own @ key.T * 0.5, -1) @ value, **CLOSE)
+
+
 # packs --------------------------------------------------------------------------------------------------------------------
 
 
@@ -413,6 +500,13 @@ def test_prefixes_start_normal_and_layers_of_the_mlp_as_linear_layers_do() -> No
         linear = nn.Linear(64, 4096)  # PyTorch's own start of a layer with as many inputs
         bound = float(linear.weight.detach().abs().max())
         assert 0.85 * bound < float(drawn.abs().max()) <= 1 / math.sqrt(64)
+
+
+@pytest.mark.parametrize(("hidden", "role"), [(None, "key"), (None, "value"), (8, "embedding")])
+def test_the_spread_of_start_values_is_a_setting(hidden: int | None, role: str) -> None:
+    b = tiny.backbone("bert")
+    made = Prefix(400, hidden, std=0.1)
+    assert math.isclose(float(made.tensors(b, made.sites(b)[0])[role].draw(0, "x").std()), 0.1, rel_tol=0.05)
 
 
 def test_keys_and_values_are_as_wide_as_those_of_grouped_heads() -> None:

@@ -110,6 +110,12 @@ def test_a_backbone_without_such_a_layer_in_every_block_is_refused() -> None:
             Bottleneck(placement=placement).sites(b)
 
 
+def test_an_adapter_is_at_least_one_feature_wide() -> None:
+    b = tiny.backbone("bert")
+    made = Bottleneck(64)
+    assert made.tensors(b, made.sites(b)[0])["down"].shape == (1, 32)
+
+
 def test_an_unknown_placement_or_activation_is_refused() -> None:
     with pytest.raises(UserError, match='unknown placement "sublayer": use block, ffn, sublayers'):
         Bottleneck(placement="sublayer")  # type: ignore[arg-type]

@@ -12,7 +12,12 @@ import tiny
 from weft.engines import packing
 from weft.federation.bench import Bench
 from weft.federation.client import ClientState, Splits
+from weft.federation.message import ClientInfo
+from weft.federation.rounds import adapted
+from weft.methods.full.fedavg import FedAvg
+from weft.methods.prompts.promptfl import PromptFL
 from weft.methods.reparameterized.fedit import FedIT
+from weft.methods.reparameterized.flora import FLoRA
 from weft.tasks.kinds import GENERATION
 
 
@@ -75,6 +80,59 @@ def test_an_estimate_knows_a_feed_forward_without_a_gate_and_an_output_layer_tha
 def test_holes_of_the_allocator_are_reckoned_with_in_single_precision_on_a_cpu() -> None:
     found = packing.estimate(language(precision="float32"), FedIT(rank=2, batch=4), 1000, 32)
     assert found.kept == int(1.35 * 3 * 128 * (5 * 32 + 4 * 64 + 2 * 32) * 4)
+
+
+def test_an_estimate_of_an_encoder_counts_every_block_its_scores_and_recomputation() -> None:
+    """Of each block ten tensors of d and three of the feed-forward for each token, and three of scores [heads, T, T] a row."""
+    method, bench = FedIT(rank=2, batch=4), tiny.bench("bert")
+    block = 128 * (10 * 32 + 3 * 64) + 3 * 4 * 4 * 32 * 32
+    assert packing.estimate(bench, method, 1000, 32).kept == 3 * block * 8
+    again = packing.estimate(replace(bench, recompute=True), method, 1000, 32)
+    assert again.kept == (3 * 128 * 32 + block) * 8  # what goes into each of three blocks, and one of them whole
+
+
+def test_a_pass_is_reckoned_as_wide_as_the_longest_rows_but_for_one_in_twenty() -> None:
+    method, bench = FedIT(rank=2, batch=4), tiny.bench("bert")
+    n = len(bench.table)
+    for long, width in ((math.ceil(n / 10), 30), (n // 30, 10)):
+        lengths = np.where(np.arange(n) < long, 30, 10)
+        bench.table = replace(bench.table, offsets=np.concatenate([[0], np.cumsum(lengths)]))
+        found = packing.of_adaptation(bench, method, adapted(method, bench, ClientInfo("")))
+        assert found.kept == packing.estimate(bench, method, 1, width).kept
+
+
+def test_an_estimate_counts_every_block_of_a_text_tower_with_a_part_in_it_for_every_class() -> None:
+    method, bench = PromptFL(), tiny.bench("clip")
+    names, config = bench.backbone.names, bench.backbone.model.config.text_config
+    assert names is not None
+    assert config.num_hidden_layers > 1
+    assert len(names.names) > 1
+    length = min(names.limit, 32)
+    block = length * (10 * config.hidden_size + 3 * config.intermediate_size) + 3 * config.num_attention_heads * length**2
+    pictures, both = (packing.estimate(bench, method, 1000, 17, texts).kept for texts in (False, True))
+    assert both - pictures == config.num_hidden_layers * len(names.names) * block * 8
+    assert packing.of_adaptation(bench, method, adapted(method, bench, ClientInfo(""))).kept == (
+        packing.estimate(bench, method, 1, int(np.quantile(bench.table.lengths, 0.95)), True).kept
+    )
+
+
+def test_a_language_model_of_whole_weights_keeps_a_copy_of_them_in_its_precision() -> None:
+    bench = language(precision="bfloat16")
+    thin, whole = (packing.estimate(bench, FedAvg(), 1000, 32, whole=w).kept for w in (False, True))
+    assert whole - thin == 2 * 1000
+
+
+def test_what_a_server_sums_up_and_clients_only_receive_is_not_trained() -> None:
+    """FLoRA's clients add a product of all earlier factors to the frozen weights, which no optimizer holds."""
+    method, bench = FLoRA(rank=2, sites="q"), tiny.bench("bert")
+    guess = packing.of_adaptation(bench, method, adapted(method, bench, ClientInfo("")))
+    assert guess.trained == 4 * (3 * (2 * 32 + 2 * 32) + 32 * 3 + 3)
+
+
+def test_workers_share_a_cohort() -> None:
+    setup = tiny.federation(FedIT(rank=2, batch=1), participation=0.7).simulation.setup
+    memory = 1 << 40
+    assert [packing.capacity(setup, memory, workers).k for workers in (1, 2, 3, 4)] == [4, 2, 2, 1]
 
 
 def test_packs_take_six_tenths_of_the_memory_and_are_equal() -> None:

@@ -100,6 +100,20 @@ def test_who_does_not_fit_is_told_how_much_it_takes_and_what_to_do(method: FedAv
     suited(FedIT(rank=2), bench)
 
 
+@pytest.mark.parametrize("more", [True, False])
+def test_fewer_rows_are_advised_where_a_pass_keeps_more_than_the_weights_take(
+    more: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = bench_of()
+    adaptation = adapted(SGD, bench, ClientInfo(""))
+    guess = packing.of_adaptation(bench, SGD, adaptation)
+    guess = replace(guess, kept=guess.trained + (1 if more else -1), available=0)
+    monkeypatch.setattr(packing, "of_adaptation", lambda *_: guess)
+    with pytest.raises(UserError) as said:
+        room.check(SGD, bench, adaptation)
+    assert ("take fewer or shorter rows at once" in str(said.value)) == more
+
+
 def test_servers_beside_each_other_count() -> None:
     bench = bench_of()
     adaptation = adapted(SGD, bench, ClientInfo(""))

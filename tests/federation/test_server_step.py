@@ -214,3 +214,43 @@ def test_the_usual_settings_are_those_of_the_paper_and_of_its_use_with_lora() ->
         "adagrad": (1e-3, 0.0),
     }
     assert (ServerStep().beta2, ServerStep().tau) == (0.99, 1e-3)
+
+
+# entries, and methods, that have no mean ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS[1:])
+def test_entries_that_nobody_sent_keep_value_and_moments(kind: Any) -> None:
+    """And go on from these when somebody sends them again, as if the round between had not been."""
+    step, name = ServerStep(kind, lr=0.5, beta1=0.6), "x"
+    draw = torch.Generator().manual_seed(0)
+    held, first, second, third = (torch.randn(4, generator=draw, dtype=torch.float64) for _ in range(4))
+    reached = torch.tensor([True, False, True, False])
+    memo: dict[str, Any] = {}
+    one = step.taken(memo, name, held, first)
+    kept = {n: v.clone() for n, v in memo.items()}
+    two = step.taken(memo, name, one, torch.where(reached, second, one + 9), reached)
+    assert torch.equal(two[~reached], one[~reached])
+    assert kept.keys() == memo.keys()
+    assert all(torch.equal(memo[n][~reached], v[~reached]) and not torch.equal(memo[n], v) for n, v in kept.items())
+    three = step.taken(memo, name, two, third)
+    without = step.taken(kept, name, one, third)
+    assert torch.equal(three[~reached], without[~reached])
+
+
+@pytest.mark.parametrize("kind", KINDS[1:])
+def test_entries_that_nobody_has_ever_sent_have_moments_as_at_the_start(kind: Any) -> None:
+    step, reached = ServerStep(kind), torch.tensor([True, False])
+    memo: dict[str, Any] = {}
+    x = step.taken(memo, "x", torch.zeros(2), torch.ones(2), reached)
+    assert x[1] == 0
+    later, alone = (step.taken(m, "x", torch.zeros(2), torch.ones(2)) for m in (memo, {}))
+    assert later[1] == alone[1]
+    assert later[0] != alone[0]
+
+
+def test_a_method_that_is_no_mean_is_refused_a_step() -> None:
+    ServerStep().check("flora", sums=False)
+    ServerStep("adam").check("fedit", sums=True)
+    with pytest.raises(UserError, match=r'flora needs each update by itself .* server_step = "adam" can do nothing'):
+        ServerStep("adam").check("flora", sums=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -12,8 +13,13 @@ import by_hand
 import ruled
 import tiny
 from ruled import Local, Values
+from sliced import Sliced
 from weft.adaptation.optim import Optim
+from weft.errors import UserError
+from weft.federation.message import Update
+from weft.federation.server import ServerState
 from weft.methods import FedDAT, FedIT, FedRA, RoLoRA
+from weft.methods.selective.depthfl import DepthFL
 from weft.rules import composed
 from weft.testing.federation import Federation
 from weft.testing.plays import shallow
@@ -97,6 +103,55 @@ def test_the_servers_state_is_the_weighted_mean_of_the_clients_gradients(method:
     assert found
     for name, value in found.items():
         by_hand.close(value, sum((parts[k] * v[name] for k, v in own.items() if name in v), torch.zeros_like(value)))
+
+
+def test_a_method_that_tilts_losses_itself_is_refused() -> None:
+    """DepthFL has FedDyn of its own, in whose place and beside whose server's state another one would be neither."""
+    method = DepthFL(rank=2, batch=3, stages=3)
+    assert method.dyn > 0
+    with pytest.raises(UserError, match=r'^depthfl adds something of its own to every gradient.* rule = "feddyn" adds'):
+        ruled.federation(method, "feddyn", 1, model="bert").run()
+    off = ruled.federation(replace(method, dyn=0.0), "feddyn", 2, model="bert").run()
+    assert any(bool(v.any()) for v in ruled.of_memo(off, "tilt").values())
+
+
+class HeadOnce(FedIT):
+    """Its server takes the mean of heads in the first round alone."""
+
+    def aggregate(self, server: ServerState, updates: Iterable[Update]) -> None:
+        server.mean(updates, only="*" if server.round.index == 0 else "lora/*")
+
+
+def test_what_the_method_leaves_as_it_was_is_not_moved_by_what_was_added_up_before() -> None:
+    run = ruled.federation(HeadOnce(rank=2, batch=3), "feddyn", 3, participation=1.0)
+    states = []
+    for t in range(3):
+        run.simulation.round(t)
+        states.append((by_hand.shared(run), ruled.of_memo(run, "tilt")))
+    name = "head/classifier/weight"
+    assert states[0][1][name].any()
+    for now, h in states[1:]:
+        assert torch.equal(now[name], states[0][0][name])
+        assert torch.equal(h[name], states[0][1][name])
+
+
+def test_entries_of_which_no_slice_was_sent_are_not_moved_by_what_was_added_up_before() -> None:
+    run = tiny.federation(composed(Sliced(), "feddyn"), shallow(Sliced()), rounds=6, participation=0.17)
+    rule: Any = run.method
+    held = {c.id: rule.acts_on(run.bench, c.info(rule.info.asks)) for c in run.clients}
+    still = 0
+    for t in range(6):
+        before, h = by_hand.shared(run), ruled.of_memo(run, "tilt")
+        record = run.simulation.round(t)
+        assert record is not None
+        (who,) = record["cohort"]
+        for name, now in by_hand.shared(run).items():
+            outside = torch.ones_like(now, dtype=torch.bool)
+            if name in held[who]:
+                outside[tuple(slice(0, n) for n in held[who][name])] = False
+            assert torch.equal(now[outside], before[name][outside]), name
+            still += int((h.get(name, torch.zeros_like(now))[outside] != 0).sum()) if name in held[who] else 0
+    assert still, "nothing was added up where nobody sent"
 
 
 def test_nothing_is_sent_beside_what_the_method_sends() -> None:

@@ -34,6 +34,7 @@ SIZES = (4, 2, 3)
 WHY = (
     *("needs each update by itself", "SGD without momentum", "in every update", "has nothing to act on"),
     *("moves nothing that it sends along a gradient", "by no optimizer", "does not aggregate with the server's mean"),
+    "adds something of its own to every gradient",
     "would add up between the two",  # the codec of a method that is one
 )
 """Parts of the sentences with which a rule over a method is refused."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import by_hand
 import ruled
 import tiny
 from ruled import Values
+from sliced import Sliced
 from weft.adaptation.optim import Optim
 from weft.errors import UserError
 from weft.federation.scope import SHARED
@@ -123,6 +125,27 @@ def test_with_one_step_on_all_rows_it_is_the_optimizer_over_all_the_data(kind: s
     ruled.same(by_hand.shared(run), {n: v.detach() for n, v in x.items()}, 1e-6 if kind == "adamw" else 1e-9)
 
 
+@pytest.mark.parametrize("word", ["mime", "mimelite"])
+def test_biases_that_do_not_decay_do_not_in_the_servers_momentum_either(word: str) -> None:
+    optim = OPTIMIZERS["momentum"].but(weight_decay=0.5, decay_biases=False)
+    method = FedIT(rank=2, alpha=3.0, batch=16, optim=optim)
+    run = ruled.federation(method, word, 4 * (2 if word == "mime" else 1), participation=1.0)
+    x = {n: v.clone().requires_grad_(True) for n, v in by_hand.start_of(ruled.federation(method, None, 1)).items()}
+    groups = [
+        {"params": [v for v in x.values() if v.dim() > 1], "weight_decay": 0.5},
+        {"params": [v for v in x.values() if v.dim() == 1], "weight_decay": 0.0},
+    ]
+    assert all(g["params"] for g in groups)
+    local = torch.optim.SGD(groups, lr=optim.lr, momentum=0.7)
+    everything = torch.cat([torch.from_numpy(c.data.train) for c in run.clients]).numpy()
+    for _ in range(4):
+        for n, g in ruled.slopes(run, {n: v.detach() for n, v in x.items()}, everything, 1.5).items():
+            x[n].grad = g
+        local.step()
+    run.run()
+    ruled.same(by_hand.shared(run), {n: v.detach() for n, v in x.items()}, 1e-9)
+
+
 def test_a_turn_that_moves_nothing_leaves_nothing_behind() -> None:
     """FedDAT's personal adapter, its teacher and its memory are as they were; its gradients are those of its own two losses."""
     made: Any = composed(FedDAT(reduction=8, batch=3), "mimelite")
@@ -137,6 +160,73 @@ def test_a_turn_that_moves_nothing_leaves_nothing_behind() -> None:
     assert all(any(bool(v.any()) for v in own.values()) for own in found)
 
 
+@pytest.mark.parametrize("turn", [{"epochs": 0.5}, {"epochs": 3.0}, {"steps": 1}])
+def test_a_clients_gradient_is_that_of_all_its_rows_however_long_its_turn(turn: dict[str, Any]) -> None:
+    """Also where others of its pack have done before it has."""
+    method = FedIT(rank=2, alpha=3.0, batch=2, optim=OPTIMIZERS["momentum"], **turn)
+    run = ruled.federation(method, "mimelite", 1, sizes=(3, 5, 4))
+    made: Any = run.method
+    x = by_hand.shared(run)
+    for client, found in zip(run.clients, made.gradients(run.pack()), strict=True):
+        wanted = ruled.slopes(run, x, client.data.train, 1.5)
+        ruled.same({n.removeprefix("full-gradient/"): g for n, g in found.items()}, wanted, 1e-9)
+
+
+@pytest.mark.parametrize("word", ["mime", "mimelite"])
+def test_entries_of_which_no_slice_was_sent_keep_their_moments(word: str) -> None:
+    turns = 2 if word == "mime" else 1
+    run = tiny.federation(composed(Sliced(), word), shallow(Sliced()), rounds=6 * turns, participation=0.17)
+    rule: Any = run.method
+    held = {c.id: rule.acts_on(run.bench, c.info(rule.info.asks)) for c in run.clients}
+    kept = 0
+    for t in range(6 * turns):
+        before = ruled.of_memo(run, "moments/0")
+        record = run.simulation.round(t)
+        assert record is not None
+        (who,) = record["cohort"]
+        for name, now in ruled.of_memo(run, "moments/0").items():
+            outside = torch.ones_like(now, dtype=torch.bool)
+            if name in held[who]:
+                outside[tuple(slice(0, n) for n in held[who][name])] = False
+            old = before.get(name, torch.zeros_like(now))
+            assert torch.equal(now[outside], old[outside]), name
+            kept += int((old[outside] != 0).sum()) if name in held[who] else 0
+    assert kept, "nothing was kept where nobody sent"
+
+
+def test_a_mean_gradient_whose_round_was_never_played_is_not_there_for_the_next() -> None:
+    """As after a round of training that was undone: clients of other tensors take part in the following exchange of gradients."""
+    run = tiny.federation(composed(Sliced(), "mime"), shallow(Sliced()), sizes=(4, 4, 4), rounds=8, participation=0.34)
+    rule: Any = run.method
+    of = {c.id: set(rule.acts_on(run.bench, c.info(rule.info.asks))) for c in run.clients}
+    found = []
+    for t in (0, 2, 4, 6):
+        record = run.simulation.round(t)
+        assert record is not None
+        (who,) = record["cohort"]
+        found.append(of[who])
+        assert set(ruled.of_memo(run, "mean-gradient")) == of[who]
+    assert any(before - after for before, after in pairwise(found))
+
+
+def test_a_mean_gradient_goes_to_those_alone_all_of_whose_entries_somebody_sent() -> None:
+    """Else the steps of a client whose answer was lost would go along a gradient that is 0 where nobody has one."""
+    run = tiny.federation(composed(Sliced(), "mime"), shallow(Sliced()), sizes=(4, 4, 4), rounds=2, participation=0.34)
+    rule: Any = run.method
+    shapes = {c.id: rule.acts_on(run.bench, c.info(rule.info.asks)) for c in run.clients}
+    record, plan = run.simulation.round(0), rule.plan(run.server, 1)
+    assert record is not None
+    run.server.round = plan
+    (who,) = record["cohort"]
+    withheld = 0
+    for info in run.server.clients:
+        names = {n.removeprefix("mean-gradient/") for n in rule.send(run.server, info).tensors if n.startswith("mean-gradient/")}
+        within = {n: shape for n, shape in shapes[info.id].items() if n in shapes[who]}
+        assert names == {n for n, shape in within.items() if all(a <= b for a, b in zip(shape, shapes[who][n], strict=True))}
+        withheld += len(within) - len(names)
+    assert withheld, "the one that took part has all"
+
+
 def test_personal_tensors_keep_the_optimizer_that_they_have() -> None:
     method = FedSALoRA(rank=2, batch=3, steps=None, optim=Optim("sgd", lr=0.1, momentum=0.9))
     run = tiny.federation(composed(method, "mimelite"), shallow(method), sizes=(5, 4), rounds=2)
@@ -144,6 +234,14 @@ def test_personal_tensors_keep_the_optimizer_that_they_have() -> None:
     names = {n for n in run.server.memo if n.startswith("moments/0/")}
     assert names
     assert all(n.endswith("/A") for n in names)
+
+
+def test_two_exchanges_are_two_of_the_rounds_that_are_asked_for() -> None:
+    run = ruled.federation(FedIT(rank=2, batch=3), "mime", 4)
+    kinds = [None if (plan := run.method.plan(run.server, t)) is None else plan.kind for t in range(6)]
+    assert kinds[::2] == ["gradients", "gradients", None]
+    assert kinds[1] == kinds[3] != "gradients"
+    assert kinds[5] is None
 
 
 def test_what_is_sent() -> None:

@@ -137,6 +137,13 @@ def test_the_papers_global_rate_is_that_of_a_step_at_the_server() -> None:
     ruled.same(by_hand.shared(run), {n: start[n] + 0.5 * (mean[n] - start[n]) for n in start})
 
 
+def test_what_has_not_gone_anywhere_has_no_mean_step() -> None:
+    """Steps at a rate of zero: Σ η_k is 0, and nothing may be divided by it."""
+    run = ruled.federation(FedIT(rank=2, batch=2, optim=Optim("sgd", lr=0.0)), "scaffold", 2).run()
+    assert all(not v.any() for own in ruled.remembered(run, "scaffold").values() for v in own.values())
+    assert all(not v.any() for v in ruled.of_memo(run, "control").values())
+
+
 # messages ---------------------------------------------------------------------------------------------------------------
 
 
@@ -152,13 +159,30 @@ def test_what_is_sent_is_twice_the_model_up_and_down() -> None:
         assert {n: v for n, v in down.items() if v} == ({} if t == 0 else size | {"control": model})
 
 
+def test_who_is_sent_a_part_of_the_model_is_sent_the_controls_of_that_part() -> None:
+    """FedRA gives each client some blocks, and corrects no step in those that it does not train."""
+    method = FedRA(rank=2, batch=3)
+    run = ruled.federation(method, "scaffold", 3, participation=1.0, model="bert").run()
+    held = {n for n in ruled.of_memo(run, "control") if n.startswith("lora/")}
+    plan = run.method.plan(run.server, 1)
+    assert plan is not None
+    run.server.round, run.server.cohort = plan, list(run.server.clients)
+    some = []
+    for info in run.server.clients:
+        tensors = run.method.send(run.server, info).tensors
+        own = {n.removeprefix("control/") for n in tensors if n.startswith("control/lora/")}
+        assert own == {n for n in tensors if n.startswith("lora/")}
+        some.append(own)
+    assert any(set() < own < held for own in some)
+
+
 def test_nothing_of_the_rule_goes_down_for_a_test() -> None:
-    run = ruled.federation(FedIT(rank=2, batch=3), "scaffold", 1)
-    run.run()
-    (info, *_) = run.server.clients
-    assert [n for n in run.method.send(run.server, info).tensors if n.startswith("control/")]
-    message = run.method.send_to_test(run.server, info)
-    assert not [n for n in message.tensors if n.startswith("control/")]
+    run = ruled.federation(FedIT(rank=2, batch=3), "scaffold", 1).run()
+    sent = [run.method.send(run.server, info) for info in run.server.clients]
+    assert all(any(n.startswith("control/") for n in message.tensors) for message in sent)
+    for info in run.server.clients:
+        message = run.method.send_to_test(run.server, info)
+        assert not [n for n in message.tensors if n.startswith("control/")]
 
 
 # lost answers -------------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -17,9 +17,11 @@ import weft
 from toy_runs import Dies, Killed, Told
 from weft.errors import UserError
 from weft.export import export_run
+from weft.methods import FedIT
 from weft.runs import best
 from weft.runs.best import Best
 from weft.runs.checkpoint import Checkpoint, Kept, digest
+from weft.runs.result import best_by_validation
 
 ROUNDS, BEST = 5, 3
 SETTINGS: dict[str, Any] = {
@@ -126,6 +128,26 @@ def test_a_method_whose_models_are_clients_own_is_refused_before_anything_is_loa
         toy_runs.run(tmp_path, method="fedsa-lora", keep="best", model="not/there")
 
 
+def test_it_is_the_first_view_by_which_a_model_is_chosen() -> None:
+    class Viewed(FedIT):
+        seen: ClassVar[tuple[str, ...]] = ()
+
+        @property
+        def views(self) -> tuple[str, ...]:
+            return self.seen
+
+    class CommonFirst(Viewed):
+        seen: ClassVar[tuple[str, ...]] = ("global", "personal")
+
+    class OwnFirst(Viewed):
+        seen: ClassVar[tuple[str, ...]] = ("personal", "global")
+
+    best.check("best", CommonFirst())
+    best.check("last", OwnFirst())
+    with pytest.raises(UserError, match="gives every client a model of its own"):
+        best.check("best", OwnFirst())
+
+
 # which is best ------------------------------------------------------------------------------------------------------------
 
 
@@ -155,6 +177,13 @@ def test_a_round_that_is_scored_by_another_metric_takes_the_place_of_what_it_can
     found = best.better(line(1, "loss", 0.1), Best(0, "rouge_l", 0.9))
     assert found == Best(1, "loss", 0.1)
     assert best.better({"round": 2, "evaluations": []}, found) == found
+
+
+def test_of_all_rounds_those_are_compared_that_are_scored_as_the_last_one_is() -> None:
+    lines = [line(0, "rouge_l", 0.9), line(1, "loss", 0.3), line(2, "loss", 0.2), line(3, "loss", 0.4)]
+    top = best_by_validation(lines)
+    assert top is not None
+    assert (top["round"], top["metric"], top["validation"]) == (2, "loss", 0.2)
 
 
 def test_what_is_saved_of_it_comes_back() -> None:

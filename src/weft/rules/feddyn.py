@@ -23,6 +23,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from weft.errors import UserError
 from weft.federation.message import Update
 from weft.federation.pack import Pack
 from weft.federation.server import ServerState
@@ -52,11 +53,16 @@ class FedDyn(Remembering):
         names = self.acts_on_any(pack)
         memories = self.memories(pack)
         received = {n: pack.tensors[n].detach() for n in names}
-        for name in names:
-            pack.offsets[name] = pack.offsets.get(name, 0) - laid(pack, name, [m.get(name) for m in memories])
+        tilts = {n: -laid(pack, n, [m.get(n) for m in memories]) for n in names}
+        pack.offsets.update(tilts)
         pack.guidance.prox = self.feddyn_alpha
         place = {c.id: k for k, c in enumerate(pack.clients)}
         for update in self.guided(pack, super().train(pack)):
+            if any(pack.offsets.get(n) is not tilt for n, tilt in tilts.items()):
+                raise UserError(
+                    f"{self.without()} adds something of its own to every gradient, as depthfl does by its dyn, in the place of "
+                    f'what rule = "{self.word}" adds: leave --rule out, or that.'
+                )
             k, changes = place[update.client.id], {}
             for name in names:
                 if isinstance(sent := update.tensors.get(name), Tensor):

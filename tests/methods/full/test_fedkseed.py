@@ -276,6 +276,15 @@ def test_clients_of_a_pack_and_rounds_of_a_client_draw_seeds_of_their_own() -> N
     assert len(set.union(*every)) == 30
 
 
+def test_whoever_goes_on_when_others_of_its_pack_have_done_keeps_its_own_steps() -> None:
+    run = tiny.federation(SMALL, **THREE)
+    together = {u.client.id: u.tensors["scalars"] for u in run.method.train(run.pack([2, 0, 1]))}
+    assert [len(together[f"client-{k}"]) for k in range(3)] == [5, 3, 2]  # type: ignore[arg-type]
+    for k in range(3):
+        (alone,) = run.method.train(run.pack([k]))
+        torch.testing.assert_close(together[f"client-{k}"], alone.tensors["scalars"], rtol=1e-9, atol=1e-12)
+
+
 def test_the_server_knows_the_seeds_of_scalars() -> None:
     """What sums say of single steps, scalars without any seed say too."""
     runs = [tiny.federation(replace(SMALL, upload=upload), **THREE).run() for upload in ("scalars", "sums")]
@@ -306,6 +315,12 @@ def test_probabilities_are_the_softmax_of_mean_sizes_between_0_and_1() -> None:
     counts = torch.tensor([float(len(own) - 1) for own in histories])
     found = probabilities(sizes, counts)
     torch.testing.assert_close(found, torch.tensor([math.exp(s) / total for s in scaled], dtype=torch.float64))
+
+
+def test_probabilities_begin_at_the_least_mean_size_there_is() -> None:
+    """Also where every seed has been drawn, so that none has a mean of 0."""
+    found = probabilities(torch.tensor([10.0, 4.0, 6.0]), torch.tensor([1.0, 1.0, 2.0]))  # means 5, 2 and 2
+    torch.testing.assert_close(found, torch.tensor([math.e, 1.0, 1.0], dtype=torch.float64) / (math.e + 2))
 
 
 @pytest.mark.parametrize("size", [0.0, 2.5])
@@ -363,6 +378,21 @@ def test_a_step_without_a_finite_loss_counts_for_nothing() -> None:
     g = alone.tensors["scalars"]
     assert isinstance(g, Tensor)
     by_hand.close(by_hand.shared(run)[SUMS], torch.zeros(40, dtype=torch.float64).index_add_(0, numbers, g / 2))
+
+
+def test_a_step_is_left_out_where_its_losses_differ_by_more_than_the_largest_gap() -> None:
+    up, down = torch.tensor([1.5, 1.75, 1.0, 0.25, math.nan]), torch.ones(5)
+    slopes = FedKSeed(epsilon=0.25, largest_gap=0.5)._slope(up, down)
+    assert slopes.tolist() == [1.0, 0.0, 0.0, 0.0, 0.0]
+    assert FedKSeed(epsilon=0.25)._slope(up, down).tolist() == [1.0, 1.5, 0.0, -1.5, 0.0]
+
+
+def test_the_loss_that_is_told_is_that_in_the_middle_of_a_step() -> None:
+    run = tiny.federation(replace(SMALL, batch=9, steps=2, optim=SGD.but(lr=0.0)), sizes=(9,), rounds=1)
+    record = run.simulation.round(0)
+    assert record is not None
+    start = {n: v for n, v in by_hand.start_of(run).items() if not n.startswith("seeds/")}
+    assert record["loss"] == pytest.approx(Reference(run).loss(start, run.clients[0].data.train), rel=1e-4)
 
 
 # what travels -------------------------------------------------------------------------------------------------------------
@@ -455,6 +485,20 @@ def test_an_update_without_scalars_is_refused() -> None:
     assert record is not None
     assert list(record["refused"]) == ["client-0"]
     assert "missing" in record["refused"]["client-0"]
+
+
+def test_an_update_of_more_scalars_than_there_are_steps_is_refused() -> None:
+    run = tiny.federation(replace(SMALL, steps=3), sizes=(4, 4), rounds=1)
+    pack_update = run.simulation.setup.exchange.pack_update
+
+    def many(server: Any, update: Any, *more: Any) -> Any:
+        more_of_them = replace(update, tensors={"scalars": torch.ones(7, dtype=torch.float64)})
+        return pack_update(server, more_of_them if update.client.id == "client-0" else update, *more)
+
+    run.simulation.setup.exchange.pack_update = many  # type: ignore[method-assign]
+    record = run.simulation.round(0)
+    assert record is not None
+    assert list(record["refused"]) == ["client-0"]
 
 
 def test_defaults_are_the_codes() -> None:

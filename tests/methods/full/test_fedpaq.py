@@ -78,6 +78,15 @@ def test_bytes_are_those_of_the_cards(method: Method, levels: int) -> None:
     assert run.simulation.setup.exchange.ledger.totals(direction="up").payload == wanted
 
 
+def test_defaults_are_those_of_the_card() -> None:
+    method = FedPAQ()
+    assert (method.steps, method.weighting) == (10, "uniform")
+    assert method.optim == Optim("sgd", lr=0.1, schedule="constant")
+    assert CODEC == "qsgd:levels=5,bucket=512"
+    run = federation(replace(method, tune=TUNE), "identity", rounds=1)
+    assert [len(by_hand.steps_of(run, k, 0)) for k in range(3)] == [10, 10, 10]
+
+
 def test_qsgd_is_one_step_a_round() -> None:
     method = QSGD(tune=TUNE, batch=2)
     run = federation(method, "identity", rounds=1)
