@@ -55,7 +55,7 @@ def test_a_tensor_of_another_size_begins_anew() -> None:
 
 
 def test_told_of_a_turn_that_it_knows_nothing_of_it_keeps_the_nearest_or_begins_anew() -> None:
-    """A mean over clients is nearer to what it was with an older value than with none; two copies of one value have to be equal."""
+    """A mean over clients is nearer to what it was with an older value than with none; two copies of a value have to be equal."""
     for counted in (NONE, 7):
         client = after({"a": 1.0}, {"a": 10.0})
         client.memo["other"] = 3
