@@ -69,7 +69,7 @@ def _placed(
     names: dict[str, str] = {}
     fixed: dict[str, Tensor] = {}
     for role, init in part.tensors(backbone, site).items():
-        full = f"{name}/{site.name}/{role}"
+        full = f"{name}/{site.called}/{role}"
         if init.kind == "lowrank":
             names |= {f"{role}.A": full + ".A", f"{role}.B": full + ".B"}
         else:

@@ -48,6 +48,7 @@ class Site:
         per_row: it is called with the rows of the batch and nothing else (DeBERTa's query and key also see a table of positions).
         tower: ``text`` for the text tower of a backbone with two; "" everywhere else.
         stack: of an encoder-decoder ``encoder``, ``decoder``, or ``cross``, for a decoder's look at what the encoder has read.
+        key: what a part's tensors here are called by in place of the path, if it is to be one name on any backbone.
     """
 
     name: str
@@ -59,6 +60,12 @@ class Site:
     per_row: bool = True
     tower: str = ""
     stack: str = ""
+    key: str = ""
+
+    @property
+    def called(self) -> str:
+        """The middle of the names of tensors here, "part/site/role"."""
+        return self.key or self.name
 
     @property
     def roles(self) -> tuple[str, ...]:

@@ -206,7 +206,7 @@ def check_names(trained: Trained, backbone: Backbone, folder: Path) -> None:
     for name, part in trained.parts.items():
         for site in part.sites(backbone):
             for role, init in part.tensors(backbone, site).items():
-                expected[f"{name}/{site.name}/{role}"] = tuple(init.shape)
+                expected[f"{name}/{site.called}/{role}"] = tuple(init.shape)
     found = {n: tuple(v.shape) for n, v in trained.values.items()}
     odd = sorted(expected.keys() ^ found.keys())
     if odd:

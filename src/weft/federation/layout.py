@@ -21,7 +21,7 @@ def named(adaptation: Adaptation, backbone: Backbone) -> Iterator[tuple[str, Ini
     for part_name, (part, scope) in adaptation.items():
         for site in part.sites(backbone):
             for role, init in part.tensors(backbone, site).items():
-                yield f"{part_name}/{site.name}/{role}", init, scope[role] if isinstance(scope, Mapping) else scope
+                yield f"{part_name}/{site.called}/{role}", init, scope[role] if isinstance(scope, Mapping) else scope
 
 
 def scope_of(adaptation: Adaptation, name: str) -> Scope:
