@@ -300,6 +300,20 @@ def test_topk_keeps_the_largest_and_their_places(share: float, n: int) -> None:
     assert wire["a::at"].numpy().tobytes() == (mask if len(mask) <= len(numbers) else numbers)
 
 
+@pytest.mark.parametrize("places", [[3, 3, 5, 7], [3, 5, 4, 7], [3, 5, 7, 40]], ids=["twice", "disordered", "beyond"])
+def test_places_that_are_not_different_ones_in_their_order_are_refused(places: list[int]) -> None:
+    which = codec("topk:share=0.1")
+    wire, meta = which.encode({"a": vector(40)}, None)
+    assert wire["a::at"].numel() == 3
+    for said, right in (([3, 5, 7, 39], True), (places, False)):
+        wire["a::at"] = torch.from_numpy(bits.pack(np.array(said), 6))
+        if right:
+            assert which.decode(wire, meta)["a"].nonzero().flatten().tolist() == said
+            continue
+        with pytest.raises(ValueError, match="has places that are not 4 different ones in their order"):
+            which.decode(wire, meta)
+
+
 def test_topk_takes_the_first_of_equal_ones() -> None:
     found = once("topk:share=0.4", torch.tensor([1.0, -2.0, 2.0, -1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 1.0]))[1]
     assert found.tolist() == [1.0, -2.0, 2.0, -1.0, *[0.0] * 6]
