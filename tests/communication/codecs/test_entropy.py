@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patience import patience
-from weft.communication.codecs import Entropy, codec, rans
+from weft.communication.codecs import Entropy, codec, entropy, rans
 from weft.communication.codecs.laid import Codes, Packed
 from weft.tensors.keyed import generator
 
@@ -218,6 +218,35 @@ def test_a_stream_made_by_hand_is_read() -> None:
 def test_other_bytes_are_refused(raw: bytes, n: int, alphabet: int) -> None:
     with pytest.raises(ValueError, match=r"tensor|levels|behind"):
         read(torch.tensor(list(raw), dtype=torch.uint8), n, alphabet)
+
+
+def test_a_stream_of_levels_above_the_highest_is_refused() -> None:
+    """However well it is coded: 15 of 16 levels, read as those of an alphabet of 15."""
+    numbers = normal(5000, 7, 2.0) + 1
+    raw = coded(numbers, 16)
+    assert (int(raw[0]), int(numbers.max())) == (2, 15)
+    assert np.array_equal(read(raw, 5000, 16), numbers)
+    with pytest.raises(ValueError, match="its table has levels that are none"):
+        read(raw, 5000, 15)
+
+
+def test_a_lane_longer_than_the_longest_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All lanes take a step together: one of very many numbers would take as many steps by itself."""
+    numbers = normal(9000, 7, 2.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(entropy, "_LONGEST", 1 << 20)
+        patch.setattr(entropy, "_USUAL", 1 << 20)
+        raw = coded(numbers, 15)
+        assert np.array_equal(read(raw, 9000, 15), numbers)
+    with pytest.raises(ValueError, match="too few or too many lanes"):
+        read(raw, 9000, 15)
+
+
+def test_a_word_behind_a_whole_stream_is_refused() -> None:
+    assert len(read(torch.from_numpy(RAW), 5000, 15)) == 5000
+    for more in (b"\0\0", b"ab"):
+        with pytest.raises(ValueError, match="not what an entropy coder writes"):
+            read(torch.tensor(list(RAW.tobytes() + more), dtype=torch.uint8), 5000, 15)
 
 
 @settings(deadline=None, max_examples=200)

@@ -155,6 +155,13 @@ def test_delta_of_a_code_book_is_reached_half_way_between_two_of_its_values(text
     assert worst == pytest.approx(1 - which.delta(16), rel=1e-4)
 
 
+@pytest.mark.parametrize(("text", "bits"), [("half", 11), ("half:format=bf16", 8)])
+def test_delta_of_half_precision_is_reached_half_way_between_two_of_its_numbers(text: str, bits: int) -> None:
+    x = torch.tensor([1 + 2.0**-bits], dtype=torch.float64)
+    lost = float(((decoded(text, x, 1)[0] - x.numpy()) ** 2).sum() / (x**2).sum())
+    assert 0.95 * (1 - codec(text).delta(1)) <= lost <= 1 - codec(text).delta(1)
+
+
 def test_delta_of_an_unbiased_codec_follows_from_omega() -> None:
     assert codec("qsgd:levels=7,bucket=16").delta(100) == pytest.approx(1 - 16 / 196)
     assert codec("randk:share=0.1").delta(100) == 0

@@ -190,9 +190,29 @@ def test_nnadq_says_a_constant_exactly_and_a_range_of_which_two_levels_suffice()
     assert found == pytest.approx([0.0, 1e-6, 1e-6])
 
 
-def test_adaptive_spends_the_next_bit_where_it_takes_most_of_the_error_away() -> None:
-    tensors = {"a/still": vector(64) * 1e-3, "b/moved": vector(64, 1), "c/wide": vector(640, 2) * 0.3, "d/zero": torch.zeros(64)}
-    wire, _ = codec("adaptive:bits=4").encode({n: x.clone() for n, x in tensors.items()}, generator(0))
+UNLIKE = {"a/still": vector(64) * 1e-3, "b/moved": vector(64, 1), "c/wide": vector(640, 2) * 0.3, "d/zero": torch.zeros(64)}
+ONE_FITS = {"a/small": vector(100) * 1.5, "b/large": vector(300, 1)}
+"""A bit more of all entries of the larger one takes more error away, and one of the smaller more for each bit."""
+ON_LEVELS = {"a/between": torch.tensor([1.0] + [1 / 6] * 63), "b/on": torch.tensor([1.0] + [1 / 3] * 63)}
+"""With a bit more, entries of one lie half-way between two levels, and those of the other on one, though they have lain worse."""
+NEAR_LEVELS = {"a/near": torch.tensor([1.0] + [0.95] * 63), "b/on": torch.tensor([1.0] + [1 / 3] * 63)}
+"""What is nearly always rounded up is seldom far off."""
+
+
+@pytest.mark.parametrize(
+    ("tensors", "each", "order"),
+    [
+        (UNLIKE, 4, ["a/still", "d/zero", "c/wide", "b/moved"]),
+        (ONE_FITS, 2.75, ["b/large", "a/small"]),
+        (ON_LEVELS, 2.5, ["a/between", "b/on"]),
+        (NEAR_LEVELS, 2.5, ["a/near", "b/on"]),
+    ],
+    ids=["unlike", "one fits", "on levels", "near levels"],
+)
+def test_adaptive_spends_the_next_bit_where_it_takes_most_of_the_error_away(
+    tensors: dict[str, Tensor], each: float, order: list[str]
+) -> None:
+    wire, _ = codec(f"adaptive:bits={each}").encode({n: x.clone() for n, x in tensors.items()}, generator(0))
     chosen = {n: int(wire[n + "::bits"]) for n in tensors}
 
     def error(x: Floats, b: int) -> float:
@@ -205,7 +225,7 @@ def test_adaptive_spends_the_next_bit_where_it_takes_most_of_the_error_away() ->
         return total
 
     values = {n: x.double().numpy() for n, x in tensors.items()}
-    left, wanted = 2 * sum(map(len, values.values())), dict.fromkeys(values, 2)
+    left, wanted = math.floor((each - 2) * sum(map(len, values.values()))), dict.fromkeys(values, 2)
     while True:
         fit = {n: x for n, x in values.items() if len(x) <= left and wanted[n] < 12}
         gains = {n: (error(x, wanted[n]) - error(x, wanted[n] + 1)) / len(x) for n, x in fit.items()}
@@ -214,7 +234,38 @@ def test_adaptive_spends_the_next_bit_where_it_takes_most_of_the_error_away() ->
             break
         wanted[best], left = wanted[best] + 1, left - len(values[best])
     assert chosen == wanted
-    assert chosen["d/zero"] == 2 <= chosen["a/still"] < chosen["c/wide"] < chosen["b/moved"]
+    assert sorted(chosen, key=lambda n: chosen[n]) == order
+    assert chosen[order[0]] == 2 < chosen[order[-1]]
+
+
+@pytest.mark.parametrize("text", ["nnadq", "half", "half:format=bf16"])
+def test_the_largest_float32_stays_finite_where_its_level_lies_beyond(text: str) -> None:
+    largest = torch.finfo(torch.float32).max
+    found = once(text, torch.tensor([largest, -largest, 1.0]))[1]
+    assert np.isfinite(found).all()
+    np.testing.assert_allclose(found[:2], [largest, -largest], rtol=1e-2)
+
+
+@pytest.mark.parametrize("text", ["half", "half:format=bf16"])
+def test_half_says_the_least_numbers_of_float32_by_a_scale_that_float32_has(text: str) -> None:
+    x = torch.tensor([2.0**-147, -(2.0**-149)])
+    assert once(text, x)[1].any()
+
+
+def test_adaptive_gives_no_entry_more_than_twelve_bits() -> None:
+    """However many are left over where there is nothing else to spend them on."""
+    wire, _ = codec("adaptive:bits=12").encode({"a/moved": vector(64), "b/zero": torch.zeros(64)}, generator(0))
+    assert (int(wire["a/moved::bits"]), int(wire["b/zero::bits"])) == (12, 2)
+
+
+def test_a_level_above_the_highest_is_refused() -> None:
+    """15 levels take 4 bits, in which there are 16 numbers."""
+    which = codec("qsgd:levels=7")
+    wire, meta = which.encode({"a": torch.ones(4)}, generator(0))
+    assert wire["a"].tolist() == [0b1110_1110] * 2
+    wire["a"][1] = 0b1111_1110
+    with pytest.raises(ValueError, match="has a level that is none"):
+        which.decode(wire, meta)
 
 
 def test_adaptive_loses_less_than_the_same_bits_for_everybody() -> None:
@@ -247,6 +298,20 @@ def test_topk_keeps_the_largest_and_their_places(share: float, n: int) -> None:
         return
     numbers, mask = in_bits(kept, math.ceil(math.log2(n))), in_bits([int(i in kept) for i in range(n)], 1)
     assert wire["a::at"].numpy().tobytes() == (mask if len(mask) <= len(numbers) else numbers)
+
+
+@pytest.mark.parametrize("places", [[3, 3, 5, 7], [3, 5, 4, 7], [3, 5, 7, 40]], ids=["twice", "disordered", "beyond"])
+def test_places_that_are_not_different_ones_in_their_order_are_refused(places: list[int]) -> None:
+    which = codec("topk:share=0.1")
+    wire, meta = which.encode({"a": vector(40)}, None)
+    assert wire["a::at"].numel() == 3
+    for said, right in (([3, 5, 7, 39], True), (places, False)):
+        wire["a::at"] = torch.from_numpy(bits.pack(np.array(said), 6))
+        if right:
+            assert which.decode(wire, meta)["a"].nonzero().flatten().tolist() == said
+            continue
+        with pytest.raises(ValueError, match="has places that are not 4 different ones in their order"):
+            which.decode(wire, meta)
 
 
 def test_topk_takes_the_first_of_equal_ones() -> None:
