@@ -45,6 +45,7 @@ class FedALT(Method):
         rank, alpha: of both LoRAs; the update is (α/r)·B A, before the mixture.
         router: start values of G: ``random`` as in the code, or ``even``: both LoRAs begin at a half.
         sites: linear layers that get LoRA, see ``Backbone.sites``.
+        optim: of the code, whose trainer is that of transformers: it clips gradients at a norm of 1.
     """
 
     info: ClassVar[MethodInfo] = MethodInfo(
@@ -71,7 +72,7 @@ class FedALT(Method):
     sites: str = "q,v"
     epochs: Positive = 5.0
     batch: Count = 8
-    optim: Optim = Optim("adamw", lr=3e-4, weight_decay=0.05)
+    optim: Optim = Optim("adamw", lr=3e-4, weight_decay=0.05, clip=1.0)
 
     @property
     def sums(self) -> bool:

@@ -60,6 +60,7 @@ class FedDPA(Method):
             ``common-first``, beside that which the client has just trained.
         sites: linear layers that get LoRA, see ``Backbone.sites``.
         weighting: ``uniform`` as in the code, or by ``examples``.
+        optim: of the code, whose trainer is that of transformers: it clips gradients at a norm of 1.
     """
 
     info: ClassVar[MethodInfo] = MethodInfo(
@@ -73,7 +74,9 @@ class FedDPA(Method):
         deviations=(
             "It tunes a classifier, whose head is trained and averaged with the common LoRA. A row like those of the training "
             "gets more of the own LoRA, as the paper says; the released code gives that weight to the other one, and by default "
-            "writes its answers before it has any. Gradients flow through the frozen LoRA's output, which the code cuts off."
+            "writes its answers before it has any. Gradients flow through the frozen LoRA's output, which the code cuts off. "
+            "Features leave the last block at the token that the head reads (the code: the last one, behind LLaMA's last norm), "
+            "and training rows to compare with are drawn once for a client, not for every row."
         ),
         views=("dynamic", "static", "local", "global"),
         sends="both factors of the common LoRA, the head, and the number of examples",
@@ -124,6 +127,8 @@ class FedDPA(Method):
         if self.variant == "F":
             pack.copy("lora", "mine")
             self._own(pack, 1.0)
+        else:  # who has no own LoRA yet predicts with the common one, not with a share of it
+            pack.copy("lora", "mine", self._bare(pack))
         index = np.full((len(pack.clients), self.references), -1)
         for row, client, g in zip(index, pack.clients, pack.generators("references"), strict=True):
             drawn = client.data.train[torch.randperm(len(client.data.train), generator=g).numpy()[: self.references]]
@@ -132,6 +137,10 @@ class FedDPA(Method):
         with torch.no_grad():
             pack.tensors[REFERENCES] = self._seen(pack, batch)
         pack.tensors[HAS] = torch.from_numpy(index >= 0).to(pack.device, pack.dtype)
+
+    def _bare(self, pack: Pack) -> Tensor:
+        """[K] bool: the clients whose own LoRA has not been trained, so that its B is zero."""
+        return ~torch.stack([b.flatten(1).any(1) for b in pack.params("mine/*/B").values()]).any(0)
 
     def _seen(self, pack: Pack, batch: Batch) -> Tensor:
         """z of each row, of length 1: [k, b, d]."""

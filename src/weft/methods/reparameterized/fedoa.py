@@ -50,6 +50,7 @@ class FedOA(Method):
         sites: linear layers that get LoRA, see ``Backbone.sites``.
         weighting: ``uniform`` as in the code, or by ``examples``.
         batch: rows of a step. The distance grows with their number, as it is the norm of all.
+        optim: of the code, whose trainer is that of transformers: it clips gradients at a norm of 1.
     """
 
     info: ClassVar[MethodInfo] = MethodInfo(
@@ -62,7 +63,8 @@ class FedOA(Method):
         evidence="code",
         deviations=(
             "It tunes a classifier, whose head is trained and averaged with the common LoRA and is the personal model's too. "
-            "Features are those of the token that the head reads; the code takes a sequence's last."
+            "Features leave the last block at the token that the head reads (the code: the last one, behind LLaMA's last norm). "
+            "Steps are of 8 rows, over which the code takes the norm too, but it makes one step of 16 such."
         ),
         views=("personal", "global"),
         sends="both factors of the common LoRA, the head, and the number of examples",
