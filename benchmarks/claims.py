@@ -40,13 +40,14 @@ KINDS = {"lora": "LoRA", "bias": "biases", "bottleneck": "adapters", "prefix": "
 
 @dataclass(frozen=True)
 class Cell:
-    """A run. tuned: the name under which the pilot picks some of its values; none = nothing to pick."""
+    """A run. tuned: the name under which the pilot picks its optimizer. longer: it has so many times the rounds of others."""
 
     name: str
     method: str
     tuned: str
     parameters: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    longer: int = 1
 
 
 def adamw(*rates: float, **more: Any) -> list[dict[str, Any]]:
@@ -54,7 +55,7 @@ def adamw(*rates: float, **more: Any) -> list[dict[str, Any]]:
 
 
 TUNE = {kind: Cell(f"fedpetuning-{kind}", "fedpetuning", kind, {"tune.kind": kind}) for kind in KINDS}
-DEPTH, HETERO = (Cell(name, name, name) for name in ("depthfl", "heterofl"))
+DEPTH, HETERO = (Cell(name, name, name, settings={"start_head": "random"}, longer=2) for name in ("depthfl", "heterofl"))
 PILOTS: dict[str, tuple[Cell, list[dict[str, Any]]]] = {
     **{kind: (cell, adamw(3e-3, 1e-2)) for kind, cell in TUNE.items()},
     "depthfl": (DEPTH, [{}, *adamw(1e-2, dyn=0.0)]),
@@ -94,16 +95,17 @@ class Desk:
         Folders are named after all that two measurings may do otherwise.
         """
         args = self.args
-        folder = self.runs / f"{args.limit}x{args.max_length}-b{args.batch}-{args.start_head}-r{more.get('rounds', args.rounds)}"
+        settings: dict[str, Any] = {
+            "model": "minilm", "clients": 10, "rounds": args.rounds * cell.longer, "partition": "dirichlet", "alpha": 0.1,
+            "limit": args.limit, "max_length": args.max_length, "start_head": args.start_head, "recipes": False,
+            "eval_every": 0, "eval_clients": 1,
+        } | cell.settings | more  # fmt: skip
+        start = settings["start_head"] or args.start_head
+        settings = {n: v for n, v in settings.items() if v is not None}
+        folder = self.runs / f"{args.limit}x{args.max_length}-b{args.batch}-{start}-r{settings['rounds']}"
         place = folder / name
         found = finished(place)
         if found is None and not args.tables:
-            settings: dict[str, Any] = {
-                "model": "minilm", "clients": 10, "rounds": args.rounds, "partition": "dirichlet", "alpha": 0.1,
-                "limit": args.limit, "max_length": args.max_length, "start_head": args.start_head, "recipes": False,
-                "eval_every": 0, "eval_clients": 1,
-            } | cell.settings | more  # fmt: skip
-            settings = {n: v for n, v in settings.items() if v is not None}
             parameters = {"epochs": 1.0, "batch": args.batch} | cell.parameters | picked
             self.say(f"{name} …")
             began = time.perf_counter()
@@ -125,8 +127,12 @@ class Desk:
         """What the pilot picks, by name: best accuracy on validation rows, then lowest loss."""
         picked = {}
         args, first = self.args, self.args.sets.split(",")[0]
-        print("\n| pilot | candidate | validation accuracy | loss | picked |\n|---|---|---|---|---|") if args.tables else None
+        if args.tables:
+            print("\n| pilot | candidate | validation accuracy | loss | picked |\n|---|---|---|---|---|")
+        needed = {cell.tuned for claim in args.claims.split(",") for cell in CELLS[claim]}
         for name, (cell, candidates) in PILOTS.items():
+            if name not in needed:
+                continue
             reached = []
             for candidate in candidates[:1] if args.quick else candidates:
                 more = {"val_fraction": 0.3, "test_fraction": 0.02, "rounds": args.pilot_rounds}
@@ -138,10 +144,9 @@ class Desk:
             if reached:
                 best = max(reached, key=lambda found: found[0])
                 picked[name] = best[1]
-                for scores, candidate in reached if args.tables else ():
-                    print(
-                        f"| {name} | {label(candidate)} | {scores[0]:.3f} | {-scores[1]:.3f} | {'yes' if candidate is best[1] else ''} |"
-                    )
+                for (accuracy, loss), candidate in reached if args.tables else ():
+                    best_one = "yes" if candidate is best[1] else ""
+                    print(f"| {name} | {label(candidate)} | {accuracy:.3f} | {-loss:.3f} | {best_one} |")
         return picked
 
     def cells(self, name: str, picked: dict[str, dict[str, Any]]) -> dict[str, dict[int, dict[str, Any]]]:
