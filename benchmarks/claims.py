@@ -23,7 +23,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -40,28 +40,28 @@ KINDS = {"lora": "LoRA", "bias": "biases", "bottleneck": "adapters", "prefix": "
 
 @dataclass(frozen=True)
 class Cell:
-    """A run. tuned: the name under which the pilot picks its optimizer. longer: it has so many times the rounds of others."""
+    """A run. tuned: the name under which the pilot picks its optimizer. scratch: from a random head, and longer."""
 
     name: str
     method: str
     tuned: str
     parameters: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
-    longer: int = 1
+    scratch: bool = False
 
 
 def adamw(*rates: float, **more: Any) -> list[dict[str, Any]]:
     return [{"optim.kind": "adamw", "optim.lr": rate} | more for rate in rates]
 
 
-TUNE = {kind: Cell(f"fedpetuning-{kind}", "fedpetuning", kind, {"tune.kind": kind}) for kind in KINDS}
-DEPTH, HETERO = (Cell(name, name, name, settings={"start_head": "random"}, longer=2) for name in ("depthfl", "heterofl"))
-PILOTS: dict[str, tuple[Cell, list[dict[str, Any]]]] = {
+TUNE = {kind: Cell(f"fedpetuning-{kind}", "fedpetuning", kind, {"tune.kind": kind}, scratch=True) for kind in KINDS}
+LORA = Cell("lora", "fedpetuning", "lora", {"tune.kind": "lora"})
+DEPTH, HETERO = (Cell(name, name, name, scratch=True) for name in ("depthfl", "heterofl"))
+CANDIDATES: dict[str, tuple[Cell, list[dict[str, Any]]]] = {
     **{kind: (cell, adamw(3e-3, 1e-2)) for kind, cell in TUNE.items()},
     "depthfl": (DEPTH, [{}, *adamw(1e-2, dyn=0.0)]),
     "heterofl": (HETERO, [{}, *adamw(1e-2)]),
 }
-LORA = TUNE["lora"]
 PROBE = Cell("probe", "fedit", "lora", settings={"baseline": "probe", "start_head": None})
 CELLS: dict[str, list[Cell]] = {
     "modules": [PROBE, *TUNE.values()],
@@ -73,7 +73,7 @@ CELLS: dict[str, list[Cell]] = {
         Cell("lora-prox", "fedpetuning", "lora", LORA.parameters | {"prox": 0.01}),
     ],
 }
-EVEN = [Cell(f"{c.name}-iid", c.method, c.tuned, c.parameters, {"partition": "iid", "alpha": None}) for c in TUNE.values()]
+EVEN = [replace(c, name=f"{c.name}-iid", settings={"partition": "iid", "alpha": None}) for c in TUNE.values()]
 
 
 def label(picked: dict[str, Any]) -> str:
@@ -95,12 +95,12 @@ class Desk:
         Folders are named after all that two measurings may do otherwise.
         """
         args = self.args
+        rounds, head = (args.scratch_rounds, "random") if cell.scratch else (args.rounds, "probe")
         settings: dict[str, Any] = {
-            "model": "minilm", "clients": 10, "rounds": args.rounds * cell.longer, "partition": "dirichlet", "alpha": 0.1,
-            "limit": args.limit, "max_length": args.max_length, "start_head": args.start_head, "recipes": False,
-            "eval_every": 0, "eval_clients": 1,
+            "model": "minilm", "clients": 10, "partition": "dirichlet", "alpha": 0.1, "limit": args.limit, "recipes": False,
+            "max_length": args.max_length, "rounds": rounds, "start_head": head, "eval_every": 0, "eval_clients": 1,
         } | cell.settings | more  # fmt: skip
-        start = settings["start_head"] or args.start_head
+        start = settings["start_head"] or "probe"
         settings = {n: v for n, v in settings.items() if v is not None}
         folder = self.runs / f"{args.limit}x{args.max_length}-b{args.batch}-{start}-r{settings['rounds']}"
         place = folder / name
@@ -130,14 +130,16 @@ class Desk:
         if args.tables:
             print("\n| pilot | candidate | validation accuracy | loss | picked |\n|---|---|---|---|---|")
         needed = {cell.tuned for claim in args.claims.split(",") for cell in CELLS[claim]}
-        for name, (cell, candidates) in PILOTS.items():
+        for name, (cell, candidates) in CANDIDATES.items():
             if name not in needed:
                 continue
             reached = []
             for candidate in candidates[:1] if args.quick else candidates:
                 more = {"val_fraction": 0.3, "test_fraction": 0.02, "rounds": args.pilot_rounds}
                 data = self.data / first / "train.jsonl.gz"
-                done = self.play(f"pilot-{first}-{name}-{label(candidate)}", data, PILOT_SEED, cell, candidate, **more)
+                done = self.play(
+                    f"pilot-{first}-{name}-{label(candidate)}", data, PILOT_SEED, replace(cell, scratch=False), candidate, **more
+                )
                 if done is not None:
                     scores = (value(done, "global", "accuracy", "validation"), -value(done, "global", "loss", "validation"))
                     reached.append((scores, candidate))
@@ -253,7 +255,7 @@ def table(name: str, found: dict[str, Measured]) -> None:
             print(f"| {told} | {spread([*map(read, cells.values())])} | {best} | {other} |")
     for title, first, others in (
         ("codec", ("fedit", "none"), [("fedit-qsgd", "qsgd:levels=7")]),
-        ("rule", ("fedpetuning-lora", "the plain mean"), [("lora-scaffold", "SCAFFOLD"), ("lora-prox", "FedProx, μ 0.01")]),
+        ("rule", ("lora", "the plain mean"), [("lora-scaffold", "SCAFFOLD"), ("lora-prox", "FedProx, μ 0.01")]),
     ):
         if first[0] not in found:
             continue
@@ -274,11 +276,11 @@ def main() -> None:
     parser.add_argument("--claims", default=",".join(CELLS), help="some of these")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--scratch-rounds", type=int, default=6, help="of runs that begin with a random head")
     parser.add_argument("--pilot-rounds", type=int, default=3)
     parser.add_argument("--limit", type=int, default=1000, help="rows of a split")
     parser.add_argument("--max-length", type=int, default=32)
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--start-head", default="probe", choices=["random", "probe"])
     parser.add_argument("--tables", action="store_true", help="run nothing, and print tables of what is finished")
     parser.add_argument("--quick", action="store_true", help="one round of few rows, one seed, one candidate")
     args = parser.parse_args()
@@ -286,7 +288,7 @@ def main() -> None:
         print("no --data FOLDER with folders of texts: nothing to measure")
         return
     if args.quick:
-        args.rounds, args.pilot_rounds, args.seeds, args.limit, args.max_length = 1, 1, 1, 120, 16
+        args.rounds, args.scratch_rounds, args.pilot_rounds, args.seeds, args.limit, args.max_length = 1, 1, 1, 1, 120, 16
     desk = Desk(args)
     picked = desk.pick()
     found = [(name, desk.cells(name, picked)) for name in args.sets.split(",")]
