@@ -54,13 +54,13 @@ def adamw(*rates: float, **more: Any) -> list[dict[str, Any]]:
     return [{"optim.kind": "adamw", "optim.lr": rate} | more for rate in rates]
 
 
-TUNE = {kind: Cell(f"fedpetuning-{kind}", "fedpetuning", kind, {"tune.kind": kind}, scratch=True) for kind in KINDS}
-LORA = Cell("lora", "fedpetuning", "lora", {"tune.kind": "lora"})
+TUNE = {kind: Cell(f"fedpetuning-{kind}", "fedpetuning", kind, {"tune.kind": kind}) for kind in KINDS}
+LORA = TUNE["lora"]
 DEPTH, HETERO = (Cell(name, name, name, scratch=True) for name in ("depthfl", "heterofl"))
 CANDIDATES: dict[str, tuple[Cell, list[dict[str, Any]]]] = {
     **{kind: (cell, adamw(3e-3, 1e-2)) for kind, cell in TUNE.items()},
-    "depthfl": (DEPTH, [{}, *adamw(1e-2, dyn=0.0)]),
-    "heterofl": (HETERO, [{}, *adamw(1e-2)]),
+    "depthfl": (DEPTH, [{}, *adamw(3e-3, 1e-2, dyn=0.0)]),
+    "heterofl": (HETERO, [{}, *adamw(3e-3, 1e-2)]),
 }
 PROBE = Cell("probe", "fedit", "lora", settings={"baseline": "probe", "start_head": None})
 CELLS: dict[str, list[Cell]] = {
@@ -74,6 +74,7 @@ CELLS: dict[str, list[Cell]] = {
     ],
 }
 EVEN = [replace(c, name=f"{c.name}-iid", settings={"partition": "iid", "alpha": None}) for c in TUNE.values()]
+SCRATCH = [replace(c, name=f"{c.name}-scratch", scratch=True) for c in TUNE.values()]
 
 
 def label(picked: dict[str, Any]) -> str:
@@ -137,9 +138,7 @@ class Desk:
             for candidate in candidates[:1] if args.quick else candidates:
                 more = {"val_fraction": 0.3, "test_fraction": 0.02, "rounds": args.pilot_rounds}
                 data = self.data / first / "train.jsonl.gz"
-                done = self.play(
-                    f"pilot-{first}-{name}-{label(candidate)}", data, PILOT_SEED, replace(cell, scratch=False), candidate, **more
-                )
+                done = self.play(f"pilot-{first}-{name}-{label(candidate)}", data, PILOT_SEED, cell, candidate, **more)
                 if done is not None:
                     scores = (value(done, "global", "accuracy", "validation"), -value(done, "global", "loss", "validation"))
                     reached.append((scores, candidate))
@@ -157,8 +156,8 @@ class Desk:
         claims = self.args.claims.split(",")
         cells = list(dict.fromkeys(cell.name for claim in claims for cell in CELLS[claim]))
         every = {cell.name: cell for claim in claims for cell in CELLS[claim]}
-        even = EVEN if "modules" in claims else []
-        for seed, cell in [(s, every[c]) for s in range(self.args.seeds) for c in cells] + [(0, c) for c in even]:
+        once = [*EVEN, *SCRATCH] if "modules" in claims else []
+        for seed, cell in [(s, every[c]) for s in range(self.args.seeds) for c in cells] + [(0, c) for c in once]:
             done = None
             if cell.tuned in picked:
                 place = f"{name}-{cell.name}-{label(picked[cell.tuned])}-s{seed}"
@@ -255,7 +254,7 @@ def table(name: str, found: dict[str, Measured]) -> None:
             print(f"| {told} | {spread([*map(read, cells.values())])} | {best} | {other} |")
     for title, first, others in (
         ("codec", ("fedit", "none"), [("fedit-qsgd", "qsgd:levels=7")]),
-        ("rule", ("lora", "the plain mean"), [("lora-scaffold", "SCAFFOLD"), ("lora-prox", "FedProx, μ 0.01")]),
+        ("rule", ("fedpetuning-lora", "the plain mean"), [("lora-scaffold", "SCAFFOLD"), ("lora-prox", "FedProx, μ 0.01")]),
     ):
         if first[0] not in found:
             continue
