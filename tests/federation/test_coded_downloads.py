@@ -15,7 +15,8 @@ from weft.contract import Optim, Tune
 from weft.errors import UserError
 from weft.experiment import resolve
 from weft.federation.method import Method
-from weft.methods import FedIT, FedOBD, HeteroFL, PFedPG
+from weft.methods import FedIT, FedOBD, HeteroFL, PFedPG, RoLoRA
+from weft.tensors.init import leading
 from weft.testing.compare import assert_same, server_state
 from weft.testing.sites import remote
 from weft.testing.workers import scattered
@@ -95,11 +96,33 @@ def test_packs_workers_and_sites_have_the_same(method: Method) -> None:
 def test_a_slice_of_a_value_goes_exact() -> None:
     """Its own largest entry is another than the whole's, so that other levels would arrive than the server holds."""
     method = HeteroFL(rank=4, rates=(1.0, 0.5), batch=2, steps=2)
-    run, _ = remote(method, "quant8", download_codec="quant8", sizes=(6, 5, 7, 4), rounds=4, precision="float32")
+    run, loop = remote(method, "quant8", download_codec="quant8", sizes=(6, 5, 7, 4), rounds=4, precision="float32")
     for t in range(4):
-        record = run.simulation.round(t)
+        with pytest.MonkeyPatch.context() as patch:
+            if t == 2:  # a round in which nothing counts: in the next one everybody goes on with what it has
+                patch.setattr(type(method), "aggregate", lambda self, server, updates: list(updates))
+            record = run.simulation.round(t)
         assert record is not None
         assert not record["refused"]
+    for site in loop.sites.values():
+        for name, value in site.copy.items():
+            whole = run.server.shared[name]
+            assert isinstance(value, Tensor)
+            assert isinstance(whole, Tensor)
+            assert run.server.stamps[name] > site.clock or torch.equal(value, leading(whole, tuple(value.shape)))
+    sliced = [c.id for c in run.clients if c.facts["rate"] < 1]
+    billed = run.simulation.setup.exchange.ledger.by_client(phase="train", direction="down")
+    sizes = {n: v for n, v in loop.sites[sliced[0]].copy.items() if isinstance(v, Tensor)}
+    assert billed[sliced[0]].payload == 2 * sum(v.numel() * 4 for v in sizes.values())
+
+
+def test_what_a_round_has_not_given_is_not_sent_again() -> None:
+    method = RoLoRA(rank=2, sites="q", steps=2, batch=2)
+    run = tiny.federation(method, "bert", download_codec="quant8", sizes=(6, 5), rounds=4)
+    factor = {r: sum(v.numel() + 4 for n, v in by_hand.shared(run).items() if n.endswith(r)) for r in "AB"}
+    for t in range(4):
+        run.simulation.round(t)
+        assert down(run, t) == (0 if t == 0 else 2 * factor["B" if t % 2 else "A"])
 
 
 def test_what_can_be_no_codec_of_downloads_is_refused_in_a_sentence() -> None:

@@ -32,6 +32,7 @@ from weft.federation.server import ServerState
 from weft.federation.turn import Turn
 from weft.tensors import forms
 from weft.tensors.forms import Value, finite, tensors_in
+from weft.tensors.init import leading
 from weft.tensors.keyed import generator
 
 LARGEST = 1e15
@@ -98,7 +99,7 @@ class Exchange:
         if message.tensors and not self._exact:
             frame = self._lossy(header, server, message.tensors, facts)
             came = arriving(frame.data, {})
-            if all(same(came[n], v) for n, v in message.tensors.items() if v is server.shared.get(n)):
+            if all(same(came[n], v) for n, v in message.tensors.items() if _held(server, n, v)):
                 return frame
         return encode(header, message.tensors, facts, self._identity)
 
@@ -232,6 +233,14 @@ class Exchange:
             reference = shifts.shifted(turn.held, update.shift)
             by = shifts.steps(self.uplink, update.tensors, reference)
             server.notes.put(update.client.id, shifts.noted(update.shift, by))
+
+
+def _held(server: ServerState, name: str, value: Value) -> bool:
+    """Whether it is the server's own value of that name, or the slice of it that a smaller client has."""
+    own = server.shared.get(name)
+    if isinstance(own, Tensor) and isinstance(value, Tensor) and own.dim() == value.dim():
+        return all(a >= b for a, b in zip(own.shape, value.shape, strict=True)) and same(leading(own, tuple(value.shape)), value)
+    return own is value
 
 
 def same(a: Value, b: Value) -> bool:
