@@ -24,7 +24,7 @@ from weft.methods import FedDPA, FedIT
 
 SCALE, RATE, MIX = 3.0, 0.3, 0.3
 SMALL = FedDPA(
-    rank=2, alpha=6.0, mix=MIX, references=7, sites="q", steps=2, batch=3, optim=Optim("sgd", lr=RATE, schedule="constant")
+    rank=2, alpha=6.0, own_weight=MIX, references=7, sites="q", steps=2, batch=3, optim=Optim("sgd", lr=RATE, schedule="constant")
 )
 SAME = FedIT(rank=2, alpha=6.0, sites="q", steps=2, batch=3, weighting="uniform", optim=SMALL.optim)
 ABOUT: dict[str, Any] = {"sizes": (6, 5, 7), "rounds": 4, "model": "bert"}
@@ -135,7 +135,7 @@ def test_before_it_is_tuned_on_both_loras_of_f_predict_alike() -> None:
     assert not torch.allclose(own["client-0"], bare, atol=1e-4)
 
 
-@pytest.mark.parametrize("changes", [{}, {"order": "common-first"}, {"variant": "F"}, {"mix": 1.0}])
+@pytest.mark.parametrize("changes", [{}, {"order": "common-first"}, {"variant": "F"}, {"own_weight": 1.0}])
 def test_the_common_lora_and_the_head_are_fedits_to_the_last_bit(changes: dict[str, Any]) -> None:
     run, plain = (tiny.federation(m, **ABOUT) for m in (replace(SMALL, **changes), SAME))
     for t, present in enumerate(cohorts.ABSENT):
@@ -174,7 +174,7 @@ def test_there_is_no_own_lora_yet_in_the_first_round() -> None:
 
 def test_all_to_itself_the_own_lora_is_local_lora_and_with_nothing_it_does_not_move() -> None:
     for a in (1.0, 0.0):
-        run = tiny.federation(replace(SMALL, mix=a), **ABOUT).run(1)
+        run = tiny.federation(replace(SMALL, own_weight=a), **ABOUT).run(1)
         received, start = by_hand.shared(run), {k: parts(by_hand.start_of(run, k), "mine") for k in range(3)}
         steps = {k: by_hand.steps_of(run, k, 1) for k in range(3)}
         run.simulation.round(1)
@@ -271,7 +271,7 @@ def test_defaults_are_the_codes() -> None:
     method = FedDPA()
     # Lydia-yang/FedDPA, code/main.py: lora_r 8, lora_alpha 16, q_proj and v_proj, local_weight 0.5, and its local phase comes
     # first; code/GlobalModel_generated.py: half, instance_num 5
-    assert (method.rank, method.alpha, method.sites, method.mix, method.order) == (8, 16.0, "q,v", 0.5, "own-first")
+    assert (method.rank, method.alpha, method.sites, method.own_weight, method.order) == (8, 16.0, "q,v", 0.5, "own-first")
     assert (method.variant, method.most, method.references) == ("T", 0.5, 5)
     assert (method.epochs, method.batch, method.weighting) == (10.0, 64, "uniform")
     assert method.optim == by_hand.trainer(3e-4)
@@ -283,7 +283,7 @@ def test_defaults_are_the_codes() -> None:
     [
         ({"variant": "G"}, 'unknown variant "G": use T, F'),
         ({"order": "own-frist"}, 'Did you mean "own-first"'),
-        ({"mix": 1.5}, "0 ≤ mix ≤ 1, not 1.5"),
+        ({"own_weight": 1.5}, "0 ≤ own_weight ≤ 1, not 1.5"),
         ({"most": -0.1}, "0 ≤ most ≤ 1, not -0.1"),
         ({"references": 0}, "references ≥ 1, not 0"),
     ],

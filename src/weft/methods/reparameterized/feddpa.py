@@ -53,7 +53,7 @@ class FedDPA(Method):
     Attributes:
         variant: ``T``: both LoRAs are trained in every round; ``F``: the own one from the common one, before it is scored.
         rank, alpha: of both LoRAs; the update is (α/r)·B A.
-        mix: a.
+        own_weight: a.
         most: λ, the largest weight that a row gives to the own LoRA.
         references: S.
         order: of the phases of a round: ``own-first``, beside the common LoRA as it was received, as in the code; or
@@ -85,7 +85,7 @@ class FedDPA(Method):
     variant: Literal["T", "F"] = "T"
     rank: Count = 8
     alpha: Positive = 16.0
-    mix: Share = 0.5
+    own_weight: Share = 0.5
     most: Share = 0.5
     references: Count = 5
     order: Literal["own-first", "common-first"] = "own-first"
@@ -109,10 +109,10 @@ class FedDPA(Method):
     def train(self, pack: Pack) -> Iterable[Update]:
         both = self.variant == "T" and pack.round.index > 0
         if both and self.order == "own-first":
-            self._own(pack, self.mix)
+            self._own(pack, self.own_weight)
         pack.minimise(self.objective, ("lora", "head"), self.optim, self.epochs, self.steps, self.batch)
         if both and self.order == "common-first":
-            self._own(pack, self.mix)
+            self._own(pack, self.own_weight)
         return pack.updates()
 
     def _own(self, pack: Pack, share: float) -> None:
@@ -152,7 +152,7 @@ class FedDPA(Method):
         if view == "local":
             return pack(batch, use={"mine": 1.0})
         if view == "static":
-            return pack(batch, use={"mine": self.mix, "lora": 1 - self.mix})
+            return pack(batch, use={"mine": self.own_weight, "lora": 1 - self.own_weight})
         rows, has = batch.of(pack.tensors[REFERENCES]), batch.of(pack.tensors[HAS])
         alike = (self._seen(pack, batch) @ rows.mT * has[:, None]).sum(-1) / has.sum(1, keepdim=True).clamp(min=1)
         weight = (self.most * alike).clamp(0, self.most)
