@@ -259,6 +259,7 @@ def test_averaging_writes_neither_into_an_update_nor_into_what_was_broadcast(slu
 def test_nothing_that_travels_is_a_buffer_or_an_integer(slug: str, model: str) -> None:
     method = small(slug)
     kind = model if "images" not in method.info.needs or model in tiny.IMAGES else "vit"
+    kind = "vit" if kind == "clip" and "head" in method.info.needs else kind  # which has none, but for the names of classes
     backbone = tiny.backbone(tiny.home(method) if "two towers" in method.info.needs else kind)
     adaptation = method.adapt(backbone, Classification(tiny.names(3)), ClientInfo(""))
     whole = backbone.model

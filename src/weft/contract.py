@@ -6,6 +6,7 @@ These names follow semantic versioning; other modules of Weft may change without
 
 from __future__ import annotations
 
+from weft.adaptation.beside_head import BesideHead
 from weft.adaptation.bias import Bias, BiasScope
 from weft.adaptation.bottleneck import Bottleneck
 from weft.adaptation.exits import Exit
@@ -15,13 +16,14 @@ from weft.adaptation.optim import Optim
 from weft.adaptation.part import Part
 from weft.adaptation.prefix_tuning import Prefix
 from weft.adaptation.residual import Residual
+from weft.adaptation.routed import Routed
 from weft.adaptation.tokens import ClassContext, ImageTokens, Place
 from weft.adaptation.tune import Tune
 from weft.adaptation.values import Values
 from weft.adaptation.weights import Weights
 from weft.backbones.backbone import Backbone, Site
 from weft.errors import UserError, WeftError, nearest
-from weft.federation.batch import Batch
+from weft.federation.batch import Batch, make_batch
 from weft.federation.bench import Bench
 from weft.federation.info import MethodInfo
 from weft.federation.layout import Adaptation, named
@@ -50,6 +52,7 @@ __all__ = [
     "Backbone",
     "Batch",
     "Bench",
+    "BesideHead",
     "Bias",
     "BiasScope",
     "Bottleneck",
@@ -77,6 +80,7 @@ __all__ = [
     "Prefix",
     "Residual",
     "Round",
+    "Routed",
     "Scope",
     "ServerState",
     "Share",
@@ -94,6 +98,7 @@ __all__ = [
     "Whole",
     "average",
     "distillation",
+    "make_batch",
     "mean_of",
     "named",
     "nearest",

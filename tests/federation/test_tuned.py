@@ -122,6 +122,11 @@ def test_a_backbone_without_a_head_gets_none() -> None:
     assert adaptation.keys() == {"context"}
 
 
+def test_nothing_but_a_head_that_is_not_there_is_refused() -> None:
+    with pytest.raises(UserError, match=r"has no head to train: choose another tune.kind"):
+        federation(Anything(tune=Tune("head")), "clip", sizes=(2, 2))
+
+
 def test_the_settings_of_a_kind_reach_its_part_and_no_other() -> None:
     head = tiny.federation(Anything()).bench.task.head
     on = backbone("bert")

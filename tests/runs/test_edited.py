@@ -41,7 +41,7 @@ def resume(folder: Path, told: Told | None = None) -> weft.Run:
     ("old", "new", "words"),
     [
         ("lr = 0.0003", "lr = 0.01", "method.optim.lr is 0.01 and was 0.0003"),
-        ('codec = "identity"', 'codec = "quant8"', 'codec is "quant8" and was "identity"'),
+        ('\ncodec = "identity"', '\ncodec = "quant8"', 'codec is "quant8" and was "identity"'),
         ("seed = 0", "seed = 1", "seed is 1 and was 0"),
         ("max_length = 16", "max_length = 8", "max_length is 8 and was 16"),
         ('robust = "none"', 'robust = "median"', 'robust is "median"'),

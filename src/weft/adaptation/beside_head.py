@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from weft.adaptation.part import Additive
-from weft.errors import UserError
 from weft.tensors.init import Init
 from weft.typed import Count
 
@@ -30,11 +29,7 @@ class BesideHead(Additive):
     classes: Count
 
     def sites(self, backbone: Backbone) -> list[Site]:
-        if not backbone.heads:
-            raise UserError(
-                f'backbone "{backbone.name}" has no head that an adapter could be put beside: choose another --model.'
-            )
-        return [replace(backbone.heads[-1], key="logits")]
+        return [replace(head, key="logits") for head in backbone.heads[-1:]]
 
     def tensors(self, backbone: Backbone, site: Site) -> Mapping[str, Init]:
         return {

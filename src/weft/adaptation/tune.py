@@ -13,6 +13,7 @@ from weft.adaptation.part import Part
 from weft.adaptation.prefix_tuning import Prefix
 from weft.adaptation.tokens import ClassContext, ImageTokens
 from weft.adaptation.weights import Weights
+from weft.errors import UserError
 from weft.typed import Count, NonNegative, check
 
 if TYPE_CHECKING:
@@ -72,7 +73,12 @@ class Tune:
 
         Args:
             head: the task's.
+
+        Raises:
+            UserError: nothing is to be trained but the head, and the backbone has none.
         """
+        if self.kind == "head" and not backbone.heads:
+            raise UserError(f'backbone "{backbone.name}" has no head to train: choose another tune.kind, such as lora.')
         made = PARTS.get(self.kind)
         found: dict[str, Part] = {} if made is None else {self.kind: made(self)}
         return found | ({"head": head} if self.kind == "head" or (self.head and backbone.heads) else {})

@@ -195,9 +195,15 @@ class Weave:
         """
         Raises:
             WeftError: a part that is on or off was given another weight.
+            UserError: rows were given weights of their own where the model computes something for all of them at once.
         """
         for p in working:
             weight = self._weight(p.part_name)
+            if isinstance(weight, Tensor) and weight.dim() == 2 and not p.site.per_row:
+                raise UserError(
+                    f'backbone "{self.backbone.name}" computes {p.site.name} for all rows at once too, where they can have no '
+                    "weights of their own: choose other sites, such as --set method.sites=v, or another --model."
+                )
             if p.part.mode not in ("adds", "replaces", "parameters") and (isinstance(weight, Tensor) or weight != 1.0):
                 raise WeftError(f'the part "{p.part_name}" is on or off, and takes no weight')
 

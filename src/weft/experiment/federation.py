@@ -65,7 +65,7 @@ class Federation(Group):
     )
     download_codec: Name = setting(
         "identity",
-        "Of downloads, as `half` or `quant8`: a quantiser, alone or with an entropy coder.",
+        "Of downloads, as `half` or `quant8`: a quantiser, alone or, if it makes levels, with an entropy coder.",
         "Values go down whole, and the server goes on with what arrives of them: see [codecs](codecs.md#downloads).",
         common=True,
     )

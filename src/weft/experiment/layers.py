@@ -97,6 +97,11 @@ def resolve(
             f"{slug} needs a codec that is right on average, and {experiment.codec} is not: take {cls.info.codec}, or another "
             "that is unbiased."
         )
+    if cls.info.codec and codec(cls.info.codec).alpha(1) > 0 and codec(experiment.codec).alpha(1) == 0:
+        raise UserError(
+            f"{slug} is what its codec's shift makes of it, and {experiment.codec} has none: take {cls.info.codec}, or another "
+            "with shift+ before it."
+        )
     as_played.check(experiment, made)
     origin = {n: "user" if n in user else "recipe" if n in recipe else "default" for n in experiment.flat()}
     given = method is not None and (slug not in registry.infos() or registry.load(slug) is not cls)

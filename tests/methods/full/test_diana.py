@@ -169,6 +169,8 @@ def test_an_experiment_takes_its_codec_and_refuses_one_that_is_not_right_on_aver
     assert (made.method.optim, made.method.weighting) == (Optim("sgd", lr=0.1, schedule="constant"), "uniform")
     with pytest.raises(UserError, match="diana needs a codec that is right on average"):
         resolve({"method": "diana", "codec": "shift+topk"})
+    with pytest.raises(UserError, match=r"quant8 has none: take shift\+qsgd"):
+        resolve({"method": "diana", "codec": "quant8"})
 
 
 BYTES = Case({"rank": 2, "at": "q,ffn.in"}, factors_and_head, factors_and_head)

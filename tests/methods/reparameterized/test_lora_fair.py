@@ -114,6 +114,8 @@ def test_defaults_and_what_roberta_base_sends() -> None:
     assert method.optim == Optim("sgd", lr=0.01, momentum=0.9, weight_decay=1e-5, clip=10.0, schedule="constant")
 
 
+TINY = {"penalty": 0.0, "solver": "ridge"}  # a few steps of a tiny model make less of a bias than any penalty is worth
+
 BYTES = Case({"rank": 2, **SITES}, factors_and_head, factors_and_head)
 
 

@@ -53,7 +53,7 @@ def for_downloads(text: str) -> Codec:
     if isinstance(found, Chain) and (found.sparsifier is not None or found.alpha(1) > 0):
         raise UserError(
             f'"{text}" can\'t be the codec of downloads, in which values go whole to clients that may hold nothing to add them '
-            "to: use a quantiser, alone or with an entropy coder, such as quant8 or half."
+            "to: use a quantiser, such as quant8 or half."
         )
     return found
 

@@ -16,7 +16,6 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from weft.adaptation.routed import Routed
 from weft.contract import (
     GIVEN,
     PERSONAL,
@@ -29,6 +28,7 @@ from weft.contract import (
     MethodInfo,
     Optim,
     Positive,
+    Routed,
     Scope,
     ServerState,
     Task,

@@ -41,8 +41,8 @@ from weft.contract import (
     Update,
     Values,
     Weighting,
+    make_batch,
 )
-from weft.federation.batch import make_batch
 
 REFERENCES, HAS = "like/values/rows", "like/values/has"
 

@@ -16,13 +16,13 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from weft.adaptation.beside_head import BesideHead
 from weft.contract import (
     PERSONAL,
     SHARED,
     Adaptation,
     Backbone,
     Batch,
+    BesideHead,
     ClientInfo,
     Count,
     LoRA,
@@ -35,6 +35,7 @@ from weft.contract import (
     Share,
     Task,
     Update,
+    UserError,
 )
 
 OWN, COMMON = ("mine", "head", "theta/*/P"), ("theta/*/U", "theta/*/V")
@@ -80,6 +81,8 @@ class PFedLoRA(Method):
     optim: Optim = Optim("sgd", lr=0.01, weight_decay=1e-3, clip=50.0, schedule="constant")
 
     def adapt(self, backbone: Backbone, task: Task, client: ClientInfo) -> Adaptation:
+        if not backbone.heads:
+            raise UserError(f'backbone "{backbone.name}" has no head to put an adapter beside: choose another --model.')
         theta = BesideHead(self.width, self.common_rank, len(task.classes))
         return {
             "theta": (theta, {"P": PERSONAL, "V": SHARED, "U": SHARED}),
