@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ from weft.adaptation.head import Head
 from weft.adaptation.lora import Delta, LoRA
 from weft.adaptation.part import Part
 from weft.backbones.backbone import frozen_fingerprint
-from weft.errors import WeftError
+from weft.errors import UserError, WeftError
 from weft.federation.pack import Pack
 
 # LoRA -----------------------------------------------------------------------------------------------------------------
@@ -199,6 +200,16 @@ def test_part_weights_by_number_by_client_and_by_example_scale_what_the_part_add
                 twin = pack_of(bench, [parts[i]], [scaled(values[i], "x", roles, at(i, j))])
                 one = twin(batch_of(bench, INDEX[i : i + 1, j : j + 1])).logits
                 torch.testing.assert_close(out[i, j], one[0, 0], **CLOSE)
+
+
+def test_rows_have_no_weights_of_their_own_at_a_table_of_positions_that_all_rows_read() -> None:
+    bench = tiny.bench("deberta-v2")
+    weights = torch.full(INDEX.shape, 0.5, dtype=torch.float64)
+    for at, fits in (("k", False), ("v", True)):
+        parts = [{"x": LoRA(2, 4.0, at), "head": Head()} for _ in range(len(INDEX))]
+        pack = pack_of(bench, parts, [values_for(bench, p, seed=i) for i, p in enumerate(parts)])
+        with nullcontext() if fits else pytest.raises(UserError, match=r"computes .* for all rows at once too"):
+            pack(batch_of(bench, INDEX), use={"x": weights})
 
 
 def test_parts_that_are_not_named_are_off_but_heads_and_deltas_stay_on() -> None:

@@ -347,6 +347,8 @@ def test_an_assignment_without_a_sign_is_refused() -> None:
         ({"rouns": 3}, ['no setting "rouns"', '(did you mean "rounds"?)']),
         ({"rank": 8}, ['no setting "rank"', "write method.rank"]),
         ({"lr": 1.0}, ['no setting "lr"', "write method.optim.lr"]),
+        ({"method": "fedavg", "tune.kind": "lora"}, ['no setting "tune.kind"', "write method.tune.kind"]),
+        ({"method": "fedit", "tune.kind": "lora"}, ['there is no setting "tune.kind".']),
         ({"method.rnk": 8}, ['no setting "rnk"', '(did you mean "rank"?)']),
         ({"method.rank": "x"}, ['setting "rank" must be a whole number']),
         ({"method": "fedti"}, ['no method "fedti"', 'Did you mean "fedit"?']),

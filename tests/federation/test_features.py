@@ -16,7 +16,7 @@ from weaving import CLOSE, INDEX, batch_of, grads, leaves, logits_of, own_model,
 from weft.adaptation.head import Head
 from weft.adaptation.lora import LoRA
 from weft.adaptation.part import Part
-from weft.errors import UserError
+from weft.errors import UserError, WeftError
 from weft.federation.bench import Bench
 from weft.federation.pack import Pack
 from weft.methods import FedIT
@@ -128,6 +128,16 @@ def test_of_a_language_model_they_are_those_of_a_rows_last_token_whether_or_not_
         rows = [int(i) for i in INDEX[k] if i >= 0]
         _, wanted = by_hook(changed(bench, parts["lora"], values[k]), *KINDS["llama"], bench, rows)
         torch.testing.assert_close(features[k, : len(rows)], wanted, **CLOSE)
+
+
+def test_a_text_that_is_being_written_has_none() -> None:
+    bench = tiny.federation(FedIT(rank=2), "llama", task=GENERATION).bench
+    pack, _ = packed(bench, {"lora": DEEP["lora"]})
+    batch = batch_of(bench, INDEX)
+    with pack.reading({"input_ids": torch.zeros(12, 3, dtype=torch.long)}):
+        assert pack(batch).logits.shape[:2] == (3, 4)
+        with pytest.raises(WeftError, match="text that is being written"):
+            pack.with_features(batch)
 
 
 def test_nothing_stays_of_a_pass_with_features() -> None:

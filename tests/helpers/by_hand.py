@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import fields, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -68,6 +70,19 @@ def logits(run: tiny.Federation, values: Values, rows: np.ndarray | None = None,
     inputs = run.bench.table.collate(index)
     out: Tensor = functional_call(run.bench.backbone.model, merged(run, values, scale), kwargs=inputs).logits
     return out
+
+
+@cache
+def own_copy(model: torch.nn.Module) -> torch.nn.Module:
+    """For what leaves hooks of its own on a model, as transformers does where it is asked for hidden states."""
+    return deepcopy(model)
+
+
+def seen(run: tiny.Federation, values: Values, rows: np.ndarray, scale: float) -> tuple[Tensor, Tensor]:
+    """Logits [n, C] of the Hugging Face model with merged weights, and what leaves its last layer at the first tokens, [n, d]."""
+    inputs = {**run.bench.table.collate(rows), "output_hidden_states": True}
+    out = functional_call(own_copy(run.bench.backbone.model), merged(run, values, scale), kwargs=inputs)
+    return out.logits, out.hidden_states[-1][:, 0]
 
 
 def labels(run: tiny.Federation, rows: np.ndarray) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from weft.adaptation.part import Additive
 from weft.tensors.init import Init
-from weft.typed import Count, Whole
+from weft.typed import Count, Positive, Whole
 
 if TYPE_CHECKING:
     from weft.backbones.backbone import Backbone, Site
@@ -37,7 +37,7 @@ class LoRA(Additive):
     """
 
     rank: Count
-    alpha: float
+    alpha: Positive
     at: str = "q,v"
     ffn_rank: Count | None = None
     blocks: tuple[Whole, ...] | None = None

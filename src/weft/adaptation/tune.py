@@ -14,7 +14,7 @@ from weft.adaptation.prefix_tuning import Prefix
 from weft.adaptation.tokens import ClassContext, ImageTokens
 from weft.adaptation.weights import Weights
 from weft.errors import UserError
-from weft.typed import Count, NonNegative, check
+from weft.typed import Count, NonNegative, Positive, check
 
 if TYPE_CHECKING:
     from weft.backbones.backbone import Backbone
@@ -30,8 +30,7 @@ class Tune:
     Attributes:
         kind: ``lora``, ``bottleneck`` (adapters in each block), ``prefix`` (keys and values in front of those of a row), ``bias``
             (BitFit), ``tokens`` (among the patches of pictures), ``context`` (before the class names of a CLIP), ``weights`` (the
-            backbone's own), or ``head`` for
-            nothing but the task's head.
+            backbone's own), or ``head`` (nothing but the task's head).
         rank, alpha: of LoRA; the update is (α/r)·B A.
         at: linear layers that get LoRA, see ``Backbone.sites``.
         reduction: the hidden size over the bottleneck's.
@@ -51,7 +50,7 @@ class Tune:
 
     kind: Kind = "lora"
     rank: Count = 8
-    alpha: float = 16.0
+    alpha: Positive = 16.0
     at: str = "q,v"
     reduction: Count = 16
     placement: Placement = "block"

@@ -9,7 +9,7 @@ block that is computed once more in the backward pass gets its hooks back for as
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from weft.adaptation.attachments import Attachment, Attachments, Parameter, put_on
+from weft.adaptation.block_arguments import hidden_of, rows_of, with_hidden
 from weft.adaptation.part import Part
 from weft.adaptation.placed import Placed
 from weft.adaptation.prefix_tuning import Pairs, prefixed
@@ -319,12 +320,12 @@ class Weave:
     def _entering(self, module: nn.Module, block: Callable[..., Any], here: list[Placed]) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
             assert self._pass is not None
-            hidden = _hidden(args, kwargs)
+            hidden = hidden_of(args, kwargs)
             hidden = hidden.view(self._pass.k, -1, *hidden.shape[1:])
             for p in here:
                 hidden = p.part.apply(module, self._values(p, hidden.device), hidden, hidden)
-            hidden = hidden.flatten(0, 1)
-            return block(hidden, *args[1:], **kwargs) if args else block(**kwargs | {"hidden_states": hidden})
+            args, kwargs = with_hidden(hidden.flatten(0, 1), args, kwargs)
+            return block(*args, **kwargs)
 
         return forward
 
@@ -355,10 +356,10 @@ class Weave:
             if rows.prefix is not None:
                 cut, cached = rows.prefix
                 if index < cut:  # nothing above reads it but the head of a model whose blocks are all skipped
-                    return wrap(cached if index == cut - 1 == len(self.backbone.blocks) - 1 else _hidden(args, kwargs))
+                    return wrap(cached if index == cut - 1 == len(self.backbone.blocks) - 1 else hidden_of(args, kwargs))
                 if index == cut:
-                    args, kwargs = ((cached, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": cached})
-            out = _hidden(args, kwargs)
+                    args, kwargs = with_hidden(cached, args, kwargs)
+            out = hidden_of(args, kwargs)
             has = torch.ones(rows.k, dtype=torch.bool) if rows.hold is None else rows.hold[self._clients(), index].cpu()
             if bool(has.all()) and not apart:
                 return block(*args, **kwargs)
@@ -426,7 +427,7 @@ class Weave:
         names = self.backbone.row_arguments
         self._pass = replace(rows, clients=self._clients()[group].to(out.device), k=int(group.sum()), use=use)
         try:
-            result = block(*_take(args, keep, n, names), **_take(kwargs, keep, n, names))
+            result = block(*rows_of(args, keep, n, names), **rows_of(kwargs, keep, n, names))
         finally:
             self._pass = rows
         part = result[0] if isinstance(result, tuple) else result
@@ -435,21 +436,3 @@ class Weave:
 
 def _then(module: nn.Module, block: Callable[..., Any], hook: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *args, **kwargs: hook(module, args, block(*args, **kwargs))
-
-
-def _hidden(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    found: Tensor = args[0] if args else kwargs["hidden_states"]
-    return found
-
-
-def _take(value: Any, keep: Tensor, n: int, names: Collection[str], path: str = "") -> Any:
-    """The rows ``keep`` of the block's arguments that have entries per row; what is common to all rows stays whole."""
-    if isinstance(value, Tensor):
-        if path not in names or not value.dim() or value.shape[0] % n:
-            return value
-        return value.unflatten(0, (n, -1)).index_select(0, keep.to(value.device)).flatten(0, 1)
-    if isinstance(value, tuple):
-        return tuple(_take(v, keep, n, names, f"{path}.{i}" if path else str(i)) for i, v in enumerate(value))
-    if isinstance(value, dict):
-        return {k: _take(v, keep, n, names, f"{path}.{k}" if path else str(k)) for k, v in value.items()}
-    return value

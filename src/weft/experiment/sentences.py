@@ -35,9 +35,8 @@ def _said(name: str, errors: list[Any], parameters: Iterable[str]) -> str:
     given = errors[0]["input"]
     if errors[0]["type"] == "extra_forbidden":
         leaf = name.rsplit(".", 1)[-1]
-        for full in parameters:
-            if full in (name, leaf) or full.endswith(f".{leaf}"):
-                return f'there is no setting "{name}", but one of the method: write method.{full}'
+        if found := [p for p in parameters if f".{p}".endswith(f".{name}")] or [p for p in parameters if p == leaf]:
+            return f'there is no setting "{name}", but one of the method: write method.{found[0]}'
         choices = [*(set(SETTINGS) - {"parameters"}), *(f"method.{p}" for p in parameters)]
         group, _, inner = name.partition(".")
         return f'there is no setting "{name}"{_near(inner if group in GROUPS and inner else name, choices)}'

@@ -110,12 +110,15 @@ class Passes:
 
         Raises:
             UserError: the model calls one block many times, so that none is the last.
+            WeftError: text is being written, whose tokens are not those of the batch's rows.
         """
+        if self._given is not None:
+            raise WeftError("features are those of whole rows, and there are none of a text that is being written")
         self._check_absent()
         weave, last = self._weave, len(self.backbone.blocks) - 1
         self.backbone.check_separate()
         flat = batch.index.reshape(-1)
-        if self._given is None and answers.in_lines(self.bench, use):  # lines have no rows of their own
+        if answers.in_lines(self.bench, use):  # lines have no rows of their own
             inputs: dict[str, Tensor] | None = self.backbone.to_model(self.bench.table.collate(flat))
             weave.prefix = None
         else:

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
 import by_hand
 import cohorts
@@ -21,6 +20,7 @@ from weft.errors import UserError
 from weft.federation.batch import Batch, make_batch
 from weft.federation.pack import Pack
 from weft.methods import FedDPA, FedIT
+from weft.tasks.kinds import GENERATION
 
 SCALE, RATE, MIX = 3.0, 0.3, 0.3
 SMALL = FedDPA(
@@ -57,10 +57,8 @@ def own_phase(run: tiny.Federation, received: Values, own: Values, steps: list[n
 
 def feature(run: tiny.Federation, values: Values, row: int) -> Tensor:
     """z [d]: what leaves the last layer at the first token of a row, with the own LoRA alone."""
-    weights = by_hand.merged(run, parts(values, "mine", "head"), SCALE)
-    inputs = {**run.bench.table.collate(np.array([row])), "output_hidden_states": True}
-    found: Tensor = functional_call(run.bench.backbone.model, weights, kwargs=inputs).hidden_states[-1][0, 0]
-    return found.detach()
+    _, found = by_hand.seen(run, parts(values, "mine", "head"), np.array([row]), SCALE)
+    return found[0].detach()
 
 
 def share(run: tiny.Federation, values: Values, row: int, references: np.ndarray, most: float) -> Tensor:
@@ -291,6 +289,13 @@ def test_defaults_are_the_codes() -> None:
 def test_a_bad_setting_is_refused_in_a_sentence(settings: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence) as caught:
         FedDPA(**settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_that_writes_is_refused_since_answers_have_no_rows_yet() -> None:
+    tiny.federation(FedDPA(rank=2), "llama")  # a classifier
+    with pytest.raises(UserError, match="feddpa weighs whole rows") as caught:
+        tiny.federation(FedDPA(rank=2), "llama", task=GENERATION)
     assert "\n" not in str(caught.value)
 
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.func import functional_call
 
 import by_hand
 import cohorts
@@ -38,13 +37,6 @@ def parts(values: Values, *names: str) -> Values:
     return {n: v for n, v in values.items() if n.split("/")[0] in names}
 
 
-def seen(run: tiny.Federation, values: Values, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Logits [n, C] of the Hugging Face model with merged weights, and the hidden states [n, d] of its first tokens."""
-    inputs = {**run.bench.table.collate(rows), "output_hidden_states": True}
-    out = functional_call(run.bench.backbone.model, by_hand.merged(run, values, SCALE), kwargs=inputs)
-    return out.logits, out.hidden_states[-1][:, 0]
-
-
 def own_phase(run: tiny.Federation, received: Values, own: Values, steps: list[np.ndarray], pull: float) -> Values:
     """p after its steps; the common LoRA and the head stand still."""
     leaves = {n: v.clone().requires_grad_(True) for n, v in own.items()}
@@ -52,8 +44,8 @@ def own_phase(run: tiny.Federation, received: Values, own: Values, steps: list[n
     head = parts(received, "head")
     for rows in steps:
         opt.zero_grad()
-        _, common = seen(run, parts(received, "lora") | head, rows)
-        logits, features = seen(run, leaves | head, rows)
+        _, common = by_hand.seen(run, parts(received, "lora") | head, rows, SCALE)
+        logits, features = by_hand.seen(run, leaves | head, rows, SCALE)
         apart = torch.linalg.matrix_norm(features - common.detach(), "fro")
         (F.cross_entropy(logits, by_hand.labels(run, rows)) + pull * apart).backward()
         opt.step()
@@ -156,8 +148,8 @@ def test_the_distance_is_the_frobenius_norm_over_a_clients_rows_and_leaves_paddi
     for k, row in enumerate(index):
         values = {n: v[k] for n, v in pack.tensors.items()}
         rows = np.array([i for i in row if i >= 0])
-        _, own = seen(run, parts(values, "mine", "head"), rows)
-        _, common = seen(run, parts(values, "lora", "head"), rows)
+        _, own = by_hand.seen(run, parts(values, "mine", "head"), rows, SCALE)
+        _, common = by_hand.seen(run, parts(values, "lora", "head"), rows, SCALE)
         by_hand.close(found[k], (own - common).square().sum().sqrt())
 
 

@@ -17,8 +17,9 @@ import cohorts
 import tiny
 from bytes_of import BLOCK, LAYERS, SITES, Case, Sizes, Turn
 from weft.contract import Optim
+from weft.errors import UserError
 from weft.federation.scope import Scope
-from weft.methods import FFALoRA, LoRAA2, RoLoRA
+from weft.methods import FFALoRA, LoRAA2, RoLoRA, registry
 
 R, BUDGET, SCALE, LR = 4, 2, 1.5, 0.4
 SMALL = LoRAA2(rank=R, alpha=6.0, budget=BUDGET, sites="q,v", epochs=2.0, batch=2, optim=Optim("sgd", lr=LR, schedule="constant"))
@@ -26,8 +27,8 @@ ABOUT: dict[str, Any] = {"sizes": (6, 5, 7), "rounds": 4, "model": "bert"}
 Values = Mapping[str, Tensor]
 
 
-def steps(run: tiny.Federation, k: int, t: int, epochs: float) -> list[np.ndarray]:
-    return [b.index[0] for b in run.pack([k], t).batches(epochs, None, 2)]
+def steps(run: tiny.Federation, k: int, t: int, epochs: float, n: int | None = None) -> list[np.ndarray]:
+    return [b.index[0] for b in run.pack([k], t).batches(epochs, n, 2)]
 
 
 def descend(run: tiny.Federation, values: Values, rows: Sequence[np.ndarray], lr: float, masks: Values) -> dict[str, Tensor]:
@@ -42,12 +43,14 @@ def descend(run: tiny.Federation, values: Values, rows: Sequence[np.ndarray], lr
     return {n: v.detach() for n, v in leaves.items()}
 
 
-def turn(run: tiny.Federation, x: Values, k: int, t: int, budget: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def turn(
+    run: tiny.Federation, x: Values, k: int, t: int, budget: int, n: int | None = None
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """What a client's turn gives, and which ranks of each layer it chooses."""
     factor, lr = ("B", 5 * LR) if t % 2 == 0 else ("A", LR)
     names = [n for n in x if n.startswith("lora/") and n.endswith(factor)]
     everything = {n: torch.ones_like(x[n]) for n in names}
-    probe = descend(run, x, steps(run, k, t, 1.0), lr, everything)
+    probe = descend(run, x, steps(run, k, t, 1.0, n), lr, everything)
     scores = []
     for name in names:
         site = name[:-1]
@@ -60,7 +63,7 @@ def turn(run: tiny.Federation, x: Values, k: int, t: int, budget: int) -> tuple[
     best = sorted(range(len(scores)), key=lambda i: (-scores[i], i))[: budget * len(names)]
     chosen = {n: torch.tensor([j * R + i in best for i in range(R)]) for j, n in enumerate(names)}
     masks = {n: (m[None, :] if factor == "B" else m[:, None]).expand_as(x[n]).to(x[n]) for n, m in chosen.items()}
-    return descend(run, x, steps(run, k, t, 2.0), lr, masks), chosen
+    return descend(run, x, steps(run, k, t, 2.0, n), lr, masks), chosen
 
 
 @pytest.mark.parametrize("budgets", [(), (1, 4, 2)])
@@ -138,6 +141,33 @@ def test_units_that_do_not_fit_what_is_sent_count_for_nothing(told: Any) -> None
     run.method.aggregate(run.server, [replace(updates[0], facts={"units": told}), *updates[1:]])
     found, wanted = by_hand.shared(run), by_hand.shared(alone)
     assert all(torch.equal(v, wanted[n]) for n, v in found.items())
+
+
+@pytest.mark.parametrize("settings", [{"budget": R + 1}, {"budgets": (1, R + 1)}])
+def test_nobody_sends_more_ranks_than_there_are(settings: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=f"send {R + 1} ranks a layer, and there are {R}"):
+        tiny.federation(replace(SMALL, **settings), **ABOUT).run(1)
+    assert registry.build("lora-a2", {"rank": R, "budget": R}) == LoRAA2(rank=R, budget=R)
+
+
+def test_a_clients_own_rank_goes_before_the_settings() -> None:
+    run = tiny.federation(replace(SMALL, budgets=(1, 1, 1)), facts=[{}, {"rank": 3}, {}], **ABOUT)
+    sent = [sum(len(v) for v in u.tensors.values()) for u in run.method.train(run.pack())]  # type: ignore[arg-type]
+    assert sent == [n * len(by_hand.sites(run)) for n in (1, 3, 1)]
+
+
+def test_steps_are_those_of_the_round_and_of_the_probe() -> None:
+    run = tiny.federation(replace(SMALL, steps=1), **ABOUT)
+    x = {**by_hand.shared(run), **by_hand.start_of(run)}
+    for k in range(3):
+        end, chosen = turn(run, x, k, 0, BUDGET, 1)
+        assert any(not torch.equal(m, turn(run, x, k, 0, BUDGET)[1][n]) for n, m in chosen.items()), "more steps choose no others"
+        (update,) = run.method.train(run.pack([k]))
+        for name, mask in chosen.items():
+            sent = update.tensors.get(f"rows/{name.split('/')[1]}")
+            assert isinstance(sent, Tensor) == bool(mask.any())
+            if isinstance(sent, Tensor):
+                by_hand.close(sent, (end[name] - x[name])[:, mask].T, 1e-9)
 
 
 def test_defaults_and_what_roberta_base_may_send() -> None:

@@ -20,6 +20,7 @@ from bytes_of import SITES, Case, factors_and_head
 from weft.contract import Optim
 from weft.errors import UserError
 from weft.methods import FedIT, PF2LoRA
+from weft.tasks.kinds import GENERATION
 
 SCALE, ALPHA, LR = 3.0, 6.0, 0.3
 SMALL = PF2LoRA(
@@ -156,8 +157,17 @@ def test_the_rank_of_the_sum_is_within_the_own_ranks_of_the_common_one() -> None
 def test_wrong_settings_are_said_in_a_sentence() -> None:
     with pytest.raises(UserError, match=r"own LoRA of 2 ranks is no smaller than the common one of 2"):
         tiny.federation(replace(SMALL, private=2), **ABOUT)
+    with pytest.raises(UserError, match=r"no second derivative here: set method\.order=first"):
+        tiny.federation(SMALL, "llama", task=GENERATION)
     with pytest.raises(UserError, match="has to be plain SGD"):
         tiny.federation(replace(SMALL, lower=Optim("adamw", lr=1e-3)), **ABOUT)
+
+
+def test_a_language_model_takes_first_order_steps() -> None:
+    run = tiny.federation(replace(SMALL, order="first"), "llama", task=GENERATION, rounds=2)
+    before = by_hand.shared(run)
+    run.run()
+    assert not all(torch.equal(v, before[n]) for n, v in by_hand.shared(run).items())
 
 
 def test_defaults() -> None:

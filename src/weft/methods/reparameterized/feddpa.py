@@ -39,6 +39,7 @@ from weft.contract import (
     Share,
     Task,
     Update,
+    UserError,
     Values,
     Weighting,
     make_batch,
@@ -96,6 +97,11 @@ class FedDPA(Method):
     optim: Optim = Optim("adamw", lr=3e-4, clip=1.0)
 
     def adapt(self, backbone: Backbone, task: Task, client: ClientInfo) -> Adaptation:
+        if backbone.vocabulary is not None:
+            raise UserError(
+                f'feddpa weighs whole rows, and backbone "{backbone.name}" writes answers, which are not in them yet: choose an '
+                "encoder or a classifier, such as --model bert-base, or a method such as fedalt."
+            )
         lora, s = LoRA(self.rank, self.alpha, self.sites), self.references
         return {
             "lora": (lora, SHARED),

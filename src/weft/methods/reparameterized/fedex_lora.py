@@ -42,7 +42,7 @@ class FedExLoRA(Method):
 
     Attributes:
         rank, alpha: of LoRA; the update is (α/r)·B A.
-        keep: rank to which the residual is cut, the paper's variant for narrow bands; 0 = none of it is cut off.
+        keep: rank to which the residual is cut, the paper's variant for narrow bands; 0 = it goes down whole.
         sites: linear layers that get LoRA, see ``Backbone.sites``.
         weighting: ``uniform`` as in paper and code, or by ``examples``; the same for factors and products.
     """

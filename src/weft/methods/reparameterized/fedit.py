@@ -40,7 +40,7 @@ class FedIT(Method):
     )
 
     rank: Count = 16
-    alpha: float = 16.0
+    alpha: Positive = 16.0
     sites: str = "q"
     epochs: Positive = 1.0
     batch: Count = 32

@@ -23,6 +23,7 @@ from weft.contract import (
     MethodInfo,
     Optim,
     Pack,
+    Positive,
     Task,
     Weighting,
     Whole,
@@ -59,7 +60,7 @@ class FedSALoRA(Method):
     )
 
     rank: Count = 8
-    alpha: float = 16.0
+    alpha: Positive = 16.0
     sites: str = "q,v"
     welcome_steps: Whole = 10
     weighting: Weighting = "uniform"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from weft.contract import GIVEN, SHARED, Adaptation, Backbone, ClientInfo, Count, LoRA, Method, MethodInfo, Optim, Task
+from weft.contract import GIVEN, SHARED, Adaptation, Backbone, ClientInfo, Count, LoRA, Method, MethodInfo, Optim, Positive, Task
 
 
 class FFALoRA(Method):
@@ -41,7 +41,7 @@ class FFALoRA(Method):
     )
 
     rank: Count = 8
-    alpha: float = 8.0
+    alpha: Positive = 8.0
     sites: str = "q,v"
     train_head: bool = False
     steps: Count | None = 10

@@ -68,7 +68,7 @@ class FLoRA(Method):
 
     rank: Count = 16
     ranks: tuple[Count, ...] = ()
-    scale: float = 2.0
+    scale: Positive = 2.0
     sites: str = "q,v"
     epochs: Positive = 1.0
     batch: Count = 128

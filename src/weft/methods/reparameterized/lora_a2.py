@@ -40,6 +40,7 @@ from weft.contract import (
     Site,
     Task,
     Update,
+    UserError,
     Value,
 )
 
@@ -52,8 +53,9 @@ class LoRAA2(Method):
     Attributes:
         rank, alpha: of the LoRA that all hold; the update is (α/r)·B A.
         budget: r_k, ranks a layer that a client sends on average. budgets: different ones dealt to the clients in turn; a
-            client's own fact ``rank`` goes first.
+            client's own fact ``rank`` goes first. None is above ``rank``.
         ratio: the learning rate of B over that of A.
+        steps: if set, those of the round, and as many of the probe, in the place of its one epoch.
         sites: linear layers that get LoRA, see ``Backbone.sites``.
     """
 
@@ -91,6 +93,11 @@ class LoRAA2(Method):
         return False
 
     def adapt(self, backbone: Backbone, task: Task, client: ClientInfo) -> Adaptation:
+        if (budget := self._budget(client)) > self.rank:
+            raise UserError(
+                f"a client is to send {budget} ranks a layer, and there are {self.rank}: choose a smaller method.budget (or "
+                "method.budgets), or a larger method.rank."
+            )
         return {"lora": (LoRA(self.rank, self.alpha, self.sites), SHARED), "head": (task.head, GIVEN)}
 
     def profile(self, position: int) -> dict[str, Any]:
@@ -138,7 +145,7 @@ class LoRAA2(Method):
         return {name: mask[:, i] for i, name in enumerate(deltas)}
 
     def _budget(self, client: ClientInfo) -> int:
-        return min(int(client.facts.get("rank", self.budget)), self.rank)
+        return int(client.facts.get("rank", self.budget))
 
     # server -------------------------------------------------------------------------------------------------------------
 

@@ -52,7 +52,8 @@ class PF2LoRA(Method):
         rank: r. private: r̃, below r.
         alpha: of both; the scale is α/r for both, too.
         lower: of y: plain SGD, of which the learning rate is the α of the equations.
-        order: ``second``: the derivative as above; ``first``: without the part that goes through y⁺.
+        order: ``second``: the derivative as above; ``first``: without the part that goes through y⁺, and all that a language
+            model can do, whose loss has no second derivative here.
         sites: linear layers that get LoRA, see ``Backbone.sites``.
         weighting: ``uniform`` as in the paper's objective, or by ``examples``.
         steps: local iterations of a round.
@@ -93,6 +94,10 @@ class PF2LoRA(Method):
             )
         if self.lower.kind != "sgd" or self.lower.momentum or self.lower.weight_decay or self.lower.clip is not None:
             raise UserError("the lower step is differentiated, and has to be plain SGD: set nothing but method.lower.lr.")
+        if self.order == "second" and backbone.vocabulary is not None:
+            raise UserError(
+                f'the loss of the language model "{backbone.name}" has no second derivative here: set method.order=first.'
+            )
         scale = self.alpha / self.rank
         return {
             "lora": (LoRA(self.rank, self.alpha, self.sites), SHARED),

@@ -25,6 +25,7 @@ from weft.contract import (
     NonNegative,
     Optim,
     Pack,
+    Positive,
     Task,
     Update,
     Weighting,
@@ -59,7 +60,7 @@ class RoLoRA(Method):
     )
 
     rank: Count = 4
-    alpha: float = 16.0
+    alpha: Positive = 16.0
     sites: str = "q,v"
     train_head: bool = False
     lr_a: NonNegative | None = None

@@ -77,7 +77,7 @@ class DepthFL(Method):
 
     stages: Count = 4
     rank: Count = 8
-    alpha: float = 8.0
+    alpha: Positive = 8.0
     sites: str = "q,v"
     dyn: NonNegative = 0.1
     ramp: Whole = 300

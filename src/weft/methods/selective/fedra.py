@@ -69,7 +69,7 @@ class FedRA(Method):
     )
 
     rank: Count = 8
-    alpha: float = 8.0
+    alpha: Positive = 8.0
     sites: str = "o,ffn.out"
     capacities: tuple[Share, ...] = (1.0, 10 / 12, 8 / 12, 6 / 12, 4 / 12, 3 / 12)
     coverage: bool = False
