@@ -25,7 +25,7 @@ ROWS: tuple[tuple[str, str, str], ...] = (
     ("backbones", "frozen models, described by structure; tables of tokens and pixels", "#f1f8e9"),
     ("data", "sets, files, how rows are dealt out", "#f1f8e9"),
     ("communication storage checks", "wire, codecs, ledger; durable files; what was read against what was there", "#eceff1"),
-    ("tensors", "LowRank, values as named tensors, keyed random streams", "#eceff1"),
+    ("tensors devices", "LowRank, values as named tensors, keyed random streams; what clients compute on", "#eceff1"),
 )
 """Packages joined by blanks, what they are, and the colour of the row; from the top to the bottom."""
 ANYWHERE = ("errors", "words", "typed", "distribution")

@@ -22,6 +22,7 @@ from weft.adaptation.tune import Tune
 from weft.adaptation.values import Values
 from weft.adaptation.weights import Weights
 from weft.backbones.backbone import Backbone, Site
+from weft.devices import PROFILES, dealt
 from weft.errors import UserError, WeftError, nearest
 from weft.federation.batch import Batch, make_batch
 from weft.federation.bench import Bench
@@ -45,6 +46,7 @@ from weft.typed import Called, Count, NonNegative, Positive, Share, Whole
 __all__ = [
     "GIVEN",
     "PERSONAL",
+    "PROFILES",
     "SENT",
     "SHARED",
     "TEMPORARY",
@@ -97,6 +99,7 @@ __all__ = [
     "Weights",
     "Whole",
     "average",
+    "dealt",
     "distillation",
     "make_batch",
     "mean_of",

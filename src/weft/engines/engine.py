@@ -121,6 +121,7 @@ class Engine:
             plan = setup.method.plan(server, t)
             if plan is None:
                 return None
+            server.introduce(clients)
             server.round = plan
             chosen = cohort(server, clients, settings.participation, self.last_cohort)
             server.cohort = [setup.info(c) for c in chosen]
@@ -150,6 +151,8 @@ class Engine:
 
     def evaluate(self, t: int) -> list[Evaluation]:
         """Scores of every view with the newest server state."""
+        for server, clients in self.setup.federations:
+            server.introduce(clients)
         found = self.turns.evaluate(t)
         self.scored, self.blank, self.samples = found.scored, found.blank, found.samples
         return found.evaluations

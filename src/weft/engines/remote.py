@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from weft.communication.envelope import unwrap, wrap
 from weft.communication.frame import FACTS
 from weft.communication.ledger import Phase
-from weft.communication.strict import Refused, is_number
+from weft.communication.strict import Refused, check_facts, is_number
 from weft.communication.wire import payload_in
 from weft.engines import packing
 from weft.engines.engine import Played, Scores
@@ -44,7 +44,7 @@ class Question:
     Attributes:
         what: ``train`` or ``test``. round: which, as planned. data: the download.
         since: clock up to which the site must be up to date, 0 = not at all. now: up to which it is then.
-        counted: the round of its last turn that counted, -1 = none.
+        counted: the round of its last turn that counted, -1 = none. said: facts about it that the server has renewed.
     """
 
     what: str
@@ -53,11 +53,12 @@ class Question:
     since: int
     now: int
     counted: int
+    said: Mapping[str, Any]
 
     def encode(self) -> bytes:
         round = {"index": self.round.index, "kind": self.round.kind, "extra": self.round.extra}
         about = {"what": self.what, "round": round, "since": self.since, "now": self.now, "counted": self.counted}
-        return wrap(about, self.data)
+        return wrap(about | {"said": dict(self.said)}, self.data)
 
     @classmethod
     def decode(cls, raw: bytes) -> Question:
@@ -65,14 +66,18 @@ class Question:
         Refused: it is none.
         """
         about, data = unwrap(raw)
-        kinds = {"what": str, "round": dict, "since": int, "now": int, "counted": int}
+        kinds = {"what": str, "round": dict, "since": int, "now": int, "counted": int, "said": dict}
         inner = {"index": int, "kind": str, "extra": dict}
         round = about.get("round")
         fits = all(type(about.get(n)) is k for n, k in kinds.items()) and about["what"] in (TRAIN, TEST)
         if not fits or not isinstance(round, dict) or not all(type(round.get(n)) is k for n, k in inner.items()):
             raise Refused("The question is none that a site answers.")
+        try:
+            check_facts(about["said"])
+        except ValueError as e:
+            raise Refused(f"The question says facts that are none: {e}.") from None
         plan = Round(round["index"], round["kind"], extra=round["extra"])
-        return cls(about["what"], plan, data, about["since"], about["now"], about["counted"])
+        return cls(about["what"], plan, data, about["since"], about["now"], about["counted"], about["said"])
 
 
 def answer(site: SiteClient, raw: bytes) -> bytes:
@@ -84,9 +89,9 @@ def answer(site: SiteClient, raw: bytes) -> bytes:
     question = Question.decode(raw)
     try:
         if question.what == TRAIN:
-            frame, loss = site.turn(question.round, question.data, question.since, question.now, question.counted)
+            frame, loss = site.turn(question.round, question.data, question.since, question.now, question.counted, question.said)
             return wrap({"loss": _or_none(loss), "update": frame is not None}, frame or b"")
-        found = site.scores(question.round, question.data, question.since)
+        found = site.scores(question.round, question.data, question.since, question.said)
     except Behind:
         return wrap({"behind": True})
     except Diverged:
@@ -208,7 +213,9 @@ class Remote:
         return payload if payload.keys() <= known else {"refused": sum(payload.values())}
 
     def _question(self, what: str, job: Job) -> bytes:
-        return Question(what, job.server.round, job.frame, job.since, job.now, job.counted).encode()
+        return Question(
+            what, job.server.round, job.frame, job.since, job.now, job.counted, job.server.said.get(job.client.id, {})
+        ).encode()
 
     def _forgotten(self, job: Job) -> None:
         """Nobody knows what the client holds: it gets everything anew."""
@@ -228,7 +235,9 @@ class Remote:
                 adaptation = adapted(self.method, self.setup.bench, info)
                 data = self.exchange.broadcast(server, info, adaptation, message)[0].data
                 since = server.synced.get(client.id, 0)
-                questions[client.id] = Question(TEST, server.round, data, since, since, NONE).encode()
+                questions[client.id] = Question(
+                    TEST, server.round, data, since, since, NONE, server.said.get(client.id, {})
+                ).encode()
         said: dict[tuple[str, str], dict[str, Told]] = {}
         task = self.setup.bench.task
         scored = blank = 0

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from weft.communication.codecs import Codec
 from weft.communication.frame import Received
+from weft.communication.strict import Refused, quoted
 from weft.engines.round_losses import Losses
 from weft.errors import UserError, WeftError
 from weft.federation import generating
@@ -70,10 +71,28 @@ class SiteClient:
         self.limits, self.by_class = limits or Limits(), by_class
         self.start = dict(start or {})
         files.make_folder(folder, private=True)
-        self.info = client.info(method.info.asks)
-        self.adaptation = adapted(method, bench, self.info)
+        self._know({})
         self.state = folder / "site.json"
         self._recall()
+
+    def _know(self, said: Mapping[str, Any]) -> None:
+        """Be of the size that the coordinator says."""
+        self.client.renew(said)
+        info = self.client.info(self.method.info.asks)
+        self.adaptation = adapted(self.method, self.bench, info)
+        self.info, self.said = info, dict(said)
+
+    def _heed(self, said: Mapping[str, Any]) -> None:
+        """Facts that came with a question."""
+        if odd := sorted(said.keys() - set(self.method.info.renews)):
+            raise Refused(f"The coordinator renews {quoted(odd[0])}, which the method does not.")
+        if said == self.said:
+            return
+        try:
+            self._know(said)
+        except UserError as e:
+            self.client.renew(self.said)
+            raise Refused(f"What the coordinator says of {self.client.id} is nothing that the method can have: {e}") from None
 
     # what its folder holds ----------------------------------------------------------------------------------------------
 
@@ -140,7 +159,9 @@ class SiteClient:
 
     # what it does ---------------------------------------------------------------------------------------------------------
 
-    def turn(self, round: Round, data: bytes, since: int, now: int, counted: int = NONE) -> tuple[bytes | None, float | None]:
+    def turn(
+        self, round: Round, data: bytes, since: int, now: int, counted: int = NONE, said: Mapping[str, Any] | None = None
+    ) -> tuple[bytes | None, float | None]:
         """Train on a download: the update as bytes (None without rows, or in a round without uploads), and the mean loss.
 
         The same message for the same round again, as after a restart of the coordinator, gives the same answer and trains
@@ -148,7 +169,7 @@ class SiteClient:
 
         Args:
             since: the coordinator's clock up to which this site must have all news, 0 = none. now: up to which it then has.
-            counted: the round of its last turn that counted.
+            counted: the round of its last turn that counted. said: facts about it that the coordinator has renewed.
 
         Raises:
             Behind: this site does not hold what the download builds on. Diverged: it has trained in
@@ -158,6 +179,7 @@ class SiteClient:
         digest = files.sha256(data)
         if self.rounds.get("round") == round.index and self.rounds.get("digest") == digest:
             return (self._whole(self._reply(round.index)) if self.rounds["replied"] else None), self.rounds["loss"]
+        self._heed(said or {})
         received = self._read(round, data, since)
         try:
             return self._train(round, received, since, now, counted, digest)
@@ -216,11 +238,14 @@ class SiteClient:
         return self.folder / f"reply-{round:06d}.bin"
 
     @torch.no_grad()
-    def scores(self, round: Round, data: bytes, since: int) -> dict[str, dict[str, dict[str, Any]]]:
+    def scores(
+        self, round: Round, data: bytes, since: int, said: Mapping[str, Any] | None = None
+    ) -> dict[str, dict[str, dict[str, Any]]]:
         """What the task tells of its own validation and test rows, by view and split, with a download that is not kept.
 
         A site that holds less than the server's model (some layers, a slice of them) can't score that.
         """
+        self._heed(said or {})
         received = self._read(round, data, since)
         self.store.load(self.client)
         held = self.start | self._apply(received.tensors, since)

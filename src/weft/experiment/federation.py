@@ -19,6 +19,17 @@ class Federation(Group):
         1.0, "Share of the clients drawn for a round, 0 to 1.", everyday=True
     )
     dropout: Fraction = setting(0.0, "Chance that a client fails in the middle of its turn.")
+    ranks: str | None = setting(
+        None,
+        "Ranks of LoRA dealt out to the clients, for methods that take several: `4,8,16`, or with shares `4:2,16:1`.",
+        unset="as the method deals them",
+    )
+    devices: str | None = setting(
+        None,
+        "What clients compute on, for methods that ask: `jetson-tx2:3,jetson-nx:4`, or a `.toml` file.",
+        "See [devices](methods.md#devices).",
+        unset="as the method deals them",
+    )
     seed: Whole = setting(0, "Of everything random.", everyday=True, common=True)
     start_head: Literal["random", "probe"] = setting(
         "random",

@@ -194,6 +194,7 @@ def _rebuilt(folder: Path, client: str | None, locked: bool = False) -> Iterator
         server = begin(method, material.bench, infos, x.rounds, notes=next(noted(directory.root)))
         kept = None if client is not None else best.read(saved.best, checkpoint.last)  # a client's memory is of the last round
         restore(server, saved.servers[0] if kept is None or kept.kept is None else checkpoint.states(kept.kept)[0])
+        server.introduce(people)
         chosen = None
         if client is not None:
             chosen = next((c for c in people if c.id == client), None)

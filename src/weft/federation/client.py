@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,10 +26,12 @@ class ClientState(ClientInfo):
     """What lives at the client between rounds; written back only after a completed turn.
 
     Attributes:
+        own: its facts before the server renewed any; None = it has renewed none.
         kept: KEEP tensors by name. memo: the method's own values. rounds_seen: completed turns.
     """
 
     data: Splits = field(default_factory=lambda: Splits(*[np.zeros(0, dtype=np.int64)] * 3))
+    own: dict[str, Any] | None = None
     kept: dict[str, Tensor] = field(default_factory=dict)
     memo: dict[str, Any] = field(default_factory=dict)
     rounds_seen: int = 0
@@ -36,3 +39,8 @@ class ClientState(ClientInfo):
     def info(self, asks: tuple[str, ...]) -> ClientInfo:
         """What the server is told: only the facts that the method asks for."""
         return ClientInfo(self.id, self.n, {k: v for k, v in self.facts.items() if k in asks}, self.model)
+
+    def renew(self, said: Mapping[str, Any]) -> None:
+        """Have its own facts, but for those that the server says, see :meth:`weft.federation.server.ServerState.renew`."""
+        self.own = self.facts if self.own is None else self.own
+        self.facts = {**self.own, **said}

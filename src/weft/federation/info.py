@@ -46,7 +46,8 @@ class MethodInfo:
         views: ways to predict: ``global`` (one model for all) and others (per client); the first is the headline. ``global/…`` is
             another way in which the one model for all predicts: one of its exits or widths.
         asks: facts about a client that the server needs. tells: keys of facts that the server sends beside tensors.
-        reveals: keys of facts that updates carry.
+        reveals: keys of facts that updates carry. renews: facts among ``asks`` that the server gives new values
+            (:meth:`weft.federation.server.ServerState.renew`).
         needs: demands on backbone, data or engine, of NEEDS.
         codec, download_codec: of a method that is one beside an ordinary rule, or has its own: taken unless another is asked
             for. If ``codec`` is right on average, so has to be that other.
@@ -65,6 +66,7 @@ class MethodInfo:
     asks: tuple[str, ...] = ()
     tells: tuple[str, ...] = ()
     reveals: tuple[str, ...] = ()
+    renews: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     codec: str = ""
     download_codec: str = ""

@@ -13,6 +13,7 @@ from weft.aggregation.mean import Weight
 from weft.errors import WeftError
 from weft.federation.bench import Bench
 from weft.federation.client import ClientState
+from weft.federation.info import MethodInfo
 from weft.federation.layout import Adaptation, named
 from weft.federation.message import APPENDED, ClientInfo, Message, Update, beside
 from weft.federation.pack import Pack
@@ -40,6 +41,8 @@ class Rule(Protocol):
     """What the state asks of its method, see :class:`weft.federation.method.Method`."""
 
     @property
+    def info(self) -> MethodInfo: ...
+    @property
     def weighting(self) -> str: ...
     def adapt(self, backbone: Backbone, task: Task, client: ClientInfo) -> Adaptation: ...
     def send(self, server: ServerState, client: ClientInfo) -> Message: ...
@@ -54,7 +57,7 @@ class ServerState:
         shared: DOWN tensors by name, each stamped with when it was last written, so that only news is sent.
         memo: the method's own state (tensors, LowRanks and JSON values). clients: all known clients.
         notes: the same of each client, where a checkpoint must not hold everybody's. counted: the last round in which a client's
-            update counted, by client.
+            update counted, by client. said: facts of clients that the server has renewed, by client.
         start: start values handed to clients in set-up (a warm-started head); the others are drawn from the seed.
         clock: stamp of the next write; 0 = start values, which every client has. synced: clock at a client's last download.
         rounds: planned number of rounds. round: the one in progress. cohort: who takes part in it.
@@ -88,6 +91,7 @@ class ServerState:
         self.memo: dict[str, Any] = {}
         self.notes = notes or Notes()
         self.counted: dict[str, int] = {}
+        self.said: dict[str, dict[str, Any]] = {}
         self.synced: dict[str, int] = {}
         self.round = Round(0)
         self.clock = 1
@@ -322,9 +326,35 @@ class ServerState:
             found[name] = value if before is None else self.step.taken(self.memo, name, before, value, reached)
         return found
 
+    def renew(self, client: str, **facts: Any) -> None:
+        """Give facts of a client new values: it is told them with every question, and gets everything anew, in its new size.
+
+        Args:
+            client: its id. facts: keys that the method asks for and ``renews``, with plain JSON values.
+        """
+        renews = () if self.method is None else self.method.info.renews
+        if odd := sorted(facts.keys() - set(renews)):
+            raise WeftError(f'the fact "{odd[0]}" is none that the method renews')
+        before = self.said.get(client, {})
+        if (now := before | facts) != before:
+            self.said[client] = now
+            if client in self.synced:
+                self.synced[client] = 0
+
+    def introduce(self, clients: Iterable[ClientState]) -> None:
+        """Let the states of its clients, and ``clients``, say what the server has renewed."""
+        if self.method is None or not self.method.info.renews:
+            return
+        self.clients = []
+        for client in clients:
+            client.renew(self.said.get(client.id, {}))
+            self.clients.append(client.info(self.method.info.asks))
+
     def snapshot(self) -> Callable[[], None]:
         """What puts the values of this moment back: for a round whose result is not finite."""
-        stores: tuple[dict[str, Any], ...] = (self.shared, self.stamps, self.memo, self.counted, self.notes.manifest)
+        stores: tuple[dict[str, Any], ...] = (
+            *(self.shared, self.stamps, self.memo, self.counted, self.said, self.synced, self.notes.manifest),
+        )
         before, terms = [dict(d) for d in stores], {n: list(t) for n, t in self.terms.items()}
 
         def undo() -> None:
@@ -368,6 +398,7 @@ class ServerState:
             "scales": scales,
             "round": self.round.index,
             "counted": self.counted,
+            "said": dict(self.said),
             "notes": self.notes.manifest,
         }
         return tensors, state
@@ -389,3 +420,4 @@ class ServerState:
         self.terms = {n: [(int(a), int(b)) for a, b in t] for n, t in state["terms"].items()}
         self.round = Round(int(state["round"]))
         self.counted, self.notes.manifest = dict(state.get("counted", {})), dict(state.get("notes", {}))
+        self.said = {client: dict(facts) for client, facts in state.get("said", {}).items()}

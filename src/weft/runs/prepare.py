@@ -29,7 +29,7 @@ from weft.engines import packing, room
 from weft.engines.observer import Observer
 from weft.engines.setup import Tests
 from weft.errors import UserError
-from weft.experiment import Experiment
+from weft.experiment import Experiment, handed
 from weft.federation.bench import Bench
 from weft.federation.client import ClientState, Splits
 from weft.federation.layout import named
@@ -112,7 +112,9 @@ def prepare(experiment: Experiment, given: Any, observer: Observer, needs: tuple
         ClientState(c.id, len(c.train), dict(c.facts), data=Splits(*own[3 * i : 3 * i + 3])) for i, c in enumerate(dealt.clients)
     ]
     clients.sort(key=lambda c: c.id)
+    given_facts = handed.facts_of(x)
     for i, client in enumerate(clients):
+        client.facts = given_facts(i) | client.facts
         client.model = models[i % len(models)] if i % len(models) else ""
     about = {
         "name": dealt.name,

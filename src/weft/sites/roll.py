@@ -51,7 +51,8 @@ class Roll:
     """The sites of a run.
 
     Attributes:
-        deadline: seconds that a site may take for a turn. folder: of the run. members: what each site has told, by name.
+        deadline: seconds that a site may take for a turn. folder: of the run.
+        facts: that the experiment gives to the client at a position. members: what each site has told, by name.
         places: addresses by name. greeted: addresses that have not answered yet, by ticket, and when they were asked.
         turned_away: reasons by address, and when.
     """
@@ -63,6 +64,7 @@ class Roll:
     deadline: float
     observer: Observer
     folder: Path
+    facts: Callable[[int], dict[str, Any]] = lambda position: {}
     members: dict[str, ClientInfo] = field(default_factory=dict)
     places: dict[str, str] = field(default_factory=dict)
     greeted: dict[str, tuple[str, float]] = field(default_factory=dict)
@@ -231,8 +233,8 @@ class StageTransport:
         for name in back & known:
             self.roll.observer.say(f"{name} is back.")
         new = [self.roll.members[n] for n in sorted(self.roll.places.keys() - known)]
-        profile = self.exchange.method.profile
-        found = [ClientState(c.id, c.n, profile(i) | c.facts, c.model) for i, c in enumerate(new, len(clients))]
+        profile, given = self.exchange.method.profile, self.roll.facts
+        found = [ClientState(c.id, c.n, profile(i) | given(i) | c.facts, c.model) for i, c in enumerate(new, len(clients))]
         if found:
             self.joined(found)
         return found

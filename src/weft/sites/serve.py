@@ -24,7 +24,7 @@ from weft.engines.observer import Observer
 from weft.engines.remote import Remote, check_told
 from weft.engines.setup import Setup, Tests
 from weft.errors import UserError
-from weft.experiment import Resolved
+from weft.experiment import Resolved, handed
 from weft.federation.client import ClientState
 from weft.playing import execute
 from weft.playing.run import Run
@@ -96,7 +96,8 @@ def _federate(
 ) -> None:
     x = resolved.experiment
     terms = Terms.of(about["served"]["run"], x, material.bench)
-    roll = Roll(wire, terms, resolved.played, x.models, deadline, observer, directory.root)
+    given = handed.facts_of(x)
+    roll = Roll(wire, terms, resolved.played, x.models, deadline, observer, directory.root, given)
     before = {s["id"]: s for s in about["served"]["sites"]}
     if before:  # they may come back at any time, but most do at once
         roll.wait_for(len(before), patience=min(deadline, RETURN))
@@ -104,7 +105,9 @@ def _federate(
         roll.wait_for(x.clients)
     for info in roll.members.values():
         before.setdefault(info.id, asdict(info))
-    material.clients[:] = [ClientState(s["id"], s["n"], dict(s["facts"]), s["model"]) for _, s in sorted(before.items())]
+    material.clients[:] = [
+        ClientState(s["id"], s["n"], given(i) | dict(s["facts"]), s["model"]) for i, (_, s) in enumerate(sorted(before.items()))
+    ]
     about["served"]["sites"] = [asdict(c.info(resolved.method.info.asks)) for c in material.clients]
     _note(directory, about, resolved, material)
 

@@ -61,6 +61,7 @@ class Federation:
         """A pack of these clients (all, if None), of one backbone, as they enter round t, past the wire."""
         server = self.server
         server.round = self.method.plan(server, t) or Round(t)
+        server.introduce(self.clients)
         chosen = self.clients if clients is None else [self.clients[i] for i in clients]
         server.cohort = [c.info(self.method.info.asks) for c in chosen]
         turns = []

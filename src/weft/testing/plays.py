@@ -163,6 +163,7 @@ class Plays:
     def put(self, server: ServerState) -> None:
         """Let the scratch server hold what another does."""
         Snapshot.of(server).onto(self.scratch.server)
+        self.scratch.server.introduce(self.scratch.clients)
 
     @functools.cached_property
     def packed(self) -> Packed:

@@ -5,6 +5,9 @@ Written a second time, beside :mod:`weft.engines.site`, from what the contract s
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from weft.communication.codecs import codec
 from weft.communication.frame import Expected, Header, Received
 from weft.communication.wire import decode, encode
@@ -28,7 +31,18 @@ class Stranger:
     def __init__(self, run: Federation, position: int):
         self.client = run.clients[position]
         self.method, self.bench, self.start = run.method, run.bench.of(self.client), run.server.start
-        self.info = self.client.info(run.method.info.asks)
+        self.said: dict[str, Any] = {}
+        self._begin()
+
+    def heed(self, said: Mapping[str, Any]) -> None:
+        """Facts that the server has renewed; whoever is of another size then gets everything anew."""
+        if said != self.said:
+            self.said = dict(said)
+            self.client.renew(said)
+            self._begin()
+
+    def _begin(self) -> None:
+        self.info = self.client.info(self.method.info.asks)
         self.adaptation = adapted(self.method, self.bench, self.info)
         self.copy: dict[str, Value] = {}
         for name, init, scope in named(self.adaptation, self.bench.backbone):
@@ -93,6 +107,9 @@ def by_messages(run: Federation) -> None:
         if plan is None:
             return
         server.round = plan
+        server.introduce(run.clients)
+        for client_id, site in sites.items():
+            site.heed(server.said.get(client_id, {}))
         cohort = run.cohort()
         server.cohort = [sites[c.id].info for c in cohort]
         run.simulation.last_cohort = [c.id for c in cohort]

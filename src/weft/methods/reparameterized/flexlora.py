@@ -28,6 +28,7 @@ from weft.contract import (
     ServerState,
     Task,
     Update,
+    dealt,
 )
 
 TYPES = ((8, 8), (30, 30), (30, 200), (200, 200))  # (attention rank, feed-forward rank) of resource types 1 to 4
@@ -100,10 +101,7 @@ class FlexLoRA(Method):
         shares = MIXES[self.mix]
         if shares is None:
             return {}
-        # the golden ratio spreads any number of clients evenly over the shares, in an order without runs
-        place, kind = ((position + 0.5) * 0.618033988749895) % 1.0, 0
-        while kind < len(TYPES) - 1 and place >= sum(shares[: kind + 1]):
-            kind += 1
+        kind = dealt(position, shares)
         return {"rank": TYPES[kind][0], "ffn_rank": TYPES[kind][1]}
 
     def send(self, server: ServerState, client: ClientInfo) -> Message:

@@ -1,0 +1,105 @@
+"""Ranks and devices dealt out to clients, and what is refused about them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from weft.devices import PROFILES, Device, dealt, of_text, read
+from weft.errors import UserError
+from weft.experiment import handed, resolve
+
+
+@pytest.mark.parametrize("shares", [[1.0], [1.0, 1.0], [3.0, 4.0, 1.0], [0.5, 0.25, 0.25], [1.0] * 46])
+def test_shares_are_met_by_any_number_of_clients(shares: list[float]) -> None:
+    for n in (len(shares) * 4, 500):
+        found = Counter(dealt(i, shares) for i in range(n))
+        for kind, share in enumerate(shares):
+            assert abs(found[kind] - n * share / sum(shares)) <= 3
+
+
+def test_a_clients_kind_does_not_depend_on_how_many_there_are_and_kinds_come_mixed() -> None:
+    kinds = [dealt(i, [1.0, 1.0]) for i in range(20)]
+    assert kinds == [dealt(i, [2.0, 2.0]) for i in range(20)]
+    assert all(len(set(kinds[i : i + 4])) == 2 for i in range(16))
+
+
+def test_texts_are_kinds_with_shares() -> None:
+    assert of_text("4, 8:2,16:0.5", "ranks") == {"4": 1.0, "8": 2.0, "16": 0.5}
+    for text in ("", "4,", "4,4", "4:0", "4:-1", "4:x", "4:nan", "4:inf", ":3", "4:"):
+        with pytest.raises(UserError, match="cannot be dealt out: write each kind once"):
+            of_text(text, "ranks")
+
+
+def test_devices_by_name() -> None:
+    assert read("jetson-tx2:3,server") == [(PROFILES["jetson-tx2"], 3.0), (PROFILES["server"], 1.0)]
+    with pytest.raises(UserError, match=r'no device "jetson-tx3".*Did you mean "jetson-tx2"'):
+        read("jetson-tx3")
+
+
+def test_devices_of_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(
+        "[slow]\nspeed = 1\nmemory = 4\nbandwidth = 10.5\nshare = 3\n[fast]\nspeed = 20\nmemory = 24\nbandwidth = 100\n"
+    )
+    assert read(str(file)) == [(Device(1, 4, 10.5), 3.0), (Device(20, 24, 100), 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[a]\nspeed = -1\nmemory = 4\nbandwidth = 1\n", "has speed = -1: give it a number above 0"),
+        ("[a]\nspeed = 1\nmemory = 0\nbandwidth = 1\n", "has memory = 0"),
+        ("[a]\nspeed = 1\nmemory = 4\nbandwidth = inf\n", "has bandwidth = inf"),
+        ("[a]\nspeed = true\nmemory = 4\nbandwidth = 1\n", "has speed = True"),
+        ("[a]\nspeed = 1\nmemory = 4\nbandwidth = 1\nshare = 0\n", "has share = 0"),
+        ("[a]\nspeed = 1\nmemory = 4\n", r"\[a\] in .* is no device"),
+        ("[a]\nspeed = 1\nmemory = 4\nbandwidth = 1\nwatts = 3\n", r"\[a\] in .* is no device"),
+        ("a = 1\n", r"\[a\] in .* is no device"),
+        ("", "has none"),
+        ("speed = ", "is no TOML"),
+    ],
+)
+def test_files_of_devices_that_cannot_be(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=said):
+        read(str(file))
+
+
+def test_files_that_are_not_there(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.toml", tmp_path):
+        with pytest.raises(UserError, match="can't be read"):
+            read(f"{path}/x.toml" if path is tmp_path else str(path))
+
+
+def facts(method: str, **settings: Any) -> list[dict[str, Any]]:
+    given = handed.facts_of(resolve({"method": method, **settings}).experiment)
+    return [given(i) for i in range(40)]
+
+
+def test_ranks_and_devices_become_facts() -> None:
+    assert Counter(f["rank"] for f in facts("flora", ranks="4:3,16:1")) == pytest.approx({4: 30, 16: 10}, abs=1)
+    assert all(f["rank"] == f["ffn_rank"] for f in facts("flexlora", ranks="4,16"))
+    some = facts("legend", devices="phone,laptop")
+    assert {(f["speed"], f["memory"], f["bandwidth"]) for f in some} == {(1.0, 8, 20), (2.0, 16, 50)}
+    assert facts("fedit") == [{}] * 40
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"method": "fedit", "ranks": "4,8"}, "fedit gives all clients the same rank.*--ranks.*flora.*hetlora"),
+        ({"method": "flora", "devices": "phone"}, "flora asks for nothing about devices.*--devices.*legend"),
+        ({"method": "flora", "ranks": "4,x"}, '"x", which is no rank'),
+        ({"method": "flora", "ranks": "4,0"}, '"0", which is no rank'),
+        ({"method": "flora", "ranks": "4,-8"}, '"-8", which is no rank'),
+        ({"method": "legend", "devices": "toaster"}, 'no device "toaster"'),
+    ],
+)
+def test_what_a_method_can_do_nothing_with_is_said_before_anything_is_loaded(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        resolve(settings)
