@@ -147,6 +147,7 @@ def test_a_site_takes_no_facts_that_its_method_cannot_have(said: dict[str, Any])
     with pytest.raises(Refused):
         site.turn(Round(1), b"", 0, 1, -1, said)
     assert site.said == before
+    assert site.client.facts == before == {}
     assert site.adaptation["lora"][0].rank == 4  # type: ignore[attr-defined]
 
 

@@ -27,7 +27,7 @@ from weft.testing.sites import remote
 from weft.testing.workers import scattered
 
 LR = 0.3
-SMALL = LEGEND(rank=1, alpha=1.5, wait=0.25, steps=2, batch=2, optim=Optim("sgd", lr=LR, schedule="constant"))
+SMALL = LEGEND(first=1, alpha=1.5, wait=0.25, steps=2, batch=2, optim=Optim("sgd", lr=LR, schedule="constant"))
 FACTS: list[Mapping[str, Any]] = [
     {"speed": 4.0, "bandwidth": 8.0},
     {"speed": 1.0, "bandwidth": 2.0},
@@ -189,7 +189,7 @@ def test_defaults_are_the_cards() -> None:
     assert method.ranks(backbone) == list(range(2, 14))
     assert by_hand.elements(method, backbone, Scope.UP)["lora"] == 90 * (768 + 768) * 2
     for depth, total in ((12, 270), (9, 216), (6, 153)):
-        ranks = replace(method, rank=17).ranks(backbone)
+        ranks = replace(method, first=17).ranks(backbone)
         assert sum(ranks[12 - depth :]) == total
 
 

@@ -74,7 +74,7 @@ class LEGEND(Method):
     """Defaults of the card: ranks 2 … 13 in 12 blocks.
 
     Attributes:
-        rank: r_0. growth: λ. alpha: the scale is α/r_0 in all blocks.
+        first: r_0, the rank of block 0. growth: λ. alpha: the scale is α/r_0 in all blocks.
         wait: of the slowest device's time, how much the others may wait on average. length: tokens of a row that times are
             estimated for.
         sites: linear layers that get LoRA, see ``Backbone.sites``.
@@ -99,7 +99,7 @@ class LEGEND(Method):
         sends="both LoRA factors of its blocks, the head, and the number of examples",
     )
 
-    rank: Count = 2
+    first: Count = 2
     growth: Whole = 1
     alpha: Positive = 2.0
     wait: Share = 0.1
@@ -113,7 +113,7 @@ class LEGEND(Method):
         depth = client.facts.get("depth", len(backbone.blocks))
         if type(depth) is not int or not 1 <= depth <= len(backbone.blocks):
             raise UserError(f"client {client.id} has the depth {depth}, and the backbone {len(backbone.blocks)} blocks.")
-        lora = Graded(self.rank, self.alpha, self.sites, growth=self.growth, depth=depth)
+        lora = Graded(self.first, self.alpha, self.sites, growth=self.growth, depth=depth)
         return {"lora": (lora, SHARED), "head": (task.head, SHARED)}
 
     def profile(self, position: int) -> dict[str, Any]:
@@ -130,7 +130,7 @@ class LEGEND(Method):
 
     def ranks(self, backbone: Backbone) -> list[int]:
         """r_l of each block."""
-        return [self.rank + self.growth * block for block in range(len(backbone.blocks))]
+        return [self.first + self.growth * block for block in range(len(backbone.blocks))]
 
     def times(self, server: ServerState) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Seconds of a round of each client: forward, backward through a block with LoRA, and to upload a rank of one."""
