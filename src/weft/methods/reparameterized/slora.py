@@ -72,8 +72,8 @@ class SLoRA(Method):
         deviations=(
             "The paper was not at hand but for its abstract, and its authors' code is not public; that of others draws new "
             "entries for each client and round. Rank, α, learning rate and rounds of the first stage are not the paper's. "
-            "Entries are those of LoRA's layers alone, so that nothing is lost at the switch; they are trained as differences to the "
-            "pretrained weights, to which weight decay pulls them back."
+            "Entries are those of LoRA's layers alone, so that nothing is lost at the switch. They are trained as differences to "
+            "the pretrained weights, to which weight decay pulls them back."
         ),
         sends=(
             "in the first rounds some entries of the tuned weights, at places that all know; then both LoRA factors of every "
