@@ -242,10 +242,12 @@ def test_a_layer_in_which_nothing_was_learnt_starts_as_lora_does() -> None:
     run.server.write(f"sparse/{first}/value", torch.zeros(N, dtype=torch.float64))
     drawn = by_hand.shared(run)
     switched(run)
-    assert all(torch.equal(by_hand.shared(run)[f"lora/{first}/{role}"], drawn[f"lora/{first}/{role}"]) for role in "AB")
-    assert not any(
-        torch.equal(by_hand.shared(run)[f"lora/{s}/{role}"], drawn[f"lora/{s}/{role}"]) for s in others for role in "AB"
-    )
+    found, sent = by_hand.shared(run), run.method.send(run.server, run.clients[0].info(())).tensors
+    for site in (first, *others):
+        for role in "AB":
+            name = f"lora/{site}/{role}"
+            assert torch.equal(found[name], drawn[name]) == (site == first)
+            assert (name in sent) == (site != first)
 
 
 def test_without_learning_in_stage_1_stage_2_is_fedit_to_the_last_bit() -> None:

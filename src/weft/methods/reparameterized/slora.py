@@ -1,10 +1,10 @@
 """SLoRA: some rounds train a few entries of the weights themselves; the SVD of what they have changed is where LoRA starts.
 
 S. Babakniya, A. R. Elkordy, Y. H. Ezzeldin, Q. Liu, K.-B. Song, M. El-Khamy, S. Avestimehr, "SLoRA: Federated Parameter Efficient
-Fine-Tuning of Language Models", FL@FM-NeurIPS 2023, arXiv 2308.06522. The code that was read is
-that of others: alibaba/FederatedScope, branch FlexLoRA.
+Fine-Tuning of Language Models", FL@FM-NeurIPS 2023, arXiv 2308.06522. Others' code was read: alibaba/FederatedScope, branch
+FlexLoRA.
 
-With s = α/r and M the places of the entries, drawn once by the server's seed, the same for all:
+With s = α/r and M the places of the entries, drawn once from the run's seed, the same for all:
 
     stage 1   Δ_k ← local steps on the entries in M, from Δ;  Δ ← Σ_k p_k Δ_k             the model is W0 + Δ
     switch    Δ ≈ U_r Σ_r V_rᵀ, the best of rank r;  B ← U_r Σ_r / s,  A ← V_rᵀ            Δ goes, and W0 is back
