@@ -17,6 +17,7 @@ from weft.adaptation.part import Part
 from weft.adaptation.prefix_tuning import Prefix
 from weft.adaptation.residual import Residual
 from weft.adaptation.routed import Routed
+from weft.adaptation.sparse_weights import SparseWeights
 from weft.adaptation.tokens import ClassContext, ImageTokens, Place
 from weft.adaptation.tune import Tune
 from weft.adaptation.values import Values
@@ -87,6 +88,7 @@ __all__ = [
     "ServerState",
     "Share",
     "Site",
+    "SparseWeights",
     "Task",
     "Tune",
     "Tuned",

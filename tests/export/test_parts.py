@@ -23,6 +23,7 @@ from weft.federation.method import Method
 from weft.federation.pack import Pack
 from weft.methods.adapters.feddat import FedDAT
 from weft.methods.reparameterized.fedsa_lora import FedSALoRA
+from weft.methods.reparameterized.slora import SLoRA
 from weft.methods.selective.fedbf import FedBF
 from weft.tasks.outputs import Output
 
@@ -74,6 +75,24 @@ def test_whatever_is_tuned_comes_back_through_our_own_loader(kind: str, which: s
     torch.testing.assert_close(got, run.global_logits(), **RUN_CLOSE)
     start = tiny.federation(Anything(tune=TUNED[which]), kind, precision="float32")
     assert (start.global_logits() - got).abs().max() > 1e-2
+
+
+def test_entries_of_weights_come_back_at_their_places_and_the_lora_that_they_start_as_an_adapter(tmp_path: Path) -> None:
+    """Of a run whose seed its reader does not know."""
+    run = tiny.federation(SLoRA(rank=2, sparse_rounds=2, batch=4, optim=FAST), "bert", precision="float32", rounds=4, seed=5)
+    texts = list(tiny.states(seed=5)[0].texts)
+    start = run.global_logits()
+    for t, kind in enumerate(("weft", "peft")):
+        run.simulation.round(t)
+        folder = tmp_path / kind
+        folder.mkdir()
+        assert exported(run, folder).kind == kind
+        got = load(folder, device="cpu", precision="float32").logits(texts)
+        torch.testing.assert_close(got, run.global_logits(), **RUN_CLOSE)
+        assert (start - got).abs().max() > 1e-2
+    content = json.loads((tmp_path / "weft" / "weft_adapter.json").read_text())
+    assert content["forward"] is None
+    assert content["parts"].keys() == {"sparse", "head"}
 
 
 def test_the_bias_of_a_convolution_comes_back_too(tmp_path: Path) -> None:

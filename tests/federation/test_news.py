@@ -115,3 +115,28 @@ def test_a_whole_value_is_more_than_its_terms() -> None:
         run.server.receipt(message, client)
         assert run.server.stale(client).tensors == {}
         close_round(run.method, run.server, by_hand.invented(run, [1.0, 2.0]))
+
+
+def test_a_value_that_is_used_no_more_is_back_at_its_start_and_no_news_to_anybody() -> None:
+    run = tiny.federation(FLoRA(rank=1), sizes=(3, 3))
+    server = run.server
+    start = {n: v for n, v in server.shared.items() if n.startswith("head/")}
+    run.run(2)
+    client = ClientInfo("new")
+    heads, deltas = ({n for n in server.shared if n.startswith(part)} for part in ("head/", "base/"))
+    assert news(run, client) == heads | deltas
+    server.reset("head/*/weight")
+    kept = {n for n in heads if n.endswith("/bias")}
+    assert news(run, client) == kept | deltas
+    for name in heads - kept:
+        assert torch.equal(server.shared[name], start[name])  # type: ignore[arg-type]
+        held = server.held_by(client, server.adaptation, Message())
+        assert torch.equal(held[name], start[name])  # type: ignore[arg-type]
+    server.reset("base")
+    assert news(run, client) == kept
+    assert all(server.shared[n].rank == 0 for n in deltas)  # type: ignore[union-attr]
+    name = next(iter(deltas))
+    shape = server.shared[name].shape
+    server.clock += 1
+    server.grow(name, LowRank(B=torch.ones(shape[0], 1), A=torch.ones(1, shape[1])))
+    assert news(run, client) == kept | {name}

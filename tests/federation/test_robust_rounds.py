@@ -106,11 +106,16 @@ def test_without_a_rule_and_with_a_wide_clip_the_numbers_are_those_of_the_plain_
     found = [shared(play(small(slug), rule, **settings)) for rule in (Robust(), Robust("clip", norm=1e9))]
 
     def plain(
-        self: ServerState, updates: Iterable[Update], only: str = "*", weighting: str | None = None, absent: str = "kept"
+        self: ServerState,
+        updates: Iterable[Update],
+        only: str | Iterable[str] = "*",
+        weighting: str | None = None,
+        absent: str = "kept",
     ) -> None:
+        patterns = (only,) if isinstance(only, str) else tuple(only)
         total, held = WeightedMean(), {n: v for n, v in self.shared.items() if isinstance(v, Tensor)}
         for u in updates:
-            tensors = {n: v for n, v in u.tensors.items() if isinstance(v, Tensor) and matches(n, (only,))}
+            tensors = {n: v for n, v in u.tensors.items() if isinstance(v, Tensor) and matches(n, patterns)}
             tensors = held | tensors if absent == "unmoved" else tensors
             total.add(tensors, 1.0 if self.weighting == "uniform" else u.weight)
         for name, value in total.result().items():

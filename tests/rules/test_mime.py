@@ -18,7 +18,7 @@ from sliced import Sliced
 from weft.adaptation.optim import Optim
 from weft.errors import UserError
 from weft.federation.scope import SHARED
-from weft.methods import FedDAT, FedIT, FedSALoRA
+from weft.methods import FedDAT, FedIT, FedSALoRA, SLoRA
 from weft.rules import composed
 from weft.testing.federation import Federation
 from weft.testing.plays import shallow
@@ -242,6 +242,15 @@ def test_two_exchanges_are_two_of_the_rounds_that_are_asked_for() -> None:
     assert kinds[::2] == ["gradients", "gradients", None]
     assert kinds[1] == kinds[3] != "gradients"
     assert kinds[5] is None
+
+
+def test_a_pair_of_exchanges_is_one_of_the_methods_rounds_wherever_it_asks_how_many_there_are() -> None:
+    for exchanges, stages in ((8, ["sparse", "switch", "lora", "lora"]), (7, ["sparse", "switch", "lora"]), (2, ["lora"])):
+        run = ruled.federation(SLoRA(rank=2, sparse_rounds=9, batch=3), "mime", exchanges)
+        plans = [run.method.plan(run.server, t) for t in range(exchanges)]
+        assert [p.kind for p in plans[1::2] if p] == stages
+        assert {p.kind for p in plans[::2] if p} == {"gradients"}
+        assert run.server.rounds == exchanges
 
 
 def test_what_is_sent() -> None:

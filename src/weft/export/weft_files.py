@@ -17,6 +17,7 @@ from weft.adaptation.lora import Delta, LoRA
 from weft.adaptation.part import Part
 from weft.adaptation.prefix_tuning import Prefix
 from weft.adaptation.residual import Residual
+from weft.adaptation.sparse_weights import SparseWeights
 from weft.adaptation.tokens import ClassContext, ImageTokens
 from weft.adaptation.weights import Weights
 from weft.errors import UserError
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 CONFIG, TENSORS = FILES = "weft_adapter.json", "weft_adapter.safetensors"
 MARK = "."  # between the name of a product and the role of its factor, whose scale is in B
-PARTS = (LoRA, Delta, Bottleneck, Bias, Head, ClassContext, ImageTokens, Prefix, Residual, Weights)
+PARTS = (LoRA, Delta, Bottleneck, Bias, Head, ClassContext, ImageTokens, Prefix, Residual, SparseWeights, Weights)
 KINDS: dict[str, type] = {kind.__name__: kind for kind in PARTS}
 """Parts that are described by their settings. A model with others is described by its method."""
 

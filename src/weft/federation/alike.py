@@ -68,7 +68,7 @@ def _difference(backbone: Backbone, one: str, mine: Adaptation, two: str, theirs
 
 def _one_form(a: Init, b: Init) -> bool:
     """Whether one tensor with a client axis can hold both, zero-padded, and what it is compared with is common to both."""
-    if a.kind != b.kind or len(a.shape) != len(b.shape):
+    if a.kind != b.kind or len(a.shape) != len(b.shape) or (a.kind == "places" and a != b):
         return False
     if a.value is None or b.value is None:
         return a.value is b.value

@@ -103,14 +103,17 @@ class ServerState:
         self._starts: dict[tuple[str, tuple[int, ...]], Value] = {}
         self.cohort: list[ClientInfo] = []
         for name, init, scope in named(self.adaptation, bench.backbone):
-            if Scope.DOWN not in scope:
-                continue
-            if init.kind == "lowrank":
-                self.shared[name] = LowRank.zeros(*init.shape, dtype=bench.dtype)
-                self.terms[name] = []
-            else:
-                self.shared[name] = self.start[name] if name in self.start else bench.draw(init, name)
-            self.stamps[name] = 0
+            if Scope.DOWN in scope:
+                self._begin(name, init)
+
+    def _begin(self, name: str, init: Init) -> None:
+        """Let a DOWN value be its start value, which every client has."""
+        if init.kind == "lowrank":
+            self.shared[name] = LowRank.zeros(*init.shape, dtype=self.bench.dtype)
+            self.terms[name] = []
+        else:
+            self.shared[name] = self.start[name] if name in self.start else self.bench.draw(init, name)
+        self.stamps[name] = 0
 
     # reading --------------------------------------------------------------------------------------------------------
 
@@ -260,6 +263,16 @@ class ServerState:
         self.stamps[name] = self.clock
         if isinstance(value, LowRank):
             self.terms[name] = [(self.clock, value.rank)]
+
+    def reset(self, *names: str) -> None:
+        """Put the DOWN values that match back to their start values, of which nobody is told: they are used no more.
+
+        Clients elsewhere go on holding what they last read of them.
+        """
+        for name, init, scope in named(self.adaptation, self.bench.backbone):
+            if Scope.DOWN in scope and matches(name, names):
+                self._begin(name, init)
+        self._news.clear()
 
     def grow(self, name: str, term: LowRank) -> None:
         """Add a term to a growing low-rank value, see :mod:`weft.tensors.growing`; terms that clients lack stay apart."""

@@ -23,6 +23,7 @@ same clients. MimeLite takes one, in which a client sends y_i and ∇f_i(x).
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -146,7 +147,9 @@ class Mime(MimeLite):
     exchanges: ClassVar[int] = 2
 
     def plan(self, server: ServerState, t: int) -> Round | None:
-        inner = super().plan(server, t // 2) if t < server.rounds else None
+        counted = copy.copy(server)  # the method's rounds are pairs of exchanges, of which it may ask how many there are
+        counted.rounds = -(-server.rounds // 2)
+        inner = super().plan(counted, t // 2) if t < server.rounds else None
         if inner is None:
             return None
         return replace(inner, index=t, kind=GRADIENTS) if t % 2 == 0 else replace(inner, index=t, who="same")

@@ -17,10 +17,12 @@ class Init:
 
     Attributes:
         shape: the tensor's shape.
-        kind: ``zeros``, ``ones``, ``normal`` (std = ``scale``), ``uniform`` (on ±``scale``) or ``value`` (``value`` itself).
+        kind: ``zeros``, ``ones``, ``normal`` (std = ``scale``), ``uniform`` (on ±``scale``), ``value`` (``value`` itself) or
+            ``places``: rows and columns [2, n] of n different entries of a matrix of the shape ``of``, each set of n as likely.
         scale: see ``kind``.
         value: the start value for kind ``value``, e.g. a pretrained bias.
         within: shape of a larger tensor of which this is the leading slice: start values of any slice agree with the whole's.
+        of: see ``kind``.
     """
 
     shape: tuple[int, ...]
@@ -28,6 +30,7 @@ class Init:
     scale: float = 1.0
     value: Tensor | None = None
     within: tuple[int, ...] | None = None
+    of: tuple[int, int] | None = None
 
     def draw(self, seed: int, *name: object) -> Tensor:
         """The float32 start value on the CPU; random kinds depend on ``(seed, *name)`` alone."""
@@ -45,11 +48,28 @@ class Init:
             return torch.randn(self.shape, generator=g) * self.scale
         if self.kind == "uniform":
             return (torch.rand(self.shape, generator=g) * 2 - 1) * self.scale
+        if self.kind == "places":
+            assert self.of is not None
+            return _places(self.shape[1], self.of, g).to(torch.float32)  # exact: no side of a matrix is near 2^24
         raise ValueError(f"unknown start value kind {self.kind!r}")
 
     @property
     def numel(self) -> int:
         return math.prod(self.shape)
+
+
+def _places(n: int, of: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """Rows and columns [2, n] of n different entries of a matrix, in the order in which it lies in memory."""
+    total = of[0] * of[1]
+    few = min(n, total - n)  # it is these that are drawn, or the others
+    found = torch.zeros(0, dtype=torch.int64)
+    while len(found) < few:
+        found = torch.cat([found, torch.randint(total, (few - len(found),), generator=generator)]).unique()
+    if few < n:
+        others = torch.ones(total, dtype=torch.bool)
+        others[found] = False
+        found = others.nonzero().flatten()
+    return torch.stack([found // of[1], found % of[1]])
 
 
 def leading(value: Tensor, shape: tuple[int, ...]) -> Tensor:
