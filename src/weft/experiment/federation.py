@@ -20,10 +20,17 @@ class Federation(Group):
     )
     dropout: Fraction = setting(0.0, "Chance that a client fails in the middle of its turn.")
     seed: Whole = setting(0, "Of everything random.", everyday=True, common=True)
-    start_head: Literal["random", "probe"] = setting(
-        "random",
-        "`random`, or `probe`: warmed up by federated linear probing, billed as set-up.",
-        "The head is then first trained on frozen features.",
+    start: Name | None = setting(
+        None,
+        "Begin from a PEFT LoRA adapter: its folder, or that of a finished run. Its values are handed out in set-up, and billed.",
+        "It is whatever Weft exported or PEFT saved, on the same backbone, for a method whose LoRA clients are sent: see "
+        "[starting from an adapter](#starting-from-an-adapter).",
+        everyday=True,
+    )
+    start_head: Literal["auto", "random", "probe"] = setting(
+        "auto",
+        "`random`; `probe`: warmed up by federated linear probing, billed as set-up; or `auto`: that of `--start`, else random.",
+        "With `probe` the head is first trained on frozen features. A recipe's `probe` gives way to `--start`.",
         common=True,
     )
     probe_rounds: Count = setting(
