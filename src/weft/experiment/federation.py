@@ -22,8 +22,8 @@ class Federation(Group):
     seed: Whole = setting(0, "Of everything random.", everyday=True, common=True)
     start: Name | None = setting(
         None,
-        "Begin from a PEFT LoRA adapter: its folder, or that of a finished run. Its values are handed out in set-up, and billed.",
-        "It is whatever Weft exported or PEFT saved, on the same backbone, for a method whose LoRA clients are sent: see "
+        "Begin from this PEFT LoRA adapter, or finished run.",
+        "It is a folder that Weft exported or PEFT saved; what it holds is handed out in set-up, and billed: see "
         "[starting from an adapter](#starting-from-an-adapter).",
         everyday=True,
     )

@@ -143,11 +143,8 @@ def _lora(method: Method, adaptation: Adaptation) -> tuple[str, LoRA]:
     found = []
     for name, (part, scope) in adaptation.items():
         scopes = list(scope.values()) if isinstance(scope, Mapping) else [scope]
-        if (
-            type(part) is LoRA
-            and any(Scope.DOWN in s for s in scopes)
-            and all(Scope.DOWN in s or Scope.KEEP in s for s in scopes)
-        ):
+        lasting = all(Scope.DOWN in s or Scope.KEEP in s for s in scopes)
+        if type(part) is LoRA and lasting and any(Scope.DOWN in s for s in scopes):
             found.append((name, part))
     if len(found) != 1:
         raise UserError(
@@ -160,8 +157,8 @@ def _lora(method: Method, adaptation: Adaptation) -> tuple[str, LoRA]:
 def _check_fits(adapter: Adapter, value: LowRank, method: Method, part: LoRA, site: Site) -> None:
     if value.shape != (site.d_out, site.d_in):
         raise UserError(
-            f"{adapter.folder} has {value.shape[0]} x {value.shape[1]} at {site.name}, which is {site.d_out} x {site.d_in} in this "
-            "backbone: it is an adapter of another base."
+            f"{adapter.folder} has {value.shape[0]} x {value.shape[1]} at {site.name}, which is {site.d_out} x {site.d_in} in "
+            "this backbone: it is an adapter of another base, so give that as --model."
         )
     if value.rank > (rank := part.rank_at(site)):
         raise UserError(

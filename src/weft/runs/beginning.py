@@ -27,8 +27,8 @@ class Beginning:
 
     Attributes:
         tensors: start values by the names of the method's own tensors.
-        about: for ``summary.json`` and the card: ``adapter`` (its folder), ``base``, ``sha256`` of its files, ``values`` (sha256 of
-            the start values), ``modules`` with LoRA, and whether its ``head`` is among them.
+        about: for ``summary.json`` and the card: ``adapter`` (its folder), ``base``, ``sha256`` of its files, ``values`` (sha256
+            of the start values), ``modules`` with LoRA, and whether its ``head`` is among them.
     """
 
     tensors: dict[str, Tensor]
@@ -85,8 +85,8 @@ def check_clients(beginning: Beginning, method: Method, bench: Bench, clients: I
             sliced = Scope.DOWN in scope and value is not None and init.within == tuple(value.shape)
             if value is not None and tuple(value.shape) != init.shape and not sliced:
                 raise UserError(
-                    f"{method.info.slug} gives {client.id} {name} of shape {init.shape} and the server {tuple(value.shape)}, so that "
-                    "an adapter can't be the start of both: leave --start out, or give all clients the same rank."
+                    f"{method.info.slug} gives {client.id} {name} of shape {init.shape} and the server {tuple(value.shape)}, so "
+                    "that an adapter can't be the start of both: leave --start out, or give all clients the same rank."
                 )
         if any(scales[where] != scale for where, scale in _scales(method, bench, client).items() if where in scales):
             raise UserError(
