@@ -239,7 +239,7 @@ def test_adapters_that_do_not_fit_are_refused_and_nothing_is_written(
 def test_a_head_that_one_adapter_lacks_is_refused(tmp_path: Path) -> None:
     folders = [*made(tmp_path, ODD[:1]), peft_adapters.saved(tmp_path / "bare", 1, head=False)]
     for order in (folders, folders[::-1]):
-        with pytest.raises(UserError, match="classifier.bias whole and .*bare has not"):
+        with pytest.raises(UserError, match=r"classifier.bias whole and .*bare has not"):
             weft.merge(order, tmp_path / "out")
 
 

@@ -67,9 +67,7 @@ def bounds(model: Any) -> dict[str, Tensor]:
 def heads(model: Any) -> dict[str, Tensor]:
     """What PEFT has put in the place of modules that were saved whole."""
     mark = ".modules_to_save.default."
-    return {
-        n.removeprefix("base_model.model.").replace(mark, "."): p.detach() for n, p in model.named_parameters() if mark in n
-    }
+    return {n.removeprefix("base_model.model.").replace(mark, "."): p.detach() for n, p in model.named_parameters() if mark in n}
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from weft.communication.codecs import Codec
 from weft.communication.frame import Received
+from weft.communication.strict import Refused
 from weft.engines.round_losses import Losses
 from weft.errors import UserError, WeftError
 from weft.federation import generating
@@ -36,6 +37,7 @@ from weft.storage.store import ClientStore
 from weft.tensors import forms
 from weft.tensors.forms import Value, finite
 from weft.tensors.growing import grow
+from weft.tensors.init import leading
 from weft.tensors.lowrank import LowRank
 
 
@@ -52,7 +54,8 @@ class SiteClient:
 
     Args:
         bench: its own rows in the form of its backbone. client: its id, facts, and where its rows are in the table.
-        folder: of its memory. start: start values handed out in set-up. by_class: its scores tell counts of each class.
+        folder: of its memory. start: start values handed out in set-up to everybody, of which it takes its own, in its size.
+        by_class: its scores tell counts of each class.
     """
 
     def __init__(
@@ -68,14 +71,26 @@ class SiteClient:
     ):
         self.method, self.bench, self.client, self.folder, self.uplink = method, bench, client, folder, uplink
         self.limits, self.by_class = limits or Limits(), by_class
-        self.start = dict(start or {})
         files.make_folder(folder, private=True)
         self.info = client.info(method.info.asks)
         self.adaptation = adapted(method, bench, self.info)
+        self.start = self._cut(start or {})
         self.state = folder / "site.json"
         self._recall()
 
     # what its folder holds ----------------------------------------------------------------------------------------------
+
+    def _cut(self, start: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What is handed to everybody, in this client's size.
+
+        Raises:
+            Refused: it is too small for that.
+        """
+        shapes = {n: init.shape for n, init, _ in named(self.adaptation, self.bench.backbone)}
+        try:
+            return {n: leading(value, shapes[n]) for n, value in start.items() if n in shapes}
+        except ValueError as e:
+            raise Refused(f"The start values are smaller than this client's own ({e}).") from e
 
     @property
     def whole(self) -> bool:

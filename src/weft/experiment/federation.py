@@ -65,8 +65,8 @@ class Federation(Group):
     )
     codec: Name = setting(
         "identity",
-        "Of uploads: `identity`, `quant8` (8-bit differences), others.",
-        "As in `topk:share=0.1+qsgd:levels=7+entropy`: see [codecs](codecs.md).",
+        "Of uploads: `identity`, `quant8`, others.",
+        "`quant8` sends differences in 8 bits; others as in `topk:share=0.1+qsgd:levels=7+entropy`: see [codecs](codecs.md).",
         everyday=True,
         common=True,
     )

@@ -43,7 +43,6 @@ from weft.sites.own_rows import OwnData, print_of
 from weft.sites.reasons import SHOWN, Disagreed, Reason, refusal
 from weft.sites.terms import RUN, Terms, differences
 from weft.storage import files
-from weft.tensors.init import leading
 
 HELLO, ADMIT, ASK, AWAY, BYE = "hello", "admit", "ask", "away", "bye"
 AGREED, ADMITTED = "agreed.json", "admitted.json"
@@ -280,8 +279,6 @@ class Resident:
             tensors = dict(decode(start, expected).tensors)
         if stage == "rounds" and run.terms.start:
             _check_start(tensors, run)
-        shapes = {n: i.shape for n, i, _ in named(adapted(method, bench, client), bench.backbone)}
-        tensors = {n: leading(t, shapes[n]) for n, t in tensors.items() if n in shapes}
         return SiteClient(
             method, bench, client, self.folder / run.terms.run / stage, codec(x.codec), tensors, limits, x.class_counts
         )
