@@ -226,16 +226,14 @@ def test_adapters_that_do_not_fit_are_refused_on_the_command_line(
     file.write_bytes(file.read_bytes()[:-50])
     refused(say("--start", tmp_path / "torn"), "is damaged")
     assert not [p for p in (tmp_path / "runs").glob("*") if any(p.iterdir())]
-    dry = command(
-        capsys, *small(tmp_path, "--set", "method.sites=q,v", "--set", "method.rank=1", "--start", adapter, "--dry-run")
-    )
+    dry = say("--set", "method.rank=1", "--start", adapter, "--dry-run")
     assert dry.code == 2
     assert "weft merge" in dry.err
 
 
 def test_weights_of_the_base_that_an_adapter_replaces_are_refused(tmp_path: Path) -> None:
     folder = peft_adapters.saved(tmp_path / "a", 1, modules_to_save=["classifier", "word_embeddings"])
-    with pytest.raises(UserError, match="has another bert.embeddings.word_embeddings.weight than its base"):
+    with pytest.raises(UserError, match=r"has another bert.embeddings.word_embeddings.weight than its base"):
         values(folder, FedIT(rank=2, sites="q,v"))
 
 
@@ -248,7 +246,7 @@ def test_shapes_of_another_base_under_the_same_name_are_refused(tmp_path: Path) 
     wide = peft_adapter.load(folder)
     low_rank = {n: type(v)(B=torch.cat([v.B, v.B]), A=v.A, scale=v.scale) for n, v in wide.low_rank.items()}
     odd = peft_adapter.Adapter(wide.folder, wide.config, low_rank, wide.saved, None)
-    with pytest.raises(UserError, match="64 x 32 at .* which is 32 x 32"):
+    with pytest.raises(UserError, match=r"64 x 32 at .* which is 32 x 32"):
         from_adapter.start_values(odd, method, bench, "auto", Observer())
 
 
@@ -276,7 +274,7 @@ FAIR: dict[str, Any] = {"parameters": {"sites": "q,v", "rank": 4, "batch": 4}, "
 def test_a_run_that_learns_nothing_ends_as_the_adapter_that_it_began_from(adapter: Path, tmp_path: Path) -> None:
     parameters = {"sites": "q,v", "rank": 4, "lr": 0.0}
     run = toy_runs.run(tmp_path / "runs", parameters=parameters, start=adapter, precision="float32", recipes=False)
-    texts = list(toy_runs.source().rows.texts)[:8]
+    texts = ["w1 w2 w3", "w40 w7", "w9 w9 w80 w12 w13"]
     table = tiny.federation(FedIT(), "bert", precision="float32").bench.backbone.tokenizer(
         texts, padding=True, truncation=True, max_length=16, return_tensors="pt", return_token_type_ids=False
     )
@@ -352,7 +350,7 @@ def test_a_damaged_start_is_said_and_so_is_another_adapter_in_the_file(adapter: 
     data = bytearray((folder / "start.safetensors").read_bytes())
     data[-1] ^= 1
     (folder / "start.safetensors").write_bytes(data)
-    with pytest.raises(UserError, match="start.safetensors is missing or damaged"):
+    with pytest.raises(UserError, match=r"start.safetensors is missing or damaged"):
         weft.resume(folder, quiet=True)
 
 
@@ -362,7 +360,9 @@ def test_baselines_begin_from_it_too_but_not_a_probe(adapter: Path, tmp_path: Pa
     run = toy_runs.run(tmp_path / "runs", baselines=["central", "probe"], probe_rounds=1, **more)
     central = Checkpoint(run.folder / "baselines" / "central" / "checkpoint").load()
     main, probe = (Checkpoint(run.folder / p / "checkpoint").load() for p in (".", "baselines/probe"))
-    assert main is not None and central is not None and probe is not None
+    assert main is not None
+    assert central is not None
+    assert probe is not None
     starts = {n: t for n, t in main.servers[0][0].items() if n.startswith("start:")}
     assert len(starts) == 14
     assert_same(starts, {n: t for n, t in central.servers[0][0].items() if n.startswith("start:")}, 0.0)
@@ -373,7 +373,8 @@ def test_a_probe_trains_the_head_of_a_run_whose_lora_is_the_adapters(adapter: Pa
     run = toy_runs.run(tmp_path / "runs", start=adapter, start_head="probe", probe_rounds=2, **FAIR)
     found = Checkpoint(run.folder / "checkpoint").load()
     probed = Checkpoint(run.folder / "setup" / "checkpoint").load()
-    assert found is not None and probed is not None
+    assert found is not None
+    assert probed is not None
     (tensors, _), (theirs, _) = found.servers[0], probed.servers[0]
     assert torch.equal(tensors["start:head/classifier/weight"], theirs["shared:head/classifier/weight"])
     assert "start:lora/bert.encoder.layer.0.attention.self.query/A" in tensors
@@ -391,7 +392,8 @@ def test_a_finished_run_begins_another(tmp_path: Path) -> None:
     second = toy_runs.run(tmp_path / "second", start=first.folder, precision="float32", **FAIR)
     found = Checkpoint(second.folder / "checkpoint").load()
     ended = Checkpoint(first.folder / "checkpoint").load()
-    assert found is not None and ended is not None
+    assert found is not None
+    assert ended is not None
     for name, value in ended.servers[0][0].items():
         if name.startswith("shared:"):
             torch.testing.assert_close(found.servers[0][0][name.replace("shared:", "start:")], value, rtol=0.0, atol=1e-6)
@@ -457,10 +459,10 @@ def test_a_site_and_a_simulation_train_alike_from_it(slug: str, adapter: Path) -
     method = registry.build(slug, {"batch": 4} | more)
     start = values(adapter, method, "float64")[0]
     facts = [method.profile(i) for i in range(len(tiny.SIZES))]
-    here = tiny.federation(method, "bert", start=start, facts=facts).run()
-    away, loop = remote(method, model="bert", start=start, facts=facts)
+    here = tiny.federation(method, "bert", start=start, facts=facts, pack=1).run()
+    away, loop = remote(method, model="bert", start=start, facts=facts, pack=1)
     away.run()
-    assert_same(here.server.tensors_and_json()[0], away.server.tensors_and_json()[0], 1e-9)
+    assert_same(here.server.tensors_and_json()[0], away.server.tensors_and_json()[0], 0.0)
     if slug == "heterofl":
         name = "lora/bert.encoder.layer.0.attention.self.query/A"
         assert len({tuple(site.start[name].shape) for site in loop.sites.values()}) > 1
