@@ -171,5 +171,7 @@ def suggestions(done: Run) -> list[str]:
     mends = (command(done.summary, f.changes) for f in findings(done.summary, done.rounds) if f.changes)
     slug = done.summary["method"]["slug"]
     others = sorted((s for s in registry.infos() if s != slug), key=lambda s: s != "flora")
+    if done.summary.get("start"):
+        others = []  # not every method can begin from the same adapter
     compared = (command(done.summary, {"method": other}) for other in others)
     return [next((c for c in chain(mends, compared) if c is not None), "weft run --help"), "weft methods"]
