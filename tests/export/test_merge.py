@@ -185,6 +185,13 @@ def grown(folder: Path, suffix: str = "lora_A.weight") -> Path:
     return folder
 
 
+def cut_to_nothing(folder: Path) -> Path:
+    file = folder / "adapter_model.safetensors"
+    tensors = {n: t[:0] if "lora_A" in n else t[:, :0].contiguous() if "lora_B" in n else t for n, t in tensors_in(file).items()}
+    file.write_bytes(st.save(tensors, {"format": "pt"}))
+    return folder
+
+
 def torn(folder: Path) -> Path:
     file = folder / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
@@ -217,6 +224,8 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "no json": (lambda f: (f / "adapter_config.json").write_text("{"), "is damaged"),
     "a list": (lambda f: (f / "adapter_config.json").write_text("[]"), "is damaged"),
     "another rank": (lambda f: edited(f, r=7), "is damaged"),
+    "rank 0": (lambda f: edited(cut_to_nothing(f), r=0), "is damaged"),
+    "no patterns": (lambda f: edited(f, rank_pattern=[3]), "is damaged"),
     "a bad pattern": (lambda f: edited(f, rank_pattern={"(": 3}), "is damaged"),
     "not finite": (poisoned, "not finite"),
     "no tensors": (lambda f: without(f, "adapter_model.safetensors"), "has no adapter_model.safetensors"),

@@ -152,6 +152,32 @@ def test_an_adapter_that_weft_wrote_begins_a_run_with_its_logits(tmp_path: Path)
     torch.testing.assert_close(again.global_logits(), first.global_logits(), **RUN_CLOSE)
 
 
+def test_an_adapter_of_a_language_model_begins_one(tmp_path: Path) -> None:
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    def base() -> Any:
+        return AutoModelForCausalLM.from_pretrained(tiny.folder("llama", "lm"), dtype=torch.float64)
+
+    model = get_peft_model(base(), LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj", "v_proj"]))
+    g = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, p in sorted(model.named_parameters()):
+            if "lora_" in name:
+                p.copy_(torch.randn(p.shape, generator=g, dtype=torch.float64) * 0.3)
+    model.save_pretrained(str(tmp_path / "a"))
+    method = FedIT(rank=3, sites="q,v")
+    run = tiny.federation(method, "llama", task="generation")
+    start, about = from_adapter.start_values(peft_adapter.load(tmp_path / "a"), method, run.bench, "auto", Observer())
+    assert (about["modules"], about["head"]) == (6, False)
+    run = tiny.federation(method, "llama", task="generation", start=start)
+    again = PeftModel.from_pretrained(base(), str(tmp_path / "a")).eval()
+    inputs = run.bench.table.collate(np.arange(len(run.bench.table)))
+    expected = peft_adapters.logits(again, inputs)[run.bench.table.places(np.arange(len(run.bench.table)))]  # type: ignore[union-attr]
+    found = run.global_logits(dtype=torch.float64)
+    torch.testing.assert_close(found, expected.to(found), rtol=0.0, atol=1e-9)
+
+
 def test_a_head_of_other_classes_is_left_out_and_that_is_said(tmp_path: Path) -> None:
     folder = peft_adapters.saved(tmp_path / "a", 1, classes=5)
     tensors, about, said = values(folder, FedIT(rank=2, sites="q,v"))

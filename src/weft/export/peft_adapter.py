@@ -127,7 +127,7 @@ def parsed(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[di
     """ΔW by module, and the tensors that were saved whole.
 
     Raises:
-        ValueError, KeyError, TypeError: these are none.
+        ValueError, KeyError, TypeError, AttributeError: these are none.
     """
     low_rank: dict[str, LowRank] = {}
     saved: dict[str, Tensor] = {}
@@ -153,7 +153,7 @@ def _low_rank(config: Mapping[str, Any], module: str, a: Tensor, b: Tensor) -> L
     alpha = float(_of_pattern(config.get("alpha_pattern"), module, config["lora_alpha"]))
     if a.dim() != 2 or b.dim() != 2:
         raise ValueError(f"LoRA of {module} has {a.dim()} axes, and is not that of a linear layer")
-    if rank != len(a):
+    if rank != len(a) or not rank:
         raise ValueError(f"{CONFIG} says rank {rank} and {module} has {len(a)}")
     return LowRank(B=b, A=a, scale=alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
 

@@ -163,7 +163,7 @@ def read(folder: Path, backbone: Backbone) -> Trained:
         config = files.parsed(files.read(folder / CONFIG))
         tensors = st.load(files.read(folder / TENSORS))
         low_rank, saved = peft_adapter.parsed(config, tensors)
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as e:
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise damaged(folder, e) from e
     values: dict[str, Value] = {f"delta/{site}/delta": value for site, value in low_rank.items()}
     values |= {"/".join(("head", *name.rsplit(".", 1))): value for name, value in saved.items()}

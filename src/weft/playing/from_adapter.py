@@ -196,7 +196,7 @@ def _check_saved(adapter: Adapter, adaptation: Adaptation, backbone: Backbone) -
     """
     heads = {f"{site.name}.{role}" for _, part, site in _heads(adaptation, backbone) for role in part.tensors(backbone, site)}
     heads |= {f"{site.name}.{role}" for site in backbone.heads for role in ("weight", "bias")}
-    own = {name for name, _ in backbone.model.named_parameters()}
+    own = {name for name, _ in backbone.model.named_parameters(remove_duplicate=False)}  # a tied output layer too
     if odd := sorted((adapter.saved.keys() & own) - heads):
         raise UserError(
             f"{adapter.folder} has another {odd[0]} than its base, which is no low-rank change and no head: a run can't start "
