@@ -5,6 +5,7 @@ The public API. Each name is imported when it is first used, so that ``import we
 - :func:`run`, :func:`resume`, :func:`load_run`: train a federation, go on with one, read one; all give a :class:`Run`.
 - :mod:`weft.methods`: the published methods, ``weft.methods.FLoRA(rank=8)``.
 - :mod:`weft.data`: data sets and how they are dealt out to clients. :mod:`weft.export`: models that leave a run.
+- :func:`merge`: several LoRA adapters as one, exactly.
 - :class:`Experiment`: every setting. :class:`Observer`: to watch a run.
 - :class:`UserError`, :class:`Interrupted`: what a run raises when a person can put it right, or stopped it.
 """
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from weft.engines.observer import Observer
     from weft.errors import Interrupted, UserError, WeftError
     from weft.experiment import Experiment
+    from weft.export.combined import merge
     from weft.playing.run import Run, load_run
 
 _HOME = {
@@ -30,6 +32,7 @@ _HOME = {
     "UserError": "errors",
     "WeftError": "errors",
     "load_run": "playing.run",
+    "merge": "export.combined",
     "resume": "api",
     "run": "api",
 }
@@ -44,6 +47,7 @@ __all__ = [
     "data",
     "export",
     "load_run",
+    "merge",
     "methods",
     "resume",
     "run",

@@ -64,9 +64,8 @@ def run(
         name, given = None, None
     else:
         name, given = (os.fspath(data), None) if isinstance(data, str | os.PathLike) else (None, data)
-    model = os.fspath(model) if isinstance(model, os.PathLike) else model
     typed = {"model": model, "clients": clients, "rounds": rounds, "data": name} | more
-    chosen = {n: v for n, v in typed.items() if v is not None}
+    chosen = {n: os.fspath(v) if isinstance(v, os.PathLike) else v for n, v in typed.items() if v is not None}
     if given is not None:
         chosen |= {"data": name_of(given)} | ({"clients": len(given.clients)} if isinstance(given, FederatedData) else {})
     if isinstance(method, str):

@@ -18,9 +18,9 @@ from weft.engines.here import Here
 from weft.engines.observer import Observer
 from weft.errors import UserError
 from weft.experiment import Resolved
-from weft.playing import execute
+from weft.playing import execute, from_adapter
 from weft.playing.run import Run
-from weft.runs import baselines, best, edited, summary
+from weft.runs import baselines, beginning, best, edited, summary
 from weft.runs import directory as directories
 from weft.runs.directory import RunDirectory
 from weft.runs.prepare import Material, prepare, suited
@@ -56,6 +56,7 @@ def start(resolved: Resolved, data: Any = None, observer: Observer | None = None
         [find(m, observer.say) for m in x.models],
         pick_device(x.device),
     )  # an unknown name is said before anything is loaded
+    adapter = from_adapter.read(x)
     directory = directories.create(Path(x.runs).expanduser(), x.name, directories.usual_name(x))
     with execute.stoppable(directory), directories.locked(directory):
         began = time.time()
@@ -67,8 +68,11 @@ def start(resolved: Resolved, data: Any = None, observer: Observer | None = None
             for method in baselines.played(x, resolved.played):
                 for bench in (material.bench, *material.bench.others.values()):
                     suited(method, bench, baselines.servers(x, len(material.clients)))
+            material = from_adapter.begun(material, adapter, x, resolved.played, observer)
             pinned = execute.pinned_to(x, material)
             about = summary.begun(directory, resolved, material, began) | {"pinned": pinned}
+            if material.beginning is not None:
+                about["start"] = material.beginning.write(directory)
             directories.write_summary(directory, about)
             files.write(directory.experiment, settings.to_toml(x, pinned).encode())
         except (Exception, KeyboardInterrupt):
@@ -136,6 +140,7 @@ def resume(
         resolved = replace(resolved, origin={n: origin.get(n, o) for n, o in resolved.origin.items()})
         observer.begin("set-up", execute.steps(resolved.experiment))
         material = prepare(resolved.experiment, data, execute.Silent(observer), resolved.method.info.needs)
+        material = replace(material, beginning=beginning.again(directory, about))
         if differences := changed(about["environment"], environment(material.backbone.device.type)):
             observer.say(f"begun with something else ({'; '.join(differences)}): the last digits may differ.")
         with _engine(resolved, directory, material, observer) as engine:

@@ -81,6 +81,7 @@ def rehearse(out: Console, resolved: Resolved, as_json: bool, observer: Observer
     from weft.communication.codecs import codec
     from weft.communication.ledger import format_bytes
     from weft.engines.setup import Settings
+    from weft.playing import from_adapter
     from weft.runs import baselines
     from weft.runs.directory import check_name
     from weft.runs.prepare import prepare, suited
@@ -88,10 +89,12 @@ def rehearse(out: Console, resolved: Resolved, as_json: bool, observer: Observer
     x = resolved.experiment
     check_name(x.name)
     codec(x.codec)
+    adapter = from_adapter.read(x)
     material = prepare(x, None, observer, resolved.method.info.needs)
     for played in baselines.played(x, resolved.played):
         for bench in (material.bench, *material.bench.others.values()):
             suited(played, bench, baselines.servers(x, len(material.clients)))
+    from_adapter.begun(material, adapter, x, resolved.played, observer)
     method = baselines.stand_in(x) or resolved.played
     settings = Settings(participation=x.participation, pack=x.pack, debug=x.debug)
     sizes = measure(method, material.bench, material.clients, settings)
@@ -168,5 +171,7 @@ def suggestions(done: Run) -> list[str]:
     mends = (command(done.summary, f.changes) for f in findings(done.summary, done.rounds) if f.changes)
     slug = done.summary["method"]["slug"]
     others = sorted((s for s in registry.infos() if s != slug), key=lambda s: s != "flora")
+    if done.summary.get("start"):
+        others = []  # not every method can begin from the same adapter
     compared = (command(done.summary, {"method": other}) for other in others)
     return [next((c for c in chain(mends, compared) if c is not None), "weft run --help"), "weft methods"]

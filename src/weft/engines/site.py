@@ -24,7 +24,7 @@ from weft.federation.bench import Bench
 from weft.federation.client import ClientState
 from weft.federation.exchange import Limits, read_download, write_update
 from weft.federation.info import common
-from weft.federation.layout import named
+from weft.federation.layout import Adaptation, named
 from weft.federation.memory import NONE
 from weft.federation.message import APPENDED, ClientInfo, beside
 from weft.federation.method import Method
@@ -37,6 +37,7 @@ from weft.storage.store import ClientStore
 from weft.tensors import forms
 from weft.tensors.forms import Value, finite
 from weft.tensors.growing import grow
+from weft.tensors.init import leading
 from weft.tensors.lowrank import LowRank
 
 
@@ -53,7 +54,8 @@ class SiteClient:
 
     Args:
         bench: its own rows in the form of its backbone. client: its id, facts, and where its rows are in the table.
-        folder: of its memory. start: start values handed out in set-up. by_class: its scores tell counts of each class.
+        folder: of its memory. start: start values handed out in set-up to everybody, of which it takes its own, in its size.
+        by_class: its scores tell counts of each class.
     """
 
     def __init__(
@@ -69,8 +71,8 @@ class SiteClient:
     ):
         self.method, self.bench, self.client, self.folder, self.uplink = method, bench, client, folder, uplink
         self.limits, self.by_class = limits or Limits(), by_class
-        self.start = dict(start or {})
         files.make_folder(folder, private=True)
+        self.handed = dict(start or {})
         self._know({})
         self.state = folder / "site.json"
         self._recall()
@@ -79,8 +81,9 @@ class SiteClient:
         """Be of the size that the coordinator says."""
         self.client.renew(said)
         info = self.client.info(self.method.info.asks)
-        self.adaptation = adapted(self.method, self.bench, info)
-        self.info, self.said = info, dict(said)
+        adaptation = adapted(self.method, self.bench, info)
+        self.start = self._cut(adaptation)
+        self.info, self.adaptation, self.said = info, adaptation, dict(said)
 
     def _heed(self, said: Mapping[str, Any]) -> None:
         """Facts that came with a question."""
@@ -95,6 +98,18 @@ class SiteClient:
             raise Refused(f"What the coordinator says of {self.client.id} is nothing that the method can have: {e}") from None
 
     # what its folder holds ----------------------------------------------------------------------------------------------
+
+    def _cut(self, adaptation: Adaptation) -> dict[str, Tensor]:
+        """What is handed to everybody, in this client's size.
+
+        Raises:
+            Refused: it is too small for that.
+        """
+        shapes = {n: init.shape for n, init, _ in named(adaptation, self.bench.backbone)}
+        try:
+            return {n: leading(value, shapes[n]) for n, value in self.handed.items() if n in shapes}
+        except ValueError as e:
+            raise Refused(f"The start values are smaller than this client's own ({e}).") from e
 
     @property
     def whole(self) -> bool:

@@ -31,10 +31,17 @@ class Federation(Group):
         unset="as the method deals them",
     )
     seed: Whole = setting(0, "Of everything random.", everyday=True, common=True)
-    start_head: Literal["random", "probe"] = setting(
-        "random",
-        "`random`, or `probe`: warmed up by federated linear probing, billed as set-up.",
-        "The head is then first trained on frozen features.",
+    start: Name | None = setting(
+        None,
+        "Begin from this PEFT LoRA adapter, or finished run.",
+        "It is a folder that Weft exported or PEFT saved; what it holds is handed out in set-up, and billed: see "
+        "[starting from an adapter](#starting-from-an-adapter).",
+        everyday=True,
+    )
+    start_head: Literal["auto", "random", "probe"] = setting(
+        "auto",
+        "`random`; `probe`: warmed up by federated linear probing, billed as set-up; or `auto`: that of `--start`, else random.",
+        "With `probe` the head is first trained on frozen features. A recipe's `probe` gives way to `--start`.",
         common=True,
     )
     probe_rounds: Count = setting(
@@ -69,8 +76,8 @@ class Federation(Group):
     )
     codec: Name = setting(
         "identity",
-        "Of uploads: `identity`, `quant8` (8-bit differences), others.",
-        "As in `topk:share=0.1+qsgd:levels=7+entropy`: see [codecs](codecs.md).",
+        "Of uploads: `identity`, `quant8`, others.",
+        "`quant8` sends differences in 8 bits; others as in `topk:share=0.1+qsgd:levels=7+entropy`: see [codecs](codecs.md).",
         everyday=True,
         common=True,
     )

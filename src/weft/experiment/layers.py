@@ -84,6 +84,8 @@ def resolve(
         recipe = recipes.find(slug, cls.info.family, model, data, {p.name for p in registry.parameters(cls)})
     if "baseline" in user and user["baseline"] is not None:
         recipe.pop("baselines", None)  # a baseline is not compared with itself
+    if user.get("start") not in (None, "none"):
+        recipe.pop("start_head", None)  # an adapter brings its own
     settings = fitting | recipe | user
     if isinstance(file_or_text := settings.get("template"), str):
         settings["template"] = spelt_out(file_or_text)  # a run keeps what its file says, and sites get it

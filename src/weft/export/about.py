@@ -91,6 +91,7 @@ class About:
         label_spaces: what a row with tags is scored among, as the run was.
         task_settings: what else the run's task was told, as how it writes texts; none = as usual.
         quantised: how the base's weights were while it was trained; "" = as they are.
+        start: the adapter that its run began from, see :class:`weft.runs.beginning.Beginning`; None = from none.
     """
 
     kind: str
@@ -110,6 +111,7 @@ class About:
     label_spaces: str = "own"
     task_settings: dict[str, Any] = field(default_factory=dict)
     quantised: str = ""
+    start: dict[str, Any] | None = None
 
     @property
     def predicts(self) -> Task:

@@ -14,6 +14,7 @@ from weft.engines.observer import Observer
 from weft.errors import UserError
 from weft.export import merged as merging
 from weft.export.about import About, check_hashes
+from weft.export.new_folder import new_folder
 from weft.export.predictor import Predictor, model_folder
 from weft.export.trained import capture
 from weft.export.write import ExportReport, about_of, choose_view, export, report_of
@@ -47,24 +48,9 @@ def export_run(
     """
     if not merged and precision != "auto":
         raise UserError("an adapter is always saved in float32: a precision is that of a merged model (--merged).")
-    target = Path(to).expanduser()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"{target} exists already: give a new folder.")
-    unfinished = target.with_name(target.name + files.TEMPORARY)
-    shutil.rmtree(unfinished, ignore_errors=True)
-    files.make_folder(unfinished)
-    try:
-        if merged:
-            report = _merged(Path(folder).expanduser(), unfinished, client, view, precision)
-        else:
-            report = _adapter(Path(folder).expanduser(), unfinished, client, view)
-        if target.exists():
-            target.rmdir()
-        files.rename(unfinished, target)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
-    return report
+    source = Path(folder).expanduser()
+    with new_folder(Path(to).expanduser()) as target:
+        return _merged(source, target, client, view, precision) if merged else _adapter(source, target, client, view)
 
 
 def _adapter(folder: Path, target: Path, client: str | None, view: str | None) -> ExportReport:
@@ -203,4 +189,5 @@ def _rebuilt(folder: Path, client: str | None, locked: bool = False) -> Iterator
                 raise UserError(f'this run has no client "{client}": it has {", ".join(ids[:20])}.{nearest(client, ids)}')
             ClientStore(directory.root / "clients", saved.clients).load(chosen)
         info = {"run": directory.root.name, "settings": x.flat(), "pairs": material.data["pairs"]}
+        info["start"] = about.get("start")
         yield _Held(method, server, chosen, info)

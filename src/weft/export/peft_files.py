@@ -6,7 +6,6 @@ concatenation. The head travels whole in ``modules_to_save``, with the base modu
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor
 from weft.adaptation.head import Head
 from weft.adaptation.lora import Delta, LoRA
 from weft.errors import WeftError
+from weft.export import peft_adapter
 from weft.export.about import damaged
 from weft.export.trained import Trained, not_finite
 from weft.storage import files
@@ -31,8 +31,7 @@ if TYPE_CHECKING:
     from weft.backbones.backbone import Backbone, Site
     from weft.export.about import About, Base
 
-CONFIG, TENSORS = FILES = "adapter_config.json", "adapter_model.safetensors"
-ROOT = "base_model.model."
+CONFIG, TENSORS = FILES = peft_adapter.FILES
 WORDS = {
     "AutoModelForSequenceClassification": "SEQ_CLS",
     "AutoModelForTokenClassification": "TOKEN_CLS",
@@ -79,40 +78,26 @@ def loading(base: Base, classes: Sequence[str]) -> dict[str, Any]:
 
 def write(trained: Trained, backbone: Backbone, base: Base, folder: Path) -> dict[str, int]:
     """Write ``adapter_config.json`` and ``adapter_model.safetensors``; returns the rank at each site."""
-    from peft import LoraConfig
-
     sums = low_rank_sums(trained, backbone)
-    tensors: dict[str, Tensor] = {}
-    for name, one in sums.items():
-        tensors[f"{ROOT}{name}.lora_A.weight"] = one.A.contiguous()
-        tensors[f"{ROOT}{name}.lora_B.weight"] = one.B.contiguous()
     heads = [n for n, p in trained.parts.items() if type(p) is Head]
+    saved: dict[str, Tensor] = {}
     for name, value in trained.values.items():
         part, site, role = name.split("/")
         if part in heads:
             assert isinstance(value, Tensor)
-            tensors[f"{ROOT}{site}.{role}"] = value.contiguous()
+            saved[f"{site}.{role}"] = value
     tops = head_modules(backbone)
-    ranks = {name: value.rank for name, value in sums.items()}
-    alphas = {name: value.scale * value.rank for name, value in sums.items()}
-    rank, alpha = Counter(zip(ranks.values(), alphas.values(), strict=True)).most_common(1)[0][0]
-    config = LoraConfig(
+    peft_adapter.write(
+        folder,
+        sums,
+        saved,
         task_type=WORDS.get(str(plain_class(backbone))),
-        inference_mode=True,
         base_model_name_or_path=base.reference,
-        r=rank,
-        lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT divides it by r: a float does
-        rank_pattern={n: r for n, r in ranks.items() if r != rank},
-        alpha_pattern={n: a for n, a in alphas.items() if a != alpha},
         target_modules=endings(backbone, list(sums), tops),
         modules_to_save=tops or None,
         fan_in_fan_out=all(type(backbone.module(n)).__name__ == "Conv1D" for n in sums),
-        lora_dropout=0.0,
     )
-    config.save_pretrained(str(folder))
-    files.write(folder / CONFIG, (folder / CONFIG).read_bytes())  # durably
-    files.write(folder / TENSORS, st.save(tensors, {"format": "pt"}))
-    return ranks
+    return {name: value.rank for name, value in sums.items()}
 
 
 def low_rank_sums(trained: Trained, backbone: Backbone) -> dict[str, LowRank]:
@@ -177,25 +162,12 @@ def read(folder: Path, backbone: Backbone) -> Trained:
     try:
         config = files.parsed(files.read(folder / CONFIG))
         tensors = st.load(files.read(folder / TENSORS))
-        values: dict[str, Value] = {}
-        sites: list[str] = []
-        for name, value in tensors.items():
-            inner = name.removeprefix(ROOT)
-            if inner.endswith(".lora_A.weight"):
-                site = inner.removesuffix(".lora_A.weight")
-                sites.append(site)
-                alpha = config["alpha_pattern"].get(site, config["lora_alpha"])
-                b = tensors[f"{ROOT}{site}.lora_B.weight"]
-                rank = config["rank_pattern"].get(site, config["r"])
-                if rank != len(value):
-                    raise ValueError(f"{CONFIG} says rank {rank} and {site} has {len(value)}")
-                values[f"delta/{site}/delta"] = LowRank(B=b, A=value, scale=alpha / len(value))
-            elif not inner.endswith(".lora_B.weight"):
-                site, role = inner.rsplit(".", 1)
-                values[f"head/{site}/{role}"] = value
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as e:
+        low_rank, saved = peft_adapter.parsed(config, tensors)
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise damaged(folder, e) from e
-    trained = Trained({"delta": Delta("names:" + ",".join(sites)), "head": Head()}, values, {})
+    values: dict[str, Value] = {f"delta/{site}/delta": value for site, value in low_rank.items()}
+    values |= {"/".join(("head", *name.rsplit(".", 1))): value for name, value in saved.items()}
+    trained = Trained({"delta": Delta("names:" + ",".join(low_rank)), "head": Head()}, values, {})
     check_names(trained, backbone, folder)
     return trained
 

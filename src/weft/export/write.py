@@ -80,7 +80,7 @@ def export(
     Args:
         folder: an existing, empty folder.
         info: ``run`` (its name), ``settings``, of which ``max_length`` and ``label_spaces`` are kept, and ``pairs`` (whether rows
-            are pairs of texts), if the table of the bench does not tell.
+            are pairs of texts), if the table of the bench does not tell; ``start``, if it began from an adapter.
         client: with its memory loaded: export its own model. view: which of the method's views; the first one that fits.
 
     Raises:
@@ -140,6 +140,7 @@ def about_of(method: Method, bench: Bench, view: str, info: Mapping[str, Any], c
         label_spaces=settings.get("label_spaces", "own"),
         task_settings=settings_of(bench.task),
         quantised=bench.backbone.quantised,
+        start=info.get("start"),
     )
 
 
@@ -172,6 +173,9 @@ def notes(about: About) -> list[str]:
             f"It was trained on its base in {about.quantised}; on the base as it is, which is loaded with it, it may predict "
             "something else than in its run."
         )
+    if about.start is not None:
+        whole = "LoRA and head" if about.start["head"] else "LoRA"
+        found.append(f"Its run began from the {whole} of an adapter (sha256 `{about.start['sha256']}` of its files).")
     if common(about.view) or about.client is not None:
         return found
     return [

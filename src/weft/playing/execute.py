@@ -95,7 +95,8 @@ def play(
         client.facts = method.profile(position) | client.facts
     groups = baselines.federations(clients, x.baseline)
     travels = x.baseline not in ("local", "central")
-    starts: list[dict[str, Tensor]] = [{} for _ in groups]
+    given = {} if material.beginning is None or baselines.stand_in(x) is not None else material.beginning.tensors
+    starts: list[dict[str, Tensor]] = [dict(given) for _ in groups]
     setup: FinishedStage | None = None
     if baselines.probing(x):
         stage = Stage(
@@ -104,15 +105,16 @@ def play(
             PROBE_PACK,
             baselines.probe(x),
             baselines.federations(material.clients, x.baseline),
-            starts,
+            [{} for _ in groups],
             baselines.turns(x.probe_rounds, x),
             eval_every=0,
             travels=travels,
             aside=True,
         )
         setup = Player(stage, directory.setup, x, material, observer, engine).play()
-        starts = [baselines.head_of(server, method, material.bench) for server in setup.servers]
-        if not starts[0]:
+        heads = [baselines.head_of(server, method, material.bench) for server in setup.servers]
+        starts = [start | head for start, head in zip(starts, heads, strict=True)]
+        if not heads[0]:
             observer.say(f"{method.info.slug} has no head that could start from a probe: it starts at random.")
     if aside is None:
         observer.end("set-up")
@@ -158,6 +160,7 @@ def export_adapter(
     files.make_folder(unfinished)
     try:
         about = {"run": directory.root.name, "settings": x.flat(), "pairs": material.data["pairs"]}
+        about["start"] = None if material.beginning is None else material.beginning.about
         report = export(plain(main.method), main.servers[0], unfinished, about)
     except UserError as e:  # a method that no file can stand for still has its numbers
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -222,6 +225,8 @@ def pinned_to(x: Experiment, material: Material) -> dict[str, Any]:
     found = {"device": str(backbone.device), "precision": str(backbone.dtype).removeprefix("torch.")}
     places = [m if m in KNOWN or not Path(m).expanduser().is_dir() else str(Path(m).expanduser().resolve()) for m in x.models]
     found["model"] = ",".join(places)
+    if x.start is not None:
+        found["start"] = str(Path(x.start).expanduser().resolve())
     if not material.data["object"] and (local := Path(x.data).expanduser()).exists():
         known = {entry.name for entry in catalogue()}
         found |= {} if x.data in known else {"data": str(local.resolve())}

@@ -84,7 +84,8 @@ def _guessing(summary: Mapping[str, Any], settings: Mapping[str, Any]) -> Findin
         or settings.get("baseline") == "zero-shot"
     ):
         return None
-    head = summary.get("backbone", {}).get("head", True) and settings.get("start_head") != "probe" and not _probed(settings)
+    started = settings.get("start_head") == "probe" or bool((summary.get("start") or {}).get("head"))
+    head = summary.get("backbone", {}).get("head", True) and not started and not _probed(settings)
     return Finding(
         f"The model is not told apart from one that always names the most frequent class: accuracy {top['value']:.3f} "
         f"({top['low']:.2f}-{top['high']:.2f}), and that would have {chance:.3f}.",

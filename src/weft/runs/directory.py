@@ -1,6 +1,7 @@
 """The folder of a run: ``experiment.toml``, ``rounds.jsonl``, ``summary.json``, ``checkpoint/``, ``clients/``, ``adapter/``.
 
-``setup/`` holds the federation that trained the start value of the head, ``baselines/NAME/`` a whole run each. Every file says
+``setup/`` holds the federation that trained the start value of the head, ``start.safetensors`` start values from an adapter,
+``baselines/NAME/`` a whole run each. Every file says
 its format version.
 """
 
@@ -41,6 +42,10 @@ class RunDirectory:
     @property
     def adapter(self) -> Path:
         return self.root / "adapter"
+
+    @property
+    def start(self) -> Path:
+        return self.root / "start.safetensors"
 
     @property
     def setup(self) -> Path:

@@ -36,6 +36,7 @@ from weft.federation.layout import named
 from weft.federation.message import ClientInfo
 from weft.federation.method import Method
 from weft.federation.rounds import adapted
+from weft.runs.beginning import Beginning
 from weft.tasks import judging
 from weft.tasks.generation import Generation
 from weft.tasks.generation_settings import Decoding
@@ -49,12 +50,14 @@ class Material:
     Attributes:
         bench: backbone, task, tokens. clients: in the order of their ids, as the data give them.
         tests: rows that scores are taken on. data: what is said of the data in ``summary.json``.
+        beginning: start values out of an adapter, None = the usual ones.
     """
 
     bench: Bench
     clients: list[ClientState]
     tests: Tests
     data: dict[str, Any]
+    beginning: Beginning | None = None
 
     @property
     def backbone(self) -> Backbone:

@@ -65,7 +65,8 @@ def federation(
         try:
             for client in material.clients:
                 sites.append(_site(root, client, file, port, x))
-            roll = Roll(grid, Terms.of(_run(root), common, material.bench), method, x.models, DEADLINE, observer, root)
+            terms = Terms.of(_run(root), common, material.bench, material.beginning)
+            roll = Roll(grid, terms, method, x.models, DEADLINE, observer, root)
             roll.wait_for(len(names), lambda: _all_well(sites, names, root))
             yield _engine(roll, method)
         finally:

@@ -32,9 +32,11 @@ from weft.federation.bench import Bench
 from weft.federation.client import ClientState, Splits
 from weft.federation.exchange import START, Limits
 from weft.federation.layout import named
+from weft.federation.message import ClientInfo
 from weft.federation.method import Method
 from weft.federation.rounds import adapted
 from weft.runs import baselines
+from weft.runs.beginning import digest
 from weft.runs.prepare import backbone_of, bench_of, suited, understood
 from weft.sites.asked import Asked
 from weft.sites.own_rows import OwnData, print_of
@@ -198,6 +200,8 @@ class Resident:
         if not rehearsal:
             files.make_folder(note.parent, private=True)
             files.write_sealed(note, {"terms": terms.as_json(), "rows": rows})
+        if terms.start:
+            self.say(f"the run begins from an adapter of the coordinator's (sha256 {terms.start[:12]}… of its values).")
         self.say(f"agreed to {method.info.slug} on {bench.backbone.name}: {len(client.train)} rows to train on.")
         sizes = np.cumsum([len(client.train), len(client.val)])
         splits = Splits(*np.split(np.arange(len(bench.table)), sizes))
@@ -261,7 +265,7 @@ class Resident:
         limits = Limits(x.max_bytes, x.max_weight)
         tensors: dict[str, Any] = {}
         if start:
-            adaptation = adapted(method, bench, client)
+            adaptation = adapted(method, bench, ClientInfo(""))  # a smaller client takes the leading slices of what all get
             expected = Expected(
                 method=method.info.slug,
                 round=0,
@@ -273,6 +277,22 @@ class Resident:
                 client="*",
             )
             tensors = dict(decode(start, expected).tensors)
+        if stage == "rounds" and run.terms.start:
+            _check_start(tensors, run)
         return SiteClient(
             method, bench, client, self.folder / run.terms.run / stage, codec(x.codec), tensors, limits, x.class_counts
         )
+
+
+def _check_start(tensors: Mapping[str, Any], run: AgreedRun) -> None:
+    """What the site is handed is what it agreed to begin from; a head that a probe has trained since comes beside it.
+
+    Raises:
+        Refused: it is something else.
+    """
+    x, probed = run.experiment, set()
+    if baselines.probing(x):
+        mine = adapted(baselines.probe(x), run.bench, run.client)
+        probed = {n for n, _, _ in named(mine, run.bench.backbone)}
+    if digest({n: t for n, t in tensors.items() if n not in probed}) != run.terms.start:
+        raise Refused("The start values are not those that were agreed on.")

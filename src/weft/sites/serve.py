@@ -26,9 +26,9 @@ from weft.engines.setup import Setup, Tests
 from weft.errors import UserError
 from weft.experiment import Resolved, handed
 from weft.federation.client import ClientState
-from weft.playing import execute
+from weft.playing import execute, from_adapter
 from weft.playing.run import Run
-from weft.runs import best, summary
+from weft.runs import beginning, best, summary
 from weft.runs import directory as directories
 from weft.runs.directory import RunDirectory
 from weft.runs.prepare import Material, backbone_of, bench_of, kind_of, suited
@@ -70,8 +70,15 @@ def serve(
             observer.say(note)
         try:
             observer.begin("set-up", 2)
+            adapter = None if begun else from_adapter.read(resolved.experiment)
             material = _material(resolved, observer)
             about = directories.read_summary(directory) if begun else summary.begun(directory, resolved, material, began)
+            if begun:
+                material = replace(material, beginning=beginning.again(directory, about))
+            else:
+                material = from_adapter.begun(material, adapter, resolved.experiment, resolved.played, observer)
+            if material.beginning is not None:
+                about["start"] = material.beginning.write(directory)
             about.setdefault("served", {"run": uuid.uuid4().hex, "sites": []})
             if begun:
                 observer.say(f"going on with {directory.root}.")
@@ -95,7 +102,7 @@ def _federate(
     deadline: float,
 ) -> None:
     x = resolved.experiment
-    terms = Terms.of(about["served"]["run"], x, material.bench)
+    terms = Terms.of(about["served"]["run"], x, material.bench, material.beginning)
     given = handed.facts_of(x)
     roll = Roll(wire, terms, resolved.played, x.models, deadline, observer, directory.root, given)
     before = {s["id"]: s for s in about["served"]["sites"]}
@@ -109,6 +116,9 @@ def _federate(
         ClientState(s["id"], s["n"], given(i) | dict(s["facts"]), s["model"]) for i, (_, s) in enumerate(sorted(before.items()))
     ]
     about["served"]["sites"] = [asdict(c.info(resolved.method.info.asks)) for c in material.clients]
+    if material.beginning is not None:
+        members = [c.info(resolved.method.info.asks) for c in material.clients]
+        beginning.check_clients(material.beginning, resolved.played, material.bench, members)
     _note(directory, about, resolved, material)
 
     def joined(clients: list[ClientState]) -> None:

@@ -14,6 +14,7 @@ from weft.errors import UserError
 from weft.experiment import Experiment, Resolved
 from weft.federation.bench import Bench
 from weft.federation.message import ClientInfo
+from weft.runs.beginning import Beginning
 from weft.sites.reasons import Disagreed, Reason
 
 COMMON = tuple(name for name, declared in settings.SETTINGS.items() if declared.common)
@@ -28,23 +29,26 @@ class Terms:
     Attributes:
         run: 32 hexadecimal digits, of this run alone: what a site remembers of one run is never mixed with another's.
         weft: version. common: settings by name. weights: sha256 of each backbone's weights, by its name.
+        start: sha256 of the start values that sites are handed out of an adapter, "" = there are none.
     """
 
     run: str
     weft: str
     common: dict[str, Any]
     weights: dict[str, str] = field(default_factory=dict)
+    start: str = ""
 
     @classmethod
-    def of(cls, run: str, x: Experiment, bench: Bench | None = None) -> Terms:
+    def of(cls, run: str, x: Experiment, bench: Bench | None = None, beginning: Beginning | None = None) -> Terms:
         """What an experiment's coordinator says.
 
         Args:
             run: its id. bench: with all the experiment's backbones, None = with any weights.
+            beginning: what it begins from, None = from the usual start values.
         """
         everything = x.model_dump()
         weights = {} if bench is None else {n: bench.of(ClientInfo("", model=n)).backbone.weight_hash for n in x.models}
-        return cls(run, __version__, {n: everything[n] for n in COMMON}, weights)
+        return cls(run, __version__, {n: everything[n] for n in COMMON}, weights, "" if beginning is None else beginning.digest)
 
     def as_json(self) -> dict[str, Any]:
         return dict(vars(self))
@@ -56,12 +60,14 @@ class Terms:
         Raises:
             Refused: they are none. Whether their settings make sense is told by :meth:`resolved`.
         """
-        run, weft, common, weights = (given.get(n) for n in ("run", "weft", "common", "weights"))
+        run, weft, common, weights, start = (given.get(n) for n in ("run", "weft", "common", "weights", "start"))
         if not (isinstance(run, str) and RUN.fullmatch(run) and isinstance(weft, str)):
             raise Refused("The coordinator does not say which run and which version this is.")
         if not isinstance(common, dict) or not isinstance(weights, dict) or not all(isinstance(w, str) for w in weights.values()):
             raise Refused("The coordinator does not say what is to be agreed on.")
-        return cls(run, weft, common, weights)
+        if not isinstance(start, str) or not re.fullmatch(r"([0-9a-f]{64})?", start):
+            raise Refused("The coordinator does not say what the run begins from.")
+        return cls(run, weft, common, weights, start)
 
     def resolved(self, own: Mapping[str, Any]) -> Resolved:
         """The experiment of this site: what is agreed on, with what it settles for itself.
