@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from weft.backbones.backbone import Backbone, Site
 
 
+Scaling = Literal["usual", "rslora"]
+
+
 def low_rank_product(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """x Aᵀ Bᵀ for [k, n, d_in], [k, r, d_in], [k, d_out, r] -> [k, n, d_out], in the dtype of x."""
     if a.stride(0) == 0 and b.stride(0) == 0:  # one value for all clients of the pack: one product over all rows
@@ -27,13 +30,15 @@ def low_rank_product(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class LoRA(Additive):
-    """ΔW = (α/r)·B A beside a frozen linear layer; A [r, d_in] ~ U(±1/√d_in), B [d_out, r] = 0.
+    """ΔW = s·B A beside a frozen linear layer; A [r, d_in] ~ U(±1/√d_in), B [d_out, r] = 0.
 
     Attributes:
-        rank: r. alpha: α; the scale is α/r.
+        rank: r. alpha: α; the scale s is α/r.
         at: which linear layers, see :meth:`weft.backbones.backbone.Backbone.sites`.
         ffn_rank: another rank for the feed-forward layers. blocks: only in these; None = in all.
         of: the rank of the LoRA whose leading part this is (HeteroFL, FjORD): its start values are the leading ones of that.
+        scaling: what s is: ``usual``, α/r; or ``rslora``, α/√r (Kalajdzievski, "A Rank Stabilization Scaling Factor for Fine-Tuning
+            with LoRA", arXiv 2312.03732).
     """
 
     rank: Count
@@ -42,6 +47,7 @@ class LoRA(Additive):
     ffn_rank: Count | None = None
     blocks: tuple[Whole, ...] | None = None
     of: Count | None = None
+    scaling: Scaling = "usual"
 
     def leading(self, share: float) -> LoRA:
         """Its first ⌈share · r⌉ ranks, with the same scale α/r."""
@@ -52,8 +58,10 @@ class LoRA(Additive):
         return self.ffn_rank if self.ffn_rank is not None and site.role.startswith("ffn") else self.rank
 
     def scale_at(self, site: Site) -> float:
-        """α/r."""
-        return self.alpha / self.rank_at(site)
+        """s: of a leading part, that of the whole."""
+        rank = self.rank_at(site)
+        usual = self.alpha / rank
+        return usual if self.scaling == "usual" else usual * math.sqrt(rank if self.of is None else self.of)
 
     def sites(self, backbone: Backbone) -> list[Site]:
         return backbone.sites(self.at, self.blocks)

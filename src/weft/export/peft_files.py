@@ -6,6 +6,7 @@ concatenation. The head travels whole in ``modules_to_save``, with the base modu
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -94,14 +95,17 @@ def write(trained: Trained, backbone: Backbone, base: Base, folder: Path) -> dic
             tensors[f"{ROOT}{site}.{role}"] = value.contiguous()
     tops = head_modules(backbone)
     ranks = {name: value.rank for name, value in sums.items()}
-    alphas = {name: value.scale * value.rank for name, value in sums.items()}
+    rslora = all(p.scaling == "rslora" for p in trained.parts.values() if isinstance(p, LoRA))
+    rslora = rslora and any(isinstance(p, LoRA) for p in trained.parts.values())
+    alphas = {name: value.scale * divisor(value.rank, rslora) for name, value in sums.items()}
     rank, alpha = Counter(zip(ranks.values(), alphas.values(), strict=True)).most_common(1)[0][0]
     config = LoraConfig(
         task_type=WORDS.get(str(plain_class(backbone))),
         inference_mode=True,
         base_model_name_or_path=base.reference,
         r=rank,
-        lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT divides it by r: a float does
+        lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT divides it by r or √r: a float does
+        use_rslora=rslora,
         rank_pattern={n: r for n, r in ranks.items() if r != rank},
         alpha_pattern={n: a for n, a in alphas.items() if a != alpha},
         target_modules=endings(backbone, list(sums), tops),
@@ -113,6 +117,11 @@ def write(trained: Trained, backbone: Backbone, base: Base, folder: Path) -> dic
     files.write(folder / CONFIG, (folder / CONFIG).read_bytes())  # durably
     files.write(folder / TENSORS, st.save(tensors, {"format": "pt"}))
     return ranks
+
+
+def divisor(rank: int, rslora: bool) -> float:
+    """What PEFT divides α by."""
+    return math.sqrt(rank) if rslora else float(rank)
 
 
 def low_rank_sums(trained: Trained, backbone: Backbone) -> dict[str, LowRank]:
@@ -189,7 +198,9 @@ def read(folder: Path, backbone: Backbone) -> Trained:
                 rank = config["rank_pattern"].get(site, config["r"])
                 if rank != len(value):
                     raise ValueError(f"{CONFIG} says rank {rank} and {site} has {len(value)}")
-                values[f"delta/{site}/delta"] = LowRank(B=b, A=value, scale=alpha / len(value))
+                values[f"delta/{site}/delta"] = LowRank(
+                    B=b, A=value, scale=alpha / divisor(rank, config.get("use_rslora", False))
+                )
             elif not inner.endswith(".lora_B.weight"):
                 site, role = inner.rsplit(".", 1)
                 values[f"head/{site}/{role}"] = value

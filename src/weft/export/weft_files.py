@@ -14,6 +14,7 @@ from weft.adaptation.bias import Bias
 from weft.adaptation.bottleneck import Bottleneck
 from weft.adaptation.head import Head
 from weft.adaptation.lora import Delta, LoRA
+from weft.adaptation.lora_options import LoRAOptions
 from weft.adaptation.part import Part
 from weft.adaptation.prefix_tuning import Prefix
 from weft.adaptation.residual import Residual
@@ -24,6 +25,7 @@ from weft.export.about import FORMAT, check_format, damaged
 from weft.export.peft_files import check_names
 from weft.export.trained import Rule, Trained, by_name
 from weft.federation.message import ClientInfo
+from weft.rules import with_options, without_options
 from weft.storage import files
 from weft.tensors import forms
 from weft.tensors.lowrank import LowRank
@@ -60,8 +62,9 @@ def write(trained: Trained, method: Method, view: str, facts: dict[str, Any], ba
     }
     by_method = None
     if rule is not None:
-        settings = registry.values(rule.method)
-        by_method = {"slug": rule.method.info.slug, "settings": settings, "view": rule.view, "facts": dict(rule.facts)}
+        bare = without_options(rule.method)
+        by_method = {"slug": bare.info.slug, "settings": registry.values(bare), "view": rule.view, "facts": dict(rule.facts)}
+        by_method["lora"] = getattr(rule.method, "lora_options", LoRAOptions()).chosen
     content = {"format": FORMAT, "parts": parts, "forward": by_method}
     files.write(folder / CONFIG, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
     files.write(folder / TENSORS, st.save(tensors, {"format": "pt"}))
@@ -97,6 +100,6 @@ def _parts(content: dict[str, Any], backbone: Backbone, task: Task) -> tuple[dic
         return {n: KINDS[p["kind"]](**p["settings"]) for n, p in given.items()}, None
     from weft.methods import registry
 
-    method = registry.build(asked["slug"], asked["settings"])
+    method = with_options(registry.build(asked["slug"], asked["settings"]), LoRAOptions(**asked.get("lora", {})))
     adaptation = method.adapt(backbone, task, ClientInfo("", 0, asked["facts"]))
     return {n: adaptation[n][0] for n in given}, Rule(method, asked["view"], asked["facts"])

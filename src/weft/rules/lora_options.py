@@ -1,0 +1,78 @@
+"""Options of LoRA over a method: a class made of both, whose LoRA parts have them."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
+
+from weft.adaptation.lora_options import LoRAOptions
+from weft.errors import UserError
+from weft.federation.layout import Adaptation
+from weft.federation.message import ClientInfo
+
+if TYPE_CHECKING:
+    from weft.backbones.backbone import Backbone
+    from weft.federation.method import Method
+    from weft.federation.method import Method as Base
+    from weft.tasks.task import Task
+else:
+    Base = object  # a mix-in: it stands before the class of a method, and brings no settings of the contract of its own
+
+
+@dataclass(frozen=True)
+class WithOptions(Base):
+    """What is put before a method's class.
+
+    Attributes:
+        lora_options: those of all its LoRA parts.
+    """
+
+    lora_options: LoRAOptions = LoRAOptions()
+
+    def adapt(self, backbone: Backbone, task: Task, client: ClientInfo) -> Adaptation:
+        found = super().adapt(backbone, task, client)
+        made = self.lora_options.over({name: part for name, (part, _) in found.items()})
+        if not made:
+            raise UserError(
+                f"{without_options(self).info.slug} trains no LoRA here that {_named(self.lora_options)} could be of: leave lora.* "
+                "out, or choose a method such as fedit."
+            )
+        return {name: (made.get(name, part), scope) for name, (part, scope) in found.items()}
+
+
+def with_options(method: Method, options: LoRAOptions) -> Method:
+    """The method with the options: ``with_options(FedIT(rank=8), LoRAOptions("rslora"))``. Its slug says so, ``fedit+rslora``.
+
+    It goes under a rule: options are of what is trained, and a rule is over whatever is.
+    """
+    if not options.chosen:
+        return method
+    cls: Any = type(method)
+    made: Method = _made(cls, options)(**{f.name: getattr(method, f.name) for f in fields(method)}, lora_options=options)
+    return made
+
+
+def without_options(method: Method) -> Method:
+    """The method without options of LoRA; it has no rule over it."""
+    base = getattr(type(method), "_without_options", None)
+    if base is None:
+        return method
+    made: Method = base(**{f.name: getattr(method, f.name) for f in fields(base)})
+    return made
+
+
+@functools.cache
+def _made(cls: Any, options: LoRAOptions) -> Any:
+    card = replace(cls.info, slug="+".join((cls.info.slug, *options.words)))
+    body = {"info": card, "_without_options": cls, "__module__": WithOptions.__module__, "__doc__": cls.__doc__}
+    return type(f"{cls.__name__}WithOptions", (WithOptions, cls), body)
+
+
+def _named(options: LoRAOptions) -> str:
+    """The settings that were chosen, in words."""
+    return ", ".join(f"lora.{name} = {_shown(value)}" for name, value in options.chosen.items())
+
+
+def _shown(value: Any) -> str:
+    return f'"{value}"' if isinstance(value, str) else f"{value:g}"
