@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -14,9 +15,12 @@ from every_method import METHODS, small
 from weft.adaptation.lora import LoRA
 from weft.adaptation.lora_options import LoRAOptions
 from weft.errors import UserError
+from weft.federation.message import Update
 from weft.federation.method import Method
+from weft.federation.pack import Pack
 from weft.methods import FedBF, FedIT, FLoRA
 from weft.rules import composed, plain, with_options, without_options
+from weft.testing import laws
 from weft.testing.compare import assert_same, state
 from weft.testing.plays import shallow
 from with_lora import has_lora, of_lora
@@ -95,3 +99,61 @@ def test_a_leading_part_has_the_scale_of_the_whole() -> None:
     assert replace(LoRA(8, 12.0, "all", 2), scaling="rslora").scale_at(tiny.backbone("bert").sites("ffn.in")[0]) == pytest.approx(
         12 / math.sqrt(2)
     )
+
+
+# every option over every method ---------------------------------------------------------------------------------------
+
+OPTIONS = {
+    "rslora": LoRAOptions("rslora"),
+    "loraplus": LoRAOptions(ratio=4.0),
+    "dropout": LoRAOptions(dropout=0.5),
+}
+LAWS = ("pack", "return")
+QUICK = {("rslora", "flora"), ("loraplus", "feddpa"), ("dropout", "fedra"), ("dropout", "fedalt"), ("loraplus", "pf2lora")}
+RULED_OUT = {"own steps": ("loraplus",), "no gradients": ("dropout",)}
+"""Word of a card -> the options that can't be had with it."""
+
+
+def cases() -> list[Any]:
+    pairs = [(option, slug) for option in OPTIONS for slug in METHODS]
+    return [pair if pair in QUICK else pytest.param(*pair, marks=pytest.mark.slow) for pair in pairs]
+
+
+@pytest.mark.parametrize(("option", "slug"), cases())
+def test_every_option_over_every_method_keeps_the_laws_or_is_refused(option: str, slug: str) -> None:
+    usual = small(slug)
+    words = [w for w, out in RULED_OUT.items() if option in out and w in usual.info.needs]
+    if words:
+        with pytest.raises(
+            UserError, match=rf"^{slug} .*, so that lora\.\w+ = .* would not be what it says: leave it out"
+        ) as refusal:
+            with_options(usual, OPTIONS[option])
+        assert "\n" not in str(refusal.value)
+        return
+    method = with_options(usual, OPTIONS[option])
+    if not has_lora(slug):
+        with pytest.raises(UserError, match=rf"^{slug} trains no LoRA here that lora\.\w+ = "):
+            played(method)
+        return
+    run, plain_run = state(played(method)), state(played(usual))
+    assert any(n not in plain_run or not torch.equal(v, plain_run[n]) for n, v in run.items()), "it does nothing"
+    laws.check(method, *LAWS)
+
+
+@pytest.mark.parametrize("slug", METHODS)
+def test_a_card_says_whether_lora_moves_by_steps_of_its_own(slug: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not has_lora(slug):
+        return
+    method, odd = small(slug), set()
+    train = type(method).train
+
+    def watched(self: Method, pack: Pack) -> Iterator[Update]:
+        held = {n: v.detach().clone() for n, v in pack.tensors.items() if n.endswith("/B")}
+        yield from train(self, pack) or ()
+        for name in held.keys() - pack.optimized():
+            if pack.has_work() and not torch.equal(pack.tensors[name].detach(), held[name]):
+                odd.add(name)
+
+    monkeypatch.setattr(type(method), "train", watched)
+    played(method)
+    assert bool(odd) == ("own steps" in method.info.needs), sorted(odd)

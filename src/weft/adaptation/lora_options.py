@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from weft.adaptation.lora import LoRA, Scaling
+from weft.adaptation.lora import Dropped, LoRA, Scaling
 from weft.adaptation.part import Part
-from weft.typed import check
+from weft.typed import Positive, check
 
 
 @dataclass(frozen=True)
@@ -16,10 +16,12 @@ class LoRAOptions:
     """One of each kind; the first of each is LoRA as methods have it.
 
     Attributes:
-        scaling: see :class:`weft.adaptation.lora.LoRA`.
+        scaling, ratio, dropout: see :class:`weft.adaptation.lora.LoRA`.
     """
 
     scaling: Scaling = "usual"
+    ratio: Positive = 1.0
+    dropout: Dropped = 0.0
 
     def __post_init__(self) -> None:
         check(self)
@@ -32,8 +34,10 @@ class LoRAOptions:
     @property
     def words(self) -> tuple[str, ...]:
         """What names of methods say of them."""
-        return (self.scaling,) if self.scaling != "usual" else ()
+        found = {"scaling": self.scaling, "ratio": "loraplus", "dropout": "dropout"}
+        return tuple(word for name, word in found.items() if name in self.chosen)
 
     def over(self, parts: Mapping[str, Part]) -> dict[str, Part]:
         """The LoRA parts of these with the options, by name; others are not among them."""
-        return {name: replace(part, scaling=self.scaling) for name, part in parts.items() if isinstance(part, LoRA)}
+        changes: dict[str, Any] = {"scaling": self.scaling, "ratio": self.ratio, "dropout": self.dropout}
+        return {name: replace(part, **changes) for name, part in parts.items() if isinstance(part, LoRA)}

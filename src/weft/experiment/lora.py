@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from weft.experiment.declare import Group, setting
+from weft.experiment.declare import Fraction, Group, Positive, setting
 
 
 class LoRA(Group):
@@ -18,4 +18,10 @@ class LoRA(Group):
         "See [options of LoRA](methods.md#options-of-lora).",
         option=False,
         common=True,
+    )
+    lora_ratio: Positive = setting(
+        1.0, "Learning rate of B over that of A (LoRA+); its paper tries 2 to 16.", option=False, common=True
+    )
+    lora_dropout: Fraction = setting(
+        0.0, "Share of a LoRA's input that is dropped in steps of training.", option=False, common=True
     )

@@ -10,6 +10,7 @@ from weft.adaptation.lora_options import LoRAOptions
 from weft.errors import UserError
 from weft.federation.layout import Adaptation
 from weft.federation.message import ClientInfo
+from weft.rules.compose import plain
 
 if TYPE_CHECKING:
     from weft.backbones.backbone import Backbone
@@ -35,7 +36,7 @@ class WithOptions(Base):
         made = self.lora_options.over({name: part for name, (part, _) in found.items()})
         if not made:
             raise UserError(
-                f"{without_options(self).info.slug} trains no LoRA here that {_named(self.lora_options)} could be of: leave lora.* "
+                f"{without_options(plain(self)).info.slug} trains no LoRA here that {_named(self.lora_options)} could be of: leave lora.* "
                 "out, or choose a method such as fedit."
             )
         return {name: (made.get(name, part), scope) for name, (part, scope) in found.items()}
@@ -45,12 +46,37 @@ def with_options(method: Method, options: LoRAOptions) -> Method:
     """The method with the options: ``with_options(FedIT(rank=8), LoRAOptions("rslora"))``. Its slug says so, ``fedit+rslora``.
 
     It goes under a rule: options are of what is trained, and a rule is over whatever is.
+
+    Raises:
+        UserError: the method's card says that it can't have one of them.
     """
     if not options.chosen:
         return method
+    check(method, options)
     cls: Any = type(method)
     made: Method = _made(cls, options)(**{f.name: getattr(method, f.name) for f in fields(method)}, lora_options=options)
     return made
+
+
+LIMITS = {
+    "ratio": ("own steps", "moves LoRA by steps of its own too, whose rate it does not set"),
+    "dropout": ("no gradients", "takes no gradient of a pass that could drop anything"),
+}
+"""Option -> a word of cards (:data:`weft.federation.info.NEEDS`) that rules it out, and why, as a clause about the method."""
+
+
+def check(method: Method, options: LoRAOptions) -> None:
+    """
+    Raises:
+        UserError: the method's card says that it can't have one of the options.
+    """
+    for name, value in options.chosen.items():
+        word, why = LIMITS.get(name, ("", ""))
+        if word in method.info.needs:
+            raise UserError(
+                f"{method.info.slug} {why}, so that lora.{name} = {_shown(value)} would not be what it says: leave it out, or "
+                "choose a method such as fedit."
+            )
 
 
 def without_options(method: Method) -> Method:
