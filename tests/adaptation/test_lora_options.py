@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,13 +14,13 @@ from torch import Tensor
 import by_hand
 import lora_by_hand
 import tiny
+from lora_by_hand import Step
 from weft.adaptation.dropout import dropped, rows_of
 from weft.adaptation.lora_options import LoRAOptions
 from weft.adaptation.optim import Optim
 from weft.federation.pack import Pack
 from weft.methods import FedIT
 from weft.rules import with_options
-from weft.tensors.keyed import key
 from weft.testing.compare import assert_same, state
 from weft.testing.sites import remote
 
@@ -85,48 +85,14 @@ def test_a_mask_is_the_same_wherever_a_row_lies_and_however_far_it_is_padded() -
     assert torch.equal(whole, longer[:, :, :6])
 
 
-def masked(run: tiny.Federation, client: str, t: int, step: Callable[[], int], share: float) -> lora_by_hand.Term:
-    def term(site: str, module: torch.nn.Module, x: Tensor, out: Tensor, w: Mapping[str, Tensor]) -> Tensor:
-        of_step, of_site = key(run.bench.seed, "step", t, client, "main", step()), key(0, "site", "lora", site)
-        stays = np.stack([lora_by_hand.mask(of_step, of_site, i, x.shape[1], x.shape[2], share) for i in range(len(x))])
-        return 3.0 * (x * torch.from_numpy(stays) / (1 - share)) @ w["A"].mT @ w["B"].mT
-
-    return term
-
-
-def test_a_round_with_dropout_is_a_plain_loop_with_the_same_masks() -> None:
+def test_rounds_with_dropout_are_plain_loops_with_the_same_masks() -> None:
     share = 0.3
     run = tiny.federation(with_options(SMALL, LoRAOptions(dropout=share)), sizes=SIZES, participation=0.67, rounds=2)
-    values = by_hand.start_of(run)
-    for t in range(2):
-        sent, weight = [], []
-        plans = {k: by_hand.steps_of(run, k, t) for k in range(len(SIZES))}
-        record = run.simulation.round(t)
-        assert record is not None
-        assert len(record["cohort"]) == 2
-        for k in (int(c.removeprefix("client-")) for c in record["cohort"]):
-            count = iter(range(99))
-            now = [0]
 
-            def forward(
-                run: tiny.Federation,
-                leaves: Mapping[str, Tensor],
-                rows: np.ndarray,
-                k: int = k,
-                count: Any = count,
-                now: Any = now,
-            ) -> Tensor:
-                now[0] = next(count)
-                return lora_by_hand.predict(run, leaves, rows, masked(run, f"client-{k}", t, lambda: now[0], share))
+    def term(step: Step, site: str, module: torch.nn.Module, x: Tensor, out: Tensor, w: Mapping[str, Tensor]) -> Tensor:
+        return 3.0 * step.dropped(site, x, share) @ w["A"].mT @ w["B"].mT
 
-            def local(params: list[Tensor]) -> torch.optim.Optimizer:
-                return torch.optim.AdamW(params, lr=3e-2, eps=1e-6, weight_decay=0.0)
-
-            sent.append(by_hand.train(run, values, plans[k], local, linear=True, predict=forward))
-            weight.append(float(SIZES[k]))
-        values = {n: sum((w * s[n] for w, s in zip(weight, sent, strict=True)), torch.zeros(())) / sum(weight) for n in values}
-        for name, found in by_hand.shared(run).items():
-            by_hand.close(found, values[name], by_hand.ADAM)
+    lora_by_hand.hold(run, term)
 
 
 def test_dropout_is_the_same_for_any_pack_and_at_a_site() -> None:
@@ -202,7 +168,7 @@ def test_gradients_of_rows_have_the_masks_of_their_step() -> None:
 
 def test_recomputed_blocks_and_blocks_that_some_lack_have_the_same_masks() -> None:
     _, pack = entered(HALF)
-    batch = list(pack.batches(1.0, None, 3))[0]
+    batch = next(iter(pack.batches(1.0, None, 3)))
 
     def slopes(pack: Pack, who: Tensor | None = None) -> list[Tensor]:
         leaves = {n: v.detach().requires_grad_(True) for n, v in pack.params("lora").items()}

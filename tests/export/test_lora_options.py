@@ -15,7 +15,7 @@ from exporting import FEDIT, FLORA, RUN_CLOSE, by_peft, exported, trained
 from weft.adaptation.lora_options import LoRAOptions
 from weft.export import load, peft_files
 from weft.federation.method import Method
-from weft.methods import FedALT, FedIT
+from weft.methods import FedALT, FedIT, PF2LoRA
 from weft.rules import with_options
 
 RSLORA = LoRAOptions("rslora")
@@ -45,6 +45,33 @@ def test_without_it_the_folder_does_not_say_so(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert config["use_rslora"] is False
     assert config["lora_alpha"] == 6.0
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "llama"])
+@pytest.mark.parametrize("scaling", ["usual", "rslora"])
+def test_a_peft_folder_says_dora(kind: str, scaling: str, tmp_path: Path) -> None:
+    options = LoRAOptions(variant="dora", scaling=scaling)  # type: ignore[arg-type]
+    run = trained(with_options(replace(FEDIT, sites="q"), options), kind)
+    report = exported(run, tmp_path)  # compares the logits
+    assert report.kind == "peft"
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (config["use_dora"], config["use_rslora"]) == (True, scaling == "rslora")
+    b, table = run.bench.backbone, run.bench.table
+    got = by_peft(b.path, tmp_path, table.collate(np.arange(len(table))), 3, b.tokenizer.pad_token_id)
+    torch.testing.assert_close(got, run.global_logits(), **RUN_CLOSE)
+    moved = [v for n, v in run.server.shared.items() if n.endswith("/m")]
+    assert moved
+    back = peft_files.read(tmp_path, b)
+    for name, value in run.server.shared.items():
+        if name.startswith("lora/"):
+            assert torch.equal(back.values[name], value)  # type: ignore[arg-type]
+
+
+def test_two_of_them_at_a_layer_are_no_peft_adapter(tmp_path: Path) -> None:
+    run = trained(with_options(replace(PF2LoRA(), batch=4, steps=None), LoRAOptions(variant="dora")))
+    client = run.clients[0]
+    run.simulation.setup.store.load(client)
+    assert exported(run, tmp_path, client=client, view="personal").kind == "weft"
 
 
 def test_a_model_that_needs_its_method_comes_back_with_the_options_of_its_lora(tmp_path: Path) -> None:

@@ -107,10 +107,19 @@ OPTIONS = {
     "rslora": LoRAOptions("rslora"),
     "loraplus": LoRAOptions(ratio=4.0),
     "dropout": LoRAOptions(dropout=0.5),
+    "dora": LoRAOptions(variant="dora"),
 }
 LAWS = ("pack", "return")
-QUICK = {("rslora", "flora"), ("loraplus", "feddpa"), ("dropout", "fedra"), ("dropout", "fedalt"), ("loraplus", "pf2lora")}
-RULED_OUT = {"own steps": ("loraplus",), "no gradients": ("dropout",)}
+QUICK = {
+    ("rslora", "flora"),
+    ("loraplus", "feddpa"),
+    ("dropout", "fedra"),
+    ("dropout", "fedalt"),
+    ("loraplus", "pf2lora"),
+    ("dora", "fedsa-lora"),
+    ("dora", "flora"),
+}
+RULED_OUT = {"factors": ("dora",), "own steps": ("loraplus",), "no gradients": ("dropout",)}
 """Word of a card -> the options that can't be had with it."""
 
 

@@ -40,8 +40,8 @@ class LoRA(Additive):
         at: which linear layers, see :meth:`weft.backbones.backbone.Backbone.sites`.
         ffn_rank: another rank for the feed-forward layers. blocks: only in these; None = in all.
         of: the rank of the LoRA whose leading part this is (HeteroFL, FjORD): its start values are the leading ones of that.
-        scaling: what s is: ``usual``, α/r; or ``rslora``, α/√r (Kalajdzievski, "A Rank Stabilization Scaling Factor for Fine-Tuning
-            with LoRA", arXiv 2312.03732).
+        scaling: what s is: ``usual``, α/r; or ``rslora``, α/√r (Kalajdzievski, "A Rank Stabilization Scaling Factor for
+            Fine-Tuning with LoRA", arXiv 2312.03732).
         ratio: the learning rate of B over that of A (LoRA+: Hayou, Ghosh, Yu, "LoRA+: Efficient Low Rank Adaptation of Large
             Models", ICML 2024, arXiv 2402.12354).
         dropout: share of x that is dropped before A in steps of training.

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal
 
+from weft.adaptation.dora import DoRA
 from weft.adaptation.lora import Dropped, LoRA, Scaling
-from weft.adaptation.part import Part
 from weft.typed import Positive, check
 
 
@@ -17,11 +16,13 @@ class LoRAOptions:
 
     Attributes:
         scaling, ratio, dropout: see :class:`weft.adaptation.lora.LoRA`.
+        variant: ``lora``, or ``dora`` (:class:`weft.adaptation.dora.DoRA`).
     """
 
     scaling: Scaling = "usual"
     ratio: Positive = 1.0
     dropout: Dropped = 0.0
+    variant: Literal["lora", "dora"] = "lora"
 
     def __post_init__(self) -> None:
         check(self)
@@ -34,10 +35,12 @@ class LoRAOptions:
     @property
     def words(self) -> tuple[str, ...]:
         """What names of methods say of them."""
-        found = {"scaling": self.scaling, "ratio": "loraplus", "dropout": "dropout"}
+        found = {"scaling": self.scaling, "ratio": "loraplus", "dropout": "dropout", "variant": self.variant}
         return tuple(word for name, word in found.items() if name in self.chosen)
 
-    def over(self, parts: Mapping[str, Part]) -> dict[str, Part]:
-        """The LoRA parts of these with the options, by name; others are not among them."""
-        changes: dict[str, Any] = {"scaling": self.scaling, "ratio": self.ratio, "dropout": self.dropout}
-        return {name: replace(part, **changes) for name, part in parts.items() if isinstance(part, LoRA)}
+    def over(self, part: LoRA) -> LoRA:
+        """The part with the options."""
+        made = replace(part, scaling=self.scaling, ratio=self.ratio, dropout=self.dropout)
+        if self.variant == "lora":
+            return made
+        return DoRA(**{f.name: getattr(made, f.name) for f in fields(made)})

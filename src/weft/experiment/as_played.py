@@ -39,7 +39,7 @@ def options_of(x: Experiment) -> LoRAOptions:
     """Of the method's LoRA."""
     from weft.adaptation.lora_options import LoRAOptions
 
-    return LoRAOptions(x.lora_scaling, x.lora_ratio, x.lora_dropout)
+    return LoRAOptions(x.lora_scaling, x.lora_ratio, x.lora_dropout, x.lora_variant)
 
 
 def step_of(x: Experiment) -> ServerStep:

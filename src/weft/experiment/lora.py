@@ -25,3 +25,9 @@ class LoRA(Group):
     lora_dropout: Fraction = setting(
         0.0, "Share of a LoRA's input that is dropped in steps of training.", option=False, common=True
     )
+    lora_variant: Literal["lora", "dora"] = setting(
+        "lora",
+        "`lora`, or `dora`: magnitudes of a layer's outputs are trained apart from their directions.",
+        option=False,
+        common=True,
+    )

@@ -18,8 +18,10 @@ import safetensors.torch as st
 import torch
 from torch import Tensor
 
+from weft.adaptation.dora import DoRA
 from weft.adaptation.head import Head
 from weft.adaptation.lora import Delta, LoRA
+from weft.adaptation.part import Part
 from weft.errors import WeftError
 from weft.export.about import damaged
 from weft.export.trained import Trained, not_finite
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 CONFIG, TENSORS = FILES = "adapter_config.json", "adapter_model.safetensors"
 ROOT = "base_model.model."
+MAGNITUDE = "lora_magnitude_vector"
 WORDS = {
     "AutoModelForSequenceClassification": "SEQ_CLS",
     "AutoModelForTokenClassification": "TOKEN_CLS",
@@ -47,8 +50,15 @@ def fits(trained: Trained, backbone: Backbone) -> bool:
     """Whether PEFT's LoRA can say all of it, on a model that transformers can load."""
     heads = [p for p in trained.parts.values() if type(p) is Head]
     whole = len(heads) == 1 or (not heads and not backbone.heads)
-    known = all(type(p) in (LoRA, Delta, Head) for p in trained.parts.values())
+    known = all(type(p) in (LoRA, DoRA, Delta, Head) for p in trained.parts.values())
+    if (name := magnitudes(trained)) is not None:  # PEFT has one at a layer, of weight 1, and nothing beside it
+        known = known and len(trained.parts) == len(heads) + 1 and trained.use[name] == 1.0
     return trained.rule is None and whole and known and plain_class(backbone) is not None
+
+
+def magnitudes(trained: Trained) -> str | None:
+    """The part that is a DoRA, if there is one."""
+    return next((name for name, part in trained.parts.items() if isinstance(part, DoRA)), None)
 
 
 def plain_class(backbone: Backbone) -> str | None:
@@ -82,7 +92,8 @@ def write(trained: Trained, backbone: Backbone, base: Base, folder: Path) -> dic
     """Write ``adapter_config.json`` and ``adapter_model.safetensors``; returns the rank at each site."""
     from peft import LoraConfig
 
-    sums = low_rank_sums(trained, backbone)
+    dora = magnitudes(trained)
+    sums = low_rank_sums(trained, backbone) if dora is None else factors(trained, backbone, dora)
     tensors: dict[str, Tensor] = {}
     for name, one in sums.items():
         tensors[f"{ROOT}{name}.lora_A.weight"] = one.A.contiguous()
@@ -90,9 +101,9 @@ def write(trained: Trained, backbone: Backbone, base: Base, folder: Path) -> dic
     heads = [n for n, p in trained.parts.items() if type(p) is Head]
     for name, value in trained.values.items():
         part, site, role = name.split("/")
-        if part in heads:
+        if part in heads or role == "m":
             assert isinstance(value, Tensor)
-            tensors[f"{ROOT}{site}.{role}"] = value.contiguous()
+            tensors[f"{ROOT}{site}.{role if part in heads else MAGNITUDE}"] = value.contiguous()
     tops = head_modules(backbone)
     ranks = {name: value.rank for name, value in sums.items()}
     rslora = all(p.scaling == "rslora" for p in trained.parts.values() if isinstance(p, LoRA))
@@ -106,6 +117,7 @@ def write(trained: Trained, backbone: Backbone, base: Base, folder: Path) -> dic
         r=rank,
         lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT divides it by r or √r: a float does
         use_rslora=rslora,
+        use_dora=dora is not None,
         rank_pattern={n: r for n, r in ranks.items() if r != rank},
         alpha_pattern={n: a for n, a in alphas.items() if a != alpha},
         target_modules=endings(backbone, list(sums), tops),
@@ -139,6 +151,11 @@ def low_rank_sums(trained: Trained, backbone: Backbone) -> dict[str, LowRank]:
         site = backbone.linears[0]
         sums[site.name] = LowRank(B=torch.zeros(site.d_out, 1), A=torch.zeros(1, site.d_in))
     return sums
+
+
+def factors(trained: Trained, backbone: Backbone, name: str) -> dict[str, LowRank]:
+    """B, A and the scale of one part at each of its sites, as they are."""
+    return {site.name: _term(trained, name, site) for site in trained.parts[name].sites(backbone)}
 
 
 def _term(trained: Trained, name: str, site: Site) -> LowRank:
@@ -188,6 +205,7 @@ def read(folder: Path, backbone: Backbone) -> Trained:
         tensors = st.load(files.read(folder / TENSORS))
         values: dict[str, Value] = {}
         sites: list[str] = []
+        dora, rslora = config.get("use_dora", False), config.get("use_rslora", False)
         for name, value in tensors.items():
             inner = name.removeprefix(ROOT)
             if inner.endswith(".lora_A.weight"):
@@ -198,15 +216,25 @@ def read(folder: Path, backbone: Backbone) -> Trained:
                 rank = config["rank_pattern"].get(site, config["r"])
                 if rank != len(value):
                     raise ValueError(f"{CONFIG} says rank {rank} and {site} has {len(value)}")
-                values[f"delta/{site}/delta"] = LowRank(
-                    B=b, A=value, scale=alpha / divisor(rank, config.get("use_rslora", False))
-                )
-            elif not inner.endswith(".lora_B.weight"):
+                if dora:
+                    values |= {
+                        f"lora/{site}/A": value,
+                        f"lora/{site}/B": b,
+                        f"lora/{site}/m": tensors[f"{ROOT}{site}.{MAGNITUDE}"],
+                    }
+                else:
+                    values[f"delta/{site}/delta"] = LowRank(B=b, A=value, scale=alpha / divisor(rank, rslora))
+            elif not inner.endswith((".lora_B.weight", f".{MAGNITUDE}")):
                 site, role = inner.rsplit(".", 1)
                 values[f"head/{site}/{role}"] = value
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as e:
         raise damaged(folder, e) from e
-    trained = Trained({"delta": Delta("names:" + ",".join(sites)), "head": Head()}, values, {})
+    at, use = "names:" + ",".join(sites), {}
+    parts: dict[str, Part] = {"delta": Delta(at)}
+    if dora:
+        parts = {"lora": DoRA(config["r"], float(config["lora_alpha"]), at, scaling="rslora" if rslora else "usual")}
+        use = {"lora": 1.0}
+    trained = Trained({**parts, "head": Head()}, values, use)
     check_names(trained, backbone, folder)
     return trained
 

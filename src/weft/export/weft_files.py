@@ -12,6 +12,7 @@ import safetensors.torch as st
 
 from weft.adaptation.bias import Bias
 from weft.adaptation.bottleneck import Bottleneck
+from weft.adaptation.dora import DoRA
 from weft.adaptation.head import Head
 from weft.adaptation.lora import Delta, LoRA
 from weft.adaptation.lora_options import LoRAOptions
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 CONFIG, TENSORS = FILES = "weft_adapter.json", "weft_adapter.safetensors"
 MARK = "."  # between the name of a product and the role of its factor, whose scale is in B
-PARTS = (LoRA, Delta, Bottleneck, Bias, Head, ClassContext, ImageTokens, Prefix, Residual, Weights)
+PARTS = (LoRA, DoRA, Delta, Bottleneck, Bias, Head, ClassContext, ImageTokens, Prefix, Residual, Weights)
 KINDS: dict[str, type] = {kind.__name__: kind for kind in PARTS}
 """Parts that are described by their settings. A model with others is described by its method."""
 

@@ -1,8 +1,8 @@
 """Rules over every method: SCAFFOLD, FedDyn, Mime and MimeLite, each a mix-in that is put before the class of a method.
 
 :func:`composed` makes the method with a rule over it, which is a method like any other. What a server makes of a mean is
-:class:`weft.federation.server_step.ServerStep`, and FedProx is a setting of the local optimizer (``Optim.prox``). Options of LoRA are
-put before a method's class in the same way, by :func:`with_options`, and a rule goes over both.
+:class:`weft.federation.server_step.ServerStep`, and FedProx is a setting of the local optimizer (``Optim.prox``). Options of
+LoRA are put before a method's class in the same way, by :func:`with_options`, and a rule goes over both.
 """
 
 from __future__ import annotations

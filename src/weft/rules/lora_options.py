@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
+from weft.adaptation.lora import LoRA
 from weft.adaptation.lora_options import LoRAOptions
 from weft.errors import UserError
 from weft.federation.layout import Adaptation
 from weft.federation.message import ClientInfo
+from weft.federation.scope import Scope
 from weft.rules.compose import plain
 
 if TYPE_CHECKING:
@@ -33,13 +36,20 @@ class WithOptions(Base):
 
     def adapt(self, backbone: Backbone, task: Task, client: ClientInfo) -> Adaptation:
         found = super().adapt(backbone, task, client)
-        made = self.lora_options.over({name: part for name, (part, _) in found.items()})
+        made = {name: self.lora_options.over(part) for name, (part, _) in found.items() if isinstance(part, LoRA)}
         if not made:
+            slug = without_options(plain(self)).info.slug
             raise UserError(
-                f"{without_options(plain(self)).info.slug} trains no LoRA here that {_named(self.lora_options)} could be of: leave lora.* "
-                "out, or choose a method such as fedit."
+                f"{slug} trains no LoRA here that {_named(self.lora_options)} could be of: leave lora.* out, or choose a method "
+                "such as fedit."
             )
-        return {name: (made.get(name, part), scope) for name, (part, scope) in found.items()}
+        scopes = {name: with_magnitude(scope) for name, (_, scope) in found.items()}
+        return {name: (made[name], scopes[name]) if name in made else own for name, own in found.items()}
+
+
+def with_magnitude(scope: Scope | Mapping[str, Scope]) -> Scope | Mapping[str, Scope]:
+    """Scopes of the tensors of a LoRA, in which a magnitude goes where B goes."""
+    return {**scope, "m": scope["B"]} if isinstance(scope, Mapping) and "B" in scope else scope
 
 
 def with_options(method: Method, options: LoRAOptions) -> Method:
@@ -59,6 +69,7 @@ def with_options(method: Method, options: LoRAOptions) -> Method:
 
 
 LIMITS = {
+    "variant": ("factors", "has a rule of its own for the two factors of LoRA"),
     "ratio": ("own steps", "moves LoRA by steps of its own too, whose rate it does not set"),
     "dropout": ("no gradients", "takes no gradient of a pass that could drop anything"),
 }

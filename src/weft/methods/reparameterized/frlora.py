@@ -70,6 +70,7 @@ class FRLoRA(Method):
             "The frozen rest stays as the pretrained weights with a term beside them that grows. The code leaves A untrained, "
             "against the paper, and keeps AdamW's moments over the rounds."
         ),
+        needs=("factors",),
         sends="both LoRA factors of every site, the head, and the number of examples",
     )
 
