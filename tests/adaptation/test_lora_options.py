@@ -186,13 +186,3 @@ def test_recomputed_blocks_and_blocks_that_some_lack_have_the_same_masks() -> No
     pack.hold(hold)
     for one, other in zip(slopes(pack, torch.tensor([1, 2])), usual, strict=True):
         by_hand.close(one[1:], other[1:])
-
-
-def test_a_language_models_rows_lie_apart_where_they_lose_entries() -> None:
-    states = []
-    for packing in (False, True):
-        method = with_options(replace(SMALL, sites="q"), HALF)
-        run = tiny.federation(method, "llama", task="generation", sizes=SIZES, rounds=1)
-        run.bench.sequence_packing = packing
-        states.append(state(run.run()))
-    assert_same(*states, 1e-12)

@@ -113,9 +113,9 @@ LAWS = ("pack", "return")
 QUICK = {
     ("rslora", "flora"),
     ("loraplus", "feddpa"),
+    ("loraplus", "pf2lora"),
     ("dropout", "fedra"),
     ("dropout", "fedalt"),
-    ("loraplus", "pf2lora"),
     ("dora", "fedsa-lora"),
     ("dora", "flora"),
 }

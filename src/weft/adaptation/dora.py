@@ -71,5 +71,6 @@ def product(module: nn.Module, x: Tensor) -> Tensor:
         return x @ module.weight.to(x.dtype).mT
     bias = getattr(module, "bias", None)
     own = next(module.parameters()).dtype
-    found: Tensor = module.forward(x.to(own if own.is_floating_point else x.dtype)).to(x.dtype)
+    rows = x.to(own if own.is_floating_point else x.dtype).contiguous()  # GPT-2's layers take no other
+    found: Tensor = module.forward(rows).to(x.dtype)
     return found if bias is None else found - bias.to(x.dtype)

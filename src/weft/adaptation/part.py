@@ -53,6 +53,11 @@ class Part(Protocol):
         ...
 
     @property
+    def dropout(self) -> float:
+        """The share of what it reads that it drops in steps of training."""
+        ...
+
+    @property
     def rates(self) -> Mapping[str, float]:
         """Role -> multiple of an optimizer's learning rate at which its tensors move; 1 where none is given."""
         ...
@@ -81,7 +86,6 @@ class Part(Protocol):
 
     mode: ClassVar[Mode]
     always: bool  # stays on whatever ``use`` says: heads and frozen deltas
-    dropout: float  # share of what it reads that it drops in steps of training
     alone: ClassVar[bool]  # a pass is one client's: there is nothing that several could share
 
 

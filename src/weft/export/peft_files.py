@@ -217,11 +217,8 @@ def read(folder: Path, backbone: Backbone) -> Trained:
                 if rank != len(value):
                     raise ValueError(f"{CONFIG} says rank {rank} and {site} has {len(value)}")
                 if dora:
-                    values |= {
-                        f"lora/{site}/A": value,
-                        f"lora/{site}/B": b,
-                        f"lora/{site}/m": tensors[f"{ROOT}{site}.{MAGNITUDE}"],
-                    }
+                    m = tensors[f"{ROOT}{site}.{MAGNITUDE}"]
+                    values |= {f"lora/{site}/A": value, f"lora/{site}/B": b, f"lora/{site}/m": m}
                 else:
                     values[f"delta/{site}/delta"] = LowRank(B=b, A=value, scale=alpha / divisor(rank, rslora))
             elif not inner.endswith((".lora_B.weight", f".{MAGNITUDE}")):
