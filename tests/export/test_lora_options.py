@@ -67,6 +67,14 @@ def test_a_peft_folder_says_dora(kind: str, scaling: str, tmp_path: Path) -> Non
             assert torch.equal(back.values[name], value)  # type: ignore[arg-type]
 
 
+def test_vera_comes_back_with_the_seed_of_its_matrices(tmp_path: Path) -> None:
+    run = trained(with_options(replace(FEDIT, sites="q"), LoRAOptions(variant="vera", seed=7)))
+    assert exported(run, tmp_path).kind == "weft"  # compares the logits
+    content = json.loads((tmp_path / "weft_adapter.json").read_text())
+    assert content["parts"]["lora"]["kind"] == "VeRA"
+    assert content["parts"]["lora"]["settings"]["seed"] == 7
+
+
 def test_two_of_them_at_a_layer_are_no_peft_adapter(tmp_path: Path) -> None:
     run = trained(with_options(replace(PF2LoRA(), batch=4, steps=None), LoRAOptions(variant="dora")))
     client = run.clients[0]

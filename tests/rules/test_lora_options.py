@@ -108,6 +108,7 @@ OPTIONS = {
     "loraplus": LoRAOptions(ratio=4.0),
     "dropout": LoRAOptions(dropout=0.5),
     "dora": LoRAOptions(variant="dora"),
+    "vera": LoRAOptions(variant="vera", seed=3),
 }
 LAWS = ("pack", "return")
 QUICK = {
@@ -118,8 +119,9 @@ QUICK = {
     ("dropout", "fedalt"),
     ("dora", "fedsa-lora"),
     ("dora", "flora"),
+    ("vera", "feddpa"),
 }
-RULED_OUT = {"factors": ("dora",), "own steps": ("loraplus",), "no gradients": ("dropout",)}
+RULED_OUT = {"factors": ("dora", "vera"), "own steps": ("loraplus",), "no gradients": ("dropout",)}
 """Word of a card -> the options that can't be had with it."""
 
 

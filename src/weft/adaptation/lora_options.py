@@ -7,7 +7,9 @@ from typing import Any, Literal
 
 from weft.adaptation.dora import DoRA
 from weft.adaptation.lora import Dropped, LoRA, Scaling
-from weft.typed import Positive, check
+from weft.adaptation.vera import VeRA
+from weft.errors import UserError
+from weft.typed import Positive, Whole, check
 
 
 @dataclass(frozen=True)
@@ -16,16 +18,27 @@ class LoRAOptions:
 
     Attributes:
         scaling, ratio, dropout: see :class:`weft.adaptation.lora.LoRA`.
-        variant: ``lora``, or ``dora`` (:class:`weft.adaptation.dora.DoRA`).
+        variant: ``lora``, ``dora`` (:class:`weft.adaptation.dora.DoRA`) or ``vera`` (:class:`weft.adaptation.vera.VeRA`).
+        seed: of VeRA's frozen matrices: that of the run.
+
+    Raises:
+        UserError: VeRA has no scale and no factors that the other options are about.
     """
 
     scaling: Scaling = "usual"
     ratio: Positive = 1.0
     dropout: Dropped = 0.0
-    variant: Literal["lora", "dora"] = "lora"
+    variant: Literal["lora", "dora", "vera"] = "lora"
+    seed: Whole = 0
 
     def __post_init__(self) -> None:
         check(self)
+        for name in ("scaling", "ratio"):
+            if self.variant == "vera" and name in self.chosen:
+                raise UserError(
+                    f'lora.variant = "vera" has no factors that are trained and no scale, so that lora.{name} would be without '
+                    "effect: leave one out."
+                )
 
     @property
     def chosen(self) -> dict[str, Any]:
@@ -43,4 +56,5 @@ class LoRAOptions:
         made = replace(part, scaling=self.scaling, ratio=self.ratio, dropout=self.dropout)
         if self.variant == "lora":
             return made
-        return DoRA(**{f.name: getattr(made, f.name) for f in fields(made)})
+        own = {f.name: getattr(made, f.name) for f in fields(made)}
+        return DoRA(**own) if self.variant == "dora" else VeRA(**own, seed=self.seed)

@@ -39,7 +39,8 @@ def options_of(x: Experiment) -> LoRAOptions:
     """Of the method's LoRA."""
     from weft.adaptation.lora_options import LoRAOptions
 
-    return LoRAOptions(x.lora_scaling, x.lora_ratio, x.lora_dropout, x.lora_variant)
+    seed = x.seed if x.lora_variant == "vera" else 0  # of nothing else
+    return LoRAOptions(x.lora_scaling, x.lora_ratio, x.lora_dropout, x.lora_variant, seed)
 
 
 def step_of(x: Experiment) -> ServerStep:

@@ -25,9 +25,10 @@ class LoRA(Group):
     lora_dropout: Fraction = setting(
         0.0, "Share of a LoRA's input that is dropped in steps of training.", option=False, common=True
     )
-    lora_variant: Literal["lora", "dora"] = setting(
+    lora_variant: Literal["lora", "dora", "vera"] = setting(
         "lora",
-        "`lora`, or `dora`: magnitudes of a layer's outputs are trained apart from their directions.",
+        "`lora`, `dora` (a layer's magnitudes are trained apart from its directions) or `vera` (vectors behind frozen random "
+        "factors).",
         option=False,
         common=True,
     )

@@ -20,6 +20,7 @@ from weft.adaptation.part import Part
 from weft.adaptation.prefix_tuning import Prefix
 from weft.adaptation.residual import Residual
 from weft.adaptation.tokens import ClassContext, ImageTokens
+from weft.adaptation.vera import VeRA
 from weft.adaptation.weights import Weights
 from weft.errors import UserError
 from weft.export.about import FORMAT, check_format, damaged
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 CONFIG, TENSORS = FILES = "weft_adapter.json", "weft_adapter.safetensors"
 MARK = "."  # between the name of a product and the role of its factor, whose scale is in B
-PARTS = (LoRA, DoRA, Delta, Bottleneck, Bias, Head, ClassContext, ImageTokens, Prefix, Residual, Weights)
+PARTS = (LoRA, DoRA, VeRA, Delta, Bottleneck, Bias, Head, ClassContext, ImageTokens, Prefix, Residual, Weights)
 KINDS: dict[str, type] = {kind.__name__: kind for kind in PARTS}
 """Parts that are described by their settings. A model with others is described by its method."""
 

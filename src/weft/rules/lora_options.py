@@ -108,7 +108,7 @@ def _made(cls: Any, options: LoRAOptions) -> Any:
 
 def _named(options: LoRAOptions) -> str:
     """The settings that were chosen, in words."""
-    return ", ".join(f"lora.{name} = {_shown(value)}" for name, value in options.chosen.items())
+    return ", ".join(f"lora.{name} = {_shown(value)}" for name, value in options.chosen.items() if name != "seed")
 
 
 def _shown(value: Any) -> str:
