@@ -8,7 +8,7 @@ from weft.experiment.deal import Deal
 from weft.experiment.declare import Group, Setting, declared
 from weft.experiment.federation import Federation
 from weft.experiment.language import Language
-from weft.experiment.lora import LoRA
+from weft.experiment.lora_settings import LoRA
 from weft.experiment.machine import Machine
 from weft.experiment.output import Output
 from weft.experiment.rules import Rules

@@ -8,6 +8,6 @@ LoRA are put before a method's class in the same way, by :func:`with_options`, a
 from __future__ import annotations
 
 from weft.rules.compose import RULES, check, composed, mixin, plain
-from weft.rules.lora_options import with_options, without_options
+from weft.rules.over_lora import with_options, without_options
 
 __all__ = ["RULES", "check", "composed", "mixin", "plain", "with_options", "without_options"]
