@@ -15,6 +15,7 @@ import tiny
 from weaving import CLOSE, batch_of, grads, leaves, pack_of, values_for
 from weft.adaptation.bottleneck import Bottleneck
 from weft.adaptation.lora import Delta, LoRA
+from weft.adaptation.lora_options import LoRAOptions
 from weft.adaptation.part import Part
 from weft.adaptation.prefix_tuning import Prefix
 from weft.backbones import lines
@@ -24,6 +25,7 @@ from weft.errors import UserError
 from weft.federation.bench import Bench
 from weft.federation.pack import Pack
 from weft.methods.reparameterized.fedit import FedIT
+from weft.rules import with_options
 from weft.tasks.kinds import GENERATION
 
 INDEX = np.array([[0, 1, 2, 3], [6, 7, 8, -1], [12, 13, -1, -1]])
@@ -154,6 +156,18 @@ def test_a_run_ends_with_the_same_values(average: str) -> None:
         run = tiny.federation(FedIT(rank=2), "llama", task=GENERATION, sizes=(5, 4, 3), pack=3, rounds=2)
         run.bench.sequence_packing, run.bench.table = on, ragged(run.bench.table)
         run.bench.task = replace(run.bench.task, average=average)  # type: ignore[type-var]
+        found.append(dict(run.run().server.shared))
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, **CLOSE)
+
+
+def test_rows_of_which_something_is_dropped_lie_apart() -> None:
+    """In a line they would have no masks of their own."""
+    found = []
+    for on in (False, True):
+        method = with_options(FedIT(rank=2, batch=3), LoRAOptions(dropout=0.5))
+        run = tiny.federation(method, "llama", task=GENERATION, sizes=(5, 4, 3), pack=3, rounds=2)
+        run.bench.sequence_packing, run.bench.table = on, ragged(run.bench.table)
         found.append(dict(run.run().server.shared))
     for name, value in found[0].items():
         torch.testing.assert_close(found[1][name], value, **CLOSE)

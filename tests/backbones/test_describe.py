@@ -296,6 +296,8 @@ def test_sites_given_by_names_are_the_modules_that_peft_targets(kind: str, names
         ("q,vv", ['unknown site "vv"', 'Did you mean "v"?']),
         ("ffn.gate", ['no site "ffn.gate"', "method.sites=all"]),
         ("names:q_proj", ["ends in q_proj", "query", "key"]),
+        ("re:query", ['"query" is the whole name of no linear layer', "bert.encoder.layer.0.attention.self.query", "with .*"]),
+        ("re:.*(query", ['".*(query" is no regular expression', "re:.*query"]),
     ],
 )
 def test_a_site_that_is_not_there_is_refused_with_what_there_is(spec: str, words: list[str]) -> None:
@@ -303,6 +305,31 @@ def test_a_site_that_is_not_there_is_refused_with_what_there_is(spec: str, words
         tiny.backbone("bert").sites(spec)
     for word in words:
         assert word in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "pattern", "ends", "blocks"),
+    [
+        ("bert", r".*\.layer\.[01]\..*(query|output\.dense)", ("query", "output.dense"), (0, 1)),
+        ("llama", r"model\.layers\.1\.mlp\..*", ("gate_proj", "up_proj", "down_proj"), (1,)),
+        ("gpt2", ".*attn.c_.*", ("attn.c_attn", "attn.c_proj"), (0, 1, 2)),
+    ],
+)
+def test_sites_of_a_pattern_are_the_layers_whose_whole_name_it_is(
+    kind: str, pattern: str, ends: tuple[str, ...], blocks: tuple[int, ...]
+) -> None:
+    b = tiny.backbone(kind)
+    found = b.sites(f"re:{pattern}")
+    assert {s.name for s in found} == {s.name for s in b.linears if s.block in blocks and s.name.endswith(ends)}
+    assert {s.block for s in found} == set(blocks)
+    assert {s.block for s in b.sites(f"re:{pattern}", [1])} == {1}
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama", "gpt2", "t5", "vit", "modernbert", "deberta-v2"])
+def test_all_are_the_linear_layers_inside_the_blocks(kind: str) -> None:
+    b = tiny.backbone(kind)
+    layers = {n for n, m in b.model.named_modules() if type(m).__name__ in ("Linear", "Conv1D")}
+    assert {s.name for s in b.sites("all")} == {n for n in layers if any(n.startswith(f"{block}.") for block in b.blocks)}
 
 
 @pytest.mark.parametrize("kind", ["mixtral", "qwen2_moe"])

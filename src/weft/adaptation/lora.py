@@ -5,17 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
+from annotated_types import Ge, Lt
 from torch import Tensor, nn
 
+from weft.adaptation.dropout import dropped
 from weft.adaptation.part import Additive
 from weft.tensors.init import Init
 from weft.typed import Count, Positive, Whole
 
 if TYPE_CHECKING:
     from weft.backbones.backbone import Backbone, Site
+
+
+Scaling = Literal["usual", "rslora"]
+Dropped = Annotated[float, Ge(0), Lt(1)]
 
 
 def low_rank_product(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -27,13 +33,18 @@ def low_rank_product(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class LoRA(Additive):
-    """ΔW = (α/r)·B A beside a frozen linear layer; A [r, d_in] ~ U(±1/√d_in), B [d_out, r] = 0.
+    """ΔW = s·B A beside a frozen linear layer; A [r, d_in] ~ U(±1/√d_in), B [d_out, r] = 0.
 
     Attributes:
-        rank: r. alpha: α; the scale is α/r.
+        rank: r. alpha: α; the scale s is α/r.
         at: which linear layers, see :meth:`weft.backbones.backbone.Backbone.sites`.
         ffn_rank: another rank for the feed-forward layers. blocks: only in these; None = in all.
         of: the rank of the LoRA whose leading part this is (HeteroFL, FjORD): its start values are the leading ones of that.
+        scaling: what s is: ``usual``, α/r; or ``rslora``, α/√r (Kalajdzievski, "A Rank Stabilization Scaling Factor for
+            Fine-Tuning with LoRA", arXiv 2312.03732).
+        ratio: the learning rate of B over that of A (LoRA+: Hayou, Ghosh, Yu, "LoRA+: Efficient Low Rank Adaptation of Large
+            Models", ICML 2024, arXiv 2402.12354).
+        dropout: share of x that is dropped before A in steps of training.
     """
 
     rank: Count
@@ -42,6 +53,9 @@ class LoRA(Additive):
     ffn_rank: Count | None = None
     blocks: tuple[Whole, ...] | None = None
     of: Count | None = None
+    scaling: Scaling = "usual"
+    ratio: Positive = 1.0
+    dropout: Dropped = 0.0
 
     def leading(self, share: float) -> LoRA:
         """Its first ⌈share · r⌉ ranks, with the same scale α/r."""
@@ -52,8 +66,10 @@ class LoRA(Additive):
         return self.ffn_rank if self.ffn_rank is not None and site.role.startswith("ffn") else self.rank
 
     def scale_at(self, site: Site) -> float:
-        """α/r."""
-        return self.alpha / self.rank_at(site)
+        """s: of a leading part, that of the whole."""
+        rank = self.rank_at(site)
+        usual = self.alpha / rank
+        return usual if self.scaling == "usual" else usual * math.sqrt(rank if self.of is None else self.of)
 
     def sites(self, backbone: Backbone) -> list[Site]:
         return backbone.sites(self.at, self.blocks)
@@ -69,9 +85,17 @@ class LoRA(Additive):
     def constants(self, site: Site) -> Mapping[str, float]:
         return {"scale": self.scale_at(site)}
 
+    @property
+    def rates(self) -> Mapping[str, float]:
+        return {"B": self.ratio} if self.ratio != 1 else {}
+
+    def read(self, w: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        """What A sees of x."""
+        return dropped(x, w["keys"], self.dropout) if "keys" in w else x
+
     def apply(self, module: nn.Module, w: Mapping[str, Tensor], x: Tensor, out: Tensor) -> Tensor:
         # the scale goes onto the small factor: r·d_in products instead of n·d_out
-        return low_rank_product(x, w["A"] * w["scale"].view(-1, 1, 1), w["B"])
+        return low_rank_product(self.read(w, x), w["A"] * w["scale"].view(-1, 1, 1), w["B"])
 
 
 @dataclass(frozen=True)

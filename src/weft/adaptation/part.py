@@ -52,6 +52,16 @@ class Part(Protocol):
         """The model's inputs with this part on: tokens of its own among those of the text tower."""
         ...
 
+    @property
+    def dropout(self) -> float:
+        """The share of what it reads that it drops in steps of training."""
+        ...
+
+    @property
+    def rates(self) -> Mapping[str, float]:
+        """Role -> multiple of an optimizer's learning rate at which its tensors move; 1 where none is given."""
+        ...
+
     def constants(self, site: Site) -> Mapping[str, float]:
         """Numbers that may differ between clients (a LoRA's α/r); reach ``apply`` as tensors [k] under the same name."""
         ...
@@ -65,7 +75,8 @@ class Part(Protocol):
 
         Args:
             module: the frozen module of the backbone.
-            w: role -> [k, …] tensors and constant -> [k] tensors of the clients in the rows.
+            w: role -> [k, …] tensors and constant -> [k] tensors of the clients in the rows; where ``dropout`` is above 0, in a
+                step of training ``keys`` too: [k, b] of the rows, or [k, 1] where the module sees none.
             x, out: the module's input and frozen output, see ``mode``.
 
         Returns:
@@ -85,6 +96,7 @@ class Additive:
 
     mode: ClassVar[Mode] = "adds"
     always = False
+    dropout = 0.0
     alone: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -93,6 +105,10 @@ class Additive:
 
     def inputs(self, backbone: Backbone, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         return inputs
+
+    @property
+    def rates(self) -> Mapping[str, float]:
+        return {}
 
     def constants(self, site: Site) -> Mapping[str, float]:
         return {}

@@ -38,5 +38,6 @@ class Routed(LoRA):
     def apply(self, module: nn.Module, w: Mapping[str, Tensor], x: Tensor, out: Tensor) -> Tensor:
         share = torch.softmax(x.to(w["G"].dtype) @ w["G"].mT, -1).to(x.dtype)  # [k, n, 2], never in half precision
         scale = w["scale"].view(-1, 1, 1)
+        x = self.read(w, x)
         own, rest = low_rank_product(x, w["A"] * scale, w["B"]), low_rank_product(x, w["RA"] * scale, w["RB"])
         return share[..., 1:] * own + share[..., :1] * rest

@@ -23,6 +23,7 @@ from weft.adaptation.part import Part
 from weft.adaptation.placed import Placed
 from weft.adaptation.prefix_tuning import Pairs, prefixed
 from weft.errors import UserError, WeftError
+from weft.tensors.keyed import key
 
 if TYPE_CHECKING:
     from weft.backbones.backbone import Backbone
@@ -37,6 +38,7 @@ class Pass:
     Attributes:
         clients: whose its rows are: [k] indices into the pack (None = all K in order). use: weights of parts, None = all at 1.
         tensors, hold, prefix: those of the weave as it began.
+        keys: [k, b] of its rows, for what is dropped of them; None = nothing is.
     """
 
     clients: Tensor | None
@@ -45,6 +47,7 @@ class Pass:
     tensors: Mapping[str, Tensor]
     hold: Tensor | None
     prefix: tuple[int, Tensor] | None
+    keys: Tensor | None = None
 
 
 class Weave:
@@ -98,11 +101,17 @@ class Weave:
         return found
 
     @contextmanager
-    def attached(self, clients: Tensor | None, k: int, use: Mapping[str, Weight] | None) -> Iterator[None]:
-        """Hooks on, for rows that belong to ``k`` clients (``clients``: their indices, None = all)."""
+    def attached(
+        self, clients: Tensor | None, k: int, use: Mapping[str, Weight] | None, keys: Tensor | None = None
+    ) -> Iterator[None]:
+        """Hooks on, for rows that belong to ``k`` clients (``clients``: their indices, None = all).
+
+        Args:
+            keys: [k, b] of the rows, in a step of training.
+        """
         if self._pass is not None:
             raise WeftError("a forward pass was started inside another one on the same pack")
-        self._pass = Pass(clients, k, use, dict(self.tensors), self.hold, self.prefix)
+        self._pass = Pass(clients, k, use, dict(self.tensors), self.hold, self.prefix, keys)
         on = Attachments()
         standing: list[Parameter] = []
         apart: set[int | None] = set()
@@ -224,7 +233,15 @@ class Weave:
         assert self._pass is not None
         names = {**p.names, **p.elsewhere}
         found = {role: self._pick(self._pass.tensors[name]).to(device) for role, name in names.items()}
+        if p.part.dropout and self._pass.keys is not None:
+            found["keys"] = self._keys(p, self._pass.keys).to(device)
         return found | {name: self._pick(value).to(device) for name, value in p.fixed.items()}
+
+    def _keys(self, p: Placed, rows: Tensor) -> Tensor:
+        """Of the rows at one site of a part; [k, 1], of the clients, where the module sees something else than rows."""
+        if not p.site.per_row or p.site.tower:
+            rows = rows[:, :1]
+        return rows ^ key(0, "site", p.part_name, p.site.called)
 
     def _terms(self, here: list[Placed], module: nn.Module, x: Tensor, out: Tensor) -> Tensor:
         """Σ weight · part over the parts of one site, [k, n, d]."""
@@ -425,7 +442,8 @@ class Weave:
         if use is not None:
             use = {p: w[group.to(w.device)] if isinstance(w, Tensor) else w for p, w in use.items()}
         names = self.backbone.row_arguments
-        self._pass = replace(rows, clients=self._clients()[group].to(out.device), k=int(group.sum()), use=use)
+        keys = None if rows.keys is None else rows.keys[group.to(rows.keys.device)]
+        self._pass = replace(rows, clients=self._clients()[group].to(out.device), k=int(group.sum()), use=use, keys=keys)
         try:
             result = block(*rows_of(args, keep, n, names), **rows_of(kwargs, keep, n, names))
         finally:

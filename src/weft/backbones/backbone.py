@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -248,12 +249,13 @@ class Backbone:
 
     def sites(self, spec: str, blocks: Iterable[int] | None = None) -> list[Site]:
         """Linear sites named by ``spec``: roles and groups joined by commas (``q,v``, ``attention``, ``all``), or module-name
-        endings as PEFT takes them (``names:query,value``). ``blocks`` keeps only those blocks. ``text.`` before a role or group
+        endings as PEFT takes them (``names:query,value``), or a regular expression that is all of a module's name
+        (``re:.*layer.[0-3].*query``). ``blocks`` keeps only those blocks. ``text.`` before a role or group
         means the text tower of a backbone with two; ``encoder.``, ``decoder.`` or ``cross.`` that part of an encoder-decoder,
         which is meant as a whole otherwise.
 
         Raises:
-            UserError: an unknown role, or a role that this backbone does not have.
+            UserError: an unknown role, or no layer that is meant by one of them.
         """
         keep = None if blocks is None else set(blocks)
         inside = [s for s in self.linears + self.text_linears if keep is None or s.block in keep or s.tower]
@@ -264,19 +266,36 @@ class Backbone:
                 have = sorted({s.name.rsplit(".", 1)[-1] for s in self.linears + self.text_linears})
                 raise UserError(f'no linear layer of "{self.name}" ends in {", ".join(ends)}; it has {", ".join(have)}.')
             return named
+        if spec.startswith("re:"):
+            return self._matching(spec.removeprefix("re:"), inside)
         found: set[str] = set()
         for word in (w.strip() for w in spec.split(",")):
             part, _, rest = word.partition(".")
             where, plain = (part, rest) if part in PARTS else ("", word)
             if plain not in GROUPS and plain not in LINEAR_ROLES:
                 choices = [*GROUPS, *LINEAR_ROLES]
-                raise UserError(f'unknown site "{word}": use {", ".join(choices)}, or names:ENDING.{nearest(plain, choices)}')
+                known, near = ", ".join(choices), nearest(plain, choices)
+                raise UserError(f'unknown site "{word}": use {known}, names:ENDING or re:PATTERN.{near}')
             roles = set(GROUPS.get(plain, (plain,)))
             own = {s.name for s in inside if roles & set(s.roles) and where in ((s.tower,) if s.tower else ("", s.stack))}
             if not own:
                 raise UserError(f'backbone "{self.name}" has no site "{word}"; try --set method.sites=all.')
             found |= own
         return [s for s in inside if s.name in found]
+
+    def _matching(self, pattern: str, inside: list[Site]) -> list[Site]:
+        try:
+            found = [s for s in inside if re.fullmatch(pattern, s.name)]
+        except re.error as e:
+            raise UserError(f'"{pattern}" is no regular expression ({e}): give one, as in re:.*query.') from None
+        if not found:
+            first = next(iter(inside), None)
+            example = "" if first is None else f", such as {first.name}"
+            raise UserError(
+                f'the regular expression "{pattern}" is the whole name of no linear layer of "{self.name}"{example}: begin it '
+                "with .* if it is an ending."
+            )
+        return found
 
 
 def frozen_fingerprint(backbone: Backbone) -> str:

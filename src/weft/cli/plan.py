@@ -27,6 +27,8 @@ def header(out: Console, resolved: Resolved, people: str | None = None) -> None:
     Args:
         people: who takes part, if it is not the clients of a simulation.
     """
+    from weft.experiment import as_played
+
     x, info = resolved.experiment, resolved.method.info
     what = {
         None: "",
@@ -35,7 +37,8 @@ def header(out: Console, resolved: Resolved, people: str | None = None) -> None:
         "probe": ": linear probe instead",
         "zero-shot": ": the backbone as it is instead",
     }
-    rules = [w for w in (x.rule, x.server_step) if w != "none" and x.baseline is None]
+    options = [] if x.baseline in ("probe", "zero-shot") else as_played.options_of(x).words
+    rules = [*options, *(w for w in (x.rule, x.server_step) if w != "none" and x.baseline is None)]
     out.print(Text.assemble((" + ".join([info.slug, *rules]), "bold cyan"), f"  {info.title}{what[x.baseline]}"))
     out.print(Text(citation(info), style="dim"))
     deal = "" if x.partition == "auto" else f" ({x.partition}{f', α {x.alpha:g}' if x.partition == 'dirichlet' else ''})"

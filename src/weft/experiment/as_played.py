@@ -7,19 +7,22 @@ from typing import TYPE_CHECKING
 from weft.errors import UserError
 
 if TYPE_CHECKING:
+    from weft.adaptation.lora_options import LoRAOptions
     from weft.experiment.whole import Experiment
     from weft.federation.method import Method
     from weft.federation.server_step import ServerStep
 
 
 def played(x: Experiment, method: Method) -> Method:
-    """The method with the rule over it. Baselines have none: nobody is apart from anybody in them, or another method is played.
+    """The method with the options of LoRA and the rule over it. Baselines have no rule: nobody is apart from anybody in them, or
+    another method is played.
 
     Raises:
-        UserError: the rule makes no sense over the method.
+        UserError: the options or the rule make no sense over the method.
     """
-    from weft.rules import composed
+    from weft.rules import composed, with_options
 
+    method = with_options(method, options_of(x))
     if x.rule == "none" or x.baseline is not None:
         return method
     return composed(method, x.rule, **({"feddyn_alpha": x.feddyn_alpha} if x.rule == "feddyn" else {}))
@@ -30,6 +33,14 @@ def turns(x: Experiment) -> int:
     from weft.rules import mixin
 
     return x.rounds if x.rule == "none" else -(-x.rounds // mixin(x.rule).exchanges)
+
+
+def options_of(x: Experiment) -> LoRAOptions:
+    """Of the method's LoRA."""
+    from weft.adaptation.lora_options import LoRAOptions
+
+    seed = x.seed if x.lora_variant == "vera" else 0  # of nothing else
+    return LoRAOptions(x.lora_scaling, x.lora_ratio, x.lora_dropout, x.lora_variant, seed)
 
 
 def step_of(x: Experiment) -> ServerStep:
@@ -56,6 +67,7 @@ def check(x: Experiment, method: Method) -> None:
                 f"{name} is {value}, but there is no step of the server's that it could be of: give --server-step too."
             )
     if x.baseline is not None:
+        played(x, method)
         return
     if not method.sums and codec(x.codec).alpha(1) > 0:
         raise UserError(

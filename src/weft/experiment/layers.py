@@ -36,7 +36,7 @@ class Resolved:
 
     @functools.cached_property
     def played(self) -> Method:
-        """The method with the rule that the experiment has over it."""
+        """The method with the options of LoRA and the rule that the experiment has over it."""
         return as_played.played(self.experiment, self.method)
 
 

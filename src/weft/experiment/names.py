@@ -11,9 +11,14 @@ from weft.experiment.whole import GROUPS
 
 
 def ungrouped(name: str) -> str:
-    """``federation.rounds`` as ``rounds``; a name that is in no group, or not in that one, as it is."""
+    """``federation.rounds`` as ``rounds``, and ``lora.scaling`` as ``lora_scaling``, where that is its name in the group; a name
+    that is in no group, or not in that one, as it is.
+    """
     group, _, inner = name.partition(".")
-    return inner if group in GROUPS and inner.partition(".")[0] in GROUPS[group].__annotations__ else name
+    own = GROUPS[group].__annotations__ if group in GROUPS else {}
+    if inner.partition(".")[0] in own:
+        return inner
+    return f"{group}_{inner}" if f"{group}_{inner}" in own else name
 
 
 def flatten(settings: Mapping[str, Any]) -> dict[str, Any]:

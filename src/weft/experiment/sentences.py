@@ -39,6 +39,8 @@ def _said(name: str, errors: list[Any], parameters: Iterable[str]) -> str:
             return f'there is no setting "{name}", but one of the method: write method.{found[0]}'
         choices = [*(set(SETTINGS) - {"parameters"}), *(f"method.{p}" for p in parameters)]
         group, _, inner = name.partition(".")
+        if group in GROUPS and all(own.startswith(f"{group}_") for own in GROUPS[group].__annotations__ if own in SETTINGS):
+            inner = f"{group}_{inner}"
         return f'there is no setting "{name}"{_near(inner if group in GROUPS and inner else name, choices)}'
     wanted = " or ".join(dict.fromkeys(_wanted(e) for e in errors))
     near = _near(given, _choices(errors)) if isinstance(given, str) else ""

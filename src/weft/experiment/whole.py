@@ -8,6 +8,7 @@ from weft.experiment.deal import Deal
 from weft.experiment.declare import Group, Setting, declared
 from weft.experiment.federation import Federation
 from weft.experiment.language import Language
+from weft.experiment.lora_settings import LoRA
 from weft.experiment.machine import Machine
 from weft.experiment.output import Output
 from weft.experiment.rules import Rules
@@ -15,7 +16,7 @@ from weft.experiment.what import What
 
 
 class Experiment(
-    Output, Machine, Language, Rules, Federation, Deal, What
+    Output, Machine, Language, LoRA, Rules, Federation, Deal, What
 ):  # read from right to left: the order of help, pages and files
     """All settings of one run.
 

@@ -18,6 +18,7 @@ from weft.export.new_folder import new_folder
 from weft.export.predictor import Predictor, model_folder
 from weft.export.trained import capture
 from weft.export.write import ExportReport, about_of, choose_view, export, report_of
+from weft.rules import plain
 from weft.storage import files
 
 if TYPE_CHECKING:
@@ -171,7 +172,7 @@ def _rebuilt(folder: Path, client: str | None, locked: bool = False) -> Iterator
         if saved is None or not saved.finished or len(saved.servers) != 1:
             raise UserError(f"{folder} has no finished federation to export from: finish it with weft resume {folder}.")
         resolved = settings.resolve({"runs": str(directory.root.parent)}, settings.read(directory.experiment))
-        x, method = resolved.experiment, resolved.method
+        x, method = resolved.experiment, plain(resolved.played)
         material = prepare(x, None, Observer(), method.info.needs)
         (people,) = baselines.federations(copies(material.clients), x.baseline)
         for position, one in enumerate(people):

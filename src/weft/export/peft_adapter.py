@@ -27,7 +27,7 @@ from weft.tensors.lowrank import LowRank
 
 CONFIG, TENSORS = FILES = "adapter_config.json", "adapter_model.safetensors"
 ROOT = "base_model.model."
-A, B = ".lora_A.weight", ".lora_B.weight"
+A, B, MAGNITUDE = ".lora_A.weight", ".lora_B.weight", "lora_magnitude_vector"
 MORE = {
     "use_dora": "DoRA",
     "use_qalora": "QA-LoRA",
@@ -141,7 +141,7 @@ def parsed(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[di
         elif inner.endswith(B):
             if name.removesuffix(B) + A not in tensors:
                 raise ValueError(f"{name} has no A")
-        elif ".lora_" in inner:
+        elif ".lora_" in inner and not (config.get("use_dora") and inner.endswith(f".{MAGNITUDE}")):
             raise ValueError(f"{name} is not LoRA of a linear layer")
         else:
             saved[inner] = value
@@ -155,7 +155,12 @@ def _low_rank(config: Mapping[str, Any], module: str, a: Tensor, b: Tensor) -> L
         raise ValueError(f"LoRA of {module} has {a.dim()} axes, and is not that of a linear layer")
     if rank != len(a) or not rank:
         raise ValueError(f"{CONFIG} says rank {rank} and {module} has {len(a)}")
-    return LowRank(B=b, A=a, scale=alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
+    return LowRank(B=b, A=a, scale=alpha / _divisor(rank, bool(config.get("use_rslora"))))
+
+
+def _divisor(rank: int, rslora: bool) -> float:
+    """What PEFT divides α by."""
+    return math.sqrt(rank) if rslora else float(rank)
 
 
 def _of_pattern(patterns: Mapping[str, Any] | None, module: str, usual: Any) -> Any:
@@ -169,11 +174,13 @@ def _of_pattern(patterns: Mapping[str, Any] | None, module: str, usual: Any) -> 
     return usual
 
 
-def write(folder: Path, low_rank: Mapping[str, LowRank], saved: Mapping[str, Tensor], **config: Any) -> None:
+def write(
+    folder: Path, low_rank: Mapping[str, LowRank], saved: Mapping[str, Tensor], use_rslora: bool = False, **config: Any
+) -> None:
     """Write ``adapter_config.json`` and ``adapter_model.safetensors``, with patterns where modules differ in r or α.
 
     Args:
-        low_rank: by module. saved: by name in the base. config: of ``peft.LoraConfig``, but for ranks and α.
+        low_rank: by module. saved: by name in the base. use_rslora, config: of ``peft.LoraConfig``, but for ranks and α.
     """
     from peft import LoraConfig
 
@@ -183,12 +190,13 @@ def write(folder: Path, low_rank: Mapping[str, LowRank], saved: Mapping[str, Ten
         tensors[f"{ROOT}{name}{B}"] = one.B.contiguous()
     tensors |= {f"{ROOT}{name}": value.contiguous() for name, value in saved.items()}
     ranks = {name: value.rank for name, value in low_rank.items()}
-    alphas = {name: value.scale * value.rank for name, value in low_rank.items()}
+    alphas = {name: value.scale * _divisor(value.rank, use_rslora) for name, value in low_rank.items()}
     rank, alpha = Counter(zip(ranks.values(), alphas.values(), strict=True)).most_common(1)[0][0]
     made = LoraConfig(
         inference_mode=True,
         r=rank,
-        lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT divides it by r: a float does
+        lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT divides it by r or √r: a float does
+        use_rslora=use_rslora,
         rank_pattern={n: r for n, r in ranks.items() if r != rank},
         alpha_pattern={n: a for n, a in alphas.items() if a != alpha},
         lora_dropout=0.0,

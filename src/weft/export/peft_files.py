@@ -16,11 +16,14 @@ import safetensors.torch as st
 import torch
 from torch import Tensor
 
+from weft.adaptation.dora import DoRA
 from weft.adaptation.head import Head
-from weft.adaptation.lora import Delta, LoRA
+from weft.adaptation.lora import Delta, LoRA, Scaling
+from weft.adaptation.part import Part
 from weft.errors import WeftError
 from weft.export import peft_adapter
 from weft.export.about import damaged
+from weft.export.peft_adapter import MAGNITUDE
 from weft.export.trained import Trained, not_finite
 from weft.storage import files
 from weft.tasks.kinds import GENERATION, MASKED, TOKENS
@@ -45,8 +48,15 @@ def fits(trained: Trained, backbone: Backbone) -> bool:
     """Whether PEFT's LoRA can say all of it, on a model that transformers can load."""
     heads = [p for p in trained.parts.values() if type(p) is Head]
     whole = len(heads) == 1 or (not heads and not backbone.heads)
-    known = all(type(p) in (LoRA, Delta, Head) for p in trained.parts.values())
+    known = all(type(p) in (LoRA, DoRA, Delta, Head) for p in trained.parts.values())
+    if (name := magnitudes(trained)) is not None:  # PEFT has one at a layer, of weight 1, and nothing beside it
+        known = known and len(trained.parts) == len(heads) + 1 and trained.use[name] == 1.0
     return trained.rule is None and whole and known and plain_class(backbone) is not None
+
+
+def magnitudes(trained: Trained) -> str | None:
+    """The part that is a DoRA, if there is one."""
+    return next((name for name, part in trained.parts.items() if isinstance(part, DoRA)), None)
 
 
 def plain_class(backbone: Backbone) -> str | None:
@@ -78,19 +88,23 @@ def loading(base: Base, classes: Sequence[str]) -> dict[str, Any]:
 
 def write(trained: Trained, backbone: Backbone, base: Base, folder: Path) -> dict[str, int]:
     """Write ``adapter_config.json`` and ``adapter_model.safetensors``; returns the rank at each site."""
-    sums = low_rank_sums(trained, backbone)
+    dora = magnitudes(trained)
+    sums = low_rank_sums(trained, backbone) if dora is None else factors(trained, backbone, dora)
     heads = [n for n, p in trained.parts.items() if type(p) is Head]
     saved: dict[str, Tensor] = {}
     for name, value in trained.values.items():
         part, site, role = name.split("/")
-        if part in heads:
+        if part in heads or role == "m":
             assert isinstance(value, Tensor)
-            saved[f"{site}.{role}"] = value
+            saved[f"{site}.{role if part in heads else MAGNITUDE}"] = value
     tops = head_modules(backbone)
+    loras = [p for p in trained.parts.values() if isinstance(p, LoRA)]
     peft_adapter.write(
         folder,
         sums,
         saved,
+        use_rslora=bool(loras) and all(p.scaling == "rslora" for p in loras),
+        use_dora=dora is not None,
         task_type=WORDS.get(str(plain_class(backbone))),
         base_model_name_or_path=base.reference,
         target_modules=endings(backbone, list(sums), tops),
@@ -115,6 +129,11 @@ def low_rank_sums(trained: Trained, backbone: Backbone) -> dict[str, LowRank]:
         site = backbone.linears[0]
         sums[site.name] = LowRank(B=torch.zeros(site.d_out, 1), A=torch.zeros(1, site.d_in))
     return sums
+
+
+def factors(trained: Trained, backbone: Backbone, name: str) -> dict[str, LowRank]:
+    """B, A and the scale of one part at each of its sites, as they are."""
+    return {site.name: _term(trained, name, site) for site in trained.parts[name].sites(backbone)}
 
 
 def _term(trained: Trained, name: str, site: Site) -> LowRank:
@@ -165,9 +184,17 @@ def read(folder: Path, backbone: Backbone) -> Trained:
         low_rank, saved = peft_adapter.parsed(config, tensors)
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise damaged(folder, e) from e
-    values: dict[str, Value] = {f"delta/{site}/delta": value for site, value in low_rank.items()}
-    values |= {"/".join(("head", *name.rsplit(".", 1))): value for name, value in saved.items()}
-    trained = Trained({"delta": Delta("names:" + ",".join(low_rank)), "head": Head()}, values, {})
+    at, use, values = "names:" + ",".join(low_rank), {}, dict[str, Value]()
+    parts: dict[str, Part] = {"delta": Delta(at)}
+    if config.get("use_dora"):
+        scaling: Scaling = "rslora" if config.get("use_rslora") else "usual"
+        parts, use = {"lora": DoRA(config["r"], float(config["lora_alpha"]), at, scaling=scaling)}, {"lora": 1.0}
+    for site, value in low_rank.items():
+        values |= {f"lora/{site}/A": value.A, f"lora/{site}/B": value.B} if use else {f"delta/{site}/delta": value}
+    for name, whole in saved.items():
+        site, role = name.rsplit(".", 1)
+        values[f"lora/{site}/m" if role == MAGNITUDE else f"head/{site}/{role}"] = whole
+    trained = Trained({**parts, "head": Head()}, values, use)
     check_names(trained, backbone, folder)
     return trained
 

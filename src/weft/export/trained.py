@@ -28,6 +28,7 @@ from weft.federation.round import Round
 from weft.federation.rounds import adapted, enter
 from weft.federation.scope import GIVEN
 from weft.federation.turn import Turn
+from weft.rules import without_options
 from weft.tasks.outputs import Output
 from weft.tensors.forms import Value, finite
 from weft.tensors.lowrank import LowRank
@@ -165,8 +166,9 @@ def _weights(method: Method, pack: Pack, view: str) -> dict[str, float] | None:
 def by_name(method: Method, view: str, facts: Mapping[str, Any]) -> Rule:
     from weft.methods import registry
 
-    slug = method.info.slug
-    if slug not in registry.infos() or registry.load(slug) is not type(method):
+    bare = without_options(method)
+    slug = bare.info.slug
+    if slug not in registry.infos() or registry.load(slug) is not type(bare):
         raise UserError(
             f'view "{view}" of {slug} predicts with more than weights of parts, so that a reader of its files needs the method: '
             'register it under the entry point "weft.methods" before you export it.'

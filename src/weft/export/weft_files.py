@@ -12,19 +12,23 @@ import safetensors.torch as st
 
 from weft.adaptation.bias import Bias
 from weft.adaptation.bottleneck import Bottleneck
+from weft.adaptation.dora import DoRA
 from weft.adaptation.head import Head
 from weft.adaptation.lora import Delta, LoRA
+from weft.adaptation.lora_options import LoRAOptions
 from weft.adaptation.part import Part
 from weft.adaptation.prefix_tuning import Prefix
 from weft.adaptation.residual import Residual
 from weft.adaptation.sparse_weights import SparseWeights
 from weft.adaptation.tokens import ClassContext, ImageTokens
+from weft.adaptation.vera import VeRA
 from weft.adaptation.weights import Weights
 from weft.errors import UserError
 from weft.export.about import FORMAT, check_format, damaged
 from weft.export.peft_files import check_names
 from weft.export.trained import Rule, Trained, by_name
 from weft.federation.message import ClientInfo
+from weft.rules import with_options, without_options
 from weft.storage import files
 from weft.tensors import forms
 from weft.tensors.lowrank import LowRank
@@ -36,7 +40,7 @@ if TYPE_CHECKING:
 
 CONFIG, TENSORS = FILES = "weft_adapter.json", "weft_adapter.safetensors"
 MARK = "."  # between the name of a product and the role of its factor, whose scale is in B
-PARTS = (LoRA, Delta, Bottleneck, Bias, Head, ClassContext, ImageTokens, Prefix, Residual, SparseWeights, Weights)
+PARTS = (LoRA, DoRA, VeRA, Delta, Bottleneck, Bias, Head, ClassContext, ImageTokens, Prefix, Residual, SparseWeights, Weights)
 KINDS: dict[str, type] = {kind.__name__: kind for kind in PARTS}
 """Parts that are described by their settings. A model with others is described by its method."""
 
@@ -61,8 +65,9 @@ def write(trained: Trained, method: Method, view: str, facts: dict[str, Any], ba
     }
     by_method = None
     if rule is not None:
-        settings = registry.values(rule.method)
-        by_method = {"slug": rule.method.info.slug, "settings": settings, "view": rule.view, "facts": dict(rule.facts)}
+        bare = without_options(rule.method)
+        by_method = {"slug": bare.info.slug, "settings": registry.values(bare), "view": rule.view, "facts": dict(rule.facts)}
+        by_method["lora"] = getattr(rule.method, "lora_options", LoRAOptions()).chosen
     content = {"format": FORMAT, "parts": parts, "forward": by_method}
     files.write(folder / CONFIG, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
     files.write(folder / TENSORS, st.save(tensors, {"format": "pt"}))
@@ -98,6 +103,6 @@ def _parts(content: dict[str, Any], backbone: Backbone, task: Task) -> tuple[dic
         return {n: KINDS[p["kind"]](**p["settings"]) for n, p in given.items()}, None
     from weft.methods import registry
 
-    method = registry.build(asked["slug"], asked["settings"])
+    method = with_options(registry.build(asked["slug"], asked["settings"]), LoRAOptions(**asked.get("lora", {})))
     adaptation = method.adapt(backbone, task, ClientInfo("", 0, asked["facts"]))
     return {n: adaptation[n][0] for n in given}, Rule(method, asked["view"], asked["facts"])

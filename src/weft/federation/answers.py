@@ -34,7 +34,10 @@ def read(
         inputs = backbone.to_model(packed)
     else:
         places = table.places(batch.index.reshape(-1))
-    with weave.attached(batch.clients, len(batch.index), use), backbone.vocabulary.at(backbone.model, places) as rows:
+    with (
+        weave.attached(batch.clients, len(batch.index), use, batch.dropping),
+        backbone.vocabulary.at(backbone.model, places) as rows,
+    ):
         logits = backbone.model(**inputs).logits
     hidden, layer = backbone.vocabulary.finish(rows, logits)
     if order is not None:

@@ -24,6 +24,7 @@ class Batch:
         clients: [k] indices into the pack, None = all K in order. index: [k, b] rows of the table, -1 = padding.
         labels: [k, m]. mask: [k, m] bool, valid ones. allowed: [k, m, C] bool, the classes that each may have; None = all.
         beside: [k, b, …] numbers of the rows that the loss is made of beside labels; None = there are none.
+        keys: [k, b] int64, of each row in this step of its client's turn; None = it is no step, its rows are only looked at.
     """
 
     clients: Tensor | None
@@ -32,6 +33,12 @@ class Batch:
     mask: Tensor
     allowed: Tensor | None = None
     beside: Tensor | None = None
+    keys: Tensor | None = None
+
+    @property
+    def dropping(self) -> Tensor | None:
+        """The keys where a pass is one of training: in a step, and with a gradient, which teachers have not."""
+        return self.keys if torch.is_grad_enabled() else None
 
     def within(self, out: Output) -> Output:
         """An output without hope for classes that a row's labels could not have."""

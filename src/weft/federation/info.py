@@ -21,7 +21,7 @@ data heterogeneity: clients' data differ in labels, domains or amount, and a mea
 privacy preservation: less can be learnt about a client's data from what it sends.
 server-side aggregation bias: the mean of factors is not the factor of the mean.
 """
-NEEDS = ("images", "head", "two towers", "separate blocks", "all updates")
+NEEDS = ("images", "head", "two towers", "separate blocks", "all updates", "factors", "own steps", "no gradients")
 """What methods can't do without:
 
 images: rows are pictures, and the backbone reads them.
@@ -30,6 +30,9 @@ two towers: a backbone that embeds pictures and texts in one space (CLIP), and t
 separate blocks: blocks with weights of their own, each of which can be trained, sent or left out without the others.
 all updates: the server holds the tensors of all updates of a round at once, so that its memory grows with the cohort. A rule that
     takes one update after the other needs them not, even if a mean is not enough for it (``sums`` is False).
+factors: its rule speaks of A and B of LoRA, each in its own way, and knows of no other tensor.
+own steps: it moves tensors by steps of its own, too, whose rates are not those of optimizers.
+no gradients: it makes passes alone, and learns from their losses.
 """
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from weft.adaptation.dropout import rows_of
 from weft.adaptation.optim import Optim, Optimizer
 from weft.errors import WeftError
 from weft.federation import plans
@@ -25,7 +26,7 @@ from weft.federation.round import Round
 from weft.federation.scope import Scope, matches
 from weft.federation.turn import Turn
 from weft.tensors.forms import Value
-from weft.tensors.keyed import generator
+from weft.tensors.keyed import generator, key
 
 
 class Pack(Passes):
@@ -76,7 +77,7 @@ class Pack(Passes):
         """The turn's batches; a client that has finished leaves the batch. ``caps``: each client's most batches of an epoch."""
         plan = self._plans(epochs, steps, size, stream, caps)
         for j in range(max((len(p) for p in plan), default=0)):
-            yield self._assemble([p.batches[j] if j < len(p) else None for p in plan])
+            yield self._assemble([p.batches[j] if j < len(p) else None for p in plan], stream, j)
 
     def lengths(
         self, epochs: float | None = 1.0, steps: int | None = None, size: int = 32, caps: Sequence[int] | None = None
@@ -119,14 +120,19 @@ class Pack(Passes):
             for c, cap in zip(self.clients, each, strict=True)
         ]
 
-    def _assemble(self, rows: list[np.ndarray | None]) -> Batch:
-        """One step from positions in each client's training rows (None = not in this step)."""
+    def _assemble(self, rows: list[np.ndarray | None], stream: str, step: int) -> Batch:
+        """One step from positions in each client's training rows (None = not in this step).
+
+        A row's key comes from its place in the step, for rows have other numbers in a table that is a client's alone.
+        """
         present = [i for i, r in enumerate(rows) if r is not None and len(r)]
         width = max(len(rows[i]) for i in present)  # type: ignore[arg-type]
         index = np.full((len(present), width), -1, dtype=np.int64)
         for row, i in zip(index, present, strict=True):
             row[: len(rows[i])] = self.clients[i].data.train[rows[i]]  # type: ignore[arg-type]
-        return make_batch(self.task, self.bench.table, index, present if len(present) < len(rows) else None, self.device)
+        batch = make_batch(self.task, self.bench.table, index, present if len(present) < len(rows) else None, self.device)
+        own = [key(self.bench.seed, "step", self.round.index, self.clients[i].id, stream, step) for i in present]
+        return replace(batch, keys=rows_of(torch.tensor(own, device=self.device), width))
 
     def optimizer(
         self,
@@ -165,13 +171,21 @@ class Pack(Passes):
         down = [n for n in chosen if Scope.DOWN in self._scope(n)]
         offsets = {n: o.to(self.device, self.dtype) for n, o in self.offsets.items() if n in chosen}
         moving = {n: self.tensors[n] for n in chosen}
-        factors = {n: next(f for p, f in rates.items() if matches(n, (p,))) for n in chosen if matches(n, rates)} if rates else {}
+        factors: dict[str, float | Tensor] = dict(self.rates)
+        for name in (n for n in chosen if rates and matches(n, rates)):
+            factors[name] = next(f for p, f in (rates or {}).items() if matches(name, (p,))) * self.rates.get(name, 1.0)
+        factors = {n: f for n, f in factors.items() if n in chosen}
         if guide.prox:
             settings = settings.but(prox=settings.prox + guide.prox)
         made = Optimizer(moving, settings, counts * part[1], down, offsets, factors, guide.corrections, guide.fixed)
         made.ticks += counts * part[0]
         self._optimizers.append(made)
         return made
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """Name -> what a part multiplies the learning rate of its tensor by."""
+        return {p.names[role]: f for p in self._weave.placed for role, f in p.part.rates.items()}
 
     def _trainable(self, name: str) -> bool:
         return name in self.shapes and (self.at_server or self._scope(name) != Scope.DOWN)
@@ -272,7 +286,7 @@ class Pack(Passes):
         chosen = {n: self.tensors[n].detach().requires_grad_(True) for n in self.params(*names)}
         found = {n: torch.zeros_like(v) for n, v in chosen.items()}
         counts = torch.zeros(len(self.clients), device=self.device, dtype=self.dtype)
-        for batch in self.batches(epochs, None, size, "gradients"):
+        for batch in (replace(b, keys=None) for b in self.batches(epochs, None, size, "gradients")):
             rows = torch.from_numpy((batch.index >= 0).sum(1)).to(counts)
             who = torch.arange(len(counts), device=self.device) if batch.clients is None else batch.clients
             counts.index_add_(0, who, rows)
@@ -292,14 +306,19 @@ class Pack(Passes):
         k, b = batch.index.shape
         who = torch.arange(len(self.clients), device=self.device) if batch.clients is None else batch.clients
         each, index = who.repeat_interleave(b), batch.index.reshape(-1, 1)
+        keys = None if batch.keys is None else batch.keys.reshape(-1, 1)
         size = 1 if any(p.part.alone for p in self._weave.placed) else len(each)
-        found = [self._row_gradients(objective, each[i : i + size], index[i : i + size], names) for i in range(0, k * b, size)]
+        found = []
+        for i in range(0, k * b, size):
+            rows = make_batch(self.task, self.bench.table, index[i : i + size], None, self.device)
+            rows = replace(rows, keys=None if keys is None else keys[i : i + size])
+            found.append(self._row_gradients(objective, each[i : i + size], rows, names))
         return {n: torch.cat([some[n] for some in found]).unflatten(0, (k, b)) for n in found[0]}
 
     def _row_gradients(
-        self, objective: Callable[[Pack, Batch], Tensor], each: Tensor, index: np.ndarray, names: Sequence[str]
+        self, objective: Callable[[Pack, Batch], Tensor], each: Tensor, rows: Batch, names: Sequence[str]
     ) -> dict[str, Tensor]:
-        """Gradients [n, …] of the rows ``index`` ([n, 1]), each of the client at ``each`` ([n]) of the pack."""
+        """Gradients [n, …] of rows, one of each of n clients, each of the client at ``each`` ([n]) of the pack."""
         view = copy.copy(self)
         place = each.tolist()
         view.clients = [self.clients[i] for i in place]
@@ -310,7 +329,6 @@ class Pack(Passes):
         view._lacks = {n: h.index_select(0, each) for n, h in self._lacks.items()}
         view._weave = self._weave.of(each, view.tensors)
         leaves = {n: view.tensors[n].requires_grad_(True) for n in self.params(*names)}
-        rows = make_batch(self.task, self.bench.table, index, None, self.device)
         slopes = torch.autograd.grad(objective(view, rows).sum(), list(leaves.values()), allow_unused=True)
         return {n: torch.zeros_like(v) if g is None else g for (n, v), g in zip(leaves.items(), slopes, strict=True)}
 

@@ -89,7 +89,7 @@ class Passes:
         """What the model reads of a batch's rows (None where they lie in lines), and the cached output of the blocks below."""
         if self._given is not None:
             return self._given, None
-        if answers.in_lines(self.bench, use):
+        if self._in_lines(batch, use):
             return None, None
         flat = batch.index.reshape(-1)
         if cut and self.bench.prefix is not None:
@@ -102,7 +102,12 @@ class Passes:
             return self._next(self._given, batch.clients, len(batch.index), use)
         if inputs is None or self.backbone.vocabulary is not None:
             return answers.read(self._weave, self.bench, batch, inputs, use)
-        return self._forward(inputs, batch.clients, len(batch.index), use)
+        return self._forward(inputs, batch.clients, len(batch.index), use, batch.dropping)
+
+    def _in_lines(self, batch: Batch, use: Mapping[str, Weight] | None) -> bool:
+        """Whether the batch's rows lie in lines, in which they would have no masks of their own."""
+        drops = batch.dropping is not None and any(p.part.dropout for p in self._weave.placed)
+        return not drops and answers.in_lines(self.bench, use)
 
     def with_features(self, batch: Batch, use: Mapping[str, Weight] | None = None) -> tuple[Output, Tensor]:
         """What a plain pass gives, and [k, b, d] what leaves the last block at the token that the head reads of each row: its
@@ -118,7 +123,7 @@ class Passes:
         weave, last = self._weave, len(self.backbone.blocks) - 1
         self.backbone.check_separate()
         flat = batch.index.reshape(-1)
-        if answers.in_lines(self.bench, use):  # lines have no rows of their own
+        if self._in_lines(batch, use):  # lines have no rows of their own
             inputs: dict[str, Tensor] | None = self.backbone.to_model(self.bench.table.collate(flat))
             weave.prefix = None
         else:
@@ -197,9 +202,16 @@ class Passes:
         """Whether some clients lack blocks."""
         return self._weave.hold is not None
 
-    def _forward(self, inputs: dict[str, Tensor], clients: Tensor | None, k: int, use: Mapping[str, Weight] | None) -> Output:
+    def _forward(
+        self,
+        inputs: dict[str, Tensor],
+        clients: Tensor | None,
+        k: int,
+        use: Mapping[str, Weight] | None,
+        keys: Tensor | None = None,
+    ) -> Output:
         inputs = self._weave.inputs(inputs, k, use)
-        with self._weave.attached(clients, k, use):
+        with self._weave.attached(clients, k, use, keys):
             logits = self.backbone.model(**inputs).logits
         return Output(logits.to(self.device, self.dtype).view(k, -1, logits.shape[-1]))
 

@@ -190,7 +190,7 @@ def _baseline(
     inside = directory.baseline(name)
     files.make_folder(inside.root)
     files.write(inside.experiment, settings.to_toml(nested, pinned_to(x, material)).encode())
-    played, its_setup = play(inside, nested, resolved.method, material, observer, stage)
+    played, its_setup = play(inside, nested, as_played.played(nested, resolved.method), material, observer, stage)
     observer.end(stage)
     return scores(played.lines) | {"bytes": summary.total_bytes(played, its_setup)}
 

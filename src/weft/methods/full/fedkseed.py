@@ -85,6 +85,7 @@ class FedKSeed(Tuned):
             "for each seed where it makes the model anew, and comes to another one. In FedKSeed-Pro all clients of a round "
             "draw by the probabilities that it began with; the code's clients write into one history, one after another."
         ),
+        needs=("own steps", "no gradients"),
         sends=(
             "how steep its loss is along the direction of each step, and the number of examples; whoever knows the directions "
             "can make its whole local model of that"

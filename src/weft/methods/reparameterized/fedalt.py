@@ -61,6 +61,7 @@ class FedALT(Method):
             "for each, and the mean of unlike ones means little. Clients that are away are in the mean with what they sent last."
         ),
         views=("personal",),
+        needs=("factors",),
         sends="both factors of its own LoRA, of which every other client gets to see the mean with others",
     )
 

@@ -58,7 +58,7 @@ class FedExLoRA(Method):
             "Residuals stay beside the weights instead of being added to them, and go down with orthonormal factors, in which no "
             "client's own can be seen. The code adds a residual the wrong way round to square layers; here it is as in the paper."
         ),
-        needs=("all updates",),
+        needs=("all updates", "factors"),
         sends="both LoRA factors of every site, the head, and the number of examples",
     )
 

@@ -37,6 +37,7 @@ class FFALoRA(Method):
             "value get LoRA where sources conflict, and A0 is uniform instead of Gaussian. The differentially private variant "
             "is not in it."
         ),
+        needs=("factors",),
         sends="the LoRA factor B of every site, and the number of examples",
     )
 

@@ -74,7 +74,7 @@ class FlexLoRA(Method):
             "them were not read."
         ),
         asks=("rank", "ffn_rank"),
-        needs=("all updates",),
+        needs=("all updates", "factors"),
         sends="both LoRA factors of every site at the client's rank, the head, and the number of examples",
     )
 

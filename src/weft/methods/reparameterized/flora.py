@@ -60,7 +60,7 @@ class FLoRA(Method):
             "script takes three if nothing is said."
         ),
         asks=("rank",),
-        needs=("all updates",),
+        needs=("all updates", "factors"),
         sends="both LoRA factors of every site, which every other client gets to see, the head, and the number of examples",
     )
 

@@ -70,6 +70,7 @@ class FRLoRA(Method):
             "The frozen rest stays as the pretrained weights with a term beside them that grows. The code leaves A untrained, "
             "against the paper, and keeps AdamW's moments over the rounds."
         ),
+        needs=("factors",),
         sends="both LoRA factors of every site, the head, and the number of examples",
     )
 
@@ -92,7 +93,7 @@ class FRLoRA(Method):
         }
 
     def start(self, server: ServerState) -> None:
-        backbone, s = server.bench.backbone, self.alpha / self.rank
+        backbone, lora = server.bench.backbone, server.adaptation["lora"][0]
         if server.bench.others:
             raise UserError("frlora begins at the weights of one backbone: leave --models out, or take fedit.")
         for site in server.sites("lora"):
@@ -102,7 +103,7 @@ class FRLoRA(Method):
                     f"rank {self.rank} is more than {site.name} has, a matrix of {site.d_out} x {site.d_in}: choose a smaller "
                     "method.rank."
                 )
-            root = (d / s).sqrt()
+            root = (d / lora.constants(site)["scale"]).sqrt()
             server.start[f"lora/{site.name}/B"] = (u * root).to(server.bench.dtype)
             server.start[f"lora/{site.name}/A"] = (root[:, None] * vh).to(server.bench.dtype)
 
@@ -111,12 +112,12 @@ class FRLoRA(Method):
 
     def load(self, pack: Pack) -> None:
         """Ŵ = W0 + s Σ B̄ Ā - (rounds + 1) s B0 A0."""
-        times = -(pack.tensors[ROUNDS].view(-1, 1, 1) + 1) * (self.alpha / self.rank)
-        for site in pack.adaptations[0]["lora"][0].sites(pack.backbone):
+        times, lora = -(pack.tensors[ROUNDS].view(-1, 1, 1) + 1), pack.adaptations[0]["lora"][0]
+        for site in lora.sites(pack.backbone):
             a, b = (pack.tensors[f"lora/{site.name}/{role}"] for role in "AB")
             base = f"base/{site.name}/delta"
             pack.tensors[f"{base}.A"] = torch.cat([pack.tensors[f"{base}.A"], a], 1)
-            pack.tensors[f"{base}.B"] = torch.cat([pack.tensors[f"{base}.B"], b * times], 2)
+            pack.tensors[f"{base}.B"] = torch.cat([pack.tensors[f"{base}.B"], b * (times * lora.constants(site)["scale"])], 2)
 
     def train(self, pack: Pack) -> Iterable[Update]:
         part = pack.round.index, pack.round.extra["of"]
@@ -128,7 +129,8 @@ class FRLoRA(Method):
         lora = {n: v for n, v in means.items() if n.startswith("lora/")}
         for site in server.sites("lora") if lora else ():
             a, b = lora[f"lora/{site.name}/A"], lora[f"lora/{site.name}/B"]
-            server.grow(f"base/{site.name}/delta", LowRank(B=b, A=a, scale=self.alpha / self.rank))
+            scale = server.adaptation["lora"][0].constants(site)["scale"]
+            server.grow(f"base/{site.name}/delta", LowRank(B=b, A=a, scale=scale))
         for name in means.keys() - lora.keys():
             server.write(name, means[name])
         if lora:

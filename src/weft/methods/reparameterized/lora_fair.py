@@ -59,7 +59,7 @@ class LoRAFAIR(Method):
             "that could be read take a thousand steps of SGD on ΔB itself at 0.01, which makes a B that is still small many "
             "times as large. The cosine is of whole products, where one code takes the mean over columns."
         ),
-        needs=("all updates",),
+        needs=("all updates", "factors"),
         sends="both LoRA factors of every site, the head, and the number of examples",
     )
 

@@ -72,6 +72,7 @@ class PF2LoRA(Method):
             "round. The head is trained with the common LoRA and averaged."
         ),
         views=("personal", "global"),
+        needs=("own steps",),
         sends="both factors of the common LoRA, the head, and the number of examples",
     )
 

@@ -56,6 +56,7 @@ class RoLoRA(Method):
         deviations=(
             "AdamW at 5e-4: the paper names no optimizer, and an audit could not learn with the SGD at 0.005 of the supplement."
         ),
+        needs=("factors",),
         sends="one LoRA factor of every site, B in even rounds and A in odd ones, and the number of examples",
     )
 

@@ -64,7 +64,7 @@ class FedRA(Method):
         ),
         asks=("capacity", "domain"),
         tells=("blocks", "limit"),
-        needs=("separate blocks",),
+        needs=("separate blocks", "factors"),
         sends="the LoRA factors of the blocks it was given this round, the head, and the number of examples",
     )
 

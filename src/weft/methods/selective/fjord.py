@@ -61,6 +61,7 @@ class FjORD(Method):
             "the teacher's probabilities, whose gradient is that of the divergence taken here. Where nothing is distilled, ranks "
             "beyond the drawn width do not move, by weight decay neither."
         ),
+        needs=("factors",),
         sends="the leading ranks of every LoRA that it holds, the head, and the number of examples",
         views=("global", "global/width 0.2", "global/width 0.4", "global/width 0.6", "global/width 0.8"),
         asks=("rate",),

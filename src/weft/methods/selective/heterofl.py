@@ -63,6 +63,7 @@ class HeteroFL(Method):
             "Here the ranks of LoRA are sliced, as HetLoRA truncates them, and every client has the whole head. Rates stay with "
             "their clients (the code's `fix`), and the learning rate stays the same over the rounds."
         ),
+        needs=("factors",),
         sends="the leading ranks of every LoRA that it holds, the head, and the number of examples",
         asks=("rate",),
         reveals=("classes",),

@@ -1,0 +1,60 @@
+"""Options of LoRA, whatever method has it: what they make of the LoRA parts of an adaptation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+from weft.adaptation.dora import DoRA
+from weft.adaptation.lora import Dropped, LoRA, Scaling
+from weft.adaptation.vera import VeRA
+from weft.errors import UserError
+from weft.typed import Positive, Whole, check
+
+
+@dataclass(frozen=True)
+class LoRAOptions:
+    """One of each kind; the first of each is LoRA as methods have it.
+
+    Attributes:
+        scaling, ratio, dropout: see :class:`weft.adaptation.lora.LoRA`.
+        variant: ``lora``, ``dora`` (:class:`weft.adaptation.dora.DoRA`) or ``vera`` (:class:`weft.adaptation.vera.VeRA`).
+        seed: of VeRA's frozen matrices: that of the run.
+
+    Raises:
+        UserError: VeRA has no scale and no factors that the other options are about.
+    """
+
+    scaling: Scaling = "usual"
+    ratio: Positive = 1.0
+    dropout: Dropped = 0.0
+    variant: Literal["lora", "dora", "vera"] = "lora"
+    seed: Whole = 0
+
+    def __post_init__(self) -> None:
+        check(self)
+        for name in ("scaling", "ratio"):
+            if self.variant == "vera" and name in self.chosen:
+                raise UserError(
+                    f'lora.variant = "vera" has no factors that are trained and no scale, so that lora.{name} would be without '
+                    "effect: leave one out."
+                )
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """Those that are not as methods have them, by name."""
+        return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) != f.default}
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What names of methods say of them."""
+        found = {"scaling": self.scaling, "ratio": "loraplus", "dropout": "dropout", "variant": self.variant}
+        return tuple(word for name, word in found.items() if name in self.chosen)
+
+    def over(self, part: LoRA) -> LoRA:
+        """The part with the options."""
+        made = replace(part, scaling=self.scaling, ratio=self.ratio, dropout=self.dropout)
+        if self.variant == "lora":
+            return made
+        own = {f.name: getattr(made, f.name) for f in fields(made)}
+        return DoRA(**own) if self.variant == "dora" else VeRA(**own, seed=self.seed)

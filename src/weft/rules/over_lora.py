@@ -1,0 +1,115 @@
+"""Options of LoRA over a method: a class made of both, whose LoRA parts have them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
+
+from weft.adaptation.lora import LoRA
+from weft.adaptation.lora_options import LoRAOptions
+from weft.errors import UserError
+from weft.federation.layout import Adaptation
+from weft.federation.message import ClientInfo
+from weft.federation.scope import Scope
+from weft.rules.compose import plain
+
+if TYPE_CHECKING:
+    from weft.backbones.backbone import Backbone
+    from weft.federation.method import Method
+    from weft.federation.method import Method as Base
+    from weft.tasks.task import Task
+else:
+    Base = object  # a mix-in: it stands before the class of a method, and brings no settings of the contract of its own
+
+
+@dataclass(frozen=True)
+class WithOptions(Base):
+    """What is put before a method's class.
+
+    Attributes:
+        lora_options: those of all its LoRA parts.
+    """
+
+    lora_options: LoRAOptions = LoRAOptions()
+
+    def adapt(self, backbone: Backbone, task: Task, client: ClientInfo) -> Adaptation:
+        found = super().adapt(backbone, task, client)
+        made = {name: self.lora_options.over(part) for name, (part, _) in found.items() if isinstance(part, LoRA)}
+        if not made:
+            slug = without_options(plain(self)).info.slug
+            raise UserError(
+                f"{slug} trains no LoRA here that {_named(self.lora_options)} could be of: leave lora.* out, or choose a method "
+                "such as fedit."
+            )
+        scopes = {name: with_magnitude(scope) for name, (_, scope) in found.items()}
+        return {name: (made[name], scopes[name]) if name in made else own for name, own in found.items()}
+
+
+def with_magnitude(scope: Scope | Mapping[str, Scope]) -> Scope | Mapping[str, Scope]:
+    """Scopes of the tensors of a LoRA, in which a magnitude goes where B goes."""
+    return {**scope, "m": scope["B"]} if isinstance(scope, Mapping) and "B" in scope else scope
+
+
+def with_options(method: Method, options: LoRAOptions) -> Method:
+    """The method with the options: ``with_options(FedIT(rank=8), LoRAOptions("rslora"))``. Its slug says so, ``fedit+rslora``.
+
+    It goes under a rule: options are of what is trained, and a rule is over whatever is.
+
+    Raises:
+        UserError: the method's card says that it can't have one of them.
+    """
+    if not options.chosen:
+        return method
+    check(method, options)
+    cls: Any = type(method)
+    made: Method = _made(cls, options)(**{f.name: getattr(method, f.name) for f in fields(method)}, lora_options=options)
+    return made
+
+
+LIMITS = {
+    "variant": ("factors", "has a rule of its own for the two factors of LoRA"),
+    "ratio": ("own steps", "moves LoRA by steps of its own too, whose rate it does not set"),
+    "dropout": ("no gradients", "takes no gradient of a pass that could drop anything"),
+}
+"""Option -> a word of cards (:data:`weft.federation.info.NEEDS`) that rules it out, and why, as a clause about the method."""
+
+
+def check(method: Method, options: LoRAOptions) -> None:
+    """
+    Raises:
+        UserError: the method's card says that it can't have one of the options.
+    """
+    for name, value in options.chosen.items():
+        word, why = LIMITS.get(name, ("", ""))
+        if word in method.info.needs:
+            raise UserError(
+                f"{method.info.slug} {why}, so that lora.{name} = {_shown(value)} would not be what it says: leave it out, or "
+                "choose a method such as fedit."
+            )
+
+
+def without_options(method: Method) -> Method:
+    """The method without options of LoRA; it has no rule over it."""
+    base = getattr(type(method), "_without_options", None)
+    if base is None:
+        return method
+    made: Method = base(**{f.name: getattr(method, f.name) for f in fields(base)})
+    return made
+
+
+@functools.cache
+def _made(cls: Any, options: LoRAOptions) -> Any:
+    card = replace(cls.info, slug="+".join((cls.info.slug, *options.words)))
+    body = {"info": card, "_without_options": cls, "__module__": WithOptions.__module__, "__doc__": cls.__doc__}
+    return type(f"{cls.__name__}WithOptions", (WithOptions, cls), body)
+
+
+def _named(options: LoRAOptions) -> str:
+    """The settings that were chosen, in words."""
+    return ", ".join(f"lora.{name} = {_shown(value)}" for name, value in options.chosen.items() if name != "seed")
+
+
+def _shown(value: Any) -> str:
+    return f'"{value}"' if isinstance(value, str) else f"{value:g}"

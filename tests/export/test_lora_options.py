@@ -1,0 +1,101 @@
+"""What options of LoRA leave in exported files: PEFT's own words for them where it has some, and the same logits."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from exporting import FEDIT, FLORA, RUN_CLOSE, by_peft, exported, trained
+from weft.adaptation.lora_options import LoRAOptions
+from weft.export import load, peft_files
+from weft.federation.method import Method
+from weft.methods import FedALT, FedIT, PF2LoRA
+from weft.rules import with_options
+
+RSLORA = LoRAOptions("rslora")
+
+
+@pytest.mark.parametrize("method", [FEDIT, FLORA], ids=["fedit", "flora"])
+def test_a_peft_folder_says_rslora(method: Method, tmp_path: Path) -> None:
+    run = trained(with_options(method, RSLORA))
+    report = exported(run, tmp_path)
+    assert report.kind == "peft"
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["use_rslora"] is True
+    if method is FEDIT:
+        assert (config["r"], config["lora_alpha"]) == (2, pytest.approx(6.0))
+    b, table = run.bench.backbone, run.bench.table
+    got = by_peft(b.path, tmp_path, table.collate(np.arange(len(table))), 3, b.tokenizer.pad_token_id)
+    torch.testing.assert_close(got, run.global_logits(), **RUN_CLOSE)
+    back = peft_files.read(tmp_path, b)
+    site = b.sites("q")[0].name
+    value = back.values[f"delta/{site}/delta"]
+    if method is FEDIT:
+        assert value.scale == pytest.approx(6 / math.sqrt(2))  # type: ignore[union-attr]
+
+
+def test_without_it_the_folder_does_not_say_so(tmp_path: Path) -> None:
+    exported(trained(FEDIT), tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["use_rslora"] is False
+    assert config["lora_alpha"] == 6.0
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "llama"])
+@pytest.mark.parametrize("scaling", ["usual", "rslora"])
+def test_a_peft_folder_says_dora(kind: str, scaling: str, tmp_path: Path) -> None:
+    options = LoRAOptions(variant="dora", scaling=scaling)  # type: ignore[arg-type]
+    run = trained(with_options(replace(FEDIT, sites="q"), options), kind)
+    report = exported(run, tmp_path)  # compares the logits
+    assert report.kind == "peft"
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (config["use_dora"], config["use_rslora"]) == (True, scaling == "rslora")
+    b, table = run.bench.backbone, run.bench.table
+    got = by_peft(b.path, tmp_path, table.collate(np.arange(len(table))), 3, b.tokenizer.pad_token_id)
+    torch.testing.assert_close(got, run.global_logits(), **RUN_CLOSE)
+    moved = [v for n, v in run.server.shared.items() if n.endswith("/m")]
+    assert moved
+    back = peft_files.read(tmp_path, b)
+    for name, value in run.server.shared.items():
+        if name.startswith("lora/"):
+            assert torch.equal(back.values[name], value)  # type: ignore[arg-type]
+
+
+def test_vera_comes_back_with_the_seed_of_its_matrices(tmp_path: Path) -> None:
+    run = trained(with_options(replace(FEDIT, sites="q"), LoRAOptions(variant="vera", seed=7)))
+    assert exported(run, tmp_path).kind == "weft"  # compares the logits
+    content = json.loads((tmp_path / "weft_adapter.json").read_text())
+    assert content["parts"]["lora"]["kind"] == "VeRA"
+    assert content["parts"]["lora"]["settings"]["seed"] == 7
+
+
+def test_two_of_them_at_a_layer_are_no_peft_adapter(tmp_path: Path) -> None:
+    run = trained(with_options(replace(PF2LoRA(), batch=4, steps=None), LoRAOptions(variant="dora")))
+    client = run.clients[0]
+    run.simulation.setup.store.load(client)
+    assert exported(run, tmp_path, client=client, view="personal").kind == "weft"
+
+
+def test_a_model_that_needs_its_method_comes_back_with_the_options_of_its_lora(tmp_path: Path) -> None:
+    run = trained(with_options(replace(FedALT(rank=2), batch=4), RSLORA))
+    client = run.clients[0]
+    run.simulation.setup.store.load(client)
+    report = exported(run, tmp_path, client=client)  # compares the logits
+    assert report.kind == "weft"
+    content = json.loads((tmp_path / "weft_adapter.json").read_text())
+    assert content["forward"]["slug"] == "fedalt"
+    assert content["forward"]["lora"] == {"scaling": "rslora"}
+    assert load(tmp_path) is not None
+
+
+def test_the_description_of_an_export_names_options(tmp_path: Path) -> None:
+    exported(trained(with_options(FedIT(rank=2), RSLORA)), tmp_path)
+    about = json.loads((tmp_path / "weft.json").read_text())
+    assert about["method"]["slug"] == "fedit+rslora"
+    assert about["method"]["settings"]["lora_options.scaling"] == "rslora"
