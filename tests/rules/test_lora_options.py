@@ -64,7 +64,7 @@ def stronger(method: Method) -> Method:
     if isinstance(method, FLoRA):
         return replace(method, scale=method.scale * math.sqrt(method.rank))
     own = getattr(method, "tune", method)
-    alpha = own.alpha * math.sqrt(own.rank)
+    alpha = own.alpha * math.sqrt(getattr(own, "rank", None) or own.first)
     return replace(method, alpha=alpha) if own is method else replace(method, tune=replace(own, alpha=alpha))  # type: ignore[call-arg]
 
 

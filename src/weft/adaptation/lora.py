@@ -39,6 +39,7 @@ class LoRA(Additive):
         rank: r. alpha: α; the scale s is α/r.
         at: which linear layers, see :meth:`weft.backbones.backbone.Backbone.sites`.
         ffn_rank: another rank for the feed-forward layers. blocks: only in these; None = in all.
+        growth: by how much a block's rank is above that of the block before it; all have the scale of block 0.
         of: the rank of the LoRA whose leading part this is (HeteroFL, FjORD): its start values are the leading ones of that.
         scaling: what s is: ``usual``, α/r; or ``rslora``, α/√r (Kalajdzievski, "A Rank Stabilization Scaling Factor for
             Fine-Tuning with LoRA", arXiv 2312.03732).
@@ -52,6 +53,7 @@ class LoRA(Additive):
     at: str = "q,v"
     ffn_rank: Count | None = None
     blocks: tuple[Whole, ...] | None = None
+    growth: Whole = 0
     of: Count | None = None
     scaling: Scaling = "usual"
     ratio: Positive = 1.0
@@ -63,11 +65,15 @@ class LoRA(Additive):
         return replace(self, rank=rank, alpha=self.alpha * rank / self.rank, of=self.rank)
 
     def rank_at(self, site: Site) -> int:
+        return self._first(site) + self.growth * (site.block or 0)
+
+    def _first(self, site: Site) -> int:
+        """The rank in block 0."""
         return self.ffn_rank if self.ffn_rank is not None and site.role.startswith("ffn") else self.rank
 
     def scale_at(self, site: Site) -> float:
         """s: of a leading part, that of the whole."""
-        rank = self.rank_at(site)
+        rank = self._first(site)
         usual = self.alpha / rank
         return usual if self.scaling == "usual" else usual * math.sqrt(rank if self.of is None else self.of)
 

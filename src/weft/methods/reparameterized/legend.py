@@ -16,7 +16,6 @@ and takes the mean of each block over those who have it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -36,7 +35,6 @@ from weft.contract import (
     Round,
     ServerState,
     Share,
-    Site,
     Task,
     UserError,
     Weighting,
@@ -46,28 +44,6 @@ from weft.contract import (
 
 TESTBED = {"jetson-tx2": 3.0, "jetson-nx": 4.0, "jetson-agx": 1.0}
 """Shares of the paper's 80 devices."""
-
-
-@dataclass(frozen=True)
-class Graded(LoRA):
-    """LoRA in the last blocks, whose rank grows with the block.
-
-    Attributes:
-        rank: r_0, of block 0. growth: λ. depth: blocks from the last one on; None = all.
-    """
-
-    growth: Whole = 1
-    depth: Count | None = None
-
-    def rank_at(self, site: Site) -> int:
-        return self.rank + self.growth * (site.block or 0)
-
-    def scale_at(self, site: Site) -> float:
-        return self.alpha / self.rank  # a rank of a deep block counts for as much as one of a shallow block
-
-    def sites(self, backbone: Backbone) -> list[Site]:
-        blocks = len(backbone.blocks)
-        return backbone.sites(self.at, range(blocks - min(self.depth or blocks, blocks), blocks))
 
 
 class LEGEND(Method):
@@ -113,7 +89,8 @@ class LEGEND(Method):
         depth = client.facts.get("depth", len(backbone.blocks))
         if type(depth) is not int or not 1 <= depth <= len(backbone.blocks):
             raise UserError(f"client {client.id} has the depth {depth}, and the backbone {len(backbone.blocks)} blocks.")
-        lora = Graded(self.first, self.alpha, self.sites, growth=self.growth, depth=depth)
+        last = tuple(range(len(backbone.blocks) - depth, len(backbone.blocks)))
+        lora = LoRA(self.first, self.alpha, self.sites, blocks=last, growth=self.growth)
         return {"lora": (lora, SHARED), "head": (task.head, SHARED)}
 
     def profile(self, position: int) -> dict[str, Any]:
