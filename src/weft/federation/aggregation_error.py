@@ -57,6 +57,7 @@ class AggregationError:
             if self.parts:
                 self._add(update)
             yield update
+            del update  # the next one is read in the memory of this one
 
     def value(self) -> float | None:
         """The error, once the round is closed; None where it means nothing."""
