@@ -7,8 +7,7 @@ changed in the round: its LoRA, and the low-rank terms beside the weights. p_k a
 clients that sent something of it. Means of factors (FedIT) make the error that FedEx-LoRA (arXiv 2410.09432) and LoRA-FAIR
 (arXiv 2411.14961) set out to undo; whatever a robust rule or a server's optimizer makes of the mean is in it too.
 
-A common LoRA is one of which nothing stays at a client. Where there is none, or where nobody sent a factor of it, there is no such
-number.
+A common LoRA is one of which nothing stays at a client. Where there is none, or nobody sent a factor of it, there is no number.
 """
 
 from __future__ import annotations
@@ -112,13 +111,14 @@ class AggregationError:
                 old, new = (_product(values, name, site.called, scale) for values in (self.before, after))
                 total = found.setdefault(site.called, _Sum((site.d_out, site.d_in)))
                 if old.A.shape == new.A.shape:
-                    total.move(old, *(None if torch.equal(a, b) else b for a, b in ((old.A, new.A), (old.B, new.B))), 1.0)
+                    a, b = (None if torch.equal(x, y) else y for x, y in ((old.A, new.A), (old.B, new.B)))
+                    total.move(old, a, b, 1.0)
                 else:
                     total.terms += [new, old * -1.0]
         for name, value in after.items():
-            part, site = name.split("/")[:2]
-            if isinstance(value, LowRank) and site in found and part not in self.parts:
-                found[site].terms += _grown(self.before[name], value)
+            called = name.split("/")[1]
+            if isinstance(value, LowRank) and called in found:
+                found[called].terms += _grown(self.before[name], value)
         return {site: total.mean() for site, total in found.items()}
 
 
