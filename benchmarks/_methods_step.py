@@ -1,8 +1,8 @@
 """What a server does at the end of a round, for any method that averages LoRA, at Llama-2-7B's shapes.
 
 A server as a run has it, on a random LLaMA of one block of that width: its method's own ``aggregate`` is timed on made-up
-updates, and beside it the same step in dense matrices. A method needs no line here: the dense side of one that is not in ``DENSE`` is the
-mean of products, written out.
+updates, and beside it the same step in dense matrices. A method needs no line here: the dense side of one that is not in
+``DENSE`` is the mean of products, written out.
 """
 
 from __future__ import annotations

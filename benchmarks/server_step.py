@@ -275,7 +275,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(table([_methods_step.HEADER, *(line.cells() for line in found)]))
         print(
             f"Rank {setting.rank}, {setting.few} clients, queries and values, float32, torch {torch.__version__}, "
-            f"{torch.get_num_threads()} threads; seconds of the processor, medians of {options.dense_repeats}, one of a dense SVD.\n"
+            f"{torch.get_num_threads()} threads; processor's seconds, medians of {options.dense_repeats}, one of a dense SVD.\n"
             "Extrapolated, both sides alike: two sites are timed (one on the dense side), and 64 stand in the table.\n"
             "Downloads are messages to all clients, error is the aggregation error of the record, both of 64 sites."
         )
