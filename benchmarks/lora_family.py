@@ -2,19 +2,20 @@
 
     python benchmarks/lora_family.py --data FOLDER [--runs lora-family] [--methods …] [--regimes short,long] [--tables] [--quick]
 
-The folder holds a folder for each set, with ``train.jsonl.gz`` of texts and labels. Sets are named ``NAME:ALPHA``, dealt out to 10
-clients by labels (Dirichlet), or ``NAME:COLUMN``, a client for each value of that column. A share of each client's rows is its test;
-all of these together are the global test.
+The folder holds a folder for each set, with ``train.jsonl.gz`` of texts and labels. Sets are named ``NAME:ALPHA``, dealt out to
+10 clients by labels (Dirichlet), or ``NAME:COLUMN``, a client for each value of that column. A share of each client's rows is its
+test; all of these together are the global test.
 
-Methods are those of the family ``reparameterized`` that train a LoRA, whatever there is of them; fedit gives the baselines: a model
-for each client alone (local), all rows in one place (central), the head alone (probe). Rank, α and layers are the same for all,
-everything else is a method's own. Two regimes, since they turn the order of some methods round:
+Methods are those of the family ``reparameterized`` that train a LoRA, whatever there is of them; fedit gives the baselines: a
+model for each client alone (local), all rows in one place (central), the head alone (probe). Rank, α and layers are the same for
+all, everything else is a method's own. Two regimes, since they turn the order of some methods round:
 
 - short: many rounds of 2 steps of plain SGD;
 - long: few rounds of 10 steps of AdamW.
 
-Half of the clients take part in a round. Every cell is a run in a folder under ``--runs``. One that is finished is never run again,
-and one that was interrupted goes on, so that the same command finishes what was stopped. ``--tables`` prints what there is.
+Half of the clients take part in a round. Every cell is a run in a folder under ``--runs``. One that is finished is never run
+again, and one that was interrupted goes on, so that the same command finishes what was stopped. ``--tables`` prints what there
+is.
 """
 
 from __future__ import annotations
@@ -101,11 +102,8 @@ class Table:
         if row == "probe":
             settings.pop("start_head")
         given = parameters(slug, regime, args.batch)
-        folder = (
-            Path(args.runs)
-            / f"{args.model}-{args.limit}x{args.max_length}-b{args.batch}"
-            / f"{self.of}-{self.regime}".replace(":", "-")
-        )
+        sizes = f"{args.model}-{args.limit}x{args.max_length}-b{args.batch}"
+        folder = Path(args.runs) / sizes / f"{name}-{deal}-{self.regime}"
         place = folder / f"{row}-r{settings['rounds']}-{regime.steps}x{given['optim.lr']:g}-s{seed}"
         data = Path(args.data) / name / "train.jsonl.gz"
         try:

@@ -7,6 +7,7 @@ import math
 import weakref
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor
 import by_hand
 import cohorts
 import tiny
+import toy_runs
 from every_method import built
 from weft.adaptation.lora import LoRA
 from weft.contract import PERSONAL, SHARED, Optim, Routed, Scope
@@ -25,6 +27,7 @@ from weft.federation.message import Update
 from weft.federation.method import Method
 from weft.federation.robust_mean import Robust
 from weft.methods import FedExLoRA, FedIT, FedRA, FFALoRA, FlexLoRA, FLoRA, FRLoRA, HeteroFL, RoLoRA
+from weft.report.terminal import meaning
 from weft.tensors.lowrank import LowRank
 
 OPTIM = Optim("sgd", lr=0.5, schedule="constant")
@@ -186,17 +189,31 @@ def test_what_fedex_lora_leaves_of_its_residual_is_its_error() -> None:
         assert found > 1e-4
 
 
-@pytest.mark.parametrize("slug", ["fedsa-lora", "fedalt", "pfedlora", "lora-a2", "fedbf", "local fedit"])
+@pytest.mark.parametrize("slug", ["fedsa-lora", "fedalt", "pfedlora", "lora-a2", "fedbf"])
 def test_where_it_means_nothing_there_is_none(slug: str) -> None:
-    method = built(slug.removeprefix("local "))
-    run = tiny.federation(method, sizes=SIZES, rounds=1)
-    if slug.startswith("local"):
-        setup = run.simulation.setup
-        setup.federations[:] = [(run.server, run.clients[:2]), (tiny.federation(method, sizes=SIZES).server, run.clients[2:])]
-    record = run.simulation.round(0)
+    record = tiny.federation(built(slug), sizes=SIZES, rounds=1).simulation.round(0)
     assert record is not None
     assert record["loss"] is not None
     assert "aggregation_error" not in record
+
+
+def test_a_run_tells_it_in_each_round_and_in_the_end_unless_it_is_not_to(tmp_path: Path) -> None:
+    about: dict[str, Any] = {
+        "parameters": {"rank": 2, "sites": "q,v", "steps": 3, "batch": 4, "lr": 0.03},
+        "baselines": ["local"],
+    }
+    run = toy_runs.run(tmp_path / "with", **about)
+    found = [line["aggregation_error"] for line in run.rounds]
+    assert len(found) == 2
+    assert min(found) > 1e-6
+    assert run.summary["aggregation_error"] == {"last": found[-1], "mean": pytest.approx(sum(found) / 2)}
+    assert [row["aggregation_error"] for row in run.records()] == found
+    assert f"aggregation error {found[-1]:.2g} in the last round" in meaning(run.summary)
+    assert run.summary["baselines"]["local"]["aggregation_error"] is None, "everybody is alone in it"
+    without = toy_runs.run(tmp_path / "without", aggregation_error=False, **about)
+    assert all("aggregation_error" not in line for line in without.rounds)
+    assert without.summary["aggregation_error"] is None
+    assert [line["loss"] for line in without.rounds] == [line["loss"] for line in run.rounds]
 
 
 def test_a_round_in_which_nobody_moves_has_none() -> None:

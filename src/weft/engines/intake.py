@@ -40,12 +40,13 @@ class Intake:
         for server, _ in self.setup.federations:
             mine = {j.client.id: j for j in jobs if j.server is server}
             norms, limit = self._norms(mine, server.round.kind)
-            error = AggregationError(self.setup.method, server, mine)
-            remarks |= close_round(self.setup.method, server, error.passing(self.updates(mine, refused, norms, limit)))
+            updates = self.updates(mine, refused, norms, limit)
+            error = AggregationError(self.setup.method, server, mine) if self.setup.settings.aggregation_error else None
+            remarks |= close_round(self.setup.method, server, updates if error is None else error.passing(updates))
             if "skipped" in remarks:
                 self.setup.observer.say(f"round {server.round.index + 1}: {remarks['skipped']}.")
                 continue
-            if len(self.setup.federations) == 1:
+            if error is not None:
                 self.error = error.value()
             if self.usual is not None:
                 self.usual.accepted(server.round.kind, [norms[c] for c in self.counted if c in norms])
