@@ -73,7 +73,7 @@ class AggregationError:
         server, turn = self.server, self.turns[update.client.id]
         held: Mapping[str, Value] = {}
         weight = 1.0 if server.weighting == "uniform" else update.weight
-        for name in self.parts & update.adaptation.keys():
+        for name in sorted(self.parts & update.adaptation.keys()):  # sums round in their order
             part = update.adaptation[name][0]
             for site in part.sites(server.bench.of(turn.client).backbone):
                 new = {role: update.tensors.get(f"{name}/{site.called}/{role}") for role in "AB"}
