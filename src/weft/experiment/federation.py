@@ -78,9 +78,9 @@ class Federation(Group):
     )
     aggregation_error: bool = setting(
         True,
-        "Record the [aggregation error](methods.md#aggregation-error) of every round.",
-        "The server takes some milliseconds for it for each layer with LoRA, more than 5 % of a round of very few steps, and as "
-        "much memory as the round's LoRA factors have together.",
+        "Record the aggregation error of every round.",
+        "[It](methods.md#aggregation-error) takes the server some milliseconds for each layer with LoRA, more than 5 % of a round "
+        "of very few steps, and as much memory as the round's LoRA factors have together.",
         option=False,
     )
     eval_clients: Count | None = setting(
