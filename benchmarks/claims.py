@@ -18,21 +18,16 @@ was stopped. ``--tables`` prints what there is.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import shutil
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import weft
-from weft.errors import UserError
+from _cells import Cells, spread, value
 
 PILOT_SEED = 100
 KINDS = {"lora": "LoRA", "bias": "biases", "bottleneck": "adapters", "prefix": "prefixes"}
@@ -88,7 +83,7 @@ class Desk:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.data, self.runs = Path(args.data), Path(args.runs)
-        self.began = time.perf_counter()
+        self.cells = Cells(run=not args.tables)
 
     def play(self, name: str, data: Path, seed: int, cell: Cell, picked: dict[str, Any], **more: Any) -> dict[str, Any] | None:
         """The summary of a cell; None if it is not there and only tables are wanted.
@@ -104,25 +99,8 @@ class Desk:
         start = settings["start_head"] or "probe"
         settings = {n: v for n, v in settings.items() if v is not None}
         folder = self.runs / f"{args.limit}x{args.max_length}-b{args.batch}-{start}-r{settings['rounds']}"
-        place = folder / name
-        found = finished(place)
-        if found is None and not args.tables:
-            parameters = {"epochs": 1.0, "batch": args.batch} | cell.parameters | picked
-            self.say(f"{name} …")
-            began = time.perf_counter()
-            if not resumed(place):
-                shutil.rmtree(place, ignore_errors=True)
-                weft.run(
-                    cell.method, data=str(data), seed=seed, runs=str(folder), name=name, parameters=parameters, quiet=True,
-                    **settings,
-                )  # fmt: skip
-            found = finished(place)
-            assert found is not None
-            self.say(f"{name}: {found['headline']['value']:.3f} after {time.perf_counter() - began:.0f} s")
-        return found
-
-    def say(self, text: str) -> None:
-        print(f"[{(time.perf_counter() - self.began) / 60:5.1f} min] {text}", flush=True)
+        parameters = {"epochs": 1.0, "batch": args.batch} | cell.parameters | picked
+        return self.cells.play(folder / name, cell.method, data=str(data), seed=seed, parameters=parameters, **settings)
 
     def pick(self) -> dict[str, dict[str, Any]]:
         """What the pilot picks, by name: best accuracy on validation rows, then lowest loss."""
@@ -150,7 +128,7 @@ class Desk:
                     print(f"| {name} | {label(candidate)} | {accuracy:.3f} | {-loss:.3f} | {best_one} |")
         return picked
 
-    def cells(self, name: str, picked: dict[str, dict[str, Any]]) -> dict[str, dict[int, dict[str, Any]]]:
+    def of_set(self, name: str, picked: dict[str, dict[str, Any]]) -> dict[str, dict[int, dict[str, Any]]]:
         """Cell -> seed -> summary."""
         found: dict[str, dict[int, dict[str, Any]]] = {}
         claims = self.args.claims.split(",")
@@ -165,39 +143,6 @@ class Desk:
             if done is not None:
                 found.setdefault(cell.name, {})[seed] = done
         return found
-
-
-def finished(place: Path) -> dict[str, Any] | None:
-    """The summary of a run that is over."""
-    try:
-        summary: dict[str, Any] = json.loads((place / "summary.json").read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None
-    return summary if summary.get("finished") else None
-
-
-def resumed(place: Path) -> bool:
-    """Whether a run lay there that went on to its end."""
-    if not place.exists():
-        return False
-    try:
-        weft.resume(place, quiet=True)
-    except UserError:
-        return False
-    return True
-
-
-def value(summary: dict[str, Any], view: str, metric: str, people: str = "global test") -> float:
-    """One number of the last round."""
-    wanted = (view, people, metric, "pooled")
-    found = [e["value"] for e in summary["evaluations"] if (e["view"], e["people"], e["metric"], e["pooling"]) == wanted]
-    return float("nan") if not found or found[0] is None else float(found[0])
-
-
-def spread(values: Sequence[float], sign: bool = False) -> str:
-    """Mean ± standard deviation, in points of a hundred."""
-    told = f"{100 * mean(values):{'+' if sign else ''}.1f}"
-    return f"{told} ± {100 * stdev(values):.1f}" if len(values) > 1 else told
 
 
 Measured = dict[int, dict[str, Any]]
@@ -295,7 +240,7 @@ def main() -> None:
         args.rounds, args.scratch_rounds, args.pilot_rounds, args.seeds, args.limit, args.max_length = 1, 1, 1, 1, 120, 16
     desk = Desk(args)
     picked = desk.pick()
-    found = [(name, desk.cells(name, picked)) for name in args.sets.split(",")]
+    found = [(name, desk.of_set(name, picked)) for name in args.sets.split(",")]
     for name, cells in found:
         table(name, cells)
 

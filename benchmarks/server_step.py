@@ -1,6 +1,7 @@
 """Server steps of FlexLoRA and FLoRA at the shapes of Llama-2-7B, low-rank against dense, as one table.
 
     python benchmarks/server_step.py            # tens of minutes, nearly all of it in the dense SVDs
+    python benchmarks/server_step.py --methods  # instead: the whole step of FedEx-LoRA, FRLoRA, LoRA-FAIR, FlexLoRA and FLoRA
     python benchmarks/server_step.py --quick    # toy shapes, to see that it runs; its times mean nothing
 
 Modules are aggregated one after another, so that one module's factors are held and never the model's. One
@@ -21,6 +22,7 @@ from typing import ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
+import _methods_step
 from weft.aggregation import redistribute, stack
 from weft.tensors.keyed import generator
 from weft.tensors.lowrank import LowRank
@@ -256,10 +258,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default=3,
         help="timings of each dense SVD, fewer because each is so slow",
     )
+    parser.add_argument(
+        "--methods",
+        nargs="?",
+        const=",".join(_methods_step.METHODS),
+        help="what these methods' servers do at the end of a round, instead of the rules by themselves",
+    )
     options = parser.parse_args(arguments)
     if not 1 <= options.dense_repeats <= options.repeats:
         parser.error("--dense-repeats must lie between 1 and --repeats")
     setting = TOY if options.quick else LLAMA2_7B
+    if options.methods:
+        found = _methods_step.lines(
+            options.methods.split(","), setting.rank, setting.few, options.quick, options.dense_repeats, say
+        )
+        print(table([_methods_step.HEADER, *(line.cells() for line in found)]))
+        print(
+            f"Rank {setting.rank}, {setting.few} clients, queries and values, float32, torch {torch.__version__}, "
+            f"{torch.get_num_threads()} threads; processor's seconds, medians of {options.dense_repeats}, one of a dense SVD.\n"
+            "Extrapolated, both sides alike: two sites are timed (one on the dense side), and 64 stand in the table.\n"
+            "Downloads are messages to all clients, error is the aggregation error of the record, both of 64 sites."
+        )
+        return 0
     rows = [
         *whole_model(setting, setting.few, 100.0, options.repeats, options.dense_repeats),
         *whole_model(setting, setting.many, 10.0, options.repeats, options.dense_repeats),

@@ -94,6 +94,13 @@ class Federation(Group):
         "Of rounds that are scored alike the first, and only of those that are scored at all (`eval_every`).",
         option=False,
     )
+    aggregation_error: bool = setting(
+        True,
+        "Record the aggregation error of every round.",
+        "[It](methods.md#aggregation-error) takes the server some milliseconds for each layer with LoRA, more than 5 % of a round "
+        "of very few steps, and as much memory as the round's LoRA factors have together.",
+        option=False,
+    )
     eval_clients: Count | None = setting(
         None, "Score at most so many clients by themselves.", "They are drawn at random each time.", unset="all"
     )

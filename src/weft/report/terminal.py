@@ -229,6 +229,8 @@ def meaning(summary: Mapping[str, Any]) -> str:
     new = pick(evaluations, view=view, people="new clients", metric=top["metric"])
     if new is not None:
         said.append(f"new: {count(new['n'], 'row')} of clients that were never trained ({summary['data']['new_clients']})")
+    if error := summary.get("aggregation_error"):
+        said.append(f"aggregation error {error['last']:.2g} in the last round, {error['mean']:.2g} in the mean of all")
     said += _billed(summary)
     moment = {"received": "the newest server state loaded"}.get(top["moment"], top["moment"])
     return "; ".join(said) + f". Scored with {moment}; loss: mean while training."

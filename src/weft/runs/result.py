@@ -57,7 +57,8 @@ def flat(line: dict[str, Any]) -> list[dict[str, Any]]:
             {"round": line["round"] + 1, "view": view}
             | {name: numbers.get(name) for name in dict.fromkeys((*METRICS, *numbers))}
             | {"low": top.get("low"), "high": top.get("high"), "validation": validation["value"] if validation else None}
-            | {"training_loss": line.get("loss"), "seconds": line.get("seconds", {}).get("training")}
+            | {"training_loss": line.get("loss"), "aggregation_error": line.get("aggregation_error")}
+            | {"seconds": line.get("seconds", {}).get("training")}
             | {f"bytes_{way}": sum(p[way]["wire"] for p in phases.values()) if phases else None for way in ("down", "up")}
         )
     return rows
@@ -85,6 +86,12 @@ def best_by_validation(lines: Sequence[dict[str, Any]]) -> dict[str, Any] | None
     return max(alike, key=lambda one: goodness(one["metric"], one["validation"]), default=None)
 
 
+def aggregation_error(lines: Sequence[dict[str, Any]]) -> dict[str, float] | None:
+    """Of the last round and in the mean over those that have one; None if none has."""
+    found = [float(line["aggregation_error"]) for line in lines if line.get("aggregation_error") is not None]
+    return {"last": found[-1], "mean": sum(found) / len(found)} if found else None
+
+
 def scores(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What ``summary.json`` says of a federation's numbers.
 
@@ -98,6 +105,7 @@ def scores(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "rounds": len(lines),
         "headline": headline(last),
         "best_by_validation": best_by_validation(lines),
+        "aggregation_error": aggregation_error(lines),
         "metrics": metrics(lines),
         "evaluations": last.get("evaluations", []),
         "seconds": {

@@ -136,6 +136,7 @@ class Player:
                 eval_clients=x.eval_clients,
                 max_factor="off" if alone else x.max_factor,
                 by_class=x.class_counts,
+                aggregation_error=x.aggregation_error and not alone,
             ),
             Exchange(
                 stage.method,
