@@ -17,7 +17,7 @@ from weft.adaptation.part import Part
 from weft.adaptation.prefix_tuning import Prefix
 from weft.adaptation.residual import Residual
 from weft.adaptation.routed import Routed
-from weft.adaptation.sparse_weights import SparseWeights
+from weft.adaptation.sparse_weights import Density, SparseWeights
 from weft.adaptation.tokens import ClassContext, ImageTokens, Place
 from weft.adaptation.tune import Tune
 from weft.adaptation.values import Values
@@ -64,6 +64,7 @@ __all__ = [
     "ClientInfo",
     "Count",
     "Delta",
+    "Density",
     "Exit",
     "Head",
     "ImageTokens",

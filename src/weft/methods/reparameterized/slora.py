@@ -22,7 +22,6 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from weft.adaptation.sparse_weights import Density
 from weft.contract import (
     GIVEN,
     SHARED,
@@ -31,6 +30,7 @@ from weft.contract import (
     Batch,
     ClientInfo,
     Count,
+    Density,
     LoRA,
     Method,
     MethodInfo,
