@@ -128,15 +128,7 @@ class FedP2EFT(Method):
         if not pack.has_work():
             return pack.updates()
         s = statistics(pack, self.batch)
-        pack.tensors[SCORES] = self.scores(pack, s).detach()
-        about: dict[str, Any] = {"epochs": self.epochs, "steps": self.steps, "size": self.batch}
-        rates = {"lora": self.optim.lr, "scores": self.score_lr}
-        both = pack.optimizer("lora", "scores", settings=self.optim.but(lr=1.0), rates=rates, **about)
-        for batch in pack.batches(**about):
-            losses: list[Tensor] = []
-            pack.step(both, functools.partial(self._sparse, losses=losses), batch)
-            pack.report(batch, losses[-1])
-        target = pack.tensors[SCORES].detach().clamp(LOW, HIGH)
+        target = self._learnt(pack, self.scores(pack, s).detach())
 
         def distance(pack: Pack, batch: Batch) -> Tensor:
             return batch.of((self.scores(pack, s) - target).abs().sum(1))
@@ -146,6 +138,19 @@ class FedP2EFT(Method):
         for _ in range(self.generator_steps):
             pack.step(phi, distance, everybody)
         return pack.updates()
+
+    def _learnt(self, pack: Pack, start: Tensor) -> Tensor:
+        """λ after stage 1, within its bounds; A, B and λ are thrown away."""
+        own = pack.twin()
+        own.tensors[SCORES] = start
+        about: dict[str, Any] = {"epochs": self.epochs, "steps": self.steps, "size": self.batch}
+        rates = {"lora": self.optim.lr, "scores": self.score_lr}
+        optimizer = own.optimizer("lora", "scores", settings=self.optim.but(lr=1.0), rates=rates, **about)
+        for batch in own.batches(**about):
+            losses: list[Tensor] = []
+            own.step(optimizer, functools.partial(self._sparse, losses=losses), batch)
+            pack.report(batch, losses[-1])
+        return own.tensors[SCORES].detach().clamp(LOW, HIGH)
 
     def scores(self, pack: Pack, s: Tensor) -> Tensor:
         """clamp(PSG_φ(s)), [K, layers · r] of [K, features]."""
