@@ -181,7 +181,7 @@ def test_three_rounds_by_hand_with_a_client_that_is_away_and_comes_back(method: 
             wanted = sum(sizes[k] / total * e[name] for k, e in zip(present, ends, strict=True))
             assert isinstance(wanted, Tensor)
             by_hand.close(by_hand.shared(run)[name], wanted, by_hand.ADAM)
-            assert not torch.equal(wanted, phi[name])
+            assert not torch.equal(wanted, phi[name]) or name.endswith("slope")  # idle where all hidden units are positive
     assert opened
     rows = {c.id: c.data.test for c in run.clients}
     found = run.personal_logits("personal", rows, torch.float64)
@@ -280,7 +280,7 @@ def test_at_the_start_every_score_of_every_client_is_1e_4() -> None:
         nn.init.xavier_normal_(wanted, gain=1e-6, generator=torch.Generator().manual_seed(0))
         assert w[name].shape == wanted.shape
         assert abs(float(w[name].std() / wanted.std()) - 1) < 0.05
-    assert float(w["slope"]) == float(nn.PReLU().weight)
+    assert float(w["slope"]) == nn.PReLU().weight.item()
     for name in ("in_bias", "out_bias"):
         by_hand.close(w[name], torch.full_like(w[name], LOW), 1e-10)
 
