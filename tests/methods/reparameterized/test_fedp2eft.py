@@ -349,7 +349,22 @@ def test_what_is_not_kept_can_be_cut_off_and_the_scale_stays() -> None:
     rows = run.clients[0].data.test
     found = pack.predict(lambda p, b: run.method.forward(p, b), [rows], dtype=torch.float64)[0]
     by_hand.close(found, by_hand.logits(run, cut, rows, SCALE), 1e-12)
-    assert not values["lora/classifier/B"].any(), "the head has taken its own LoRA in"
+
+
+def test_the_head_takes_in_what_is_kept_of_its_own_lora() -> None:
+    """An export writes a head whole, and no LoRA beside it."""
+    run = tiny.federation(replace(BALANCED, budget=2), **ABOUT).run(1)
+    pack = run.pack(t=0)
+    run.method.personalise(pack)
+    for k in range(3):
+        assert bool((pack.tensors[SCORES][k].unflatten(0, (len(linears(run)), -1))[-1] > 0).any())
+        assert not torch.allclose(pack.tensors["head/classifier/weight"][k], head_of(run)["head/classifier/weight"], atol=1e-3)
+        assert torch.equal(pack.tensors["head/classifier/bias"][k], head_of(run)["head/classifier/bias"])
+    assert not pack.tensors["lora/classifier/B"].any()
+    rows = {c.id: c.data.test for c in run.clients}
+    found = run.personal_logits("personal", rows, torch.float64)
+    for k, client in enumerate(run.clients):
+        by_hand.close(found[client.id], own_model_of(run, k, client.data.test), by_hand.ADAM)
 
 
 def test_with_scores_of_one_it_is_plain_lora_and_with_none_the_backbone() -> None:
