@@ -76,8 +76,8 @@ class FedP2EFT(Method):
         deviations=(
             "The backbone is taken as it is, with the head that set-up gave it (the paper first tunes it by FedAvg). Statistics "
             "are those of a row's own tokens; the code averages over padding as well, which depends on the rows beside. Layers "
-            "that see more than rows, and a language model's output layer, have none. Stage 2 fits λ as it is within its bounds, which "
-            "λ leaves in the code, and the clamp is exact."
+            "that see more than rows, and a language model's output layer, have none. Stage 2 fits λ held "
+            "within its bounds, which it leaves in the code, and the clamp is exact."
         ),
         views=("personal",),
         sends="the network that chooses ranks, and the number of examples; neither statistics, nor ranks, nor LoRA",
