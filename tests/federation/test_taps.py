@@ -23,7 +23,7 @@ from weft.errors import UserError, WeftError
 from weft.federation.bench import Bench
 from weft.federation.pack import Pack
 from weft.methods import FedIT
-from weft.tasks.kinds import GENERATION
+from weft.tasks.kinds import GENERATION, PREFERENCE
 
 SCALE = 2.0
 BARE: dict[str, Part] = {"head": Head()}
@@ -125,6 +125,23 @@ def test_of_a_model_that_writes_rows_are_seen_one_by_one_where_they_would_lie_in
     found = tapped(pack, INDEX)
     assert len(found) == 3 * 7, "the output layer is not among them"
     check(bench, found, INDEX, [0, 1, 2], values)
+
+
+def test_a_row_of_preferences_is_seen_with_either_answer() -> None:
+    bench = tiny.federation(FedIT(rank=2), "llama", task=PREFERENCE).bench
+    pack, _ = packed(bench, {"lora": LoRA(2, 4.0, "q")})
+    name, found = layers(bench.backbone)[0], []
+    with pack.tapped({name: lambda x, own: found.append((x * own.unsqueeze(-1)).square().sum((2, 3)))}):
+        pack(batch_of(bench, INDEX), {})
+    model, wanted = own_model(bench.backbone), []
+    model.get_submodule(name).register_forward_pre_hook(lambda _m, args: wanted.append(args[0].detach().square()))
+    for row in INDEX.flatten():
+        inputs = bench.table.collate(np.array([row]))
+        model(**inputs)
+        own = inputs["attention_mask"].unsqueeze(-1) * (row >= 0)
+        wanted[-1] = (wanted[-1] * own).sum((1, 2))
+    torch.testing.assert_close(found[0], torch.cat(wanted).view(3, 8), rtol=1e-11, atol=1e-11)
+    assert bool((found[0][:, 0::2] != found[0][:, 1::2])[INDEX >= 0].all())
 
 
 def test_where_rows_see_one_vector_alone_there_is_one() -> None:

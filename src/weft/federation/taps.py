@@ -16,7 +16,8 @@ from weft.errors import UserError, WeftError
 
 Tap = Callable[[Tensor, Tensor], None]
 """Of x [k, b, T, d], what a layer is called with for the rows of a batch, and own [k, b, T] bool, which of it is a row's own:
-neither padding of a row nor a padding row. T is 1 where a layer sees one vector of a row. Whoever keeps x keeps the pass."""
+neither padding of a row nor a padding row. T is 1 where a layer sees one vector of a row; a row of preferences counts as two.
+Whoever keeps x keeps the pass."""
 
 
 def check(backbone: Backbone, names: Iterable[str]) -> None:
@@ -47,7 +48,8 @@ def attachments(backbone: Backbone, taps: Mapping[str, Tap], index: np.ndarray, 
         index: [k, b] rows of the table, -1 = padding. inputs: what the model reads of them.
     """
     mask = inputs.get("attention_mask")
-    here = torch.from_numpy(index >= 0)
+    each = next(iter(inputs.values())).shape[0] // index.size  # of preferences, a row is read with either answer
+    here = torch.from_numpy(index >= 0).repeat_interleave(each, 1)
     found = []
     for name, tap in taps.items():
         run = partial(_run, name=name, tap=tap, here=here, mask=mask)
