@@ -289,6 +289,20 @@ def test_sites_given_by_names_are_the_modules_that_peft_targets(kind: str, names
     assert {s.name.removeprefix(prefix) for s in b.sites("names:" + names)} == inside
 
 
+def test_a_layer_outside_of_the_blocks_goes_by_its_whole_name_and_stands_behind_theirs() -> None:
+    b = tiny.backbone("bert")
+    (pooler,), (head,) = b.outer, b.heads
+    inside = b.sites("names:query")
+    assert b.sites(f"names:{head.name},query,{pooler.name}") == [*inside, pooler, head]
+    assert b.sites(f"names:{pooler.name}") == [pooler]
+    assert pooler not in b.sites("names:dense")
+    assert b.sites(f"names:query,{pooler.name}", blocks=[1]) == [inside[1]], "no block holds it"
+    roberta = tiny.backbone("roberta")
+    assert [s.name for s in roberta.sites("names:" + ",".join(s.name for s in roberta.heads))] == [s.name for s in roberta.heads]
+    deberta = tiny.backbone("deberta-v2")
+    assert {s.role for s in deberta.sites("names:query_proj," + ",".join(s.name for s in deberta.heads))} == {"q", "head"}
+
+
 @pytest.mark.parametrize(
     ("spec", "words"),
     [

@@ -249,10 +249,10 @@ class Backbone:
 
     def sites(self, spec: str, blocks: Iterable[int] | None = None) -> list[Site]:
         """Linear sites named by ``spec``: roles and groups joined by commas (``q,v``, ``attention``, ``all``), or module-name
-        endings as PEFT takes them (``names:query,value``), or a regular expression that is all of a module's name
-        (``re:.*layer.[0-3].*query``). ``blocks`` keeps only those blocks. ``text.`` before a role or group
-        means the text tower of a backbone with two; ``encoder.``, ``decoder.`` or ``cross.`` that part of an encoder-decoder,
-        which is meant as a whole otherwise.
+        endings as PEFT takes them (``names:query,value``; those outside of the blocks, the head's too, go by their whole names),
+        or a regular expression that is all of a module's name (``re:.*layer.[0-3].*query``). ``blocks`` keeps only those blocks.
+        ``text.`` before a role or group means the text tower of a backbone with two; ``encoder.``, ``decoder.`` or ``cross.``
+        that part of an encoder-decoder, which is meant as a whole otherwise.
 
         Raises:
             UserError: an unknown role, or no layer that is meant by one of them.
@@ -261,7 +261,10 @@ class Backbone:
         inside = [s for s in self.linears + self.text_linears if keep is None or s.block in keep or s.tower]
         if spec.startswith("names:"):
             ends = [e.strip() for e in spec[6:].split(",") if e.strip()]
-            named = [s for s in inside if any(s.name == e or s.name.endswith("." + e) for e in ends)]
+            exact = set(ends)
+            named = [s for s in inside if s.name in exact or any(s.name.endswith("." + e) for e in ends)]
+            if keep is None:
+                named += [s for s in (*self.outer, *self.heads) if s.name in exact and s.role != "head.norm"]
             if not named:
                 have = sorted({s.name.rsplit(".", 1)[-1] for s in self.linears + self.text_linears})
                 raise UserError(f'no linear layer of "{self.name}" ends in {", ".join(ends)}; it has {", ".join(have)}.')

@@ -97,7 +97,7 @@ class Federation(Group):
     aggregation_error: bool = setting(
         True,
         "Record the aggregation error of every round.",
-        "[It](methods.md#aggregation-error) takes the server some milliseconds for each layer with LoRA, which is more than 5 % of "
+        "[It](methods.md#aggregation-error) takes the server some milliseconds for each layer with LoRA, more than 5 % of "
         "a round of very few steps, and as much memory as the round's LoRA factors have together.",
         option=False,
     )

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from weft.adaptation.attachments import put_on
 from weft.adaptation.exits import Exit
 from weft.adaptation.placed import place, stack
 from weft.adaptation.weave import Weave, Weight
 from weft.errors import WeftError
-from weft.federation import answers, plans
+from weft.federation import answers, plans, taps
 from weft.federation.alike import check_alike
 from weft.federation.batch import Batch, make_batch
 from weft.federation.bench import Bench
@@ -69,6 +70,7 @@ class Passes:
         self._lacks = {name: some for name, some in lacks.items() if bool(some.any())}
         self._lengths = bench.table.lengths
         self._given: dict[str, Tensor] | None = None
+        self._taps: Mapping[str, taps.Tap] = {}
 
     # forward ----------------------------------------------------------------------------------------------------------
 
@@ -98,6 +100,16 @@ class Passes:
         return self.backbone.to_model(self.bench.table.collate(flat)), None
 
     def _read(self, batch: Batch, inputs: dict[str, Tensor] | None, use: Mapping[str, Weight] | None) -> Output:
+        if self._taps and inputs is not None:
+            if self.held or self._given is not None:
+                raise WeftError(
+                    "taps see the rows of a batch in all blocks: not those that skip some, nor a text that is written"
+                )
+            with put_on(taps.attachments(self.backbone, self._taps, batch.index, inputs)):
+                return self._untapped(batch, inputs, use)
+        return self._untapped(batch, inputs, use)
+
+    def _untapped(self, batch: Batch, inputs: dict[str, Tensor] | None, use: Mapping[str, Weight] | None) -> Output:
         if self._given is not None:
             return self._next(self._given, batch.clients, len(batch.index), use)
         if inputs is None or self.backbone.vocabulary is not None:
@@ -105,9 +117,9 @@ class Passes:
         return self._forward(inputs, batch.clients, len(batch.index), use, batch.dropping)
 
     def _in_lines(self, batch: Batch, use: Mapping[str, Weight] | None) -> bool:
-        """Whether the batch's rows lie in lines, in which they would have no masks of their own."""
+        """Whether the batch's rows lie in lines, in which they would have no masks of their own, nor be told apart by taps."""
         drops = batch.dropping is not None and any(p.part.dropout for p in self._weave.placed)
-        return not drops and answers.in_lines(self.bench, use)
+        return not drops and not self._taps and answers.in_lines(self.bench, use)
 
     def with_features(self, batch: Batch, use: Mapping[str, Weight] | None = None) -> tuple[Output, Tensor]:
         """What a plain pass gives, and [k, b, d] what leaves the last block at the token that the head reads of each row: its
@@ -176,6 +188,20 @@ class Passes:
         return Exit.lens(w, hidden.view(len(batch.index), -1, hidden.shape[-1])).view_as(hidden) if w else hidden
 
     @contextmanager
+    def tapped(self, functions: Mapping[str, taps.Tap]) -> Iterator[None]:
+        """Passes inside show these functions what goes into linear layers, by name, of rows that begin at the first block.
+
+        Raises:
+            UserError: what goes into a layer is not of rows alone, see :func:`weft.federation.taps.check`.
+        """
+        taps.check(self.backbone, functions)
+        before, self._taps = self._taps, functions
+        try:
+            yield
+        finally:
+            self._taps = before
+
+    @contextmanager
     def reading(self, inputs: dict[str, Tensor]) -> Iterator[None]:
         """Passes inside read these inputs, in the place of their batch's rows, and give logits of the next token: [k, b, C]."""
         self._given = inputs
@@ -192,6 +218,8 @@ class Passes:
     @contextmanager
     def woven(self, clients: Tensor | None, k: int, use: Mapping[str, Weight] | None) -> Iterator[None]:
         """The parts are at work in the backbone, on whatever runs inside, from its first block on."""
+        if self._taps:
+            raise WeftError("taps see the rows of a batch, and not a text that is being written")
         self._check_absent()
         self._weave.prefix = None
         with self._weave.attached(clients, k, use):
@@ -266,8 +294,8 @@ class Passes:
                 raise WeftError(f'client {who} has no value for "{name}", neither received nor its own')
 
     def cut(self) -> int:
-        """How many blocks lie below every part."""
-        if self._weave.hold is not None or self.bench.prefix is None:
+        """How many blocks lie below every part; none as long as layers are tapped, which a cached pass would not run."""
+        if self._weave.hold is not None or self.bench.prefix is None or self._taps:
             return 0
         layers = len(self.backbone.blocks)
         lowest = layers if self.backbone.embedding is None else layers + 1
