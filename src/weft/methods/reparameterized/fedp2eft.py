@@ -80,6 +80,7 @@ class FedP2EFT(Method):
             "within its bounds, which it leaves in the code, and the clamp is exact."
         ),
         views=("personal",),
+        needs=("factors",),
         sends="the network that chooses ranks, and the number of examples; neither statistics, nor ranks, nor LoRA",
     )
 
