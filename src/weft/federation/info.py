@@ -48,6 +48,7 @@ class MethodInfo:
         asks: facts about a client that the server needs. tells: keys of facts that the server sends beside tensors.
         reveals: keys of facts that updates carry.
         needs: demands on backbone, data or engine, of NEEDS.
+        public: of a method whose server trains on public rows, if it is given some: what becomes of it without, as a clause.
         codec, download_codec: of a method that is one beside an ordinary rule, or has its own: taken unless another is asked
             for. If ``codec`` is right on average, so has to be that other.
     """
@@ -66,6 +67,7 @@ class MethodInfo:
     tells: tuple[str, ...] = ()
     reveals: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
+    public: str = ""
     codec: str = ""
     download_codec: str = ""
 
