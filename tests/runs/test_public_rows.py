@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+import command_line
 import tiny
 import toy_runs
 import weft
 from taught import Taught
 from toy_runs import Dies, Killed, Told
+from weft.cli.retyped import command
 from weft.data.rows import Rows, fingerprint
 from weft.errors import UserError
 from weft.experiment import Experiment, resolve
@@ -229,3 +232,37 @@ def test_a_fingerprint_is_of_the_rows_that_are_used(tmp_path: Path) -> None:
     x = Experiment(public=path, public_rows=8)
     rows, _ = public_rows.read(x, CLASSES, "texts", WORDS, toy_runs.source().train)
     assert found.data["public"]["fingerprint"] == fingerprint(WORDS, {"public": rows})
+
+
+def test_a_dry_run_says_how_many_there_are_and_what_goes_down_for_them(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = command_line.table(tmp_path / "p.csv", 20, seed=5)
+    line = command_line.small(tmp_path, "--dry-run", "--method", "fedbiot", "--set", "method.adapter_blocks=1")
+    got = command_line.weft(capsys, *line, "--public", path, "--public-rows", 8)
+    assert got.code == 0
+    assert "8 public ones at the server." in command_line.flowing(got.out)
+    found = json.loads(command_line.weft(capsys, *line, "--public", path, "--json").out)
+    assert found["data"]["public"]["rows"] == 20
+    assert [r["down"].get("emulator", 0) > 0 for r in found["sizes"]["rounds"]] == [True] * 3
+    bare = json.loads(command_line.weft(capsys, *line, "--json").out)
+    assert [r["down"].get("emulator", 0) for r in bare["sizes"]["rounds"]] == [0] * 3
+    command_line.refused(command_line.weft(capsys, *command_line.small(tmp_path, "--public", path)), "leave --public out")
+
+
+def test_without_public_rows_a_run_says_once_what_it_is(tmp_path: Path) -> None:
+    told = Told()
+    small = {"adapter_blocks": 1, "steps": 1, "batch": 4}
+    toy_runs.run(tmp_path / "runs", method="fedbiot", parameters=small, observer=told, rounds=1, recipes=False)
+    said = [s for s in told.sentences if "public" in s]
+    assert said == ["fedbiot gets no public rows (--public): the emulator stays as it was cut out, which is FedOT."]
+
+
+def test_the_next_command_leaves_them_out_for_a_method_that_has_no_use_for_them(tmp_path: Path) -> None:
+    path = others(tmp_path / "p.csv")
+    x = {"method": "fedbiot", "public": path, "public_rows": 8, "model": "minilm"}
+    settings = {n: {"value": v, "origin": "user"} for n, v in x.items()} | {"data": {"value": "pydocs", "origin": "default"}}
+    summary = {"method": {"object": False}, "data": {"object": False}, "settings": settings}
+    assert command(summary, {"rounds": 3}) is not None
+    assert path in str(command(summary, {"rounds": 3}))
+    assert command(summary, {"method": "flora"}) == "weft run --method flora"

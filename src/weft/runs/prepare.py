@@ -159,8 +159,7 @@ def public_bench(
     kind = kind_of(x)
     rows, notes = public_rows.read(x, kind, bench.backbone.reads, classes, own)
     found = bench_of(x, bench.backbone, classes, rows)
-    said = understood(bench)
-    for note in (*notes, *(n for n in understood(found) if n not in said)):
+    for note in (*notes, *legible(found)):
         observer.say(f"public rows: {note}")
     return found, {"name": x.public, "rows": len(rows), "fingerprint": fingerprint(classes, {"public": rows})}
 
@@ -319,12 +318,19 @@ def understood(bench: Bench) -> list[str]:
         UserError: next to nothing of it is known to the backbone.
     """
     names = bench.backbone.names
-    notes = [] if names is None else tokenizers.alike(names.names, names.ids().tolist())
-    if isinstance(bench.table, Tokens):
-        notes += bench.table.notes
-        tokenizers.legible(bench.backbone.name, bench.table.reading)
-        notes += tokenizers.known(bench.table.reading)
-    return notes
+    return [*([] if names is None else tokenizers.alike(names.names, names.ids().tolist())), *legible(bench)]
+
+
+def legible(bench: Bench) -> list[str]:
+    """What the backbone's tokenizer could not make of the rows; notes.
+
+    Raises:
+        UserError: next to nothing of them is known to the backbone.
+    """
+    if not isinstance(bench.table, Tokens):
+        return []
+    tokenizers.legible(bench.backbone.name, bench.table.reading)
+    return [*bench.table.notes, *tokenizers.known(bench.table.reading)]
 
 
 def _layout(dealt: FederatedData) -> tuple[Rows, list[np.ndarray]]:
