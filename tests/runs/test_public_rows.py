@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from weft.cli.retyped import command
 from weft.data.rows import Rows, fingerprint
 from weft.errors import UserError
 from weft.experiment import Experiment, resolve
+from weft.federation.message import Update
+from weft.federation.server import ServerState
 from weft.methods import FedIT
 from weft.playing.run import Run
 from weft.runs import prepare, public_rows
@@ -68,10 +70,10 @@ def material(where: Path, **more: Any) -> Material:
 
 def test_labels_are_counted_as_the_run_counts_them_and_clients_have_the_tables_of_a_run_without(tmp_path: Path) -> None:
     """The file has two of the three classes, in another order."""
-    path = file(tmp_path / "p.csv", ["w1 w2 w3", "w4 w5", "w6"], ["two", "one", "two"])
+    path = file(tmp_path / "p.csv", ["w1 w2 w3", "w4 w5", "w6"], ["two", "three", "two"])
     found, bare = material(tmp_path, public=path), material(tmp_path)
     assert found.public is not None
-    assert found.public.table.labels.tolist() == [WORDS.index(w) for w in ("two", "one", "two")]
+    assert found.public.table.labels.tolist() == [WORDS.index(w) for w in ("two", "three", "two")]
     assert found.public.table is not found.bench.table
     assert np.array_equal(found.bench.table.ids, bare.bench.table.ids)  # type: ignore[union-attr]
     assert [c.data.train.tolist() for c in found.clients] == [c.data.train.tolist() for c in bare.clients]
@@ -186,10 +188,18 @@ def test_a_method_without_use_for_them_refuses_them_and_one_with_says_what_it_is
 # whole runs ---------------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_says_and_saves_how_many_there_are_and_differs_by_them(tmp_path: Path) -> None:
-    path, told = others(tmp_path / "p.csv"), Told()
+def test_a_run_says_and_saves_how_many_there_are_and_its_server_has_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, told, had = others(tmp_path / "p.csv"), Told(), []
+    aggregate = Taught.aggregate
+
+    def watched(self: Taught, server: ServerState, updates: Iterable[Update]) -> None:
+        had.append(None if server.public is None else len(server.public.table))
+        aggregate(self, server, updates)
+
+    monkeypatch.setattr(Taught, "aggregate", watched)
     found = run(tmp_path, public=path, public_rows=8, observer=told, name="with")
     without = run(tmp_path, name="without")
+    assert had == [8, 8, None, None]
     about = found.summary["data"]["public"]
     assert (about["name"], about["rows"]) == (path, 8)
     assert without.summary["data"]["public"] is None
