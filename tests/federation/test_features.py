@@ -155,3 +155,54 @@ def test_a_model_that_calls_one_block_many_times_has_no_last_one() -> None:
     pack, _ = packed(bench, BARE)
     with pytest.raises(UserError, match="albert"):
         pack.with_features(batch_of(bench, INDEX))
+
+
+# hidden states of whole rows ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "llama", "vit"])
+@pytest.mark.parametrize("prefix", [False, True])
+def test_hidden_states_are_what_leaves_each_block_at_a_rows_own_tokens(kind: str, prefix: bool) -> None:
+    bench = tiny.bench(kind, prefix=prefix)
+    parts = {"lora": LoRA(2, 4.0, "ffn.in", blocks=(1, 2)), "head": Head()}
+    pack, values = packed(bench, parts)
+    batch = batch_of(bench, INDEX)
+    out, states = pack.with_hidden(batch, (0, 2), use={"lora": WEIGHT})
+    wanted = pack(batch, use={"lora": WEIGHT}).logits
+    torch.testing.assert_close(out.logits[batch.mask], wanted[batch.mask], **CLOSE)
+    stack = KINDS[kind][0].rsplit(".", 1)[0]
+    for k, row in enumerate(INDEX):
+        model = changed(bench, parts["lora"], values[k])
+        for block, (hidden, own) in states.items():
+            seen: list[Tensor] = []
+            module = model.get_submodule(f"{stack}.{block}")
+            module.register_forward_hook(lambda _m, _a, out, s=seen: s.append(out[0] if isinstance(out, tuple) else out))
+            for j, i in enumerate(row):
+                if i < 0:
+                    assert not own[k, j].any()
+                    continue
+                logits_of(model, bench, np.array([i]))
+                torch.testing.assert_close(hidden[k, j][own[k, j]], seen[-1][0], **CLOSE)
+
+
+def test_a_block_that_a_client_lacks_hands_on_what_came_to_it() -> None:
+    bench = tiny.bench("bert")
+    pack, _ = packed(bench, DEEP)
+    hold = torch.tensor([[True, False, True], [True, True, True], [False, True, True]])
+    pack.hold(hold)
+    _, states = pack.with_hidden(batch_of(bench, INDEX), (0, 1))
+    same = [torch.equal(a, b) for a, b in zip(states[0][0], states[1][0], strict=True)]
+    assert same == [True, False, False]
+
+
+def test_a_decoders_own_tokens_are_those_that_it_writes() -> None:
+    run = tiny.federation(FedIT(rank=2, sites="q", batch=3), "bart", task=GENERATION)
+    pack = run.pack([0])
+    batch = next(iter(pack.batches(size=3)))
+    _, states = pack.with_hidden(batch, (1, 3))
+    table, rows = run.bench.table, batch.index[0]
+    found = {block: own[0].sum(1).tolist() for block, (_, own) in states.items()}
+    assert found[1] == table.widths[rows].tolist()  # type: ignore[union-attr]
+    assert found[3] == np.diff(table.target_offsets)[rows].tolist()  # type: ignore[union-attr]
+    assert states[3][0].shape[:3] == states[3][1].shape
+    pack.with_features(batch)

@@ -46,9 +46,9 @@ def refused(got: Outcome, *fragments: str) -> str:
     return line
 
 
-def table(path: Path, n: int = 60, label: str = "label") -> Path:
+def table(path: Path, n: int = 60, label: str = "label", seed: int = 0) -> Path:
     """A csv file of n rows in three classes."""
-    rows = tiny.rows(n, 3)
+    rows = tiny.rows(n, 3, seed)
     with open(path, "w", newline="") as f:
         writer = csv.writer(f)
         writer.writerow(["text", label])

@@ -14,13 +14,15 @@ import torch
 
 import tiny
 import weft
+from command_line import table
 from every_method import small
 from ray_runs import Stops, check_language, federation, language, saved
 from weft.communication.envelope import unwrap
 from weft.engines.scattered import Workers, failed
 from weft.errors import Interrupted, UserError, WeftError
+from weft.experiment import Experiment
 from weft.federation.method import Method
-from weft.runs import prepare
+from weft.runs import prepare, public_rows
 from weft.sites import ray_simulation, ray_workers
 from weft.sites.flower import environment
 from weft.testing.compare import assert_same, state
@@ -192,6 +194,27 @@ def test_a_run_gives_the_numbers_of_the_simulation_and_builds_one_backbone(
 def test_a_language_model_writes_the_texts_of_the_simulation(tmp_path: Path, in_process: Queue) -> None:
     check_language(language(tmp_path, "simulation"), language(tmp_path, "ray"))
     assert in_process.asked
+
+
+def test_public_rows_are_read_by_whoever_plays_the_rounds_alone(
+    tmp_path: Path, in_process: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[str] = []
+    read = public_rows.read
+
+    def counted(x: Experiment, *about: Any) -> Any:
+        reads.append(x.engine)
+        return read(x, *about)
+
+    monkeypatch.setattr(public_rows, "read", counted)
+    more = {"public": str(table(tmp_path / "public.csv", 12, seed=5)), "public_rows": 8}
+    away = federation(tmp_path, "fedbiot", "ray", **more)
+    assert reads == ["ray"]
+    assert in_process.asked
+    here = federation(tmp_path, "fedbiot", "simulation", **more)
+    assert_same(saved(here), saved(away), 1e-9)
+    assert any(v.any() for n, v in saved(here).items() if "emulator/" in n and n.endswith("/B"))
+    assert away.summary["data"]["public"]["rows"] == 8
 
 
 def test_a_stopped_run_goes_on_with_the_numbers_of_one_that_never_was(tmp_path: Path, in_process: Queue) -> None:

@@ -68,6 +68,41 @@ def test_a_probe_starts_the_head_of_sites_too(machines: Machines) -> None:
     assert kept[0].stat().st_size > 100
 
 
+def test_a_coordinator_loads_its_public_rows_itself_and_sites_hear_nothing_of_them(machines: Machines) -> None:
+    path = table(machines.root / "public.csv", 20, seed=5)
+    heard: list[bytes] = []
+
+    def watched(address: str, raw: bytes) -> bytes:
+        heard.append(raw)
+        return raw
+
+    machines.watch = watched
+    asked: list[bytes] = []
+    post = machines.post
+    machines.post = lambda questions, deadline: (asked.extend(questions.values()), post(questions, deadline))[1]  # type: ignore[method-assign]
+    machines.join("north")
+    machines.join("south")
+    small = {"method.rank": 2, "method.batch": 4, "method.steps": 2, "method.first_steps": 3, "method.lr": 0.1}
+    about = small | {"method": "fedbiot", "method.adapter_blocks": 1, "public": str(path), "public_rows": 8}
+    told = Told()
+    steady = coordinate(machines, told, **about)
+    assert steady.summary["data"]["public"]["rows"] == 8
+    assert "public rows: 8 rows of public.csv, at the server alone." in told.sentences
+    assert steady.summary["bytes"]["train"]["down"]["parts"]["emulator"] > 0
+    assert asked
+    assert not [raw for raw in (*asked, *heard) if b"public" in raw]
+    shutil.rmtree(machines.root / "runs")
+    for site in (machines.root / "sites").iterdir():
+        shutil.rmtree(site)
+    for name in ("north", "south"):
+        machines.join(name)
+    with pytest.raises(Killed):
+        coordinate(machines, Dies(after=1), **about)
+    assert digest(coordinate(machines, **about).folder) == digest(steady.folder)
+    with pytest.raises(UserError, match=r'public.csv has the label "class 2", which is none of the classes'):
+        coordinate(machines, **about | {"classes": ["class 0", "class 1"], "name": "other"})
+
+
 def test_start_values_that_go_out_again_are_billed_again(machines: Machines) -> None:
     """A coordinator that was started again lets its sites in again."""
 

@@ -100,7 +100,7 @@ def rehearse(out: Console, resolved: Resolved, as_json: bool, observer: Observer
     from_adapter.begun(material, adapter, x, resolved.played, observer)
     method = baselines.stand_in(x) or resolved.played
     settings = Settings(participation=x.participation, pack=x.pack, debug=x.debug)
-    sizes = measure(method, material.bench, material.clients, settings)
+    sizes = measure(method, material.bench, material.clients, settings, material.public)
     largest = max((sum(r.down.values()) for r in sizes.rounds), default=0)
     if largest > x.max_bytes:
         raise UserError(
@@ -120,7 +120,8 @@ def rehearse(out: Console, resolved: Resolved, as_json: bool, observer: Observer
     size_tables(out, sizes)
     rows = material.data["rows"]
     out.print()
-    out.print(f"Rows: {rows['train']:,} to train on, {rows['val']:,} for validation, {rows['test']:,} to test on.")
+    beside = f" {material.data['public']['rows']:,} public ones at the server." if material.public is not None else ""
+    out.print(f"Rows: {rows['train']:,} to train on, {rows['val']:,} for validation, {rows['test']:,} to test on.{beside}")
     out.print(
         f"Memory: about {format_bytes(sizes.memory)} with {count(sizes.pack, 'client')} in a pass; "
         f"{format_bytes(sizes.free)} are free. The server and messages take up to {format_bytes(sizes.server)}"

@@ -35,6 +35,8 @@ def command(summary: Mapping[str, Any], changes: Mapping[str, Any]) -> str | Non
         has = {f"method.{p.name}" for p in registry.parameters(registry.load(kept["method"]))}
         kept = {n: v for n, v in kept.items() if not n.startswith("method.") or n in has}
         kept.pop("baseline", None)  # compared is the method itself
+        if not registry.load(kept["method"]).info.public:
+            kept = {n: v for n, v in kept.items() if n not in ("public", "public_rows")}
     try:
         wanted = experiment.resolve(kept).experiment
     except UserError:

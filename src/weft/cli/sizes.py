@@ -101,8 +101,17 @@ def made_up(model: str, clients: int, classes: int, needs: Collection[str] = ())
     return bench, [ClientState(f"c{i:0{digits}d}", 1, data=Splits(each[i : i + 1], none, none)) for i in range(clients)]
 
 
-def measure(method: Method, bench: Bench, clients: list[ClientState], settings: Settings | None = None) -> Sizes:
+def measure(
+    method: Method,
+    bench: Bench,
+    clients: list[ClientState],
+    settings: Settings | None = None,
+    public: Bench | None = None,
+) -> Sizes:
     """Sizes of ``method``; rounds are rehearsed with one step on one row of each client, as sizes ask for no more.
+
+    Args:
+        public: rows that the server trains on.
 
     Raises:
         UserError: the backbone lacks what the method needs, or no memory holds it.
@@ -125,8 +134,8 @@ def measure(method: Method, bench: Bench, clients: list[ClientState], settings: 
     none = np.zeros(0, dtype=np.int64)
     ledger = Ledger()
 
-    def engine(of: Method, people: list[ClientState], folder: str) -> Engine:
-        server = begin(of, bench, [c.info(of.info.asks) for c in people], ROUNDS)
+    def engine(of: Method, people: list[ClientState], folder: str, public: Bench | None = None) -> Engine:
+        server = begin(of, bench, [c.info(of.info.asks) for c in people], ROUNDS, public=public)
         of.start(server)
         setup = Setup(
             of,
@@ -148,7 +157,7 @@ def measure(method: Method, bench: Bench, clients: list[ClientState], settings: 
     with tempfile.TemporaryDirectory() as folder:
         real = engine(method, people, folder)
         capacity = real.turns.capacity
-        short = engine(dataclasses.replace(method, steps=1, batch=1), people, folder)
+        short = engine(method.rehearsed(), people, folder, public)
         for t in range(ROUNDS):
             record = short.round(t)
             if record is None:

@@ -27,6 +27,14 @@ class Deal(Group):
     label: str | None = setting(None, "Column of the label.", unset="guessed", everyday=True)
     key: str | None = setting(None, "Column of the natural client.", unset="guessed")
     limit: Count | None = setting(None, "Use at most so many rows of each split.", everyday=True)
+    public: Name | None = setting(
+        None,
+        "Public rows that the server itself trains on, if the method does so: name, hub id, local file or folder.",
+        "Their training split is taken. No client gets them, and rows that are among `data` too are left out: see "
+        "[public rows](data.md#public-rows-at-the-server).",
+        unset="none",
+    )
+    public_rows: Count | None = setting(None, "Use at most so many public rows, drawn at random.", unset="all")
     clients: Count = setting(8, "Number of clients.", everyday=True)
     partition: Literal["auto", "iid", "dirichlet", "pathological", "natural"] = setting(
         "auto",

@@ -106,6 +106,7 @@ def resolve(
         )
     as_played.check(experiment, made)
     handed.check(experiment, made)
+    notes += _public(experiment, made)
     origin = {n: "user" if n in user else "recipe" if n in recipe else "default" for n in experiment.flat()}
     given = method is not None and (slug not in registry.infos() or registry.load(slug) is not cls)
     return Resolved(experiment, made, origin, tuple(notes), given)
@@ -118,6 +119,20 @@ def _check_robust(x: Experiment, method: Method) -> None:
     rule = Robust(x.robust, x.robust_norm, x.robust_share)
     if x.baseline not in ("local", "central"):
         rule.check(method.info.slug, method.sums, max(round(x.participation * x.clients), 1))
+
+
+def _public(x: Experiment, method: Method) -> list[str]:
+    """What is to be said of public rows.
+
+    Raises:
+        UserError: some are given to a method that has no use for them, or counted where there are none.
+    """
+    slug, without = method.info.slug, method.info.public
+    if x.public is None and x.public_rows is not None:
+        raise UserError("public_rows counts the rows of --public data: name those too, or leave it out.")
+    if x.public is not None and not without:
+        raise UserError(f"the server of {slug} trains on nothing, and has no use for public rows: leave --public out.")
+    return [f"{slug} gets no public rows (--public): {without}."] if x.public is None and without and x.baseline is None else []
 
 
 def _fitting(needs: tuple[str, ...], user: Mapping[str, Any]) -> dict[str, str]:

@@ -173,7 +173,7 @@ def _rebuilt(folder: Path, client: str | None, locked: bool = False) -> Iterator
             raise UserError(f"{folder} has no finished federation to export from: finish it with weft resume {folder}.")
         resolved = settings.resolve({"runs": str(directory.root.parent)}, settings.read(directory.experiment))
         x, method = resolved.experiment, plain(resolved.played)
-        material = prepare(x, None, Observer(), method.info.needs)
+        material = prepare(x.model_copy(update={"public": None}), None, Observer(), method.info.needs)
         (people,) = baselines.federations(copies(material.clients), x.baseline)
         for position, one in enumerate(people):
             one.facts = method.profile(position) | one.facts

@@ -156,7 +156,7 @@ def _weights(method: Method, pack: Pack, view: str) -> dict[str, float] | None:
     table = pack.bench.table
     batch = make_batch(pack.task, table, np.arange(min(2, len(table)))[None], None, pack.device)
     once = one_pass(pack, lambda p, b: method.forward(p, b, view), batch)
-    if once is None:
+    if once is None or pack.held:  # weights of parts say nothing of blocks that are left out
         return None
     if once.use is None:
         return dict.fromkeys(pack.adaptations[0], 1.0)

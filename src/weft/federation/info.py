@@ -52,6 +52,7 @@ class MethodInfo:
         reveals: keys of facts that updates carry. renews: facts among ``asks`` that the server gives new values
             (:meth:`weft.federation.server.ServerState.renew`).
         needs: demands on backbone, data or engine, of NEEDS.
+        public: of a method whose server trains on public rows, if it is given some: what becomes of it without, as a clause.
         codec, download_codec: of a method that is one beside an ordinary rule, or has its own: taken unless another is asked
             for. If ``codec`` is right on average, so has to be that other.
     """
@@ -71,6 +72,7 @@ class MethodInfo:
     reveals: tuple[str, ...] = ()
     renews: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
+    public: str = ""
     codec: str = ""
     download_codec: str = ""
 

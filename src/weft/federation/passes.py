@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Self
 
@@ -131,29 +131,58 @@ class Passes:
         """
         if self._given is not None:
             raise WeftError("features are those of whole rows, and there are none of a text that is being written")
+        last = len(self.backbone.blocks) - 1
+        out, states = self.with_hidden(batch, (last,), use)
+        hidden, own = states[last]
+        if self.backbone.pools == "all" and self.backbone.vocabulary is None:
+            return out, (hidden * own[..., None]).sum(2) / own.sum(2).clamp(min=1)[..., None].to(hidden)
+        first = self.backbone.pools == "first" and self.backbone.vocabulary is None
+        place = torch.zeros_like(own[..., 0], dtype=torch.long) if first else (own.sum(2) - 1).clamp(min=0)
+        return out, hidden.gather(2, place[..., None, None].expand(*place.shape, 1, hidden.shape[-1])).squeeze(2)
+
+    def with_hidden(
+        self, batch: Batch, blocks: Collection[int], use: Mapping[str, Weight] | None = None
+    ) -> tuple[Output, dict[int, tuple[Tensor, Tensor]]]:
+        """What a plain pass gives, and what leaves each of these blocks: [k, b, T, d], and bool [k, b, T], the rows' own tokens.
+
+        Of preferences b is twice the rows. A block that a client lacks hands on what came to it.
+
+        Raises:
+            UserError: the model calls one block many times, so that none can be told.
+        """
         self._check_absent()
-        weave, last = self._weave, len(self.backbone.blocks) - 1
+        weave, flat = self._weave, batch.index.reshape(-1)
         self.backbone.check_separate()
-        flat = batch.index.reshape(-1)
         if self._in_lines(batch, use):  # lines have no rows of their own
             inputs: dict[str, Tensor] | None = self.backbone.to_model(self.bench.table.collate(flat))
             weave.prefix = None
         else:
-            inputs, weave.prefix = self._entering(batch, use, min(self.cut(), last))
-        weave.kept = {last: None}
+            inputs, weave.prefix = self._entering(batch, use, min(self.cut(), *blocks))
+        weave.kept = dict.fromkeys(blocks)
         try:
-            out, hidden = self._read(batch, inputs, use), weave.kept[last]
+            out, kept = self._read(batch, inputs, use), weave.kept
         finally:
             weave.kept = {}
-        assert hidden is not None
-        lengths = torch.from_numpy(np.where(flat >= 0, self._lengths[flat], 1)).to(hidden.device)
-        if self.backbone.pools == "all" and self.backbone.vocabulary is None:
-            own = torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]
-            found = (hidden * own[..., None]).sum(1) / own.sum(1, keepdim=True).to(hidden.dtype)
-        else:
-            first = self.backbone.pools == "first" and self.backbone.vocabulary is None
-            found = hidden[torch.arange(len(hidden), device=hidden.device), 0 if first else lengths - 1]
-        return out, found.view(*batch.index.shape, -1).to(self.dtype)
+        mask = None if inputs is None else inputs.get("attention_mask")
+        found = {}
+        for block, hidden in kept.items():
+            assert hidden is not None
+            states = hidden.unflatten(0, (len(batch.index), -1)).to(self.dtype)
+            found[block] = states, self._own(batch, block, states, mask)
+        return out, found
+
+    def _own(self, batch: Batch, block: int, states: Tensor, mask: Tensor | None) -> Tensor:
+        """bool [k, b, T], the own tokens of a batch's rows in what leaves a block.
+
+        Args:
+            mask: [k·b, T] of the model's inputs; None = no token is padding.
+        """
+        shape = states.shape[:3]
+        if any(s.block == block and s.stack == "decoder" for s in self.backbone.linears):
+            return batch.mask.to(states.device).view(shape)
+        each = torch.from_numpy(batch.index >= 0).to(states.device)
+        valid = each.repeat_interleave(shape[1] // each.shape[1], 1)[..., None].expand(shape)
+        return valid if mask is None else valid & mask.to(states.device).bool().view(shape)
 
     def exits(self, batch: Batch, ends: Mapping[str, int], use: Mapping[str, Weight] | None = None) -> dict[str, Output]:
         """What a model's exits (:class:`weft.adaptation.exits.Exit`) predict, by name: a pass, and the tail once for each exit.

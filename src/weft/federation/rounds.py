@@ -38,18 +38,20 @@ def begin(
     robust: Robust | None = None,
     step: ServerStep | None = None,
     notes: Notes | None = None,
+    public: Bench | None = None,
 ) -> ServerState:
     """The state of a server before :meth:`Method.start`.
 
     Args:
         rounds: planned. start: start values handed out in set-up. robust, step: of its means. notes: where it has them.
+        public: rows for its own training.
 
     Raises:
         UserError: clients with another backbone could not read each other's messages.
     """
     _check_others(method, bench)
     adaptation = adapted(method, bench, ClientInfo(""))
-    return ServerState(bench, adaptation, clients, rounds, start, robust, method, step, notes)
+    return ServerState(bench, adaptation, clients, rounds, start, robust, method, step, notes, public)
 
 
 def enter(method: Method, bench: Bench, turns: Sequence[Turn], round: Round, start: Mapping[str, Tensor] | None = None) -> Pack:

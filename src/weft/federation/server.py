@@ -6,13 +6,14 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from weft.aggregation.mean import Weight
 from weft.errors import WeftError
 from weft.federation.bench import Bench
-from weft.federation.client import ClientState
+from weft.federation.client import ClientState, Splits
 from weft.federation.info import MethodInfo
 from weft.federation.layout import Adaptation, named
 from weft.federation.message import APPENDED, ClientInfo, Message, Update, beside
@@ -65,6 +66,7 @@ class ServerState:
         step: what the server makes of a mean.
         weighting: of updates in a mean, ``examples`` or ``uniform``. adaptation: of a client without facts.
         method: whose state it is; None has nothing to load.
+        public: rows that are nobody's secret, in a table of their own on the server's backbone, for :meth:`pack`; None = none.
     """
 
     def __init__(
@@ -78,8 +80,10 @@ class ServerState:
         method: Rule | None = None,
         step: ServerStep | None = None,
         notes: Notes | None = None,
+        public: Bench | None = None,
     ):
         self.bench, self.adaptation, self.clients, self.rounds = bench, adaptation, clients, rounds
+        self.public = public
         self.robust, self.method, self.step = robust or Robust(), method, step or ServerStep()
         self.weighting = "examples" if method is None else method.weighting
         self.remarks: dict[str, Any] = {}
@@ -243,14 +247,26 @@ class ServerState:
             self._starts[name, init.shape] = self.bench.draw(init, name)
         return self._starts[name, init.shape]
 
-    def pack(self) -> Pack:
-        """A pack of one at the server, with every DOWN tensor at its newest value and the others at their start."""
-        turn, nobody, load = Turn(ClientState(""), self.adaptation, dict(self.shared)), ClientInfo(""), None
+    def pack(self, public: bool = False) -> Pack:
+        """A pack of one at the server, with every DOWN tensor at its newest value and the others at their start.
+
+        Args:
+            public: it has the public rows to train on: its batches are drawn by seed and round, as those of a client are.
+
+        Raises:
+            WeftError: there are no public rows.
+        """
+        bench, rows, nobody, load = self.bench, np.zeros(0, dtype=np.int64), ClientInfo(""), None
+        if public:
+            if self.public is None:
+                raise WeftError("there are no public rows to make a pack of: ask whether server.public is None")
+            bench, rows = self.public, np.arange(len(self.public.table))
+        turn = Turn(ClientState("", len(rows), data=Splits(rows, rows[:0], rows[:0])), self.adaptation, dict(self.shared))
         if self.method is not None:
             load = self.method.load
             if self.method.downloads(self.bench, nobody):
                 turn.beside = beside(self.adaptation, self.bench.backbone, self.method.send(self, nobody).tensors)
-        return Pack(self.bench, [turn], self.round, self.start, at_server=True, load=load)
+        return Pack(bench, [turn], self.round, self.start, at_server=True, load=load)
 
     # writing --------------------------------------------------------------------------------------------------------
 

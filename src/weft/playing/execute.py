@@ -227,9 +227,10 @@ def pinned_to(x: Experiment, material: Material) -> dict[str, Any]:
     found["model"] = ",".join(places)
     if x.start is not None:
         found["start"] = str(Path(x.start).expanduser().resolve())
-    if not material.data["object"] and (local := Path(x.data).expanduser()).exists():
-        known = {entry.name for entry in catalogue()}
-        found |= {} if x.data in known else {"data": str(local.resolve())}
+    known = {entry.name for entry in catalogue()}
+    for setting, name in (("data", None if material.data["object"] else x.data), ("public", x.public)):
+        if name is not None and name not in known and (local := Path(name).expanduser()).exists():
+            found[setting] = str(local.resolve())
     return found
 
 

@@ -36,6 +36,7 @@ from weft.federation.layout import named
 from weft.federation.message import ClientInfo
 from weft.federation.method import Method
 from weft.federation.rounds import adapted
+from weft.runs import public_rows
 from weft.runs.beginning import Beginning
 from weft.tasks import judging
 from weft.tasks.generation import Generation
@@ -51,6 +52,7 @@ class Material:
         bench: backbone, task, tokens. clients: in the order of their ids, as the data give them.
         tests: rows that scores are taken on. data: what is said of the data in ``summary.json``.
         beginning: start values out of an adapter, None = the usual ones.
+        public: rows for the server, on the first backbone; None = none.
     """
 
     bench: Bench
@@ -58,6 +60,7 @@ class Material:
     tests: Tests
     data: dict[str, Any]
     beginning: Beginning | None = None
+    public: Bench | None = None
 
     @property
     def backbone(self) -> Backbone:
@@ -70,7 +73,8 @@ class Material:
             return replace(bench, prefix=None if bench.prefix is None else PrefixCache(bench.backbone))
 
         others = {name: emptied(other) for name, other in self.bench.others.items()}
-        return replace(self, bench=replace(emptied(self.bench), others=others))
+        public = None if self.public is None else emptied(self.public)
+        return replace(self, bench=replace(emptied(self.bench), others=others), public=public)
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint's numbers rest on: data as dealt, weights, and precision."""
@@ -78,6 +82,7 @@ class Material:
             "data": self.data["fingerprint"],
             "clients": self.data["clients"],
             "rows": len(self.bench.table),
+            "public": None if self.public is None else self.data["public"]["fingerprint"],
             "weights": ",".join(b.backbone.weight_hash for b in (self.bench, *self.bench.others.values())),
             "precision": self.backbone.precision,
         }
@@ -108,6 +113,7 @@ def prepare(experiment: Experiment, given: Any, observer: Observer, needs: tuple
     bench = replace(benches[0], others=dict(zip(models[1:], benches[1:], strict=True)))
     for note in dict.fromkeys(n for b in benches for n in understood(b)):
         observer.say(note)
+    public, of_public = public_bench(x, benches[0], dealt.classes, rows, observer)
     observer.advance("set-up", step="tokens")
     test, val, *rest = positions
     own, new = rest[: 3 * len(dealt.clients)], rest[3 * len(dealt.clients) :]
@@ -130,6 +136,7 @@ def prepare(experiment: Experiment, given: Any, observer: Observer, needs: tuple
         "new_clients": len(dealt.unseen),
         "most_frequent": _most_frequent(rows, {"global test": [test], "own test": own[2::3]}),
         "guessing_loss": _guessing(bench, rows),
+        "public": of_public,
         "notes": list(dealt.notes),
     }
     return Material(
@@ -137,7 +144,29 @@ def prepare(experiment: Experiment, given: Any, observer: Observer, needs: tuple
         clients,
         Tests(test, val, {c.id: rows for c, rows in zip(dealt.unseen, new, strict=True)}),
         about,
+        public=public,
     )
+
+
+def public_bench(
+    x: Experiment, bench: Bench, classes: Sequence[str], own: Rows | None, observer: Observer
+) -> tuple[Bench | None, dict[str, Any] | None]:
+    """The public rows of an experiment beside its bench, in a table of their own; and what is said of them in ``summary.json``.
+
+    Args:
+        own: all rows of the run; None = they are at sites, and nobody knows them.
+
+    Raises:
+        UserError: there are no such rows, or they are not of the run's kind or classes.
+    """
+    if x.public is None:
+        return None, None
+    kind = kind_of(x)
+    rows, notes = public_rows.read(x, kind, bench.backbone.reads, classes, own)
+    found = bench_of(x, bench.backbone, classes, rows)
+    for note in (*notes, *legible(found)):
+        observer.say(f"public rows: {note}")
+    return found, {"name": x.public, "rows": len(rows), "fingerprint": fingerprint(classes, {"public": rows})}
 
 
 def _guessing(bench: Bench, rows: Rows) -> float | None:
@@ -294,12 +323,19 @@ def understood(bench: Bench) -> list[str]:
         UserError: next to nothing of it is known to the backbone.
     """
     names = bench.backbone.names
-    notes = [] if names is None else tokenizers.alike(names.names, names.ids().tolist())
-    if isinstance(bench.table, Tokens):
-        notes += bench.table.notes
-        tokenizers.legible(bench.backbone.name, bench.table.reading)
-        notes += tokenizers.known(bench.table.reading)
-    return notes
+    return [*([] if names is None else tokenizers.alike(names.names, names.ids().tolist())), *legible(bench)]
+
+
+def legible(bench: Bench) -> list[str]:
+    """What the backbone's tokenizer could not make of the rows; notes.
+
+    Raises:
+        UserError: next to nothing of them is known to the backbone.
+    """
+    if not isinstance(bench.table, Tokens):
+        return []
+    tokenizers.legible(bench.backbone.name, bench.table.reading)
+    return [*bench.table.notes, *tokenizers.known(bench.table.reading)]
 
 
 def _layout(dealt: FederatedData) -> tuple[Rows, list[np.ndarray]]:

@@ -113,7 +113,9 @@ class Player:
         robust = Robust() if alone else Robust(x.robust, x.robust_norm, x.robust_share)
         self.servers = [
             begin(
-                method, material.bench, [c.info(method.info.asks) for c in people], stage.rounds, start, robust, stage.step, notes
+                *(method, material.bench, [c.info(method.info.asks) for c in people], stage.rounds, start, robust, stage.step),
+                notes=notes,
+                public=material.public,
             )
             for people, start, notes in zip(stage.federations, stage.starts, noted(folder), strict=False)
         ]
@@ -340,6 +342,7 @@ def _same(saved: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
         "data": "the data have changed",
         "clients": "the data are dealt out to another number of clients",
         "rows": "the data have another number of rows",
+        "public": "the public rows are others",
         "weights": "the backbone's weights are others",
         "precision": "the backbone is computed in another precision",
     }

@@ -34,7 +34,8 @@ def head(text: str, material: Material, stage: str, threads: int, cache: int) ->
     Args:
         text: the run's experiment file, with nothing left open. stage: ``setup`` or ``rounds``. cache: bytes of its prefix cache.
     """
-    about = {"experiment": text, "threads": threads, "cache": cache, "identity": material.identity(), "version": __version__}
+    identity = {n: v for n, v in material.identity().items() if n != "public"}  # rows of the server alone
+    about = {"experiment": text, "threads": threads, "cache": cache, "identity": identity, "version": __version__}
     return {"run": about, "stage": stage}
 
 
@@ -67,7 +68,8 @@ def _built(run: str) -> tuple[Resolved, Material]:
         raise UserError(f"a worker on {platform.node()} has Weft {__version__}, and not {about['version']}: install the same.")
     torch.set_num_threads(about["threads"])
     resolved = settings.resolve({}, tomllib.loads(about["experiment"]))
-    here = {"device": resolved.experiment.device.split(":")[0]}  # Ray shows a worker its own GPU alone, which is its first
+    # Ray shows a worker its own GPU alone, which is its first; public rows are the server's
+    here = {"device": resolved.experiment.device.split(":")[0], "public": None}
     resolved = replace(resolved, experiment=resolved.experiment.model_copy(update=here))
     material = prepare(resolved.experiment, None, Observer(), resolved.method.info.needs)
     for bench in (material.bench, *material.bench.others.values()):

@@ -31,7 +31,7 @@ from weft.playing.run import Run
 from weft.runs import beginning, best, summary
 from weft.runs import directory as directories
 from weft.runs.directory import RunDirectory
-from weft.runs.prepare import Material, backbone_of, bench_of, kind_of, suited
+from weft.runs.prepare import Material, backbone_of, bench_of, kind_of, public_bench, suited
 from weft.sites.roll import Roll, StageTransport, Wire
 from weft.sites.terms import Terms
 from weft.storage import files
@@ -198,6 +198,7 @@ def _material(resolved: Resolved, observer: Observer) -> Material:
         suited(resolved.played, bench)
     observer.advance("set-up", step="tokens")
     bench = benches[0]
+    public, of_public = public_bench(x, bench, x.classes, None, observer)
     bench.others = dict(zip(x.models[1:], benches[1:], strict=True))
     none = np.zeros(0, dtype=np.int64)
     about = {
@@ -209,9 +210,10 @@ def _material(resolved: Resolved, observer: Observer) -> Material:
         "clients": x.clients,
         "rows": {"train": 0, "val": 0, "test": 0, "new clients": 0},
         "new_clients": 0,
+        "public": of_public,
         "notes": [],
     }
-    return Material(bench, [], Tests(none, none), about)
+    return Material(bench, [], Tests(none, none), about, public=public)
 
 
 def made_up(backbone: Backbone, classes: list[str], kind: str) -> Rows:

@@ -136,11 +136,19 @@ def states(
     test = more(12, rng.integers(classes, size=12))
     val = more(6, rng.integers(classes, size=6))
     stranger = more(4, rng.integers(classes, size=4))
-    table = rows(len(labels), classes, seed, labels, reads=reads)
-    if task == TOKENS:
-        table = tagged(table, spaces)
-    if task in (GENERATION, MASKED):
-        table = answered(table)
-    if task == PREFERENCE:
-        table = compared(table)
+    table = of_task(rows(len(labels), classes, seed, labels, reads=reads), task, spaces)
     return table, clients, Tests(test, val, {"stranger": stranger})
+
+
+def of_task(plain: Rows, task: str, spaces: bool = False) -> Rows:
+    """Rows with classes as rows of a task."""
+    if task == TOKENS:
+        return tagged(plain, spaces)
+    if task in (GENERATION, MASKED):
+        return answered(plain)
+    return compared(plain) if task == PREFERENCE else plain
+
+
+def for_server(n: int, classes: int = 3, seed: int = 0, reads: str = "texts", task: str = "auto", spaces: bool = False) -> Rows:
+    """n public rows, of the kind of those of :func:`states`, and none of them."""
+    return of_task(rows(n, classes, seed + 100, reads=reads), task, spaces)

@@ -36,7 +36,7 @@ from weft.storage.notes import Notes
 from weft.storage.store import ClientStore, Spool
 from weft.tasks.generation_settings import Decoding
 from weft.tasks.kinds import CLASSES, GENERATION, LANGUAGE, MASKED, PREFERENCE, TOKENS, make
-from weft.testing.data import SIZES, TAGS, states
+from weft.testing.data import SIZES, TAGS, for_server, states
 from weft.testing.models import PAIRED, backbone, home, names, root
 
 
@@ -116,6 +116,7 @@ def federation(
     task: str = "auto",
     spaces: bool = False,
     decoding: Decoding | None = None,
+    public: int = 0,
     **settings: Any,
 ) -> Federation:
     """A whole tiny federation in memory: ``federation(FedIT(rank=2), pack=3).run()``.
@@ -126,6 +127,7 @@ def federation(
         prefix: with the frozen-prefix cache.
         task: ``tokens``, if words are tagged; ``generation`` and ``masked``, of prompts and answers; ``preference``, with two.
         spaces: see :func:`weft.testing.data.tagged`. decoding: of ``generation``; None = the usual.
+        public: rows of the same kind that the server has.
         where: folder of the client store (a new temporary one). settings: of :class:`weft.engines.setup.Settings`.
     """
     model = model or ("bert" if task == MASKED else "llama" if task in LANGUAGE else home(method))
@@ -145,7 +147,10 @@ def federation(
     for i, client in enumerate(clients):
         client.model = ["", *made.others][i % len(benches)]
     where = where or Path(tempfile.mkdtemp(dir=root()))
-    server = begin(method, made, [c.info(method.info.asks) for c in clients], rounds, start, notes=Notes(where / "notes"))
+    rows = for_server(public, classes, seed, of.reads, task, spaces)
+    extra = Bench(of, predicts, tabulate(of, rows, 32), seed) if public else None
+    people = [c.info(method.info.asks) for c in clients]
+    server = begin(method, made, people, rounds, start, notes=Notes(where / "notes"), public=extra)
     method.start(server)
     setup = Setup(
         method,
