@@ -81,7 +81,7 @@ class FedBiOT(Method):
         ),
         views=("global", "global/emulator"),
         sends="both LoRA factors of the last blocks, the head, and the number of examples",
-        needs=("separate blocks",),
+        needs=("separate blocks", "factors"),
         public="the emulator stays as it was cut out, which is FedOT",
     )
 
@@ -170,13 +170,15 @@ class FedBiOT(Method):
         B A - B' A' = [B - B', B'] [A; A - A'] = U V, whose squared norm is the sum of the entries of Uᵀ U ∘ V Vᵀ. So near to what
         was received a difference of products would be rounding: differences are taken before them.
         """
+        lora, _ = pack.adaptations[0]["lora"]
         found = []
-        for name, a in pack.params("lora/*/A").items():
-            other = name[:-1] + "B"
+        for site in lora.sites(pack.backbone):
+            name, other = (f"lora/{site.called}/{role}" for role in "AB")
+            a, scale = pack.tensors[name], lora.constants(site)["scale"]
             a0, b, b0 = received[name], pack.tensors[other], received[other]
             u, v = torch.cat([b - b0, b0], 2), torch.cat([a, a - a0], 1)
-            found.append(((u.mT @ u) * (v @ v.mT)).sum((1, 2)))
-        return (self.alpha / self.rank) ** 2 * torch.stack(found).sum(0)
+            found.append(scale**2 * ((u.mT @ u) * (v @ v.mT)).sum((1, 2)))
+        return torch.stack(found).sum(0)
 
     # server ---------------------------------------------------------------------------------------------------------------
 

@@ -185,10 +185,11 @@ class FedP2EFT(Method):
 
     def _into_head(self, pack: Pack) -> None:
         """The LoRA beside a head's layers becomes part of them: a head is exported whole."""
+        lora, _ = pack.adaptations[0]["lora"]
         for site in pack.backbone.heads:
             a, b, head = f"lora/{site.name}/A", f"lora/{site.name}/B", f"head/{site.name}/weight"
             if a in pack.tensors:
-                moved = self.alpha / self.rank * pack.tensors[b].detach() @ pack.tensors[a]
+                moved = lora.constants(site)["scale"] * pack.tensors[b].detach() @ pack.tensors[a]
                 pack.tensors[head] = pack.tensors[head] + moved
                 pack.tensors[b] = torch.zeros_like(pack.tensors[b])
 

@@ -75,6 +75,7 @@ class SLoRA(Method):
             "Entries are those of LoRA's layers alone, so that nothing is lost at the switch. They are trained as differences to "
             "the pretrained weights, to which weight decay pulls them back."
         ),
+        needs=("factors",),
         sends=(
             "in the first rounds some entries of the tuned weights, at places that all know; then both LoRA factors of every "
             "site; the head, and the number of examples"
@@ -129,6 +130,7 @@ class SLoRA(Method):
             self._switch(server)
 
     def _switch(self, server: ServerState) -> None:
+        lora, _ = server.adaptation["lora"]
         for site in server.sites("sparse"):
             value, places, a, b = (
                 server.shared[f"{part}/{site.called}/{role}"]
@@ -141,7 +143,7 @@ class SLoRA(Method):
             shape, draw = (site.d_out, site.d_in), server.generator("switch", site.called)
             u, d, vh = principal_of_entries(value, places, shape, self.rank, draw)
             a, b = a.clone(), b.clone()
-            a[: len(d)], b[:, : len(d)] = vh.to(a), (u * d / (self.alpha / self.rank)).to(b)
+            a[: len(d)], b[:, : len(d)] = vh.to(a), (u * d / lora.constants(site)["scale"]).to(b)
             server.write(f"lora/{site.called}/A", a)
             server.write(f"lora/{site.called}/B", b)
         server.reset("sparse/*/value")
