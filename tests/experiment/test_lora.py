@@ -32,6 +32,14 @@ def test_a_setting_that_is_called_after_its_group_is_short_in_its_table() -> Non
             {"lora": {"scaling": "rslore"}},
             r'lora_scaling is "rslore", but must be "usual" or "rslora" \(did you mean "rslora"\?\)',
         ),
+        ({"lora": {"ratio": 0.0}}, "lora_ratio is 0.0, but must be more than 0"),
+        ({"lora": {"dropout": 1.0}}, "lora_dropout is 1.0, but must be less than 1"),
+        (
+            {"lora": {"variant": "dora"}, "method": "flora"},
+            r'^flora has a rule of its own for the two factors of LoRA, so that lora\.variant = "dora" would not be what it says',
+        ),
+        ({"lora": {"ratio": 4.0}, "method": "pf2lora"}, r"^pf2lora moves LoRA by steps of its own too, .* lora\.ratio = 4 would"),
+        ({"lora": {"dropout": 0.1}, "method": "fedkseed"}, r"^fedkseed takes no gradient .* lora\.dropout = 0\.1 would"),
         ({"lora": {"scalling": "rslora"}}, r'there is no setting "lora.scalling" \(did you mean "lora_scaling"\?\)'),
     ],
 )

@@ -14,6 +14,7 @@ import torch
 from exporting import FEDIT, FLORA, RUN_CLOSE, by_peft, exported, trained
 from weft.adaptation.lora_options import LoRAOptions
 from weft.export import load, peft_files
+from weft.export.trained import capture
 from weft.federation.method import Method
 from weft.methods import FedALT, FedIT, PF2LoRA
 from weft.rules import with_options
@@ -80,6 +81,14 @@ def test_two_of_them_at_a_layer_are_no_peft_adapter(tmp_path: Path) -> None:
     client = run.clients[0]
     run.simulation.setup.store.load(client)
     assert exported(run, tmp_path, client=client, view="personal").kind == "weft"
+
+
+def test_at_another_weight_it_is_no_peft_adapter() -> None:
+    """PEFT has a weight for what is low-rank, and none for a magnitude."""
+    run = trained(with_options(replace(FEDIT, sites="q"), LoRAOptions(variant="dora")), rounds=1)
+    found = capture(run.method, run.server, "global")
+    assert peft_files.fits(found, run.bench.backbone)
+    assert not peft_files.fits(replace(found, use={**found.use, "lora": 0.5}), run.bench.backbone)
 
 
 def test_a_model_that_needs_its_method_comes_back_with_the_options_of_its_lora(tmp_path: Path) -> None:
