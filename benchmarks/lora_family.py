@@ -57,9 +57,9 @@ REGIMES = {
 
 
 def methods() -> list[str]:
-    """Those that train a LoRA; which, a method's settings say: its rank, or what is tuned."""
+    """Those that train a LoRA; which, a method's settings say: its rank, that of its first block, or what is tuned."""
     family = [slug for slug, info in registry.infos().items() if info.family == "reparameterized" and "images" not in info.needs]
-    return [slug for slug in family if {"rank", "tune"} & set(registry.load(slug).__dataclass_fields__)]
+    return [slug for slug in family if {"rank", "first", "tune"} & set(registry.load(slug).__dataclass_fields__)]
 
 
 def parameters(slug: str, regime: Regime, batch: int) -> dict[str, Any]:
