@@ -65,6 +65,10 @@ def dense(values: Mapping[str, Any]) -> dict[str, Tensor]:
 # an untrained adapter is uploaded, because it was copied before training -------------------------------------------------
 
 
+IDLE = {("fedp2eft", "generator/values/slope")}
+"""A PReLU's slope below 0, where all hidden units begin above it."""
+
+
 @pytest.mark.parametrize("slug", some(METHODS))
 def test_what_a_client_uploads_is_what_it_has_learnt(slug: str) -> None:
     run = tiny.federation(small(slug), rounds=2)
@@ -80,7 +84,7 @@ def test_what_a_client_uploads_is_what_it_has_learnt(slug: str) -> None:
             for name, value in u.tensors.items():
                 assert isinstance(value, Tensor)
                 before = starts[u.client.id].get(name, torch.zeros_like(value))  # 0: what is no part of the model (prototypes)
-                assert not torch.equal(value, before) or flat(run, u.client.id, name), name
+                assert not torch.equal(value, before) or (slug, name) in IDLE or flat(run, u.client.id, name), name
 
 
 def flat(run: tiny.Federation, client: str, name: str) -> bool:
