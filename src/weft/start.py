@@ -67,7 +67,7 @@ def start(resolved: Resolved, data: Any = None, observer: Observer | None = None
             material = prepare(x, data, observer, resolved.method.info.needs)
             for method in baselines.played(x, resolved.played):
                 for bench in (material.bench, *material.bench.others.values()):
-                    suited(method, bench, baselines.servers(x, len(material.clients)))
+                    suited(method, bench, baselines.servers(x, len(material.clients)), material.clients)
             material = from_adapter.begun(material, adapter, x, resolved.played, observer)
             pinned = execute.pinned_to(x, material)
             about = summary.begun(directory, resolved, material, began) | {"pinned": pinned}

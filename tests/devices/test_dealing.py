@@ -8,9 +8,13 @@ from typing import Any
 
 import pytest
 
+import tiny
+from weft.contract import ClientInfo
 from weft.devices import PROFILES, Device, dealt, of_text, read
 from weft.errors import UserError
 from weft.experiment import handed, resolve
+from weft.methods import FedIT, FLoRA
+from weft.runs.prepare import suited
 
 
 @pytest.mark.parametrize("shares", [[1.0], [1.0, 1.0], [3.0, 4.0, 1.0], [0.5, 0.25, 0.25], [1.0] * 46])
@@ -103,3 +107,14 @@ def test_ranks_and_devices_become_facts() -> None:
 def test_what_a_method_can_do_nothing_with_is_said_before_anything_is_loaded(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         resolve(settings)
+
+
+def test_more_ranks_than_a_layer_has_are_said_before_anything_is_trained() -> None:
+    bench = tiny.bench("bert")
+    people = [ClientInfo(f"client-{r}", 1, {"rank": r}) for r in (4, 33)]
+    suited(FedIT(rank=32), bench)
+    suited(FLoRA(rank=2), bench, clients=people[:1])
+    suited(FedIT(rank=2), bench, clients=people)  # which asks for no ranks
+    for method, clients in ((FedIT(rank=33), []), (FLoRA(rank=2), people)):
+        with pytest.raises(UserError, match=r"^LoRA of rank 33 is more than .*query of .* is 32 x 32: choose ranks up to 32\.$"):
+            suited(method, bench, clients=clients)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from weft.adaptation.dropout import dropped
 from weft.adaptation.part import Additive
+from weft.errors import UserError
 from weft.tensors.init import Init
 from weft.typed import Count, Positive, Whole
 
@@ -79,6 +80,18 @@ class LoRA(Additive):
 
     def sites(self, backbone: Backbone) -> list[Site]:
         return backbone.sites(self.at, self.blocks)
+
+    def check_ranks(self, backbone: Backbone) -> None:
+        """
+        Raises:
+            UserError: it has more ranks than a layer.
+        """
+        for site in self.sites(backbone):
+            if (rank := self.rank_at(site)) > (most := min(site.d_in, site.d_out)):
+                raise UserError(
+                    f'LoRA of rank {rank} is more than {site.name} of "{backbone.name}" has, which is {site.d_out} x '
+                    f"{site.d_in}: choose ranks up to {most}."
+                )
 
     def tensors(self, backbone: Backbone, site: Site) -> Mapping[str, Init]:
         r = self.rank_at(site)

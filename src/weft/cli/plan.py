@@ -96,7 +96,7 @@ def rehearse(out: Console, resolved: Resolved, as_json: bool, observer: Observer
     material = prepare(x, None, observer, resolved.method.info.needs)
     for played in baselines.played(x, resolved.played):
         for bench in (material.bench, *material.bench.others.values()):
-            suited(played, bench, baselines.servers(x, len(material.clients)))
+            suited(played, bench, baselines.servers(x, len(material.clients)), material.clients)
     from_adapter.begun(material, adapter, x, resolved.played, observer)
     method = baselines.stand_in(x) or resolved.played
     settings = Settings(participation=x.participation, pack=x.pack, debug=x.debug)

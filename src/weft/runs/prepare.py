@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from weft.adaptation.lora import LoRA
 from weft.backbones import lines
 from weft.backbones.backbone import Backbone
 from weft.backbones.load import load as load_backbone
@@ -360,11 +361,11 @@ def copies(clients: list[ClientState]) -> list[ClientState]:
     return [ClientState(c.id, c.n, dict(c.facts), c.model, data=c.data) for c in clients]
 
 
-def suited(method: Method, bench: Bench, servers: int = 1) -> None:
+def suited(method: Method, bench: Bench, servers: int = 1, clients: Iterable[ClientInfo] = ()) -> None:
     """Refuse a backbone that lacks what the method needs, with all reasons at once, and settings that no memory can hold.
 
     Args:
-        servers: that are played beside each other.
+        servers: that are played beside each other. clients: whose facts say ranks, as far as a person has given them.
 
     Raises:
         UserError: it lacks something, or what one client trains is larger than the free memory.
@@ -373,6 +374,9 @@ def suited(method: Method, bench: Bench, servers: int = 1) -> None:
     demands: list[Callable[[], object]] = [functools.partial(part.sites, bench.backbone) for part, _ in adaptation.values()]
     if "separate blocks" in method.info.needs:
         demands.append(bench.backbone.check_separate)
+    ranked = {str(c.facts.get("rank")): c for c in clients if "rank" in method.info.asks and "rank" in c.facts}.values()
+    for parts in (adaptation, *(adapted(method, bench, ClientInfo(c.id, c.n, dict(c.facts))) for c in ranked)):
+        demands += [functools.partial(p.check_ranks, bench.backbone) for p, _ in parts.values() if isinstance(p, LoRA)]
     reasons: dict[str, None] = {}
     for demand in demands:
         try:
