@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 
 from weft.adaptation.dora import DoRA
+from weft.adaptation.from_weights import FromWeights, change
 from weft.adaptation.head import Head
 from weft.adaptation.lora import Delta, LoRA, Scaling
+from weft.adaptation.orthogonal import Orthogonal
 from weft.adaptation.part import Part
 from weft.errors import WeftError
 from weft.export import peft_adapter
@@ -48,7 +50,7 @@ def fits(trained: Trained, backbone: Backbone) -> bool:
     """Whether PEFT's LoRA can say all of it, on a model that transformers can load."""
     heads = [p for p in trained.parts.values() if type(p) is Head]
     whole = len(heads) == 1 or (not heads and not backbone.heads)
-    known = all(type(p) in (LoRA, DoRA, Delta, Head) for p in trained.parts.values())
+    known = all(type(p) in (LoRA, DoRA, Orthogonal, FromWeights, Delta, Head) for p in trained.parts.values())
     if (name := magnitudes(trained)) is not None:  # PEFT has one at a layer, of weight 1, and nothing beside it
         known = known and len(trained.parts) == len(heads) + 1 and trained.use[name] == 1.0
     return trained.rule is None and whole and known and plain_class(backbone) is not None
@@ -121,7 +123,7 @@ def low_rank_sums(trained: Trained, backbone: Backbone) -> dict[str, LowRank]:
         if isinstance(part, Head):
             continue
         for site in part.sites(backbone):
-            value = _term(trained, name, site)
+            value = _term(trained, name, site, backbone)
             if value.rank and bool(value.A.any()) and bool(value.B.any()):
                 terms.setdefault(site.name, []).append(value)
     sums = {n: (some[0] if len(some) == 1 else LowRank.cat(some)).compress() for n, some in terms.items()}
@@ -133,10 +135,10 @@ def low_rank_sums(trained: Trained, backbone: Backbone) -> dict[str, LowRank]:
 
 def factors(trained: Trained, backbone: Backbone, name: str) -> dict[str, LowRank]:
     """B, A and the scale of one part at each of its sites, as they are."""
-    return {site.name: _term(trained, name, site) for site in trained.parts[name].sites(backbone)}
+    return {site.name: _term(trained, name, site, backbone) for site in trained.parts[name].sites(backbone)}
 
 
-def _term(trained: Trained, name: str, site: Site) -> LowRank:
+def _term(trained: Trained, name: str, site: Site, backbone: Backbone) -> LowRank:
     part = trained.parts[name]
     if isinstance(part, Delta):
         delta = trained.values[f"{name}/{site.name}/delta"]
@@ -144,6 +146,9 @@ def _term(trained: Trained, name: str, site: Site) -> LowRank:
         return delta
     a, b = trained.values[f"{name}/{site.name}/A"], trained.values[f"{name}/{site.name}/B"]
     assert isinstance(a, Tensor) and isinstance(b, Tensor)
+    if isinstance(part, FromWeights):  # of the rank of both, on the pretrained weights
+        a0, b0 = part.start(backbone, site)
+        a, b = change(a, b, a0.to(a), b0.to(b))
     return LowRank(B=b, A=a, scale=part.constants(site)["scale"] * trained.use[name])
 
 
