@@ -1,8 +1,8 @@
 """LoRA that begins as a part of the weights that it is beside: PiSSA and OLoRA, with a client axis.
 
 F. Meng, Z. Wang, M. Zhang, "PiSSA: Principal Singular Values and Singular Vectors Adaptation of Large Language Models", NeurIPS
-2024, arXiv 2404.02948. K. Büyükakyüz, "OLoRA: Orthonormal Low-Rank Adaptation of Large Language Models", arXiv 2406.01775. Both as
-in PEFT (peft 0.21.2, ``LoraLayer.pissa_init`` and ``olora_init``).
+2024, arXiv 2404.02948. K. Büyükakyüz, "OLoRA: Orthonormal Low-Rank Adaptation of Large Language Models", arXiv 2406.01775. Both
+as in PEFT (peft 0.21.2, ``LoraLayer.pissa_init`` and ``olora_init``).
 """
 
 from __future__ import annotations
@@ -64,15 +64,14 @@ class FromWeights(LoRA):
 
     def start(self, backbone: Backbone, site: Site) -> tuple[Tensor, Tensor]:
         """A0 [r, d_in] and B0 [d_out, r], in single precision on the CPU."""
-        found = {
-            role: leading(init.value, init.shape) for role, init in self.tensors(backbone, site).items() if init.value is not None
-        }
-        return found["A"], found["B"]
+        r = self.rank_at(site)
+        b, a = cut(backbone, site, self.begins, r if self.of is None else self.of, self.scale_at(site))
+        return leading(a, (r, site.d_in)), leading(b, (site.d_out, r))
 
 
 def change(a: Tensor, b: Tensor, a0: Tensor, b0: Tensor) -> tuple[Tensor, Tensor]:
-    """Factors [..., 2r, d_in] and [..., d_out, 2r] of B A - B0 A0 = B (A - A0) + (B - B0) A0, in which no large terms cancel: what has
-    not moved is exactly 0, in any precision.
+    """Factors [..., 2r, d_in] and [..., d_out, 2r] of B A - B0 A0 = B (A - A0) + (B - B0) A0, in which no large terms cancel:
+    what has not moved is exactly 0, in any precision.
     """
     return torch.cat([a - a0, a0.expand_as(a)], -2), torch.cat([b, b - b0], -1)
 

@@ -46,8 +46,8 @@ class LoRAOptions:
                 )
         if self.variant != "lora" and "start" in self.chosen:
             raise UserError(
-                f'lora.variant = "{self.variant}" has a start of its own, so that lora.start = "{self.start}" would not be what it '
-                "says: leave one out."
+                f'lora.variant = "{self.variant}" has a start of its own, so that lora.start = "{self.start}" would not be what '
+                "it says: leave one out."
             )
 
     @property
@@ -67,6 +67,8 @@ class LoRAOptions:
         if self.variant == "lora" and self.start == "usual":
             return made
         own = {f.name: getattr(made, f.name) for f in fields(made)}
-        if self.variant == "lora":
-            return Orthogonal(**own) if self.start == "orthogonal" else FromWeights(**own, begins=self.start)
+        if self.start == "orthogonal":
+            return Orthogonal(**own)
+        if self.start == "pissa" or self.start == "olora":
+            return FromWeights(**own, begins=self.start)
         return DoRA(**own) if self.variant == "dora" else VeRA(**own, seed=self.seed)

@@ -18,8 +18,8 @@ SIZE = 0.1
 
 @dataclass(frozen=True)
 class Orthogonal(LoRA):
-    """A = (X Q_odd)ᵀ / 10 and B = Y Q_even / 10 with the odd and the even rows of one random orthogonal Q [r, r] and standard normal
-    X [d_in, r/2], Y [d_out, r/2], so that B A = 0.
+    """A = (X Q_odd)ᵀ / 10 and B = Y Q_even / 10 with the odd and the even rows of one random orthogonal Q [r, r] and standard
+    normal X [d_in, r/2], Y [d_out, r/2], so that B A = 0.
 
     As PEFT's ``init_lora_weights="orthogonal"`` (peft 0.21.2, ``LoraLayer.orthogonal_init``), by D. Tummala, "Rethinking LoRA
     initialisation", https://datta0.github.io/posts/rethink-lora-init/. Rows of A are not orthonormal among themselves.

@@ -28,7 +28,7 @@ class LoRA(Group):
     )
     lora_start: Literal["usual", "orthogonal", "pissa", "olora"] = setting(
         "usual",
-        "Where LoRA begins: `usual` (B = 0), `orthogonal` (both factors random, with a product of 0), `pissa` (the leading singular "
-        "triplets of the weights) or `olora` (their QR).",
+        "Where LoRA begins: `usual` (B = 0), `orthogonal` (both factors random, with a product of 0), `pissa` (the leading "
+        "singular triplets of the weights) or `olora` (their QR).",
         common=True,
     )

@@ -42,8 +42,8 @@ class WithOptions(Base):
         """
         if self.lora_options.start in ("pissa", "olora") and server.bench.others:
             raise UserError(
-                f'lora.start = "{self.lora_options.start}" begins at the weights of one backbone, and clients have several: leave '
-                "it or --models out."
+                f'lora.start = "{self.lora_options.start}" begins at the weights of one backbone, and clients have several: '
+                "leave it or --models out."
             )
         super().start(server)
 

@@ -19,8 +19,8 @@ class Init:
         shape: the tensor's shape.
         kind: ``zeros``, ``ones``, ``normal`` (std = ``scale``), ``uniform`` (on ±``scale``), ``value`` (``value`` itself) or
             ``places``: rows and columns [2, n] of n different entries of a matrix of the shape ``of``, each set of n as likely.
-            ``odd`` [r, n] and ``even`` [n, r]: standard normal mixtures, times ``scale``, of the odd and the even rows of one random
-            orthogonal matrix [r, r], r even, that tensors of one place ("part/site") share: even @ odd = 0.
+            ``odd`` [r, n] and ``even`` [n, r]: standard normal mixtures, times ``scale``, of the odd and the even rows of one
+            random orthogonal matrix [r, r], r even, that tensors of one place ("part/site") share: even @ odd = 0.
         scale: see ``kind``.
         value: the start value for kind ``value``, e.g. a pretrained bias.
         within: shape of a larger tensor of which this is the leading slice: start values of any slice agree with the whole's.
