@@ -13,7 +13,7 @@ import torch
 
 from exporting import FEDIT, FLORA, RUN_CLOSE, by_peft, exported, trained
 from weft.adaptation.lora_options import LoRAOptions
-from weft.export import load, peft_files
+from weft.export import load, peft_files, weft_files
 from weft.export.trained import capture
 from weft.federation.method import Method
 from weft.methods import FedALT, FedIT, PF2LoRA
@@ -66,6 +66,40 @@ def test_a_peft_folder_says_dora(kind: str, scaling: str, tmp_path: Path) -> Non
     for name, value in run.server.shared.items():
         if name.startswith("lora/"):
             assert torch.equal(back.values[name], value)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "llama"])
+@pytest.mark.parametrize(
+    ("start", "scaling"), [("orthogonal", "usual"), ("pissa", "usual"), ("pissa", "rslora"), ("olora", "usual")]
+)
+def test_a_peft_folder_is_of_the_pretrained_base_wherever_lora_began(kind: str, start: str, scaling: str, tmp_path: Path) -> None:
+    options = LoRAOptions(start=start, scaling=scaling)  # type: ignore[arg-type]
+    run = trained(with_options(replace(FEDIT, sites="q"), options), kind)
+    assert exported(run, tmp_path).kind == "peft"  # compares the logits
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["r"] == (2 if start == "orthogonal" else 4)  # what it began from goes off again
+    assert config["use_rslora"] is (scaling == "rslora")
+    b, table = run.bench.backbone, run.bench.table
+    got = by_peft(b.path, tmp_path, table.collate(np.arange(len(table))), 3, b.tokenizer.pad_token_id)
+    torch.testing.assert_close(got, run.global_logits(), **RUN_CLOSE)
+
+
+@pytest.mark.parametrize("start", ["orthogonal", "pissa", "olora"])
+def test_a_model_of_two_loras_comes_back_with_the_start_of_both(start: str, tmp_path: Path) -> None:
+    run = trained(with_options(replace(PF2LoRA(), batch=4, steps=None), LoRAOptions(start=start)))  # type: ignore[arg-type]
+    client = run.clients[0]
+    run.simulation.setup.store.load(client)
+    assert exported(run, tmp_path, client=client, view="personal").kind == "peft"  # compares the logits
+
+
+@pytest.mark.parametrize("start", ["orthogonal", "pissa", "olora"])
+def test_files_of_weft_say_where_lora_began(start: str, tmp_path: Path) -> None:
+    run = trained(with_options(replace(FEDIT, sites="q"), LoRAOptions(start=start)))  # type: ignore[arg-type]
+    found, b = capture(run.method, run.server, "global"), run.bench.backbone
+    weft_files.write(found, run.method, "global", {}, b, tmp_path)
+    back = weft_files.read(tmp_path, b, run.bench.task)
+    assert back.parts == found.parts
+    assert all(torch.equal(v, back.values[n]) for n, v in found.values.items())  # type: ignore[arg-type]
 
 
 def test_vera_comes_back_with_the_seed_of_its_matrices(tmp_path: Path) -> None:

@@ -115,6 +115,9 @@ OPTIONS = {
     "dropout": LoRAOptions(dropout=0.5),
     "dora": LoRAOptions(variant="dora"),
     "vera": LoRAOptions(variant="vera", seed=3),
+    "orthogonal": LoRAOptions(start="orthogonal"),
+    "pissa": LoRAOptions(start="pissa"),
+    "olora": LoRAOptions(start="olora"),
 }
 LAWS = ("pack", "return")
 QUICK = {
@@ -126,8 +129,18 @@ QUICK = {
     ("dora", "fedsa-lora"),
     ("dora", "flora"),
     ("vera", "feddpa"),
+    ("orthogonal", "fedsa-lora"),
+    ("orthogonal", "heterofl"),
+    ("pissa", "fedit"),
+    ("pissa", "feddpa"),
+    ("pissa", "flora"),
+    ("olora", "fedsa-lora"),
 }
-RULED_OUT = {"factors": ("dora", "vera"), "own steps": ("loraplus",), "no gradients": ("dropout",)}
+RULED_OUT = {
+    "factors": ("dora", "vera", "orthogonal", "pissa", "olora"),
+    "own steps": ("loraplus",),
+    "no gradients": ("dropout",),
+}
 """Word of a card -> the options that can't be had with it."""
 
 
