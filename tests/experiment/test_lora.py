@@ -40,7 +40,7 @@ def test_a_setting_that_is_called_after_its_group_is_short_in_its_table() -> Non
         ),
         (
             {"lora": {"start": "pissa"}, "method": "flexlora"},
-            r'^flexlora has a rule of its own for the two factors of LoRA, so that lora\.start = "pissa" would not be what it says',
+            r'^flexlora has a rule of its own for the two factors of LoRA, so that lora\.start = "pissa" would not be',
         ),
         ({"lora": {"start": "pissa", "variant": "dora"}}, r'^lora\.variant = "dora" has a start of its own'),
         ({"lora": {"ratio": 4.0}, "method": "pf2lora"}, r"^pf2lora moves LoRA by steps of its own too, .* lora\.ratio = 4 would"),
