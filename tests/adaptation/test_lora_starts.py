@@ -25,7 +25,7 @@ from weft.errors import UserError
 from weft.federation.aggregation_error import common
 from weft.federation.message import ClientInfo
 from weft.federation.method import Method
-from weft.methods import FedIT
+from weft.methods import FedDPA, FedIT
 from weft.rules import with_options
 from weft.tasks.classification import Classification
 from weft.tensors.init import Init
@@ -265,6 +265,20 @@ def test_the_error_of_a_mean_is_that_of_what_moved(start: str) -> None:
         gap, size = gap + float((applied - wanted).square().sum()), size + float(wanted.square().sum())
     assert record["aggregation_error"] == pytest.approx((gap / size) ** 0.5, rel=1e-6)
     assert record["aggregation_error"] > 1e-3
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_feddpa_knows_an_own_lora_that_was_never_trained_wherever_it_began(start: str) -> None:
+    """Who has none yet predicts with the common one, not with a share of the pretrained model."""
+    own = with_options(FedDPA(rank=RANK, batch=3, epochs=1.0), options(start))
+    run = tiny.federation(own, sizes=SIZES, rounds=2)
+    assert run.pack().adaptations[0]["mine"][0] == options(start).over(LoRA(RANK, FedDPA().alpha, FedDPA().sites))
+    assert own._bare(run.pack()).tolist() == [True] * 3  # type: ignore[attr-defined]
+    pack = run.pack()
+    name = next(n for n in pack.tensors if n.startswith("mine/") and n.endswith("/B"))
+    pack.tensors[name] = pack.tensors[name].clone()
+    pack.tensors[name][1, 0, 0] += 1e-6
+    assert own._bare(pack).tolist() == [True, False, True]  # type: ignore[attr-defined]
 
 
 # refusals ---------------------------------------------------------------------------------------------------------------
