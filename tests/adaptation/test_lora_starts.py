@@ -25,10 +25,11 @@ from weft.errors import UserError
 from weft.federation.aggregation_error import common
 from weft.federation.message import ClientInfo
 from weft.federation.method import Method
-from weft.methods import FedDPA, FedIT
+from weft.methods import FedDPA, FedIT, FedSALoRA
 from weft.rules import with_options
 from weft.tasks.classification import Classification
 from weft.tensors.init import Init
+from weft.testing import laws
 from weft.testing.compare import assert_same, state
 from weft.testing.sites import remote
 
@@ -196,6 +197,13 @@ def test_packs_and_sites_do_what_one_client_alone_does(start: str) -> None:
     away, _ = remote(method(start), sizes=SIZES, rounds=2)
     away.run()
     assert_same(by_hand.shared(runs[0]), by_hand.shared(away), 1e-10)
+
+
+@pytest.mark.parametrize("law", ["resuming", "scores", "codecs"])
+@pytest.mark.parametrize("start", STARTS)
+def test_what_stays_at_clients_begins_there_too(start: str, law: str) -> None:
+    """B and its start are a client's own, and A the server's."""
+    laws.check(with_options(FedSALoRA(rank=2), options(start)), law)
 
 
 @pytest.mark.parametrize("start", CUTS)
