@@ -7,6 +7,7 @@ as in PEFT (peft 0.21.2, ``LoraLayer.pissa_init`` and ``olora_init``).
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -61,6 +62,13 @@ class FromWeights(LoRA):
             return low_rank_product(x, a * scale, b)
         # what is dropped is dropped before A; the weights, and so -s B0 A0, see all
         return low_rank_product(read, w["A"] * scale, w["B"]) - low_rank_product(x, a0 * scale, b0.expand_as(w["B"]))
+
+    def doubled(self) -> LoRA:
+        """The plain LoRA of twice the rank and the same s, for factors as :func:`change` makes them."""
+        alpha = self.alpha * (2 if self.scaling == "usual" else math.sqrt(2))
+        ffn, of = (None if rank is None else 2 * rank for rank in (self.ffn_rank, self.of))
+        own = (2 * self.rank, alpha, self.at, ffn, self.blocks, 2 * self.growth, of)
+        return LoRA(*own, self.scaling, self.ratio, self.dropout)
 
     def start(self, backbone: Backbone, site: Site) -> tuple[Tensor, Tensor]:
         """A0 [r, d_in] and B0 [d_out, r], in single precision on the CPU."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,24 @@ def fits(trained: Trained, backbone: Backbone) -> bool:
     if (name := magnitudes(trained)) is not None:  # PEFT has one at a layer, of weight 1, and nothing beside it
         known = known and len(trained.parts) == len(heads) + 1 and trained.use[name] == 1.0
     return trained.rule is None and whole and known and plain_class(backbone) is not None
+
+
+def settled(trained: Trained, backbone: Backbone) -> Trained:
+    """The same model, in which what LoRAs were cut from the weights that it was trained on is among their factors: it is of no
+    other precision's weights then.
+    """
+    parts, values = dict(trained.parts), dict(trained.values)
+    for name, part in trained.parts.items():
+        if not isinstance(part, FromWeights):
+            continue
+        parts[name] = part.doubled()
+        for site in part.sites(backbone):
+            own = [f"{name}/{site.called}/{role}" for role in "AB"]
+            a, b = (trained.values[n] for n in own)
+            assert isinstance(a, Tensor) and isinstance(b, Tensor)
+            a0, b0 = part.start(backbone, site)
+            values[own[0]], values[own[1]] = change(a, b, a0.to(a), b0.to(b))
+    return replace(trained, parts=parts, values=values)
 
 
 def magnitudes(trained: Trained) -> str | None:
@@ -123,7 +142,7 @@ def low_rank_sums(trained: Trained, backbone: Backbone) -> dict[str, LowRank]:
         if isinstance(part, Head):
             continue
         for site in part.sites(backbone):
-            value = _term(trained, name, site, backbone)
+            value = _term(trained, name, site)
             if value.rank and bool(value.A.any()) and bool(value.B.any()):
                 terms.setdefault(site.name, []).append(value)
     sums = {n: (some[0] if len(some) == 1 else LowRank.cat(some)).compress() for n, some in terms.items()}
@@ -135,10 +154,10 @@ def low_rank_sums(trained: Trained, backbone: Backbone) -> dict[str, LowRank]:
 
 def factors(trained: Trained, backbone: Backbone, name: str) -> dict[str, LowRank]:
     """B, A and the scale of one part at each of its sites, as they are."""
-    return {site.name: _term(trained, name, site, backbone) for site in trained.parts[name].sites(backbone)}
+    return {site.name: _term(trained, name, site) for site in trained.parts[name].sites(backbone)}
 
 
-def _term(trained: Trained, name: str, site: Site, backbone: Backbone) -> LowRank:
+def _term(trained: Trained, name: str, site: Site) -> LowRank:
     part = trained.parts[name]
     if isinstance(part, Delta):
         delta = trained.values[f"{name}/{site.name}/delta"]
@@ -146,9 +165,6 @@ def _term(trained: Trained, name: str, site: Site, backbone: Backbone) -> LowRan
         return delta
     a, b = trained.values[f"{name}/{site.name}/A"], trained.values[f"{name}/{site.name}/B"]
     assert isinstance(a, Tensor) and isinstance(b, Tensor)
-    if isinstance(part, FromWeights):  # of the rank of both, on the pretrained weights
-        a0, b0 = part.start(backbone, site)
-        a, b = change(a, b, a0.to(a), b0.to(b))
     return LowRank(B=b, A=a, scale=part.constants(site)["scale"] * trained.use[name])
 
 
