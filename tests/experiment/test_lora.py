@@ -38,6 +38,11 @@ def test_a_setting_that_is_called_after_its_group_is_short_in_its_table() -> Non
             {"lora": {"variant": "dora"}, "method": "flora"},
             r'^flora has a rule of its own for the two factors of LoRA, so that lora\.variant = "dora" would not be what it says',
         ),
+        (
+            {"lora": {"start": "pissa"}, "method": "flexlora"},
+            r'^flexlora has a rule of its own for the two factors of LoRA, so that lora\.start = "pissa" would not be',
+        ),
+        ({"lora": {"start": "pissa", "variant": "dora"}}, r'^lora\.variant = "dora" has a start of its own'),
         ({"lora": {"ratio": 4.0}, "method": "pf2lora"}, r"^pf2lora moves LoRA by steps of its own too, .* lora\.ratio = 4 would"),
         ({"lora": {"dropout": 0.1}, "method": "fedkseed"}, r"^fedkseed takes no gradient .* lora\.dropout = 0\.1 would"),
         ({"lora": {"scalling": "rslora"}}, r'there is no setting "lora.scalling" \(did you mean "lora_scaling"\?\)'),
@@ -59,6 +64,12 @@ def test_what_is_played_has_them_and_the_rule_comes_over_it(tmp_path: Any) -> No
     file.write_text(to_toml(found.experiment, {}))
     assert resolve({}, read(file)).played == found.played
     assert resolve({}).played == resolve({}).method
+
+
+def test_a_start_is_a_word_of_the_name() -> None:
+    found = resolve({"lora": {"start": "pissa"}})
+    assert found.played.info.slug == "fedit+pissa"
+    assert found.played.lora_options == LoRAOptions(start="pissa")  # type: ignore[attr-defined]
 
 
 def test_local_training_has_them_and_no_rule() -> None:

@@ -6,7 +6,9 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from weft.adaptation.dora import DoRA
+from weft.adaptation.from_weights import FromWeights
 from weft.adaptation.lora import Dropped, LoRA, Scaling
+from weft.adaptation.orthogonal import Orthogonal
 from weft.adaptation.vera import VeRA
 from weft.errors import UserError
 from weft.typed import Positive, Whole, check
@@ -20,9 +22,11 @@ class LoRAOptions:
         scaling, ratio, dropout: see :class:`weft.adaptation.lora.LoRA`.
         variant: ``lora``, ``dora`` (:class:`weft.adaptation.dora.DoRA`) or ``vera`` (:class:`weft.adaptation.vera.VeRA`).
         seed: of VeRA's frozen matrices: that of the run.
+        start: ``usual``, ``orthogonal`` (:class:`weft.adaptation.orthogonal.Orthogonal`), ``pissa`` or ``olora``
+            (:class:`weft.adaptation.from_weights.FromWeights`).
 
     Raises:
-        UserError: VeRA has no scale and no factors that the other options are about.
+        UserError: VeRA has no scale and no factors that the other options are about, and DoRA a magnitude of whole weights.
     """
 
     scaling: Scaling = "usual"
@@ -30,6 +34,7 @@ class LoRAOptions:
     dropout: Dropped = 0.0
     variant: Literal["lora", "dora", "vera"] = "lora"
     seed: Whole = 0
+    start: Literal["usual", "orthogonal", "pissa", "olora"] = "usual"
 
     def __post_init__(self) -> None:
         check(self)
@@ -39,6 +44,11 @@ class LoRAOptions:
                     f'lora.variant = "vera" has no factors that are trained and no scale, so that lora.{name} would be without '
                     "effect: leave one out."
                 )
+        if self.variant != "lora" and "start" in self.chosen:
+            raise UserError(
+                f'lora.variant = "{self.variant}" has a start of its own, so that lora.start = "{self.start}" would not be what '
+                "it says: leave one out."
+            )
 
     @property
     def chosen(self) -> dict[str, Any]:
@@ -48,13 +58,17 @@ class LoRAOptions:
     @property
     def words(self) -> tuple[str, ...]:
         """What names of methods say of them."""
-        found = {"scaling": self.scaling, "ratio": "loraplus", "dropout": "dropout", "variant": self.variant}
+        found = {"scaling": self.scaling, "ratio": "loraplus", "dropout": "dropout", "variant": self.variant, "start": self.start}
         return tuple(word for name, word in found.items() if name in self.chosen)
 
     def over(self, part: LoRA) -> LoRA:
         """The part with the options."""
         made = replace(part, scaling=self.scaling, ratio=self.ratio, dropout=self.dropout)
-        if self.variant == "lora":
+        if self.variant == "lora" and self.start == "usual":
             return made
         own = {f.name: getattr(made, f.name) for f in fields(made)}
+        if self.start == "orthogonal":
+            return Orthogonal(**own)
+        if self.start == "pissa" or self.start == "olora":
+            return FromWeights(**own, begins=self.start)
         return DoRA(**own) if self.variant == "dora" else VeRA(**own, seed=self.seed)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from weft.adaptation.part import Part
 from weft.tensors.forms import Value, pieces
+from weft.tensors.init import leading
 from weft.tensors.lowrank import LowRank
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class Placed:
     part: Part
     site: Site
     names: Mapping[str, str]  # role -> tensor name "part/site/role"
-    fixed: Mapping[str, Tensor]  # constants [K] and start values [1, …]
+    fixed: Mapping[str, Tensor]  # constants [K] and start values [1, …], or [K, …]
     has: Tensor | None = None
     elsewhere: Mapping[str, str] = field(default_factory=dict)
     alike: bool = True
@@ -77,7 +78,7 @@ def _placed(
         if part.mode != "adds":  # what adds a term asks what it has changed by
             continue
         if init.kind == "value" and init.value is not None:
-            fixed[f"{role}.start"] = init.value.unsqueeze(0).to(device)
+            fixed[f"{role}.start"] = _starts(backbone, role, part, site, owners).to(device)
         elif init.kind == "zeros" and len(init.shape) == 1:
             fixed[f"{role}.start"] = torch.zeros(1, *init.shape, device=device)
     alike = True
@@ -88,6 +89,16 @@ def _placed(
     has = torch.tensor([o is not None for o in owners], device=device) if None in owners else None
     other = {role: f"{name}/{where}" for role, where in part.elsewhere(backbone, site).items()}
     return Placed(name, part, site, names, fixed, has, other, alike)
+
+
+def _starts(backbone: Backbone, role: str, part: Part, site: Site, owners: Sequence[Part | None]) -> Tensor:
+    """Start values [1, …] that all clients have, or [K, …] where they have slices of several sizes."""
+    if all(own is None or own == part for own in owners):
+        owners = [part]
+    inits = [None if own is None else own.tensors(backbone, site)[role] for own in owners]
+    values = [None if init is None or init.value is None else leading(init.value, init.shape) for init in inits]
+    kind = next(v for v in values if v is not None)
+    return _stacked(values, kind.device, kind.dtype)
 
 
 def stack(values: Sequence[Value | None], device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -26,3 +26,9 @@ class LoRA(Group):
         "factors).",
         common=True,
     )
+    lora_start: Literal["usual", "orthogonal", "pissa", "olora"] = setting(
+        "usual",
+        "Where LoRA begins: `usual` (B = 0), `orthogonal` (both factors random, with a product of 0), `pissa` (the leading "
+        "singular triplets of the weights) or `olora` (their QR).",
+        common=True,
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,10 @@ import torch
 from torch import Tensor
 
 from weft.adaptation.dora import DoRA
+from weft.adaptation.from_weights import FromWeights, change
 from weft.adaptation.head import Head
 from weft.adaptation.lora import Delta, LoRA, Scaling
+from weft.adaptation.orthogonal import Orthogonal
 from weft.adaptation.part import Part
 from weft.errors import WeftError
 from weft.export import peft_adapter
@@ -48,10 +51,28 @@ def fits(trained: Trained, backbone: Backbone) -> bool:
     """Whether PEFT's LoRA can say all of it, on a model that transformers can load."""
     heads = [p for p in trained.parts.values() if type(p) is Head]
     whole = len(heads) == 1 or (not heads and not backbone.heads)
-    known = all(type(p) in (LoRA, DoRA, Delta, Head) for p in trained.parts.values())
+    known = all(type(p) in (LoRA, DoRA, Orthogonal, FromWeights, Delta, Head) for p in trained.parts.values())
     if (name := magnitudes(trained)) is not None:  # PEFT has one at a layer, of weight 1, and nothing beside it
         known = known and len(trained.parts) == len(heads) + 1 and trained.use[name] == 1.0
     return trained.rule is None and whole and known and plain_class(backbone) is not None
+
+
+def settled(trained: Trained, backbone: Backbone) -> Trained:
+    """The same model, in which what LoRAs were cut from the weights that it was trained on is among their factors: it is of no
+    other precision's weights then.
+    """
+    parts, values = dict(trained.parts), dict(trained.values)
+    for name, part in trained.parts.items():
+        if not isinstance(part, FromWeights):
+            continue
+        parts[name] = part.doubled()
+        for site in part.sites(backbone):
+            own = [f"{name}/{site.called}/{role}" for role in "AB"]
+            a, b = (trained.values[n] for n in own)
+            assert isinstance(a, Tensor) and isinstance(b, Tensor)
+            a0, b0 = part.start(backbone, site)
+            values[own[0]], values[own[1]] = change(a, b, a0.to(a), b0.to(b))
+    return replace(trained, parts=parts, values=values)
 
 
 def magnitudes(trained: Trained) -> str | None:

@@ -13,9 +13,11 @@ import safetensors.torch as st
 from weft.adaptation.bias import Bias
 from weft.adaptation.bottleneck import Bottleneck
 from weft.adaptation.dora import DoRA
+from weft.adaptation.from_weights import FromWeights
 from weft.adaptation.head import Head
 from weft.adaptation.lora import Delta, LoRA
 from weft.adaptation.lora_options import LoRAOptions
+from weft.adaptation.orthogonal import Orthogonal
 from weft.adaptation.part import Part
 from weft.adaptation.prefix_tuning import Prefix
 from weft.adaptation.residual import Residual
@@ -40,7 +42,8 @@ if TYPE_CHECKING:
 
 CONFIG, TENSORS = FILES = "weft_adapter.json", "weft_adapter.safetensors"
 MARK = "."  # between the name of a product and the role of its factor, whose scale is in B
-PARTS = (LoRA, DoRA, VeRA, Delta, Bottleneck, Bias, Head, ClassContext, ImageTokens, Prefix, Residual, SparseWeights, Weights)
+LORAS = (LoRA, DoRA, VeRA, Orthogonal, FromWeights)
+PARTS = (*LORAS, Delta, Bottleneck, Bias, Head, ClassContext, ImageTokens, Prefix, Residual, SparseWeights, Weights)
 KINDS: dict[str, type] = {kind.__name__: kind for kind in PARTS}
 """Parts that are described by their settings. A model with others is described by its method."""
 

@@ -101,6 +101,7 @@ def export(
     kind = "peft" if peft_files.fits(trained, bench.backbone) else "weft"
     module = peft_files if kind == "peft" else weft_files
     if kind == "peft":
+        trained = peft_files.settled(trained, bench.backbone)
         peft_files.write(trained, bench.backbone, Base.of(bench.backbone), folder)
     else:
         weft_files.write(trained, method, view, facts, bench.backbone, folder)

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from weft.adaptation.from_weights import FromWeights
 from weft.adaptation.lora import Delta, LoRA
 from weft.federation.client import ClientState
 from weft.federation.layout import Adaptation
@@ -126,8 +127,9 @@ def common(adaptation: Adaptation) -> set[str]:
     for name, (part, scope) in adaptation.items():
         scopes = list(scope.values()) if isinstance(scope, Mapping) else [scope]
         known = all(Scope.KEEP not in s and (Scope.DOWN in s or Scope.UP in s) for s in scopes)
-        # what acts otherwise than by its product is none, as a mixture of two
-        if isinstance(part, LoRA) and type(part).apply is LoRA.apply and known and any(Scope.UP in s for s in scopes):
+        # what acts otherwise than by its product is none, as a mixture of two; moves know of no start that stays beside
+        by_product = isinstance(part, LoRA) and type(part).apply in (LoRA.apply, FromWeights.apply)
+        if by_product and known and any(Scope.UP in s for s in scopes):
             found.add(name)
     return found
 

@@ -13,6 +13,7 @@ from weft.errors import UserError
 from weft.federation.layout import Adaptation
 from weft.federation.message import ClientInfo
 from weft.federation.scope import Scope
+from weft.federation.server import ServerState
 from weft.rules.compose import plain
 
 if TYPE_CHECKING:
@@ -33,6 +34,18 @@ class WithOptions(Base):
     """
 
     lora_options: LoRAOptions = LoRAOptions()
+
+    def start(self, server: ServerState) -> None:
+        """
+        Raises:
+            UserError: the LoRA begins as a part of the weights, and clients have several.
+        """
+        if self.lora_options.start in ("pissa", "olora") and server.bench.others:
+            raise UserError(
+                f'lora.start = "{self.lora_options.start}" begins at the weights of one backbone, and clients have several: '
+                "leave it or --models out."
+            )
+        super().start(server)
 
     def adapt(self, backbone: Backbone, task: Task, client: ClientInfo) -> Adaptation:
         found = super().adapt(backbone, task, client)
@@ -70,6 +83,7 @@ def with_options(method: Method, options: LoRAOptions) -> Method:
 
 LIMITS = {
     "variant": ("factors", "has a rule of its own for the two factors of LoRA"),
+    "start": ("factors", "has a rule of its own for the two factors of LoRA"),
     "ratio": ("own steps", "moves LoRA by steps of its own too, whose rate it does not set"),
     "dropout": ("no gradients", "takes no gradient of a pass that could drop anything"),
 }

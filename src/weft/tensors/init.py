@@ -19,6 +19,8 @@ class Init:
         shape: the tensor's shape.
         kind: ``zeros``, ``ones``, ``normal`` (std = ``scale``), ``uniform`` (on ±``scale``), ``value`` (``value`` itself) or
             ``places``: rows and columns [2, n] of n different entries of a matrix of the shape ``of``, each set of n as likely.
+            ``odd`` [r, n] and ``even`` [n, r]: standard normal mixtures, times ``scale``, of the odd and the even rows of one
+            random orthogonal matrix [r, r], r even, that tensors of one place ("part/site") share: even @ odd = 0.
         scale: see ``kind``.
         value: the start value for kind ``value``, e.g. a pretrained bias.
         within: shape of a larger tensor of which this is the leading slice: start values of any slice agree with the whole's.
@@ -48,10 +50,21 @@ class Init:
             return torch.randn(self.shape, generator=g) * self.scale
         if self.kind == "uniform":
             return (torch.rand(self.shape, generator=g) * 2 - 1) * self.scale
+        if self.kind in ("odd", "even"):
+            return self._mixture(seed, name, g)
         if self.kind == "places":
             assert self.of is not None
             return _places(self.shape[1], self.of, g).to(torch.float32)  # exact: no side of a matrix is near 2^24
         raise ValueError(f"unknown start value kind {self.kind!r}")
+
+    def _mixture(self, seed: int, name: tuple[object, ...], own: torch.Generator) -> Tensor:
+        first = self.kind == "odd"
+        rank, n = self.shape if first else self.shape[::-1]
+        place = [part.rpartition("/")[0] if isinstance(part, str) and "/" in part else part for part in name]
+        square = torch.randn(rank, rank, generator=generator(seed, "orthogonal", *place), dtype=torch.float64)
+        rows = torch.linalg.qr(square)[0][0 if first else 1 :: 2]
+        mixture = torch.randn(n, rank // 2, generator=own, dtype=torch.float64) @ rows * self.scale
+        return (mixture.mT if first else mixture).to(torch.float32).contiguous()
 
     @property
     def numel(self) -> int:

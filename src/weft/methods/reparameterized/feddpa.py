@@ -145,8 +145,13 @@ class FedDPA(Method):
         pack.tensors[HAS] = torch.from_numpy(index >= 0).to(pack.device, pack.dtype)
 
     def _bare(self, pack: Pack) -> Tensor:
-        """[K] bool: the clients whose own LoRA has not been trained, so that its B is zero."""
-        return ~torch.stack([b.flatten(1).any(1) for b in pack.params("mine/*/B").values()]).any(0)
+        """[K] bool: the clients whose own LoRA has not been trained, so that its B is where it began."""
+        part, moved = pack.adaptations[0]["mine"][0], []
+        for site in part.sites(pack.backbone):
+            name = f"mine/{site.called}/B"
+            start = pack.bench.draw(part.tensors(pack.backbone, site)["B"], name)
+            moved.append((pack.tensors[name] != start.to(pack.tensors[name])).flatten(1).any(1))
+        return ~torch.stack(moved).any(0)
 
     def _seen(self, pack: Pack, batch: Batch) -> Tensor:
         """z of each row, of length 1: [k, b, d]."""
