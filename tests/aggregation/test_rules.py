@@ -339,6 +339,7 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "server_step", module)
+    monkeypatch.syspath_prepend(str(path.parent))
     spec.loader.exec_module(module)
     return module
 
