@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -79,6 +80,9 @@ def merge(
         line = f"Cut: relative error {report.error:.3g} over all modules; at most {error:.3g}, at {name}."
         screen.print(Text(line, style="dim"), soft_wrap=True)
     screen.print(Text(", ".join(report.files), style="dim"))
+    screen.print(
+        Text(f"Load it with PEFT, or go on from it: weft run --start {shlex.quote(str(to))} …", style="dim"), soft_wrap=True
+    )
 
 
 def _numbers(text: str) -> list[float]:

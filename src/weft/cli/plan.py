@@ -92,6 +92,8 @@ def rehearse(out: Console, resolved: Resolved, as_json: bool, observer: Observer
     x = resolved.experiment
     check_name(x.name)
     codec(x.codec)
+    for note in resolved.notes:
+        observer.say(note)
     adapter = from_adapter.read(x)
     material = prepare(x, None, observer, resolved.method.info.needs)
     for played in baselines.played(x, resolved.played):

@@ -53,7 +53,7 @@ def read(text: str) -> list[tuple[Device, float]]:
     if text.endswith(".toml"):
         return _in_file(Path(text))
     found = []
-    for name, share in of_text(text, "devices").items():
+    for name, share in of_text(text, "devices", "jetson-tx2:3,laptop").items():
         if name not in PROFILES:
             raise UserError(
                 f'there is no device "{name}": use {", ".join(PROFILES)}, or a .toml file of your own.{nearest(name, PROFILES)}'
@@ -77,8 +77,12 @@ def _in_file(path: Path) -> list[tuple[Device, float]]:
 
 def _entry(path: Path, name: str, about: Any) -> tuple[Device, float]:
     names = ("speed", "memory", "bandwidth")
-    if not isinstance(about, dict) or not set(names) <= about.keys() <= {*names, "share"}:
-        raise UserError(f"[{name}] in {path} is no device: give it speed, memory and bandwidth, and a share if you like.")
+    how = "give each a table with speed, memory and bandwidth, and a share if you like"
+    if not isinstance(about, dict):
+        raise UserError(f"{path} says {name} = {about!r} of no device: {how}.")
+    if odd := [*(n for n in names if n not in about), *(n for n in about if n not in {*names, "share"})]:
+        what = "is not there" if odd[0] in names else "is nothing that devices have"
+        raise UserError(f"[{name}] in {path} is no device, as {odd[0]} {what}: {how}.")
     for key, value in {"share": 1.0, **about}.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
             raise UserError(f"[{name}] in {path} has {key} = {value!r}: give it a number above 0.")

@@ -25,11 +25,11 @@ def dealt(position: int, shares: Sequence[float]) -> int:
     return kind
 
 
-def of_text(text: str, setting: str) -> dict[str, float]:
+def of_text(text: str, setting: str, example: str = "a:2,b:1") -> dict[str, float]:
     """``4:2,8,16`` as kinds with shares, {"4": 2, "8": 1, "16": 1}.
 
     Args:
-        setting: what is said to be wrong.
+        setting: what is said to be wrong. example: of what is right.
 
     Raises:
         UserError: a kind is empty or there twice, or a share is no positive number.
@@ -43,7 +43,7 @@ def of_text(text: str, setting: str) -> dict[str, float]:
             share = math.nan
         if not (kind and math.isfinite(share) and share > 0) or kind in found:
             raise UserError(
-                f'{setting} = "{text}" cannot be dealt out: write each kind once, with a share above 0, as in a:2,b:1.'
+                f'{setting} = "{text}" cannot be dealt out: write each kind once, with a share above 0, as in {example}.'
             )
         found[kind] = share
     return found

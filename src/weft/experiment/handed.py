@@ -22,7 +22,7 @@ def facts_of(x: Experiment) -> Callable[[int], dict[str, Any]]:
     Raises:
         UserError: ``ranks`` or ``devices`` cannot be dealt out.
     """
-    ranks = {} if x.ranks is None else {_rank(x.ranks, r): share for r, share in of_text(x.ranks, "ranks").items()}
+    ranks = {} if x.ranks is None else {_rank(x.ranks, r): share for r, share in of_text(x.ranks, "ranks", "4:2,16:1").items()}
     devices = [] if x.devices is None else read(x.devices)
 
     def at(position: int) -> dict[str, Any]:

@@ -127,11 +127,17 @@ def _public(x: Experiment, method: Method) -> list[str]:
     Raises:
         UserError: some are given to a method that has no use for them, or counted where there are none.
     """
+    from weft.methods import registry
+
     slug, without = method.info.slug, method.info.public
     if x.public is None and x.public_rows is not None:
         raise UserError("public_rows counts the rows of --public data: name those too, or leave it out.")
     if x.public is not None and not without:
-        raise UserError(f"the server of {slug} trains on nothing, and has no use for public rows: leave --public out.")
+        others = [other for other, info in registry.infos().items() if info.public]
+        raise UserError(
+            f"the server of {slug} trains on nothing, and has no use for public rows: leave --public out, or choose "
+            f"{', '.join(others)}."
+        )
     return [f"{slug} gets no public rows (--public): {without}."] if x.public is None and without and x.baseline is None else []
 
 

@@ -71,12 +71,12 @@ def memory(engine: Engine) -> str:
 def uploads(engine: Engine) -> str:
     """What a client sends in a round, if everything it may send has moved."""
     server, _ = engine.setup.federations[0]
-    sizes = [i.numel for _, i, scope in named(server.adaptation, engine.setup.bench.backbone) if Scope.UP in scope]
-    beside = list(engine.setup.method.uploads(server, ClientInfo("")).values())
-    known = [math.prod(d for d in shape if d is not None) for shape in beside if None not in shape]
-    up = (sum(sizes) + sum(known)) * engine.setup.bench.dtype.itemsize
-    tensors, free = count(len(sizes) + len(known), "tensor"), len(beside) - len(known)
-    more = f", and {free} whose size depends on its rows" if free else ""
+    known = {n: i.numel for n, i, scope in named(server.adaptation, engine.setup.bench.backbone) if Scope.UP in scope}
+    beside = engine.setup.method.uploads(server, ClientInfo(""))
+    known |= {n: math.prod(d for d in shape if d is not None) for n, shape in beside.items() if None not in shape}
+    up = sum(known.values()) * engine.setup.bench.dtype.itemsize
+    tensors, free = count(len(known), "tensor"), len(beside.keys() - known.keys())
+    more = f", and {free} whose size varies" if free else ""
     return f"bytes: a client sends up to {format_bytes(up)} a round before the codec, of {tensors}{more}."
 
 
