@@ -38,9 +38,9 @@ REFUSED = [
     # wrong types, empty texts, numbers out of any range
     ("RUN --set method.rank=0", "rank"),
     ("RUN --set method.rank=-4", "rank"),
-    ("RUN --set method.rank=1000000000", "memory"),
-    ("RUN --set method.rank=100000000000000000000000", "memory"),
-    ("RUN --set method.rank=1000000000 --dry-run", "memory"),
+    ("RUN --set method.rank=1000000000", "choose ranks up to"),
+    ("RUN --set method.rank=100000000000000000000000", "choose ranks up to"),
+    ("RUN --set method.rank=1000000000 --dry-run", "choose ranks up to"),
     ("methods fedit --model MODEL --classes 1000000000", "--classes"),
     ("methods fedit --model MODEL --clients 100000", "--clients"),
     ("RUN --set method.lr=nan", "optim.lr"),

@@ -13,7 +13,7 @@ from weft.contract import ClientInfo
 from weft.devices import PROFILES, Device, dealt, of_text, read
 from weft.errors import UserError
 from weft.experiment import handed, resolve
-from weft.methods import FedIT, FLoRA
+from weft.methods import FedIT, FedP2EFT, FLoRA
 from weft.runs.prepare import suited
 
 
@@ -116,6 +116,7 @@ def test_more_ranks_than_a_layer_has_are_said_before_anything_is_trained() -> No
     suited(FedIT(rank=32), bench)
     suited(FLoRA(rank=2), bench, clients=people[:1])
     suited(FedIT(rank=2), bench, clients=people)  # which asks for no ranks
+    suited(FedP2EFT(rank=32), bench)  # beside a head of three classes too
     for method, clients in ((FedIT(rank=33), []), (FLoRA(rank=2), people)):
         with pytest.raises(UserError, match=r"^LoRA of rank 33 is more than .*query of .* is 32 x 32: choose ranks up to 32\.$"):
             suited(method, bench, clients=clients)

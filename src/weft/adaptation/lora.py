@@ -84,10 +84,10 @@ class LoRA(Additive):
     def check_ranks(self, backbone: Backbone) -> None:
         """
         Raises:
-            UserError: it has more ranks than a layer.
+            UserError: it has more ranks than a layer of a block. A head of few classes may have more beside it.
         """
         for site in self.sites(backbone):
-            if (rank := self.rank_at(site)) > (most := min(site.d_in, site.d_out)):
+            if site.block is not None and (rank := self.rank_at(site)) > (most := min(site.d_in, site.d_out)):
                 raise UserError(
                     f'LoRA of rank {rank} is more than {site.name} of "{backbone.name}" has, which is {site.d_out} x '
                     f"{site.d_in}: choose ranks up to {most}."
