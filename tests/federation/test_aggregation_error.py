@@ -152,6 +152,23 @@ def test_clients_that_send_fewer_ranks_than_they_had() -> None:
     assert fewer
 
 
+@pytest.mark.parametrize("role", ["A", "B"])
+def test_a_strangers_factors_without_a_product_count_for_nothing(role: str) -> None:
+    method = HetLoRA(rank=6, least=1, alpha=9.0, gamma=0.7, decay=0.5, **QUICK)
+    values = []
+    for spoilt in (True, False):
+        run = tiny.federation(method, sizes=SIZES, rounds=1, facts=[{"rank": r} for r in (6, 3, 4, 5)])
+        updates = list(run.method.train(run.pack()))
+        turns = {c.id: by_hand.turn(run, u.client) for c, u in zip(run.clients, updates, strict=True)}
+        odd = dict(updates[0].tensors)
+        odd |= {n: v.narrow(0 if role == "A" else 1, 0, 2) for n, v in odd.items() if n[:5] == "lora/" and n.endswith(role)}  # type: ignore[union-attr]
+        first = [replace(updates[0], tensors=odd)] if spoilt else []
+        error = AggregationError(run.method, run.server, turns)
+        run.method.aggregate(run.server, error.passing([*first, *updates[1:]]))
+        values.append(error.value())
+    assert values[0] == values[1] is not None
+
+
 def test_a_layer_counts_the_clients_that_sent_something_of_it() -> None:
     run = tiny.federation(FedRA(rank=2, alpha=6.0, **QUICK), sizes=SIZES, rounds=2)
     seen = by_hand.record(run)

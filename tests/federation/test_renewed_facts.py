@@ -94,6 +94,13 @@ def test_a_change_sends_everything_anew_and_the_same_value_again_sends_nothing()
     assert [c.facts for c in server.clients] == [{"rank": 2}, {"rank": 3}, {"rank": 3}]
 
 
+def test_renewed_facts_are_billed_with_every_download() -> None:
+    run = tiny.federation(Shrinking(), **ABOUT).run(2)
+    ledger = run.simulation.setup.exchange.ledger
+    first, second = (ledger.totals(round=t, phase="train", direction="down").parts.get("facts", 0) for t in (0, 1))
+    assert (first, second) == (0, 3 * len('{"rank":3}'))
+
+
 def test_only_facts_that_the_method_renews_can_be_renewed() -> None:
     run = tiny.federation(Shrinking(), **ABOUT)
     with pytest.raises(WeftError, match='"depth" is none that the method renews'):

@@ -68,6 +68,7 @@ def test_bytes_up_and_down_are_the_cards_formula_in_every_round_and_for_every_cl
     each: dict[tuple[str, str], int] = {}
     for t in range(3):
         here = turns(run, t) if t < case.rounds else []
+        said = {client: len(json.dumps(facts, separators=(",", ":"))) for client, facts in run.server.said.items()}
         assert (run.simulation.round(t) is None) == (not here)
         downs = [cost((case.down if t else case.first)(turn), "identity") for turn in here]  # downloads go exact
         senders = [turn for turn in here if tiny.SIZES[turn.k] and case.answers[t]]
@@ -79,7 +80,7 @@ def test_bytes_up_and_down_are_the_cards_formula_in_every_round_and_for_every_cl
         for turn, down in zip(here, downs, strict=True):
             told = len(json.dumps(turn.told, separators=(",", ":"))) if turn.told else 0
             name = run.clients[turn.k].id
-            each[name, "down"] = each.get((name, "down"), 0) + sum(down.values()) + told
+            each[name, "down"] = each.get((name, "down"), 0) + sum(down.values()) + told + said.get(name, 0)
         for turn, up in zip(senders, ups, strict=True):
             name = run.clients[turn.k].id
             each[name, "up"] = each.get((name, "up"), 0) + sum(up.values()) + case.revealed

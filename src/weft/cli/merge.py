@@ -71,6 +71,9 @@ def merge(
     screen.print(Text(f"{to}: {what}, {count(len(report.ranks), 'module')} of {ranks}."), soft_wrap=True)
     shares = ", ".join(f"{w:.4g}" for w in report.weights)
     screen.print(Text(f"Weights: {shares}.", style="dim"), soft_wrap=True)
+    if not normalise and abs(total := sum(report.weights)) and abs(total - 1) > 1e-6:
+        line = f"They add up to {total:.4g}, and so many times a mean is what this is: --normalise makes a mean."
+        screen.print(Text(line, style="dim"), soft_wrap=True)
     if report.saved:
         screen.print(Text(f"Averaged: {', '.join(report.saved)}.", style="dim"), soft_wrap=True)
     if report.worst is None:

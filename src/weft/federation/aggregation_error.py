@@ -81,8 +81,11 @@ class AggregationError:
                 if all(value is None for value in new.values()):
                     continue
                 held = held or self._entered(turn, self.parts)
+                old = _product(held, name, site.called, part.constants(site)["scale"])
+                if not _fits(old, new["A"], new["B"]):
+                    continue
                 total = self.wanted.setdefault((name, site.called), _Sum((site.d_out, site.d_in)))
-                total.move(_product(held, name, site.called, part.constants(site)["scale"]), new["A"], new["B"], weight)
+                total.move(old, new["A"], new["B"], weight)
                 total.weight += weight
 
     def _model(self) -> Mapping[str, Value]:
@@ -181,6 +184,15 @@ class _Sum:
             for (role, _), (factor, moved) in self.beside.items()
         ]
         return LowRank.cat([*self.terms, *beside], self.shape) * (1.0 / (self.weight or 1.0))
+
+
+def _fits(old: LowRank, A: Value | None, B: Value | None) -> bool:
+    """Whether factors have a product, the old ones in the place of one that did not move.
+
+    A stranger's may have none, where a method does not know beforehand of how many ranks they are.
+    """
+    ranks = [value.shape[axis] for value, axis in ((A, 0), (B, 1)) if isinstance(value, Tensor)]
+    return len({*ranks, old.rank} if len(ranks) < 2 else {*ranks}) == 1
 
 
 def _product(values: Mapping[str, Value], part: str, site: str, scale: float) -> LowRank:

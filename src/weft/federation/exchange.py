@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from weft.communication.codecs import Codec, codec
-from weft.communication.frame import Expected, Frame, Header, Received
+from weft.communication.frame import FACTS, Expected, Frame, Header, Received
 from weft.communication.ledger import Ledger, Phase
-from weft.communication.strict import Refused, quoted
+from weft.communication.strict import Refused, quoted, write_json
 from weft.communication.wire import Apart, arriving, decode, encode
 from weft.errors import UserError
 from weft.federation import shifts
@@ -112,12 +112,16 @@ class Exchange:
     ) -> tuple[Frame, Received]:
         """Server -> client. Messages with the same values are encoded and decoded once, and billed to each receiver.
 
+        So are the facts that the server has renewed, which go beside the message with every question.
+
         Args:
             adaptation: the client's, which says what it accepts.
         """
         frame, received = self.broadcast(server, client, adaptation, message)
-        name = f"{zlib.crc32(frame.data):08x}"
-        self.ledger.add(server.round.index, phase, "down", client.id, frame.payload, frame.size, broadcast=name)
+        said = write_json(server.said[client.id]) if client.id in server.said else b""
+        payload = frame.payload if not said else frame.payload | {FACTS: frame.payload.get(FACTS, 0) + len(said)}
+        name = f"{zlib.crc32(frame.data + said):08x}"
+        self.ledger.add(server.round.index, phase, "down", client.id, payload, frame.size + len(said), broadcast=name)
         return frame, received
 
     def broadcast(
