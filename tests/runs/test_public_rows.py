@@ -255,6 +255,8 @@ def test_a_dry_run_says_how_many_there_are_and_what_goes_down_for_them(
     found = json.loads(command_line.weft(capsys, *line, "--public", path, "--json").out)
     assert found["data"]["public"]["rows"] == 20
     assert [r["down"].get("emulator", 0) > 0 for r in found["sizes"]["rounds"]] == [True] * 3
+    said = command_line.weft(capsys, *line)
+    assert "fedbiot gets no public rows (--public): the emulator stays" in command_line.flowing(said.out + said.err)
     bare = json.loads(command_line.weft(capsys, *line, "--json").out)
     assert [r["down"].get("emulator", 0) for r in bare["sizes"]["rounds"]] == [0] * 3
     command_line.refused(command_line.weft(capsys, *command_line.small(tmp_path, "--public", path)), "leave --public out")

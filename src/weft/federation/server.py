@@ -20,11 +20,12 @@ from weft.federation.message import APPENDED, ClientInfo, Message, Update, besid
 from weft.federation.pack import Pack
 from weft.federation.robust_mean import Robust, Vote
 from weft.federation.round import Round
+from weft.federation.saved_state import SavedState
 from weft.federation.scope import Scope, matches
 from weft.federation.server_step import ServerStep
 from weft.federation.turn import Turn
 from weft.storage.notes import Notes
-from weft.tensors import forms, growing
+from weft.tensors import growing
 from weft.tensors.forms import Value
 from weft.tensors.init import Init, leading
 from weft.tensors.keyed import generator
@@ -51,7 +52,7 @@ class Rule(Protocol):
     def load(self, pack: Pack) -> None: ...
 
 
-class ServerState:
+class ServerState(SavedState):
     """What the coordinator holds.
 
     Attributes:
@@ -378,75 +379,3 @@ class ServerState:
         for client in clients:
             client.renew(self.said.get(client.id, {}))
             self.clients.append(client.info(self.method.info.asks))
-
-    def snapshot(self) -> Callable[[], None]:
-        """What puts the values of this moment back: for a round whose result is not finite."""
-        stores: tuple[dict[str, Any], ...] = (
-            *(self.shared, self.stamps, self.memo, self.counted, self.said, self.synced, self.notes.manifest),
-        )
-        before, terms = [dict(d) for d in stores], {n: list(t) for n, t in self.terms.items()}
-
-        def undo() -> None:
-            for store, old in zip(stores, before, strict=True):
-                store.clear()
-                store.update(old)
-            self.terms = terms
-            self._news.clear()
-
-        return undo
-
-    def roll_back(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        """Hold an earlier state (:meth:`tensors_and_json`) again; nobody is taken to hold more of it than the start values.
-
-        What was never written in it stays so: a method may send nothing for that, and its clients then have the start values.
-        """
-        clock, known, round = self.clock, self.synced, self.round
-        self.restore(tensors, state)
-        self.clock, self.synced, self.round = clock + 1, dict.fromkeys(known, 0), round
-        self._news.clear()
-
-    # checkpoint -----------------------------------------------------------------------------------------------------
-
-    def tensors_and_json(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Everything needed to go on, as named tensors and plain JSON."""
-        values: dict[str, Value] = {}
-        memo: dict[str, Any] = {}
-        for prefix, store in self._stores().items():
-            for name, value in store.items():
-                if isinstance(value, Value):
-                    values[f"{prefix}:{name}"] = value
-                else:
-                    memo[name] = value
-        tensors, scales = forms.flatten(values)
-        state = {
-            "stamps": self.stamps,
-            "terms": self.terms,
-            "synced": self.synced,
-            "clock": self.clock,
-            "memo": memo,
-            "scales": scales,
-            "round": self.round.index,
-            "counted": self.counted,
-            "said": dict(self.said),
-            "notes": self.notes.manifest,
-        }
-        return tensors, state
-
-    def _stores(self) -> dict[str, dict[str, Any]]:
-        """What holds values, by the first word of their names in a checkpoint."""
-        return {"shared": self.shared, "start": self.start, "memo": self.memo}
-
-    def restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        """Undo :meth:`tensors_and_json`."""
-        stores = self._stores()
-        for store in stores.values():
-            store.clear()
-        for key, value in forms.restore(tensors, state["scales"]).items():
-            prefix, name = key.split(":", 1)
-            stores[prefix][name] = value
-        self.memo |= state["memo"]
-        self.stamps, self.synced, self.clock = dict(state["stamps"]), dict(state["synced"]), int(state["clock"])
-        self.terms = {n: [(int(a), int(b)) for a, b in t] for n, t in state["terms"].items()}
-        self.round = Round(int(state["round"]))
-        self.counted, self.notes.manifest = dict(state.get("counted", {})), dict(state.get("notes", {}))
-        self.said = {client: dict(facts) for client, facts in state.get("said", {}).items()}

@@ -50,7 +50,12 @@ def composed(method: Method, word: str, **settings: Any) -> Method:
 
 def plain(method: Method) -> Method:
     """The method without a rule over it."""
-    base = getattr(type(method), "_without_rule", None)
+    return beneath(method, "_without_rule")
+
+
+def beneath(method: Method, attribute: str) -> Method:
+    """The method without the mix-in whose classes have this attribute, the class beneath it; itself if it has none."""
+    base = getattr(type(method), attribute, None)
     if base is None:
         return method
     made: Method = base(**{f.name: getattr(method, f.name) for f in fields(base)})

@@ -14,7 +14,7 @@ from weft.federation.layout import Adaptation
 from weft.federation.message import ClientInfo
 from weft.federation.scope import Scope
 from weft.federation.server import ServerState
-from weft.rules.compose import plain
+from weft.rules.compose import beneath, plain
 
 if TYPE_CHECKING:
     from weft.backbones.backbone import Backbone
@@ -106,11 +106,7 @@ def check(method: Method, options: LoRAOptions) -> None:
 
 def without_options(method: Method) -> Method:
     """The method without options of LoRA; it has no rule over it."""
-    base = getattr(type(method), "_without_options", None)
-    if base is None:
-        return method
-    made: Method = base(**{f.name: getattr(method, f.name) for f in fields(base)})
-    return made
+    return beneath(method, "_without_options")
 
 
 @functools.cache
