@@ -179,6 +179,36 @@ def test_a_site_with_another_experiment_is_turned_away_by_the_names_of_what_diff
     assert any(sentence in s for s in machines.said["at other"])
 
 
+@pytest.mark.parametrize(
+    ("method", "facts", "sentence"),
+    [
+        ("hetlora", {"rank": 7}, "client odd has the rank 7: give it one from 1 to method.rank = 4."),
+        ("hetlora", {"rank": "two"}, "client odd has the rank two: give it one from 1 to method.rank = 4."),
+        ("legend", {"speed": 0.0}, "client odd has speed = 0.0: give it a number above 0."),
+        ("flora", {"rank": "two"}, "its facts are none that flora can have."),
+    ],
+)
+def test_a_site_whose_facts_a_method_cannot_have_is_turned_away_and_the_others_go_on(
+    machines: Machines, method: str, facts: dict[str, Any], sentence: str
+) -> None:
+    """Of a site that does not look at its own facts."""
+    machines.join("north")
+    machines.join("south")
+    machines.join("odd")
+    machines.watch = lambda address, raw: telling(raw, facts) if address == "at odd" else raw
+    told = Told()
+    more = {"hetlora": {"method.rank": 4, "method.least": 1}, "flora": {"method.rank": 2}, "legend": {"method.rank": None}}
+    done = coordinate(machines, told, method=method, rounds=2, **more[method])
+    assert f"odd does not take part: {sentence}" in told.sentences
+    assert [line["cohort"] for line in done.rounds] == [["north", "south"]] * 2
+
+
+def telling(raw: bytes, facts: dict[str, Any]) -> bytes:
+    """A site's answer to a greeting with other facts."""
+    about, data = unwrap(raw)
+    return wrap(about | {"facts": facts}, data) if "facts" in about else raw
+
+
 def test_another_version_and_other_weights_are_told_by_name(machines: Machines, monkeypatch: pytest.MonkeyPatch) -> None:
     other = tiny.folder("bert", hidden_size=48)
     machines.join("north")

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from weft.communication.envelope import unwrap, wrap
 from weft.communication.strict import Refused, check_facts, is_number, plain
 from weft.engines.observer import Observer
-from weft.errors import Elsewhere
+from weft.errors import Elsewhere, UserError
 from weft.federation.client import ClientState
 from weft.federation.exchange import Exchange
 from weft.federation.message import ClientInfo
@@ -52,7 +52,8 @@ class Roll:
 
     Attributes:
         deadline: seconds that a site may take for a turn. folder: of the run.
-        facts: that the experiment gives to the client at a position. members: what each site has told, by name.
+        facts: that the experiment gives to the client at a position. fits: raises where the method can't have a site.
+        members: what each site has told, by name.
         places: addresses by name. greeted: addresses that have not answered yet, by ticket, and when they were asked.
         turned_away: reasons by address, and when.
     """
@@ -65,6 +66,7 @@ class Roll:
     observer: Observer
     folder: Path
     facts: Callable[[int], dict[str, Any]] = lambda position: {}
+    fits: Callable[[ClientInfo], object] = lambda client: None
     members: dict[str, ClientInfo] = field(default_factory=dict)
     places: dict[str, str] = field(default_factory=dict)
     greeted: dict[str, tuple[str, float]] = field(default_factory=dict)
@@ -193,7 +195,14 @@ class Roll:
         if model != "" and model not in self.models[1:]:
             raise Refused("it has a backbone that is not one of the federation's.")
         assert isinstance(n, int) and isinstance(model, str)
-        return ClientInfo(name, n, facts, model)
+        info = ClientInfo(name, n, facts, model)
+        try:
+            self.fits(info)
+        except UserError as e:
+            raise Refused(str(e)) from None
+        except (TypeError, ValueError):
+            raise Refused(f"its facts are none that {self.method.info.slug} can have.") from None
+        return info
 
 
 class StageTransport:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import time
@@ -26,6 +27,7 @@ from weft.engines.setup import Setup, Tests
 from weft.errors import UserError
 from weft.experiment import Resolved, handed
 from weft.federation.client import ClientState
+from weft.federation.rounds import adapted
 from weft.playing import execute, from_adapter
 from weft.playing.run import Run
 from weft.runs import beginning, best, summary
@@ -104,7 +106,8 @@ def _federate(
     x = resolved.experiment
     terms = Terms.of(about["served"]["run"], x, material.bench, material.beginning)
     given = handed.facts_of(x)
-    roll = Roll(wire, terms, resolved.played, x.models, deadline, observer, directory.root, given)
+    fits = functools.partial(adapted, resolved.played, material.bench)  # whose facts it can't be would end the run for everybody
+    roll = Roll(wire, terms, resolved.played, x.models, deadline, observer, directory.root, given, fits)
     before = {s["id"]: s for s in about["served"]["sites"]}
     if before:  # they may come back at any time, but most do at once
         roll.wait_for(len(before), patience=min(deadline, RETURN))

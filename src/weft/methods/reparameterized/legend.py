@@ -42,6 +42,7 @@ from weft.contract import (
     dealt,
 )
 
+DEVICE = ("speed", "bandwidth")
 TESTBED = {"jetson-tx2": 3.0, "jetson-nx": 4.0, "jetson-agx": 1.0}
 """Shares of the paper's 80 devices."""
 
@@ -86,6 +87,8 @@ class LEGEND(Method):
     optim: Optim = Optim("adamw", lr=1e-3)
 
     def adapt(self, backbone: Backbone, task: Task, client: ClientInfo) -> Adaptation:
+        for fact in DEVICE:
+            _positive(client, fact)
         depth = client.facts.get("depth", len(backbone.blocks))
         if type(depth) is not int or not 1 <= depth <= len(backbone.blocks):
             raise UserError(f"client {client.id} has the depth {depth}, and the backbone {len(backbone.blocks)} blocks.")
@@ -115,7 +118,7 @@ class LEGEND(Method):
         blocks = len(backbone.blocks)
         weights = sum(s.d_in * s.d_out for s in backbone.linears if s.block is not None)
         sides = sum(s.d_in + s.d_out for s in server.sites("lora")) / blocks
-        speed, bandwidth = (np.array([_positive(c, fact) for c in server.clients]) for fact in ("speed", "bandwidth"))
+        speed, bandwidth = (np.array([_positive(c, fact) for c in server.clients]) for fact in DEVICE)
         rows = [self.epochs * c.n if self.steps is None else self.steps * self.batch * bool(c.n) for c in server.clients]
         forward = np.array(rows, dtype=float) * self.length * 2 * weights / (1e12 * speed)
         # weights are frozen, so that a block's backward pass has no gradient but that of what enters it
