@@ -11,7 +11,9 @@ from statistics import mean, stdev
 from typing import Any
 
 import weft
+from weft import experiment, start
 from weft.errors import UserError
+from weft.runs.shelf import Shelf
 
 
 class Cells:
@@ -23,6 +25,7 @@ class Cells:
 
     def __init__(self, run: bool) -> None:
         self.run = run
+        self.shelf = Shelf()
         self.began = time.perf_counter()
 
     def play(self, place: Path, method: str, **settings: Any) -> dict[str, Any] | None:
@@ -33,7 +36,8 @@ class Cells:
             began = time.perf_counter()
             if not resumed(place):
                 shutil.rmtree(place, ignore_errors=True)
-                weft.run(method, runs=str(place.parent), name=place.name, quiet=True, **settings)
+                chosen = {"method": method, "runs": str(place.parent), "name": place.name} | settings
+                start.start(experiment.resolve(chosen), shelf=self.shelf)
             found = finished(place)
             assert found is not None
             self.say(f"{place.name}: {found['headline']['value']:.3f} after {time.perf_counter() - began:.0f} s")

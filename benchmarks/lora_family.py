@@ -13,9 +13,10 @@ all, everything else is a method's own. Two regimes, since they turn the order o
 - short: many rounds of 2 steps of plain SGD;
 - long: few rounds of 10 steps of AdamW.
 
-Half of the clients take part in a round. Every cell is a run in a folder under ``--runs``. One that is finished is never run
-again, and one that was interrupted goes on, so that the same command finishes what was stopped. ``--tables`` prints what there
-is.
+Half of the clients take part in a round. Rates are those at which fedit did best on one seed, of 0.05, 0.3, 1 for SGD and 1e-3,
+3e-3 for AdamW; all methods have them, and none was tuned. Every cell is a run in a folder under ``--runs``. One that is finished
+is never run again, and one that was interrupted goes on, so that the same command finishes what was stopped. ``--tables`` prints
+what there is.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class Regime:
 
 
 REGIMES = {
-    "short": Regime(12, 2, {"optim.kind": "sgd", "optim.lr": 0.05}),
+    "short": Regime(12, 2, {"optim.kind": "sgd", "optim.lr": 0.3}),
     "long": Regime(4, 10, {"optim.kind": "adamw", "optim.lr": 3e-3}),
 }
 
@@ -171,9 +172,9 @@ def main() -> None:
     parser.add_argument("--methods", default="", help="some of them; all, if left out")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--model", default="minilm")
-    parser.add_argument("--limit", type=int, default=1000, help="rows of a set")
+    parser.add_argument("--limit", type=int, default=2000, help="rows of a set")
     parser.add_argument("--max-length", type=int, default=32)
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--tables", action="store_true", help="run nothing, and print tables of what is finished")
     parser.add_argument("--quick", action="store_true", help="one round of few rows, one seed")
     args = parser.parse_args()

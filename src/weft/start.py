@@ -25,6 +25,7 @@ from weft.runs import directory as directories
 from weft.runs.directory import RunDirectory
 from weft.runs.prepare import Material, prepare, suited
 from weft.runs.provenance import changed, environment
+from weft.runs.shelf import Shelf
 from weft.runs.stage import MakeTurns
 from weft.sites.flower import environment as flower
 from weft.storage import files, remedy
@@ -33,11 +34,14 @@ if TYPE_CHECKING:
     from weft.federation.method import Method
 
 
-def start(resolved: Resolved, data: Any = None, observer: Observer | None = None, repeat: int = 1) -> Run:
+def start(
+    resolved: Resolved, data: Any = None, observer: Observer | None = None, repeat: int = 1, shelf: Shelf | None = None
+) -> Run:
     """Train a federation, and save it in a folder of its own.
 
     Args:
         data: rows in memory, which go before the name in the settings. repeat: run so often and compare the numbers bit for bit.
+        shelf: of several runs in this process, which then load only what differs.
 
     Raises:
         UserError: anything that a person can put right.
@@ -64,7 +68,7 @@ def start(resolved: Resolved, data: Any = None, observer: Observer | None = None
             for note in resolved.notes:
                 observer.say(note)
             observer.begin("set-up", execute.steps(x))
-            material = prepare(x, data, observer, resolved.method.info.needs)
+            material = (shelf or Shelf()).prepare(x, data, observer, resolved.method.info.needs)
             for method in baselines.played(x, resolved.played):
                 for bench in (material.bench, *material.bench.others.values()):
                     suited(method, bench, baselines.servers(x, len(material.clients)), material.clients)

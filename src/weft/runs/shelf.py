@@ -1,0 +1,56 @@
+"""Data, backbone, tokens and prefix cache of one run, kept for the next runs of the process that want the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from weft.engines.observer import Observer
+from weft.experiment import GROUPS, Experiment
+from weft.experiment.declare import declared
+from weft.runs.prepare import Material, copies, prepare
+
+_OF_ROUNDS = ("lora", "rules", "output", "federation")
+_STILL_READ = frozenset({"seed", "ranks", "devices"})
+UNREAD: frozenset[str] = frozenset(
+    {"method", "parameters", "baseline", "baselines", "recipes"}.union(*(declared(GROUPS[g]) for g in _OF_ROUNDS)) - _STILL_READ
+)
+"""Settings that decide nothing of a run's material."""
+
+
+class Shelf:
+    """Holds the material of the last run, which takes as much memory as that run's own would."""
+
+    def __init__(self) -> None:
+        self._key: Mapping[str, Any] | None = None
+        self._given: Any = None
+        self._found: tuple[Material, list[str]] | None = None
+
+    def prepare(self, experiment: Experiment, given: Any, observer: Observer, needs: tuple[str, ...] = ()) -> Material:
+        """As :func:`weft.runs.prepare.prepare`; its sentences are said again."""
+        key = {n: v for n, v in experiment.model_dump().items() if n not in UNREAD} | {"head": "head" in needs}
+        if self._found is None or key != self._key or given is not self._given:
+            self._found = None  # before anything else is loaded
+            heard = _Heard(observer)
+            self._found, self._key, self._given = (prepare(experiment, given, heard, needs), heard.said), key, given
+        else:
+            for sentence in self._found[1]:
+                observer.say(sentence)
+            for step in ("data", "backbone", "tokens"):
+                observer.advance("set-up", step=step)
+        material = self._found[0]
+        return replace(material, clients=copies(material.clients), data=dict(material.data))
+
+
+class _Heard(Observer):
+    """Keeps the sentences that it passes on."""
+
+    def __init__(self, observer: Observer) -> None:
+        self.observer = observer
+        self.said: list[str] = []
+        self.advance = observer.advance  # type: ignore[method-assign]
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+        self.observer.say(text)
