@@ -13,10 +13,10 @@ are the same for all, everything else is a method's own. Two regimes, since they
 - short: many rounds of 2 steps of plain SGD;
 - long: few rounds of 10 steps of AdamW.
 
-Half of the clients take part in a round. Rates are those at which fedit did best on one seed of 20 Newsgroups at α 0.1, of 0.1 and
-0.3 for SGD and of 1e-3 and 3e-3 for AdamW; all methods have them, and none was tuned. Every cell is a run in a folder under ``--runs``.
-One that is finished is never run again, and one that was interrupted goes on, so that the same command finishes what was stopped.
-``--tables`` prints what there is.
+Half of the clients take part in a round. Rates are those at which fedit did best on one seed of 20 Newsgroups at α 0.1, of 0.1
+and 0.3 for SGD and of 1e-3 and 3e-3 for AdamW; all methods have them, and none was tuned. Every cell is a run in a folder under
+``--runs``. One that is finished is never run again, and one that was interrupted goes on, so that the same command finishes what
+was stopped. ``--tables`` prints what there is.
 """
 
 from __future__ import annotations

@@ -147,4 +147,4 @@ def test_the_magnitude_goes_where_b_goes() -> None:
     b, task = tiny.backbone("bert"), Classification(("a", "b", "c"))
     part, scope = with_options(FedSALoRA(rank=2), DORA).adapt(b, task, ClientInfo(""))["lora"]
     assert isinstance(part, DoRA)
-    assert scope == {"A": SHARED, "B": PERSONAL, "m": PERSONAL}
+    assert scope == {"A": SHARED, "B": PERSONAL, "m": PERSONAL, "E": PERSONAL}

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import tiny
-from exporting import FEDIT, FLORA, RUN_CLOSE, by_peft, exported, trained
+from exporting import FEDIT, FLORA, RUN_CLOSE, by_peft, exported, tensors_in, trained
 from weft.adaptation.from_weights import FromWeights
 from weft.adaptation.lora import LoRA
 from weft.adaptation.lora_options import LoRAOptions
@@ -138,6 +138,36 @@ def test_vera_comes_back_with_the_seed_of_its_matrices(tmp_path: Path) -> None:
     content = json.loads((tmp_path / "weft_adapter.json").read_text())
     assert content["parts"]["lora"]["kind"] == "VeRA"
     assert content["parts"]["lora"]["settings"]["seed"] == 7
+
+
+def test_a_peft_folder_has_the_ranks_that_adalora_left(tmp_path: Path) -> None:
+    run = trained(with_options(replace(FEDIT, sites="q,ffn.out"), LoRAOptions(variant="adalora", target=1)))
+    report = exported(run, tmp_path)  # compares the logits
+    assert report.kind == "peft"
+    b, table = run.bench.backbone, run.bench.table
+    got = by_peft(b.path, tmp_path, table.collate(np.arange(len(table))), 3, b.tokenizer.pad_token_id)
+    torch.testing.assert_close(got, run.global_logits(), **RUN_CLOSE)
+    left = {n.split("/")[1]: int((v != 0).sum()) for n, v in run.server.shared.items() if n.endswith("/E")}  # type: ignore[attr-defined]
+    assert set(left.values()) != {2}
+    tensors = tensors_in(tmp_path / "adapter_model.safetensors")
+    ranks = {n.split(".", 2)[2].removesuffix(".lora_A.weight"): len(v) for n, v in tensors.items() if n.endswith("lora_A.weight")}
+    assert ranks == {n: r for n, r in left.items() if r}
+
+
+def test_a_peft_folder_of_dylora_has_all_ranks(tmp_path: Path) -> None:
+    run = trained(with_options(replace(FEDIT, sites="q"), LoRAOptions(variant="dylora")))
+    assert exported(run, tmp_path).kind == "peft"  # compares the logits
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["r"] == 2
+
+
+@pytest.mark.parametrize("variant", ["adalora", "dylora"])
+def test_files_of_weft_hold_ranks_by_schedule(variant: str, tmp_path: Path) -> None:
+    run = trained(with_options(replace(FEDIT, sites="q"), LoRAOptions(variant=variant)))  # type: ignore[arg-type]
+    found, b = capture(run.method, run.server, "global"), run.bench.backbone
+    weft_files.write(found, run.method, "global", {}, b, tmp_path)
+    back = weft_files.read(tmp_path, b, run.bench.task)
+    assert back.parts == found.parts
+    assert all(torch.equal(v, back.values[n]) for n, v in found.values.items())  # type: ignore[arg-type]
 
 
 def test_two_of_them_at_a_layer_are_no_peft_adapter(tmp_path: Path) -> None:

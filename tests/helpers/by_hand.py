@@ -100,9 +100,10 @@ def train(
     linear: bool = False,
     clip: float | None = None,
     predict: Callable[[tiny.Federation, Values, np.ndarray], Tensor] | None = None,
+    more: Callable[[Values], Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """A plain local loop over the rows of each step; with ``linear`` the rate falls to 0 over them; ``clip``: of the norm;
-    ``predict``: logits of what is more than merged weights.
+    ``predict``: logits of what is more than merged weights; ``more``: what is added to the loss.
     """
     leaves = {n: v.clone().requires_grad_(only(n)) for n, v in values.items()}
     moving = [v for v in leaves.values() if v.requires_grad]
@@ -111,7 +112,8 @@ def train(
     for rows in steps:
         opt.zero_grad()
         z = logits(run, leaves, rows, scale) if predict is None else predict(run, leaves, rows)
-        F.cross_entropy(z, labels(run, rows)).backward()
+        loss = F.cross_entropy(z, labels(run, rows))
+        (loss if more is None else loss + more(leaves)).backward()
         if clip is not None:
             torch.nn.utils.clip_grad_norm_(moving, clip)
         opt.step()

@@ -115,6 +115,8 @@ OPTIONS = {
     "dropout": LoRAOptions(dropout=0.5),
     "dora": LoRAOptions(variant="dora"),
     "vera": LoRAOptions(variant="vera", seed=3),
+    "adalora": LoRAOptions(variant="adalora", target=1),
+    "dylora": LoRAOptions(variant="dylora"),
     "orthogonal": LoRAOptions(start="orthogonal"),
     "pissa": LoRAOptions(start="pissa"),
     "olora": LoRAOptions(start="olora"),
@@ -129,6 +131,12 @@ QUICK = {
     ("dora", "fedsa-lora"),
     ("dora", "flora"),
     ("vera", "feddpa"),
+    ("adalora", "feddpa"),
+    ("adalora", "fedsa-lora"),
+    ("adalora", "flora"),
+    ("dylora", "flora"),
+    ("dylora", "fedalt"),
+    ("dylora", "pf2lora"),
     ("orthogonal", "fedsa-lora"),
     ("orthogonal", "heterofl"),
     ("pissa", "fedit"),
@@ -137,14 +145,23 @@ QUICK = {
     ("olora", "fedsa-lora"),
 }
 RULED_OUT = {
-    "factors": ("dora", "vera", "orthogonal", "pissa", "olora"),
-    "own steps": ("loraplus",),
-    "no gradients": ("dropout",),
+    "factors": ("dora", "vera", "adalora", "orthogonal", "pissa", "olora"),
+    "own steps": ("loraplus", "adalora", "dylora"),
+    "no gradients": ("dropout", "adalora", "dylora"),
 }
 """Word of a card -> the options that can't be had with it."""
 
 ODD_RANKS = (("orthogonal", "legend"),)
 """Whose ranks grow by one from block to block."""
+APART = (("adalora", "fedsa-lora"), ("adalora", "pfedlora"))
+"""Whose clients keep what the server would choose from."""
+ODD_PARTS = (("dylora", "fedalt"),)
+"""Whose LoRA is a mixture."""
+REFUSED = (
+    (ODD_RANKS, r'^lora\.start = "orthogonal" halves the rank, which is 3 at '),
+    (APART, r"^[a-z-]+ has no LoRA in common, of which the server could say what stays"),
+    (ODD_PARTS, r'^fedalt has LoRA with an arithmetic of its own, so that lora\.variant = "dylora" would not be what it says'),
+)
 
 
 def cases() -> list[Any]:
@@ -168,8 +185,8 @@ def test_every_option_over_every_method_keeps_the_laws_or_is_refused(option: str
         with pytest.raises(UserError, match=rf"^{slug} trains no LoRA here that lora\.\w+ = "):
             played(method)
         return
-    if (option, slug) in ODD_RANKS:
-        with pytest.raises(UserError, match=r'^lora\.start = "orthogonal" halves the rank, which is 3 at '):
+    if sentence := next((text for pairs, text in REFUSED if (option, slug) in pairs), None):
+        with pytest.raises(UserError, match=sentence):
             played(method)
         return
     run, plain_run = left(played(method)), left(played(usual))

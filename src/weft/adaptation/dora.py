@@ -67,7 +67,7 @@ def norms(backbone: Backbone, site: Site) -> Tensor:
 
 def product(module: nn.Module, x: Tensor) -> Tensor:
     """W0 x of a frozen linear layer of whatever kind, quantised ones too: [k, n, d_in] -> [k, n, d_out]."""
-    if type(module) is nn.Linear:
+    if type(module) is nn.Linear and type(module.weight) is nn.Parameter:  # torchao has tensors of its own in plain layers
         return x @ module.weight.to(x.dtype).mT
     bias = getattr(module, "bias", None)
     own = next(module.parameters()).dtype

@@ -5,13 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
+from weft.adaptation.adalora import AdaLoRA
 from weft.adaptation.dora import DoRA
+from weft.adaptation.dylora import DyLoRA
 from weft.adaptation.from_weights import FromWeights
 from weft.adaptation.lora import Dropped, LoRA, Scaling
 from weft.adaptation.orthogonal import Orthogonal
 from weft.adaptation.vera import VeRA
 from weft.errors import UserError
-from weft.typed import Positive, Whole, check
+from weft.typed import Count, Positive, Whole, check
+
+Variant = Literal["lora", "dora", "vera", "adalora", "dylora"]
 
 
 @dataclass(frozen=True)
@@ -20,21 +24,25 @@ class LoRAOptions:
 
     Attributes:
         scaling, ratio, dropout: see :class:`weft.adaptation.lora.LoRA`.
-        variant: ``lora``, ``dora`` (:class:`weft.adaptation.dora.DoRA`) or ``vera`` (:class:`weft.adaptation.vera.VeRA`).
+        variant: ``lora``, ``dora`` (:class:`weft.adaptation.dora.DoRA`), ``vera`` (:class:`weft.adaptation.vera.VeRA`),
+            ``adalora`` (:class:`weft.adaptation.adalora.AdaLoRA`) or ``dylora`` (:class:`weft.adaptation.dylora.DyLoRA`).
         seed: of VeRA's frozen matrices: that of the run.
         start: ``usual``, ``orthogonal`` (:class:`weft.adaptation.orthogonal.Orthogonal`), ``pissa`` or ``olora``
             (:class:`weft.adaptation.from_weights.FromWeights`).
+        target: of AdaLoRA.
 
     Raises:
-        UserError: VeRA has no scale and no factors that the other options are about, and DoRA a magnitude of whole weights.
+        UserError: VeRA has no scale and no factors that the other options are about, other variants have starts of their own or
+            their own order of ranks, and a target is AdaLoRA's.
     """
 
     scaling: Scaling = "usual"
     ratio: Positive = 1.0
     dropout: Dropped = 0.0
-    variant: Literal["lora", "dora", "vera"] = "lora"
+    variant: Variant = "lora"
     seed: Whole = 0
     start: Literal["usual", "orthogonal", "pissa", "olora"] = "usual"
+    target: Count | None = None
 
     def __post_init__(self) -> None:
         check(self)
@@ -48,6 +56,11 @@ class LoRAOptions:
             raise UserError(
                 f'lora.variant = "{self.variant}" has a start of its own, so that lora.start = "{self.start}" would not be what '
                 "it says: leave one out."
+            )
+        if self.target is not None and self.variant != "adalora":
+            raise UserError(
+                f"lora.target = {self.target} is of AdaLoRA, which prunes ranks: leave it out, or give lora.variant = "
+                '"adalora" too.'
             )
 
     @property
@@ -71,4 +84,8 @@ class LoRAOptions:
             return Orthogonal(**own)
         if self.start == "pissa" or self.start == "olora":
             return FromWeights(**own, begins=self.start)
-        return DoRA(**own) if self.variant == "dora" else VeRA(**own, seed=self.seed)
+        if self.variant == "adalora":
+            return AdaLoRA(**own, target=self.target)
+        if self.variant == "vera":
+            return VeRA(**own, seed=self.seed)
+        return DoRA(**own) if self.variant == "dora" else DyLoRA(**own)

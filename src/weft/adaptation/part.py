@@ -70,6 +70,18 @@ class Part(Protocol):
         """Role -> "site/role" of tensors at other sites of the part that reach ``apply`` here too, under the first role."""
         ...
 
+    def drawn(self, w: Mapping[str, Tensor], keys: Tensor) -> Mapping[str, Tensor]:
+        """Role -> what a step of training sees in the place of that tensor at one site, if ``in_steps``.
+
+        Args:
+            w: all tensors [K, …] there and constants [K]. keys: [K] int64, of the step of each client.
+        """
+        ...
+
+    def penalty(self, w: Mapping[str, Tensor]) -> Tensor | None:
+        """[K] what one site adds to the loss of a step, if ``in_steps``; the mean over all sites is taken. None = nothing."""
+        ...
+
     def apply(self, module: nn.Module, w: Mapping[str, Tensor], x: Tensor, out: Tensor) -> Tensor:
         """The part's contribution at one site.
 
@@ -87,6 +99,7 @@ class Part(Protocol):
     mode: ClassVar[Mode]
     always: bool  # stays on whatever ``use`` says: heads and frozen deltas
     alone: ClassVar[bool]  # a pass is one client's: there is nothing that several could share
+    in_steps: ClassVar[bool]  # steps of training see other tensors (``drawn``), or another loss (``penalty``)
 
 
 class Additive:
@@ -98,6 +111,7 @@ class Additive:
     always = False
     dropout = 0.0
     alone: ClassVar[bool] = False
+    in_steps: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if is_dataclass(self):
@@ -115,3 +129,9 @@ class Additive:
 
     def elsewhere(self, backbone: Backbone, site: Site) -> Mapping[str, str]:
         return {}
+
+    def drawn(self, w: Mapping[str, Tensor], keys: Tensor) -> Mapping[str, Tensor]:
+        return {}
+
+    def penalty(self, w: Mapping[str, Tensor]) -> Tensor | None:
+        return None

@@ -40,7 +40,7 @@ def options_of(x: Experiment) -> LoRAOptions:
     from weft.adaptation.lora_options import LoRAOptions
 
     seed = x.seed if x.lora_variant == "vera" else 0  # of nothing else
-    return LoRAOptions(x.lora_scaling, x.lora_ratio, x.lora_dropout, x.lora_variant, seed, x.lora_start)
+    return LoRAOptions(x.lora_scaling, x.lora_ratio, x.lora_dropout, x.lora_variant, seed, x.lora_start, x.lora_target)
 
 
 def step_of(x: Experiment) -> ServerStep:

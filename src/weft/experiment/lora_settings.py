@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from weft.experiment.declare import Fraction, Group, Positive, setting
+from weft.experiment.declare import Count, Fraction, Group, Positive, setting
 
 
 class LoRA(Group):
@@ -20,11 +20,14 @@ class LoRA(Group):
     )
     lora_ratio: Positive = setting(1.0, "Learning rate of B over that of A (LoRA+); its paper tries 2 to 16.", common=True)
     lora_dropout: Fraction = setting(0.0, "Share of a LoRA's input that is dropped in steps of training.", common=True)
-    lora_variant: Literal["lora", "dora", "vera"] = setting(
+    lora_variant: Literal["lora", "dora", "vera", "adalora", "dylora"] = setting(
         "lora",
-        "`lora`, `dora` (a layer's magnitudes are trained apart from its directions) or `vera` (vectors behind frozen random "
-        "factors).",
+        "`lora`, `dora` (a layer's magnitudes are trained apart from its directions), `vera` (vectors behind frozen random "
+        "factors), `adalora` (ranks stay in the layers that need them) or `dylora` (any leading ranks are a LoRA by themselves).",
         common=True,
+    )
+    lora_target: Count | None = setting(
+        None, "AdaLoRA: ranks that a layer keeps on average.", unset="two thirds of the method's", common=True
     )
     lora_start: Literal["usual", "orthogonal", "pissa", "olora"] = setting(
         "usual",

@@ -17,7 +17,9 @@ import safetensors.torch as st
 import torch
 from torch import Tensor
 
+from weft.adaptation.adalora import AdaLoRA
 from weft.adaptation.dora import DoRA
+from weft.adaptation.dylora import DyLoRA
 from weft.adaptation.from_weights import FromWeights, change
 from weft.adaptation.head import Head
 from weft.adaptation.lora import Delta, LoRA, Scaling
@@ -51,7 +53,7 @@ def fits(trained: Trained, backbone: Backbone) -> bool:
     """Whether PEFT's LoRA can say all of it, on a model that transformers can load."""
     heads = [p for p in trained.parts.values() if type(p) is Head]
     whole = len(heads) == 1 or (not heads and not backbone.heads)
-    known = all(type(p) in (LoRA, DoRA, Orthogonal, FromWeights, Delta, Head) for p in trained.parts.values())
+    known = all(type(p) in (LoRA, DoRA, DyLoRA, AdaLoRA, Orthogonal, FromWeights, Delta, Head) for p in trained.parts.values())
     if (name := magnitudes(trained)) is not None:  # PEFT has one at a layer, of weight 1, and nothing beside it
         known = known and len(trained.parts) == len(heads) + 1 and trained.use[name] == 1.0
     return trained.rule is None and whole and known and plain_class(backbone) is not None
@@ -59,10 +61,17 @@ def fits(trained: Trained, backbone: Backbone) -> bool:
 
 def settled(trained: Trained, backbone: Backbone) -> Trained:
     """The same model, in which what LoRAs were cut from the weights that it was trained on is among their factors: it is of no
-    other precision's weights then.
+    other precision's weights then. Singular values (AdaLoRA) are in them too.
     """
     parts, values = dict(trained.parts), dict(trained.values)
     for name, part in trained.parts.items():
+        if isinstance(part, AdaLoRA):
+            parts[name] = part.plain()
+            for site in part.sites(backbone):
+                place = f"{name}/{site.called}"
+                a, e = values[f"{place}/A"], values.pop(f"{place}/E")
+                assert isinstance(a, Tensor) and isinstance(e, Tensor)
+                values[f"{place}/A"] = a * e[:, None]
         if not isinstance(part, FromWeights):
             continue
         parts[name] = part.doubled()
@@ -136,14 +145,16 @@ def write(trained: Trained, backbone: Backbone, base: Base, folder: Path) -> dic
 
 
 def low_rank_sums(trained: Trained, backbone: Backbone) -> dict[str, LowRank]:
-    """Σ weight · value over everything low-rank at each site, exactly; sites where that is 0 are left out."""
+    """Σ weight · value over everything low-rank at each site, exactly; sites and ranks where that is 0 are left out."""
     terms: dict[str, list[LowRank]] = {}
     for name, part in trained.parts.items():
         if isinstance(part, Head):
             continue
         for site in part.sites(backbone):
             value = _term(trained, name, site)
-            if value.rank and bool(value.A.any()) and bool(value.B.any()):
+            alive = value.A.any(1) & value.B.any(0)
+            if bool(alive.any()):
+                value = value if bool(alive.all()) else LowRank(B=value.B[:, alive], A=value.A[alive], scale=value.scale)
                 terms.setdefault(site.name, []).append(value)
     sums = {n: (some[0] if len(some) == 1 else LowRank.cat(some)).compress() for n, some in terms.items()}
     if not sums:  # PEFT has no adapter without a site: a head alone, or factors that were never trained

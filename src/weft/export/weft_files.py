@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 import safetensors
 import safetensors.torch as st
 
+from weft.adaptation.adalora import AdaLoRA
 from weft.adaptation.bias import Bias
 from weft.adaptation.bottleneck import Bottleneck
 from weft.adaptation.dora import DoRA
+from weft.adaptation.dylora import DyLoRA
 from weft.adaptation.from_weights import FromWeights
 from weft.adaptation.head import Head
 from weft.adaptation.lora import Delta, LoRA
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
 
 CONFIG, TENSORS = FILES = "weft_adapter.json", "weft_adapter.safetensors"
 MARK = "."  # between the name of a product and the role of its factor, whose scale is in B
-LORAS = (LoRA, DoRA, VeRA, Orthogonal, FromWeights)
+LORAS = (LoRA, DoRA, DyLoRA, AdaLoRA, VeRA, Orthogonal, FromWeights)
 PARTS = (*LORAS, Delta, Bottleneck, Bias, Head, ClassContext, ImageTokens, Prefix, Residual, SparseWeights, Weights)
 KINDS: dict[str, type] = {kind.__name__: kind for kind in PARTS}
 """Parts that are described by their settings. A model with others is described by its method."""

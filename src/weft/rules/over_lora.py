@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +11,10 @@ from weft.adaptation.lora import LoRA
 from weft.adaptation.lora_options import LoRAOptions
 from weft.errors import UserError
 from weft.federation.layout import Adaptation
-from weft.federation.message import ClientInfo
+from weft.federation.message import ClientInfo, Update
 from weft.federation.scope import Scope
 from weft.federation.server import ServerState
+from weft.rules import budget
 from weft.rules.compose import beneath, plain
 
 if TYPE_CHECKING:
@@ -46,23 +47,36 @@ class WithOptions(Base):
                 "leave it or --models out."
             )
         super().start(server)
+        if self.lora_options.variant == "adalora":
+            budget.check(server, slug_of(self))
+
+    def aggregate(self, server: ServerState, updates: Iterable[Update]) -> None:
+        super().aggregate(server, updates)
+        if self.lora_options.variant == "adalora":
+            budget.allocate(server)
 
     def adapt(self, backbone: Backbone, task: Task, client: ClientInfo) -> Adaptation:
-        found = super().adapt(backbone, task, client)
-        made = {name: self.lora_options.over(part) for name, (part, _) in found.items() if isinstance(part, LoRA)}
-        if not made:
-            slug = without_options(plain(self)).info.slug
+        found, options = super().adapt(backbone, task, client), self.lora_options
+        loras = {name: part for name, (part, _) in found.items() if isinstance(part, LoRA)}
+        if not loras:
             raise UserError(
-                f"{slug} trains no LoRA here that {_named(self.lora_options)} could be of: leave lora.* out, or choose a method "
+                f"{slug_of(self)} trains no LoRA here that {_named(options)} could be of: leave lora.* out, or choose a method "
                 "such as fedit."
             )
-        scopes = {name: with_magnitude(scope) for name, (_, scope) in found.items()}
+        for name in options.chosen.keys() & {"variant", "start"}:
+            if any(type(part) is not LoRA for part in loras.values()):
+                raise UserError(
+                    f"{slug_of(self)} has LoRA with an arithmetic of its own, so that lora.{name} = "
+                    f"{_shown(getattr(options, name))} would not be what it says: leave it out, or choose a method such as fedit."
+                )
+        made = {name: options.over(part) for name, part in loras.items()}
+        scopes = {name: with_more(scope) for name, (_, scope) in found.items()}
         return {name: (made[name], scopes[name]) if name in made else own for name, own in found.items()}
 
 
-def with_magnitude(scope: Scope | Mapping[str, Scope]) -> Scope | Mapping[str, Scope]:
-    """Scopes of the tensors of a LoRA, in which a magnitude goes where B goes."""
-    return {**scope, "m": scope["B"]} if isinstance(scope, Mapping) and "B" in scope else scope
+def with_more(scope: Scope | Mapping[str, Scope]) -> Scope | Mapping[str, Scope]:
+    """Scopes of the tensors of a LoRA, in which a magnitude (DoRA) and singular values (AdaLoRA) go where B goes."""
+    return {**scope, "m": scope["B"], "E": scope["B"]} if isinstance(scope, Mapping) and "B" in scope else scope
 
 
 def with_options(method: Method, options: LoRAOptions) -> Method:
@@ -81,13 +95,22 @@ def with_options(method: Method, options: LoRAOptions) -> Method:
     return made
 
 
-LIMITS = {
-    "variant": ("factors", "has a rule of its own for the two factors of LoRA"),
-    "start": ("factors", "has a rule of its own for the two factors of LoRA"),
-    "ratio": ("own steps", "moves LoRA by steps of its own too, whose rate it does not set"),
-    "dropout": ("no gradients", "takes no gradient of a pass that could drop anything"),
+WHY = {
+    "factors": "has a rule of its own for the two factors of LoRA",
+    "own steps": "moves LoRA by steps of its own too",
+    "no gradients": "takes no gradient of a pass",
 }
-"""Option -> a word of cards (:data:`weft.federation.info.NEEDS`) that rules it out, and why, as a clause about the method."""
+"""Word of a card (:data:`weft.federation.info.NEEDS`) -> a clause about the method."""
+LIMITS = {
+    "dora": ("factors",),
+    "vera": ("factors",),
+    "adalora": ("factors", "own steps", "no gradients"),
+    "dylora": ("own steps", "no gradients"),
+    "start": ("factors",),
+    "ratio": ("own steps",),
+    "dropout": ("no gradients",),
+}
+"""Option, of variants each by itself -> the words of cards that rule it out."""
 
 
 def check(method: Method, options: LoRAOptions) -> None:
@@ -96,17 +119,22 @@ def check(method: Method, options: LoRAOptions) -> None:
         UserError: the method's card says that it can't have one of the options.
     """
     for name, value in options.chosen.items():
-        word, why = LIMITS.get(name, ("", ""))
-        if word in method.info.needs:
+        words = LIMITS.get(value if name == "variant" else name, ())
+        if word := next((w for w in words if w in method.info.needs), None):
             raise UserError(
-                f"{method.info.slug} {why}, so that lora.{name} = {_shown(value)} would not be what it says: leave it out, or "
-                "choose a method such as fedit."
+                f"{method.info.slug} {WHY[word]}, so that lora.{name} = {_shown(value)} would not be what it says: leave it "
+                "out, or choose a method such as fedit."
             )
 
 
 def without_options(method: Method) -> Method:
     """The method without options of LoRA; it has no rule over it."""
     return beneath(method, "_without_options")
+
+
+def slug_of(method: Method) -> str:
+    """The method's slug, without options or a rule."""
+    return without_options(plain(method)).info.slug
 
 
 @functools.cache
