@@ -172,6 +172,14 @@ def test_the_target_is_two_thirds_where_nobody_says_one() -> None:
     assert AdaLoRA(4, 1.0, target=3).kept_at(site) == 3
 
 
+def test_ranks_that_pad_a_client_cost_nothing() -> None:
+    g = torch.Generator().manual_seed(0)
+    a, b = torch.randn(1, 2, 6, generator=g), torch.randn(1, 5, 2, generator=g)
+    own = AdaLoRA(2, 1.0).penalty({"A": a, "B": b, "ranks": torch.tensor([2.0])})
+    wide = {"A": torch.nn.functional.pad(a, (0, 0, 0, 3)), "B": torch.nn.functional.pad(b, (0, 3)), "ranks": torch.tensor([2.0])}
+    by_hand.close(AdaLoRA(2, 1.0).penalty(wide), own, 1e-6)
+
+
 # DyLoRA ---------------------------------------------------------------------------------------------------------------
 
 
