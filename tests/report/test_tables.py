@@ -10,7 +10,8 @@ import pytest
 from weft.errors import WeftError
 from weft.report.tables import Table
 
-TABLE = Table("t", ("method", "accuracy, %", "why"), (("a|b", "71.2 ± 0.3", "50 % & more"), ("c_d", "", 'say "x", y')), frozenset({(0, 1)}), ("a note",))  # fmt: skip
+ROWS = (("a|b", "71.2 ± 0.3", "50 % & more"), ("c_d", "", 'say "x", y'))
+TABLE = Table("t", ("method", "accuracy, %", "why"), ROWS, frozenset({(0, 1)}), ("a note",))
 
 
 def test_markdown_keeps_bars_and_marks_what_stands_out() -> None:

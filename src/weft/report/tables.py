@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from weft.errors import WeftError
 
 _LATEX = str.maketrans(
-    {c: "\\" + c for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {"±": r"$\pm$", "−": "-", "α": r"$\alpha$", "×": r"$\times$"}
-)  # fmt: skip
+    {c: "\\" + c for c in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    | {"±": r"$\pm$", "−": "-", "α": r"$\alpha$", "×": r"$\times$"}
+)
 
 
 @dataclass(frozen=True)
