@@ -22,10 +22,10 @@ NOTE = "a note on the rows"
 ROWS = toy_runs.source()
 SMALL = {"rank": 2, "steps": 2}
 ABOUT: tuple[dict[str, Any], ...] = (
+    {"method": "fedit", "parameters": SMALL, "start_head": "probe", "probe_rounds": 1},
     {"method": "fedit", "parameters": SMALL},
     {"method": "hetlora", "parameters": SMALL | {"least": 1, "gamma": 0.5, "decay": 0.0}},  # whose server renews facts
     {"method": "fedit", "parameters": SMALL, "lora_dropout": 0.1, "rounds": 1},
-    {"method": "fedit", "parameters": SMALL, "start_head": "probe", "probe_rounds": 1},
 )
 
 
@@ -97,4 +97,14 @@ def test_other_rows_in_memory_are_loaded_anew(tmp_path: Path, monkeypatch: pytes
     made, shared = counted(monkeypatch), shelf.Shelf()
     for i, rows in enumerate((toy_runs.source(), toy_runs.source(seed=1))):
         played(tmp_path, f"run-{i}", shared, rows=rows)
+    assert len(made) == 2
+
+
+def test_a_method_that_needs_a_head_does_not_get_a_backbone_that_was_loaded_without_asking(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    toy_runs.light(monkeypatch)
+    made, shared = counted(monkeypatch), shelf.Shelf()
+    for needs in ((), (), ("head",), ("head", "images")):
+        shared.prepare(Experiment(**settings()), ROWS, Observer(), needs)
     assert len(made) == 2

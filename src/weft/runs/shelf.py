@@ -9,7 +9,7 @@ from typing import Any
 from weft.engines.observer import Observer
 from weft.experiment import GROUPS, Experiment
 from weft.experiment.declare import declared
-from weft.runs.prepare import Material, copies, prepare
+from weft.runs.prepare import Material, prepare
 
 _OF_ROUNDS = ("lora", "rules", "output", "federation")
 _STILL_READ = frozenset({"seed", "ranks", "devices"})
@@ -40,7 +40,7 @@ class Shelf:
             for step in ("data", "backbone", "tokens"):
                 observer.advance("set-up", step=step)
         material = self._found[0]
-        return replace(material, clients=copies(material.clients), data=dict(material.data))
+        return replace(material, data=dict(material.data))
 
 
 class _Heard(Observer):
