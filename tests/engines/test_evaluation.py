@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
 from weft.engines.evaluation import per_client, records
 from weft.tasks.task import Score, goodness
+
+WORDS = ("worst client", "first quartile", "median client", "third quartile", "best client")
 
 
 def found(metric: str, *values: float) -> dict[str, tuple[float, int]]:
@@ -16,10 +19,24 @@ def found(metric: str, *values: float) -> dict[str, tuple[float, int]]:
 
 
 @pytest.mark.parametrize(
-    ("metric", "worst"), [("accuracy", 2.0), ("rouge_l", 2.0), ("perplexity", 9.0), ("mse", 9.0), ("loss", 9.0)]
+    ("metric", "order"),
+    [(m, (2.0, 3.0, 4.0, 6.5, 9.0)) for m in ("accuracy", "rouge_l")]
+    + [(m, (9.0, 6.5, 4.0, 3.0, 2.0)) for m in ("perplexity", "mse", "loss")],
 )
-def test_the_worst_client_has_the_least_of_what_is_good_and_the_most_of_what_is_bad(metric: str, worst: float) -> None:
-    assert found(metric, 4.0, 9.0, 2.0) == {"mean over clients": (5.0, 3), "worst client": (worst, 3)}
+def test_the_worst_client_has_the_least_of_what_is_good_and_the_most_of_what_is_bad(
+    metric: str, order: tuple[float, ...]
+) -> None:
+    assert found(metric, 4.0, 9.0, 2.0) == {"mean over clients": (5.0, 3)} | {
+        w: (v, 3) for w, v in zip(WORDS, order, strict=True)
+    }
+
+
+def test_quartiles_are_those_of_numpy() -> None:
+    values = np.random.default_rng(0).normal(size=23)
+    own = found("accuracy", *values)
+    for word, share in zip(WORDS, (0, 25, 50, 75, 100), strict=True):
+        assert own[word][0] == pytest.approx(np.percentile(values, share))
+        assert found("loss", *values)[word][0] == pytest.approx(np.percentile(values, 100 - share))
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "perplexity"])
@@ -34,9 +51,9 @@ def test_clients_are_compared_by_one_metric_though_some_have_no_text_to_score() 
     own = {"a": Score("perplexity", 9.0), "b": Score("rouge_l", 0.5), "c": Score("rouge_l", 0.25)}
     common = {"view": "global", "people": "own test"}
     both = per_client(own, "rouge_l", **common)
-    assert [(e.metric, e.value, e.n) for e in both] == [("rouge_l", 0.375, 2), ("rouge_l", 0.25, 2)]
+    assert [(e.metric, e.value, e.n) for e in both[:2]] == [("rouge_l", 0.375, 2), ("rouge_l", 0.25, 2)]
     silent = per_client({"a": own["a"]}, "rouge_l", **common)
-    assert [(e.metric, e.value, e.n) for e in silent] == [("perplexity", 9.0, 1)] * 2
+    assert [(e.metric, e.value, e.n) for e in silent] == [("perplexity", 9.0, 1)] * 6
     assert per_client({}, "rouge_l", **common) == []
 
 

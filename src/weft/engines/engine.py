@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,6 +25,7 @@ from weft.federation.message import beside
 from weft.federation.rounds import adapted
 from weft.federation.server import ServerState
 from weft.federation.usual import Usual
+from weft.federation.work import Work
 
 
 @dataclass
@@ -35,11 +36,13 @@ class Played:
         losses: each client's mean loss.
         absent: clients that did not answer.
         refused: why the work of others does not count, by client.
+        work: of all clients together; None where they are elsewhere.
     """
 
     losses: dict[str, float]
     absent: Collection[str] = ()
     refused: dict[str, str] = field(default_factory=dict)
+    work: Work | None = None
 
 
 @dataclass
@@ -146,6 +149,7 @@ class Engine:
             "refused": refused | played.refused,
             **({"robust": remarks} if remarks else {}),
             **({} if self.intake.error is None else {"aggregation_error": self.intake.error}),
+            **({} if played.work is None else {"work": asdict(played.work)}),
             "loss": float(np.mean(list(losses.values()))) if losses else None,
             "seconds": time.perf_counter() - began,
         }

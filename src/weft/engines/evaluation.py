@@ -21,8 +21,8 @@ class Evaluation:
             models of single clients.
         moment: ``received``: with the newest server state loaded.
         metric: its name, of those that the task has, or ``loss``. The first evaluation of a view has the headline.
-        pooling: ``pooled`` (over rows), ``mean over clients`` or ``worst client``; ``pooled over clients' models``: each
-            row is put to one of them.
+        pooling: ``pooled`` (over rows); ``mean over clients``; a word of QUANTILES: of the client at that place, from the worst
+            to the best; ``pooled over clients' models``: each row is put to one of them.
         n: rows (or clients) behind it. low, high: a 95 % interval, of shares that are pooled.
     """
 
@@ -52,7 +52,7 @@ def records(scores: Sequence[Score], n: int, *, view: str, people: str, pooling:
 
 
 def per_client(own: Mapping[str, Score], metric: str, *, view: str, people: str) -> list[Evaluation]:
-    """Mean over clients and the worst client, of each client's own headline.
+    """The mean over clients, the worst, the quartiles and the best, of each client's own headline.
 
     Args:
         metric: the task's first. Clients that have no score of it, since no text was generated for their rows, are left out,
@@ -63,11 +63,18 @@ def per_client(own: Mapping[str, Score], metric: str, *, view: str, people: str)
         return []
     values = [score.value for score in scores]
     common = {"view": view, "people": people, "moment": "received", "metric": scores[0].metric, "n": len(values)}
-    worst = min(values, key=lambda value: goodness(scores[0].metric, value))
-    return [
-        Evaluation(pooling="mean over clients", value=float(np.mean(values)), **common),  # type: ignore[arg-type]
-        Evaluation(pooling="worst client", value=float(worst), **common),  # type: ignore[arg-type]
-    ]
+    ordered = sorted(values, key=lambda value: goodness(scores[0].metric, value))
+    found = [Evaluation(pooling="mean over clients", value=float(np.mean(values)), **common)]  # type: ignore[arg-type]
+    for word, share in QUANTILES.items():
+        one = float(np.quantile(np.arange(len(ordered)), share))  # in the order from the worst to the best
+        low, rest = int(one), one - int(one)
+        value = ordered[low] if not rest else ordered[low] * (1 - rest) + ordered[low + 1] * rest
+        found.append(Evaluation(pooling=word, value=float(value), **common))  # type: ignore[arg-type]
+    return found
+
+
+QUANTILES = {"worst client": 0.0, "first quartile": 0.25, "median client": 0.5, "third quartile": 0.75, "best client": 1.0}
+"""Pooling -> share of the clients that are worse."""
 
 
 def pick(records: list[dict[str, Any]], **wanted: str) -> dict[str, Any] | None:

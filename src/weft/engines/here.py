@@ -17,6 +17,7 @@ from weft.engines.scoring import Scoring
 from weft.engines.setup import Job, Setup
 from weft.errors import UserError, WeftError
 from weft.federation.rounds import enter
+from weft.federation.work import Work
 
 
 class Here:
@@ -38,11 +39,11 @@ class Here:
         by_id = {j.client.id: j for j in jobs}
         observer, k = self.setup.observer, self.capacity.k
         observer.begin("clients", len(jobs))
-        losses = Losses(by_id, lambda: observer.advance("steps"))
+        losses, work = Losses(by_id, lambda: observer.advance("steps")), Work()
         for group in packing.group([j.client for j in jobs], k, self.setup.bench):
             members = [by_id[c.id] for c in group]
             try:
-                self._pack(members, losses, phase)
+                work += self._pack(members, losses, phase)
             except torch.OutOfMemoryError as e:
                 raise packing.out_of_memory(self.capacity) from e
             except UserError:
@@ -55,9 +56,9 @@ class Here:
                 raise
             observer.advance("clients", len(group))
         observer.end("clients")
-        return Played(losses.means())
+        return Played(losses.means(), work=work)
 
-    def _pack(self, members: list[Job], losses: Losses, phase: Phase) -> None:
+    def _pack(self, members: list[Job], losses: Losses, phase: Phase) -> Work:
         setup, server = self.setup, members[0].server
         for job in members:
             setup.store.load(job.client)
@@ -71,6 +72,7 @@ class Here:
         pack.write_back()
         for job in members:
             setup.store.save(job.client)
+        return pack.work
 
     def evaluate(self, t: int) -> Scores:
         return Scores(self.scoring.evaluate(t), samples=self.scoring.taken())

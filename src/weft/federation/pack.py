@@ -25,6 +25,7 @@ from weft.federation.passes import Passes
 from weft.federation.round import Round
 from weft.federation.scope import Scope, matches
 from weft.federation.turn import Turn
+from weft.federation.work import Work
 from weft.tensors.forms import Value
 from weft.tensors.keyed import generator, key
 
@@ -39,6 +40,7 @@ class Pack(Passes):
         at_server: it is the server's own, where GIVEN tensors may be trained.
         offsets: name -> [K, …], added to the gradients of every optimizer that is made afterwards.
         guidance: what else a rule over the method adds to its steps.
+        work: what has been done in this turn, by twins too.
 
     Args:
         load: the method's.
@@ -57,6 +59,7 @@ class Pack(Passes):
         self.at_server = at_server
         self.facts, self.received = [t.facts for t in turns], [t.beside for t in turns]
         self.counted = [t.counted for t in turns]
+        self.work = Work()
         self._optimizers: list[Optimizer] = []
         self._training: set[str] | None = None
         self.offsets: dict[str, Tensor] = {}
@@ -220,6 +223,7 @@ class Pack(Passes):
         if patterns and not names:
             raise WeftError(f"the optimizer holds no tensor that matches {', '.join(patterns)}")
         params = {n: optimizer.params[n] for n in names or optimizer.params}
+        self.work.add(batch, 2 if self.guidance.centre else 1, moving=self.guidance.noted is None)
         shifts = self.guidance.shifts(lambda values: self._slopes(objective, batch, values, params))
         loss, whole = self._losses(objective, batch)
         if self.held and not loss.requires_grad:  # its clients hold blocks that the output does not see: an encoder's alone
@@ -308,6 +312,7 @@ class Pack(Passes):
         found = {n: torch.zeros_like(v) for n, v in chosen.items()}
         counts = torch.zeros(len(self.clients), device=self.device, dtype=self.dtype)
         for batch in (replace(b, keys=None) for b in self.batches(epochs, None, size, "gradients")):
+            self.work.add(batch, moving=False)
             rows = torch.from_numpy((batch.index >= 0).sum(1)).to(counts)
             who = torch.arange(len(counts), device=self.device) if batch.clients is None else batch.clients
             counts.index_add_(0, who, rows)

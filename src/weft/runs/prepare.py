@@ -137,6 +137,7 @@ def prepare(experiment: Experiment, given: Any, observer: Observer, needs: tuple
         "new_clients": len(dealt.unseen),
         "most_frequent": _most_frequent(rows, {"global test": [test], "own test": own[2::3]}),
         "guessing_loss": _guessing(bench, rows),
+        "counts": _counts(dealt.classes, rows, clients),
         "public": of_public,
         "notes": list(dealt.notes),
     }
@@ -168,6 +169,18 @@ def public_bench(
     for note in (*notes, *legible(found)):
         observer.say(f"public rows: {note}")
     return found, {"name": x.public, "rows": len(rows), "fingerprint": fingerprint(classes, {"public": rows})}
+
+
+MOST = 100
+"""Clients, and classes, up to which each one's rows are counted by class."""
+
+
+def _counts(classes: Sequence[str], rows: Rows, clients: Sequence[ClientState]) -> dict[str, Any] | None:
+    """How many training rows of each class each client has, where rows are of classes and there are not too many of either."""
+    if not rows.of_classes or len(clients) > MOST or len(classes) > MOST:
+        return None
+    found = [np.bincount(rows.labels[c.data.train], minlength=len(classes)).tolist() for c in clients]
+    return {"clients": [c.id for c in clients], "classes": list(classes), "rows": found}
 
 
 def _guessing(bench: Bench, rows: Rows) -> float | None:

@@ -92,6 +92,12 @@ def aggregation_error(lines: Sequence[dict[str, Any]]) -> dict[str, float] | Non
     return {"last": found[-1], "mean": sum(found) / len(found)} if found else None
 
 
+def _work(lines: Sequence[dict[str, Any]]) -> dict[str, int] | None:
+    """Steps and examples of all rounds; None where they were taken elsewhere."""
+    found = [line["work"] for line in lines if "work" in line]
+    return {name: sum(one[name] for one in found) for name in ("steps", "examples")} if found else None
+
+
 def scores(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What ``summary.json`` says of a federation's numbers.
 
@@ -108,6 +114,7 @@ def scores(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "aggregation_error": aggregation_error(lines),
         "metrics": metrics(lines),
         "evaluations": last.get("evaluations", []),
+        "work": _work(lines),
         "seconds": {
             "training": sum(line["seconds"]["training"] for line in lines),
             "evaluation": sum(line["seconds"].get("evaluation", 0.0) for line in lines),
