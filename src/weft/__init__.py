@@ -3,6 +3,7 @@
 The public API. Each name is imported when it is first used, so that ``import weft`` costs next to nothing.
 
 - :func:`run`, :func:`resume`, :func:`load_run`: train a federation, go on with one, read one; all give a :class:`Run`.
+- :func:`compare`: many methods on the same rows, in one table.
 - :mod:`weft.methods`: the published methods, ``weft.methods.FLoRA(rank=8)``.
 - :mod:`weft.data`: data sets and how they are dealt out to clients. :mod:`weft.export`: models that leave a run.
 - :func:`merge`: several LoRA adapters as one, exactly.
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from weft import data, export, methods
-    from weft.api import resume, run
+    from weft.api import compare, resume, run
     from weft.engines.observer import Observer
     from weft.errors import Interrupted, UserError, WeftError
     from weft.experiment import Experiment
@@ -31,6 +32,7 @@ _HOME = {
     "Run": "playing.run",
     "UserError": "errors",
     "WeftError": "errors",
+    "compare": "api",
     "load_run": "playing.run",
     "merge": "export.combined",
     "resume": "api",
@@ -44,6 +46,7 @@ __all__ = [
     "Run",
     "UserError",
     "WeftError",
+    "compare",
     "data",
     "export",
     "load_run",

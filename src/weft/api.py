@@ -1,11 +1,11 @@
-"""``weft.run`` and ``weft.resume``: what the command line does, from Python. Objects may stand for names, and progress is printed
-as there unless it is asked for otherwise.
+"""``weft.run``, ``weft.compare`` and ``weft.resume``: what the command line does, from Python. Objects may stand for names, and
+progress is printed as there unless it is asked for otherwise.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from weft.playing.run import Run
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from weft.comparison.result import Comparison
     from weft.engines.observer import Observer
     from weft.federation.method import Method
 
@@ -78,6 +79,55 @@ def run(
         plan.header(screen, resolved)
 
     return _watched(lambda told: start.start(resolved, given, told, repeat), heading, observer, quiet)
+
+
+def compare(
+    methods: Sequence[str] = (),
+    data: Any = USUAL,
+    seeds: int | Sequence[int] | None = None,
+    *,
+    file: Place | None = None,
+    tune: Mapping[str, Sequence[Any]] | None = None,
+    settings_of: Mapping[str, Mapping[str, Any]] | None = None,
+    to: Place | None = None,
+    jobs: int = 1,
+    quiet: bool = False,
+    observer: Observer | None = None,
+    **more: Any,
+) -> Comparison:
+    """Play a grid of runs on the same rows, seeds, work and byte counter, as ``weft compare`` does.
+
+    Args:
+        methods: slugs, and baselines (``local``, ``central``, ``probe``); differences are to the first.
+        data: a name, a path, or rows in memory. seeds: how many, from 0, or which.
+        file: of a grid. tune: one setting of methods and its values, of which validation rows choose: ``{"lr": [1e-4, 1e-3]}``.
+        settings_of: method -> settings of its cells alone: ``{"flora": {"rank": 8}}``. to: folder of the comparison.
+        jobs: processes beside each other. quiet: print nothing. observer: is told of progress, and nothing is printed besides.
+        more: any other setting of :class:`weft.Experiment`; a list is a dimension of the grid, where the setting takes none.
+
+    Raises:
+        UserError: anything that a person can put right before the first cell.
+        Interrupted: Ctrl-C; finished cells are kept.
+    """
+    from weft.comparison import play
+    from weft.comparison.grid import read_grid
+
+    if data is None:
+        raise UserError("data is None: give rows or a name, or leave data out for the usual set.")
+    given = None if data is USUAL or isinstance(data, str | os.PathLike) else data
+    named = {} if data is USUAL else {"data": name_of(data)}
+    typed = settings.flatten(named | more)
+    runs = Path(str(typed.pop("runs", "runs"))).expanduser()
+    text = None if seeds is None else str(seeds) if isinstance(seeds, int) else ",".join(map(str, seeds)) + ","
+    grid = read_grid(None if file is None else Path(file), typed, methods, text, None, tune, settings_of)
+    folder = play.usual_folder(grid, runs) if to is None else Path(to).expanduser()
+    if observer is not None or quiet:
+        return play.compare(grid, folder, given, jobs, observer)
+    from weft.report.console import out
+    from weft.report.progress import watching
+
+    with watching(out(), quiet=False) as told:
+        return play.compare(grid, folder, given, jobs, told)
 
 
 def resume(

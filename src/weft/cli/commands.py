@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from weft.cli import after, chat, keys, listings, merge, run, sites
+from weft.cli import after, chat, compare, keys, listings, merge, run, sites
 from weft.cli.errors import Command, Commands
 from weft.cli.settings import taking
 
@@ -24,6 +24,7 @@ app = typer.Typer(
 TRAIN, SITES, LOOK = "Train", "Real federations", "Look around"
 app.command(rich_help_panel=TRAIN, cls=taking())(run.run)
 app.command(rich_help_panel=TRAIN, cls=Command)(run.resume)
+app.command(rich_help_panel=TRAIN, cls=taking(without=compare.OWN, several=True))(compare.compare)
 app.command(rich_help_panel=TRAIN, cls=Command, name="eval")(after.evaluate)
 app.command(rich_help_panel=TRAIN, cls=Command)(after.predict)
 app.command(rich_help_panel=TRAIN, cls=Command)(chat.chat)

@@ -9,7 +9,7 @@ its group.
 from __future__ import annotations
 
 from weft.experiment.declare import Setting
-from weft.experiment.layers import Resolved, resolve
+from weft.experiment.layers import Resolved, full_names, resolve
 from weft.experiment.names import assignment, assignments, flatten
 from weft.experiment.sentences import checked
 from weft.experiment.toml_file import FORMAT, read, to_toml
@@ -28,6 +28,7 @@ __all__ = [
     "assignments",
     "checked",
     "flatten",
+    "full_names",
     "read",
     "resolve",
     "to_toml",

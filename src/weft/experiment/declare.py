@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from types import NoneType
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -57,6 +58,14 @@ class Setting:
     flags: tuple[str, ...]
     everyday: bool
     common: bool
+
+    @property
+    def kinds(self) -> list[Any]:
+        """What it may be, but for None, without bounds."""
+        found = [self.kind]
+        if get_origin(self.kind) not in (list, Literal, None):
+            found = [kind for kind in get_args(self.kind) if kind is not NoneType]
+        return [get_args(kind)[0] if get_origin(kind) is Annotated else kind for kind in found]
 
     @property
     def usual(self) -> str:

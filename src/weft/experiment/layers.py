@@ -72,10 +72,10 @@ def resolve(
             notes.append(f"the file's {', '.join(dropped)} belong to another method, and are left out.")
     slug = str(asked.get("method", of_file))
     cls = type(method) if method is not None else registry.load(slug)
-    asked = _full_names(cls, asked)
+    asked = full_names(cls, asked)
     if twice := own.keys() & asked.keys():
         raise UserError(f"{', '.join(sorted(twice))}: given by the method's object and besides; leave one out.")
-    user = _full_names(cls, stored) | asked | own
+    user = full_names(cls, stored) | asked | own
     codecs = {"codec": cls.info.codec, "download_codec": cls.info.download_codec}
     fitting = _fitting(cls.info.needs, user) | {n: text for n, text in codecs.items() if text}
     recipe: dict[str, Any] = {}
@@ -172,7 +172,7 @@ def _laid_over(method: Method, wanted: Mapping[str, Any]) -> Method:
     return registry.configure(type(method), changes, method) if changes else method
 
 
-def _full_names(cls: type[Method], settings: Mapping[str, Any]) -> dict[str, Any]:
+def full_names(cls: type[Method], settings: Mapping[str, Any]) -> dict[str, Any]:
     """The same settings, those of the method under full names (``method.lr`` is ``method.optim.lr``)."""
     from weft.methods import registry
 

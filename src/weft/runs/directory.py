@@ -95,7 +95,7 @@ def usual_name(experiment: settings.Experiment) -> str:
     """``fedit-pydocs-minilm-s0``."""
     alone = experiment.baseline in ("probe", "zero-shot")  # whatever the method
     words = [experiment.baseline] if alone else [experiment.method, experiment.baseline]
-    pieces = [*filter(None, words), _plain(experiment.data), _plain(experiment.model), f"s{experiment.seed}"]
+    pieces = [*filter(None, words), plain(experiment.data), plain(experiment.model), f"s{experiment.seed}"]
     return "-".join(pieces)
 
 
@@ -187,7 +187,7 @@ _SUMMARY = {"finished": bool, "settings": dict, "method": dict, "data": dict, "e
 """What a summary holds from the beginning on."""
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
     """What a path or hub id is called, as part of a folder's name."""
     last = Path(name.rstrip("/")).name
     stem = Path(last).stem if Path(last).suffix in (".csv", ".json", ".jsonl", ".parquet") else last

@@ -1,0 +1,117 @@
+"""The cells of a comparison on disk: played, found finished, gone on with, or failed with a reason."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from weft import start
+from weft.comparison import identity
+from weft.comparison.grid import Cell
+from weft.engines.observer import Observer
+from weft.errors import Interrupted, UserError
+from weft.experiment import Resolved, resolve
+from weft.runs import directory as directories
+from weft.runs.directory import RunDirectory
+from weft.runs.shelf import Shelf
+from weft.storage import files
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A cell that can be played, or why it can't.
+
+    Attributes:
+        place: its folder. resolved: None if its settings are refused, for which ``reason`` is.
+    """
+
+    cell: Cell
+    place: Path
+    resolved: Resolved | None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Done:
+    """A cell, and what came of it.
+
+    Attributes:
+        summary: of its run; None if there is none. reason: why, ``""`` if it is only not played yet. found: it was there already.
+    """
+
+    cell: Cell
+    place: Path
+    summary: dict[str, Any] | None
+    reason: str = ""
+    found: bool = False
+
+
+def planned(cell: Cell, folder: Path, given: str | None) -> Planned:
+    """
+    Args:
+        folder: of all cells. given: see :func:`weft.comparison.identity.of_cell`.
+    """
+    name = re.sub(r"[^A-Za-z0-9.]+", "-", cell.label.replace("·", "")).strip("-")
+    try:
+        resolved = resolve(dict(cell.settings) | {"runs": str(folder)})
+        mark = identity.of_cell(resolved.experiment, given)
+    except UserError as e:
+        return Planned(cell, folder / name, None, str(e))
+    return Planned(cell, folder / f"{name[:80]}-{mark[:12]}", resolved)
+
+
+def finished(place: Path) -> dict[str, Any] | None:
+    """The summary of a run that is over; None if there is none, or one that can't be read."""
+    try:
+        summary = directories.read_summary(RunDirectory(place))
+    except UserError:
+        return None
+    return summary if summary["finished"] else None
+
+
+def play(plan: Planned, shelf: Shelf, data: Any = None, observer: Observer | None = None) -> Done:
+    """Play a cell, unless it is finished; one that was stopped goes on.
+
+    Raises:
+        Interrupted: Ctrl-C; what was finished is saved.
+    """
+    if plan.resolved is None:
+        return Done(plan.cell, plan.place, None, plan.reason)
+    if (summary := finished(plan.place)) is not None:
+        return Done(plan.cell, plan.place, summary, found=True)
+    try:
+        if not _resumed(plan.place, data, observer):
+            shutil.rmtree(plan.place, ignore_errors=True)
+            x = plan.resolved.experiment.model_copy(update={"name": plan.place.name, "runs": str(plan.place.parent)})
+            named = Resolved(x, plan.resolved.method, plan.resolved.origin, plan.resolved.notes, plan.resolved.given)
+            start.start(named, data, observer, shelf=shelf)
+    except (Interrupted, KeyboardInterrupt):
+        raise
+    except UserError as e:
+        return Done(plan.cell, plan.place, None, str(e))
+    except Exception as e:  # a broken cell is no reason to leave the others
+        _keep(plan.place, traceback.format_exc())
+        return Done(plan.cell, plan.place, None, f"{type(e).__name__}: {e} (a bug; traceback.txt in {plan.place} says where)")
+    return Done(plan.cell, plan.place, finished(plan.place))
+
+
+def _resumed(place: Path, data: Any, observer: Observer | None) -> bool:
+    """Whether a run lay there that has gone on to its end."""
+    if not RunDirectory(place).experiment.is_file():
+        return False
+    try:
+        start.resume(place, data=data, observer=observer)
+    except Interrupted:
+        raise
+    except UserError:  # what is damaged is played anew
+        return False
+    return True
+
+
+def _keep(place: Path, text: str) -> None:
+    files.make_folder(place)
+    files.write(place / "traceback.txt", text.encode())

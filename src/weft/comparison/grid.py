@@ -1,0 +1,241 @@
+"""The grid of a comparison: which cells there are, and the settings of each."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_origin
+
+from weft.errors import UserError, nearest
+from weft.experiment import SETTINGS, flatten, read
+from weft.words import count
+
+BASELINES = ("local", "central", "probe", "zero-shot")
+"""What may stand among the methods: a baseline of the first of them."""
+SAME: Mapping[str, Any] = {
+    "recipes": False,
+    "baselines": [],
+    "pack": 8,
+    "method.epochs": 1.0,
+    "method.steps": None,
+    "method.batch": 32,
+}
+"""What all cells have unless somebody says otherwise: methods' own optimizers, the same work, and packs of which no free memory
+decides, so that numbers are the same every time.
+"""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a grid.
+
+    Attributes:
+        row: its method, or the baseline. at: its place among the other dimensions. seed: of it. settings: by flat name.
+        tuned: name and value of the setting that is searched; None = the method's own.
+    """
+
+    row: str
+    at: Mapping[str, Any]
+    seed: int
+    settings: Mapping[str, Any]
+    tuned: tuple[str, Any] | None = None
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        dimensions = [f"{name} {shown(value)}" for name, value in self.at.items()]
+        rate = [] if self.tuned is None else [f"{self.tuned[0]} {shown(self.tuned[1])}"]
+        return " · ".join([self.row, *dimensions, f"seed {self.seed}", *rate])
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What is compared.
+
+    Attributes:
+        methods: slugs and baselines, in the order of the table; differences are to the first. seeds: of every cell.
+        dimensions: setting -> its values. common: settings of all cells. own: method -> settings of its cells.
+        tune: a setting of methods and the values among which validation rows choose for each; None = nothing is searched.
+
+    Raises:
+        UserError: there is no cell, or names are unknown: all of them in one sentence.
+    """
+
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...] = (0,)
+    dimensions: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    common: Mapping[str, Any] = field(default_factory=dict)
+    own: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    tune: tuple[str, tuple[Any, ...]] | None = None
+
+    def __post_init__(self) -> None:
+        from weft.methods import registry
+
+        known = [*registry.infos(), *BASELINES]
+        if odd := [m for m in dict.fromkeys((*self.methods, *self.own)) if m not in known]:
+            hints = "".join(nearest(m, known) for m in odd)
+            raise UserError(f"there is no method {', '.join(odd)}: weft methods lists them.{hints}")
+        if unused := [m for m in self.own if m not in self.methods]:
+            raise UserError(
+                f"settings are given for {', '.join(unused)}, which the grid does not compare: add it to its methods."
+            )
+        empty = [n for n, values in {"methods": self.methods, "seeds": self.seeds, **self.dimensions}.items() if not values]
+        if empty:
+            raise UserError(f"the grid has no cell, since {', '.join(empty)} has no value: give it at least one.")
+        if twice := [m for i, m in enumerate(self.methods) if m in self.methods[:i]]:
+            raise UserError(f"{', '.join(twice)} stands twice among the methods: leave one out.")
+        if all(m in BASELINES for m in self.methods):
+            raise UserError("the grid compares baselines alone, and these are baselines of a method: add one.")
+        if clash := sorted(
+            (self.dimensions.keys() & self.common.keys()) | ({"seed", "method"} & {*self.dimensions, *self.common})
+        ):
+            raise UserError(f"{', '.join(clash)} is set for all cells and a dimension of the grid: leave one of the two out.")
+
+    def cells(self) -> list[Cell]:
+        """All of them, those with the same rows next to each other, without tuning."""
+        return [self.cell(row, at, seed) for at in self.places() for seed in self.seeds for row in self.methods]
+
+    def places(self) -> list[dict[str, Any]]:
+        """Combinations of the dimensions."""
+        names = list(self.dimensions)
+        return [dict(zip(names, values, strict=True)) for values in itertools.product(*self.dimensions.values())]
+
+    def cell(self, row: str, at: Mapping[str, Any], seed: int, tuned: tuple[str, Any] | None = None) -> Cell:
+        """One cell: what is said of a method goes over what is said of all, and that over what is the same anyway."""
+        from weft.experiment import full_names
+        from weft.methods import registry
+
+        slug = next(m for m in self.methods if m not in BASELINES) if row in BASELINES else row
+        cls = registry.load(slug)
+        fields = {p.name for p in registry.parameters(cls)}
+        common = full_names(cls, {**self.common, **at})
+        had = {n: v for n, v in {**SAME, **common}.items() if not n.startswith("method.") or n.removeprefix("method.") in fields}
+        found = had | full_names(cls, self.own.get(row, {})) | {"method": slug, "seed": seed}
+        if tuned is not None:
+            found |= full_names(cls, {f"method.{tuned[0]}": tuned[1]})
+        if row in BASELINES:
+            found |= {"baseline": row}
+        return Cell(row, dict(at), seed, found, tuned)
+
+    def lacking(self) -> dict[str, list[str]]:
+        """Method -> settings of all methods that it has not got.
+
+        Raises:
+            UserError: no method has one of them.
+        """
+        from weft.experiment import full_names
+        from weft.methods import registry
+
+        found: dict[str, list[str]] = {}
+        asked = [n for n in (*self.common, *self.dimensions) if n.startswith("method.")]
+        slugs = [m for m in self.methods if m not in BASELINES]
+        for slug in slugs:
+            fields = {p.name for p in registry.parameters(registry.load(slug))}
+            names = [n for n in full_names(registry.load(slug), dict.fromkeys(asked)) if n.removeprefix("method.") not in fields]
+            if names:
+                found[slug] = names
+        for name in asked:
+            if sum(name in names for names in found.values()) == len(slugs):
+                raise UserError(f"no method of the grid has a setting {name}: weft methods NAME lists what there is.")
+        return found
+
+
+def read_grid(
+    path: Path | None,
+    typed: Mapping[str, Any],
+    methods: Sequence[str] = (),
+    seeds: str | None = None,
+    tune: str | None = None,
+    searched: Mapping[str, Any] | None = None,
+    own: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Grid:
+    """A grid from a file, under what was typed.
+
+    Args:
+        path: of a TOML file: ``[grid]`` with ``method = […]``, ``seeds = 3`` or ``seed = […]`` and settings, of which lists are
+            dimensions; ``[methods.SLUG]`` with settings of one method; ``[tune]`` with one setting and its values; the rest as in
+            an experiment file.
+        typed: settings by flat name, a list for a dimension. seeds: how many, or which. tune: NAME=VALUES.
+        searched: as the table ``[tune]``. own: as ``[methods]``.
+
+    Raises:
+        UserError: it is no such file, or makes no grid.
+    """
+    content = dict(read(path)) if path is not None else {}
+    table, of_methods, search = (content.pop(n, {}) for n in ("grid", "methods", "tune"))
+    for name, value in (("[grid]", table), ("[methods]", of_methods), ("[tune]", search)):
+        if not isinstance(value, Mapping):
+            raise UserError(f"{name} in {path} is no table: write it as one.")
+    table, common, dimensions = dict(table), flatten(content), dict[str, tuple[Any, ...]]()
+    listed = table.pop("method", table.pop("methods", []))
+    counted = table.pop("seeds", table.pop("seed", None))
+    for name, value in flatten(table).items():
+        (dimensions if isinstance(value, list) else common)[name] = tuple(value) if isinstance(value, list) else value
+    for name, value in typed.items():
+        dimensions.pop(name, None)
+        common.pop(name, None)
+        (dimensions if isinstance(value, list) and name in SPLIT else common)[name] = (
+            tuple(value) if isinstance(value, list) and name in SPLIT else value
+        )
+    if "alpha" in dimensions and not {"partition"} & {*common, *dimensions}:
+        common["partition"] = "dirichlet"  # elsewhere it would make no difference
+    chosen = tuple(methods) or tuple([listed] if isinstance(listed, str) else listed)
+    if not chosen:
+        raise UserError("no method is named: give some, as in --methods fedit,ffa-lora,flora.")
+    return Grid(
+        chosen,
+        _seeds(seeds if seeds is not None else counted),
+        dimensions,
+        common,
+        {name: flatten({"method": dict(value)}) for name, value in {**of_methods, **(own or {})}.items()},
+        _tune(tune, searched or search),
+    )
+
+
+def _seeds(given: Any) -> tuple[int, ...]:
+    """How many, from 0, or a list of them."""
+    try:
+        if isinstance(given, list | tuple):
+            return tuple(map(int, given))
+        if isinstance(given, str) and "," in given:
+            return tuple(int(s) for s in given.split(",") if s.strip())
+        return tuple(range(1 if given is None else int(given)))
+    except ValueError:
+        raise UserError(f'seeds is "{given}", but must be a number of them, or a list such as 0,1,2.') from None
+
+
+def _tune(typed: str | None, table: Mapping[str, Any]) -> tuple[str, tuple[Any, ...]] | None:
+    from weft.experiment import assignment
+
+    if typed is not None:
+        name, text = typed.partition("=")[::2]
+        values = [assignment(f"v={part}")[1] for part in text.split(",") if part.strip()]
+    elif table:
+        if len(table) > 1:
+            raise UserError(f"[tune] names {count(len(table), 'setting')}, but one is searched at a time: leave one.")
+        name, given = next(iter(table.items()))
+        values = given if isinstance(given, list) else [given]
+    else:
+        return None
+    name = name.strip().removeprefix("method.")
+    if not name or len(values) < 2:
+        raise UserError("a search needs a setting of methods and two values or more, as in --tune lr=1e-4,3e-4,1e-3.")
+    return name, tuple(values)
+
+
+def _splits(name: str) -> bool:
+    """Whether commas of an option part several values: of numbers, choices and names of data; names of models have commas of
+    their own.
+    """
+    kinds = {get_origin(k) or k for k in SETTINGS[name].kinds}
+    return bool(kinds & {int, float, Literal}) or name in ("data", "codec")
+
+
+SPLIT = frozenset(name for name in SETTINGS if _splits(name))
+"""Settings of which an option may name several values."""
+
+
+def shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,170 @@
+"""A grid played: one cell after the other with what they share, or several processes beside each other."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from weft.comparison import cells as on_disk
+from weft.comparison import identity, tuning
+from weft.comparison.cells import Done, Planned
+from weft.comparison.grid import Cell, Grid
+from weft.comparison.records import record
+from weft.comparison.result import Comparison
+from weft.engines.observer import Observer
+from weft.errors import Interrupted, UserError
+from weft.runs import directory as directories
+from weft.runs.directory import RunDirectory
+from weft.runs.shelf import Shelf
+from weft.storage import files
+from weft.words import count
+
+CELLS = "cells"
+
+
+def compare(grid: Grid, folder: Path, data: Any = None, jobs: int = 1, observer: Observer | None = None) -> Comparison:
+    """Play what is not finished yet, and write the tables.
+
+    Args:
+        folder: of the comparison; cells that lie there and have the same settings, data, weights and code are found.
+        data: rows in memory, the same for all cells. jobs: processes beside each other, each with its share of the cores.
+
+    Raises:
+        UserError: no cell can be played, all for reasons that are known before; another process is at it.
+        Interrupted: Ctrl-C; finished cells are kept, and the same command goes on.
+    """
+    observer = observer or Observer()
+    if jobs > 1 and data is not None:
+        raise UserError("other processes know data by name: give a file or leave jobs out.")
+    files.make_folder(folder / CELLS)
+    with _stoppable(folder), directories.locked(RunDirectory(folder)):
+        player = _Player(folder / CELLS, data, jobs, observer)
+        every = [player.plan(cell) for cell in grid.cells()]
+        if all(p.resolved is None for p in every):
+            raise UserError(every[0].reason)
+        grid.lacking()
+        done, choices = player.play([p.cell for p in every]), []
+        for at, row in itertools.product(grid.places(), grid.methods):
+            choice = tuning.search(grid, row, at, player.play)
+            if choice is None:
+                continue
+            choices.append(choice)
+            if choice.value is not None:
+                done += player.play([grid.cell(row, at, seed, (choice.name, choice.value)) for seed in grid.seeds])
+        found = Comparison(folder, grid, _ordered(grid, done), choices)
+        found.write()
+    return found
+
+
+def _ordered(grid: Grid, done: Sequence[Done]) -> list[Done]:
+    """By place, method, tuning, seed."""
+    places, rows = grid.places(), list(grid.methods)
+    return sorted(
+        done, key=lambda d: (places.index(dict(d.cell.at)), rows.index(d.cell.row), d.cell.tuned is not None, d.cell.seed)
+    )
+
+
+class _Player:
+    """
+    Args:
+        folder: of the cells.
+    """
+
+    def __init__(self, folder: Path, data: Any, jobs: int, observer: Observer):
+        self.folder, self.data, self.jobs, self.observer = folder, data, jobs, observer
+        self.given: str | None = None
+        self.shelf = Shelf()
+        self.known: dict[Path, Done] = {}
+
+    def plan(self, cell: Cell) -> Planned:
+        if self.data is not None and self.given is None:
+            self.given = identity.of_rows(cell, self.data)
+        return on_disk.planned(cell, self.folder, self.given)
+
+    def play(self, cells: Sequence[Cell]) -> list[Done]:
+        """What became of these cells, in their order."""
+        plans = [self.plan(cell) for cell in cells]
+        left = [p for p in plans if p.place not in self.known]
+        played = self._beside(left) if self.jobs > 1 else self._one_by_one(left)
+        began, new = time.perf_counter(), 0
+        self.observer.begin("cells", len(left))
+        for number, done in enumerate(played, 1):
+            self.known[done.place] = done
+            new += not done.found
+            rest = (time.perf_counter() - began) / max(new, 1) * (len(left) - number)
+            self.observer.say(f"[{number}/{len(left)}] {_told(done)}{_left(rest) if new and rest else ''}")
+            self.observer.advance("cells")
+        self.observer.end("cells")
+        return [replace(self.known[p.place], cell=p.cell) for p in plans]
+
+    def _one_by_one(self, plans: Iterable[Planned]) -> Iterator[Done]:
+        for plan in plans:
+            yield on_disk.play(plan, self.shelf, self.data)
+
+    def _beside(self, plans: Sequence[Planned]) -> Iterator[Done]:
+        """Processes take cells with the same rows together, and share what these need."""
+        groups = [list(some) for _, some in itertools.groupby(plans, key=lambda p: (p.cell.at, p.cell.seed))]
+        size = -(-sum(map(len, groups)) // self.jobs)
+        parts = [g[i : i + size] for g in groups for i in range(0, len(g), size)]
+        threads = max((os.cpu_count() or 1) // self.jobs, 1)
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(self.jobs, context, _begin, (threads,)) as pool:
+            futures = [pool.submit(_worker, [p.cell for p in part], self.folder) for part in parts]
+            try:
+                for future in as_completed(futures):
+                    yield from future.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+
+_SHELF: list[Shelf] = []
+
+
+def _begin(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+    _SHELF.append(Shelf())
+
+
+def _worker(cells: list[Cell], folder: Path) -> list[Done]:
+    """In a process of its own, whose shelf lasts from part to part."""
+    return [on_disk.play(on_disk.planned(cell, folder, None), _SHELF[0]) for cell in cells]
+
+
+def _told(done: Done) -> str:
+    if done.summary is None:
+        return f"{done.cell.label}: {done.reason or 'no result'}"
+    numbers = record(done)
+    score = numbers["common"] if numbers["common"] is not None else numbers["own"]
+    told = "" if score is None else f" {numbers['metric']} {score:.3f}"
+    return f"{done.cell.label}:{told}{', found finished' if done.found else ''}"
+
+
+def _left(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"; about {count(minutes, 'minute')} left" if minutes else "; less than a minute left"
+
+
+@contextmanager
+def _stoppable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (KeyboardInterrupt, Interrupted) as e:
+        raise Interrupted(f"Stopped: finished cells are kept in {folder}, and the same command goes on.") from e
+
+
+def usual_folder(grid: Grid, runs: Path) -> Path:
+    """``compare-pydocs-minilm``, of what all cells have in common."""
+    plain = directories.plain
+    names = [plain(str(grid.common[n])) if n in grid.common else "" for n in ("data", "model")]
+    return runs / "-".join(["compare", *(n for n in names if n)])

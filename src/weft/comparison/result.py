@@ -1,0 +1,82 @@
+"""What a comparison has found, and the files of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from weft.comparison import tables
+from weft.comparison.cells import Done
+from weft.comparison.grid import Grid
+from weft.comparison.records import record
+from weft.comparison.tuning import Choice
+from weft.errors import UserError
+from weft.report.tables import Table
+from weft.storage import files
+from weft.words import count
+
+
+class Comparison:
+    """The cells of a grid with their numbers.
+
+    Attributes:
+        folder: where everything lies. grid: what was asked for. cells: in the order of the grid. choices: of the search.
+    """
+
+    def __init__(self, folder: Path, grid: Grid, cells: Sequence[Done], choices: Sequence[Choice] = ()):
+        self.folder, self.grid, self.cells, self.choices = folder, grid, list(cells), list(choices)
+
+    def records(self) -> list[dict[str, Any]]:
+        """A flat row for each cell, see :func:`weft.comparison.records.record`."""
+        return [record(done) for done in self.cells]
+
+    def frame(self) -> Any:
+        """:meth:`records` as a pandas DataFrame.
+
+        Raises:
+            UserError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError:
+            raise UserError("comparison.frame() needs pandas; comparison.records() gives the same rows as a list.") from None
+        return pandas.DataFrame(self.records())
+
+    def tables(self) -> list[Table]:
+        """One for each place of the grid, the paired differences last."""
+        found = self.records()
+        between = tables.of_differences(self.grid, found)
+        return [*tables.of_places(self.grid, found), *([] if between is None else [between])]
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader has to know beside the tables."""
+        lacking = [f"{slug} has no {', '.join(names)}." for slug, names in self.grid.lacking().items()]
+        return [*lacking, *dict.fromkeys(f"{c.note} ({self._place(c)})" if c.at else c.note for c in self.choices)]
+
+    def _place(self, choice: Choice) -> str:
+        return ", ".join(f"{n} {v}" for n, v in choice.at.items())
+
+    @property
+    def failed(self) -> list[Done]:
+        return [done for done in self.cells if done.summary is None]
+
+    def write(self) -> None:
+        """``table.md``, ``table.csv``, ``table.tex`` and ``cells.json``."""
+        found = self.tables()
+        texts = {
+            "table.md": "\n".join(f"## {t.title}\n\n{t.markdown()}" for t in found)
+            + ("\n" + "\n".join(f"- {n}" for n in self.notes) + "\n" if self.notes else ""),
+            "table.tex": "\n".join(f"% {t.title}\n{t.latex()}" for t in found),
+            "table.csv": "\n".join(f"# {t.title}\n{t.csv()}" for t in found),
+        }
+        for name, text in texts.items():
+            files.write(self.folder / name, text.encode())
+        content = {"format": files.FORMAT, "cells": self.records(), "notes": self.notes}
+        files.write(self.folder / "cells.json", (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+    def __repr__(self) -> str:
+        bad = f", {len(self.failed)} without a result" if self.failed else ""
+        return f"<Comparison {self.folder}: {count(len(self.cells), 'cell')}{bad}>"

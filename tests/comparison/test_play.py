@@ -1,0 +1,265 @@
+"""A grid of runs: each is played once, goes on after a stop, and a broken one leaves the others alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tiny
+import toy_runs
+import weft
+from command_line import table
+from weft import start
+from weft.comparison import cells, identity, play
+from weft.comparison.grid import Grid
+from weft.comparison.result import Comparison
+from weft.engines.observer import Observer
+from weft.errors import Interrupted, UserError
+from weft.experiment import resolve
+from weft.runs import directory
+from weft.runs.checkpoint import digest
+from weft.runs.directory import RunDirectory
+
+METHODS = ("fedit", "local", "ffa-lora", "fedsa-lora")
+COMMON: dict[str, Any] = {
+    "clients": 3, "rounds": 2, "max_length": 16, "device": "cpu", "precision": "float64", "method.rank": 2, "method.batch": 4,
+    "method.sites": "q", "partition": "dirichlet", "min_rows": 4, "val_fraction": 0.2,
+}  # fmt: skip
+
+
+def made(root: Path, methods: tuple[str, ...] = METHODS, **more: Any) -> Grid:
+    rows = root / "rows.csv"
+    if not rows.exists():
+        table(rows)
+    common = COMMON | {"model": tiny.folder("bert"), "data": str(rows)} | more.pop("common", {})
+    return Grid(methods, **({"seeds": (0, 1), "dimensions": {"alpha": (0.3, 5.0)}} | more), common=common)
+
+
+@pytest.fixture(autouse=True)
+def light(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.node.get_closest_marker("processes") is None:
+        toy_runs.light(monkeypatch)
+
+
+def counting(monkeypatch: pytest.MonkeyPatch, then: Callable[[int], None] = lambda n: None) -> list[int]:
+    """How many runs were begun."""
+    begun: list[int] = []
+    usual = start.start
+
+    def watched(*args: Any, **named: Any) -> Any:
+        begun.append(1)
+        then(len(begun))
+        return usual(*args, **named)
+
+    monkeypatch.setattr(start, "start", watched)
+    return begun
+
+
+def plain(found: Comparison) -> list[dict[str, Any]]:
+    """Its records without what takes other times on other days."""
+    return [{n: v for n, v in r.items() if n != "seconds"} for r in found.records()]
+
+
+def folders(root: Path) -> list[Path]:
+    return sorted(p for p in (root / "cells").iterdir() if p.is_dir())
+
+
+def test_a_grid_is_played_once_and_its_cells_have_the_numbers_of_single_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual, begun, grid = start.start, counting(monkeypatch), made(tmp_path)
+    found = play.compare(grid, tmp_path / "out")
+    assert len(begun) == len(METHODS) * 2 * 2 == len(found.cells)
+    assert not found.failed
+    assert all(r["common"] is not None and r["own"] is not None for r in found.records())
+    again = play.compare(grid, tmp_path / "out")
+    assert len(begun) == len(found.cells)
+    assert plain(again) == plain(found)
+    assert all(done.found for done in again.cells)
+    for done in found.cells[:6]:
+        settings = dict(done.cell.settings) | {"runs": str(tmp_path / "single"), "name": done.place.name}
+        assert digest(usual(resolve(settings)).folder) == digest(done.place)
+    wider = play.compare(made(tmp_path, (*METHODS, "fedbf"), seeds=(0, 1, 2)), tmp_path / "out")
+    assert len(begun) == len(wider.cells) == 5 * 2 * 3
+    table_of = wider.tables()[0]
+    assert [row[0] for row in table_of.rows] == [*METHODS, "fedbf"]
+    content = json.loads((tmp_path / "out" / "cells.json").read_text())
+    assert [c["run"] for c in content["cells"]] == [d.place.name for d in wider.cells]
+    assert all(c["version"] and c["data"] and c["weights"] and c["device"] == "cpu" for c in content["cells"])
+    assert (tmp_path / "out" / "table.md").read_text().count("| fedbf |") == 3
+    assert "fedbf has no method.rank, method.sites." in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_a_grid_that_was_killed_three_times_has_the_same_table_bit_for_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = made(tmp_path, METHODS[:3])
+    whole = play.compare(grid, tmp_path / "whole")
+    passed = 0
+
+    usual = cells.play
+    rounds: list[int] = []
+
+    def dying(plan: Any, shelf: Any, data: Any = None, observer: Any = None) -> Any:
+        class Told(Observer):
+            def round_done(self, record: dict[str, Any]) -> None:
+                rounds.append(1)
+                if len(rounds) in (1, 8, 13):  # in the middle of a cell, and at the end of others
+                    raise toy_runs.Killed
+
+        return usual(plan, shelf, data, Told())
+
+    monkeypatch.setattr(cells, "play", dying)
+    for _ in range(3):
+        with pytest.raises(toy_runs.Killed):
+            play.compare(grid, tmp_path / "killed")
+        passed += 1
+    found = play.compare(grid, tmp_path / "killed")
+    assert passed == 3
+    assert plain(found) == plain(whole)
+    assert [t.rows for t in found.tables()[-1:]] == [t.rows for t in whole.tables()[-1:]]
+    for one, other in zip(folders(tmp_path / "whole"), folders(tmp_path / "killed"), strict=True):
+        assert one.name == other.name
+        assert digest(one) == digest(other)
+
+
+def test_a_stop_is_one_sentence_and_finished_cells_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(number: int) -> None:
+        if number == 3:
+            raise KeyboardInterrupt
+
+    counting(monkeypatch, stop)
+    with pytest.raises(Interrupted, match=r"^Stopped: finished cells are kept in .*out, and the same command goes on\.$"):
+        play.compare(made(tmp_path), tmp_path / "out")
+    assert sum(cells.finished(p) is not None for p in folders(tmp_path / "out")) == 2
+
+
+def test_broken_cells_stand_in_the_table_and_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(number: int) -> None:
+        if number == 2:
+            raise ValueError("odd")
+        if number == 3:
+            raise UserError("no memory holds it: make it smaller.")
+
+    begun = counting(monkeypatch, breaks)
+    grid = made(tmp_path, ("fedit", "ffa-lora", "flora", "fedsa-lora"), seeds=(0,), dimensions={})
+    found = play.compare(grid, tmp_path / "out")
+    fedit, ffa, flora, fedsa = found.records()
+    assert fedit["finished"]
+    assert fedsa["finished"]
+    assert ffa["reason"].startswith("ValueError: odd (a bug; traceback.txt in ")
+    assert 'raise ValueError("odd")' in (found.cells[1].place / "traceback.txt").read_text()
+    assert flora["reason"] == "no memory holds it: make it smaller."
+    text = (tmp_path / "out" / "table.md").read_text()
+    assert "- flora: no memory holds it: make it smaller." in text
+    begun.extend([0] * 9)  # beyond what breaks
+    mended = play.compare(grid, tmp_path / "out")
+    assert not mended.failed
+    assert [d.found for d in mended.cells] == [True, False, False, True]
+
+
+def test_settings_that_a_method_refuses_are_its_reason_and_those_that_all_refuse_are_said(tmp_path: Path) -> None:
+    some = play.compare(
+        made(tmp_path, ("fedit", "flora"), common={"rule": "scaffold"}, seeds=(0,), dimensions={}), tmp_path / "a"
+    )
+    assert [r["finished"] for r in some.records()] == [True, False]
+    assert some.records()[1]["reason"].startswith("flora needs each update by itself")
+    with pytest.raises(UserError, match=r"^alpha is -1\.0, but must be more than 0"):
+        play.compare(made(tmp_path, dimensions={"alpha": (-1.0,)}), tmp_path / "b")
+    assert not (tmp_path / "b" / "cells.json").exists()
+
+
+def test_the_same_cell_is_told_by_its_settings_data_weights_and_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def place(**common: Any) -> Path:
+        return cells.planned(made(tmp_path, common=common).cells()[0], tmp_path, None).place
+
+    usual = place()
+    assert place() == usual
+    assert place(rounds=3) != usual
+    assert place(**{"method.alpha": 3.0}) != usual
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for file in Path(tiny.folder("bert")).iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    assert place(model=str(copy)).name[-12:] != usual.name[-12:]  # its name is a setting
+    before = place(model=str(copy))
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"initializer_range": 0.5}))
+    assert place(model=str(copy)) != before
+    rows = tmp_path / "rows.csv"
+    rows.write_text(rows.read_text().replace("one", "two", 1))
+    assert place() != usual
+    monkeypatch.setattr(identity, "code", lambda: "other code")
+    now = place()
+    monkeypatch.setattr(identity, "code", lambda: "yet another")
+    assert place() != now
+
+
+def test_rows_in_memory_are_told_by_what_they_are(tmp_path: Path) -> None:
+    about = {"model": tiny.folder("bert"), "to": tmp_path / "out", "quiet": True} | {
+        n: v for n, v in COMMON.items() if "." not in n
+    }
+    about["parameters"] = {"rank": 2, "sites": "q", "batch": 4}
+    found = weft.compare(["fedit", "fedsa-lora"], toy_runs.source(), alpha=[0.3, 5.0], **about)
+    assert len(found.cells) == 4
+    assert not found.failed
+    same = weft.compare(["fedit", "fedsa-lora"], toy_runs.source(), alpha=[0.3, 5.0], **about)
+    assert all(d.found for d in same.cells)
+    other = weft.compare(["fedit", "fedsa-lora"], toy_runs.source(seed=1), alpha=[0.3, 5.0], **about)
+    assert not any(d.found for d in other.cells)
+    assert len(found.frame()) == 4
+    with pytest.raises(UserError, match="know data by name"):
+        weft.compare(["fedit"], toy_runs.source(), jobs=2, **about)
+
+
+def test_validation_rows_choose_a_rate_for_each_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = counting(monkeypatch)
+    rates = (1e-3, 3e-2, 0.3)
+    grid = made(tmp_path, ("fedit", "local", "fedsa-lora"), dimensions={}, tune=("lr", rates))
+    found = play.compare(grid, tmp_path / "out")
+    rows = found.records()
+    own = [r for r in rows if r["tuned"] is None]
+    tuned = [r for r in rows if r["tuned"] is not None]
+    assert len(own) == 3 * 2
+    assert len(tuned) == 2 * 2
+    assert len(begun) == 6 + 2 * 3 + 2  # of the second seed; the first was tried
+    for choice in found.choices:
+        tries = {}
+        for rate in rates:
+            place = cells.planned(grid.cell(choice.row, {}, 0, ("lr", rate)), tmp_path / "out" / "cells", None).place
+            summary = cells.finished(place)
+            assert summary is not None
+            assert summary["settings"]["method.optim.lr"]["value"] == rate
+            tries[rate] = next(
+                e["value"]
+                for e in summary["evaluations"]
+                if (e["people"], e["pooling"], e["metric"]) == ("validation", "pooled", "accuracy")
+            )
+        assert tries[choice.value] == max(tries.values())
+        edge = ", the smallest tried" if choice.value == rates[0] else ", the largest tried" if choice.value == rates[-1] else ""
+        assert choice.note.startswith(f"{choice.row}, tuned: lr = {choice.value:g}{edge}")
+    assert [row[0] for row in found.tables()[0].rows] == ["fedit", "fedit, tuned", "local", "fedsa-lora", "fedsa-lora, tuned"]
+
+
+def test_without_validation_rows_nothing_is_chosen(tmp_path: Path) -> None:
+    grid = made(tmp_path, ("fedit",), dimensions={}, seeds=(0,), tune=("lr", (0.1, 0.2)), common={"val_fraction": 0.0})
+    found = play.compare(grid, tmp_path / "out")
+    assert found.notes == ["fedit is not tuned: it has no score on validation rows: give --val-fraction."]
+    assert len(found.cells) == 1
+
+
+def test_another_process_at_it_is_said(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with directory.locked(RunDirectory(tmp_path / "out")), pytest.raises(UserError, match="another process is working on"):
+        play.compare(made(tmp_path), tmp_path / "out")
+
+
+@pytest.mark.processes
+def test_processes_beside_each_other_give_the_same_numbers(tmp_path: Path) -> None:
+    grid = made(tmp_path, METHODS[:3])
+    found = play.compare(grid, tmp_path / "beside", jobs=2)
+    assert plain(found) == plain(play.compare(grid, tmp_path / "one"))
