@@ -81,11 +81,9 @@ def rehearse(out: Console, grid: Grid, folder: Path, as_json: bool) -> None:
     from weft.comparison import cells as on_disk
     from weft.comparison.play import CELLS
     from weft.comparison.rehearsal import costs
-    from weft.errors import UserError
 
     plans = [on_disk.planned(cell, folder / CELLS, None) for cell in grid.cells()]
-    if all(p.resolved is None for p in plans):
-        raise UserError(plans[0].reason)
+    on_disk.check(grid, plans)
     lacking = grid.lacking()
     found = costs(grid, folder)
     cells = [(p, _state(p)) for p in plans]

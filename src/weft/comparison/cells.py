@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 import shutil
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from weft import start
 from weft.comparison import identity
-from weft.comparison.grid import Cell
+from weft.comparison.grid import Cell, Grid
 from weft.engines.observer import Observer
 from weft.errors import Interrupted, UserError
 from weft.experiment import Resolved, resolve
@@ -62,6 +63,19 @@ def planned(cell: Cell, folder: Path, given: str | None) -> Planned:
     except UserError as e:
         return Planned(cell, folder / name, None, str(e))
     return Planned(cell, folder / f"{name[:80]}-{mark[:12]}", resolved)
+
+
+def check(grid: Grid, plans: Sequence[Planned]) -> None:
+    """Refuse a grid with settings that no method can have, before anything is played.
+
+    Raises:
+        UserError: so it is.
+    """
+    grid.lacking()
+    for at in grid.places():
+        here = [p for p in plans if p.cell.at == at]
+        if all(p.resolved is None for p in here):
+            raise UserError(here[0].reason)
 
 
 def finished(place: Path) -> dict[str, Any] | None:

@@ -38,7 +38,7 @@ def compare(grid: Grid, folder: Path, data: Any = None, jobs: int = 1, observer:
         data: rows in memory, the same for all cells. jobs: processes beside each other, each with its share of the cores.
 
     Raises:
-        UserError: no cell can be played, all for reasons that are known before; another process is at it.
+        UserError: some settings make no sense for any method; another process is at it.
         Interrupted: Ctrl-C; finished cells are kept, and the same command goes on.
     """
     observer = observer or Observer()
@@ -48,9 +48,7 @@ def compare(grid: Grid, folder: Path, data: Any = None, jobs: int = 1, observer:
     with _stoppable(folder), directories.locked(RunDirectory(folder)):
         player = _Player(folder / CELLS, data, jobs, observer)
         every = [player.plan(cell) for cell in grid.cells()]
-        if all(p.resolved is None for p in every):
-            raise UserError(every[0].reason)
-        grid.lacking()
+        on_disk.check(grid, every)
         done, choices = player.play([p.cell for p in every]), []
         for at, row in itertools.product(grid.places(), grid.methods):
             choice = tuning.search(grid, row, at, player.play)
