@@ -24,7 +24,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from weft import start
 from weft.comparison import cells as on_disk
-from weft.comparison.grid import Grid
+from weft.comparison.cell_grid import Grid
 from weft.comparison.play import compare
 from weft.experiment import resolve, to_toml
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 PICTURE = Path(__file__).resolve().parents[1] / "docs" / "architecture.svg"
 ROWS: tuple[tuple[str, str, str], ...] = (
-    ("cli api start", "the command line; weft.run in Python; begin a run or go on with one", "#e8eaf6"),
+    ("cli api comparison start", "the command line; weft.run in Python; grids of runs; begin a run, or go on", "#e8eaf6"),
     ("sites", "real federations: agreement, keys, Flower, the processes of site and coordinator", "#e8eaf6"),
     ("playing export report", "a run from first to last; its model, as files; tables and progress", "#e8eaf6"),
     ("runs", "one run in its folder: prepared, played, saved, recovered", "#e0f2f1"),

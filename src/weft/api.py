@@ -19,7 +19,7 @@ from weft.playing.run import Run
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from weft.comparison.result import Comparison
+    from weft.comparison.compared import Comparison
     from weft.engines.observer import Observer
     from weft.federation.method import Method
 
@@ -110,7 +110,7 @@ def compare(
         Interrupted: Ctrl-C; finished cells are kept.
     """
     from weft.comparison import play
-    from weft.comparison.grid import read_grid
+    from weft.comparison.cell_grid import read_grid
 
     if data is None:
         raise UserError("data is None: give rows or a name, or leave data out for the usual set.")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from weft.comparison.cell_grid import SPLIT, Grid, read_grid
 from weft.comparison.cells import planned
-from weft.comparison.grid import SPLIT, Grid, read_grid
 from weft.errors import UserError
 from weft.methods import registry
 

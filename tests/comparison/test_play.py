@@ -14,9 +14,10 @@ import toy_runs
 import weft
 from command_line import table
 from weft import start
-from weft.comparison import cells, identity, play
-from weft.comparison.grid import Grid
-from weft.comparison.result import Comparison
+from weft.comparison import cell_identity as identity
+from weft.comparison import cells, play
+from weft.comparison.cell_grid import Grid
+from weft.comparison.compared import Comparison
 from weft.engines.observer import Observer
 from weft.errors import Interrupted, UserError
 from weft.experiment import resolve

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from weft.comparison import tables
-from weft.comparison.grid import Grid
+from weft.comparison import compared_tables as tables
+from weft.comparison.cell_grid import Grid
 from weft.comparison.statistics import difference, spread
 
 

@@ -73,7 +73,7 @@ def compare(
     screen = out(stderr=as_json)
     with starting(screen, quiet):
         from weft.cli import comparing
-        from weft.comparison.grid import read_grid
+        from weft.comparison.cell_grid import read_grid
         from weft.comparison.play import usual_folder
 
         runs = Path(str(typed.pop("runs", "runs"))).expanduser()

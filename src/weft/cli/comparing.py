@@ -15,9 +15,9 @@ from weft.words import count
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from weft.comparison.cell_grid import Grid
     from weft.comparison.cells import Planned
-    from weft.comparison.grid import Grid
-    from weft.report.tables import Table
+    from weft.report.table import Table
 
 
 def play(out: Console, screen: Console, grid: Grid, folder: Path, jobs: int, quiet: bool, as_json: bool) -> None:
@@ -78,9 +78,9 @@ def rehearse(out: Console, grid: Grid, folder: Path, as_json: bool) -> None:
     Raises:
         UserError: whatever would be refused before the first cell.
     """
+    from weft.cli.costs import costs
     from weft.comparison import cells as on_disk
     from weft.comparison.play import CELLS
-    from weft.comparison.rehearsal import costs
 
     plans = [on_disk.planned(cell, folder / CELLS, None) for cell in grid.cells()]
     on_disk.check(grid, plans)

@@ -21,7 +21,7 @@ def taking(*names: str, without: Collection[str] = (), several: bool = False) ->
     declarations take longer to import than help on all commands takes to print.
 
     Args:
-        several: commas part values of one option, where it is of numbers or choices (:data:`weft.comparison.grid.SPLIT`).
+        several: commas part values of one option, where it is of numbers or choices (:data:`weft.comparison.cell_grid.SPLIT`).
     """
 
     class Taking(Command):
@@ -104,7 +104,7 @@ def _read(name: str, typed: Any) -> Any:
 
 def _read_several(name: str, typed: Any) -> Any:
     """What was typed, as a list where it names several values."""
-    from weft.comparison.grid import SPLIT
+    from weft.comparison.cell_grid import SPLIT
     from weft.experiment import SETTINGS, assignment
 
     if name not in SPLIT or not isinstance(typed, str):

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from weft import start
-from weft.comparison import identity
-from weft.comparison.grid import Cell, Grid
+from weft.comparison import cell_identity as identity
+from weft.comparison.cell_grid import Cell, Grid
 from weft.engines.observer import Observer
 from weft.errors import Interrupted, UserError
 from weft.experiment import Resolved, resolve
@@ -54,7 +54,7 @@ class Done:
 def planned(cell: Cell, folder: Path, given: str | None) -> Planned:
     """
     Args:
-        folder: of all cells. given: see :func:`weft.comparison.identity.of_cell`.
+        folder: of all cells. given: see :func:`weft.comparison.cell_identity.of_cell`.
     """
     name = re.sub(r"[^A-Za-z0-9.]+", "-", cell.label.replace("·", "")).strip("-")
     try:

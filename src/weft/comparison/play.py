@@ -13,12 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from weft.comparison import cell_identity as identity
 from weft.comparison import cells as on_disk
-from weft.comparison import identity, tuning
+from weft.comparison import tuning
+from weft.comparison.cell_grid import Cell, Grid
 from weft.comparison.cells import Done, Planned
-from weft.comparison.grid import Cell, Grid
+from weft.comparison.compared import Comparison
 from weft.comparison.records import record
-from weft.comparison.result import Comparison
 from weft.engines.observer import Observer
 from weft.errors import Interrupted, UserError
 from weft.runs import directory as directories

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from weft.comparison.cell_grid import shown
 from weft.comparison.cells import Done
-from weft.comparison.grid import shown
 from weft.engines.evaluation import pick
 from weft.federation.info import common
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from weft.comparison.cell_grid import BASELINES, Grid, shown
 from weft.comparison.cells import Done
-from weft.comparison.grid import BASELINES, Grid, shown
 from weft.comparison.records import record
 from weft.tasks.task import goodness
 

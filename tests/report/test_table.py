@@ -8,7 +8,7 @@ import io
 import pytest
 
 from weft.errors import WeftError
-from weft.report.tables import Table
+from weft.report.table import Table
 
 ROWS = (("a|b", "71.2 ± 0.3", "50 % & more"), ("c_d", "", 'say "x", y'))
 TABLE = Table("t", ("method", "accuracy, %", "why"), ROWS, frozenset({(0, 1)}), ("a note",))

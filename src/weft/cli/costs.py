@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from weft.comparison import cells as on_disk
-from weft.comparison.grid import BASELINES, Grid
+from weft.comparison.cell_grid import BASELINES, Grid
 from weft.comparison.play import CELLS
 from weft.engines.observer import Observer
 from weft.errors import UserError

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from weft.comparison import tables
+from weft.comparison import compared_tables as tables
+from weft.comparison.cell_grid import Grid
 from weft.comparison.cells import Done
-from weft.comparison.grid import Grid
 from weft.comparison.records import record
 from weft.comparison.tuning import Choice
 from weft.errors import UserError
-from weft.report.tables import Table
+from weft.report.table import Table
 from weft.storage import files
 from weft.words import count
 

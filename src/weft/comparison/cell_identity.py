@@ -10,7 +10,7 @@ from typing import Any
 
 import weft
 from weft.backbones.finding import find
-from weft.comparison.grid import Cell
+from weft.comparison.cell_grid import Cell
 from weft.experiment import Experiment, resolve
 from weft.runs.provenance import version
 

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from weft.comparison import statistics
-from weft.comparison.grid import Grid, shown
+from weft.comparison.cell_grid import Grid, shown
 from weft.comparison.statistics import Difference
-from weft.report.tables import Table
+from weft.report.table import Table
 from weft.tasks.task import LESS_IS_BETTER
 
 Record = Mapping[str, Any]
