@@ -127,3 +127,17 @@ def test_what_makes_no_grid_is_one_sentence(made: dict[str, object], sentence: s
 def test_what_is_no_grid_file_is_one_sentence(text: str, sentence: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=sentence):
         grid(text, tmp_path)
+
+
+def test_what_is_said_of_a_method_goes_over_what_is_said_of_all_and_that_over_what_is_the_same_anyway() -> None:
+    found = Grid(
+        ("fedit", "flora"),
+        common={"method.rank": 2, "method.batch": 4, "pack": 3},
+        own={"flora": {"method.rank": 3, "method.lr": 0.5}},
+        tune=("lr", (0.1, 0.2)),
+    )
+    fedit, flora = found.cells()
+    assert [fedit.settings[f"method.{n}"] for n in ("rank", "batch", "epochs")] == [2, 4, 1.0]
+    assert [flora.settings[f"method.{n}"] for n in ("rank", "batch", "optim.lr")] == [3, 4, 0.5]
+    assert flora.settings["pack"] == 3
+    assert found.cell("flora", {}, 0, ("lr", 0.2)).settings["method.optim.lr"] == 0.2
