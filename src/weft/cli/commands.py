@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from weft.cli import after, chat, keys, listings, merge, run, runs, sites
+from weft.cli import after, chat, keys, listings, merge, run, runs, sites, watch
 from weft.cli.errors import Command, Commands
 from weft.cli.settings import taking
 
@@ -34,6 +34,7 @@ app.command(rich_help_panel=SITES, cls=Command)(sites.join)
 app.add_typer(keys.app, name="keys", rich_help_panel=SITES)
 app.command(rich_help_panel=LOOK, cls=Command)(runs.runs)
 app.command(rich_help_panel=LOOK, cls=Command)(runs.diff)
+app.command(rich_help_panel=LOOK, cls=Command)(watch.watch)
 app.command(rich_help_panel=LOOK, cls=Command)(listings.methods)
 app.command(rich_help_panel=LOOK, cls=Command)(listings.data)
 app.command(rich_help_panel=LOOK, cls=Command)(listings.models)

@@ -179,7 +179,7 @@ def to_remove(root: Path, names: Iterable[str]) -> list[Path]:
     found = []
     for name in dict.fromkeys(name.rstrip("/") for name in names):
         path = root / name
-        if path.resolve() == root.resolve() or root.resolve() not in path.resolve().parents:
+        if root.resolve() not in path.resolve().parents:
             raise UserError(f"{name} lies outside {root}: give the name of a run in there, as weft runs {root} shows it.")
         if name not in there:
             what = "is no run" if path.exists() else "does not exist"
