@@ -20,6 +20,7 @@ from command_line import flowing, refused, weft
 from patience import patience
 from toy_runs import Dies, Killed
 from weft.cli import watch as module
+from weft.errors import UserError
 from weft.report import frame as frames
 from weft.report.frame import duration, frame, seconds_left, sparkline
 from weft.runs.directory import RunDirectory, locked
@@ -141,7 +142,21 @@ def test_it_follows_until_the_run_is_finished_and_survives_a_folder_that_is_move
     playing.join()
     assert got.code == 0
     assert "finished" in got.out
-    assert [line.split()[0] for line in got.out.splitlines() if line.strip()][:3] == ["round", "1", "2"]
+    rows = [line.split()[0] for line in got.out.split(str(run))[0].splitlines() if line.strip()]
+    assert rows == ["round", "1", "2"]  # each once, however often it looked
+
+
+def test_a_look_that_fails_for_a_moment_is_taken_again(done: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    failures = iter([True] * (module.TRIES - 1))
+
+    def sometimes(folder: Path) -> Glance:
+        if next(failures, False):
+            raise UserError(f"can't read {folder}.")
+        return glance(folder)
+
+    monkeypatch.setattr(module, "POLL", 0.01)
+    monkeypatch.setattr("weft.runs.glance.glance", sometimes)
+    assert weft(capsys, "watch", done, "--once").code == 0
 
 
 def test_at_a_terminal_the_frame_is_drawn_over_until_the_end(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
