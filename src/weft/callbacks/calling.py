@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ class Calling(Observer):
 
     def rounds_begin(self, played: Sequence[dict[str, Any]]) -> bool | None:
         asked = self.observer.rounds_begin(played)
-        about = {**self.about, "folder": str(self.folder), "played": list(played)}
+        about = _plain(self.about) | {"folder": str(self.folder), "played": list(played)}
         return self._each(lambda one: one.run_started(about)) or asked
 
     def round_done(self, record: dict[str, Any]) -> bool | None:
@@ -35,7 +36,8 @@ class Calling(Observer):
         return self._each(lambda one: one.round_done(record)) or asked
 
     def run_finished(self, summary: Mapping[str, Any]) -> None:
-        self._each(lambda one: one.run_finished(summary))
+        plain = _plain(summary)
+        self._each(lambda one: one.run_finished(plain))
 
     def close(self) -> None:
         self._each(lambda one: one.close())
@@ -51,3 +53,9 @@ class Calling(Observer):
                 name, what = type(one).__name__, " ".join(str(e).split())[:200]
                 self.say(f"{name} failed and is left alone from here on ({type(e).__name__}{': ' + what if what else ''}).")
         return asked
+
+
+def _plain(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """As the file has it; and a copy, so that nobody changes ours."""
+    found: dict[str, Any] = json.loads(json.dumps(summary))
+    return found
