@@ -82,8 +82,10 @@ READ = {"tensorboard": from_tensorboard, "mlflow": from_mlflow}
 @pytest.mark.parametrize("name", READ)
 def test_what_is_read_back_is_what_the_run_says(name: str, tmp_path: Path) -> None:
     pytest.importorskip(name)
-    run = toy_runs.run(tmp_path, track=[name], **SMALL)
+    told = Told()
+    run = toy_runs.run(tmp_path, track=[name], observer=told, **SMALL)
     equal(READ[name](run.folder), run)
+    assert not [s for s in told.sentences if "left alone" in s]
     assert run.summary["settings"]["track"]["value"] == [name]
 
 
@@ -161,7 +163,7 @@ def test_mlflow_goes_where_its_own_variable_says(tmp_path: Path, monkeypatch: py
 def test_wandb_writes_an_offline_run_and_goes_on_under_the_same_number(tmp_path: Path) -> None:
     pytest.importorskip("wandb")
     with pytest.raises(Killed):
-        toy_runs.run(tmp_path, track=["wandb"], observer=Dies(1), **SMALL)
+        toy_runs.run(tmp_path, track=["wandb"], observer=(first := Dies(1)), **SMALL)
     (folder,) = tmp_path.iterdir()
     place = folder / "tracking"
     known = json.loads((place / "wandb.json").read_text())
@@ -169,7 +171,8 @@ def test_wandb_writes_an_offline_run_and_goes_on_under_the_same_number(tmp_path:
     parts = sorted((place / "wandb").glob("offline-run-*"))
     assert [p.name.rsplit("-", 1)[1] for p in parts] == [known["run"]]
     time.sleep(1.1)  # wandb names the parts of a run by the second
-    weft.resume(folder, data=toy_runs.source(), quiet=True)
+    weft.resume(folder, data=toy_runs.source(), observer=(second := Told()))
+    assert not [s for s in first.sentences + second.sentences if "left alone" in s]
     again = json.loads((place / "wandb.json").read_text())
     assert again == known | {"round": 3}
     files = [f for p in sorted((place / "wandb").glob("offline-run-*")) for f in p.glob("*.wandb")]
@@ -179,18 +182,24 @@ def test_wandb_writes_an_offline_run_and_goes_on_under_the_same_number(tmp_path:
 
 
 def history(file: Path) -> list[int]:
-    """The rounds in a file of wandb."""
+    """The rounds in a file of wandb: a log as of LevelDB, of records in blocks of 32 KiB after 7 bytes of its own."""
     from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
 
-    store, found = DataStore(), []
-    store.open_for_scan(str(file))
-    while (data := store.scan_data()) is not None:
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
-        if record.WhichOneof("record_type") == "history":
-            found.append(record.history.step.num)
-            assert any("accuracy" in (item.key or "".join(item.nested_key)) for item in record.history.item)
+    data, at, whole, found = file.read_bytes(), 7, b"", []
+    while at + 7 <= len(data):
+        length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+        whole += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if left := -at % 32768 if -at % 32768 < 7 else 0:  # too little for another record
+            at += left
+        if kind in (1, 4):  # the whole of a record, or its last part
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(whole)
+            whole = b""
+            if record.WhichOneof("record_type") == "history":
+                found.append(record.history.step.num)
+                names = {item.key or "/".join(item.nested_key) for item in record.history.item}
+                assert {"global/accuracy", "training_loss", "bytes_up"} <= names
     return found
 
 

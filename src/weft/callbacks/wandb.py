@@ -45,4 +45,4 @@ class WandB(Tracker):
 
     def close(self) -> None:
         if self._run is not None:
-            self._run.finish(quiet=True)
+            self._run.finish()
