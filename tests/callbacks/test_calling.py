@@ -11,9 +11,11 @@ import pytest
 
 import toy_runs
 import weft
+from paths import ROOT
 from toy_runs import Dies, Killed, Told
 from weft.callbacks import EarlyStopping, Profiler
 from weft.errors import UserError
+from weft.playing import execute
 from weft.runs.checkpoint import digest
 
 SMALL: dict[str, Any] = {"baselines": [], "parameters": {"steps": 1, "batch": 4}, "rounds": 3}
@@ -95,6 +97,39 @@ def test_killed_where_it_was_about_to_ask_it_stops_at_the_same_round(tmp_path: P
     again = weft.resume(folder, data=toy_runs.source(), callbacks=[Notes(stop=1)], quiet=True)
     assert digest(again.folder) == digest(whole.folder)
     assert again.summary["stopped"] == whole.summary["stopped"]
+
+
+def test_a_stop_that_was_asked_for_is_saved_and_needs_nobody_to_ask_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dies(*_: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(execute, "export_adapter", dies)
+        with pytest.raises(Killed):
+            toy_runs.run(tmp_path, callbacks=[Notes(stop=1)], **SMALL | {"rounds": 5})
+    (folder,) = tmp_path.iterdir()
+    again = weft.resume(folder, data=toy_runs.source(), quiet=True)
+    assert (len(again.rounds), again.finished) == (2, True)
+    assert again.summary["stopped"] == {"round": 1, "why": "a callback asked for it"}
+
+
+def test_the_example_of_the_docs_stops_once_so_much_was_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    code = (ROOT / "docs" / "tracking.md").read_text().split("```python")[1].split("```")[0]
+    known: dict[str, Any] = {}
+    exec(code.split("weft.run(")[0], known)
+    whole = toy_runs.run(tmp_path / "whole", **SMALL)
+    each = [known["uploaded"](line) for line in whole.rounds]
+    run = toy_runs.run(tmp_path / "some", callbacks=[known["Budget"](each[0] + 1)], **SMALL)
+    assert len(run.rounds) == 2
+    assert (tmp_path / "sent.txt").read_text() == f"{run.folder.name}: {sum(each[:2]):,} bytes\n"
+    with pytest.raises(Killed):
+        toy_runs.run(tmp_path / "cut", callbacks=[known["Budget"](each[0] + 1)], observer=Dies(0), **SMALL)
+    (folder,) = (tmp_path / "cut").iterdir()
+    again = weft.resume(folder, data=toy_runs.source(), callbacks=[known["Budget"](each[0] + 1)], quiet=True)
+    assert len(again.rounds) == 2
 
 
 @pytest.mark.parametrize("hook", ["run_started", "round_done", "run_finished", "close"])
