@@ -115,6 +115,19 @@ def test_a_resumed_run_goes_on_in_the_same_and_repeats_no_round(name: str, told:
     equal(READ[name](folder), run)
 
 
+def test_a_round_of_which_tensorboard_had_but_a_part_is_told_anew(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from torch.utils.tensorboard.writer import SummaryWriter
+
+    with pytest.raises(Killed):
+        toy_runs.run(tmp_path, track=["tensorboard"], observer=Dies(1), **SMALL)
+    (folder,) = tmp_path.iterdir()
+    with SummaryWriter(str(folder / "tracking" / "tensorboard")) as writer:
+        writer.add_scalar("global/accuracy", 7.0, 2)
+    run = weft.resume(folder, data=toy_runs.source(), quiet=True)
+    equal(from_tensorboard(folder), run)
+
+
 def test_tensorboard_has_the_settings_as_hyper_parameters(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from weft.callbacks.tracker import Tracker, note, noted
+from weft.callbacks.tracker import LAST, Tracker, note, noted
 
 BATCH = 100
 """Parameters that MLflow takes at once."""
@@ -36,7 +36,7 @@ class MLflow(Tracker):
         if known.get("uri") == uri and "run" in known:
             self._run = known["run"]
             self._client.update_run(self._run, "RUNNING")
-            return max((one.step for one in self._client.get_metric_history(self._run, "seconds")), default=0)
+            return max((one.step for one in self._client.get_metric_history(self._run, LAST)), default=0)
         title = os.environ.get("MLFLOW_EXPERIMENT_NAME", "weft")
         found = self._client.get_experiment_by_name(title)
         artifacts = None if uri else (place / "mlflow").resolve().as_uri()

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from weft.callbacks.tracker import Tracker
+from weft.callbacks.tracker import LAST, Tracker
 
 
 class TensorBoard(Tracker):
@@ -22,7 +22,7 @@ class TensorBoard(Tracker):
 
         folder = place / "tensorboard"
         last = latest(folder)
-        self._writer = SummaryWriter(str(folder), purge_step=last + 1 if last else None)
+        self._writer = SummaryWriter(str(folder), purge_step=last + 1 if last else None)  # of a round that is not whole
         if not last:
             for summary in hparams(dict(settings), {}):
                 self._writer.file_writer.add_summary(summary)
@@ -40,11 +40,11 @@ class TensorBoard(Tracker):
 
 
 def latest(folder: Path) -> int:
-    """The last step in a folder of event files, 0 if there is none."""
+    """The last step that is whole in a folder of event files, 0 if there is none."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     if not folder.is_dir():
         return 0
     events = EventAccumulator(str(folder), size_guidance={"scalars": 1})  # of each, the last
     events.Reload()
-    return max((one.step for tag in events.Tags()["scalars"] for one in events.Scalars(tag)), default=0)
+    return max((one.step for one in events.Scalars(LAST)), default=0) if LAST in events.Tags()["scalars"] else 0

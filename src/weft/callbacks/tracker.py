@@ -64,17 +64,23 @@ def parameters(about: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def numbers(line: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a round: of each view ``VIEW/METRIC``, see :meth:`weft.Run.records`, and those that belong to no view."""
+    """The numbers of a round: of each view ``VIEW/METRIC``, see :meth:`weft.Run.records`, and those that belong to no view.
+
+    Every round has ``seconds``, and has them last: where they are, a tracker has the round whole.
+    """
     found: dict[str, float] = {}
     for row in flat(dict(line)):
         view = row.pop("view")
         for name, value in row.items():
             if name != "round" and isinstance(value, int | float) and math.isfinite(value):
                 found[name if name in COMMON else f"{view}/{name}"] = float(value)
+    if LAST in found:
+        found[LAST] = found.pop(LAST)
     return found
 
 
-COMMON = ("training_loss", "aggregation_error", "seconds", "bytes_down", "bytes_up")
+LAST = "seconds"
+COMMON = ("training_loss", "aggregation_error", "bytes_down", "bytes_up", LAST)
 """Numbers of a round that are of no view."""
 
 

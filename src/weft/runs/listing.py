@@ -15,7 +15,7 @@ from weft.runs import directory as directories
 from weft.runs.directory import RunDirectory
 from weft.runs.glance import Glance, glance
 from weft.runs.result import headline
-from weft.storage import files
+from weft.storage import files, remedy
 from weft.tasks.task import goodness
 
 State = Literal["finished", "running", "unfinished", "damaged", "other format"]
@@ -112,8 +112,7 @@ def _of(now: Glance, name: str) -> Listed:
     done, planned = len(now.rounds), now.planned
     why = ""
     if state == "unfinished":
-        command = "serve it again" if "served" in summary else f"weft resume {now.folder}"
-        why = f"stopped after {done} of {planned} rounds: {command} goes on."
+        why = f"stopped after {done} of {planned} rounds: {remedy.go_on(now.folder)}."
     value = None if top is None or top["value"] is None else float(top["value"])
     return Listed(
         name,
