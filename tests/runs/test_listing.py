@@ -180,6 +180,10 @@ def test_the_list_fits_a_wide_terminal_and_needs_no_torch(made: Path, capsys: Ca
     assert "finished" in rows["one"]
     assert "1/3" in rows["cut"]
     assert "weft resume" in rows["cut:"]
+    monkeypatch.setenv("COLUMNS", "80")
+    narrow = weft(capsys, "runs", made).out.splitlines()
+    assert max(map(len, narrow[:5])) <= 80
+    assert [line.split()[:2] for line in narrow[2:5]] == [["cut", "1/3"], ["one", "2/2"], ["two", "2/2"]]
     script = (
         "import sys\nfrom weft.cli import main\n"
         "try:\n    main(['runs', sys.argv[1]])\nexcept SystemExit as e:\n    assert e.code == 0\n"

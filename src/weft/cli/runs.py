@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from weft.runs.listing import Listed
 
 
+WIDE = 120
+"""Columns of a terminal that shows settings too; most are in a run's usual name."""
+
+
 def runs(
     folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="The folder above the runs.")] = Path("runs"),
     method: Annotated[str | None, typer.Option(help="Only those of this method.", show_default=False)] = None,
@@ -81,16 +85,20 @@ def _show(found: Sequence[Listed], root: Path) -> None:
     if not found:
         screen.print(f"No such run under {root}.", markup=False)
         return
-    table = grid("name", "method", "data", "model", ">seed", ">rounds", ">headline", ">up", "when", "state")
+    wide = ("method", "data", "model", ">seed") if screen.width >= WIDE else ()
+    table = grid("name", *wide, ">rounds", ">headline", ">up", "when", "state")
     colours = {"finished": "green", "running": "cyan", "unfinished": "yellow"}
     for run in found:
         value = "" if run.value is None else f"{run.value:.3f}" if abs(run.value) < 1000 else f"{run.value:.3g}"
         metric = "" if run.metric in (None, "accuracy") else f" {run.metric}"
-        cells = (
+        settings = (
             " ".join(filter(None, (run.method, run.baseline))),
             run.data or "",
-            run.model or "",
+            ",".join(Path(one).name for one in (run.model or "").split(",")),
             "" if run.seed is None else str(run.seed),
+        )
+        cells = (
+            *(settings if wide else ()),
             "" if run.rounds is None else f"{run.rounds}/{run.planned}",
             f"{value}{metric}",
             "" if run.bytes_up is None else format_bytes(run.bytes_up),
