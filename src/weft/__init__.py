@@ -7,7 +7,8 @@ The public API. Each name is imported when it is first used, so that ``import we
 - :mod:`weft.methods`: the published methods, ``weft.methods.FLoRA(rank=8)``.
 - :mod:`weft.data`: data sets and how they are dealt out to clients. :mod:`weft.export`: models that leave a run.
 - :func:`merge`: several LoRA adapters as one, exactly.
-- :class:`Experiment`: every setting. :class:`Observer`: to watch a run.
+- :class:`Experiment`: every setting. :class:`Observer`: to watch a run. :class:`Callback`: goes along with one, and may stop it;
+  :mod:`weft.callbacks` has trackers, early stopping and a profiler.
 - :class:`UserError`, :class:`Interrupted`: what a run raises when a person can put it right, or stopped it.
 """
 
@@ -17,8 +18,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from weft import data, export, methods
+    from weft import callbacks, data, export, methods
     from weft.api import compare, resume, run
+    from weft.callbacks.callback import Callback
     from weft.engines.observer import Observer
     from weft.errors import Interrupted, UserError, WeftError
     from weft.experiment import Experiment
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from weft.playing.run import Run, load_run
 
 _HOME = {
+    "Callback": "callbacks.callback",
     "Experiment": "experiment",
     "Interrupted": "errors",
     "Observer": "engines.observer",
@@ -40,12 +43,14 @@ _HOME = {
 }
 
 __all__ = [
+    "Callback",
     "Experiment",
     "Interrupted",
     "Observer",
     "Run",
     "UserError",
     "WeftError",
+    "callbacks",
     "compare",
     "data",
     "export",
@@ -58,7 +63,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("data", "export", "methods"):
+    if name in ("callbacks", "data", "export", "methods"):
         return import_module(f"{__name__}.{name}")
     if name == "__version__":
         from weft.distribution import version

@@ -19,6 +19,7 @@ from weft.playing.run import Run
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from weft.callbacks.callback import Callback
     from weft.comparison.compared import Comparison
     from weft.engines.observer import Observer
     from weft.federation.method import Method
@@ -39,6 +40,7 @@ def run(
     quiet: bool = False,
     observer: Observer | None = None,
     repeat: int = 1,
+    callbacks: Sequence[Callback] = (),
     **more: Any,
 ) -> Run:
     """Train a federation, and save it in a folder of its own: the same experiment as ``weft run`` with the same settings.
@@ -53,6 +55,7 @@ def run(
         clients, rounds: how many. file: an experiment file, over which the other settings lie.
         quiet: print nothing. observer: is told of progress, and nothing is printed besides.
         repeat: run so often and compare the numbers bit for bit.
+        callbacks: go along with the run, and may stop it: see :class:`weft.Callback`.
         more: any other setting of :class:`weft.Experiment`; those of a method as ``parameters={"rank": 8}``.
 
     Raises:
@@ -78,7 +81,7 @@ def run(
 
         plan.header(screen, resolved)
 
-    return _watched(lambda told: start.start(resolved, given, told, repeat), heading, observer, quiet)
+    return _watched(lambda told: start.start(resolved, given, told, repeat, callbacks=callbacks), heading, observer, quiet)
 
 
 def compare(
@@ -137,18 +140,24 @@ def resume(
     data: Any = None,
     quiet: bool = False,
     observer: Observer | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> Run:
     """Go on with a run that was stopped; the numbers are those of a run that never was.
 
     Args:
         folder: of the run. method, data: the objects it was begun with, if it was begun with any.
         quiet: print nothing. observer: is told of progress, and nothing is printed besides.
+        callbacks: go along with what is left of the run.
 
     Raises:
         UserError: no run there, a damaged checkpoint, or data, weights or objects other than before.
         Interrupted: Ctrl-C; what was finished is saved.
     """
-    return _watched(lambda told: start.resume(Path(folder), method=method, data=data, observer=told), None, observer, quiet)
+
+    def go_on(told: Observer | None) -> Run:
+        return start.resume(Path(folder), method=method, data=data, observer=told, callbacks=callbacks)
+
+    return _watched(go_on, None, observer, quiet)
 
 
 def _made(method: object) -> Method | None:

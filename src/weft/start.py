@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from weft import experiment as settings
 from weft.backbones.finding import find
 from weft.backbones.load import pick_device
+from weft.callbacks import tracker
 from weft.communication.codecs import codec
 from weft.engines.here import Here
 from weft.engines.observer import Observer
@@ -20,7 +21,7 @@ from weft.errors import UserError
 from weft.experiment import Resolved
 from weft.playing import execute, from_adapter
 from weft.playing.run import Run
-from weft.runs import baselines, beginning, best, edited, summary
+from weft.runs import baselines, beginning, best, edited, stopping, summary
 from weft.runs import directory as directories
 from weft.runs.directory import RunDirectory
 from weft.runs.prepare import Material, prepare, suited
@@ -31,17 +32,24 @@ from weft.sites.flower import environment as flower
 from weft.storage import files, remedy
 
 if TYPE_CHECKING:
+    from weft.callbacks.callback import Callback
     from weft.federation.method import Method
 
 
 def start(
-    resolved: Resolved, data: Any = None, observer: Observer | None = None, repeat: int = 1, shelf: Shelf | None = None
+    resolved: Resolved,
+    data: Any = None,
+    observer: Observer | None = None,
+    repeat: int = 1,
+    shelf: Shelf | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> Run:
     """Train a federation, and save it in a folder of its own.
 
     Args:
         data: rows in memory, which go before the name in the settings. repeat: run so often and compare the numbers bit for bit.
         shelf: of several runs in this process, which then load only what differs.
+        callbacks: are told of the run's course, besides the trackers in the settings.
 
     Raises:
         UserError: anything that a person can put right.
@@ -54,7 +62,11 @@ def start(
                 f"other processes know method and data by name and run no baseline themselves: leave --engine {x.engine} out."
             )
         flower.ready() if x.engine == "flower" else flower.ready_for_ray()
+    if repeat > 1 and callbacks:
+        raise UserError("callbacks may stop a run where its repeat, which they are not told of, goes on: leave repeat out.")
     best.check(x.keep, resolved.method)
+    stopping.check(x)
+    callbacks = [*callbacks, *tracker.made(x.track)]
     (
         codec(x.codec),
         [find(m, observer.say) for m in x.models],
@@ -69,6 +81,7 @@ def start(
                 observer.say(note)
             observer.begin("set-up", execute.steps(x))
             material = (shelf or Shelf()).prepare(x, data, observer, resolved.method.info.needs)
+            stopping.check(x, material.data["rows"]["val"])
             for method in baselines.played(x, resolved.played):
                 for bench in (material.bench, *material.bench.others.values()):
                     suited(method, bench, baselines.servers(x, len(material.clients)), material.clients)
@@ -85,7 +98,7 @@ def start(
             raise
         with _engine(resolved, directory, material, observer) as engine:
             about["seconds"]["loading"] = time.time() - began
-            execute.go_on(directory, resolved, material, about, observer, repeat, engine)
+            execute.go_on(directory, resolved, material, about, observer, repeat, engine, callbacks)
     return Run(directory)
 
 
@@ -107,11 +120,13 @@ def resume(
     method: Method | None = None,
     data: Any = None,
     observer: Observer | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> Run:
     """Go on with a run that was stopped; the numbers are those of a run that never was.
 
     Args:
         folder: of the run. method, data: the objects it was begun with, if it was begun with any.
+        callbacks: are told of what is left of the run, besides the trackers in its settings.
 
     Raises:
         UserError: no run there, a damaged checkpoint, or data, weights or objects other than before.
@@ -142,13 +157,16 @@ def resume(
             directories.write_summary(directory, about)
         origin = {n: s["origin"] for n, s in about["settings"].items()}
         resolved = replace(resolved, origin={n: origin.get(n, o) for n, o in resolved.origin.items()})
+        stopping.check(resolved.experiment, about["data"]["rows"]["val"])
+        callbacks = [*callbacks, *tracker.made(resolved.experiment.track)]
         observer.begin("set-up", execute.steps(resolved.experiment))
         material = prepare(resolved.experiment, data, execute.Silent(observer), resolved.method.info.needs)
         material = replace(material, beginning=beginning.again(directory, about))
         if differences := changed(about["environment"], environment(material.backbone.device.type)):
             observer.say(f"begun with something else ({'; '.join(differences)}): the last digits may differ.")
         with _engine(resolved, directory, material, observer) as engine:
-            execute.go_on(directory, resolved, material, about, observer, about.get("repeat", {}).get("runs", 1), engine)
+            repeat = about.get("repeat", {}).get("runs", 1)
+            execute.go_on(directory, resolved, material, about, observer, repeat, engine, callbacks)
     return Run(directory)
 
 

@@ -17,6 +17,7 @@ from weft import experiment as settings
 from weft.communication.envelope import unwrap, wrap
 from weft.communication.ledger import Ledger
 from weft.errors import Elsewhere, UserError
+from weft.runs import listing
 from weft.runs.checkpoint import Checkpoint, digest
 from weft.sites.reasons import Reason
 from weft.sites.terms import Terms
@@ -55,6 +56,25 @@ def test_a_site_that_was_started_again_goes_on_with_what_it_remembers_and_a_coor
     again = coordinate(machines, told)
     assert any("going on with" in s for s in told.sentences)
     assert digest(again.folder) == steady
+
+
+def test_a_tracker_is_told_of_a_federation_of_sites_as_of_any_run(machines: Machines) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    machines.join("north")
+    machines.join("south")
+    with pytest.raises(Killed):
+        coordinate(machines, Dies(after=1), track=["tensorboard"])
+    machines.join("north")
+    machines.join("south")
+    done = coordinate(machines, track=["tensorboard"])
+    events = EventAccumulator(str(done.folder / "tracking" / "tensorboard"))
+    events.Reload()
+    rows = [(row["round"], row["bytes_up"]) for row in done.records() if row["view"] in ("personal", None)]
+    assert [(e.step, e.value) for e in events.Scalars("bytes_up")] == rows
+    (run,) = (listing.listed(path, machines.root / "runs") for path in listing.folders(machines.root / "runs"))
+    assert (run.state, run.rounds, run.planned) == ("finished", 3, 3)
 
 
 def test_a_probe_starts_the_head_of_sites_too(machines: Machines) -> None:

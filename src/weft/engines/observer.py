@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -20,5 +21,8 @@ class Observer:
     def end(self, stage: str) -> None:
         """The stage is over."""
 
-    def round_done(self, record: dict[str, Any]) -> None:
-        """A round was evaluated and saved; ``record`` is its line in ``rounds.jsonl``."""
+    def rounds_begin(self, played: Sequence[dict[str, Any]]) -> bool | None:
+        """The rounds are about to begin, or to go on after those that were ``played`` before. True asks to play no more."""
+
+    def round_done(self, record: dict[str, Any]) -> bool | None:
+        """A round was evaluated and saved; ``record`` is its line in ``rounds.jsonl``. True asks to stop after it."""

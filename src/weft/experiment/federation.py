@@ -94,6 +94,15 @@ class Federation(Group):
         "Of rounds that are scored alike the first, and only of those that are scored at all (`eval_every`).",
         option=False,
     )
+    stop_after: Count | None = setting(
+        None,
+        "Stop after so many rounds without a better score on the validation rows.",
+        "It is the score by which `keep` chooses, and looked at where a round is scored (`eval_every`). Not for sites.",
+        unset="never",
+    )
+    stop_delta: Annotated[float, Field(ge=0)] = setting(
+        0.0, "By how much a score must be better to count as such for `stop_after`.", option=False
+    )
     aggregation_error: bool = setting(
         True,
         "Record the aggregation error of every round.",

@@ -1,14 +1,16 @@
-"""Settings of where a run is kept. A replay is a run of its own, so that no saved file has them."""
+"""Settings of where a run is kept, and who else is told of it."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import AfterValidator, Field
 
 from weft.experiment.declare import Group, Name, setting
 
 
 class Output(Group):
-    """Where a run is kept."""
+    """Where a run is kept. A replay is a run of its own, so that no saved file has its name and the folder above it."""
 
     title: ClassVar[str] = "Output"
 
@@ -20,3 +22,13 @@ class Output(Group):
         everyday=True,
     )
     runs: Name = setting("runs", "The folder above it.", everyday=True)
+    track: Annotated[
+        list[Literal["tensorboard", "mlflow", "wandb"]],
+        Field(strict=False),
+        AfterValidator(lambda given: list(dict.fromkeys(given))),
+    ] = setting(
+        [],
+        "Tell these trackers too, joined by commas: `tensorboard`, `mlflow`, `wandb`.",
+        "They write into `tracking/` of the run's folder: see [tracking](tracking.md).",
+        unset="none",
+    )

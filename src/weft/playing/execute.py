@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from weft import experiment as settings
 from weft.backbones.short_names import KNOWN
+from weft.callbacks.calling import Calling
 from weft.data.hub_sets import catalogue
 from weft.engines.here import Here
 from weft.engines.observer import Observer
 from weft.errors import Interrupted, UserError
 from weft.experiment import Experiment, Resolved, as_played
 from weft.rules import plain
-from weft.runs import baselines, summary
+from weft.runs import baselines, stopping, summary
 from weft.runs import directory as directories
 from weft.runs.checkpoint import digest
 from weft.runs.directory import RunDirectory
@@ -31,6 +32,7 @@ from weft.storage import files, remedy
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from weft.callbacks.callback import Callback
     from weft.federation.method import Method
 
 PROBE_PACK = 8  # a probe's packs need next to no memory, and a number of its own keeps a replay's the same
@@ -44,14 +46,35 @@ def go_on(
     observer: Observer,
     repeat: int = 1,
     engine: MakeTurns = Here,
+    callbacks: Sequence[Callback] = (),
 ) -> None:
     """Everything from the first round to the finished summary, or what is left of it."""
+    told = Calling(observer, callbacks, directory.root, about)
+    try:
+        _go_on(directory, resolved, material, about, told, repeat, engine)
+        told.run_finished(about)
+    finally:
+        told.close()
+
+
+def _go_on(
+    directory: RunDirectory,
+    resolved: Resolved,
+    material: Material,
+    about: dict[str, Any],
+    observer: Observer,
+    repeat: int,
+    engine: MakeTurns,
+) -> None:
     x = resolved.experiment
     began, before = time.perf_counter(), about["seconds"]
     if repeat > 1:
         about["repeat"] = {"runs": repeat, "identical": None}
         directories.write_summary(directory, about)
     main, setup = play(directory, x, resolved.played, material, observer, engine=engine)
+    if main.stopped is not None:
+        about["stopped"] = main.stopped
+        observer.say(f"stopped after round {main.stopped['round'] + 1}: {main.stopped['why']}.")
     about |= scores(main.lines) | {"pack": main.pack, "bytes": summary.total_bytes(main, setup)}
     if len(main.servers) == 1:
         if x.keep == "best" and main.best is None:
@@ -132,6 +155,7 @@ def play(
         aside is not None,
         as_played.step_of(x),
         best=x.keep == "best" and x.baseline is None and aside is None,
+        patience=stopping.of(x) if aside is None else None,
     )
     player = Player(stage, directory.root, x, material, observer, engine)
     if aside is None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -128,13 +129,38 @@ def locked(directory: RunDirectory) -> Iterator[None]:
         return
     handle = os.open(directory.root, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another process is working on {directory.root}: wait until it is done, or stop it.") from None
+        for last in (False, True):
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if last:
+                    sentence = f"another process is working on {directory.root}: wait until it is done, or stop it."
+                    raise UserError(sentence) from None
+                time.sleep(MOMENT)
         yield
     finally:
         os.close(handle)
+
+
+MOMENT = 0.05
+"""Seconds in which whoever only asked :func:`in_use` has let go again."""
+
+
+def in_use(directory: RunDirectory) -> bool:
+    """Whether a process is at a run."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return False
+    handle = os.open(directory.root, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False
 
 
 def read_rounds(path: Path, length: int | None = None) -> list[dict[str, Any]]:

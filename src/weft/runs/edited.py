@@ -8,12 +8,13 @@ from typing import Any
 
 from weft.errors import UserError
 from weft.experiment import Experiment
+from weft.runs import baselines
 from weft.runs.checkpoint import Checkpoint
 from weft.runs.directory import RunDirectory
 
 FREE = (
     *("rounds", "eval_every", "eval_clients", "baselines", "max_bytes", "max_weight", "prefix_cache", "debug", "device"),
-    "aggregation_error",
+    *("aggregation_error", "track", "stop_after", "stop_delta"),
     *("trust_remote_code", "data", "public", "model"),  # moved; that they are the same is known by hash
 )
 """Settings under which what was learnt so far stays what it is."""
@@ -48,6 +49,7 @@ def check(directory: RunDirectory, about: dict[str, Any], x: Experiment) -> str:
     at = 1 if saved is None else saved.next + 1
     for name, (_, new) in odd.items():
         about["settings"][name] = {"value": new, "origin": "user"}
+    about["planned"] = baselines.planned(x)
     about["pinned"] = {n: v for n, v in about.get("pinned", {}).items() if n not in odd}
     change = {"round": at, "settings": {n: {"before": old, "after": new} for n, (old, new) in odd.items()}}
     about["edited"] = [*about.get("edited", []), change]

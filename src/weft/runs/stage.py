@@ -29,7 +29,7 @@ from weft.federation.robust_mean import Robust
 from weft.federation.rounds import begin
 from weft.federation.server import ServerState
 from weft.federation.server_step import ServerStep
-from weft.runs import best
+from weft.runs import best, stopping
 from weft.runs.checkpoint import Checkpoint, Saved, restore
 from weft.runs.directory import read_rounds
 from weft.runs.prepare import Material
@@ -53,6 +53,7 @@ class Stage:
             apart from anybody). aside: not what was asked for first: no progress within a round, no word after it.
         step: the server's, towards a mean.
         best: it ends with the servers of the round that has the best validation score.
+        patience: it stops where the validation score does not get better.
     """
 
     name: str
@@ -67,12 +68,13 @@ class Stage:
     aside: bool = False
     step: ServerStep = ServerStep()
     best: bool = False
+    patience: stopping.Patience | None = None
 
 
 @dataclass(frozen=True)
 class FinishedStage:
     """A finished stage: its lines of ``rounds.jsonl``, servers and ledger, how many clients shared a pass, whether messages
-    crossed a wire, and the round that the servers are of, if it need not be the last.
+    crossed a wire, the round that the servers are of, if it need not be the last, and after which round and why it was stopped.
     """
 
     method: Method
@@ -82,7 +84,10 @@ class FinishedStage:
     pack: int
     travels: bool
     best: int | None = None
+    stopped: dict[str, Any] | None = None
 
+
+ASKED = "a callback asked for it"
 
 MakeTurns = Callable[[Setup], Turns]
 """Makes whoever trains."""
@@ -155,6 +160,8 @@ class Player:
         self.engine = Engine(setup, turns(setup))
         self.next, self.length, self.finished = 0, 0, False
         self.recovery: Recovery | None = None
+        self.stopped = None if saved is None else saved.stopped
+        self._last = False
         self.best = None if saved is None else best.read(saved.best, self.checkpoint.last)
         if saved is None:
             for server in self.servers:
@@ -182,15 +189,17 @@ class Player:
 
     def play(self) -> FinishedStage:
         """All rounds that are left."""
-        lines = read_rounds(self.rounds_file, self.length)
+        self.lines = lines = read_rounds(self.rounds_file, self.length)
         self.observer.advance(self.stage.name, len(lines))
+        if not self.finished and not self.stage.aside and self.observer.rounds_begin(lines):
+            self._asked_to_stop(lines)
         while not self.finished:
             line = self._round(self.next)
             if line is not None:
                 lines.append(line)
                 self.observer.advance(self.stage.name)
-                if not self.stage.aside:
-                    self.observer.round_done(line)
+                if not self.stage.aside and self.observer.round_done(line) and not self.finished:
+                    self._asked_to_stop(lines)
             if self.recovery is not None and not self.finished:
                 self.recovery.check()
         shutil.rmtree(self.folder / "spool", ignore_errors=True)
@@ -205,7 +214,24 @@ class Player:
             self.engine.turns.capacity.k,
             self.stage.travels,
             None if self.best is None else self.best.round,
+            self.stopped,
         )
+
+    def _asked_to_stop(self, lines: list[dict[str, Any]]) -> None:
+        """After the last round if it was scored, else after the next, which is."""
+        self._last = True
+        if lines and "evaluations" in lines[-1]:
+            self._stop(lines[-1], ASKED)
+            self._save()
+
+    def _enough(self, line: dict[str, Any]) -> str | None:
+        """Why a round is the last of those that are played, though more were planned; None if it is not."""
+        if self._last:
+            return ASKED
+        return None if self.stage.patience is None else stopping.stalled([*self.lines, line], self.stage.patience)
+
+    def _stop(self, line: dict[str, Any], why: str) -> None:
+        self.finished, self.stopped = True, {"round": line["round"], "why": why}
 
     def _round(self, t: int) -> dict[str, Any] | None:
         record, back = self._undone(lambda: self.engine.round(t, self.stage.phase))
@@ -219,7 +245,7 @@ class Player:
                 back = further
             line = {"format": files.FORMAT} | record
             line["seconds"] = {"training": record["seconds"]}
-            if self.finished or (self.stage.eval_every and (t + 1) % self.stage.eval_every == 0):
+            if self.finished or self._last or (self.stage.eval_every and (t + 1) % self.stage.eval_every == 0):
                 began = time.perf_counter()
                 scores, further = self._undone(lambda: self.engine.evaluate(t))
                 back = back if further is None else further
@@ -236,6 +262,8 @@ class Player:
                 self.recovery.count()
             line["bytes"] = sent(self.engine.setup.exchange.ledger, t) if self.stage.travels else {}
             line = _finite(line)
+            if not self.finished and (why := self._enough(line)) is not None:
+                self._stop(line, why)
             text = json.dumps(line, ensure_ascii=False, allow_nan=False)
             self.length = files.append(self.rounds_file, text.encode() + b"\n", self.length)
         self._save()
@@ -278,6 +306,7 @@ class Player:
                 usual=None if usual is None else usual.seen,
                 recovery=None if recovery is None else recovery.as_json(),
                 best=None if self.best is None else self.best.as_json(),
+                stopped=self.stopped,
             ),
             [
                 *([] if recovery is None else recovery.files()),

@@ -11,6 +11,7 @@ from weft.experiment import Resolved
 from weft.federation.layout import named
 from weft.federation.message import ClientInfo
 from weft.federation.scope import Scope
+from weft.runs import baselines
 from weft.runs.directory import RunDirectory
 from weft.runs.provenance import environment
 from weft.runs.stage import sent
@@ -33,6 +34,7 @@ def begun(directory: RunDirectory, resolved: Resolved, material: Material, when:
         "name": directory.root.name,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(when)),
         "settings": settings,
+        "planned": baselines.planned(resolved.experiment),
         "method": {
             "slug": info.slug,
             "title": info.title,

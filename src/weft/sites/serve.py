@@ -16,6 +16,7 @@ import numpy as np
 
 from weft import experiment as settings
 from weft.backbones.backbone import Backbone
+from weft.callbacks import tracker
 from weft.communication.codecs import codec
 from weft.data.bio import type_of
 from weft.data.images import Images
@@ -62,6 +63,7 @@ def serve(
     observer = observer or Observer()
     resolved = _named(resolved)
     _check(resolved)
+    trackers = tracker.made(resolved.experiment.track)
     directory, begun = _directory(resolved)
     if begun and directories.read_summary(directory)["finished"]:
         observer.say(f"{directory.root} is finished already: there is nothing to do.")
@@ -86,7 +88,7 @@ def serve(
                 observer.say(f"going on with {directory.root}.")
             _note(directory, about, resolved, material)
             with connect(directory) as wire:
-                _federate(wire, directory, resolved, material, about, observer, deadline)
+                _federate(wire, directory, resolved, material, about, observer, deadline, trackers)
         except BaseException:
             if not directory.experiment.exists():
                 shutil.rmtree(directory.root, ignore_errors=True)  # there is nothing of a run in it yet
@@ -102,6 +104,7 @@ def _federate(
     about: dict[str, Any],
     observer: Observer,
     deadline: float,
+    trackers: list[tracker.Tracker],
 ) -> None:
     x = resolved.experiment
     terms = Terms.of(about["served"]["run"], x, material.bench, material.beginning)
@@ -134,7 +137,7 @@ def _federate(
         stage = "rounds" if setup.method is resolved.played else "setup"
         return Remote(setup, StageTransport(roll, stage, setup.federations[0][0], setup.exchange, joined))
 
-    execute.go_on(directory, resolved, material, about, observer, engine=engine)
+    execute.go_on(directory, resolved, material, about, observer, engine=engine, callbacks=trackers)
     roll.farewell()
 
 
@@ -156,6 +159,8 @@ def _named(resolved: Resolved) -> Resolved:
 def _check(resolved: Resolved) -> None:
     x = resolved.experiment
     best.check(x.keep, resolved.method)
+    if x.stop_after is not None:
+        raise UserError("stop_after is for simulations: leave it out of an experiment for sites.")
     codec(x.codec)
     if resolved.given:
         raise UserError("a method that is an object in Python can't be told to sites: give it a slug in a package of its own.")

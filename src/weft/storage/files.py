@@ -12,17 +12,21 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import safetensors
-import safetensors.torch as st
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from weft.errors import UserError, WeftError
 from weft.storage import remedy
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 FORMAT = 1
 """Of every file of a run. A reader refuses any other."""
+
+
+class OtherFormat(UserError):
+    """A file of another version of Weft."""
+
 
 TEMPORARY = ".tmp"
 PRIVATE, OTHERS = 0o700, 0o077
@@ -157,6 +161,8 @@ def said(path: Path, verb: str = "write") -> Iterator[None]:
 
 def tensor_bytes(tensors: Mapping[str, Tensor], facts: Mapping[str, Any] | None = None) -> bytes:
     """Tensors and a JSON object as one safetensors file."""
+    import safetensors.torch as st  # brings torch along, which whoever only lists runs need not wait for
+
     stored: set[int] = set()
     found: dict[str, Tensor] = {}
     for name, value in tensors.items():
@@ -195,6 +201,9 @@ def tensors_in(data: bytes, path: Path) -> tuple[dict[str, Tensor], dict[str, An
     Raises:
         UserError: they are damaged, or of another format.
     """
+    import safetensors
+    import safetensors.torch as st
+
     try:
         tensors = st.load(data)
         length = int.from_bytes(data[:8], "little")
@@ -246,7 +255,7 @@ def read_sealed(path: Path, advice: str = "") -> dict[str, Any]:
 
 def check_format(path: Path, found: Any) -> None:
     if found != FORMAT:
-        raise UserError(
+        raise OtherFormat(
             f"{path} has format {found}, and this version of Weft reads format {FORMAT}: use the version that wrote it."
         )
 

@@ -12,15 +12,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
-from torch import Tensor
 
-from weft.adaptation.part import Part
 from weft.errors import UserError, nearest
-from weft.tasks.observed import Observed
-from weft.tasks.outputs import Output
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from weft.adaptation.part import Part
     from weft.backbones.run_table import Table
+    from weft.tasks.observed import Observed
+    from weft.tasks.outputs import Output
 
 
 @dataclass(frozen=True)
