@@ -36,7 +36,7 @@ def watch(
       weft watch runs/fedit-pydocs-minilm-s0
       weft watch runs/fedit-pydocs-minilm-s0 --once
     """
-    from weft.report.frame import frame
+    from weft.report.watched import frame
 
     screen, path = out(), folder.expanduser()
     _check(path)
@@ -92,7 +92,7 @@ def _looks(folder: Path) -> Iterator[Glance]:
 def _live(screen: Console, folder: Path) -> None:
     from rich.live import Live
 
-    from weft.report.frame import frame
+    from weft.report.watched import frame
 
     with Live(console=screen, auto_refresh=False) as live:
         for now in _looks(folder):
@@ -101,7 +101,7 @@ def _live(screen: Console, folder: Path) -> None:
 
 def _lines(screen: Console, folder: Path) -> None:
     """Where nothing can be drawn over: a row for each round that is scored, and the frame at the end."""
-    from weft.report.frame import frame
+    from weft.report.watched import frame
     from weft.report.progress import Lines
 
     rows, told = Lines(screen), 0

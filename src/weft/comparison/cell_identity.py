@@ -11,10 +11,11 @@ from typing import Any
 import weft
 from weft.backbones.finding import find
 from weft.comparison.cell_grid import Cell
-from weft.experiment import Experiment, resolve
+from weft.experiment import GROUPS, Experiment, resolve
+from weft.experiment.declare import declared
 from weft.runs.provenance import version
 
-NOT_OF_NUMBERS = ("name", "runs", "debug")
+NOT_OF_NUMBERS = (*declared(GROUPS["output"]), "debug")
 PACKAGES = ("torch", "transformers", "numpy", "peft")
 
 
