@@ -1,4 +1,6 @@
-"""Settings of where a run is kept. A replay is a run of its own, so that no saved file has them."""
+"""Settings of where a run is kept, and of what is written there besides. A replay is a run of its own, so that no saved file has
+its place.
+"""
 
 from __future__ import annotations
 
@@ -20,3 +22,8 @@ class Output(Group):
         everyday=True,
     )
     runs: Name = setting("runs", "The folder above it.", everyday=True)
+    report: bool = setting(
+        True,
+        "Write a page of the run, `report.html`, into its folder at the end.",
+        "`weft report RUN` writes it later. `WEFT_REPORT=0` in the environment writes none of any run.",
+    )

@@ -7,4 +7,7 @@ from __future__ import annotations
 
 from weft.report.page.document import write
 
-__all__ = ["write"]
+NAME = "report.html"
+"""Of the file, in the folder of a run."""
+
+__all__ = ["NAME", "write"]

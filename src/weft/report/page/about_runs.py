@@ -51,7 +51,9 @@ def cards(runs: Sequence[Shown]) -> list[Card]:
 
 def common_settings(runs: Sequence[Shown]) -> Table | None:
     """All settings but those of methods."""
-    return settings(runs, "Settings of the experiment", lambda name: not name.startswith("method.") and name not in ("name", "runs"))
+    return settings(
+        runs, "Settings of the experiment", lambda name: not name.startswith("method.") and name not in ("name", "runs", "report")
+    )
 
 
 def settings(runs: Sequence[Shown], title: str, wanted: Callable[[str], bool]) -> Table | None:
@@ -121,4 +123,6 @@ def _value(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, list) and all(isinstance(v, str | int | float) for v in value):
         return ", ".join(map(str, value))
-    return value if isinstance(value, str) else f"{value:g}" if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
+    return (
+        value if isinstance(value, str) else f"{value:g}" if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
+    )

@@ -40,8 +40,8 @@ def write(
 
     Args:
         path: of the file, which is replaced if it exists. runs: finished or not.
-        labels: of the runs, such as ``fedit · α 0.1 · seed 0``; what differs only in its ``seed`` is one group. By default they are
-            made of method, settings that differ, and seed.
+        labels: of the runs, such as ``fedit · α 0.1 · seed 0``; what differs only in its ``seed`` is one group. By default
+            they are made of method, settings that differ, and seed.
         tables: go first. notes: sentences below the title.
 
     Raises:
@@ -58,11 +58,11 @@ def html(runs: Sequence[Shown], title: str, tables: Sequence[Table], notes: Sequ
     groups = styles(runs)
     drawn, data = chapters(runs, groups)
     plots = {
-        "specs": {f.id: f.spec for chapter in drawn for f in chapter.figures},
+        "specs": {f.id: f.spec | {"description": f"{f.heading}. {f.sentence}"} for chapter in drawn for f in chapter.figures},
         "data": {name: columnar(rows) for name, rows in data.items()},
         "runs": [{"label": one.label, "group": one.group} for one in runs],
     }
-    bundle, page = Markup(_script(vl_convert.javascript_bundle())), Markup(_script(_file("page.js")))
+    bundle, page = Markup(_script(vl_convert.javascript_bundle(None))), Markup(_script(_file("page.js")))
     top = [t for metric in numbers.metrics(runs) if (t := numbers.headlines(runs, metric)) is not None]
     kept: list[Table] = []
 
@@ -109,8 +109,8 @@ def _policy(*scripts: str) -> str:
     """What a browser lets this page do: run these scripts, and talk to nobody. Vega makes functions of its expressions (eval)."""
     hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
     return (
-        f"default-src 'none'; script-src 'unsafe-eval' {hashes}; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; "
-        "form-action 'none'"
+        f"default-src 'none'; script-src 'unsafe-eval' {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
+        "base-uri 'none'; form-action 'none'"
     )
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from weft.report.page import plots
 from weft.report.page.curves import Row, curves
-from weft.report.page.numbers import last_scored, metric_name, metrics, own
+from weft.report.page.numbers import metric_name, metrics, own
 from weft.report.page.palette import Style
-from weft.report.page.plots import ROUND, SECONDS, SENT, Axis, Spec
+from weft.report.page.plots import SECONDS, SENT, Axis, Spec
 from weft.report.page.shown import Shown
 from weft.tasks.task import LESS_IS_BETTER
 
@@ -64,20 +64,22 @@ def _quality(rows: Sequence[Row], scored: Sequence[str], groups: Sequence[Style]
     found = []
     for k, metric in enumerate(scored):
         mine = [row for row in rows if row["k"] == k and row["value"] is not None]
-        name = metric_name(metric)
+        if not mine:
+            continue
+        by_round, name = _by_round(mine), metric_name(metric)
         way = "falls" if metric in LESS_IS_BETTER else "rises"
         end = "low" if metric in LESS_IS_BETTER else "high"
         y = Axis("value", name)
         what = f"{name[:1].upper()}{name[1:]}"
         seeds = " Thick: mean over seeds; thin: each seed; shaded: from the worst seed to the best." if several else ""
         sentences = {
-            ROUND: f"A good curve {way} early and stays {end}; one that still {way} at the end would gain from more rounds.{seeds}",
+            by_round: f"A good curve {way} early and stays {end}; one that still {way} at the end wants more rounds.{seeds}",
             SENT: f"Traffic of all clients, both ways: a frugal method is {end} already far to the left.",
             SECONDS: f"Time spent training, on the hardware named below: a fast method is {end} already far to the left.",
         }
-        heads = {ROUND: "by round", SENT: "by megabytes sent", SECONDS: "by seconds of training"}
+        heads = {by_round: "by round", SENT: "by megabytes sent", SECONDS: "by seconds of training"}
         for x, sentence in sentences.items():
-            if mine and (x is ROUND or any(row[x.column] for row in mine)):
+            if x is by_round or any(row[x.column] for row in mine):
                 spec = plots.curve(x, y, groups, several, k)
                 found.append(Figure(f"{x.column}-{k}", f"{what} {heads[x]}", sentence, spec))
     return found
@@ -88,39 +90,39 @@ TRAINING = (
     (
         "aggregation_error",
         "Aggregation error",
-        "How far what the server made of the clients' changes is from their true mean: zero is exact, and a good curve stays near it.",
+        "How far what the server made of the clients' changes is from their true mean: zero is exact, and a good curve stays near.",
     ),
     (
         "drift",
         "Client drift",
-        "How far clients move away from each other in a round: a good curve stays low or falls, a rising one says that their data "
-        "pull the model apart.",
+        "How far clients move away from each other in a round: a good curve stays low or falls, a rising one says that "
+        "their data pull the model apart.",
     ),
     (
         "effective_rank",
         "Effective rank",
-        "How many directions the adapter really uses: a good curve stays well above one; one that falls towards it has collapsed.",
+        "How many directions the adapter really uses: a good curve stays well above one; at one, it has collapsed.",
     ),
-    ("memory", "Peak memory, GB", "Most memory in use in a round: a good curve is flat, and below what the clients' devices have."),
+    (
+        "memory",
+        "Peak memory, GB",
+        "Most memory in use in a round: a good curve is flat, and below what clients' devices have.",
+    ),
 )
 
 
 def _training(rows: Sequence[Row], groups: Sequence[Style], several: bool) -> list[Figure]:
-    return [
-        Figure(name.replace("_", "-"), head, sentence, plots.curve(ROUND, Axis(name, head), groups, several))
-        for name, head, sentence in TRAINING
-        if any(row[name] is not None for row in rows)
-    ]
+    found = []
+    for name, head, sentence in TRAINING:
+        if mine := [row for row in rows if row[name] is not None]:
+            spec = plots.curve(_by_round(mine), Axis(name, head[:1].lower() + head[1:]), groups, several)
+            found.append(Figure(name.replace("_", "-"), head, sentence, spec))
+    return found
 
 
-POOLINGS = {
-    "worst": "worst client",
-    "low": "first quartile",
-    "median": "median client",
-    "high": "third quartile",
-    "best": "best client",
-    "mean": "mean over clients",
-}
+def _by_round(rows: Sequence[Row]) -> Axis:
+    rounds = [row["round"] for row in rows]
+    return plots.rounds(min(rounds), max(rounds))
 
 
 def _clients(runs: Sequence[Shown], groups: Sequence[Style], scored: Sequence[str]) -> tuple[Chapter, dict[str, list[Row]]]:
@@ -128,9 +130,9 @@ def _clients(runs: Sequence[Shown], groups: Sequence[Style], scored: Sequence[st
     for k, metric in enumerate(scored):
         rows = []
         for style in groups:
-            members = [r for r in runs if r.group == style.group and (f := last_scored(r)) is not None and f[1]["metric"] == metric]
+            members = [one for one in runs if one.group == style.group and metric in metrics([one])]
             row: Row = {"group": style.group}
-            for name, pooling in POOLINGS.items():
+            for name, pooling in plots.CLIENTS.items():
                 values = [v for one in members if (v := own(one, pooling)) is not None]
                 row[name] = float(f"{sum(values) / len(values):.4g}") if values else None
             if row["worst"] is not None and (row["mean"] is not None or row["best"] is not None):
@@ -143,11 +145,12 @@ def _clients(runs: Sequence[Shown], groups: Sequence[Style], scored: Sequence[st
                 else "from the worst client to the mean"
             )
             sentence = (
-                f"{metric_name(metric).capitalize()} on each client's own test rows after the last round, {drawn}; the mark is the "
-                "worst client. A fair method is short, and its worst client is not left behind."
+                f"{metric_name(metric).capitalize()} on each client's own test rows after the last round, {drawn}; the mark is "
+                "the worst client. A fair method is short, and its worst client is not left behind."
             )
             name = f"spread{k}"
-            figures.append(Figure(f"spread-{k}", "Spread over clients", sentence, plots.spread(name, rows, metric_name(metric), groups)))
+            spec = plots.spread(name, rows, metric_name(metric), groups)
+            figures.append(Figure(f"spread-{k}", "Spread over clients", sentence, spec, key=""))
             data[name] = rows
     return Chapter("fairness", "Whom it serves", figures, wide=True), data
 
@@ -170,7 +173,9 @@ def _deals(runs: Sequence[Shown]) -> tuple[Chapter, dict[str, list[Row]]]:
             for of, kept in (("clients", clients), ("classes", classes))
             if len(kept) < len(counts[of])
         ]
-        sentence = "Rows that each client has of each class: even columns are an easy deal; dark cells beside empty ones a skewed one."
+        sentence = (
+            "Rows that each client has of each class: even columns are an easy deal; dark cells beside empty ones a skewed one."
+        )
         sentence += f" Shown are {' and '.join(left)}." if left else ""
         if len(deals) > 1:
             sentence += f" Deal of {_listed(whose)}."
@@ -179,7 +184,7 @@ def _deals(runs: Sequence[Shown]) -> tuple[Chapter, dict[str, list[Row]]]:
         name = f"deal{i}"
         figures.append(Figure(f"deal-{i}", "Clients and classes", sentence, plots.deal(name, clients, classes), key=""))
         data[name] = rows
-    return Chapter("deal", "How the data are dealt out", figures, wide=True), data
+    return Chapter("deal", "How the data are dealt out", figures, wide=len(figures) == 1), data
 
 
 def _is_deal(counts: Any) -> bool:

@@ -73,7 +73,7 @@ def headlines(runs: Sequence[Shown], metric: str) -> Table | None:
             )
         )
     best = {(i, 1) for i, value in enumerate(values) if len(values) > 1 and value == max(values)}
-    notes = [f"{name} of the last scored round of each run, on test rows that no model was trained on."]
+    notes = [f"{name[:1].upper()}{name[1:]} of the last scored round of each run, on test rows that no model was trained on."]
     if several:
         notes.append("±: sample standard deviation over seeds; without it there is one seed.")
     filled = [i for i in range(len(heads)) if i < 2 or any(row[i] for row in rows)]
@@ -100,26 +100,28 @@ def baselines(runs: Sequence[Shown]) -> Table | None:
 
 
 _BASELINES = (
-    "local: each client trains alone; central: all rows in one place; probe: a linear head on the frozen backbone; zero-shot: the "
-    "backbone as it is."
+    "local: each client trains alone; central: all rows in one place; probe: a linear head on the frozen backbone; zero-shot: "
+    "the backbone as it is."
 )
 
 
 def energy(runs: Sequence[Shown]) -> Table | None:
-    """Energy and carbon of each run, and whether they were measured or declared; None if no round tells."""
-    rows = []
+    """Energy and carbon of each group of runs, and whether they were measured or declared; None if no round tells."""
+    groups: dict[str, list[list[dict[str, Any]]]] = {}
     for one in runs:
-        told = [line["energy"] for line in one.rounds if isinstance(line.get("energy"), dict)]
-        if told:
-            sources = " and ".join(dict.fromkeys(str(e.get("source", "not said")) for e in told))
-            kwh, carbon = (_sum(e.get(n) for e in told) for n in ("kwh", "co2_kg"))
-            rows.append((one.label, _number(kwh), _number(carbon), sources))
+        if told := [line["energy"] for line in one.rounds if isinstance(line.get("energy"), dict)]:
+            groups.setdefault(one.group, []).append(told)
+    rows = []
+    for group, members in groups.items():
+        sources = " and ".join(dict.fromkeys(str(e.get("source", "not said")) for told in members for e in told))
+        means = [_mean([_sum(e.get(n) for e in told) for told in members]) for n in ("kwh", "co2_kg")]
+        rows.append((group, *("" if mean is None else f"{mean:.3g}" for mean in means), sources))
     if not rows:
         return None
-    notes = ["Sums over the rounds of a run."]
+    notes = ["Of a whole run, in the mean over seeds." if any(len(m) > 1 for m in groups.values()) else "Of a whole run."]
     if any("declared" in row[3] for row in rows):
         notes.append("declared: computed from the power that somebody declared for the device, not measured on it.")
-    return Table("Energy and carbon", ("run", "energy, kWh", "carbon, kg CO₂", "source"), tuple(rows), notes=tuple(notes))
+    return Table("Energy and carbon", ("method", "energy, kWh", "carbon, kg CO₂", "source"), tuple(rows), notes=tuple(notes))
 
 
 def peak(one: Shown) -> float | None:
@@ -172,7 +174,3 @@ def _spread(values: Sequence[float | None]) -> str:
 def _sum(values: Any) -> float | None:
     known = [v for value in values if (v := number(value)) is not None]
     return sum(known) if known else None
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,27 +14,42 @@ from weft.report.page.palette import Style
 HEIGHT = 260
 ROW = 24
 """Height of a bar with the room around it, in pixels."""
+LETTER = alt.condition("datum.stage == 'evaluation'", alt.value("black"), alt.value("white"))
 STAGES = {"loading": "#767676", "training": "#0072B2", "evaluation": "#E69F00"}
+CLIENTS = {
+    "worst": "worst client",
+    "low": "first quartile",
+    "median": "median client",
+    "high": "third quartile",
+    "best": "best client",
+    "mean": "mean over clients",
+}
+"""Column of a spread → pooling of the evaluation that it is from."""
 
 Spec = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Axis:
-    """A column as an axis: its name in the data, what is written beside it, and how its numbers look.
+    """A column as an axis: its name in the data, and what is written beside it.
 
     Attributes:
-        whole: it has no values between whole numbers.
+        ticks: of rounds, which are whole numbers; of anything else, Vega finds them.
     """
 
     column: str
     title: str
-    whole: bool = False
+    ticks: tuple[int, ...] = ()
 
 
-ROUND = Axis("round", "round", whole=True)
 SENT = Axis("sent", "megabytes sent so far")
 SECONDS = Axis("seconds", "seconds of training so far")
+
+
+def rounds(first: int, last: int) -> Axis:
+    """The axis of the rounds from ``first`` to ``last``, with about eight ticks."""
+    step = next(s for power in itertools.count() for s in (10**power, 2 * 10**power, 5 * 10**power) if (last - first) / s <= 8)
+    return Axis("round", "round", tuple(range(-(-first // step) * step, last + 1, step)))
 
 
 def curve(x: Axis, y: Axis, groups: Sequence[Style], several: bool, only: int | None = None) -> Spec:
@@ -48,13 +64,13 @@ def curve(x: Axis, y: Axis, groups: Sequence[Style], several: bool, only: int | 
     across = alt.X(
         f"{x.column}:Q",
         title=x.title,
-        scale=alt.Scale(zero=x is not ROUND, nice=x is not ROUND),
-        axis=alt.Axis(tickMinStep=1, format="d") if x.whole else alt.Axis(format="~s"),
+        scale=alt.Scale(zero=not x.ticks, nice=not x.ticks),
+        axis=alt.Axis(values=list(x.ticks), format="d") if x.ticks else alt.Axis(format="~s", tickCount=6),
     )
-    up = alt.Y(f"{y.column}:Q", title=None, scale=alt.Scale(zero=False), axis=alt.Axis(format=".3~g"))
+    up = alt.Y(f"{y.column}:Q", title=y.title, scale=alt.Scale(zero=False), axis=alt.Axis(format=".3~g"))
     colour, dash, shape = _encodings(groups)
     layers = []
-    if several and x is ROUND:
+    if several and x.ticks:
         layers.append(
             data.mark_area(opacity=0.15).encode(
                 across, up.aggregate("min"), alt.Y2(f"max({y.column}):Q"), colour, detail="group:N"
@@ -66,7 +82,9 @@ def curve(x: Axis, y: Axis, groups: Sequence[Style], several: bool, only: int | 
     if several:
         mean = data.transform_aggregate(
             groupby=["group", "round"],
-            **{"across": f"mean({x.column})", "up": f"mean({y.column})", "mark": "max(mark)"},
+            across=f"mean({x.column})",
+            up=f"mean({y.column})",
+            mark="max(mark)",
         )
         across, up = _renamed(across, "across:Q"), _renamed(up, "up:Q")
     layers.append(mean.mark_line(strokeWidth=2.5).encode(across, up, colour, dash, detail="group:N"))
@@ -75,7 +93,7 @@ def curve(x: Axis, y: Axis, groups: Sequence[Style], several: bool, only: int | 
     tips = [
         alt.Tooltip("label:N", title="run"),
         alt.Tooltip("round:Q", title="round"),
-        *([] if x is ROUND else [alt.Tooltip(f"{x.column}:Q", title=x.title, format=".4~s")]),
+        *([] if x.ticks else [alt.Tooltip(f"{x.column}:Q", title=x.title, format=".4~s")]),
         alt.Tooltip(f"{y.column}:Q", title=y.title, format=".4~g"),
     ]
     hits = data.mark_point(filled=True, size=150, opacity=0)  # invisible, and as large as a finger needs
@@ -84,26 +102,26 @@ def curve(x: Axis, y: Axis, groups: Sequence[Style], several: bool, only: int | 
 
 
 def spread(name: str, rows: Sequence[dict[str, Any]], metric: str, groups: Sequence[Style]) -> Spec:
-    """Clients from the worst to the best for each group: a line from end to end, a bar between the quartiles, a tick at the median.
+    """Clients from the worst to the best for each group: a line from end to end, a bar from quartile to quartile, a tick at
+    the median.
 
     Args:
-        name: of the data. rows: what is there, ``group`` and, as far as they are known, ``worst``, ``low``, ``median``, ``high``, ``best`` and ``mean``.
+        name: of the data. rows: what is there, ``group`` and, as far as they are known, ``worst``, ``low``, ``median``, ``high``,
+            ``best`` and ``mean``.
     """
     colour, _, shape = _encodings(groups)
     y = alt.Y("group:N", title=None, sort=[s.group for s in groups], axis=_names())
-    x: dict[str, Any] = {"title": metric, "scale": alt.Scale(zero=False, nice=True)}
-    words = {"worst": "worst", "low": "first quartile", "median": "median", "mean": "mean", "high": "third quartile", "best": "best"}
-    tips = [alt.Tooltip("group:N", title="run")]
-    tips += [alt.Tooltip(f"{n}:Q", title=w, format=".4~g") for n, w in words.items() if any(row.get(n) is not None for row in rows)]
+    x: dict[str, Any] = {"title": metric, "scale": alt.Scale(zero=False, nice=True), "axis": alt.Axis(tickCount=6)}
+    known = [n for n in CLIENTS if any(row.get(n) is not None for row in rows)]
+    tips = [alt.Tooltip("group:N", title="run"), *(alt.Tooltip(f"{n}:Q", title=CLIENTS[n], format=".4~g") for n in known)]
     data = alt.Chart(alt.NamedData(name=name))
-    ends = "best" if any(row.get("best") is not None for row in rows) else "mean"
-    known = {n: any(row.get(n) is not None for row in rows) for n in words}
+    ends = "best" if "best" in known else "mean"
     layers = [data.mark_rule(strokeWidth=2).encode(alt.X("worst:Q", **x), alt.X2(f"{ends}:Q"), y, colour)]
-    if known["low"] and known["high"]:
-        bars = data.mark_bar(height=12, opacity=0.55)
+    if "low" in known and "high" in known:
+        bars = data.mark_bar(height=12, opacity=0.35)
         layers.append(bars.encode(alt.X("low:Q", **x), alt.X2("high:Q"), y, colour))
-    if known["median"]:
-        layers.append(data.mark_tick(thickness=3, height=18, orient="vertical").encode(alt.X("median:Q", **x), y, colour))
+    if "median" in known:
+        layers.append(data.mark_tick(thickness=4, height=18, orient="vertical").encode(alt.X("median:Q", **x), y, colour))
     layers.append(data.mark_point(filled=True, size=60, opacity=1).encode(alt.X("worst:Q", **x), y, colour, shape))
     layers.append(data.mark_bar(height=20, opacity=0).encode(alt.X("worst:Q", **x), alt.X2(f"{ends}:Q"), y, tooltip=tips))
     return _spec(alt.layer(*layers), _tall(len(rows), 34))
@@ -147,7 +165,10 @@ def stages(runs: Sequence[str]) -> Spec:
     bars = data.mark_bar(height=15, stroke="white", strokeWidth=0.8).encode(x, alt.X2("end:Q"), y, colour, tooltip=tips)
     texts = data.transform_filter("datum.letter !== ''").mark_text(fontSize=10, fontWeight="bold", aria=False)
     letter = texts.encode(
-        alt.X("middle:Q"), y, alt.Text("letter:N"), color=alt.condition("datum.stage == 'evaluation'", alt.value("black"), alt.value("white"))
+        alt.X("middle:Q"),
+        y,
+        alt.Text("letter:N"),
+        color=LETTER,
     )
     return _spec(alt.layer(bars, letter), _tall(len(runs)))
 
@@ -182,6 +203,8 @@ def _tall(rows: int, row: int = ROW) -> int:
 
 def _spec(chart: Any, height: int) -> Spec:
     """As wide as its place on the page; the schema's address is of no use to a page that loads nothing."""
-    whole = chart.properties(width="container", height=height).configure(background="transparent").configure_view(stroke=None)
+    whole = chart.properties(width="container", height=height).configure(background="transparent", font="system-ui, sans-serif")
+    whole = whole.configure_axis(labelFontSize=11, titleFontSize=12, titleFontWeight="normal").configure_view(stroke=None)
     spec: Spec = whole.to_dict()
+    del spec["$schema"]
     return spec
