@@ -62,7 +62,7 @@ def html(runs: Sequence[Shown], title: str, tables: Sequence[Table], notes: Sequ
         "data": {name: columnar(rows) for name, rows in data.items()},
         "runs": [{"label": one.label, "group": one.group} for one in runs],
     }
-    bundle, page = Markup(_script(vl_convert.javascript_bundle(None))), Markup(_script(_file("page.js")))
+    bundle, page = Markup(_script(_vega())), Markup(_script(_file("page.js")))
     top = [t for metric in numbers.metrics(runs) if (t := numbers.headlines(runs, metric)) is not None]
     kept: list[Table] = []
 
@@ -98,6 +98,12 @@ def html(runs: Sequence[Shown], title: str, tables: Sequence[Table], notes: Sequ
 
 def _file(name: str) -> str:
     return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def _vega() -> str:
+    """Vega, Vega-Lite and Vega-Embed; it takes two seconds to put together, once a process."""
+    bundle: str = vl_convert.javascript_bundle()  # type: ignore[call-arg]  # its stub demands what has a default
+    return bundle
 
 
 def _script(text: str) -> str:

@@ -90,7 +90,7 @@ TRAINING = (
     (
         "aggregation_error",
         "Aggregation error",
-        "How far what the server made of the clients' changes is from their true mean: zero is exact, and a good curve stays near.",
+        "How far what the server made of the clients' changes is from their mean: zero is exact, and a good curve stays near it.",
     ),
     (
         "drift",
