@@ -16,7 +16,12 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 QUIET = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync", "--hide-scrollbars", "--virtual-time-budget=20000"),
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )
+
+
+BROWSERS_OWN = "not an origin"
+"""Who asked, where it was no page: browsers ask their makers about the time, accounts and versions."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +29,7 @@ class Opened:
     """A page as it is after its scripts have run.
 
     Attributes:
-        dom: as HTML. console: lines that the page wrote, errors among them. asked: addresses that were asked for.
+        dom: as HTML. console: lines that the page wrote, errors among them. asked: addresses that the page asked for.
     """
 
     dom: str
@@ -45,7 +50,8 @@ def opened(page: Path, width: int = 1400, dark: bool = False) -> Opened:
         log = Path(folder) / "net.json"
         done = _chromium(page, folder, width, 1000, dark, ["--dump-dom", f"--log-net-log={log}"])
         events = json.loads(log.read_text(errors="replace"))["events"]
-    asked = {str(e["params"]["url"]) for e in events if "url" in e.get("params", {})}
+    told = [e["params"] for e in events if "initiator" in e.get("params", {})]
+    asked = {str(one["url"]) for one in told if one["initiator"] != BROWSERS_OWN}
     console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     return Opened(done.stdout, console, sorted(asked))
 

@@ -80,8 +80,7 @@ def test_it_draws_every_plot_without_a_word_and_asks_for_nothing(written: Path) 
     assert all('data-drawn=""' in place for place in places)
     assert len(re.findall(r"<svg[^>]*class=\"marks\"", found.dom)) == 11
     assert found.console == []
-    assert [url for url in found.asked if url.startswith(("http:", "https:", "ws"))] == []
-    assert written.as_uri() in found.asked
+    assert found.asked == []
 
 
 def test_a_page_that_asks_for_something_is_noticed(written: Path, tmp_path: Path) -> None:
@@ -91,9 +90,9 @@ def test_a_page_that_asks_for_something_is_noticed(written: Path, tmp_path: Path
     kept.write_text(text, encoding="utf-8")
     loose.write_text(re.sub(r"<meta http-equiv[^>]*>", "", text, count=1), encoding="utf-8")
     refused, asked = browser.opened(kept), browser.opened(loose)
-    assert "http://127.0.0.1:9/x.png" not in refused.asked
+    assert refused.asked == []
     assert "Content Security Policy" in " ".join(refused.console)
-    assert "http://127.0.0.1:9/x.png" in asked.asked
+    assert asked.asked == ["http://127.0.0.1:9/x.png"]
 
 
 @pytest.mark.parametrize("width", [390, 1400])

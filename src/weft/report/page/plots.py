@@ -138,7 +138,9 @@ def deal(name: str, clients: Sequence[str], classes: Sequence[str]) -> Spec:
         alt.Chart(alt.NamedData(name=name))
         .mark_rect()
         .encode(
-            alt.X("label:N", title="class", sort=list(classes), scale=alt.Scale(domain=list(classes)), axis=_slanted()),
+            alt.X(
+                "label:N", title="class", sort=list(classes), scale=alt.Scale(domain=list(classes)), axis=_slanted(len(classes))
+            ),
             alt.Y("client:N", title="client", sort=list(clients), scale=alt.Scale(domain=list(clients)), axis=_names()),
             alt.Color(
                 "rows:Q",
@@ -148,7 +150,7 @@ def deal(name: str, clients: Sequence[str], classes: Sequence[str]) -> Spec:
             tooltip=[alt.Tooltip("client:N"), alt.Tooltip("label:N", title="class"), alt.Tooltip("rows:Q")],
         )
     )
-    return _spec(chart, max(60, step * len(clients)))
+    return _spec(chart, max(60, step * len(clients)), ground="white")  # the more rows the darker, in the dark too
 
 
 def stages(runs: Sequence[str]) -> Spec:
@@ -156,7 +158,7 @@ def stages(runs: Sequence[str]) -> Spec:
     data = alt.Chart(alt.NamedData(name="stages"))
     y = alt.Y("label:N", title=None, sort=list(runs), axis=_names())
     colour = alt.Color("stage:N", scale=alt.Scale(domain=list(STAGES), range=list(STAGES.values())), legend=None)
-    x = alt.X("start:Q", title="seconds", scale=alt.Scale(zero=True))
+    x = alt.X("start:Q", title="seconds", scale=alt.Scale(zero=True), axis=alt.Axis(format="~s", tickCount=6))
     tips = [
         alt.Tooltip("label:N", title="run"),
         alt.Tooltip("stage:N"),
@@ -193,18 +195,19 @@ def _names() -> alt.Axis:
     return alt.Axis(labelLimit=130, labelOverlap="greedy")
 
 
-def _slanted() -> alt.Axis:
-    return alt.Axis(labelAngle=-40, labelLimit=110, labelOverlap="greedy")
+def _slanted(names: int) -> alt.Axis:
+    """Of columns, all of whose names are told as long as they don't cover each other."""
+    return alt.Axis(labelAngle=-55, labelLimit=110, labelOverlap=False if names <= 20 else "greedy")
 
 
 def _tall(rows: int, row: int = ROW) -> int:
     return 20 + row * max(rows, 1)
 
 
-def _spec(chart: Any, height: int) -> Spec:
-    """As wide as its place on the page; the schema's address is of no use to a page that loads nothing."""
+def _spec(chart: Any, height: int, ground: str | None = None) -> Spec:
+    """As wide as its place on the page, on the page's ground or another."""
     whole = chart.properties(width="container", height=height).configure(background="transparent", font="system-ui, sans-serif")
-    whole = whole.configure_axis(labelFontSize=11, titleFontSize=12, titleFontWeight="normal").configure_view(stroke=None)
-    spec: Spec = whole.to_dict()
-    del spec["$schema"]
+    whole = whole.configure_axis(labelFontSize=11, titleFontSize=12, titleFontWeight="normal")
+    spec: Spec = whole.configure_view(stroke=None, fill=ground).to_dict()
+    del spec["$schema"]  # an address, of no use to a page that loads nothing
     return spec
