@@ -26,7 +26,7 @@ from weft.cli import app
 from weft.experiment import Experiment
 from weft.methods import registry
 
-COMMANDS = ("run", "resume", "eval", "predict", "export", "serve", "join", "methods", "data", "models", "env")
+COMMANDS = ("run", "resume", "eval", "predict", "export", "serve", "join", "report", "methods", "data", "models", "env")
 Capture = pytest.CaptureFixture[str]
 
 
