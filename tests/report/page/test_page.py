@@ -89,6 +89,15 @@ def test_every_plot_has_a_heading_and_one_sentence_below_it(tiny_run: weft.Run, 
         assert held(root, "plots")["specs"][plot.attributes["data-plot"]]["description"].startswith(heading.text)
 
 
+def test_hovering_names_run_round_and_value(tiny_run: weft.Run, tmp_path: Path) -> None:
+    plots = held(written(tmp_path / "page.html", two_by_two(tiny_run, tmp_path)), "plots")
+    for name, more in (("round-0", []), ("sent-0", ["sent"]), ("loss", [])):
+        (hits,) = [layer for layer in plots["specs"][name]["layer"] if "tooltip" in layer["encoding"]]
+        value = "loss" if name == "loss" else "value"
+        assert [tip["field"] for tip in hits["encoding"]["tooltip"]] == ["label", "round", *more, value]
+    assert plots["runs"][1] == {"label": "fedit · seed 1", "group": "fedit"}
+
+
 def test_every_table_is_one_for_screen_readers_and_has_its_three_texts(tiny_run: weft.Run, tmp_path: Path) -> None:
     mine = Table("Mine", ("a", "b"), (("x|y", "1"), ("z", "2")), frozenset({(1, 1)}), ("A note.",))
     root = written(tmp_path / "page.html", two_by_two(tiny_run, tmp_path), tables=[mine], title="T", notes=["Said first."])
