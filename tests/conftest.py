@@ -16,6 +16,7 @@ for name, value in {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "MPLBACKEND": "Agg",
+    "WEFT_REPORT": "0",  # a page of each of hundreds of runs takes longer than most of them
 }.items():
     os.environ[name] = value
 

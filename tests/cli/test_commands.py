@@ -37,6 +37,8 @@ COMMANDS = (
     "runs",
     "diff",
     "watch",
+    "report",
+    "compare",
     "methods",
     "data",
     "models",
@@ -89,7 +91,8 @@ def test_the_help_of_run_tells_the_defaults_of_the_experiment() -> None:
         if found := re.search(r"\\\[default: (.*?)\]", getattr(option, "help", None) or ""):
             told[name] = found[1]
     fields = {n: f.default for n, f in Experiment.model_fields.items()}
-    words = {"baselines": "none", "recipes": "on", "by_length": "on", "eval_clients": "all"}
+    words = {"baselines": "none", "recipes": "on", "by_length": "on", "report": "on", "eval_clients": "all", "track": "none"}
+    words |= {"stop_after": "never", "lora_target": "two thirds of the method's"}
     words |= dict.fromkeys(("blocks", "roles", "head", "image", "text", "pair", "label", "key"), "guessed")
     words |= {"name": "METHOD-DATA-MODEL-sSEED", "template": "as suits the backbone"}
     words |= {"metrics": "of the data, or usual for the task", "server_lr": "1 for `avgm`, 0.001 for the others"}

@@ -21,7 +21,7 @@ from patience import patience
 from toy_runs import Dies, Killed
 from weft.cli import watch as module
 from weft.errors import UserError
-from weft.report import watched as frame as frames
+from weft.report import watched as frames
 from weft.report.watched import duration, frame, seconds_left, sparkline
 from weft.runs.directory import RunDirectory, locked
 from weft.runs.glance import Glance, glance

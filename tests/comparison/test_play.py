@@ -259,6 +259,24 @@ def test_another_process_at_it_is_said(tmp_path: Path) -> None:
         play.compare(made(tmp_path), tmp_path / "out")
 
 
+def test_a_page_shows_all_cells_and_the_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WEFT_REPORT", "1")
+    grid = made(tmp_path, ("fedit", "flora", "fedbf"), common={"rule": "scaffold"}, seeds=(0,), dimensions={})
+    found = play.compare(grid, tmp_path / "out")
+    text = (tmp_path / "out" / "report.html").read_text()
+    assert "Paired differences" in text
+    assert "fedit · seed 0" in text
+    assert "flora needs each update by itself" in text
+    assert not (found.cells[0].place / "report.html").exists()
+    other = found.report(tmp_path / "other.html")
+    assert other.read_text() == text
+    (tmp_path / "out" / "report.html").unlink()
+    monkeypatch.setattr(Comparison, "report", lambda self: 1 / 0)
+    told = toy_runs.Told()
+    play.compare(grid, tmp_path / "out", observer=told)
+    assert told.sentences[-1] == "no page was written (division by zero)."
+
+
 @pytest.mark.processes
 def test_processes_beside_each_other_give_the_same_numbers(tmp_path: Path) -> None:
     grid = made(tmp_path, METHODS[:3])

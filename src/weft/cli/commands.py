@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from weft.cli import after, chat, compare, keys, listings, merge, run, runs, sites, watch
+from weft.cli import after, chat, compare, keys, listings, merge, report, run, runs, sites, watch
 from weft.cli.errors import Command, Commands
 from weft.cli.settings import taking
 
@@ -30,12 +30,13 @@ app.command(rich_help_panel=TRAIN, cls=Command)(after.predict)
 app.command(rich_help_panel=TRAIN, cls=Command)(chat.chat)
 app.command(rich_help_panel=TRAIN, cls=Command)(after.export)
 app.command(rich_help_panel=TRAIN, cls=Command)(merge.merge)
-app.command(rich_help_panel=SITES, cls=taking("name", "runs"))(sites.serve)
+app.command(rich_help_panel=SITES, cls=taking("name", "runs", "report"))(sites.serve)
 app.command(rich_help_panel=SITES, cls=Command)(sites.join)
 app.add_typer(keys.app, name="keys", rich_help_panel=SITES)
 app.command(rich_help_panel=LOOK, cls=Command)(runs.runs)
 app.command(rich_help_panel=LOOK, cls=Command)(runs.diff)
 app.command(rich_help_panel=LOOK, cls=Command)(watch.watch)
+app.command(rich_help_panel=LOOK, cls=Command)(report.report)
 app.command(rich_help_panel=LOOK, cls=Command)(listings.methods)
 app.command(rich_help_panel=LOOK, cls=Command)(listings.data)
 app.command(rich_help_panel=LOOK, cls=Command)(listings.models)

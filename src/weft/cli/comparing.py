@@ -38,7 +38,10 @@ def play(out: Console, screen: Console, grid: Grid, folder: Path, jobs: int, qui
     for note in found.notes:
         screen.print(Text(note), soft_wrap=not screen.is_terminal)
     screen.print()
-    screen.print(Text(f"Saved in {folder}: table.md, table.csv, table.tex, cells.json, and a run for each cell."), soft_wrap=True)
+    screen.print(
+        Text(f"Saved in {folder}: report.html, table.md, table.csv, table.tex, cells.json, and a run for each cell."),
+        soft_wrap=True,
+    )
 
 
 def heading(out: Console, grid: Grid) -> None:

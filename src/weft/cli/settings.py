@@ -57,7 +57,7 @@ def _taken(names: tuple[str, ...], without: Collection[str]) -> Mapping[str, Set
     return {n: s for n, s in SETTINGS.items() if (n in names if names else s.option) and n not in without}
 
 
-def _option(setting: Setting, names: tuple[str, ...], texts: bool) -> TyperOption:
+def _option(setting: Setting, names: tuple[str, ...], texts: bool = False) -> TyperOption:
     """An option that stays None unless it is typed, so that recipes and files can have their say.
 
     Args:

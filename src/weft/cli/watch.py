@@ -101,8 +101,8 @@ def _live(screen: Console, folder: Path) -> None:
 
 def _lines(screen: Console, folder: Path) -> None:
     """Where nothing can be drawn over: a row for each round that is scored, and the frame at the end."""
-    from weft.report.watched import frame
     from weft.report.progress import Lines
+    from weft.report.watched import frame
 
     rows, told = Lines(screen), 0
     for now in _looks(folder):

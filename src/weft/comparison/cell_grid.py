@@ -17,6 +17,7 @@ BASELINES = ("local", "central", "probe", "zero-shot")
 SAME: Mapping[str, Any] = {
     "recipes": False,
     "baselines": [],
+    "report": False,
     "pack": 8,
     "method.epochs": 1.0,
     "method.steps": None,

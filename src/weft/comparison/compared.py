@@ -63,6 +63,27 @@ class Comparison:
     def failed(self) -> list[Done]:
         return [done for done in self.cells if done.summary is None]
 
+    def report(self, to: Path | None = None) -> Path:
+        """Write one page of the tables and of all finished cells; returns the file.
+
+        Args:
+            to: the file; None = ``report.html`` in the folder.
+
+        Raises:
+            UserError: no cell is finished, or the file can't be written.
+        """
+        from weft.playing.run import load_run
+        from weft.report import page
+
+        some = [done for done in self.cells if done.summary is not None]
+        if not some:
+            raise UserError("no cell of the comparison is finished, so that there is nothing to draw.")
+        path = to or self.folder / page.NAME
+        title = f"{', '.join(self.grid.methods)} compared"
+        labels = [done.cell.label for done in some]
+        page.write(path, [load_run(d.place) for d in some], title=title, labels=labels, tables=self.tables(), notes=self.notes)
+        return path
+
     def write(self) -> None:
         """``table.md``, ``table.csv``, ``table.tex`` and ``cells.json``."""
         found = self.tables()

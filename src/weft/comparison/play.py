@@ -22,6 +22,7 @@ from weft.comparison.compared import Comparison
 from weft.comparison.records import record
 from weft.engines.observer import Observer
 from weft.errors import Interrupted, UserError
+from weft.playing import execute
 from weft.runs import directory as directories
 from weft.runs.directory import RunDirectory
 from weft.runs.shelf import Shelf
@@ -31,12 +32,15 @@ from weft.words import count
 CELLS = "cells"
 
 
-def compare(grid: Grid, folder: Path, data: Any = None, jobs: int = 1, observer: Observer | None = None) -> Comparison:
+def compare(
+    grid: Grid, folder: Path, data: Any = None, jobs: int = 1, observer: Observer | None = None, report: bool = True
+) -> Comparison:
     """Play what is not finished yet, and write the tables.
 
     Args:
         folder: of the comparison; cells that lie there and have the same settings, data, weights and code are found.
         data: rows in memory, the same for all cells. jobs: processes beside each other, each with its share of the cores.
+        report: a page of all is written too.
 
     Raises:
         UserError: some settings make no sense for any method; another process is at it.
@@ -60,7 +64,17 @@ def compare(grid: Grid, folder: Path, data: Any = None, jobs: int = 1, observer:
                 done += player.play([grid.cell(row, at, seed, (choice.name, choice.value)) for seed in grid.seeds])
         found = Comparison(folder, grid, _ordered(grid, done), choices)
         found.write()
+        if report and os.environ.get(execute.NO_PAGE) != "0":
+            _page(found, observer)
     return found
+
+
+def _page(found: Comparison, observer: Observer) -> None:
+    """The page of a comparison; whatever goes wrong with it is a sentence, since all else is saved already."""
+    try:
+        found.report()
+    except Exception as e:
+        observer.say(f"no page was written ({str(e).strip().splitlines()[0][:200] if str(e).strip() else type(e).__name__}).")
 
 
 def _ordered(grid: Grid, done: Sequence[Done]) -> list[Done]:

@@ -1,4 +1,4 @@
-"""Settings of where a run is kept, and who else is told of it."""
+"""Settings of where a run is kept, what is written there besides, and who else is told of it."""
 
 from __future__ import annotations
 
@@ -31,4 +31,9 @@ class Output(Group):
         "Tell these trackers too, joined by commas: `tensorboard`, `mlflow`, `wandb`.",
         "They write into `tracking/` of the run's folder: see [tracking](tracking.md).",
         unset="none",
+    )
+    report: bool = setting(
+        True,
+        "Write a page of the run, `report.html`, into its folder at the end.",
+        "`weft report RUN` writes it later. `WEFT_REPORT=0` in the environment writes none of any run.",
     )

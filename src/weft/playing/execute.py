@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import time
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from weft.callbacks.callback import Callback
     from weft.federation.method import Method
 
+NO_PAGE = "WEFT_REPORT"
+"""Of the environment: ``0`` writes no page of any run."""
 PROBE_PACK = 8  # a probe's packs need next to no memory, and a number of its own keeps a replay's the same
 
 
@@ -91,6 +94,8 @@ def _go_on(
     about["finished"] = True
     about["seconds"] |= {"loading": before["loading"], "all": before["loading"] + time.perf_counter() - began}
     directories.write_summary(directory, about)
+    if x.report and os.environ.get(NO_PAGE) != "0":
+        _page(directory, observer)
     if different:
         raise UserError(
             f"the repeat gave other numbers ({', '.join(different[:5])}{' …' if len(different) > 5 else ''}): the run is saved, "
@@ -192,6 +197,18 @@ def export_adapter(
         return {"refused": str(e)}
     files.rename(unfinished, directory.adapter)
     return asdict(report)
+
+
+def _page(directory: RunDirectory, observer: Observer) -> None:
+    """The page of a finished run; whatever goes wrong with it is a sentence, since the run is saved already."""
+    try:
+        from weft.playing.run import Run
+        from weft.report import page
+
+        page.write(directory.root / page.NAME, [Run(directory)])
+    except Exception as e:
+        why = str(e).strip().split("\n")[0][:200] or type(e).__name__
+        observer.say(f"no page was written ({why}); weft report {directory.root} tries again.")
 
 
 def _baseline(

@@ -184,7 +184,7 @@ def _directory(resolved: Resolved) -> tuple[RunDirectory, bool]:
             old = {n: s["value"] for n, s in about["settings"].items()}
             new = json.loads(json.dumps(x.flat()))
             defaults = settings.Experiment().flat()  # of settings that there were not when it was begun
-            odd = sorted(n for n in new if new[n] != old.get(n, defaults.get(n)) and n not in ("name", "runs"))
+            odd = sorted(n for n in new if new[n] != old.get(n, defaults.get(n)) and n not in ("name", "runs", "report"))
             if not odd:
                 return there, True
             if x.name or not about["finished"]:
