@@ -18,9 +18,10 @@ import pytest
 import tiny
 import toy_runs
 import weft
-from every_method import METHODS, built, some
+from every_method import METHODS, built, small, some
 from toy_runs import Killed, Told, kill_at
 from weft.errors import Interrupted, UserError
+from weft.methods import registry
 from weft.runs.checkpoint import digest, without_times
 from weft.storage import files
 
@@ -106,6 +107,7 @@ def test_a_run_killed_at_any_write_flush_rename_or_removal_and_resumed_equals_on
 
 @pytest.mark.parametrize("slug", some(METHODS))
 def test_every_method_goes_on_from_its_checkpoint_as_if_it_had_never_stopped(slug: str, tmp_path: Path) -> None:
+    method = small(slug)
     home = tiny.home(built(slug))
     data = toy_runs.source(reads="images" if home in tiny.IMAGES else "texts")
     common: dict[str, Any] = {
@@ -116,9 +118,9 @@ def test_every_method_goes_on_from_its_checkpoint_as_if_it_had_never_stopped(slu
         "clients": 4,
         "participation": 0.5,
         "dropout": 0.2,
-        "codec": "quant8",
+        "codec": method.info.codec or "quant8",
         "eval_every": 2,
-        "parameters": {"steps": 1},
+        "parameters": registry.values(method) | {"steps": 1},
     }
     whole = toy_runs.run(tmp_path / "whole", **common)
     with pytest.raises(Interrupted):
