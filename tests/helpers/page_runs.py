@@ -27,11 +27,11 @@ def like(run: weft.Run, to: Path, slug: str, seed: int, rounds: int, extras: Seq
     summary["method"] |= weft_method(slug)
     summary["settings"]["method"]["value"] = slug
     summary["settings"]["seed"] = {"value": seed, "origin": "user"}
-    summary["data"] |= data
-    if "counts" in extras:
+    summary["data"] |= {"counts": None} | data
+    if "counts" in extras and "counts" not in data:
         clients, classes = [f"c{i}" for i in range(6)], summary["data"]["classes"]
         rows = [[(7 * i + 3 * j + seed) % 11 * 4 for j in range(len(classes))] for i in range(len(clients))]
-        summary["data"].setdefault("counts", {"clients": clients, "classes": classes, "rows": rows})
+        summary["data"]["counts"] = {"clients": clients, "classes": classes, "rows": rows}
     lines = [_line(run.rounds[-1], r, len(slug) + seed, extras) for r in range(rounds)]
     summary["rounds"] = rounds
     to.mkdir(parents=True)
@@ -58,6 +58,7 @@ def _line(like: dict[str, Any], r: int, shift: int, extras: Sequence[str]) -> di
     line["seconds"] = {"training": 1.0 + 0.1 * (shift % 4), "evaluation": 0.4}
     top = line["evaluations"][0]
     spread = []
+    line["evaluations"] = [e for e in line["evaluations"] if e["pooling"] not in BETWEEN]
     for e in line["evaluations"]:
         e["value"] = grown - (0.15 if e["pooling"] == "worst client" else 0.0)
     if "spread" in extras:

@@ -229,3 +229,15 @@ def test_a_page_of_twenty_long_runs_stays_below_two_megabytes(tiny_run: weft.Run
     mine = [row for row in curves["rows"] if row[at["run"]] == 7]
     assert len(mine) == 100
     assert [row[at["round"]] for row in mine][::99] == [1, 500]
+
+
+def test_many_notes_on_single_runs_are_folded(tiny_run: weft.Run, tmp_path: Path) -> None:
+    runs = [page_runs.like(tiny_run, tmp_path / str(i), "fedit", i, 2) for i in range(5)]
+    for run in runs:
+        run.summary["finished"] = False
+    folded = written(tmp_path / "page.html", runs, notes=["Said first."])
+    (box,) = [e for e in folded.all("div") if e.attributes.get("class") == "notes"]
+    assert box.all("summary")[0].text == "5 notes on single runs"
+    assert "Said first." not in box.all("details")[0].text
+    few = written(tmp_path / "few.html", runs[:2])
+    assert not next(e for e in few.all("div") if e.attributes.get("class") == "notes").all("details")

@@ -25,6 +25,8 @@ from weft.report.verdict import findings
 from weft.words import count
 
 FORMATS = ("markdown", "latex", "csv")
+MOST = 3
+"""Sentences on single runs that are shown unfolded."""
 
 
 def write(
@@ -77,7 +79,9 @@ def html(runs: Sequence[Shown], title: str, tables: Sequence[Table], notes: Sequ
     return environment.from_string(_file("page.html.j2")).render(
         title=title or _title(runs),
         subtitle=_subtitle(runs),
-        notes=[*notes, *_notes(runs)],
+        notes=notes,
+        findings=_findings(runs),
+        most=MOST,
         tables=[*tables, *top, *(t for t in (numbers.baselines(runs),) if t is not None)],
         energy=numbers.energy(runs),
         chapters=drawn,
@@ -136,7 +140,7 @@ def _several(values: Iterable[Any]) -> list[str]:
     return list(dict.fromkeys(str(v) for v in values if v is not None))
 
 
-def _notes(runs: Sequence[Shown]) -> list[str]:
+def _findings(runs: Sequence[Shown]) -> list[str]:
     """What to know before any number is believed."""
     found = []
     for one in runs:
