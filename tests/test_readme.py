@@ -44,7 +44,7 @@ def test_the_ten_lines_of_python_are_the_experiment_of_the_command_line(monkeypa
     class Enough(Exception):
         pass
 
-    def start(resolved: Any, *_: object) -> None:
+    def start(resolved: Any, *_: object, **__: object) -> None:
         started.append(resolved)
         raise Enough
 

@@ -235,11 +235,12 @@ def test_one_that_is_not_installed_is_refused_by_the_name_of_its_extra_before_an
 ) -> None:
     monkeypatch.setattr(tracker, "find_spec", lambda name: None)
     for name, extra in {"tensorboard": "track", "mlflow": "mlflow", "wandb": "wandb"}.items():
-        with pytest.raises(UserError, match=rf"pip install 'fedweft\[{extra}\]' installs it\.$"):
+        with pytest.raises(UserError, match=rf"'\.\[{extra}\]'\.$"):
             toy_runs.run(tmp_path / "runs", track=[name], **SMALL)
     assert not (tmp_path / "runs").exists()
     got = typed(capsys, *small(tmp_path, "--track", "tensorboard"))
-    assert (got.code, got.err) == (2, "Error: TensorBoard needs tensorboard: pip install 'fedweft[track]' installs it.\n")
+    assert got.code == 2
+    assert "TensorBoard needs tensorboard: in a checkout of Weft, type pip install" in got.err
     refused(typed(capsys, *small(tmp_path, "--track", "tensorboard,neptune")), "track", "neptune")
 
 

@@ -47,7 +47,7 @@ def test_bytes_losses_and_scores_are_those_of_the_simulation(slug: str) -> None:
         mine, theirs = here.simulation.round(t), away.simulation.round(t)
         assert mine is not None
         assert theirs is not None
-        assert mine | {"seconds": 0} == theirs | {"seconds": 0}
+        assert {n: v for n, v in mine.items() if n != "work"} | {"seconds": 0} == theirs | {"seconds": 0}
         assert here.simulation.evaluate(t) == away.simulation.evaluate(t)
     assert here.simulation.setup.exchange.ledger.as_records() == away.simulation.setup.exchange.ledger.as_records()
 

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
+from weft import distribution
 from weft.callbacks.callback import Callback
 from weft.errors import UserError
 from weft.runs.result import flat
@@ -33,7 +34,7 @@ class Tracker(Callback):
 
     def __init__(self) -> None:
         if find_spec(self.package) is None:
-            raise UserError(f"{type(self).__name__} needs {self.package}: pip install 'fedweft[{self.extra}]' installs it.")
+            raise UserError(f"{type(self).__name__} needs {self.package}: {distribution.install(self.extra)}.")
 
     def run_started(self, about: Mapping[str, Any]) -> None:
         place = Path(about["folder"]) / FOLDER

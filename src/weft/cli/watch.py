@@ -108,6 +108,6 @@ def _lines(screen: Console, folder: Path) -> None:
     for now in _looks(folder):
         for line in now.rounds[told:]:
             rows.round_done(line)
-        told = len(now.rounds)
+        told = max(told, len(now.rounds))  # a folder that is moved shows fewer for a moment
     screen.print()
     screen.print(frame(now, time.time(), screen.options.ascii_only))
