@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Sequence
@@ -10,9 +9,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-import weft
 from weft import experiment, start
-from weft.errors import UserError
+from weft.comparison.cells import finished, resumed
 from weft.runs.shelf import Shelf
 
 
@@ -34,7 +32,7 @@ class Cells:
         if found is None and self.run:
             self.say(f"{place.name} …")
             began = time.perf_counter()
-            if not resumed(place):
+            if not resumed(place, None, None):
                 shutil.rmtree(place, ignore_errors=True)
                 chosen = {"method": method, "runs": str(place.parent), "name": place.name} | settings
                 start.start(experiment.resolve(chosen), shelf=self.shelf)
@@ -45,26 +43,6 @@ class Cells:
 
     def say(self, text: str) -> None:
         print(f"[{(time.perf_counter() - self.began) / 60:5.1f} min] {text}", flush=True)
-
-
-def finished(place: Path) -> dict[str, Any] | None:
-    """The summary of a run that is over."""
-    try:
-        summary: dict[str, Any] = json.loads((place / "summary.json").read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None
-    return summary if summary.get("finished") else None
-
-
-def resumed(place: Path) -> bool:
-    """Whether a run lay there that went on to its end."""
-    if not place.exists():
-        return False
-    try:
-        weft.resume(place, quiet=True)
-    except UserError:
-        return False
-    return True
 
 
 def value(summary: dict[str, Any], view: str, metric: str, people: str = "global test", pooling: str = "pooled") -> float:

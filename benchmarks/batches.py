@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("WEFT_REPORT", "0")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import numpy as np

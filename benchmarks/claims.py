@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("WEFT_REPORT", "0")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from _cells import Cells, spread, value

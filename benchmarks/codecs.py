@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("WEFT_REPORT", "0")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch

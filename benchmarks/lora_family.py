@@ -29,6 +29,7 @@ from statistics import mean
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("WEFT_REPORT", "0")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from _cells import Cells, spread, value

@@ -17,6 +17,7 @@ import sys
 import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("WEFT_REPORT", "0")
 SIZES = (10, 100, 1000, 10_000)
 
 

@@ -120,17 +120,16 @@ def compare(
     given = None if data is USUAL or isinstance(data, str | os.PathLike) else data
     named = {} if data is USUAL else {"data": name_of(data)}
     typed = settings.flatten(named | more)
-    runs = Path(str(typed.pop("runs", "runs"))).expanduser()
-    text = None if seeds is None else str(seeds) if isinstance(seeds, int) else ",".join(map(str, seeds)) + ","
-    grid = read_grid(None if file is None else Path(file), typed, methods, text, None, tune, settings_of)
+    runs, report = Path(str(typed.pop("runs", "runs"))).expanduser(), bool(typed.pop("report", True))
+    grid = read_grid(None if file is None else Path(file), typed, methods, seeds, None, tune, settings_of)
     folder = play.usual_folder(grid, runs) if to is None else Path(to).expanduser()
     if observer is not None or quiet:
-        return play.compare(grid, folder, given, jobs, observer)
+        return play.compare(grid, folder, given, jobs, observer, report)
     from weft.report.console import out
     from weft.report.progress import watching
 
     with watching(out(), quiet=False) as told:
-        return play.compare(grid, folder, given, jobs, told)
+        return play.compare(grid, folder, given, jobs, told, report)
 
 
 def resume(

@@ -20,6 +20,7 @@ from weft.adaptation.lora_options import LoRAOptions
 from weft.adaptation.optim import Optim
 from weft.errors import UserError
 from weft.experiment import resolve
+from weft.federation import in_steps
 from weft.methods import FedIT, FedSALoRA
 from weft.rules import composed, with_options
 from weft.rules.budget import budget
@@ -51,7 +52,7 @@ def test_outputs_losses_and_gradients_are_those_of_peft(kind: str) -> None:
     leaves = {n: v.detach().requires_grad_(True) for n, v in pack.params("lora").items()}
     with pack.values(leaves):
         out = pack(batch)
-        own, whole = pack._losses(lambda p, b: p.loss(p(b), b), batch)
+        own, whole = in_steps.losses(pack, pack._weave.placed, lambda p, b: p.loss(p(b), b), batch)
         slopes = torch.autograd.grad(whole.sum(), list(leaves.values()))
     found = dict(zip(leaves, slopes, strict=True))
     sites = [s.name for s in run.server.sites("lora")]
@@ -168,7 +169,9 @@ def test_what_is_given_up_for_good_never_comes_back() -> None:
 def test_the_target_is_two_thirds_where_nobody_says_one() -> None:
     site = tiny.backbone("bert").sites("q")[0]
     assert [AdaLoRA(r, 1.0).kept_at(site) for r in (1, 2, 3, 8, 12)] == [1, 1, 2, 5, 8]
-    assert AdaLoRA(4, 1.0, target=9).kept_at(site) == 4
+    with pytest.raises(UserError, match=r"^lora\.target is 9, above the rank of 4 that it prunes"):
+        AdaLoRA(4, 1.0, target=9)
+    assert AdaLoRA(4, 1.0, growth=3, target=9).kept_at(site) == 4
     assert AdaLoRA(4, 1.0, target=3).kept_at(site) == 3
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,9 @@ def test_what_is_typed_goes_over_the_file(tmp_path: Path) -> None:
     assert grid(text, tmp_path, alpha=1.0).dimensions == {}
     assert grid(text, tmp_path, rounds=[2, 4]).dimensions == {"alpha": (0.1, 0.5), "rounds": (2, 4)}
     assert grid(text, tmp_path, partition="natural").common["partition"] == "natural"
+    several = grid(text, tmp_path, **{"method.lr": [0.1, 0.2], "metrics": ["accuracy", "macro_f1"]})
+    assert several.dimensions["method.lr"] == (0.1, 0.2)
+    assert several.common["metrics"] == ["accuracy", "macro_f1"]
     assert read_grid(tmp_path / "grid.toml", {}, ["flora"], "5,7", "lr=0.1,0.2") == Grid(
         ("flora",), (5, 7), {"alpha": (0.1, 0.5)}, {"rounds": 3, "partition": "dirichlet"}, {}, ("lr", (0.1, 0.2))
     )
@@ -99,13 +103,17 @@ def test_commas_part_numbers_and_choices_and_no_names_with_commas_of_their_own()
         ({"methods": ()}, r"^the grid has no cell, since methods has no value"),
         ({"methods": ("fedit",), "seeds": ()}, r"^the grid has no cell, since seeds has no value"),
         ({"methods": ("fedit",), "dimensions": {"alpha": ()}}, r"^the grid has no cell, since alpha has no value"),
-        ({"methods": ("fedit", "fedit")}, r"^fedit stands twice among the methods"),
+        ({"methods": ("fedit", "fedit")}, r"^fedit stands twice among the methods, and would count twice: leave one out"),
+        ({"methods": ("fedit",), "seeds": (0, 1, 0)}, r"^0 stands twice among the seeds, and would count twice"),
+        ({"methods": ("fedit",), "dimensions": {"alpha": (0.5, 0.5)}}, r"^0\.5 stands twice among the alpha"),
         ({"methods": ("local", "central")}, r"^the grid compares baselines alone"),
         (
             {"methods": ("fedit",), "dimensions": {"alpha": (1.0,)}, "common": {"alpha": 1.0}},
             r"^alpha is set for all cells and a dimension of the grid: leave one of the two out",
         ),
-        ({"methods": ("fedit",), "common": {"seed": 3}}, r"^seed is set for all cells and a dimension of the grid"),
+        ({"methods": ("fedit",), "common": {"seed": 3}}, r"^seed is no setting of all cells: leave it out, --seeds says which"),
+        ({"methods": ("fedit",), "common": {"baseline": "local"}}, r"^baseline is no setting .* it stands among the methods"),
+        ({"methods": ("fedit",), "dimensions": {"name": ("a",)}}, r"^name is no setting of all cells: leave it out, --to says"),
     ],
 )
 def test_what_makes_no_grid_is_one_sentence(made: dict[str, object], sentence: str) -> None:
@@ -120,6 +128,7 @@ def test_what_makes_no_grid_is_one_sentence(made: dict[str, object], sentence: s
         ("[grid]\nalpha = [0.1]\n", r"^no method is named: give some, as in --methods"),
         ("grid = 3\n", r"^\[grid\] in .* is no table"),
         ('[grid]\nmethod = ["fedit"]\nseeds = "x"\n', r'^seeds is "x", but must be a number of them'),
+        ('[grid]\nmethod = ["fedit"]\nseed = [0.5]\n', r'^seeds is "\[0\.5\]", but must be a number of them'),
         ('[grid]\nmethod = ["fedit"]\n[tune]\nlr = [0.1]\n', r"^a search needs a setting of methods and two values or more"),
         ('[grid]\nmethod = ["fedit"]\n[tune]\nlr = [0.1, 1]\nrank = [1, 2]\n', r"^\[tune\] names 2 settings, but one"),
     ],
@@ -140,4 +149,6 @@ def test_what_is_said_of_a_method_goes_over_what_is_said_of_all_and_that_over_wh
     assert [fedit.settings[f"method.{n}"] for n in ("rank", "batch", "epochs")] == [2, 4, 1.0]
     assert [flora.settings[f"method.{n}"] for n in ("rank", "batch", "optim.lr")] == [3, 4, 0.5]
     assert flora.settings["pack"] == 3
+    alone = replace(found, methods=("flora", "local"), own={**found.own, "local": {"method.lr": 0.7}}).cells()[1]
+    assert [alone.settings[n] for n in ("method", "baseline", "method.rank", "method.optim.lr")] == ["flora", "local", 3, 0.7]
     assert found.cell("flora", {}, 0, ("lr", 0.2)).settings["method.optim.lr"] == 0.2

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import sys
 from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +25,11 @@ from weft.comparison.compared import Comparison
 from weft.engines.observer import Observer
 from weft.errors import Interrupted, UserError
 from weft.experiment import resolve
+from weft.methods import FedIT
 from weft.runs import directory
 from weft.runs.checkpoint import digest
 from weft.runs.directory import RunDirectory
+from weft.runs.shelf import Shelf
 
 METHODS = ("fedit", "local", "ffa-lora", "fedsa-lora")
 COMMON: dict[str, Any] = {
@@ -187,6 +193,7 @@ def test_the_same_cell_is_told_by_its_settings_data_weights_and_code(tmp_path: P
     for file in Path(tiny.folder("bert")).iterdir():
         (copy / file.name).write_bytes(file.read_bytes())
     assert place(model=str(copy)).name[-12:] != usual.name[-12:]  # its name is a setting
+    assert place(report=True, track=["tensorboard"]) == usual
     before = place(model=str(copy))
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {"initializer_range": 0.5}))
@@ -194,6 +201,15 @@ def test_the_same_cell_is_told_by_its_settings_data_weights_and_code(tmp_path: P
     rows = tmp_path / "rows.csv"
     rows.write_text(rows.read_text().replace("one", "two", 1))
     assert place() != usual
+    kinds = tmp_path / "kinds.toml"
+    marks = set()
+    for speed in ("1.0", "2.0", "1.0"):
+        kinds.write_text(f"[slow]\nspeed = {speed}\nmemory = 4\nbandwidth = 10\n")
+        (legend,) = made(tmp_path, ("legend",), common={"devices": str(kinds)}, dimensions={}, seeds=(0,)).cells()
+        plan = cells.planned(legend, tmp_path, None)
+        assert plan.resolved is not None, plan.reason
+        marks.add(plan.place)
+    assert len(marks) == 2
     monkeypatch.setattr(identity, "code", lambda: "other code")
     now = place()
     monkeypatch.setattr(identity, "code", lambda: "yet another")
@@ -226,8 +242,8 @@ def test_validation_rows_choose_a_rate_for_each_method(tmp_path: Path, monkeypat
     own = [r for r in rows if r["tuned"] is None]
     tuned = [r for r in rows if r["tuned"] is not None]
     assert len(own) == 3 * 2
-    assert len(tuned) == 2 * 2
-    assert len(begun) == 6 + 2 * 3 + 2  # of the second seed; the first was tried
+    assert len(tuned) == 3 * 2
+    assert len(begun) == 6 + 3 * 3 + 3  # of the second seed; the first was tried
     for choice in found.choices:
         tries = {}
         for rate in rates:
@@ -236,14 +252,19 @@ def test_validation_rows_choose_a_rate_for_each_method(tmp_path: Path, monkeypat
             assert summary is not None
             assert summary["settings"]["method.optim.lr"]["value"] == rate
             tries[rate] = next(
-                e["value"]
-                for e in summary["evaluations"]
-                if (e["people"], e["pooling"], e["metric"]) == ("validation", "pooled", "accuracy")
+                e["value"] for e in summary["evaluations"] if (e["people"], e["metric"]) == ("validation", "accuracy")
             )
         assert tries[choice.value] == max(tries.values())
         edge = ", the smallest tried" if choice.value == rates[0] else ", the largest tried" if choice.value == rates[-1] else ""
         assert choice.note.startswith(f"{choice.row}, tuned: lr = {choice.value:g}{edge}")
-    assert [row[0] for row in found.tables()[0].rows] == ["fedit", "fedit, tuned", "local", "fedsa-lora", "fedsa-lora, tuned"]
+    assert [row[0] for row in found.tables()[0].rows] == [
+        "fedit",
+        "fedit, tuned",
+        "local",
+        "local, tuned",
+        "fedsa-lora",
+        "fedsa-lora, tuned",
+    ]
 
 
 def test_without_validation_rows_nothing_is_chosen(tmp_path: Path) -> None:
@@ -275,6 +296,80 @@ def test_a_page_shows_all_cells_and_the_tables(tmp_path: Path, monkeypatch: pyte
     told = toy_runs.Told()
     play.compare(grid, tmp_path / "out", observer=told)
     assert told.sentences[-1] == "no page was written (division by zero)."
+
+
+def test_the_same_cell_of_another_grid_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = counting(monkeypatch)
+    play.compare(made(tmp_path, ("fedit",), dimensions={"alpha": (0.3,)}, seeds=(0,)), tmp_path / "out")
+    plain = made(tmp_path, ("fedit",), dimensions={}, seeds=(0,), common={"alpha": 0.3}, tune=("lr", (3e-4, 0.1)))
+    found = play.compare(plain, tmp_path / "out")
+    assert found.cells[0].found
+    assert len(begun) == 2  # a rate that is the method's own is no other cell
+
+
+def test_a_method_of_another_package_is_told_by_its_file(tmp_path: Path) -> None:
+    file = tmp_path / "theirs.py"
+    file.write_text("class Theirs:\n    pass\n")
+    monkey = importlib.util.spec_from_file_location("theirs", file)
+    assert monkey is not None
+    assert monkey.loader is not None
+    module = importlib.util.module_from_spec(monkey)
+    sys.modules["theirs"] = module
+    try:
+        monkey.loader.exec_module(module)
+        before = identity._of_method(module.Theirs)
+        file.write_text("class Theirs:\n    more = 1\n")
+        assert identity._of_method(module.Theirs) != before
+    finally:
+        del sys.modules["theirs"]
+    assert identity._of_method(FedIT) == ""
+
+
+def test_a_cell_that_another_process_is_at_is_left_alone(tmp_path: Path) -> None:
+    grid = made(tmp_path, ("fedit", "fedbf"), dimensions={}, seeds=(0,))
+    place = cells.planned(grid.cells()[0], tmp_path / "out" / "cells", None).place
+    place.mkdir(parents=True)
+    (place / "theirs").write_text("kept")
+    with directory.locked(RunDirectory(place)):
+        found = play.compare(grid, tmp_path / "out")
+    assert found.records()[0]["reason"] == f"another process is working on {place}."
+    assert (place / "theirs").read_text() == "kept"
+    assert found.records()[1]["finished"]
+
+
+def test_a_process_that_ends_in_the_middle_costs_its_own_cells_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Pool:
+        """Of two parts the second breaks after its first cell."""
+
+        def __init__(self, *_: Any) -> None:
+            self.parts = 0
+
+        def __enter__(self) -> Pool:
+            return self
+
+        def __exit__(self, *_: Any) -> None:
+            pass
+
+        def submit(self, work: Any, some: list[Any], folder: Path) -> Future[Any]:
+            future: Future[Any] = Future()
+            self.parts += 1
+            if self.parts == 1:
+                future.set_result(work(some, folder))
+            else:
+                work(some[:1], folder)
+                future.set_exception(BrokenProcessPool("gone"))
+            return future
+
+    monkeypatch.setattr(play, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(play, "_SHELF", [Shelf()])
+    found = play.compare(made(tmp_path, METHODS[:2], dimensions={}), tmp_path / "out", jobs=2)
+    assert [d.cell.seed for d in found.failed] == [1]
+    assert found.failed[0].reason == play.LOST
+
+
+def test_a_dimension_without_effect_is_said(tmp_path: Path) -> None:
+    found = play.compare(made(tmp_path, ("fedit",), common={"partition": "iid"}, seeds=(0,)), tmp_path / "out")
+    assert "alpha makes no difference here: the numbers are the same for all its values." in found.notes
 
 
 @pytest.mark.processes

@@ -80,14 +80,40 @@ def test_only_a_best_that_is_seen_to_be_better_than_all_others_stands_out() -> N
 def test_other_work_is_marked_and_cells_without_a_result_are_told_with_their_reason() -> None:
     found = records(fedit=FIRST, flora=FIRST, fedbf=FIRST)
     for lost in (0, 1):
-        found[lost] |= {"finished": False, "common": None, "own": None, "reason": "fedit broke." if lost else ""}
+        found[lost] |= {"finished": False, "common": None, "own": None, "reason": "fedit broke."}
     table, _ = tables.of_places(GRID, found)
     column = table.columns.index("steps")
     assert [row[column] for row in table.rows] == ["10", "10", "20*"]
     assert table.rows[0][table.columns.index("seeds")] == "1"
-    assert "fedit: fedit broke." in table.notes
-    assert "fedit: 1 of 3 not played yet." in table.notes
+    assert table.notes.count("fedit: fedit broke.") == 1
     assert any(note.startswith("* Other work") for note in table.notes)
     assert not any("not committed" in note for note in table.notes)
     found[3]["commit"] = "abc-dirty"
     assert any("not committed" in note for note in tables.of_places(GRID, found)[1].notes)
+
+
+def test_a_dimension_that_makes_no_difference_is_told() -> None:
+    alike = records(fedit=FIRST[:3] * 2, flora=FIRST[:3] * 2)
+    assert tables.without_effect(GRID, alike) == ["alpha"]
+    assert tables.without_effect(GRID, records(fedit=FIRST[:3] * 2, flora=FIRST)) == []
+    alike[4]["bytes_up"] = 1.0
+    assert tables.without_effect(GRID, alike) == []
+    assert tables.without_effect(GRID, alike[:3]) == []
+
+
+def test_scores_by_another_metric_are_not_mixed_in() -> None:
+    found = records(fedit=FIRST, flora=FIRST)
+    for r in found[6:8]:
+        r["metric"] = "perplexity"
+    first, _ = tables.of_places(GRID, found)
+    assert first.rows[1][1] == f"{100 * FIRST[2]:.1f}"
+    assert "flora: its headline is perplexity, and not accuracy" in first.notes
+    between = tables.of_differences(GRID, found)
+    assert between is not None
+    assert between.rows[0][2] == "4"
+
+
+@pytest.mark.parametrize("metric", ["token_accuracy", "entity_f1", "f1:x", "recall", "pearson", "mse", "perplexity"])
+def test_shares_are_told_in_per_cent(metric: str) -> None:
+    unit = "" if metric in ("pearson", "mse", "perplexity") else ", %"
+    assert tables.of_places(GRID, records(metric, fedit=FIRST))[0].columns[1] == f"all test rows{unit}"

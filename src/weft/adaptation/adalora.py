@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from weft.adaptation.lora import LoRA, low_rank_product
+from weft.errors import UserError
 from weft.tensors.init import Init
 from weft.typed import Count
 
@@ -37,6 +38,11 @@ class AdaLoRA(LoRA):
 
     target: Count | None = None
     in_steps: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.target is not None and self.target > self.rank and not self.growth:
+            raise UserError(f"lora.target is {self.target}, above the rank of {self.rank} that it prunes: choose a smaller one.")
 
     def tensors(self, backbone: Backbone, site: Site) -> Mapping[str, Init]:
         r = self.rank_at(site)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from rich.padding import Padding
 from rich.text import Text
 
-from weft.cli.grids import facts, grid, shown
+from weft.cli.grids import facts, grid
+from weft.words import shown
 
 if TYPE_CHECKING:
     from rich.console import Console

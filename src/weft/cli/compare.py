@@ -76,10 +76,10 @@ def compare(
         from weft.comparison.cell_grid import read_grid
         from weft.comparison.play import usual_folder
 
-        runs = Path(str(typed.pop("runs", "runs"))).expanduser()
+        runs, report = Path(str(typed.pop("runs", "runs"))).expanduser(), bool(typed.pop("report", True))
         grid = read_grid(file, typed, [m.strip() for m in methods.split(",") if m.strip()], seeds, tune)
         folder = to.expanduser() if to is not None else usual_folder(grid, runs)
     if dry_run:
         comparing.rehearse(out(), grid, folder, as_json)
         return
-    comparing.play(out(), screen, grid, folder, jobs, quiet, as_json)
+    comparing.play(out(), screen, grid, folder, jobs, report, quiet, as_json)

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from weft.report.table import Table
 
 
-def play(out: Console, screen: Console, grid: Grid, folder: Path, jobs: int, quiet: bool, as_json: bool) -> None:
+def play(out: Console, screen: Console, grid: Grid, folder: Path, jobs: int, report: bool, quiet: bool, as_json: bool) -> None:
     """Play the grid, and print its tables."""
     from weft.comparison.play import compare
 
     if not quiet:
         heading(screen, grid)
     with watching(screen, quiet) as observer:
-        found = compare(grid, folder, jobs=jobs, observer=observer)
+        found = compare(grid, folder, None, jobs, observer, report)
     if as_json:
         out.print(json.dumps(found.records(), indent=2, ensure_ascii=False), markup=False, soft_wrap=True)
         return
@@ -38,10 +38,9 @@ def play(out: Console, screen: Console, grid: Grid, folder: Path, jobs: int, qui
     for note in found.notes:
         screen.print(Text(note), soft_wrap=not screen.is_terminal)
     screen.print()
-    screen.print(
-        Text(f"Saved in {folder}: report.html, table.md, table.csv, table.tex, cells.json, and a run for each cell."),
-        soft_wrap=True,
-    )
+    page = "report.html, " if report else ""
+    files = f"{page}table.md, table.csv, table.tex, cells.json, and a run for each cell"
+    screen.print(Text(f"Saved in {folder}: {files}."), soft_wrap=True)
 
 
 def heading(out: Console, grid: Grid) -> None:

@@ -36,12 +36,3 @@ def facts(out: Console, values: Mapping[str, Any]) -> None:
     for name, value in values.items():
         table.add_row(Text(name, style="dim"), Text(str(value)))
     out.print(table)
-
-
-def shown(value: Any) -> str:
-    """A setting as a person would type it."""
-    if isinstance(value, (tuple, list)):
-        return ",".join(map(shown, value)) or "none"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return "none" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

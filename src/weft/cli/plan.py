@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from weft.cli.cards import citation
-from weft.cli.grids import grid, shown
+from weft.cli.grids import grid
 from weft.errors import UserError
-from weft.words import count
+from weft.words import count, shown
 
 if TYPE_CHECKING:
     from rich.console import Console

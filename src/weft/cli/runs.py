@@ -12,7 +12,7 @@ import typer
 from weft.cli.listings import Json, show_json
 from weft.errors import UserError
 from weft.report.console import out
-from weft.words import count
+from weft.words import count, shown
 
 if TYPE_CHECKING:
     from weft.runs.comparing import Comparison
@@ -170,8 +170,6 @@ def _beside(found: Comparison) -> None:
 
 
 def _cell(value: Any) -> str:
-    from weft.cli.grids import shown
-
     if value is None:
         return "-"
     text = f"{value:.6g}" if isinstance(value, float) else shown(value)

@@ -10,10 +10,17 @@ from typing import Any, Literal, get_origin
 
 from weft.errors import UserError, nearest
 from weft.experiment import SETTINGS, flatten, read
-from weft.words import count
+from weft.words import count, shown
 
 BASELINES = ("local", "central", "probe", "zero-shot")
-"""What may stand among the methods: a baseline of the first of them."""
+"""What may stand among the methods: a baseline of the first of them, with that one's settings."""
+OF_ONE_RUN = {
+    "seed": "--seeds says which, in a file [grid] seeds",
+    "method": "--methods says which, in a file [grid] method",
+    "baseline": "it stands among the methods",
+    "name": "--to says where",
+}
+"""Settings that differ from cell to cell in a way of their own, and what to say instead."""
 SAME: Mapping[str, Any] = {
     "recipes": False,
     "baselines": [],
@@ -82,16 +89,16 @@ class Grid:
             raise UserError(
                 f"settings are given for {', '.join(unused)}, which the grid does not compare: add it to its methods."
             )
-        empty = [n for n, values in {"methods": self.methods, "seeds": self.seeds, **self.dimensions}.items() if not values]
-        if empty:
-            raise UserError(f"the grid has no cell, since {', '.join(empty)} has no value: give it at least one.")
-        if twice := [m for i, m in enumerate(self.methods) if m in self.methods[:i]]:
-            raise UserError(f"{', '.join(twice)} stands twice among the methods: leave one out.")
+        for name, values in {"methods": self.methods, "seeds": self.seeds, **self.dimensions}.items():
+            if not values:
+                raise UserError(f"the grid has no cell, since {name} has no value: give it at least one.")
+            if twice := [v for i, v in enumerate(values) if v in values[:i]]:
+                raise UserError(f"{shown(twice[0])} stands twice among the {name}, and would count twice: leave one out.")
         if all(m in BASELINES for m in self.methods):
             raise UserError("the grid compares baselines alone, and these are baselines of a method: add one.")
-        if clash := sorted(
-            (self.dimensions.keys() & self.common.keys()) | ({"seed", "method"} & {*self.dimensions, *self.common})
-        ):
+        for name in OF_ONE_RUN.keys() & {*self.dimensions, *self.common}:
+            raise UserError(f"{name} is no setting of all cells: leave it out, {OF_ONE_RUN[name]}.")
+        if clash := sorted(self.dimensions.keys() & self.common.keys()):
             raise UserError(f"{', '.join(clash)} is set for all cells and a dimension of the grid: leave one of the two out.")
 
     def cells(self) -> list[Cell]:
@@ -113,7 +120,8 @@ class Grid:
         fields = {p.name for p in registry.parameters(cls)}
         common = full_names(cls, {**self.common, **at})
         had = {n: v for n, v in {**SAME, **common}.items() if not n.startswith("method.") or n.removeprefix("method.") in fields}
-        found = had | full_names(cls, self.own.get(row, {})) | {"method": slug, "seed": seed}
+        own = {**self.own.get(slug, {}), **self.own.get(row, {})}
+        found = had | full_names(cls, own) | {"method": slug, "seed": seed}
         if tuned is not None:
             found |= full_names(cls, {f"method.{tuned[0]}": tuned[1]})
         if row in BASELINES:
@@ -147,7 +155,7 @@ def read_grid(
     path: Path | None,
     typed: Mapping[str, Any],
     methods: Sequence[str] = (),
-    seeds: str | None = None,
+    seeds: Any = None,
     tune: str | None = None,
     searched: Mapping[str, Any] | None = None,
     own: Mapping[str, Mapping[str, Any]] | None = None,
@@ -172,14 +180,16 @@ def read_grid(
     table, common, dimensions = dict(table), flatten(content), dict[str, tuple[Any, ...]]()
     listed = table.pop("method", table.pop("methods", []))
     counted = table.pop("seeds", table.pop("seed", None))
-    for name, value in flatten(table).items():
-        (dimensions if isinstance(value, list) else common)[name] = tuple(value) if isinstance(value, list) else value
+    in_file = flatten(table)
+    dimensions |= {n: tuple(v) for n, v in in_file.items() if isinstance(v, list)}
+    common |= {n: v for n, v in in_file.items() if not isinstance(v, list)}
     for name, value in typed.items():
         dimensions.pop(name, None)
         common.pop(name, None)
-        (dimensions if isinstance(value, list) and name in SPLIT else common)[name] = (
-            tuple(value) if isinstance(value, list) and name in SPLIT else value
-        )
+        if isinstance(value, list) and (name in SPLIT or name.startswith("method.")):
+            dimensions[name] = tuple(value)
+        else:
+            common[name] = value
     if "alpha" in dimensions and not {"partition"} & {*common, *dimensions}:
         common["partition"] = "dirichlet"  # elsewhere it would make no difference
     chosen = tuple(methods) or tuple([listed] if isinstance(listed, str) else listed)
@@ -197,14 +207,15 @@ def read_grid(
 
 def _seeds(given: Any) -> tuple[int, ...]:
     """How many, from 0, or a list of them."""
+    listed = given.split(",") if isinstance(given, str) and "," in given else given
     try:
-        if isinstance(given, list | tuple):
-            return tuple(map(int, given))
-        if isinstance(given, str) and "," in given:
-            return tuple(int(s) for s in given.split(",") if s.strip())
-        return tuple(range(1 if given is None else int(given)))
+        if isinstance(listed, list | tuple):
+            found = tuple(int(str(s)) for s in listed)
+        else:
+            found = tuple(range(1 if given is None else int(str(given))))
     except ValueError:
         raise UserError(f'seeds is "{given}", but must be a number of them, or a list such as 0,1,2.') from None
+    return found
 
 
 def _tune(typed: str | None, table: Mapping[str, Any]) -> tuple[str, tuple[Any, ...]] | None:
@@ -236,7 +247,3 @@ def _splits(name: str) -> bool:
 
 SPLIT = frozenset(name for name in SETTINGS if _splits(name))
 """Settings of which an option may name several values."""
-
-
-def shown(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -11,28 +12,31 @@ from typing import Any
 import weft
 from weft.backbones.finding import find
 from weft.comparison.cell_grid import Cell
-from weft.experiment import GROUPS, Experiment, resolve
+from weft.experiment import GROUPS, Resolved, resolve
 from weft.experiment.declare import declared
 from weft.runs.provenance import version
 
 NOT_OF_NUMBERS = (*declared(GROUPS["output"]), "debug")
+FILES = ("data", "public", "start", "devices")
+"""Settings that may name a file or a folder."""
 PACKAGES = ("torch", "transformers", "numpy", "peft")
 
 
-def of_cell(experiment: Experiment, given: str | None) -> str:
-    """A hash of settings, data, weights, and the code that plays them.
+def of_cell(resolved: Resolved, given: str | None) -> str:
+    """A hash of settings, of all files that they name, of weights, and of the code that plays them.
 
     Args:
         given: fingerprint of data that have no name; None = they have one.
     """
-    settings = {n: v for n, v in experiment.flat().items() if n not in NOT_OF_NUMBERS}
+    x = resolved.experiment
+    settings = {n: v for n, v in x.flat().items() if n not in NOT_OF_NUMBERS}
+    named = {n: _content(settings[n]) for n in FILES if settings[n] is not None and (n != "data" or given is None)}
     about = {
         "settings": settings,
-        "data": given or _content(experiment.data),
-        "public": None if experiment.public is None else _content(experiment.public),
-        "start": None if experiment.start is None else _content(experiment.start),
-        "weights": [_content(find(name)[0]) for name in experiment.models],
-        "code": code(),
+        "files": named,
+        "data": given,
+        "weights": [_content(find(name)[0]) for name in x.models],
+        "code": [code(), _of_method(type(resolved.method))],
         "versions": {name: version(name) for name in PACKAGES},
     }
     return hashlib.sha256(json.dumps(about, sort_keys=True, default=repr).encode()).hexdigest()
@@ -52,6 +56,11 @@ def code() -> str:
     """A hash of Weft's own source."""
     root = Path(weft.__file__).parent
     return _hashed(sorted(root.rglob("*.py")), root)
+
+
+def _of_method(cls: type) -> str:
+    """A hash of the file of a method that another package brings; of ours "", they are in :func:`code`."""
+    return "" if cls.__module__.split(".")[0] == "weft" else _content(inspect.getsourcefile(cls) or cls.__module__)
 
 
 def _content(name: str) -> str:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from weft.engines.observer import Observer
 from weft.errors import Interrupted, UserError
 from weft.experiment import Resolved, resolve
 from weft.runs import directory as directories
-from weft.runs.directory import RunDirectory
+from weft.runs.directory import RunDirectory, plain
 from weft.runs.shelf import Shelf
 from weft.storage import files
 
@@ -41,7 +40,7 @@ class Done:
     """A cell, and what came of it.
 
     Attributes:
-        summary: of its run; None if there is none. reason: why, ``""`` if it is only not played yet. found: it was there already.
+        summary: of its run; None if there is none, and ``reason`` says why. found: it was there already.
     """
 
     cell: Cell
@@ -56,13 +55,12 @@ def planned(cell: Cell, folder: Path, given: str | None) -> Planned:
     Args:
         folder: of all cells. given: see :func:`weft.comparison.cell_identity.of_cell`.
     """
-    name = re.sub(r"[^A-Za-z0-9.]+", "-", cell.label.replace("·", "")).strip("-")
     try:
         resolved = resolve(dict(cell.settings) | {"runs": str(folder)})
-        mark = identity.of_cell(resolved.experiment, given)
+        mark = identity.of_cell(resolved, given)
     except UserError as e:
-        return Planned(cell, folder / name, None, str(e))
-    return Planned(cell, folder / f"{name[:80]}-{mark[:12]}", resolved)
+        return Planned(cell, folder / plain(cell.label), None, str(e))
+    return Planned(cell, folder / f"{cell.row}-s{cell.seed}-{mark[:12]}", resolved)  # the same cell of another grid is found
 
 
 def check(grid: Grid, plans: Sequence[Planned]) -> None:
@@ -97,12 +95,13 @@ def play(plan: Planned, shelf: Shelf, data: Any = None, observer: Observer | Non
         return Done(plan.cell, plan.place, None, plan.reason)
     if (summary := finished(plan.place)) is not None:
         return Done(plan.cell, plan.place, summary, found=True)
+    if plan.place.is_dir() and directories.in_use(RunDirectory(plan.place)):
+        return Done(plan.cell, plan.place, None, f"another process is working on {plan.place}.")
     try:
-        if not _resumed(plan.place, data, observer):
+        if not resumed(plan.place, data, observer):
             shutil.rmtree(plan.place, ignore_errors=True)
-            x = plan.resolved.experiment.model_copy(update={"name": plan.place.name, "runs": str(plan.place.parent)})
-            named = Resolved(x, plan.resolved.method, plan.resolved.origin, plan.resolved.notes, plan.resolved.given)
-            start.start(named, data, observer, shelf=shelf)
+            x = plan.resolved.experiment.model_copy(update={"name": plan.place.name})
+            start.start(replace(plan.resolved, experiment=x), data, observer, shelf=shelf)
     except (Interrupted, KeyboardInterrupt):
         raise
     except UserError as e:
@@ -110,10 +109,10 @@ def play(plan: Planned, shelf: Shelf, data: Any = None, observer: Observer | Non
     except Exception as e:  # a broken cell is no reason to leave the others
         _keep(plan.place, traceback.format_exc())
         return Done(plan.cell, plan.place, None, f"{type(e).__name__}: {e} (a bug; traceback.txt in {plan.place} says where)")
-    return Done(plan.cell, plan.place, finished(plan.place))
+    return Done(plan.cell, plan.place, directories.read_summary(RunDirectory(plan.place)))
 
 
-def _resumed(place: Path, data: Any, observer: Observer | None) -> bool:
+def resumed(place: Path, data: Any, observer: Observer | None) -> bool:
     """Whether a run lay there that has gone on to its end."""
     if not RunDirectory(place).experiment.is_file():
         return False

@@ -13,9 +13,10 @@ from weft.comparison.cells import Done
 from weft.comparison.records import record
 from weft.comparison.tuning import Choice
 from weft.errors import UserError
+from weft.playing.run import framed, load_run
 from weft.report.table import Table
 from weft.storage import files
-from weft.words import count
+from weft.words import count, shown
 
 
 class Comparison:
@@ -38,11 +39,7 @@ class Comparison:
         Raises:
             UserError: pandas is not installed.
         """
-        try:
-            import pandas
-        except ImportError:
-            raise UserError("comparison.frame() needs pandas; comparison.records() gives the same rows as a list.") from None
-        return pandas.DataFrame(self.records())
+        return framed(self.records(), "comparison.frame()", "comparison.records()")
 
     def tables(self) -> list[Table]:
         """One for each place of the grid, the paired differences last."""
@@ -54,10 +51,14 @@ class Comparison:
     def notes(self) -> list[str]:
         """What a reader has to know beside the tables."""
         lacking = [f"{slug} has no {', '.join(names)}." for slug, names in self.grid.lacking().items()]
-        return [*lacking, *dict.fromkeys(f"{c.note} ({self._place(c)})" if c.at else c.note for c in self.choices)]
+        idle = [
+            f"{name} makes no difference here: the numbers are the same for all its values."
+            for name in tables.without_effect(self.grid, self.records())
+        ]
+        return [*lacking, *idle, *dict.fromkeys(f"{c.note} ({self._place(c)})" if c.at else c.note for c in self.choices)]
 
     def _place(self, choice: Choice) -> str:
-        return ", ".join(f"{n} {v}" for n, v in choice.at.items())
+        return ", ".join(f"{n} {shown(v)}" for n, v in choice.at.items())
 
     @property
     def failed(self) -> list[Done]:
@@ -72,7 +73,6 @@ class Comparison:
         Raises:
             UserError: no cell is finished, or the file can't be written.
         """
-        from weft.playing.run import load_run
         from weft.report import page
 
         some = [done for done in self.cells if done.summary is not None]

@@ -3,33 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from weft.comparison import statistics
-from weft.comparison.cell_grid import Grid, shown
+from weft.comparison.cell_grid import Grid
 from weft.comparison.statistics import Difference
 from weft.report.table import Table
 from weft.tasks.task import LESS_IS_BETTER
+from weft.words import shown
 
 Record = Mapping[str, Any]
 HEADS = {"common": "all test rows", "own": "own test rows", "worst": "worst client"}
 """Score -> its column."""
 COSTS = ("seeds", "up, kB", "down, kB", "steps", "examples", "training, s", "aggregation error")
-UNIT = frozenset({"accuracy", "macro_f1", "micro_f1", "exact_match", "top5"})
-"""Metrics that are shares, and are shown in per cent; so is whatever begins with ``f1``."""
+UNIT = frozenset({"top5", "precision", "recall", "exact_match"})
+"""Metrics that are shares, and are shown in per cent; so is every accuracy and F1."""
 NONE_SEEN = "no difference seen"
 
 
 def of_places(grid: Grid, records: Sequence[Record]) -> list[Table]:
     """A table for each place of the dimensions, with a row for each method and tuning."""
+    records = _of_one_metric(records)
     return [_of_place(grid, at, [r for r in records if all(r[n] == v for n, v in at.items())]) for at in grid.places()]
 
 
 def of_differences(grid: Grid, records: Sequence[Record]) -> Table | None:
     """Each method less the first, in pairs of the same seed and place; None if there is but one row."""
-    rows, first = _rows(records), grid.methods[0]
+    records, rows, first = _of_one_metric(records), _rows(records), grid.methods[0]
     reference = next((r for r in rows if r[0] == first), None)
     if reference is None or len(rows) < 2:
         return None
@@ -47,6 +48,32 @@ def of_differences(grid: Grid, records: Sequence[Record]) -> Table | None:
     return Table("Paired differences", ("method", *heads), tuple(lines), notes=(note,))
 
 
+def without_effect(grid: Grid, records: Sequence[Record]) -> list[str]:
+    """Names of dimensions of which no value gives other numbers than another."""
+    found = []
+    for name, values in grid.dimensions.items():
+        groups: dict[tuple[Any, ...], list[tuple[Any, ...]]] = {}
+        for r in (r for r in records if r["finished"]):
+            others = tuple(r[n] for n in ("method", "tuned", "seed", *grid.dimensions) if n != name)
+            groups.setdefault(others, []).append(tuple(r[n] for n in (*HEADS, "bytes_up", "bytes_down", "examples")))
+        compared = [numbers for numbers in groups.values() if len(numbers) > 1]
+        if len(values) > 1 and compared and all(len(set(numbers)) == 1 for numbers in compared):
+            found.append(name)
+    return found
+
+
+def _of_one_metric(records: Sequence[Record]) -> list[Record]:
+    """Without the scores of cells whose headline is another than the first one's, and with the reason in their place."""
+    metric, found = _metric(records), list[Record]()
+    for r in records:
+        if r["finished"] and r["metric"] != metric:
+            why = f"its headline is {r['metric'] or 'missing'}, and not {metric}"
+            found.append({**r, **dict.fromkeys(HEADS), "finished": False, "reason": why})
+        else:
+            found.append(r)
+    return found
+
+
 def _of_place(grid: Grid, at: Mapping[str, Any], records: Sequence[Record]) -> Table:
     rows = _rows(records)
     unit, scale = _unit(records), _scale(records)
@@ -55,10 +82,7 @@ def _of_place(grid: Grid, at: Mapping[str, Any], records: Sequence[Record]) -> T
     for row in rows:
         mine = [r for r in _of(records, row) if r["finished"]]
         failed = [r for r in _of(records, row) if not r["finished"]]
-        reasons = Counter(r["reason"] for r in failed if r["reason"])
-        notes += [f"{_named(row)}: {reason}" for reason in reasons]
-        if waiting := sum(not r["reason"] for r in failed):
-            notes.append(f"{_named(row)}: {waiting} of {len(mine) + len(failed)} not played yet.")
+        notes += [f"{_named(row)}: {r['reason']}" for r in failed]
         work = _work(mine)
         other = "*" if work is not None and usual is not None and work != usual else ""
         lines.append(
@@ -149,7 +173,7 @@ def _unit(records: Sequence[Record]) -> str:
 
 def _scale(records: Sequence[Record]) -> float:
     metric = _metric(records)
-    return 100.0 if metric in UNIT or metric.startswith("f1") else 1.0
+    return 100.0 if metric in UNIT or "accuracy" in metric or "f1" in metric else 1.0
 
 
 def _number(value: Any) -> bool:

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,9 @@ from weft.storage import files
 from weft.words import count
 
 CELLS = "cells"
+LOST = (
+    "a process ended in the middle of it, as one does that runs out of memory: type fewer --jobs, and the same command goes on."
+)
 
 
 def compare(
@@ -64,17 +68,9 @@ def compare(
                 done += player.play([grid.cell(row, at, seed, (choice.name, choice.value)) for seed in grid.seeds])
         found = Comparison(folder, grid, _ordered(grid, done), choices)
         found.write()
-        if report and os.environ.get(execute.NO_PAGE) != "0":
-            _page(found, observer)
+        if report:
+            execute.draw(found.report, observer)
     return found
-
-
-def _page(found: Comparison, observer: Observer) -> None:
-    """The page of a comparison; whatever goes wrong with it is a sentence, since all else is saved already."""
-    try:
-        found.report()
-    except Exception as e:
-        observer.say(f"no page was written ({str(e).strip().splitlines()[0][:200] if str(e).strip() else type(e).__name__}).")
 
 
 def _ordered(grid: Grid, done: Sequence[Done]) -> list[Done]:
@@ -130,10 +126,17 @@ class _Player:
         threads = max((os.cpu_count() or 1) // self.jobs, 1)
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(self.jobs, context, _begin, (threads,)) as pool:
-            futures = [pool.submit(_worker, [p.cell for p in part], self.folder) for part in parts]
+            of = {pool.submit(_worker, [p.cell for p in part], self.folder): part for part in parts}
             try:
-                for future in as_completed(futures):
-                    yield from future.result()
+                for future in as_completed(of):
+                    try:
+                        yield from future.result()
+                    except BrokenProcessPool:
+                        for plan in of[future]:
+                            if (summary := on_disk.finished(plan.place)) is not None:
+                                yield Done(plan.cell, plan.place, summary)
+                            else:
+                                yield Done(plan.cell, plan.place, None, LOST)
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise

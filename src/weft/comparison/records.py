@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from weft.comparison.cell_grid import shown
 from weft.comparison.cells import Done
 from weft.engines.evaluation import pick
 from weft.federation.info import common
+from weft.words import shown
 
 SCORES = ("common", "own", "worst")
 """Scores of a record: on all test rows, in the mean over clients on their own, and of the worst client on its own."""
@@ -31,15 +31,13 @@ def record(done: Done) -> dict[str, Any]:
     views = summary["method"]["views"]
     mine = next((v for v in views if not common(v)), views[0])
     whole = next((v for v in views if common(v)), None)
-    people = "global test" if whole else "common test"
-    scores = [_value(summary, metric, whole or views[0], people, how) for how in ("pooled", "pooled over clients' models")]
     work = summary.get("work") or {}
     return found | {
         "metric": metric,
-        "common": next((s for s in scores if s is not None), None),
+        "common": _pooled(summary, metric, whole or views[0], "global test" if whole else "common test"),
         "own": _value(summary, metric, mine, "own test", "mean over clients"),
         "worst": _value(summary, metric, mine, "own test", "worst client"),
-        "validation": _value(summary, metric, views[0], "validation", "pooled"),
+        "validation": _pooled(summary, metric, views[0], "validation"),
         "rounds": summary["rounds"],
         "steps": work.get("steps"),
         "examples": work.get("examples"),
@@ -61,6 +59,12 @@ def bytes_of(summary: Mapping[str, Any], way: str) -> float | None:
     """Of a client that takes part in a round, in the mean over all, with headers; None where nothing travels."""
     sent = summary["bytes"].get("train", {}).get(way)
     return sent["wire"] / sent["messages"] if sent and sent["messages"] else None
+
+
+def _pooled(summary: Mapping[str, Any], metric: str, view: str, people: str) -> float | None:
+    """Over rows, each put to the one model or to one of the clients'."""
+    scores = (_value(summary, metric, view, people, how) for how in ("pooled", "pooled over clients' models"))
+    return next((s for s in scores if s is not None), None)
 
 
 def _value(summary: Mapping[str, Any], metric: str, view: str, people: str, pooling: str) -> float | None:

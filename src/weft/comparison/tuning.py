@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from weft.comparison.cell_grid import BASELINES, Grid, shown
+from weft.comparison.cell_grid import Grid
 from weft.comparison.cells import Done
 from weft.comparison.records import record
 from weft.tasks.task import goodness
+from weft.words import shown
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ def search(grid: Grid, row: str, at: Mapping[str, Any], play: Callable[..., list
 
     Test rows have no say in it.
     """
-    if grid.tune is None or row in BASELINES:
+    if grid.tune is None or row in ("probe", "zero-shot"):
         return None
     name, values = grid.tune
     tried = [record(d) for d in play([grid.cell(row, at, grid.seeds[0], (name, value)) for value in values])]

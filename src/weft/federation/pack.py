@@ -15,7 +15,7 @@ from torch import Tensor
 from weft.adaptation.dropout import rows_of
 from weft.adaptation.optim import Optim, Optimizer
 from weft.errors import WeftError
-from weft.federation import plans
+from weft.federation import in_steps, plans
 from weft.federation.batch import Batch, make_batch
 from weft.federation.bench import Bench
 from weft.federation.client import ClientState
@@ -225,7 +225,7 @@ class Pack(Passes):
         params = {n: optimizer.params[n] for n in names or optimizer.params}
         self.work.add(batch, 2 if self.guidance.centre else 1, moving=self.guidance.noted is None)
         shifts = self.guidance.shifts(lambda values: self._slopes(objective, batch, values, params))
-        loss, whole = self._losses(objective, batch)
+        loss, whole = in_steps.losses(self, self._weave.placed, objective, batch)
         if self.held and not loss.requires_grad:  # its clients hold blocks that the output does not see: an encoder's alone
             whole = loss + 0 * sum(value.sum() for value in optimizer.params.values())
         if self.guidance.noted is not None:
@@ -235,34 +235,13 @@ class Pack(Passes):
         optimizer.step(whole, batch.clients, rows, names, tick, entries, shifts)
         return loss.detach()
 
-    def _losses(self, objective: Callable[[Pack, Batch], Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
-        """A step's own loss [k], and what it goes down: with what parts add to it, and of the tensors that they show to steps."""
-        guiding = [p for p in self._weave.placed if p.part.in_steps]
-        if not guiding:
-            loss = objective(self, batch)
-            return loss, loss
-        keys = torch.zeros(len(self.clients), dtype=torch.int64, device=self.device)
-        if batch.keys is not None:
-            keys = batch.keys[:, 0] if batch.clients is None else keys.index_copy(0, batch.clients, batch.keys[:, 0])
-        shown, sums, counts = dict[str, Tensor](), torch.zeros_like(keys, dtype=self.dtype), torch.zeros_like(keys)
-        for p in guiding:
-            w = {role: self.tensors[name] for role, name in p.names.items()} | dict(p.fixed)
-            if batch.keys is not None:
-                shown |= {p.names[role]: value for role, value in p.part.drawn(w, keys).items()}
-            if (penalty := p.part.penalty(w)) is not None:
-                has = torch.ones_like(counts) if p.has is None else p.has.to(counts)
-                sums, counts = sums + penalty * has, counts + has
-        with self.values(shown):
-            loss = objective(self, batch)
-        return loss, loss + batch.of(sums / counts.clamp(min=1))
-
     def _slopes(
         self, objective: Callable[[Pack, Batch], Tensor], batch: Batch, values: Mapping[str, Tensor], names: Iterable[str]
     ) -> dict[str, Tensor]:
         """Gradients [K, …] of a batch's loss by these tensors, where the pack's have other values."""
         leaves = {n: values[n].detach().requires_grad_(True) for n in names}
         with self.values({**values, **leaves}):
-            loss = self._losses(objective, batch)[1].sum()
+            loss = in_steps.losses(self, self._weave.placed, objective, batch)[1].sum()
         if not loss.requires_grad:
             return {}
         found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)

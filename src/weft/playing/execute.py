@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -94,8 +94,8 @@ def _go_on(
     about["finished"] = True
     about["seconds"] |= {"loading": before["loading"], "all": before["loading"] + time.perf_counter() - began}
     directories.write_summary(directory, about)
-    if x.report and os.environ.get(NO_PAGE) != "0":
-        _page(directory, observer)
+    if x.report:
+        draw(lambda: _page(directory), observer, f"; weft report {directory.root} tries again")
     if different:
         raise UserError(
             f"the repeat gave other numbers ({', '.join(different[:5])}{' …' if len(different) > 5 else ''}): the run is saved, "
@@ -199,16 +199,26 @@ def export_adapter(
     return asdict(report)
 
 
-def _page(directory: RunDirectory, observer: Observer) -> None:
-    """The page of a finished run; whatever goes wrong with it is a sentence, since the run is saved already."""
-    try:
-        from weft.playing.run import Run
-        from weft.report import page
+def draw(page: Callable[[], object], observer: Observer, again: str = "") -> None:
+    """Write a page, unless the environment wants none; whatever goes wrong is a sentence, since all else is saved already.
 
-        page.write(directory.root / page.NAME, [Run(directory)])
+    Args:
+        again: how to try again, as the end of that sentence.
+    """
+    if os.environ.get(NO_PAGE) == "0":
+        return
+    try:
+        page()
     except Exception as e:
         why = str(e).strip().split("\n")[0][:200] or type(e).__name__
-        observer.say(f"no page was written ({why}); weft report {directory.root} tries again.")
+        observer.say(f"no page was written ({why}){again}.")
+
+
+def _page(directory: RunDirectory) -> None:
+    from weft.playing.run import Run
+    from weft.report import page
+
+    page.write(directory.root / page.NAME, [Run(directory)])
 
 
 def _baseline(

@@ -57,11 +57,7 @@ class Run:
         Raises:
             UserError: pandas is not installed.
         """
-        try:
-            import pandas
-        except ImportError:
-            raise UserError("run.table() needs pandas; run.records() gives the same rows as a list.") from None
-        return pandas.DataFrame(self.records())
+        return framed(self.records(), "run.table()", "run.records()")
 
     @property
     def adapter(self) -> Path | None:
@@ -84,6 +80,22 @@ class Run:
     def __repr__(self) -> str:
         numbers = ", ".join(f"{n} {v:.4f}" for n, v in self.metrics.items())
         return f"<Run {self.folder}: {count(len(self.rounds), 'round')}{'' if self.finished else ', unfinished'}; {numbers}>"
+
+
+def framed(rows: list[dict[str, Any]], called: str, plain: str) -> Any:
+    """Rows as a pandas DataFrame.
+
+    Args:
+        called: what was asked for. plain: what gives the rows without pandas.
+
+    Raises:
+        UserError: pandas is not installed.
+    """
+    try:
+        import pandas
+    except ImportError:
+        raise UserError(f"{called} needs pandas; {plain} gives the same rows as a list.") from None
+    return pandas.DataFrame(rows)
 
 
 def load_run(folder: str | Path) -> Run:

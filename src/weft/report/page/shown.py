@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from weft import words
 from weft.errors import WeftError
 
 JOINT = " · "
@@ -92,7 +93,7 @@ def _labels(runs: Sequence[Recorded], methods: Sequence[str]) -> list[str]:
     told = differ if len(differ) <= MOST else []
     found = []
     for run, method, own in zip(runs, methods, settings, strict=True):
-        more = [f"{_short(n)} {_value(own.get(n))}" for n in told] if differ == told else [run.folder.name]
+        more = [f"{_short(n)} {words.shown(own.get(n))}" for n in told] if differ == told else [run.folder.name]
         seed = run.summary["settings"].get("seed", {}).get("value")
         found.append(JOINT.join([method, *more, *([] if seed is None else [f"seed {seed}"])]))
     return found
@@ -129,7 +130,3 @@ def _differ(values: Any) -> bool:
 
 def _short(name: str) -> str:
     return {"alpha": "α"}.get(name, name.removeprefix("method."))
-
-
-def _value(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else "none" if value is None else str(value)
