@@ -99,3 +99,9 @@ def test_a_finished_cell_that_is_damaged_is_played_anew(tmp_path: Path, capsys: 
     assert json.loads((cell / "summary.json").read_text())["finished"]
     strip = lambda text: [line.split("|")[:5] for line in text.splitlines()]  # noqa: E731 - but for the seconds
     assert strip((tmp_path / "out" / "table.md").read_text()) == strip(before)
+
+
+def test_a_dry_run_of_a_method_whose_clients_are_played_one_by_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = json.loads(weft(capsys, *small(tmp_path, "--methods", "fedavg", "--dry-run", "--json")).out)
+    assert told["methods"]["fedavg"]["seconds"] > 0
+    assert told["methods"]["fedavg"]["up"] > 0

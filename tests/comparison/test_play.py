@@ -214,6 +214,9 @@ def test_the_same_cell_is_told_by_its_settings_data_weights_and_code(tmp_path: P
     now = place()
     monkeypatch.setattr(identity, "code", lambda: "yet another")
     assert place() != now
+    now = place()
+    monkeypatch.setattr(identity, "_of_method", lambda cls: f"another {cls.__name__}")
+    assert place() != now
 
 
 def test_rows_in_memory_are_told_by_what_they_are(tmp_path: Path) -> None:

@@ -11,10 +11,12 @@ import numpy as np
 from weft.comparison import cells as on_disk
 from weft.comparison.cell_grid import BASELINES, Grid
 from weft.comparison.play import CELLS
+from weft.engines import packing
 from weft.engines.observer import Observer
 from weft.errors import UserError
 from weft.experiment import Resolved
-from weft.federation.rounds import begin
+from weft.federation.message import ClientInfo
+from weft.federation.rounds import adapted, begin
 from weft.runs.prepare import Material, copies
 from weft.runs.shelf import Shelf
 
@@ -59,7 +61,8 @@ def _measured(resolved: Resolved, material: Material, row: str, seconds: float |
         server = begin(
             method, material.bench, [c.info(method.info.asks) for c in material.clients], x.rounds, public=material.public
         )
-        k = min(len(material.clients), x.pack if isinstance(x.pack, int) else 8)
+        alone = packing.alone(adapted(method, material.bench, ClientInfo("")))
+        k = 1 if alone else min(len(material.clients), x.pack if isinstance(x.pack, int) else 8)
         per_step = _seconds_of_a_step(method, material, k, server)
         each = float(np.mean([_steps(method, c.n) for c in material.clients]))
         seconds = per_step / k * each * max(round(x.participation * len(material.clients)), 1) * x.rounds
@@ -73,7 +76,6 @@ def _steps(method: Any, rows: int) -> float:
 def _seconds_of_a_step(method: Any, material: Material, k: int, server: Any) -> float:
     """Of a pack, in plain training of the method's objective."""
     from weft.federation.pack import Pack
-    from weft.federation.rounds import adapted
     from weft.federation.turn import Turn
 
     some = copies(material.clients)[:k]
