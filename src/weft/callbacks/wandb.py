@@ -25,14 +25,15 @@ class WandB(Tracker):
         self._file = place / "wandb.json"
         known = noted(self._file)
         self._known = {"run": known.get("run", uuid4().hex[:8]), "round": known.get("round", 0)}
+        mode: Any = os.environ.get("WANDB_MODE", "offline")
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "weft"),
             dir=str(place),
             id=self._known["run"],
             name=name,
             config=dict(settings),
-            mode=os.environ.get("WANDB_MODE", "offline"),  # type: ignore[arg-type]
-            resume="allow" if os.environ.get("WANDB_MODE", "offline") == "online" else None,
+            mode=mode,
+            resume="allow" if mode == "online" else None,
             settings=wandb.Settings(silent=True, console="off", disable_git=True, save_code=False),
         )
         note(self._file, self._known)
