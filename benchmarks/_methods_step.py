@@ -16,11 +16,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from weft.federation.aggregation_error import AggregationError, common
 from weft.federation.client import ClientState
+from weft.federation.diagnostics import Diagnostics
 from weft.federation.layout import named
 from weft.federation.message import Update
 from weft.federation.method import Method
+from weft.federation.moves import common
 from weft.federation.rounds import adapted
 from weft.federation.scope import Scope
 from weft.federation.turn import Turn
@@ -170,7 +171,7 @@ def _of_method(slug: str, of: Any, rank: int, clients: int, repeats: int, say: C
     dense: dict[str, list[float]] = {name: [] for name, _ in against}
     for i in range(repeats + 1):  # the first is the warm-up, and leaves LoRA where it is not zero
         updates, turns = _updates(run, part, i)
-        error = AggregationError(method, run.server, turns)
+        error = Diagnostics(method, run.server, turns)
         run.server.clock += 1
         seconds, _ = _timed(lambda: method.aggregate(run.server, updates))  # noqa: B023
         watched, value = _timed(lambda: _look(error, updates))  # noqa: B023
@@ -213,10 +214,10 @@ def _timed(step: Callable[[], T]) -> tuple[float, T]:
     return time.process_time() - began, found
 
 
-def _look(error: AggregationError, updates: list[Update]) -> float | None:
+def _look(error: Diagnostics, updates: list[Update]) -> float | None:
     for _ in error.passing(updates):
         pass
-    return error.value()
+    return error.values().get("aggregation_error")
 
 
 def _updates(run: Federation, part: str, i: int) -> tuple[list[Update], dict[str, Turn]]:

@@ -45,7 +45,7 @@ def outcome(folder: Path) -> dict[str, str]:
     for path in sorted(folder.rglob("*.safetensors")):
         found[str(path.relative_to(folder))] = hashlib.sha256(path.read_bytes()).hexdigest()
     lines = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
-    found["rounds.jsonl"] = json.dumps([{n: v for n, v in line.items() if n != "seconds"} for line in lines])
+    found["rounds.jsonl"] = json.dumps([{n: v for n, v in line.items() if n not in ("seconds", "memory")} for line in lines])
     summary = json.loads((folder / "summary.json").read_text())
     found["summary.json"] = json.dumps([summary[n] for n in ("headline", "metrics", "bytes", "finished")])
     return found

@@ -22,9 +22,9 @@ from weft.adaptation.optim import Optim
 from weft.adaptation.orthogonal import Orthogonal
 from weft.adaptation.placed import place
 from weft.errors import UserError
-from weft.federation.aggregation_error import common
 from weft.federation.message import ClientInfo
 from weft.federation.method import Method
+from weft.federation.moves import common
 from weft.methods import FedDPA, FedIT, FedSALoRA
 from weft.rules import with_options
 from weft.tasks.classification import Classification

@@ -61,15 +61,15 @@ def wanted(run: weft.Run) -> Series:
         for name, value in row.items():
             if name in ("round", "view") or value is None:
                 continue
-            common = ("training_loss", "aggregation_error", "seconds", "bytes_up", "bytes_down")
-            whole = name if name in common else f"global/{name}"
+            common = ("training_loss", "aggregation_error", "drift", "effective_rank", "seconds", "bytes_up", "bytes_down")
+            whole = name if name in (*common, "memory") else f"global/{name}"
             found.setdefault(whole, []).append((row["round"], value))
     return found
 
 
 def equal(found: Series, run: weft.Run) -> None:
     expected = wanted(run)
-    assert {"global/accuracy", "training_loss", "bytes_up", "seconds", "aggregation_error"} <= expected.keys()
+    assert {"global/accuracy", "training_loss", "bytes_up", "seconds", "aggregation_error", "drift", "memory"} <= expected.keys()
     assert found.keys() == expected.keys()
     for name, series in expected.items():
         assert [step for step, _ in found[name]] == [step for step, _ in series], name

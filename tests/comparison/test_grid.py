@@ -55,6 +55,37 @@ def test_lists_are_dimensions_and_methods_have_settings_of_their_own(tmp_path: P
     assert (local.settings["method"], local.settings["baseline"]) == ("fedit", "local")
 
 
+def test_one_method_may_have_several_rows_with_other_settings(tmp_path: Path) -> None:
+    found = grid(
+        """
+        [grid]
+        method = ["small", "large", "fedit", "local"]
+        [method]
+        lr = 0.5
+        [methods.small]
+        method = "fedit"
+        rank = 2
+        [methods.large]
+        method = "fedit"
+        rank = 32
+        """,
+        tmp_path,
+    )
+    assert found.variants == {"small": "fedit", "large": "fedit"}
+    cells = found.cells()
+    assert [c.label for c in cells] == ["small · seed 0", "large · seed 0", "fedit · seed 0", "local · seed 0"]
+    assert [c.settings["method"] for c in cells] == ["fedit"] * 4
+    assert [c.settings.get("method.rank") for c in cells] == [2, 32, None, 2], "a baseline is one of the first row"
+    assert {c.settings["method.optim.lr"] for c in cells} == {0.5}
+    assert found.lacking() == {}
+    plans = [planned(c, Path("cells"), None) for c in cells]
+    assert all(p.resolved is not None for p in plans)
+    assert [p.place.name.split("-s0-")[0] for p in plans] == ["fedit", "fedit", "fedit", "local"]
+    assert len({p.place for p in plans}) == 4
+    renamed = replace(found, methods=("tiny",), variants={"tiny": "fedit"}, own={"tiny": found.own["small"]}).cells()[0]
+    assert planned(renamed, Path("cells"), None).place == plans[0].place, "the same cell by another name is found"
+
+
 def test_what_is_typed_goes_over_the_file(tmp_path: Path) -> None:
     text = '[grid]\nmethod = ["fedit"]\nalpha = [0.1, 0.5]\nrounds = 3\n'
     assert grid(text, tmp_path, alpha=1.0).dimensions == {}
@@ -100,6 +131,10 @@ def test_commas_part_numbers_and_choices_and_no_names_with_commas_of_their_own()
     [
         ({"methods": ("fedti", "flora", "flroa")}, r"^there is no method fedti, flroa: weft methods lists them\. .*fedit.*flora"),
         ({"methods": ("fedit",), "own": {"flora": {}}}, r"^settings are given for flora, which the grid does not compare"),
+        ({"methods": ("a",), "variants": {"a": "fedti"}}, r"^there is no method fedti: .*fedit"),
+        ({"methods": ("flora",), "variants": {"flora": "fedit"}}, r"^flora is a method's own name: give its variant another one"),
+        ({"methods": ("local",), "variants": {"local": "fedit"}}, r"^local is a method's own name"),
+        ({"methods": ("fedit",), "variants": {"a": "fedit"}, "own": {"a": {}}}, r"^settings are given for a, which the grid"),
         ({"methods": ()}, r"^the grid has no cell, since methods has no value"),
         ({"methods": ("fedit",), "seeds": ()}, r"^the grid has no cell, since seeds has no value"),
         ({"methods": ("fedit",), "dimensions": {"alpha": ()}}, r"^the grid has no cell, since alpha has no value"),

@@ -68,7 +68,7 @@ def counting(monkeypatch: pytest.MonkeyPatch, then: Callable[[int], None] = lamb
 
 def plain(found: Comparison) -> list[dict[str, Any]]:
     """Its records without what takes other times on other days."""
-    return [{n: v for n, v in r.items() if n != "seconds"} for r in found.records()]
+    return [{n: v for n, v in r.items() if n not in ("seconds", "memory")} for r in found.records()]
 
 
 def folders(root: Path) -> list[Path]:

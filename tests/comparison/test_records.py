@@ -43,6 +43,8 @@ def summary(*views: str) -> dict[str, Any]:
         "work": {"steps": 3, "examples": 9},
         "seconds": {"training": 1.5},
         "aggregation_error": {"mean": 0.25, "last": 0.5},
+        "drift": {"mean": 1.5, "last": 2.0},
+        "memory": 4096,
         "settings": {"start_head": {"value": "probe"}},
         "data": {"fingerprint": "d"},
         "backbone": {"sha256": "w"},
@@ -66,6 +68,7 @@ def test_a_common_model_counts_on_all_rows_and_clients_own_ones_on_theirs(
     found = record(Done(Cell("fedit", {"alpha": 0.1}, 3, {}, ("lr", 1e-3)), Path("x"), summary(*views)))
     assert tuple(found[n] for n in ("common", "own", "worst", "validation")) == wanted
     assert (found["bytes_up"], found["bytes_down"], found["aggregation_error"]) == (100.0, None, 0.25)
+    assert (found["drift"], found["effective_rank"], found["memory"]) == (1.5, None, 4096)
     assert (found["method"], found["alpha"], found["seed"], found["tuned"]) == ("fedit", 0.1, 3, "lr=0.001")
 
 

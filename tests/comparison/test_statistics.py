@@ -42,6 +42,7 @@ def records(metric: str = "accuracy", **scores: list[float]) -> list[dict[str, o
         for value, (alpha, seed) in zip(values, [(a, s) for a in (0.1, 0.5) for s in (0, 1, 2)], strict=True):
             numbers = {"common": value, "own": value, "worst": None, "bytes_up": 2e3, "bytes_down": None, "seconds": 1.5}
             about = {"tuned": None, "reason": "", "finished": True, "metric": metric, "aggregation_error": None}
+            about |= {"drift": None, "memory": None}
             work = {"steps": 20 if slug == "fedbf" else 10, "examples": 320}
             found.append({"method": slug, "alpha": alpha, "seed": seed} | about | numbers | work)
     return found

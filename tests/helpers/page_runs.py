@@ -66,6 +66,7 @@ def _line(like: dict[str, Any], r: int, shift: int, extras: Sequence[str]) -> di
         spread = [worst | {"pooling": pooling, "value": grown - 0.15 + 0.2 * at} for pooling, at in BETWEEN.items()]
     line["evaluations"] += [e for e in spread if e["metric"] == top["metric"]]
     for name, value in {"drift": 0.5 + 0.02 * r, "effective_rank": 6.0 - 0.1 * r, "memory": 1_500_000_000 + 1000 * r}.items():
+        line.pop(name, None)
         if name in extras:
             line[name] = value
     if "energy" in extras:

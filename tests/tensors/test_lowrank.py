@@ -121,6 +121,7 @@ def test_svd_is_the_svd_of_the_dense_matrix(value: LowRank) -> None:
     k = min(value.rank, *value.shape)
     assert S.shape == (k,)
     close(S, torch.linalg.svdvals(dense)[:k], tolerance=1e-11)
+    close(value.singular_values(), S, tolerance=1e-11)
     close(U * S @ Vh, dense, tolerance=1e-11)
     close(U.mT @ U, torch.eye(k, dtype=torch.float64))
     close(Vh @ Vh.mT, torch.eye(k, dtype=torch.float64))

@@ -81,7 +81,7 @@ def numbers(line: Mapping[str, Any]) -> dict[str, float]:
 
 
 LAST = "seconds"
-COMMON = ("training_loss", "aggregation_error", "bytes_down", "bytes_up", LAST)
+COMMON = ("training_loss", "aggregation_error", "drift", "effective_rank", "memory", "bytes_down", "bytes_up", LAST)
 """Numbers of a round that are of no view."""
 
 

@@ -104,6 +104,9 @@ def rehearse(out: Console, grid: Grid, folder: Path, as_json: bool) -> None:
         drawn.add_row(name, *(_number(about[k]) for k in ("up", "down", "seconds")))
     out.print(drawn)
     out.print()
+    for row, about in found.items():
+        if about["reason"]:
+            out.print(f"{row} would not run: {about['reason']}", markup=False)
     for slug, names in lacking.items():
         out.print(f"{slug} has no {', '.join(names)}.", markup=False)
     left = [p.cell.row for p, state in cells if state in ("to be played", "goes on")]

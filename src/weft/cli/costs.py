@@ -27,20 +27,20 @@ def costs(grid: Grid, folder: Path) -> dict[str, dict[str, Any]]:
     """Method -> payload bytes of a client and a round, ``up`` and ``down``, before any codec, and ``seconds`` of a cell.
 
     Seconds are those of finished cells, where there are some, else of a few steps on the first rows of the grid. What can't be
-    told is None.
+    told is None; ``reason`` says why the first cell of a row would fail where its rows are read, "" if it would not.
     """
     shelf, found = Shelf(), dict[str, dict[str, Any]]()
     for row in grid.methods:
         known = _finished(grid, row, folder)
         plan = on_disk.planned(grid.cell(row, grid.places()[0], grid.seeds[0]), folder / CELLS, None)
-        found[row] = {"up": None, "down": None, "seconds": known}
+        found[row] = {"up": None, "down": None, "seconds": known, "reason": plan.reason}
         if plan.resolved is None:
             continue
         try:
             material = shelf.prepare(plan.resolved.experiment, None, Observer(), plan.resolved.method.info.needs)
             found[row] |= _measured(plan.resolved, material, row, known)
-        except UserError:  # the cell itself will say why
-            continue
+        except UserError as e:
+            found[row]["reason"] = str(e)
     return found
 
 

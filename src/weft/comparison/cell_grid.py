@@ -63,8 +63,9 @@ class Grid:
     """What is compared.
 
     Attributes:
-        methods: slugs and baselines, in the order of the table; differences are to the first. seeds: of every cell.
-        dimensions: setting -> its values. common: settings of all cells. own: method -> settings of its cells.
+        methods: slugs, baselines and names of ``variants``, in the order of the table; differences are to the first.
+        seeds: of every cell. dimensions: setting -> its values. common: settings of all cells.
+        own: one of the methods -> settings of its cells. variants: name -> slug of the method that it is, with ``own`` settings.
         tune: a setting of methods and the values among which validation rows choose for each; None = nothing is searched.
 
     Raises:
@@ -77,12 +78,16 @@ class Grid:
     common: Mapping[str, Any] = field(default_factory=dict)
     own: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     tune: tuple[str, tuple[Any, ...]] | None = None
+    variants: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         from weft.methods import registry
 
         known = [*registry.infos(), *BASELINES]
-        if odd := [m for m in dict.fromkeys((*self.methods, *self.own)) if m not in known]:
+        if taken := [m for m in self.variants if m in known]:
+            raise UserError(f"{', '.join(taken)} is a method's own name: give its variant another one.")
+        named = dict.fromkeys((*self.methods, *self.own, *self.variants.values()))
+        if odd := [m for m in named if m not in known and m not in self.variants]:
             hints = "".join(nearest(m, known) for m in odd)
             raise UserError(f"there is no method {', '.join(odd)}: weft methods lists them.{hints}")
         if unused := [m for m in self.own if m not in self.methods]:
@@ -105,6 +110,10 @@ class Grid:
         """All of them, those with the same rows next to each other, without tuning."""
         return [self.cell(row, at, seed) for at in self.places() for seed in self.seeds for row in self.methods]
 
+    def slug(self, row: str) -> str:
+        """The method of a row that is no baseline."""
+        return self.variants.get(row, row)
+
     def places(self) -> list[dict[str, Any]]:
         """Combinations of the dimensions."""
         names = list(self.dimensions)
@@ -115,12 +124,13 @@ class Grid:
         from weft.experiment import full_names
         from weft.methods import registry
 
-        slug = next(m for m in self.methods if m not in BASELINES) if row in BASELINES else row
+        first = next(m for m in self.methods if m not in BASELINES) if row in BASELINES else row
+        slug = self.slug(first)
         cls = registry.load(slug)
         fields = {p.name for p in registry.parameters(cls)}
         common = full_names(cls, {**self.common, **at})
         had = {n: v for n, v in {**SAME, **common}.items() if not n.startswith("method.") or n.removeprefix("method.") in fields}
-        own = {**self.own.get(slug, {}), **self.own.get(row, {})}
+        own = {**self.own.get(first, {}), **self.own.get(row, {})}
         found = had | full_names(cls, own) | {"method": slug, "seed": seed}
         if tuned is not None:
             found |= full_names(cls, {f"method.{tuned[0]}": tuned[1]})
@@ -139,14 +149,15 @@ class Grid:
 
         found: dict[str, list[str]] = {}
         asked = [n for n in (*self.common, *self.dimensions) if n.startswith("method.")]
-        slugs = [m for m in self.methods if m not in BASELINES]
-        for slug in slugs:
-            fields = {p.name for p in registry.parameters(registry.load(slug))}
-            names = [n for n in full_names(registry.load(slug), dict.fromkeys(asked)) if n.removeprefix("method.") not in fields]
+        rows = [m for m in self.methods if m not in BASELINES]
+        for row in rows:
+            cls = registry.load(self.slug(row))
+            fields = {p.name for p in registry.parameters(cls)}
+            names = [n for n in full_names(cls, dict.fromkeys(asked)) if n.removeprefix("method.") not in fields]
             if names:
-                found[slug] = names
+                found[row] = names
         for name in asked:
-            if sum(name in names for names in found.values()) == len(slugs):
+            if sum(name in names for names in found.values()) == len(rows):
                 raise UserError(f"no method of the grid has a setting {name}: weft methods NAME lists what there is.")
         return found
 
@@ -164,8 +175,8 @@ def read_grid(
 
     Args:
         path: of a TOML file: ``[grid]`` with ``method = […]``, ``seeds = 3`` or ``seed = […]`` and settings, of which lists are
-            dimensions; ``[methods.SLUG]`` with settings of one method; ``[tune]`` with one setting and its values; the rest as in
-            an experiment file.
+            dimensions; ``[methods.NAME]`` with settings of one method, or with ``method = SLUG`` of a variant of it;
+            ``[tune]`` with one setting and its values; the rest as in an experiment file.
         typed: settings by flat name, a list for a dimension. seeds: how many, or which. tune: NAME=VALUES.
         searched: as the table ``[tune]``. own: as ``[methods]``.
 
@@ -195,13 +206,16 @@ def read_grid(
     chosen = tuple(methods) or tuple([listed] if isinstance(listed, str) else listed)
     if not chosen:
         raise UserError("no method is named: give some, as in --methods fedit,ffa-lora,flora.")
+    tables = {name: dict(value) for name, value in {**of_methods, **(own or {})}.items()}
+    variants = {name: str(value.pop("method")) for name, value in tables.items() if "method" in value}
     return Grid(
         chosen,
         _seeds(seeds if seeds is not None else counted),
         dimensions,
         common,
-        {name: flatten({"method": dict(value)}) for name, value in {**of_methods, **(own or {})}.items()},
+        {name: flatten({"method": value}) for name, value in tables.items()},
         _tune(tune, searched or search),
+        variants,
     )
 
 

@@ -60,7 +60,8 @@ def planned(cell: Cell, folder: Path, given: str | None) -> Planned:
         mark = identity.of_cell(resolved, given)
     except UserError as e:
         return Planned(cell, folder / plain(cell.label), None, str(e))
-    return Planned(cell, folder / f"{cell.row}-s{cell.seed}-{mark[:12]}", resolved)  # the same cell of another grid is found
+    called = cell.settings.get("baseline", cell.settings["method"])
+    return Planned(cell, folder / f"{called}-s{cell.seed}-{mark[:12]}", resolved)  # the same cell of another grid is found
 
 
 def check(grid: Grid, plans: Sequence[Planned]) -> None:

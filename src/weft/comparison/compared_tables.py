@@ -16,7 +16,7 @@ from weft.words import shown
 Record = Mapping[str, Any]
 HEADS = {"common": "all test rows", "own": "own test rows", "worst": "worst client"}
 """Score -> its column."""
-COSTS = ("seeds", "up, kB", "down, kB", "steps", "examples", "training, s", "aggregation error")
+COSTS = ("seeds", "up, kB", "down, kB", "steps", "examples", "training, s", "aggregation error", "drift", "memory, MB")
 UNIT = frozenset({"top5", "precision", "recall", "exact_match"})
 """Metrics that are shares, and are shown in per cent; so is every accuracy and F1."""
 NONE_SEEN = "no difference seen"
@@ -93,7 +93,8 @@ def _of_place(grid: Grid, at: Mapping[str, Any], records: Sequence[Record]) -> T
                 *(_mean([r[w] for r in mine], 1e3) for w in ("bytes_up", "bytes_down")),
                 *(f"{_mean([r[w] for r in mine])}{other}" for w in ("steps", "examples")),
                 _mean([r["seconds"] for r in mine], digits=1),
-                _mean([r["aggregation_error"] for r in mine], form=".2g"),
+                *(_mean([r[name] for r in mine], form=".2g") for name in ("aggregation_error", "drift")),
+                _mean([r["memory"] for r in mine], 1e6, form=",.0f"),
             )
         )
     for column, score in enumerate(HEADS, 1):

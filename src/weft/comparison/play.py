@@ -101,7 +101,7 @@ class _Player:
     def play(self, cells: Sequence[Cell]) -> list[Done]:
         """What became of these cells, in their order."""
         plans = [self.plan(cell) for cell in cells]
-        left = [p for p in plans if p.place not in self.known]
+        left = list({p.place: p for p in plans if p.place not in self.known}.values())  # two rows may be the same cell
         played = self._beside(left) if self.jobs > 1 else self._one_by_one(left)
         began, new = time.perf_counter(), 0
         self.observer.begin("cells", len(left))

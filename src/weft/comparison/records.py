@@ -8,6 +8,7 @@ from typing import Any
 from weft.comparison.cells import Done
 from weft.engines.evaluation import pick
 from weft.federation.info import common
+from weft.runs.result import DIAGNOSTICS
 from weft.words import shown
 
 SCORES = ("common", "own", "worst")
@@ -44,7 +45,8 @@ def record(done: Done) -> dict[str, Any]:
         "bytes_up": bytes_of(summary, "up"),
         "bytes_down": bytes_of(summary, "down"),
         "seconds": summary["seconds"]["training"],
-        "aggregation_error": (summary.get("aggregation_error") or {}).get("mean"),
+        **{name: (summary.get(name) or {}).get("mean") for name in DIAGNOSTICS},
+        "memory": summary.get("memory"),
         "start_head": summary["settings"]["start_head"]["value"],
         "data": summary["data"]["fingerprint"],
         "weights": summary["backbone"]["sha256"],

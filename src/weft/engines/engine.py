@@ -148,7 +148,7 @@ class Engine:
             "lost": sorted({*lost, *played.absent}) if played.absent else lost,
             "refused": refused | played.refused,
             **({"robust": remarks} if remarks else {}),
-            **({} if self.intake.error is None else {"aggregation_error": self.intake.error}),
+            **self.intake.diagnostics,
             **({} if played.work is None else {"work": asdict(played.work)}),
             "loss": float(np.mean(list(losses.values()))) if losses else None,
             "seconds": time.perf_counter() - began,

@@ -9,7 +9,7 @@ from typing import Any
 from weft.communication.strict import Refused
 from weft.communication.wire import Apart
 from weft.engines.setup import Job, Setup
-from weft.federation.aggregation_error import AggregationError
+from weft.federation.diagnostics import Diagnostics
 from weft.federation.message import Update
 from weft.federation.rounds import close_round
 from weft.federation.usual import Usual, moved
@@ -19,14 +19,15 @@ class Intake:
     """Reads the spool of a round.
 
     Attributes:
-        counted: clients whose updates counted in the last round. error: its aggregation error; None = there is none.
+        counted: clients whose updates counted in the last round. diagnostics: its aggregation error, drift and effective rank, as
+            far as there are any.
         usual: how large updates are; None = nobody asks.
     """
 
     def __init__(self, setup: Setup, usual: Usual | None):
         self.setup, self.usual = setup, usual
         self.counted: list[str] = []
-        self.error: float | None = None
+        self.diagnostics: dict[str, float] = {}
 
     def close(self, jobs: list[Job]) -> tuple[dict[str, Any], dict[str, str]]:
         """Aggregate at every server.
@@ -36,18 +37,18 @@ class Intake:
         """
         refused: dict[str, str] = {}
         remarks: dict[str, Any] = {}
-        self.counted, self.error = [], None
+        self.counted, self.diagnostics = [], {}
         for server, _ in self.setup.federations:
             mine = {j.client.id: j for j in jobs if j.server is server}
             norms, limit = self._norms(mine, server.round.kind)
             updates = self.updates(mine, refused, norms, limit)
-            error = AggregationError(self.setup.method, server, mine) if self.setup.settings.aggregation_error else None
-            remarks |= close_round(self.setup.method, server, updates if error is None else error.passing(updates))
+            found = Diagnostics(self.setup.method, server, mine) if self.setup.settings.diagnostics else None
+            remarks |= close_round(self.setup.method, server, updates if found is None else found.passing(updates))
             if "skipped" in remarks:
                 self.setup.observer.say(f"round {server.round.index + 1}: {remarks['skipped']}.")
                 continue
-            if error is not None:
-                self.error = error.value()
+            if found is not None:
+                self.diagnostics = found.values()
             if self.usual is not None:
                 self.usual.accepted(server.round.kind, [norms[c] for c in self.counted if c in norms])
         self.setup.spool.clear()

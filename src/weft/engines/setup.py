@@ -30,7 +30,7 @@ class Settings:
         debug: one by one, errors carry stage, client and batch.
         eval_clients: at most so many clients are scored with personal views each time (sampled); None = all.
         max_factor: how many times as large as usual an update may be; ``auto``: as the engine has it; ``off``: anything.
-        aggregation_error: it is recorded.
+        diagnostics: aggregation error, drift and effective rank are recorded.
         by_class: clients that are elsewhere tell their right answers by class.
     """
 
@@ -42,7 +42,7 @@ class Settings:
     eval_clients: int | None = None
     max_factor: float | str = "auto"
     by_class: bool = False
-    aggregation_error: bool = True
+    diagnostics: bool = True
 
 
 @dataclass

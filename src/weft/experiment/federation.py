@@ -103,11 +103,11 @@ class Federation(Group):
     stop_delta: Annotated[float, Field(ge=0)] = setting(
         0.0, "By how much a score must be better to count as such for `stop_after`.", option=False
     )
-    aggregation_error: bool = setting(
+    diagnostics: bool = setting(
         True,
-        "Record the aggregation error of every round.",
-        "[It](methods.md#aggregation-error) takes the server some milliseconds for each layer with LoRA, more than 5 % of "
-        "a round of very few steps, and as much memory as the round's LoRA factors have together.",
+        "Record the aggregation error, the drift of clients and the effective rank of every round.",
+        "[They](methods.md#what-a-round-says-of-its-updates) take the server some milliseconds for each layer with LoRA, more "
+        "than 5 % of a round of very few steps, and as much memory as the round's LoRA factors have together.",
         option=False,
     )
     eval_clients: Count | None = setting(

@@ -158,5 +158,5 @@ def digest(folder: Path) -> dict[str, str]:
 
 
 def without_times(line: dict[str, Any]) -> dict[str, Any]:
-    """A line of ``rounds.jsonl`` without what differs between equal runs."""
-    return {n: v for n, v in line.items() if n != "seconds"}
+    """A line of ``rounds.jsonl`` without what differs between equal runs: times, and what else is the machine's."""
+    return {n: v for n, v in line.items() if n not in ("seconds", "memory", "energy")}

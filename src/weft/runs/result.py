@@ -57,7 +57,8 @@ def flat(line: dict[str, Any]) -> list[dict[str, Any]]:
             {"round": line["round"] + 1, "view": view}
             | {name: numbers.get(name) for name in dict.fromkeys((*METRICS, *numbers))}
             | {"low": top.get("low"), "high": top.get("high"), "validation": validation["value"] if validation else None}
-            | {"training_loss": line.get("loss"), "aggregation_error": line.get("aggregation_error")}
+            | {"training_loss": line.get("loss")}
+            | {name: line.get(name) for name in (*DIAGNOSTICS, "memory")}
             | {"seconds": line.get("seconds", {}).get("training")}
             | {f"bytes_{way}": sum(p[way]["wire"] for p in phases.values()) if phases else None for way in ("down", "up")}
         )
@@ -86,9 +87,13 @@ def best_by_validation(lines: Sequence[dict[str, Any]]) -> dict[str, Any] | None
     return max(alike, key=lambda one: goodness(one["metric"], one["validation"]), default=None)
 
 
-def aggregation_error(lines: Sequence[dict[str, Any]]) -> dict[str, float] | None:
-    """Of the last round and in the mean over those that have one; None if none has."""
-    found = [float(line["aggregation_error"]) for line in lines if line.get("aggregation_error") is not None]
+DIAGNOSTICS = ("aggregation_error", "drift", "effective_rank")
+"""Numbers that a round's updates have beside their scores, where they mean something."""
+
+
+def last_and_mean(lines: Sequence[dict[str, Any]], name: str) -> dict[str, float] | None:
+    """Of the last round and in the mean over those that have such a number; None if none has."""
+    found = [float(line[name]) for line in lines if line.get(name) is not None]
     return {"last": found[-1], "mean": sum(found) / len(found)} if found else None
 
 
@@ -111,7 +116,8 @@ def scores(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "rounds": len(lines),
         "headline": headline(last),
         "best_by_validation": best_by_validation(lines),
-        "aggregation_error": aggregation_error(lines),
+        **{name: last_and_mean(lines, name) for name in DIAGNOSTICS},
+        "memory": max((line["memory"] for line in lines if line.get("memory") is not None), default=None),
         "metrics": metrics(lines),
         "evaluations": last.get("evaluations", []),
         "work": _work(lines),

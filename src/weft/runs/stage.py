@@ -32,6 +32,7 @@ from weft.federation.server_step import ServerStep
 from weft.runs import best, stopping
 from weft.runs.checkpoint import Checkpoint, Saved, restore
 from weft.runs.directory import read_rounds
+from weft.runs.peak import Peak
 from weft.runs.prepare import Material
 from weft.runs.recovery import Recovery
 from weft.storage import files
@@ -143,7 +144,7 @@ class Player:
                 eval_clients=x.eval_clients,
                 max_factor="off" if alone else x.max_factor,
                 by_class=x.class_counts,
-                aggregation_error=x.aggregation_error and not alone,
+                diagnostics=x.diagnostics and not alone,
             ),
             Exchange(
                 stage.method,
@@ -190,6 +191,7 @@ class Player:
     def play(self) -> FinishedStage:
         """All rounds that are left."""
         self.lines = lines = read_rounds(self.rounds_file, self.length)
+        self.peak = Peak(self.engine.setup.bench.backbone.device)
         self.observer.advance(self.stage.name, len(lines))
         if not self.finished and not self.stage.aside and self.observer.rounds_begin(lines):
             self._asked_to_stop(lines)
@@ -260,6 +262,8 @@ class Player:
                 line["back_to"] = back
             if self.recovery is not None:
                 self.recovery.count()
+            if (most := self.peak.bytes()) is not None:
+                line["memory"] = most
             line["bytes"] = sent(self.engine.setup.exchange.ledger, t) if self.stage.travels else {}
             line = _finite(line)
             if not self.finished and (why := self._enough(line)) is not None:

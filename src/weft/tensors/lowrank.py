@@ -196,6 +196,18 @@ class LowRank:
         U = left.times(u if value.scale >= 0 else -u)
         return U, s * abs(value.scale), right.times(vh.mT).mT
 
+    def singular_values(self) -> Tensor:
+        """Those of :meth:`svd`, [min(R, d_out, d_in)] descending, without its vectors.
+
+        Raises:
+            ValueError: if the factors are not finite.
+        """
+        value = self._computable()._finite()
+        if value.rank == 0:
+            return value.B.new_zeros(0)
+        left, right = (torch.linalg.qr(factor, mode="r")[1] for factor in (value.B, value.A.mT))
+        return _small_svd(left @ right.mT)[1] * abs(value.scale)
+
     def truncate(self, rank: int) -> LowRank:
         """The closest matrix of rank ``rank`` in Frobenius norm: ||rest||^2 = sum of the dropped sigma^2.
 

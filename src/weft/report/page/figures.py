@@ -95,18 +95,18 @@ TRAINING = (
     (
         "drift",
         "Client drift",
-        "How far clients move away from each other in a round: a good curve stays low or falls, a rising one says that "
-        "their data pull the model apart.",
+        "How far clients move apart in a round, by how far they move together: a rising curve says that their data pull the "
+        "model apart.",
     ),
     (
         "effective_rank",
         "Effective rank",
-        "How many directions the adapter really uses: a good curve stays well above one; at one, it has collapsed.",
+        "How many directions a round's change of the model has, in the mean over layers: of one, all layers turn one way.",
     ),
     (
         "memory",
         "Peak memory, GB",
-        "Most memory in use in a round: a good curve is flat, and below what clients' devices have.",
+        "Most memory in use so far, with all that the process had loaded before: a good curve is flat.",
     ),
 )
 

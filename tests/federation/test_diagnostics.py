@@ -1,4 +1,4 @@
-"""The aggregation error of a round, against the same from dense matrices in NumPy."""
+"""The aggregation error, drift and effective rank of a round, against the same from dense matrices in NumPy."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import gc
 import math
 import weakref
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,12 @@ import toy_runs
 from every_method import built
 from weft.adaptation.lora import LoRA
 from weft.contract import PERSONAL, SHARED, Optim, Routed, Scope
-from weft.federation.aggregation_error import AggregationError, _Sum, common
+from weft.federation.diagnostics import Diagnostics, effective_rank
 from weft.federation.message import Update
 from weft.federation.method import Method
+from weft.federation.moves import Moves, common
 from weft.federation.robust_mean import Robust
+from weft.federation.spread import MOST, Spread
 from weft.methods import FedExLoRA, FedIT, FedRA, FFALoRA, FlexLoRA, FLoRA, FRLoRA, HeteroFL, HetLoRA, RoLoRA
 from weft.report.terminal import meaning
 from weft.tensors.lowrank import LowRank
@@ -163,9 +165,9 @@ def test_a_strangers_factors_without_a_product_count_for_nothing(role: str) -> N
         odd = dict(updates[0].tensors)
         odd |= {n: v.narrow(0 if role == "A" else 1, 0, 2) for n, v in odd.items() if n[:5] == "lora/" and n.endswith(role)}  # type: ignore[union-attr]
         first = [replace(updates[0], tensors=odd)] if spoilt else []
-        error = AggregationError(run.method, run.server, turns)
+        error = Diagnostics(run.method, run.server, turns)
         run.method.aggregate(run.server, error.passing([*first, *updates[1:]]))
-        values.append(error.value())
+        values.append(error.values()["aggregation_error"])
     assert values[0] == values[1] is not None
 
 
@@ -244,7 +246,7 @@ def test_a_run_tells_it_in_each_round_and_in_the_end_unless_it_is_not_to(tmp_pat
     assert [row["aggregation_error"] for row in run.records()] == found
     assert f"aggregation error {found[-1]:.2g} in the last round" in meaning(run.summary)
     assert run.summary["baselines"]["local"]["aggregation_error"] is None, "everybody is alone in it"
-    without = toy_runs.run(tmp_path / "without", aggregation_error=False, **about)
+    without = toy_runs.run(tmp_path / "without", diagnostics=False, **about)
     assert all("aggregation_error" not in line for line in without.rounds)
     assert without.summary["aggregation_error"] is None
     assert [line["loss"] for line in without.rounds] == [line["loss"] for line in run.rounds]
@@ -279,7 +281,7 @@ def test_it_holds_no_update_when_it_takes_the_next() -> None:
     cohorts.play(run, 0, (0, 1, 2, 3))
     infos = [c.info(()) for c in run.clients]
     turns = {info.id: by_hand.turn(run, info) for info in infos}
-    error = AggregationError(run.method, run.server, turns)
+    error = Diagnostics(run.method, run.server, turns)
     alive: list[weakref.ref[Tensor]] = []
 
     def arriving() -> Iterable[Update]:
@@ -295,13 +297,13 @@ def test_it_holds_no_update_when_it_takes_the_next() -> None:
     for update in error.passing(arriving()):
         del update
     assert alive
-    assert error.value() is not None
+    assert error.values()["aggregation_error"] > 0
 
 
 def test_a_sum_of_very_many_clients_stays_small_and_right() -> None:
     g = torch.Generator().manual_seed(0)
     d_out, d_in, r = 12, 16, 2
-    total, dense, largest = _Sum((d_out, d_in)), torch.zeros(d_out, d_in, dtype=torch.float64), 0
+    total, dense, largest = Moves((d_out, d_in)), torch.zeros(d_out, d_in, dtype=torch.float64), 0
     old = LowRank(*(torch.randn(s, generator=g, dtype=torch.float64) for s in ((d_out, r), (r, d_in))), 1.5)
     for k in range(60):
         new = [torch.randn(s, generator=g, dtype=torch.float64) for s in ((r, d_in), (d_out, r))]
@@ -312,3 +314,141 @@ def test_a_sum_of_very_many_clients_stays_small_and_right() -> None:
         largest = max(largest, sum(term.rank for term in total.terms))
     assert largest <= 1.5 * 12
     by_hand.close(total.mean().dense(), dense / sum(range(1, 61)), 1e-12)
+
+
+def spread(seen: list[Update], changes: dict[str, Matrices], uniform: bool = False) -> float:
+    """√(Σ p ‖Δ - Δ̄‖² / ‖Δ̄‖²) over all matrices of all clients, by client and name."""
+    weights = {u.client.id: 1.0 if uniform else u.weight for u in seen}
+    apart = together = 0.0
+    for name in next(iter(changes.values())):
+        mean = sum(w * changes[c][name] for c, w in weights.items()) / sum(weights.values())
+        apart += sum(w * float(np.sum((changes[c][name] - mean) ** 2)) for c, w in weights.items()) / sum(weights.values())
+        together += float(np.sum(mean**2))
+    return math.sqrt(apart / together)
+
+
+def changed(u: Update, before: Matrices, tensors: Iterable[str]) -> Matrices:
+    return {n: double(u.tensors[n]) - before[n] for n in tensors}
+
+
+@pytest.mark.parametrize(("weighting", "kept"), [("examples", ()), ("uniform", ()), ("examples", ("head",))])
+def test_drift_is_of_products_and_of_every_other_tensor_as_it_is(weighting: Any, kept: tuple[str, ...]) -> None:
+    class Keeping(FedIT):
+        def adapt(self, *about: Any) -> Any:
+            return {n: (part, PERSONAL if n in kept else scope) for n, (part, scope) in super().adapt(*about).items()}
+
+    settings = {f.name: getattr(FEDIT, f.name) for f in fields(FEDIT)} | {"weighting": weighting}
+    run = tiny.federation(Keeping(**settings), sizes=SIZES, rounds=3)
+    seen = by_hand.record(run)
+    for t, present in enumerate(((0, 1, 2), (0, 2, 3), (1, 3))):
+        before = {n: double(v) for n, v in by_hand.shared(run).items()}
+        old = products(by_hand.shared(run), 3.0)
+        found = cohorts.play(run, t, present)["drift"]
+        heads = [] if kept else [n for n in before if n.startswith("head/")]
+        changes = {
+            u.client.id: {n: m - old[n] for n, m in products(u.tensors, 3.0).items()} | changed(u, before, heads) for u in seen[t]
+        }
+        assert found == pytest.approx(spread(seen[t], changes, weighting == "uniform"), rel=1e-6)
+        assert found > 0.1
+
+
+@pytest.mark.parametrize(("slug", "sent"), [("fedsa-lora", "/A"), ("fedbf", "/bias")])
+def test_drift_without_a_common_lora(slug: str, sent: str) -> None:
+    run = tiny.federation(built(slug), sizes=SIZES, rounds=2)
+    seen = by_hand.record(run)
+    for t in range(2):
+        before = {n: double(v) for n, v in by_hand.shared(run).items()}
+        record = cohorts.play(run, t, (0, 1, 3))
+        assert set(record) & {"aggregation_error", "effective_rank"} == set()
+        names = [n for n in seen[t][0].tensors if n in before]
+        assert any(n.endswith(sent) for n in names)
+        changes = {u.client.id: changed(u, before, names) for u in seen[t]}
+        assert record["drift"] == pytest.approx(spread(seen[t], changes, run.server.weighting == "uniform"), rel=1e-6)
+
+
+def test_one_client_does_not_drift() -> None:
+    run = tiny.federation(FEDIT, sizes=SIZES, rounds=1)
+    assert "drift" not in cohorts.play(run, 0, (1,))
+
+
+def test_clients_that_do_the_same_do_not_drift_and_opposite_ones_drift_without_end() -> None:
+    one = Spread.none(torch.Size([3]))
+    start, step = torch.zeros(3), torch.tensor([1.0, -2.0, 2.0])
+    for weight in (1.0, 5.0):
+        one.add(start, step, weight)
+    assert one.parts() == (0.0, 9.0)
+    two = Spread.none(torch.Size([3]))
+    for sign in (1.0, -1.0):
+        two.add(start, sign * step, 2.0)
+    assert two.parts() == (9.0, 0.0)
+
+
+def test_of_large_tensors_every_so_many_th_entry_stands_for_the_others() -> None:
+    g = torch.Generator().manual_seed(0)
+    shape = (3 * MOST // 64 + 5, 64)
+    old = torch.zeros(shape)
+    new = [torch.randn(shape, generator=g) + 1.0 for _ in range(3)]
+    some = Spread.none(torch.Size(shape))
+    for k, value in enumerate(new):
+        some.add(old, value, k + 1.0)
+    assert some.total.numel() <= MOST
+    whole = np.stack([double(v) for v in new])
+    p = np.array([1, 2, 3]) / 6
+    mean = np.tensordot(p, whole, 1)
+    wanted = sum(q * np.sum((m - mean) ** 2) for q, m in zip(p, whole, strict=True)), np.sum(mean**2)
+    assert some.parts() == pytest.approx(wanted, rel=0.02)
+
+
+def test_tensors_of_which_clients_send_different_shapes_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("weft.federation.diagnostics.common", lambda adaptation: set())  # factors are tensors like any other
+    rates = [{"rate": r} for r in (1.0, 0.5, 1.0, 0.5)]
+    run = tiny.federation(HeteroFL(optim=OPTIM, steps=2, batch=3), sizes=SIZES, rounds=1, facts=rates)
+    seen = by_hand.record(run)
+    before = {n: double(v) for n, v in by_hand.shared(run).items()}
+    found = cohorts.play(run, 0, (0, 1, 2))["drift"]
+    changes = {u.client.id: changed(u, before, ["head/classifier/weight", "head/classifier/bias"]) for u in seen[0]}
+    assert found == pytest.approx(spread(seen[0], changes, run.server.weighting == "uniform"), rel=1e-6)
+
+
+@pytest.mark.parametrize("slug", ["fedit", "flora", "ffa-lora", "fedex-lora"])
+def test_effective_rank_of_the_servers_change(slug: str) -> None:
+    run = tiny.federation(built(slug), sizes=SIZES, rounds=2)
+    by_hand.record(run)
+    for t in range(2):
+        old = whole(run)
+        found = cohorts.play(run, t, (0, 1, 2))["effective_rank"]
+        ranks = []
+        for site, now in whole(run).items():
+            q = np.linalg.svd(now - old[site], compute_uv=False)
+            q = q[q > 1e-12 * q[0]] / np.sum(q)
+            ranks.append(math.exp(-float(np.sum(q * np.log(q)))))
+        assert found == pytest.approx(np.mean(ranks), rel=1e-6)
+        assert found > 1.0
+
+
+def whole(run: tiny.Federation) -> Matrices:
+    """By what the server's model differs from the pretrained one, by site."""
+    values = by_hand.shared(run)
+    scale = run.server.adaptation["lora"][0].constants(run.server.sites("lora")[0])["scale"]
+    found = products(values, scale)
+    for name, value in run.server.shared.items():
+        if isinstance(value, LowRank):
+            site = name.split("/")[1]
+            found[site] = found.get(site, 0.0) + double(value.dense())
+    return found
+
+
+def test_effective_rank_by_its_singular_values() -> None:
+    def diagonal(*values: float) -> LowRank:
+        b = torch.zeros(6, len(values), dtype=torch.float64)
+        b[range(len(values)), range(len(values))] = torch.tensor(values, dtype=torch.float64)
+        return LowRank(b, torch.eye(len(values), 7, dtype=torch.float64))
+
+    assert effective_rank([diagonal(2.0, 2.0, 2.0)]) == pytest.approx(3.0)
+    assert effective_rank([diagonal(5.0, 0.0)]) == pytest.approx(1.0)
+    assert effective_rank([diagonal(3.0, 1.0)]) == pytest.approx(math.exp(-0.75 * math.log(0.75) - 0.25 * math.log(0.25)))
+    assert effective_rank([diagonal(1.0, 1.0), diagonal(1.0), diagonal(0.0)]) == pytest.approx(1.5), (
+        "a layer that stays counts not"
+    )
+    assert effective_rank([diagonal(0.0)]) is None
+    assert effective_rank([diagonal(1.0), diagonal(math.nan)]) is None
