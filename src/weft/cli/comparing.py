@@ -82,6 +82,7 @@ def rehearse(out: Console, grid: Grid, folder: Path, as_json: bool) -> None:
     """
     from weft.cli.costs import costs
     from weft.comparison import cells as on_disk
+    from weft.comparison import own_terms
     from weft.comparison.play import CELLS
 
     plans = [on_disk.planned(cell, folder / CELLS, None) for cell in grid.cells()]
@@ -109,6 +110,8 @@ def rehearse(out: Console, grid: Grid, folder: Path, as_json: bool) -> None:
             out.print(f"{row} would not run: {about['reason']}", markup=False)
     for slug, names in lacking.items():
         out.print(f"{slug} has no {', '.join(names)}.", markup=False)
+    for sentence in own_terms.differing(grid):
+        out.print(sentence, markup=False)
     left = [p.cell.row for p, state in cells if state in ("to be played", "goes on")]
     seconds = sum(found[row]["seconds"] or 0.0 for row in left if row in found)
     tried = "" if grid.tune is None else f", and the tries of {grid.tune[0]} besides"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from weft.comparison import compared_tables as tables
+from weft.comparison import own_terms
 from weft.comparison.cell_grid import Grid
 from weft.comparison.cells import Done
 from weft.comparison.records import record
@@ -55,7 +56,8 @@ class Comparison:
             f"{name} makes no difference here: the numbers are the same for all its values."
             for name in tables.without_effect(self.grid, self.records())
         ]
-        return [*lacking, *idle, *dict.fromkeys(f"{c.note} ({self._place(c)})" if c.at else c.note for c in self.choices)]
+        own = own_terms.differing(self.grid)
+        return [*lacking, *own, *idle, *dict.fromkeys(f"{c.note} ({self._place(c)})" if c.at else c.note for c in self.choices)]
 
     def _place(self, choice: Choice) -> str:
         return ", ".join(f"{n} {shown(v)}" for n, v in choice.at.items())
