@@ -72,7 +72,7 @@ class Person:
 
     def reads(self, words: str) -> None:
         def there() -> bool:
-            with urllib.request.urlopen(self.url, timeout=60) as got:
+            with urllib.request.urlopen(self.url, timeout=patience(60)) as got:
                 return words in got.read().decode()
 
         until(there)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from html_tree import Element, parsed
+from patience import patience
 from weft.report.page.followed import Followed
 from weft.report.page.local_server import LocalServer
 from weft.storage import files
@@ -72,7 +73,7 @@ def asked(server: LocalServer, path: str = "/", method: str = "GET", hosts: tupl
         hosts: Host headers; None = the one that belongs there.
     """
     address = f"127.0.0.1:{server.server_address[1]}"
-    connection = http.client.HTTPConnection(address, timeout=60)
+    connection = http.client.HTTPConnection(address, timeout=patience(60))
     try:
         connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
         for host in (address,) if hosts is None else hosts:

@@ -55,6 +55,7 @@ def test_it_follows_a_run_from_before_its_first_round_to_its_end(whole: Path, tm
             assert (got.status, got.page.all("h1")[0].text) == (200, "run")
             assert "No round of this run has been saved yet." in got.page.text
             grow(whole, run, rounds)
+        assert "Set-up" not in asked(server).page.text
         shutil.copytree(whole / "checkpoint", run / "setup" / "checkpoint")
         shutil.copy(whole / "rounds.jsonl", run / "setup")
         assert "Set-up: 3 rounds of the head's own training." in asked(server).page.text
@@ -92,6 +93,7 @@ def test_it_is_the_page_of_the_report_with_what_refreshing_needs(whole: Path, tm
     assert more[:2] == ["connect-src", "'self'"]
     assert [word[:8] for word in more[2:]] == ["'sha256-"]
     assert len(got.page.all("script")) == len(file.all("script")) + 1
+    assert [e.attributes["href"] for e in got.page.all("link")] == ["data:,"]  # or browsers ask for /favicon.ico
     assert not any("id" in e.attributes and e.attributes["id"] == "live" for e in file.all())
     assert got.headers["Content-Security-Policy"] == "frame-ancestors 'none'"
     assert (got.headers["X-Content-Type-Options"], got.headers["Cache-Control"]) == ("nosniff", "no-store")
@@ -130,6 +132,23 @@ def test_a_page_is_made_once_for_each_state_of_the_folder(whole: Path, run: Path
         assert asked(server).live.text == "round 3 of 3, follows the run"
         assert asked(server).status == 200
     assert made == [2, 3]
+
+
+def test_a_round_that_is_saved_in_the_middle_of_a_look_is_one_more_page_and_not_two(
+    whole: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later = iter([3])
+
+    def looked(folder: Path) -> Glance:
+        for rounds in later:
+            grow(whole, run, rounds)
+        return glance(folder)
+
+    monkeypatch.setattr(followed, "glance", looked)
+    with served(run) as server:
+        first, state = asked(server), asked(server, "/state").json
+    assert first.live.text == "round 3 of 3, follows the run"
+    assert first.live.attributes["data-page"] == state["page"]
 
 
 # what is in the way -------------------------------------------------------------------------------------------------------

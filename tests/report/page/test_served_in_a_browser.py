@@ -48,10 +48,10 @@ def shows(page: Tab, status: str) -> None:
     until(lambda: page.says(STATUS) == status and page.says(drawn), said=lambda: (page.says(STATUS), page.console))
 
 
-def asked(page: Tab) -> int:
-    """How often the pages have asked whether there is more."""
-    page.says("0")
-    return sum(url.endswith("/state") for url in page.asked)
+def asked(page: Tab, what: str = "state") -> int:
+    """How often the pages have asked whether there is more, or how often (for "") one was loaded."""
+    page.says("0")  # what happened is told with an answer
+    return sum(url.endswith(f"/{what}") for url in page.asked)
 
 
 def test_it_renews_itself_until_the_run_is_finished_and_asks_nobody_else(whole: Path, tmp_path: Path, opened: Tab) -> None:
@@ -65,10 +65,9 @@ def test_it_renews_itself_until_the_run_is_finished_and_asks_nobody_else(whole: 
             shows(opened, f"round {rounds} of 4, follows the run")
             assert opened.says("document.querySelectorAll('svg.marks').length") > 3
             assert opened.says("document.documentElement.scrollWidth") <= 1400
-        loaded = len(opened.asked) - asked(opened)
-        before = asked(opened)
+        loaded, before = asked(opened, ""), asked(opened)
         until(lambda: asked(opened) > before + 3)
-        assert len(opened.asked) - asked(opened) == loaded  # nothing new, nothing loaded
+        assert asked(opened, "") == loaded  # nothing new, nothing loaded
         grow(whole, run, 4, finished=True)
         shows(opened, "finished")
         before = asked(opened)

@@ -60,6 +60,8 @@ class Followed:
             except DAMAGE as e:
                 self._unread = self._said(e)
                 return self._now
+            if stamp(self.folder) != mark:
+                return self.look()  # a round was saved meanwhile
             if lacking(now, self._now):
                 self._unread = f"{self.folder} lacks rounds that were there, as one does that is being moved or copied."
             else:
