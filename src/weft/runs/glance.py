@@ -69,9 +69,28 @@ def glance(folder: Path) -> Glance:
     return Glance(folder, summary, rounds, len(setup), saved)
 
 
+def stamp(folder: Path) -> str:
+    """Another one whenever :func:`glance` may see something else, at the cost of looking at no contents."""
+    directory = RunDirectory(folder)
+    found: list[tuple[int, int, int] | None] = []
+    for path in (directory.summary, _state(folder), _state(directory.setup)):
+        try:
+            about = path.stat()
+        except OSError:
+            found.append(None)
+        else:
+            found.append((about.st_mtime_ns, about.st_size, about.st_ino))
+    return files.sha256(repr(found).encode())[:16]
+
+
+def _state(folder: Path) -> Path:
+    """What says which rounds of a federation count."""
+    return folder / "checkpoint" / "state.json"
+
+
 def _counted(folder: Path) -> tuple[list[dict[str, Any]], float | None]:
     """The rounds of a federation that its checkpoint vouches for, and when that was written."""
-    state = folder / "checkpoint" / "state.json"
+    state = _state(folder)
     if not state.exists():
         return [], None
     length = files.read_sealed(state).get("length", 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,20 @@ from weft.words import count
 FORMATS = ("markdown", "latex", "csv")
 MOST = 3
 """Sentences on single runs that are shown unfolded."""
+
+
+@dataclass(frozen=True)
+class Live:
+    """What a page says that is served while its run goes on.
+
+    Attributes:
+        status: how far the run is. mark: of what the page was made of; the page loads itself anew where another is told.
+        finished: there will be no other.
+    """
+
+    status: str
+    mark: str
+    finished: bool
 
 
 def write(
@@ -55,8 +70,10 @@ def write(
     files.write(path, html(shown(runs, labels), title, tables, notes).encode())
 
 
-def html(runs: Sequence[Shown], title: str, tables: Sequence[Table], notes: Sequence[str]) -> str:
-    """The whole page."""
+def html(
+    runs: Sequence[Shown], title: str = "", tables: Sequence[Table] = (), notes: Sequence[str] = (), live: Live | None = None
+) -> str:
+    """The whole page; with ``live``, one that is served."""
     groups = styles(runs)
     drawn, data = chapters(runs, groups)
     plots = {
@@ -73,14 +90,16 @@ def html(runs: Sequence[Shown], title: str, tables: Sequence[Table], notes: Sequ
         kept.append(table)
         return len(kept) - 1
 
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.globals.update(numbered=numbered, texts=lambda: [{f: getattr(t, f)() for f in FORMATS} for t in kept])
-    environment.filters["upright"] = lambda name: name[:1].upper() + name[1:]
-    return environment.from_string(_file("page.html.j2")).render(
+    return _rendered(
+        "page.html.j2",
+        live,
+        [bundle, page] if drawn else [page],
+        numbered=numbered,
+        texts=lambda: [{f: getattr(t, f)() for f in FORMATS} for t in kept],
         title=title or _title(runs),
         subtitle=_subtitle(runs),
         notes=notes,
-        findings=_findings(runs),
+        findings=[] if live and not live.finished else _findings(runs),  # which would say that the run is unfinished
         most=MOST,
         tables=[*tables, *top, *(t for t in (numbers.baselines(runs),) if t is not None)],
         energy=numbers.energy(runs),
@@ -92,10 +111,36 @@ def html(runs: Sequence[Shown], title: str, tables: Sequence[Table], notes: Sequ
         provenance=about_runs.provenance(runs),
         commands=about_runs.commands(runs),
         plots=plots,
-        style=Markup(_file("page.css")),
         bundle=bundle,
         page=page,
-        policy=_policy(bundle, page) if drawn else _policy(page),
+    )
+
+
+def waiting(title: str, sentences: Sequence[str], live: Live) -> str:
+    """The page that is served as long as there are no numbers."""
+    return _rendered("waiting.html.j2", live, [], title=title, sentences=sentences)
+
+
+def _rendered(template: str, live: Live | None, scripts: Sequence[Markup], **names: Any) -> str:
+    """
+    Args:
+        scripts: of the page, beside that of a served one.
+    """
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=jinja2.FunctionLoader(_file),
+    )
+    environment.filters["upright"] = lambda name: name[:1].upper() + name[1:]
+    follow = Markup(_script(_file("follow.js")))
+    return environment.get_template(template).render(
+        names,
+        style=Markup(_file("page.css")),
+        live=live,
+        follow=follow,
+        policy=_policy([*scripts, follow], "connect-src 'self'; ") if live else _policy(scripts),
         version=version() or "from a checkout",
     )
 
@@ -115,11 +160,15 @@ def _script(text: str) -> str:
     return text.replace("</script", "<\\/script").replace("<!--", "<\\!--")
 
 
-def _policy(*scripts: str) -> str:
-    """What a browser lets this page do: run these scripts, and talk to nobody. Vega makes functions of its expressions (eval)."""
+def _policy(scripts: Sequence[str], more: str = "") -> str:
+    """What a browser lets this page do: run these scripts, and talk to nobody. Vega makes functions of its expressions (eval).
+
+    Args:
+        more: that it may do besides.
+    """
     hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
     return (
-        f"default-src 'none'; script-src 'unsafe-eval' {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
+        f"default-src 'none'; {more}script-src 'unsafe-eval' {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
         "base-uri 'none'; form-action 'none'"
     )
 

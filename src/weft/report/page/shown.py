@@ -23,11 +23,14 @@ MOST = 3
 
 
 class Recorded(Protocol):
-    """What a page reads of a run: :class:`weft.playing.run.Run` has it."""
+    """What a page reads of a run: :class:`weft.playing.run.Run` and :class:`weft.runs.glance.Glance` have it."""
 
-    folder: Path
-    summary: dict[str, Any]
-    rounds: list[dict[str, Any]]
+    @property
+    def folder(self) -> Path: ...
+    @property
+    def summary(self) -> Mapping[str, Any]: ...
+    @property
+    def rounds(self) -> list[dict[str, Any]]: ...
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Shown:
     method: str
 
     @property
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> Mapping[str, Any]:
         return self.run.summary
 
     @property
