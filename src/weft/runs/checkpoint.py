@@ -159,4 +159,4 @@ def digest(folder: Path) -> dict[str, str]:
 
 def without_times(line: dict[str, Any]) -> dict[str, Any]:
     """A line of ``rounds.jsonl`` without what differs between equal runs."""
-    return {n: v for n, v in line.items() if n != "seconds"}
+    return {n: v for n, v in line.items() if n not in ("seconds", "energy")}
