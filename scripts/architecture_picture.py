@@ -17,6 +17,7 @@ ROWS: tuple[tuple[str, str, str], ...] = (
     ("playing export report", "a run from first to last; its model, as files; tables and progress", "#e8eaf6"),
     ("callbacks", "what goes along with a run: trackers, early stopping, a profiler", "#e0f2f1"),
     ("runs", "one run in its folder: prepared, played, saved, recovered", "#e0f2f1"),
+    ("energy", "what rounds draw: the counters of a machine, or watts that somebody declares", "#e0f2f1"),
     ("experiment recipes", "every setting, declared once", "#e0f2f1"),
     ("methods rules testing", "a file per published method; rules over any of them; the laws that each is held to", "#fff3e0"),
     ("engines contract", "rounds, cohorts, packs, scores; all that a method's author imports", "#fff3e0"),

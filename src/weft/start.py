@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from weft import energy
 from weft import experiment as settings
 from weft.backbones.finding import find
 from weft.backbones.load import pick_device
@@ -43,6 +44,7 @@ def start(
     repeat: int = 1,
     shelf: Shelf | None = None,
     callbacks: Sequence[Callback] = (),
+    jobs: int = 1,
 ) -> Run:
     """Train a federation, and save it in a folder of its own.
 
@@ -50,6 +52,7 @@ def start(
         data: rows in memory, which go before the name in the settings. repeat: run so often and compare the numbers bit for bit.
         shelf: of several runs in this process, which then load only what differs.
         callbacks: are told of the run's course, besides the trackers in the settings.
+        jobs: runs beside each other on this machine, which share the watts that are declared for it.
 
     Raises:
         UserError: anything that a person can put right.
@@ -67,6 +70,7 @@ def start(
     best.check(x.keep, resolved.method)
     stopping.check(x)
     callbacks = [*callbacks, *tracker.made(x.track)]
+    metering = energy.made(x, observer.say, jobs)
     (
         codec(x.codec),
         [find(m, observer.say) for m in x.models],
@@ -98,7 +102,7 @@ def start(
             raise
         with _engine(resolved, directory, material, observer) as engine:
             about["seconds"]["loading"] = time.time() - began
-            execute.go_on(directory, resolved, material, about, observer, repeat, engine, callbacks)
+            execute.go_on(directory, resolved, material, about, observer, repeat, engine, callbacks, metering)
     return Run(directory)
 
 
@@ -121,12 +125,13 @@ def resume(
     data: Any = None,
     observer: Observer | None = None,
     callbacks: Sequence[Callback] = (),
+    jobs: int = 1,
 ) -> Run:
     """Go on with a run that was stopped; the numbers are those of a run that never was.
 
     Args:
         folder: of the run. method, data: the objects it was begun with, if it was begun with any.
-        callbacks: are told of what is left of the run, besides the trackers in its settings.
+        callbacks: are told of what is left of the run, besides the trackers in its settings. jobs: as of :func:`start`.
 
     Raises:
         UserError: no run there, a damaged checkpoint, or data, weights or objects other than before.
@@ -159,6 +164,7 @@ def resume(
         resolved = replace(resolved, origin={n: origin.get(n, o) for n, o in resolved.origin.items()})
         stopping.check(resolved.experiment, about["data"]["rows"]["val"])
         callbacks = [*callbacks, *tracker.made(resolved.experiment.track)]
+        metering = energy.made(resolved.experiment, observer.say, jobs)
         observer.begin("set-up", execute.steps(resolved.experiment))
         material = prepare(resolved.experiment, data, execute.Silent(observer), resolved.method.info.needs)
         material = replace(material, beginning=beginning.again(directory, about))
@@ -166,7 +172,7 @@ def resume(
             observer.say(f"begun with something else ({'; '.join(differences)}): the last digits may differ.")
         with _engine(resolved, directory, material, observer) as engine:
             repeat = about.get("repeat", {}).get("runs", 1)
-            execute.go_on(directory, resolved, material, about, observer, repeat, engine, callbacks)
+            execute.go_on(directory, resolved, material, about, observer, repeat, engine, callbacks, metering)
     return Run(directory)
 
 

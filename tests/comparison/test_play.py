@@ -353,13 +353,13 @@ def test_a_process_that_ends_in_the_middle_costs_its_own_cells_alone(tmp_path: P
         def __exit__(self, *_: Any) -> None:
             pass
 
-        def submit(self, work: Any, some: list[Any], folder: Path) -> Future[Any]:
+        def submit(self, work: Any, some: list[Any], *more: Any) -> Future[Any]:
             future: Future[Any] = Future()
             self.parts += 1
             if self.parts == 1:
-                future.set_result(work(some, folder))
+                future.set_result(work(some, *more))
             else:
-                work(some[:1], folder)
+                work(some[:1], *more)
                 future.set_exception(BrokenProcessPool("gone"))
             return future
 

@@ -70,5 +70,5 @@ def _line(like: dict[str, Any], r: int, shift: int, extras: Sequence[str]) -> di
         if name in extras:
             line[name] = value
     if "energy" in extras:
-        line["energy"] = {"kwh": 0.001, "co2_kg": 0.0004, "source": "declared"}
+        line["energy"] = {"kwh": 0.001, "co2_kg": 0.0004, "source": "declared: 65 W", "idle_w": 5.0, "gross_kwh": 0.0011}
     return line

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
-from weft import distribution
+from weft import distribution, energy
 from weft.callbacks.callback import Callback
 from weft.errors import UserError
 from weft.runs.result import flat
@@ -67,20 +67,23 @@ def parameters(about: Mapping[str, Any]) -> dict[str, Any]:
 def numbers(line: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of a round: of each view ``VIEW/METRIC``, see :meth:`weft.Run.records`, and those that belong to no view.
 
+    Names of energy end with whose word it is: ``energy_kwh_declared``, ``energy_kwh_measured``.
     Every round has ``seconds``, and has them last: where they are, a tracker has the round whole.
     """
     found: dict[str, float] = {}
+    of_energy = {name: f"{name}_{energy.kind([line['energy']])}" for name in ENERGY} if line.get("energy") else {}
     for row in flat(dict(line)):
         view = row.pop("view")
         for name, value in row.items():
             if name != "round" and isinstance(value, int | float) and math.isfinite(value):
-                found[name if name in COMMON else f"{view}/{name}"] = float(value)
+                found[of_energy.get(name, name if name in COMMON else f"{view}/{name}")] = float(value)
     if LAST in found:
         found[LAST] = found.pop(LAST)
     return found
 
 
 LAST = "seconds"
+ENERGY = ("energy_kwh", "energy_co2_kg")
 COMMON = ("training_loss", "aggregation_error", "drift", "effective_rank", "memory", "bytes_down", "bytes_up", LAST)
 """Numbers of a round that are of no view."""
 

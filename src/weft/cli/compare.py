@@ -80,6 +80,6 @@ def compare(
         grid = read_grid(file, typed, [m.strip() for m in methods.split(",") if m.strip()], seeds, tune)
         folder = to.expanduser() if to is not None else usual_folder(grid, runs)
     if dry_run:
-        comparing.rehearse(out(), grid, folder, as_json)
+        comparing.rehearse(out(), grid, folder, jobs, as_json)
         return
     comparing.play(out(), screen, grid, folder, jobs, report, quiet, as_json)

@@ -74,7 +74,7 @@ def show(out: Console, table: Table) -> None:
     out.print()
 
 
-def rehearse(out: Console, grid: Grid, folder: Path, as_json: bool) -> None:
+def rehearse(out: Console, grid: Grid, folder: Path, jobs: int, as_json: bool) -> None:
     """``--dry-run``: every cell, what there is of it already, what each method sends, and how long the rest may take.
 
     Raises:
@@ -83,10 +83,12 @@ def rehearse(out: Console, grid: Grid, folder: Path, as_json: bool) -> None:
     from weft.cli.costs import costs
     from weft.comparison import cells as on_disk
     from weft.comparison import own_terms
-    from weft.comparison.play import CELLS
+    from weft.comparison.play import CELLS, check_energy
+    from weft.engines.observer import Observer
 
     plans = [on_disk.planned(cell, folder / CELLS, None) for cell in grid.cells()]
     on_disk.check(grid, plans)
+    check_energy(plans, jobs, Observer())
     lacking = grid.lacking()
     found = costs(grid, folder)
     cells = [(p, _state(p)) for p in plans]

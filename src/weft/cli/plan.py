@@ -80,6 +80,7 @@ def rehearse(out: Console, resolved: Resolved, as_json: bool, observer: Observer
     """
     import dataclasses
 
+    from weft import energy
     from weft.cli.sizes import measure, size_tables
     from weft.communication.codecs import codec
     from weft.communication.ledger import format_bytes
@@ -92,6 +93,7 @@ def rehearse(out: Console, resolved: Resolved, as_json: bool, observer: Observer
     x = resolved.experiment
     check_name(x.name)
     codec(x.codec)
+    energy.made(x, observer.say)
     for note in resolved.notes:
         observer.say(note)
     adapter = from_adapter.read(x)

@@ -86,8 +86,11 @@ def finished(place: Path) -> dict[str, Any] | None:
     return summary if summary["finished"] else None
 
 
-def play(plan: Planned, shelf: Shelf, data: Any = None, observer: Observer | None = None) -> Done:
+def play(plan: Planned, shelf: Shelf, data: Any = None, observer: Observer | None = None, jobs: int = 1) -> Done:
     """Play a cell, unless it is finished; one that was stopped goes on.
+
+    Args:
+        jobs: processes that play cells beside each other.
 
     Raises:
         Interrupted: Ctrl-C; what was finished is saved.
@@ -99,10 +102,10 @@ def play(plan: Planned, shelf: Shelf, data: Any = None, observer: Observer | Non
     if plan.place.is_dir() and directories.in_use(RunDirectory(plan.place)):
         return Done(plan.cell, plan.place, None, f"another process is working on {plan.place}.")
     try:
-        if not resumed(plan.place, data, observer):
+        if not resumed(plan.place, data, observer, jobs):
             shutil.rmtree(plan.place, ignore_errors=True)
             x = plan.resolved.experiment.model_copy(update={"name": plan.place.name})
-            start.start(replace(plan.resolved, experiment=x), data, observer, shelf=shelf)
+            start.start(replace(plan.resolved, experiment=x), data, observer, shelf=shelf, jobs=jobs)
     except (Interrupted, KeyboardInterrupt):
         raise
     except UserError as e:
@@ -113,12 +116,12 @@ def play(plan: Planned, shelf: Shelf, data: Any = None, observer: Observer | Non
     return Done(plan.cell, plan.place, directories.read_summary(RunDirectory(plan.place)))
 
 
-def resumed(place: Path, data: Any, observer: Observer | None) -> bool:
+def resumed(place: Path, data: Any, observer: Observer | None, jobs: int = 1) -> bool:
     """Whether a run lay there that has gone on to its end."""
     if not RunDirectory(place).experiment.is_file():
         return False
     try:
-        start.resume(place, data=data, observer=observer)
+        start.resume(place, data=data, observer=observer, jobs=jobs)
     except Interrupted:
         raise
     except UserError:  # what is damaged is played anew

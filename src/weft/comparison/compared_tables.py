@@ -6,8 +6,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from weft import energy
 from weft.comparison import statistics
 from weft.comparison.cell_grid import Grid
+from weft.comparison.records import ENERGY
 from weft.comparison.statistics import Difference
 from weft.report.table import Table
 from weft.tasks.task import LESS_IS_BETTER
@@ -78,6 +80,8 @@ def _of_place(grid: Grid, at: Mapping[str, Any], records: Sequence[Record]) -> T
     rows = _rows(records)
     unit, scale = _unit(records), _scale(records)
     usual = _work(_of(records, rows[0])) if rows else None
+    drawn = {row: [told for r in _of(records, row) if r["finished"] and (told := _drawn(r))] for row in rows}
+    tells = any(drawn.values())
     lines, bold, notes = [], set(), []
     for row in rows:
         mine = [r for r in _of(records, row) if r["finished"]]
@@ -95,6 +99,7 @@ def _of_place(grid: Grid, at: Mapping[str, Any], records: Sequence[Record]) -> T
                 _mean([r["seconds"] for r in mine], digits=1),
                 *(_mean([r[name] for r in mine], form=".2g") for name in ("aggregation_error", "drift")),
                 _mean([r["memory"] for r in mine], 1e6, form=",.0f"),
+                *(_energy_cells(drawn[row], len(mine)) if tells else ()),
             )
         )
     for column, score in enumerate(HEADS, 1):
@@ -105,9 +110,28 @@ def _of_place(grid: Grid, at: Mapping[str, Any], records: Sequence[Record]) -> T
         notes.append("* Other work than the first row's, by the nature of the method.")
     if any(str(r.get("commit") or "").endswith("-dirty") for r in records):
         notes.append("Some of it was made with code that was not committed.")
-    heads = ("method", *(f"{HEADS[s]}{unit}" for s in HEADS), *COSTS)
+    heads = ("method", *(f"{HEADS[s]}{unit}" for s in HEADS), *COSTS, *(_energy_heads(drawn.values()) if tells else ()))
     title = ", ".join(f"{name} {shown(value)}" for name, value in at.items()) or "All methods"
     return Table(title, heads, tuple(lines), frozenset(bold), tuple(dict.fromkeys(notes)))
+
+
+def _drawn(r: Record) -> dict[str, Any]:
+    """Its energy, as :func:`weft.energy.total` has it; empty if it tells none."""
+    return {name.removeprefix(ENERGY): value for name, value in r.items() if name.startswith(ENERGY)}
+
+
+def _energy_heads(drawn: Iterable[Sequence[Record]]) -> tuple[str, ...]:
+    """Columns that say whose word they are: a terminal may have no room for the last one, and CSV has no notes."""
+    by = energy.kind([one for told in drawn for one in told])
+    return (f"energy, Wh ({by})", f"CO₂, g ({by})", "energy is")
+
+
+def _energy_cells(told: Sequence[Record], seeds: int) -> tuple[str, ...]:
+    """In the mean over the seeds that tell it."""
+    if not told:
+        return ("", "", "")
+    some = f", of {len(told)} of {seeds} seeds" if len(told) < seeds else ""
+    return (*(_mean([one[n] and 1e3 * one[n] for one in told], form=".3g") for n in ("kwh", "co2_kg")), energy.how(told) + some)
 
 
 Row = tuple[str, str | None]

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from weft import energy
 from weft.comparison import cell_identity as identity
 from weft.comparison import cells as on_disk
 from weft.comparison import tuning
@@ -58,6 +59,7 @@ def compare(
         player = _Player(folder / CELLS, data, jobs, observer)
         every = [player.plan(cell) for cell in grid.cells()]
         on_disk.check(grid, every)
+        check_energy(every, jobs, observer)
         done, choices = player.play([p.cell for p in every]), []
         for at, row in itertools.product(grid.places(), grid.methods):
             choice = tuning.search(grid, row, at, player.play)
@@ -71,6 +73,22 @@ def compare(
         if report:
             execute.draw(found.report, observer)
     return found
+
+
+def check_energy(plans: Sequence[Planned], jobs: int, observer: Observer) -> None:
+    """Refuse a grid whose energy nobody could tell, before anything is played.
+
+    Raises:
+        UserError: what a cell draws can't be told on this machine, or not beside others.
+    """
+    asked = {(p.resolved.experiment.energy, p.resolved.experiment.carbon): p.resolved.experiment for p in plans if p.resolved}
+    for x in asked.values():
+        if x.energy == "measure" and jobs > 1:
+            raise UserError(
+                f'energy = "measure" reads counters of the whole machine, which count what {jobs} jobs draw for each of them: '
+                "type --jobs 1, or declare the watts that all draw together, as in --energy 65."
+            )
+        energy.made(x, observer.say, jobs).close()
 
 
 def _ordered(grid: Grid, done: Sequence[Done]) -> list[Done]:
@@ -126,7 +144,7 @@ class _Player:
         threads = max((os.cpu_count() or 1) // self.jobs, 1)
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(self.jobs, context, _begin, (threads,)) as pool:
-            of = {pool.submit(_worker, [p.cell for p in part], self.folder): part for part in parts}
+            of = {pool.submit(_worker, [p.cell for p in part], self.folder, self.jobs): part for part in parts}
             try:
                 for future in as_completed(of):
                     try:
@@ -152,9 +170,9 @@ def _begin(threads: int) -> None:
     _SHELF.append(Shelf())
 
 
-def _worker(cells: list[Cell], folder: Path) -> list[Done]:
+def _worker(cells: list[Cell], folder: Path, jobs: int) -> list[Done]:
     """In a process of its own, whose shelf lasts from part to part."""
-    return [on_disk.play(on_disk.planned(cell, folder, None), _SHELF[0]) for cell in cells]
+    return [on_disk.play(on_disk.planned(cell, folder, None), _SHELF[0], jobs=jobs) for cell in cells]
 
 
 def _told(done: Done) -> str:

@@ -14,6 +14,9 @@ from weft.words import shown
 SCORES = ("common", "own", "worst")
 """Scores of a record: on all test rows, in the mean over clients on their own, and of the worst client on its own."""
 
+ENERGY = "energy_"
+"""Before the names of :func:`weft.energy.total`, in records of runs that tell their energy."""
+
 
 def record(done: Done) -> dict[str, Any]:
     """One flat row: the cell, its scores, its costs, and what it was made with.
@@ -32,7 +35,7 @@ def record(done: Done) -> dict[str, Any]:
     views = summary["method"]["views"]
     mine = next((v for v in views if not common(v)), views[0])
     whole = next((v for v in views if common(v)), None)
-    work = summary.get("work") or {}
+    work, drawn = summary.get("work") or {}, summary.get("energy") or {}
     return found | {
         "metric": metric,
         "common": _pooled(summary, metric, whole or views[0], "global test" if whole else "common test"),
@@ -45,6 +48,7 @@ def record(done: Done) -> dict[str, Any]:
         "bytes_up": bytes_of(summary, "up"),
         "bytes_down": bytes_of(summary, "down"),
         "seconds": summary["seconds"]["training"],
+        **{f"{ENERGY}{name}": value for name, value in drawn.items()},
         **{name: (summary.get(name) or {}).get("mean") for name in DIAGNOSTICS},
         "memory": summary.get("memory"),
         "start_head": summary["settings"]["start_head"]["value"],

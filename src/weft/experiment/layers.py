@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from weft import recipes
 from weft.errors import UserError
-from weft.experiment import as_played, handed
+from weft.experiment import as_played, handed, watts
 from weft.experiment.names import flatten
 from weft.experiment.sentences import checked
 from weft.experiment.whole import Experiment
@@ -106,6 +106,7 @@ def resolve(
         )
     as_played.check(experiment, made)
     handed.check(experiment, made)
+    watts.check(experiment)
     notes += _public(experiment, made)
     origin = {n: "user" if n in user else "recipe" if n in recipe else "default" for n in experiment.flat()}
     given = method is not None and (slug not in registry.infos() or registry.load(slug) is not cls)

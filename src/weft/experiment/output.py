@@ -1,4 +1,4 @@
-"""Settings of where a run is kept, what is written there besides, and who else is told of it."""
+"""Settings of where a run is kept, what is written there besides, and who else is told of it. None changes a number of a run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
-from weft.experiment.declare import Group, Name, setting
+from weft.experiment.declare import Group, Name, Positive, setting
 
 
 class Output(Group):
@@ -36,4 +36,22 @@ class Output(Group):
         True,
         "Write a page of the run, `report.html`, into its folder at the end.",
         "`weft report RUN` writes it later. `WEFT_REPORT=0` in the environment writes none of any run.",
+    )
+    energy: Positive | Literal["off", "measure"] = setting(
+        "off",
+        "Energy of each round: `off`, `measure` (by the counters of this machine), or the watts that it draws under load.",
+        "`measure` needs the extra `energy`; watts are declared, and marked as such wherever they are shown: see "
+        "[energy and carbon](tracking.md#energy-and-carbon).",
+    )
+    idle_watts: Annotated[float, Field(ge=0)] | None = setting(
+        None,
+        "Watts that this machine draws anyway: they are subtracted.",
+        unset="measured for 5 seconds before the first round; 0 beside declared watts",
+        option=False,
+    )
+    carbon: Annotated[float, Field(ge=0)] | Name | None = setting(
+        None,
+        "Carbon of that energy: grams of CO₂ per kWh, or the three-letter code of a country, as `DEU`.",
+        "Codes are looked up in the table that comes with the extra `energy`.",
+        unset="not told",
     )

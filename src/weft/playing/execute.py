@@ -16,6 +16,7 @@ from weft import experiment as settings
 from weft.backbones.short_names import KNOWN
 from weft.callbacks.calling import Calling
 from weft.data.hub_sets import catalogue
+from weft.energy import Metering
 from weft.engines.here import Here
 from weft.engines.observer import Observer
 from weft.errors import Interrupted, UserError
@@ -50,14 +51,16 @@ def go_on(
     repeat: int = 1,
     engine: MakeTurns = Here,
     callbacks: Sequence[Callback] = (),
+    metering: Metering | None = None,
 ) -> None:
     """Everything from the first round to the finished summary, or what is left of it."""
-    told = Calling(observer, callbacks, directory.root, about)
+    told, metering = Calling(observer, callbacks, directory.root, about), metering or Metering()
     try:
-        _go_on(directory, resolved, material, about, told, repeat, engine)
+        _go_on(directory, resolved, material, about, told, repeat, engine, metering)
         told.run_finished(about)
     finally:
         told.close()
+        metering.close()
 
 
 def _go_on(
@@ -68,17 +71,18 @@ def _go_on(
     observer: Observer,
     repeat: int,
     engine: MakeTurns,
+    metering: Metering,
 ) -> None:
     x = resolved.experiment
     began, before = time.perf_counter(), about["seconds"]
     if repeat > 1:
         about["repeat"] = {"runs": repeat, "identical": None}
         directories.write_summary(directory, about)
-    main, setup = play(directory, x, resolved.played, material, observer, engine=engine)
+    main, setup = play(directory, x, resolved.played, material, observer, engine=engine, metering=metering)
     if main.stopped is not None:
         about["stopped"] = main.stopped
         observer.say(f"stopped after round {main.stopped['round'] + 1}: {main.stopped['why']}.")
-    about |= scores(main.lines) | {"pack": main.pack, "bytes": summary.total_bytes(main, setup)}
+    about |= scores(main.lines, setup.lines if setup else []) | {"pack": main.pack, "bytes": summary.total_bytes(main, setup)}
     if len(main.servers) == 1:
         if x.keep == "best" and main.best is None:
             observer.say("no round was scored on validation rows: the model of the last one is kept.")
@@ -86,7 +90,7 @@ def _go_on(
         about["adapter"]["round"] = main.lines[-1]["round"] if main.best is None else main.best
     about["baselines"] = {}
     for name in x.baselines:
-        about["baselines"][name] = _baseline(name, directory, resolved, material, main.pack, setup, observer)
+        about["baselines"][name] = _baseline(name, directory, resolved, material, main.pack, setup, observer, metering)
     different: list[str] = []
     for number in range(1, repeat):
         different += _repeat(directory, x, resolved.played, material.fresh(), main.pack, number, observer)
@@ -111,11 +115,13 @@ def play(
     observer: Observer,
     aside: str | None = None,
     engine: MakeTurns = Here,
+    metering: Metering | None = None,
 ) -> tuple[FinishedStage, FinishedStage | None]:
     """The federation of an experiment, after the one that trains its head if there is to be one.
 
     Args:
         engine: plays the rounds. aside: name of the one stage that all progress is told under, for a run beside the main one.
+        metering: notes the energy of its rounds.
     """
     method = baselines.stand_in(x) or baselines.with_all_steps(method, x.baseline, len(material.clients))
     clients = copies(material.clients)
@@ -139,7 +145,7 @@ def play(
             travels=travels,
             aside=True,
         )
-        setup = Player(stage, directory.setup, x, material, observer, engine).play()
+        setup = Player(stage, directory.setup, x, material, observer, engine, metering).play()
         heads = [baselines.head_of(server, method, material.bench) for server in setup.servers]
         starts = [start | head for start, head in zip(starts, heads, strict=True)]
         if not heads[0]:
@@ -162,7 +168,7 @@ def play(
         best=x.keep == "best" and x.baseline is None and aside is None,
         patience=stopping.of(x) if aside is None else None,
     )
-    player = Player(stage, directory.root, x, material, observer, engine)
+    player = Player(stage, directory.root, x, material, observer, engine, metering)
     if aside is None:
         if player.engine.turns.here:
             observer.say(summary.memory(player.engine))
@@ -229,6 +235,7 @@ def _baseline(
     pack: int,
     setup: FinishedStage | None,
     observer: Observer,
+    metering: Metering,
 ) -> dict[str, Any]:
     """A comparison: a run of its own in a folder of its own, or the head's own training if that was just it."""
     x = resolved.experiment
@@ -241,9 +248,10 @@ def _baseline(
     inside = directory.baseline(name)
     files.make_folder(inside.root)
     files.write(inside.experiment, settings.to_toml(nested, pinned_to(x, material)).encode())
-    played, its_setup = play(inside, nested, as_played.played(nested, resolved.method), material, observer, stage)
+    method = as_played.played(nested, resolved.method)
+    played, its_setup = play(inside, nested, method, material, observer, stage, metering=metering)
     observer.end(stage)
-    return scores(played.lines) | {"bytes": summary.total_bytes(played, its_setup)}
+    return scores(played.lines, its_setup.lines if its_setup else []) | {"bytes": summary.total_bytes(played, its_setup)}
 
 
 def _repeat(

@@ -46,9 +46,9 @@ class Run:
         """The rounds as flat rows, one for each round and view; one without a view for a round that was not scored.
 
         Each has ``round`` (from 1, as printed), ``view``, the names of :attr:`metrics`, ``low`` and ``high`` of the accuracy's
-        95 % interval, ``validation``, ``training_loss``, ``aggregation_error``, ``drift``,
-        ``effective_rank``, ``memory``, ``seconds``, and ``bytes_down`` and
-        ``bytes_up`` of all clients; None where there is no such number.
+        95 % interval, ``validation``, ``training_loss``, ``aggregation_error``, ``drift``, ``effective_rank``, ``memory``,
+        ``seconds``, ``bytes_down`` and ``bytes_up`` of all clients, and ``energy_kwh`` and ``energy_co2_kg`` with their
+        ``energy_source``; None where there is no such number.
         """
         return [row for line in self.rounds for row in flat(line)]
 

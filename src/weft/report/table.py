@@ -12,7 +12,7 @@ from weft.errors import WeftError
 _LATEX = str.maketrans(
     {c: "\\" + c for c in "&%$#_{}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    | {"±": r"$\pm$", "−": "-", "α": r"$\alpha$", "×": r"$\times$"}
+    | {"±": r"$\pm$", "₂": "$_2$", "−": "-", "α": r"$\alpha$", "×": r"$\times$"}
 )
 
 

@@ -13,6 +13,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from weft import energy
 from weft.communication.ledger import format_bytes
 from weft.engines.evaluation import pick
 from weft.runs.result import headline, metrics
@@ -136,24 +137,27 @@ class Column:
     """One of the things compared: a round of the run, or a baseline.
 
     Attributes:
-        name, more: its title in two lines. line: with ``round`` and ``evaluations``. phases: bytes by phase, None = unknown.
+        name, more: its title in two lines. line: with ``round`` and ``evaluations``. phases: bytes by phase, energy: of
+            :func:`weft.energy.total`; None = unknown.
     """
 
     name: str
     more: str
     line: dict[str, Any]
     phases: Mapping[str, Any] | None = None
+    energy: Mapping[str, Any] | None = None
 
 
 def columns(summary: Mapping[str, Any], rounds: Sequence[dict[str, Any]]) -> list[Column]:
     """The last round, the best by validation, and each baseline."""
-    found = [Column("last round", f"round {summary['rounds']}", _line(summary), summary["bytes"])]
+    found = [Column("last round", f"round {summary['rounds']}", _line(summary), summary["bytes"], summary.get("energy"))]
     best = summary["best_by_validation"]
     if best is not None:
         line = next(r for r in rounds if r["round"] == best["round"])
         found.append(Column("best by validation", f"round {best['round'] + 1}", line))
     for name, scored in summary.get("baselines", {}).items():
-        found.append(Column(name, count(scored["rounds"], "round"), _line(scored), scored["bytes"]))
+        title = count(scored["rounds"], "round")
+        found.append(Column(name, title, _line(scored), scored["bytes"], scored.get("energy")))
     return found
 
 
@@ -180,6 +184,8 @@ def closing(out: Console, summary: Mapping[str, Any], rounds: Sequence[dict[str,
         table.add_row(f"view {view}", *(_score(_view_accuracy(c.line, view)) for c in compared))
     for way in ("down", "up"):
         table.add_row(f"bytes {way}", *(NONE if c.phases is None else _all_sent(c.phases, way) for c in compared))
+    for label, cells in _energy_rows([c.energy for c in compared]).items():
+        table.add_row(label, *cells)
     out.print(table)
     out.print()
     out.print(Text(meaning(summary), style="dim"))
@@ -188,6 +194,26 @@ def closing(out: Console, summary: Mapping[str, Any], rounds: Sequence[dict[str,
 def _all_sent(phases: Mapping[str, Any], way: str) -> str:
     billed = [phases[p][way]["wire"] for p in ("setup", "train") if p in phases]
     return format_bytes(sum(billed)) if billed else NONE
+
+
+def _energy_rows(each: Sequence[Mapping[str, Any] | None]) -> dict[str, list[str]]:
+    """Energy and carbon of what is compared, under names that say whether they were measured or declared; nothing if neither."""
+    told = [one for one in each if one is not None]
+    if not told:
+        return {}
+    by = energy.kind(told)
+    found = {f"energy, {by}": [NONE if one is None else _scaled(1000 * one["kwh"], "Wh") for one in each]}
+    if any(one["co2_kg"] is not None for one in told):
+        found[f"CO₂, {by}"] = [
+            NONE if one is None or one["co2_kg"] is None else _scaled(1000 * one["co2_kg"], "g") for one in each
+        ]
+    return found
+
+
+def _scaled(value: float, unit: str) -> str:
+    """Three digits, in thousandths of the unit, in the unit, or in thousands."""
+    scale, prefix = (1e-3, "k") if abs(value) >= 999.5 else (1, "") if abs(value) >= 0.9995 else (1e3, "m")
+    return f"{scale * value:.3g} {prefix}{unit}"
 
 
 def _other_views(line: Mapping[str, Any]) -> list[str]:
@@ -209,7 +235,8 @@ def meaning(summary: Mapping[str, Any]) -> str:
     said: list[str] = []
     if top is None:
         return (
-            "; ".join(["there were no test rows, so that nothing was scored", *_billed(summary)]) + ". Loss: mean while training."
+            "; ".join(["there were no test rows, so that nothing was scored", *_billed(summary), *_drawn(summary)])
+            + ". Loss: mean while training."
         )
     view = str(top["view"])
     groups: dict[str, list[str]] = {}  # views that are scored alike
@@ -231,7 +258,7 @@ def meaning(summary: Mapping[str, Any]) -> str:
         said.append(f"new: {count(new['n'], 'row')} of clients that were never trained ({summary['data']['new_clients']})")
     if error := summary.get("aggregation_error"):
         said.append(f"aggregation error {error['last']:.2g} in the last round, {error['mean']:.2g} in the mean of all")
-    said += _billed(summary)
+    said += [*_billed(summary), *_drawn(summary)]
     moment = {"received": "the newest server state loaded"}.get(top["moment"], top["moment"])
     return "; ".join(said) + f". Scored with {moment}; loss: mean while training."
 
@@ -244,3 +271,13 @@ def _billed(summary: Mapping[str, Any]) -> list[str]:
     setup = sum(phases["setup"][way]["wire"] for way in ("down", "up")) if "setup" in phases else 0
     counted = f", {format_bytes(setup)} of set-up counted" if setup else ""
     return [f"bytes: all clients and rounds, headers included{counted}"]
+
+
+def _drawn(summary: Mapping[str, Any]) -> list[str]:
+    """Whose word the energy is, and what is not in it."""
+    told = summary.get("energy")
+    if told is None:
+        return []
+    apart = {"scoring": told["evaluation_kwh"], "the head's own training": told["setup_kwh"]}
+    more = [f"{_scaled(1000 * kwh, 'Wh')} of {what}" for what, kwh in apart.items() if kwh]
+    return [f"energy of all rounds: {energy.how([told])}{', without ' if more else ''}{' and '.join(more)}"]

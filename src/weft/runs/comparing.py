@@ -12,8 +12,8 @@ from weft.experiment import Experiment
 from weft.runs import directory as directories
 from weft.runs.glance import Glance, glance
 
-APART = ("name", "runs", "track", "recipes")
-"""Settings that are not compared: of the folder and who else is told, or spelt out in the others."""
+APART = ("name", "runs", "track", "energy", "idle_watts", "carbon", "recipes")
+"""Settings that are not compared: of the folder, who else is told and what is drawn, or spelt out in the others."""
 
 
 _OTHER = {"data": "other data", "weights": "other weights", "environment": "another environment"}

@@ -14,7 +14,7 @@ from weft.runs.directory import RunDirectory
 
 FREE = (
     *("rounds", "eval_every", "eval_clients", "baselines", "max_bytes", "max_weight", "prefix_cache", "debug", "device"),
-    *("diagnostics", "report", "track", "stop_after", "stop_delta"),
+    *("diagnostics", "report", "track", "energy", "idle_watts", "carbon", "stop_after", "stop_delta"),
     *("trust_remote_code", "data", "public", "model"),  # moved; that they are the same is known by hash
 )
 """Settings under which what was learnt so far stays what it is."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from weft import energy
 from weft.engines.evaluation import pick
 from weft.errors import UserError
 from weft.tasks.task import goodness
@@ -60,6 +61,7 @@ def flat(line: dict[str, Any]) -> list[dict[str, Any]]:
             | {"training_loss": line.get("loss")}
             | {name: line.get(name) for name in (*DIAGNOSTICS, "memory")}
             | {"seconds": line.get("seconds", {}).get("training")}
+            | _energy(line)
             | {f"bytes_{way}": sum(p[way]["wire"] for p in phases.values()) if phases else None for way in ("down", "up")}
         )
     return rows
@@ -97,14 +99,23 @@ def last_and_mean(lines: Sequence[dict[str, Any]], name: str) -> dict[str, float
     return {"last": found[-1], "mean": sum(found) / len(found)} if found else None
 
 
+def _energy(line: dict[str, Any]) -> dict[str, Any]:
+    """Of a round, with where it comes from."""
+    told = line.get("energy") or {}
+    return {f"energy_{name}": told.get(name) for name in ("kwh", "co2_kg", "source")}
+
+
 def _work(lines: Sequence[dict[str, Any]]) -> dict[str, int] | None:
     """Steps and examples of all rounds; None where they were taken elsewhere."""
     found = [line["work"] for line in lines if "work" in line]
     return {name: sum(one[name] for one in found) for name in ("steps", "examples")} if found else None
 
 
-def scores(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def scores(lines: Sequence[dict[str, Any]], setup: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
     """What ``summary.json`` says of a federation's numbers.
+
+    Args:
+        setup: lines of the head's own training.
 
     Raises:
         UserError: no round was played.
@@ -121,6 +132,7 @@ def scores(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "metrics": metrics(lines),
         "evaluations": last.get("evaluations", []),
         "work": _work(lines),
+        "energy": energy.total(lines, setup),
         "seconds": {
             "training": sum(line["seconds"]["training"] for line in lines),
             "evaluation": sum(line["seconds"].get("evaluation", 0.0) for line in lines),

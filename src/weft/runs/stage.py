@@ -16,6 +16,7 @@ from torch import Tensor
 
 from weft.communication.codecs import codec
 from weft.communication.ledger import Ledger, Phase, Totals
+from weft.energy import Metering
 from weft.engines.engine import Engine, Turns
 from weft.engines.here import Here
 from weft.engines.observer import Observer
@@ -105,8 +106,10 @@ class Player:
         material: Material,
         observer: Observer,
         turns: MakeTurns = Here,
+        metering: Metering | None = None,
     ):
         self.stage, self.folder, self.observer = stage, folder, observer
+        self.metering = metering or Metering()
         self.rounds_file = folder / "rounds.jsonl"
         self.checkpoint = Checkpoint(folder / "checkpoint")
         self.identity = material.identity()
@@ -236,6 +239,7 @@ class Player:
         self.finished, self.stopped = True, {"round": line["round"], "why": why}
 
     def _round(self, t: int) -> dict[str, Any] | None:
+        self.metering.begin()
         record, back = self._undone(lambda: self.engine.round(t, self.stage.phase))
         line: dict[str, Any] | None = None
         if record is None:
@@ -247,6 +251,7 @@ class Player:
                 back = further
             line = {"format": files.FORMAT} | record
             line["seconds"] = {"training": record["seconds"]}
+            self.metering.trained(line)
             if self.finished or self._last or (self.stage.eval_every and (t + 1) % self.stage.eval_every == 0):
                 began = time.perf_counter()
                 scores, further = self._undone(lambda: self.engine.evaluate(t))
@@ -258,6 +263,7 @@ class Player:
                     self.best = best.better(line, self.best)
                 self._keep_texts(t)
                 line["seconds"]["evaluation"] = time.perf_counter() - began
+                self.metering.scored(line)
             if back is not None:
                 line["back_to"] = back
             if self.recovery is not None:

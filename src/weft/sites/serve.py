@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from weft import energy
 from weft import experiment as settings
 from weft.backbones.backbone import Backbone
 from weft.callbacks import tracker
@@ -41,6 +42,7 @@ from weft.storage import files
 from weft.tasks.kinds import LANGUAGE, NUMBERS, PREFERENCE, TOKENS, make
 
 RETURN = 60.0  # seconds that a coordinator which was started again waits for the sites that it had
+MAY_DIFFER = ("name", "runs", "report", "energy", "idle_watts", "carbon")  # of an experiment that is served again
 PROBES = 8  # made-up rows on which an exported adapter is compared with the model in memory: the coordinator has no others
 
 
@@ -63,7 +65,9 @@ def serve(
     observer = observer or Observer()
     resolved = _named(resolved)
     _check(resolved)
-    trackers = tracker.made(resolved.experiment.track)
+    x = resolved.experiment
+    trackers = tracker.made(x.track)
+    metering = energy.made(x, observer.say, of=" of the coordinator alone")
     directory, begun = _directory(resolved)
     if begun and directories.read_summary(directory)["finished"]:
         observer.say(f"{directory.root} is finished already: there is nothing to do.")
@@ -88,7 +92,7 @@ def serve(
                 observer.say(f"going on with {directory.root}.")
             _note(directory, about, resolved, material)
             with connect(directory) as wire:
-                _federate(wire, directory, resolved, material, about, observer, deadline, trackers)
+                _federate(wire, directory, resolved, material, about, observer, deadline, trackers, metering)
         except BaseException:
             if not directory.experiment.exists():
                 shutil.rmtree(directory.root, ignore_errors=True)  # there is nothing of a run in it yet
@@ -105,6 +109,7 @@ def _federate(
     observer: Observer,
     deadline: float,
     trackers: list[tracker.Tracker],
+    metering: energy.Metering,
 ) -> None:
     x = resolved.experiment
     terms = Terms.of(about["served"]["run"], x, material.bench, material.beginning)
@@ -137,7 +142,7 @@ def _federate(
         stage = "rounds" if setup.method is resolved.played else "setup"
         return Remote(setup, StageTransport(roll, stage, setup.federations[0][0], setup.exchange, joined))
 
-    execute.go_on(directory, resolved, material, about, observer, engine=engine, callbacks=trackers)
+    execute.go_on(directory, resolved, material, about, observer, engine=engine, callbacks=trackers, metering=metering)
     roll.farewell()
 
 
@@ -184,7 +189,7 @@ def _directory(resolved: Resolved) -> tuple[RunDirectory, bool]:
             old = {n: s["value"] for n, s in about["settings"].items()}
             new = json.loads(json.dumps(x.flat()))
             defaults = settings.Experiment().flat()  # of settings that there were not when it was begun
-            odd = sorted(n for n in new if new[n] != old.get(n, defaults.get(n)) and n not in ("name", "runs", "report"))
+            odd = sorted(n for n in new if new[n] != old.get(n, defaults.get(n)) and n not in MAY_DIFFER)
             if not odd:
                 return there, True
             if x.name or not about["finished"]:

@@ -141,11 +141,14 @@ def test_the_headline_is_the_mean_over_seeds_with_its_deviation(tiny_run: weft.R
 def test_declared_energy_says_so_and_measured_energy_does_not(tiny_run: weft.Run, tmp_path: Path) -> None:
     declared, measured = (page_runs.like(tiny_run, tmp_path / s, s, 0, 4) for s in ("fedit", "flora"))
     for line in measured.rounds:
-        line["energy"] = {"kwh": 0.5, "co2_kg": 0.25, "source": "measured"}
+        line["energy"] |= {"kwh": 0.5, "co2_kg": 0.25, "source": "measured: RAPL", "idle_w": 0.0}
     root = written(tmp_path / "page.html", [declared, measured])
     table = next(t for t in root.all("table") if t.all("caption")[0].text == "Energy and carbon")
     rows = [[c.text for c in row.all("th", "td")] for row in table.all("tbody")[0].all("tr")]
-    assert rows == [["fedit", "0.004", "0.0016", "declared"], ["flora", "2", "1", "measured"]]
+    assert rows == [
+        ["fedit", "0.004", "0.0016", "declared: 65 W, less 5 W idle"],
+        ["flora", "2", "1", "measured: RAPL, idle not subtracted"],
+    ]
 
 
 def test_a_card_says_what_left_the_client_and_where_settings_come_from(tiny_run: weft.Run, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from weft import energy as energies
 from weft.communication.ledger import format_bytes
 from weft.engines.evaluation import pick
 from weft.report.page.curves import number
@@ -106,19 +107,24 @@ _BASELINES = (
 
 
 def energy(runs: Sequence[Shown]) -> Table | None:
-    """Energy and carbon of each group of runs, and whether they were measured or declared; None if no round tells."""
-    groups: dict[str, list[list[dict[str, Any]]]] = {}
+    """Energy and carbon of each group of runs and of its baselines, and whether they were measured or declared; None if no round
+    tells.
+    """
+    groups: dict[str, list[dict[str, Any]]] = {}
     for one in runs:
-        if told := [line["energy"] for line in one.rounds if isinstance(line.get("energy"), dict)]:
+        if (told := energies.total(one.rounds)) is not None:
             groups.setdefault(one.group, []).append(told)
+        for name, scored in (one.summary.get("baselines") or {}).items():
+            if (told := scored.get("energy")) is not None:
+                groups.setdefault(f"{one.group}, baseline {name}", []).append(told)
     rows = []
     for group, members in groups.items():
-        sources = " and ".join(dict.fromkeys(str(e.get("source", "not said")) for told in members for e in told))
-        means = [_mean([_sum(e.get(n) for e in told) for told in members]) for n in ("kwh", "co2_kg")]
-        rows.append((group, *("" if mean is None else f"{mean:.3g}" for mean in means), sources))
+        means = [_mean([one[n] for one in members]) for n in ("kwh", "co2_kg")]
+        rows.append((group, *("" if mean is None else f"{mean:.3g}" for mean in means), energies.how(members)))
     if not rows:
         return None
-    notes = ["Of a whole run, in the mean over seeds." if any(len(m) > 1 for m in groups.values()) else "Of a whole run."]
+    whole = "Of all rounds of a run, less what the machine draws idle; loading, scoring and a head's own training are not counted"
+    notes = [f"{whole}{'; the mean over seeds' if any(len(m) > 1 for m in groups.values()) else ''}."]
     if any("declared" in row[3] for row in rows):
         notes.append("declared: computed from the power that somebody declared for the device, not measured on it.")
     return Table("Energy and carbon", ("method", "energy, kWh", "carbon, kg CO₂", "source"), tuple(rows), notes=tuple(notes))
@@ -169,8 +175,3 @@ def _spread(values: Sequence[float | None]) -> str:
     mean = statistics.fmean(known)
     digits = 4 if abs(mean) < 100 else 1
     return f"{mean:.{digits}f}" + (f" ± {statistics.stdev(known):.{digits}f}" if len(known) > 1 else "")
-
-
-def _sum(values: Any) -> float | None:
-    known = [v for value in values if (v := number(value)) is not None]
-    return sum(known) if known else None

@@ -14,7 +14,10 @@ from weft import words
 from weft.errors import WeftError
 
 JOINT = " · "
-OWN = ("name", "runs", "report", "seed", "method", "rule", "server_step", "baseline", "baselines", "recipes")
+OWN = (
+    *("name", "runs", "report", "energy", "idle_watts", "carbon"),
+    *("seed", "method", "rule", "server_step", "baseline", "baselines", "recipes"),
+)
 """Settings that no label tells: they belong to one run, or the name of its method has them."""
 EVERYWHERE = ("data", "model", "alpha", "clients", "partition")
 """Settings that a label tells if any two runs differ in them; all others if two of one method do."""
