@@ -129,7 +129,7 @@ def test_the_headline_is_the_mean_over_seeds_with_its_deviation(tiny_run: weft.R
     assert rows[0][:4] == ["method", "accuracy", "seeds", "worst client"]
     assert rows[1][:4] == ["fedit", "0.6000 ± 0.1414", "2", "0.5000 ± 0.1414"]
     assert rows[2][:4] == ["ffa-lora", "0.8000 ± 0.0000", "2", "0.7000 ± 0.0000"]
-    assert [e.text for e in root.all("table")[0].all("strong")] == ["0.8000 ± 0.0000"]
+    assert root.all("table")[0].all("strong") == [], "the largest mean need not be seen to be better"
     line = runs[0].rounds[0]
     each = line["bytes"]["train"]["up"]["wire"] / len(line["cohort"])
     from weft.communication.ledger import format_bytes

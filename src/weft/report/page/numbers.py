@@ -14,7 +14,6 @@ from weft.report.page.shown import Shown
 from weft.report.table import Table
 from weft.report.terminal import METRICS
 from weft.runs.result import headline
-from weft.tasks.task import goodness
 
 
 def metric_name(metric: str) -> str:
@@ -54,11 +53,9 @@ def headlines(runs: Sequence[Shown], metric: str) -> Table | None:
     name = metric_name(metric)
     heads = ["method", name, *(["seeds"] if several else ["95 % interval"]), "worst client", "new clients"]
     heads += ["up / client / round", "down / client / round", "training, s", "peak memory"]
-    rows, values = [], []
+    rows = []
     for group, members in groups.items():
         tops = [found[1] for one in members if (found := last_scored(one)) is not None]
-        value = _mean([number(top["value"]) for top in tops])
-        values.append(goodness(metric, value))
         interval = f"{tops[0]['low']:.3f} to {tops[0]['high']:.3f}" if "low" in tops[0] else ""
         rows.append(
             (
@@ -73,7 +70,6 @@ def headlines(runs: Sequence[Shown], metric: str) -> Table | None:
                 _size(members, peak),
             )
         )
-    best = {(i, 1) for i, value in enumerate(values) if len(values) > 1 and value == max(values)}
     notes = [f"{name[:1].upper()}{name[1:]} of the last scored round of each run, on test rows that no model was trained on."]
     if several:
         notes.append("±: sample standard deviation over seeds; without it there is one seed.")
@@ -82,8 +78,7 @@ def headlines(runs: Sequence[Shown], metric: str) -> Table | None:
         f"{name[:1].upper()}{name[1:]} and what it cost",
         tuple(heads[i] for i in filled),
         tuple(tuple(row[i] for i in filled) for row in rows),
-        frozenset((i, filled.index(j)) for i, j in best),
-        tuple(notes),
+        notes=tuple(notes),
     )
 
 
