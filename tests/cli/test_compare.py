@@ -105,3 +105,24 @@ def test_a_dry_run_of_a_method_whose_clients_are_played_one_by_one(tmp_path: Pat
     told = json.loads(weft(capsys, *small(tmp_path, "--methods", "fedavg", "--dry-run", "--json")).out)
     assert told["methods"]["fedavg"]["seconds"] > 0
     assert told["methods"]["fedavg"]["up"] > 0
+
+
+def test_the_page_of_a_comparison_is_made_anew_of_its_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert weft(capsys, *small(tmp_path, "--methods", "fedit,fedbf,pfedpg", "--no-report")).code == 0
+    assert not (out / "report.html").exists()
+    got = weft(capsys, "report", out)
+    assert got.code == 0
+    assert flowing(got.out).rstrip().endswith("report.html: the page of a comparison.")
+    text = (out / "report.html").read_text()
+    for told in ("fedit, fedbf, pfedpg compared", "Paired differences", "All methods", "fedbf has no method.rank.", "pfedpg: "):
+        assert told in text, told
+    other = tmp_path / "other.html"
+    assert weft(capsys, "report", out, "--to", other).code == 0
+    assert other.read_text() == text
+    both = weft(capsys, "report", out, out / "cells", "--to", tmp_path / "runs.html")
+    assert both.code == 0
+    assert "a page of 2 runs" in flowing(both.out)
+    refused(weft(capsys, "report", out, "--title", "T"), "a comparison has a title of its own: leave --title out.")
+    (out / "cells.json").write_text('{"format": 1}')
+    refused(weft(capsys, "report", out), "cells.json is none that weft compare wrote: type the comparison again")

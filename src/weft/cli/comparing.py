@@ -83,7 +83,8 @@ def rehearse(out: Console, grid: Grid, folder: Path, jobs: int, as_json: bool) -
     from weft.cli.costs import costs
     from weft.comparison import cells as on_disk
     from weft.comparison import own_terms
-    from weft.comparison.play import CELLS, check_energy
+    from weft.comparison.compared_page import CELLS
+    from weft.comparison.play import check_energy
     from weft.engines.observer import Observer
 
     plans = [on_disk.planned(cell, folder / CELLS, None) for cell in grid.cells()]

@@ -10,7 +10,7 @@ import numpy as np
 
 from weft.comparison import cells as on_disk
 from weft.comparison.cell_grid import BASELINES, Grid
-from weft.comparison.play import CELLS
+from weft.comparison.compared_page import CELLS
 from weft.engines import packing
 from weft.engines.observer import Observer
 from weft.errors import UserError

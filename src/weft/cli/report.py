@@ -17,11 +17,15 @@ from weft.words import count
 def report(
     folders: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN...", help="Folders of runs, or folders that hold some.", show_default=False),
+        typer.Argument(
+            metavar="RUN...|COMPARISON",
+            help="Folders of runs, folders that hold some, or that of a comparison.",
+            show_default=False,
+        ),
     ],
     to: Annotated[
         Path | None,
-        typer.Option(help="The page.", show_default="report.html, in the run's folder or, of several, in the present one"),
+        typer.Option(help="The page.", show_default="report.html, in the folder or, of several runs, in the present one"),
     ] = None,
     title: Annotated[str, typer.Option(help="Its title.", show_default="methods and data")] = "",
 ) -> None:
@@ -33,10 +37,20 @@ def report(
 
       weft report runs/fedit-pydocs-minilm-s0
       weft report runs --to comparison.html --title "Four methods on pydocs"
+      weft report runs/compare-fedit-flora
     """
     from rich.text import Text
 
+    from weft.comparison import compared_page
+
     screen = out()
+    if len(folders) == 1 and compared_page.is_comparison(place := folders[0].expanduser()):
+        if title:
+            raise UserError("a comparison has a title of its own: leave --title out.")
+        with starting(screen, quiet=False):
+            path = compared_page.write(place, to.expanduser() if to is not None else None)
+        screen.print(Text(f"{path}: the page of a comparison."), soft_wrap=True)
+        return
     found = run_folders(folders)
     with starting(screen, quiet=False):
         from weft.playing.run import load_run
@@ -56,6 +70,7 @@ def run_folders(given: Sequence[Path]) -> list[Path]:
     Raises:
         UserError: there is no run in one of them.
     """
+    from weft.comparison.compared_page import CELLS, is_comparison
     from weft.storage.remedy import EXPERIMENT
 
     found: dict[Path, Path] = {}
@@ -63,7 +78,8 @@ def run_folders(given: Sequence[Path]) -> list[Path]:
         if (folder / EXPERIMENT).is_file() or not folder.is_dir():
             inside = [folder]  # where there is none, whoever loads it says so
         else:
-            inside = sorted(one for one in folder.iterdir() if (one / EXPERIMENT).is_file())
+            place = folder / CELLS if is_comparison(folder) else folder
+            inside = sorted(one for one in place.iterdir() if (one / EXPERIMENT).is_file())
         if not inside:
             raise UserError(f"{folder} holds no run: give the folder of a run, such as runs/fedit-pydocs-minilm-s0.")
         for one in inside:

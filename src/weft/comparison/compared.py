@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from weft.comparison import compared_page, own_terms
 from weft.comparison import compared_tables as tables
-from weft.comparison import own_terms
 from weft.comparison.cell_grid import Grid
 from weft.comparison.cells import Done
 from weft.comparison.records import record
 from weft.comparison.tuning import Choice
-from weft.errors import UserError
-from weft.playing.run import framed, load_run
+from weft.playing.run import framed
 from weft.report.table import Table
 from weft.storage import files
 from weft.words import count, shown
@@ -75,19 +74,10 @@ class Comparison:
         Raises:
             UserError: no cell is finished, or the file can't be written.
         """
-        from weft.report import page
-
-        some = [done for done in self.cells if done.summary is not None]
-        if not some:
-            raise UserError("no cell of the comparison is finished, so that there is nothing to draw.")
-        path = to or self.folder / page.NAME
-        title = f"{', '.join(self.grid.methods)} compared"
-        labels = [done.cell.label for done in some]
-        page.write(path, [load_run(d.place) for d in some], title=title, labels=labels, tables=self.tables(), notes=self.notes)
-        return path
+        return compared_page.write(self.folder, to)
 
     def write(self) -> None:
-        """``table.md``, ``table.csv``, ``table.tex`` and ``cells.json``."""
+        """``table.md``, ``table.csv``, ``table.tex`` and ``cells.json``, of which :meth:`report` makes the page."""
         found = self.tables()
         texts = {
             "table.md": "\n".join(f"## {t.title}\n\n{t.markdown()}" for t in found)
@@ -97,7 +87,13 @@ class Comparison:
         }
         for name, text in texts.items():
             files.write(self.folder / name, text.encode())
-        content = {"format": files.FORMAT, "cells": self.records(), "notes": self.notes}
+        content = {
+            "format": files.FORMAT,
+            "title": f"{', '.join(self.grid.methods)} compared",
+            "cells": [r | {"label": d.cell.label} for r, d in zip(self.records(), self.cells, strict=True)],
+            "notes": self.notes,
+            "tables": [compared_page.written(t) for t in found],
+        }
         files.write(self.folder / "cells.json", (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 
     def __repr__(self) -> str:

@@ -21,6 +21,7 @@ from weft.comparison import tuning
 from weft.comparison.cell_grid import Cell, Grid
 from weft.comparison.cells import Done, Planned
 from weft.comparison.compared import Comparison
+from weft.comparison.compared_page import CELLS
 from weft.comparison.records import record
 from weft.engines.observer import Observer
 from weft.errors import Interrupted, UserError
@@ -31,7 +32,6 @@ from weft.runs.shelf import Shelf
 from weft.storage import files
 from weft.words import count
 
-CELLS = "cells"
 LOST = (
     "a process ended in the middle of it, as one does that runs out of memory: type fewer --jobs, and the same command goes on."
 )
