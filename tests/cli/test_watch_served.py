@@ -8,6 +8,7 @@ import socket
 import threading
 import urllib.request
 import webbrowser
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,14 @@ def run(done: Path, tmp_path: Path) -> Path:
     """The same after two rounds."""
     grow(done, tmp_path / "run", 2)
     return tmp_path / "run"
+
+
+@pytest.fixture(autouse=True)
+def _ctrl_c() -> Iterator[None]:
+    """Ctrl-C is heard also where these tests run in the background of a shell, which has it ignored there."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 class Person:
