@@ -223,7 +223,7 @@ def test_tables_of_a_comparison_say_it_in_every_format(tmp_path: Path) -> None:
     cells = json.loads((tmp_path / "out" / "cells.json").read_text())["cells"]
     assert all((c["energy_source"], c["energy_idle_w"]) == ("declared: 65 W", 5) for c in cells)
     assert "₂" not in (tmp_path / "out" / "table.tex").read_text()
-    assert play.compare(grid(tmp_path), tmp_path / "without").tables()[0].columns[-1] == "aggregation error"
+    assert play.compare(grid(tmp_path), tmp_path / "without").tables()[0].columns[-1] == "memory, MB"
 
 
 def test_cells_that_tell_none_are_told_apart_from_those_that_do(tmp_path: Path) -> None:
