@@ -46,14 +46,6 @@ def run(done: Path, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-@pytest.fixture(autouse=True)
-def _ctrl_c() -> Iterator[None]:
-    """Ctrl-C is heard also where these tests run in the background of a shell, which has it ignored there."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 class Person:
     """Waits in a thread for the browser to be opened, does something, and presses Ctrl-C.
 
