@@ -36,13 +36,11 @@ def test_what_an_optimizer_does_not_use_is_not_told() -> None:
     ]
 
 
-def test_work_and_weights_are_told_and_what_is_a_dimension_or_tuned_is_not() -> None:
+def test_work_and_weights_are_told_and_what_is_a_dimension_is_not() -> None:
     own: dict[str, Any] = {"flora": {"method.batch": 4, "method.weighting": "uniform", "method.optim.lr": 0.25}}
     grid = Grid(("fedit", "flora"), own=own, common={"method.optim.lr": 0.5})
     names = [s.split(" ")[0] for s in differing(grid)]
     assert names == ["method.weighting", "method.batch", "method.optim.lr"]
-    tuned = Grid(("fedit", "flora"), own=own, common={"method.optim.lr": 0.5}, tune=("lr", (0.1, 0.2)))
-    assert [s.split(" ")[0] for s in differing(tuned)] == ["method.weighting", "method.batch"]
     over = Grid(("fedit", "flora"), own={"flora": {"method.batch": 4}}, dimensions={"method.optim.lr": (0.1, 0.2)})
     assert [s.split(" ")[0] for s in differing(over)] == ["method.batch"]
 

@@ -399,6 +399,18 @@ def test_of_large_tensors_every_so_many_th_entry_stands_for_the_others() -> None
     assert some.parts() == pytest.approx(wanted, rel=0.02)
 
 
+def test_of_a_large_tensor_no_column_is_passed_over() -> None:
+    # by steps of 4, the same quarter of the columns would be looked at in every row
+    rows, columns = 2 * MOST // 64, 128
+    some = Spread.none(torch.Size((rows, columns)))
+    new = torch.zeros(rows, columns)
+    new[:, 1] = 1.0
+    for _ in range(2):
+        some.add(torch.zeros(rows, columns), new, 1.0)
+    assert some.total.numel() <= MOST
+    assert some.parts()[1] == pytest.approx(rows, rel=0.02)
+
+
 def test_tensors_of_which_clients_send_different_shapes_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("weft.federation.diagnostics.common", lambda adaptation: set())  # factors are tensors like any other
     rates = [{"rate": r} for r in (1.0, 0.5, 1.0, 0.5)]

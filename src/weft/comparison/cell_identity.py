@@ -12,11 +12,10 @@ from typing import Any
 import weft
 from weft.backbones.finding import find
 from weft.comparison.cell_grid import Cell
-from weft.experiment import GROUPS, Resolved, resolve
-from weft.experiment.declare import declared
+from weft.experiment import OUTPUT, Resolved, resolve
 from weft.runs.provenance import version
 
-NOT_OF_NUMBERS = (*declared(GROUPS["output"]), "debug")
+NOT_OF_NUMBERS = (*OUTPUT, "debug")
 FILES = ("data", "public", "start", "devices")
 """Settings that may name a file or a folder."""
 PACKAGES = ("torch", "transformers", "numpy", "peft")

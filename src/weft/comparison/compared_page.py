@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,7 @@ def is_comparison(folder: Path) -> bool:
 
 def written(table: Table) -> dict[str, Any]:
     """As ``cells.json`` holds it."""
-    return {
-        "title": table.title,
-        "columns": table.columns,
-        "rows": table.rows,
-        "bold": sorted(table.bold),
-        "notes": table.notes,
-    }
+    return asdict(table) | {"bold": sorted(table.bold)}
 
 
 def write(folder: Path, to: Path | None = None) -> Path:

@@ -15,7 +15,7 @@ TERMS = ("method.optim.", "method.epochs", "method.steps", "method.batch", "meth
 
 
 def differing(grid: Grid) -> list[str]:
-    """A sentence for each such setting that not all methods have alike; of one that is tuned, nothing is said."""
+    """A sentence for each such setting that not all methods have alike, before any is tuned."""
     found: dict[str, dict[str, list[str]]] = {}
     for row in grid.methods:
         try:
@@ -25,10 +25,9 @@ def differing(grid: Grid) -> list[str]:
         for name, value in settings.items():
             if name.startswith(TERMS) and _counts(name.removeprefix("method.optim."), settings):
                 found.setdefault(name, {}).setdefault(shown(value), []).append(row)
-    tuned = None if grid.tune is None else f".{grid.tune[0]}"
     sentences = []
     for name, values in found.items():
-        if len(values) > 1 and name not in grid.dimensions and not (tuned and name.endswith(tuned)):
+        if len(values) > 1:
             told = "; ".join(f"{value} for {', '.join(rows)}" for value, rows in values.items())
             sentences.append(f"{name} differs: {told}.")
     return sentences

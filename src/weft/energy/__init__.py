@@ -5,7 +5,7 @@ Nothing is estimated: what no counter measures is either declared by a person, a
 
 from __future__ import annotations
 
-from weft.energy.metering import Metering, made
+from weft.energy.metering import UNMETERED, Metering, made
 from weft.energy.totals import how, kind, total
 
-__all__ = ["Metering", "how", "kind", "made", "total"]
+__all__ = ["UNMETERED", "Metering", "how", "kind", "made", "total"]

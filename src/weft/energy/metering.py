@@ -28,6 +28,9 @@ class Metering:
         """No further round."""
 
 
+UNMETERED = Metering()
+
+
 class Metered(Metering):
     """Notes what a meter says, less what the machine draws idle.
 
@@ -106,7 +109,7 @@ def made(x: Experiment, say: Callable[[str], None], jobs: int = 1, of: str = "")
         UserError: there is no counter to be read, or no such country.
     """
     if x.energy == "off":
-        return Metering()
+        return UNMETERED
     grams = carbon.grams(x.carbon)
     meter: Meter
     if isinstance(x.energy, str):

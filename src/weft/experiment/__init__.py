@@ -14,11 +14,12 @@ from weft.experiment.names import assignment, assignments, flatten
 from weft.experiment.sentences import checked
 from weft.experiment.toml_file import FORMAT, read, to_toml
 from weft.experiment.what import Baseline
-from weft.experiment.whole import GROUPS, SETTINGS, Experiment
+from weft.experiment.whole import GROUPS, OUTPUT, SETTINGS, Experiment
 
 __all__ = [
     "FORMAT",
     "GROUPS",
+    "OUTPUT",
     "SETTINGS",
     "Baseline",
     "Experiment",

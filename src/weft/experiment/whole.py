@@ -40,6 +40,9 @@ GROUPS: dict[str, type[Group]] = {g.__name__.lower(): g for g in reversed(Experi
 SETTINGS: dict[str, Setting] = {name: s for group in GROUPS.values() for name, s in declared(group).items()}
 """What is declared of every setting, by its name, in the order of the groups."""
 
+OUTPUT = tuple(declared(Output))
+"""Settings of which none changes a number of a run."""
+
 Experiment.__doc__ = (Experiment.__doc__ or "").rstrip() + "".join(
     f"\n        {s.name}: {' '.join(filter(None, (s.help, s.more)))}" for s in SETTINGS.values()
 )

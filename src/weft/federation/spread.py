@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +30,8 @@ class Spread:
     @classmethod
     def none(cls, shape: torch.Size) -> Spread:
         step = max(1, -(-shape.numel() // MOST))
+        while step > 1 and math.gcd(step, shape[-1]) > 1:  # else it would come upon the same columns in every row
+            step += 1
         return cls(shape, 0.0, torch.zeros(-(-shape.numel() // step), dtype=torch.float64), 0.0, step)
 
     def add(self, old: Tensor, new: Tensor, weight: float) -> None:

@@ -16,7 +16,7 @@ from weft import experiment as settings
 from weft.backbones.short_names import KNOWN
 from weft.callbacks.calling import Calling
 from weft.data.hub_sets import catalogue
-from weft.energy import Metering
+from weft.energy import UNMETERED, Metering
 from weft.engines.here import Here
 from weft.engines.observer import Observer
 from weft.errors import Interrupted, UserError
@@ -51,10 +51,10 @@ def go_on(
     repeat: int = 1,
     engine: MakeTurns = Here,
     callbacks: Sequence[Callback] = (),
-    metering: Metering | None = None,
+    metering: Metering = UNMETERED,
 ) -> None:
     """Everything from the first round to the finished summary, or what is left of it."""
-    told, metering = Calling(observer, callbacks, directory.root, about), metering or Metering()
+    told = Calling(observer, callbacks, directory.root, about)
     try:
         _go_on(directory, resolved, material, about, told, repeat, engine, metering)
         told.run_finished(about)
@@ -115,7 +115,7 @@ def play(
     observer: Observer,
     aside: str | None = None,
     engine: MakeTurns = Here,
-    metering: Metering | None = None,
+    metering: Metering = UNMETERED,
 ) -> tuple[FinishedStage, FinishedStage | None]:
     """The federation of an experiment, after the one that trains its head if there is to be one.
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from weft.errors import UserError
-from weft.experiment import Experiment
+from weft.experiment import OUTPUT, Experiment
 from weft.runs import directory as directories
 from weft.runs.glance import Glance, glance
 
-APART = ("name", "runs", "track", "energy", "idle_watts", "carbon", "recipes")
-"""Settings that are not compared: of the folder, who else is told and what is drawn, or spelt out in the others."""
+APART = (*OUTPUT, "recipes")
+"""Settings that are not compared: they change no number, or are spelt out in the others."""
 
 
 _OTHER = {"data": "other data", "weights": "other weights", "environment": "another environment"}

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from weft.errors import UserError
-from weft.experiment import Experiment
+from weft.experiment import OUTPUT, Experiment
 from weft.runs import baselines
 from weft.runs.checkpoint import Checkpoint
 from weft.runs.directory import RunDirectory
 
 FREE = (
     *("rounds", "eval_every", "eval_clients", "baselines", "max_bytes", "max_weight", "prefix_cache", "debug", "device"),
-    *("diagnostics", "report", "track", "energy", "idle_watts", "carbon", "stop_after", "stop_delta"),
+    *("diagnostics", "stop_after", "stop_delta", *OUTPUT),
     *("trust_remote_code", "data", "public", "model"),  # moved; that they are the same is known by hash
 )
 """Settings under which what was learnt so far stays what it is."""

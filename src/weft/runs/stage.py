@@ -16,7 +16,7 @@ from torch import Tensor
 
 from weft.communication.codecs import codec
 from weft.communication.ledger import Ledger, Phase, Totals
-from weft.energy import Metering
+from weft.energy import UNMETERED, Metering
 from weft.engines.engine import Engine, Turns
 from weft.engines.here import Here
 from weft.engines.observer import Observer
@@ -106,10 +106,10 @@ class Player:
         material: Material,
         observer: Observer,
         turns: MakeTurns = Here,
-        metering: Metering | None = None,
+        metering: Metering = UNMETERED,
     ):
         self.stage, self.folder, self.observer = stage, folder, observer
-        self.metering = metering or Metering()
+        self.metering = metering
         self.rounds_file = folder / "rounds.jsonl"
         self.checkpoint = Checkpoint(folder / "checkpoint")
         self.identity = material.identity()

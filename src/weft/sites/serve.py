@@ -42,7 +42,6 @@ from weft.storage import files
 from weft.tasks.kinds import LANGUAGE, NUMBERS, PREFERENCE, TOKENS, make
 
 RETURN = 60.0  # seconds that a coordinator which was started again waits for the sites that it had
-MAY_DIFFER = ("name", "runs", "report", "energy", "idle_watts", "carbon")  # of an experiment that is served again
 PROBES = 8  # made-up rows on which an exported adapter is compared with the model in memory: the coordinator has no others
 
 
@@ -189,7 +188,7 @@ def _directory(resolved: Resolved) -> tuple[RunDirectory, bool]:
             old = {n: s["value"] for n, s in about["settings"].items()}
             new = json.loads(json.dumps(x.flat()))
             defaults = settings.Experiment().flat()  # of settings that there were not when it was begun
-            odd = sorted(n for n in new if new[n] != old.get(n, defaults.get(n)) and n not in MAY_DIFFER)
+            odd = sorted(n for n in new if new[n] != old.get(n, defaults.get(n)) and n not in settings.OUTPUT)
             if not odd:
                 return there, True
             if x.name or not about["finished"]:

@@ -12,12 +12,10 @@ from typing import Any, Protocol
 
 from weft import words
 from weft.errors import WeftError
+from weft.experiment import OUTPUT
 
 JOINT = " · "
-OWN = (
-    *("name", "runs", "report", "energy", "idle_watts", "carbon"),
-    *("seed", "method", "rule", "server_step", "baseline", "baselines", "recipes"),
-)
+OWN = (*OUTPUT, "seed", "method", "rule", "server_step", "baseline", "baselines", "recipes")
 """Settings that no label tells: they belong to one run, or the name of its method has them."""
 EVERYWHERE = ("data", "model", "alpha", "clients", "partition")
 """Settings that a label tells if any two runs differ in them; all others if two of one method do."""
