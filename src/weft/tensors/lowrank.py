@@ -318,12 +318,17 @@ class _ThinQR:
 
 
 def _small_svd(core: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Thin SVD of a finite core, in spite of the rare matrices on which LAPACK's driver gesdd fails.
+    """Thin SVD of a core, in spite of the rare matrices on which LAPACK's driver gesdd fails.
 
     On CUDA PyTorch falls back to another driver by itself; on a CPU it offers this one only, so the retries
     give it other numbers to work on: the transpose in float64, then a perturbation far below the factors'
     own rounding errors.
+
+    Raises:
+        ValueError: if the core is not finite, as a product of finite factors may be.
     """
+    if not bool(torch.isfinite(core).all()):
+        raise ValueError("the product of the factors is not finite")
     try:
         return torch.linalg.svd(core, full_matrices=False)
     except _LinAlgError:
