@@ -464,3 +464,5 @@ def test_effective_rank_by_its_singular_values() -> None:
     )
     assert effective_rank([diagonal(0.0)]) is None
     assert effective_rank([diagonal(1.0), diagonal(math.nan)]) is None
+    huge = LowRank(torch.eye(6, 2, dtype=torch.float64) * 1e200, torch.eye(2, 7, dtype=torch.float64) * 1e200)
+    assert effective_rank([huge]) is effective_rank([diagonal(1e200) * 1e200]) is None, "finite factors of a product that is not"

@@ -199,6 +199,8 @@ def effective_rank(changes: Iterable[LowRank]) -> float | None:
             values = change.singular_values().double()
         except ValueError:
             return None
+        if not bool(torch.isfinite(values).all()):
+            return None
         if bool(values.any()):
             found.append(float(torch.special.entr(values / values.sum()).sum().exp()))
     return sum(found) / len(found) if found else None
