@@ -104,8 +104,8 @@ def compare(
         methods: slugs, and baselines (``local``, ``central``, ``probe``); differences are to the first.
         data: a name, a path, or rows in memory. seeds: how many, from 0, or which.
         file: of a grid. tune: one setting of methods and its values, of which validation rows choose: ``{"lr": [1e-4, 1e-3]}``.
-        settings_of: method -> settings of its cells alone: ``{"flora": {"rank": 8}}``. With a ``method`` among the settings, the name
-            is one of yours, for a variant of that method. to: folder of the comparison.
+        settings_of: method -> settings of its cells alone: ``{"flora": {"rank": 8}}``. With a ``method`` among the settings, the
+            name is one of yours, for a variant of that method. to: folder of the comparison.
         jobs: processes beside each other. quiet: print nothing. observer: is told of progress, and nothing is printed besides.
         more: any other setting of :class:`weft.Experiment`; a list is a dimension of the grid, where the setting takes none.
 

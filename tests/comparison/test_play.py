@@ -101,6 +101,16 @@ def test_a_grid_is_played_once_and_its_cells_have_the_numbers_of_single_runs(
     assert "fedbf has no method.rank, method.sites." in (tmp_path / "out" / "table.md").read_text()
 
 
+def test_two_rows_that_are_the_same_cell_are_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, told = counting(monkeypatch), toy_runs.Told()
+    grid = made(tmp_path, ("a", "b"), seeds=(0,), dimensions={}, variants={"a": "fedit", "b": "fedit"}, common={"alpha": 0.3})
+    found = play.compare(grid, tmp_path / "out", observer=told)
+    assert len(begun) == 1
+    assert [r["method"] for r in found.records()] == ["a", "b"]
+    assert found.records()[0]["common"] == found.records()[1]["common"]
+    assert [s.split("]")[0] for s in told.sentences if s.startswith("[")] == ["[1/1"]
+
+
 def test_a_grid_that_was_killed_three_times_has_the_same_table_bit_for_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

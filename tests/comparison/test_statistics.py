@@ -42,7 +42,7 @@ def records(metric: str = "accuracy", **scores: list[float]) -> list[dict[str, o
         for value, (alpha, seed) in zip(values, [(a, s) for a in (0.1, 0.5) for s in (0, 1, 2)], strict=True):
             numbers = {"common": value, "own": value, "worst": None, "bytes_up": 2e3, "bytes_down": None, "seconds": 1.5}
             about = {"tuned": None, "reason": "", "finished": True, "metric": metric, "aggregation_error": None}
-            about |= {"drift": None, "memory": None}
+            about |= {"drift": 0.5, "memory": 1_250_000_000}
             work = {"steps": 20 if slug == "fedbf" else 10, "examples": 320}
             found.append({"method": slug, "alpha": alpha, "seed": seed} | about | numbers | work)
     return found
@@ -72,6 +72,7 @@ def test_only_a_best_that_is_seen_to_be_better_than_all_others_stands_out() -> N
     first, _ = tables.of_places(GRID, records(fedit=FIRST, flora=better, fedbf=[v - 0.2 for v in FIRST]))
     assert first.bold == {(1, 1), (1, 2)}
     assert first.rows[1][1] == "61.0 ± 1.7"
+    assert dict(zip(first.columns, first.rows[1], strict=True))["memory, MB"] == "1,250"
     again, _ = tables.of_places(GRID, records(fedit=FIRST, flora=better, fedbf=near))
     assert not again.bold
     less, _ = tables.of_places(GRID, records("perplexity", fedit=FIRST, flora=better, fedbf=[v + 0.3 for v in FIRST]))

@@ -331,11 +331,14 @@ def changed(u: Update, before: Matrices, tensors: Iterable[str]) -> Matrices:
     return {n: double(u.tensors[n]) - before[n] for n in tensors}
 
 
-@pytest.mark.parametrize(("weighting", "kept"), [("examples", ()), ("uniform", ()), ("examples", ("head",))])
-def test_drift_is_of_products_and_of_every_other_tensor_as_it_is(weighting: Any, kept: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("weighting", "kept"), [("examples", None), ("uniform", None), ("examples", PERSONAL), ("examples", SHARED | Scope.KEEP)]
+)
+def test_drift_is_of_products_and_of_every_other_tensor_as_it_is(weighting: Any, kept: Scope | None) -> None:
     class Keeping(FedIT):
         def adapt(self, *about: Any) -> Any:
-            return {n: (part, PERSONAL if n in kept else scope) for n, (part, scope) in super().adapt(*about).items()}
+            own = super().adapt(*about)
+            return own if kept is None else own | {"head": (own["head"][0], kept)}
 
     settings = {f.name: getattr(FEDIT, f.name) for f in fields(FEDIT)} | {"weighting": weighting}
     run = tiny.federation(Keeping(**settings), sizes=SIZES, rounds=3)

@@ -40,6 +40,13 @@ def test_where_nobody_tells_there_is_none(name: str, tmp_path: Path, monkeypatch
 
 
 @linux
+def test_it_is_told_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peak, "STATUS", tmp_path / "status")
+    peak.STATUS.write_text("VmPeak:\t    9 kB\nVmHWM:\t    3 kB\nVmRSS:\t    2 kB\n")
+    assert Peak(CPU).bytes() == 3072
+
+
+@linux
 def test_every_round_of_a_run_has_it_and_it_never_falls(tmp_path: Path) -> None:
     run = toy_runs.run(tmp_path, parameters={"rank": 2, "sites": "q", "steps": 1, "batch": 4})
     found = [line["memory"] for line in run.rounds]
