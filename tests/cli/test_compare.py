@@ -126,3 +126,19 @@ def test_the_page_of_a_comparison_is_made_anew_of_its_folder(tmp_path: Path, cap
     refused(weft(capsys, "report", out, "--title", "T"), "a comparison has a title of its own: leave --title out.")
     (out / "cells.json").write_text('{"format": 1}')
     refused(weft(capsys, "report", out), "cells.json is none that weft compare wrote: type the comparison again")
+
+
+def test_what_methods_have_otherwise_and_why_one_would_fail_is_said_before_and_after(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = small(tmp_path, "--methods", "fedit,ffa-lora", "--set", "method.optim.clip=none", "--set", "method.optim.kind=sgd")
+    before = weft(capsys, *command, "--dry-run")
+    assert before.code == 0
+    assert "method.optim.clip differs" not in flowing(before.out)
+    assert "would not run" not in flowing(before.out)
+    assert "method.optim.lr differs: " in flowing(before.out)
+    assert weft(capsys, *command, "--no-report").code == 0
+    assert "- method.optim.lr differs: " in (tmp_path / "out" / "table.md").read_text()
+    many = flowing(weft(capsys, *[500 if c == 3 else c for c in command], "--dry-run").out)
+    assert "fedit would not run: " in many
+    assert "ffa-lora would not run: " in many

@@ -176,6 +176,13 @@ def test_randomised_truncation_is_near_the_best_and_repeatable() -> None:
     assert torch.equal(results[0].A, results[1].A)
 
 
+def test_finite_factors_of_a_product_that_is_not_have_no_singular_values() -> None:
+    huge = LowRank(torch.full((4, 2), 1e200, dtype=torch.float64), torch.full((2, 3), 1e200, dtype=torch.float64))
+    for asked in (huge.svd, huge.singular_values, lambda: huge.truncate(1)):
+        with pytest.raises(ValueError, match="the product of the factors is not finite"):
+            asked()
+
+
 @pytest.mark.parametrize("failures", [1, 2])
 def test_a_failing_svd_driver_is_survived(failures: int, monkeypatch: pytest.MonkeyPatch) -> None:
     value, svd, calls = random(9, 8, 4, scale=-2.0), torch.linalg.svd, []
