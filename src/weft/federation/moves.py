@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from weft.adaptation.from_weights import FromWeights
@@ -87,8 +86,7 @@ class Moves:
 
 
 def square(value: LowRank) -> float:
-    """‖value‖_F² by Gram products in double precision, which is enough where its terms do not cancel."""
-    value = value.to(dtype=torch.float64)
+    """‖value‖_F² by Gram products, which is enough where its terms do not cancel."""
     return value.inner(value)
 
 
