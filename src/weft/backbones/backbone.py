@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,9 @@ GROUPS = {
     "all": LINEAR_ROLES,
 }
 
+
+Embedding = Literal["image", "patches"]
+"""What a tower makes of a picture: one vector, or one of each patch."""
 
 PARTS = ("text", "encoder", "decoder", "cross")
 """What a role may be narrowed to: ``cross.q``."""
@@ -220,6 +223,13 @@ class Backbone:
     def to_model(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """A table's inputs on the model's device, pictures in its precision."""
         return {n: t.to(self.device, self.dtype if t.is_floating_point() else None) for n, t in inputs.items()}
+
+    @torch.no_grad()
+    def embed(self, inputs: dict[str, Tensor], what: Embedding) -> Tensor:
+        """Embeddings of pictures, not normalised: [n, 1, e], or [n, V, e] of their patches. Only where there are two towers."""
+        if what == "patches":
+            return self.model.embed_patches(**inputs)
+        return self.model.embed_images(**inputs).unsqueeze(1)
 
     def class_inputs(self) -> dict[str, Tensor]:
         """What the model takes beside the rows of a batch: the frozen embeddings of the class names, [C, e]."""

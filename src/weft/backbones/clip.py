@@ -62,6 +62,12 @@ class SimilarityCLIP(CLIPModel):
         found: Tensor = self.visual_projection(self.vision_model(pixel_values).pooler_output)
         return found
 
+    def embed_patches(self, pixel_values: Tensor) -> Tensor:
+        """[n, V, e], not normalised: every patch as the class token is, through the last norm and the projection."""
+        patches = self.vision_model(pixel_values).last_hidden_state[:, 1:]
+        found: Tensor = self.visual_projection(self.vision_model.post_layernorm(patches))
+        return found
+
     def embed_texts(self, input_ids: Tensor) -> Tensor:
         """[n, e], of unit length; float32 at least."""
         found = self.text_projection(self.text_model(input_ids).pooler_output)

@@ -1,8 +1,9 @@
 """Frozen-prefix cache: what lies below the lowest part is a constant function of the example, so it is computed once.
 
 The hidden state that enters block ``cut`` is kept per row of the token table; later steps start there. If every block lies
-below the parts (only a head is trained) and the head reads one token, only that token is kept. Nothing is evicted: beyond
-``memory`` bytes rows go to a temporary file.
+below the parts (only a head is trained) and the head reads one token, only that token is kept. A backbone with two towers has
+its pictures' embeddings and those of their patches kept too. Nothing is evicted: beyond ``memory`` bytes rows go to a temporary
+file.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from torch import Tensor, nn
 from weft.backbones.token_table import Tokens
 
 if TYPE_CHECKING:
-    from weft.backbones.backbone import Backbone
+    from weft.backbones.backbone import Backbone, Embedding
     from weft.backbones.run_table import Table
+
+    Kept = int | Embedding  # what enters a block, by its index, or an embedding
 
 BATCH_TOKENS = 8192
 WINDOW = 256  # rows of the table, where those of one client are neighbours
@@ -37,7 +40,7 @@ class PrefixCache:
         self.memory = memory
         self.used = 0
         self._table: Table | None = None
-        self._rows: dict[int, dict[int, Tensor | int]] = {}  # cut -> row -> its value, or where it lies in the file
+        self._rows: dict[Kept, dict[int, Tensor | int]] = {}  # what -> row -> its value, or where it lies in the file
         self._file: tempfile._TemporaryFileWrapper[bytes] | None = None
 
     def gather(self, table: Table, index: np.ndarray, cut: int) -> tuple[dict[str, Tensor], Tensor | None]:
@@ -46,12 +49,9 @@ class PrefixCache:
         One ``cut`` beyond the last block, in a model with an embedding of whole images, the inputs are those embeddings
         (``image_embeds`` [m, e]), and there are no hidden states.
         """
-        if table is not self._table:  # row numbers mean nothing in another table
-            self._table, self._rows, self.used, self._file = table, {}, 0, None
-        rows = self._rows.setdefault(cut, {})
-        missing = np.array([i for i in dict.fromkeys(index.tolist()) if i >= 0 and i not in rows], dtype=np.int64)
-        if len(missing):
-            self._fill(table, missing, cut)
+        if cut > len(self.backbone.blocks):
+            return {"image_embeds": self.embedded(table, index, "image").squeeze(1)}, None
+        rows = self._filled(table, index, cut)
         if self._one_token(cut):
             inputs = table.collate(np.full(len(index), -1))  # one token a row: only shapes matter from here on
             if isinstance(table, Tokens):
@@ -59,27 +59,40 @@ class PrefixCache:
         else:
             inputs = table.collate(index)
         width = 1 if self._one_token(cut) else inputs["input_ids"].shape[1] if "input_ids" in inputs else table.lengths.max()
-        hidden = torch.zeros(len(index), width, self._size(cut), dtype=self.backbone.dtype)
-        for row, i in zip(hidden, index.tolist(), strict=True):
+        return self.backbone.to_model(inputs), self._collected(rows, index, width, self.backbone.d)
+
+    def embedded(self, table: Table, index: np.ndarray, what: Embedding) -> Tensor:
+        """Embeddings of the rows ``index`` ([m], -1 = padding, whose are 0): [m, 1, e], or [m, V, e] of the V patches."""
+        rows = self._filled(table, index, what)
+        assert self.backbone.embedding is not None
+        features = self.backbone.embedding.d_in
+        some = next(iter(rows.values()), None)  # pictures have as many patches each
+        return self._collected(rows, index, 1 if some is None else len(self._read(some, features)), features)
+
+    def _filled(self, table: Table, index: np.ndarray, what: Kept) -> dict[int, Tensor | int]:
+        """What is kept of rows, once it is of all of these."""
+        if table is not self._table:  # row numbers mean nothing in another table
+            self._table, self._rows, self.used, self._file = table, {}, 0, None
+        rows = self._rows.setdefault(what, {})
+        missing = np.array([i for i in dict.fromkeys(index.tolist()) if i >= 0 and i not in rows], dtype=np.int64)
+        if len(missing):
+            self._fill(table, missing, what)
+        return rows
+
+    def _collected(self, rows: dict[int, Tensor | int], index: np.ndarray, width: int, features: int) -> Tensor:
+        """[m, width, features] on the model's device, 0 where a row has less."""
+        found = torch.zeros(len(index), width, features, dtype=self.backbone.dtype)
+        for row, i in zip(found, index.tolist(), strict=True):
             if i >= 0:
-                value = self._read(rows[i], self._size(cut))
+                value = self._read(rows[i], features)
                 row[: len(value)] = value
-        if cut > len(self.backbone.blocks):
-            return {"image_embeds": hidden.squeeze(1).to(self.backbone.device)}, None
-        return self.backbone.to_model(inputs), hidden.to(self.backbone.device)
+        return found.to(self.backbone.device)
 
     def _one_token(self, cut: int) -> bool:
-        return cut > len(self.backbone.blocks) or (cut == len(self.backbone.blocks) and self.backbone.pools != "all")
-
-    def _size(self, cut: int) -> int:
-        """Features of what is kept."""
-        if cut <= len(self.backbone.blocks):
-            return self.backbone.d
-        assert self.backbone.embedding is not None
-        return self.backbone.embedding.d_in
+        return cut == len(self.backbone.blocks) and self.backbone.pools != "all"
 
     @torch.no_grad()
-    def _fill(self, table: Table, missing: np.ndarray, cut: int) -> None:
+    def _fill(self, table: Table, missing: np.ndarray, what: Kept) -> None:
         # A row's last bits depend on the rows computed with it: those are fixed, whatever was asked for and in what order.
         for window in np.unique(missing // WINDOW):
             rows = np.arange(window * WINDOW, min((window + 1) * WINDOW, len(table)))
@@ -87,16 +100,17 @@ class PrefixCache:
             start = 0
             while start < len(order):
                 count = max(BATCH_TOKENS // max(int(table.lengths[order[start]]), 1), 1)
-                self._compute(table, order[start : start + count], cut)
+                self._compute(table, order[start : start + count], what)
                 start += count
 
-    def _compute(self, table: Table, index: np.ndarray, cut: int) -> None:
+    def _compute(self, table: Table, index: np.ndarray, what: Kept) -> None:
         inputs = self.backbone.to_model(table.collate(index))
-        rows = self._rows[cut]
-        if cut > len(self.backbone.blocks):
-            for i, value in zip(index.tolist(), self.backbone.model.embed_images(**inputs).to("cpu"), strict=True):
-                rows[i] = self._store(value.unsqueeze(0))
+        rows = self._rows[what]
+        if isinstance(what, str):
+            for i, value in zip(index.tolist(), self.backbone.embed(inputs, what).to("cpu"), strict=True):
+                rows[i] = self._store(value)
             return
+        cut = what
         blocks = [self.backbone.module(b) for b in self.backbone.blocks]
         caught: list[Tensor] = []
         last = cut == len(blocks)

@@ -207,10 +207,19 @@ def effective_rank(changes: Iterable[LowRank]) -> float | None:
 
 
 def _squares(wanted: LowRank, applied: LowRank) -> tuple[float, float]:
-    """‖applied - wanted‖² and ‖wanted‖², by the triangles of the QRs of both together, see :meth:`LowRank.norm`."""
+    """‖applied - wanted‖² and ‖wanted‖², by the triangles of the QRs of both together, see :meth:`LowRank.norm`; of more terms
+    than rows or columns by the matrices themselves, which are smaller then.
+    """
     both, m = LowRank.cat((wanted, applied)), wanted.rank
+    if both.rank > min(both.shape):
+        target = wanted.dense()
+        return _square(applied.dense() - target), _square(target)
     left = torch.linalg.qr(both.B, mode="r")[1]
     right = torch.linalg.qr(both.A.mT, mode="r")[1]
     target = left[:, :m] @ right[:, :m].mT
     gap = left[:, m:] @ right[:, m:].mT - target
-    return tuple(float(torch.linalg.vector_norm(x, dtype=torch.float64)) ** 2 for x in (gap, target))  # type: ignore[return-value]
+    return _square(gap), _square(target)
+
+
+def _square(matrix: Tensor) -> float:
+    return float(torch.linalg.vector_norm(matrix, dtype=torch.float64)) ** 2

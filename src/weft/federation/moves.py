@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from weft.adaptation.from_weights import FromWeights
@@ -86,7 +87,11 @@ class Moves:
 
 
 def square(value: LowRank) -> float:
-    """‖value‖_F² by Gram products, which is enough where its terms do not cancel."""
+    """‖value‖_F² by Gram products, which is enough where its terms do not cancel; of more terms than it has rows or columns, by
+    the matrix itself, which is smaller then.
+    """
+    if value.rank > min(value.shape):
+        return float(torch.linalg.vector_norm(value.dense(), dtype=torch.float64)) ** 2
     return value.inner(value)
 
 

@@ -22,12 +22,13 @@ from weft.federation.bench import Bench
 from weft.federation.layout import named
 from weft.federation.round import Round
 from weft.federation.start_values import initial
+from weft.federation.towers import Towers
 from weft.federation.turn import Turn
 from weft.tasks.observed import Observed
 from weft.tasks.outputs import Output
 
 
-class Passes:
+class Passes(Towers):
     """K >= 1 clients; every tensor of theirs has a leading client axis [K, …], smaller ranks are zero-padded.
 
     Attributes:
@@ -271,32 +272,6 @@ class Passes:
         with self._weave.attached(clients, k, use, keys):
             logits = self.backbone.model(**inputs).logits
         return Output(logits.to(self.device, self.dtype).view(k, -1, logits.shape[-1]))
-
-    @torch.no_grad()
-    def embed(self, rows: list[np.ndarray], chunk: int = 256) -> list[Tensor]:
-        """Embeddings of each client's table rows on the frozen backbone, no part on: K tensors [n_k, e], not normalised."""
-        if self.backbone.embedding is None:
-            raise WeftError(f'backbone "{self.backbone.name}" has no embedding of whole rows')
-        table, prefix = self.bench.table, self.bench.prefix
-        found = []
-        for index in rows:
-            pieces = [torch.zeros(0, self.backbone.embedding.d_in, dtype=self.dtype, device=self.device)]
-            for start in range(0, len(index), chunk):
-                part = index[start : start + chunk]
-                if prefix is not None:
-                    z = prefix.gather(table, part, len(self.backbone.blocks) + 1)[0]["image_embeds"]
-                else:
-                    z = self.backbone.model.embed_images(**self.backbone.to_model(table.collate(part)))
-                pieces.append(z.to(self.dtype))
-            found.append(torch.cat(pieces))
-        return found
-
-    def tail(self, embeddings: Tensor, use: Mapping[str, Weight] | None = None) -> Output:
-        """What the model makes of embeddings [K, n, e], as :meth:`embed` gives them: logits [K, n, C]."""
-        self._check_absent()
-        self._weave.prefix = None
-        k = len(embeddings)
-        return self._forward({"image_embeds": embeddings.flatten(0, 1)}, None, k, use)
 
     def labels(self, rows: np.ndarray) -> np.ndarray:
         """Class indices of table rows, of any shape; a client asks for rows of its own."""

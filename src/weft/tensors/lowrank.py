@@ -206,7 +206,11 @@ class LowRank:
         if value.rank == 0:
             return value.B.new_zeros(0)
         left, right = (torch.linalg.qr(factor, mode="r")[1] for factor in (value.B, value.A.mT))
-        return _small_svd(left @ right.mT)[1] * abs(value.scale)
+        core = _finite_core(left @ right.mT)
+        try:
+            return torch.linalg.svdvals(core) * abs(value.scale)
+        except _LinAlgError:
+            return _small_svd(core)[1] * abs(value.scale)
 
     def truncate(self, rank: int) -> LowRank:
         """The closest matrix of rank ``rank`` in Frobenius norm: ||rest||^2 = sum of the dropped sigma^2.
@@ -327,8 +331,7 @@ def _small_svd(core: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Raises:
         ValueError: if the core is not finite, as a product of finite factors may be.
     """
-    if not bool(torch.isfinite(core).all()):
-        raise ValueError("the product of the factors is not finite")
+    core = _finite_core(core)
     try:
         return torch.linalg.svd(core, full_matrices=False)
     except _LinAlgError:
@@ -339,3 +342,9 @@ def _small_svd(core: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         jitter = 1e-12 * float(wide.abs().max())
         u, s, vh = torch.linalg.svd(wide + jitter * torch.eye(*wide.shape).to(wide), full_matrices=False)
     return vh.mT.to(core.dtype), s.to(core.dtype), u.mT.to(core.dtype)
+
+
+def _finite_core(core: Tensor) -> Tensor:
+    if not bool(torch.isfinite(core).all()):
+        raise ValueError("the product of the factors is not finite")
+    return core

@@ -12,6 +12,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, ClassVar, Literal
 
+import torch
+from torch import Tensor
+
 from weft.aggregation.factors import redistribute, stack
 from weft.contract import (
     SHARED,
@@ -20,6 +23,7 @@ from weft.contract import (
     ClientInfo,
     Count,
     LoRA,
+    LowRank,
     Message,
     Method,
     MethodInfo,
@@ -113,7 +117,7 @@ class FlexLoRA(Method):
             if product is None:
                 break  # nothing was averaged yet: everybody has the start values
             g = server.generator("padding", client.id, site.name)
-            a, b = redistribute(product, lora.rank_at(site), lora.scale_at(site), g)
+            a, b = redistribute(product, lora.rank_at(site), lora.scale_at(site), g, svd=triplets(product))
             message.tensors |= {f"lora/{site.name}/A": a, f"lora/{site.name}/B": b}
         return message
 
@@ -124,10 +128,15 @@ class FlexLoRA(Method):
         total = sum(u.weight for u in received)
         for site in server.sites("lora"):
             terms = [u.lowrank("lora", site) for u in received]
-            product = stack(terms, [u.weight / total for u in received]).compress()
-            u, s, vh = product.svd()
-            server.memo[f"product/{site.name}"] = product
+            u, s, vh = stack(terms, [u.weight / total for u in received]).svd()
+            server.memo[f"product/{site.name}"] = LowRank(u * s, vh)
             scale = server.adaptation["lora"][0].constants(site)["scale"]
             server.write(f"lora/{site.name}/A", vh)  # the global model is the whole average, not a cut
             server.write(f"lora/{site.name}/B", u * s / scale)
         server.mean(received, only="head")
+
+
+def triplets(product: LowRank) -> tuple[Tensor, Tensor, Tensor]:
+    """U, S, Vᵀ of a product U S Vᵀ that is kept as U S and Vᵀ: one decomposition serves all clients."""
+    s = torch.linalg.vector_norm(product.B, dim=0)
+    return product.B / s.clamp(min=torch.finfo(s.dtype).tiny), s, product.A
