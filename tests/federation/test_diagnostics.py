@@ -25,7 +25,7 @@ from weft.contract import PERSONAL, SHARED, Optim, Routed, Scope
 from weft.federation.diagnostics import Diagnostics, effective_rank
 from weft.federation.message import Update
 from weft.federation.method import Method
-from weft.federation.moves import Moves, common
+from weft.federation.moves import Moves, common, square
 from weft.federation.robust_mean import Robust
 from weft.federation.spread import MOST, Spread
 from weft.methods import FedExLoRA, FedIT, FedRA, FFALoRA, FlexLoRA, FLoRA, FRLoRA, HeteroFL, HetLoRA, RoLoRA
@@ -469,3 +469,9 @@ def test_effective_rank_by_its_singular_values() -> None:
     assert effective_rank([diagonal(1.0), diagonal(math.nan)]) is None
     huge = LowRank(torch.eye(6, 2, dtype=torch.float64) * 1e200, torch.eye(2, 7, dtype=torch.float64) * 1e200)
     assert effective_rank([huge]) is effective_rank([diagonal(1e200) * 1e200]) is None, "finite factors of a product that is not"
+
+
+@pytest.mark.parametrize("rank", [2, 5, 9])
+def test_a_square_is_that_of_the_matrix_whatever_there_is_more_of(rank: int) -> None:
+    value = LowRank(torch.randn(7, rank, dtype=torch.float64), torch.randn(rank, 5, dtype=torch.float64), -0.7)
+    by_hand.close(torch.tensor(square(value)), (0.7 * value.B @ value.A).square().sum(), 1e-12 * 500)
