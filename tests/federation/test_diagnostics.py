@@ -474,4 +474,4 @@ def test_effective_rank_by_its_singular_values() -> None:
 @pytest.mark.parametrize("rank", [2, 5, 9])
 def test_a_square_is_that_of_the_matrix_whatever_there_is_more_of(rank: int) -> None:
     value = LowRank(torch.randn(7, rank, dtype=torch.float64), torch.randn(rank, 5, dtype=torch.float64), -0.7)
-    by_hand.close(torch.tensor(square(value)), (0.7 * value.B @ value.A).square().sum(), 1e-12 * 500)
+    by_hand.close(torch.tensor(square(value), dtype=torch.float64), (0.7 * value.B @ value.A).square().sum(), 1e-12 * 500)
