@@ -74,6 +74,7 @@ class Weave:
         self.hold: Tensor | None = None  # [K, L] bool: the blocks that a client has
         self.prefix: tuple[int, Tensor] | None = None  # (blocks to skip, their output)
         self.kept: dict[int, Tensor | None] = {}  # block -> what leaves it, of the blocks that are asked for
+        self.insert: Mapping[int, Tensor] = {}  # block -> tokens [k, b, n, d] that enter it behind the first
         self._by_module: dict[str, list[Placed]] = defaultdict(list)
         self.placed = placed
         self._texts: dict[frozenset[str], Tensor] = {}
@@ -159,6 +160,8 @@ class Weave:
                 module = self.backbone.module(name)
                 if name in after:
                     on.put(Attachment(module, _then(module, module.forward, after[name]), instead=True))
+                if index in self.insert:  # inside the gate, which begins with what is cached
+                    on.put(Attachment(module, _inserting(module.forward, self.insert[index].flatten(0, 1)), instead=True))
                 if self.hold is not None or self.prefix is not None or index in apart:
                     on.put(Attachment(module, self._gated(module.forward, index, index in apart), instead=True))
                 if self.recompute and torch.is_grad_enabled():
@@ -454,3 +457,18 @@ class Weave:
 
 def _then(module: nn.Module, block: Callable[..., Any], hook: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *args, **kwargs: hook(module, args, block(*args, **kwargs))
+
+
+def _inserting(block: Callable[..., Any], tokens: Tensor) -> Callable[..., Any]:
+    """
+    Args:
+        tokens: [rows, n, d].
+    """
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        hidden = hidden_of(args, kwargs)
+        longer = torch.cat([hidden[:, :1], tokens.to(hidden), hidden[:, 1:]], 1)
+        args, kwargs = with_hidden(longer, args, kwargs)
+        return block(*args, **kwargs)
+
+    return forward

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Self
 
@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from weft.adaptation.attachments import put_on
-from weft.adaptation.exits import Exit
 from weft.adaptation.placed import place, stack
 from weft.adaptation.weave import Weave, Weight
 from weft.errors import WeftError
@@ -19,6 +18,7 @@ from weft.federation import answers, plans, taps
 from weft.federation.alike import check_alike
 from weft.federation.batch import Batch, make_batch
 from weft.federation.bench import Bench
+from weft.federation.hidden_states import HiddenStates
 from weft.federation.layout import named
 from weft.federation.round import Round
 from weft.federation.start_values import initial
@@ -28,7 +28,7 @@ from weft.tasks.observed import Observed
 from weft.tasks.outputs import Output
 
 
-class Passes(Towers):
+class Passes(Towers, HiddenStates):
     """K >= 1 clients; every tensor of theirs has a leading client axis [K, …], smaller ranks are zero-padded.
 
     Attributes:
@@ -75,16 +75,21 @@ class Passes(Towers):
 
     # forward ----------------------------------------------------------------------------------------------------------
 
-    def __call__(self, batch: Batch, use: Mapping[str, Weight] | None = None) -> Output:
+    def __call__(
+        self, batch: Batch, use: Mapping[str, Weight] | None = None, insert: Mapping[int, Tensor] | None = None
+    ) -> Output:
         """Logits [k, b, C].
 
         Args:
             use: part -> weight (a number, [k] or [k, b]); None = all parts at 1. Parts not named are off; heads and deltas
                 stay on.
+            insert: block -> tokens [k, b, n, d], put behind the first token of each row where it enters that block; they stay.
+                Of pictures only.
         """
         self._check_absent()
-        inputs, self._weave.prefix = self._entering(batch, use, self.cut())
-        return self._read(batch, inputs, use)
+        with self._inserted(insert):
+            inputs, self._weave.prefix = self._entering(batch, use, self.cut())
+            return self._read(batch, inputs, use)
 
     def _entering(
         self, batch: Batch, use: Mapping[str, Weight] | None, cut: int
@@ -122,100 +127,21 @@ class Passes(Towers):
         drops = batch.dropping is not None and any(p.part.dropout for p in self._weave.placed)
         return not drops and not self._taps and answers.in_lines(self.bench, use)
 
-    def with_features(self, batch: Batch, use: Mapping[str, Weight] | None = None) -> tuple[Output, Tensor]:
-        """What a plain pass gives, and [k, b, d] what leaves the last block at the token that the head reads of each row: its
-        first or its last own one, or the mean of all where the head reads all; of a language model the last.
-
+    @contextmanager
+    def _inserted(self, insert: Mapping[int, Tensor] | None) -> Iterator[None]:
+        """
         Raises:
-            UserError: the model calls one block many times, so that none is the last.
-            WeftError: text is being written, whose tokens are not those of the batch's rows.
+            WeftError: rows are no pictures, some clients lack blocks, or there is no such block.
         """
-        if self._given is not None:
-            raise WeftError("features are those of whole rows, and there are none of a text that is being written")
-        last = len(self.backbone.blocks) - 1
-        out, states = self.with_hidden(batch, (last,), use)
-        hidden, own = states[last]
-        if self.backbone.pools == "all" and self.backbone.vocabulary is None:
-            return out, (hidden * own[..., None]).sum(2) / own.sum(2).clamp(min=1)[..., None].to(hidden)
-        first = self.backbone.pools == "first" and self.backbone.vocabulary is None
-        place = torch.zeros_like(own[..., 0], dtype=torch.long) if first else (own.sum(2) - 1).clamp(min=0)
-        return out, hidden.gather(2, place[..., None, None].expand(*place.shape, 1, hidden.shape[-1])).squeeze(2)
-
-    def with_hidden(
-        self, batch: Batch, blocks: Collection[int], use: Mapping[str, Weight] | None = None
-    ) -> tuple[Output, dict[int, tuple[Tensor, Tensor]]]:
-        """What a plain pass gives, and what leaves each of these blocks: [k, b, T, d], and bool [k, b, T], the rows' own tokens.
-
-        Of preferences b is twice the rows. A block that a client lacks hands on what came to it.
-
-        Raises:
-            UserError: the model calls one block many times, so that none can be told.
-        """
-        self._check_absent()
-        weave, flat = self._weave, batch.index.reshape(-1)
-        self.backbone.check_separate()
-        if self._in_lines(batch, use):  # lines have no rows of their own
-            inputs: dict[str, Tensor] | None = self.backbone.to_model(self.bench.table.collate(flat))
-            weave.prefix = None
-        else:
-            inputs, weave.prefix = self._entering(batch, use, min(self.cut(), *blocks))
-        weave.kept = dict.fromkeys(blocks)
+        if insert and (self.backbone.reads != "images" or self.backbone.shared_blocks or self.held):
+            raise WeftError("tokens can be put into rows of pictures alone, where every client has all blocks")
+        if insert and not all(0 <= block < len(self.backbone.blocks) for block in insert):
+            raise WeftError(f"tokens enter at blocks 0 to {len(self.backbone.blocks) - 1}, not at {sorted(insert)}")
+        self._weave.insert = insert or {}
         try:
-            out, kept = self._read(batch, inputs, use), weave.kept
+            yield
         finally:
-            weave.kept = {}
-        mask = None if inputs is None else inputs.get("attention_mask")
-        found = {}
-        for block, hidden in kept.items():
-            assert hidden is not None
-            states = hidden.unflatten(0, (len(batch.index), -1)).to(self.dtype)
-            found[block] = states, self._own(batch, block, states, mask)
-        return out, found
-
-    def _own(self, batch: Batch, block: int, states: Tensor, mask: Tensor | None) -> Tensor:
-        """bool [k, b, T], the own tokens of a batch's rows in what leaves a block.
-
-        Args:
-            mask: [k·b, T] of the model's inputs; None = no token is padding.
-        """
-        shape = states.shape[:3]
-        if any(s.block == block and s.stack == "decoder" for s in self.backbone.linears):
-            return batch.mask.to(states.device).view(shape)
-        each = torch.from_numpy(batch.index >= 0).to(states.device)
-        valid = each.repeat_interleave(shape[1] // each.shape[1], 1)[..., None].expand(shape)
-        return valid if mask is None else valid & mask.to(states.device).bool().view(shape)
-
-    def exits(self, batch: Batch, ends: Mapping[str, int], use: Mapping[str, Weight] | None = None) -> dict[str, Output]:
-        """What a model's exits (:class:`weft.adaptation.exits.Exit`) predict, by name: a pass, and the tail once for each exit.
-
-        The outputs of clients that lack an exit, or a block below it, mean nothing.
-
-        Args:
-            ends: exit -> the index of the block whose output it reads. use: as in a plain pass.
-        """
-        self._check_absent()
-        weave, blocks = self._weave, len(self.backbone.blocks)
-        self.backbone.check_separate()
-        inputs, weave.prefix = self._entering(batch, use, min(self.cut(), *ends.values()))
-        weave.kept = dict.fromkeys(ends.values())
-        try:
-            self._read(batch, inputs, use)
-            kept = weave.kept
-        finally:
-            weave.kept = {}
-        parts = {p.part_name: 1.0 for p in weave.placed if p.part.mode != "reads"} if use is None else use
-        found = {}
-        for name, end in ends.items():
-            hidden = kept[end]
-            assert hidden is not None
-            weave.prefix = (blocks, self._lens(name, batch, hidden))
-            found[name] = self._read(batch, inputs, {**parts, name: 1.0})
-        return found
-
-    def _lens(self, name: str, batch: Batch, hidden: Tensor) -> Tensor:
-        """Hidden states [k·b, T, d] as the exit of a language model changes them; others stay."""
-        w = {n.rsplit("/", 1)[1]: batch.of(v) for n, v in self.tensors.items() if n.startswith(f"{name}/lens/")}
-        return Exit.lens(w, hidden.view(len(batch.index), -1, hidden.shape[-1])).view_as(hidden) if w else hidden
+            self._weave.insert = {}
 
     @contextmanager
     def tapped(self, functions: Mapping[str, taps.Tap]) -> Iterator[None]:
@@ -302,7 +228,7 @@ class Passes(Towers):
         if self._weave.hold is not None or self.bench.prefix is None or self._taps:
             return 0
         layers = len(self.backbone.blocks)
-        lowest = layers if self.backbone.embedding is None else layers + 1
+        lowest = min([layers if self.backbone.embedding is None else layers + 1, *self._weave.insert])
         for p in self._weave.placed:
             if p.site.tower or p.site.role in ("head", "head.norm", "embedding", "values"):
                 continue
