@@ -202,8 +202,8 @@ class Source:
     """A loaded data set before it is dealt out to clients.
 
     ``test`` and ``validation`` are the set's own splits, ``None`` where it has none; ``unseen`` holds the
-    rows of natural keys that are never trained on. ``notes`` are sentences a person should read: guessed
-    columns, dropped rows, doubts.
+    rows of natural keys that are never trained on. ``further`` are test sets beside the set's own, by name.
+    ``notes`` are sentences a person should read: guessed columns, dropped rows, doubts.
     """
 
     name: str
@@ -216,6 +216,7 @@ class Source:
     label_name: str | None = None  # the column of the label, if one holds it
     fingerprint: str = ""  # sha256 in hexadecimal, see fingerprint()
     notes: tuple[str, ...] = ()
+    further: Mapping[str, Rows] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "classes", checks.classes(self.classes, self.name))
@@ -235,7 +236,7 @@ class Source:
                 unseen[key] = replace(rows, ids=np.arange(first, first + len(rows)), numbered=False)
                 first += len(rows)
             object.__setattr__(self, "unseen", unseen)
-        parts |= {f"unseen {key}": rows for key, rows in self.unseen.items()}
+        parts |= {f"unseen {key}": rows for key, rows in self.unseen.items()} | dict(self.further)
         for rows in parts.values():
             checks.in_range(rows.labels, self.classes, self.name)
             checks.in_range(rows.every_tag, self.classes, self.name)
@@ -266,6 +267,7 @@ class FederatedData:
     unseen: list[ClientData]  # new clients, with test rows only
     fingerprint: str = ""  # of the source: the same for every seed and every way to deal it out
     notes: tuple[str, ...] = ()
+    further: Mapping[str, Rows] = field(default_factory=dict)  # test sets beside the global one, by name
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "classes", checks.classes(self.classes, self.name))
@@ -273,7 +275,7 @@ class FederatedData:
         names = [client.id for client in clients]
         if twice := {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else ():
             raise UserError(f'{self.name} has two clients called "{min(twice)}": give each a name of its own.')
-        parts = [*(rows for c in clients for rows in (c.train, c.val, c.test)), self.test, self.val]
+        parts = [*(rows for c in clients for rows in (c.train, c.val, c.test)), self.test, self.val, *self.further.values()]
         for rows in parts:
             checks.in_range(rows.labels, self.classes, self.name)
             checks.in_range(rows.every_tag, self.classes, self.name)

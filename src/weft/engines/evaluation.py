@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from weft.data.protocols import NOVEL
 from weft.tasks.task import Score, goodness
 
 
@@ -18,7 +19,7 @@ class Evaluation:
     Attributes:
         view: a way to predict, from the method's ``views``.
         people: ``global test``, ``validation``, ``own test``, ``new clients``, or ``common test``: the global test set, for
-            models of single clients.
+            models of single clients; a further test set goes by its own name, see :mod:`weft.data.protocols`.
         moment: ``received``: with the newest server state loaded.
         metric: its name, of those that the task has, or ``loss``. The first evaluation of a view has the headline.
         pooling: ``pooled`` (over rows); ``mean over clients``; a word of QUANTILES: of the client at that place, from the worst
@@ -72,6 +73,21 @@ def per_client(own: Mapping[str, Score], metric: str, *, view: str, people: str)
         found.append(Evaluation(pooling=word, value=float(value), **common))  # type: ignore[arg-type]
     return found
 
+
+def both_sides(scores: Sequence[Evaluation]) -> list[Evaluation]:
+    """The harmonic mean of one view's headline on classes that were trained on and on those that were not (K. Zhou et al., CVPR
+    2022); nothing where there are none of either.
+    """
+    novel = next((e for e in scores if e.people == NOVEL), None)
+    base = next((e for e in scores if e.people in ("global test", "common test")), None)
+    if novel is None or base is None:
+        return []
+    total = base.value + novel.value
+    value = 2 * base.value * novel.value / total if total > 0 else 0.0
+    return [Evaluation(novel.view, BOTH, novel.moment, novel.metric, "harmonic mean", value, base.n + novel.n)]
+
+
+BOTH = "base and novel classes"
 
 QUANTILES = {"worst client": 0.0, "first quartile": 0.25, "median client": 0.5, "third quartile": 0.75, "best client": 1.0}
 """Pooling -> share of the clients that are worse."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from weft.backbones.reply_table import Replies
 from weft.engines import packing
-from weft.engines.evaluation import Evaluation, per_client, records
+from weft.engines.evaluation import Evaluation, both_sides, per_client, records
 from weft.engines.setup import Setup
 from weft.federation import generating
 from weft.federation.client import ClientState, Splits
@@ -41,7 +41,8 @@ class Scoring:
         """Scores of every view with the newest server state."""
         found: list[Evaluation] = []
         for view in self.method.views:
-            found += self.common(view) if common(view) else self.personal(view, t)
+            scores = self.common(view) if common(view) else self.personal(view, t)
+            found += [*scores, *both_sides(scores)]
         return found
 
     def taken(self) -> list[dict[str, Any]]:
@@ -57,6 +58,7 @@ class Scoring:
         """
         unseen = np.concatenate([*self.setup.tests.unseen.values()]) if self.setup.tests.unseen else np.zeros(0, np.int64)
         tests = {"global test": self.setup.tests.test, "validation": self.setup.tests.val, "new clients": unseen}
+        tests |= self.setup.tests.further
         several = len(self.federations)
         if several > 1:
             tests = {p: numpy_generator(self.bench.seed, "evaluation", p).permutation(r) for p, r in tests.items()}
@@ -106,8 +108,10 @@ class Scoring:
         ]
         if not any(map(common, self.method.views)) and view == self.method.views[0] and chosen:
             # what clients' models know of everybody's data: each row of the global test set is put to one of them
-            rows = numpy_generator(self.bench.seed, "evaluation", "common test").permutation(self.setup.tests.test)
-            splits.append(("common test", chosen, {c.id: rows[i :: len(chosen)] for i, c in enumerate(chosen)}))
+            whole = {"common test": self.setup.tests.test} | self.setup.tests.further
+            for people, rows in whole.items():
+                rows = numpy_generator(self.bench.seed, "evaluation", people).permutation(rows)
+                splits.append((people, chosen, {c.id: rows[i :: len(chosen)] for i, c in enumerate(chosen)}))
         found: list[Evaluation] = []
         for people, group, rows_of in splits:
             seen: dict[str, Observed] = {}
@@ -123,7 +127,8 @@ class Scoring:
             if not seen:
                 continue
             seen = dict(sorted(seen.items()))
-            pooling = "pooled over clients' models" if people == "common test" else "pooled"
+            several = people == "common test" or people in self.setup.tests.further
+            pooling = "pooled over clients' models" if several else "pooled"
             found += self._pooled(list(seen.values()), view, people, pooling)
             if people == "own test":
                 own = {c: self.bench.task.headline(some) for c, some in seen.items()}

@@ -47,11 +47,12 @@ class Settings:
 
 @dataclass
 class Tests:
-    """Rows that scores are taken on, as positions in the token table."""
+    """Rows that scores are taken on, as positions in the token table; ``further`` are sets beside the global one, by name."""
 
     test: np.ndarray
     val: np.ndarray
     unseen: dict[str, np.ndarray] = field(default_factory=dict)
+    further: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass

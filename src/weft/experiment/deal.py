@@ -51,6 +51,19 @@ class Deal(Group):
         "Test on this natural key as a new client, never train on it; may be repeated.",
         "A natural key is, for instance, a domain.",
     )
+    shots: Count | None = setting(
+        None, "Few-shot: at most so many training rows of each class at each client, drawn by the seed.", unset="all"
+    )
+    novel: Fraction = setting(
+        0.0,
+        "Base-to-novel: this share of the classes, the last ones, is never trained on, and tested on apart.",
+        "A row is told apart among the classes of its own side; see [protocols](data.md#few-shots-and-new-classes).",
+    )
+    test_on: Names = setting(
+        [],
+        "Cross-dataset: test on this set too, by the names of its classes; may be repeated.",
+        "Never trained on; a row is told apart among the classes of its own set.",
+    )
     keyless: Literal["leave-out", "apart"] = setting(
         "leave-out", "Rows without a natural key, in a natural deal: `leave-out`, or `apart` (as one more key)."
     )

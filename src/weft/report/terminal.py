@@ -175,7 +175,7 @@ def closing(out: Console, summary: Mapping[str, Any], rounds: Sequence[dict[str,
     numbers: list[dict[str, Any]] = [metrics([c.line]) | {"interval": interval(c.line).strip("()")} for c in compared]
     first = _scored(compared[0].line)[0]
     more = [n for n in dict.fromkeys(n for one in numbers for n in one) if n not in (first, "interval", "loss", *CLIENTS)]
-    named = {n: METRICS.get(n, _short(n)) for n in (first, *more)}
+    named = {n: METRICS.get(n, _short(n)).replace("_", " ") for n in (first, *more)}
     for key, label in ({first: named[first], "interval": "  95 % interval"} | named | CLIENTS).items():
         cells = [n.get(key) or NONE if key == "interval" else _score(n.get(key)) for n in numbers]
         if set(cells) != {NONE}:

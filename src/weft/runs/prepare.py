@@ -19,7 +19,7 @@ from weft.backbones.run_table import tabulate
 from weft.backbones.token_table import Tokens
 from weft.checks import tokenizers
 from weft.communication.ledger import format_bytes
-from weft.data import labels
+from weft.data import labels, protocols
 from weft.data.columns import NoColumn, wanted_by
 from weft.data.hub_sets import metrics_of
 from weft.data.partitioners import partition
@@ -109,6 +109,15 @@ def prepare(experiment: Experiment, given: Any, observer: Observer, needs: tuple
     for note in dict.fromkeys(n for b in backbones for n in b.notes):
         observer.say(note)
     observer.advance("set-up", step="backbone")
+    if dealt.further and x.engine == "flower":
+        raise UserError(
+            "sites have their own rows alone to test on: leave --novel and --test-on out, or use --engine simulation."
+        )
+    if dealt.further and any(b.names is None for b in backbones):
+        raise UserError(
+            "classes that nobody trains on can only be told by their names: use a CLIP with --task similarity for --novel and "
+            "--test-on, or leave them out."
+        )
     rows, positions = _layout(dealt)
     benches = [bench_of(x, b, dealt.classes, rows) for b in backbones]
     bench = replace(benches[0], others=dict(zip(models[1:], benches[1:], strict=True)))
@@ -117,6 +126,8 @@ def prepare(experiment: Experiment, given: Any, observer: Observer, needs: tuple
     public, of_public = public_bench(x, benches[0], dealt.classes, rows, observer)
     observer.advance("set-up", step="tokens")
     test, val, *rest = positions
+    further = dict(zip(dealt.further, rest[len(rest) - len(dealt.further) :], strict=True))
+    rest = rest[: len(rest) - len(further)]
     own, new = rest[: 3 * len(dealt.clients)], rest[3 * len(dealt.clients) :]
     clients = [
         ClientState(c.id, len(c.train), dict(c.facts), data=Splits(*own[3 * i : 3 * i + 3])) for i, c in enumerate(dealt.clients)
@@ -133,7 +144,8 @@ def prepare(experiment: Experiment, given: Any, observer: Observer, needs: tuple
         "classes": list(dealt.classes),
         "pairs": rows.pairs is not None,
         "clients": len(clients),
-        "rows": {"train": sum(c.n for c in clients), "val": len(val), "test": len(test), "new clients": sum(map(len, new))},
+        "rows": {"train": sum(c.n for c in clients), "val": len(val), "test": len(test), "new clients": sum(map(len, new))}
+        | {name: len(own_rows) for name, own_rows in further.items()},
         "new_clients": len(dealt.unseen),
         "most_frequent": _most_frequent(rows, {"global test": [test], "own test": own[2::3]}),
         "guessing_loss": _guessing(bench, rows),
@@ -144,7 +156,7 @@ def prepare(experiment: Experiment, given: Any, observer: Observer, needs: tuple
     return Material(
         bench,
         clients,
-        Tests(test, val, {c.id: rows for c, rows in zip(dealt.unseen, new, strict=True)}),
+        Tests(test, val, {c.id: rows for c, rows in zip(dealt.unseen, new, strict=True)}, further),
         about,
         public=public,
     )
@@ -222,7 +234,9 @@ def deal(x: Experiment, given: Any = None) -> FederatedData:
             raise UserError(f"{given.name} was given dealt out, so that a limit of rows comes too late: leave limit out.")
     if isinstance(given, FederatedData):
         labels.same(given, x.classes)
-        return given
+        if x.novel or x.test_on:
+            raise UserError(f"{given.name} was given dealt out, so that novel and test_on come too late: leave them out.")
+        return given if x.shots is None else protocols.few_shot(given, x.shots, x.seed)
     if isinstance(given, Source):
         source = given if x.limit is None else limited(given, x.limit, x.seed)
     else:
@@ -232,8 +246,13 @@ def deal(x: Experiment, given: Any = None) -> FederatedData:
             )
         except NoColumn as e:
             raise UserError(f"{str(e).rstrip('.')}; {NEEDS_TAGS}.") if x.task == TOKENS else e from None
-    return partition(
-        labels.declared(source, x.classes) if x.classes else source,
+    source = labels.declared(source, x.classes) if x.classes else source
+    source = protocols.base_to_novel(source, x.novel) if x.novel else source
+    if x.test_on:
+        others = [load_data(name, seed=x.seed, limit=x.limit) for name in x.test_on]
+        source = protocols.also_tested(source, others)
+    dealt = partition(
+        source,
         clients=x.clients,
         scheme=x.partition,
         alpha=x.alpha,
@@ -246,6 +265,7 @@ def deal(x: Experiment, given: Any = None) -> FederatedData:
         leave_out=x.leave_out,
         keyless=x.keyless,
     )
+    return dealt if x.shots is None else protocols.few_shot(dealt, x.shots, x.seed)
 
 
 def told(x: Experiment, rows: Rows) -> Experiment:
@@ -356,10 +376,12 @@ def _layout(dealt: FederatedData) -> tuple[Rows, list[np.ndarray]]:
     """One table of all different rows, those of a client next to each other, and where each split's rows are in it.
 
     Returns:
-        the rows; positions of the test set, the validation set, each client's (train, val, test), each new client's test rows.
+        the rows; positions of the test set, the validation set, each client's (train, val, test), each new client's test rows,
+        further test sets.
     """
     own = [split for c in dealt.clients for split in (c.train, c.val, c.test)]
-    parts = [*own, *(c.test for c in dealt.unseen), dealt.test, dealt.val]  # clients first: the order of the table
+    more = [*(c.test for c in dealt.unseen), *dealt.further.values()]
+    parts = [*own, *more, dealt.test, dealt.val]  # clients first: the order of the table
     ids = np.concatenate([p.ids for p in parts])
     _, first, inverse = np.unique(ids, return_index=True, return_inverse=True)
     place = np.empty(len(first), dtype=np.int64)

@@ -40,6 +40,8 @@ def metrics(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
         "worst_client": own | {"pooling": "worst client"},
         "new_clients": common | {"people": "new clients", "metric": top["metric"]},
     }
+    further = [e for e in line["evaluations"] if (e["view"], e["metric"]) == (top["view"], top["metric"])]
+    wanted |= {e["people"].replace(" ", "_"): {**own, "people": e["people"]} for e in further if e["people"] not in USUAL}
     found = {name: pick(line["evaluations"], **kind) for name, kind in wanted.items()}
     return {name: e["value"] for name, e in found.items() if e is not None and e["value"] is not None}
 
@@ -66,6 +68,9 @@ def flat(line: dict[str, Any]) -> list[dict[str, Any]]:
         )
     return rows
 
+
+USUAL = ("global test", "common test", "validation", "own test", "new clients")
+"""Whose rows every run may be scored on; others are further test sets."""
 
 METRICS = ("accuracy", "macro_f1", "loss", "mean_client", "worst_client", "new_clients")
 """Names of :attr:`Run.metrics` where nothing else is scored."""
