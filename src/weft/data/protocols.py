@@ -106,9 +106,8 @@ def also_tested(source: Source, others: Sequence[Source]) -> Source:
         rows = replace(rows, ids=np.arange(begin, begin + len(rows)), keys=None)
         begin += len(rows)
         further[name] = _among(rows, other.classes, classes)
-        notes.append(
-            f"{other.name}: {count(len(rows), 'row')} of {count(len(other.classes), 'class', 'classes')} are tested on, never trained on."
-        )
+        sizes = f"{count(len(rows), 'row')} of {count(len(other.classes), 'class', 'classes')}"
+        notes.append(f"{other.name}: {sizes} are tested on, never trained on.")
         hashes.append(other.fingerprint)
     return replace(found, further=further, notes=tuple(notes), fingerprint=digest(hashes, {}))
 
@@ -131,7 +130,8 @@ def few_shot(dealt: FederatedData, shots: int, seed: int) -> FederatedData:
         sizes = np.unique(labels, return_counts=True)[1]
         few, pairs = few + int((sizes < shots).sum()), pairs + len(sizes)
         clients.append(replace(client, train=client.train.take(np.sort(kept))))
-    said = f"{dealt.name}: {few} of {count(pairs, 'class', 'classes')} at clients have fewer than {shots} rows: all of theirs are used."
+    of = count(pairs, "class", "classes")
+    said = f"{dealt.name}: {few} of {of} at clients have fewer than {shots} rows: all of theirs are used."
     return replace(dealt, clients=clients, notes=(*dealt.notes, *([said] if few else [])))
 
 
