@@ -18,6 +18,9 @@ from weft.report.table import Table
 from weft.storage import files
 from weft.words import count, shown
 
+NAMED = 8
+"""Methods that a page names in its title."""
+
 
 class Comparison:
     """The cells of a grid with their numbers.
@@ -78,7 +81,7 @@ class Comparison:
 
     def write(self) -> None:
         """``table.md``, ``table.csv``, ``table.tex`` and ``cells.json``, of which :meth:`report` makes the page."""
-        found = self.tables()
+        found, names = self.tables(), self.grid.methods
         texts = {
             "table.md": "\n".join(f"## {t.title}\n\n{t.markdown()}" for t in found)
             + ("\n" + "\n".join(f"- {n}" for n in self.notes) + "\n" if self.notes else ""),
@@ -89,7 +92,7 @@ class Comparison:
             files.write(self.folder / name, text.encode())
         content = {
             "format": files.FORMAT,
-            "title": f"{', '.join(self.grid.methods)} compared",
+            "title": f"{', '.join(names) if len(names) <= NAMED else count(len(names), 'method')} compared",
             "cells": [r | {"label": d.cell.label} for r, d in zip(self.records(), self.cells, strict=True)],
             "notes": self.notes,
             "tables": [compared_page.written(t) for t in found],

@@ -242,5 +242,10 @@ def test_many_notes_on_single_runs_are_folded(tiny_run: weft.Run, tmp_path: Path
     (box,) = [e for e in folded.all("div") if e.attributes.get("class") == "notes"]
     assert box.all("summary")[0].text == "5 notes on single runs"
     assert "Said first." not in box.all("details")[0].text
-    few = written(tmp_path / "few.html", runs[:2])
+    many = written(tmp_path / "many.html", runs, notes=[f"The {i}th." for i in range(7)])
+    first, second = next(e for e in many.all("div") if e.attributes.get("class") == "notes").all("details")
+    assert first.all("summary")[0].text == "7 notes on what is compared"
+    assert "The 6th." in first.text
+    assert "The 6th." not in second.text
+    few = written(tmp_path / "few.html", runs[:2], notes=[f"The {i}th." for i in range(6)])
     assert not next(e for e in few.all("div") if e.attributes.get("class") == "notes").all("details")

@@ -26,8 +26,8 @@ from weft.report.verdict import findings
 from weft.words import count
 
 FORMATS = ("markdown", "latex", "csv")
-MOST = 3
-"""Sentences on single runs that are shown unfolded."""
+MOST = {"common": 6, "single": 3}
+"""Sentences on all runs, and on single ones, that are shown unfolded."""
 
 
 @dataclass(frozen=True)
