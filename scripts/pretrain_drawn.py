@@ -1,6 +1,6 @@
 """Pretrain drawn-clip and drawn-vit, two small backbones that come with Weft, on things and printed characters drawn here.
 
-    python scripts/pretrain_drawn.py [--steps 3000,3000,1200] [--seed 0] [--only drawn-clip] [--to src/weft/backbones/shipped]
+    python scripts/pretrain_drawn.py [--steps 2500,3500,1200] [--seed 0] [--only drawn-clip] [--to src/weft/backbones/shipped]
 
 Of the set ``drawings`` they see KNOWN classes in KNOWN_DOMAINS only, as endless fresh pictures, beside more things and printed
 characters of SEEN fonts (``weft.data.glyphs``) in the same domains, and in two plainer ones. drawn-vit: a ViT, supervised.
@@ -96,8 +96,10 @@ SAID = {  # of a domain, in captions
     "sketch": ("a sketch of a",), "textured": ("a patterned",),
 }  # fmt: skip
 SIZES = {"thing": len(NAMES), "ink": len(COLOURS), "domain": len(BRUSHES)}
+BATCH = 96
+PATCH = 8
 POOL = 8192  # masks from which the next pictures are taken
-FRESH = 24  # masks that are drawn anew for each batch
+FRESH = 32  # masks that are drawn anew for each batch
 
 
 class Endless:
@@ -126,7 +128,7 @@ class Endless:
             self.oldest = (self.oldest + 1) % len(self.masks)
 
     def draw(self, n: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Pictures [n, 3, SIZE, SIZE] in -1 … 1, and what is on them; the same share of each domain."""
+        """Pictures [n, 3, SIZE, SIZE] in -1 … 1, and what is on them, with the mask in patches; the same share of each domain."""
         self.renew(FRESH)
         draw, palette = self.draw_numbers, np.array(list(COLOURS.values()))
         at = draw.integers(len(self.masks), size=n)
@@ -136,12 +138,15 @@ class Endless:
         near = np.abs(a.mean(1) - b.mean(1)) < 0.2  # can't be read: the ground is moved away
         b[near] = np.where(a[near].mean(1, keepdims=True) < 0.5, 0.5 + 0.5 * b[near], 0.5 * b[near])
         pictures = np.empty((n, SIZE, SIZE, 3), np.uint8)
+        patches = np.empty((n, (SIZE // PATCH) ** 2, PATCH**2), np.float32)
         domain = np.arange(n) % len(BRUSHES)
         for i, brush in enumerate(BRUSHES.values()):
             here = domain == i
             masks = self.masks[at[here]].astype(np.float32) / 255
             pictures[here] = brushes.picture(brush, masks, a[here], b[here], draw)
-        what = {"thing": self.labels[at], "ink": ink, "ground": ground, "domain": domain}
+            cut = brushes.small(masks).reshape(-1, SIZE // PATCH, PATCH, SIZE // PATCH, PATCH).swapaxes(2, 3)
+            patches[here] = cut.reshape(-1, (SIZE // PATCH) ** 2, PATCH**2)
+        what = {"thing": self.labels[at], "ink": ink, "ground": ground, "domain": domain, "mask": patches}
         x = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
         return x, {name: torch.from_numpy(value) for name, value in what.items()}
 
@@ -175,20 +180,20 @@ def character(name: str, font: str, draw: np.random.Generator) -> np.ndarray:
 
 
 class Views(nn.Module):
-    """An image tower of a CLIP as a function from n pictures to [2·n, width]: class tokens, and means of the patches."""
+    """The image tower of a CLIP as a tower: class tokens and means of the patches, [2·n, width], and the patches."""
 
-    def __init__(self, tower: Any):
+    def __init__(self, model: Any):
         super().__init__()
-        self.tower = tower
+        self.model = model
 
-    def forward(self, x: Tensor) -> Tensor:
-        tokens = self.tower.post_layernorm(self.tower(x).last_hidden_state)
-        return torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)])
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        tokens = self.model.post_layernorm(self.model(x).last_hidden_state)
+        return torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)]), tokens[:, 1:]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", default="3000,3000,1200", help="of drawn-vit, of the CLIP's image tower alone, of the CLIP")
+    parser.add_argument("--steps", default="2500,3500,1200", help="of drawn-vit, of the CLIP's image tower alone, of the CLIP")
     parser.add_argument("--only", choices=("drawn-vit", "drawn-clip"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--to", type=Path, default=SHIPPED)
@@ -204,7 +209,6 @@ def main() -> None:
         make_clip(args)
 
 
-BATCH = 64  # many small steps: a core computes little in one
 KNOWS = "It knows things and printed\ncharacters as they are drawn here, at 32×32 pixels, and nothing else of the world."
 UNKNOWN = (
     f"never seen, of the set `drawings`: the classes {', '.join(c for c in CLASSES if c not in KNOWN)}, and the domains "
@@ -216,10 +220,10 @@ def make_vit(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     vit = ViTModel(
         ViTConfig(hidden_size=64, num_hidden_layers=12, num_attention_heads=4, intermediate_size=128, image_size=SIZE,
-                  patch_size=8, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0),
+                  patch_size=PATCH, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0),
         add_pooling_layer=False,
     )  # fmt: skip
-    supervised(First(vit), 64, args.counts[0], Endless(args.seed + 1), SIZES, batch=BATCH, peak=1e-3, log="vit")
+    supervised(First(vit), 64, args.counts[0], Endless(args.seed + 1), SIZES, cells=PATCH**2, batch=BATCH, log="vit")
     folder = args.to / "drawn-vit"
     digest = save(vit, folder, [ViTImageProcessorPil(size={"height": SIZE, "width": SIZE}, **HALF)])
     about = "A small ViT (32×32 pixels, 16 patches, 12 blocks of width 64), trained to name things, characters and colours."
@@ -229,16 +233,25 @@ def make_vit(args: argparse.Namespace) -> None:
 def make_clip(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed + 10)
     tokenizer = words({*CLASSES, *DOMAINS, *THINGS, *(w for said in SAID.values() for way in said for w in way.split())})
-    clip = small_clip(tokenizer, SIZE, 8, blocks=4)
+    clip = small_clip(tokenizer, SIZE, PATCH, width=96)
     supervised(
-        Views(clip.vision_model), 128, args.counts[1], Endless(args.seed + 2), SIZES, batch=BATCH, peak=1e-3, log="image tower"
+        Views(clip.vision_model),
+        96,
+        args.counts[1],
+        Endless(args.seed + 2),
+        SIZES,
+        cells=PATCH**2,
+        batch=BATCH,
+        log="image tower",
     )
-    contrastive(clip, tokenizer, args.counts[2], args.seed + 3, Endless(args.seed + 3), NAMES, "thing", embed=by_both, batch=96)
+    contrastive(
+        clip, tokenizer, args.counts[2], args.seed + 3, Endless(args.seed + 3), NAMES, "thing", embed=by_both, batch=BATCH
+    )
     folder = args.to / "drawn-clip"
     processor = clip_processor(SIZE)
     digest = save(clip, folder, [tokenizer, processor])
     about = (
-        "A small CLIP (32×32 pixels, 16 patches; image tower of 4 blocks of width 128, text tower of 3; joint width 64; a word\n"
+        "A small CLIP (32×32 pixels, 16 patches; image tower of 4 blocks of width 96, text tower of 3; joint width 64; a word\n"
         'vocabulary of its own), trained on captions such as "a sketch of a red star". The class token and the mean over the\n'
         "patches were held to the texts alike."
     )

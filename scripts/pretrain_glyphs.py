@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -107,15 +108,15 @@ class Drawings:
 
 
 class Pooled(nn.Module):
-    """A transformers image tower as a function from pictures to one vector each."""
+    """The image tower of a CLIP as a tower: its pooled class token, and its patches."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: Any):
         super().__init__()
         self.model = model
 
-    def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = self.model(x).pooler_output
-        return found
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        out = self.model(x)
+        return out.pooler_output, out.last_hidden_state[:, 1:]
 
 
 def main() -> None:
@@ -156,7 +157,7 @@ def make_vit(args: argparse.Namespace) -> None:
 def make_clip(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed + 10)
     tokenizer = words({w for looks in SEEN.values() for w in looks})
-    clip = small_clip(tokenizer, SIZE, 4, blocks=4)
+    clip = small_clip(tokenizer, SIZE, 4, width=128)
     supervised(Pooled(clip.vision_model), 128, args.counts[1], Drawings(args.seed + 2), SIZES, log="image tower")
     contrastive(clip, tokenizer, args.counts[2], args.seed + 3, Drawings(args.seed + 3), CHARACTERS, "character")
     folder = args.to / "glyph-clip"

@@ -75,19 +75,19 @@ def words(more: Collection[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def small_clip(tokenizer: PreTrainedTokenizerFast, size: int, patch: int, blocks: int) -> CLIPModel:
-    """A fresh CLIP of width 128: an image tower of so many blocks, a text tower of 3; joint width 64."""
+def small_clip(tokenizer: PreTrainedTokenizerFast, size: int, patch: int, width: int) -> CLIPModel:
+    """A fresh CLIP: an image tower of 4 blocks of this width, a text tower of 3; joint width 64."""
     special = {
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
     }
-    tower = {"hidden_size": 128, "num_attention_heads": 4, "intermediate_size": 256, "projection_dim": 64}
+    tower = {"hidden_size": width, "num_attention_heads": 4, "intermediate_size": 2 * width, "projection_dim": 64}
     return CLIPModel(
         CLIPConfig(
             projection_dim=64,
             text_config=tower | special | {"vocab_size": len(tokenizer), "num_hidden_layers": 3, "max_position_embeddings": 40},
-            vision_config=tower | {"num_hidden_layers": blocks, "image_size": size, "patch_size": patch},
+            vision_config=tower | {"num_hidden_layers": 4, "image_size": size, "patch_size": patch},
         )
     )
 
@@ -97,15 +97,15 @@ def clip_processor(size: int) -> CLIPImageProcessorPil:
 
 
 class First(nn.Module):
-    """A transformers ViT as a function from pictures to their first token, [n, width]."""
+    """A transformers ViT as a tower: its first token, and its patches."""
 
     def __init__(self, model: Any):
         super().__init__()
         self.model = model
 
-    def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = self.model(x).last_hidden_state[:, 0]
-        return found
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        tokens = self.model(x).last_hidden_state
+        return tokens[:, 0], tokens[:, 1:]
 
 
 def rate(step: int, steps: int, peak: float) -> float:
@@ -119,6 +119,7 @@ def supervised(
     pictures: Pictures,
     sizes: Mapping[str, int],
     *,
+    cells: int = 0,
     batch: int = 256,
     peak: float = 2e-3,
     log: str,
@@ -126,28 +127,36 @@ def supervised(
     """Train a tower to name what is on a picture, with heads that are thrown away.
 
     Args:
-        tower: from n pictures to vectors [v·n, ``width``], of which each row block of n is one view of all pictures.
-        sizes: classes by name; the first counts five times as much as any other. peak: the highest learning rate.
+        tower: from n pictures to vectors [v·n, ``width``], of which each block of n rows is one view of all pictures, and
+            patches [n, P, ``width``].
+        sizes: classes by name; the first counts five times as much as any other.
+        cells: k, where pictures also have a "mask", float [n, P, k]: what each patch is to tell of itself.
+        peak: the highest learning rate.
     """
     main = next(iter(sizes))
     heads = nn.ModuleDict({n: nn.Linear(width, c) for n, c in sizes.items()})
+    if cells:
+        heads["mask"] = nn.Linear(width, cells)
     optimizer = torch.optim.AdamW([*tower.parameters(), *heads.parameters()], lr=peak, weight_decay=0.05)
     began = time.time()
     for step in range(steps):
         x, what = pictures.draw(batch)
         for group in optimizer.param_groups:
             group["lr"] = rate(step, steps, peak)
-        features = tower(x)
-        what = {n: label.repeat(len(features) // batch) for n, label in what.items()}
-        loss = sum((F.cross_entropy(heads[n](features), what[n]) * (1.0 if n == main else 0.2) for n in sizes), torch.zeros(()))
+        features, patches = tower(x)
+        labels = {n: what[n].repeat(len(features) // batch) for n in sizes}
+        loss = sum((F.cross_entropy(heads[n](features), labels[n]) * (1.0 if n == main else 0.2) for n in sizes), torch.zeros(()))
+        if cells:
+            loss = loss + 2 * F.binary_cross_entropy_with_logits(heads["mask"](patches), what["mask"])
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(tower.parameters(), 1.0)
         optimizer.step()
         if step % 250 == 249:
-            right = (heads[main](features).argmax(1) == what[main]).float().mean()
+            right = (heads[main](features).argmax(1) == labels[main]).float().mean()
             print(
-                f"{log} {step + 1}/{steps}: loss {float(loss):.3f}, {main} {float(right):.3f}, {time.time() - began:.0f} s",
+                f"{log} {step + 1}/{steps}: loss {float(loss.detach()):.3f}, {main} {float(right):.3f}, "
+                f"{time.time() - began:.0f} s",
                 flush=True,
             )
 
