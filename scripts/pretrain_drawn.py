@@ -65,7 +65,9 @@ MORE: dict[str, Callable[[np.random.Generator], Strokes]] = {  # things that the
         (ellipse(0, -0.2, 0.6, 0.75, np.pi, 2 * np.pi), True), (points(-0.6, -0.25, 0.6, -0.25, 0.95, 0.65, -0.95, 0.65), True),
         (ellipse(0, 0.8, 0.22, 0.2), True),
     ],
-    "flag": lambda draw: [(bar(-0.7, -1.05, -0.7, 1.05, 0.16), True), (rectangle(-0.65, -1, 0.95, draw.uniform(-0.1, 0.2)), True)],
+    "flag": lambda draw: [
+        (bar(-0.7, -1.05, -0.7, 1.05, 0.16), True), (rectangle(-0.65, -1, 0.95, draw.uniform(-0.1, 0.2)), True)
+    ],
     "bottle": lambda draw: [
         (rectangle(-0.2, -1.1, 0.2, -0.3), True), (points(-0.2, -0.4, 0.2, -0.4, 0.5, 0, -0.5, 0), True),
         (rectangle(-0.5, 0, 0.5, 1.05), True),

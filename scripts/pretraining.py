@@ -49,8 +49,9 @@ class Captioned(Pictures, Protocol):
 
 
 def words(more: Collection[str]) -> PreTrainedTokenizerFast:
-    """A WordPiece tokenizer: the words of templates and colours, ``more``, and every letter and digit, so that any class name has ids
-    of its own.
+    """A WordPiece tokenizer: the words of templates and colours, ``more``, and every letter and digit.
+
+    So any class name has ids of its own.
     """
     known = {w.strip(".,") for t in TEMPLATES for w in t.split()} | set(MORE_WORDS) | set(COLOURS) | {"on", "letter", "digit"}
     known = {w for w in known | set(more) if w and "{" not in w and len(w) > 1}
@@ -199,9 +200,9 @@ def contrastive(
     embed: Embedding = by_class_token,
     batch: int = 256,
 ) -> None:
-    """In turn: captions against pictures, symmetric, with shared targets where captions are the same; and all ``names``, of the labels
-    ``main``, in one template.
+    """In turn: captions against pictures, symmetric, with shared targets where captions are the same; and names in a template.
 
+    names: of the labels ``main``, in their order.
     embed: from n pictures to vectors [v·n, e]; the loss is the mean over the v views.
     """
     g = torch.Generator().manual_seed(seed)

@@ -18,7 +18,7 @@ from weft.data import brushes
 from weft.data.brushes import FINE, SIZE
 from weft.data.drawings import CLASSES, DOMAINS, EACH, KNOWN, KNOWN_DOMAINS, LEFT_OUT, drawings, mask
 from weft.data.outlines import OUTLINES
-from weft.data.rows import Rows, Source
+from weft.data.rows import Source
 
 
 @pytest.fixture(scope="module")
@@ -191,3 +191,32 @@ def accuracies(tokenizer: Any, x: Tensor, labels: Tensor, names: tuple[str, ...]
     scores = out.logits_per_image, by_patch.mean(1)
     first, second = (float((each.argmax(1) == labels).float().mean()) for each in scores)
     return first, second
+
+
+def test_drawn_clip_names_what_it_was_trained_on_by_its_class_token_and_by_its_patches_alike(
+    script: ModuleType, tokenizer: Any
+) -> None:
+    x, what = script.Endless(seed=20_000, pool=1000).draw(1000)  # a seed that pretraining does not use
+    by_token, by_patches = accuracies(tokenizer, x, what["thing"], script.NAMES)
+    assert by_token >= 0.75
+    assert by_patches >= by_token - 0.05
+
+
+def test_drawn_clip_leaves_room_on_the_set_and_most_on_what_it_does_not_know(source: Source, tokenizer: Any) -> None:
+    x, labels = prepared("drawn-clip", source.train, 1200)
+    by_token, by_patches = accuracies(tokenizer, x, labels, CLASSES)
+    assert 0.4 < by_token < 0.7
+    assert by_patches >= by_token - 0.05
+    known = torch.isin(labels, torch.tensor([CLASSES.index(c) for c in KNOWN]))
+    assert accuracies(tokenizer, x[~known], labels[~known], CLASSES)[0] < 0.2
+    assert accuracies(tokenizer, x[known], labels[known], CLASSES)[0] > 0.5
+
+
+def test_drawn_vit_tells_things_apart_that_it_was_trained_on_and_others_less_well(script: ModuleType, source: Source) -> None:
+    vit = plain("drawn-vit")[0].eval()
+    assert vit.config.num_hidden_layers == 12
+    x, what = script.Endless(seed=20_000, pool=2000).draw(2000)
+    seen = by_nearest_mean(vit, x, what["thing"])
+    unseen = by_nearest_mean(vit, *prepared("drawn-vit", source.train, 1200))
+    assert seen >= 0.7
+    assert 0.2 < unseen < seen - 0.1

@@ -46,9 +46,7 @@ def noise(draw: np.random.Generator, *size: int) -> np.ndarray:
 
 
 def clouds(draw: np.random.Generator, n: int, cells: int, channels: int = 1) -> np.ndarray:
-    """Smooth noise [n, SIZE, SIZE, channels] of standard deviation about 0.7: ``cells`` + 1 random values a side, between which it is
-    linear.
-    """
+    """Smooth noise [n, SIZE, SIZE, channels] of standard deviation about 0.7: linear between ``cells`` + 1 values a side."""
     at = np.linspace(0, cells, SIZE, endpoint=False, dtype=np.float32)
     low = np.minimum(at.astype(int), cells - 1)
     weight = np.zeros((SIZE, cells + 1), np.float32)

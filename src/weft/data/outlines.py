@@ -1,7 +1,7 @@
 """Outlines of things, as polygons: what the pictures of ``drawings`` are made of.
 
-A drawing is a list of strokes in the order in which they are laid down: a polygon, float [k, 2] within about -1 … 1 (x to the right,
-y down), and whether it is filled (True) or cut out of what lies there. Proportions are drawn at random, so no two are the same.
+A drawing is a list of strokes in the order in which they are laid down: a polygon, float [k, 2] within about -1 … 1 (x to the
+right, y down), and whether it is filled (True) or cut out of what lies there. Proportions are drawn at random.
 """
 
 from __future__ import annotations
