@@ -10,80 +10,37 @@ within minutes) and goes on contrastively with captions such as "a bold red lett
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
-import math
-import shutil
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
-from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast, ViTConfig, ViTModel
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers import ViTConfig, ViTModel
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
+from pretraining import (
+    COLOURS,
+    HALF,
+    SHIPPED,
+    First,
+    card,
+    clip_processor,
+    contrastive,
+    save,
+    small_clip,
+    supervised,
+    tensors,
+    words,
+    zero_shot,
+)  # fmt: skip
 from weft.data.digits import digits
 from weft.data.glyphs import CHARACTERS, FINE, SEEN, SIZE, glyphs, shape
-from weft.data.rows import Rows
 
-COLOURS = {
-    "red": (0.85, 0.1, 0.1), "green": (0.1, 0.65, 0.15), "blue": (0.1, 0.2, 0.85), "yellow": (0.95, 0.9, 0.15),
-    "orange": (0.95, 0.55, 0.1), "purple": (0.55, 0.1, 0.65), "cyan": (0.15, 0.8, 0.85), "pink": (0.95, 0.6, 0.75),
-    "brown": (0.45, 0.27, 0.1), "black": (0.05, 0.05, 0.05), "white": (0.97, 0.97, 0.97), "grey": (0.5, 0.5, 0.5),
-}  # fmt: skip
-TEMPLATES = (
-    "a photo of a {}.", "a picture of a {}.", "a photo of the {}.", "an image of a {}.", "{}", "the character {}.",
-    "a small photo of a {}.", "a drawing of a {}.", "a {}.", "a printed {}.",
-)  # fmt: skip
-MORE_WORDS = (
-    "handwritten", "digit", "type", "pet", "flower", "food", "texture", "person", "doing", "sketch", "painting", "cartoon",
-    "art", "of", "an", "the", "with", "in", "and",
-)  # fmt: skip
 FONTS = tuple(SEEN)
-BATCH = 256
-
-
-def words() -> PreTrainedTokenizerFast:
-    """A WordPiece tokenizer: the words of the captions, and every letter and digit, so that any class name has ids of its own."""
-    known = {w.strip(".,") for t in TEMPLATES for w in t.split()} | set(MORE_WORDS) | set(COLOURS) | {"on", "letter", "digit"}
-    known |= {w for looks in SEEN.values() for w in looks}
-    known = {w for w in known if w and "{" not in w and len(w) > 1}
-    pieces = [
-        "[PAD]",
-        "[UNK]",
-        "[X]",
-        *CHARACTERS,
-        *(f"##{c}" for c in CHARACTERS),
-        ".",
-        ",",
-        "-",
-        "'",
-        *sorted(known),
-        "[SOS]",
-        "[EOS]",
-    ]
-    ids = {w: i for i, w in enumerate(pieces)}
-    inner = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
-    inner.normalizer = normalizers.BertNormalizer(lowercase=True, strip_accents=True)
-    inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    inner.post_processor = processors.TemplateProcessing(
-        single="[SOS] $A [EOS]", special_tokens=[("[SOS]", ids["[SOS]"]), ("[EOS]", ids["[EOS]"])]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=inner,
-        model_max_length=40,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        bos_token="[SOS]",
-        eos_token="[EOS]",
-        additional_special_tokens=["[X]"],
-        model_input_names=["input_ids", "attention_mask"],
-    )
+SIZES = {"character": len(CHARACTERS), "ink": len(COLOURS), "ground": len(COLOURS), "family": 3, "weight": 2, "slant": 2}
 
 
 class Drawings:
@@ -150,134 +107,16 @@ class Drawings:
         return found
 
 
-def rate(step: int, steps: int, peak: float) -> float:
-    return peak * min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / steps))
-
-
-def supervised(tower: Any, width: int, steps: int, seed: int, log: str) -> None:
-    """Train a tower to name what is on a picture, with heads that are thrown away."""
-    pictures = Drawings(seed)
-    sizes = {"character": len(CHARACTERS), "ink": len(COLOURS), "ground": len(COLOURS), "family": 3, "weight": 2, "slant": 2}
-    heads = nn.ModuleDict({n: nn.Linear(width, c) for n, c in sizes.items()})
-    optimizer = torch.optim.AdamW([*tower.parameters(), *heads.parameters()], lr=2e-3, weight_decay=0.05)
-    began = time.time()
-    for step in range(steps):
-        x, what = pictures.draw(BATCH)
-        for group in optimizer.param_groups:
-            group["lr"] = rate(step, steps, 2e-3)
-        features = tower(x)
-        loss = sum(
-            (F.cross_entropy(heads[n](features), what[n]) * (1.0 if n == "character" else 0.2) for n in sizes), torch.zeros(())
-        )
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(tower.parameters(), 1.0)
-        optimizer.step()
-        if step % 250 == 249:
-            right = (heads["character"](features).argmax(1) == what["character"]).float().mean()
-            print(
-                f"{log} {step + 1}/{steps}: loss {float(loss):.3f}, characters {float(right):.3f}, {time.time() - began:.0f} s",
-                flush=True,
-            )
-
-
-class Tower(nn.Module):
-    """A transformers model as a function from pictures to one vector each."""
+class Pooled(nn.Module):
+    """The image tower of a CLIP as a tower: its pooled class token, and its patches."""
 
     def __init__(self, model: Any):
         super().__init__()
         self.model = model
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         out = self.model(x)
-        pooled: Tensor = out.pooler_output if out.pooler_output is not None else out.last_hidden_state[:, 0]
-        return pooled
-
-
-def unit(x: Tensor) -> Tensor:
-    return F.normalize(x, dim=-1)
-
-
-def contrastive(clip: CLIPModel, tokenizer: Any, steps: int, seed: int) -> None:
-    """In turn: captions against pictures, symmetric, with shared targets where captions are the same; and the names of all
-    characters in one template.
-    """
-    pictures = Drawings(seed)
-    g = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(clip.parameters(), lr=1e-3, weight_decay=0.05)
-    began = time.time()
-
-    def texts(lines: list[str]) -> Tensor:
-        ids = tokenizer(lines, padding=True, return_tensors="pt")["input_ids"]
-        return unit(clip.text_projection(clip.text_model(ids).pooler_output))
-
-    for step in range(steps):
-        x, what = pictures.draw(BATCH)
-        for group in optimizer.param_groups:
-            group["lr"] = rate(step, steps, 1e-3)
-        z = unit(clip.visual_projection(clip.vision_model(x).pooler_output))
-        scale = clip.logit_scale.exp()
-        if step % 2:
-            template = TEMPLATES[int(torch.randint(len(TEMPLATES), (), generator=g))]
-            loss = F.cross_entropy(scale * z @ texts([template.format(c) for c in CHARACTERS]).T, what["character"])
-        else:
-            lines = pictures.captions(what)
-            same = torch.tensor([[a == b for b in lines] for a in lines], dtype=torch.float32)
-            target = same / same.sum(1, keepdim=True)
-            logits = scale * z @ texts(lines).T
-            loss = 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(clip.parameters(), 1.0)
-        optimizer.step()
-        with torch.no_grad():
-            clip.logit_scale.clamp_(max=math.log(100))
-        if step % 250 >= 248:
-            print(
-                f"clip {step + 1}/{steps}: loss {float(loss.detach()):.3f}, scale {float(scale):.1f}, "
-                f"{time.time() - began:.0f} s",
-                flush=True,
-            )
-
-
-@torch.no_grad()
-def zero_shot(folder: Path, pictures: Tensor, labels: Tensor, names: tuple[str, ...]) -> float:
-    """Accuracy of the saved model by "a photo of a NAME."."""
-    clip = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval()
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    ids = tokenizer([f"a photo of a {n}." for n in names], padding=True, return_tensors="pt")["input_ids"]
-    text = unit(clip.get_text_features(ids).pooler_output)
-    image = torch.cat([unit(clip.get_image_features(p).pooler_output) for p in pictures.split(256)])
-    return float(((image @ text.T).argmax(1) == labels).float().mean())
-
-
-def tensors(rows: Rows, processor: Any) -> tuple[Tensor, Tensor]:
-    assert rows.images is not None
-    done = processor(images=[rows.images[i] for i in range(len(rows))], return_tensors="pt")["pixel_values"]
-    return done, torch.from_numpy(rows.labels.copy())
-
-
-def save(model: Any, folder: Path, extras: list[Any]) -> str:
-    shutil.rmtree(folder, ignore_errors=True)
-    model.half().save_pretrained(folder)
-    for extra in extras:
-        extra.save_pretrained(folder)
-    preprocessor = folder / "preprocessor_config.json"  # the names that every release of transformers knows
-    preprocessor.write_text(preprocessor.read_text().replace("ImageProcessorPil", "ImageProcessor"))
-    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-
-
-def card(name: str, what: str, digest: str, parameters: int, lines: list[str], command: str) -> str:
-    return "\n".join(
-        [
-            "---", "license: apache-2.0", "library_name: transformers", "tags: [weft, federated-learning]", "---",
-            f"# {name}", "", what, "", f"- {parameters:,} parameters, float16; sha256 of `model.safetensors`: `{digest}`",
-            f"- Written by `{command}` from the fonts {', '.join(FONTS)}, which come with matplotlib; nothing was downloaded.",
-            *[f"- {line}" for line in lines], "",
-            "For trying out federated fine-tuning without a network, and for tests. It knows printed characters of 16×16",
-            "pixels and nothing else of the world.", "",
-        ]
-    )  # fmt: skip
+        return out.pooler_output, out.last_hidden_state[:, 1:]
 
 
 def main() -> None:
@@ -285,7 +124,7 @@ def main() -> None:
     parser.add_argument("--steps", default="4000,2500,1500", help="of glyph-vit, of the CLIP's image tower alone, of the CLIP")
     parser.add_argument("--only", choices=("glyph-vit", "glyph-clip"))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--to", type=Path, default=Path(__file__).parents[1] / "src" / "weft" / "backbones" / "shipped")
+    parser.add_argument("--to", type=Path, default=SHIPPED)
     args = parser.parse_args()
     args.command = f"python scripts/pretrain_glyphs.py --steps {args.steps} --seed {args.seed}"
     args.counts = [int(n) for n in args.steps.split(",")]
@@ -295,7 +134,8 @@ def main() -> None:
         make_clip(args)
 
 
-HALF = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+FROM = f"the fonts {', '.join(FONTS)}, which come with matplotlib"
+KNOWS = "It knows printed characters of 16×16\npixels and nothing else of the world."
 
 
 def make_vit(args: argparse.Namespace) -> None:
@@ -306,57 +146,37 @@ def make_vit(args: argparse.Namespace) -> None:
         add_pooling_layer=False,
     )  # fmt: skip
 
-    class First(Tower):
-        def forward(self, x: Tensor) -> Tensor:
-            found: Tensor = self.model(x).last_hidden_state[:, 0]
-            return found
-
-    supervised(First(vit), 96, args.counts[0], args.seed + 1, "vit")
+    supervised(First(vit), 96, args.counts[0], Drawings(args.seed + 1), SIZES, log="vit")
     vit_processor = ViTImageProcessorPil(size={"height": SIZE, "width": SIZE}, **HALF)
     folder = args.to / "glyph-vit"
     digest = save(vit, folder, [vit_processor])
-    size = sum(p.numel() for p in vit.parameters())
     about = "A small ViT (16×16 pixels, 16 patches, 3 blocks of width 96), trained to name printed characters, colours and faces."
-    (folder / "README.md").write_text(card("glyph-vit", about, digest, size, [], args.command))
-    print(f"glyph-vit {digest} {size:,} parameters")
+    card(folder, vit, digest, about, f"`{args.command}` from {FROM}", [], KNOWS)
 
 
 def make_clip(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed + 10)
-    tokenizer = words()
-    special = {
-        "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-    }
-    tower = {"hidden_size": 128, "num_attention_heads": 4, "intermediate_size": 256, "projection_dim": 64}
-    clip = CLIPModel(
-        CLIPConfig(
-            projection_dim=64,
-            text_config=tower | special | {"vocab_size": len(tokenizer), "num_hidden_layers": 3, "max_position_embeddings": 40},
-            vision_config=tower | {"num_hidden_layers": 4, "image_size": SIZE, "patch_size": 4},
-        )
-    )
-    supervised(Tower(clip.vision_model), 128, args.counts[1], args.seed + 2, "image tower")
-    contrastive(clip, tokenizer, args.counts[2], args.seed + 3)
+    tokenizer = words({w for looks in SEEN.values() for w in looks})
+    clip = small_clip(tokenizer, SIZE, 4, width=128)
+    supervised(Pooled(clip.vision_model), 128, args.counts[1], Drawings(args.seed + 2), SIZES, log="image tower")
+    contrastive(clip, tokenizer, args.counts[2], args.seed + 3, Drawings(args.seed + 3), CHARACTERS, "character")
     folder = args.to / "glyph-clip"
-    clip_processor = CLIPImageProcessorPil(size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE}, **HALF)
-    digest = save(clip, folder, [tokenizer, clip_processor])
-    size = sum(p.numel() for p in clip.parameters())
+    processor = clip_processor(SIZE)
+    digest = save(clip, folder, [tokenizer, processor])
     x, what = Drawings(args.seed + 1000).draw(3600)
     whole, hand = glyphs(), digits()
     scores = {
         "fresh pictures of the fonts it was trained on": zero_shot(folder, x, what["character"], CHARACTERS),
-        "`glyphs` (unseen fonts and styles)": zero_shot(folder, *tensors(whole.train, clip_processor), whole.classes),
-        "`digits` (handwriting, 10 classes)": zero_shot(folder, *tensors(hand.train, clip_processor), hand.classes),
+        "`glyphs` (unseen fonts and styles)": zero_shot(folder, *tensors(whole.train, processor), whole.classes),
+        "`digits` (handwriting, 10 classes)": zero_shot(folder, *tensors(hand.train, processor), hand.classes),
     }
     about = (
         "A small CLIP (16×16 pixels, 16 patches; image tower of 4 blocks of width 128, text tower of 3; joint width 64; a word\n"
         'vocabulary of its own), trained on captions such as "a bold red letter k on blue".'
     )
     measured = [f'zero-shot ("a photo of a NAME.") on {on}: {score:.3f}' for on, score in scores.items()]
-    (folder / "README.md").write_text(card("glyph-clip", about, digest, size, measured, args.command))
-    print(f"glyph-clip {digest} {size:,} parameters", json.dumps(scores))
+    card(folder, clip, digest, about, f"`{args.command}` from {FROM}", measured, KNOWS)
+    print(json.dumps(scores))
 
 
 if __name__ == "__main__":

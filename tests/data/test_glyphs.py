@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
-import re
 from collections import Counter
 from pathlib import Path
 from types import ModuleType
@@ -15,19 +12,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import ImageFont
-from safetensors import safe_open
 from sklearn.datasets import load_digits
 from torch import Tensor
-from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel, ViTModel
+from transformers import AutoTokenizer
 
-from paths import ROOT
-from weft.backbones.finding import find
-from weft.backbones.short_names import KNOWN
+import shipped
+from shipped import by_nearest_mean, folder, pixels, plain, prepared
 from weft.data.digits import digits
 from weft.data.glyphs import CHARACTERS, EACH, FINE, LEFT_OUT, SEEN, SIZE, STYLES, glyphs, shape
-from weft.data.rows import Rows, Source
+from weft.data.rows import Source
 
-SHIPPED = sorted(name for name, known in KNOWN.items() if known.shipped)
 UNSEEN = sorted({font for fonts in STYLES.values() for font in fonts})
 
 
@@ -38,17 +32,7 @@ def source() -> Source:
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("pretrain_glyphs", ROOT / "scripts" / "pretrain_glyphs.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def pixels(rows: Rows, among: np.ndarray | slice = slice(None)) -> np.ndarray:
-    assert rows.images is not None
-    return np.stack([np.asarray(rows.images[i]) for i in np.arange(len(rows))[among]])
+    return shipped.script("pretrain_glyphs")
 
 
 def family(font: str) -> str:
@@ -154,67 +138,11 @@ def test_digits_are_those_of_scikit_learn_from_black_to_white() -> None:
 # the backbones that come with Weft ----------------------------------------------------------------------------------------
 
 
-def folder(name: str) -> Path:
-    return Path(find(name)[0])
-
-
-@pytest.mark.parametrize("name", SHIPPED)
-def test_shipped_weights_are_small_half_precision_and_those_of_their_card(name: str) -> None:
-    assert sum(file.stat().st_size for file in folder(name).iterdir()) <= 3 * 2**20
-    digest = hashlib.sha256((folder(name) / "model.safetensors").read_bytes()).hexdigest()
-    card = (folder(name) / "README.md").read_text(encoding="utf-8")
-    assert re.findall(r"sha256 of `model.safetensors`: `(\w+)`", card) == [digest]
-    assert KNOWN[name].sha256 == digest
-    assert "license: apache-2.0" in card
-    with safe_open(folder(name) / "model.safetensors", "pt") as tensors:
-        weights = [tensors.get_tensor(key) for key in tensors.keys()]  # noqa: SIM118 (not a mapping)
-    assert {w.dtype for w in weights} == {torch.float16}
-    assert all(bool(w.isfinite().all()) for w in weights)
-    assert f"{sum(w.numel() for w in weights):,} parameters" in card
-
-
-def plain(name: str) -> tuple[Any, dict[str, Any]]:
-    """As anyone would load it who has transformers and not Weft."""
-    options: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True, "local_files_only": True}
-    if name == "glyph-clip":
-        return CLIPModel.from_pretrained(folder(name), **options)  # type: ignore[return-value]
-    return ViTModel.from_pretrained(folder(name), add_pooling_layer=False, **options)  # type: ignore[return-value]
-
-
-@pytest.mark.parametrize("name", SHIPPED)
-def test_transformers_loads_a_shipped_backbone_whole_and_its_processor_gives_what_it_was_trained_on(
-    name: str, source: Source
-) -> None:
-    _, info = plain(name)
-    assert not any(info[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    assert source.train.images is not None
-    processor = AutoImageProcessor.from_pretrained(folder(name), backend="pil")
-    given = processor(images=[source.train.images[0]], return_tensors="pt")["pixel_values"]
-    by_hand = torch.from_numpy(pixels(source.train, slice(0, 1)) / 127.5 - 1).permute(0, 3, 1, 2).float()
-    torch.testing.assert_close(given, by_hand, rtol=0.0, atol=1e-5)
-
-
-def prepared(name: str, rows: Rows, most: int = 720) -> tuple[Tensor, Tensor]:
-    """About ``most`` rows spread over a table, as the backbone's own processor gives them, and their labels."""
-    some = rows.take(np.arange(0, len(rows), max(1, len(rows) // most)))
-    assert some.images is not None
-    processor = AutoImageProcessor.from_pretrained(folder(name), backend="pil")
-    given = processor(images=[some.images[i] for i in range(len(some))], return_tensors="pt")["pixel_values"]
-    return given, torch.from_numpy(some.labels.copy())
-
-
 def test_glyph_vit_tells_printed_characters_apart_and_those_of_other_fonts_less_well(script: ModuleType, source: Source) -> None:
-    """By the nearest class mean of its class token, over one half of the pictures for the other half."""
     vit = plain("glyph-vit")[0].eval()
-
-    @torch.no_grad()
-    def on(x: Tensor, labels: Tensor) -> float:
-        features = vit(x).last_hidden_state[:, 0]
-        means = torch.stack([features[::2][labels[::2] == c].mean(0) for c in range(36)])
-        return float((torch.cdist(features[1::2], means).argmin(1) == labels[1::2]).float().mean())
-
     fresh, what = script.Drawings(seed=20_000).draw(1440)  # a seed that pretraining does not use
-    seen, unseen = on(fresh, what["character"]), on(*prepared("glyph-vit", source.train, 1440))
+    seen = by_nearest_mean(vit, fresh, what["character"])
+    unseen = by_nearest_mean(vit, *prepared("glyph-vit", source.train, 1440))
     assert seen >= 0.9
     assert 3 / 36 < unseen < seen - 0.1
 
@@ -232,20 +160,6 @@ def test_class_names_have_token_ids_of_their_own(names: tuple[str, ...], tokeniz
     ids = [tuple(row) for row in tokenizer([f"a photo of a {name}." for name in names])["input_ids"]]
     assert len(set(ids)) == len(names)
     assert all(tokenizer.unk_token_id not in row for row in ids)
-
-
-def test_a_text_ends_with_the_highest_id_where_the_text_tower_looks_for_it(tokenizer: Any) -> None:
-    ids = tokenizer(["A photo of a K.", "[X] [X] k."])["input_ids"]
-    assert [row[0] for row in ids] == [tokenizer.bos_token_id] * 2
-    assert [row[-1] for row in ids] == [tokenizer.eos_token_id] * 2
-    assert ids[0] == tokenizer("a photo of a k.")["input_ids"]
-    assert ids[1][1:3] == [tokenizer.convert_tokens_to_ids("[X]")] * 2
-    text = plain("glyph-clip")[0].config.text_config
-    assert (text.bos_token_id, text.eos_token_id, text.pad_token_id) == (
-        tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id,
-    )  # fmt: skip
-    assert text.eos_token_id == len(tokenizer) - 1 == text.vocab_size - 1
-    assert tokenizer.model_max_length == text.max_position_embeddings
 
 
 @torch.no_grad()

@@ -222,7 +222,7 @@ def test_a_set_without_a_train_split_names_its_splits(hub: dict[tuple[Any, ...],
 
 def test_the_catalogue_says_what_is_offline_and_what_was_never_checked() -> None:
     entries = catalogue()
-    with_weft = ["pydocs", "docstrings", "docstring_preferences", "glyphs", "digits"]
+    with_weft = ["pydocs", "docstrings", "docstring_preferences", "glyphs", "drawings", "digits"]
     assert [entry.name for entry in entries if entry.offline] == with_weft
     assert all("not verified against the hub" in entry.verified for entry in entries if not entry.offline)
     folders = {"office-caltech10", "vlcs", "rosetta-alpaca"}
@@ -235,7 +235,7 @@ def test_the_catalogue_says_what_is_offline_and_what_was_never_checked() -> None
     assert wanted | folders | {"ucf101"} <= set(names)
 
 
-@pytest.mark.parametrize("name", ["pydocs", "docstrings", "docstring_preferences", "glyphs", "digits"])
+@pytest.mark.parametrize("name", ["pydocs", "docstrings", "docstring_preferences", "glyphs", "drawings", "digits"])
 def test_the_catalogue_is_right_about_what_comes_with_weft(name: str) -> None:
     entry, source = next(entry for entry in catalogue() if entry.name == name), load(name)
     assert entry.classes == len(source.classes)
@@ -375,6 +375,6 @@ def test_a_set_of_pictures_that_cannot_be_loaded_names_the_set_of_pictures_that_
     assert "or use glyphs, which needs neither" in refusal("pacs")
 
 
-@pytest.mark.parametrize("name", ["pydocs", "docstrings", "docstring_preferences", "glyphs", "digits"])
+@pytest.mark.parametrize("name", ["pydocs", "docstrings", "docstring_preferences", "glyphs", "drawings", "digits"])
 def test_columns_of_a_set_that_comes_with_weft_cannot_be_named(name: str) -> None:
     assert refusal(name, text="body") == f"{name} has fixed columns, so leave --text out."

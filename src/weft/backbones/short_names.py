@@ -47,9 +47,11 @@ class Known:
         )
 
 
-# of src/weft/backbones/shipped, written by scripts/pretrain_glyphs.py
+# of src/weft/backbones/shipped, written by scripts/pretrain_glyphs.py and scripts/pretrain_drawn.py
 GLYPH_CLIP = "867e6575c7a080333a3adff72979e68a899c9908bbf436763771687b799af2d3"
 GLYPH_VIT = "292b3fb71558fdaee993773fecf6859c90e23072b0c009a2325ed1161fdfe919"
+DRAWN_CLIP = "2c6f3fbe8d8f0f56bbf213371c1cd8f78790cc9058159e991419b44f2e2462ab"
+DRAWN_VIT = "adcc98e2cd11fff4bf83264e9843555816a83da5189267c49b10ca734b088ef8"
 
 KNOWN = {
     k.name: k
@@ -64,6 +66,8 @@ KNOWN = {
         ),
         Known("glyph-clip", "", "image and text", 1, shipped=True, sha256=GLYPH_CLIP),
         Known("glyph-vit", "", "image", 0.2, shipped=True, sha256=GLYPH_VIT),
+        Known("drawn-clip", "", "image and text", 0.6, shipped=True, sha256=DRAWN_CLIP),
+        Known("drawn-vit", "", "image", 0.4, shipped=True, sha256=DRAWN_VIT),
         Known("bert-base", "google-bert/bert-base-uncased", "encoder", 110),
         Known("bert-large", "google-bert/bert-large-uncased", "encoder", 335),
         Known("distilbert", "distilbert/distilbert-base-uncased", "encoder", 67),

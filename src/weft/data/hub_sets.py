@@ -149,6 +149,10 @@ ENTRIES: tuple[Entry, ...] = (
         "drawn from the fonts that matplotlib ships", offline=True,
     ),
     Entry(
+        "drawings", None, None, IMAGE, 20, {"train": 2_400, "unseen": 400}, "domain", "none needed: drawn here",
+        "drawn from polygons that Weft has", offline=True,
+    ),
+    Entry(
         "digits", None, None, IMAGE, 10, {"train": 1_797}, None, "CC BY 4.0",
         "handwritten digits that scikit-learn ships", offline=True,
     ),
