@@ -11,6 +11,7 @@ cell by their hashes (times and memory left out), every number of every cell, an
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import random
@@ -28,6 +29,7 @@ from weft.runs.checkpoint import digest
 
 METHODS = "fedit,ffa-lora,flora,fedsa-lora,fedbf,hetlora"
 OF_THE_MACHINE = ("seconds", "memory")
+COLUMNS = ("training, s", "memory, MB")
 SIZE = [
     "--clients", "10", "--participation", "0.5", "--rounds", "3", "--limit", "800", "--max-length", "32", "--start-head", "probe",
     "--set", "method.steps=4", "--set", "method.batch=8",
@@ -53,14 +55,18 @@ def outcome(folder: Path) -> dict[str, Any]:
     for cell in cells:
         plain = {n: v for n, v in cell.items() if n not in OF_THE_MACHINE}
         found[cell["run"]] = [plain, digest(folder / "cells" / cell["run"])]
-    found["table"] = [_plain(line) for line in (folder / "table.csv").read_text().splitlines()]
+    found["table"] = tables(folder / "table.csv")
     return found
 
 
-def _plain(line: str) -> list[str]:
-    """A row of a table without the columns of the machine, which are the fourth from its end and the last."""
-    fields = line.split(",")
-    return [*fields[:-4], *fields[-3:-1]] if len(fields) > 8 else fields
+def tables(path: Path) -> list[dict[str, str]]:
+    """The rows of all tables of a file, without the columns of the machine."""
+    found: list[dict[str, str]] = []
+    for part in path.read_text().split("# ")[1:]:
+        title, _, lines = part.partition("\n")
+        rows = csv.DictReader(lines.splitlines())
+        found += [{"table": title} | {n: v for n, v in row.items() if n not in COLUMNS} for row in rows]
+    return found
 
 
 def main() -> None:
