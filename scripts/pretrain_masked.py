@@ -3,10 +3,10 @@
     python scripts/pretrain_masked.py [--steps 1800] [--seed 0] [--to src/weft/backbones/shipped]
 
 docs-mlm: a BERT that reads docstrings and comments of the standard library and of packages that come with Weft; nothing is
-downloaded. No row of ``--data pydocs`` (the docstrings of the standard library) is trained on: of its modules only the comments are,
-and of those that it holds out for unseen clients nothing at all. Half of the texts end in the module that they are from, so that the
-model can be asked what a text is about. Writes transformers' own format in float16, with a model card and the measured share of
-hidden tokens that it names right.
+downloaded. No row of ``--data pydocs`` (the docstrings of the standard library) is trained on: of its modules only the comments
+are, and of those that it holds out for unseen clients nothing at all. Half of the texts end in the module that they are from, so
+that the model can be asked what a text is about. Writes transformers' own format in float16, with a model card and the measured
+share of hidden tokens that it names right.
 """
 
 from __future__ import annotations

@@ -38,9 +38,7 @@ TEXTS = ("w1 w5 w2", "w9", "w33 w4 w5 w6 w1 w1 w80")
 
 def of_texts(texts: Sequence[str], pairs: Sequence[str] | None = None) -> Rows:
     n = len(texts)
-    return Rows(
-        texts=list(texts), pairs=None if pairs is None else list(pairs), labels=np.zeros(n, np.int64), ids=np.arange(n)
-    )
+    return Rows(texts=list(texts), pairs=None if pairs is None else list(pairs), labels=np.zeros(n, np.int64), ids=np.arange(n))
 
 
 def backbone(kind: str = "bert", **more: Any) -> Backbone:
@@ -49,9 +47,7 @@ def backbone(kind: str = "bert", **more: Any) -> Backbone:
 
 
 def bench(b: Backbone, texts: Sequence[str] = TEXTS, length: int = 32, prefix: bool = False) -> Bench:
-    return Bench(
-        b, Classification(NAMES), tabulate(b, of_texts(texts), length), 0, PrefixCache(b) if prefix else None
-    )
+    return Bench(b, Classification(NAMES), tabulate(b, of_texts(texts), length), 0, PrefixCache(b) if prefix else None)
 
 
 def by_sentence(kind: str, sentence: str, words: Sequence[Sequence[str]]) -> Tensor:
@@ -62,7 +58,8 @@ def by_sentence(kind: str, sentence: str, words: Sequence[Sequence[str]]) -> Ten
     inputs = tokenizer(sentence, return_tensors="pt")
     slot = inputs["input_ids"][0].tolist().index(tokenizer.mask_token_id)
     logits = model(**inputs).logits[0, slot]
-    return torch.stack([torch.stack([logits[tokenizer.convert_tokens_to_ids(w)] for w in some]).mean() for some in words]).detach()
+    means = [torch.stack([logits[tokenizer.convert_tokens_to_ids(w)] for w in some]).mean() for some in words]
+    return torch.stack(means).detach()
 
 
 def shown(b: Backbone, length: int = 32) -> Tensor:
@@ -232,7 +229,7 @@ def test_what_fills_no_masks_is_refused() -> None:
 
 
 def test_a_checkpoint_without_its_masked_language_head_is_refused() -> None:
-    with pytest.raises(UserError, match="lacks|missing|no weights"):
+    with pytest.raises(UserError, match="has no masked-language head, which fills in words: choose another"):
         load(tiny.folder("bert"), classes=NAMES, device="cpu", task="fill", label_words="")
 
 

@@ -28,6 +28,7 @@ from weft.data.glyphs import CHARACTERS, EACH, FINE, LEFT_OUT, SEEN, SIZE, STYLE
 from weft.data.rows import Rows, Source
 
 SHIPPED = sorted(name for name, known in KNOWN.items() if known.shipped)
+OF_GLYPHS = [name for name in SHIPPED if "image" in KNOWN[name].kind]
 UNSEEN = sorted({font for fonts in STYLES.values() for font in fonts})
 
 
@@ -160,7 +161,7 @@ def folder(name: str) -> Path:
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_weights_are_small_half_precision_and_those_of_their_card(name: str) -> None:
-    assert sum(file.stat().st_size for file in folder(name).iterdir()) <= 3 * 2**20
+    assert sum(file.stat().st_size for file in folder(name).iterdir()) <= 4 * 2**20
     digest = hashlib.sha256((folder(name) / "model.safetensors").read_bytes()).hexdigest()
     card = (folder(name) / "README.md").read_text(encoding="utf-8")
     assert re.findall(r"sha256 of `model.safetensors`: `(\w+)`", card) == [digest]
@@ -181,7 +182,7 @@ def plain(name: str) -> tuple[Any, dict[str, Any]]:
     return ViTModel.from_pretrained(folder(name), add_pooling_layer=False, **options)  # type: ignore[return-value]
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", OF_GLYPHS)
 def test_transformers_loads_a_shipped_backbone_whole_and_its_processor_gives_what_it_was_trained_on(
     name: str, source: Source
 ) -> None:

@@ -30,8 +30,8 @@ class Tune:
 
     Attributes:
         kind: ``lora``, ``bottleneck`` (adapters in each block), ``prefix`` (keys and values in front of those of a row), ``bias``
-            (BitFit), ``tokens`` (among the patches of pictures), ``context`` (before the class names of a CLIP), ``words`` (before a
-            text), ``weights`` (the backbone's own), or ``head`` (nothing but the task's head).
+            (BitFit), ``tokens`` (among the patches of pictures), ``context`` (before the class names of a CLIP), ``words``
+            (before a text), ``weights`` (the backbone's own), or ``head`` (nothing but the task's head).
         rank, alpha: of LoRA; the update is (α/r)·B A.
         at: linear layers that get LoRA, see ``Backbone.sites``.
         reduction: the hidden size over the bottleneck's.

@@ -36,8 +36,8 @@ def filled(backbone: Backbone, rows: Rows, max_length: int) -> Tokens:
     tokenizer = backbone.tokenizer
     if not tokenizer.is_fast:
         raise UserError(
-            f'the tokenizer of "{backbone.name}" does not tell which token belongs to which letters, as one with a tokenizer.json '
-            "does: choose another --model for --task fill."
+            f'the tokenizer of "{backbone.name}" does not tell which token belongs to which letters, as one with a '
+            "tokenizer.json does: choose another --model for --task fill."
         )
     template = backbone.options.filled
     if (rows.pairs is None) != ("{pair}" not in template):
@@ -111,7 +111,10 @@ def _cut(ids: np.ndarray, at: np.ndarray, spans: list[Span], limit: int, templat
     kept = np.ones(len(ids), dtype=bool)
     fixed = len(ids) - sum(map(len, own))
     if fixed >= limit:
-        raise UserError(f'the template "{template}" alone has {fixed} tokens, and --max-length {limit} leaves no room for a text.')
+        raise UserError(
+            f'the template "{template}" alone has {fixed} tokens, and --max-length {limit} leaves no room for a text: give a '
+            "larger one, or a shorter --template."
+        )
     lengths = [len(o) for o in own]
     while fixed + sum(lengths) > limit:
         lengths[lengths.index(max(lengths))] -= 1

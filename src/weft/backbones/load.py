@@ -101,8 +101,8 @@ def load(
             several times slower in bfloat16, measured, but for the long rows of language models), the model's own default
             elsewhere.
         task: what tells classes apart: ``classification``, a linear head; ``similarity``, the text tower of a CLIP and the
-            names of the classes in ``template``; ``fill``, the words that a masked language model fills in; ``tokens``, a linear head for each token; ``auto``: similarity where there is a
-            text tower; ``generation``: the tokens of an answer.
+            names of the classes in ``template``; ``fill``, the words that a masked language model fills in; ``tokens``, a linear
+            head for each token; ``auto``: similarity where there is a text tower; ``generation``: the tokens of an answer.
         template, label_words, calibrate: see :class:`weft.backbones.options.Options`.
         blocks, roles, head: corrections where the description is wrong, see :class:`weft.backbones.options.Options`.
         quantise: ``int8`` or ``int4``, see :mod:`weft.backbones.quantised`; language models only.
@@ -255,6 +255,8 @@ def describe_model(
     outside = {n for n in lost if describe.block_index(n, blocks) is None}
     if outside:
         lost -= tracing.idle(model, inputs if names is None else inputs | {"input_ids": names.ids()}, outside)
+    if filling and any(not n.startswith(prefix + ".") for n in lost):
+        raise fill.headless(name)
     checkpoints.whole(name, lost & set(missing), {n: sizes for n, sizes in resized.items() if n in lost})
     if not heads and not headless:
         raise UserError(f'backbone "{name}" has no classification head that Weft can train: name its modules with --head.')

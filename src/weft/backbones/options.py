@@ -23,8 +23,9 @@ class Options:
 
     Attributes:
         task: ``auto``, ``classification``, ``similarity``, ``fill``, ``tokens``, ``regression``, ``generation`` or ``masked``.
-        template: sentence for class names in a text tower; of fill, the sentence around a text; of generation, how a row becomes a text: a name, a template's text
-            (never its file), or "" = as suits the backbone (see :func:`weft.backbones.prompts.template`).
+        template: sentence for class names in a text tower; of fill, the sentence around a text; of generation, how a row becomes
+            a text: a name, a template's text (never its file), or "" = as suits the backbone (see
+            :func:`weft.backbones.prompts.template`).
         blocks: path of the list of transformer blocks, as in ``model.layers``.
         roles: of linear layers inside a block by the ends of their names, as in ``Wqkv=q+k+v,wo=o``; ``none`` = no place for
             a part.

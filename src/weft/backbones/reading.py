@@ -125,8 +125,8 @@ def _of_fill(config: Any, name: str) -> Any:
     apart = getattr(config, "is_encoder_decoder", False)
     if apart or type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
         raise UserError(
-            f'backbone "{name}" ({config.model_type}) fills no masks: choose an encoder of texts with a masked-language head, such '
-            "as docs-mlm or RoBERTa, or use --task classification."
+            f'backbone "{name}" ({config.model_type}) fills no masks: choose an encoder of texts with a masked-language head, '
+            "such as docs-mlm or RoBERTa, or use --task classification."
         )
     return filling(MODEL_FOR_MASKED_LM_MAPPING[type(config)])
 

@@ -122,13 +122,14 @@ class Tokens:
             return
         if self.tags is not None:
             raise UserError(
-                f"a row has {int(self.widths[longer].max())} tokens, and trained ones leave room for {most}, so that words would be "
-                f"cut off with their tags: give --max-length {most}."
+                f"a row has {int(self.widths[longer].max())} tokens, and trained ones leave room for {most}, so that words would "
+                f"be cut off with their tags: give --max-length {most}."
             )
         frame = self.before + (0 if self.behind is None else int(self.behind[longer].max()))
         if most <= frame:
             raise UserError(
-                f"trained tokens leave room for {max(most, 0)} tokens of a row, of which {frame} are no text: train fewer of them."
+                f"trained tokens leave room for {max(most, 0)} tokens of a row, of which {frame} are no text: train fewer of "
+                "them."
             )
 
 

@@ -98,6 +98,8 @@ def others(method: Method) -> list[str]:
         kinds = IMAGES
     elif "label words" in needs:
         kinds = ENCODERS
+    elif "texts" in needs:
+        kinds = [k for k in SHAPES if k not in IMAGES]
     found = sorted(k for k in kinds if k != at_home)
     turn = crc32(method.info.slug.encode()) % max(len(found), 1)
     return found[turn:] + found[:turn]

@@ -20,7 +20,7 @@ from weft.errors import UserError
 from weft.federation.scope import Scope
 from weft.methods import FedPrompt
 
-M, H, CLASSES = 3, 5, 3
+M, H = 3, 5
 SITE = "bert.embeddings.word_embeddings"
 NAME = f"prompt/{SITE}/words"
 SMALL = FedPrompt(tokens=M, batch=4, optim=FedPrompt().optim.but(lr=0.05, eps=1e-6))
@@ -30,10 +30,8 @@ LABELS = ("w0", "w7", "w14")
 def logits(run: tiny.Federation, words: Tensor, rows: np.ndarray, where: str = "behind") -> Tensor:
     """[n, C], each row a sentence of its own: nothing is padded, and the mask is looked for behind the words."""
     folder = run.bench.backbone.path
-    model, tokenizer = AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.float64).eval(), AutoTokenizer.from_pretrained(folder)
-    model.requires_grad_(False)
-    known = tiny.rows(len(run.bench.table), CLASSES)
-    assert known.texts is not None
+    model = AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.float64).eval().requires_grad_(False)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     wanted = tokenizer.convert_tokens_to_ids(list(LABELS))
     found = []
     for i in rows:
@@ -80,7 +78,7 @@ def test_three_rounds_of_half_the_clients_one_of_them_absent_are_those_done_by_h
         by_hand.close(by_hand.shared(run)[NAME], words, 1e-6)
     everybody = {c.id for c in run.clients if c.n}
     assert any(set(who) != everybody for who in taking_part), "nobody was absent"
-    assert any(1 < len(who) for who in taking_part)
+    assert any(len(who) > 1 for who in taking_part)
     rows = np.arange(len(run.bench.table))
     by_hand.close(run.global_logits(), logits(run, words, rows).float(), 1e-4)
 

@@ -3,9 +3,9 @@
 H. Zhao, W. Du, F. Li, P. Li, G. Liu, "FedPrompt: Communication-Efficient and Privacy-Preserving Prompt Tuning in Federated
 Learning", ICASSP 2023, arXiv 2208.12268.
 
-A text stands in a template with a mask, behind the soft words P; its class is the one whose label word the frozen model holds most
-likely there. Every client trains its copy of P by cross-entropy over the label words, and the server takes their mean by examples.
-Template and label words are those of the run (``--template``, ``--label-words``); no head is trained.
+A text stands in a template with a mask, behind the soft words P; its class is the one whose label word the frozen model holds
+most likely there. Every client trains its copy of P by cross-entropy over the label words, and the server takes their mean by
+examples. Template and label words are those of the run (``--template``, ``--label-words``); no head is trained.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class FedPrompt(Method):
             "prefix tuning, nor Laplace noise of parameters, for which the paper gives neither bound nor scale."
         ),
         sends="the soft words, and the number of examples",
-        needs=("label words",),
+        needs=("texts", "label words"),
     )
 
     tokens: Count = 20
@@ -67,7 +67,7 @@ class FedPrompt(Method):
     def adapt(self, backbone: Backbone, task: Task, client: ClientInfo) -> Adaptation:
         if backbone.heads:
             raise UserError(
-                f'backbone "{backbone.name}" has a head, and fedprompt trains none: use --task fill with a masked language model, '
-                "such as --model docs-mlm."
+                f'backbone "{backbone.name}" has a head, and fedprompt trains none: use --task fill with a masked language '
+                "model, such as --model docs-mlm."
             )
         return {"prompt": (SoftWords(self.tokens, self.where, self.encoder, self.hidden, self.phrase), SHARED)}
