@@ -122,13 +122,15 @@ def _of_fill(config: Any, name: str) -> Any:
 
     from weft.backbones.fill import filling
 
-    apart = getattr(config, "is_encoder_decoder", False)
-    if apart or type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
+    found: Any = None
+    if not getattr(config, "is_encoder_decoder", False) and type(config) in MODEL_FOR_MASKED_LM_MAPPING:
+        found = MODEL_FOR_MASKED_LM_MAPPING[type(config)]
+    if found is None:
         raise UserError(
             f'backbone "{name}" ({config.model_type}) fills no masks: choose an encoder of texts with a masked-language head, '
             "such as docs-mlm or RoBERTa, or use --task classification."
         )
-    return filling(MODEL_FOR_MASKED_LM_MAPPING[type(config)])
+    return filling(found)
 
 
 def _of_tokens(config: Any, name: str) -> Any:

@@ -71,4 +71,4 @@ class MFPT(Method):
         head: Adaptation = {"head": (task.head, SHARED)}
         if not self.tokens:
             return head
-        return {"prompt": (SoftWords(self.tokens, self.where, self.encoder, self.hidden), SHARED)} | head
+        return {"prompt": (SoftWords(self.tokens, self.where, self.encoder, self.hidden), SHARED), **head}
