@@ -262,7 +262,7 @@ def card(digest: str, size: int, right: float, texts: int, options: str) -> str:
         [
             "---", "license: apache-2.0", "library_name: transformers", "tags: [weft, federated-learning]", "---",
             "# docs-mlm", "",
-            f"A small masked language model: a ModernBERT of {LAYERS} blocks of width {WIDTH}, a WordPiece vocabulary of its own,",
+            f"A small masked language model: a ModernBERT of {LAYERS} blocks of width {WIDTH}, and WordPiece of its own,",
             f"lower case, {VOCABULARY:,} tokens, rows of up to {LENGTH}.", "",
             f"- {size:,} parameters, float16; sha256 of `model.safetensors`: `{digest}`",
             f"- It names {right:.1%} of the hidden tokens of held-out rows of its own text right.",
