@@ -268,7 +268,11 @@ def test_nothing_that_travels_is_a_buffer_or_an_integer(slug: str, model: str) -
     method = small(slug)
     kind = model if "images" not in method.info.needs or model in tiny.IMAGES else "vit"
     kind = "vit" if kind == "clip" and "head" in method.info.needs else kind  # which has none, but for the names of classes
-    backbone = tiny.backbone(tiny.home(method) if "two towers" in method.info.needs else kind)
+    if "texts" in method.info.needs and kind in tiny.IMAGES:
+        kind = "bert"
+    if "label words" in method.info.needs and kind not in tiny.ENCODERS:
+        kind = "bert"
+    backbone = tiny.backbone(tiny.home(method) if "two towers" in method.info.needs else kind, task=tiny.task_of(method))
     adaptation = method.adapt(backbone, Classification(tiny.names(3)), ClientInfo(""))
     whole = backbone.model
     buffers = {n for n, _ in whole.named_buffers()}

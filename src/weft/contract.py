@@ -17,6 +17,7 @@ from weft.adaptation.part import Part
 from weft.adaptation.prefix_tuning import Prefix
 from weft.adaptation.residual import Residual
 from weft.adaptation.routed import Routed
+from weft.adaptation.soft_words import SoftWords, WordEncoder, WordPlace
 from weft.adaptation.sparse_weights import Density, SparseWeights
 from weft.adaptation.tokens import ClassContext, ImageTokens, Place
 from weft.adaptation.tune import Tune
@@ -89,6 +90,7 @@ __all__ = [
     "ServerState",
     "Share",
     "Site",
+    "SoftWords",
     "SparseWeights",
     "Task",
     "Tune",
@@ -101,6 +103,8 @@ __all__ = [
     "Weighting",
     "Weights",
     "Whole",
+    "WordEncoder",
+    "WordPlace",
     "average",
     "dealt",
     "distillation",

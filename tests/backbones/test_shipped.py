@@ -14,12 +14,13 @@ from transformers import AutoImageProcessor, AutoTokenizer
 from shipped import SHIPPED, folder, plain
 from weft.backbones.short_names import KNOWN
 
+OF_PICTURES = [name for name in SHIPPED if "image" in KNOWN[name].kind]
 CLIPS = [name for name in SHIPPED if KNOWN[name].kind == "image and text"]
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_weights_are_small_half_precision_and_those_of_their_card(name: str) -> None:
-    assert sum(file.stat().st_size for file in folder(name).iterdir()) <= 3 * 2**20
+    assert sum(file.stat().st_size for file in folder(name).iterdir()) <= 4 * 2**20
     digest = hashlib.sha256((folder(name) / "model.safetensors").read_bytes()).hexdigest()
     card = (folder(name) / "README.md").read_text(encoding="utf-8")
     assert re.findall(r"sha256 of `model.safetensors`: `(\w+)`", card) == [digest]
@@ -34,7 +35,7 @@ def test_shipped_weights_are_small_half_precision_and_those_of_their_card(name: 
     assert KNOWN[name].parameters == pytest.approx(count / 1e6, abs=0.1)
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", OF_PICTURES)
 def test_transformers_loads_a_shipped_backbone_whole_and_its_processor_gives_what_it_was_trained_on(name: str) -> None:
     model, info = plain(name)
     assert not any(info[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys"))

@@ -58,6 +58,8 @@ class Anything(Tuned):
 TUNED = {
     "prefix": Tune("prefix", tokens=3),
     "prefix of an MLP": Tune("prefix", tokens=3, hidden=4),
+    "words": Tune("words", tokens=3),
+    "words of an MLP": Tune("words", tokens=3, hidden=4),
     "adapters in sublayers": Tune("bottleneck", reduction=8, placement="sublayers", activation="gelu_new"),
     "adapters in the feed-forward": Tune("bottleneck", reduction=8, placement="ffn", up_std=0.0),
 }

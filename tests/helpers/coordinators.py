@@ -31,7 +31,7 @@ class Coordinator:
         self.method, self.root = small(slug), root
         home = tiny.home(self.method)
         data = toy_runs.source(24, reads="images" if home in tiny.IMAGES else "texts")
-        wanted = {"method": slug, "model": tiny.folder(home), "clients": 3, "rounds": 3, "max_length": 16, "device": "cpu"}
+        wanted = {"method": slug, **toy_runs.model_for(self.method), "clients": 3, "rounds": 3, "max_length": 16, "device": "cpu"}
         self.x = resolve(wanted | {"precision": "float64", "partition": "iid"}).experiment
         self.material = prepare(self.x, data, weft.Observer(), self.method.info.needs)
         self.die: tuple[str, int] | None = None

@@ -27,10 +27,13 @@ from weft.testing.models import (
     backbone,
     folder,
     home,
+    home_folder,
     hooks,
+    label_words,
     names,
     root,
     scramble,
+    task_of,
     tokenizer,
 )
 
@@ -48,8 +51,10 @@ __all__ = [
     "folder",
     "fresh",
     "home",
+    "home_folder",
     "hooks",
     "hub",
+    "label_words",
     "mixed_federation",
     "names",
     "root",
@@ -57,6 +62,7 @@ __all__ = [
     "scramble",
     "states",
     "table",
+    "task_of",
     "tokenizer",
 ]
 

@@ -12,7 +12,9 @@ import tiny
 import weft
 from command_line import table
 from weft.backbones.backbone import Backbone
+from weft.backbones.options import FILL
 from weft.data.rows import Source
+from weft.federation.method import Method
 from weft.playing import execute
 from weft.runs import prepare
 from weft.storage import files
@@ -66,6 +68,12 @@ class Dies(Told):
 
 def source(n: int = 60, seed: int = 0, reads: str = "texts") -> Source:
     return Source("toy", CLASSES, tiny.rows(n, len(CLASSES), seed, reads=reads), fingerprint=f"toy {n} {seed}")
+
+
+def model_for(method: Method) -> dict[str, str]:
+    """Settings of a run: a backbone that has what a method needs."""
+    words = {"label_words": tiny.label_words(CLASSES)} if tiny.task_of(method) == FILL else {}
+    return {"model": tiny.home_folder(method)} | words
 
 
 def light(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -162,7 +162,7 @@ def test_a_package_that_can_not_be_imported_is_a_sentence(install: Install) -> N
         (
             card('needs=("imges",)'),
             POINT,
-            'unknown need "imges" in Mine.info (did you mean "images"?); it is one of images, head,',
+            'unknown need "imges" in Mine.info (did you mean "images"?); it is one of images, texts,',
         ),
         (
             card('challenges=("data heterogenity",)'),

@@ -115,7 +115,7 @@ def test_every_method_goes_on_from_its_checkpoint_as_if_it_had_never_stopped(slu
         own["rank"] = 8
     common: dict[str, Any] = {
         "method": slug,
-        "model": tiny.folder(home),
+        **toy_runs.model_for(method),
         "data": data,
         "rounds": 3,
         "clients": 4,

@@ -49,7 +49,11 @@ class Part(Protocol):
         ...
 
     def inputs(self, backbone: Backbone, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The model's inputs with this part on: tokens of its own among those of the text tower."""
+        """The model's inputs with this part on: tokens of its own among those of a row, or of the text tower."""
+        ...
+
+    def room(self, backbone: Backbone) -> int:
+        """How many tokens of its own stand in a row."""
         ...
 
     @property
@@ -119,6 +123,9 @@ class Additive:
 
     def inputs(self, backbone: Backbone, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         return inputs
+
+    def room(self, backbone: Backbone) -> int:
+        return 0
 
     @property
     def rates(self) -> Mapping[str, float]:

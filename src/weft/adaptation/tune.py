@@ -11,6 +11,7 @@ from weft.adaptation.bottleneck import Activation, Bottleneck, Placement
 from weft.adaptation.lora import LoRA
 from weft.adaptation.part import Part
 from weft.adaptation.prefix_tuning import Prefix
+from weft.adaptation.soft_words import SoftWords
 from weft.adaptation.tokens import ClassContext, ImageTokens
 from weft.adaptation.weights import Weights
 from weft.errors import UserError
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from weft.backbones.backbone import Backbone
 
 
-Kind = Literal["lora", "bottleneck", "prefix", "bias", "tokens", "context", "weights", "head"]
+Kind = Literal["lora", "bottleneck", "prefix", "bias", "tokens", "context", "words", "weights", "head"]
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ class Tune:
 
     Attributes:
         kind: ``lora``, ``bottleneck`` (adapters in each block), ``prefix`` (keys and values in front of those of a row), ``bias``
-            (BitFit), ``tokens`` (among the patches of pictures), ``context`` (before the class names of a CLIP), ``weights`` (the
-            backbone's own), or ``head`` (nothing but the task's head).
+            (BitFit), ``tokens`` (among the patches of pictures), ``context`` (before the class names of a CLIP), ``words``
+            (before a text), ``weights`` (the backbone's own), or ``head`` (nothing but the task's head).
         rank, alpha: of LoRA; the update is (α/r)·B A.
         at: linear layers that get LoRA, see ``Backbone.sites``.
         reduction: the hidden size over the bottleneck's.
@@ -38,10 +39,10 @@ class Tune:
             too).
         activation: of bottlenecks, ``relu`` or ``gelu_new``.
         up_std: of the start values of a bottleneck's second matrix; None = as its first; 0 = the model begins as the frozen one.
-        hidden: width of the MLP that makes the prefix; None = without one.
+        hidden: width of the MLP that makes the prefix, or the words; None = without one.
         biases: which biases: ``all`` of the encoder, ``blocks``, ``linear`` or ``norm``.
         add_missing: give linear layers without a bias (LLaMA, T5) a zero one instead of refusing such a backbone.
-        tokens: how many, of a prefix, among patches or in the context.
+        tokens: how many, of a prefix, among patches, in the context or before a text.
         deep: new tokens among the patches at every block.
         weights: which of the backbone's own: ``all``, those in the ``blocks``, or patterns of their names (``*.layer.5.*``);
             several joined by commas.
@@ -90,6 +91,7 @@ PARTS: dict[str, Callable[[Tune], Part]] = {
     "bias": lambda t: Bias(t.biases, t.add_missing),
     "tokens": lambda t: ImageTokens(t.tokens, t.deep),
     "context": lambda t: ClassContext(t.tokens),
+    "words": lambda t: SoftWords(t.tokens) if t.hidden is None else SoftWords(t.tokens, encoder="mlp", hidden=t.hidden),
     "weights": lambda t: Weights(t.weights),
 }
 """The part that each kind stands for."""

@@ -189,6 +189,21 @@ class Weave:
         rows = self._texts[key]
         return inputs | {"input_ids": rows.repeat(k, 1), "classes": len(rows)}
 
+    def room(self, use: Mapping[str, Weight] | None) -> int:
+        """How many tokens of parts stand in each row."""
+        return sum(part.room(self.backbone) for part in self._among_tokens(use))
+
+    def grown(self, inputs: dict[str, Tensor], use: Mapping[str, Weight] | None) -> dict[str, Tensor]:
+        """Rows of a batch with the tokens that parts put into them."""
+        for part in self._among_tokens(use):
+            inputs = part.inputs(self.backbone, inputs)
+        return inputs
+
+    def _among_tokens(self, use: Mapping[str, Weight] | None) -> list[Part]:
+        """Parts with tokens of their own among those of the rows, that are on."""
+        here = {p.part_name: p.part for p in self.placed if p.part.mode == "embeds" and not p.site.tower}
+        return [part for name, part in here.items() if use is None or name in use]
+
     # values of the clients in the rows ----------------------------------------------------------------------------
 
     def _works(self, part: Part, name: str) -> bool:

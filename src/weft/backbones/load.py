@@ -8,14 +8,16 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from weft.backbones import describe, gguf_file, quantised
+from weft.backbones import describe, fill, gguf_file, quantised
 from weft.backbones import trace as tracing
 from weft.backbones.backbone import TEXT_TOWER, Backbone
+from weft.backbones.fill_table import of_nothing
 from weft.backbones.finding import config_of, described, find, hash_weights, stored
-from weft.backbones.options import GENERATION, LANGUAGE, Options
+from weft.backbones.options import FILL, GENERATION, LANGUAGE, Options
 from weft.backbones.pixels import picture_shape
 from weft.backbones.prompts import spelt_out
 from weft.backbones.quantised import Quantisation
@@ -84,6 +86,8 @@ def load(
     trust_remote_code: bool = False,
     quantise: str = "none",
     device_map: str = "none",
+    label_words: str = "",
+    calibrate: bool = False,
     say: Callable[[str], None] | None = None,
 ) -> Backbone:
     """Load a frozen backbone that tells ``classes`` apart.
@@ -97,9 +101,9 @@ def load(
             several times slower in bfloat16, measured, but for the long rows of language models), the model's own default
             elsewhere.
         task: what tells classes apart: ``classification``, a linear head; ``similarity``, the text tower of a CLIP and the
-            names of the classes in ``template``; ``tokens``, a linear head for each token; ``auto``: similarity where there is a
-            text tower; ``generation``: the tokens of an answer.
-        template: see :class:`weft.backbones.options.Options`.
+            names of the classes in ``template``; ``fill``, the words that a masked language model fills in; ``tokens``, a linear
+            head for each token; ``auto``: similarity where there is a text tower; ``generation``: the tokens of an answer.
+        template, label_words, calibrate: see :class:`weft.backbones.options.Options`.
         blocks, roles, head: corrections where the description is wrong, see :class:`weft.backbones.options.Options`.
         quantise: ``int8`` or ``int4``, see :mod:`weft.backbones.quantised`; language models only.
         device_map: ``auto`` spreads the modules of a language model over all GPUs, see Accelerate.
@@ -108,7 +112,7 @@ def load(
     Raises:
         UserError: unknown name, weights that can't be had, a corrupt packaged file, an architecture without blocks or head.
     """
-    options = Options(task, spelt_out(template) if task == GENERATION else template, blocks, roles, head)
+    options = Options(task, spelt_out(template) if task == GENERATION else template, blocks, roles, head, label_words, calibrate)
     where, known, hub_id = find(name, say)
     target = pick_device(device)
     dtype = pick_precision(precision, target)
@@ -152,6 +156,8 @@ def load(
         if names is None:
             raise UserError(f'backbone "{name}" compares images with the names of the classes: give them instead of a number.')
         class_names = ClassNames(read.tokenizer, names, options.sentence, int(model.config.text_config.max_position_embeddings))
+    if task == FILL and names is None:
+        raise UserError(f'backbone "{name}" tells the classes apart by words: give their names instead of a number.')
     return describe_model(
         model,
         read.tokenizer,
@@ -161,6 +167,7 @@ def load(
         notes=notes,
         processor=read.processor,
         names=class_names,
+        classes=names if task == FILL else None,
         name=name,
         hub_id=hub_id or None,
         path=where,
@@ -182,6 +189,7 @@ def describe_model(
     notes: Sequence[str] = (),
     processor: Any = None,
     names: ClassNames | None = None,
+    classes: Sequence[str] | None = None,
     name: str,
     hub_id: str | None = None,
     path: str = "",
@@ -195,7 +203,7 @@ def describe_model(
 
     Args:
         missing, resized, unread: of its checkpoint, see :class:`weft.backbones.reading.Read`. notes: on its files. by: what has
-            quantised it.
+            quantised it. classes: their names, where they are told apart by words for them.
 
     Raises:
         UserError: the checkpoint or the tokenizer does not belong to the model, or its structure can't be told.
@@ -203,7 +211,8 @@ def describe_model(
     options = options or Options()
     endings = options.endings
     config = model.config
-    language = options.task in LANGUAGE
+    language, filling = options.task in LANGUAGE, options.task == FILL
+    headless = language or filling or names is not None
     apart = bool(getattr(config, "is_encoder_decoder", False))
     if apart and not language:
         raise UserError(
@@ -239,22 +248,26 @@ def describe_model(
     blocks = [b for stack in stacks.values() for b in stack] or describe.find_blocks(base, prefix, layers, options.blocks)
     describe.check_endings(model, blocks, endings)
     notes += checkpoints.unread(blocks[0].rsplit(".", 1)[0], len(blocks), unread)
-    heads = [] if names is not None or language else describe.head_sites(model, prefix, fresh, options.heads)
+    heads = [] if headless else describe.head_sites(model, prefix, fresh, options.heads)
     own = {h.name for h in heads}
     inputs = tracing.words(model) if processor is None else tracing.pictures(*picture_shape(config, processor)[1:])
     lost = {n for n in fresh if n.rsplit(".", 1)[0] not in own}
     outside = {n for n in lost if describe.block_index(n, blocks) is None}
     if outside:
         lost -= tracing.idle(model, inputs if names is None else inputs | {"input_ids": names.ids()}, outside)
+    if filling and any(not n.startswith(prefix + ".") for n in lost):
+        raise fill.headless(name)
     checkpoints.whole(name, lost & set(missing), {n: sizes for n, sizes in resized.items() if n in lost})
-    if not heads and names is None and not language:
+    if not heads and not headless:
         raise UserError(f'backbone "{name}" has no classification head that Weft can train: name its modules with --head.')
     originals = {
         n: p.detach().float().clone()
         for n, p in model.named_parameters()
         if n not in fresh and (n.endswith("bias") or n.rsplit(".", 1)[0] in own)
     }
-    reads_out = vocabulary(name, model, inputs) if language else None
+    reads_out = vocabulary(name, model, inputs) if language or filling else None
+    if filling:
+        inputs = fill.prepared(name, model, tokenizer, options.label_words, classes or (), reads_out, inputs)
     extra = {} if names is None else {"text_embeds": model.embed_texts(names.ids()).detach()}
     seen = tracing.trace(model, blocks, inputs | extra, text)
     norms = describe.norm_sites(model, blocks, own, text)
@@ -301,13 +314,16 @@ def describe_model(
         picture_tokens=0 if processor is None else seen.tokens,
         names=names,
         options=options,
-        vocabulary=reads_out,
+        vocabulary=reads_out if language else None,
         encoder_decoder=apart,
         quantised="" if by is None else str(by),
         fresh=frozenset(fresh),
     )
     if names is not None:
         describe.text_tower(found, endings)
+    if filling and options.calibrate:
+        with torch.no_grad():
+            found.model.base_logits = model(**found.to_model(of_nothing(found).collate(np.zeros(1, np.int64)))).logits[0]
     return found
 
 

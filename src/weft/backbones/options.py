@@ -11,6 +11,8 @@ NO_SITE = "none"  # instead of a role: no place for a part
 TEMPLATE = "a photo of a {}."
 GENERATION = "generation"
 MASKED = "masked"
+FILL = "fill"
+FILLED = "{} It was {mask}."
 LANGUAGE = (GENERATION, MASKED)
 """Tasks of models with an output layer over a vocabulary."""
 
@@ -20,13 +22,16 @@ class Options:
     """What :func:`weft.backbones.load.load` takes beside a name and classes; the last three correct wrong guesses.
 
     Attributes:
-        task: ``auto``, ``classification``, ``similarity``, ``tokens``, ``regression``, ``generation`` or ``masked``.
-        template: sentence for class names in a text tower; of generation, how a row becomes a text: a name, a template's text
-            (never its file), or "" = as suits the backbone (see :func:`weft.backbones.prompts.template`).
+        task: ``auto``, ``classification``, ``similarity``, ``fill``, ``tokens``, ``regression``, ``generation`` or ``masked``.
+        template: sentence for class names in a text tower; of fill, the sentence around a text; of generation, how a row becomes
+            a text: a name, a template's text (never its file), or "" = as suits the backbone (see
+            :func:`weft.backbones.prompts.template`).
         blocks: path of the list of transformer blocks, as in ``model.layers``.
         roles: of linear layers inside a block by the ends of their names, as in ``Wqkv=q+k+v,wo=o``; ``none`` = no place for
             a part.
         head: names of the modules that make the head, joined by commas.
+        label_words: of fill, what stands for a class, as in ``CLASS=word+word,CLASS=word``; its name where none is given.
+        calibrate: of fill, logits are what a text adds to those of an empty one.
     """
 
     task: str = "auto"
@@ -34,10 +39,14 @@ class Options:
     blocks: str = ""
     roles: str = ""
     head: str = ""
+    label_words: str = ""
+    calibrate: bool = False
 
     def __post_init__(self) -> None:
         _ = self.endings  # a wrong one is said before anything is loaded
-        if self.task not in LANGUAGE and self.sentence.count("{}") != 1:
+        if self.task == FILL:
+            _check_filled(self.filled)
+        elif self.task not in LANGUAGE and self.sentence.count("{}") != 1:
             many = "no" if "{}" not in self.sentence else "more than one"
             raise UserError(
                 f'the template "{self.sentence}" has {many} {{}} for the name of a class: write one, as in "{TEMPLATE}".'
@@ -47,6 +56,11 @@ class Options:
     def sentence(self) -> str:
         """Around the name of a class."""
         return self.template or TEMPLATE
+
+    @property
+    def filled(self) -> str:
+        """Around a text, with a mask."""
+        return self.template or FILLED
 
     @property
     def prompt(self) -> str:
@@ -75,6 +89,17 @@ class Options:
     @property
     def heads(self) -> tuple[str, ...]:
         return tuple(n.strip() for n in self.head.split(",") if n.strip())
+
+
+def _check_filled(template: str) -> None:
+    """
+    Raises:
+        UserError: it lacks a place for the text or for the word that is looked for.
+    """
+    for place, what in (("{}", "the text"), ("{mask}", "the word that tells its class")):
+        if template.count(place) != 1:
+            many = "no" if place not in template else "more than one"
+            raise UserError(f'the template "{template}" has {many} {place} for {what}: write one, as in "{FILLED}".')
 
 
 def sentence(template: str, name: str) -> str:

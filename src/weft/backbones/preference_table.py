@@ -48,9 +48,9 @@ class Preferences(Replies):
     def places(self, index: np.ndarray) -> Tensor:
         return self.sequences.places(_both(index))
 
-    def collate(self, index: np.ndarray, width: int | None = None) -> dict[str, Tensor]:
+    def collate(self, index: np.ndarray, width: int | None = None, most: int | None = None) -> dict[str, Tensor]:
         """Inputs [2m, T]."""
-        return self.sequences.collate(_both(index), width)
+        return self.sequences.collate(_both(index), width, most)
 
     def prompts(self, index: np.ndarray) -> dict[str, Tensor]:
         return self.sequences.prompts(np.where(index >= 0, 2 * index, -1))

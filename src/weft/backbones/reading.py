@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from weft import distribution
-from weft.backbones.options import GENERATION, LANGUAGE, MASKED
+from weft.backbones.options import FILL, GENERATION, LANGUAGE, MASKED
 from weft.backbones.short_names import KNOWN
 from weft.checks.checkpoints import Shape
 from weft.errors import UserError
@@ -61,6 +61,8 @@ def model_class(config: Any, name: str, task: str) -> Any:
         return _of_language(config, name)
     if task == MASKED:
         return _of_masks(config, name)
+    if task == FILL:
+        return _of_fill(config, name)
     towers = config.model_type == "clip"
     if config.model_type in ("t5", "mt5") and task != "similarity":
         from weft.backbones import t5
@@ -113,6 +115,22 @@ def _of_masks(config: Any, name: str) -> Any:
             "RoBERTa, or use --task generation."
         )
     return AutoModelForMaskedLM
+
+
+def _of_fill(config: Any, name: str) -> Any:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
+
+    from weft.backbones.fill import filling
+
+    found: Any = None
+    if not getattr(config, "is_encoder_decoder", False) and type(config) in MODEL_FOR_MASKED_LM_MAPPING:
+        found = MODEL_FOR_MASKED_LM_MAPPING[type(config)]
+    if found is None:
+        raise UserError(
+            f'backbone "{name}" ({config.model_type}) fills no masks: choose an encoder of texts with a masked-language head, '
+            "such as docs-mlm or RoBERTa, or use --task classification."
+        )
+    return filling(found)
 
 
 def _of_tokens(config: Any, name: str) -> Any:

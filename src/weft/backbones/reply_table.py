@@ -97,10 +97,10 @@ class Pairs(Replies):
     def places(self, index: np.ndarray) -> Tensor:
         return self.targets(index)[1]
 
-    def collate(self, index: np.ndarray, width: int | None = None) -> dict[str, Tensor]:
+    def collate(self, index: np.ndarray, width: int | None = None, most: int | None = None) -> dict[str, Tensor]:
         labels, mask = self.targets(index)
         mask[:, 0] |= ~mask.any(1)  # a padding row writes one token, which weighs nothing
-        return super().collate(index, width) | {"decoder_input_ids": self.shifted(labels.masked_fill(~mask, -100))}
+        return super().collate(index, width, most) | {"decoder_input_ids": self.shifted(labels.masked_fill(~mask, -100))}
 
     def prompts(self, index: np.ndarray) -> dict[str, Tensor]:
         return super().collate(index)

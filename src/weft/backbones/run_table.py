@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from weft.backbones.fill_table import filled
 from weft.backbones.masked_table import masked
-from weft.backbones.options import MASKED
+from weft.backbones.options import FILL, MASKED
 from weft.backbones.pixels import Pixels, pixels
 from weft.backbones.preference_table import preferences
 from weft.backbones.reply_table import replies
@@ -34,6 +35,8 @@ def tabulate(backbone: Backbone, rows: Rows, max_length: int = 128) -> Table:
         )
     if rows.images is not None:
         return pixels(backbone, rows)
+    if backbone.options.task == FILL:
+        return filled(backbone, rows, max_length)
     if backbone.options.task == MASKED:
         return masked(backbone, rows, max_length)
     if rows.rejected is not None:

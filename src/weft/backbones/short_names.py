@@ -109,4 +109,6 @@ KNOWN = {
 
 def usual(needs: Collection[str]) -> str:
     """The backbone that comes along with Weft for a method of these needs (of its identity card)."""
+    if "label words" in needs:
+        return "docs-mlm"
     return "glyph-clip" if "two towers" in needs else "glyph-vit" if "images" in needs else "minilm"

@@ -30,6 +30,8 @@ class Tokens:
         tags: int32 [total], of the first token of each tagged word, -1 of others; None where words are not tagged.
         allowed: bool [n, C], the classes that each row may have; None = all. numbers: float64 [n], of a regression.
         notes: on words that have no token.
+        before, behind: of each row, tokens in front of its text, and behind it int64 [n]: special ones and those of a template.
+            None = none.
     """
 
     ids: np.ndarray
@@ -44,6 +46,8 @@ class Tokens:
     allowed: np.ndarray | None = None
     numbers: np.ndarray | None = None
     notes: tuple[str, ...] = ()
+    before: int = 0
+    behind: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -72,9 +76,19 @@ class Tokens:
                 found[row, : lengths[row]] = self.tags[self.offsets[i] : self.offsets[i + 1]]
         return found
 
-    def collate(self, index: np.ndarray, width: int | None = None) -> dict[str, torch.Tensor]:
-        """Right-padded model inputs for the rows ``index`` ([m]; -1 = an empty padding row): tensors [m, T]."""
+    def collate(self, index: np.ndarray, width: int | None = None, most: int | None = None) -> dict[str, torch.Tensor]:
+        """Right-padded model inputs for the rows ``index`` ([m]; -1 = an empty padding row): tensors [m, T].
+
+        Args:
+            most: tokens of the longest row, beyond which texts are cut at their end; None = rows stay as they are.
+
+        Raises:
+            UserError: a row would lose all of its text, or a word with its tag.
+        """
         lengths = np.where(index >= 0, self.widths[index], 1) if len(self) else np.ones(len(index), dtype=np.int64)
+        if most is not None:
+            self._check_cut(index[index >= 0], most)
+            lengths = np.minimum(lengths, most)
         width = int(max(lengths.max(initial=1), width or 1))
         ids = np.full((len(index), width), self.pad, dtype=np.int64)
         mask = np.zeros((len(index), width), dtype=np.int64)
@@ -83,15 +97,49 @@ class Tokens:
             if i < 0:
                 mask[row, 0] = 1  # attention over nothing is not defined: a padding row sees one padding token
                 continue
-            a, b = self.offsets[i], self.offsets[i + 1]
-            ids[row, : b - a] = self.ids[a:b]
-            mask[row, : b - a] = 1
+            n = int(lengths[row])
+            own = self._kept(i, n)
+            ids[row, :n] = self.ids[own]
+            mask[row, :n] = 1
             if types is not None and self.types is not None:
-                types[row, : b - a] = self.types[a:b]
+                types[row, :n] = self.types[own]
         out = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
         if types is not None:
             out["token_type_ids"] = torch.from_numpy(types)
         return out
+
+    def _kept(self, i: int, n: int) -> slice | np.ndarray:
+        """Where the n tokens lie that are kept of a row: its text is cut at the end."""
+        a, b = self.offsets[i], self.offsets[i + 1]
+        if n == b - a:
+            return slice(a, b)
+        end = b - (0 if self.behind is None else self.behind[i])
+        return np.r_[a : end - (b - a - n), end:b]
+
+    def _check_cut(self, rows: np.ndarray, most: int) -> None:
+        longer = rows[self.widths[rows] > most]
+        if not len(longer):
+            return
+        if self.tags is not None:
+            raise UserError(
+                f"a row has {int(self.widths[longer].max())} tokens, and trained ones leave room for {most}, so that words would "
+                f"be cut off with their tags: give --max-length {most}."
+            )
+        frame = self.before + (0 if self.behind is None else int(self.behind[longer].max()))
+        if most <= frame:
+            raise UserError(
+                f"trained tokens leave room for {max(most, 0)} tokens of a row, of which {frame} are no text: train fewer of "
+                "them."
+            )
+
+
+def frame(tokenizer: Any) -> tuple[int, int]:
+    """How many special tokens a tokenizer puts in front of a text, and behind it."""
+    whole, bare = (tokenizer("a photo", add_special_tokens=special)["input_ids"] for special in (True, False))
+    for start in range(len(whole) - len(bare) + 1):
+        if whole[start : start + len(bare)] == bare:
+            return start, len(whole) - start - len(bare)
+    return 0, 0
 
 
 def tokenize(backbone: Backbone, rows: Rows, max_length: int = 128) -> Tokens:
@@ -121,6 +169,7 @@ def tokenize(backbone: Backbone, rows: Rows, max_length: int = 128) -> Tokens:
             types += [np.asarray(r, dtype=np.int8) for r in out["token_type_ids"]]
     flat = np.concatenate(ids) if ids else np.zeros(0, np.int32)
     offsets = np.concatenate([[0], np.cumsum([len(r) for r in ids])]).astype(np.int64)
+    before, behind = frame(tokenizer)
     tags, notes = (None, ()) if rows.tags is None else _placed(rows, starts, [len(r) for r in ids], limit)
     return Tokens(
         ids=flat,
@@ -135,6 +184,8 @@ def tokenize(backbone: Backbone, rows: Rows, max_length: int = 128) -> Tokens:
         allowed=rows.allowed,
         numbers=rows.numbers,
         notes=notes,
+        before=before,
+        behind=np.full(len(rows), behind, dtype=np.int64),
     )
 
 

@@ -49,14 +49,17 @@ class What(Group):
         everyday=True,
         common=True,
     )
-    task: Literal["auto", "classification", "similarity", "tokens", "regression", "generation", "masked", "preference"] = setting(
+    task: Literal[
+        "auto", "classification", "similarity", "fill", "tokens", "regression", "generation", "masked", "preference"
+    ] = setting(
         "auto",
-        "What is predicted: `classification` (a linear head), `similarity` (a CLIP and class names), `tokens`, `regression`, "
-        "`generation`, `masked`, `preference`.",
-        "`tokens` gives each word a tag, `regression` each row a number, `generation` writes an answer to each prompt, `masked` "
-        "finds hidden words, `preference` learns the better of two answers (DPO). `auto` is tokens where words are tagged, "
-        "generation where rows hold prompts and answers, preference where they hold two answers, and similarity where there is a "
-        "text tower, unless the method trains a head.",
+        "What is predicted: `classification` (a linear head), `similarity` (a CLIP and class names), `fill` (a masked word), "
+        "`tokens`, `regression`, `generation`, `masked`, `preference`.",
+        "`fill` takes the class whose word a masked language model puts in the place of a mask, `tokens` gives each word a tag, "
+        "`regression` each row a number, `generation` writes an answer to each prompt, `masked` finds hidden words, `preference` "
+        "learns the better of two answers (DPO). `auto` is tokens where words are tagged, generation where rows hold prompts and "
+        "answers, preference where they hold two answers, fill where the method is of label words, and similarity where there is "
+        "a text tower, unless the method trains a head.",
         common=True,
     )
     metrics: Annotated[list[str], Field(strict=False), BeforeValidator(_apart)] = setting(
@@ -74,11 +77,22 @@ class What(Group):
     template: str = setting(
         "",
         "Generation: `chat`, `alpaca`, `plain`, or a file with `{instruction}` and `{output}`; similarity: the sentence around a "
-        "class.",
+        "class; fill: the one around a text.",
         "`chat` is the tokenizer's own template; a file may also have `{input}`. By default chat where the tokenizer has one, "
-        "alpaca for other decoders, plain for encoder-decoders; and `a photo of a {}.` for similarity.",
+        "alpaca for other decoders, plain for encoder-decoders; `a photo of a {}.` for similarity; and `{} It was {mask}.` for "
+        "fill, where `{pair}` is the second text of a pair.",
         unset="as suits the backbone",
         common=True,
+    )
+    label_words: str = setting(
+        "",
+        "Fill: the words that stand for classes, as `CLASS=word+word,CLASS=word`.",
+        "Each is one token of the backbone; the logits of several words of a class are averaged.",
+        unset="the names of the classes",
+        common=True,
+    )
+    calibrate: bool = setting(
+        False, "Fill: take off the logits of an empty text, so that words that are usual there gain nothing.", common=True
     )
     blocks: str = setting(
         "",

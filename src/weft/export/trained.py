@@ -88,7 +88,7 @@ class Trained:
             for role, tensor in stack([value], device, dtype).items()
         }
         weave = Weave(backbone, place(backbone, [self.parts], device, dtype), tensors, 1)
-        inputs = weave.inputs(inputs, 1, self.use)
+        inputs = weave.inputs(weave.grown(inputs, self.use), 1, self.use)
         with weave.attached(None, 1, self.use):
             found: Tensor = backbone.model(**inputs).logits
         return found

@@ -23,6 +23,7 @@ from weft.adaptation.orthogonal import Orthogonal
 from weft.adaptation.part import Part
 from weft.adaptation.prefix_tuning import Prefix
 from weft.adaptation.residual import Residual
+from weft.adaptation.soft_words import SoftWords
 from weft.adaptation.sparse_weights import SparseWeights
 from weft.adaptation.tokens import ClassContext, ImageTokens
 from weft.adaptation.vera import VeRA
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 CONFIG, TENSORS = FILES = "weft_adapter.json", "weft_adapter.safetensors"
 MARK = "."  # between the name of a product and the role of its factor, whose scale is in B
 LORAS = (LoRA, DoRA, DyLoRA, AdaLoRA, VeRA, Orthogonal, FromWeights)
-PARTS = (*LORAS, Delta, Bottleneck, Bias, Head, ClassContext, ImageTokens, Prefix, Residual, SparseWeights, Weights)
+PARTS = (*LORAS, Delta, Bottleneck, Bias, Head, ClassContext, ImageTokens, Prefix, Residual, SoftWords, SparseWeights, Weights)
 KINDS: dict[str, type] = {kind.__name__: kind for kind in PARTS}
 """Parts that are described by their settings. A model with others is described by its method."""
 

@@ -21,12 +21,17 @@ data heterogeneity: clients' data differ in labels, domains or amount, and a mea
 privacy preservation: less can be learnt about a client's data from what it sends.
 server-side aggregation bias: the mean of factors is not the factor of the mean.
 """
-NEEDS = ("images", "head", "two towers", "separate blocks", "all updates", "factors", "own steps", "no gradients")
+NEEDS = (
+    "images", "texts", "head", "two towers", "label words", "separate blocks", "all updates", "factors", "own steps",
+    "no gradients",
+)  # fmt: skip
 """What methods can't do without:
 
 images: rows are pictures, and the backbone reads them.
+texts: rows are texts to be told apart or tagged, and the backbone reads them; none that a language model writes.
 head: a head that is trained, also on a backbone that could compare with the names of the classes instead.
 two towers: a backbone that embeds pictures and texts in one space (CLIP), and the names of the classes.
+label words: a masked language model that tells classes apart by the words that it fills in.
 separate blocks: blocks with weights of their own, each of which can be trained, sent or left out without the others.
 all updates: the server holds the tensors of all updates of a round at once, so that its memory grows with the cohort. A rule that
     takes one update after the other needs them not, even if a mean is not enough for it (``sums`` is False).

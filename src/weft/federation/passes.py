@@ -13,6 +13,7 @@ from torch import Tensor
 from weft.adaptation.attachments import put_on
 from weft.adaptation.placed import place, stack
 from weft.adaptation.weave import Weave, Weight
+from weft.backbones.token_table import Tokens
 from weft.errors import WeftError
 from weft.federation import answers, plans, taps
 from weft.federation.alike import check_alike
@@ -103,7 +104,15 @@ class Passes(Towers, HiddenStates):
         if cut and self.bench.prefix is not None:
             inputs, hidden = self.bench.prefix.gather(self.bench.table, flat, cut)
             return inputs, None if hidden is None else (cut, hidden)
-        return self.backbone.to_model(self.bench.table.collate(flat)), None
+        return self.backbone.to_model(self._collated(flat, use)), None
+
+    def _collated(self, flat: np.ndarray, use: Mapping[str, Weight] | None) -> dict[str, Tensor]:
+        """Rows of the table with the tokens that parts put into them, so far as the backbone takes that many."""
+        table, room = self.bench.table, self._weave.room(use)
+        if not room:
+            return table.collate(flat)
+        assert isinstance(table, Tokens)  # nothing else has an embedding of words
+        return self._weave.grown(table.collate(flat, most=self.backbone.max_length - room), use)
 
     def _read(self, batch: Batch, inputs: dict[str, Tensor] | None, use: Mapping[str, Weight] | None) -> Output:
         if self._taps and inputs is not None:
@@ -197,6 +206,8 @@ class Passes(Towers, HiddenStates):
         inputs = self._weave.inputs(inputs, k, use)
         with self._weave.attached(clients, k, use, keys):
             logits = self.backbone.model(**inputs).logits
+        if logits.dim() == 3 and self._weave.room(use):  # of each token, of which those of parts are none to tag
+            logits = logits[inputs["input_ids"] >= 0]
         return Output(logits.to(self.device, self.dtype).view(k, -1, logits.shape[-1]))
 
     def labels(self, rows: np.ndarray) -> np.ndarray:

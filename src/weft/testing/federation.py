@@ -37,7 +37,7 @@ from weft.storage.store import ClientStore, Spool
 from weft.tasks.generation_settings import Decoding
 from weft.tasks.kinds import CLASSES, GENERATION, LANGUAGE, MASKED, PREFERENCE, TOKENS, make
 from weft.testing.data import SIZES, TAGS, for_server, states
-from weft.testing.models import PAIRED, backbone, home, names, root
+from weft.testing.models import PAIRED, backbone, home, names, root, task_of
 
 
 @dataclass
@@ -131,8 +131,10 @@ def federation(
         where: folder of the client store (a new temporary one). settings: of :class:`weft.engines.setup.Settings`.
     """
     model = model or ("bert" if task == MASKED else "llama" if task in LANGUAGE else home(method))
+    if task == "auto" and isinstance(model, str):
+        task = task_of(method)
     labels = TAGS if task == TOKENS else ("answer",) if task in LANGUAGE else names(classes)
-    stored = "base" if task not in LANGUAGE else "mlm" if task == MASKED else "pair" if model in PAIRED else "lm"
+    stored = None if task not in LANGUAGE else "mlm" if task == MASKED else "pair" if model in PAIRED else "lm"
     read_as = GENERATION if task in (GENERATION, PREFERENCE) else task
     of = (
         backbone(model, classes=len(labels), precision=precision, task=read_as, checkpoint=stored)

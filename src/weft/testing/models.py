@@ -9,7 +9,7 @@ import functools
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 
 from weft.backbones.backbone import Backbone
 from weft.backbones.load import load
+from weft.backbones.options import FILL
 from weft.federation.method import Method
 
 WORDS = 94  # "w0" … "w93"; with the special tokens the vocabulary holds 98
@@ -252,12 +253,17 @@ def backbone(
     *,
     classes: int = 3,
     precision: str = "float64",
-    checkpoint: str = "base",
+    checkpoint: str | None = None,
     task: str = "auto",
     **overrides: Any,
 ) -> Backbone:
-    """A tiny backbone, loaded once per process: parts never change it."""
-    return _backbone(folder(model_type, checkpoint, **overrides), classes, precision, task)
+    """A tiny backbone, loaded once per process: parts never change it.
+
+    Args:
+        checkpoint: see :func:`folder`; None = the one that the task needs.
+    """
+    stored = checkpoint or ("mlm" if task == FILL else "base")
+    return _backbone(folder(model_type, stored, **overrides), classes, precision, task)
 
 
 def names(classes: int) -> tuple[str, ...]:
@@ -265,15 +271,31 @@ def names(classes: int) -> tuple[str, ...]:
     return tuple(f"class w{7 * c}" for c in range(classes))
 
 
+def label_words(classes: Sequence[str]) -> str:
+    """As of ``--label-words``: a word that the tokenizers know for each class."""
+    return ",".join(f"{name}=w{7 * c}" for c, name in enumerate(classes))
+
+
 @functools.cache
 def _backbone(path: str, classes: int, precision: str, task: str) -> Backbone:
-    return load(path, classes=names(classes), device="cpu", precision=precision, task=task)
+    words = label_words(names(classes)) if task == FILL else ""
+    return load(path, classes=names(classes), device="cpu", precision=precision, task=task, label_words=words)
 
 
 def home(method: Method) -> str:
     """A type of ``SHAPES`` that has what a method needs."""
     needs = method.info.needs
     return "clip" if "two towers" in needs else "vit" if "images" in needs else "bert"
+
+
+def task_of(method: Method) -> str:
+    """What backbones are loaded for if a method is tried on them."""
+    return FILL if "label words" in method.info.needs else "auto"
+
+
+def home_folder(method: Method) -> str:
+    """Of a model that has what a method needs."""
+    return folder(home(method), "mlm" if task_of(method) == FILL else "base")
 
 
 def hooks(model: torch.nn.Module) -> Iterator[str]:

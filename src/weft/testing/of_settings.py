@@ -15,7 +15,7 @@ from weft.errors import UserError
 from weft.federation.method import Method
 from weft.testing.compare import assert_same, equal, logits, server_state, state
 from weft.testing.federation import federation
-from weft.testing.models import IMAGES, SHAPES, home
+from weft.testing.models import ENCODERS, IMAGES, SHAPES, home
 from weft.testing.plays import exchanges, shallow, small, steady
 from weft.testing.watch import watching
 
@@ -96,6 +96,10 @@ def others(method: Method) -> list[str]:
         kinds = ("clip",)
     elif "images" in needs:
         kinds = IMAGES
+    elif "label words" in needs:
+        kinds = ENCODERS
+    elif "texts" in needs:
+        kinds = [k for k in SHAPES if k not in IMAGES]
     found = sorted(k for k in kinds if k != at_home)
     turn = crc32(method.info.slug.encode()) % max(len(found), 1)
     return found[turn:] + found[:turn]

@@ -35,7 +35,7 @@ from weft.tasks.kinds import GENERATION, LANGUAGE, MASKED, TOKENS
 from weft.testing.compare import logits, state
 from weft.testing.data import TAGS
 from weft.testing.federation import Federation, federation
-from weft.testing.models import PAIRED, backbone, home, hooks, root
+from weft.testing.models import PAIRED, backbone, home, hooks, root, task_of
 from weft.testing.sites import Loopback, kept, remote
 from weft.testing.strangers import by_messages
 from weft.testing.watch import Seen, Snapshot, watching
@@ -79,7 +79,7 @@ def shallow(method: Method, precision: str = "float64", task: str = "auto", kind
         )
         checkpoint = "pair" if kind in PAIRED else "lm"
         return backbone(kind, classes=1, precision=precision, task=GENERATION, checkpoint=checkpoint, **layers)
-    kind = home(method)
+    kind, task = home(method), task_of(method) if task == "auto" else task
     layers = {} if kind == "clip" else {"num_hidden_layers": 2}
     return backbone(kind, classes=len(TAGS) if task == TOKENS else 3, precision=precision, task=task, **layers)
 
