@@ -144,7 +144,7 @@ def words(texts: list[str]) -> PreTrainedTokenizerFast:
     ids = inner.get_vocab()
     inner.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        pair="[CLS] $A [SEP] $B [SEP]",
         special_tokens=[(t, ids[t]) for t in ("[CLS]", "[SEP]")],
     )
     names = ("pad", "unk", "cls", "sep", "mask")
@@ -152,7 +152,7 @@ def words(texts: list[str]) -> PreTrainedTokenizerFast:
         tokenizer_object=inner,
         model_max_length=LENGTH,
         **{f"{name}_token": token for name, token in zip(names, SPECIAL, strict=True)},
-        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+        model_input_names=["input_ids", "attention_mask"],
     )
 
 

