@@ -122,10 +122,14 @@ def test_what_the_server_asks_of_clients_is_billed_once_at_set_up(slug: str) -> 
     run, case = play(slug, "identity", rounds=1), CASES[slug]
     asked = [{n: v for n, v in c.facts.items() if n in run.method.info.asks} for c in run.clients]
     assert bool(case.facts[0]) <= bool(asked[0])
-    found = run.simulation.setup.exchange.ledger.totals(phase="setup", direction="up")
-    assert found.payload == sum(len(json.dumps(f)) for f in asked if f)
+    ledger = run.simulation.setup.exchange.ledger
+    before = [ledger.totals(phase="setup", direction=way).payload for way in ("up", "down")]
+    told = [{n: v for n, v in f.items() if n.startswith("every ") is listed} for listed in (False, True) for f in asked]
+    costs = [len(json.dumps(f, sort_keys=True)) if f else 0 for f in told]
+    assert before == [sum(costs[: len(asked)]), sum(costs[len(asked) :])], "what all have for a fact goes down"
     run.run()
-    assert run.simulation.setup.exchange.ledger.totals(phase="setup", direction="up").payload == found.payload
+    ledger = run.simulation.setup.exchange.ledger
+    assert [ledger.totals(phase="setup", direction=way).payload for way in ("up", "down")] == before
 
 
 @pytest.mark.parametrize("slug", [slug for slug, case in CASES.items() if case.head])

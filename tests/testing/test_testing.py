@@ -21,10 +21,10 @@ from weft.federation.message import ClientInfo, Update
 from weft.federation.pack import Pack
 from weft.federation.round import Round
 from weft.federation.server import ServerState
-from weft.methods import MPFT, FedIT, FedSALoRA
+from weft.methods import MPFT, FedIT, FedSALoRA, PFedMoAP
 from weft.storage.store import ClientStore
 from weft.tasks.outputs import Output
-from weft.testing import laws
+from weft.testing import laws, of_settings
 from weft.testing.federation import federation
 from weft.testing.plays import exchanges, plays
 from weft.testing.strangers import by_messages
@@ -212,6 +212,40 @@ def test_laws_of_short_runs_play_a_round_of_every_kind() -> None:
 
 def test_a_pack_past_the_wire_has_been_told_what_was_planned() -> None:
     assert federation(InTwo(rank=2), sizes=(4, 3), rounds=4).pack(t=3).facts == [{"factor": 3.5}] * 2
+
+
+class Drifts(PFedMoAP):
+    """The server's prompt grows by itself."""
+
+    def aggregate(self, server: ServerState, updates: Iterable[Update]) -> None:
+        super().aggregate(server, updates)
+        for name, value in server.shared.items():
+            server.write(name, value * 1.1)  # type: ignore[operator]
+
+
+class GateMoves(PFedMoAP):
+    """What a client keeps grows without an optimizer."""
+
+    def train(self, pack: Pack) -> Iterable[Update]:
+        updates = list(super().train(pack))
+        pack.tensors |= {n: v + 0.1 for n, v in pack.params("gate").items()}
+        return updates
+
+
+class SendsMore(PFedMoAP):
+    """What is sent is not what was trained."""
+
+    def train(self, pack: Pack) -> Iterable[Update]:
+        for update in super().train(pack):
+            update.tensors = {n: v + 0.1 for n, v in update.tensors.items()}  # type: ignore[operator]
+            yield update
+
+
+@pytest.mark.parametrize("cls", [Drifts, GateMoves, SendsMore])
+def test_at_a_rate_of_zero_only_what_a_server_hands_out_may_change_predictions(cls: type[PFedMoAP]) -> None:
+    of_settings.check_rate_zero(PFedMoAP(width=8, heads=2), "identity")
+    with pytest.raises(AssertionError, match="at a learning rate of zero, with identity, something moves"):
+        of_settings.check_rate_zero(cls(width=8, heads=2), "identity")
 
 
 def test_messages_go_to_the_cohort_of_the_round_before_where_that_is_planned() -> None:

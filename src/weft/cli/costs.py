@@ -15,7 +15,7 @@ from weft.engines import packing
 from weft.engines.observer import Observer
 from weft.errors import UserError
 from weft.experiment import Resolved
-from weft.federation.message import ClientInfo
+from weft.federation.common_facts import nobody
 from weft.federation.rounds import adapted, begin
 from weft.runs.prepare import Material, copies
 from weft.runs.shelf import Shelf
@@ -61,7 +61,7 @@ def _measured(resolved: Resolved, material: Material, row: str, seconds: float |
         server = begin(
             method, material.bench, [c.info(method.info.asks) for c in material.clients], x.rounds, public=material.public
         )
-        alone = packing.alone(adapted(method, material.bench, ClientInfo("")))
+        alone = packing.alone(adapted(method, material.bench, nobody(material.clients)))
         k = 1 if alone else min(len(material.clients), x.pack if isinstance(x.pack, int) else 8)
         per_step = _seconds_of_a_step(method, material, k, server)
         each = float(np.mean([_steps(method, c.n) for c in material.clients]))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
+from weft.communication import Direction
 from weft.engines.observer import Observer
 from weft.federation.bench import Bench
 from weft.federation.client import ClientState
+from weft.federation.common_facts import common, own
 from weft.federation.exchange import Exchange
 from weft.federation.message import ClientInfo
 from weft.federation.method import Method
@@ -80,10 +83,12 @@ class Setup:
         return client.info(self.method.info.asks)
 
     def register(self, info: ClientInfo) -> None:
-        """A client tells the facts that the method asks for, once; they cost bytes."""
-        if info.facts:
-            size = len(json.dumps(info.facts, sort_keys=True))
-            self.exchange.ledger.add(0, "setup", "up", info.id, {"facts": size}, size)
+        """A client tells the facts that the method asks for, once, and is told what all have for one; they cost bytes."""
+        ways: tuple[tuple[Direction, dict[str, Any]], ...] = ("up", own(info.facts)), ("down", common(info.facts))
+        for direction, facts in ways:
+            if facts:
+                size = len(json.dumps(facts, sort_keys=True))
+                self.exchange.ledger.add(0, "setup", direction, info.id, {"facts": size}, size)
 
 
 @dataclass

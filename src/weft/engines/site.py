@@ -22,11 +22,12 @@ from weft.errors import UserError, WeftError
 from weft.federation import generating
 from weft.federation.bench import Bench
 from weft.federation.client import ClientState
+from weft.federation.common_facts import nobody
 from weft.federation.exchange import Limits, read_download, write_update
 from weft.federation.info import common
 from weft.federation.layout import Adaptation, named
 from weft.federation.memory import NONE
-from weft.federation.message import APPENDED, ClientInfo, beside
+from weft.federation.message import APPENDED, beside
 from weft.federation.method import Method
 from weft.federation.round import Round
 from weft.federation.rounds import adapted, enter
@@ -116,7 +117,7 @@ class SiteClient:
         """Whether it holds all that the server's model has, in its size."""
         mine, all_of = (
             {n: init.shape for n, init, scope in named(parts, self.bench.backbone) if Scope.DOWN in scope}
-            for parts in (self.adaptation, adapted(self.method, self.bench, ClientInfo("")))
+            for parts in (self.adaptation, adapted(self.method, self.bench, nobody([self.info])))
         )
         return mine == all_of
 

@@ -19,6 +19,7 @@ from weft.federation import generating
 from weft.federation.batch import Batch, make_batch
 from weft.federation.bench import Bench
 from weft.federation.client import ClientState
+from weft.federation.common_facts import nobody
 from weft.federation.info import common
 from weft.federation.layout import named
 from weft.federation.message import beside
@@ -114,7 +115,7 @@ def capture(method: Method, server: ServerState, view: str, client: ClientState 
     pack.hold(None)
     adaptation = pack.adaptations[0]
     use = _weights(method, pack, view)
-    facts = {} if client is None else client.info(method.info.asks).facts
+    facts = (nobody(server.clients) if client is None else client.info(method.info.asks)).facts
     rule = None if use is not None else by_name(method, view, facts)
     parts = {name: part for name, (part, _) in adaptation.items() if use is None or part.always or use.get(name, 0.0) != 0.0}
     values: dict[str, Value] = {}

@@ -22,6 +22,7 @@ from weft.export.about import About, Base, brings_code, hashes, settings_of
 from weft.export.card import card, ours, plain
 from weft.export.trained import Trained, capture, not_finite
 from weft.federation.bench import Bench
+from weft.federation.common_facts import nobody
 from weft.federation.exchange import DIVERGED
 from weft.federation.info import common
 from weft.storage import files
@@ -97,7 +98,7 @@ def export(
         raise UserError(
             f"{odd} is not finite, since training diverged: there is no model to export; try a lower --set method.lr."
         )
-    facts = {} if client is None else client.info(method.info.asks).facts
+    facts = (nobody(server.clients) if client is None else client.info(method.info.asks)).facts
     kind = "peft" if peft_files.fits(trained, bench.backbone) else "weft"
     module = peft_files if kind == "peft" else weft_files
     if kind == "peft":

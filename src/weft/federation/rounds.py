@@ -9,6 +9,7 @@ from torch import Tensor
 
 from weft.errors import UserError
 from weft.federation.bench import Bench
+from weft.federation.common_facts import nobody
 from weft.federation.layout import Adaptation, named
 from weft.federation.message import ClientInfo, Update
 from weft.federation.method import Method
@@ -49,8 +50,9 @@ def begin(
     Raises:
         UserError: clients with another backbone could not read each other's messages.
     """
-    _check_others(method, bench)
-    adaptation = adapted(method, bench, ClientInfo(""))
+    unknown = nobody(clients)
+    _check_others(method, bench, unknown)
+    adaptation = adapted(method, bench, unknown)
     return ServerState(bench, adaptation, clients, rounds, start, robust, method, step, notes, public)
 
 
@@ -100,11 +102,11 @@ def close_round(method: Method, server: ServerState, updates: Iterable[Update]) 
     return {} if rule == "none" else server.remarks
 
 
-def _check_others(method: Method, bench: Bench) -> None:
+def _check_others(method: Method, bench: Bench, client: ClientInfo) -> None:
     """Clients with another backbone must be able to read and answer the same messages."""
 
     def travelling(of: Bench) -> dict[str, tuple[int, ...]]:
-        mine = method.adapt(of.backbone, of.task, ClientInfo(""))
+        mine = method.adapt(of.backbone, of.task, client)
         return {n: tuple(i.shape) for n, i, s in named(mine, of.backbone) if Scope.DOWN in s or Scope.UP in s}
 
     for name, other in bench.others.items():

@@ -14,6 +14,7 @@ from weft.aggregation.mean import Weight
 from weft.errors import WeftError
 from weft.federation.bench import Bench
 from weft.federation.client import ClientState, Splits
+from weft.federation.common_facts import nobody
 from weft.federation.info import MethodInfo
 from weft.federation.layout import Adaptation, named
 from weft.federation.message import APPENDED, ClientInfo, Message, Update, beside
@@ -257,7 +258,7 @@ class ServerState(SavedState):
         Raises:
             WeftError: there are no public rows.
         """
-        bench, rows, nobody, load = self.bench, np.zeros(0, dtype=np.int64), ClientInfo(""), None
+        bench, rows, load = self.bench, np.zeros(0, dtype=np.int64), None
         if public:
             if self.public is None:
                 raise WeftError("there are no public rows to make a pack of: ask whether server.public is None")
@@ -265,8 +266,9 @@ class ServerState(SavedState):
         turn = Turn(ClientState("", len(rows), data=Splits(rows, rows[:0], rows[:0])), self.adaptation, dict(self.shared))
         if self.method is not None:
             load = self.method.load
-            if self.method.downloads(self.bench, nobody):
-                turn.beside = beside(self.adaptation, self.bench.backbone, self.method.send(self, nobody).tensors)
+            itself = nobody(self.clients)
+            if self.method.downloads(self.bench, itself):
+                turn.beside = beside(self.adaptation, self.bench.backbone, self.method.send(self, itself).tensors)
         return Pack(bench, [turn], self.round, self.start, at_server=True, load=load)
 
     # writing --------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from weft.errors import UserError
 from weft.experiment import Experiment, as_played
 from weft.federation.bench import Bench
 from weft.federation.client import ClientState, Splits
+from weft.federation.common_facts import nobody
 from weft.federation.info import MethodInfo
 from weft.federation.layout import Adaptation, named
 from weft.federation.message import ClientInfo, Update
@@ -127,7 +128,7 @@ def probe(experiment: Experiment) -> Probe:
 
 def head_of(server: ServerState, method: Method, bench: Bench) -> dict[str, Tensor]:
     """The values of a probe's server that ``method`` can start from: tensors of its own parts, of the same name."""
-    adaptation = adapted(method, bench, ClientInfo(""))
+    adaptation = adapted(method, bench, nobody(server.clients))
     names = {name for name, _, _ in named(adaptation, bench.backbone)}
     return {n: v for n, v in server.shared.items() if n in names and isinstance(v, Tensor)}
 

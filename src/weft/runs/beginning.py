@@ -12,6 +12,7 @@ from torch import Tensor
 from weft.adaptation.lora import LoRA
 from weft.errors import UserError
 from weft.federation.bench import Bench
+from weft.federation.common_facts import nobody
 from weft.federation.layout import named
 from weft.federation.message import ClientInfo
 from weft.federation.method import Method
@@ -73,7 +74,8 @@ def check_clients(beginning: Beginning, method: Method, bench: Bench, clients: I
     Raises:
         UserError: one of them is of another rank or scale.
     """
-    scales = _scales(method, bench, ClientInfo(""))
+    clients = list(clients)
+    scales = _scales(method, bench, nobody(clients))
     seen: set[str] = set()
     for client in clients:
         kind = json.dumps(client.facts, sort_keys=True, default=repr)

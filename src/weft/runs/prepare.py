@@ -32,8 +32,10 @@ from weft.engines.observer import Observer
 from weft.engines.setup import Tests
 from weft.errors import UserError
 from weft.experiment import Experiment, handed
+from weft.federation import common_facts
 from weft.federation.bench import Bench
 from weft.federation.client import ClientState, Splits
+from weft.federation.common_facts import nobody
 from weft.federation.layout import named
 from weft.federation.message import ClientInfo
 from weft.federation.method import Method
@@ -138,6 +140,7 @@ def prepare(experiment: Experiment, given: Any, observer: Observer, needs: tuple
     for i, client in enumerate(clients):
         client.facts = given_facts(i) | client.facts
         client.model = models[i % len(models)] if i % len(models) else ""
+    common_facts.settle(clients)
     about = {
         "name": dealt.name,
         "fingerprint": dealt.fingerprint or fingerprint(dealt.classes, {"rows": rows}),
@@ -413,7 +416,8 @@ def suited(method: Method, bench: Bench, servers: int = 1, clients: Iterable[Cli
     Raises:
         UserError: it lacks something, or what one client trains is larger than the free memory.
     """
-    adaptation = adapted(method, bench, ClientInfo(""))
+    clients = list(clients)
+    adaptation = adapted(method, bench, nobody(clients))
     demands: list[Callable[[], object]] = [functools.partial(part.sites, bench.backbone) for part, _ in adaptation.values()]
     if "separate blocks" in method.info.needs:
         demands.append(bench.backbone.check_separate)

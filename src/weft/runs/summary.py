@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from weft.communication.ledger import format_bytes
 from weft.experiment import Resolved
+from weft.federation.common_facts import nobody
 from weft.federation.layout import named
-from weft.federation.message import ClientInfo
 from weft.federation.scope import Scope
 from weft.runs import baselines
 from weft.runs.directory import RunDirectory
@@ -74,7 +74,7 @@ def uploads(engine: Engine) -> str:
     """What a client sends in a round, if everything it may send has moved."""
     server, _ = engine.setup.federations[0]
     known = {n: i.numel for n, i, scope in named(server.adaptation, engine.setup.bench.backbone) if Scope.UP in scope}
-    beside = engine.setup.method.uploads(server, ClientInfo(""))
+    beside = engine.setup.method.uploads(server, nobody(server.clients))
     known |= {n: math.prod(d for d in shape if d is not None) for n, shape in beside.items() if None not in shape}
     up = sum(known.values()) * engine.setup.bench.dtype.itemsize
     tensors, free = count(len(known), "tensor"), len(beside.keys() - known.keys())

@@ -30,9 +30,9 @@ from weft.errors import UserError
 from weft.experiment import Experiment
 from weft.federation.bench import Bench
 from weft.federation.client import ClientState, Splits
+from weft.federation.common_facts import nobody
 from weft.federation.exchange import START, Limits
 from weft.federation.layout import named
-from weft.federation.message import ClientInfo
 from weft.federation.method import Method
 from weft.federation.rounds import adapted
 from weft.runs import baselines
@@ -265,7 +265,7 @@ class Resident:
         limits = Limits(x.max_bytes, x.max_weight)
         tensors: dict[str, Any] = {}
         if start:
-            adaptation = adapted(method, bench, ClientInfo(""))  # a smaller client takes the leading slices of what all get
+            adaptation = adapted(method, bench, nobody([client]))  # a smaller client takes the leading slices of what all get
             expected = Expected(
                 method=method.info.slug,
                 round=0,

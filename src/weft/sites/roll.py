@@ -13,6 +13,7 @@ from weft.communication.envelope import unwrap, wrap
 from weft.communication.strict import Refused, check_facts, is_number, plain
 from weft.engines.observer import Observer
 from weft.errors import Elsewhere, UserError
+from weft.federation import common_facts
 from weft.federation.client import ClientState
 from weft.federation.exchange import Exchange
 from weft.federation.message import ClientInfo
@@ -55,7 +56,7 @@ class Roll:
         facts: that the experiment gives to the client at a position. fits: raises where the method can't have a site.
         members: what each site has told, by name.
         places: addresses by name. greeted: addresses that have not answered yet, by ticket, and when they were asked.
-        turned_away: reasons by address, and when.
+        turned_away: reasons by address, and when. common: facts that all clients have, once they are settled.
     """
 
     wire: Wire
@@ -71,6 +72,7 @@ class Roll:
     places: dict[str, str] = field(default_factory=dict)
     greeted: dict[str, tuple[str, float]] = field(default_factory=dict)
     turned_away: dict[str, tuple[str, float]] = field(default_factory=dict)
+    common: dict[str, Any] = field(default_factory=dict)
 
     def wait_for(self, number: int, check: Callable[[], None] = lambda: None, patience: float = math.inf) -> None:
         """Until so many sites are there and agree; whoever waits is told who has come.
@@ -166,6 +168,10 @@ class Roll:
         self.places[info.id] = address
         return [info.id]
 
+    def _tellable(self) -> set[str]:
+        """The facts that a site may tell of itself."""
+        return {name for name in self.method.info.asks if not name.startswith(common_facts.EVERY)}
+
     def _turn_away(self, address: str, proven: str | None, reason: str, tell: bool = False) -> None:
         if self.turned_away.get(address, ("", 0.0))[0] != reason:
             self.observer.say(f"{proven or f'a site at {address}'} does not take part: {reason}")
@@ -186,7 +192,7 @@ class Roll:
             raise Refused(f'it calls itself "{name}", but its key is that of "{proven}": give it --name {proven}.')
         if not is_number(n, int) or not 0 <= n <= self.terms.common["max_weight"]:  # type: ignore[operator]
             raise Refused("its number of training rows is none that can be.")
-        if not isinstance(facts, dict) or not set(facts) <= set(self.method.info.asks):
+        if not isinstance(facts, dict) or not set(facts) <= self._tellable():
             raise Refused("it tells facts that the method does not ask for.")
         try:
             check_facts(facts)
@@ -195,8 +201,9 @@ class Roll:
         if model != "" and model not in self.models[1:]:
             raise Refused("it has a backbone that is not one of the federation's.")
         assert isinstance(n, int) and isinstance(model, str)
-        info = ClientInfo(name, n, facts, model)
+        info = ClientInfo(name, n, facts | self.common, model)
         try:
+            common_facts.check(info)
             self.fits(info)
         except UserError as e:
             raise Refused(str(e)) from None

@@ -28,6 +28,7 @@ from weft.engines.remote import Remote, check_told
 from weft.engines.setup import Setup, Tests
 from weft.errors import UserError
 from weft.experiment import Resolved, handed
+from weft.federation import common_facts
 from weft.federation.client import ClientState
 from weft.federation.rounds import adapted
 from weft.playing import execute, from_adapter
@@ -116,6 +117,8 @@ def _federate(
     fits = functools.partial(adapted, resolved.played, material.bench)  # whose facts it can't be would end the run for everybody
     roll = Roll(wire, terms, resolved.played, x.models, deadline, observer, directory.root, given, fits)
     before = {s["id"]: s for s in about["served"]["sites"]}
+    for site in before.values():
+        roll.common |= common_facts.common(site["facts"])
     if before:  # they may come back at any time, but most do at once
         roll.wait_for(len(before), patience=min(deadline, RETURN))
     else:
@@ -125,7 +128,9 @@ def _federate(
     material.clients[:] = [
         ClientState(s["id"], s["n"], given(i) | dict(s["facts"]), s["model"]) for i, (_, s) in enumerate(sorted(before.items()))
     ]
+    common_facts.settle(material.clients)
     about["served"]["sites"] = [asdict(c.info(resolved.method.info.asks)) for c in material.clients]
+    roll.common = common_facts.common(about["served"]["sites"][0]["facts"])
     if material.beginning is not None:
         members = [c.info(resolved.method.info.asks) for c in material.clients]
         beginning.check_clients(material.beginning, resolved.played, material.bench, members)

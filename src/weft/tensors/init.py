@@ -17,7 +17,8 @@ class Init:
 
     Attributes:
         shape: the tensor's shape.
-        kind: ``zeros``, ``ones``, ``normal`` (std = ``scale``), ``uniform`` (on ±``scale``), ``value`` (``value`` itself) or
+        kind: ``zeros``, ``ones``, ``normal`` (std = ``scale``), ``uniform`` (on ±``scale``), ``share`` (uniform from 0 to
+            ``scale``), ``value`` (``value`` itself) or
             ``places``: rows and columns [2, n] of n different entries of a matrix of the shape ``of``, each set of n as likely.
             ``odd`` [r, n] and ``even`` [n, r]: standard normal mixtures, times ``scale``, of the odd and the even rows of one
             random orthogonal matrix [r, r], r even, that tensors of one place ("part/site") share: even @ odd = 0.
@@ -50,6 +51,8 @@ class Init:
             return torch.randn(self.shape, generator=g) * self.scale
         if self.kind == "uniform":
             return (torch.rand(self.shape, generator=g) * 2 - 1) * self.scale
+        if self.kind == "share":
+            return torch.rand(self.shape, generator=g) * self.scale
         if self.kind in ("odd", "even"):
             return self._mixture(seed, name, g)
         if self.kind == "places":

@@ -22,6 +22,7 @@ from weft.engines.engine import Engine
 from weft.engines.here import Here
 from weft.engines.scoring import Scoring
 from weft.engines.setup import Settings, Setup
+from weft.federation import common_facts
 from weft.federation.bench import Bench
 from weft.federation.client import ClientState
 from weft.federation.exchange import Exchange
@@ -151,6 +152,7 @@ def federation(
     where = where or Path(tempfile.mkdtemp(dir=root()))
     rows = for_server(public, classes, seed, of.reads, task, spaces)
     extra = Bench(of, predicts, tabulate(of, rows, 32), seed) if public else None
+    common_facts.settle(clients)
     people = [c.info(method.info.asks) for c in clients]
     server = begin(method, made, people, rounds, start, notes=Notes(where / "notes"), public=extra)
     method.start(server)
