@@ -191,8 +191,8 @@ def models(
         ),
     ] = None,
     task: Annotated[
-        Literal["auto", "classification", "similarity", "tokens", "generation", "masked"],
-        typer.Option(metavar="TASK", help="auto, classification, similarity (a CLIP), tokens, generation or masked."),
+        Literal["auto", "classification", "similarity", "fill", "tokens", "generation", "masked"],
+        typer.Option(metavar="TASK", help="auto, classification, similarity (a CLIP), fill, tokens, generation or masked."),
     ] = "auto",
     blocks: Annotated[str, typer.Option(help="Path of its list of blocks, if the guess is wrong.", show_default=False)] = "",
     roles: Annotated[
