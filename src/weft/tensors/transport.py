@@ -77,7 +77,7 @@ def transported(patches: Tensor, texts: Tensor, transport: Transport, room: int 
         patches: [k, b, V, e] and texts: [k, C, N, e], of unit length; no gradient goes to patches.
         room: entries of S at once, but at least those of one class.
     """
-    found: Tensor = _Transported.apply(patches, texts, transport, room)  # type: ignore[no-untyped-call]
+    found: Tensor = _Transported.apply(patches, texts, transport, room)
     return found
 
 
