@@ -221,3 +221,26 @@ def test_a_text_tower_is_not_among_the_blocks_that_a_client_may_lack() -> None:
     pack: Pack = pack_of(bench, [parts] * 2, [values_for(bench, parts, seed=i) for i in range(2)])
     pack.hold(torch.tensor([[False, True, True], [True, True, True]]))
     assert all(bool(pack.rows(n).all()) for n in pack.tensors)
+
+
+@pytest.mark.parametrize("per_class", [False, True])
+def test_a_context_stands_before_words_of_its_own_as_before_class_names(per_class: bool) -> None:
+    words = ("w5 w7", "w8_w9", "w3", "w1 w2 w11")
+    bench = bench_of(clip())
+    parts: dict[str, Part] = {"context": ClassContext(4, per_class=per_class, words=words), "names": ClassContext(2)}
+    values = values_for(bench, parts, seed=1)
+    context = values[NAME]
+    assert isinstance(context, torch.Tensor)
+    assert context.shape == ((4, 4, 24) if per_class else (4, 24))
+    pack = pack_of(bench, [parts], [values])
+    close(pack.texts({"context": 1.0})[0], hand.coop(bench.backbone, [w.replace("_", " ") for w in words], context), 1e-10)
+    assert pack.texts({"names": 1.0}).shape == (1, 3, 16)
+
+
+def test_words_that_are_too_long_are_told_by_their_own_name() -> None:
+    words = ("w1", " ".join(["w2"] * 60))
+    bench = bench_of(clip())
+    parts: dict[str, Part] = {"context": ClassContext(4, words=words)}
+    pack = pack_of(bench, [parts], [values_for(bench, parts, seed=1)])
+    with pytest.raises(UserError, match=r'^"w2 w2.* w2" with its prompt makes a text of 67 tokens, but the text tower takes 64'):
+        pack.texts({"context": 1.0})

@@ -33,6 +33,7 @@ class ClassContext(Additive):
         tokens: p. where the name stands: ``end`` (after the context), ``middle`` or ``front`` (before it).
         per_class: a context of its own for each class ([C, p, d] instead of [p, d]).
         phrase: words whose embeddings the context starts at; p is then their number. std: of the normal start otherwise.
+        words: texts that the context is put around instead of the class names, for :meth:`weft.federation.pack.Pack.texts`.
     """
 
     tokens: Count = 16
@@ -40,6 +41,7 @@ class ClassContext(Additive):
     per_class: bool = False
     phrase: str = ""
     std: NonNegative = 0.02
+    words: tuple[str, ...] = ()
     mode: ClassVar[Mode] = "embeds"
 
     def sites(self, backbone: Backbone) -> list[Site]:
@@ -66,7 +68,7 @@ class ClassContext(Additive):
 
     def tensors(self, backbone: Backbone, site: Site) -> Mapping[str, Init]:
         assert backbone.names is not None
-        p, classes = self.length(backbone), len(backbone.names.names)
+        p, classes = self.length(backbone), len(self.words or backbone.names.names)
         shape = (classes, p, site.d_out) if self.per_class else (p, site.d_out)
         if not self.phrase:
             return {"context": Init(shape, "normal", self.std)}
@@ -80,11 +82,11 @@ class ClassContext(Additive):
         context = [-1 - i for i in range(self.length(backbone))]
         stop = backbone.names.words(".")
         rows = []
-        for name in backbone.names.names:
+        for name in self.words or backbone.names.names:
             word = backbone.names.words(spoken(name))
             before = {"end": len(context), "middle": len(context) // 2, "front": 0}[self.where]
             rows.append([*context[:before], *word, *context[before:], *stop])
-        return inputs | {"input_ids": backbone.names.rows(rows)}
+        return inputs | {"input_ids": backbone.names.rows(rows, self.words)}
 
     def apply(self, module: nn.Module, w: Mapping[str, Tensor], x: Tensor, out: Tensor) -> Tensor:
         place = x < 0

@@ -5,6 +5,7 @@ A. Radford et al., "Learning Transferable Visual Models From Natural Language Su
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,8 +96,11 @@ class ClassNames:
         """Token ids of a text without start and end."""
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def rows(self, inner: list[list[int]]) -> Tensor:
+    def rows(self, inner: list[list[int]], words: Sequence[str] = ()) -> Tensor:
         """[n, T]: rows of token ids framed by start and end token.
+
+        Args:
+            words: what each row is of, if not of the name of a class.
 
         Raises:
             UserError: a row longer than the text tower takes.
@@ -104,11 +108,11 @@ class ClassNames:
         start, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         width = max(map(len, inner)) + 2
         if width > self.limit:
-            name = self.names[max(range(len(inner)), key=lambda i: len(inner[i]))]
-            raise UserError(
-                f'class "{name}" makes a text of {width} tokens, but the text tower takes {self.limit}: shorten the name, the '
-                "template or the prompt."
-            )
+            longest = max(range(len(inner)), key=lambda i: len(inner[i]))
+            takes = f"a text of {width} tokens, but the text tower takes {self.limit}"
+            if words:
+                raise UserError(f'"{words[longest]}" with its prompt makes {takes}: shorten one of the two.')
+            raise UserError(f'class "{self.names[longest]}" makes {takes}: shorten the name, the template or the prompt.')
         padding = self.tokenizer.pad_token_id
         # what follows the end token is not looked at: attention is causal, and the end token is read
         filler = end if padding is None or padding < 0 else padding
