@@ -21,19 +21,20 @@ NOWHERE = Site("values", "values", 0, 0, block=None)
 
 @dataclass(frozen=True)
 class Values(Additive):
-    """Named tensors, zero at the start.
+    """Named tensors.
 
     Attributes:
-        shapes: (name, shape) pairs; a pack holds them as "PART/values/NAME".
+        shapes: pairs of a name and a shape, of what is zero at the start, or of a name and a start value. A pack holds them as
+            "PART/values/NAME".
     """
 
-    shapes: tuple[tuple[str, tuple[int, ...]], ...]
+    shapes: tuple[tuple[str, tuple[int, ...] | Init], ...]
 
     def sites(self, backbone: Backbone) -> list[Site]:
         return [NOWHERE]
 
     def tensors(self, backbone: Backbone, site: Site) -> Mapping[str, Init]:
-        return {name: Init(shape) for name, shape in self.shapes}
+        return {name: start if isinstance(start, Init) else Init(start) for name, start in self.shapes}
 
     def apply(self, module: nn.Module, w: Mapping[str, Tensor], x: Tensor, out: Tensor) -> Tensor:
         raise AssertionError("a part without a layer has nothing to apply")
