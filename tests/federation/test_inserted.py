@@ -150,3 +150,17 @@ def test_features_are_of_a_head_that_reads_a_row() -> None:
     pack = packed(of, parts)
     batch = batch_of(of, INDEX)
     assert torch.equal(pack.features(batch), pack.images(batch))
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "bert", "t5"])
+def test_features_of_texts_are_of_the_token_that_counts_whatever_else_the_head_reads(kind: str, cached: bool) -> None:
+    plain = tiny.bench(kind)
+    of = replace(plain, prefix=PrefixCache(plain.backbone) if cached else None)
+    pack, batch = packed(of), batch_of(of, INDEX)
+    assert len(set(of.table.lengths[INDEX[INDEX >= 0]].tolist())) > 1
+    logits, features, valid = pack(batch).logits, pack.features(batch), torch.from_numpy(INDEX >= 0)
+    (head,) = of.backbone.heads
+    weight = pack.tensors[f"head/{head.name}/weight"]
+    bias = pack.tensors[f"head/{head.name}/bias"].unsqueeze(1) if head.bias else 0
+    close((features @ weight.mT + bias)[valid], logits[valid], 1e-9)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from weft.backbones.backbone import Backbone, Embedding
     from weft.backbones.run_table import Table
 
-    Kept = int | Embedding  # what enters a block, by its index, or an embedding
+    Kept: TypeAlias = int | Embedding  # what enters a block, by its index, or an embedding
 
 BATCH_TOKENS = 8192
 WINDOW = 256  # rows of the table, where those of one client are neighbours

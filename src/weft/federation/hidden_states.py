@@ -71,9 +71,13 @@ class HiddenStates:
         heads = [self.backbone.module(site.name) for site in self.backbone.heads[:1]]
         with put_on(Attachment(head, lambda _module, args, _out: caught.append(args[0])) for head in heads):
             self(batch, use, insert)
-        if not caught or caught[-1].dim() != 2:
+        read = caught[-1].to(self.dtype) if caught else None
+        if read is not None and read.dim() == 3 and self.backbone.pools == "last":  # of all that it reads one counts
+            last = torch.from_numpy(self.bench.table.lengths[batch.index].reshape(-1) - 1).clamp(0, read.shape[1] - 1)
+            read = read[torch.arange(len(read), device=read.device), last.to(read.device)]
+        if read is None or read.dim() != 2:
             raise WeftError(f'backbone "{self.backbone.name}" has no head that reads one vector of a row')
-        return caught[-1].to(self.dtype).view(*batch.index.shape, -1)
+        return read.view(*batch.index.shape, -1)
 
     def read_tokens(self, batch: Batch, tokens: Tensor, use: Mapping[str, Weight] | None = None) -> Tensor:
         """Logits [k, b, n, C] of hidden states [k, b, n, d] that leave the last block, each as if it were the token that the head

@@ -18,8 +18,9 @@ class Init:
     Attributes:
         shape: the tensor's shape.
         kind: ``zeros``, ``ones``, ``normal`` (std = ``scale``), ``uniform`` (on ±``scale``), ``share`` (uniform from 0 to
-            ``scale``), ``value`` (``value`` itself) or
-            ``places``: rows and columns [2, n] of n different entries of a matrix of the shape ``of``, each set of n as likely.
+            ``scale``), ``value`` (``value`` itself), ``orthogonal``: the rows of a matrix, or its columns if they are fewer, are
+            those of a random orthogonal matrix, times ``scale``; or ``places``: rows and columns [2, n] of n different entries of
+            a matrix of the shape ``of``, each set of n as likely.
             ``odd`` [r, n] and ``even`` [n, r]: standard normal mixtures, times ``scale``, of the odd and the even rows of one
             random orthogonal matrix [r, r], r even, that tensors of one place ("part/site") share: even @ odd = 0.
         scale: see ``kind``.
@@ -53,12 +54,20 @@ class Init:
             return (torch.rand(self.shape, generator=g) * 2 - 1) * self.scale
         if self.kind == "share":
             return torch.rand(self.shape, generator=g) * self.scale
+        if self.kind == "orthogonal":
+            return self._orthogonal(g)
         if self.kind in ("odd", "even"):
             return self._mixture(seed, name, g)
         if self.kind == "places":
             assert self.of is not None
             return _places(self.shape[1], self.of, g).to(torch.float32)  # exact: no side of a matrix is near 2^24
         raise ValueError(f"unknown start value kind {self.kind!r}")
+
+    def _orthogonal(self, g: torch.Generator) -> Tensor:
+        rows, columns = self.shape
+        square = torch.randn(max(self.shape), min(self.shape), generator=g, dtype=torch.float64)
+        q = torch.linalg.qr(square)[0] * self.scale
+        return (q.mT if rows < columns else q).to(torch.float32).contiguous()
 
     def _mixture(self, seed: int, name: tuple[object, ...], own: torch.Generator) -> Tensor:
         first = self.kind == "odd"

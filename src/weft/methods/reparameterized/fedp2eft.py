@@ -283,12 +283,10 @@ class Generator(Values):
     def of(cls, features: int, entries: int) -> Generator:
         hidden = 2 * features
         shapes = {"in": (hidden, features), "in_bias": (hidden,), "slope": (1,), "out": (entries, hidden), "out_bias": (entries,)}
-        return cls(tuple(shapes.items()))
+        return cls(tuple((name, cls._start(name, shape)) for name, shape in shapes.items()))
 
-    def tensors(self, backbone: Backbone, site: Site) -> Mapping[str, Init]:
-        return {name: self._init(name, shape) for name, shape in self.shapes}
-
-    def _init(self, name: str, shape: tuple[int, ...]) -> Init:
+    @staticmethod
+    def _start(name: str, shape: tuple[int, ...]) -> Init:
         if len(shape) == 2:
             return Init(shape, "normal", 1e-6 * math.sqrt(2 / sum(shape)))
         return Init(shape, "value", value=torch.full(shape, 0.25 if name == "slope" else LOW))
