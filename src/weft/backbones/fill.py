@@ -105,14 +105,6 @@ def _token(word: str, name: str, tokenizer: Any) -> int:
     )
 
 
-def headless(name: str) -> UserError:
-    """To be raised where a checkpoint is of an encoder alone."""
-    return UserError(
-        f'the checkpoint of "{name}" has no masked-language head, which fills in words: choose another --model, such as docs-mlm '
-        "or roberta-base."
-    )
-
-
 def prepared(
     name: str,
     model: Any,
