@@ -1,6 +1,6 @@
 """A masked language model as a classifier: a text belongs to the class whose word the model puts in the place of a mask.
 
-T. Schick, H. Schütze, "Exploiting Cloze Questions for Few Shot Text Classification and Natural Language Inference", EACL 2021,
+T. Schick, H. Schütze, "Exploiting cloze questions for few shot text classification and natural language inference", EACL 2021,
 arXiv 2001.07676. Several words of a class are averaged. Calibration takes the logits of an empty text off (T. Zhao et al.,
 "Calibrate Before Use", ICML 2021, arXiv 2102.09690, in logits).
 """
