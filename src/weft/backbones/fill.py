@@ -1,6 +1,6 @@
 """A masked language model as a classifier: a text belongs to the class whose word the model puts in the place of a mask.
 
-T. Schick, H. Schütze, "Exploiting Cloze Questions for Few Shot Text Classification and Natural Language Inference", EACL 2021,
+T. Schick, H. Schütze, "Exploiting cloze questions for few shot text classification and natural language inference", EACL 2021,
 arXiv 2001.07676. Several words of a class are averaged. Calibration takes the logits of an empty text off (T. Zhao et al.,
 "Calibrate Before Use", ICML 2021, arXiv 2102.09690, in logits).
 """
@@ -102,14 +102,6 @@ def _token(word: str, name: str, tokenizer: Any) -> int:
     why = "unknown to the tokenizer" if tokenizer.unk_token_id in ids or not ids else f"{len(ids)} tokens to the tokenizer"
     raise UserError(
         f'the word "{word}" for the class "{name}" is {why}: choose one that is a token, with --label-words {name}=WORD.'
-    )
-
-
-def headless(name: str) -> UserError:
-    """To be raised where a checkpoint is of an encoder alone."""
-    return UserError(
-        f'the checkpoint of "{name}" has no masked-language head, which fills in words: choose another --model, such as docs-mlm '
-        "or roberta-base."
     )
 
 

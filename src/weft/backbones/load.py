@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weft.backbones import describe, fill, gguf_file, quantised
+from weft.backbones import describe, gguf_file, quantised
 from weft.backbones import trace as tracing
 from weft.backbones.backbone import TEXT_TOWER, Backbone
 from weft.backbones.fill_table import of_nothing
@@ -256,7 +256,10 @@ def describe_model(
     if outside:
         lost -= tracing.idle(model, inputs if names is None else inputs | {"input_ids": names.ids()}, outside)
     if filling and any(not n.startswith(prefix + ".") for n in lost):
-        raise fill.headless(name)
+        raise UserError(
+            f'the checkpoint of "{name}" has no masked-language head, which fills in words: choose another --model, such as '
+            "docs-mlm or roberta-base."
+        )
     checkpoints.whole(name, lost & set(missing), {n: sizes for n, sizes in resized.items() if n in lost})
     if not heads and not headless:
         raise UserError(f'backbone "{name}" has no classification head that Weft can train: name its modules with --head.')
@@ -267,6 +270,8 @@ def describe_model(
     }
     reads_out = vocabulary(name, model, inputs) if language or filling else None
     if filling:
+        from weft.backbones import fill  # with transformers, which takes seconds to import
+
         inputs = fill.prepared(name, model, tokenizer, options.label_words, classes or (), reads_out, inputs)
     extra = {} if names is None else {"text_embeds": model.embed_texts(names.ids()).detach()}
     seen = tracing.trace(model, blocks, inputs | extra, text)
