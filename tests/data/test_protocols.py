@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 import weft
+from weft.data.further import NOVEL
 from weft.data.images import Images
 from weft.data.partitioners import partition
-from weft.data.protocols import NOVEL, also_tested, base_to_novel, few_shot
+from weft.data.protocols import also_tested, base_to_novel, few_shot
 from weft.data.rows import FederatedData, Rows, Source
 from weft.engines.evaluation import BOTH, Evaluation, both_sides
 from weft.errors import UserError

@@ -162,6 +162,7 @@ def test_settings_of_what_is_tuned_are_typed_with_their_table_or_without() -> No
         "bias",
         "tokens",
         "context",
+        "words",
         "weights",
         "head",
     )

@@ -13,15 +13,13 @@ from dataclasses import replace
 
 import numpy as np
 
+from weft.data.further import NOVEL
 from weft.data.labels import index, relabelled
 from weft.data.rows import FederatedData, Rows, Source
 from weft.data.rows import fingerprint as digest
 from weft.errors import UserError
 from weft.tensors.keyed import numpy_generator
 from weft.words import count
-
-NOVEL = "novel classes"
-"""The test set of classes that nobody trained on."""
 
 
 def base_to_novel(source: Source, share: float) -> Source:

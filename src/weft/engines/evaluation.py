@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from weft.data.protocols import NOVEL
+from weft.data.further import NOVEL
 from weft.tasks.task import Score, goodness
 
 
