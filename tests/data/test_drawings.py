@@ -149,12 +149,19 @@ def test_pretraining_saw_neither_the_classes_nor_the_domains_that_its_card_names
     assert not {*others[0]} & {*script.NAMES}
     assert not {*others[1]} & {*script.BRUSHES}
     assert LEFT_OUT in others[1]
-    for name in ("drawn-clip", "drawn-vit"):
-        card = (folder(name) / "README.md").read_text(encoding="utf-8")
-        assert f"the classes {', '.join(others[0])}, and the domains {', '.join(others[1])}" in card
-    endless = script.Endless(seed=1, pool=200)
-    said = {w for _ in range(4) for line in endless.captions(endless.draw(50)[1]) for w in line.split()}
-    assert not said & {*others[0], *others[1]}
+    vit, clip = ((folder(name) / "README.md").read_text(encoding="utf-8") for name in ("drawn-vit", "drawn-clip"))
+    assert f"the classes {', '.join(others[0])}, and the domains {', '.join(others[1])}" in vit
+    assert f"the classes boat, mushroom, and the domains {', '.join(others[1])}" in clip
+    assert "hardly seen, in 1% of the pictures of its last steps: diamond, umbrella, crown, key" in clip
+    assert said(script, 0.0).isdisjoint({*others[0], *others[1]})
+    assert said(script, 0.9).isdisjoint({"boat", "mushroom", *others[1]})
+    assert said(script, 0.9) >= {*script.RARE}
+
+
+def said(script: ModuleType, rare: float) -> set[str]:
+    """Words of captions in pretraining."""
+    endless = script.Endless(seed=1, pool=200, rare=rare)
+    return {w for _ in range(4) for line in endless.captions(endless.draw(50)[1]) for w in line.split()}
 
 
 def test_pretraining_never_draws_the_same_picture_twice(script: ModuleType) -> None:

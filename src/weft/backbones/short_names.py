@@ -50,7 +50,7 @@ class Known:
 # of src/weft/backbones/shipped, written by scripts/pretrain_glyphs.py and scripts/pretrain_drawn.py
 GLYPH_CLIP = "867e6575c7a080333a3adff72979e68a899c9908bbf436763771687b799af2d3"
 GLYPH_VIT = "292b3fb71558fdaee993773fecf6859c90e23072b0c009a2325ed1161fdfe919"
-DRAWN_CLIP = "2c6f3fbe8d8f0f56bbf213371c1cd8f78790cc9058159e991419b44f2e2462ab"
+DRAWN_CLIP = "4eb7260234edb5d246adaa8fd477cb0f281db246b771d8e8b13d51f265f9636d"
 DRAWN_VIT = "adcc98e2cd11fff4bf83264e9843555816a83da5189267c49b10ca734b088ef8"
 
 KNOWN = {
