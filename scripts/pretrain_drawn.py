@@ -1,11 +1,12 @@
 """Pretrain drawn-clip and drawn-vit, two small backbones that come with Weft, on things and printed characters drawn here.
 
-    python scripts/pretrain_drawn.py [--steps 2500,3500,1200] [--seed 0] [--only drawn-clip] [--to src/weft/backbones/shipped]
+    python scripts/pretrain_drawn.py [--steps 2500,3500,1200,300] [--seed 0] [--only drawn-clip] [--to src/weft/backbones/shipped]
 
 Of the set ``drawings`` they see KNOWN classes in KNOWN_DOMAINS only, as endless fresh pictures, beside more things and printed
 characters of SEEN fonts (``weft.data.glyphs``) in the same domains, and in two plainer ones. drawn-vit: a ViT, supervised.
 drawn-clip: a CLIP, whose image tower starts supervised and goes on contrastively with captions such as "a sketch of a red star".
 Both of its losses are taken of the class token and of the mean over the patches, so that patches agree with texts.
+In its last steps it sees some pictures of RARE classes, so that it has an idea of their names, and tuning something to gain.
 """
 
 from __future__ import annotations
@@ -85,6 +86,9 @@ MORE: dict[str, Callable[[np.random.Generator], Strokes]] = {  # things that the
 FONTS = tuple(SEEN)
 THINGS = (*KNOWN, *MORE)
 NAMES = (*THINGS, *CHARACTERS)  # of the labels "thing"
+RARE = ("diamond", "umbrella", "crown", "key")  # of the set: seldom seen, by drawn-clip alone, and late
+SHARE = 0.01  # of pictures that are of RARE classes, in the last steps
+ALL_NAMES = (*NAMES, *RARE)
 
 
 def outlined(mask: np.ndarray, ink: np.ndarray, ground: np.ndarray, draw: np.random.Generator) -> np.ndarray:
@@ -107,7 +111,9 @@ FRESH = 32  # masks that are drawn anew for each batch
 class Endless:
     """Endless fresh pictures: colours and grain are new in each, its mask is one of a pool that is always being renewed."""
 
-    def __init__(self, seed: int, pool: int = POOL):
+    def __init__(self, seed: int, pool: int = POOL, rare: float = 0.0):
+        """rare: share of pictures of what is RARE."""
+        self.rare = rare
         self.draw_numbers = numpy_generator(seed, "pretraining")
         self.masks = np.zeros((pool, FINE, FINE), np.uint8)
         self.labels = np.zeros(pool, np.int64)
@@ -118,7 +124,10 @@ class Endless:
         """Draw ``count`` masks in the places of the oldest: things, and characters as two of five."""
         draw = self.draw_numbers
         for _ in range(count):
-            if draw.random() < 0.6:
+            if self.rare and draw.random() < self.rare:
+                label = len(ALL_NAMES) - 1 - int(draw.integers(len(RARE)))
+                found = mask(OUTLINES[ALL_NAMES[label]](draw), draw)
+            elif draw.random() < 0.6:
                 label = int(draw.integers(len(THINGS)))
                 outline: Outline = (OUTLINES | MORE)[THINGS[label]]
                 found = mask(outline(draw), draw)
@@ -158,7 +167,7 @@ class Endless:
         found = []
         for thing, ink, ground, domain in zip(*(what[n].tolist() for n in ("thing", "ink", "ground", "domain")), strict=True):
             said = draw.random(3) < 0.5
-            way, name = domains[domain], NAMES[thing]
+            way, name = domains[domain], ALL_NAMES[thing]
             parts = [str(draw.choice(SAID[way])) if said[0] else "a"]
             parts += [colours[ink]] if said[1] else []
             parts += [name] if len(name) > 1 else ["letter" if name.isalpha() else "digit", name]
@@ -195,7 +204,8 @@ class Views(nn.Module):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", default="2500,3500,1200", help="of drawn-vit, of the CLIP's image tower alone, of the CLIP")
+    steps = "of drawn-vit; of drawn-clip: its image tower alone, both towers, and both with what is rare"
+    parser.add_argument("--steps", default="2500,3500,1200,300", help=steps)
     parser.add_argument("--only", choices=("drawn-vit", "drawn-clip"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--to", type=Path, default=SHIPPED)
@@ -212,10 +222,12 @@ def main() -> None:
 
 
 KNOWS = "It knows things and printed\ncharacters as they are drawn here, at 32×32 pixels, and nothing else of the world."
-UNKNOWN = (
-    f"never seen, of the set `drawings`: the classes {', '.join(c for c in CLASSES if c not in KNOWN)}, and the domains "
-    f"{', '.join(d for d in DOMAINS if d not in KNOWN_DOMAINS)}"
-)
+
+
+def unknown(but: tuple[str, ...] = ()) -> str:
+    """A line of the card: what it has not seen of the set ``drawings``."""
+    classes, domains = [c for c in CLASSES if c not in (*KNOWN, *but)], [d for d in DOMAINS if d not in KNOWN_DOMAINS]
+    return f"never seen, of the set `drawings`: the classes {', '.join(classes)}, and the domains {', '.join(domains)}"
 
 
 def make_vit(args: argparse.Namespace) -> None:
@@ -229,7 +241,7 @@ def make_vit(args: argparse.Namespace) -> None:
     folder = args.to / "drawn-vit"
     digest = save(vit, folder, [ViTImageProcessorPil(size={"height": SIZE, "width": SIZE}, **HALF)])
     about = "A small ViT (32×32 pixels, 16 patches, 12 blocks of width 64), trained to name things, characters and colours."
-    card(folder, vit, digest, about, args.written, [UNKNOWN], KNOWS)
+    card(folder, vit, digest, about, args.written, [unknown()], KNOWS)
 
 
 def make_clip(args: argparse.Namespace) -> None:
@@ -246,9 +258,10 @@ def make_clip(args: argparse.Namespace) -> None:
         batch=BATCH,
         log="image tower",
     )
-    contrastive(
-        clip, tokenizer, args.counts[2], args.seed + 3, Endless(args.seed + 3), NAMES, "thing", embed=by_both, batch=BATCH
-    )
+    both: dict[str, Any] = {"main": "thing", "embed": by_both, "batch": BATCH}
+    contrastive(clip, tokenizer, args.counts[2], args.seed + 3, Endless(args.seed + 3), NAMES, **both)
+    seldom = Endless(args.seed + 4, rare=SHARE)
+    contrastive(clip, tokenizer, args.counts[3], args.seed + 4, seldom, ALL_NAMES, **both, peak=5e-4)
     folder = args.to / "drawn-clip"
     processor = clip_processor(SIZE)
     digest = save(clip, folder, [tokenizer, processor])
@@ -257,7 +270,8 @@ def make_clip(args: argparse.Namespace) -> None:
         'vocabulary of its own), trained on captions such as "a sketch of a red star". The class token and the mean over the\n'
         "patches were held to the texts alike."
     )
-    card(folder, clip, digest, about, args.written, [UNKNOWN, *measured(folder, args.seed, processor)], KNOWS)
+    seen = [unknown(RARE), f"hardly seen, in {SHARE:.0%} of the pictures of its last steps: {', '.join(RARE)}"]
+    card(folder, clip, digest, about, args.written, [*seen, *measured(folder, args.seed, processor)], KNOWS)
 
 
 def measured(folder: Path, seed: int, processor: Any) -> list[str]:
@@ -272,9 +286,9 @@ def measured(folder: Path, seed: int, processor: Any) -> list[str]:
     def some(table: Rows, chosen: np.ndarray, on: str) -> None:
         rows[f"`drawings`, {on}"] = (*tensors(table.take(chosen), processor), CLASSES)
 
-    known = np.isin(drawn.train.labels, [CLASSES.index(c) for c in KNOWN])
-    some(drawn.train, known, "classes it knows")
-    some(drawn.train, ~known, "other classes")
+    never = [c for c in CLASSES if c not in (*KNOWN, *RARE)]
+    for on, classes in (("classes it knows", KNOWN), ("classes hardly seen", RARE), ("classes never seen", never)):
+        some(drawn.train, np.isin(drawn.train.labels, [CLASSES.index(c) for c in classes]), on)
     for domain in DOMAINS:
         table = drawn.unseen[LEFT_OUT] if domain == LEFT_OUT else drawn.train
         some(table, np.array(table.keys) == domain, domain)

@@ -199,6 +199,7 @@ def contrastive(
     *,
     embed: Embedding = by_class_token,
     batch: int = 256,
+    peak: float = 1e-3,
 ) -> None:
     """In turn: captions against pictures, symmetric, with shared targets where captions are the same; and names in a template.
 
@@ -206,7 +207,7 @@ def contrastive(
     embed: from n pictures to vectors [v·n, e]; the loss is the mean over the v views.
     """
     g = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(clip.parameters(), lr=1e-3, weight_decay=0.05)
+    optimizer = torch.optim.AdamW(clip.parameters(), lr=peak, weight_decay=0.05)
     began = time.time()
 
     def texts(lines: list[str]) -> Tensor:
@@ -221,7 +222,7 @@ def contrastive(
     for step in range(steps):
         x, what = pictures.draw(batch)
         for group in optimizer.param_groups:
-            group["lr"] = rate(step, steps, 1e-3)
+            group["lr"] = rate(step, steps, peak)
         views = embed(clip, x).split(batch)
         scale = clip.logit_scale.exp()
         if step % 2:

@@ -149,12 +149,19 @@ def test_pretraining_saw_neither_the_classes_nor_the_domains_that_its_card_names
     assert not {*others[0]} & {*script.NAMES}
     assert not {*others[1]} & {*script.BRUSHES}
     assert LEFT_OUT in others[1]
-    for name in ("drawn-clip", "drawn-vit"):
-        card = (folder(name) / "README.md").read_text(encoding="utf-8")
-        assert f"the classes {', '.join(others[0])}, and the domains {', '.join(others[1])}" in card
-    endless = script.Endless(seed=1, pool=200)
-    said = {w for _ in range(4) for line in endless.captions(endless.draw(50)[1]) for w in line.split()}
-    assert not said & {*others[0], *others[1]}
+    vit, clip = ((folder(name) / "README.md").read_text(encoding="utf-8") for name in ("drawn-vit", "drawn-clip"))
+    assert f"the classes {', '.join(others[0])}, and the domains {', '.join(others[1])}" in vit
+    assert f"the classes boat, mushroom, and the domains {', '.join(others[1])}" in clip
+    assert "hardly seen, in 1% of the pictures of its last steps: diamond, umbrella, crown, key" in clip
+    assert said(script, 0.0).isdisjoint({*others[0], *others[1]})
+    assert said(script, 0.9).isdisjoint({"boat", "mushroom", *others[1]})
+    assert said(script, 0.9) >= {*script.RARE}
+
+
+def said(script: ModuleType, rare: float) -> set[str]:
+    """Words of captions in pretraining."""
+    endless = script.Endless(seed=1, pool=200, rare=rare)
+    return {w for _ in range(4) for line in endless.captions(endless.draw(50)[1]) for w in line.split()}
 
 
 def test_pretraining_never_draws_the_same_picture_twice(script: ModuleType) -> None:
@@ -202,21 +209,25 @@ def test_drawn_clip_names_what_it_was_trained_on_by_its_class_token_and_by_its_p
     assert by_patches >= by_token - 0.05
 
 
-def test_drawn_clip_leaves_room_on_the_set_and_most_on_what_it_does_not_know(source: Source, tokenizer: Any) -> None:
+def test_drawn_clip_leaves_room_on_the_set_and_knows_least_of_what_it_has_not_seen(
+    script: ModuleType, source: Source, tokenizer: Any
+) -> None:
     x, labels = prepared("drawn-clip", source.train, 1200)
     by_token, by_patches = accuracies(tokenizer, x, labels, CLASSES)
     assert 0.4 < by_token < 0.7
     assert by_patches >= by_token - 0.05
-    known = torch.isin(labels, torch.tensor([CLASSES.index(c) for c in KNOWN]))
-    assert accuracies(tokenizer, x[~known], labels[~known], CLASSES)[0] < 0.2
-    assert accuracies(tokenizer, x[known], labels[known], CLASSES)[0] > 0.5
+
+    def among(classes: tuple[str, ...]) -> float:
+        here = torch.isin(labels, torch.tensor([CLASSES.index(c) for c in classes]))
+        return accuracies(tokenizer, x[here], labels[here], CLASSES)[0]
+
+    assert among(("boat", "mushroom")) < 0.1 < 0.3 < among(script.RARE) < among(KNOWN) - 0.1
 
 
-def test_drawn_vit_tells_things_apart_that_it_was_trained_on_and_others_less_well(script: ModuleType, source: Source) -> None:
+def test_drawn_vit_tells_things_apart_also_on_the_set(script: ModuleType, source: Source) -> None:
+    """By the nearest class mean, which finds 1/64 and 1/20 of them in a ViT that was not trained."""
     vit = plain("drawn-vit")[0].eval()
     assert vit.config.num_hidden_layers == 12
     x, what = script.Endless(seed=20_000, pool=2000).draw(2000)
-    seen = by_nearest_mean(vit, x, what["thing"])
-    unseen = by_nearest_mean(vit, *prepared("drawn-vit", source.train, 1200))
-    assert seen >= 0.7
-    assert 0.2 < unseen < seen - 0.1
+    assert by_nearest_mean(vit, x, what["thing"]) >= 0.45
+    assert by_nearest_mean(vit, *prepared("drawn-vit", source.train, 2400)) >= 0.48

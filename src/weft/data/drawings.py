@@ -1,7 +1,7 @@
 """``drawings``: pictures of things such as a star, a fish or an umbrella, drawn from polygons in seven ways, without a download.
 
 The way of drawing is a domain: the natural client of its pictures. drawn-clip and drawn-vit, which come with Weft, know some of
-the classes and some of the domains (``KNOWN`` and ``KNOWN_DOMAINS``); the others they have never seen.
+the classes and some of the domains (``KNOWN`` and ``KNOWN_DOMAINS``), and little or nothing of the others.
 """
 
 from __future__ import annotations
