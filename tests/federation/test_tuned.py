@@ -39,7 +39,7 @@ class OfNames(Tuned):
 KINDS: dict[str, Tuned] = {
     **{
         kind: Anything(tune=Tune(kind, rank=2, reduction=8, tokens=2), optim=Optim("sgd", lr=0.1))
-        for kind in ("lora", "bottleneck", "prefix", "bias", "weights")
+        for kind in ("lora", "bottleneck", "prefix", "bias", "words", "weights")
     },  # type: ignore[arg-type]
     "head": Anything(tune=Tune("head", head=False), optim=Optim("sgd", lr=0.1)),
     "tokens": OfPictures(tune=Tune("tokens", tokens=2), optim=Optim("sgd", lr=0.1)),
