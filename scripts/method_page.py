@@ -138,15 +138,23 @@ def front_matter(info: MethodInfo, title: str, figure: Figure) -> list[str]:
 
 
 @functools.cache
-def made(model: str, head: bool) -> tuple[Any, Any]:
-    """A bench with that backbone, and clients."""
-    return made_up(model, CLIENTS, CLASSES, ("head",) if head else ())
+def made(model: str, needs: frozenset[str]) -> tuple[Any, Any]:
+    """A bench with that backbone, and clients.
+
+    Args:
+        needs: of a method, those that tell how a backbone is loaded.
+    """
+    return made_up(model, CLIENTS, CLASSES, needs)
+
+
+def loading(slug: str) -> frozenset[str]:
+    return frozenset({"head", "label words"}.intersection(registry.info(slug).needs))
 
 
 def sizes(slug: str) -> Sizes:
     """Of the method with its own settings, on the backbone that comes along for methods like it."""
     needs = registry.info(slug).needs
-    return measure(registry.build(slug), *made(usual(needs), "head" in needs))
+    return measure(registry.build(slug), *made(usual(needs), loading(slug)))
 
 
 def parts(slug: str) -> list[str]:
@@ -171,7 +179,7 @@ def parts(slug: str) -> list[str]:
 
 def tensors(slug: str, model: str) -> list[str]:
     """One row for each part, or for each of its roles where their scopes differ."""
-    bench = made(model, "head" in registry.info(slug).needs)[0]
+    bench = made(model, loading(slug))[0]
     table = [("part", "kind", "scope", "comes down", "goes up", "is kept", "places", "numbers")]
     for name, (part, scope) in registry.build(slug).adapt(bench.backbone, bench.task, ClientInfo("")).items():
         sites = part.sites(bench.backbone)

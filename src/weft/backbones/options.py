@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from weft.errors import UserError, nearest
@@ -89,6 +90,11 @@ class Options:
     @property
     def heads(self) -> tuple[str, ...]:
         return tuple(n.strip() for n in self.head.split(",") if n.strip())
+
+
+def task_for(needs: Collection[str]) -> str:
+    """What a backbone is loaded for where only the needs of a method tell (of its identity card)."""
+    return FILL if "label words" in needs else "classification" if "head" in needs else "auto"
 
 
 def _check_filled(template: str) -> None:

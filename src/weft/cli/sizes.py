@@ -75,7 +75,8 @@ def made_up(model: str, clients: int, classes: int, needs: Collection[str] = ())
     """A backbone and clients of one row each, for sizes without data.
 
     Args:
-        needs: of the method: one that needs a ``head`` gets a linear one on a CLIP too, as in a run.
+        needs: of the method: as in a run, one that needs a ``head`` gets a linear one on a CLIP too, and one of ``label words`` a
+            model that fills them in.
 
     Raises:
         UserError: the backbone can't be loaded.
@@ -83,6 +84,7 @@ def made_up(model: str, clients: int, classes: int, needs: Collection[str] = ())
     import numpy as np
 
     from weft.backbones.load import load
+    from weft.backbones.options import task_for
     from weft.backbones.run_table import tabulate
     from weft.data.images import Images
     from weft.data.rows import Rows
@@ -91,7 +93,7 @@ def made_up(model: str, clients: int, classes: int, needs: Collection[str] = ())
     from weft.tasks.kinds import make
 
     names = tuple(map(str, range(classes)))
-    backbone = load(model, classes=names, task="classification" if "head" in needs else "auto")
+    backbone = load(model, classes=names, task=task_for(needs))
     each, none = np.arange(clients), np.zeros(0, dtype=np.int64)
     texts, images = ["a row"] * clients, Images([np.zeros((8, 8, 3), np.uint8)] * clients)
     content = {"texts": texts, "images": None} if backbone.reads == "texts" else {"texts": None, "images": images}

@@ -152,6 +152,8 @@ def _fitting(needs: tuple[str, ...], user: Mapping[str, Any]) -> dict[str, str]:
         return {"data": "docstrings", "model": "smollm2"}
     if user.get("task") == "preference":
         return {"data": "docstring_preferences", "model": "smollm2"}
+    if "label words" in needs:
+        return {"model": usual(needs)}
     if "images" not in needs and user.get("data") not in pictures:
         return {}
     return {"data": "glyphs", "model": usual({"images", *needs})}

@@ -14,7 +14,7 @@ from weft.adaptation.lora import LoRA
 from weft.backbones import lines
 from weft.backbones.backbone import Backbone
 from weft.backbones.load import load as load_backbone
-from weft.backbones.options import FILL
+from weft.backbones.options import task_for
 from weft.backbones.prefix import PrefixCache
 from weft.backbones.run_table import tabulate
 from weft.backbones.token_table import Tokens
@@ -297,7 +297,7 @@ def backbone_of(x: Experiment, name: str, classes: Sequence[str], needs: tuple[s
         classes=classes,
         device=x.device,
         precision=x.precision,
-        task=_read_as(x.task, needs),
+        task=GENERATION if x.task in (GENERATION, PREFERENCE) else task_for(needs) if x.task == "auto" else x.task,
         template=x.template,
         blocks=x.blocks,
         roles=x.roles,
@@ -308,15 +308,6 @@ def backbone_of(x: Experiment, name: str, classes: Sequence[str], needs: tuple[s
         quantise=x.quantise,
         device_map=x.device_map,
     )
-
-
-def _read_as(task: str, needs: tuple[str, ...]) -> str:
-    """The task that a backbone is loaded for."""
-    if task in (GENERATION, PREFERENCE):
-        return GENERATION
-    if task != "auto":
-        return task
-    return FILL if "label words" in needs else "classification" if "head" in needs else task
 
 
 def bench_of(x: Experiment, backbone: Backbone, classes: Sequence[str], rows: Rows) -> Bench:

@@ -290,7 +290,7 @@ def home(method: Method) -> str:
 
 def task_of(method: Method) -> str:
     """What backbones are loaded for if a method is tried on them."""
-    return FILL if "label words" in method.info.needs else "auto"
+    return FILL if "label words" in method.info.needs else "auto"  # a head comes by itself
 
 
 def home_folder(method: Method) -> str:
