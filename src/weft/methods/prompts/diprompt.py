@@ -205,10 +205,10 @@ class DiPrompT(Method):
         found: dict[str, float | Tensor] = dict.fromkeys(update.tensors, examples)
         if self.counts:
             told = update.facts.get("routed")
-            sane = isinstance(told, list) and all(type(m) is int and 0 <= m <= MOST for m in told)
+            numbers = told if isinstance(told, list) and all(type(m) is int and 0 <= m <= MOST for m in told) else []
             for name in (n for n in found if n.startswith("domain")):
                 s = int(name.split("/", 1)[0].removeprefix("domain"))
-                found[name] = float(told[s]) if sane and s < len(told) else 0.0
+                found[name] = float(numbers[s]) if s < len(numbers) else 0.0
         return found
 
     # prediction -------------------------------------------------------------------------------------------------------

@@ -165,15 +165,15 @@ class PFedMoAP(Method):
 
     def load(self, pack: Pack) -> None:
         """The text features of the others' prompts: they are frozen, so that they are computed once a turn."""
-        received = [found.get(OTHERS) for found in pack.received]
-        counts = [0 if prompts is None else len(prompts) for prompts in received]
+        received = [found[OTHERS] if OTHERS in found else torch.zeros(0) for found in pack.received]
+        counts = [prompts.shape[0] for prompts in received]
         ((slot, empty),) = pack.params("expert").items()
         pack.tensors |= {name: pack.tensors[name].clone() for name in (TEXTS, THERE)}
         for j in range(max(counts)):
             with_it = [k for k, count in enumerate(counts) if count > j]
             prompts, clients = empty.detach().clone(), torch.tensor(with_it, device=pack.device)
             for k in with_it:
-                prompts[k] = received[k][j].to(prompts)  # type: ignore[index, union-attr]
+                prompts[k] = received[k][j].to(prompts)  # type: ignore[index]
             with torch.no_grad(), pack.values({slot: prompts}):
                 found = pack.texts({"expert": 1.0}, clients)
             pack.tensors[TEXTS][clients, j] = self.pooled(pack, found)
