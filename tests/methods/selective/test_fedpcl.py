@@ -343,12 +343,16 @@ def test_personalising_leaves_those_that_were_trained_with_what_they_keep() -> N
     pack = run.pack([0, 1], 2)
     new: ClientState = pack.clients[1]
     new.rounds_seen = 0
+    y = run.bench.table.labels[new.data.train]
+    new.data = replace(new.data, train=new.data.train[y == y[0]])
     pack.tensors["projection/values/weight"] = pack.tensors["projection/values/weight"].flip(1)
     before = pack.tensors["own/values/prototypes"].clone()
     run.method.personalise(pack)
     after = pack.tensors["own/values/prototypes"]
     assert torch.equal(after[0], before[0])
     assert not torch.equal(after[1], before[1])
+    assert len(set(y.tolist())) > 1
+    assert pack.tensors["own/values/has"][1].nonzero().flatten().tolist() == [y[0]], "of no class that it has no rows of"
 
 
 @pytest.mark.parametrize("told", [None, [1], [1, 0], [1, 2.0], [True, 1], "ab", [1, 10**30]])
