@@ -39,3 +39,15 @@ def test_rows_of_an_orthogonal_start_are_orthogonal_and_of_one_length_or_its_col
     gram = drawn @ drawn.T if shape[0] <= shape[1] else drawn.T @ drawn
     torch.testing.assert_close(gram, 4.0 * torch.eye(min(shape), dtype=torch.float64), rtol=0, atol=1e-5)
     assert not torch.equal(drawn, Init(shape, "orthogonal", 2.0).draw(1, "keys").double())
+
+
+def test_values_are_equal_if_their_start_values_are_number_by_number() -> None:
+    def of(*numbers: float) -> Values:
+        return Values((("slope", Init((len(numbers),), "value", value=torch.tensor(numbers))), ("table", (2, 3))))
+
+    assert of(0.5, 1.0) == of(0.5, 1.0)
+    assert hash(of(0.5, 1.0)) == hash(of(0.5, 1.0))
+    assert of(0.5, 1.0) != of(0.5, 2.0)
+    assert Init((2,)) != Init((2,), "value", value=torch.zeros(2))
+    assert Init((2,), "normal", 0.1) != Init((2,), "normal", 0.2)
+    assert Init((2,)) != (2,)

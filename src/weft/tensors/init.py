@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
@@ -32,9 +32,18 @@ class Init:
     shape: tuple[int, ...]
     kind: str = "zeros"
     scale: float = 1.0
-    value: Tensor | None = None
+    value: Tensor | None = field(default=None, hash=False)
     within: tuple[int, ...] | None = None
     of: tuple[int, int] | None = None
+
+    def __eq__(self, other: object) -> bool:
+        """Values are compared number by number: parts that have start values among their fields are compared."""
+        if not isinstance(other, Init):
+            return NotImplemented
+        if any(getattr(self, f.name) != getattr(other, f.name) for f in fields(self) if f.name != "value"):
+            return False
+        mine, theirs = self.value, other.value
+        return mine is theirs or (mine is not None and theirs is not None and torch.equal(mine, theirs))
 
     def draw(self, seed: int, *name: object) -> Tensor:
         """The float32 start value on the CPU; random kinds depend on ``(seed, *name)`` alone."""
