@@ -97,7 +97,13 @@ def test_the_help_of_run_tells_the_defaults_of_the_experiment() -> None:
     words |= {"name": "METHOD-DATA-MODEL-sSEED", "template": "as suits the backbone"}
     words |= {"metrics": "of the data, or usual for the task", "server_lr": "1 for `avgm`, 0.001 for the others"}
     words |= {"ranks": "as the method deals them", "devices": "as the method deals them"}
-    words |= {"public": "none", "public_rows": "all", "carbon": "not told", "shots": "all"}
+    words |= {
+        "public": "none",
+        "public_rows": "all",
+        "carbon": "not told",
+        "shots": "all",
+        "label_words": "the names of the classes",
+    }
     assert len(told) > 40
     assert told == {n: words.get(n, str(fields[n])) for n in told}
 
