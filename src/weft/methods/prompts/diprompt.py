@@ -57,8 +57,8 @@ class DiPrompT(Method):
 
     Attributes:
         tokens: l of each prompt.
-        domains: words w_s of the source domains; without any, the names that clients tell, or ``domain 1`` to ``domain N`` with
-            N = ``nameless`` where they tell none.
+        domains: words w_s of the source domains; without any, the names that clients tell, or ``domain 1``, ``domain 2`` … where
+            they tell none. nameless: how many there are then.
         lam: λ, of what holds Q near texts written by hand. gamma: γ, of the routed prompt's loss.
         delta: δ, of −log σ(⟨D_ŝ, h_ŝ⟩ − ⟨D_ŝ, G⟩), on features averaged over the classes: D_ŝ near its domain's text, not near G.
         beta: share of the old D_s in the new one. counts: a client tells how many pictures it routed to each domain, by which D_s
