@@ -62,8 +62,9 @@ def edited(answer: bytes, edit: Edit, weight: float | None = None) -> bytes:
     head = Header(**{n: header[n] for n in ("method", "round", "kind", "direction", "client", "weight")})
     names = dict.fromkeys(n for n in table if n != "__metadata__")
     shapes: dict[str, tuple[int | None, ...] | None] = dict(names)
-    received = decode(data, Expected(head.method, head.round, head.kind, "up", shapes, max_weight=1e9))
+    facts = frozenset(header["facts"])
+    received = decode(data, Expected(head.method, head.round, head.kind, "up", shapes, facts=facts, max_weight=1e9))
     tensors = edit({n: v.clone() for n, v in received.tensors.items() if isinstance(v, Tensor)})
     if weight is not None:
         head = replace(head, weight=weight)
-    return said(about, encode(head, tensors, {}, codec("identity")).data)
+    return said(about, encode(head, tensors, received.facts, codec("identity")).data)
