@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,9 +12,10 @@ import torch
 from torch import Tensor
 
 import tiny
-from every_method import METHODS, TRAVELS, small
+from every_method import METHODS, TRAVELS, built, small
 from weft.engines import packing
 from weft.federation.info import common
+from weft.testing import of_settings
 from weft.testing.compare import assert_same, logits, state
 from weft.testing.sites import kept, remote
 from weft.testing.strangers import by_messages
@@ -81,13 +81,7 @@ def test_return_law_the_same_turn_gives_the_same_bytes(slug: str) -> None:
 @pytest.mark.parametrize("codec", ["identity", "quant8"])
 @pytest.mark.parametrize("slug", METHODS)
 def test_with_learning_rate_zero_nothing_moves(slug: str, codec: str) -> None:
-    method = small(slug)
-    changes: dict[str, Any] = {"optim": method.optim.but(lr=0.0)}
-    run = tiny.federation(replace(method, **changes), rounds=2, codec_name=codec)
-    before = logits(run)
-    run.run()
-    # exactly, for values that are averaged; flexlora's SVD may turn the factors of an unchanged zero product
-    assert_same(before, logits(run), 1e-12)
+    of_settings.check_rate_zero(built(slug), codec, rounds=2, sizes=tiny.SIZES)
 
 
 @pytest.mark.parametrize("slug", METHODS)

@@ -43,22 +43,27 @@ def check_half_precision(method: Method) -> None:
         assert value.dtype == torch.float32, f"{method.info.slug}: on a bfloat16 backbone {name} is of {value.dtype}."
 
 
-def check_rate_zero(method: Method, *codecs: str) -> None:
+def check_rate_zero(method: Method, *codecs: str, rounds: int = 1, **about: Any) -> None:
     """At a learning rate of zero nothing moves: predictions stay as they are; exactly, for values that are averaged, but an SVD
     may turn factors.
 
     Clients that are handed what others have sent predict otherwise although nothing moves. Then all of them send exactly what
     they entered with, and what the run holds stays as it is from one round to the next.
+
+    Args:
+        rounds: at least; more, until a kind of round comes again. about: of the federation; else it has two clients and a shallow
+            model.
     """
+    about = about or {"model": shallow(method), **PAIR}
     values = {f.name: getattr(small(method), f.name) for f in fields(method)}
     changes: dict[str, Any] = {n: v.but(lr=0.0) for n, v in values.items() if isinstance(v, Optim)}
-    made, model, rounds = replace(small(method), **changes), shallow(method), exchanges(method)
-    before = logits(federation(made, model, rounds=rounds, **PAIR))
+    made, rounds = replace(small(method), **changes), max(rounds, exchanges(method))
+    before = logits(federation(made, rounds=rounds, **about))
     for codec in codecs:
-        after = logits(federation(made, model, codec_name=codec, rounds=rounds, **PAIR).run())
+        after = logits(federation(made, codec_name=codec, rounds=rounds, **about).run())
         if equal(before, after, 1e-12):
             continue
-        run = federation(made, model, codec_name=codec, rounds=2 * rounds, **PAIR)
+        run = federation(made, codec_name=codec, rounds=2 * rounds, **about)
         with watching(run.method) as seen:
             held = state(run.run(rounds))
             for t in range(rounds, 2 * rounds):
