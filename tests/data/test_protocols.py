@@ -16,6 +16,7 @@ from weft.data.protocols import also_tested, base_to_novel, few_shot
 from weft.data.rows import FederatedData, Rows, Source
 from weft.engines.evaluation import BOTH, Evaluation, both_sides
 from weft.errors import UserError
+from weft.methods import registry
 
 
 def pictures(n: int, seed: int) -> Images:
@@ -60,14 +61,32 @@ def test_both_sides_have_two_classes(classes: str, share: float) -> None:
 
 
 def run(data: Any, folder: Path, **settings: Any) -> weft.Run:
-    given = {"method": "promptfl", "model": "glyph-clip", "clients": 3, "rounds": 2, "partition": "iid", "recipes": False}
-    steps = {"epochs": 1, "batch": 8, "tokens": 2}
+    given = {
+        "method": "promptfl",
+        "model": "glyph-clip",
+        "clients": 3,
+        "rounds": 2,
+        "partition": "iid",
+        "recipes": False,
+        "precision": "float32",
+    }
+    steps = {"epochs": 1, "batch": 8, "tokens": 2} | settings.pop("own", {})
     return weft.run(data=data, parameters=steps, baselines=[], quiet=True, runs=folder, **{**given, **settings})  # type: ignore[arg-type]
 
 
-def test_to_train_with_novel_classes_kept_back_is_to_train_as_if_there_were_none(tmp_path: Path) -> None:
-    whole = run(source("abcdef"), tmp_path / "whole", novel=0.5)
-    alone = run(source("abc"), tmp_path / "alone")
+OF_NAMES = [slug for slug, info in registry.infos().items() if "two towers" in info.needs and "all classes" not in info.needs]
+
+
+def test_all_methods_of_class_names_are_put_to_the_protocol_but_those_that_say_why_not() -> None:
+    assert {"promptfl", "promptfolio", "fedotp", "pfedprompt", "pfedmoap", "fedapt"} <= set(OF_NAMES)
+
+
+@pytest.mark.parametrize("slug", OF_NAMES)
+def test_to_train_with_novel_classes_kept_back_is_to_train_as_if_there_were_none(slug: str, tmp_path: Path) -> None:
+    """A context for each class is drawn anew where there are more of them, so that such a method has one for all here."""
+    own = {"per_class": False} if slug == "fedapt" else {}
+    whole = run(source("abcdef"), tmp_path / "whole", method=slug, own=own, novel=0.5)
+    alone = run(source("abc"), tmp_path / "alone", method=slug, own=own)
     assert [line["loss"] for line in whole.rounds] == pytest.approx([line["loss"] for line in alone.rounds], abs=1e-5)
     assert whole.metrics["accuracy"] == alone.metrics["accuracy"]
     assert whole.metrics["loss"] == pytest.approx(alone.metrics["loss"], abs=1e-5)
@@ -95,6 +114,12 @@ def test_another_set_is_tested_on_by_the_names_of_its_own_classes_and_changes_no
     assert [line["loss"] for line in both.rounds] == pytest.approx([line["loss"] for line in alone.rounds], abs=1e-5)
     assert both.metrics["accuracy"] == alone.metrics["accuracy"]
     assert 0 <= both.metrics["test_of_others"] <= 1
+
+
+def test_rows_of_another_set_that_were_trained_on_are_told() -> None:
+    own, other = source("abc"), source("abc", 12, "others")  # the same pictures by another name
+    dealt = partition(also_tested(own, [other]), clients=2, scheme="iid")
+    assert any("test of others rows" in note and "also stand in training" in note for note in dealt.notes)
 
 
 def test_clients_models_share_a_further_test_set_among_them(tmp_path: Path) -> None:
@@ -132,12 +157,16 @@ def test_the_harmonic_mean_is_of_both_sides_and_none_where_there_is_one() -> Non
     assert (both.people, both.value, both.n) == (BOTH, pytest.approx(0.4), 20)
     assert both_sides([scored("global test", 0.6)]) == []
     assert both_sides([scored("global test", 0.0), scored(NOVEL, 0.0)])[0].value == 0.0
+    assert np.isnan(both_sides([scored("global test", float("nan")), scored(NOVEL, 0.3)])[0].value)
+    assert both_sides([scored("global test", -0.1), scored(NOVEL, 0.3)]) == []
 
 
 def test_what_can_not_be_is_said_in_a_sentence(tmp_path: Path) -> None:
     texts = Rows(texts=[f"row {i}" for i in range(40)], labels=np.arange(40) % 4)
     with pytest.raises(UserError, match="told by their names: use a CLIP"):
         weft.run("fedit", data=Source("texts", tuple("abcd"), texts), clients=2, novel=0.5, runs=tmp_path, quiet=True)
+    with pytest.raises(UserError, match="mpft compares with the names or prototypes of all classes"):
+        weft.run("mpft", data=source("abcd"), model="glyph-clip", clients=2, novel=0.5, runs=tmp_path, quiet=True)
     numbers = Rows(texts=["a", "b"], numbers=np.array([0.5, 1.5]), labels=np.zeros(2, int))
     with pytest.raises(UserError, match="leave --novel out"):
         base_to_novel(Source("numbers", ("value",), numbers), 0.5)

@@ -16,7 +16,7 @@ from weft.experiment import SETTINGS, Experiment, resolve
 from weft.playing.run import Run
 from weft.runs import shelf
 from weft.runs.checkpoint import digest
-from weft.runs.prepare import prepare
+from weft.runs.prepare import Material, prepare
 
 NOTE = "a note on the rows"
 ROWS = toy_runs.source()
@@ -108,3 +108,17 @@ def test_a_method_that_needs_a_head_does_not_get_a_backbone_that_was_loaded_with
     for needs in ((), (), ("head",), ("head", "images")):
         shared.prepare(Experiment(**settings()), ROWS, Observer(), needs)
     assert len(made) == 2
+
+
+def test_a_method_of_label_words_gets_no_backbone_that_was_loaded_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, ...]] = []
+
+    def prepare(_x: Experiment, _given: Any, _observer: Observer, needs: tuple[str, ...]) -> Material:
+        asked.append(needs)
+        return Material(None, [], None, {})  # type: ignore[arg-type]
+
+    monkeypatch.setattr(shelf, "prepare", prepare)
+    shared = shelf.Shelf()
+    for needs in (("texts",), ("texts", "label words"), ("texts", "label words"), ("texts", "head"), ()):
+        shared.prepare(Experiment(**settings()), ROWS, Observer(), needs)
+    assert asked == [("texts",), ("texts", "label words"), ("texts", "head"), ()]

@@ -153,7 +153,7 @@ def _keys(rows: Rows, index: np.ndarray) -> list[str]:
 def _shared(source: Source, trained_on: list[Rows], held_out: list[tuple[Rows, list[str]]]) -> list[str]:
     """What is said of test rows that also stand in training; drawn ones never do."""
     new = Rows.concatenate([own for own, _ in held_out]) if held_out else None
-    others = {"test": source.test, "validation": source.validation, "new clients'": new}
+    others = {"test": source.test, "validation": source.validation, "new clients'": new, **source.further}
     present = {split: own for split, own in others.items() if own is not None and len(own)}
     if not present:
         return []

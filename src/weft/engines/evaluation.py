@@ -76,14 +76,14 @@ def per_client(own: Mapping[str, Score], metric: str, *, view: str, people: str)
 
 def both_sides(scores: Sequence[Evaluation]) -> list[Evaluation]:
     """The harmonic mean of one view's headline on classes that were trained on and on those that were not (K. Zhou et al., CVPR
-    2022); nothing where there are none of either.
+    2022); nothing where there are none of either, or where a headline is below zero. Of a model that diverged it is no number.
     """
     novel = next((e for e in scores if e.people == NOVEL), None)
     base = next((e for e in scores if e.people in ("global test", "common test")), None)
-    if novel is None or base is None:
+    if novel is None or base is None or min(base.value, novel.value) < 0:
         return []
     total = base.value + novel.value
-    value = 2 * base.value * novel.value / total if total > 0 else 0.0
+    value = 0.0 if total == 0 else 2 * base.value * novel.value / total
     return [Evaluation(novel.view, BOTH, novel.moment, novel.metric, "harmonic mean", value, base.n + novel.n)]
 
 

@@ -106,10 +106,10 @@ class Scoring:
             ("validation", chosen, {c.id: c.data.val for c in chosen}),
             ("new clients", strangers, {c.id: c.data.test for c in strangers}),
         ]
-        if not any(map(common, self.method.views)) and view == self.method.views[0] and chosen:
+        further = self.setup.tests.further
+        if (further or not any(map(common, self.method.views))) and view == self.method.views[0] and chosen:
             # what clients' models know of everybody's data: each row of the global test set is put to one of them
-            whole = {"common test": self.setup.tests.test} | self.setup.tests.further
-            for people, rows in whole.items():
+            for people, rows in ({"common test": self.setup.tests.test} | further).items():
                 rows = numpy_generator(self.bench.seed, "evaluation", people).permutation(rows)
                 splits.append((people, chosen, {c.id: rows[i :: len(chosen)] for i, c in enumerate(chosen)}))
         found: list[Evaluation] = []
@@ -127,8 +127,7 @@ class Scoring:
             if not seen:
                 continue
             seen = dict(sorted(seen.items()))
-            several = people == "common test" or people in self.setup.tests.further
-            pooling = "pooled over clients' models" if several else "pooled"
+            pooling = "pooled over clients' models" if people == "common test" or people in further else "pooled"
             found += self._pooled(list(seen.values()), view, people, pooling)
             if people == "own test":
                 own = {c: self.bench.task.headline(some) for c, some in seen.items()}

@@ -21,12 +21,12 @@ def settle(clients: Sequence[ClientInfo]) -> None:
     """Tell all clients the values of each fact that is a text, a number or a truth value; others have no list."""
     for client in clients:
         client.facts = own(client.facts)
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, set[tuple[str, Any]]] = {}
     for client in clients:
         for name, value in client.facts.items():
             if isinstance(value, str | bool | int | float):
-                found.setdefault(EVERY + name, {})[repr(value)] = value
-    lists = {name: [values[key] for key in sorted(values)] for name, values in found.items()}
+                found.setdefault(EVERY + name, set()).add((type(value).__name__, value))
+    lists = {name: [value for _, value in sorted(values)] for name, values in found.items()}
     for client in clients:
         client.facts = client.facts | lists
 

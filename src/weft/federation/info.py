@@ -22,14 +22,15 @@ privacy preservation: less can be learnt about a client's data from what it send
 server-side aggregation bias: the mean of factors is not the factor of the mean.
 """
 NEEDS = (
-    "images", "texts", "classes", "head", "two towers", "label words", "separate blocks", "all updates", "factors", "own steps",
-    "no gradients",
+    "images", "texts", "classes", "all classes", "head", "two towers", "label words", "separate blocks", "all updates", "factors",
+    "own steps", "no gradients",
 )  # fmt: skip
 """What methods can't do without:
 
 images: rows are pictures, and the backbone reads them.
 texts: rows are texts to be told apart or tagged, and the backbone reads them; none that a language model writes.
 classes: each row is of one class; no word has a tag of its own, and no answer is written.
+all classes: a loss of its own that is over all classes of the federation, of which none can be kept from any row.
 head: a head that is trained, also on a backbone that could compare with the names of the classes instead.
 two towers: a backbone that embeds pictures and texts in one space (CLIP), and the names of the classes.
 label words: a masked language model that tells classes apart by the words that it fills in.

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from weft.backbones.options import task_for
 from weft.engines.observer import Observer
 from weft.experiment import GROUPS, Experiment
 from weft.experiment.declare import declared
@@ -29,7 +30,7 @@ class Shelf:
 
     def prepare(self, experiment: Experiment, given: Any, observer: Observer, needs: tuple[str, ...] = ()) -> Material:
         """As :func:`weft.runs.prepare.prepare`; its sentences are said again."""
-        key = {n: v for n, v in experiment.model_dump().items() if n not in UNREAD} | {"head": "head" in needs}
+        key = {n: v for n, v in experiment.model_dump().items() if n not in UNREAD} | {"read as": task_for(needs)}
         if self._found is None or key != self._key or given is not self._given:
             self._found = None  # before anything else is loaded
             heard = _Heard(observer)

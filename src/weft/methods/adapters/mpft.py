@@ -76,7 +76,7 @@ class MPFT(Method):
         ),
         views=("global", "personal"),
         sends="prototypes, which are embeddings of its rows or means of them, under the names of the classes it has",
-        needs=("images", "two towers", "all updates"),
+        needs=("images", "two towers", "all classes", "all updates"),
     )
 
     prototypes: Way = "cluster"

@@ -83,7 +83,7 @@ class DiPrompT(Method):
         asks=("domain", "every domain"),
         reveals=("routed",),
         sends="its prompts, of the domains that it has pictures of, how many it routed to each, and once the name of its domain",
-        needs=("images", "two towers"),
+        needs=("images", "two towers", "all classes"),
     )
 
     tokens: Count = 16

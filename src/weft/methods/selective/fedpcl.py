@@ -101,7 +101,7 @@ class FedPCL(Method):
         sends="the mean representation of its rows of each class that it has, which every other client gets to see",
         tells=("classes",),
         reveals=("counts",),
-        needs=("classes", "all updates"),
+        needs=("classes", "all classes", "all updates"),
     )
 
     width: Count = 256
