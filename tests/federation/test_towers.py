@@ -114,3 +114,10 @@ def test_there_are_no_towers_in_other_backbones() -> None:
     for ask in (lambda: pack.images(batch_of(of, INDEX[:1])), lambda: pack.texts({}), lambda: pack.embed([np.arange(2)])):
         with pytest.raises(WeftError, match="no embedding of whole rows"):
             ask()
+
+
+def test_a_pass_takes_one_context() -> None:
+    of = bench(True)
+    pack = pack_of(of, [CONTEXTS], [values_for(of, CONTEXTS, seed=0)])
+    with pytest.raises(WeftError, match='"ours" and "mine" both have tokens of their own in one place'):
+        pack(batch_of(of, INDEX[:1]))

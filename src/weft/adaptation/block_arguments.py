@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -19,6 +20,18 @@ def hidden_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
 def with_hidden(hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
     """The same arguments with other hidden states."""
     return ((hidden, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": hidden})
+
+
+def inserting(block: Callable[..., Any], tokens: Tensor) -> Callable[..., Any]:
+    """A block whose rows have tokens [rows, n, d] put behind their first before it runs."""
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        hidden = hidden_of(args, kwargs)
+        longer = torch.cat([hidden[:, :1], tokens.to(hidden), hidden[:, 1:]], 1)
+        args, kwargs = with_hidden(longer, args, kwargs)
+        return block(*args, **kwargs)
+
+    return forward
 
 
 def rows_of(value: Any, keep: Tensor, n: int, names: Collection[str], path: str = "") -> Any:

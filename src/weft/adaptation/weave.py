@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from weft.adaptation.attachments import Attachment, Attachments, Parameter, put_on
-from weft.adaptation.block_arguments import hidden_of, rows_of, with_hidden
+from weft.adaptation.block_arguments import hidden_of, inserting, rows_of, with_hidden
+from weft.adaptation.own_tokens import OwnTokens
 from weft.adaptation.part import Part
 from weft.adaptation.placed import Placed
 from weft.adaptation.prefix_tuning import Pairs, prefixed
@@ -77,7 +78,7 @@ class Weave:
         self.insert: Mapping[int, Tensor] = {}  # block -> tokens [k, b, n, d] that enter it behind the first
         self._by_module: dict[str, list[Placed]] = defaultdict(list)
         self.placed = placed
-        self._texts: dict[frozenset[str], Tensor] = {}
+        self.own_tokens = OwnTokens(backbone, placed)
         for p in placed:
             if p.site.role != "values":  # sits nowhere: the method itself looks at it
                 self._by_module[p.site.name].append(p)
@@ -161,7 +162,7 @@ class Weave:
                 if name in after:
                     on.put(Attachment(module, _then(module, module.forward, after[name]), instead=True))
                 if index in self.insert:  # inside the gate, which begins with what is cached
-                    on.put(Attachment(module, _inserting(module.forward, self.insert[index].flatten(0, 1)), instead=True))
+                    on.put(Attachment(module, inserting(module.forward, self.insert[index].flatten(0, 1)), instead=True))
                 if self.hold is not None or self.prefix is not None or index in apart:
                     on.put(Attachment(module, self._gated(module.forward, index, index in apart), instead=True))
                 if self.recompute and torch.is_grad_enabled():
@@ -174,35 +175,6 @@ class Weave:
         finally:
             on.off()
             self._pass = None
-
-    def inputs(self, inputs: dict[str, Tensor], k: int, use: Mapping[str, Weight] | None) -> dict[str, Any]:
-        """What the model takes beside the rows of a batch, once for each client if a part in the text tower is on."""
-        texts = {p.part_name: p.part for p in self.placed if p.site.tower == "text" and (use is None or p.part_name in use)}
-        if not texts or self.backbone.names is None:
-            return inputs | self.backbone.class_inputs()
-        key = frozenset(texts)
-        if key not in self._texts:  # the same in every step
-            ids = {"input_ids": self.backbone.names.ids()}
-            for part in texts.values():
-                ids = part.inputs(self.backbone, ids)
-            self._texts[key] = ids["input_ids"].to(self.backbone.device)
-        rows = self._texts[key]
-        return inputs | {"input_ids": rows.repeat(k, 1), "classes": len(rows)}
-
-    def room(self, use: Mapping[str, Weight] | None) -> int:
-        """How many tokens of parts stand in each row."""
-        return sum(part.room(self.backbone) for part in self._among_tokens(use))
-
-    def grown(self, inputs: dict[str, Tensor], use: Mapping[str, Weight] | None) -> dict[str, Tensor]:
-        """Rows of a batch with the tokens that parts put into them."""
-        for part in self._among_tokens(use):
-            inputs = part.inputs(self.backbone, inputs)
-        return inputs
-
-    def _among_tokens(self, use: Mapping[str, Weight] | None) -> list[Part]:
-        """Parts with tokens of their own among those of the rows, that are on."""
-        here = {p.part_name: p.part for p in self.placed if p.part.mode == "embeds" and not p.site.tower}
-        return [part for name, part in here.items() if use is None or name in use]
 
     # values of the clients in the rows ----------------------------------------------------------------------------
 
@@ -472,18 +444,3 @@ class Weave:
 
 def _then(module: nn.Module, block: Callable[..., Any], hook: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *args, **kwargs: hook(module, args, block(*args, **kwargs))
-
-
-def _inserting(block: Callable[..., Any], tokens: Tensor) -> Callable[..., Any]:
-    """
-    Args:
-        tokens: [rows, n, d].
-    """
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        hidden = hidden_of(args, kwargs)
-        longer = torch.cat([hidden[:, :1], tokens.to(hidden), hidden[:, 1:]], 1)
-        args, kwargs = with_hidden(longer, args, kwargs)
-        return block(*args, **kwargs)
-
-    return forward

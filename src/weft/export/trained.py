@@ -89,7 +89,8 @@ class Trained:
             for role, tensor in stack([value], device, dtype).items()
         }
         weave = Weave(backbone, place(backbone, [self.parts], device, dtype), tensors, 1)
-        inputs = weave.inputs(weave.grown(inputs, self.use), 1, self.use)
+        own = weave.own_tokens
+        inputs = own.of_names(own.of_rows(inputs, self.use), 1, self.use)
         with weave.attached(None, 1, self.use):
             found: Tensor = backbone.model(**inputs).logits
         return found

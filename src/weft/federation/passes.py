@@ -108,11 +108,11 @@ class Passes(Towers, HiddenStates):
 
     def _collated(self, flat: np.ndarray, use: Mapping[str, Weight] | None) -> dict[str, Tensor]:
         """Rows of the table with the tokens that parts put into them, so far as the backbone takes that many."""
-        table, room = self.bench.table, self._weave.room(use)
+        table, room = self.bench.table, self._weave.own_tokens.room(use)
         if not room:
             return table.collate(flat)
         assert isinstance(table, Tokens)  # nothing else has an embedding of words
-        return self._weave.grown(table.collate(flat, most=self.backbone.max_length - room), use)
+        return self._weave.own_tokens.of_rows(table.collate(flat, most=self.backbone.max_length - room), use)
 
     def _read(self, batch: Batch, inputs: dict[str, Tensor] | None, use: Mapping[str, Weight] | None) -> Output:
         if self._taps and inputs is not None:
@@ -203,10 +203,10 @@ class Passes(Towers, HiddenStates):
         use: Mapping[str, Weight] | None,
         keys: Tensor | None = None,
     ) -> Output:
-        inputs = self._weave.inputs(inputs, k, use)
+        inputs = self._weave.own_tokens.of_names(inputs, k, use)
         with self._weave.attached(clients, k, use, keys):
             logits = self.backbone.model(**inputs).logits
-        if logits.dim() == 3 and self._weave.room(use):  # of each token, of which those of parts are none to tag
+        if logits.dim() == 3 and self._weave.own_tokens.room(use):  # of each token, of which those of parts are none to tag
             logits = logits[inputs["input_ids"] >= 0]
         return Output(logits.to(self.device, self.dtype).view(k, -1, logits.shape[-1]))
 

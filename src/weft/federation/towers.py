@@ -63,7 +63,7 @@ class Towers:
         """
         self._check_towers()
         k = len(self.clients) if clients is None else len(clients)
-        inputs = self._weave.inputs({}, k, use)
+        inputs = self._weave.own_tokens.of_names({}, k, use)
         if "input_ids" not in inputs:
             frozen: Tensor = inputs["text_embeds"].to(self.device, self.dtype)
             return frozen.expand(k, *frozen.shape)
