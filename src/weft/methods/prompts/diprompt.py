@@ -154,9 +154,9 @@ class DiPrompT(Method):
 
     def asking(self, pack: Pack, batch: Batch, hand: Tensor) -> Tensor:
         """The loss of Q, [k]."""
-        asked = queries(pack, batch)
-        similar = torch.einsum("kbe,ksce->kbsc", pictures(pack, batch), asked)
-        written = torch.einsum("kbe,sce->kbsc", pictures(pack, batch), hand)
+        images, asked = pictures(pack, batch), queries(pack, batch)
+        similar = torch.einsum("kbe,ksce->kbsc", images, asked)
+        written = torch.einsum("kbe,sce->kbsc", images, hand)
         guess, prior = of_class(similar, batch.labels), of_class(written, batch.labels)
         category = pack.loss(Output(similar.mean(2)), batch)
         near = (asked - hand).square().sum(-1).mean((1, 2))
