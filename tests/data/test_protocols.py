@@ -54,6 +54,21 @@ def test_no_row_of_a_novel_class_is_trained_on_and_each_side_is_told_apart_by_it
     assert base_to_novel(source("abcde"), 0.5).train.labels.max() == 2, "of five classes three are trained on"
 
 
+def test_validation_rows_and_new_clients_are_of_classes_that_are_trained_on() -> None:
+    def rows(first: int) -> Rows:
+        labels = np.repeat(np.arange(6), 4)
+        return Rows(labels=labels, ids=np.arange(first, first + 24), images=pictures(24, first))
+
+    whole = Source("letters", tuple("abcdef"), rows(0), rows(100), rows(200), unseen={"elsewhere": rows(300)})
+    dealt = partition(base_to_novel(whole, 0.5), clients=2, scheme="iid")
+    for kept in (dealt.val, dealt.test, dealt.unseen[0].test):
+        assert len(kept) == 12
+        assert set(kept.labels.tolist()) == {0, 1, 2}
+        assert kept.allowed is not None
+        assert (kept.allowed == [True, True, True, False, False, False]).all()
+    assert dealt.further[NOVEL].ids.tolist() == list(range(112, 124))
+
+
 @pytest.mark.parametrize(("classes", "share"), [("abc", 0.5), ("abcdef", 0.1), ("abcdef", 0.9)])
 def test_both_sides_have_two_classes(classes: str, share: float) -> None:
     with pytest.raises(UserError, match="both need two: choose another --novel"):
