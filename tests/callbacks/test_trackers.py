@@ -174,7 +174,7 @@ def test_mlflow_goes_where_its_own_variable_says(tmp_path: Path, monkeypatch: py
 
 
 def test_wandb_writes_an_offline_run_and_goes_on_under_the_same_number(tmp_path: Path) -> None:
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
     with pytest.raises(Killed):
         toy_runs.run(tmp_path, track=["wandb"], observer=(first := Dies(1)), **SMALL)
     (folder,) = tmp_path.iterdir()
@@ -188,6 +188,7 @@ def test_wandb_writes_an_offline_run_and_goes_on_under_the_same_number(tmp_path:
     assert not [s for s in first.sentences + second.sentences if "left alone" in s]
     again = json.loads((place / "wandb.json").read_text())
     assert again == known | {"round": 3}
+    wandb.teardown()  # waits for the process that writes: the end of a run is only told to it
     files = [f for p in sorted((place / "wandb").glob("offline-run-*")) for f in p.glob("*.wandb")]
     assert len(files) == 2
     steps = [step for f in files for step in history(f)]
