@@ -42,6 +42,7 @@ from weft.tasks.outputs import Output, average
 from weft.tasks.task import Task
 from weft.tensors.forms import Value
 from weft.tensors.init import Init
+from weft.tensors.integers import Bounded, Integers, Shape
 from weft.tensors.lowrank import LowRank
 from weft.typed import Called, Count, NonNegative, Positive, Share, Whole
 
@@ -60,6 +61,7 @@ __all__ = [
     "Bias",
     "BiasScope",
     "Bottleneck",
+    "Bounded",
     "Called",
     "ClassContext",
     "ClientInfo",
@@ -70,6 +72,7 @@ __all__ = [
     "Head",
     "ImageTokens",
     "Init",
+    "Integers",
     "LoRA",
     "LowRank",
     "Message",
@@ -88,6 +91,7 @@ __all__ = [
     "Routed",
     "Scope",
     "ServerState",
+    "Shape",
     "Share",
     "Site",
     "SoftWords",

@@ -18,6 +18,7 @@ from weft.rules import plain
 from weft.sites.joining import own_of
 from weft.sites.resident import Resident
 from weft.sites.terms import Terms
+from weft.tensors.integers import Shape, sides
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -57,7 +58,7 @@ def show(screen: Console, about: Mapping[str, Any], file: Path) -> None:
     table = grid("tensor", ">shape", "what it is")
     info = client.info(asks)
     made = plain(method).uploads(server, info)  # no values of parts
-    leaving: dict[str, tuple[int | None, ...]] = {}
+    leaving: dict[str, Shape] = {}
     of_rule: set[str] = set()
     for t in range(2):  # a rule may have exchanges of two kinds
         server.round = method.plan(server, t) or server.round
@@ -66,7 +67,7 @@ def show(screen: Console, about: Mapping[str, Any], file: Path) -> None:
     for name, shape in leaving.items():
         words = "made from your rows" if name in made else "trained values"
         words = "sums over your rows" if name in of_rule else words
-        table.add_row(Text(name, style="cyan"), "×".join("any" if d is None else str(d) for d in shape), words)
+        table.add_row(Text(name, style="cyan"), "×".join("any" if d is None else str(d) for d in sides(shape)), words)
     screen.print(table)
     screen.print()
     table = grid("when", "what else is said")

@@ -10,6 +10,7 @@ from typing import Any
 from weft.communication import Direction
 from weft.communication.strict import is_number, is_text
 from weft.tensors.forms import Value
+from weft.tensors.integers import Shape
 
 FACTS = "facts"
 """The entry for facts in :attr:`Frame.payload`, hence no name for a part."""
@@ -77,12 +78,13 @@ class Expected:
     Attributes:
         method, round, kind, direction: of the message, exactly.
         tensors: known names with their shapes. A dimension given as None may have any size, a shape given as
-            None may be any; of a factored value the shape is (d_out, d_in), whatever its rank.
+            None may be any; of a factored value the shape is (d_out, d_in), whatever its rank. Integers are
+            those names whose shape is given with a bound.
         required: names that must be there.
         facts: known keys of facts.
-        max_bytes: most bytes of a message, and most elements of its tensors of free shape or rank together.
+        max_bytes: most bytes of a message, and most elements of its values of free shape or rank together.
         max_weight: largest example count.
-        lowrank: names that must be factored while all others must not be; None accepts either form.
+        lowrank: names that must be factored while all other tensors must not be; None accepts either form.
         client: id that the message must carry, None for any.
     """
 
@@ -90,7 +92,7 @@ class Expected:
     round: int
     kind: str
     direction: str
-    tensors: Mapping[str, tuple[int | None, ...] | None]
+    tensors: Mapping[str, Shape | None]
     required: frozenset[str] = frozenset()
     facts: frozenset[str] = frozenset()
     max_bytes: int = 1 << 30

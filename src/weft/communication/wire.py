@@ -15,7 +15,9 @@ The header holds the fields of :class:`Header`, the ``facts``, and how to read t
 - ``marks``: one letter per tensor, in the order of sorted names: f float32, h float16, b bfloat16, d float64;
   lower case = a value, upper case = a difference to what the receiver holds;
 - ``base``: checksum of what the differences were taken from, "" without differences;
-- ``scales``: of the factored values, by name; the factors of ``x`` travel as ``x::B`` and ``x::A``.
+- ``scales``: of the factored values, by name; the factors of ``x`` travel as ``x::B`` and ``x::A``. Of integers
+  there is ``{"below": their bound, "shape": […]}`` instead; their bits travel as ``x::bits``, past the codec, and
+  have no mark.
 
 Nothing is ever unpickled. The checksum is for two sides that hold different copies without knowing; that
 bytes arrive unchanged, and from whom they say, is the transport's part.
@@ -37,6 +39,7 @@ from torch import Tensor
 from weft.communication import Direction
 from weft.communication.codecs import Codec
 from weft.communication.codecs import codec as codec_of
+from weft.communication.exact import DENSEST, MARK, bits_of, elements, read_integers
 from weft.communication.frame import FACTS, Expected, Frame, Header, Received
 from weft.communication.strict import (
     Refused,
@@ -53,18 +56,15 @@ from weft.communication.strict import (
 from weft.errors import UserError
 from weft.tensors import forms
 from weft.tensors.forms import Value
+from weft.tensors.integers import Bounded, Integers, sides
 
 __all__ = ["Direction", "Expected", "Frame", "Header", "Received", "Refused", "Value", "decode", "encode"]
 
 MAGIC = b"WEFT"
-MARK = "::"
 VERSION = 1
 
 LONGEST_CODEC = 256
 """Most characters of a codec's text."""
-
-DENSEST = 8
-"""Entries a byte, at most, of tensors whose shapes a receiver can't know: a bit each."""
 
 _PREAMBLE = struct.Struct("<4sHI")
 _DTYPES = {"f": torch.float32, "h": torch.float16, "b": torch.bfloat16, "d": torch.float64}
@@ -105,7 +105,7 @@ def encode(
 
     Args:
         header: what the message says about itself.
-        tensors: by name ``part/site/role``, float32, float16, bfloat16 or float64, on any device.
+        tensors: by name ``part/site/role``, float32, float16, bfloat16 or float64, on any device; or integers.
         facts: exact things: bool, int, float, str, and lists or dicts of those. Keys come back sorted.
         codec: how tensors are written down.
         reference: what the receiver holds, bit for bit.
@@ -118,6 +118,7 @@ def encode(
     facts = dict(facts)
     check_facts(facts)
     flat, scales = _flatten(tensors)
+    exact = {name: flat.pop(name) for name in bits_of(scales).values()}
     bases: dict[str, Tensor] = {}
     marks = ""
     for name in sorted(flat):
@@ -133,6 +134,7 @@ def encode(
         marks += mark
 
     wire, meta = codec.encode(flat, generator, common=common, whole=flat.keys() - bases.keys())
+    wire = {**wire, **exact}
     payload = dict.fromkeys((name.split("/")[0] for name in tensors), 0)
     for name, tensor in wire.items():
         payload[name.split("::")[0].split("/")[0]] += tensor.numel() * tensor.element_size()
@@ -162,8 +164,11 @@ def decode(data: bytes, expected: Expected, *, reference: Mapping[str, Value] | 
     header = _check_header(table, expected)
     codec = _read_codec(table["codec"])
     wire = read_tensors(body)
+    integers = read_integers(wire, table["scales"], expected, len(body))
     shapes = _run(codec.shapes, wire, table["meta"])
     _check_tensors(shapes, table["scales"], expected)
+    if missing := sorted(expected.required - integers.keys() - {name.split(MARK)[0] for name in shapes}):
+        raise Refused(f"Tensor {quoted(missing[0])} is missing.")
     bases = _read_marks(table, shapes, reference)
     _check_claims(shapes, bases, expected, len(body))
     flat = _run(codec.decode, wire, table["meta"])
@@ -173,15 +178,17 @@ def decode(data: bytes, expected: Expected, *, reference: Mapping[str, Value] | 
     for name, value in values.items():
         if not forms.finite([value]):
             raise Refused(f"Tensor {quoted(name)} has elements that are not finite.")
-    return Received(header, values, table["facts"])
+    return Received(header, values | integers, table["facts"])
 
 
 def arriving(data: bytes, reference: Mapping[str, Value]) -> dict[str, Value]:
     """The tensors that whoever holds ``reference`` will read of a message of one's own."""
     table, body = _split(data, len(data))
     codec, wire = _read_codec(table["codec"]), read_tensors(body)
+    exact = {bits: wire.pop(bits) for bits in bits_of(table["scales"]).values()}
     bases = _read_marks(table, codec.shapes(wire, table["meta"]), reference)
-    return _values(table, codec.decode(wire, table["meta"]), bases)
+    integers = forms.restore(exact, {name: table["scales"].pop(name) for name in bits_of(table["scales"])}, MARK)
+    return _values(table, codec.decode(wire, table["meta"]), bases) | integers
 
 
 # ---- both sides --------------------------------------------------------------------------------------------
@@ -207,13 +214,14 @@ def _checksum(bases: Mapping[str, Tensor]) -> str:
 # ---- sending -----------------------------------------------------------------------------------------------
 
 
-def _flatten(tensors: Mapping[str, Value]) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Plain CPU tensors that share no memory with anything, and the scales of the factored values."""
+def _flatten(tensors: Mapping[str, Value]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Plain CPU tensors that share no memory with anything, and what is left of values that are no tensors."""
     for name, value in tensors.items():
         if not is_text(name) or MARK in name or name.split("/")[0] in ("", FACTS):
             raise ValueError(f'a tensor is named {quoted(name)}; names are "part/site/role" without "{MARK}"')
-        if odd := [tensor.dtype for tensor in forms.pieces(value).values() if tensor.dtype not in _LETTERS]:
-            raise ValueError(f"tensor {quoted(name)} is {odd[0]}; exact things belong in facts")
+        pieces = [] if isinstance(value, Integers) else forms.pieces(value).values()
+        if odd := [tensor.dtype for tensor in pieces if tensor.dtype not in _LETTERS]:
+            raise ValueError(f"tensor {quoted(name)} is {odd[0]}; exact things are Integers, or belong in facts")
     flat, scales = forms.flatten(tensors, MARK)
     return {n: t.detach().to("cpu").clone(memory_format=torch.contiguous_format) for n, t in flat.items()}, scales
 
@@ -312,11 +320,13 @@ def _check_tensors(shapes: Mapping[str, tuple[int, ...]], scales: dict[str, Any]
         if name in found:
             raise Refused(f"Tensor {quoted(name)} is there twice, factored and not.")
         found[name] = (b[0], a[1])
-        free += _elements(b) + _elements(a)
+        free += elements(b) + elements(a)
     for name, shape in found.items():
         if name not in expected.tensors:
             raise Refused(f"Tensor {quoted(name)} is not expected.")
         wanted = expected.tensors[name]
+        if isinstance(wanted, Bounded):
+            raise Refused(f"Tensor {quoted(name)} is not of integers, unexpectedly.")
         if wanted is not None and (
             len(shape) != len(wanted) or any(w not in (None, d) for d, w in zip(shape, wanted, strict=True))
         ):
@@ -324,11 +334,9 @@ def _check_tensors(shapes: Mapping[str, tuple[int, ...]], scales: dict[str, Any]
         if expected.lowrank is not None and (name in scales) != (name in expected.lowrank):
             raise Refused(f"Tensor {quoted(name)} is {'' if name in scales else 'not '}factored, unexpectedly.")
         if name not in scales and (wanted is None or None in wanted):
-            free += _elements(shape)
+            free += elements(shape)
     if free > expected.max_bytes:
         raise Refused(f"Tensors of free shape have more than {expected.max_bytes} elements.")
-    if missing := sorted(expected.required - set(found)):
-        raise Refused(f"Tensor {quoted(missing[0])} is missing.")
 
 
 def _read_marks(
@@ -355,7 +363,7 @@ def _check_claims(shapes: Mapping[str, tuple[int, ...]], bases: Mapping[str, Ten
     free = [
         math.prod(shape)
         for name, shape in shapes.items()
-        if name not in bases and ((wanted := expected.tensors.get(name)) is None or None in wanted)
+        if name not in bases and ((wanted := expected.tensors.get(name)) is None or None in sides(wanted))
     ]
     if sum(free) > DENSEST * length:
         raise Refused(f"Tensors of free shape claim {sum(free)} elements in {length} bytes.")
@@ -381,8 +389,3 @@ def _unflatten(flat: Mapping[str, Tensor], scales: Mapping[str, float]) -> dict[
         if len({flat[f"{name}{MARK}{role}"].dtype for role in forms.ROLES}) > 1:
             raise Refused(f"Tensor {quoted(name)} has factors of two dtypes.")
     return forms.restore(flat, scales, MARK)
-
-
-def _elements(shape: tuple[int, ...]) -> int:
-    """Elements, an empty dimension counting as one: a shape of (10^18, 0) must not pass as nothing."""
-    return math.prod(max(size, 1) for size in shape)

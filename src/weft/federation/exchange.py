@@ -33,6 +33,7 @@ from weft.federation.turn import Turn
 from weft.tensors import forms
 from weft.tensors.forms import Value, finite, tensors_in
 from weft.tensors.init import leading
+from weft.tensors.integers import Integers, Shape
 from weft.tensors.keyed import generator
 
 LARGEST = 1e15
@@ -210,6 +211,8 @@ class Exchange:
             received = decode(data, expected, reference=turn.held)  # the client has lost its shifts
             shift = {n: v for n, v in known.items() if n not in received.tensors}
         for name, value in received.tensors.items():
+            if isinstance(value, Integers):
+                continue
             assert isinstance(value, Tensor)  # uploads are never factored
             if value.dtype != bench.dtype:  # a mean with one of them would be of the wider dtype from then on, for everybody
                 raise Refused(f"Tensor {quoted(name)} is of {value.dtype}; expected is {bench.dtype}.")
@@ -253,12 +256,10 @@ def same(a: Value, b: Value) -> bool:
     return mine.keys() == theirs.keys() and all(torch.equal(v.cpu(), theirs[n].cpu()) for n, v in mine.items())
 
 
-def uploaded(
-    method: Method, server: ServerState, client: ClientInfo, adaptation: Adaptation
-) -> dict[str, tuple[int | None, ...]]:
+def uploaded(method: Method, server: ServerState, client: ClientInfo, adaptation: Adaptation) -> dict[str, Shape]:
     """Names and shapes of the tensors that a client with this adaptation may send."""
     bench = server.bench.of(client)
-    shapes: dict[str, tuple[int | None, ...]] = {n: i.shape for n, i, s in named(adaptation, bench.backbone) if Scope.UP in s}
+    shapes: dict[str, Shape] = {n: i.shape for n, i, s in named(adaptation, bench.backbone) if Scope.UP in s}
     return shapes | dict(method.uploads(server, client))
 
 
@@ -288,7 +289,7 @@ def read_download(
         direction="down",
         max_bytes=limits.max_bytes,
         max_weight=limits.max_weight,
-        tensors=download_shapes(adaptation, bench) | dict(method.downloads(bench, client)),
+        tensors={**download_shapes(adaptation, bench), **method.downloads(bench, client)},
         facts=frozenset(method.info.tells) | frozenset(round.extra),
         lowrank=factored | {n + APPENDED for n in factored},
     )
@@ -311,9 +312,9 @@ def write_update(method: Method, round: Round, seed: int, update: Update, uplink
     return frame
 
 
-def download_shapes(adaptation: Adaptation, bench: Bench) -> dict[str, tuple[int | None, ...]]:
+def download_shapes(adaptation: Adaptation, bench: Bench) -> dict[str, Shape]:
     """Names and shapes that a client accepts of its parts."""
-    shapes: dict[str, tuple[int | None, ...]] = {}
+    shapes: dict[str, Shape] = {}
     for name, init, scope in named(adaptation, bench.backbone):
         if Scope.DOWN in scope:
             shapes[name] = init.shape

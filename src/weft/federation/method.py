@@ -19,6 +19,7 @@ from weft.federation.pack import Pack
 from weft.federation.round import Round
 from weft.federation.server import ServerState
 from weft.tasks.outputs import Output
+from weft.tensors.integers import Shape
 from weft.typed import Count, Positive, check
 
 if TYPE_CHECKING:
@@ -126,11 +127,11 @@ class Method:
         """Combine the round's updates (in client order) into ``server.shared``; by default the weighted mean."""
         server.mean(updates)
 
-    def uploads(self, server: ServerState, client: ClientInfo) -> Mapping[str, tuple[int | None, ...]]:
+    def uploads(self, server: ServerState, client: ClientInfo) -> Mapping[str, Shape]:
         """Names and shapes of uploaded tensors that are not UP tensors of the adaptation (prototypes, logits …)."""
         return {}
 
-    def downloads(self, bench: Bench, client: ClientInfo) -> Mapping[str, tuple[int | None, ...]]:
+    def downloads(self, bench: Bench, client: ClientInfo) -> Mapping[str, Shape]:
         """Names and shapes of tensors that :meth:`send` may give beside the DOWN tensors of the adaptation, for one turn.
 
         None is any size. They are in ``pack.received`` of that turn, and nobody keeps them. The server's own pack has received

@@ -29,6 +29,7 @@ from weft.storage.notes import Notes
 from weft.tensors import growing
 from weft.tensors.forms import Value
 from weft.tensors.init import Init, leading
+from weft.tensors.integers import Shape
 from weft.tensors.keyed import generator
 from weft.tensors.lowrank import LowRank
 
@@ -49,7 +50,7 @@ class Rule(Protocol):
     def weighting(self) -> str: ...
     def adapt(self, backbone: Backbone, task: Task, client: ClientInfo) -> Adaptation: ...
     def send(self, server: ServerState, client: ClientInfo) -> Message: ...
-    def downloads(self, bench: Bench, client: ClientInfo) -> Mapping[str, tuple[int | None, ...]]: ...
+    def downloads(self, bench: Bench, client: ClientInfo) -> Mapping[str, Shape]: ...
     def load(self, pack: Pack) -> None: ...
 
 
@@ -151,7 +152,7 @@ class ServerState(SavedState):
             if not matches(name, patterns):
                 continue
             if not isinstance(value, LowRank):
-                message.tensors[name] = leading(value, shapes[name])
+                message.tensors[name] = _leading(value, shapes[name])
                 continue
             new = self._new_terms(name, since)
             if new is None:
@@ -235,8 +236,7 @@ class ServerState(SavedState):
 
     def _cut(self, name: str, init: Init) -> Value:
         """What a client of another size holds of a value."""
-        value = self.shared[name]
-        return value if isinstance(value, LowRank) else leading(value, init.shape)
+        return _leading(self.shared[name], init.shape)
 
     def _start(self, name: str, init: Init) -> Value:
         """The start value at a client: the server's own, or the same draw in the client's size (another rank)."""
@@ -381,3 +381,8 @@ class ServerState(SavedState):
         for client in clients:
             client.renew(self.said.get(client.id, {}))
             self.clients.append(client.info(self.method.info.asks))
+
+
+def _leading(value: Value, shape: tuple[int, ...]) -> Value:
+    """What a client of another size holds of a value; others than tensors are of one size."""
+    return leading(value, shape) if isinstance(value, Tensor) else value

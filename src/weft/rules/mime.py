@@ -42,6 +42,7 @@ from weft.federation.round import Round
 from weft.federation.server import ServerState
 from weft.rules.over import Over, apart, laid, told, within
 from weft.tensors.init import leading
+from weft.tensors.integers import Shape
 
 GRADIENTS = "gradients"
 """The kind of an exchange in which nothing is trained."""
@@ -82,10 +83,10 @@ class MimeLite(Over):
 
     # client -------------------------------------------------------------------------------------------------------------
 
-    def downloads(self, bench: Bench, client: ClientInfo) -> Mapping[str, tuple[int | None, ...]]:
+    def downloads(self, bench: Bench, client: ClientInfo) -> Mapping[str, Shape]:
         return {**super().downloads(bench, client), **self.state(self.acts_on(bench, client))}
 
-    def uploads(self, server: ServerState, client: ClientInfo) -> Mapping[str, tuple[int | None, ...]]:
+    def uploads(self, server: ServerState, client: ClientInfo) -> Mapping[str, Shape]:
         own = self.acts_on(server.bench.of(client), client)
         return {**super().uploads(server, client), **within(GRADIENT, own)}
 
@@ -154,7 +155,7 @@ class Mime(MimeLite):
             return None
         return replace(inner, index=t, kind=GRADIENTS) if t % 2 == 0 else replace(inner, index=t, who="same")
 
-    def downloads(self, bench: Bench, client: ClientInfo) -> Mapping[str, tuple[int | None, ...]]:
+    def downloads(self, bench: Bench, client: ClientInfo) -> Mapping[str, Shape]:
         return {**super().downloads(bench, client), **within(MEAN, self.acts_on(bench, client))}
 
     def send(self, server: ServerState, client: ClientInfo) -> Message:
@@ -167,7 +168,7 @@ class Mime(MimeLite):
                 message.tensors[f"{MEAN}/{name}"] = leading(memo[f"{MEAN}/{name}"], shape)
         return message
 
-    def uploads(self, server: ServerState, client: ClientInfo) -> Mapping[str, tuple[int | None, ...]]:
+    def uploads(self, server: ServerState, client: ClientInfo) -> Mapping[str, Shape]:
         return (
             super().uploads(server, client) if server.round.kind == GRADIENTS else super(MimeLite, self).uploads(server, client)
         )

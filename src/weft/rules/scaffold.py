@@ -31,6 +31,7 @@ from weft.federation.server import ServerState
 from weft.rules.over import Shares, apart, laid, told, within
 from weft.rules.remembering import Remembering
 from weft.tensors.init import leading
+from weft.tensors.integers import Shape
 
 CONTROL, CHANGE = "control", "change"
 
@@ -43,7 +44,7 @@ class Scaffold(Remembering):
     sends: ClassVar[str] = "by how much its mean step has changed, for each tensor that it receives and sends back"
     mean: ClassVar[str] = CONTROL
 
-    def downloads(self, bench: Bench, client: ClientInfo) -> Mapping[str, tuple[int | None, ...]]:
+    def downloads(self, bench: Bench, client: ClientInfo) -> Mapping[str, Shape]:
         return {**super().downloads(bench, client), **within(CONTROL, self.acts_on(bench, client))}
 
     def send(self, server: ServerState, client: ClientInfo) -> Message:
@@ -53,7 +54,7 @@ class Scaffold(Remembering):
                 message.tensors[f"{CONTROL}/{name}"] = leading(server.memo[f"{CONTROL}/{name}"], shape)
         return message
 
-    def uploads(self, server: ServerState, client: ClientInfo) -> Mapping[str, tuple[int | None, ...]]:
+    def uploads(self, server: ServerState, client: ClientInfo) -> Mapping[str, Shape]:
         own = self.acts_on(server.bench.of(client), client)
         return {**super().uploads(server, client), **within(CHANGE, own)}
 

@@ -16,6 +16,7 @@ from weft.runs.directory import RunDirectory
 from weft.runs.provenance import environment
 from weft.runs.stage import sent
 from weft.storage import files
+from weft.tensors.integers import Bounded, packed_size, sides
 from weft.words import count
 
 if TYPE_CHECKING:
@@ -73,10 +74,14 @@ def memory(engine: Engine) -> str:
 def uploads(engine: Engine) -> str:
     """What a client sends in a round, if everything it may send has moved."""
     server, _ = engine.setup.federations[0]
-    known = {n: i.numel for n, i, scope in named(server.adaptation, engine.setup.bench.backbone) if Scope.UP in scope}
+    each = engine.setup.bench.dtype.itemsize
+    known = {n: i.numel * each for n, i, scope in named(server.adaptation, engine.setup.bench.backbone) if Scope.UP in scope}
     beside = engine.setup.method.uploads(server, nobody(server.clients))
-    known |= {n: math.prod(d for d in shape if d is not None) for n, shape in beside.items() if None not in shape}
-    up = sum(known.values()) * engine.setup.bench.dtype.itemsize
+    for name, shape in beside.items():
+        full = [side for side in sides(shape) if side is not None]
+        if len(full) == len(sides(shape)):
+            known[name] = packed_size(full, shape.below) if isinstance(shape, Bounded) else math.prod(full) * each
+    up = sum(known.values())
     tensors, free = count(len(known), "tensor"), len(beside.keys() - known.keys())
     more = f", and {free} whose size varies" if free else ""
     return f"bytes: a client sends up to {format_bytes(up)} a round before the codec, of {tensors}{more}."

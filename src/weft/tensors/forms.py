@@ -1,8 +1,8 @@
 """Values of several kinds as plain named tensors, and back: for messages, checkpoints, sites, workers and exports.
 
-A value is a tensor, or is made of several. Those of ``x`` are called ``x`` + a mark + a role, as in ``x:A``; the mark belongs to
-the file or message that they lie in. What is left of the value is JSON, by name: the scale of a :class:`LowRank`. Another kind
-of value is added here and nowhere else.
+A value is a tensor, or is made of others. Those of ``x`` are called ``x`` + a mark + a role, as in ``x:A``; the mark belongs to
+the file or message that they lie in. What is left of the value is JSON, by name: the scale of a :class:`LowRank`; the shape and
+the bound of :class:`Integers`. Another kind of value is added here and nowhere else.
 """
 
 from __future__ import annotations
@@ -13,28 +13,36 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from weft.tensors.integers import Integers, unpacked
 from weft.tensors.lowrank import LowRank
 
-Value = Tensor | LowRank
-"""What has a name: a tensor, or a product of two factors."""
+Value = Tensor | LowRank | Integers
+"""What has a name: a tensor, a product of two factors, or whole numbers below a bound."""
 
 ROLES = ("A", "B")
 """Of the tensors that a LowRank is made of."""
 
+BITS = "bits"
+"""The role of the tensor that Integers are made of."""
+
 
 def pieces(value: Value) -> dict[str, Tensor]:
     """The tensors that a value is made of, by role; ``""`` for a tensor itself."""
-    return {"A": value.A, "B": value.B} if isinstance(value, LowRank) else {"": value}
+    if isinstance(value, LowRank):
+        return {"A": value.A, "B": value.B}
+    return {BITS: value.packed()} if isinstance(value, Integers) else {"": value}
 
 
 def flatten(values: Mapping[str, Value], mark: str = ":") -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Named tensors, and what is left of the values that are more than one."""
+    """Named tensors, and what is left of the values that are no tensors themselves."""
     tensors: dict[str, Tensor] = {}
     rest: dict[str, Any] = {}
     for name, value in values.items():
         tensors |= {f"{name}{mark}{role}" if role else name: tensor for role, tensor in pieces(value).items()}
         if isinstance(value, LowRank):
             rest[name] = value.scale  # apart: B · scale would differ in the last bit
+        elif isinstance(value, Integers):
+            rest[name] = {"below": value.below, "shape": list(value.shape)}
     return tensors, rest
 
 
@@ -42,13 +50,18 @@ def restore(tensors: Mapping[str, Tensor], rest: Mapping[str, Any], mark: str = 
     """Undo :func:`flatten`.
 
     Raises:
-        KeyError: a tensor of a value is missing.
+        KeyError: a tensor of a value is missing. ValueError: integers are none of their bound.
     """
     values: dict[str, Value] = dict(tensors)
-    for name, scale in rest.items():
+    for name, about in rest.items():
+        if isinstance(about, Mapping):
+            bits = values.pop(f"{name}{mark}{BITS}")
+            assert isinstance(bits, Tensor)
+            values[name] = unpacked(bits, tuple(about["shape"]), about["below"])
+            continue
         a, b = (values.pop(f"{name}{mark}{role}") for role in ROLES)
         assert isinstance(a, Tensor) and isinstance(b, Tensor)
-        values[name] = LowRank(B=b, A=a, scale=float(scale))
+        values[name] = LowRank(B=b, A=a, scale=float(about))
     return values
 
 
@@ -61,7 +74,7 @@ def factored(names: Iterable[str], mark: str = ":") -> list[str]:
 def tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
     """All tensors that values are made of; anything that is no value is passed over."""
     for value in values:
-        if isinstance(value, (Tensor, LowRank)):
+        if isinstance(value, Value):
             yield from pieces(value).values()
 
 

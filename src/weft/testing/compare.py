@@ -10,13 +10,16 @@ from torch import Tensor
 from weft.federation.client import ClientState
 from weft.federation.info import common
 from weft.tensors.forms import Value
+from weft.tensors.integers import Integers
 from weft.tensors.lowrank import LowRank
 from weft.testing.federation import Federation
 
 
 def dense(value: Value) -> Tensor:
-    """The value itself, or the product of its factors."""
-    return value.dense() if isinstance(value, LowRank) else value
+    """The value itself, the product of its factors, or its integers."""
+    if isinstance(value, LowRank):
+        return value.dense()
+    return value.values if isinstance(value, Integers) else value
 
 
 def server_state(run: Federation) -> dict[str, Tensor]:
