@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -121,11 +121,14 @@ class Engine:
         jobs: list[Job] = []
         lost: list[str] = []
         for server, clients in setup.federations:
+            for client in clients:
+                if setup.bench.arrivals is not None:
+                    setup.bench.arrivals.enter(client, server.period_at(t))
             plan = setup.method.plan(server, t)
             if plan is None:
                 return None
             server.introduce(clients)
-            server.round = plan
+            server.round = replace(plan, period=server.period_at(t))
             chosen = cohort(server, clients, settings.participation, self.last_cohort)
             server.cohort = [setup.info(c) for c in chosen]
             for client in chosen:
@@ -144,6 +147,7 @@ class Engine:
         return {
             "round": t,
             "kind": setup.federations[0][0].round.kind,
+            **({"period": setup.federations[0][0].round.period} if setup.federations[0][0].periods > 1 else {}),
             "cohort": self.last_cohort,
             "lost": sorted({*lost, *played.absent}) if played.absent else lost,
             "refused": refused | played.refused,

@@ -17,7 +17,7 @@ from weft.communication.frame import FACTS
 from weft.communication.ledger import Phase
 from weft.communication.strict import Refused, check_facts, is_number
 from weft.communication.wire import payload_in
-from weft.engines import packing
+from weft.engines import packing, transfer
 from weft.engines.engine import Played, Scores
 from weft.engines.evaluation import Evaluation, per_client, records
 from weft.engines.scoring import Scoring
@@ -56,7 +56,8 @@ class Question:
     said: Mapping[str, Any]
 
     def encode(self) -> bytes:
-        round = {"index": self.round.index, "kind": self.round.kind, "extra": self.round.extra}
+        plan = self.round
+        round = {"index": plan.index, "kind": plan.kind, "extra": plan.extra, "period": plan.period}
         about = {"what": self.what, "round": round, "since": self.since, "now": self.now, "counted": self.counted}
         return wrap(about | {"said": dict(self.said)}, self.data)
 
@@ -67,7 +68,7 @@ class Question:
         """
         about, data = unwrap(raw)
         kinds = {"what": str, "round": dict, "since": int, "now": int, "counted": int, "said": dict}
-        inner = {"index": int, "kind": str, "extra": dict}
+        inner = {"index": int, "kind": str, "extra": dict, "period": int}
         round = about.get("round")
         fits = all(type(about.get(n)) is k for n, k in kinds.items()) and about["what"] in (TRAIN, TEST)
         if not fits or not isinstance(round, dict) or not all(type(round.get(n)) is k for n, k in inner.items()):
@@ -76,7 +77,7 @@ class Question:
             check_facts(about["said"])
         except ValueError as e:
             raise Refused(f"The question says facts that are none: {e}.") from None
-        plan = Round(round["index"], round["kind"], extra=round["extra"])
+        plan = Round(round["index"], round["kind"], extra=round["extra"], period=round["period"])
         return cls(about["what"], plan, data, about["since"], about["now"], about["counted"], about["said"])
 
 
@@ -259,9 +260,10 @@ class Remote:
         for view in self.method.views:
             here = self.scoring.common(view) if common(view) else []
             scores += here
-            for people in ("own test", "validation"):
+            periods = [transfer.called(p) for p in range(self.setup.federations[0][0].round.period + 1)]
+            for people in ("own test", "validation", *periods):
                 own = said.get((view, people), {})
-                whose = people if not common(view) or people == "validation" else "global test"
+                whose = "global test" if common(view) and people == "own test" else people
                 if not any(e.people == whose for e in here):
                     counted = [a.n for a in own.values() if not a.blank] or [a.n for a in own.values()]
                     scores += records(task.pool(list(own.values())), sum(counted), view=view, people=whose)

@@ -150,7 +150,7 @@ class Scattered:
             clients.append(about | {"held": sets.setdefault(held, len(sets))} | _memory(job.client, memories, i))
             self.setup.store.forget(job.client)
         plan = members[0].server.round
-        round = {"index": plan.index, "kind": plan.kind, "extra": plan.extra}
+        round = {"index": plan.index, "kind": plan.kind, "extra": plan.extra, "period": plan.period}
         sent, scales = forms.flatten(values)
         head = {"round": round, "clients": clients, "held": [dict(s) for s in sets], "scales": scales}
         return wrap(head, files.tensor_bytes(sent | memories))
@@ -180,7 +180,8 @@ class Worker:
         """Train the pack of a question of :class:`Scattered`."""
         about, data = unwrap(raw)
         tensors = st.load(data)
-        round = Round(about["round"]["index"], about["round"]["kind"], extra=about["round"]["extra"])
+        said = about["round"]
+        round = Round(said["index"], said["kind"], extra=said["extra"], period=said["period"])
         values = forms.restore({n: t for n, t in tensors.items() if n.startswith("held:")}, about["scales"])
         sets = [{name: values[f"held:{number}"] for name, number in names.items()} for names in about["held"]]
         clients = [self._client(tensors, i, said) for i, said in enumerate(about["clients"])]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from weft.backbones.reply_table import Replies
-from weft.engines import packing
+from weft.engines import packing, transfer
 from weft.engines.evaluation import Evaluation, both_sides, per_client, records
 from weft.engines.setup import Setup
 from weft.federation import generating
@@ -58,7 +58,7 @@ class Scoring:
         """
         unseen = np.concatenate([*self.setup.tests.unseen.values()]) if self.setup.tests.unseen else np.zeros(0, np.int64)
         tests = {"global test": self.setup.tests.test, "validation": self.setup.tests.val, "new clients": unseen}
-        tests |= self.setup.tests.further
+        tests |= self.setup.tests.further | self._of_periods(self.setup.tests.test)
         several = len(self.federations)
         if several > 1:
             tests = {p: numpy_generator(self.bench.seed, "evaluation", p).permutation(r) for p, r in tests.items()}
@@ -106,6 +106,9 @@ class Scoring:
             ("validation", chosen, {c.id: c.data.val for c in chosen}),
             ("new clients", strangers, {c.id: c.data.test for c in strangers}),
         ]
+        period = self.federations[0][0].round.period
+        each = {c.id: transfer.by_period(self.bench.arrivals, c.data.test, period) for c in chosen}
+        splits += [(p, chosen, {c: rows[p] for c, rows in each.items()}) for p in next(iter(each.values()), {})]
         further = self.setup.tests.further
         if (further or not any(map(common, self.method.views))) and view == self.method.views[0] and chosen:
             # what clients' models know of everybody's data: each row of the global test set is put to one of them
@@ -132,6 +135,14 @@ class Scoring:
             if people == "own test":
                 own = {c: self.bench.task.headline(some) for c, some in seen.items()}
                 found += per_client(own, self.bench.task.metrics[0], view=view, people=people)
+        return found
+
+    def _of_periods(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Test rows of each period so far: of ``rows``, or where none of these arrives in any, of clients' own."""
+        arrivals, period = self.bench.arrivals, self.federations[0][0].round.period
+        found = transfer.by_period(arrivals, rows, period)
+        if found and not any(map(len, found.values())) and (own := self._own_rows()):
+            return transfer.by_period(arrivals, np.unique(np.concatenate(own)), period)
         return found
 
     def _own_rows(self) -> list[np.ndarray]:

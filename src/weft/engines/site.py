@@ -17,6 +17,7 @@ from torch import Tensor
 from weft.communication.codecs import Codec
 from weft.communication.frame import Received
 from weft.communication.strict import Refused, quoted
+from weft.engines import transfer
 from weft.engines.round_losses import Losses
 from weft.errors import UserError, WeftError
 from weft.federation import generating
@@ -277,6 +278,7 @@ class SiteClient:
                 personal = True
             pack.hold(None)
             splits = {"own test": self.client.data.test, "validation": self.client.data.val}
+            splits |= transfer.by_period(self.bench.arrivals, self.client.data.test, round.period)
             for split, rows in splits.items():
                 if len(rows):
                     few = generating.few(

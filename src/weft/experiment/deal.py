@@ -64,6 +64,22 @@ class Deal(Group):
         "Cross-dataset: test on this set too, by the names of its classes; may be repeated.",
         "Never trained on; a row is told apart among the classes of its own set.",
     )
+    periods: Count = setting(
+        1,
+        "Rows arrive in so many periods: in each, clients train on new ones, and never again on earlier ones.",
+        "Rounds are shared out among periods; forgetting and backward transfer are told. See [periods](data.md#periods).",
+        common=True,
+    )
+    periods_by: Literal["classes", "own-classes", "keys", "rows"] = setting(
+        "classes",
+        "What arrives in a period: `classes`, the same for all clients; `own-classes`; natural `keys`; or `rows` at random.",
+        common=True,
+    )
+    incremental: Literal["class", "task"] = setting(
+        "class",
+        "`class`: a row is told apart among all classes; `task`: among those of its own period alone.",
+        common=True,
+    )
     keyless: Literal["leave-out", "apart"] = setting(
         "leave-out", "Rows without a natural key, in a natural deal: `leave-out`, or `apart` (as one more key)."
     )

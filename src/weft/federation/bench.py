@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from weft.backbones.backbone import Backbone
     from weft.backbones.prefix import PrefixCache
     from weft.backbones.run_table import Table
+    from weft.federation.arrivals import Arrivals
     from weft.tasks.task import Task
 
 
@@ -28,6 +29,7 @@ class Bench:
         by_length: length-aware batches. others: benches of clients with another backbone, by its name; their tables hold the
             same rows in the same order. recompute: see :class:`weft.adaptation.weave.Weave`.
         sequence_packing: rows of a decoder share lines, see :mod:`weft.backbones.lines`.
+        arrivals: which rows arrive when; None = all are there from the beginning.
     """
 
     backbone: Backbone
@@ -39,6 +41,7 @@ class Bench:
     others: Mapping[str, Bench] = field(default_factory=dict)
     recompute: bool = False
     sequence_packing: bool = False
+    arrivals: Arrivals | None = None
 
     def of(self, client: ClientInfo) -> Bench:
         """The bench with the client's backbone."""

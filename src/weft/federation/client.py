@@ -14,11 +14,16 @@ from weft.federation.message import ClientInfo
 
 @dataclass(frozen=True)
 class Splits:
-    """Positions of a client's rows in the token table of the run."""
+    """Positions of a client's rows in the token table of the run.
+
+    Attributes:
+        every: training rows of all periods, where they arrive in periods and ``train`` has those of one.
+    """
 
     train: np.ndarray
     val: np.ndarray
     test: np.ndarray
+    every: np.ndarray | None = None
 
 
 @dataclass

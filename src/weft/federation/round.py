@@ -18,9 +18,11 @@ class Round:
         kind: told apart by the method (``train``, ``probe`` …).
         who: the cohort.
         extra: set by ``plan``, the same for every client; travels to the client.
+        period: whose rows clients train on, from 0; set by the engine, where rows arrive in periods.
     """
 
     index: int
     kind: str = "train"
     who: Who = "sample"
     extra: dict[str, Any] = field(default_factory=dict)
+    period: int = 0

@@ -40,12 +40,13 @@ def begin(
     step: ServerStep | None = None,
     notes: Notes | None = None,
     public: Bench | None = None,
+    periods: int = 1,
 ) -> ServerState:
     """The state of a server before :meth:`Method.start`.
 
     Args:
         rounds: planned. start: start values handed out in set-up. robust, step: of its means. notes: where it has them.
-        public: rows for its own training.
+        public: rows for its own training. periods: in which clients' rows arrive.
 
     Raises:
         UserError: clients with another backbone could not read each other's messages.
@@ -53,11 +54,14 @@ def begin(
     unknown = nobody(clients)
     _check_others(method, bench, unknown)
     adaptation = adapted(method, bench, unknown)
-    return ServerState(bench, adaptation, clients, rounds, start, robust, method, step, notes, public)
+    return ServerState(bench, adaptation, clients, rounds, start, robust, method, step, notes, public, periods)
 
 
 def enter(method: Method, bench: Bench, turns: Sequence[Turn], round: Round, start: Mapping[str, Tensor] | None = None) -> Pack:
     """Clients that have received what they train or are scored with, and whose models are made of it."""
+    if bench.arrivals is not None:
+        for turn in turns:
+            bench.arrivals.enter(turn.client, round.period)
     return Pack(bench, turns, round, start, load=method.load)
 
 

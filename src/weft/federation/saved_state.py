@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from weft.federation.arrivals import period_at
 from weft.federation.round import Round
 from weft.storage.notes import Notes
 from weft.tensors import forms, growing
@@ -27,6 +28,8 @@ class SavedState:
     notes: Notes
     round: Round
     clock: int
+    rounds: int
+    periods: int
     _news: dict[tuple[int, int, int, tuple[str, ...]], dict[str, Value]]
 
     def snapshot(self) -> Callable[[], None]:
@@ -94,6 +97,6 @@ class SavedState:
         self.memo |= state["memo"]
         self.stamps, self.synced, self.clock = dict(state["stamps"]), dict(state["synced"]), int(state["clock"])
         self.terms = {n: [(int(a), int(b)) for a, b in t] for n, t in state["terms"].items()}
-        self.round = Round(int(state["round"]))
+        self.round = Round(int(state["round"]), period=period_at(int(state["round"]), self.rounds, self.periods))
         self.counted, self.notes.manifest = dict(state.get("counted", {})), dict(state.get("notes", {}))
         self.said = {client: dict(facts) for client, facts in state.get("said", {}).items()}

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from weft.aggregation.mean import Weight
 from weft.errors import WeftError
+from weft.federation.arrivals import period_at
 from weft.federation.bench import Bench
 from weft.federation.client import ClientState, Splits
 from weft.federation.common_facts import nobody
@@ -64,7 +65,8 @@ class ServerState(SavedState):
             update counted, by client. said: facts of clients that the server has renewed, by client.
         start: start values handed to clients in set-up (a warm-started head); the others are drawn from the seed.
         clock: stamp of the next write; 0 = start values, which every client has. synced: clock at a client's last download.
-        rounds: planned number of rounds. round: the one in progress. cohort: who takes part in it.
+        rounds: planned number of rounds. periods: in which clients' rows arrive. round: the one in progress. cohort: who takes
+            part in it.
         robust: what stands in for a mean. remarks: what that rule did in this round, for its record.
         step: what the server makes of a mean.
         weighting: of updates in a mean, ``examples`` or ``uniform``. adaptation: of a client without facts.
@@ -84,9 +86,10 @@ class ServerState(SavedState):
         step: ServerStep | None = None,
         notes: Notes | None = None,
         public: Bench | None = None,
+        periods: int = 1,
     ):
         self.bench, self.adaptation, self.clients, self.rounds = bench, adaptation, clients, rounds
-        self.public = public
+        self.public, self.periods = public, periods
         self.robust, self.method, self.step = robust or Robust(), method, step or ServerStep()
         self.weighting = "examples" if method is None else method.weighting
         self.remarks: dict[str, Any] = {}
@@ -127,6 +130,10 @@ class ServerState(SavedState):
     def sites(self, part: str) -> list[Site]:
         """Where one part sits."""
         return self.adaptation[part][0].sites(self.bench.backbone)
+
+    def period_at(self, t: int) -> int:
+        """Whose rows clients train on in round ``t``."""
+        return period_at(t, self.rounds, self.periods)
 
     def generator(self, purpose: str, *more: object) -> torch.Generator:
         """Keyed (seed, purpose, round, …)."""

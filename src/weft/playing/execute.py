@@ -138,7 +138,7 @@ def play(
             "setup",
             PROBE_PACK,
             baselines.probe(x),
-            baselines.federations(material.clients, x.baseline),
+            baselines.federations(copies(material.clients), x.baseline),
             [{} for _ in groups],
             baselines.turns(x.probe_rounds, x),
             eval_every=0,
@@ -167,6 +167,7 @@ def play(
         as_played.step_of(x),
         best=x.keep == "best" and x.baseline is None and aside is None,
         patience=stopping.of(x) if aside is None else None,
+        periods=x.periods,
     )
     player = Player(stage, directory.root, x, material, observer, engine, metering)
     if aside is None:

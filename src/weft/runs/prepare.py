@@ -41,6 +41,7 @@ from weft.federation.message import ClientInfo
 from weft.federation.method import Method
 from weft.federation.rounds import adapted
 from weft.runs import public_rows
+from weft.runs.arriving import arriving, held
 from weft.runs.beginning import Beginning
 from weft.tasks import judging
 from weft.tasks.generation import Generation
@@ -122,7 +123,9 @@ def prepare(experiment: Experiment, given: Any, observer: Observer, needs: tuple
             "--test-on, or leave them out."
         )
     rows, positions = _layout(dealt)
-    benches = [bench_of(x, b, dealt.classes, rows) for b in backbones]
+    own = positions[2 : 2 + 3 * len(dealt.clients)]
+    rows, arrivals = arriving(x, rows, held([c.id for c in dealt.clients], own), dealt.classes)
+    benches = [replace(bench_of(x, b, dealt.classes, rows), arrivals=arrivals) for b in backbones]
     bench = replace(benches[0], others=dict(zip(models[1:], benches[1:], strict=True)))
     for note in dict.fromkeys(n for b in benches for n in understood(b)):
         observer.say(note)
@@ -131,7 +134,7 @@ def prepare(experiment: Experiment, given: Any, observer: Observer, needs: tuple
     test, val, *rest = positions
     further = dict(zip(dealt.further, rest[len(rest) - len(dealt.further) :], strict=True))
     rest = rest[: len(rest) - len(further)]
-    own, new = rest[: 3 * len(dealt.clients)], rest[3 * len(dealt.clients) :]
+    new = rest[3 * len(dealt.clients) :]
     clients = [
         ClientState(c.id, len(c.train), dict(c.facts), data=Splits(*own[3 * i : 3 * i + 3])) for i, c in enumerate(dealt.clients)
     ]

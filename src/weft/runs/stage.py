@@ -17,6 +17,7 @@ from torch import Tensor
 from weft.communication.codecs import codec
 from weft.communication.ledger import Ledger, Phase, Totals
 from weft.energy import UNMETERED, Metering
+from weft.engines import transfer
 from weft.engines.engine import Engine, Turns
 from weft.engines.here import Here
 from weft.engines.observer import Observer
@@ -71,6 +72,7 @@ class Stage:
     step: ServerStep = ServerStep()
     best: bool = False
     patience: stopping.Patience | None = None
+    periods: int = 1
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,7 @@ class Player:
                 *(method, material.bench, [c.info(method.info.asks) for c in people], stage.rounds, start, robust, stage.step),
                 notes=notes,
                 public=material.public,
+                periods=stage.periods,
             )
             for people, start, notes in zip(stage.federations, stage.starts, noted(folder), strict=False)
         ]
@@ -252,12 +255,14 @@ class Player:
             line = {"format": files.FORMAT} | record
             line["seconds"] = {"training": record["seconds"]}
             self.metering.trained(line)
-            if self.finished or self._last or (self.stage.eval_every and (t + 1) % self.stage.eval_every == 0):
+            if self.finished or self._last or self._scored(t):
                 began = time.perf_counter()
                 scores, further = self._undone(lambda: self.engine.evaluate(t))
                 back = back if further is None else further
                 if self.recovery is not None and (further := self.recovery.scored()) is not None:
                     back, scores = further, self.engine.evaluate(t)
+                if self.stage.periods > 1:
+                    scores = [*scores, *transfer.over_periods(self.lines, scores, line["period"])]
                 line["evaluations"] = [e.record() for e in scores]
                 if self.stage.best:
                     self.best = best.better(line, self.best)
@@ -278,6 +283,11 @@ class Player:
             self.length = files.append(self.rounds_file, text.encode() + b"\n", self.length)
         self._save()
         return line
+
+    def _scored(self, t: int) -> bool:
+        """Whether round ``t`` is scored: as settings say, and at the end of each period."""
+        every, server = self.stage.eval_every, self.servers[0]
+        return bool(every) and ((t + 1) % every == 0 or server.period_at(t + 1) != server.period_at(t))
 
     def _keep_texts(self, t: int) -> None:
         """Texts that language models wrote for rows of the test, for a person to read: those of the last evaluation."""

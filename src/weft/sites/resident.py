@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from weft.federation.layout import named
 from weft.federation.method import Method
 from weft.federation.rounds import adapted
 from weft.runs import baselines
+from weft.runs.arriving import arriving, held
 from weft.runs.beginning import digest
 from weft.runs.prepare import backbone_of, bench_of, suited, understood
 from weft.sites.asked import Asked
@@ -225,7 +226,11 @@ class Resident:
                 f"{backbone.weight_hash[:12]}: get the same weights.",
             )
         rows = Rows.concatenate([client.train, client.val, client.test])
-        return ("" if have[0] == names[0] else have[0]), bench_of(x, backbone, x.classes, rows)
+        cuts = np.cumsum([len(client.train), len(client.val)])
+        own = held([self.own.name], np.split(np.arange(len(rows)), cuts))
+        rows, arrivals = arriving(x, rows, own, x.classes)
+        bench = replace(bench_of(x, backbone, x.classes, rows), arrivals=arrivals)
+        return ("" if have[0] == names[0] else have[0]), bench
 
     # a stage ----------------------------------------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ from weft.engines.here import Here
 from weft.engines.scoring import Scoring
 from weft.engines.setup import Settings, Setup
 from weft.federation import common_facts
+from weft.federation.arrivals import Arrivals
 from weft.federation.bench import Bench
 from weft.federation.client import ClientState
 from weft.federation.exchange import Exchange
@@ -61,7 +62,7 @@ class Federation:
     def pack(self, clients: Sequence[int] | None = None, t: int = 0) -> Pack:
         """A pack of these clients (all, if None), of one backbone, as they enter round t, past the wire."""
         server = self.server
-        server.round = self.method.plan(server, t) or Round(t)
+        server.round = replace(self.method.plan(server, t) or Round(t), period=server.period_at(t))
         server.introduce(self.clients)
         chosen = self.clients if clients is None else [self.clients[i] for i in clients]
         server.cohort = [c.info(self.method.info.asks) for c in chosen]
@@ -118,6 +119,7 @@ def federation(
     spaces: bool = False,
     decoding: Decoding | None = None,
     public: int = 0,
+    periods: int = 1,
     **settings: Any,
 ) -> Federation:
     """A whole tiny federation in memory: ``federation(FedIT(rank=2), pack=3).run()``.
@@ -129,6 +131,7 @@ def federation(
         task: ``tokens``, if words are tagged; ``generation`` and ``masked``, of prompts and answers; ``preference``, with two.
         spaces: see :func:`weft.testing.data.tagged`. decoding: of ``generation``; None = the usual.
         public: rows of the same kind that the server has.
+        periods: in which rows arrive, by their classes.
         where: folder of the client store (a new temporary one). settings: of :class:`weft.engines.setup.Settings`.
     """
     model = model or ("bert" if task == MASKED else "llama" if task in LANGUAGE else home(method))
@@ -146,6 +149,9 @@ def federation(
     writing: dict[str, Any] = {} if decoding is None else {"decoding": decoding}
     predicts = make(labels, task if task in (TOKENS, *LANGUAGE) else CLASSES, **writing)
     benches = [Bench(b, predicts, tabulate(b, all_rows, 32), seed, PrefixCache(b) if prefix else None) for b in (of, *others)]
+    if periods > 1:
+        arrivals = Arrivals(all_rows.labels % periods, periods)
+        benches = [replace(bench, arrivals=arrivals) for bench in benches]
     made = replace(benches[0], others={b.backbone.name: b for b in benches[1:]})
     for i, client in enumerate(clients):
         client.model = ["", *made.others][i % len(benches)]
@@ -154,7 +160,7 @@ def federation(
     extra = Bench(of, predicts, tabulate(of, rows, 32), seed) if public else None
     common_facts.settle(clients)
     people = [c.info(method.info.asks) for c in clients]
-    server = begin(method, made, people, rounds, start, notes=Notes(where / "notes"), public=extra)
+    server = begin(method, made, people, rounds, start, notes=Notes(where / "notes"), public=extra, periods=periods)
     method.start(server)
     setup = Setup(
         method,

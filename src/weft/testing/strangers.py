@@ -6,6 +6,7 @@ Written a second time, beside :mod:`weft.engines.site`, from what the contract s
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from weft.communication.codecs import codec
@@ -106,7 +107,7 @@ def by_messages(run: Federation) -> None:
         plan = run.method.plan(server, t)
         if plan is None:
             return
-        server.round = plan
+        plan = server.round = replace(plan, period=server.period_at(t))
         server.introduce(run.clients)
         for client_id, site in sites.items():
             site.heed(server.said.get(client_id, {}))
