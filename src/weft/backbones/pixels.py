@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from weft.backbones.backbone import Backbone
+    from weft.backbones.views import Views
     from weft.data.images import Images
     from weft.data.rows import Rows
 
@@ -26,10 +27,12 @@ IN_MEMORY = 2 << 30  # bytes of pictures beyond which a table lies in a temporar
 
 @dataclass(frozen=True)
 class Pixels:
-    """n pictures of one size.
+    """n pictures of one size, and views of them: that of number v of row i is row i + n v, which counts as a row of its own
+    wherever rows are looked up, and not among the rows that there are.
 
     Attributes:
-        values: uint8 [n, 3, H, W]. mean, std: float32 [3], of values scaled to 0–1.
+        values: uint8 [n (1 + views), 3, H, W]; what else is told of rows is as long. mean, std: float32 [3], of values scaled to
+            0–1. views: of each row, beside the row as it is.
         tokens: that the backbone makes of a picture.
         labels: int64 [n]. row_ids: int64 [n], stable keys of the rows within their source.
         allowed: bool [n, C], the classes that each row may have; None = all. numbers: float64 [n], of a regression.
@@ -43,14 +46,25 @@ class Pixels:
     row_ids: np.ndarray
     allowed: np.ndarray | None = None
     numbers: np.ndarray | None = None
+    views: int = 0
     file: Any = field(default=None, repr=False)  # keeps a temporary file alive
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.labels) // (1 + self.views)
 
     @functools.cached_property
     def lengths(self) -> np.ndarray:
-        return np.full(len(self), self.tokens)
+        return np.full(len(self.labels), self.tokens)
+
+    def row_of(self, index: np.ndarray) -> np.ndarray:
+        """The rows that ``index`` are views of; -1 = padding."""
+        return np.where(index < 0, index, index % max(len(self), 1))
+
+    def viewed(self, index: np.ndarray, number: np.ndarray) -> np.ndarray:
+        """The views of rows, by their numbers from 0; where there are none, the rows. Both of one shape; -1 = padding."""
+        if not self.views:
+            return index
+        return np.where(index < 0, index, self.row_of(index) + len(self) * (1 + number % self.views))
 
     def beside(self, index: np.ndarray) -> torch.Tensor | None:
         """As of :meth:`weft.backbones.token_table.Tokens.beside`: none."""
@@ -65,8 +79,11 @@ class Pixels:
         return {"pixel_values": torch.from_numpy(found)}
 
 
-def pixels(backbone: Backbone, rows: Rows) -> Pixels:
+def pixels(backbone: Backbone, rows: Rows, views: Views | None = None) -> Pixels:
     """Resize and crop pictures as the backbone's own image processor does; what it makes random stays off.
+
+    Args:
+        views: are made of each picture too.
 
     Raises:
         UserError: a file that is no picture, or one that can't be shown faithfully.
@@ -75,12 +92,13 @@ def pixels(backbone: Backbone, rows: Rows) -> Pixels:
     processor = backbone.processor
     shape = picture_shape(backbone.model.config, processor)
     store: Any = None
-    size = len(rows) * int(np.prod(shape))
-    if size > IN_MEMORY:
+    many = 0 if views is None else views.number
+    every = len(rows) * (1 + many)
+    if every * int(np.prod(shape)) > IN_MEMORY:
         store = tempfile.TemporaryFile(prefix="weft-pixels-")  # noqa: SIM115 - goes with the table
-        values: np.ndarray = np.memmap(store, np.uint8, "w+", shape=(len(rows), *shape))
+        values: np.ndarray = np.memmap(store, np.uint8, "w+", shape=(every, *shape))
     else:
-        values = np.empty((len(rows), *shape), np.uint8)
+        values = np.empty((every, *shape), np.uint8)
     start = 0
     for batch in _batches(rows.images):
         # told where the channels are, for a picture three pixels high or wide could be either way round
@@ -93,6 +111,8 @@ def pixels(backbone: Backbone, rows: Rows) -> Pixels:
                 f"backbone takes {shape[1]}×{shape[2]}: correct its preprocessor_config.json."
             )
         values[start : start + len(batch)] = np.clip(np.rint(out), 0, 255)
+        for i, picture in enumerate(batch if views is not None else (), start):
+            values[i + len(rows) :: len(rows)] = views.of(picture, rows.images.digest(i), shape[1:])  # type: ignore[union-attr]
         start += len(batch)
     normalise = bool(getattr(processor, "do_normalize", True))
     mean, std = (processor.image_mean, processor.image_std) if normalise else (0.0, 1.0)
@@ -101,10 +121,11 @@ def pixels(backbone: Backbone, rows: Rows) -> Pixels:
         np.broadcast_to(np.asarray(mean, np.float32), 3).copy(),
         np.broadcast_to(np.asarray(std, np.float32), 3).copy(),
         backbone.picture_tokens,
-        np.asarray(rows.labels, dtype=np.int64),
-        np.asarray(rows.ids, dtype=np.int64),
-        rows.allowed,
-        rows.numbers,
+        np.tile(np.asarray(rows.labels, dtype=np.int64), 1 + many),
+        np.tile(np.asarray(rows.ids, dtype=np.int64), 1 + many),
+        None if rows.allowed is None else np.tile(rows.allowed, (1 + many, 1)),
+        None if rows.numbers is None else np.tile(rows.numbers, 1 + many),
+        many,
         store,
     )
 

@@ -95,7 +95,7 @@ class PrefixCache:
     def _fill(self, table: Table, missing: np.ndarray, what: Kept) -> None:
         # A row's last bits depend on the rows computed with it: those are fixed, whatever was asked for and in what order.
         for window in np.unique(missing // WINDOW):
-            rows = np.arange(window * WINDOW, min((window + 1) * WINDOW, len(table)))
+            rows = np.arange(window * WINDOW, min((window + 1) * WINDOW, len(table.lengths)))
             order = rows[np.argsort(-table.lengths[rows], kind="stable")]
             start = 0
             while start < len(order):

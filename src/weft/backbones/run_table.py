@@ -15,13 +15,17 @@ from weft.errors import UserError
 
 if TYPE_CHECKING:
     from weft.backbones.backbone import Backbone
+    from weft.backbones.views import Views
     from weft.data.rows import Rows
 
 Table = Tokens | Pixels
 
 
-def tabulate(backbone: Backbone, rows: Rows, max_length: int = 128) -> Table:
+def tabulate(backbone: Backbone, rows: Rows, max_length: int = 128, views: Views | None = None) -> Table:
     """Tokenise texts (cut to ``max_length`` tokens), or bring pictures to size.
+
+    Args:
+        views: of pictures, to be trained on in their place.
 
     Raises:
         UserError: a backbone for texts was given pictures, or the other way round.
@@ -34,7 +38,9 @@ def tabulate(backbone: Backbone, rows: Rows, max_length: int = 128) -> Table:
             f"{fitting[have]}, or other --data."
         )
     if rows.images is not None:
-        return pixels(backbone, rows)
+        return pixels(backbone, rows, views)
+    if views is not None:
+        raise UserError("views are crops of pictures, and the data are texts: leave --views out.")
     if backbone.options.task == FILL:
         return filled(backbone, rows, max_length)
     if backbone.options.task == MASKED:

@@ -62,6 +62,10 @@ class Tokens:
         """What each row costs a model [n], in tokens."""
         return self.widths
 
+    def row_of(self, index: np.ndarray) -> np.ndarray:
+        """As of :meth:`weft.backbones.pixels.Pixels.row_of`: texts have no views."""
+        return index
+
     def beside(self, index: np.ndarray) -> torch.Tensor | None:
         """Numbers of the rows ``index`` ([k, b]; -1 = padding) that a loss is made of beside labels, [k, b, …]; None = none."""
         return None

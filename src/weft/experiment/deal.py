@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from weft.experiment.declare import Count, Fraction, Group, Name, Names, Positive, Whole, setting
+from weft.experiment.declare import Count, Fraction, Group, Name, Names, Positive, Share, Whole, setting
 
 
 class Deal(Group):
@@ -54,6 +54,14 @@ class Deal(Group):
     shots: Count | None = setting(
         None, "Few-shot: at most so many training rows of each class at each client, drawn by the seed.", unset="all"
     )
+    views: Whole = setting(
+        0,
+        "Augmentation: train on so many random crops of each picture, in turns, in the place of the picture; 0: on the picture.",
+        "Each is made once, and what lies below the parts is computed once for each. Tests are on the pictures themselves.",
+        common=True,
+    )
+    view_scale: Share = setting(0.08, "Smallest share of a picture's area in a view.", common=True, option=False)
+    view_flip: bool = setting(True, "Mirror every other view.", common=True, option=False)
     novel: Fraction = setting(
         0.0,
         "Base-to-novel: this share of the classes, the last ones, is never trained on, and tested on apart.",

@@ -18,6 +18,7 @@ Count = Annotated[int, Field(ge=1)]
 Whole = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
 Name = Annotated[str, Field(min_length=1)]
 Names = Annotated[list[str], Field(strict=False), BeforeValidator(lambda given: [given] if isinstance(given, str) else given)]
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from weft.tasks.outputs import Output
 
 if TYPE_CHECKING:
@@ -57,7 +59,11 @@ class _Asked:
         self.uses: list[Mapping[str, Weight] | None] = []
         self.unread = _Unread()
 
-    def __call__(self, batch: Batch, use: Mapping[str, Weight] | None = None) -> Output:
+    def __call__(
+        self, batch: Batch, use: Mapping[str, Weight] | None = None, insert: Mapping[int, Tensor] | None = None
+    ) -> Output:
+        if insert:  # weights of parts do not tell of them
+            raise _LookedAt
         self.uses.append(use)
         return self.unread
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from weft.adaptation.dropout import rows_of
 from weft.adaptation.optim import Optim, Optimizer
+from weft.backbones.pixels import Pixels
 from weft.errors import WeftError
 from weft.federation import in_steps, plans
 from weft.federation.batch import Batch, make_batch
@@ -133,9 +134,12 @@ class Pack(Passes):
         index = np.full((len(present), width), -1, dtype=np.int64)
         for row, i in zip(index, present, strict=True):
             row[: len(rows[i])] = self.clients[i].data.train[rows[i]]  # type: ignore[arg-type]
-        batch = make_batch(self.task, self.bench.table, index, present if len(present) < len(rows) else None, self.device)
         own = [key(self.bench.seed, "step", self.round.index, self.clients[i].id, stream, step) for i in present]
-        return replace(batch, keys=rows_of(torch.tensor(own, device=self.device), width))
+        keys = rows_of(torch.tensor(own), width)
+        if isinstance(table := self.bench.table, Pixels):  # one of its views is trained on in the place of each picture
+            index = table.viewed(index, keys.numpy())
+        batch = make_batch(self.task, table, index, present if len(present) < len(rows) else None, self.device)
+        return replace(batch, keys=keys.to(self.device))
 
     def optimizer(
         self,

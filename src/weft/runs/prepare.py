@@ -18,6 +18,7 @@ from weft.backbones.options import task_for
 from weft.backbones.prefix import PrefixCache
 from weft.backbones.run_table import tabulate
 from weft.backbones.token_table import Tokens
+from weft.backbones.views import Views
 from weft.checks import tokenizers
 from weft.communication.ledger import format_bytes
 from weft.data import labels, protocols
@@ -184,7 +185,7 @@ def public_bench(
         return None, None
     kind = kind_of(x)
     rows, notes = public_rows.read(x, kind, bench.backbone.reads, classes, own)
-    found = bench_of(x, bench.backbone, classes, rows)
+    found = bench_of(x.model_copy(update={"views": 0}), bench.backbone, classes, rows)
     for note in (*notes, *legible(found)):
         observer.say(f"public rows: {note}")
     return found, {"name": x.public, "rows": len(rows), "fingerprint": fingerprint(classes, {"public": rows})}
@@ -336,7 +337,8 @@ def bench_of(x: Experiment, backbone: Backbone, classes: Sequence[str], rows: Ro
             raise UserError(
                 f"{task.text_metrics[0]} is of generated texts, and --samples 0 lets none be written: leave one of the two out."
             )
-    table = tabulate(backbone, rows, x.max_length)
+    views = Views(x.views, x.view_scale, x.view_flip, x.seed) if x.views else None
+    table = tabulate(backbone, rows, x.max_length, views)
     if x.sequence_packing:
         lines.check(backbone, table)
     return Bench(backbone, task, table, x.seed, prefix, x.by_length, recompute=x.recompute, sequence_packing=x.sequence_packing)

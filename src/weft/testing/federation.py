@@ -17,6 +17,7 @@ from weft.backbones.prefix import PrefixCache
 from weft.backbones.run_table import tabulate
 from weft.communication.codecs import codec
 from weft.communication.ledger import Ledger
+from weft.data.periods import apart
 from weft.engines.cohort import cohort
 from weft.engines.engine import Engine
 from weft.engines.here import Here
@@ -120,6 +121,7 @@ def federation(
     decoding: Decoding | None = None,
     public: int = 0,
     periods: int = 1,
+    known: bool = False,
     **settings: Any,
 ) -> Federation:
     """A whole tiny federation in memory: ``federation(FedIT(rank=2), pack=3).run()``.
@@ -131,7 +133,7 @@ def federation(
         task: ``tokens``, if words are tagged; ``generation`` and ``masked``, of prompts and answers; ``preference``, with two.
         spaces: see :func:`weft.testing.data.tagged`. decoding: of ``generation``; None = the usual.
         public: rows of the same kind that the server has.
-        periods: in which rows arrive, by their classes.
+        periods: in which rows arrive, by their classes. known: rows are told apart among those of their own period.
         where: folder of the client store (a new temporary one). settings: of :class:`weft.engines.setup.Settings`.
     """
     model = model or ("bert" if task == MASKED else "llama" if task in LANGUAGE else home(method))
@@ -148,9 +150,12 @@ def federation(
     all_rows, clients, tests = states(sizes, classes, facts, seed, of.reads, task, spaces)
     writing: dict[str, Any] = {} if decoding is None else {"decoding": decoding}
     predicts = make(labels, task if task in (TOKENS, *LANGUAGE) else CLASSES, **writing)
+    of_row = all_rows.labels % periods
+    if known:
+        all_rows = apart(all_rows, of_row, {}, "classes", classes)
     benches = [Bench(b, predicts, tabulate(b, all_rows, 32), seed, PrefixCache(b) if prefix else None) for b in (of, *others)]
     if periods > 1:
-        arrivals = Arrivals(all_rows.labels % periods, periods)
+        arrivals = Arrivals(of_row, periods)
         benches = [replace(bench, arrivals=arrivals) for bench in benches]
     made = replace(benches[0], others={b.backbone.name: b for b in benches[1:]})
     for i, client in enumerate(clients):

@@ -135,4 +135,4 @@ def others(pack: Pack, batch: Batch) -> Tensor:
     """bool [k, b, n]: the pictures in the clients' memories that are another one than a row's own."""
     rows = [torch.from_numpy(c.data.train) for c in pack.clients]
     memory = batch.of(pad_sequence(rows, batch_first=True, padding_value=-1).to(pack.device))
-    return memory.unsqueeze(1) != torch.from_numpy(batch.index).to(pack.device).unsqueeze(2)
+    return memory.unsqueeze(1) != torch.from_numpy(pack.bench.table.row_of(batch.index)).to(pack.device).unsqueeze(2)
