@@ -8,13 +8,12 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from weft.backbones.backbone import Backbone, Site
-from weft.backbones.describe import find_blocks
+from weft.backbones.describe import find_blocks, stack
 
 
 def inventory(backbone: Backbone) -> dict[str, Any]:
     """Names, sizes and counts of everything that a part can sit on."""
     b = backbone
-    stack = b.blocks[0].rsplit(".", 1)[0]
     biases = [(s.name, s.d_out) for s in (*b.linears, *b.norms, *b.outer, *b.patches) if s.bias]
     return {
         "name": b.name,
@@ -26,7 +25,7 @@ def inventory(backbone: Backbone) -> dict[str, Any]:
         "options": asdict(b.options),
         "input": _site(b.reader),
         "blocks": {
-            "path": stack,
+            "path": stack(b.blocks),
             "count": len(b.blocks),
             "hidden_size": b.d,
             "separate": b.separate_blocks,
@@ -72,7 +71,8 @@ def cautions(backbone: Backbone) -> list[str]:
     """What some methods can't do on this backbone, a sentence each."""
     found = []
     if not backbone.separate_blocks:
-        why = "one block is called several times" if backbone.shared_blocks else "blocks hand on more than their hidden states"
+        staged = "patches are merged between blocks" if backbone.staged_blocks else "blocks hand on more than their hidden states"
+        why = "one block is called several times" if backbone.shared_blocks else staged
         found.append(f"{why}: methods that leave blocks out can't be used, and frozen lower blocks are not cached.")
     if not any(s.bias for s in (*backbone.linears, *backbone.norms)):
         found.append("there are no biases: methods that train them need --set method.add_missing=true.")

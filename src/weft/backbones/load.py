@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weft.backbones import describe, gguf_file, quantised
+from weft.backbones import describe, gguf_file, quantised, timm_model
 from weft.backbones import trace as tracing
 from weft.backbones.backbone import TEXT_TOWER, Backbone
 from weft.backbones.fill_table import of_nothing
@@ -155,7 +155,8 @@ def load(
 
         if names is None:
             raise UserError(f'backbone "{name}" compares images with the names of the classes: give them instead of a number.')
-        class_names = ClassNames(read.tokenizer, names, options.sentence, int(model.config.text_config.max_position_embeddings))
+        longest = int(model.config.text_config.max_position_embeddings)
+        class_names = ClassNames(read.tokenizer, names, options.sentence, longest, model.padded)
     if task == FILL and names is None:
         raise UserError(f'backbone "{name}" tells the classes apart by words: give their names instead of a number.')
     return describe_model(
@@ -245,10 +246,15 @@ def describe_model(
     stacks = describe.stacks(model) if apart else {}
     if apart:
         starts(name, model)
-    blocks = [b for stack in stacks.values() for b in stack] or describe.find_blocks(base, prefix, layers, options.blocks)
+    blocks = [b for stack in stacks.values() for b in stack] or describe.find_blocks(
+        base, prefix, layers, options.blocks, getattr(sizes, "depths", ())
+    )
     describe.check_endings(model, blocks, endings)
-    notes += checkpoints.unread(blocks[0].rsplit(".", 1)[0], len(blocks), unread)
-    heads = [] if headless else describe.head_sites(model, prefix, fresh, options.heads)
+    notes += checkpoints.unread(describe.stack(blocks), len(blocks), unread)
+    wanted = options.heads
+    if not wanted and config.model_type == timm_model.KIND:
+        wanted = tuple(f"{prefix}.{n}" for n in timm_model.head(base))
+    heads = [] if headless else describe.head_sites(model, prefix, fresh, wanted)
     own = {h.name for h in heads}
     inputs = tracing.words(model) if processor is None else tracing.pictures(*picture_shape(config, processor)[1:])
     lost = {n for n in fresh if n.rsplit(".", 1)[0] not in own}
@@ -298,6 +304,8 @@ def describe_model(
         blocks=blocks,
         shared_blocks=seen.shared,
         chained_blocks=seen.chained,
+        staged_blocks=seen.staged,
+        more_tokens=seen.longer,
         tuple_blocks=seen.tuple_blocks,
         row_arguments=seen.row_arguments | (tracing.row_arguments(model, blocks, inputs) if language else frozenset()),
         linears=describe.linear_sites(model, blocks, seen.common, endings, stacks),
@@ -313,7 +321,9 @@ def describe_model(
         own_padding=own_padding,
         own_head=bool(resized),
         notes=tuple(notes),
-        outer=describe.outer_sites(model, blocks, own | seen.common | ({reads_out.name} if reads_out else set()), text),
+        outer=describe.outer_sites(
+            model, blocks, own | seen.common | seen.idle | ({reads_out.name} if reads_out else set()), text
+        ),
         reads="texts" if processor is None else "images",
         processor=processor,
         picture_tokens=0 if processor is None else seen.tokens,
