@@ -28,10 +28,12 @@ class Similarity:
 
     Attributes:
         padded: texts are read at their last place, and their padding with them, so that each fills the tower.
+        whole: its tower of pictures is taken as a whole, in which no part can sit.
         plain: the class of transformers for which people can write what this one does in a few lines, if there is one.
     """
 
     padded = False
+    whole = False
     plain: str | None = None
     vision_model: Any
     text_model: Any

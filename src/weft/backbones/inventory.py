@@ -30,7 +30,7 @@ def inventory(backbone: Backbone) -> dict[str, Any]:
             "hidden_size": b.d,
             "separate": b.separate_blocks,
             "shared": b.shared_blocks,
-            "tokens_of_a_picture": b.picture_tokens or None,
+            "tokens_of_a_picture": (b.blocks and b.picture_tokens) or None,
         },
         "linears": grouped(b.linears, b.blocks),
         "norms": {
@@ -41,7 +41,7 @@ def inventory(backbone: Backbone) -> dict[str, Any]:
         "bottlenecks": {
             "count": len(b.bottlenecks),
             "place": f"before the norm {_inside(b.bottlenecks[0].name, b.blocks)} that ends a block"
-            if b.bottlenecks[0].role == "ffn.norm"
+            if b.bottlenecks and b.bottlenecks[0].role == "ffn.norm"
             else "after a block",
         },
         "head": {"reads": b.pools, "modules": [_site(s) for s in b.heads]},
@@ -74,7 +74,9 @@ def cautions(backbone: Backbone) -> list[str]:
         staged = "patches are merged between blocks" if backbone.staged_blocks else "blocks hand on more than their hidden states"
         why = "one block is called several times" if backbone.shared_blocks else staged
         found.append(f"{why}: methods that leave blocks out can't be used, and frozen lower blocks are not cached.")
-    if not any(s.bias for s in (*backbone.linears, *backbone.norms)):
+    if not backbone.blocks:
+        found.append("its tower of pictures is taken as a whole: methods that put something inside it can't be used.")
+    elif not any(s.bias for s in (*backbone.linears, *backbone.norms)):
         found.append("there are no biases: methods that train them need --set method.add_missing=true.")
     if not backbone.heads and backbone.names is not None:
         found.append("there is no head: class names in the text tower stand for one.")

@@ -201,6 +201,8 @@ def transformers_model(
     except UserError:
         raise
     except Exception as e:  # whatever transformers makes of files that somebody has written
+        if isinstance(e, ImportError) and "timm" in str(e):
+            raise UserError(f"{what} is a model of timm, which is not installed: {distribution.install('vision')}.") from e
         offline = os.environ.get("HF_HUB_OFFLINE") == "1"
         if not os.path.isdir(where) and (offline or "connect" in str(e).lower() or "couldn't" in str(e).lower()):
             raise UserError(

@@ -2,54 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from torch import nn
 
+from weft.backbones.transforms import Transforms
+
 KIND = "timm_wrapper"
 
 
-def processor(config: Any) -> Any:
-    """The image processor of transformers that does what timm does to a picture for evaluation.
-
-    Raises:
-        ValueError: transformers has none that does.
-    """
+def processor(config: Any) -> Transforms:
+    """What timm does to a picture for evaluation."""
     import timm.data
 
     given = timm.data.resolve_data_config(pretrained_cfg=config.pretrained_cfg, verbose=False)
-    _, height, width = given["input_size"]
-    mode = given["crop_mode"]
-    if mode != "center" or height != width:
-        raise ValueError(f"it makes pictures of {height}×{width} by crop mode {mode}, which nothing of transformers does")
-    return resizing(
-        height, given["interpolation"], given["mean"], given["std"], edge=math.floor(height / given["crop_pct"])
-    )
-
-
-def resizing(size: int, how: str, mean: Any, std: Any, edge: int = 0) -> Any:
-    """Pictures of size² pixels: the middle of what has ``edge`` pixels along its shorter side; 0 = all, squeezed.
-
-    Args:
-        how: ``bilinear``, ``bicubic`` … mean, std: of values from 0 to 1.
-
-    Raises:
-        ValueError: an unknown way.
-    """
-    from PIL import Image
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-
-    if how.upper() not in Image.Resampling.__members__:
-        raise ValueError(f'pictures are resized in an unknown way, "{how}"')
-    square = {"height": size, "width": size}
-    return CLIPImageProcessorPil(
-        size={"shortest_edge": edge} if edge else square,
-        crop_size=square,
-        do_center_crop=bool(edge),
-        resample=Image.Resampling[how.upper()],
-        image_mean=list(mean),
-        image_std=list(std),
+    return Transforms(
+        timm.data.create_transform(**given, is_training=False), given["input_size"][1:], given["mean"], given["std"]
     )
 
 
@@ -57,3 +25,10 @@ def head(base: nn.Module) -> tuple[str, ...]:
     """Names inside the model of the modules that tell classes apart, which lie inside what the wrapper takes for the base."""
     own = base.get_classifier()  # type: ignore[operator]
     return tuple(n for n, m in base.named_modules() if m is own)
+
+
+def pools_by_mean(trunk: nn.Module) -> bool:
+    """Whether a network makes a map of places, and takes their mean before its last layers."""
+    from timm.layers import SelectAdaptivePool2d
+
+    return any(isinstance(m, SelectAdaptivePool2d) and m.pool_type == "avg" for m in trunk.modules())

@@ -7,6 +7,7 @@ transformers that reads pictures. It can once they are declared. Whoever calls t
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import torch
 OPERATORS = ("nms", "qnms")
 
 
+@functools.cache
 def declare() -> None:
     """Make torchvision importable, if it is installed and its operators can't be loaded."""
     found = importlib.util.find_spec("torchvision")

@@ -25,7 +25,8 @@ class Trace:
             a convolution over patches; None if nothing is.
         shared: a block is called several times. chained: blocks hand on more than their hidden states.
         tuple_blocks: size of the tuple in which blocks return their hidden state; 0 = on its own.
-        staged: tokens are merged between some blocks, so that hidden states are not of one shape (Swin).
+        staged: tokens are merged between some blocks, so that hidden states are not of one shape (Swin). spread: how many numbers
+            they have, in the mean over the blocks, for each of the last block's.
         pools: the tokens that the head reads: ``first``, ``last`` (of a row's own tokens) or ``all``. tokens: in the last block.
         longer: blocks take more tokens than those of a picture.
         common: modules called with something else than the rows of the batch, as DeBERTa's with its table of positions.
@@ -39,6 +40,7 @@ class Trace:
     shared: bool
     chained: bool
     staged: bool
+    spread: float
     tuple_blocks: int
     pools: str
     tokens: int
@@ -117,13 +119,7 @@ def trace(model: nn.Module, blocks: list[str], inputs: Mapping[str, torch.Tensor
     watched = {modules[n]: block_hook(n) for n in blocks}
     others = {modules[n]: leaf_hook(n) for n in leaves} | {m: reader_hook(n) for n, m in weights.items()}
     with torch.enable_grad(), hooked(watched, with_kwargs=True), hooked(others):
-        try:
-            logits = model(**inputs).logits
-        except Exception as e:
-            why = f"{type(e).__name__}: {str(e).strip().splitlines()[0]}" if str(e).strip() else type(e).__name__
-            raise UserError(f"this backbone can't be run on a few short rows ({why}): choose another.") from e
-        if not bool(logits.isfinite().all()):
-            raise UserError("this backbone's logits of a few short rows are not finite: its weights are damaged; get it anew.")
+        logits = _logits(model, inputs)
         tokens, staged = _tokens([shapes[name] or {()} for name in blocks], rows, inputs)
         (slope,) = torch.autograd.grad(logits.sum(), last, allow_unused=True)
     found = []
@@ -139,6 +135,7 @@ def trace(model: nn.Module, blocks: list[str], inputs: Mapping[str, torch.Tensor
         shared=max(calls[n] for n in blocks) > 1,
         chained=max(sizes) > 1 and _chained([modules[n] for n in blocks], model, inputs, logits),
         staged=staged,
+        spread=sum(outputs[n].numel() for n in blocks) / len(blocks) / last[0].numel(),
         tuple_blocks=max(sizes),
         longer=pictured and takes_tokens(model, blocks[0], inputs),
         pools=_pooled(slope, inputs),
@@ -147,6 +144,36 @@ def trace(model: nn.Module, blocks: list[str], inputs: Mapping[str, torch.Tensor
         idle=frozenset(n for n in leaves if not calls[n]),
         row_arguments=frozenset(row_arguments),
     )
+
+
+@torch.no_grad()
+def untraced(model: Any, inputs: Mapping[str, torch.Tensor]) -> Trace:
+    """Of a tower of pictures that is taken as a whole: nothing but the size of what it makes of a picture.
+
+    Raises:
+        UserError: it can't be run, or gives no numbers.
+    """
+    _logits(model, inputs)
+    pictures = inputs["pixel_values"]
+    d = model.embed_images(pictures[:1]).shape[-1]
+    tokens = max(pictures[0, 0].numel() // 16**2, 1)  # a usual ViT's, by which pictures are counted that go through together
+    none: frozenset[str] = frozenset()
+    return Trace(d, [], None, False, False, False, 1.0, 0, "all", tokens, False, none, none, none)
+
+
+def _logits(model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """
+    Raises:
+        UserError: the model can't be run.
+    """
+    try:
+        logits: torch.Tensor = model(**inputs).logits
+    except Exception as e:
+        why = f"{type(e).__name__}: {str(e).strip().splitlines()[0]}" if str(e).strip() else type(e).__name__
+        raise UserError(f"this backbone can't be run on a few short rows ({why}): choose another.") from e
+    if not bool(logits.isfinite().all()):
+        raise UserError("this backbone's logits of a few short rows are not finite: its weights are damaged; get it anew.")
+    return logits
 
 
 def idle(model: nn.Module, inputs: Mapping[str, torch.Tensor], names: Collection[str]) -> set[str]:
