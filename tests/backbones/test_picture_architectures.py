@@ -51,7 +51,8 @@ class Expected:
     Attributes:
         stack: path of the list of blocks. linears: of each block, by the ends of their names. without_bias: roles.
         rest: parameters of a block that belong to none of them.
-        norms: in a block, outside blocks. patches: the convolution over them. tokens: in the last block. pools: what the head reads.
+        norms: in a block, outside blocks. patches: the convolution over them. tokens: in the last block. pools: what the head
+            reads.
     """
 
     stack: str

@@ -199,8 +199,8 @@ class Backbone:
         """
         if not self.blocks:
             raise UserError(
-                f'the tower of pictures of backbone "{self.name}" is taken as a whole, with no place for parts inside: use a method '
-                "of prompts for class names, such as promptfl, or another --model."
+                f'the tower of pictures of backbone "{self.name}" is taken as a whole, with no place for parts inside: use a '
+                "method of prompts for class names, such as promptfl, or another --model."
             )
 
     def check_more_tokens(self) -> None:
@@ -216,8 +216,8 @@ class Backbone:
             )
         if not self.more_tokens:
             raise UserError(
-                f'the blocks of backbone "{self.name}" take the patches of a picture, each in its place, and no tokens beside them: '
-                "use an image transformer such as --model glyph-vit, or a method that adds no tokens."
+                f'the blocks of backbone "{self.name}" take the patches of a picture, each in its place, and no tokens beside '
+                "them: use an image transformer such as --model glyph-vit, or a method that adds no tokens."
             )
 
     @property

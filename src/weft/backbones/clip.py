@@ -23,8 +23,8 @@ from weft.errors import UserError
 class Similarity:
     """Logits exp(s)·cos(image, text of class c) + b, with s and b frozen, of a model of two towers; b is 0 but in a SigLIP.
 
-    Both sides may begin half way: an image at its embedding, classes at theirs. To be put before a model's own class, whose tensors
-    keep their names.
+    Both sides may begin half way: an image at its embedding, classes at theirs. To be put before a model's own class, whose
+    tensors keep their names.
 
     Attributes:
         padded: texts are read at their last place, and their padding with them, so that each fills the tower.
@@ -37,7 +37,7 @@ class Similarity:
     plain: str | None = None
     vision_model: Any
     text_model: Any
-    logit_scale: Tensor
+    logit_scale: Any
 
     def __init__(self, config: Any):
         super().__init__(config)  # type: ignore[call-arg]

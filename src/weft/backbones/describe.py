@@ -82,7 +82,7 @@ def find_blocks(base: nn.Module, prefix: str, layers: int, wanted: str = "", dep
 
 
 def within(lists: Mapping[str, nn.Module], path: str, depths: Sequence[int]) -> list[str]:
-    """Paths of the members of a list, or, if each of them is a stage with a list as long as ``depths`` says, of those of these."""
+    """Paths of the members of a list, or, if each is a stage with a list as long as ``depths`` says, of the members of these."""
     members = [f"{path}.{name}" for name, _ in lists[path].named_children()]
     if len(members) != len(depths):
         return members

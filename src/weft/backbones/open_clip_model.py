@@ -1,7 +1,8 @@
 """CLIPs of open_clip: their tower of pictures as it is (RN50, ConvNeXt …), their texts through transformers' text tower.
 
 The tower of pictures has attention or convolutions of its own, so that no part can sit inside it: it is frozen, and embeds each
-picture once. The tower of texts is the one that transformers has, with the tensors renamed, so that all that reaches into it works.
+picture once. The tower of texts is the one that transformers has, with the tensors renamed, so that all that reaches into it
+works.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class OpenCLIPConfig(CLIPConfig):
 class SimilarityOpenCLIP(Similarity, CLIPPreTrainedModel):
     whole = True
 
-    def __init__(self, config: OpenCLIPConfig, visual: nn.Module):
+    def __init__(self, config: Any, visual: nn.Module):
         super().__init__(config)
         self.vision_model = visual
         self.text_model = CLIPTextModel._from_config(config.text_config)
@@ -131,7 +132,8 @@ def read(where: Path, name: str, task: str) -> Read:
         raise
     except pickle.UnpicklingError as e:
         raise UserError(
-            f'the weights of backbone "{name}" are damaged, or hold more than tensors, which is never read: get them as {WEIGHTS[0]}.'
+            f'the weights of backbone "{name}" are damaged, or hold more than tensors, which is never read: get them as '
+            f"{WEIGHTS[0]}."
         ) from e
     except Exception as e:  # whatever open_clip makes of files that somebody has written
         raise UserError(f'backbone "{name}" could not be loaded: {reason(e)}') from e
@@ -169,7 +171,7 @@ def converted(theirs: Any, text: Any, size: list[int], padding: int | None) -> S
         projection_dim=projection.shape[1],
     )
     model = SimilarityOpenCLIP(config, theirs.visual)
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for name, value in tower.state_dict().items():
         if not name.startswith(("token_embedding.", "transformer.", "ln_final.")):
             continue

@@ -13,12 +13,11 @@ KIND = "timm_wrapper"
 
 def processor(config: Any) -> Transforms:
     """What timm does to a picture for evaluation."""
-    import timm.data
+    from timm.data.config import resolve_data_config
+    from timm.data.transforms_factory import create_transform
 
-    given = timm.data.resolve_data_config(pretrained_cfg=config.pretrained_cfg, verbose=False)
-    return Transforms(
-        timm.data.create_transform(**given, is_training=False), given["input_size"][1:], given["mean"], given["std"]
-    )
+    given = resolve_data_config(pretrained_cfg=config.pretrained_cfg, verbose=False)
+    return Transforms(create_transform(**given, is_training=False), given["input_size"][1:], given["mean"], given["std"])
 
 
 def head(base: nn.Module) -> tuple[str, ...]:
@@ -29,6 +28,6 @@ def head(base: nn.Module) -> tuple[str, ...]:
 
 def pools_by_mean(trunk: nn.Module) -> bool:
     """Whether a network makes a map of places, and takes their mean before its last layers."""
-    from timm.layers import SelectAdaptivePool2d
+    from timm.layers.adaptive_avgmax_pool import SelectAdaptivePool2d
 
     return any(isinstance(m, SelectAdaptivePool2d) and m.pool_type == "avg" for m in trunk.modules())

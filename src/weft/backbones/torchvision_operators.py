@@ -1,8 +1,8 @@
 """torchvision beside a torch that it was not made for: timm and open_clip need its transforms, and none of its operators.
 
-The wheel on the package index is made for a torch with CUDA. Beside one without, its operators can't be loaded. torchvision allows
-for that, but for two of them, which it describes to torch as if they were there: it can't be imported then, nor can any part of
-transformers that reads pictures. It can once they are declared. Whoever calls them still learns that they are missing.
+The wheel on the package index is made for a torch with CUDA. Beside one without, its operators can't be loaded. torchvision
+allows for that, but for two of them, which it describes to torch as if they were there: it can't be imported then, nor can any
+part of transformers that reads pictures. It can once they are declared. Whoever calls them still learns that they are missing.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ class Trace:
     """What only a run of the model tells.
 
     Attributes:
-        d: hidden size of the last block. bottlenecks: sites of a bottleneck adapter. reader: what is called with the raw input: a token embedding,
-            a convolution over patches; None if nothing is.
+        d: hidden size of the last block. bottlenecks: sites of a bottleneck adapter. reader: what is called with the raw input: a
+            token embedding, a convolution over patches; None if nothing is.
         shared: a block is called several times. chained: blocks hand on more than their hidden states.
         tuple_blocks: size of the tuple in which blocks return their hidden state; 0 = on its own.
         staged: tokens are merged between some blocks, so that hidden states are not of one shape (Swin). spread: how many numbers
