@@ -15,6 +15,7 @@ import tiny
 from model_folders import VIT, copy, images, loaded, refused
 from weft.backbones.inventory import inventory
 from weft.backbones.load import describe_model, load
+from weft.backbones.reading import model_class
 from weft.checks import checkpoints
 from weft.errors import UserError
 
