@@ -95,5 +95,5 @@ $(VENV)/.language: $(VENV)/.run
 	@touch $@
 
 $(VENV)/.run: EXTRAS := offline
-$(VENV)/.dev: EXTRAS := offline,flower,language,quantised,energy,track,mlflow,wandb,dev
+$(VENV)/.dev: EXTRAS := offline,flower,language,quantised,vision,energy,track,mlflow,wandb,dev
 $(VENV)/.docs: EXTRAS := offline,docs

@@ -15,6 +15,7 @@ import tiny
 from model_folders import VIT, copy, images, loaded, refused
 from weft.backbones.inventory import inventory
 from weft.backbones.load import describe_model, load
+from weft.backbones.reading import model_class
 from weft.checks import checkpoints
 from weft.errors import UserError
 
@@ -204,20 +205,22 @@ def test_a_configuration_that_makes_no_model_is_one_sentence(change: dict[str, A
 # image models ----------------------------------------------------------------------------------------------------------
 
 STAGES = {"image_size": 16, "patch_size": 2, "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 2}
-TOWERS = {"vision_config": VIT, "text_config": tiny.SHAPES["clip"]["text_config"] | {"hidden_size": 32, "num_attention_heads": 4}}
 
 
 @pytest.mark.parametrize("kind", ["swin", "swinv2"])
-def test_a_pyramid_of_stages_is_refused_with_its_reason(kind: str, tmp_path: Path) -> None:
-    folder = images(kind, tmp_path / "m", STAGES)
-    refused(folder, r"blocks do not take and give hidden states of one shape \[rows, tokens, features\]")
+def test_the_blocks_of_stages_are_those_inside_them(kind: str, tmp_path: Path) -> None:
+    b = loaded(images(kind, tmp_path / "m", STAGES))
+    assert (len(b.blocks), [s.d_in for s in b.entries], b.staged_blocks) == (4, [16, 16, 32, 32], True)
+    assert {s.per_row for s in b.linears if "position_bias" not in s.name} == {True}
 
 
-def test_a_siglip_classifies_but_does_not_compare_with_names(tmp_path: Path) -> None:
-    folder = images("siglip", tmp_path / "m", TOWERS)
-    tiny.tokenizer("clip").save_pretrained(folder)
-    refused(folder, r"compares them in a way of its own \(siglip\): .* use a CLIP, or --task classification", task="similarity")
-    assert [h.name for h in loaded(folder).heads] == ["classifier"]
+def test_other_models_of_two_towers_do_not_compare_with_names() -> None:
+    from transformers import AutoConfig
+
+    with pytest.raises(
+        UserError, match=r"compares them in a way of its own \(siglip2\): .* use a CLIP, or --task classification"
+    ):
+        model_class(AutoConfig.for_model("siglip2"), "it", "similarity")
 
 
 @pytest.mark.parametrize(("template", "many"), [("a {} of {}.", "more than one"), ("a photo", "no"), ("{name}", "no")])

@@ -51,6 +51,7 @@ class Bottleneck(Additive):
     up_std: NonNegative | None = None
 
     def sites(self, backbone: Backbone) -> list[Site]:
+        backbone.check_blocks()
         if self.placement == "block":
             return backbone.bottlenecks
         for role in SUBLAYERS[self.placement]:

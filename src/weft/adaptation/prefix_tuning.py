@@ -44,6 +44,7 @@ class Prefix(Additive):
     mode: ClassVar[Mode] = "prefixes"
 
     def sites(self, backbone: Backbone) -> list[Site]:
+        backbone.check_blocks()
         found = backbone.attentions
         if {s.block for s in found} != set(range(len(backbone.blocks))):
             raise UserError(

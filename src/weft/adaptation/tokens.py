@@ -114,11 +114,7 @@ class ImageTokens(Additive):
     mode: ClassVar[Mode] = "enters"
 
     def sites(self, backbone: Backbone) -> list[Site]:
-        if backbone.reads != "images" or backbone.shared_blocks:
-            raise UserError(
-                f'backbone "{backbone.name}" has no picture patches to put tokens among: use an image transformer, such as '
-                "--model glyph-vit."
-            )
+        backbone.check_more_tokens()
         return backbone.entries[: None if self.deep else 1]
 
     def tensors(self, backbone: Backbone, site: Site) -> Mapping[str, Init]:

@@ -91,9 +91,13 @@ class Backbone:
         reads: ``texts`` or ``images``. tokenizer, processor: for either; None where there is none.
         blocks: paths of the transformer blocks in order. shared_blocks: one block is called several times (ALBERT).
         chained_blocks: blocks hand on more than their hidden states, so that none can be left out.
+        staged_blocks: tokens are merged between some of them, so that hidden states are of several shapes (Swin).
+        spread: numbers of a hidden state, in the mean over the blocks, for each of the last block's.
+        more_tokens: of pictures, its blocks take tokens beside those of the patches.
         tuple_blocks: size of the tuple in which blocks return their hidden state; 0 = on its own.
         row_arguments: a block's arguments with an entry per row, or per row and head.
-        linears, norms, heads, bottlenecks: sites by kind; outer: linear layers outside the blocks and the head. d: hidden size.
+        linears, norms, heads, bottlenecks: sites by kind; outer: linear layers outside the blocks and the head.
+        d: hidden size of the last block.
         reader: the token embedding (d_in = size of the vocabulary), or the convolution over patches.
         pools: which tokens the head reads: ``first``, ``last`` or ``all``.
         originals: float32 copies of all pretrained biases, and of a head that the checkpoint holds (the model itself may be in
@@ -138,6 +142,9 @@ class Backbone:
     words: Site | None = None
     embedding: Site | None = None
     chained_blocks: bool = False
+    staged_blocks: bool = False
+    spread: float = 1.0
+    more_tokens: bool = False
     segments: bool = False
     own_padding: int | None = None
     own_head: bool = False
@@ -172,17 +179,54 @@ class Backbone:
         Raises:
             UserError: blocks can't be left out.
         """
+        self.check_blocks()
         if not self.separate_blocks:
-            why = "calls one block many times" if self.shared_blocks else "hands more than hidden states from block to block"
+            staged = "merges patches between its blocks" if self.staged_blocks else ""
+            why = (
+                "calls one block many times"
+                if self.shared_blocks
+                else staged or "hands more than hidden states from block to block"
+            )
             raise UserError(
                 f'backbone "{self.name}" {why}, so that clients cannot hold subsets of its blocks: choose another --model, such '
                 "as minilm."
             )
 
+    def check_blocks(self) -> None:
+        """
+        Raises:
+            UserError: there are none that parts could sit in.
+        """
+        if not self.blocks:
+            raise UserError(
+                f'the tower of pictures of backbone "{self.name}" is taken as a whole, with no place for parts inside: use a '
+                "method of prompts for class names, such as promptfl, or another --model."
+            )
+
+    def check_more_tokens(self) -> None:
+        """
+        Raises:
+            UserError: nothing can be put among the tokens of its rows.
+        """
+        self.check_blocks()
+        if self.reads != "images" or self.shared_blocks:
+            raise UserError(
+                f'backbone "{self.name}" has no picture patches to put tokens among: use an image transformer, such as '
+                "--model glyph-vit."
+            )
+        if not self.more_tokens:
+            raise UserError(
+                f'the blocks of backbone "{self.name}" take the patches of a picture, each in its place, and no tokens beside '
+                "them: use an image transformer such as --model glyph-vit, or a method that adds no tokens."
+            )
+
     @property
     def entries(self) -> list[Site]:
         """What goes into each block."""
-        return [Site(name, "entry", self.d, self.d, block=i) for i, name in enumerate(self.blocks)]
+        return [
+            Site(name, "entry", s.d_in, s.d_in, block=i)
+            for i, (name, s) in enumerate(zip(self.blocks, self.bottlenecks, strict=True))
+        ]
 
     @property
     def patches(self) -> list[Site]:
@@ -201,7 +245,7 @@ class Backbone:
     @property
     def separate_blocks(self) -> bool:
         """Whether a pass can leave blocks out, or start at any of them from its hidden states."""
-        return not (self.shared_blocks or self.chained_blocks)
+        return not (self.shared_blocks or self.chained_blocks or self.staged_blocks)
 
     @property
     def device(self) -> torch.device:
@@ -292,6 +336,7 @@ class Backbone:
             roles = set(GROUPS.get(plain, (plain,)))
             own = {s.name for s in inside if roles & set(s.roles) and where in ((s.tower,) if s.tower else ("", s.stack))}
             if not own:
+                self.check_blocks()
                 raise UserError(f'backbone "{self.name}" has no site "{word}"; try --set method.sites=all.')
             found |= own
         return [s for s in inside if s.name in found]

@@ -1,6 +1,7 @@
-"""CLIP as a classifier: an image belongs to the class whose name its embedding is most similar to.
+"""CLIP and SigLIP as classifiers: an image belongs to the class whose name its embedding is most similar to.
 
 A. Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", ICML 2021, arXiv 2103.00020.
+X. Zhai et al., "Sigmoid Loss for Language Image Pre-Training", ICCV 2023, arXiv 2303.15343.
 """
 
 from __future__ import annotations
@@ -12,21 +13,34 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import CLIPModel
+from transformers import CLIPModel, SiglipModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from weft.backbones.options import sentence
 from weft.errors import UserError
 
 
-class SimilarityCLIP(CLIPModel):
-    """Logits exp(s)·cos(image, text of class c), s the frozen logit scale. The same tensors, by the same names, as CLIPModel.
+class Similarity:
+    """Logits exp(s)·cos(image, text of class c) + b, with s and b frozen, of a model of two towers; b is 0 but in a SigLIP.
 
-    Both sides may begin half way: an image at its embedding, classes at theirs.
+    Both sides may begin half way: an image at its embedding, classes at theirs. To be put before a model's own class, whose
+    tensors keep their names.
+
+    Attributes:
+        padded: texts are read at their last place, and their padding with them, so that each fills the tower.
+        whole: its tower of pictures is taken as a whole, in which no part can sit.
+        plain: the class of transformers for which people can write what this one does in a few lines, if there is one.
     """
 
+    padded = False
+    whole = False
+    plain: str | None = None
+    vision_model: Any
+    text_model: Any
+    logit_scale: Any
+
     def __init__(self, config: Any):
-        super().__init__(config)
+        super().__init__(config)  # type: ignore[call-arg]
         self.image_embedding = nn.Identity()  # where parts on the embedding sit
 
     def forward(
@@ -56,23 +70,66 @@ class SimilarityCLIP(CLIPModel):
         names = text_embeds.to(dtype).view(-1, classes or len(text_embeds), text_embeds.shape[-1])
         images = F.normalize(image_embeds.to(dtype), dim=-1).view(len(names), -1, image_embeds.shape[-1])
         logits = self.logit_scale.to(dtype).exp() * images @ names.mT
+        if (bias := getattr(self, "logit_bias", None)) is not None:
+            logits = logits + bias.to(dtype)
         return ImageClassifierOutput(logits=logits.flatten(0, 1))
 
     def embed_images(self, pixel_values: Tensor) -> Tensor:
         """[n, e], not normalised."""
+        raise NotImplementedError
+
+    def embed_patches(self, pixel_values: Tensor) -> Tensor:
+        """[n, V, e], not normalised."""
+        raise NotImplementedError
+
+    def embed_texts(self, input_ids: Tensor) -> Tensor:
+        """[n, e], of unit length; float32 at least."""
+        found = self.text_features(input_ids)
+        return F.normalize(found.to(torch.promote_types(found.dtype, torch.float32)), dim=-1)
+
+    def text_features(self, input_ids: Tensor) -> Tensor:
+        """[n, e], not normalised."""
+        raise NotImplementedError
+
+
+class SimilarityCLIP(Similarity, CLIPModel):
+    plain = "CLIPModel"
+
+    def embed_images(self, pixel_values: Tensor) -> Tensor:
         found: Tensor = self.visual_projection(self.vision_model(pixel_values).pooler_output)
         return found
 
     def embed_patches(self, pixel_values: Tensor) -> Tensor:
-        """[n, V, e], not normalised: every patch as the class token is, through the last norm and the projection."""
+        """Every patch as the class token is, through the last norm and the projection."""
         patches = self.vision_model(pixel_values).last_hidden_state[:, 1:]
         found: Tensor = self.visual_projection(self.vision_model.post_layernorm(patches))
         return found
 
-    def embed_texts(self, input_ids: Tensor) -> Tensor:
-        """[n, e], of unit length; float32 at least."""
-        found = self.text_projection(self.text_model(input_ids).pooler_output)
-        return F.normalize(found.to(torch.promote_types(found.dtype, torch.float32)), dim=-1)
+    def text_features(self, input_ids: Tensor) -> Tensor:
+        found: Tensor = self.text_projection(self.text_model(input_ids).pooler_output)
+        return found
+
+
+class SimilaritySigLIP(Similarity, SiglipModel):
+    padded = True
+
+    def embed_images(self, pixel_values: Tensor) -> Tensor:
+        found: Tensor = self.vision_model(pixel_values).pooler_output
+        return found
+
+    def embed_patches(self, pixel_values: Tensor) -> Tensor:
+        """What the attention that pools the patches would make of each, if it looked at no other."""
+        patches = self.vision_model(pixel_values).last_hidden_state
+        found: Tensor = self.vision_model.head(patches.flatten(0, 1).unsqueeze(1))
+        return found.view(*patches.shape[:2], -1)
+
+    def text_features(self, input_ids: Tensor) -> Tensor:
+        found: Tensor = self.text_model(input_ids).pooler_output
+        return found
+
+
+TOWERS = {"clip": SimilarityCLIP, "siglip": SimilaritySigLIP}
+"""By the type of a configuration."""
 
 
 @dataclass(frozen=True)
@@ -81,12 +138,14 @@ class ClassNames:
 
     Attributes:
         names: in index order, as a data set spells them. template: a sentence with ``{}`` for the name. limit: longest row.
+        padded: every row is as long as the longest that the tower takes, and has no start token (SigLIP).
     """
 
     tokenizer: Any
     names: tuple[str, ...]
     template: str
     limit: int
+    padded: bool = False
 
     def ids(self) -> Tensor:
         """[C, T] int64: every name in the template, with start and end token, padded to the longest."""
@@ -97,7 +156,7 @@ class ClassNames:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def rows(self, inner: list[list[int]], words: Sequence[str] = ()) -> Tensor:
-        """[n, T]: rows of token ids framed by start and end token.
+        """[n, T]: rows of token ids between start and end token, or, if they are ``padded``, before an end token.
 
         Args:
             words: what each row is of, if not of the name of a class.
@@ -105,15 +164,17 @@ class ClassNames:
         Raises:
             UserError: a row longer than the text tower takes.
         """
-        start, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
-        width = max(map(len, inner)) + 2
+        start = [] if self.padded else [self.tokenizer.bos_token_id]
+        end, padding = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
+        width = max(map(len, inner)) + len(start) + 1
         if width > self.limit:
             longest = max(range(len(inner)), key=lambda i: len(inner[i]))
             takes = f"a text of {width} tokens, but the text tower takes {self.limit}"
             if words:
                 raise UserError(f'"{words[longest]}" with its prompt makes {takes}: shorten one of the two.')
             raise UserError(f'class "{self.names[longest]}" makes {takes}: shorten the name, the template or the prompt.')
-        padding = self.tokenizer.pad_token_id
-        # what follows the end token is not looked at: attention is causal, and the end token is read
+        # unless rows are padded, what follows the end token is not looked at: attention is causal, and the end token is read
         filler = end if padding is None or padding < 0 else padding
-        return torch.tensor([[start, *row, end, *[filler] * (width - 2 - len(row))] for row in inner])
+        rows = [[*start, *row, end] for row in inner]
+        width = self.limit if self.padded else width
+        return torch.tensor([[*row, *[filler] * (width - len(row))] for row in rows])

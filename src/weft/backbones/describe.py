@@ -7,7 +7,7 @@ linear layer inside a block is read from its name; stack, head and norm form are
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -49,13 +49,13 @@ def is_norm(module: nn.Module) -> bool:
     return isinstance(module, nn.LayerNorm) or type(module).__name__.endswith(("RMSNorm", "LayerNorm"))
 
 
-def find_blocks(base: nn.Module, prefix: str, layers: int, wanted: str = "") -> list[str]:
+def find_blocks(base: nn.Module, prefix: str, layers: int, wanted: str = "", depths: Sequence[int] = ()) -> list[str]:
     """Paths of the transformer blocks: the list of modules of one class with the most parameters; of those as long as
-    ``layers``, if there are any.
+    ``layers``, if there are any. Where these are stages, the blocks are those inside them.
 
     Args:
         prefix: path of the base model. layers: number of blocks by its configuration, 0 = unknown.
-        wanted: path of the list, if a person names it.
+        wanted: path of the list, if a person names it. depths: blocks of each stage by its configuration.
 
     Raises:
         UserError: there is none, or not the one that was named.
@@ -65,7 +65,7 @@ def find_blocks(base: nn.Module, prefix: str, layers: int, wanted: str = "") -> 
     if wanted:
         if wanted not in lists:
             raise UserError(f'this backbone has no list of blocks "{wanted}": it has {", ".join(lists)}.{nearest(wanted, lists)}')
-        return [f"{wanted}.{name}" for name, _ in lists[wanted].named_children()]
+        return within(lists, wanted, depths)
     alike = {n: m for n, m in lists.items() if len({type(member) for member in m.children()}) == 1}
     fitting = {n: m for n, m in alike.items() if len(m) == layers} or {n: m for n, m in alike.items() if len(m) <= max(layers, 1)}
     best, size = "", 0
@@ -78,7 +78,27 @@ def find_blocks(base: nn.Module, prefix: str, layers: int, wanted: str = "") -> 
             "no stack of transformer blocks was found in this backbone: name its list of blocks with --blocks PATH, or choose "
             "an encoder or decoder of transformers."
         )
-    return [f"{best}.{name}" for name, _ in lists[best].named_children()]
+    return within(lists, best, depths)
+
+
+def within(lists: Mapping[str, nn.Module], path: str, depths: Sequence[int]) -> list[str]:
+    """Paths of the members of a list, or, if each is a stage with a list as long as ``depths`` says, of the members of these."""
+    members = [f"{path}.{name}" for name, _ in lists[path].named_children()]
+    if len(members) != len(depths):
+        return members
+    found = []
+    for stage, depth in zip(members, depths, strict=True):
+        inner = [n for n, m in lists.items() if n.startswith(stage + ".") and len(list(m.children())) == depth]
+        if not inner:
+            return members
+        found += [f"{inner[0]}.{name}" for name, _ in lists[inner[0]].named_children()]
+    return found
+
+
+def stack(blocks: Sequence[str]) -> str:
+    """Path of the list that blocks are in, ``*`` for the stages that have one each."""
+    parts = [path.split(".")[:-1] for path in blocks]
+    return ".".join(some[0] if len(set(some)) == 1 else "*" for some in zip(*parts, strict=True))
 
 
 def ends_in(name: str, ending: str) -> bool:
@@ -234,10 +254,11 @@ def head_sites(model: nn.Module, base_prefix: str, fresh: set[str], wanted: tupl
 
 def text_tower(backbone: Backbone, endings: Mapping[str, str]) -> None:
     """Describe the text tower of a backbone with two: its linear layers, its token embedding, and the joint embedding."""
+    joint = backbone.class_inputs()["text_embeds"].shape[-1]
     model = backbone.model
     stack = find_blocks(model.text_model, "text_model", int(model.config.text_config.num_hidden_layers))
     backbone.text_linears = [replace(s, tower="text", bias=False) for s in linear_sites(model, stack, (), endings)]
     table = next(n for n, m in model.named_modules() if m is model.text_model.get_input_embeddings())
-    width, joint = int(model.config.text_config.hidden_size), int(model.config.projection_dim)
+    width = int(model.config.text_config.hidden_size)
     backbone.words = Site(table, "words", width, width, block=None, tower="text")
     backbone.embedding = Site("image_embedding", "embedding", joint, joint, block=None)

@@ -17,6 +17,7 @@ from weft.backbones.reading import ADAPTER, with_adapter
 from weft.backbones.short_names import KNOWN, Known
 from weft.errors import UserError, nearest
 
+OPEN_CLIP = "open_clip_config.json"
 SHIPPED = Path(__file__).parent / "shipped"
 
 
@@ -62,7 +63,7 @@ def find(name: str, say: Callable[[str], None] | None = None) -> tuple[str, Know
         return str(packaged), known, "" if gguf_file.made(packaged) else known.hub_id
     if os.path.isdir(name):
         adapter = next((f for f in ADAPTER if (Path(name) / f).exists()), "")
-        if not (Path(name) / "config.json").exists():
+        if not any((Path(name) / file).exists() for file in ("config.json", OPEN_CLIP)):
             what = "holds a PEFT adapter and no backbone" if adapter else "holds no config.json"
             raise UserError(f'the folder "{name}" {what}; give a folder saved by save_pretrained.')
         if adapter:
@@ -142,3 +143,17 @@ def config_of(where: str) -> dict[str, Any]:
     except (OSError, ValueError):  # transformers says it better
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def open_clip_folder(where: str, task: str) -> Path | None:
+    """Of a CLIP of open_clip, in a local folder or the hub's copy on this machine; None if it is to be read by transformers."""
+    found = Path(where) if os.path.isdir(where) else Path(cached(where) or "-")
+    if not (found / OPEN_CLIP).is_file():
+        return None
+    try:
+        own = json.loads((found / "config.json").read_text())
+    except OSError:
+        return found
+    except ValueError:
+        return None
+    return None if "model_type" in own or task not in ("auto", "similarity") else found  # timm's has no type

@@ -8,13 +8,12 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from weft.backbones.backbone import Backbone, Site
-from weft.backbones.describe import find_blocks
+from weft.backbones.describe import find_blocks, stack
 
 
 def inventory(backbone: Backbone) -> dict[str, Any]:
     """Names, sizes and counts of everything that a part can sit on."""
     b = backbone
-    stack = b.blocks[0].rsplit(".", 1)[0]
     biases = [(s.name, s.d_out) for s in (*b.linears, *b.norms, *b.outer, *b.patches) if s.bias]
     return {
         "name": b.name,
@@ -26,12 +25,12 @@ def inventory(backbone: Backbone) -> dict[str, Any]:
         "options": asdict(b.options),
         "input": _site(b.reader),
         "blocks": {
-            "path": stack,
+            "path": stack(b.blocks),
             "count": len(b.blocks),
             "hidden_size": b.d,
             "separate": b.separate_blocks,
             "shared": b.shared_blocks,
-            "tokens_of_a_picture": b.picture_tokens or None,
+            "tokens_of_a_picture": (b.blocks and b.picture_tokens) or None,
         },
         "linears": grouped(b.linears, b.blocks),
         "norms": {
@@ -42,7 +41,7 @@ def inventory(backbone: Backbone) -> dict[str, Any]:
         "bottlenecks": {
             "count": len(b.bottlenecks),
             "place": f"before the norm {_inside(b.bottlenecks[0].name, b.blocks)} that ends a block"
-            if b.bottlenecks[0].role == "ffn.norm"
+            if b.bottlenecks and b.bottlenecks[0].role == "ffn.norm"
             else "after a block",
         },
         "head": {"reads": b.pools, "modules": [_site(s) for s in b.heads]},
@@ -72,9 +71,12 @@ def cautions(backbone: Backbone) -> list[str]:
     """What some methods can't do on this backbone, a sentence each."""
     found = []
     if not backbone.separate_blocks:
-        why = "one block is called several times" if backbone.shared_blocks else "blocks hand on more than their hidden states"
+        staged = "patches are merged between blocks" if backbone.staged_blocks else "blocks hand on more than their hidden states"
+        why = "one block is called several times" if backbone.shared_blocks else staged
         found.append(f"{why}: methods that leave blocks out can't be used, and frozen lower blocks are not cached.")
-    if not any(s.bias for s in (*backbone.linears, *backbone.norms)):
+    if not backbone.blocks:
+        found.append("its tower of pictures is taken as a whole: methods that put something inside it can't be used.")
+    elif not any(s.bias for s in (*backbone.linears, *backbone.norms)):
         found.append("there are no biases: methods that train them need --set method.add_missing=true.")
     if not backbone.heads and backbone.names is not None:
         found.append("there is no head: class names in the text tower stand for one.")

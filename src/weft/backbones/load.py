@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weft.backbones import describe, gguf_file, quantised
+from weft.backbones import describe, gguf_file, quantised, timm_model
 from weft.backbones import trace as tracing
 from weft.backbones.backbone import TEXT_TOWER, Backbone
 from weft.backbones.fill_table import of_nothing
-from weft.backbones.finding import config_of, described, find, hash_weights, stored
+from weft.backbones.finding import config_of, described, find, hash_weights, open_clip_folder, stored
 from weft.backbones.options import FILL, GENERATION, LANGUAGE, Options
 from weft.backbones.pixels import picture_shape
 from weft.backbones.prompts import spelt_out
@@ -128,9 +128,14 @@ def load(
         more |= {"quantization_config": by.config(dtype), "device_map": {"": str(target)}}
     if device_map != "none":
         more |= {"device_map": device_map}
-    read = transformers_model(
-        where, name, classes if isinstance(classes, int) else len(classes), task, trust_remote_code, more=more
-    )
+    if folder := open_clip_folder(where, task):
+        from weft.backbones import open_clip_model  # with transformers, which takes seconds to import
+
+        read = open_clip_model.read(folder, name, task)
+    else:
+        read = transformers_model(
+            where, name, classes if isinstance(classes, int) else len(classes), task, trust_remote_code, more=more
+        )
     model = read.model
     quantised.differentiable(model)
     if any(p.is_meta for p in model.parameters()):
@@ -142,7 +147,7 @@ def load(
     elif known is not None and known.sha256 and os.path.isdir(where) and digest != known.sha256:
         raise known.damaged(digest)
     checkpoints.numbers(name, stored(where), quantised=by is None and hasattr(model.config, "quantization_config"))
-    notes = [] if read.tokenizer is None or described(where) else [UNDESCRIBED]
+    notes = [] if read.tokenizer is None or folder or described(where) else [UNDESCRIBED]
     if made is not None:
         notes.append(made.note)
     if attention == "auto":  # the eager kernel takes its softmax in float32, too coarse for float64
@@ -155,7 +160,8 @@ def load(
 
         if names is None:
             raise UserError(f'backbone "{name}" compares images with the names of the classes: give them instead of a number.')
-        class_names = ClassNames(read.tokenizer, names, options.sentence, int(model.config.text_config.max_position_embeddings))
+        longest = int(model.config.text_config.max_position_embeddings)
+        class_names = ClassNames(read.tokenizer, names, options.sentence, longest, model.padded)
     if task == FILL and names is None:
         raise UserError(f'backbone "{name}" tells the classes apart by words: give their names instead of a number.')
     return describe_model(
@@ -245,10 +251,17 @@ def describe_model(
     stacks = describe.stacks(model) if apart else {}
     if apart:
         starts(name, model)
-    blocks = [b for stack in stacks.values() for b in stack] or describe.find_blocks(base, prefix, layers, options.blocks)
+    blocks = [b for stack in stacks.values() for b in stack]
+    whole = names is not None and model.whole
+    if not (blocks or whole):
+        blocks = describe.find_blocks(base, prefix, layers, options.blocks, getattr(sizes, "depths", ()))
+    other = (*text, prefix) if whole else text  # modules that are no places for parts, or those of the text tower
     describe.check_endings(model, blocks, endings)
-    notes += checkpoints.unread(blocks[0].rsplit(".", 1)[0], len(blocks), unread)
-    heads = [] if headless else describe.head_sites(model, prefix, fresh, options.heads)
+    notes += checkpoints.unread(describe.stack(blocks), len(blocks), unread)
+    wanted = options.heads
+    if not wanted and config.model_type == timm_model.KIND:
+        wanted = tuple(f"{prefix}.{n}" for n in timm_model.head(base))
+    heads = [] if headless else describe.head_sites(model, prefix, fresh, wanted)
     own = {h.name for h in heads}
     inputs = tracing.words(model) if processor is None else tracing.pictures(*picture_shape(config, processor)[1:])
     lost = {n for n in fresh if n.rsplit(".", 1)[0] not in own}
@@ -274,8 +287,8 @@ def describe_model(
 
         inputs = fill.prepared(name, model, tokenizer, options.label_words, classes or (), reads_out, inputs)
     extra = {} if names is None else {"text_embeds": model.embed_texts(names.ids()).detach()}
-    seen = tracing.trace(model, blocks, inputs | extra, text)
-    norms = describe.norm_sites(model, blocks, own, text)
+    seen = tracing.untraced(model, inputs | extra) if whole else tracing.trace(model, blocks, inputs | extra, text)
+    norms = describe.norm_sites(model, blocks, own, other)
     common = [s.name for s in norms if s.bias and s.name in seen.common]
     notes += [f"the bias of {n} is common to all rows of a batch, so it stays frozen." for n in common]
     longest = 0 if processor is not None else longest_row(name, model, tokenizer, blocks[0], inputs)
@@ -298,6 +311,9 @@ def describe_model(
         blocks=blocks,
         shared_blocks=seen.shared,
         chained_blocks=seen.chained,
+        staged_blocks=seen.staged,
+        spread=seen.spread,
+        more_tokens=seen.longer,
         tuple_blocks=seen.tuple_blocks,
         row_arguments=seen.row_arguments | (tracing.row_arguments(model, blocks, inputs) if language else frozenset()),
         linears=describe.linear_sites(model, blocks, seen.common, endings, stacks),
@@ -313,7 +329,9 @@ def describe_model(
         own_padding=own_padding,
         own_head=bool(resized),
         notes=tuple(notes),
-        outer=describe.outer_sites(model, blocks, own | seen.common | ({reads_out.name} if reads_out else set()), text),
+        outer=describe.outer_sites(
+            model, blocks, own | seen.common | seen.idle | ({reads_out.name} if reads_out else set()), other
+        ),
         reads="texts" if processor is None else "images",
         processor=processor,
         picture_tokens=0 if processor is None else seen.tokens,

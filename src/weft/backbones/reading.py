@@ -12,10 +12,13 @@ import numpy as np
 import torch
 
 from weft import distribution
+from weft.backbones import timm_model, torchvision_operators
 from weft.backbones.options import FILL, GENERATION, LANGUAGE, MASKED
 from weft.backbones.short_names import KNOWN
 from weft.checks.checkpoints import Shape
 from weft.errors import UserError
+
+torchvision_operators.declare()
 
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")  # as PEFT calls its files
 
@@ -63,7 +66,7 @@ def model_class(config: Any, name: str, task: str) -> Any:
         return _of_masks(config, name)
     if task == FILL:
         return _of_fill(config, name)
-    towers = config.model_type == "clip"
+    towers = config.model_type in ("clip", "siglip")
     if config.model_type in ("t5", "mt5") and task != "similarity":
         from weft.backbones import t5
 
@@ -73,9 +76,9 @@ def model_class(config: Any, name: str, task: str) -> Any:
             two = hasattr(config, "text_config") and hasattr(config, "vision_config")
             why = f"compares them in a way of its own ({config.model_type})" if two else "has no text tower to compare them"
             raise UserError(f'backbone "{name}" {why}: for images and class names use a CLIP, or --task classification.')
-        from weft.backbones.clip import SimilarityCLIP
+        from weft.backbones.clip import TOWERS  # with transformers, which takes seconds to import
 
-        return SimilarityCLIP
+        return TOWERS[config.model_type]
     own = getattr(config, "auto_map", None) or {}  # of a model that brings its code along
     images = type(config) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING or "AutoModelForImageClassification" in own
     texts = type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING or "AutoModelForSequenceClassification" in own
@@ -181,7 +184,10 @@ def transformers_model(
             )
         if model.main_input_name == "pixel_values" or similar(model):
             what = f'the image processor of "{name}"'
-            processor = AutoImageProcessor.from_pretrained(where, trust_remote_code=trust, backend="pil")
+            if model.config.model_type == timm_model.KIND:
+                processor = timm_model.processor(model.config)
+            else:
+                processor = AutoImageProcessor.from_pretrained(where, trust_remote_code=trust, backend="pil")
             with np.errstate(all="ignore"):
                 tried = processor(images=[np.full((16, 16, 3), 100, np.uint8)], return_tensors="np")["pixel_values"]
             if not np.isfinite(tried).all():
@@ -195,6 +201,8 @@ def transformers_model(
     except UserError:
         raise
     except Exception as e:  # whatever transformers makes of files that somebody has written
+        if isinstance(e, ImportError) and "timm" in str(e):
+            raise UserError(f"{what} is a model of timm, which is not installed: {distribution.install('vision')}.") from e
         offline = os.environ.get("HF_HUB_OFFLINE") == "1"
         if not os.path.isdir(where) and (offline or "connect" in str(e).lower() or "couldn't" in str(e).lower()):
             raise UserError(

@@ -21,12 +21,16 @@ class Trace:
     """What only a run of the model tells.
 
     Attributes:
-        d: hidden size. bottlenecks: sites of a bottleneck adapter. reader: what is called with the raw input: a token embedding,
-            a convolution over patches; None if nothing is.
+        d: hidden size of the last block. bottlenecks: sites of a bottleneck adapter. reader: what is called with the raw input: a
+            token embedding, a convolution over patches; None if nothing is.
         shared: a block is called several times. chained: blocks hand on more than their hidden states.
         tuple_blocks: size of the tuple in which blocks return their hidden state; 0 = on its own.
-        pools: the tokens that the head reads: ``first``, ``last`` (of a row's own tokens) or ``all``. tokens: in a block.
+        staged: tokens are merged between some blocks, so that hidden states are not of one shape (Swin). spread: how many numbers
+            they have, in the mean over the blocks, for each of the last block's.
+        pools: the tokens that the head reads: ``first``, ``last`` (of a row's own tokens) or ``all``. tokens: in the last block.
+        longer: blocks take more tokens than those of a picture.
         common: modules called with something else than the rows of the batch, as DeBERTa's with its table of positions.
+        idle: linear layers that are never called, as those inside PyTorch's own attention, which reads their weights.
         row_arguments: arguments of a block that have one entry per row, or per row and head (BLOOM's alibi).
     """
 
@@ -35,10 +39,14 @@ class Trace:
     reader: Site | None
     shared: bool
     chained: bool
+    staged: bool
+    spread: float
     tuple_blocks: int
     pools: str
     tokens: int
+    longer: bool
     common: frozenset[str]
+    idle: frozenset[str]
     row_arguments: frozenset[str]
 
 
@@ -59,7 +67,8 @@ def trace(model: nn.Module, blocks: list[str], inputs: Mapping[str, torch.Tensor
         UserError: blocks that do not take and give hidden states [rows, tokens, d], or that never run.
     """
     modules = dict(model.named_modules())
-    raw = inputs["pixel_values"] if "pixel_values" in inputs else inputs["input_ids"]
+    pictured = "pixel_values" in inputs
+    raw = inputs["pixel_values" if pictured else "input_ids"]
     rows, heads = len(raw), getattr(model.config, "num_attention_heads", 1)
     by_head = {rows * h for h in (heads if isinstance(heads, (list, tuple)) else [heads])}  # Swin: another number in each stage
     outputs: dict[str, Any] = {}
@@ -69,7 +78,7 @@ def trace(model: nn.Module, blocks: list[str], inputs: Mapping[str, torch.Tensor
     row_arguments: set[str] = set()
     last: list[torch.Tensor] = []
     seen: set[int] = {WIDTH}
-    shapes: set[tuple[int, ...]] = set()
+    shapes: dict[str, set[tuple[int, ...]]] = {name: set() for name in blocks}
     readers: list[str] = []
 
     def block_hook(name: str) -> Callable[..., Any]:
@@ -78,8 +87,7 @@ def trace(model: nn.Module, blocks: list[str], inputs: Mapping[str, torch.Tensor
             sizes.add(len(out) if isinstance(out, tuple) else 0)
             row_arguments.update(paths_with({rows, *by_head}, args, kwargs))
             hidden = outputs[name] = out[0] if isinstance(out, tuple) else out
-            shapes.add(_shape(args[0] if args else kwargs.get("hidden_states")))
-            shapes.add(_shape(hidden))
+            shapes[name] |= {_shape(args[0] if args else kwargs.get("hidden_states")), _shape(hidden)}
             seen.add(hidden.shape[1] if isinstance(hidden, torch.Tensor) and hidden.dim() == 3 else 0)
             if name != blocks[-1] or not isinstance(hidden, torch.Tensor):
                 return None
@@ -90,9 +98,11 @@ def trace(model: nn.Module, blocks: list[str], inputs: Mapping[str, torch.Tensor
 
     def leaf_hook(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, out: Any) -> None:
+            calls[name] += 1
             if is_norm(module):
                 outputs[name] = out
-            if _shape(args[0] if args else None)[:1] not in ((rows,), (rows * max(seen),)):
+            size = (*_shape(args[0] if args else None), 0)[0]
+            if size not in (rows, rows * max(seen)) and (not pictured or size == 0 or size % rows):  # windows of pictures
                 common.add(name)
 
         return hook
@@ -109,34 +119,61 @@ def trace(model: nn.Module, blocks: list[str], inputs: Mapping[str, torch.Tensor
     watched = {modules[n]: block_hook(n) for n in blocks}
     others = {modules[n]: leaf_hook(n) for n in leaves} | {m: reader_hook(n) for n, m in weights.items()}
     with torch.enable_grad(), hooked(watched, with_kwargs=True), hooked(others):
-        try:
-            logits = model(**inputs).logits
-        except Exception as e:
-            why = f"{type(e).__name__}: {str(e).strip().splitlines()[0]}" if str(e).strip() else type(e).__name__
-            raise UserError(f"this backbone can't be run on a few short rows ({why}): choose another.") from e
-        if not bool(logits.isfinite().all()):
-            raise UserError("this backbone's logits of a few short rows are not finite: its weights are damaged; get it anew.")
-        shapes |= {() for name in blocks if not calls[name]}
-        tokens = _tokens(shapes, rows, inputs)
+        logits = _logits(model, inputs)
+        tokens, staged = _tokens([shapes[name] or {()} for name in blocks], rows, inputs)
         (slope,) = torch.autograd.grad(logits.sum(), last, allow_unused=True)
-    d = last[0].shape[-1]
     found = []
     for index, path in enumerate(blocks):
         ends = [n for n, out in outputs.items() if n.startswith(path + ".") and torch.equal(out, outputs[path])]
         name, role = (ends[-1], "ffn.norm") if ends else (path, "block")
+        d = outputs[path].shape[-1]
         found.append(Site(name, role, d, d, block=index))
     return Trace(
         d=d,
         bottlenecks=found,
         reader=_reader(readers[0], weights[readers[0]]) if readers else None,
-        shared=max(calls.values()) > 1,
+        shared=max(calls[n] for n in blocks) > 1,
         chained=max(sizes) > 1 and _chained([modules[n] for n in blocks], model, inputs, logits),
+        staged=staged,
+        spread=sum(outputs[n].numel() for n in blocks) / len(blocks) / last[0].numel(),
         tuple_blocks=max(sizes),
+        longer=pictured and takes_tokens(model, blocks[0], inputs),
         pools=_pooled(slope, inputs),
         tokens=tokens,
         common=frozenset(common),
+        idle=frozenset(n for n in leaves if not calls[n]),
         row_arguments=frozenset(row_arguments),
     )
+
+
+@torch.no_grad()
+def untraced(model: Any, inputs: Mapping[str, torch.Tensor]) -> Trace:
+    """Of a tower of pictures that is taken as a whole: nothing but the size of what it makes of a picture.
+
+    Raises:
+        UserError: it can't be run, or gives no numbers.
+    """
+    _logits(model, inputs)
+    pictures = inputs["pixel_values"]
+    d = model.embed_images(pictures[:1]).shape[-1]
+    tokens = max(pictures[0, 0].numel() // 16**2, 1)  # a usual ViT's, by which pictures are counted that go through together
+    none: frozenset[str] = frozenset()
+    return Trace(d, [], None, False, False, False, 1.0, 0, "all", tokens, False, none, none, none)
+
+
+def _logits(model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """
+    Raises:
+        UserError: the model can't be run.
+    """
+    try:
+        logits: torch.Tensor = model(**inputs).logits
+    except Exception as e:
+        why = f"{type(e).__name__}: {str(e).strip().splitlines()[0]}" if str(e).strip() else type(e).__name__
+        raise UserError(f"this backbone can't be run on a few short rows ({why}): choose another.") from e
+    if not bool(logits.isfinite().all()):
+        raise UserError("this backbone's logits of a few short rows are not finite: its weights are damaged; get it anew.")
+    return logits
 
 
 def idle(model: nn.Module, inputs: Mapping[str, torch.Tensor], names: Collection[str]) -> set[str]:
@@ -199,6 +236,28 @@ def takes(model: nn.Module, block: str, inputs: Mapping[str, torch.Tensor]) -> b
     return True
 
 
+@torch.no_grad()
+def takes_tokens(model: nn.Module, block: str, inputs: Mapping[str, torch.Tensor]) -> bool:
+    """Whether the model runs with one more token behind the first of each row that enters ``block``, its first.
+
+    Not where tokens have places in windows (Swin), in a table of pairs (BEiT) or in a layer of their own (MLP-Mixer).
+    """
+
+    def insert(_m: nn.Module, args: Any, kwargs: Any) -> Any:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        longer = torch.cat([hidden[:, :1], hidden], 1)
+        return ((longer, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": longer})
+
+    handle = model.get_submodule(block).register_forward_pre_hook(insert, with_kwargs=True)
+    try:
+        model(**inputs)
+    except Exception:
+        return False
+    finally:
+        handle.remove()
+    return True
+
+
 def longest(model: nn.Module, block: str, inputs: Mapping[str, torch.Tensor], limit: int) -> int:
     """Tokens of the longest row up to ``limit`` that reaches the first block.
 
@@ -241,26 +300,28 @@ def _shape(value: Any) -> tuple[int, ...]:
     return tuple(value.shape) if isinstance(value, torch.Tensor) else ()
 
 
-def _tokens(shapes: set[tuple[int, ...]], rows: int, inputs: Mapping[str, torch.Tensor]) -> int:
-    """Tokens of a row inside the blocks.
+def _tokens(shapes: list[set[tuple[int, ...]]], rows: int, inputs: Mapping[str, torch.Tensor]) -> tuple[int, bool]:
+    """Tokens of a row inside the last block, and whether another block has another number.
 
     Args:
-        shapes: of what goes into a block and comes out of it; () = of something else than a tensor.
+        shapes: of each block, of what goes into it and comes out of it; () = of something else than a tensor.
 
     Raises:
-        UserError: these are no hidden states of one shape.
+        UserError: these are no hidden states, or a block does not keep their shape.
     """
-    shape = min(shapes)
     width = inputs["input_ids"].shape[1] if "input_ids" in inputs else None
     if "decoder_input_ids" in inputs:  # an encoder may pad its rows, as LED's
-        shapes = {(*s[:1], int(width or 0), *s[2:]) if len(s) == 3 else s for s in shapes}
-        shape = min(shapes)
-    if len(shapes) > 1 or len(shape) != 3 or shape[0] != rows or width not in (None, shape[1]):
+        shapes = [{(*s[:1], int(width or 0), *s[2:]) if len(s) == 3 else s for s in some} for some in shapes]
+    every = set().union(*shapes)
+    hidden = all(len(s) == 3 and s[0] == rows and width in (None, s[1]) for s in every)
+    staged = len(every) > 1
+    if not hidden or any(len(some) > 1 for some in shapes) or (staged and width is not None):
         raise UserError(
             "this backbone's blocks do not take and give hidden states of one shape [rows, tokens, features]: choose a "
             "transformer, or name its list of blocks with --blocks PATH."
         )
-    return int(shape[1])
+    (last,) = shapes[-1]
+    return int(last[1]), staged
 
 
 @torch.no_grad()

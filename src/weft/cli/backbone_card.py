@@ -27,7 +27,9 @@ def backbone_card(out: Console, found: dict[str, Any]) -> None:
             "reads": found["reads"],
             "task": found["task"],
             "input": "not found" if found["input"] is None else _site(found["input"]),
-            "blocks": f"{blocks['count']} in {blocks['path']}, hidden size {blocks['hidden_size']}{tokens}",
+            "blocks": f"none, {blocks['hidden_size']} features of a picture"
+            if not blocks["count"]
+            else f"{blocks['count']} in {blocks['path']}, hidden size {blocks['hidden_size']}{tokens}",
             "norms": f"{norms['in_blocks']} in blocks{outside}",
             "biases": f"{biases['vectors']} vectors, {biases['elements']:,} elements",
             "bottlenecks": f"{found['bottlenecks']['count']}, {found['bottlenecks']['place']}",
@@ -40,7 +42,8 @@ def backbone_card(out: Console, found: dict[str, Any]) -> None:
             "checked": _checked(found["checked"]),
         },
     )
-    _linears(out, "Linear layers of a block", found["linears"])
+    if blocks["count"]:
+        _linears(out, "Linear layers of a block", found["linears"])
     tower = found["text_tower"]
     if tower is not None:
         _linears(out, f"Text tower: {tower['blocks']['count']} blocks in {tower['blocks']['path']}", tower["linears"], "text.")

@@ -168,9 +168,10 @@ def estimate(bench: Bench, method: Method, trainable: int, width: int, texts: bo
     sizes = getattr(config, "vision_config", config)
     d = bench.backbone.d
     ffn = int(getattr(sizes, "intermediate_size", 0) or getattr(sizes, "n_inner", 0) or 4 * d)
-    heads = int(getattr(sizes, "num_attention_heads", 12))
+    heads = getattr(sizes, "num_attention_heads", 12)
+    heads = max(heads) if isinstance(heads, (list, tuple)) else int(heads)
     tokens = method.batch * width
-    per_layer = tokens * (10 * d + 3 * ffn) + 3 * method.batch * heads * width * width
+    per_layer = int((tokens * (10 * d + 3 * ffn) + 3 * method.batch * heads * width * width) * bench.backbone.spread)
     layers = len(bench.backbone.blocks)
     activations = (layers * per_layer if not bench.recompute else layers * tokens * d + per_layer) * item
     names = bench.backbone.names

@@ -92,7 +92,7 @@ def magnitudes(trained: Trained) -> str | None:
 def plain_class(backbone: Backbone) -> str | None:
     """The class of transformers that loads the base for people without Weft; None if it is a class of Weft's own."""
     if backbone.names is not None:
-        return "CLIPModel"
+        return backbone.model.plain
     if type(backbone.model).__module__.startswith("weft."):
         return None
     if backbone.options.task == TOKENS:

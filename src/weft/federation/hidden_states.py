@@ -193,4 +193,4 @@ class HiddenStates:
     def _lens(self, name: str, batch: Batch, hidden: Tensor) -> Tensor:
         """Hidden states [k·b, T, d] as the exit of a language model changes them; others stay."""
         w = {n.rsplit("/", 1)[1]: batch.of(v) for n, v in self.tensors.items() if n.startswith(f"{name}/lens/")}
-        return Exit.lens(w, hidden.view(len(batch.index), -1, hidden.shape[-1])).view_as(hidden) if w else hidden
+        return Exit.lens(w, hidden.reshape(len(batch.index), -1, hidden.shape[-1])).view_as(hidden) if w else hidden

@@ -141,11 +141,14 @@ class Passes(Towers, HiddenStates):
         """
         Raises:
             WeftError: rows are no pictures, some clients lack blocks, or there is no such block.
+            UserError: blocks take no tokens beside those of a picture.
         """
         if insert and (self.backbone.reads != "images" or self.backbone.shared_blocks or self.held):
             raise WeftError("tokens can be put into rows of pictures alone, where every client has all blocks")
         if insert and not all(0 <= block < len(self.backbone.blocks) for block in insert):
             raise WeftError(f"tokens enter at blocks 0 to {len(self.backbone.blocks) - 1}, not at {sorted(insert)}")
+        if insert:
+            self.backbone.check_more_tokens()
         self._weave.insert = insert or {}
         try:
             yield

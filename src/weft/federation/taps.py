@@ -60,9 +60,9 @@ def attachments(backbone: Backbone, taps: Mapping[str, Tap], index: np.ndarray, 
 def _run(module: nn.Module, args: tuple[Any, ...], out: Any, *, name: str, tap: Tap, here: Tensor, mask: Tensor | None) -> None:
     x: Tensor = args[0]
     rows = here.numel()
-    if x.shape[0] % rows or (x.dim() > 2 and x.shape[0] != rows):
+    if x.shape[0] % rows or (x.dim() > 2 and x.shape[0] != rows and mask is not None):
         raise WeftError(f'"{name}" is called with {tuple(x.shape)}, which are not {rows} rows')
-    x = x.reshape(*here.shape, -1, x.shape[-1])  # some models lay the tokens of all rows in one line
+    x = x.reshape(*here.shape, -1, x.shape[-1])  # some models lay the tokens of all rows in one line, or in windows
     own = here.to(x.device).unsqueeze(-1).expand(x.shape[:-1])
     if x.shape[2] > 1 and mask is not None:
         if mask.shape[1] != x.shape[2]:

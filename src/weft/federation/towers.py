@@ -77,7 +77,7 @@ class Towers:
     def scale(self) -> Tensor:
         """exp(s), by which a CLIP multiplies cosines; a number."""
         self._check_towers()
-        found: Tensor = self.backbone.model.logit_scale.detach().to(self.device, self.dtype).exp()
+        found: Tensor = self.backbone.model.logit_scale.detach().to(self.device, self.dtype).exp().reshape(())
         return found
 
     def embed(self, rows: list[np.ndarray], chunk: int = 256) -> list[Tensor]:

@@ -54,6 +54,10 @@ T5 = {
     "relative_attention_num_buckets": 8,
     "relative_attention_max_distance": 16,
 }
+PICTURED = {k: v for k, v in COMMON.items() if k not in ("vocab_size", "max_position_embeddings")} | {
+    "image_size": 8,
+    "patch_size": 4,
+}
 SHAPES: dict[str, dict[str, Any]] = {
     "bert": COMMON,
     "roberta": COMMON | {"max_position_embeddings": 66, "type_vocab_size": 1},
@@ -97,15 +101,29 @@ SHAPES: dict[str, dict[str, Any]] = {
     "gpt_neox": COMMON,
     "bloom": {"vocab_size": 100, "hidden_size": 32, "n_layer": 3, "n_head": 4},
     "t5": T5,
-    "vit": {k: v for k, v in COMMON.items() if k not in ("vocab_size", "max_position_embeddings")}
-    | {"image_size": 8, "patch_size": 4},
+    "vit": PICTURED,
+    "deit": PICTURED,
+    "dinov2": PICTURED | {"mlp_ratio": 2},
+    "beit": PICTURED | {"use_relative_position_bias": True},
+    "swin": {
+        "image_size": 16,
+        "patch_size": 2,
+        "window_size": 2,
+        "embed_dim": 16,
+        "depths": [2, 2],
+        "num_heads": [2, 4],
+        "mlp_ratio": 2.0,
+    },
     "clip": {
         "projection_dim": 16,
         "text_config": COMMON
         | {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "projection_dim": 16}
         | {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3},
-        "vision_config": {k: v for k, v in COMMON.items() if k not in ("vocab_size", "max_position_embeddings")}
-        | {"image_size": 8, "patch_size": 4, "projection_dim": 16},
+        "vision_config": PICTURED | {"projection_dim": 16},
+    },
+    "siglip": {
+        "text_config": COMMON | {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "projection_size": 32},
+        "vision_config": PICTURED,
     },
 }
 WRITERS: dict[str, dict[str, Any]] = {
@@ -120,7 +138,8 @@ WRITERS: dict[str, dict[str, Any]] = {
     "longt5": T5 | {"encoder_attention_type": "local", "local_radius": 4},
 }
 """Shapes of models that are tried as generators of text alone."""
-IMAGES = ("vit", "clip")
+TOWERS = ("clip", "siglip")  # of pictures and texts
+IMAGES = ("vit", "deit", "dinov2", "beit", "swin", *TOWERS)
 DECODERS = ("gpt2", "opt", "llama", "mistral", "qwen2", "qwen3", "gemma", "phi", "gpt_neox", "bloom")
 LANGUAGE = (*DECODERS, "falcon", "olmo2", "gemma2")  # as models that generate text
 PAIRED = ("t5", "bart", "mbart", "marian", "led", "longt5")  # encoder-decoders
@@ -144,6 +163,8 @@ def specials(model_type: str) -> dict[str, str]:
     if model_type in ("bart", "mbart", "led"):
         names = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
         return names | {"cls_token": "<s>", "sep_token": "</s>"}
+    if model_type == "siglip":  # no token starts a text, and the one that ends it pads as well
+        return {"unk_token": "<unk>", "eos_token": "</s>", "pad_token": "</s>"}
     if model_type == "clip":
         return {"pad_token": "[PAD]", "unk_token": "[UNK]", "bos_token": "[SOS]", "eos_token": "[EOS]"}
     if model_type in ("t5", "marian", "longt5"):
@@ -172,7 +193,7 @@ def tokenizer(model_type: str) -> Any:
             pair=f"{cls} $A {sep} $B:{second} {sep}:{second}",
             special_tokens=[(cls, ids[cls]), (sep, ids[sep])],
         )
-    elif model_type in ("t5", "marian", "longt5"):
+    elif model_type in ("t5", "marian", "longt5", "siglip"):
         eos = special["eos_token"]
         inner.post_processor = processors.TemplateProcessing(
             single=f"$A {eos}", pair=f"$A {eos} $B:1 {eos}:1", special_tokens=[(eos, ids[eos])]
@@ -231,7 +252,7 @@ def _folder(model_type: str, checkpoint: str, overrides: str) -> str:
     config = AutoConfig.for_model(model_type, **(SHAPES | WRITERS)[model_type])
     inner = getattr(config, "text_config", config)
     for name in ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"):
-        if hasattr(inner, name) and model_type != "vit":
+        if hasattr(inner, name) and (model_type not in IMAGES or model_type in TOWERS):
             setattr(inner, name, getattr(words, name))
     for name, value in json.loads(overrides).items():
         setattr(config, name, value)
@@ -242,8 +263,9 @@ def _folder(model_type: str, checkpoint: str, overrides: str) -> str:
     if model_type in IMAGES:
         from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-        ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(path)
-    if model_type != "vit":
+        side = getattr(config, "image_size", 8)
+        ViTImageProcessorPil(size={"height": side, "width": side}).save_pretrained(path)
+    if model_type not in IMAGES or model_type in TOWERS:
         words.save_pretrained(path)
     return str(path)
 

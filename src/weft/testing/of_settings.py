@@ -16,7 +16,7 @@ from weft.federation.method import Method
 from weft.tensors.integers import Integers
 from weft.testing.compare import assert_same, equal, logits, server_state, state
 from weft.testing.federation import federation
-from weft.testing.models import ENCODERS, IMAGES, SHAPES, home
+from weft.testing.models import ENCODERS, IMAGES, SHAPES, TOWERS, home
 from weft.testing.plays import exchanges, shallow, small, steady
 from weft.testing.watch import watching
 
@@ -117,7 +117,7 @@ def others(method: Method) -> list[str]:
     needs, at_home = method.info.needs, home(method)
     kinds: Iterable[str] = SHAPES
     if "two towers" in needs:
-        kinds = ("clip",)
+        kinds = TOWERS
     elif "images" in needs:
         kinds = IMAGES
     elif "label words" in needs:
