@@ -26,6 +26,10 @@ from typing import TYPE_CHECKING  # noqa: E402
 
 import pytest  # noqa: E402
 
+from weft.backbones.torchvision_operators import declare  # noqa: E402
+
+declare()  # before a test imports a part of transformers that wants torchvision
+
 if TYPE_CHECKING:
     from machines import Machines
 
