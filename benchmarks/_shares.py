@@ -43,6 +43,7 @@ def simulation(
     people = states(clients, len(table) // clients)
     bench = Bench(backbone, Classification(classes), table, 0, PrefixCache(backbone) if cached else None)
     server = begin(method, bench, [c.info(()) for c in people], rounds)
+    method.start(server)
     with tempfile.TemporaryDirectory() as folder:
         where = Path(folder)
         setup = Setup(
