@@ -17,6 +17,7 @@ from weft.backbones.load import load as load_backbone
 from weft.backbones.options import task_for
 from weft.backbones.prefix import PrefixCache
 from weft.backbones.run_table import tabulate
+from weft.backbones.spaces import Spaces
 from weft.backbones.token_table import Tokens
 from weft.checks import tokenizers
 from weft.communication.ledger import format_bytes
@@ -45,7 +46,20 @@ from weft.runs.beginning import Beginning
 from weft.tasks import judging
 from weft.tasks.generation import Generation
 from weft.tasks.generation_settings import Decoding
-from weft.tasks.kinds import CLASSES, GENERATION, KINDS, LANGUAGE, MASKED, NEEDS_TAGS, NUMBERS, PREFERENCE, TOKENS, make, suits
+from weft.tasks.kinds import (
+    CLASSES,
+    GENERATION,
+    KINDS,
+    LANGUAGE,
+    MASKED,
+    NEEDS_TAGS,
+    NEXT_ITEM,
+    NUMBERS,
+    PREFERENCE,
+    TOKENS,
+    make,
+    suits,
+)
 
 
 @dataclass(frozen=True)
@@ -205,6 +219,8 @@ def _guessing(bench: Bench, rows: Rows) -> float | None:
         return math.log(2)
     if bench.backbone.vocabulary is not None:
         return math.log(bench.backbone.vocabulary.size)
+    if isinstance(allowed := bench.table.allowed, Spaces):
+        return float(np.log(allowed.sizes).mean())
     return None if rows.numbers is None else float(rows.numbers.var()) or None
 
 
@@ -246,7 +262,7 @@ def deal(x: Experiment, given: Any = None) -> FederatedData:
     else:
         try:
             source = load_data(
-                x.data if given is None else given, seed=x.seed, limit=x.limit, wanted=wanted_by(x.task), **columns
+                x.data if given is None else given, seed=x.seed, limit=x.limit, wanted=wanted_by(x.task), core=x.core, **columns
             )
         except NoColumn as e:
             raise UserError(f"{str(e).rstrip('.')}; {NEEDS_TAGS}.") if x.task == TOKENS else e from None
@@ -278,7 +294,8 @@ def told(x: Experiment, rows: Rows) -> Experiment:
     Raises:
         UserError: words are tagged, and another task was asked for, or the other way round.
     """
-    found = {TOKENS: rows.tags, NUMBERS: rows.numbers, PREFERENCE: rows.rejected, GENERATION: rows.answers}
+    found: dict[str, object] = {TOKENS: rows.tags, NUMBERS: rows.numbers, PREFERENCE: rows.rejected}
+    found |= {GENERATION: rows.answers, NEXT_ITEM: rows.items}
     meant = next((kind for kind, column in found.items() if column is not None), x.task)
     asked = x if x.task != "auto" else x.model_copy(update={"task": meant})
     suits(kind_of(asked), rows)
@@ -287,7 +304,7 @@ def told(x: Experiment, rows: Rows) -> Experiment:
 
 def kind_of(x: Experiment) -> str:
     """The kind of an experiment's task, once that is told by its data or by its file."""
-    return x.task if x.task in (TOKENS, NUMBERS, *LANGUAGE) else CLASSES
+    return x.task if x.task in (TOKENS, NUMBERS, NEXT_ITEM, *LANGUAGE) else CLASSES
 
 
 def backbone_of(x: Experiment, name: str, classes: Sequence[str], needs: tuple[str, ...]) -> Backbone:
@@ -416,6 +433,11 @@ def suited(method: Method, bench: Bench, servers: int = 1, clients: Iterable[Cli
     for parts in (adaptation, *(adapted(method, bench, ClientInfo(c.id, c.n, dict(c.facts))) for c in ranked)):
         demands += [functools.partial(p.check_ranks, bench.backbone) for p, _ in parts.values() if isinstance(p, LoRA)]
     reasons: dict[str, None] = {}
+    if "items" in method.info.needs and bench.backbone.reads != "items":
+        reasons[
+            f'{method.info.slug} learns codes of items, and backbone "{bench.backbone.name}" has none: choose a --model for sequences of '
+            "items, such as vq-rec-small, with --task next-item."
+        ] = None
     if "all classes" in method.info.needs and bench.table.allowed is not None:
         why = "compares with the names or prototypes of all classes, so that none can be kept back"
         reasons[f"{method.info.slug} {why}: leave --novel and --test-on out, or choose another method."] = None
