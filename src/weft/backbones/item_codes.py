@@ -42,8 +42,7 @@ def of(
     Raises:
         UserError: the folder has codes of other titles or settings, or the encoder can't be had.
     """
-    settings = [config.encoder, config.pooling, config.slots, config.centroids, config.opq_iterations]
-    about = {"format": FORMAT, "titles": files.sha256("\n".join(titles).encode()), "settings": settings}
+    about = _about(titles, config)
     given = folder / FILE
     if given.exists():
         if (found := _read(given, about)) is None:
@@ -57,8 +56,19 @@ def of(
     vectors = embedded(titles, config.encoder, config.pooling)
     codes = product_codes.fit(vectors, config.slots, config.centroids, config.opq_iterations)
     files.make_folder(kept.parent)
-    files.write(kept, files.tensor_bytes({"codes": torch.from_numpy(codes)}, about))
+    keep(kept, titles, config, codes)
     return codes, kept
+
+
+def keep(path: Path, titles: Sequence[str], config: VQRecConfig, codes: np.ndarray) -> None:
+    """Write codes int64 [n, slots] of titles into a file."""
+    files.write(path, files.tensor_bytes({"codes": torch.from_numpy(codes)}, _about(titles, config)))
+
+
+def _about(titles: Sequence[str], config: VQRecConfig) -> dict[str, Any]:
+    """What codes are of."""
+    settings = [config.encoder, config.pooling, config.slots, config.centroids, config.opq_iterations]
+    return {"format": FORMAT, "titles": files.sha256("\n".join(titles).encode()), "settings": settings}
 
 
 def _read(path: Path, about: dict[str, Any]) -> np.ndarray | None:

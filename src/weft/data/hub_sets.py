@@ -1,4 +1,4 @@
-"""The sets known by a short name: of texts and of pictures with classes, of texts to generate from, of answers to compare, and of sequences of items.
+"""The sets known by a short name: of texts and of pictures with classes, of texts to generate from, of answers to compare, of sequences.
 Nothing heavy is imported here: ``weft data`` lists them at once.
 
 Ids, columns and label codes were taken from the sets' own documents and from memory, without a connection to

@@ -13,7 +13,7 @@ from weft.data.rows import Rows
 from weft.data.tagged import rows_of, within
 from weft.engines.setup import Tests
 from weft.federation.client import ClientState, Splits
-from weft.tasks.kinds import GENERATION, MASKED, PREFERENCE, TOKENS
+from weft.tasks.kinds import GENERATION, MASKED, NEXT_ITEM, PREFERENCE, TOKENS
 from weft.testing.models import WORDS
 
 SIZES = (9, 5, 1, 7, 0, 6)
@@ -101,6 +101,14 @@ def compared(plain: Rows) -> Rows:
     return Rows(texts=plain.texts, answers=chosen, rejected=rejected, ids=plain.ids)
 
 
+def sequenced(plain: Rows) -> Rows:
+    """Sequences of one to six items whose next one can be learnt: it is the number after that of the last."""
+    rng, count = np.random.default_rng(5), int(plain.labels.max(initial=0)) + 1
+    before = [rng.integers(count, size=rng.integers(0, 6)).tolist() for _ in range(len(plain))]
+    items = [(*own, int(y - 1) % count) for own, y in zip(before, plain.labels, strict=True)]
+    return Rows(items=items, labels=plain.labels, ids=plain.ids)
+
+
 def states(
     sizes: Sequence[int] = SIZES,
     classes: int = 3,
@@ -144,6 +152,8 @@ def of_task(plain: Rows, task: str, spaces: bool = False) -> Rows:
     """Rows with classes as rows of a task."""
     if task == TOKENS:
         return tagged(plain, spaces)
+    if task == NEXT_ITEM:
+        return sequenced(plain)
     if task in (GENERATION, MASKED):
         return answered(plain)
     return compared(plain) if task == PREFERENCE else plain

@@ -36,7 +36,7 @@ from weft.federation.turn import Turn
 from weft.storage.notes import Notes
 from weft.storage.store import ClientStore, Spool
 from weft.tasks.generation_settings import Decoding
-from weft.tasks.kinds import CLASSES, GENERATION, LANGUAGE, MASKED, PREFERENCE, TOKENS, make
+from weft.tasks.kinds import CLASSES, GENERATION, LANGUAGE, MASKED, NEXT_ITEM, PREFERENCE, TOKENS, make
 from weft.testing.data import SIZES, TAGS, for_server, states
 from weft.testing.models import PAIRED, backbone, home, names, root, task_of
 
@@ -142,9 +142,10 @@ def federation(
         if isinstance(model, str)
         else model
     )
+    task = NEXT_ITEM if of.reads == "items" else task
     all_rows, clients, tests = states(sizes, classes, facts, seed, of.reads, task, spaces)
     writing: dict[str, Any] = {} if decoding is None else {"decoding": decoding}
-    predicts = make(labels, task if task in (TOKENS, *LANGUAGE) else CLASSES, **writing)
+    predicts = make(labels, task if task in (TOKENS, NEXT_ITEM, *LANGUAGE) else CLASSES, **writing)
     benches = [Bench(b, predicts, tabulate(b, all_rows, 32), seed, PrefixCache(b) if prefix else None) for b in (of, *others)]
     made = replace(benches[0], others={b.backbone.name: b for b in benches[1:]})
     for i, client in enumerate(clients):

@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 
+from weft.backbones import item_codes
 from weft.backbones.backbone import Backbone
 from weft.backbones.load import load
-from weft.backbones.options import FILL
+from weft.backbones.options import FILL, NEXT_ITEM, VQ_REC
 from weft.federation.method import Method
 
 WORDS = 94  # "w0" … "w93"; with the special tokens the vocabulary holds 98
@@ -120,6 +121,16 @@ WRITERS: dict[str, dict[str, Any]] = {
     "longt5": T5 | {"encoder_attention_type": "local", "local_radius": 4},
 }
 """Shapes of models that are tried as generators of text alone."""
+ITEMS = {
+    "slots": 2,
+    "centroids": 4,
+    "hidden_size": 8,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 12,
+    "max_position_embeddings": 8,
+}
+"""Of the network over sequences of items."""
 IMAGES = ("vit", "clip")
 DECODERS = ("gpt2", "opt", "llama", "mistral", "qwen2", "qwen3", "gemma", "phi", "gpt_neox", "bloom")
 LANGUAGE = (*DECODERS, "falcon", "olmo2", "gemma2")  # as models that generate text
@@ -262,8 +273,24 @@ def backbone(
     Args:
         checkpoint: see :func:`folder`; None = the one that the task needs.
     """
+    if model_type == VQ_REC:
+        return _backbone(_of_items(names(classes), json.dumps(overrides, sort_keys=True)), classes, precision, NEXT_ITEM)
     stored = checkpoint or ("mlm" if task == FILL else "base")
     return _backbone(folder(model_type, stored, **overrides), classes, precision, task)
+
+
+@functools.cache
+def _of_items(items: Sequence[str], overrides: str) -> str:
+    """Folder of a configuration of the network over sequences, with codes of these items, so that no encoder is asked."""
+    from weft.backbones.vq_rec import VQRecConfig
+
+    settings = ITEMS | json.loads(overrides)
+    path = root() / f"{VQ_REC}-{_of_items.cache_info().misses}"
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps({"model_type": VQ_REC, **settings}))
+    codes = torch.randint(settings["centroids"], (len(items), settings["slots"]), generator=torch.Generator().manual_seed(0))
+    item_codes.keep(path / item_codes.FILE, items, VQRecConfig(**settings), codes.numpy())
+    return str(path)
 
 
 def names(classes: int) -> tuple[str, ...]:
@@ -285,11 +312,15 @@ def _backbone(path: str, classes: int, precision: str, task: str) -> Backbone:
 def home(method: Method) -> str:
     """A type of ``SHAPES`` that has what a method needs."""
     needs = method.info.needs
+    if "items" in needs:
+        return VQ_REC
     return "clip" if "two towers" in needs else "vit" if "images" in needs else "bert"
 
 
 def task_of(method: Method) -> str:
     """What backbones are loaded for if a method is tried on them."""
+    if "items" in method.info.needs:
+        return NEXT_ITEM
     return FILL if "label words" in method.info.needs else "auto"  # a head comes by itself
 
 
