@@ -1,9 +1,9 @@
 """Codes of items: their titles, embedded by a frozen text encoder and product-quantised, once for all items of a federation.
 
 Y. Hou, Z. He, J. McAuley, W. X. Zhao, "Learning vector-quantized item representation for transferable sequential recommenders",
-WWW 2023, arXiv 2210.12316. The codes are fitted to all titles together, so whoever makes them has seen those of every domain; they
-are no secret of any client, and no message of any method. They are kept, in a file that says which titles, encoder and settings it is
-of: in the folder of the backbone, where that has one, else in the cache.
+WWW 2023, arXiv 2210.12316. The codes are fitted to all titles together, so whoever makes them has seen those of every domain;
+they are no secret of any client, and no message of any method. They are kept, in a file that says which titles, encoder and
+settings it is of: in the folder of the backbone, where that has one, else in the cache.
 """
 
 from __future__ import annotations

@@ -3,10 +3,10 @@
 Y. Hou, Z. He, J. McAuley, W. X. Zhao, "Learning vector-quantized item representation for transferable sequential recommenders",
 WWW 2023, arXiv 2210.12316; as in the code of PFCR (Guo et al., WWW 2024, arXiv 2401.14678).
 
-An item has a code in each of S slots, and its vector v is the mean of S rows of one table E, [S (M + 1), d], of which row s (M + 1) of
-each slot s is that of padding and is never read. Vectors and positions go through a norm and causal blocks (post-norm); what leaves
-the last one at the last item is the user u, and the logit of an item is cos(u, v) / τ. Items of equal codes have equal logits, to the
-last bit.
+An item has a code in each of S slots, and its vector v is the mean of S rows of one table E, [S (M + 1), d], of which the
+first of each slot is that of padding and counts for nothing. Vectors and positions go through a norm and causal blocks
+(post-norm); what leaves the last one at the last item is the user u, and the logit of an item is cos(u, v) / τ. Items of equal
+codes have equal logits, to the last bit.
 
 The network is made from a configuration and not loaded: its weights are random, by a fixed seed, and are there to be trained.
 """
@@ -122,7 +122,8 @@ class VQRec(PreTrainedModel):
         codes: int64 [C, S] of the items, below M. domain: int64 [C], of each item.
 
     Attributes:
-        rows: int64 [U + 1, S], which rows of E make each different item; the first is padding. item: int64 [C], which one an item is.
+        rows: int64 [U + 1, S], which rows of E make each different item; the first is padding.
+        item: int64 [C], which of these an item is.
     """
 
     config_class = VQRecConfig
@@ -198,7 +199,7 @@ def made(
     """
     given = config_of(where)
     try:
-        config = VQRecConfig(**{n: v for n, v in given.items() if n != "model_type"})
+        config = VQRecConfig(**{n: v for n, v in given.items() if n != "model_type"}, vocab_size=len(classes) + 1)
         small = min(config.slots, config.centroids, config.hidden_size // config.num_attention_heads)
         fits = small > 0 and config.hidden_size % config.num_attention_heads == 0 and config.temperature > 0
     except (TypeError, ZeroDivisionError) as e:
@@ -239,7 +240,7 @@ def made(
         originals=originals,
         max_length=config.max_position_embeddings,
         notes=(
-            f"codes of {len(np.unique(codes, axis=0)):,} different items of {len(classes):,}, by {config.encoder}, are kept in {file}.",
+            f"codes of {len(classes):,} items, {len(model.rows) - 1:,} of them different, by {config.encoder}, are in {file}.",
         ),
         reads="items",
         options=options,

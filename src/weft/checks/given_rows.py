@@ -122,8 +122,8 @@ def items(column: Any) -> list[tuple[int, ...]]:
         whole = isinstance(row, list | tuple) and all(type(item) is int and item >= 0 for item in row)
         if not whole or not row:
             raise UserError(
-                f"items must be sequences of whole numbers from 0, but row {i} holds {row!r:.40}: give each row the numbers of the "
-                "classes that came before its label."
+                f"items must be sequences of whole numbers from 0, but row {i} holds {row!r:.40}: give each row the numbers "
+                "of the classes that came before its label."
             )
     return [tuple(row) for row in found]
 

@@ -1,5 +1,5 @@
-"""The sets known by a short name: of texts and of pictures with classes, of texts to generate from, of answers to compare, of sequences.
-Nothing heavy is imported here: ``weft data`` lists them at once.
+"""The sets known by a short name: of texts and of pictures with classes, of texts to generate from, of answers to compare, of
+sequences. Nothing heavy is imported here: ``weft data`` lists them at once.
 
 Ids, columns and label codes were taken from the sets' own documents and from memory, without a connection to
 the hub, and ids move: each is a default, and any other set can be named as ``owner/name`` or

@@ -1,7 +1,7 @@
 """Files of who took which item when: reviews and ratings as Amazon's are published, and the lines of invoices (Online Retail).
 
-A file is one domain, a folder one domain for each file. What items are called stands beside, in ``meta_DOMAIN.jsonl``, or in the file
-itself, in a column such as ``Description``.
+A file is one domain, a folder one domain for each file. What items are called stands beside, in ``meta_DOMAIN.jsonl``, or in the
+file itself, in a column such as ``Description``.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,8 @@ def read(path: Path, asked: Mapping[str, str], notes: list[str], least: int = 0)
     """The source of next items in a file or folder, but for its fingerprint.
 
     Args:
-        asked: columns that were named, by option: of these ``label`` is the item, ``text`` its title, and ``key`` the natural key,
-            ``domain`` or ``user``.
+        asked: columns that were named, by option: of these ``label`` is the item, ``text`` its title, and ``key`` the natural
+            key, ``domain`` or ``user``.
         notes: what was said so far. least: see :func:`weft.data.sequences.core`.
 
     Raises:
@@ -61,8 +61,8 @@ def read(path: Path, asked: Mapping[str, str], notes: list[str], least: int = 0)
         named = called if domain not in meta else _titles(meta[domain].name, read_file(meta[domain], notes), asked)
         if not named:
             raise UserError(
-                f"{file.name} does not tell what its items are called, and nothing beside it does: add {META}{domain}.jsonl with the "
-                "columns asin and title, or name a column with --text."
+                f"{file.name} does not tell what its items are called, and nothing beside it does: add "
+                f"{META}{domain}.jsonl with the columns asin and title, or name a column with --text."
             )
         events += own
         titles |= {(domain, item): title for item, title in named.items()}
@@ -158,18 +158,18 @@ def _lower(table: Table) -> dict[str, str]:
 
 
 def moment(value: Any) -> float | None:
-    """A time as a number: what is a number itself, or a date in ISO's form or as American spreadsheets write it; None for others."""
+    """A time as a number: a number itself, or a date in ISO's form or as spreadsheets write it; None for others."""
     number = as_number(value)
     if number is not None:
         return number if math.isfinite(number) else None
     text = str(value).strip()
     try:
-        return datetime.fromisoformat(text).replace(tzinfo=None).timestamp()
+        return datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()
     except ValueError:
         pass
     for form in DATES:
         try:
-            return datetime.strptime(text, form).timestamp()
+            return datetime.strptime(text, form).replace(tzinfo=UTC).timestamp()
         except ValueError:
             continue
     return None

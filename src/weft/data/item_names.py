@@ -1,6 +1,7 @@
 """An item as the name of a class, ``office/B0012: Blue gel pens``: its domain, what it is called there, and its title.
 
-An item belongs to one domain, even if another domain has one of the same title. All that a backbone is told of items is these names.
+An item belongs to one domain, even if another domain has one of the same title. All that a backbone is told of items is these
+names.
 """
 
 from __future__ import annotations

@@ -43,8 +43,8 @@ class Rows:
         rejected: str [n], where two answers were compared the worse one of each row; ``answers`` are then the better ones.
         history: earlier turns of a chat [n], each (role, text) with a role of ``system``, ``user`` and ``assistant``; () where
             there are none. None = no row has any.
-        items: sequences of items [n], each a tuple of positions among the classes, oldest first, at least one of them; the label is
-            the item that comes next. ``texts`` may be left out.
+        items: sequences of items [n], each a tuple of positions among the classes, oldest first, at least one of them; the label
+            is the item that comes next. ``texts`` may be left out.
         allowed: bool [n, C], the classes that each row may have by the rules of those who labelled it; None = all.
         images: the pictures, or a list of anything that is one, see :class:`Images`.
 

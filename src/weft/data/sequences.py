@@ -1,8 +1,8 @@
 """From who took which item when to rows of next items: cores, sequences in the order of time, the last items left out.
 
-Of the sequence s₁ … sₙ of a user the row (s₁ … sₙ₋₁ → sₙ) is for testing, (s₁ … sₙ₋₂ → sₙ₋₁) for validation, and each shorter one,
-down to (s₁ → s₂), for training: leave-last-out, as in W.-C. Kang and J. McAuley, "Self-attentive sequential recommendation", ICDM
-2018, arXiv 1808.09781, and in RecBole.
+Of the sequence s₁ … sₙ of a user the row (s₁ … sₙ₋₁ → sₙ) is for testing, (s₁ … sₙ₋₂ → sₙ₋₁) for validation, and each shorter
+one, down to (s₁ → s₂), for training: leave-last-out, as in W.-C. Kang and J. McAuley, "Self-attentive sequential
+recommendation", ICDM 2018, arXiv 1808.09781, and in RecBole.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ def source(
 ) -> Source:
     """The source of next items, but for its fingerprint; its classes are the items, called as :mod:`weft.data.item_names` says.
 
-    Events of one time stay in the order given, and one that is there twice counts once. Users with fewer than 3 items are left out.
+    Events of one time stay in the order given, and one that is there twice counts once. Users with fewer than 3 items are left
+    out.
 
     Args:
         titles: of the items, by domain and item; those without one are left out. least: see :func:`core`.

@@ -1,9 +1,9 @@
 """``shops``: what the customers of two shops take, one thing after the other, drawn without a download.
 
-A thing is called by what it is made like, what it is for, and what it is, such as "vintage baking tray" or "vintage baking stickers".
-The shops have no thing and no customer in common, but words: whoever takes something for one purpose often takes something for the
-purpose that follows it next, in both shops alike, and customers have purposes and looks that they like. So what titles tell in the
-large shop is worth something in the small one, whose sequences are few and short.
+A thing is called by what it is made like, what it is for, and what it is, such as "vintage baking tray" or "vintage baking
+stickers". The shops have no thing and no customer in common, but words: whoever takes something for one purpose often takes
+something for the purpose that follows it next, in both shops alike, and customers have purposes and looks that they like. So
+what titles tell in the large shop is worth something in the small one, whose sequences are few and short.
 """
 
 from __future__ import annotations

@@ -22,8 +22,8 @@ privacy preservation: less can be learnt about a client's data from what it send
 server-side aggregation bias: the mean of factors is not the factor of the mean.
 """
 NEEDS = (
-    "images", "texts", "classes", "all classes", "head", "two towers", "label words", "items", "separate blocks", "all updates", "factors",
-    "own steps", "no gradients",
+    "images", "texts", "classes", "all classes", "head", "two towers", "label words", "items", "separate blocks",
+    "all updates", "factors", "own steps", "no gradients",
 )  # fmt: skip
 """What methods can't do without:
 

@@ -433,11 +433,6 @@ def suited(method: Method, bench: Bench, servers: int = 1, clients: Iterable[Cli
     for parts in (adaptation, *(adapted(method, bench, ClientInfo(c.id, c.n, dict(c.facts))) for c in ranked)):
         demands += [functools.partial(p.check_ranks, bench.backbone) for p, _ in parts.values() if isinstance(p, LoRA)]
     reasons: dict[str, None] = {}
-    if "items" in method.info.needs and bench.backbone.reads != "items":
-        reasons[
-            f'{method.info.slug} learns codes of items, and backbone "{bench.backbone.name}" has none: choose a --model for sequences of '
-            "items, such as vq-rec-small, with --task next-item."
-        ] = None
     if "all classes" in method.info.needs and bench.table.allowed is not None:
         why = "compares with the names or prototypes of all classes, so that none can be kept back"
         reasons[f"{method.info.slug} {why}: leave --novel and --test-on out, or choose another method."] = None

@@ -1,7 +1,8 @@
 """Product quantisation: a vector is cut into slots, and each slot is written as the number of its nearest centroid.
 
-H. Jégou, M. Douze, C. Schmid, "Product quantization for nearest neighbor search", TPAMI 2011; with a rotation that is fitted along
-(OPQ, non-parametric): T. Ge, K. He, Q. Ke, J. Sun, "Optimized product quantization", TPAMI 2014. In NumPy, double precision.
+H. Jégou, M. Douze, C. Schmid, "Product quantization for nearest neighbor search", TPAMI 2011; with a rotation that is fitted
+along (OPQ, non-parametric): T. Ge, K. He, Q. Ke, J. Sun, "Optimized product quantization", TPAMI 2014. In NumPy, double
+precision.
 """
 
 from __future__ import annotations

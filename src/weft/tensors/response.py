@@ -4,8 +4,8 @@
 JMLR 2016, arXiv 1407.1338) over levels between which a gradient is rounded at random: right on average within ±clip. An answer is
 ε-locally private by itself; a message holds one for each entry and a run holds many messages, so that nothing follows for either.
 
-``paper-code`` is what the published code of PFCR does, which does not do what its paper says: the levels are as wide as half the range
-asks for, so that gradients of either sign fold onto the same ones, and what is read of a level hardly depends on it.
+``paper-code`` is what the published code of PFCR does, which does not do what its paper says: the levels are as wide as half the
+range asks for, so that gradients of either sign fold onto the same ones, and what is read of a level hardly depends on it.
 """
 
 from __future__ import annotations

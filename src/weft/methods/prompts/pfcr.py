@@ -6,11 +6,13 @@ Recommendation", WWW 2024, arXiv 2401.14678. Code: Ckano/PFCR, on top of VQ-Rec 
 A client is a domain; users and items of domains have nothing in common but words. E is the table of rows that the codes of items
 stand for, u what the sequence encoder makes of a row.
 
-Stage 1, federated: a client receives E, takes steps of its own optimizer with E_k, which begins as E, and with its encoder, which
-never leaves it, and sends G_k = Σ ∂L/∂E_k over the steps of its turn. E ← E - η Σ w_k G_k, w_k = n_k / Σ n over who took part. What
-became of E_k is forgotten. G_k is a sum and not a mean, so that clients with more rows count twice: by their steps and by w_k.
+Stage 1, federated: a client receives E, takes steps of its own optimizer with E_k, which begins as E, and with its encoder,
+which never leaves it, and sends G_k = Σ ∂L/∂E_k over the steps of its turn. E ← E - η Σ w_k G_k, w_k = n_k / Σ n over who took
+part. What became of E_k is forgotten. G_k is a sum and not a mean, so that clients with more rows count twice: by their steps
+and by w_k.
 
-Stage 2, the last rounds, which send nothing: the encoder is frozen. With prompts P and an attention that has P for keys and values,
+Stage 2, the last rounds, which send nothing: the encoder is frozen. With prompts P and an attention that has P for keys and
+values,
 
     light   u' = u + MHA(u, P, P)
     full    u' = LN(W [MHA(u, P, P); h; u])    with h of a second encoder over embeddings of the items themselves
@@ -72,9 +74,9 @@ class PFCR(Method):
         length: of P. heads: of the attention over it; they have to divide the hidden size.
         tuning: the last rounds of a run, which are the second stage; half of them at most.
         server_lr: η; None = the rate of ``optim``, as in the code.
-        codec: of G_k: ``none``; ``unbiased``, answers that are right on average, with a variance that is enormous at the paper's ε;
-            ``paper-code``, the published one, of which the server learns next to nothing. See :mod:`weft.tensors.response`; neither
-            is a claim of privacy.
+        codec: of G_k: ``none``; ``unbiased``, answers that are right on average, with a variance that is enormous at the paper's
+            ε; ``paper-code``, the published one, of which the server learns next to nothing. See :mod:`weft.tensors.response`;
+            neither is a claim of privacy.
         epsilon, clip: ε and c of the latter two.
         optim: of both stages, made anew in each round.
     """
@@ -89,13 +91,13 @@ class PFCR(Method):
         evidence="code",
         deviations=(
             "Gradients go as they are, where the code has an encoding that destroys them, and the paper one that it means to be "
-            "private: both are options, and levels then travel as numbers of the run's precision and not as bytes. Adam's moments "
-            "are made anew in each round. The second stage is of as many rounds as are asked for, without early stopping, unless a "
-            "run has it. There is no item of padding among those that are ranked. Codes are fitted to the titles of all domains "
-            "together, an artefact that everybody shares outside of the protocol."
+            "private: both are options, and levels then travel as numbers of the run's precision and not as bytes. Adam's "
+            "moments are made anew in each round. The second stage is of as many rounds as are asked for, and stops early only "
+            "where a run does. There is no item of padding among those that are ranked. Codes are fitted to the titles of all "
+            "domains together, an artefact that everybody shares outside of the protocol."
         ),
         views=("personal",),
-        sends="the sum of its gradients by the table of code rows; encoder, prompts and sequences stay, item titles are known to all",
+        sends="the sum of its gradients by the table of code rows; everybody knows the titles of all items",
         needs=("items",),
     )
     demands: ClassVar[tuple[str, ...]] = ("gradient",)
