@@ -27,7 +27,7 @@ def tabulate(backbone: Backbone, rows: Rows, max_length: int = 128) -> Table:
     Raises:
         UserError: a backbone for texts was given pictures or sequences of items, or the other way round.
     """
-    have = "items" if rows.items is not None else "texts" if rows.images is None else "images"
+    have = rows.read_as
     if backbone.reads != have:
         fitting = {"texts": "minilm", "images": "glyph-clip or glyph-vit", "items": "vq-rec or vq-rec-small"}
         raise UserError(

@@ -212,7 +212,7 @@ def made(
     codes, file = item_codes.of([item_names.title_of(c) for c in classes], config, Path(where), say)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(SEED)
-        model = VQRec(config, codes, np.unique([item_names.domain_of(c) for c in classes], return_inverse=True)[1])
+        model: Any = VQRec(config, codes, np.unique([item_names.domain_of(c) for c in classes], return_inverse=True)[1])
     model.eval().requires_grad_(False)
     blocks = [f"encoder.layers.{i}" for i in range(config.num_hidden_layers)]
     ids = 1 + torch.arange(tracing.WIDTH).remainder(len(classes)).expand(tracing.ROWS, -1).clone()

@@ -58,7 +58,8 @@ def read(path: Path, asked: Mapping[str, str], notes: list[str], least: int = 0)
     for domain, file in files.items():
         table = read_file(file, notes)
         own, called = _events(domain, file.name, table, asked, notes)
-        named = called if domain not in meta else _titles(meta[domain].name, read_file(meta[domain], notes), asked)
+        beside = meta.get(domain) if asked.get("text") not in table else None
+        named = called if beside is None else _titles(beside.name, read_file(beside, notes), asked)
         if not named:
             raise UserError(
                 f"{file.name} does not tell what its items are called, and nothing beside it does: add "

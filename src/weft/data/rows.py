@@ -128,6 +128,11 @@ class Rows:
         return len(self.images if self.texts is None else self.texts)  # type: ignore[arg-type]
 
     @property
+    def read_as(self) -> str:
+        """What a backbone has to read of them: ``texts``, ``images`` or ``items``."""
+        return "items" if self.items is not None else "texts" if self.images is None else "images"
+
+    @property
     def of_classes(self) -> bool:
         """Whether rows are told apart by class: they have neither tags nor numbers nor answers, nor items to come."""
         return self.tags is None and self.numbers is None and self.answers is None and self.items is None
@@ -136,6 +141,11 @@ class Rows:
     def every_tag(self) -> np.ndarray:
         """The tags of all words one after another, int64; none where words are not tagged."""
         return np.concatenate(self.tags) if self.tags else np.zeros(0, np.int64)
+
+    @property
+    def every_item(self) -> np.ndarray:
+        """The items of all sequences one after another, int64; none where there are no sequences."""
+        return np.array([item for own in self.items or () for item in own], dtype=np.int64)
 
     def content(self, index: int) -> Hashable:
         """What stands for the content of a row but for its label and key: its texts, or the digest of its picture.
@@ -254,6 +264,7 @@ class Source:
         for rows in parts.values():
             checks.in_range(rows.labels, self.classes, self.name)
             checks.in_range(rows.every_tag, self.classes, self.name)
+            checks.in_range(rows.every_item, self.classes, self.name)
         _alike(list(parts.values()), self.classes, self.name)
         checks.unique_ids({name: rows.ids for name, rows in parts.items()}, self.name)
 
@@ -293,6 +304,7 @@ class FederatedData:
         for rows in parts:
             checks.in_range(rows.labels, self.classes, self.name)
             checks.in_range(rows.every_tag, self.classes, self.name)
+            checks.in_range(rows.every_item, self.classes, self.name)
         _alike(parts, self.classes, self.name)
         _consistent(parts, self.name)
 

@@ -71,9 +71,7 @@ def source(
     said, given = list(notes), list(dict.fromkeys(events))
     titled = [e for e in given if (e.domain, e.item) in titles]
     if len(titled) < len(given):
-        said.append(
-            f"{name}: {len(given) - len(titled)} of {len(given)} interactions are with items without a title, and left out."
-        )
+        said.append(f"{name}: {len(given) - len(titled)} of {len(given)} interactions are with items without a title: left out.")
     kept = core(titled, least) if least > 1 else titled
     if len(kept) < len(titled):
         said.append(
@@ -87,9 +85,7 @@ def source(
         said.append(f"{name}: {count(len(sequences) - len(long), 'user')} of fewer than {SHORTEST} items are left out.")
     if not any(len(own) > SHORTEST for own in long.values()):
         fewer = ", or ask for a smaller --core" if least > 1 else ""
-        raise UserError(
-            f"{name} has no user with {SHORTEST + 1} items or more, so that there is nothing to train on: give more{fewer}."
-        )
+        raise UserError(f"{name} has no user of {SHORTEST + 1} items or more, and so nothing to train on: give more{fewer}.")
     order = {domain: in_order({e.item for own in long.values() for e in own if e.domain == domain}) for domain, _ in long}
     places = {pair: i for i, pair in enumerate((d, item) for d in sorted(order) for item in order[d])}
     splits: dict[str, list[tuple[tuple[int, ...], int, str]]] = {"train": [], "validation": [], "test": []}
@@ -108,7 +104,9 @@ def source(
         key_name=by,
         label_name="item",
         notes=tuple(map(printable, said)),
-        **{split: _rows(own) for split, own in splits.items()},
+        train=_rows(splits["train"]),
+        test=_rows(splits["test"]),
+        validation=_rows(splits["validation"]),
     )
 
 

@@ -80,7 +80,7 @@ def read(told: Mapping[str, Any], metrics: Sequence[str]) -> Ranks:
     assert isinstance(n, int)
     if loss is None:
         return Ranks(n, math.nan)
-    _check(is_number(loss, int, float) and 0 <= loss < LARGEST)  # type: ignore[operator]
+    _check(is_number(loss, int, float) and 0 <= loss < LARGEST)
     _check(isinstance(sums, dict) and all(is_number(sums.get(m), int, float) for m in metrics))
     assert isinstance(loss, int | float) and isinstance(sums, dict)
     found = {m: float(sums[m]) for m in metrics}

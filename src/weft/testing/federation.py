@@ -38,7 +38,7 @@ from weft.storage.store import ClientStore, Spool
 from weft.tasks.generation_settings import Decoding
 from weft.tasks.kinds import CLASSES, GENERATION, LANGUAGE, MASKED, NEXT_ITEM, PREFERENCE, TOKENS, make
 from weft.testing.data import SIZES, TAGS, for_server, states
-from weft.testing.models import PAIRED, backbone, home, names, root, task_of
+from weft.testing.models import PAIRED, backbone, home, items, names, root, task_of
 
 
 @dataclass
@@ -142,7 +142,8 @@ def federation(
         if isinstance(model, str)
         else model
     )
-    task = NEXT_ITEM if of.reads == "items" else task
+    if of.reads == "items":
+        task, labels = NEXT_ITEM, items(classes)
     all_rows, clients, tests = states(sizes, classes, facts, seed, of.reads, task, spaces)
     writing: dict[str, Any] = {} if decoding is None else {"decoding": decoding}
     predicts = make(labels, task if task in (TOKENS, NEXT_ITEM, *LANGUAGE) else CLASSES, **writing)

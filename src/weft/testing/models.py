@@ -19,6 +19,7 @@ from weft.backbones import item_codes
 from weft.backbones.backbone import Backbone
 from weft.backbones.load import load
 from weft.backbones.options import FILL, NEXT_ITEM, VQ_REC
+from weft.data.item_names import title_of
 from weft.federation.method import Method
 
 WORDS = 94  # "w0" … "w93"; with the special tokens the vocabulary holds 98
@@ -274,13 +275,13 @@ def backbone(
         checkpoint: see :func:`folder`; None = the one that the task needs.
     """
     if model_type == VQ_REC:
-        return _backbone(_of_items(names(classes), json.dumps(overrides, sort_keys=True)), classes, precision, NEXT_ITEM)
+        return _backbone(_of_items(items(classes), json.dumps(overrides, sort_keys=True)), classes, precision, NEXT_ITEM)
     stored = checkpoint or ("mlm" if task == FILL else "base")
     return _backbone(folder(model_type, stored, **overrides), classes, precision, task)
 
 
 @functools.cache
-def _of_items(items: Sequence[str], overrides: str) -> str:
+def _of_items(called: Sequence[str], overrides: str) -> str:
     """Folder of a configuration of the network over sequences, with codes of these items, so that no encoder is asked."""
     from weft.backbones.vq_rec import VQRecConfig
 
@@ -288,14 +289,24 @@ def _of_items(items: Sequence[str], overrides: str) -> str:
     path = root() / f"{VQ_REC}-{_of_items.cache_info().misses}"
     path.mkdir()
     (path / "config.json").write_text(json.dumps({"model_type": VQ_REC, **settings}))
-    codes = torch.randint(settings["centroids"], (len(items), settings["slots"]), generator=torch.Generator().manual_seed(0))
-    item_codes.keep(path / item_codes.FILE, items, VQRecConfig(**settings), codes.numpy())
+    codes = torch.randint(settings["centroids"], (len(called), settings["slots"]), generator=torch.Generator().manual_seed(0))
+    item_codes.keep(path / item_codes.FILE, [title_of(name) for name in called], VQRecConfig(**settings), codes.numpy())
     return str(path)
 
 
 def names(classes: int) -> tuple[str, ...]:
     """Of the classes: words that the tokenizers know."""
     return tuple(f"class w{7 * c}" for c in range(classes))
+
+
+def domain(item: int, classes: int) -> str:
+    """Of an item: of two domains the first is the larger one, by one item if their number is odd."""
+    return "a" if item < (classes + 1) // 2 else "b"
+
+
+def items(classes: int) -> tuple[str, ...]:
+    """Names of items of two domains."""
+    return tuple(f"{domain(c, classes)}/{c}: w{7 * c}" for c in range(classes))
 
 
 def label_words(classes: Sequence[str]) -> str:
@@ -306,7 +317,8 @@ def label_words(classes: Sequence[str]) -> str:
 @functools.cache
 def _backbone(path: str, classes: int, precision: str, task: str) -> Backbone:
     words = label_words(names(classes)) if task == FILL else ""
-    return load(path, classes=names(classes), device="cpu", precision=precision, task=task, label_words=words)
+    called = items(classes) if task == NEXT_ITEM else names(classes)
+    return load(path, classes=called, device="cpu", precision=precision, task=task, label_words=words)
 
 
 def home(method: Method) -> str:
