@@ -337,7 +337,9 @@ def task_of(method: Method) -> str:
 
 
 def home_folder(method: Method) -> str:
-    """Of a model that has what a method needs."""
+    """Of a model that has what a method needs; of one over items, for three of them."""
+    if task_of(method) == NEXT_ITEM:
+        return _of_items(items(3), "{}")
     return folder(home(method), "mlm" if task_of(method) == FILL else "base")
 
 

@@ -27,7 +27,7 @@ from weft.tensors import response
 from weft.testing import laws
 from weft.testing.models import ITEMS
 
-E, OWN, GRADIENT = "codes/code/weight", "own/code/weight", "gradient/code/weight"
+E, OWN, GRADIENT = "codes/code/weight", "own/code/weight", "gradient/own/code/weight"
 D, ROWS = ITEMS["hidden_size"], ITEMS["slots"] * (ITEMS["centroids"] + 1)
 Prompts = Literal["full", "light", "none"]
 OPTIM = Optim("adamw", lr=0.02, eps=1e-6, schedule="constant")

@@ -58,7 +58,7 @@ from weft.contract import (
 from weft.tensors import response
 
 E = "code.weight"
-SHARED_E, OWN_E, GRADIENT = "codes/code/weight", "own/code/weight", "gradient/code/weight"
+SHARED_E, OWN_E, GRADIENT = "codes/code/weight", "own/code/weight", "gradient/own/code/weight"
 BEGUN = "stage/values/second"
 """1 at a client whose second stage has begun."""
 NETWORK = {"own": 1.0, "encoder": 1.0}
