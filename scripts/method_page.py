@@ -148,7 +148,7 @@ def made(model: str, needs: frozenset[str]) -> tuple[Any, Any]:
 
 
 def loading(slug: str) -> frozenset[str]:
-    return frozenset({"head", "label words"}.intersection(registry.info(slug).needs))
+    return frozenset({"head", "label words", "items"}.intersection(registry.info(slug).needs))
 
 
 def sizes(slug: str) -> Sizes:

@@ -272,7 +272,8 @@ def test_nothing_that_travels_is_a_buffer_or_an_integer(slug: str, model: str) -
         kind = "bert"
     if "label words" in method.info.needs and kind not in tiny.ENCODERS:
         kind = "bert"
-    backbone = tiny.backbone(tiny.home(method) if "two towers" in method.info.needs else kind, task=tiny.task_of(method))
+    fixed = {"two towers", "items"} & {*method.info.needs}
+    backbone = tiny.backbone(tiny.home(method) if fixed else kind, task=tiny.task_of(method))
     adaptation = method.adapt(backbone, Classification(tiny.names(3)), ClientInfo(""))
     whole = backbone.model
     buffers = {n for n, _ in whole.named_buffers()}

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-import tiny
 import toy_runs
 import weft
 from every_method import small
@@ -29,8 +28,7 @@ class Coordinator:
 
     def __init__(self, slug: str, root: Path, patch: pytest.MonkeyPatch):
         self.method, self.root = small(slug), root
-        home = tiny.home(self.method)
-        data = toy_runs.source(24, reads="images" if home in tiny.IMAGES else "texts")
+        data = toy_runs.source_for(self.method, 24)
         wanted = {"method": slug, **toy_runs.model_for(self.method), "clients": 3, "rounds": 3, "max_length": 16, "device": "cpu"}
         self.x = resolve(wanted | {"precision": "float64", "partition": "iid"}).experiment
         self.material = prepare(self.x, data, weft.Observer(), self.method.info.needs)

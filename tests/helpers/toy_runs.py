@@ -12,12 +12,14 @@ import tiny
 import weft
 from command_line import table
 from weft.backbones.backbone import Backbone
-from weft.backbones.options import FILL
+from weft.backbones.options import FILL, NEXT_ITEM, VQ_REC
 from weft.data.rows import Source
 from weft.federation.method import Method
 from weft.playing import execute
 from weft.runs import prepare
 from weft.storage import files
+from weft.testing.data import sequenced
+from weft.testing.models import items
 
 CLASSES = ("one", "two", "three")
 
@@ -67,7 +69,16 @@ class Dies(Told):
 
 
 def source(n: int = 60, seed: int = 0, reads: str = "texts") -> Source:
-    return Source("toy", CLASSES, tiny.rows(n, len(CLASSES), seed, reads=reads), fingerprint=f"toy {n} {seed}")
+    rows, classes = tiny.rows(n, len(CLASSES), seed, reads=reads), CLASSES
+    if reads == "items":
+        rows, classes = sequenced(rows), items(len(CLASSES))  # type: ignore[assignment]
+    return Source("toy", classes, rows, fingerprint=f"toy {n} {seed}")
+
+
+def source_for(method: Method, n: int = 60) -> Source:
+    """Rows that a backbone which has what a method needs can read."""
+    home = tiny.home(method)
+    return source(n, reads="items" if home == VQ_REC else "images" if home in tiny.IMAGES else "texts")
 
 
 def model_for(method: Method) -> dict[str, str]:
@@ -80,8 +91,8 @@ def light(monkeypatch: pytest.MonkeyPatch) -> None:
     """Load each tiny backbone once per process, and export nothing: what these tests look at lies before and after."""
 
     def load(name: str, *, classes: tuple[str, ...], task: str = "auto", **_: Any) -> Backbone:
-        kind = Path(name).name.split("-")[0]
-        return tiny.backbone(kind if kind in tiny.IMAGES else "bert", classes=len(classes), task=task)
+        kind = VQ_REC if task == NEXT_ITEM else Path(name).name.split("-")[0]
+        return tiny.backbone(kind if kind in (*tiny.IMAGES, VQ_REC) else "bert", classes=len(classes), task=task)
 
     monkeypatch.setattr(prepare, "load_backbone", load)
     monkeypatch.setattr(execute, "export_adapter", lambda *_: {"stub": True})

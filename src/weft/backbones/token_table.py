@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from weft.backbones.spaces import Spaces
 from weft.checks import tagged_rows as checks
 from weft.checks.tokenizers import Reading
 from weft.errors import UserError
@@ -43,7 +44,7 @@ class Tokens:
     pairs: bool = False
     reading: Reading = Reading()
     tags: np.ndarray | None = None
-    allowed: np.ndarray | None = None
+    allowed: np.ndarray | Spaces | None = None
     numbers: np.ndarray | None = None
     notes: tuple[str, ...] = ()
     before: int = 0

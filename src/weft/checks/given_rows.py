@@ -111,6 +111,23 @@ def numbers(column: Any) -> np.ndarray:
     return found
 
 
+def items(column: Any) -> list[tuple[int, ...]]:
+    """Sequences of items [n], each of whole numbers from 0.
+
+    Raises:
+        UserError: one is empty, or holds something else.
+    """
+    found = values(column, "items")
+    for i, row in enumerate(found):
+        whole = isinstance(row, list | tuple) and all(type(item) is int and item >= 0 for item in row)
+        if not whole or not row:
+            raise UserError(
+                f"items must be sequences of whole numbers from 0, but row {i} holds {row!r:.40}: give each row the numbers "
+                "of the classes that came before its label."
+            )
+    return [tuple(row) for row in found]
+
+
 ROLES = ("system", "user", "assistant")
 
 

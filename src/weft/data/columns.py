@@ -24,7 +24,7 @@ from weft.errors import UserError, nearest, printable
 
 Table = dict[str, list[Any]]  # column name -> one value for each row
 SPLITS = ("train", "test", "validation")
-Wanted = Literal["classes", "numbers", "answers", "preferences", "any"]  # what rows are for, see weft.data.load
+Wanted = Literal["classes", "numbers", "answers", "preferences", "items", "any"]  # what rows are for, see weft.data.load
 
 PAIRS = (
     ("premise", "hypothesis"),
@@ -58,6 +58,7 @@ def wanted_by(task: str) -> Wanted:
         "generation": "answers",
         "masked": "answers",
         "preference": "preferences",
+        "next-item": "items",
     }
     return found.get(task, "classes")
 

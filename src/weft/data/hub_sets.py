@@ -1,5 +1,5 @@
-"""The sets known by a short name: of texts and of pictures with classes, of texts to generate from, and of answers to compare.
-Nothing heavy is imported here: ``weft data`` lists them at once.
+"""The sets known by a short name: of texts and of pictures with classes, of texts to generate from, of answers to compare, of
+sequences. Nothing heavy is imported here: ``weft data`` lists them at once.
 
 Ids, columns and label codes were taken from the sets' own documents and from memory, without a connection to
 the hub, and ids move: each is a default, and any other set can be named as ``owner/name`` or
@@ -17,6 +17,7 @@ PAIR = "text pair classification"
 IMAGE = "image classification"
 GENERATION = "generation"
 PREFERENCE = "preference"
+ITEMS = "next item"
 SEEN = "not verified against the hub (id and columns seen in public documents)"
 PICTURES_SEEN = "not verified against the hub (id and columns seen in public documents; its pictures were never loaded)"
 ELSEWHERE = "not verified against the hub, where no copy is known: give --data its file or folder"
@@ -143,6 +144,10 @@ ENTRIES: tuple[Entry, ...] = (
     Entry(
         "docstring_preferences", None, None, PREFERENCE, 1, {"train": 4_600, "unseen": 430}, "module", "PSF-2.0",
         "read from the standard library of the Python that runs Weft", offline=True,
+    ),
+    Entry(
+        "shops", None, None, ITEMS, 356, {"train": 2_129, "validation": 420, "test": 420}, "domain", "none needed: drawn here",
+        "drawn by Weft: what customers of two shops take", offline=True,
     ),
     Entry(
         "glyphs", None, None, IMAGE, 36, {"train": 3_456, "unseen": 576}, "style", "none needed: drawn here, from free fonts",

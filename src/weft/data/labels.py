@@ -68,12 +68,12 @@ def declared(source: Source, classes: Sequence[str]) -> Source:
 
 
 def every_label(parts: Sequence[Rows]) -> np.ndarray:
-    """All labels of some tables, and the tags of their words, int64."""
-    return np.concatenate([column for rows in parts for column in (rows.labels, rows.every_tag)])
+    """All labels of some tables, the tags of their words, and the items of their sequences, int64."""
+    return np.concatenate([column for rows in parts for column in (rows.labels, rows.every_tag, rows.every_item)])
 
 
 def relabelled(rows: Rows, order: np.ndarray, classes: int) -> Rows:
-    """Rows in which each label, and each tag of a word, has another number.
+    """Rows in which each label, tag of a word and item of a sequence has another number.
 
     Args:
         order: int64, the new number of each old one; -1 of one that no row has. classes: how many there are now.
@@ -83,7 +83,8 @@ def relabelled(rows: Rows, order: np.ndarray, classes: int) -> Rows:
         allowed = np.zeros((len(rows), classes), dtype=bool)
         allowed[:, order[order >= 0]] = rows.allowed[:, order >= 0]
     tags = None if rows.tags is None else [order[own] for own in rows.tags]
-    return replace(rows, labels=order[rows.labels], tags=tags, allowed=allowed)
+    items = None if rows.items is None else [tuple(order[list(own)].tolist()) for own in rows.items]
+    return replace(rows, labels=order[rows.labels], tags=tags, allowed=allowed, items=items)
 
 
 def same(dealt: FederatedData, classes: Sequence[str]) -> None:

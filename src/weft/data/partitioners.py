@@ -58,8 +58,8 @@ def partition(
         like the rows of one more key. Other deals use them like any other row.
 
     The global test set is the source's own test split; without one it is the union of the clients' test rows,
-    and so for validation. With an own test split that has the natural keys, a client's test rows are those of
-    its keys. A deal that leaves rows out says how many in ``notes``. Raises UserError where the deal is
+    and so for validation. With an own split that has the natural keys, a client's test or validation rows are
+    those of its keys. A deal that leaves rows out says how many in ``notes``. Raises UserError where the deal is
     impossible.
     """
     source = left_out(source, [leave_out] if isinstance(leave_out, str) else leave_out)
@@ -86,13 +86,14 @@ def partition(
             f"ones, so it is dealt dirichlet({alpha:g}); --clients {max(number - new_clients, 1)} deals them whole."
         ]
     keys = [_keys(rows, index) if scheme == "natural" else [] for index in dealt]
-    own_tests = _tests_by_key(source, keys[:clients])
-    fractions = (val_fraction, test_fraction if own_tests is None else 0.0)
+    own_tests, own_vals = (_by_key(split, keys[:clients]) for split in (source.test, source.validation))
+    fractions = (val_fraction if own_vals is None else 0.0, test_fraction if own_tests is None else 0.0)
     groups = rows.groups() if any(fractions) else np.arange(len(rows))
     mark = splits.draw(rows, groups, fractions, seed, "data/split")
     members = []
     for i, index in enumerate(dealt[:clients]):
         train, val = (rows.take(index[mark[index] == part]) for part in (splits.TRAIN, splits.VAL))
+        val = val if own_vals is None else own_vals[i]
         test = rows.take(index[mark[index] == splits.TEST]) if own_tests is None else own_tests[i]
         members.append(ClientData(_name("c", i, clients), train, val, test, _facts(keys[i], source)))
     held_out = [(rows.take(index), keys[clients + i]) for i, index in enumerate(dealt[clients:])]
@@ -163,15 +164,15 @@ def _shared(source: Source, trained_on: list[Rows], held_out: list[tuple[Rows, l
     ]
 
 
-def _tests_by_key(source: Source, keys: list[list[str]]) -> list[Rows] | None:
-    """Each client's rows of the source's own test split, or None unless every client has some."""
-    if source.test is None or source.test.keys is None:
+def _by_key(split: Rows | None, keys: list[list[str]]) -> list[Rows] | None:
+    """Each client's rows of a split of the source's own, or None unless every client has some."""
+    if split is None or split.keys is None:
         return None
     owner = {key: i for i, own in enumerate(keys) for key in own}
-    owners = np.array([owner.get(key, -1) for key in source.test.keys])
+    owners = np.array([owner.get(key, -1) for key in split.keys])
     if len(np.unique(owners[owners >= 0])) < len(keys):
         return None
-    return [source.test.take(owners == i) for i in range(len(keys))]
+    return [split.take(owners == i) for i in range(len(keys))]
 
 
 def _losses(source: Source, dealt: list[np.ndarray], scheme: str) -> list[str]:

@@ -13,8 +13,11 @@ from weft.checks import given_rows as checks
 from weft.data.images import Images
 from weft.errors import UserError
 
-COLUMNS = ("texts", "pairs", "images", "words", "allowed", "numbers", "answers", "rejected", "history")
-BESIDE = ("pairs", "labels", "ids", "keys", "words", "allowed", "numbers", "answers", "rejected", "history")  # texts or images
+COLUMNS = ("texts", "pairs", "images", "words", "allowed", "numbers", "answers", "rejected", "history", "items")
+BESIDE = (
+    "pairs", "labels", "ids", "keys", "words", "allowed", "numbers", "answers", "rejected", "history", "items",
+)  # fmt: skip
+"""Columns beside texts or images."""
 Turns = tuple[tuple[str, str], ...]  # of a chat: who says what
 
 
@@ -40,6 +43,8 @@ class Rows:
         rejected: str [n], where two answers were compared the worse one of each row; ``answers`` are then the better ones.
         history: earlier turns of a chat [n], each (role, text) with a role of ``system``, ``user`` and ``assistant``; () where
             there are none. None = no row has any.
+        items: sequences of items [n], each a tuple of positions among the classes, oldest first, at least one of them; the label
+            is the item that comes next. ``texts`` may be left out.
         allowed: bool [n, C], the classes that each row may have by the rules of those who labelled it; None = all.
         images: the pictures, or a list of anything that is one, see :class:`Images`.
 
@@ -60,6 +65,7 @@ class Rows:
     answers: Sequence[str] | None = None
     rejected: Sequence[str] | None = None
     history: Sequence[Turns] | None = None
+    items: Sequence[tuple[int, ...]] | None = None
     numbered: bool = field(default=False, repr=False)  # whether ids were left out, so that a source may number anew
 
     def __post_init__(self) -> None:
@@ -78,6 +84,10 @@ class Rows:
             if self.answers is None:
                 raise UserError("rejected are the worse of two answers: give the better ones as answers, or leave them out.")
             put("rejected", checks.texts(self.rejected, "rejected"))
+        if self.items is not None:
+            put("items", checks.items(self.items))
+            if self.texts is None:
+                put("texts", [""] * len(self.items or ()))
         if (self.texts is None) == (self.images is None):
             raise UserError("rows are either texts or images: give one of the two.")
         if self.labels is None:
@@ -118,21 +128,33 @@ class Rows:
         return len(self.images if self.texts is None else self.texts)  # type: ignore[arg-type]
 
     @property
+    def read_as(self) -> str:
+        """What a backbone has to read of them: ``texts``, ``images`` or ``items``."""
+        return "items" if self.items is not None else "texts" if self.images is None else "images"
+
+    @property
     def of_classes(self) -> bool:
-        """Whether rows are told apart by class: they have neither tags nor numbers nor answers."""
-        return self.tags is None and self.numbers is None and self.answers is None
+        """Whether rows are told apart by class: they have neither tags nor numbers nor answers, nor items to come."""
+        return self.tags is None and self.numbers is None and self.answers is None and self.items is None
 
     @property
     def every_tag(self) -> np.ndarray:
         """The tags of all words one after another, int64; none where words are not tagged."""
         return np.concatenate(self.tags) if self.tags else np.zeros(0, np.int64)
 
+    @property
+    def every_item(self) -> np.ndarray:
+        """The items of all sequences one after another, int64; none where there are no sequences."""
+        return np.array([item for own in self.items or () for item in own], dtype=np.int64)
+
     def content(self, index: int) -> Hashable:
         """What stands for the content of a row but for its label and key: its texts, or the digest of its picture.
 
         Of a row with an answer that is all that stands before the answer, so that what is asked is on one side of a split; where
-        nothing does, it is the answer.
+        nothing does, it is the answer. Of a sequence of items it is all of it, with the next one.
         """
+        if self.items is not None:
+            return (*self.items[index], int(self.labels[index]))
         if self.texts is None:
             return self.images.digest(index)  # type: ignore[union-attr]
         if self.answers is not None:
@@ -167,6 +189,7 @@ class Rows:
             answers=None if self.answers is None else [self.answers[i] for i in where],
             rejected=None if self.rejected is None else [self.rejected[i] for i in where],
             history=None if self.history is None else [self.history[i] for i in where],
+            items=None if self.items is None else [self.items[i] for i in where],
         )
 
     @staticmethod
@@ -194,6 +217,7 @@ class Rows:
             answers=joined([part.answers for part in parts]),
             rejected=joined([part.rejected for part in parts]),
             history=joined([part.history for part in parts]),
+            items=joined([part.items for part in parts]),
         )
 
 
@@ -240,6 +264,7 @@ class Source:
         for rows in parts.values():
             checks.in_range(rows.labels, self.classes, self.name)
             checks.in_range(rows.every_tag, self.classes, self.name)
+            checks.in_range(rows.every_item, self.classes, self.name)
         _alike(list(parts.values()), self.classes, self.name)
         checks.unique_ids({name: rows.ids for name, rows in parts.items()}, self.name)
 
@@ -279,6 +304,7 @@ class FederatedData:
         for rows in parts:
             checks.in_range(rows.labels, self.classes, self.name)
             checks.in_range(rows.every_tag, self.classes, self.name)
+            checks.in_range(rows.every_item, self.classes, self.name)
         _alike(parts, self.classes, self.name)
         _consistent(parts, self.name)
 
@@ -290,7 +316,7 @@ def _alike(parts: Sequence[Rows], classes: Sequence[str], where: str) -> None:
         if any((getattr(rows, name) is None) != (getattr(parts[0], name) is None) for name in COLUMNS):
             raise UserError(
                 f"the splits of {where} differ in what they hold: give all of them texts, pairs, images, tags, numbers, answers, "
-                "rejected answers or history alike."
+                "rejected answers, history or items alike."
             )
         if rows.allowed is not None and rows.allowed.shape[1] != len(classes):
             raise UserError(f"allowed of {where} is of {rows.allowed.shape[1]} classes, and there are {len(classes)}.")
@@ -312,7 +338,7 @@ def _consistent(parts: Sequence[Rows], where: str) -> None:
 
 def fingerprint(classes: Iterable[str], splits: Mapping[str, Rows | None]) -> str:
     """The sha256 (hexadecimal) of class names and of every row's split, text (or picture), pair, label and key,
-    and of the words, tags, numbers, allowed classes, answers, rejected answers and history that it may have.
+    and of the words, tags, numbers, allowed classes, answers, rejected answers, history and items that it may have.
 
     Splits are taken in the order of their names and rows in their own order, so the value depends on content
     alone.
@@ -349,4 +375,6 @@ def fingerprint(classes: Iterable[str], splits: Mapping[str, Rows | None]) -> st
                 add(("rejected", rows.rejected[i]))
             if rows.history is not None:
                 add(repr(rows.history[i]))
+            if rows.items is not None:
+                add(repr(rows.items[i]))
     return digest.hexdigest()

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from weft.checks import table_files as checks
-from weft.data import folders, given, indexes, scored
+from weft.data import folders, given, indexes, interactions, scored
 from weft.data.assemble import assemble
 from weft.data.columns import Wanted
 from weft.data.formats import suffix
@@ -37,6 +37,7 @@ def load(
     limit: int | None = None,
     one_class: bool = False,
     wanted: Wanted = "classes",
+    core: int = 0,
 ) -> Source:
     """Load the set called ``name``: a catalogue name, a local file or folder, or a hub id
     ``owner/name[:config]``. From Python it may also be a frame or a set of the datasets library, see :mod:`weft.data.given`.
@@ -45,10 +46,12 @@ def load(
         client, where the guess is wrong; guesses are in ``notes``.
     limit: at most this many rows of each split, drawn with ``seed`` (held-out clients count as one split).
     wanted: what a row is for: the label is one of ``classes``, or one of ``numbers`` to predict; rows are for generation,
-        ``answers``; have two answers that were compared, ``preferences``; or ``any``, where a label with fractions is a number.
+        ``answers``; have two answers that were compared, ``preferences``; are sequences of ``items``, see
+        :mod:`weft.data.interactions`; or ``any``, where a label with fractions is a number.
         Tagged words are recognised whatever is wanted but answers and preferences; and so are, for classes and any, data that are
         for nothing but generation or preferences, see :mod:`weft.data.dialogues` and :mod:`weft.data.preferred`.
     one_class: whether that is enough to train on, as it is for one site of a federation.
+    core: of sequences: users and items with fewer interactions are left out, see :func:`weft.data.sequences.core`.
 
     Raises UserError for an unknown name, a missing or unreadable file, an absent column, and training rows
     of one class.
@@ -61,7 +64,9 @@ def load(
     if limit is not None:
         _enough(limit)
     asked = {flag: column for flag, column in columns.items() if column is not None}
-    source = _load(name, asked, wanted) if isinstance(name, str) else given.read(name, asked, wanted)
+    if wanted == "items" and not isinstance(name, str):
+        raise UserError("sequences of items are read from a file or folder: give its path, or weft.data.Rows with items.")
+    source = _load(name, asked, wanted, core) if isinstance(name, str) else given.read(name, asked, wanted)
     if wanted == "numbers" and source.train.of_classes:
         source = scored.from_classes(source)
     if not one_class:
@@ -77,7 +82,7 @@ def load(
     return replace(source, fingerprint=fingerprint(source.classes, splits))
 
 
-def _load(name: str, columns: dict[str, str], wanted: Wanted) -> Source:
+def _load(name: str, columns: dict[str, str], wanted: Wanted, core: int = 0) -> Source:
     """The whole set, most without a fingerprint: pictures would be read for it that a limit leaves out."""
     entries = {entry.name: entry for entry in catalogue()}
     entry = entries.get(name)
@@ -88,13 +93,15 @@ def _load(name: str, columns: dict[str, str], wanted: Wanted) -> Source:
         return source
     path = Path(name).expanduser()
     if entry is None and (path.exists() or suffix(path) or name.startswith((".", "/", "~"))):
-        return _local(path, columns, wanted)
+        return interactions.read(path, columns, [], core) if wanted == "items" else _local(path, columns, wanted)
     if entry is None and not HUB_ID.fullmatch(name):
         raise UserError(
             f'there is no data set called "{name}": weft data lists the known ones; a file or folder, or '
             "a hub id "
             f"owner/name, also does.{nearest(name, entries)}"
         )
+    if wanted == "items":
+        raise UserError(f"sequences of items are read from files: download {name}, and give --data its file or folder.")
     from weft.data.hub import from_hub, unknown
 
     return from_hub(entry or unknown(name), wanted, **columns)

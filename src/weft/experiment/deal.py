@@ -27,6 +27,11 @@ class Deal(Group):
     label: str | None = setting(None, "Column of the label.", unset="guessed", everyday=True)
     key: str | None = setting(None, "Column of the natural client.", unset="guessed")
     limit: Count | None = setting(None, "Use at most so many rows of each split.", everyday=True)
+    core: Whole = setting(
+        0,
+        "Next item: leave out users and items with fewer interactions, until none is left that has; 5 is usual.",
+        "Of the sequences in files; `0` leaves all in, but for users of fewer than three items.",
+    )
     public: Name | None = setting(
         None,
         "Public rows that the server itself trains on, if the method does so: name, hub id, local file or folder.",

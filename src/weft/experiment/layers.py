@@ -145,13 +145,15 @@ def _public(x: Experiment, method: Method) -> list[str]:
 def _fitting(needs: tuple[str, ...], user: Mapping[str, Any]) -> dict[str, str]:
     """Model and data for those who named none, where the usual ones are not what the method or the data need."""
     from weft.backbones.short_names import usual
-    from weft.data.hub_sets import IMAGE, catalogue
+    from weft.data.hub_sets import IMAGE, ITEMS, catalogue
 
-    pictures = {entry.name for entry in catalogue() if entry.kind == IMAGE}
+    pictures, items = ({entry.name for entry in catalogue() if entry.kind == kind} for kind in (IMAGE, ITEMS))
     if user.get("task") == "generation":
         return {"data": "docstrings", "model": "smollm2"}
     if user.get("task") == "preference":
         return {"data": "docstring_preferences", "model": "smollm2"}
+    if "items" in needs or user.get("task") == "next-item" or user.get("data") in items:
+        return {"data": "shops", "model": usual({"items"})}
     if "label words" in needs:
         return {"model": usual(needs)}
     if "images" not in needs and user.get("data") not in pictures:

@@ -54,7 +54,7 @@ def evaluate_run(
     observer = observer or Observer()
     about = About.read(model_folder(Path(folder).expanduser()))
     if not isinstance(data, Source):
-        columns = {"image": image, "text": text, "pair": pair, "label": label}
+        columns: dict[str, Any] = {"image": image, "text": text, "pair": pair, "label": label}
         source = load_data(data, seed=seed, limit=limit, one_class=True, wanted=wanted_by(about.task), **columns)
     else:
         source = data

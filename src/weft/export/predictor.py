@@ -35,7 +35,7 @@ from weft.federation import generating
 from weft.federation.bench import Bench
 from weft.storage import remedy
 from weft.tasks.generation import Generation
-from weft.tasks.kinds import MASKED, NUMBERS, TOKENS
+from weft.tasks.kinds import MASKED, NEXT_ITEM, NUMBERS, TOKENS
 from weft.tasks.observed import Observed
 
 if TYPE_CHECKING:
@@ -100,6 +100,10 @@ class Predictor:
             raise UserError("this model writes text: use generate.")
         if self.tags_words:
             raise UserError("this model tags words and gives no row a class: use entities.")
+        if self.about.task == NEXT_ITEM:
+            raise UserError(
+                "this model ranks what comes next in a sequence of items, and these are none: use weft eval with --data."
+            )
         if self.about.task == MASKED:
             raise UserError("this model finds hidden tokens and gives no row a class: its README shows how, or use weft eval.")
         return self.logits_of(table_of(items) if self.backbone.reads == "texts" else pictures_of(items))

@@ -22,8 +22,8 @@ privacy preservation: less can be learnt about a client's data from what it send
 server-side aggregation bias: the mean of factors is not the factor of the mean.
 """
 NEEDS = (
-    "images", "texts", "classes", "all classes", "head", "two towers", "label words", "separate blocks", "all updates", "factors",
-    "own steps", "no gradients",
+    "images", "texts", "classes", "all classes", "head", "two towers", "label words", "items", "separate blocks",
+    "all updates", "factors", "own steps", "no gradients",
 )  # fmt: skip
 """What methods can't do without:
 
@@ -34,6 +34,7 @@ all classes: a loss of its own that is over all classes of the federation, of wh
 head: a head that is trained, also on a backbone that could compare with the names of the classes instead.
 two towers: a backbone that embeds pictures and texts in one space (CLIP), and the names of the classes.
 label words: a masked language model that tells classes apart by the words that it fills in.
+items: a backbone that ranks the items of a domain by codes of their texts, and rows that are sequences of them.
 separate blocks: blocks with weights of their own, each of which can be trained, sent or left out without the others.
 all updates: the server holds the tensors of all updates of a round at once, so that its memory grows with the cohort. A rule that
     takes one update after the other needs them not, even if a mean is not enough for it (``sums`` is False).

@@ -17,6 +17,7 @@ from weft.backbones.load import load as load_backbone
 from weft.backbones.options import task_for
 from weft.backbones.prefix import PrefixCache
 from weft.backbones.run_table import tabulate
+from weft.backbones.spaces import Spaces
 from weft.backbones.token_table import Tokens
 from weft.backbones.views import Views
 from weft.checks import tokenizers
@@ -47,7 +48,20 @@ from weft.runs.beginning import Beginning
 from weft.tasks import judging
 from weft.tasks.generation import Generation
 from weft.tasks.generation_settings import Decoding
-from weft.tasks.kinds import CLASSES, GENERATION, KINDS, LANGUAGE, MASKED, NEEDS_TAGS, NUMBERS, PREFERENCE, TOKENS, make, suits
+from weft.tasks.kinds import (
+    CLASSES,
+    GENERATION,
+    KINDS,
+    LANGUAGE,
+    MASKED,
+    NEEDS_TAGS,
+    NEXT_ITEM,
+    NUMBERS,
+    PREFERENCE,
+    TOKENS,
+    make,
+    suits,
+)
 
 
 @dataclass(frozen=True)
@@ -209,6 +223,8 @@ def _guessing(bench: Bench, rows: Rows) -> float | None:
         return math.log(2)
     if bench.backbone.vocabulary is not None:
         return math.log(bench.backbone.vocabulary.size)
+    if isinstance(allowed := bench.table.allowed, Spaces):
+        return float(np.log(allowed.sizes).mean())
     return None if rows.numbers is None else float(rows.numbers.var()) or None
 
 
@@ -250,7 +266,7 @@ def deal(x: Experiment, given: Any = None) -> FederatedData:
     else:
         try:
             source = load_data(
-                x.data if given is None else given, seed=x.seed, limit=x.limit, wanted=wanted_by(x.task), **columns
+                x.data if given is None else given, seed=x.seed, limit=x.limit, wanted=wanted_by(x.task), core=x.core, **columns
             )
         except NoColumn as e:
             raise UserError(f"{str(e).rstrip('.')}; {NEEDS_TAGS}.") if x.task == TOKENS else e from None
@@ -282,7 +298,8 @@ def told(x: Experiment, rows: Rows) -> Experiment:
     Raises:
         UserError: words are tagged, and another task was asked for, or the other way round.
     """
-    found = {TOKENS: rows.tags, NUMBERS: rows.numbers, PREFERENCE: rows.rejected, GENERATION: rows.answers}
+    found: dict[str, object] = {TOKENS: rows.tags, NUMBERS: rows.numbers, PREFERENCE: rows.rejected}
+    found |= {GENERATION: rows.answers, NEXT_ITEM: rows.items}
     meant = next((kind for kind, column in found.items() if column is not None), x.task)
     asked = x if x.task != "auto" else x.model_copy(update={"task": meant})
     suits(kind_of(asked), rows)
@@ -291,7 +308,7 @@ def told(x: Experiment, rows: Rows) -> Experiment:
 
 def kind_of(x: Experiment) -> str:
     """The kind of an experiment's task, once that is told by its data or by its file."""
-    return x.task if x.task in (TOKENS, NUMBERS, *LANGUAGE) else CLASSES
+    return x.task if x.task in (TOKENS, NUMBERS, NEXT_ITEM, *LANGUAGE) else CLASSES
 
 
 def backbone_of(x: Experiment, name: str, classes: Sequence[str], needs: tuple[str, ...]) -> Backbone:

@@ -24,7 +24,8 @@ def read(x: Experiment, kind: str, reads: str, classes: Sequence[str], own: Rows
     Rows that the run has too, whoever's they are, are left out before some are drawn.
 
     Args:
-        kind: of the task. reads: what the backbone does, ``texts`` or ``images``. own: all rows of the run, None = unknown.
+        kind: of the task. reads: what the backbone does, ``texts``, ``images`` or ``items``.
+        own: all rows of the run, None = unknown.
 
     Raises:
         UserError: no such data, rows of another kind, a label that the run does not have, or nothing but rows of the run.
@@ -52,11 +53,11 @@ def _source(x: Experiment) -> Source:
     """As the data themselves are read; where they are not columns of those names, by a guess."""
     named: dict[str, Any] = {"image": x.image, "text": x.text, "pair": x.pair, "label": x.label}
     try:
-        return load(x.public, seed=x.seed, one_class=True, wanted=wanted_by(x.task), **named)
+        return load(x.public, seed=x.seed, one_class=True, wanted=wanted_by(x.task), core=x.core, **named)
     except UserError:
         if not any(named.values()):
             raise
-    return load(x.public, seed=x.seed, one_class=True, wanted=wanted_by(x.task))
+    return load(x.public, seed=x.seed, one_class=True, wanted=wanted_by(x.task), core=x.core)
 
 
 def _check(name: str, rows: Rows, kind: str, reads: str, own: Rows | None) -> None:
@@ -64,9 +65,8 @@ def _check(name: str, rows: Rows, kind: str, reads: str, own: Rows | None) -> No
     Raises:
         UserError: the rows are not what the run's are.
     """
-    have = "texts" if rows.images is None else "images"
-    if have != reads:
-        raise UserError(f"the rows of {name} are {have}, and those of the run {reads}: give other --public data.")
+    if rows.read_as != reads:
+        raise UserError(f"the rows of {name} are {rows.read_as}, and those of the run {reads}: give other --public data.")
     try:
         suits(kind, rows)
     except UserError:

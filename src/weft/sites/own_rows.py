@@ -14,7 +14,7 @@ from weft.data.scored import from_classes
 from weft.data.sources import load
 from weft.errors import UserError, nearest
 from weft.experiment import Experiment
-from weft.tasks.kinds import GENERATION, MASKED, NUMBERS, PREFERENCE
+from weft.tasks.kinds import GENERATION, MASKED, NEXT_ITEM, NUMBERS, PREFERENCE
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,13 @@ class OwnData:
             UserError: there are no such data.
         """
         if self.deal is None:
-            return self._read("any")
+            try:
+                return self._read("any")
+            except UserError as e:
+                try:
+                    return self._read("items")
+                except UserError:
+                    raise e from None
         from weft.runs.prepare import deal
 
         file, name = self.deal
@@ -81,6 +87,8 @@ class OwnData:
         source = self.loaded
         if x.task in (GENERATION, MASKED) and source.train.answers is None:  # read before it was known what for
             source = self._read("answers")
+        if x.task == NEXT_ITEM and source.train.items is None:
+            source = self._read("items")
         if x.task == PREFERENCE and source.train.rejected is None:
             source = self._read("preferences")
         if x.task == NUMBERS and source.train.numbers is None:

@@ -40,7 +40,7 @@ from weft.runs.prepare import Material, backbone_of, bench_of, kind_of, public_b
 from weft.sites.roll import Roll, StageTransport, Wire
 from weft.sites.terms import Terms
 from weft.storage import files
-from weft.tasks.kinds import LANGUAGE, NUMBERS, PREFERENCE, TOKENS, make
+from weft.tasks.kinds import LANGUAGE, NEXT_ITEM, NUMBERS, PREFERENCE, TOKENS, make
 
 RETURN = 60.0  # seconds that a coordinator which was started again waits for the sites that it had
 PROBES = 8  # made-up rows on which an exported adapter is compared with the model in memory: the coordinator has no others
@@ -248,6 +248,8 @@ def made_up(backbone: Backbone, classes: list[str], kind: str) -> Rows:
     if kind == TOKENS:
         words = [tuple(type_of(classes[(i + k) % len(classes)]) or "word" for k in range(1 + i)) for i in range(PROBES)]
         return rows_of(words, [np.zeros(len(row), dtype=np.int64) for row in words], ids)
+    if kind == NEXT_ITEM:  # of one domain each
+        return Rows(items=[(int(label),) * (1 + i) for i, label in enumerate(labels)], labels=labels, ids=ids)
     if backbone.reads == "texts":
         texts = [" ".join(classes[(i + k) % len(classes)] for k in range(1 + i)) for i in range(PROBES)]
         rows = Rows(texts, None, labels, ids)

@@ -9,6 +9,7 @@ from weft.errors import UserError
 from weft.tasks.classification import Classification
 from weft.tasks.generation import Generation
 from weft.tasks.masked_language import MaskedLanguage
+from weft.tasks.next_item import NextItem
 from weft.tasks.preference import Preference
 from weft.tasks.regression import Regression
 from weft.tasks.tagging import Tagging
@@ -17,8 +18,8 @@ from weft.tasks.task import Task
 if TYPE_CHECKING:
     from weft.data.rows import Rows
 
-KINDS: dict[str, type[Classification] | type[Tagging] | type[Regression] | type[Generation] | type[Preference]] = {
-    kind.kind: kind for kind in (Classification, Tagging, Regression, Generation, MaskedLanguage, Preference)
+KINDS: dict[str, type[Classification | Tagging | Regression | Generation | Preference | NextItem]] = {
+    kind.kind: kind for kind in (Classification, Tagging, Regression, Generation, MaskedLanguage, Preference, NextItem)
 }
 CLASSES = Classification.kind
 TOKENS = Tagging.kind
@@ -26,6 +27,7 @@ NUMBERS = Regression.kind
 GENERATION = Generation.kind
 PREFERENCE = Preference.kind
 MASKED = MaskedLanguage.kind
+NEXT_ITEM = NextItem.kind
 LANGUAGE = (GENERATION, MASKED, PREFERENCE)
 """Of language models, which have no head of their own."""
 NEEDS_TAGS = (
@@ -70,6 +72,10 @@ def suits(kind: str, rows: Rows) -> None:
         raise UserError(
             "the rows of these data are prompts with answers and have no classes: --task generation learns from that."
         )
+    if kind == NEXT_ITEM and rows.items is None:
+        raise UserError("--task next-item needs a sequence of items in each row, as shops has: choose other --data.")
+    if kind != NEXT_ITEM and rows.items is not None:
+        raise UserError("the rows of these data are sequences of items: --task next-item learns from that.")
     if kind == TOKENS and rows.tags is None:
         raise UserError(f"{NEEDS_TAGS}.")
     if kind != TOKENS and rows.tags is not None:

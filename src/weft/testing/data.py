@@ -13,8 +13,8 @@ from weft.data.rows import Rows
 from weft.data.tagged import rows_of, within
 from weft.engines.setup import Tests
 from weft.federation.client import ClientState, Splits
-from weft.tasks.kinds import GENERATION, MASKED, PREFERENCE, TOKENS
-from weft.testing.models import WORDS
+from weft.tasks.kinds import GENERATION, MASKED, NEXT_ITEM, PREFERENCE, TOKENS
+from weft.testing.models import WORDS, domain
 
 SIZES = (9, 5, 1, 7, 0, 6)
 """Training rows of each client: one has a single row, one (the fourth) a single class, one none."""
@@ -101,6 +101,19 @@ def compared(plain: Rows) -> Rows:
     return Rows(texts=plain.texts, answers=chosen, rejected=rejected, ids=plain.ids)
 
 
+def sequenced(plain: Rows, classes: int = 3) -> Rows:
+    """Sequences of one to six items of a domain whose next one can be learnt: it is the number after that of the last.
+
+    Args:
+        classes: how many items there are, see :func:`weft.testing.models.items`.
+    """
+    rng, found = np.random.default_rng(5), []
+    for y in plain.labels.tolist():
+        own = [c for c in range(classes) if domain(c, classes) == domain(y, classes)]
+        found.append((*rng.choice(own, rng.integers(0, 6)).tolist(), own[own.index(y) - 1]))
+    return Rows(items=found, labels=plain.labels, ids=plain.ids)
+
+
 def states(
     sizes: Sequence[int] = SIZES,
     classes: int = 3,
@@ -136,14 +149,16 @@ def states(
     test = more(12, rng.integers(classes, size=12))
     val = more(6, rng.integers(classes, size=6))
     stranger = more(4, rng.integers(classes, size=4))
-    table = of_task(rows(len(labels), classes, seed, labels, reads=reads), task, spaces)
+    table = of_task(rows(len(labels), classes, seed, labels, reads=reads), task, spaces, classes)
     return table, clients, Tests(test, val, {"stranger": stranger})
 
 
-def of_task(plain: Rows, task: str, spaces: bool = False) -> Rows:
+def of_task(plain: Rows, task: str, spaces: bool = False, classes: int = 3) -> Rows:
     """Rows with classes as rows of a task."""
     if task == TOKENS:
         return tagged(plain, spaces)
+    if task == NEXT_ITEM:
+        return sequenced(plain, classes)
     if task in (GENERATION, MASKED):
         return answered(plain)
     return compared(plain) if task == PREFERENCE else plain
@@ -151,4 +166,4 @@ def of_task(plain: Rows, task: str, spaces: bool = False) -> Rows:
 
 def for_server(n: int, classes: int = 3, seed: int = 0, reads: str = "texts", task: str = "auto", spaces: bool = False) -> Rows:
     """n public rows, of the kind of those of :func:`states`, and none of them."""
-    return of_task(rows(n, classes, seed + 100, reads=reads), task, spaces)
+    return of_task(rows(n, classes, seed + 100, reads=reads), task, spaces, classes)

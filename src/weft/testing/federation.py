@@ -38,9 +38,9 @@ from weft.federation.turn import Turn
 from weft.storage.notes import Notes
 from weft.storage.store import ClientStore, Spool
 from weft.tasks.generation_settings import Decoding
-from weft.tasks.kinds import CLASSES, GENERATION, LANGUAGE, MASKED, PREFERENCE, TOKENS, make
+from weft.tasks.kinds import CLASSES, GENERATION, LANGUAGE, MASKED, NEXT_ITEM, PREFERENCE, TOKENS, make
 from weft.testing.data import SIZES, TAGS, for_server, states
-from weft.testing.models import PAIRED, backbone, home, names, root, task_of
+from weft.testing.models import PAIRED, backbone, home, items, names, root, task_of
 
 
 @dataclass
@@ -147,9 +147,11 @@ def federation(
         if isinstance(model, str)
         else model
     )
+    if of.reads == "items":
+        task, labels = NEXT_ITEM, items(classes)
     all_rows, clients, tests = states(sizes, classes, facts, seed, of.reads, task, spaces)
     writing: dict[str, Any] = {} if decoding is None else {"decoding": decoding}
-    predicts = make(labels, task if task in (TOKENS, *LANGUAGE) else CLASSES, **writing)
+    predicts = make(labels, task if task in (TOKENS, NEXT_ITEM, *LANGUAGE) else CLASSES, **writing)
     of_row = all_rows.labels % periods
     if known:
         all_rows = apart(all_rows, of_row, {}, "classes", classes)

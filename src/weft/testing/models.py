@@ -15,9 +15,11 @@ from typing import Any
 
 import torch
 
+from weft.backbones import item_codes
 from weft.backbones.backbone import Backbone
 from weft.backbones.load import load
-from weft.backbones.options import FILL
+from weft.backbones.options import FILL, NEXT_ITEM, VQ_REC
+from weft.data.item_names import title_of
 from weft.federation.method import Method
 
 WORDS = 94  # "w0" … "w93"; with the special tokens the vocabulary holds 98
@@ -140,6 +142,16 @@ WRITERS: dict[str, dict[str, Any]] = {
 """Shapes of models that are tried as generators of text alone."""
 TOWERS = ("clip", "siglip")  # of pictures and texts
 IMAGES = ("vit", "deit", "dinov2", "beit", "swin", *TOWERS)
+ITEMS = {
+    "slots": 2,
+    "centroids": 4,
+    "hidden_size": 8,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 12,
+    "max_position_embeddings": 8,
+}
+"""Of the network over sequences of items."""
 DECODERS = ("gpt2", "opt", "llama", "mistral", "qwen2", "qwen3", "gemma", "phi", "gpt_neox", "bloom")
 LANGUAGE = (*DECODERS, "falcon", "olmo2", "gemma2")  # as models that generate text
 PAIRED = ("t5", "bart", "mbart", "marian", "led", "longt5")  # encoder-decoders
@@ -284,13 +296,39 @@ def backbone(
     Args:
         checkpoint: see :func:`folder`; None = the one that the task needs.
     """
+    if model_type == VQ_REC:
+        return _backbone(_of_items(items(classes), json.dumps(overrides, sort_keys=True)), classes, precision, NEXT_ITEM)
     stored = checkpoint or ("mlm" if task == FILL else "base")
     return _backbone(folder(model_type, stored, **overrides), classes, precision, task)
+
+
+@functools.cache
+def _of_items(called: Sequence[str], overrides: str) -> str:
+    """Folder of a configuration of the network over sequences, with codes of these items, so that no encoder is asked."""
+    from weft.backbones.vq_rec import VQRecConfig
+
+    settings = ITEMS | json.loads(overrides)
+    path = root() / f"{VQ_REC}-{_of_items.cache_info().misses}"
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps({"model_type": VQ_REC, **settings}))
+    codes = torch.randint(settings["centroids"], (len(called), settings["slots"]), generator=torch.Generator().manual_seed(0))
+    item_codes.keep(path / item_codes.FILE, [title_of(name) for name in called], VQRecConfig(**settings), codes.numpy())
+    return str(path)
 
 
 def names(classes: int) -> tuple[str, ...]:
     """Of the classes: words that the tokenizers know."""
     return tuple(f"class w{7 * c}" for c in range(classes))
+
+
+def domain(item: int, classes: int) -> str:
+    """Of an item: of two domains the first is the larger one, by one item if their number is odd."""
+    return "a" if item < (classes + 1) // 2 else "b"
+
+
+def items(classes: int) -> tuple[str, ...]:
+    """Names of items of two domains."""
+    return tuple(f"{domain(c, classes)}/{c}: w{7 * c}" for c in range(classes))
 
 
 def label_words(classes: Sequence[str]) -> str:
@@ -301,22 +339,29 @@ def label_words(classes: Sequence[str]) -> str:
 @functools.cache
 def _backbone(path: str, classes: int, precision: str, task: str) -> Backbone:
     words = label_words(names(classes)) if task == FILL else ""
-    return load(path, classes=names(classes), device="cpu", precision=precision, task=task, label_words=words)
+    called = items(classes) if task == NEXT_ITEM else names(classes)
+    return load(path, classes=called, device="cpu", precision=precision, task=task, label_words=words)
 
 
 def home(method: Method) -> str:
     """A type of ``SHAPES`` that has what a method needs."""
     needs = method.info.needs
+    if "items" in needs:
+        return VQ_REC
     return "clip" if "two towers" in needs else "vit" if "images" in needs else "bert"
 
 
 def task_of(method: Method) -> str:
     """What backbones are loaded for if a method is tried on them."""
+    if "items" in method.info.needs:
+        return NEXT_ITEM
     return FILL if "label words" in method.info.needs else "auto"  # a head comes by itself
 
 
 def home_folder(method: Method) -> str:
-    """Of a model that has what a method needs."""
+    """Of a model that has what a method needs; of one over items, for three of them."""
+    if task_of(method) == NEXT_ITEM:
+        return _of_items(items(3), "{}")
     return folder(home(method), "mlm" if task_of(method) == FILL else "base")
 
 

@@ -122,6 +122,8 @@ def others(method: Method) -> list[str]:
         kinds = IMAGES
     elif "label words" in needs:
         kinds = ENCODERS
+    elif "items" in needs:
+        kinds = ()
     elif "texts" in needs:
         kinds = [k for k in SHAPES if k not in IMAGES]
     found = sorted(k for k in kinds if k != at_home)
