@@ -78,6 +78,10 @@ class Pixels:
         found[present] = (scaled - self.mean[:, None, None]) / self.std[:, None, None]
         return {"pixel_values": torch.from_numpy(found)}
 
+    def another(self, index: np.ndarray) -> np.ndarray:
+        """Of views the next ones of the same rows; of rows without views these rows."""
+        return self.viewed(index, index // max(len(self), 1)) if self.views else index
+
 
 def pixels(backbone: Backbone, rows: Rows, views: Views | None = None) -> Pixels:
     """Resize and crop pictures as the backbone's own image processor does; what it makes random stays off.

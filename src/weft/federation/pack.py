@@ -141,6 +141,11 @@ class Pack(Passes):
         batch = make_batch(self.task, table, index, present if len(present) < len(rows) else None, self.device)
         return replace(batch, keys=keys.to(self.device))
 
+    def seen_again(self, batch: Batch) -> Batch:
+        """A step's rows in another view each; in the same one, where there are no views."""
+        table = self.bench.table
+        return replace(batch, index=table.another(batch.index)) if isinstance(table, Pixels) else batch
+
     def optimizer(
         self,
         *names: str,

@@ -20,6 +20,9 @@ import tiny
 from bytes_of import Case, Sizes, Turn
 from weft.adaptation.optim import Optim
 from weft.backbones.backbone import frozen_fingerprint
+from weft.backbones.pixels import Pixels
+from weft.backbones.run_table import tabulate
+from weft.backbones.views import Views
 from weft.errors import UserError
 from weft.federation.batch import Batch, make_batch
 from weft.federation.client import ClientState
@@ -71,21 +74,21 @@ def against(z: Tensor, y: int, prototypes: Prototypes, method: FedPCL) -> Tensor
     return torch.stack(rest).exp().sum().log() - scores[y] if rest else 0 * scores[y]
 
 
-def by_prototypes(z: Tensor, y: list[int], means: Prototypes, clients: list[Prototypes], method: FedPCL) -> Tensor:
+def by_prototypes(z: Tensor, twin: Tensor, y: list[int], means: Prototypes, clients: list[Prototypes], method: FedPCL) -> Tensor:
     each = []
-    for row, c in zip(z, y, strict=True):
+    for row, c in zip([*z, *twin], [*y, *y], strict=True):
         if c in means:
             local = [against(row, c, {**means, **own}, method) for own in clients]
             each.append(against(row, c, means, method) + sum(local) / len(local))
     return sum(each) / max(len(each), 1)  # type: ignore[return-value]
 
 
-def by_rows(z: Tensor, y: list[int], means: Prototypes, clients: list[Prototypes], method: FedPCL) -> Tensor:
-    """The code's ConLoss of both views, stacked; here the second is the first."""
+def by_rows(z: Tensor, twin: Tensor, y: list[int], means: Prototypes, clients: list[Prototypes], method: FedPCL) -> Tensor:
+    """The code's ConLoss of both views, stacked."""
     kept = [i for i, c in enumerate(y) if c in means]
     if not kept:
         return torch.zeros(())
-    z, y = torch.cat([z[kept], z[kept]]), [y[i] for i in kept] * 2
+    z, y = torch.cat([z[kept], twin[kept]]), [y[i] for i in kept] * 2
     total = torch.zeros((), dtype=z.dtype)
     for own in clients:
         whole = {**means, **own}
@@ -108,7 +111,9 @@ def turn(
     optimizer = torch.optim.AdamW(list(leaves.values()), lr=method.optim.lr, weight_decay=method.optim.weight_decay)
     for rows in by_hand.steps_of(run, k, t) if table else []:
         z, y = represented(run, rows, leaves), by_hand.labels(run, rows).tolist()
-        loss = (by_rows if method.loss == "rows" else by_prototypes)(z, y, means, clients, method)
+        table_ = run.bench.table
+        twin = represented(run, table_.another(rows), leaves) if isinstance(table_, Pixels) else z
+        loss = (by_rows if method.loss == "rows" else by_prototypes)(z, twin, y, means, clients, method)
         optimizer.zero_grad()
         (loss + 0 * z.sum()).backward()
         optimizer.step()
@@ -135,15 +140,21 @@ def projection(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("method", "model"),
+    ("method", "model", "views"),
     [
-        (SMALL, "vit"),
-        (replace(SMALL, negatives="others", weighting="examples", tau=0.5), "bert"),
-        (replace(SMALL, loss="rows"), "vit"),
+        (SMALL, "vit", 0),
+        (replace(SMALL, negatives="others", weighting="examples", tau=0.5), "bert", 0),
+        (replace(SMALL, loss="rows"), "vit", 0),
+        (SMALL, "vit", 3),
+        (replace(SMALL, loss="rows"), "vit", 2),
     ],
 )
-def test_rounds_of_drawn_clients_are_the_cards(method: FedPCL, model: str) -> None:
+def test_rounds_of_drawn_clients_are_the_cards(method: FedPCL, model: str, views: int) -> None:
     run = tiny.federation(method, model, rounds=4, participation=0.5, pack=3, seed=2)
+    if views:
+        labels = run.bench.table.labels.tolist()
+        rows = tiny.rows(len(labels), 3, 0, labels, reads="images")
+        run.bench.table = tabulate(run.bench.backbone, rows, 32, Views(views, 0.2, True, 0))
     before = frozen_fingerprint(run.bench.backbone)
     seen = by_hand.record(run)
     own = {k: projection(by_hand.start_of(run, k)) for k in range(len(run.clients))}
@@ -266,9 +277,11 @@ def test_one_class_alone_contrasts_with_nothing() -> None:
 def test_in_the_codes_loss_rows_that_take_no_part_are_no_negatives_either() -> None:
     z, told = random(1, 4, W), Told(random(3, 3, W, seed=1), random(3, W), ALL)
     y, mask = torch.tensor([[0, 1, 0, 2]]), torch.tensor([[True, True, True, False]])
-    found = SMALL.by_rows(z, y, mask, told)[:, :3]
-    by_hand.close(found, SMALL.by_rows(z[:, :3], y[:, :3], mask[:, :3], told), 1e-12)
-    everybody = SMALL.by_rows(z, y, torch.ones_like(mask), told)[:, :3]
+    twin = random(1, 4, W, seed=2)
+    both, three = torch.cat([z, twin], 1), torch.cat([z[:, :3], twin[:, :3]], 1)
+    found = SMALL.by_rows(both, y, mask, told)[:, :3]
+    by_hand.close(found, SMALL.by_rows(three, y[:, :3], mask[:, :3], told), 1e-12)
+    everybody = SMALL.by_rows(both, y, torch.ones_like(mask), told)[:, :3]
     assert (found - everybody).abs().max() > 1e-3
 
 

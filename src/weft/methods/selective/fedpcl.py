@@ -78,7 +78,7 @@ class FedPCL(Method):
         width: of the projection. tau: τ.
         loss: ``prototypes``, the paper's, contrasts a row with the prototypes of all classes. ``rows``, the code's, contrasts the
             prototypes C_p^y of a row's class with the rows of the step: those of its class against all but the row itself, each
-            row twice, as its own second view; it has no term of the means.
+            row in both of its views; it has no term of the means.
         negatives: of the paper's loss: ``all`` classes, or the ``others``, which leave the row's own out of the sum.
         weighting: of clients in the mean of a class: ``uniform``, or ``examples``, by their rows of it, which they tell then.
     """
@@ -92,10 +92,11 @@ class FedPCL(Method):
         challenges=("communication efficiency", "data heterogeneity"),
         evidence="code",
         deviations=(
-            "One encoder, where the paper puts the features of several side by side. One view of a row, undisturbed, where the "
-            "paper crops it twice at random. The loss is the paper's, by prototypes; the code's, by the rows of a step, is an "
-            "option, and a mean over clients where the code has a sum. Weight decay is AdamW's. In the first round, which has no "
-            "prototypes, nothing moves, where the code's decay does. A client that is away is there with its last prototypes."
+            "One encoder, where the paper puts the features of several side by side. A row is its own second view, undisturbed, "
+            "where the paper crops it twice at random; with --views it has two of these. The loss is the paper's, by prototypes; "
+            "the code's, by the rows of a step, is an option, and a mean over clients where the code has a sum. Weight decay is "
+            "AdamW's. In the first round, which has no prototypes, nothing moves, where the code's decay does. A client that is "
+            "away is there with its last prototypes."
         ),
         views=("personal",),
         sends="the mean representation of its rows of each class that it has, which every other client gets to see",
@@ -145,14 +146,16 @@ class FedPCL(Method):
         return F.normalize(F.relu(read @ weight.mT + bias.unsqueeze(1)), dim=-1)
 
     def objective(self, pack: Pack, batch: Batch) -> Tensor:
-        z = self.represent(pack, batch)
+        z = [self.represent(pack, view) for view in (batch, pack.seen_again(batch))]
         if not pack.received[0]:
-            return z.sum((1, 2)) * 0.0
+            return z[0].sum((1, 2)) * 0.0
         told = told_to(pack)
         mask = batch.mask & told.known[batch.labels]
         if self.loss == "rows":
-            return mean_of(self.by_rows(z, batch.labels, mask, told), mask)
-        return mean_of(self.by_prototypes(z, batch.labels, torch.cat([told.means.unsqueeze(0), told.local]), told.known), mask)
+            return mean_of(self.by_rows(torch.cat(z, 1), batch.labels, mask, told), mask)
+        prototypes = torch.cat([told.means.unsqueeze(0), told.local])
+        each = [self.by_prototypes(view, batch.labels, prototypes, told.known) for view in z]
+        return mean_of((each[0] + each[1]) / 2, mask)
 
     def by_prototypes(self, z: Tensor, labels: Tensor, prototypes: Tensor, known: Tensor) -> Tensor:
         """The paper's loss of each row, [k, b].
@@ -170,17 +173,20 @@ class FedPCL(Method):
         return each[..., 0] + each[..., 1:].mean(-1)
 
     def by_rows(self, z: Tensor, labels: Tensor, mask: Tensor, told: Told) -> Tensor:
-        """The code's loss of each row, [k, b], as the mean over clients.
+        """The code's loss of each row, [k, b], as the mean over clients and both views.
 
         Args:
-            mask: [k, b] bool, the rows that take part.
+            z: [k, 2b, width], of the first views and of the second ones. mask: [k, b] bool, the rows that take part.
         """
+        labels, mask = labels.repeat(1, 2), mask.repeat(1, 2)
         scores = torch.einsum("mkio,kjo->mkij", told.local[:, labels], z) / self.tau
-        self_ = torch.eye(z.shape[1], dtype=torch.bool, device=z.device)
-        times = 2.0 * mask.unsqueeze(1).to(z) * ~self_ + self_  # both views of another row, the other view of this one
+        row = torch.arange(z.shape[1], device=z.device) % (z.shape[1] // 2)
+        itself = torch.eye(z.shape[1], dtype=torch.bool, device=z.device)
+        times = ((mask.unsqueeze(1) | (row.unsqueeze(1) == row)) & ~itself).to(z)  # its other view, and both of other rows
         like = times * (labels.unsqueeze(2) == labels.unsqueeze(1))
         away = (scores + times.log()).logsumexp(-1, keepdim=True) - scores
-        return ((like * away).sum(-1) / like.sum(-1)).mean(0)
+        each = ((like * away).sum(-1) / like.sum(-1)).mean(0)
+        return each.view(len(z), 2, -1).mean(1)
 
     def train(self, pack: Pack) -> Iterable[Update]:
         if pack.received[0]:
