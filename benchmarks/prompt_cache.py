@@ -53,7 +53,12 @@ def random_clip(patch: int) -> Backbone:
     small = load("glyph-clip", classes=CLASSES, device="cpu", precision="float32")
     end = small.tokenizer.eos_token_id
     config = CLIPConfig(
-        text_config={"eos_token_id": end, "bos_token_id": small.tokenizer.bos_token_id, "pad_token_id": end},
+        text_config={
+            "vocab_size": len(small.tokenizer),
+            "eos_token_id": end,
+            "bos_token_id": small.tokenizer.bos_token_id,
+            "pad_token_id": end,
+        },
         vision_config={"patch_size": patch, "hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12},
     )
     torch.manual_seed(0)
