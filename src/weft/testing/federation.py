@@ -59,7 +59,10 @@ class Federation:
         return self
 
     def pack(self, clients: Sequence[int] | None = None, t: int = 0) -> Pack:
-        """A pack of these clients (all, if None), of one backbone, as they enter round t, past the wire."""
+        """A pack of these clients (all, if None), of one backbone, as they enter round t, past the wire.
+
+        They remember what is stored of them, unless they hold something already.
+        """
         server = self.server
         server.round = self.method.plan(server, t) or Round(t)
         server.introduce(self.clients)
@@ -67,6 +70,8 @@ class Federation:
         server.cohort = [c.info(self.method.info.asks) for c in chosen]
         turns = []
         for c in chosen:
+            if not c.kept and not c.memo:
+                self.simulation.setup.store.load(c)
             info = c.info(self.method.info.asks)
             message = self.method.send(server, info)
             adaptation = adapted(self.method, self.bench, info)

@@ -13,6 +13,7 @@ from torch import Tensor
 from weft.adaptation.optim import Optim
 from weft.errors import UserError
 from weft.federation.method import Method
+from weft.tensors.integers import Integers
 from weft.testing.compare import assert_same, equal, logits, server_state, state
 from weft.testing.federation import federation
 from weft.testing.models import ENCODERS, IMAGES, SHAPES, home
@@ -39,6 +40,8 @@ def check_half_precision(method: Method) -> None:
         run.run()
     values = [(f"{n} of {u.client.id}", v) for turn in seen.turns.values() for u in turn.updates for n, v in u.tensors.items()]
     for name, value in [*values, *state(run).items()]:
+        if isinstance(value, Integers):
+            continue
         assert isinstance(value, Tensor)
         assert value.dtype == torch.float32, f"{method.info.slug}: on a bfloat16 backbone {name} is of {value.dtype}."
 
@@ -48,12 +51,15 @@ def check_rate_zero(method: Method, *codecs: str, rounds: int = 1, **about: Any)
     may turn factors.
 
     Clients that are handed what others have sent predict otherwise although nothing moves. Then all of them send exactly what
-    they entered with, and what the run holds stays as it is from one round to the next.
+    they entered with, and what the run holds stays as it is from one round to the next. A method that takes no steps, by no
+    gradient nor by a rule of its own, has no rate.
 
     Args:
         rounds: at least; more, until a kind of round comes again. about: of the federation; else it has two clients and a shallow
             model.
     """
+    if "no gradients" in method.info.needs and "own steps" not in method.info.needs:
+        return
     about = about or {"model": shallow(method), **PAIR}
     values = {f.name: getattr(small(method), f.name) for f in fields(method)}
     changes: dict[str, Any] = {n: v.but(lr=0.0) for n, v in values.items() if isinstance(v, Optim)}

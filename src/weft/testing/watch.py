@@ -16,6 +16,8 @@ from weft.federation.method import Method
 from weft.federation.pack import Pack
 from weft.federation.scope import Scope
 from weft.federation.server import ServerState
+from weft.tensors.forms import Value
+from weft.tensors.integers import Integers
 from weft.testing.compare import dense
 
 Tensors = dict[str, Tensor]
@@ -79,7 +81,11 @@ class Seen:
 
 
 def copied(update: Update) -> Update:
-    return replace(update, tensors={n: dense(v).clone() for n, v in update.tensors.items()}, facts=copy.deepcopy(update.facts))
+    return replace(update, tensors={n: _clone(v) for n, v in update.tensors.items()}, facts=copy.deepcopy(update.facts))
+
+
+def _clone(value: Value) -> Value:
+    return Integers(value.values.clone(), value.below) if isinstance(value, Integers) else dense(value).clone()
 
 
 @contextmanager
@@ -99,7 +105,7 @@ def watching(method: Method) -> Iterator[Seen]:
                     with suppress(KeyError, AssertionError):  # it has none of this tensor in this round
                         mine[name] = pack.value(k, name).clone()
         for update in train(self, pack):
-            seen.sent.setdefault(t, {})[update.client.id] = copied(update).tensors  # type: ignore[assignment]
+            seen.sent.setdefault(t, {})[update.client.id] = {n: dense(v) for n, v in copied(update).tensors.items()}
             yield update
 
     def noted_aggregate(self: Method, server: ServerState, updates: Iterable[Update]) -> None:
@@ -111,7 +117,7 @@ def watching(method: Method) -> Iterator[Seen]:
         turn.overwritten = [f"{n} of what was broadcast" for n, v in broadcast.items() if not _same(dense(v), copies[n])]
         for was, now in zip(turn.updates, given, strict=True):
             now_dense = {n: dense(v) for n, v in now.tensors.items()}
-            changed = [n for n, v in was.tensors.items() if n not in now_dense or not _same(now_dense[n], v)]
+            changed = [n for n, v in was.tensors.items() if n not in now_dense or not _same(now_dense[n], dense(v))]
             turn.overwritten += [f"{n} of the update of {now.client.id}" for n in changed]
         theirs = {_place(v): u.client.id for u in given for v in u.tensors.values() if isinstance(v, Tensor) and v.numel()}
         turn.kept = [n for n, v in server.shared.items() if isinstance(v, Tensor) and v.numel() and _place(v) in theirs]
