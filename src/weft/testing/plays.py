@@ -29,7 +29,6 @@ from weft.backbones.backbone import Backbone, frozen_fingerprint
 from weft.communication.ledger import Ledger
 from weft.engines.evaluation import Evaluation
 from weft.federation.method import Method
-from weft.federation.server import ServerState
 from weft.storage.store import ClientStore
 from weft.tasks.kinds import GENERATION, LANGUAGE, MASKED, TOKENS
 from weft.testing.compare import logits, state

@@ -12,9 +12,9 @@ A prompt has n vectors, which stand before every text. Server and clients hold t
              argmin_w ½‖R - Eᵀw‖² + α‖w‖₁, with their weights as 16-bit floats: p' ← p' + Σ w_j E[j]
     down     go these pairs of a word and a weight, of all rounds that a client has missed
 
-After the last round each client fits p_i = p' + A z to its own rows and keeps it to itself, with A a random projection and z found
-by CMA-ES as in BBT (T. Sun, Y. Shao, H. Qian, X. Huang, X. Qiu, "Black-Box Tuning for Language-Model-as-a-Service", ICML 2022,
-arXiv 2201.03514). Up to then both views are p': nothing of a client's own outlives a round.
+After the last round each client fits p_i = p' + A z to its own rows and keeps it to itself: A is a random projection, and z is
+found by CMA-ES as in BBT (T. Sun, Y. Shao, H. Qian, X. Huang, X. Qiu, "Black-Box Tuning for Language-Model-as-a-Service", ICML
+2022, arXiv 2201.03514). Up to then both views are p': nothing of a client's own outlives a round.
 
 All make p' of its start and the steps of every round, in their order and by the same operations, so that it has the same bits
 everywhere. What a client surely has in common with the server are the steps before the last of its turns that counted: the
@@ -114,10 +114,10 @@ class GFPT(Method):
         evidence="reconstructed",
         deviations=(
             "The paper's main text was not read: it is known from its abstract and from sentences that others quote. The number "
-            "of visits, the rows that losses are taken of, the scale of α, the start of the prompt and all of post-tuning but its "
-            "name are settings with the likeliest default. Post-tuning takes 400 losses, where BBT takes 8,000."
+            "of visits, the rows that losses are taken of, the scale of α, the start of the prompt and how post-tuning goes are "
+            "settings with the likeliest default. Post-tuning takes 400 losses, where BBT takes 8,000."
         ),
-        sends="for each position of its prompt the word that lowers its loss most: readable, it may tell what its texts are about",
+        sends="the word that lowers its loss most in each position of its prompt, which may tell what its texts are about",
         views=("personal", "global"),
         tells=("last",),
         needs=("texts", "label words", "no gradients"),
