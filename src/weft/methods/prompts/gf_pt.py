@@ -1,7 +1,7 @@
 """GF-PT: prompts of words that clients find by trying them out; ids of tokens go up, and sparse sums of words come down.
 
-R. Wang, T. Yu, R. Zhang, S. Kim, R. Rossi, H. Zhao, J. Wu, S. Mitra, L. Yao, R. Henao, "Personalized Federated Learning for Text
-Classification with Gradient-Free Prompt Tuning", Findings of NAACL 2024. Its authors give it no name; this is a survey's. No
+R. Wang, T. Yu, R. Zhang, S. Kim, R. Rossi, H. Zhao, J. Wu, S. Mitra, L. Yao, R. Henao, "Personalized Federated Learning for
+Text Classification with Gradient-Free Prompt Tuning", Findings of NAACL 2024. Its authors give it no name; this is a survey's. No
 gradient is taken anywhere: a frozen masked language model is asked for losses, and its embedding E [V, d] is read.
 
 A prompt has n vectors, which stand before every text. Server and clients hold the same p' [n, d]. In a round
@@ -38,9 +38,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weft.adaptation.evolution import evolved
 from weft.aggregation.lasso import lasso
-from weft.backbones.words import Words, rows_of, table_of, vocabulary
 from weft.contract import (
     TEMPORARY,
     Adaptation,
@@ -50,6 +48,7 @@ from weft.contract import (
     Bounded,
     ClientInfo,
     Count,
+    Init,
     Integers,
     Message,
     Method,
@@ -67,10 +66,11 @@ from weft.contract import (
     Weighting,
     Whole,
     WordPlace,
+    WordTable,
     make_batch,
 )
+from weft.tensors.evolution import evolved
 from weft.tensors.halves import HALVES, halves, numbers
-from weft.tensors.keyed import generator, numpy_generator
 
 IDS = "words/ids"
 """Goes up: a token for each position."""
@@ -164,7 +164,7 @@ class GFPT(Method):
 
     def downloads(self, bench: Bench, client: ClientInfo) -> Mapping[str, Shape]:
         each = (None, self.tokens, self.pairs)
-        words, weights = Bounded(each, vocabulary(bench.backbone)), Bounded(each, HALVES)
+        words, weights = Bounded(each, len(table_of(bench))), Bounded(each, HALVES)
         return {KEPT: Bounded((1,), LARGEST_COUNT), ATOMS: words, WEIGHTS: weights}
 
     def send(self, server: ServerState, client: ClientInfo) -> Message:
@@ -176,7 +176,7 @@ class GFPT(Method):
         if kept:
             message.tensors[KEPT] = Integers(torch.tensor([kept]), LARGEST_COUNT)
         if kept < len(steps):
-            bounds = {ATOMS: vocabulary(server.bench.backbone), WEIGHTS: HALVES}
+            bounds = {ATOMS: len(table_of(server.bench)), WEIGHTS: HALVES}
             for name, own in zip(bounds, zip(*[step[1:] for step in steps[kept:]], strict=True), strict=True):
                 message.tensors[name] = Integers(torch.tensor(own), bounds[name])
         return message
@@ -187,11 +187,11 @@ class GFPT(Method):
 
     @torch.no_grad()
     def load(self, pack: Pack) -> None:
-        name, made, before = prompt_of(pack), list[Tensor](), list[Step]()
+        name, table, made, before = prompt_of(pack), table_of(pack.bench), list[Tensor](), list[Step]()
         for k, start in enumerate(pack.tensors[name]):
             steps = steps_of(pack, k)
             same = bool(made) and steps == before  # most clients have the same
-            made.append(made[-1] if same else moved(pack.backbone, start, steps))
+            made.append(made[-1] if same else moved(table, start, steps))
             before = steps
         pack.tensors[name] = torch.stack(made)
 
@@ -200,13 +200,13 @@ class GFPT(Method):
     @torch.no_grad()
     def train(self, pack: Pack) -> Iterable[Update]:
         name, people = prompt_of(pack), torch.arange(len(pack.clients))
-        table, ids = Words(pack.backbone, pack.dtype, self.near), torch.full((len(people), self.tokens), -1)
+        table, ids = table_of(pack.bench), torch.full((len(people), self.tokens), -1)
         visits = self.steps or max(1, round(self.epochs * self.tokens))
         orders = [visited(self.tokens, visits, stream) for stream in pack.generators("positions")]
         batches = self._batches(pack)
         for at in torch.stack(orders, 1) if batches else ():  # [K], a position of each client
             prompt = pack.tensors[name].clone(memory_format=torch.contiguous_format)
-            tried = table.nearest(prompt[people, at], self.candidates)  # [K, candidates]
+            tried = table.nearest(prompt[people, at], self.candidates, self.near)  # [K, candidates]
             losses = []
             for words in tried.unbind(1):
                 prompt[people, at] = table.rows[words]
@@ -218,9 +218,9 @@ class GFPT(Method):
             pack.report(batches[0], batches[0].of(least.values))
         for k, client in enumerate(pack.clients):
             never = ids[k] < 0
-            ids[k, never] = table.nearest(pack.tensors[name][k, never.to(pack.device)], 1).squeeze(1).cpu()
+            ids[k, never] = table.nearest(pack.tensors[name][k, never.to(pack.device)], 1, self.near).squeeze(1).cpu()
             client.memo[STEPS] = steps_of(pack, k)
-        return pack.updates(tensors=[{IDS: Integers(own, len(table.rows))} for own in ids])
+        return pack.updates(tensors=[{IDS: Integers(own, len(table))} for own in ids])
 
     def _batches(self, pack: Pack) -> list[Batch]:
         """What losses are taken of in a turn, rows of like length together. Every client with rows is in the first."""
@@ -254,26 +254,26 @@ class GFPT(Method):
     # up --------------------------------------------------------------------------------------------------------------------
 
     def uploads(self, server: ServerState, client: ClientInfo) -> Mapping[str, Shape]:
-        return {IDS: Bounded((self.tokens,), vocabulary(server.bench.backbone))}
+        return {IDS: Bounded((self.tokens,), len(table_of(server.bench)))}
 
     # server: the step --------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def aggregate(self, server: ServerState, updates: Iterable[Update]) -> None:
-        bench = server.bench
+        table = table_of(server.bench)
 
         def embedded() -> Iterator[Update]:
             for update in updates:
                 ids = update.tensors[IDS]
                 assert isinstance(ids, Integers)
-                yield replace(update, tensors={PROMPT: rows_of(bench.backbone, ids.values, bench.dtype)})
+                yield replace(update, tensors={PROMPT: table[ids.values].cpu()})
 
         found = server.average(embedded())
         if PROMPT not in found:
             return
         held = server.memo[PROMPT] if PROMPT in server.memo else start_of(self, server)
-        step = self._step(found[PROMPT] - held, table_of(bench.backbone, bench.dtype).cpu())
-        server.memo[PROMPT] = moved(bench.backbone, held, [step])
+        step = self._step(found[PROMPT] - held, table.rows.cpu())
+        server.memo[PROMPT] = moved(table, held, [step])
         server.memo[STEPS] = [*server.memo.get(STEPS, []), [server.round.index, *step]]
 
     def _step(self, gaps: Tensor, table: Tensor) -> Step:
@@ -301,9 +301,9 @@ class GFPT(Method):
             return
         name, people = prompt_of(pack), batches[0].clients
         assert people is not None
-        common, seed = pack.tensors[name], pack.bench.seed
-        spread = float(table_of(pack.backbone, pack.dtype).std()) / (self.latent**0.5 * self.sigma)
-        a = spread * torch.randn(common[0].numel(), self.latent, generator=generator(seed, "projection")).to(common)
+        common = pack.tensors[name]
+        spread = float(table_of(pack.bench).rows.std()) / (self.latent**0.5 * self.sigma)
+        a = pack.bench.draw(Init((common[0].numel(), self.latent), "normal", spread), "projection").to(common)
 
         def prompts(z: np.ndarray) -> Tensor:
             """p' + A z of those with rows, z [k, d_z], and p' of the others."""
@@ -314,9 +314,8 @@ class GFPT(Method):
             found: np.ndarray = self._losses(pack, batches, prompts(z))[people].cpu().double().numpy()
             return found
 
-        own = [pack.clients[k].id for k in people.tolist()]
-        streams = [numpy_generator(seed, "post-tuning", pack.round.index, client) for client in own]
-        best = evolved(losses, streams, self.latent, self.sigma, self.population, self.evaluations)
+        streams = pack.generators("post-tuning")
+        best = evolved(losses, [streams[k] for k in people.tolist()], self.latent, self.sigma, self.population, self.evaluations)
         pack.tensors[name] = prompts(best)
 
 
@@ -327,6 +326,11 @@ def prompt_of(pack: Pack) -> str:
     """Name of the prompt's tensor."""
     (name,) = pack.params(PROMPT)
     return name
+
+
+def table_of(bench: Bench) -> WordTable:
+    """E."""
+    return WordTable(bench.backbone, bench.dtype)
 
 
 def start_of(method: GFPT, server: ServerState) -> Tensor:
@@ -352,7 +356,7 @@ def steps_of(pack: Pack, k: int) -> list[Step]:
     return [*held[:kept], *([words, weights] for words, weights in new)]
 
 
-def moved(backbone: Backbone, prompt: Tensor, steps: Iterable[Step]) -> Tensor:
+def moved(table: WordTable, prompt: Tensor, steps: Iterable[Step]) -> Tensor:
     """p' after more steps: always the same operations in the same order, none of which rounds differently on another machine.
 
     Args:
@@ -362,7 +366,7 @@ def moved(backbone: Backbone, prompt: Tensor, steps: Iterable[Step]) -> Tensor:
     for words, weights in steps:
         far = numbers(torch.tensor(weights)).to(found.dtype)
         for j, ids in enumerate(torch.tensor(words).unbind(1)):
-            found = found + far[:, j : j + 1] * rows_of(backbone, ids, found.dtype).cpu()
+            found = found + far[:, j : j + 1] * table[ids].cpu()
     return found.to(prompt.device)
 
 

@@ -6,9 +6,10 @@ The implementation is its author's own, the package ``cma``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
+import torch
 
 WORST = 1e300
 """What a loss that is not finite counts for."""
@@ -16,7 +17,7 @@ WORST = 1e300
 Losses = Callable[[np.ndarray], np.ndarray]
 
 
-def evolved(losses: Losses, streams: list[np.random.Generator], size: int, spread: float, points: int, most: int) -> np.ndarray:
+def evolved(losses: Losses, streams: Sequence[torch.Generator], size: int, spread: float, points: int, most: int) -> np.ndarray:
     """The best point that each of several clients has tried, [K, size]: none is worse than 0, which is the first.
 
     Clients go on side by side, each by itself: a point of each is tried at a time.
@@ -30,8 +31,11 @@ def evolved(losses: Losses, streams: list[np.random.Generator], size: int, sprea
     import cma
     from cma.sigma_adaptation import CMAAdaptSigmaCSA
 
-    def made(stream: np.random.Generator) -> cma.CMAEvolutionStrategy:
-        settings = {"popsize": points, "seed": np.nan, "randn": lambda *shape: stream.standard_normal(shape)}
+    def made(stream: torch.Generator) -> cma.CMAEvolutionStrategy:
+        def drawn(*shape: int) -> np.ndarray:
+            return torch.randn(shape, generator=stream, dtype=torch.float64).numpy()
+
+        settings = {"popsize": points, "seed": np.nan, "randn": drawn}
         # of the two rules for σ that it has, this is the published one, and the other one draws from NumPy's global stream
         settings |= {"AdaptSigma": CMAAdaptSigmaCSA, "verbose": -9, "verb_log": 0}
         return cma.CMAEvolutionStrategy(np.zeros(size), spread, settings)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
-from weft.adaptation.evolution import evolved
+from weft.tensors.evolution import evolved
 
 AIMS = np.random.default_rng(9).normal(size=(3, 12))
 
@@ -15,8 +16,8 @@ def far(z: np.ndarray, aims: np.ndarray = AIMS) -> np.ndarray:
     return found
 
 
-def streams(*numbers: int) -> list[np.random.Generator]:
-    return [np.random.default_rng(n) for n in numbers]
+def streams(*numbers: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(n) for n in numbers]
 
 
 def test_it_comes_near_the_minimum_of_each() -> None:
