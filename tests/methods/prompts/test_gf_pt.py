@@ -273,6 +273,8 @@ def test_a_client_that_has_lost_its_steps_says_so() -> None:
     store.save(run.clients[0])
     with pytest.raises(WeftError, match="client-0 has 0 steps of the prompt and is told to keep 1"):
         run.simulation.round(2)
+    run.server.synced["client-0"] = 0  # what becomes of a site that says that it is behind
+    check_same(run)
 
 
 def test_to_score_clients_changes_nothing_that_they_remember() -> None:
