@@ -32,7 +32,7 @@ from weft.federation.round import Round
 from weft.federation.scope import Scope
 from weft.methods import FedIT, FedSALoRA, FFALoRA, FlexLoRA, FLoRA, registry
 from weft.tasks.classification import Classification
-from weft.tensors.lowrank import LowRank
+from weft.testing import compare
 
 TINY = of_methods.said("TINY")
 
@@ -59,7 +59,7 @@ def everything(run: tiny.Federation) -> dict[str, Tensor]:
 
 
 def dense(values: Mapping[str, Any]) -> dict[str, Tensor]:
-    return {n: v.dense() if isinstance(v, LowRank) else v for n, v in values.items()}
+    return {n: compare.dense(v) for n, v in values.items()}
 
 
 # an untrained adapter is uploaded, because it was copied before training -------------------------------------------------
@@ -81,8 +81,7 @@ def test_what_a_client_uploads_is_what_it_has_learnt(slug: str) -> None:
         assert {u.client.id for u in seen[t]} == {c.id for c in run.clients if c.n}
         for u in seen[t]:
             assert u.tensors
-            for name, value in u.tensors.items():
-                assert isinstance(value, Tensor)
+            for name, value in dense(u.tensors).items():
                 before = starts[u.client.id].get(name, torch.zeros_like(value))  # 0: what is no part of the model (prototypes)
                 assert not torch.equal(value, before) or (slug, name) in IDLE or flat(run, u.client.id, name), name
 
@@ -177,7 +176,7 @@ def test_keys_with_a_wrappers_prefix_are_refused_in_both_directions(slug: str) -
     turn = by_hand.turn(run, info)
     update.tensors = {f"model.{n}": v for n, v in update.tensors.items()}
     frame = exchange.pack_update(server, update, turn)
-    with pytest.raises(Refused, match="not expected"):
+    with pytest.raises(Refused, match=r"not expected|is of integers, unexpectedly"):
         exchange.read_update(server, turn, frame.data)
     message = run.method.send(server, info)
     data = encode(
@@ -196,7 +195,7 @@ def test_keys_with_a_wrappers_prefix_are_refused_in_both_directions(slug: str) -
         facts=frozenset(run.method.info.tells),
         max_weight=1e9,
     )
-    with pytest.raises(Refused, match="not expected"):
+    with pytest.raises(Refused, match=r"not expected|is of integers, unexpectedly"):
         decode(data, expected)
 
 
@@ -227,7 +226,8 @@ def test_on_a_half_precision_backbone_everything_that_is_learnt_sent_and_average
     seen = by_hand.record(run)
     run.run()
     values = [v for u in seen[0] for v in u.tensors.values()] + list(everything(run).values())
-    assert {v.dtype for v in values if isinstance(v, Tensor)} == {torch.float32}
+    assert values
+    assert {v.dtype for v in values if isinstance(v, Tensor)} <= {torch.float32}
 
 
 @pytest.mark.parametrize("slug", some(METHODS))

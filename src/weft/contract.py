@@ -24,6 +24,7 @@ from weft.adaptation.tune import Tune
 from weft.adaptation.values import Values
 from weft.adaptation.weights import Weights
 from weft.backbones.backbone import Backbone, Site
+from weft.backbones.word_table import WordTable
 from weft.devices import PROFILES, dealt
 from weft.errors import UserError, WeftError, nearest
 from weft.federation.batch import Batch, make_batch
@@ -109,6 +110,7 @@ __all__ = [
     "Whole",
     "WordEncoder",
     "WordPlace",
+    "WordTable",
     "average",
     "dealt",
     "distillation",

@@ -15,7 +15,15 @@ HEAD = [CLASSES * D, CLASSES]
 BLOCK = ((D, D), (D, F))  # (d_in, d_out) of the sites "q,ffn.in"
 SITES = {"sites": "q,ffn.in"}
 Sizes = dict[str, list[int]]
-"""Part -> elements of each of its tensors."""
+"""Part -> elements of each of its tensors, or :class:`Bits` of integers."""
+
+
+class Bits(int):
+    """Of one value of integers below a bound, which no codec touches: their number times the bits of each."""
+
+    @property
+    def bytes(self) -> int:
+        return -(-self // 8)
 
 
 class Turn(NamedTuple):

@@ -13,7 +13,7 @@ import torch
 
 import of_methods
 import tiny
-from bytes_of import CLASSES, HEAD, Case, D, Sizes, Turn, lora
+from bytes_of import CLASSES, HEAD, Bits, Case, D, Sizes, Turn, lora
 from weft.federation.info import common
 from weft.methods import registry
 
@@ -39,9 +39,12 @@ def turns(run: tiny.Federation, t: int) -> list[Turn]:
 
 
 def cost(sizes: Sizes, codec: str) -> dict[str, int]:
-    if codec == "identity":
-        return {part: 4 * sum(tensors) for part, tensors in sizes.items()}
-    return {part: sum(tensors) + 4 * len(tensors) for part, tensors in sizes.items()}
+    def of(elements: int) -> int:
+        if isinstance(elements, Bits):
+            return elements.bytes
+        return 4 * elements if codec == "identity" else elements + 4
+
+    return {part: sum(map(of, tensors)) for part, tensors in sizes.items()}
 
 
 def added(costs: list[dict[str, int]]) -> dict[str, int]:

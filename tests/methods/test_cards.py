@@ -17,6 +17,8 @@ from paths import ROOT
 from weft.federation import info
 from weft.federation.message import Update
 from weft.methods import registry
+from weft.tensors.forms import Value
+from weft.tensors.integers import Integers
 
 PAGE = ROOT / "docs" / "adding-a-method.md"
 
@@ -33,12 +35,17 @@ def test_only_a_method_that_needs_all_updates_holds_one_when_it_takes_the_next(s
     run = tiny.federation(replace(built(slug), batch=3, steps=1, epochs=1.0), sizes=(6, 6, 6, 6), rounds=1)
     intake, most = run.simulation.intake, 0
 
+    def clone(value: Value) -> Value:
+        if isinstance(value, Integers):
+            return Integers(value.values.clone(), value.below)
+        return value.clone() if isinstance(value, Tensor) else value
+
     def watched(updates: Iterable[Update]) -> Iterator[Update]:
         nonlocal most
         seen: list[weakref.ref[Tensor]] = []
         for update in updates:
-            tensors = {n: v.clone() if isinstance(v, Tensor) else v for n, v in update.tensors.items()}
-            copies = [v for v in tensors.values() if isinstance(v, Tensor)]
+            tensors = {n: clone(v) for n, v in update.tensors.items()}
+            copies = [v.values if isinstance(v, Integers) else v for v in tensors.values() if isinstance(v, Tensor | Integers)]
             fresh: Any = replace(update, tensors=tensors)
             most = max(most, len({i for i, ref in enumerate(seen) if ref() is not None}))
             seen.append(weakref.ref(copies[0]))

@@ -408,7 +408,7 @@ class Pack(Passes):
         return [generator(self.bench.seed, purpose, self.round.index, c.id) for c in self.clients]
 
     def updates(
-        self, facts: list[dict[str, Any]] | None = None, tensors: list[dict[str, Tensor]] | None = None
+        self, facts: list[dict[str, Any]] | None = None, tensors: Sequence[Mapping[str, Value]] | None = None
     ) -> Iterator[Update]:
         """Each client's update: its UP tensors that an optimizer has moved, and ``tensors`` that are not of its adaptation (see
         :meth:`Method.uploads`). A client without rows sends nothing.

@@ -61,7 +61,10 @@ class Federation:
         return self
 
     def pack(self, clients: Sequence[int] | None = None, t: int = 0) -> Pack:
-        """A pack of these clients (all, if None), of one backbone, as they enter round t, past the wire."""
+        """A pack of these clients (all, if None), of one backbone, as they enter round t, past the wire.
+
+        They remember what is stored of them, unless they hold something already.
+        """
         server = self.server
         server.round = replace(self.method.plan(server, t) or Round(t), period=server.period_at(t))
         server.introduce(self.clients)
@@ -69,6 +72,8 @@ class Federation:
         server.cohort = [c.info(self.method.info.asks) for c in chosen]
         turns = []
         for c in chosen:
+            if not c.kept and not c.memo:
+                self.simulation.setup.store.load(c)
             info = c.info(self.method.info.asks)
             message = self.method.send(server, info)
             adaptation = adapted(self.method, self.bench, info)

@@ -138,7 +138,7 @@ def check_loading(method: Method) -> None:
                 f"{slug}: what {client} sends in round {t} is not what is read",
             )
     run = p.scratch
-    p.put(p.packed.run.server)
+    p.put(p.packed.run)
     for k, person in enumerate(run.clients):
         info = person.info(method.info.asks)
         run.server.cohort = [info]
@@ -187,7 +187,7 @@ def _flat(p: Plays, name: str) -> bool:
     A plain step of its gradient, a rounding error, is too small to move it.
     """
     run = p.scratch
-    p.put(p.packed.run.server)
+    p.put(p.packed.run)
     for k, person in enumerate(run.clients):
         run.server.cohort = [person.info(p.method.info.asks)]
         pack = run.pack([k], t=ROUNDS)

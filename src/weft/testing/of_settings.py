@@ -51,12 +51,15 @@ def check_rate_zero(method: Method, *codecs: str, rounds: int = 1, **about: Any)
     may turn factors.
 
     Clients that are handed what others have sent predict otherwise although nothing moves. Then all of them send exactly what
-    they entered with, and what the run holds stays as it is from one round to the next.
+    they entered with, and what the run holds stays as it is from one round to the next. A method that takes no steps, by no
+    gradient nor by a rule of its own, has no rate.
 
     Args:
         rounds: at least; more, until a kind of round comes again. about: of the federation; else it has two clients and a shallow
             model.
     """
+    if "no gradients" in method.info.needs and "own steps" not in method.info.needs:
+        return
     about = about or {"model": shallow(method), **PAIR}
     values = {f.name: getattr(small(method), f.name) for f in fields(method)}
     changes: dict[str, Any] = {n: v.but(lr=0.0) for n, v in values.items() if isinstance(v, Optim)}

@@ -29,7 +29,6 @@ from weft.backbones.backbone import Backbone, frozen_fingerprint
 from weft.communication.ledger import Ledger
 from weft.engines.evaluation import Evaluation
 from weft.federation.method import Method
-from weft.federation.server import ServerState
 from weft.storage.store import ClientStore
 from weft.tasks.kinds import GENERATION, LANGUAGE, MASKED, TOKENS
 from weft.testing.compare import logits, state
@@ -160,9 +159,14 @@ class Plays:
         """A federation that nothing was played in, for what is tried out on its server."""
         return federation(self.method, self.model, **self.settings)
 
-    def put(self, server: ServerState) -> None:
-        """Let the scratch server hold what another does."""
-        Snapshot.of(server).onto(self.scratch.server)
+    def put(self, run: Federation) -> None:
+        """Let the scratch server hold what that of a run does, and its clients remember what those of the run do."""
+        Snapshot.of(run.server).onto(self.scratch.server)
+        for mine, theirs in zip(self.scratch.clients, run.clients, strict=True):
+            store = run.simulation.setup.store
+            store.load(theirs)
+            mine.kept, mine.memo = theirs.kept, theirs.memo
+            store.forget(theirs)
         self.scratch.server.introduce(self.scratch.clients)
 
     @functools.cached_property

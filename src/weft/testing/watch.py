@@ -81,8 +81,11 @@ class Seen:
 
 
 def copied(update: Update) -> Update:
-    tensors: dict[str, Value] = {n: v if isinstance(v, Integers) else dense(v).clone() for n, v in update.tensors.items()}
-    return replace(update, tensors=tensors, facts=copy.deepcopy(update.facts))
+    return replace(update, tensors={n: _clone(v) for n, v in update.tensors.items()}, facts=copy.deepcopy(update.facts))
+
+
+def _clone(value: Value) -> Value:
+    return Integers(value.values.clone(), value.below) if isinstance(value, Integers) else dense(value).clone()
 
 
 @contextmanager
@@ -102,8 +105,7 @@ def watching(method: Method) -> Iterator[Seen]:
                     with suppress(KeyError, AssertionError):  # it has none of this tensor in this round
                         mine[name] = pack.value(k, name).clone()
         for update in train(self, pack):
-            sent: Tensors = {n: dense(v).clone() for n, v in update.tensors.items()}
-            seen.sent.setdefault(t, {})[update.client.id] = sent
+            seen.sent.setdefault(t, {})[update.client.id] = {n: dense(v) for n, v in copied(update).tensors.items()}
             yield update
 
     def noted_aggregate(self: Method, server: ServerState, updates: Iterable[Update]) -> None:

@@ -9,11 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 import by_hand
 import tiny
 from bytes_of import Case, D, Sizes, Turn
+from filled_by_hand import logits
 from weft.adaptation.optim import Optim
 from weft.backbones.backbone import frozen_fingerprint
 from weft.errors import UserError
@@ -24,24 +24,6 @@ M, H = 3, 5
 SITE = "bert.embeddings.word_embeddings"
 NAME = f"prompt/{SITE}/words"
 SMALL = FedPrompt(tokens=M, batch=4, optim=FedPrompt().optim.but(lr=0.05, eps=1e-6))
-LABELS = ("w0", "w7", "w14")
-
-
-def logits(run: tiny.Federation, words: Tensor, rows: np.ndarray, where: str = "behind") -> Tensor:
-    """[n, C], each row a sentence of its own: nothing is padded, and the mask is looked for behind the words."""
-    folder = run.bench.backbone.path
-    model = AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.float64).eval().requires_grad_(False)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    wanted = tokenizer.convert_tokens_to_ids(list(LABELS))
-    found = []
-    for i in rows:
-        ids = run.bench.table.collate(np.array([i]))["input_ids"]
-        own = model.get_input_embeddings()(ids)
-        at = int(where == "behind")
-        put = torch.cat([own[:, :at], words[None], own[:, at:]], 1)
-        slot = ids[0].tolist().index(tokenizer.mask_token_id) + len(words)
-        found.append(model(inputs_embeds=put).logits[0, slot, wanted])
-    return torch.stack(found)
 
 
 def tuned(run: tiny.Federation, words: Tensor, steps: list[np.ndarray]) -> Tensor:

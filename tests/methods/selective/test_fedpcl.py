@@ -306,12 +306,13 @@ def test_rows_of_a_class_that_nobody_knows_take_no_part() -> None:
 
 
 def test_representations_are_of_unit_length_and_nowhere_negative_and_means_of_them_no_longer() -> None:
-    run = tiny.federation(SMALL, "vit", rounds=2).run()
+    run = tiny.federation(SMALL, "vit", rounds=2)
     method = run.method
     assert isinstance(method, FedPCL)
-    z = method.represent(run.pack([0, 3], 2), of_rows(run, [list(range(12))] * 2))
+    z = method.represent(run.pack([0, 3]), of_rows(run, [list(range(12))] * 2))
     by_hand.close(z.norm(dim=-1), torch.ones(2, 12, dtype=torch.float64), 1e-12)
     assert float(z.min()) >= 0
+    run.run()
     assert float(run.server.memo[LOCAL].norm(dim=1).max()) <= 1 + 1e-12
 
 
