@@ -53,7 +53,6 @@ class Case(NamedTuple):
     answers: tuple[bool, bool, bool] = (True, True, True)  # the rounds in which clients send something
     rounds: int = 3  # that there are, if three are asked for
     revealed: int = 0  # bytes of the facts in an upload
-    exact: Callable[[Turn], dict[str, int]] = lambda turn: {}  # bytes of the integers in an upload, by part
 
 
 def lora(rank: int, roles: str = "AB", ffn: int | None = None, blocks: int = LAYERS) -> list[int]:

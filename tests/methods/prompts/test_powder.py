@@ -16,7 +16,7 @@ from torch import Tensor
 import by_hand
 import images_by_hand as hand
 import tiny
-from bytes_of import CLASSES, Case, D, Sizes, Turn
+from bytes_of import CLASSES, Bits, Case, D, Sizes, Turn
 from weft.adaptation.optim import Optim
 from weft.backbones.backbone import frozen_fingerprint
 from weft.errors import UserError
@@ -386,7 +386,8 @@ def up(turn: Turn) -> Sizes:
     if turn.t:
         return {"own": OWN}
     seen = len(BLOCKS) * TASKS * M
-    return {"match": [seen], "match by class": [sum(map(bool, turn.counts)) * seen], "classes": []}
+    there = sum(map(bool, turn.counts))
+    return {"match": [seen], "match by class": [there * seen], "classes": [Bits(2 * there)]}
 
 
 BYTES = Case(
@@ -395,5 +396,4 @@ BYTES = Case(
     up,
     first=lambda turn: {"pool": [TASKS * M * D] * 2 * len(BLOCKS)},
     head_stays=True,
-    exact=lambda turn: {} if turn.t else {"classes": -(-2 * sum(map(bool, turn.counts)) // 8)},
 )
