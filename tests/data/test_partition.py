@@ -349,3 +349,20 @@ def test_a_deal_that_leaves_some_client_too_few_rows_is_refused() -> None:
 def test_a_natural_deal_without_keys_names_the_way_out() -> None:
     with pytest.raises(UserError, match="--key"):
         partition(make_source([0, 1] * 10), clients=2, scheme="natural")
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        ([0, 1, 0, 1, 0, 0], ["all rows of the key c (of x) are of one class"]),
+        ([0, 1, 1, 1, 0, 0], ["all rows of the key b (of y), c (of x) are of one class"]),
+        ([0, 0, 1, 1, 0, 0], []),  # each of one: it is how the keys were made
+        ([0, 1, 0, 1, 0, 1], []),
+    ],
+)
+def test_a_domain_of_one_class_among_others_of_several_is_said(labels: list[int], said: list[str]) -> None:
+    rows = Rows(texts=[f"t{i}" for i in range(6)], labels=np.array(labels), keys=list("aabbcc"))
+    dealt = partition(Source("some", ("x", "y"), rows), clients=3, scheme="natural", val_fraction=0, test_fraction=0)
+    found = [note for note in dealt.notes if "of one class" in note]
+    assert len(found) == len(said)
+    assert all(words in note for words, note in zip(said, found, strict=True))

@@ -289,6 +289,28 @@ def shared(test: Iterable[Hashable], train: Iterable[Hashable], where: str, spli
     ]
 
 
+DOMAINS = 10
+"""Natural keys up to which each one's classes are looked at; where there are more they are people, of few rows each."""
+
+
+def of_one_class(
+    keys: Sequence[str] | None, labels: np.ndarray, classes: Sequence[str], where: str, called: str | None
+) -> list[str]:
+    """What is said of natural keys all whose rows are of one class, where there are few keys and others have several classes.
+
+    Args:
+        called: what a key is.
+    """
+    if keys is None or not 1 < len(known := sorted({key for key in keys if key})) <= DOMAINS:
+        return []
+    own = {key: np.unique(labels[[k == key for k in keys]]) for key in known}
+    single = {key: classes[int(found[0])] for key, found in own.items() if len(found) == 1}
+    if not single or len(single) == len(own):
+        return []
+    told = ", ".join(f"{key} (of {name})" for key, name in single.items())
+    return [f"{where}: all rows of the {called or 'key'} {told} are of one class: a client of it learns to name nothing else."]
+
+
 def tested(test: int, where: str) -> list[str]:
     """What is said of a federation without test rows."""
     if test:

@@ -102,6 +102,11 @@ def partition(
     test = _own_or_all(source.test, [client.test for client in members])
     said = [
         *checks.repeats(groups, rows.labels, source.name, "picture" if rows.texts is None else "text"),
+        *(
+            checks.of_one_class(rows.keys, rows.labels, source.classes, source.name, source.key_name or "key")
+            if rows.of_classes
+            else ()
+        ),
         *_shared(source, [client.train for client in members], held_out),
         *checks.tested(len(test), source.name),
     ]
