@@ -1,8 +1,8 @@
 """A model of soft words or a prefix, and a head, as a PEFT adapter for prompt learning, and back.
 
 PEFT keeps what its encoders make: the vectors [m, d] of PROMPT_TUNING and P_TUNING, and the keys and values of all blocks side by
-side [p, blocks · 2 · heads · d] of PREFIX_TUNING. It puts vectors before the first token of a row. A prefix lies in its cache, and a
-row's positions begin behind it: where they are rotary, the row sees keys that are turned by p as it sees Weft's.
+side [p, blocks · 2 · heads · d] of PREFIX_TUNING. It puts vectors before the first token of a row. A prefix lies in its cache,
+and positions of a row begin behind it: where they are rotary, the row sees keys that are turned by p as it sees Weft's.
 """
 
 from __future__ import annotations
