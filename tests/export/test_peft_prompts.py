@@ -313,6 +313,12 @@ def test_a_prefix_of_a_stretched_model_is_turned_and_not_stretched(tmp_path: Pat
     torch.testing.assert_close(got, run.global_logits(), **RUN_CLOSE)
 
 
+def test_what_was_trained_in_low_precision_is_compared_on_exact_angles(tmp_path: Path) -> None:
+    report = exported(tiny.federation(PREFIX, tiny.backbone("llama", precision="bfloat16"), precision="bfloat16").run(), tmp_path)
+    assert report.kind == "peft"
+    assert report.difference <= 1e-5
+
+
 @pytest.mark.parametrize("kind", ["llama", "phi", "gpt_neox"])
 def test_keys_are_turned_back_to_where_they_were_and_in_steps(kind: str) -> None:
     b = tiny.backbone(kind)
