@@ -229,11 +229,15 @@ def test_the_lines_of_a_tagger_leave_out_what_it_says_of_the_words(tmp_path: Pat
     exported(played(BEHIND, "bert", "tokens"), tmp_path)
     texts = [["w3", "w40", "w7"], ["w60", "w2"]]
     (code,) = re.findall(r"```python\n(.*?)```", (tmp_path / "README.md").read_text(), flags=re.DOTALL)
-    exec(code, {"FOLDER": tmp_path, "TEXTS": texts})
+    scope: dict[str, Any] = {"FOLDER": tmp_path, "TEXTS": texts}
+    exec(code, scope)
     printed = [eval(line) for line in capsys.readouterr().out.splitlines()]
     model = load(tmp_path, **HERE)
     rows = rows_of([tuple(t) for t in texts], [np.zeros(len(t), np.int64) for t in texts])
-    tags = [model.classes[i] for i in model.logits_of(rows).argmax(-1).tolist()]
+    expected = model.logits_of(rows)
+    own = torch.cat([row[1 : 1 + len(text)] for row, text in zip(scope["logits"], texts, strict=True)])  # behind [CLS]
+    torch.testing.assert_close(own, expected, **RUN_CLOSE)
+    tags = [model.classes[i] for i in expected.argmax(-1).tolist()]
     assert [tag for row in printed for _, tag in row] == tags
     assert [word for row in printed for word, _ in row] == [word for text in texts for word in text]
 
