@@ -51,13 +51,21 @@ def by_readme(folder: Path, rows: Rows) -> Tensor:
     return found
 
 
-def by_peft(base: str, folder: Path, inputs: dict[str, Tensor], classes: int, pad: int) -> Tensor:
-    """What anybody writes who has never heard of Weft."""
+def by_peft(
+    base: str, folder: Path, inputs: dict[str, Tensor], classes: int | None, pad: int, task: str = "SequenceClassification"
+) -> Tensor:
+    """What anybody writes who has never heard of Weft.
+
+    Args:
+        classes: None where there is no head of a new task.
+    """
+    import transformers
     from peft import PeftModel
-    from transformers import AutoModelForSequenceClassification
 
     torch.manual_seed(99)
-    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=classes)
+    labels = {} if classes is None else {"num_labels": classes}
+    model = getattr(transformers, f"AutoModelFor{task}").from_pretrained(base, **labels)
     model.config.pad_token_id = pad
     with torch.no_grad():
-        return PeftModel.from_pretrained(model, folder).eval()(**inputs).logits
+        found: Tensor = PeftModel.from_pretrained(model, folder).eval()(**inputs).logits
+    return found

@@ -92,6 +92,7 @@ class About:
         task_settings: what else the run's task was told, as how it writes texts; none = as usual.
         quantised: how the base's weights were while it was trained; "" = as they are.
         start: the adapter that its run began from, see :class:`weft.runs.beginning.Beginning`; None = from none.
+        why: soft words or a prefix are in Weft's own files, where PEFT has some too; None = they are not, or there are none.
     """
 
     kind: str
@@ -112,6 +113,7 @@ class About:
     task_settings: dict[str, Any] = field(default_factory=dict)
     quantised: str = ""
     start: dict[str, Any] | None = None
+    why: str | None = None
 
     @property
     def predicts(self) -> Task:

@@ -65,9 +65,12 @@ def of_masks(about: About) -> str:
     )
 
 
-def plain(about: About, plain_class: str) -> str:
+def plain(about: About, plain_class: str, room: int = 0, longest: int = 0) -> str:
     """Without Weft; only a base that comes with Weft is looked up in it. FOLDER, and TEXTS (and SECOND, of pairs) or IMAGES, are
     the reader's.
+
+    Args:
+        room: tokens of the adapter's own in each row, of the ``longest`` that the base takes.
     """
     if about.task == MASKED:
         return of_masks(about)
@@ -88,6 +91,7 @@ def plain(about: About, plain_class: str) -> str:
     arguments = ", ".join(["id2label=dict(enumerate(labels))", *(f"{n}={v!r}" for n, v in more.items())])
     trust = ", trust_remote_code=True" if base.code else ""
     reader = "AutoTokenizer" if base.reads == "texts" else "AutoImageProcessor"
+    own = f"[:, {room}:]  # those before are of soft words" if room and about.task == TOKENS else ""
     padding = ""
     if base.pad_token_id != base.own_padding:
         padding = f"base.config.pad_token_id = {base.pad_token_id}\n"
@@ -97,8 +101,8 @@ def plain(about: About, plain_class: str) -> str:
         f"base = {plain_class}.from_pretrained(where, {arguments})\n{padding}"
         "model = PeftModel.from_pretrained(base, FOLDER).eval()\n"
         f"reader = {reader}.from_pretrained(where{trust})\n"
-        f"{_read(about)}"
-        "with torch.no_grad():\n    logits = model(**inputs).logits\n"
+        f"{_read(about, min(about.max_length, longest - room) if room else about.max_length)}"
+        f"with torch.no_grad():\n    logits = model(**inputs).logits{own}\n"
         f"{_answers(plain_class, about.task == NUMBERS)}"
     )
 
@@ -124,7 +128,7 @@ def _answers(plain_class: str, number: bool) -> str:
     return "print([labels[i] for i in logits.argmax(-1)])\n"
 
 
-def _read(about: About) -> str:
+def _read(about: About, max_length: int) -> str:
     """How rows become inputs."""
     base = about.base
     if base.reads == "images":
@@ -137,5 +141,5 @@ def _read(about: About) -> str:
         kinds += ", is_split_into_words=True"
     return (
         f'reader.padding_side, reader.pad_token_id = "right", {base.pad_token_id}\n'
-        f'inputs = reader({given}, truncation=True, max_length={about.max_length}, padding=True, return_tensors="pt"{kinds})\n'
+        f'inputs = reader({given}, truncation=True, max_length={max_length}, padding=True, return_tensors="pt"{kinds})\n'
     )

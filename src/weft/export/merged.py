@@ -18,7 +18,7 @@ from weft.adaptation.weights import Weights
 from weft.backbones import trace
 from weft.backbones.pixels import picture_shape
 from weft.errors import UserError, WeftError, nearest
-from weft.export import language_card, peft_files
+from weft.export import language_card, peft_files, peft_prompts
 from weft.export.about import About
 from weft.export.card import card
 from weft.export.predictor import Predictor, load
@@ -60,7 +60,8 @@ def merge(adapter: Path, folder: Path, precision: str = "auto") -> ExportReport:
         )
     model = load(adapter, device="cpu", precision="float32")
     backbone = model.backbone
-    if about.kind != "peft" and not whole_weights(model.trained):
+    low_rank = about.kind == "peft" and peft_prompts.alone(model.trained) is None
+    if not low_rank and not whole_weights(model.trained):
         raise UserError(
             f"the model of {about.method['slug']} has parts that the weights of its base can't take in, as they are no low-rank "
             "sums: leave --merged out."

@@ -52,11 +52,16 @@ WORDS = {
 def fits(trained: Trained, backbone: Backbone) -> bool:
     """Whether PEFT's LoRA can say all of it, on a model that transformers can load."""
     heads = [p for p in trained.parts.values() if type(p) is Head]
-    whole = len(heads) == 1 or (not heads and not backbone.heads)
     known = all(type(p) in (LoRA, DoRA, DyLoRA, AdaLoRA, Orthogonal, FromWeights, Delta, Head) for p in trained.parts.values())
     if (name := magnitudes(trained)) is not None:  # PEFT has one at a layer, of weight 1, and nothing beside it
         known = known and len(trained.parts) == len(heads) + 1 and trained.use[name] == 1.0
-    return trained.rule is None and whole and known and plain_class(backbone) is not None
+    return trained.rule is None and whole(trained, backbone) and known and plain_class(backbone) is not None
+
+
+def whole(trained: Trained, backbone: Backbone) -> bool:
+    """Whether all of the head is there that a base needs: one, or none at all."""
+    heads = [p for p in trained.parts.values() if type(p) is Head]
+    return len(heads) == 1 or (not heads and not backbone.heads)
 
 
 def settled(trained: Trained, backbone: Backbone) -> Trained:

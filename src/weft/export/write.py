@@ -17,7 +17,7 @@ from weft.backbones.backbone import Backbone
 from weft.backbones.load import load as load_backbone
 from weft.backbones.reply_table import Replies
 from weft.errors import UserError, WeftError
-from weft.export import language_card, peft_files, weft_files
+from weft.export import language_card, peft_files, peft_prompts, weft_files
 from weft.export.about import About, Base, brings_code, hashes, settings_of
 from weft.export.card import card, ours, plain
 from weft.export.trained import Trained, capture, not_finite
@@ -75,8 +75,8 @@ def export(
 ) -> ExportReport:
     """Write the model of a run into ``folder``, load it anew in float32 and compare its logits.
 
-    Parts that are low-rank, and a head, make a PEFT LoRA adapter; anything else goes to ``weft_adapter.*``. ``weft.json`` lies
-    beside either, with base, classes and method.
+    Parts that are low-rank, and a head, make a PEFT LoRA adapter; soft words or a prefix make one for prompt learning, where PEFT
+    predicts the same; anything else goes to ``weft_adapter.*``. ``weft.json`` lies beside each, with base, classes and method.
 
     Args:
         folder: an existing, empty folder.
@@ -99,15 +99,17 @@ def export(
             f"{odd} is not finite, since training diverged: there is no model to export; try a lower --set method.lr."
         )
     facts = (nobody(server.clients) if client is None else client.info(method.info.asks)).facts
-    kind = "peft" if peft_files.fits(trained, bench.backbone) else "weft"
-    module = peft_files if kind == "peft" else weft_files
-    if kind == "peft":
+    about, compared = about_of(method, bench, view, info, client), None
+    if peft_files.fits(trained, bench.backbone):
         trained = peft_files.settled(trained, bench.backbone)
-        peft_files.write(trained, bench.backbone, Base.of(bench.backbone), folder)
-    else:
+        peft_files.write(trained, bench.backbone, about.base, folder)
+        about = replace(about, kind="peft", files=hashes(folder, peft_files.FILES))
+    elif peft_prompts.alone(trained) is not None:
+        about, compared = as_prompts(trained, about, bench, folder)
+    if not about.kind:
         weft_files.write(trained, method, view, facts, bench.backbone, folder)
-    about = replace(about_of(method, bench, view, info, client), kind=kind, files=hashes(folder, module.FILES))
-    difference, tolerance, rows = compare(trained, about, bench, folder)
+        about = replace(about, kind="weft", files=hashes(folder, weft_files.FILES))
+    difference, tolerance, rows = compared or compare(trained, about, bench, folder)
     if not difference <= tolerance:  # NaN is no agreement
         raise WeftError(
             f"the model exported to {folder} predicts something else than the run's (logits differ by {difference:.2g}, "
@@ -115,8 +117,34 @@ def export(
         )
     about = replace(about, checked={"rows": rows, "difference": difference, "tolerance": tolerance})
     about.write(folder)
-    files.write(folder / "README.md", card(about, notes(about), code(about, bench.backbone), kind).encode())
+    room = sum(part.room(bench.backbone) for part in trained.parts.values())
+    lines = code(about, bench.backbone, room)
+    files.write(folder / "README.md", card(about, notes(about), lines, about.kind).encode())
     return report_of(about, folder)
+
+
+def as_prompts(trained: Trained, about: About, bench: Bench, folder: Path) -> tuple[About, tuple[float, float, int] | None]:
+    """Write soft words or a prefix as PEFT has them, and :func:`compare`.
+
+    Returns:
+        what is said of the model, and the comparison. Where PEFT predicts something else, nothing is written: there is no
+        comparison, and ``why`` tells the reason.
+    """
+    if why := peft_prompts.against(trained, bench.backbone):
+        return replace(about, why=why), None
+    peft_prompts.write(trained, bench.backbone, about.base, folder)
+    tried = replace(about, kind="peft", files=hashes(folder, peft_prompts.FILES))
+    try:
+        compared = compare(trained, tried, bench, folder)
+    except UserError:
+        raise
+    except WeftError:  # PEFT does not run
+        compared = math.inf, 0.0, 0
+    if compared[0] <= compared[1]:
+        return tried, compared
+    for name in peft_prompts.FILES:
+        (folder / name).unlink()
+    return replace(about, why=peft_prompts.OTHERWISE), None
 
 
 def about_of(method: Method, bench: Bench, view: str, info: Mapping[str, Any], client: ClientState | None) -> About:
@@ -154,12 +182,20 @@ def report_of(about: About, folder: Path) -> ExportReport:
     )
 
 
-def code(about: About, backbone: Backbone) -> str:
-    """The lines of Python that load an exported model."""
+def code(about: About, backbone: Backbone, room: int = 0) -> str:
+    """The lines of Python that load an exported model.
+
+    Args:
+        room: tokens of its own in each row.
+    """
     plain_class = peft_files.plain_class(backbone)
     if about.kind != "peft" or plain_class is None:
         return ours(about)
-    return language_card.plain(about, backbone, plain_class) if about.writes else plain(about, plain_class)
+    return (
+        language_card.plain(about, backbone, plain_class)
+        if about.writes
+        else plain(about, plain_class, room, backbone.max_length)
+    )
 
 
 def max_length(settings: Mapping[str, Any], backbone: Backbone) -> int:
@@ -178,6 +214,8 @@ def notes(about: About) -> list[str]:
     if about.start is not None:
         whole = "LoRA and head" if about.start["head"] else "LoRA"
         found.append(f"Its run began from the {whole} of an adapter (sha256 `{about.start['sha256']}` of its files).")
+    if about.why is not None:
+        found.append(f"It is in Weft's own files, as {about.why}.")
     if common(about.view) or about.client is not None:
         return found
     return [
@@ -208,6 +246,8 @@ def compare(trained: Trained, about: About, bench: Bench, folder: Path) -> tuple
     rows = order[np.unique(np.linspace(0, len(order) - 1, ROWS).round().astype(int))]
     read_back = read(folder, about, backbone)
     anybody = peft_files.plain_model(folder, backbone, about) if about.kind == "peft" else None
+    room = sum(part.room(backbone) for part in trained.parts.values())
+    cut = {"most": backbone.max_length - room} if room else {}
     largest, differences = 1.0, [0.0]
     # logits of a language model are over its vocabulary, at every token of a row: one row at a time is enough to hold
     for some in np.split(rows, len(rows)) if about.writes else [rows]:
@@ -217,8 +257,9 @@ def compare(trained: Trained, about: About, bench: Bench, folder: Path) -> tuple
         found = [read_back.logits(backbone, about.predicts, table, some)]
         if anybody is not None:
             with peft_files.plainly(folder):
-                logits = peft_files.logits_of(anybody, backbone, table.collate(some))
-            found.append(at_things(logits, about, table, some))
+                logits = peft_files.logits_of(anybody, backbone, table.collate(some, **cut))
+            own = logits[:, room:] if logits.dim() == 3 else logits  # of each token, of which soft words are none to tag
+            found.append(at_things(own, about, table, some))
         largest = max(largest, float(expected.abs().max()))
         differences += [float((again - expected).abs().max()) for again in found]
     return max(differences, key=lambda d: (math.isnan(d), d)), TOLERANCE * largest, len(rows)
@@ -246,7 +287,7 @@ def read(folder: Path, about: About, backbone: Backbone) -> Trained:
         UserError: it is damaged.
     """
     if about.kind == "peft":
-        return peft_files.read(folder, backbone)
+        return (peft_prompts if peft_prompts.wrote(folder) else peft_files).read(folder, backbone)
     return weft_files.read(folder, backbone, about.predicts)
 
 
