@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import queue
 import sys
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import tiny
 import toy_runs
@@ -390,3 +393,35 @@ def test_processes_beside_each_other_give_the_same_numbers(tmp_path: Path) -> No
     grid = made(tmp_path, METHODS[:3])
     found = play.compare(grid, tmp_path / "beside", jobs=2)
     assert plain(found) == plain(play.compare(grid, tmp_path / "one"))
+
+
+@pytest.mark.parametrize(
+    ("count", "visible", "jobs", "wanted"),
+    [
+        (0, None, 2, [None, None]),
+        (1, None, 2, [None, None]),
+        (2, None, 3, ["0", "1", "0"]),
+        (3, "5,7,6", 2, ["5", "7"]),
+        (2, "GPU-a,GPU-b", 4, ["GPU-a", "GPU-b", "GPU-a", "GPU-b"]),
+    ],
+)
+def test_gpus_are_dealt_out_to_processes(
+    count: int, visible: str | None, jobs: int, wanted: list[str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert play.gpus(jobs) == wanted
+
+
+def test_a_process_sees_the_gpu_that_it_was_dealt_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    seats: queue.Queue[str | None] = queue.Queue()
+    for gpu in ("1", None):
+        seats.put(gpu)
+    threads = torch.get_num_threads()
+    for seen in ("1", "1"):  # the second is told nothing, and changes nothing
+        play._begin(threads, seats)
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == seen
+    play._SHELF.clear()

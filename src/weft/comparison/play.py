@@ -143,7 +143,10 @@ class _Player:
         parts = [g[i : i + size] for g in groups for i in range(0, len(g), size)]
         threads = max((os.cpu_count() or 1) // self.jobs, 1)
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(self.jobs, context, _begin, (threads,)) as pool:
+        seats = context.Queue()
+        for gpu in gpus(self.jobs):
+            seats.put(gpu)
+        with ProcessPoolExecutor(self.jobs, context, _begin, (threads, seats)) as pool:
             of = {pool.submit(_worker, [p.cell for p in part], self.folder, self.jobs): part for part in parts}
             try:
                 for future in as_completed(of):
@@ -163,7 +166,19 @@ class _Player:
 _SHELF: list[Shelf] = []
 
 
-def _begin(threads: int) -> None:
+def gpus(jobs: int) -> list[str | None]:
+    """Which GPU each process sees: they are dealt out evenly, where there are several; None = whatever there is."""
+    import torch
+
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+    known = [one for one in seen.split(",") if one][: torch.cuda.device_count()]
+    return [known[i % len(known)] if len(known) > 1 else None for i in range(jobs)]
+
+
+def _begin(threads: int, seats: Any) -> None:
+    if (gpu := seats.get()) is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # before anything asks for one
+
     import torch
 
     torch.set_num_threads(threads)
