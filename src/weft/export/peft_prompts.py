@@ -90,7 +90,8 @@ def _against_prefix(part: Prefix, backbone: Backbone) -> str | None:
 def _heads(backbone: Backbone) -> int:
     """Of keys, as PEFT counts them."""
     config = backbone.model.config
-    return int(getattr(config, "num_key_value_heads", None) or getattr(config, "num_attention_heads", 1))
+    found: Any = getattr(config, "num_key_value_heads", None) or getattr(config, "num_attention_heads", 1)
+    return int(found)
 
 
 def write(trained: Trained, backbone: Backbone, base: Base, folder: Path) -> None:
