@@ -143,7 +143,7 @@ def tune_of(method: Method) -> Tune:
 @pytest.mark.parametrize(
     ("method", "kind", "task", "why"),
     [
-        (BEHIND, "bert", "auto", "these stand behind it, since the head reads that token"),
+        (BEHIND, "bert", "auto", "before a row's first token, and these stand behind it"),
         (BEHIND, "distilbert", "auto", "these stand behind it"),
         (WORDS, "llama", "auto", "it would read padding"),
         (WORDS, "gpt2", "auto", "it would read padding"),

@@ -1,4 +1,4 @@
-"""A trained model out of a run: as a PEFT LoRA adapter where PEFT knows its parts, else in Weft's own files; and back in.
+"""A trained model out of a run: as a PEFT adapter where PEFT predicts the same, else in Weft's own files; and back in.
 
 :func:`export` writes one, re-loads it and compares the logits before it says that it is done. :func:`load` gives a
 :class:`Predictor`. :func:`export_run`, :func:`predict`, :func:`generate` and :func:`evaluate_run` do the same from a run's

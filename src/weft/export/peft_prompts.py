@@ -62,7 +62,7 @@ def against(trained: Trained, backbone: Backbone) -> str | None:
         return "the head of its base is no part of it"
     if isinstance(part, SoftWords):
         if part.behind(backbone):
-            return "PEFT puts soft words before a row's first token, and these stand behind it, since the head reads that token"
+            return "PEFT puts soft words before a row's first token, and these stand behind it"
         if backbone.pools == "last":
             return "PEFT hands on vectors and no tokens, in which the head finds no end of a shorter row: it would read padding"
         return None
@@ -73,7 +73,9 @@ def against(trained: Trained, backbone: Backbone) -> str | None:
 
 def _against_prefix(part: Prefix, backbone: Backbone) -> str | None:
     sites, config = backbone.attentions, backbone.model.config
-    if [s.block for s in sites] != list(range(len(backbone.blocks))) or any(s.d_in != s.d_out for s in sites):
+    if [s.block for s in sites] != list(range(len(backbone.blocks))) or any(
+        s.d_in != s.d_out or s.d_in % _heads(backbone) for s in sites
+    ):
         return "PEFT knows one attention in each block, with keys as wide as values"
     reach = min((n for n in (getattr(config, w, None) for w in WINDOWS) if n), default=None)
     if reach is not None and reach < backbone.max_length + part.tokens:
@@ -88,7 +90,8 @@ def _against_prefix(part: Prefix, backbone: Backbone) -> str | None:
 def _heads(backbone: Backbone) -> int:
     """Of keys, as PEFT counts them."""
     config = backbone.model.config
-    return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+    found: Any = getattr(config, "num_key_value_heads", None) or getattr(config, "num_attention_heads", 1)
+    return int(found)
 
 
 def write(trained: Trained, backbone: Backbone, base: Base, folder: Path) -> None:
