@@ -293,7 +293,7 @@ def test_an_integer_among_the_tensors_of_an_update_is_not_even_sent() -> None:
     run = tiny.federation(small("fedit"))
     (update,) = run.method.train(run.pack([0]))
     update.tensors["lora/x/position_ids"] = torch.arange(4)
-    with pytest.raises(ValueError, match="exact things belong in facts"):
+    with pytest.raises(ValueError, match="exact things are Integers, or belong in facts"):
         run.simulation.setup.exchange.pack_update(run.server, update, by_hand.turn(run, update.client, {}))
 
 

@@ -205,7 +205,7 @@ def test_a_model_whose_library_is_not_installed_is_refused_in_a_sentence(tmp_pat
 
     config = {"architecture": "mixer_b16_224", "model_type": "timm_wrapper", "num_classes": 3}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="could not be loaded") as e:
+    with pytest.raises(UserError, match="is a model of timm, which is not installed") as e:
         load_backbone(str(tmp_path), classes=3, device="cpu", precision="float32")
     assert "\n" not in str(e.value)
 

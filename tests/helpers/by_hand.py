@@ -258,7 +258,8 @@ def vit_base(classes: int = 100) -> Backbone:
         model = AutoModelForImageClassification.from_config(ViTConfig(num_labels=classes))
         found = shapes("vit-base", model, {"pixel_values": torch.zeros(7, 3, 224, 224)})
     patches = "vit.embeddings.patch_embeddings.projection"
-    return replace(found, reads="images", reader=Site(patches, "patches", 3, found.d, block=None, bias=True))
+    found.bottlenecks = [Site(b, "bottleneck", found.d, found.d, block=i) for i, b in enumerate(found.blocks)]
+    return replace(found, reads="images", more_tokens=True, reader=Site(patches, "patches", 3, found.d, block=None, bias=True))
 
 
 def shapes(name: str, model: Any, inputs: Mapping[str, Tensor]) -> Backbone:
