@@ -22,13 +22,14 @@ from weft.errors import UserError
 from weft.experiment import Resolved
 from weft.playing import execute, from_adapter
 from weft.playing.run import Run
-from weft.runs import baselines, beginning, best, edited, stopping, summary
+from weft.runs import baselines, beginning, best, continual, edited, stopping, summary
 from weft.runs import directory as directories
 from weft.runs.directory import RunDirectory
-from weft.runs.prepare import Material, prepare, suited
+from weft.runs.prepare import Material, prepare
 from weft.runs.provenance import changed, environment
 from weft.runs.shelf import Shelf
 from weft.runs.stage import MakeTurns
+from weft.runs.suited import suited
 from weft.sites.flower import environment as flower
 from weft.storage import files, remedy
 
@@ -69,6 +70,7 @@ def start(
         raise UserError("callbacks may stop a run where its repeat, which they are not told of, goes on: leave repeat out.")
     best.check(x.keep, resolved.method)
     stopping.check(x)
+    continual.check(x)
     callbacks = [*callbacks, *tracker.made(x.track)]
     metering = energy.made(x, observer.say, jobs)
     (

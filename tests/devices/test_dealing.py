@@ -14,7 +14,7 @@ from weft.devices import PROFILES, Device, dealt, of_text, read
 from weft.errors import UserError
 from weft.experiment import handed, resolve
 from weft.methods import FedIT, FedP2EFT, FLoRA
-from weft.runs.prepare import suited
+from weft.runs.suited import suited
 
 
 @pytest.mark.parametrize("shares", [[1.0], [1.0, 1.0], [3.0, 4.0, 1.0], [0.5, 0.25, 0.25], [1.0] * 46])

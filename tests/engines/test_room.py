@@ -21,7 +21,7 @@ from weft.federation.message import ClientInfo
 from weft.federation.method import Method
 from weft.federation.rounds import adapted
 from weft.methods import FedAvg, FedIT
-from weft.runs.prepare import suited
+from weft.runs.suited import suited
 
 Capture = pytest.CaptureFixture[str]
 SGD = FedAvg(batch=4)

@@ -61,7 +61,9 @@ def test_periods_without_a_number_are_left_out() -> None:
     assert over_periods([], scored(), 1) == []
 
 
-@pytest.mark.parametrize(("rounds", "number", "wanted"), [(6, 3, [0, 0, 1, 1, 2, 2]), (5, 2, [0, 0, 0, 1, 1]), (3, 1, [0, 0, 0])])
+@pytest.mark.parametrize(
+    ("rounds", "number", "wanted"), [(6, 3, [0, 0, 1, 1, 2, 2]), (5, 2, [0, 0, 1, 1, 1]), (3, 1, [0, 0, 0]), (1, 3, [2])]
+)
 def test_rounds_are_shared_out_among_periods(rounds: int, number: int, wanted: list[int]) -> None:
     assert [period_at(t, rounds, number) for t in range(rounds)] == wanted
     assert period_at(rounds + 5, rounds, number) == number - 1

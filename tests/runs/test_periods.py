@@ -16,8 +16,7 @@ from toy_runs import Dies, Killed
 from weft.engines.observer import Observer
 from weft.errors import UserError
 from weft.experiment import resolve
-from weft.runs import prepare
-from weft.runs.arriving import arriving
+from weft.runs import continual, prepare
 from weft.runs.baselines import federations
 from weft.sites.terms import COMMON
 
@@ -122,7 +121,7 @@ def test_what_a_run_prepares_is_not_changed_by_its_rounds(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("settings", "why"),
     [
-        ({"periods": 7}, "6 rounds are too few for 7 periods"),
+        ({"periods": 7}, "6 rounds for 7 periods are too few"),
         ({"periods": 4}, "3 classes can't arrive in 4 periods"),
         ({"periods": 1, "incremental": "task"}, "ask for --periods"),
         ({"periods_by": "rows", "incremental": "task"}, "leave --incremental out"),
@@ -134,9 +133,39 @@ def test_what_can_not_be_is_refused(tmp_path: Path, settings: dict[str, Any], wh
         run(tmp_path, **settings)
 
 
-def test_classes_are_kept_back_or_arrive_in_periods() -> None:
-    with pytest.raises(UserError, match="leave --periods or --novel"):
-        arriving(resolve({"periods": 2, "novel": 0.5}).experiment, tiny.rows(9, 3, 0), {}, ("a", "b", "c"))
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"novel": 0.5}, "leave --periods or --novel"),
+        ({"test_on": ["digits"]}, "leave --periods or --novel"),
+        ({"stop_after": 2}, "before all of its periods have come"),
+        ({"rounds": 10, "participation": 0.1, "baselines": ["local"]}, "local has 1 turn for 2 periods"),
+        ({"rounds": 2, "baselines": ["zero-shot", "local"]}, None),
+        ({"rounds": 1, "baselines": ["zero-shot"]}, "1 round for 2 periods are too few"),
+    ],
+)
+def test_what_would_let_a_period_pass_by_is_refused_before_anything_is_loaded(settings: dict[str, Any], why: str | None) -> None:
+    x = resolve({"periods": 2} | settings).experiment
+    if why is None:
+        continual.check(x)
+    else:
+        with pytest.raises(UserError, match=why):
+            continual.check(x)
+
+
+def test_a_method_whose_own_plan_ends_before_the_last_period_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="mpft ends after exchanges of its own number"):
+        run(tmp_path, method="mpft", model=tiny.folder("clip"), data=toy_runs.source(reads="images"), periods=2)
+
+
+def test_a_backbone_as_it_is_is_scored_on_all_periods(tmp_path: Path) -> None:
+    found = run(
+        tmp_path, baselines=["zero-shot"], model=tiny.folder("clip"), data=toy_runs.source(reads="images"), method="promptfl"
+    )
+    told = [json.loads(line) for line in (found.folder / "baselines" / "zero-shot" / "rounds.jsonl").read_text().splitlines()]
+    people = {e["people"] for e in told[-1]["evaluations"]}
+    assert {"period 1", "period 2", "period 3", "periods so far"} <= people
+    assert "forgetting" not in people
 
 
 def test_sites_agree_on_periods() -> None:

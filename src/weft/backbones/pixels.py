@@ -79,8 +79,8 @@ class Pixels:
         return {"pixel_values": torch.from_numpy(found)}
 
     def another(self, index: np.ndarray) -> np.ndarray:
-        """Of views the next ones of the same rows; of rows without views these rows."""
-        return self.viewed(index, index // max(len(self), 1)) if self.views else index
+        """Of views the next ones of the same rows."""
+        return self.viewed(index, index // max(len(self), 1))
 
 
 def pixels(backbone: Backbone, rows: Rows, views: Views | None = None) -> Pixels:

@@ -86,13 +86,15 @@ def rehearse(out: Console, resolved: Resolved, as_json: bool, observer: Observer
     from weft.communication.ledger import format_bytes
     from weft.engines.setup import Settings
     from weft.playing import from_adapter
-    from weft.runs import baselines
+    from weft.runs import baselines, continual
     from weft.runs.directory import check_name
-    from weft.runs.prepare import prepare, suited
+    from weft.runs.prepare import prepare
+    from weft.runs.suited import suited
 
     x = resolved.experiment
     check_name(x.name)
     codec(x.codec)
+    continual.check(x)
     energy.made(x, observer.say)
     for note in resolved.notes:
         observer.say(note)

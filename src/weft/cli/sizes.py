@@ -131,7 +131,7 @@ def measure(
     from weft.federation.client import Splits
     from weft.federation.exchange import Exchange
     from weft.federation.rounds import begin
-    from weft.runs.prepare import suited
+    from weft.runs.suited import suited
     from weft.storage.store import ClientStore, Spool
 
     for each in (bench, *bench.others.values()):

@@ -35,5 +35,7 @@ class Arrivals:
 
 
 def period_at(t: int, rounds: int, periods: int) -> int:
-    """The period of round ``t`` where so many rounds are shared out among periods, as evenly as can be."""
-    return min(t * periods // max(rounds, 1), periods - 1)
+    """The period of round ``t`` where so many rounds are shared out among periods, as evenly as can be; the last round's is the
+    last, also where there are fewer rounds than periods.
+    """
+    return min(((t + 1) * periods - 1) // max(rounds, 1), periods - 1)

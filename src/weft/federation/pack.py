@@ -142,9 +142,9 @@ class Pack(Passes):
         return replace(batch, keys=keys.to(self.device))
 
     def seen_again(self, batch: Batch) -> Batch:
-        """A step's rows in another view each; in the same one, where there are no views."""
+        """A step's rows in another view each; the same batch, where there are no others."""
         table = self.bench.table
-        return replace(batch, index=table.another(batch.index)) if isinstance(table, Pixels) else batch
+        return replace(batch, index=table.another(batch.index)) if isinstance(table, Pixels) and table.views > 1 else batch
 
     def optimizer(
         self,

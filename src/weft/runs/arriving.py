@@ -9,7 +9,6 @@ import numpy as np
 from weft.data import periods
 from weft.data.periods import Held
 from weft.data.rows import Rows
-from weft.errors import UserError
 from weft.experiment import Experiment
 from weft.federation.arrivals import Arrivals
 
@@ -18,16 +17,10 @@ def arriving(x: Experiment, rows: Rows, clients: Mapping[str, Held], classes: Se
     """The rows, told apart among the classes that the settings say, and in which period each of them arrives.
 
     Raises:
-        UserError: these rows can't arrive so, or there are fewer rounds than periods.
+        UserError: these rows can't arrive so.
     """
     if x.periods == 1:
-        if x.incremental == "task":
-            raise UserError("--incremental task is of rows that arrive in periods: ask for --periods, or leave it out.")
         return rows, None
-    if x.periods > x.rounds:
-        raise UserError(f"{x.rounds} rounds are too few for {x.periods} periods: each needs one at least.")
-    if x.novel or x.test_on:
-        raise UserError("classes arrive in periods or are kept back: leave --periods or --novel and --test-on out.")
     of_row = periods.deal(rows, clients, x.periods, x.periods_by, x.seed, classes)
     if x.incremental == "task":
         rows = periods.apart(rows, of_row, clients, x.periods_by, len(classes))

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from weft.adaptation.lora import LoRA
 from weft.backbones import lines
 from weft.backbones.backbone import Backbone
 from weft.backbones.load import load as load_backbone
@@ -21,7 +19,6 @@ from weft.backbones.spaces import Spaces
 from weft.backbones.token_table import Tokens
 from weft.backbones.views import Views
 from weft.checks import tokenizers
-from weft.communication.ledger import format_bytes
 from weft.data import labels, protocols
 from weft.data.columns import NoColumn, wanted_by
 from weft.data.hub_sets import metrics_of
@@ -29,7 +26,6 @@ from weft.data.partitioners import partition
 from weft.data.rows import FederatedData, Rows, Source, fingerprint
 from weft.data.sources import limited
 from weft.data.sources import load as load_data
-from weft.engines import packing, room
 from weft.engines.observer import Observer
 from weft.engines.setup import Tests
 from weft.errors import UserError
@@ -37,11 +33,6 @@ from weft.experiment import Experiment, handed
 from weft.federation import common_facts
 from weft.federation.bench import Bench
 from weft.federation.client import ClientState, Splits
-from weft.federation.common_facts import nobody
-from weft.federation.layout import named
-from weft.federation.message import ClientInfo
-from weft.federation.method import Method
-from weft.federation.rounds import adapted
 from weft.runs import public_rows
 from weft.runs.arriving import arriving, held
 from weft.runs.beginning import Beginning
@@ -418,42 +409,3 @@ def _layout(dealt: FederatedData) -> tuple[Rows, list[np.ndarray]]:
 def copies(clients: list[ClientState]) -> list[ClientState]:
     """Clients without memory, for another federation on the same rows."""
     return [ClientState(c.id, c.n, dict(c.facts), c.model, data=c.data) for c in clients]
-
-
-def suited(method: Method, bench: Bench, servers: int = 1, clients: Iterable[ClientInfo] = ()) -> None:
-    """Refuse a backbone that lacks what the method needs, with all reasons at once, and settings that no memory can hold.
-
-    Args:
-        servers: that are played beside each other. clients: whose facts say ranks, as far as a person has given them.
-
-    Raises:
-        UserError: it lacks something, or what one client trains is larger than the free memory.
-    """
-    clients = list(clients)
-    adaptation = adapted(method, bench, nobody(clients))
-    demands: list[Callable[[], object]] = [functools.partial(part.sites, bench.backbone) for part, _ in adaptation.values()]
-    if "separate blocks" in method.info.needs:
-        demands.append(bench.backbone.check_separate)
-    ranked = {str(c.facts.get("rank")): c for c in clients if "rank" in method.info.asks and "rank" in c.facts}.values()
-    for parts in (adaptation, *(adapted(method, bench, ClientInfo(c.id, c.n, dict(c.facts))) for c in ranked)):
-        demands += [functools.partial(p.check_ranks, bench.backbone) for p, _ in parts.values() if isinstance(p, LoRA)]
-    reasons: dict[str, None] = {}
-    if "all classes" in method.info.needs and bench.table.allowed is not None:
-        why = "compares with the names or prototypes of all classes, so that none can be kept back"
-        reasons[f"{method.info.slug} {why}: leave --novel and --test-on out, or choose another method."] = None
-    for demand in demands:
-        try:
-            demand()
-        except UserError as e:
-            reasons[str(e)] = None
-    if reasons:
-        raise UserError(" ".join(reasons))
-    if packing.alone(adaptation):
-        room.check(method, bench, adaptation, servers)
-    elements = sum(init.numel for _, init, _ in named(adaptation, bench.backbone) if init.kind != "lowrank")
-    size, free = elements * bench.dtype.itemsize, packing.available_memory(bench.backbone.device)
-    if size > free:
-        raise UserError(
-            f"{method.info.slug} with these settings trains {elements:,} numbers a client, {format_bytes(size)} of memory where "
-            f"{format_bytes(free)} are free: make them smaller (weft methods {method.info.slug} lists the settings)."
-        )

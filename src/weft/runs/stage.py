@@ -31,7 +31,7 @@ from weft.federation.robust_mean import Robust
 from weft.federation.rounds import begin
 from weft.federation.server import ServerState
 from weft.federation.server_step import ServerStep
-from weft.runs import best, stopping
+from weft.runs import best, continual, stopping
 from weft.runs.checkpoint import Checkpoint, Saved, restore
 from weft.runs.directory import read_rounds
 from weft.runs.peak import Peak
@@ -131,6 +131,7 @@ class Player:
             )
             for people, start, notes in zip(stage.federations, stage.starts, noted(folder), strict=False)
         ]
+        continual.check_plan(method, self.servers[0])
         downlink = codec(x.download_codec if stage.travels else "identity")
         if downlink.name != "identity" and any(isinstance(v, LowRank) for v in self.servers[0].shared.values()):
             raise UserError(

@@ -38,7 +38,8 @@ from weft.federation.rounds import adapted
 from weft.runs import baselines
 from weft.runs.arriving import arriving, held
 from weft.runs.beginning import digest
-from weft.runs.prepare import backbone_of, bench_of, suited, understood
+from weft.runs.prepare import backbone_of, bench_of, understood
+from weft.runs.suited import suited
 from weft.sites.asked import Asked
 from weft.sites.own_rows import OwnData, print_of
 from weft.sites.reasons import SHOWN, Disagreed, Reason, refusal

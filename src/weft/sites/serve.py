@@ -33,10 +33,11 @@ from weft.federation.client import ClientState
 from weft.federation.rounds import adapted
 from weft.playing import execute, from_adapter
 from weft.playing.run import Run
-from weft.runs import beginning, best, summary
+from weft.runs import beginning, best, continual, summary
 from weft.runs import directory as directories
 from weft.runs.directory import RunDirectory
-from weft.runs.prepare import Material, backbone_of, bench_of, kind_of, public_bench, suited
+from weft.runs.prepare import Material, backbone_of, bench_of, kind_of, public_bench
+from weft.runs.suited import suited
 from weft.sites.roll import Roll, StageTransport, Wire
 from weft.sites.terms import Terms
 from weft.storage import files
@@ -170,6 +171,9 @@ def _check(resolved: Resolved) -> None:
     best.check(x.keep, resolved.method)
     if x.stop_after is not None:
         raise UserError("stop_after is for simulations: leave it out of an experiment for sites.")
+    continual.check(x)
+    if x.periods > 1 and x.periods_by == "keys":
+        raise UserError("sites know no natural keys but their own, which have no common order: give another --periods-by.")
     codec(x.codec)
     if resolved.given:
         raise UserError("a method that is an object in Python can't be told to sites: give it a slug in a package of its own.")

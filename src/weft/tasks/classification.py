@@ -12,23 +12,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from weft.adaptation.head import Head
 from weft.errors import UserError, nearest
 from weft.tasks import counts
 from weft.tasks.counts import Counts
-from weft.tasks.losses import mean_of
 from weft.tasks.observed import Observed
+from weft.tasks.one_class import OneClass
 from weft.tasks.outputs import Output
 from weft.tasks.task import Score, pooled
 
 if TYPE_CHECKING:
-    from weft.backbones.run_table import Table
+    pass
 
 METRICS = ("accuracy", "macro_f1", "matthews", "f1", "top5")
 
 
 @dataclass(frozen=True)
-class Classification:
+class Classification(OneClass):
     """One class for each row.
 
     Attributes:
@@ -55,18 +54,6 @@ class Classification:
                 raise UserError(
                     f'metric "{metric}" is of the class "{of}", which the data do not have.{nearest(of, self.classes)}'
                 )
-
-    @property
-    def head(self) -> Head:
-        return Head()
-
-    def targets(self, table: Table, index: np.ndarray) -> tuple[Tensor, Tensor]:
-        labels = np.where(index >= 0, table.labels[index], 0)
-        return torch.from_numpy(labels), torch.from_numpy(index >= 0)
-
-    def loss(self, out: Output, labels: Tensor, mask: Tensor, rows: int = 0, beside: Tensor | None = None) -> Tensor:
-        """Mean cross-entropy of each client over its valid rows: [k]."""
-        return mean_of(out.cross_entropy(labels), mask)
 
     # scores -----------------------------------------------------------------------------------------------------------
 

@@ -7,29 +7,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from weft.adaptation.head import Head
 from weft.errors import UserError, nearest
 from weft.tasks import ranks
 from weft.tasks.classification import wilson
-from weft.tasks.losses import mean_of
 from weft.tasks.observed import Observed
+from weft.tasks.one_class import OneClass
 from weft.tasks.outputs import Output
 from weft.tasks.ranks import Ranks
-from weft.tasks.task import Score, pooled
+from weft.tasks.summed import Summed
+from weft.tasks.task import Score
 
 if TYPE_CHECKING:
-    from weft.backbones.run_table import Table
+    pass
 
 METRICS = ("recall@10", "ndcg@10", "recall@50", "ndcg@50")
 
 
 @dataclass(frozen=True)
-class NextItem:
+class NextItem(OneClass, Summed[Ranks]):
     """The item behind a sequence, ranked among all items of its domain: none is left out, not even those of the sequence.
 
     The items of other domains are masked where a loss is taken and where rows are scored; there is no item for padding.
@@ -55,18 +53,6 @@ class NextItem:
                 near = nearest(metric.partition("@")[0], ranks.NAMES)
                 raise UserError(f'unknown metric "{metric}": use recall@K or ndcg@K, such as {", ".join(METRICS)}.{near}')
 
-    @property
-    def head(self) -> Head:
-        return Head()
-
-    def targets(self, table: Table, index: np.ndarray) -> tuple[Tensor, Tensor]:
-        labels = np.where(index >= 0, table.labels[index], 0)
-        return torch.from_numpy(labels), torch.from_numpy(index >= 0)
-
-    def loss(self, out: Output, labels: Tensor, mask: Tensor, rows: int = 0, beside: Tensor | None = None) -> Tensor:
-        """Mean cross-entropy of each client over its valid rows: [k]."""
-        return mean_of(out.cross_entropy(labels), mask)
-
     # scores -----------------------------------------------------------------------------------------------------------
 
     def observe(self, out: Output, labels: Tensor, mask: Tensor, beside: Tensor | None = None) -> Observed:
@@ -81,31 +67,17 @@ class NextItem:
             }
         )
 
-    def score(self, observed: Observed) -> list[Score]:
-        return self.pool([self._told(observed)]) if len(observed) else []
-
-    def headline(self, observed: Observed) -> Score:
-        told = self._told(observed)
-        return self._score(self.metrics[0], told, interval=False) if told.n else Score(self.metrics[0], math.nan)
-
-    def tell(self, observed: Observed, by_class: bool) -> dict[str, Any]:
-        return self._told(observed).as_json()
-
-    def told(self, metric: str, by_class: bool) -> bool:
-        return True
-
     def read(self, told: Mapping[str, Any], by_class: bool) -> Ranks:
         return ranks.read(told, self.metrics)
-
-    def pool(self, told: Sequence[Ranks]) -> list[Score]:
-        every = (*self.metrics, "loss")
-        return pooled(told, every, lambda some: [self._score(m, ranks.summed(some, self.metrics)) for m in every])
 
     def _told(self, observed: Observed) -> Ranks:
         if not observed["finite"].all():
             return Ranks(len(observed), math.nan)
         sums = {m: math.fsum(ranks.gains(m, observed["above"], observed["tied"])) for m in self.metrics}
         return Ranks(len(observed), math.fsum(observed["loss"]), sums)
+
+    def _added(self, told: Sequence[Ranks]) -> Ranks:
+        return ranks.summed(told, self.metrics)
 
     def _score(self, metric: str, told: Ranks, interval: bool = True) -> Score:
         if told.blank:

@@ -26,7 +26,8 @@ from weft.tasks.classification import wilson
 from weft.tasks.losses import mean_of
 from weft.tasks.observed import Observed
 from weft.tasks.outputs import Output
-from weft.tasks.task import Score, check_one_output, pooled
+from weft.tasks.summed import Summed
+from weft.tasks.task import Score, check_one_output
 from weft.typed import Positive, check
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ TIE = 1e-5
 
 
 @dataclass(frozen=True)
-class Preference:
+class Preference(Summed[Choices]):
     """The chosen one of two answers, told by what a model has learnt about each.
 
     Attributes:
@@ -105,31 +106,17 @@ class Preference:
             }
         )
 
-    def score(self, observed: Observed) -> list[Score]:
-        return self.pool([self._told(observed)]) if len(observed) else []
-
-    def headline(self, observed: Observed) -> Score:
-        told = self._told(observed)
-        return self._score(self.metrics[0], told, interval=False) if told.n else Score(self.metrics[0], math.nan)
-
-    def tell(self, observed: Observed, by_class: bool) -> dict[str, Any]:
-        return self._told(observed).as_json()
-
-    def told(self, metric: str, by_class: bool) -> bool:
-        return True
-
     def read(self, told: Mapping[str, Any], by_class: bool) -> Choices:
         return choices.read(told)
-
-    def pool(self, told: Sequence[Choices]) -> list[Score]:
-        every = (*self.metrics, "loss")
-        return pooled(told, every, lambda some: [self._score(metric, choices.summed(some)) for metric in every])
 
     def _told(self, observed: Observed) -> Choices:
         if not observed["finite"].all():
             return Choices(len(observed), 0, math.nan, math.nan)
         sums = (math.fsum(observed[name]) for name in ("margin", "loss"))
         return Choices(len(observed), int(observed["won"].sum()), *sums)
+
+    def _added(self, told: Sequence[Choices]) -> Choices:
+        return choices.summed(told)
 
     def _score(self, metric: str, told: Choices, interval: bool = True) -> Score:
         if told.blank:

@@ -90,7 +90,7 @@ class Card:
     def begin(self, period: int) -> None:
         """Tasks of a period, with the values that the server drew."""
         names = [f"{role}.{block}" for block in BLOCKS for role in "PKA"]
-        self.run.method.tasks(self.run.server)  # type: ignore[attr-defined]
+        self.run.method.book(self.run.server)  # type: ignore[attr-defined]
         for client in self.run.clients:
             g = (client.id, period)
             self.order.append(g)

@@ -21,8 +21,9 @@ step, is the larger, the more other tasks know of the row's class.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -71,6 +72,17 @@ KNOWN = "known"
 """[C] how much other tasks know of each class, see :func:`weft.aggregation.task_similarity.shared`."""
 Id = tuple[str, int]
 """A client and a period."""
+
+
+class Book(NamedTuple):
+    """What the server knows of tasks.
+
+    Attributes:
+        tasks: all that have begun, in that order. alike: W [S, S].
+    """
+
+    tasks: list[Id]
+    alike: Tensor
 
 
 class Powder(Method):
@@ -145,8 +157,8 @@ class Powder(Method):
         """Of the tensors of a task, by role and block: P.4, K.4, A.4 …"""
         read = backbone.heads[0].d_in if backbone.embedding is None else backbone.embedding.d_in
         one = (self.components, read)
-        of: dict[str, tuple[int, ...]] = {"P": (self.components, self.tokens, backbone.d), "K": one, "A": one}
-        return {f"{role}.{block}": shape for block in self.at(backbone) for role, shape in of.items()}
+        each: dict[str, tuple[int, ...]] = {"P": (self.components, self.tokens, backbone.d), "K": one, "A": one}
+        return {f"{role}.{block}": shape for block in self.at(backbone) for role, shape in each.items()}
 
     def adapt(self, backbone: Backbone, task: Task, client: ClientInfo) -> Adaptation:
         own = tuple((name, Init(shape)) for name, shape in self.shapes(backbone).items())
@@ -190,108 +202,100 @@ class Powder(Method):
         return match if server.round.kind == MATCH else {}
 
     def send(self, server: ServerState, client: ClientInfo) -> Message:
-        message, tasks, me = server.stale(client), self.tasks(server), (client.id, server.round.period)
-        if me not in tasks:
-            return self.with_pools(server, message, tasks[:1], None)
+        message, book, me = server.stale(client), self.book(server), (client.id, server.round.period)
+        if me not in book.tasks:
+            return self.with_pools(server, message, book, book.tasks[:1], None)
         if server.round.kind == MATCH:
             for name in (n for n in self.shapes(server.bench.backbone) if n[0] != "P"):
-                message.tensors[f"pool/{name}"] = torch.stack([self.mixed(server, name, i) for i in range(len(tasks))])
+                message.tensors[f"pool/{name}"] = self.mixed(server, name, book.tasks, book.alike)
             return message
         for name in self.shapes(server.bench.backbone):
-            message.tensors[f"own/{name}"] = self.slice(server, name, me)
+            message.tensors[f"own/{name}"] = server.memo[of(name, me)]
         nothing = torch.zeros(len(server.bench.task.classes), dtype=server.bench.dtype)
-        message.tensors[KNOWN] = server.memo.get(f"{KNOWN}/{me[0]}/{me[1]}", nothing)
-        return self.with_pools(server, message, [me], me)
+        message.tensors[KNOWN] = server.memo.get(of(KNOWN, me), nothing)
+        return self.with_pools(server, message, book, [me], me)
 
     def send_to_test(self, server: ServerState, client: ClientInfo) -> Message:
-        tasks = self.tasks(server)
-        mine = [(client.id, p) for p in reversed(range(server.round.period + 1)) if (client.id, p) in tasks]
-        return self.with_pools(server, server.stale(client), mine or tasks[:1], None)
+        book = self.book(server)
+        mine = [g for g in reversed(book.tasks) if g[0] == client.id]
+        return self.with_pools(server, server.stale(client), book, mine or book.tasks[:1], None)
 
-    def with_pools(self, server: ServerState, message: Message, told: list[Id], me: Id | None) -> Message:
+    def with_pools(self, server: ServerState, message: Message, book: Book, told: list[Id], me: Id | None) -> Message:
         """The pools of some tasks, the present one first: what others than ``me`` make of each, and its own share in it."""
-        tasks, alike = self.tasks(server), self.alike(server)
-        best = [alike[tasks.index(g)].topk(min(self.top, len(tasks))).indices.tolist() for g in told]
+        rows = torch.stack([book.alike[book.tasks.index(g)] for g in told])
+        best = rows.topk(min(self.top, len(book.tasks))).indices  # [T, top]
+        share = torch.zeros(len(told), self.top, dtype=server.bench.dtype)
+        weights = book.alike[best]  # [T, top, S]
+        if me is not None:
+            at = book.tasks.index(me)
+            share[:, : best.shape[1]] = weights[..., at]
+            weights[..., at] = 0
         for name, shape in self.shapes(server.bench.backbone).items():
             rest = torch.zeros(len(told), self.top, *shape, dtype=server.bench.dtype)
-            for row, chosen in zip(rest, best, strict=True):
-                row[: len(chosen)] = torch.stack([self.mixed(server, name, i, but=me) for i in chosen])
+            rest[:, : best.shape[1]] = self.mixed(server, name, book.tasks, weights)
             message.tensors[f"rest/{name}"] = rest
-        share = torch.zeros(len(told), self.top, dtype=server.bench.dtype)
-        for row, chosen in zip(share, best, strict=True):
-            row[: len(chosen)] = 0 if me is None else alike[chosen, tasks.index(me)]
         message.tensors[SHARE] = share
-        message.facts |= {"periods": [period for _, period in told], "pools": min(self.top, len(tasks))}
+        message.facts |= {"periods": [period for _, period in told], "pools": best.shape[1]}
         return message
 
-    def tasks(self, server: ServerState) -> list[Id]:
-        """All tasks that have begun, in that order; those of the present period begin when they are first asked for."""
+    def book(self, server: ServerState) -> Book:
+        """Tasks of the present period begin when they are first asked for; one that was matched with none knows itself alone."""
         tasks: list[Id] = [(str(client), int(period)) for client, period in server.memo[TASKS]]
-        for client in server.clients:
-            if (me := (client.id, server.round.period)) not in tasks:
-                for name, shape in self.shapes(server.bench.backbone).items():
-                    width = shape[1] * shape[2] if len(shape) == 3 else shape[1]
-                    earlier = [self.slice(server, name, g).reshape(-1, width) for g in tasks]
-                    before = torch.cat(earlier) if earlier else torch.zeros(0, width, dtype=server.bench.dtype)
-                    draw = server.generator("powder", name, *me)
-                    server.memo[f"{name}/{me[0]}/{me[1]}"] = orthonormal.beside(before, self.components, draw).view(shape)
-                tasks.append(me)
+        begun = set(tasks)
+        for me in ((client.id, server.round.period) for client in server.clients):
+            if me in begun:
+                continue
+            for name, shape in self.shapes(server.bench.backbone).items():
+                width = math.prod(shape[1:])
+                earlier = [server.memo[of(name, g)].reshape(-1, width) for g in tasks]
+                before = torch.cat([torch.zeros(0, width, dtype=server.bench.dtype), *earlier])
+                draw = server.generator("powder", name, *me)
+                server.memo[of(name, me)] = orthonormal.beside(before, self.components, draw).view(shape)
+            tasks.append(me)
         server.memo[TASKS] = [list(g) for g in tasks]
-        return tasks
-
-    def slice(self, server: ServerState, name: str, g: Id) -> Tensor:
-        found: Tensor = server.memo[f"{name}/{g[0]}/{g[1]}"]
-        return found
-
-    def alike(self, server: ServerState) -> Tensor:
-        """W [S, S]; a task that was matched with none knows itself alone."""
-        known, number = server.memo.get(ALIKE), len(server.memo[TASKS])
-        found = torch.eye(number, dtype=server.bench.dtype)
+        alike, known = torch.eye(len(tasks), dtype=server.bench.dtype), server.memo.get(ALIKE)
         if known is not None:
-            found[: len(known), : len(known)] = known
-        return found
+            alike[: len(known), : len(known)] = known
+        return Book(tasks, alike)
 
-    def mixed(self, server: ServerState, name: str, i: int, but: Id | None = None) -> Tensor:
-        """Σ_j W[i, j] of the tensors of tasks j, of all but one."""
-        row = self.alike(server)[i]
-        found = torch.zeros(self.shapes(server.bench.backbone)[name], dtype=server.bench.dtype)
-        for share, g in zip(row.tolist(), self.tasks(server), strict=True):
-            if share and g != but:
-                found = found + share * self.slice(server, name, g)
+    def mixed(self, server: ServerState, name: str, tasks: list[Id], weights: Tensor) -> Tensor:
+        """Σ_j w_j of the tensors of tasks j, for weights [..., S]."""
+        found = torch.zeros(*weights.shape[:-1], *self.shapes(server.bench.backbone)[name], dtype=server.bench.dtype)
+        for w, g in zip(weights.unbind(-1), tasks, strict=True):
+            if w.any():
+                value = server.memo[of(name, g)]
+                found = found + w.view(*w.shape, *[1] * value.dim()) * value
         return found
 
     def aggregate(self, server: ServerState, updates: Iterable[Update]) -> None:
-        period = server.round.period
         for update in updates:
-            me = f"{update.client.id}/{period}"
-            if server.round.kind == MATCH:
-                classes, of_class = update.tensors.get(CLASSES), update.tensors.get(BY_CLASS)
-                if isinstance(classes, Integers) and isinstance(of_class, Tensor) and len(of_class) == len(classes.values):
-                    server.memo |= {f"{SEEN}/{me}": update.tensors[SEEN], f"{BY_CLASS}/{me}": of_class}
-                    server.memo[f"{CLASSES}/{me}"] = classes.values.tolist()
+            me = (update.client.id, server.round.period)
+            if server.round.kind != MATCH:
+                for name, value in update.tensors.items():
+                    server.memo[of(name.rsplit("/", 1)[1], me)] = value
                 continue
-            for name, value in update.tensors.items():
-                server.memo[f"{name.rsplit('/', 1)[1]}/{me}"] = value
+            classes, of_class = update.tensors.get(CLASSES), update.tensors.get(BY_CLASS)
+            if isinstance(classes, Integers) and isinstance(of_class, Tensor) and len(of_class) == len(classes.values):
+                server.memo |= {of(SEEN, me): update.tensors[SEEN], of(BY_CLASS, me): of_class}
+                server.memo[of(CLASSES, me)] = classes.values.tolist()
         if server.round.kind == MATCH:
             self.match_all(server)
 
     def match_all(self, server: ServerState) -> None:
         """W, and how much other tasks know of each class of the tasks of this period."""
-        tasks, period = self.tasks(server), server.round.period
-        alike = similar([server.memo.get(f"{SEEN}/{c}/{p}") for c, p in tasks], self.power)
-        server.memo[ALIKE] = alike / alike.sum(1, keepdim=True)
-        entries = [(g, y, v) for g in tasks for y, v in self.classes(server, g)]
+        tasks, memo = self.book(server).tasks, server.memo
+        alike = similar([memo.get(of(SEEN, g)) for g in tasks], self.power)
+        memo[ALIKE] = alike / alike.sum(1, keepdim=True)
+        entries = [
+            (g, y, v) for g in tasks for y, v in zip(memo.get(of(CLASSES, g), []), memo.get(of(BY_CLASS, g), []), strict=True)
+        ]
         known = shared([v for *_, v in entries], [g for g, *_ in entries], self.class_power, self.class_top)
-        for client, _ in (g for g in tasks if g[1] == period):
+        for me in (g for g in tasks if g[1] == server.round.period):
             mine = torch.zeros(len(server.bench.task.classes), dtype=server.bench.dtype)
             for (g, y, _), value in zip(entries, known, strict=True):
-                if g == (client, period):
+                if g == me:
                     mine[y] = value
-            server.memo[f"{KNOWN}/{client}/{period}"] = mine
-
-    def classes(self, server: ServerState, g: Id) -> Iterable[tuple[int, Tensor]]:
-        me = f"{g[0]}/{g[1]}"
-        return zip(server.memo.get(f"{CLASSES}/{me}", []), server.memo.get(f"{BY_CLASS}/{me}", []), strict=True)
+            memo[of(KNOWN, me)] = mine
 
     # client ---------------------------------------------------------------------------------------------------------
 
@@ -411,6 +415,11 @@ class Powder(Method):
                 weight = F.cosine_similarity(query[:, :, None, None] * a, k, dim=-1).flatten(2)  # [k, b, S·M]
                 sums[:, :, i].index_add_(0, who, torch.einsum("kbc,kbn->kcn", of_class, weight))
         return pack.updates(tensors=[told(*pair) for pair in zip(sums.cpu(), count.cpu(), strict=True)])
+
+
+def of(name: str, g: Id) -> str:
+    """What something of a task is called in the server's memory."""
+    return f"{name}/{g[0]}/{g[1]}"
 
 
 def told(sums: Tensor, count: Tensor) -> dict[str, Any]:

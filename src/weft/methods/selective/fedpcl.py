@@ -146,16 +146,17 @@ class FedPCL(Method):
         return F.normalize(F.relu(read @ weight.mT + bias.unsqueeze(1)), dim=-1)
 
     def objective(self, pack: Pack, batch: Batch) -> Tensor:
-        z = [self.represent(pack, view) for view in (batch, pack.seen_again(batch))]
+        z = self.represent(pack, batch)
         if not pack.received[0]:
-            return z[0].sum((1, 2)) * 0.0
+            return z.sum((1, 2)) * 0.0
+        twin = z if (again := pack.seen_again(batch)) is batch else self.represent(pack, again)
         told = told_to(pack)
         mask = batch.mask & told.known[batch.labels]
         if self.loss == "rows":
-            return mean_of(self.by_rows(torch.cat(z, 1), batch.labels, mask, told), mask)
+            return mean_of(self.by_rows(torch.cat([z, twin], 1), batch.labels, mask, told), mask)
         prototypes = torch.cat([told.means.unsqueeze(0), told.local])
-        each = [self.by_prototypes(view, batch.labels, prototypes, told.known) for view in z]
-        return mean_of((each[0] + each[1]) / 2, mask)
+        each = [self.by_prototypes(view, batch.labels, prototypes, told.known) for view in ([z] if twin is z else [z, twin])]
+        return mean_of(torch.stack(each).mean(0), mask)
 
     def by_prototypes(self, z: Tensor, labels: Tensor, prototypes: Tensor, known: Tensor) -> Tensor:
         """The paper's loss of each row, [k, b].
