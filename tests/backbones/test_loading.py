@@ -270,3 +270,18 @@ def test_what_a_model_does_behind_its_output_layer_is_followed_token_by_token_an
         with pytest.raises(UserError, match="does more between its output layer and its logits than Weft can follow"):
             behind(change)
     assert not any(name.endswith("hooks") for name in tiny.hooks(model))
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt_neox", "phi"])
+def test_rotary_positions_are_not_rounded_with_the_weights(kind: str) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    folder = tiny.folder(kind)
+    b = load(folder, classes=3, device="cpu", precision="bfloat16")
+    theirs = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.bfloat16, num_labels=3).eval()
+    own, wanted = ({n: v for n, v in m.named_buffers() if n.endswith("inv_freq")} for m in (b.model, theirs))
+    assert own.keys() == wanted.keys() != set()
+    assert all(v.dtype == torch.float32 and torch.equal(v, wanted[n]) for n, v in own.items())
+    assert {p.dtype for p in b.model.parameters()} == {torch.bfloat16}
+    wide = load(folder, classes=3, device="cpu", precision="float64")
+    assert {v.dtype for n, v in wide.model.named_buffers() if n.endswith("inv_freq")} == {torch.float64}

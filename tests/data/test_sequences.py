@@ -312,3 +312,9 @@ def test_what_is_missing_is_said_in_a_sentence(tmp_path: Path) -> None:
     assert "holds two files of the domain arts (arts.jsonl, arts_5.jsonl): leave one" in refused(str(tmp_path))
     with pytest.raises(UserError, match="sequences of items are read from a file or folder"):
         load([{"user": 1}], wanted="items")
+
+
+@pytest.mark.parametrize(("data", "wanted"), [("digits", "any"), ("shops", "items"), ("rows.csv", "classes")])
+def test_a_core_of_what_holds_no_files_of_sequences_is_refused(data: str, wanted: Any) -> None:
+    with pytest.raises(UserError, match="--core is of sequences in a file or folder"):
+        load(data, wanted=wanted, core=5)

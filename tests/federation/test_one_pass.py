@@ -36,8 +36,9 @@ def test_one_pass_is_told_with_its_weights_and_without_being_made(use: Any) -> N
         lambda p, b: [p(b), p(b, {})][1],
         lambda p, b: [p(b), Output(torch.zeros(1, 1, 1))][1],
         lambda p, b: Output(torch.zeros(1, 1, 1)),
+        lambda p, b: p(b, insert={0: torch.zeros(1, 1, 1, 1)}),
     ],
-    ids=["looked at", "mean of two", "masked", "chosen by another", "two passes", "something else", "none"],
+    ids=["looked at", "mean of two", "masked", "chosen by another", "two passes", "something else", "none", "tokens of its own"],
 )
 def test_anything_more_is_no_single_pass(forward: Any) -> None:
     assert one_pass(PACK, forward, BATCH) is None

@@ -124,6 +124,7 @@ def test_what_a_run_prepares_is_not_changed_by_its_rounds(tmp_path: Path) -> Non
         ({"periods": 7}, "6 rounds for 7 periods are too few"),
         ({"periods": 4}, "3 classes can't arrive in 4 periods"),
         ({"periods": 1, "incremental": "task"}, "ask for --periods"),
+        ({"periods": 1, "periods_by": "rows"}, "ask for --periods"),
         ({"periods_by": "rows", "incremental": "task"}, "leave --incremental out"),
         ({"periods_by": "keys"}, "no natural keys"),
     ],

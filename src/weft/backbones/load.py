@@ -311,7 +311,7 @@ def describe_model(
         quantised.check(name, model, blocks, by)
     placed = len(set(getattr(model, "hf_device_map", {}).values())) > 1
     if not (placed or quantised.is_quantised(model)):  # where they are, and as they are: neither can be moved
-        model.to(device=device or torch.device("cpu"), dtype=dtype)
+        move(model, device or torch.device("cpu"), dtype)
     found = Backbone(
         name=name,
         hub_id=hub_id,
@@ -386,6 +386,17 @@ def fitting(name: str, tokenizer: Any, model: Any) -> list[str]:
     own = tokenizer.init_kwargs.get("pad_token") is not None  # else the end of a text was taken for it
     notes = tokenizers.padding(tokenizer.pad_token_id, model.config.pad_token_id) if own else []
     return notes + tokenizers.vocabulary(name, tokenizer.get_vocab(), tokenizer.all_special_tokens, embedding.num_embeddings)
+
+
+def move(model: Any, device: torch.device, dtype: torch.dtype) -> None:
+    """Onto a device and into a precision, but for the frequencies of rotary positions: rounded to half precision they turn far
+    tokens by other angles, and transformers keeps them in single precision too.
+    """
+    exact = {name: value for name, value in model.named_buffers() if name.endswith("inv_freq")}
+    model.to(device=device, dtype=dtype)
+    for name, value in exact.items():
+        owner, _, own = name.rpartition(".")
+        setattr(model.get_submodule(owner), own, value.to(device, torch.promote_types(value.dtype, dtype)))
 
 
 def longest_row(name: str, model: Any, tokenizer: Any, block: str, inputs: Mapping[str, Tensor]) -> int:

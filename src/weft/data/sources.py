@@ -66,6 +66,8 @@ def load(
     asked = {flag: column for flag, column in columns.items() if column is not None}
     if wanted == "items" and not isinstance(name, str):
         raise UserError("sequences of items are read from a file or folder: give its path, or weft.data.Rows with items.")
+    if core and wanted != "items":
+        raise UserError(NO_CORE)
     source = _load(name, asked, wanted, core) if isinstance(name, str) else given.read(name, asked, wanted)
     if wanted == "numbers" and source.train.of_classes:
         source = scored.from_classes(source)
@@ -82,12 +84,17 @@ def load(
     return replace(source, fingerprint=fingerprint(source.classes, splits))
 
 
+NO_CORE = "--core is of sequences in a file or folder, read with --task next-item: leave it out."
+
+
 def _load(name: str, columns: dict[str, str], wanted: Wanted, core: int = 0) -> Source:
     """The whole set, most without a fingerprint: pictures would be read for it that a limit leaves out."""
     entries = {entry.name: entry for entry in catalogue()}
     entry = entries.get(name)
     if entry is not None and entry.offline:
         _refuse(name, columns)
+        if core:
+            raise UserError(NO_CORE)
         module = import_module(f"weft.data.{name}")
         source: Source = getattr(module, name)()
         return source

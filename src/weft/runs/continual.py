@@ -17,8 +17,8 @@ def check(x: Experiment) -> None:
         UserError: a period would have no round, or classes would come and be kept back at once.
     """
     if x.periods == 1:
-        if x.incremental == "task":
-            raise UserError("--incremental task is of rows that arrive in periods: ask for --periods, or leave it out.")
+        if x.incremental == "task" or x.periods_by != "classes":
+            raise UserError("--incremental and --periods-by are of rows in periods: ask for --periods, or leave them out.")
         return
     if x.novel or x.test_on:
         raise UserError("classes arrive in periods or are kept back: leave --periods or --novel and --test-on out.")

@@ -282,6 +282,15 @@ def test_the_last_rounds_are_the_second_stage_and_half_of_them_at_most(rounds: i
 def test_a_run_that_goes_on_federated_after_its_second_stage_begins_anew_from_the_table() -> None:
     run = tiny.federation(SMALL, sizes=(6, 5), rounds=4).run()
     run.server.rounds = 8
+    sent = []
+    for reset in (False, True):  # what is sent is of steps from the table, whatever the client's own has become
+        pack = run.pack([0], 4)
+        assert not torch.equal(pack.tensors[OWN][0], by_hand.shared(run)[E])
+        if reset:
+            pack.copy("codes", "own")
+        (update,) = run.method.train(pack)
+        sent.append(update.tensors)
+    assert all(torch.equal(v, sent[1][n]) for n, v in sent[0].items())  # type: ignore[arg-type]
     run.simulation.round(4)  # the first of four more, federated again
     run.server.rounds = 10
     pack = run.pack([0], 5)

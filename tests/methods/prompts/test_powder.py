@@ -317,6 +317,22 @@ def test_tasks_begin_orthogonal_to_all_that_there_are() -> None:
         assert not torch.allclose(old.norm(dim=1), torch.ones(3, dtype=old.dtype), atol=1e-6), "trained meanwhile"
 
 
+def test_the_present_task_is_told_first_and_is_that_of_rows_of_which_nothing_is_known() -> None:
+    run = played().run()
+    info = run.clients[0].info(run.method.info.asks)
+    message = run.method.send_to_test(run.server, info)
+    assert message.facts["periods"] == [1, 0]
+    rows = np.arange(12)
+    known = run.personal_logits("personal", {run.clients[0].id: rows})[run.clients[0].id]
+    assert run.bench.arrivals is not None
+    of = run.bench.arrivals.of_row
+    present = of[rows] == 1
+    of[rows] = -1
+    found = run.personal_logits("personal", {run.clients[0].id: rows})[run.clients[0].id]
+    assert torch.equal(found[present], known[present])
+    assert not torch.allclose(found[~present], known[~present])
+
+
 def test_a_client_uploads_its_own_prompts_and_the_cards_number_of_them() -> None:
     backbone = by_hand.vit_base(20)
     assert Powder().at(backbone) == (4, 5, 6)
