@@ -25,8 +25,6 @@ from weft.federation.batch import Batch
 from weft.federation.message import Message
 from weft.federation.pack import Pack
 from weft.federation.robust_mean import Robust
-from weft.federation.rounds import begin
-from weft.federation.server_step import ServerStep
 from weft.methods import GFPT
 from weft.methods.prompts.gf_pt import ATOMS, IDS, KEPT, STEPS, WEIGHTS, prompt_of, visited
 from weft.tensors.integers import Integers
@@ -552,13 +550,6 @@ def test_backbones_that_it_can_do_nothing_with_are_refused() -> None:
     two = [tiny.backbone(kind, task="fill") for kind in ("bert", "roberta")]
     with pytest.raises(UserError, match="gf-pt sends words by their ids"):
         tiny.mixed_federation(SMALL, two, **ABOUT)
-
-
-def test_a_step_from_a_mean_that_the_server_does_not_take_is_refused() -> None:
-    run = tiny.federation(SMALL, **ABOUT)
-    server = begin(SMALL, run.bench, run.clients, 1, step=ServerStep("adam"))
-    with pytest.raises(UserError, match="leave --server-step out"):
-        SMALL.start(server)
 
 
 def test_defaults_are_what_is_known_of_the_papers_and_bbts() -> None:

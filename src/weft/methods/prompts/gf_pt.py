@@ -156,11 +156,6 @@ class GFPT(Method):
     # down: p' --------------------------------------------------------------------------------------------------------------
 
     def start(self, server: ServerState) -> None:
-        if server.step.kind != "none":
-            raise UserError(
-                "gf-pt's server takes no mean of what it holds, so that a step from there would do nothing: leave --server-step "
-                "out."
-            )
         if server.bench.others:
             raise UserError(
                 "gf-pt sends words by their ids and reads their embeddings, which differ from backbone to backbone: give all "
