@@ -45,6 +45,7 @@ from weft.tensors.forms import Value
 from weft.tensors.init import Init
 from weft.tensors.integers import Bounded, Integers, Shape
 from weft.tensors.lowrank import LowRank
+from weft.tensors.masked import Masked
 from weft.typed import Called, Count, NonNegative, Positive, Share, Whole
 
 __all__ = [
@@ -76,6 +77,7 @@ __all__ = [
     "Integers",
     "LoRA",
     "LowRank",
+    "Masked",
     "Message",
     "Method",
     "MethodInfo",

@@ -32,6 +32,7 @@ from weft.federation.scope import Scope
 from weft.federation.turn import Turn
 from weft.tensors.integers import Integers, sides
 from weft.tensors.lowrank import LowRank
+from weft.tensors.masked import Masked
 
 LIMITS = Limits(max_bytes=1 << 20, max_weight=1000)
 SLUGS = ("fedit", "flora", "mpft")  # values; a value that grows by factors, on the way down; tensors of free shape
@@ -169,7 +170,9 @@ def check(door: Door, data: bytes) -> bool:
         if isinstance(value, Integers):
             assert value.below == door.shapes[name].below
             continue
-        for tensor in (value.A, value.B) if isinstance(value, LowRank) else (value,):
+        if isinstance(value, Masked):
+            assert len(value.entries) == int(value.mask.sum())
+        for tensor in (value.A, value.B) if isinstance(value, LowRank) else (getattr(value, "entries", value),):
             assert tensor.is_floating_point()
             assert bool(tensor.isfinite().all())
     return True

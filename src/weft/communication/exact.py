@@ -22,7 +22,8 @@ DENSEST = 8
 
 def bits_of(scales: Mapping[str, Any]) -> dict[str, str]:
     """Names of a message's integers, each with that of the bits that it is made of."""
-    return {name: f"{name}{MARK}{forms.BITS}" for name, about in scales.items() if isinstance(about, dict)}
+    integers = [name for name, about in scales.items() if isinstance(about, dict) and forms.PLACES not in about]
+    return {name: f"{name}{MARK}{forms.BITS}" for name in integers}
 
 
 def read_integers(wire: dict[str, Tensor], scales: dict[str, Any], expected: Expected, length: int) -> dict[str, Value]:

@@ -85,6 +85,7 @@ class Expected:
         max_bytes: most bytes of a message, and most elements of its values of free shape or rank together.
         max_weight: largest example count.
         lowrank: names that must be factored while all other tensors must not be; None accepts either form.
+        masked: names that may be there in part.
         client: id that the message must carry, None for any.
     """
 
@@ -98,6 +99,7 @@ class Expected:
     max_bytes: int = 1 << 30
     max_weight: float = field(kw_only=True)
     lowrank: frozenset[str] | None = field(default=None, kw_only=True)
+    masked: frozenset[str] = field(default=frozenset(), kw_only=True)
     client: str | None = field(default=None, kw_only=True)
 
 

@@ -17,7 +17,8 @@ The header holds the fields of :class:`Header`, the ``facts``, and how to read t
 - ``base``: checksum of what the differences were taken from, "" without differences;
 - ``scales``: of the factored values, by name; the factors of ``x`` travel as ``x::B`` and ``x::A``. Of integers
   there is ``{"below": their bound, "shape": […]}`` instead; their bits travel as ``x::bits``, past the codec, and
-  have no mark.
+  have no mark. Of tensors that are there in part there is ``{"places": …, "shape": […]}``, see
+  :mod:`weft.communication.in_part`.
 
 Nothing is ever unpickled. The checksum is for two sides that hold different copies without knowing; that
 bytes arrive unchanged, and from whom they say, is the transport's part.
@@ -25,7 +26,6 @@ bytes arrive unchanged, and from whom they say, is the transport's part.
 
 from __future__ import annotations
 
-import math
 import struct
 import zlib
 from collections.abc import Callable, Mapping
@@ -37,15 +37,26 @@ import torch
 from torch import Tensor
 
 from weft.communication import Direction
+from weft.communication.claims import check_claims, check_tensors
 from weft.communication.codecs import Codec
 from weft.communication.codecs import codec as codec_of
-from weft.communication.exact import DENSEST, MARK, bits_of, elements, read_integers
+from weft.communication.exact import MARK, bits_of, read_integers
 from weft.communication.frame import FACTS, Expected, Frame, Header, Received
+from weft.communication.in_part import (
+    Announced,
+    announced,
+    check_announced,
+    entries_of,
+    held_places,
+    read_masks,
+    whole,
+    with_entries,
+    write_places,
+)
 from weft.communication.strict import (
     Refused,
     check_facts,
     is_modest,
-    is_number,
     is_text,
     plain,
     quoted,
@@ -56,7 +67,7 @@ from weft.communication.strict import (
 from weft.errors import UserError
 from weft.tensors import forms
 from weft.tensors.forms import Value
-from weft.tensors.integers import Bounded, Integers, sides
+from weft.tensors.integers import Integers
 
 __all__ = ["Direction", "Expected", "Frame", "Header", "Received", "Refused", "Value", "decode", "encode"]
 
@@ -100,12 +111,13 @@ def encode(
 
     With a codec that wants differences, a tensor goes as the difference to its namesake in ``reference``
     where that has its shape and dtype, else as a value. Factored values always go as values: two pairs of
-    factors have no common frame to differ in. Infinite and NaN elements are sent, for the receiver to refuse
-    with a reason.
+    factors have no common frame to differ in. Entries of a tensor go as the differences to those in the same
+    places. Infinite and NaN elements are sent, for the receiver to refuse with a reason.
 
     Args:
         header: what the message says about itself.
-        tensors: by name ``part/site/role``, float32, float16, bfloat16 or float64, on any device; or integers.
+        tensors: by name ``part/site/role``, float32, float16, bfloat16 or float64, on any device; or integers; or some
+            entries of such tensors.
         facts: exact things: bool, int, float, str, and lists or dicts of those. Keys come back sorted.
         codec: how tensors are written down.
         reference: what the receiver holds, bit for bit.
@@ -119,12 +131,14 @@ def encode(
     check_facts(facts)
     flat, scales = _flatten(tensors)
     exact = {name: flat.pop(name) for name in bits_of(scales).values()}
+    places, masks = write_places(flat, scales, tensors, reference or {})
+    held = with_entries(reference, masks)
     bases: dict[str, Tensor] = {}
     marks = ""
     for name in sorted(flat):
         tensor = flat[name]
         mark = _LETTERS[tensor.dtype]
-        base = _base(reference, name, tuple(tensor.shape), tensor.dtype) if codec.differences else None
+        base = _base(held, name, tuple(tensor.shape), tensor.dtype) if codec.differences else None
         if base is not None:
             mark = mark.upper()
             bases[name] = base
@@ -134,14 +148,15 @@ def encode(
         marks += mark
 
     wire, meta = codec.encode(flat, generator, common=common, whole=flat.keys() - bases.keys())
-    wire = {**wire, **exact}
+    wire = {**wire, **exact, **places}
     payload = dict.fromkeys((name.split("/")[0] for name in tensors), 0)
     for name, tensor in wire.items():
         payload[name.split("::")[0].split("/")[0]] += tensor.numel() * tensor.element_size()
     payload[FACTS] = len(write_json(facts)) if facts else 0
 
     table = {name: getattr(header, name) for name in _HEADER}
-    reading = {"codec": codec.text, "meta": meta, "marks": marks, "base": _checksum(bases), "scales": scales}
+    check = _checksum(bases | held_places({n: scales[n]["places"] for n in masks}, masks))
+    reading = {"codec": codec.text, "meta": meta, "marks": marks, "base": check, "scales": scales}
     text = write_json(table | reading | {"facts": facts})
     body = safetensors.torch.save(wire)
     if not is_modest(text) or not is_modest(body[8 : 8 + int.from_bytes(body[:8], "little")]):
@@ -165,16 +180,18 @@ def decode(data: bytes, expected: Expected, *, reference: Mapping[str, Value] | 
     codec = _read_codec(table["codec"])
     wire = read_tensors(body)
     integers = read_integers(wire, table["scales"], expected, len(body))
+    parts = announced(wire, table["scales"])
     shapes = _run(codec.shapes, wire, table["meta"])
-    _check_tensors(shapes, table["scales"], expected)
+    check_tensors(check_announced(parts, shapes, expected, len(body)), table["scales"], expected)
+    masks = read_masks(parts, shapes, reference or {})
     if missing := sorted(expected.required - integers.keys() - {name.split(MARK)[0] for name in shapes}):
         raise Refused(f"Tensor {quoted(missing[0])} is missing.")
-    bases = _read_marks(table, shapes, reference)
-    _check_claims(shapes, bases, expected, len(body))
+    bases = _read_marks(table, shapes, with_entries(reference, masks), _left_out(parts, masks))
+    check_claims({n: s for n, s in shapes.items() if n not in set(map(entries_of, masks))}, bases, expected, len(body))
     flat = _run(codec.decode, wire, table["meta"])
     if {name: tuple(tensor.shape) for name, tensor in flat.items()} != shapes:
         raise Refused("The tensors are not of the shapes they were announced with.")
-    values = _values(table, flat, bases)
+    values = _values(table, flat, bases, masks)
     for name, value in values.items():
         if not forms.finite([value]):
             raise Refused(f"Tensor {quoted(name)} has elements that are not finite.")
@@ -186,9 +203,15 @@ def arriving(data: bytes, reference: Mapping[str, Value]) -> dict[str, Value]:
     table, body = _split(data, len(data))
     codec, wire = _read_codec(table["codec"]), read_tensors(body)
     exact = {bits: wire.pop(bits) for bits in bits_of(table["scales"]).values()}
-    bases = _read_marks(table, codec.shapes(wire, table["meta"]), reference)
+    parts, shapes = announced(wire, table["scales"]), codec.shapes(wire, table["meta"])
+    masks = read_masks(parts, shapes, reference)
+    bases = _read_marks(table, shapes, with_entries(reference, masks), _left_out(parts, masks))
     integers = forms.restore(exact, {name: table["scales"].pop(name) for name in bits_of(table["scales"])}, MARK)
-    return _values(table, codec.decode(wire, table["meta"]), bases) | integers
+    return _values(table, codec.decode(wire, table["meta"]), bases, masks) | integers
+
+
+def _left_out(parts: Mapping[str, Announced], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return held_places({name: part.kind for name, part in parts.items()}, masks)
 
 
 # ---- both sides --------------------------------------------------------------------------------------------
@@ -219,7 +242,7 @@ def _flatten(tensors: Mapping[str, Value]) -> tuple[dict[str, Tensor], dict[str,
     for name, value in tensors.items():
         if not is_text(name) or MARK in name or name.split("/")[0] in ("", FACTS):
             raise ValueError(f'a tensor is named {quoted(name)}; names are "part/site/role" without "{MARK}"')
-        pieces = [] if isinstance(value, Integers) else forms.pieces(value).values()
+        pieces = [] if isinstance(value, Integers) else [p for role, p in forms.pieces(value).items() if role != forms.PLACES]
         if odd := [tensor.dtype for tensor in pieces if tensor.dtype not in _LETTERS]:
             raise ValueError(f"tensor {quoted(name)} is {odd[0]}; exact things are Integers, or belong in facts")
     flat, scales = forms.flatten(tensors, MARK)
@@ -307,42 +330,14 @@ def _run(
         raise Refused(f"The tensors cannot be decoded: {plain(error)}.") from None
 
 
-def _check_tensors(shapes: Mapping[str, tuple[int, ...]], scales: dict[str, Any], expected: Expected) -> None:
-    """Names and shapes, before anything of those shapes is made."""
-    found = dict(shapes)
-    free = 0
-    for name, scale in scales.items():
-        a, b = (found.pop(f"{name}{MARK}{role}", ()) for role in forms.ROLES)
-        if not is_number(scale, int, float) or not abs(scale) < math.inf:
-            raise Refused(f"Tensor {quoted(name)} has a scale that is not a finite number.")
-        if len(b) != 2 or len(a) != 2 or b[1] != a[0]:
-            raise Refused(f"Tensor {quoted(name)} has no two factors with a product.")
-        if name in found:
-            raise Refused(f"Tensor {quoted(name)} is there twice, factored and not.")
-        found[name] = (b[0], a[1])
-        free += elements(b) + elements(a)
-    for name, shape in found.items():
-        if name not in expected.tensors:
-            raise Refused(f"Tensor {quoted(name)} is not expected.")
-        wanted = expected.tensors[name]
-        if isinstance(wanted, Bounded):
-            raise Refused(f"Tensor {quoted(name)} is not of integers, unexpectedly.")
-        if wanted is not None and (
-            len(shape) != len(wanted) or any(w not in (None, d) for d, w in zip(shape, wanted, strict=True))
-        ):
-            raise Refused(f"Tensor {quoted(name)} has shape {plain(shape)}; expected is {tuple(wanted)}.")
-        if expected.lowrank is not None and (name in scales) != (name in expected.lowrank):
-            raise Refused(f"Tensor {quoted(name)} is {'' if name in scales else 'not '}factored, unexpectedly.")
-        if name not in scales and (wanted is None or None in wanted):
-            free += elements(shape)
-    if free > expected.max_bytes:
-        raise Refused(f"Tensors of free shape have more than {expected.max_bytes} elements.")
-
-
 def _read_marks(
-    table: dict[str, Any], shapes: Mapping[str, tuple[int, ...]], reference: Mapping[str, Value] | None
+    table: dict[str, Any], shapes: Mapping[str, tuple[int, ...]], reference: Mapping[str, Value], left_out: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """What the differences in the message have to be added to, by name."""
+    """What the differences in the message have to be added to, by name.
+
+    Args:
+        left_out: what else the checksum is over.
+    """
     marks = table["marks"]
     if len(marks) != len(shapes) or any(letter.lower() not in _DTYPES for letter in marks):
         raise Refused("The marks of values and differences do not fit the tensors.")
@@ -353,29 +348,20 @@ def _read_marks(
             if base is None:
                 raise Refused(f"Tensor {quoted(name)} is a difference to something that is not held here.")
             bases[name] = base
-    if _checksum(bases) != table["base"]:
+    if _checksum({**bases, **left_out}) != table["base"]:
         raise Apart("The differences were taken from other values than those held here.")
     return bases
 
 
-def _check_claims(shapes: Mapping[str, tuple[int, ...]], bases: Mapping[str, Tensor], expected: Expected, length: int) -> None:
-    """A codec may say much in few bytes, but a shape that is neither expected nor held here has to be written out."""
-    free = [
-        math.prod(shape)
-        for name, shape in shapes.items()
-        if name not in bases and ((wanted := expected.tensors.get(name)) is None or None in sides(wanted))
-    ]
-    if sum(free) > DENSEST * length:
-        raise Refused(f"Tensors of free shape claim {sum(free)} elements in {length} bytes.")
-
-
-def _values(table: Mapping[str, Any], flat: dict[str, Tensor], bases: Mapping[str, Tensor]) -> dict[str, Value]:
+def _values(
+    table: Mapping[str, Any], flat: dict[str, Tensor], bases: Mapping[str, Tensor], masks: Mapping[str, Tensor]
+) -> dict[str, Value]:
     """The decoded tensors with what they are differences to, in the dtypes they came from."""
     for letter, name in zip(table["marks"], sorted(flat), strict=True):
         if name in bases:
             flat[name] = _add(bases[name], flat[name])
         flat[name] = flat[name].to(_DTYPES[letter.lower()])
-    return _unflatten(flat, table["scales"])
+    return whole(flat, masks) | _unflatten(flat, table["scales"])
 
 
 def _add(base: Tensor, difference: Tensor) -> Tensor:

@@ -230,7 +230,8 @@ class SiteClient:
     def _read(self, round: Round, data: bytes, since: int) -> Received:
         if since and since != self.clock:
             raise Behind(f"{self.client.id} holds another state than the message builds on")
-        return read_download(self.method, self.bench, self.info, self.adaptation, round, data, self.limits)
+        held = self.copy if since else {}
+        return read_download(self.method, self.bench, self.info, self.adaptation, round, data, self.limits, held)
 
     def _save(self, round: int, digest: str, frame: bytes | None, loss: float | None) -> None:
         tensors, scales = forms.flatten(self.copy)

@@ -35,6 +35,7 @@ from weft.tensors.forms import Value, finite, tensors_in
 from weft.tensors.init import leading
 from weft.tensors.integers import Integers, Shape
 from weft.tensors.keyed import generator
+from weft.tensors.masked import Masked
 
 LARGEST = 1e15
 """That a value of an update may be: products and squares of larger ones leave the range of float32."""
@@ -95,14 +96,20 @@ class Exchange:
         stream, common = (generator(server.seed, "download", *what, server.round.index) for what in ((), ("common",)))
         return encode(header, tensors, facts, self.downlink, generator=stream, common=common)
 
-    def _download(self, header: Header, server: ServerState, message: Message, facts: Mapping[str, Any]) -> Frame:
-        """A message by the codec of downloads, unless that would change a value that the server holds: that goes as it is."""
+    def _download(
+        self, header: Header, server: ServerState, message: Message, facts: Mapping[str, Any], known: Mapping[str, Value]
+    ) -> Frame:
+        """A message by the codec of downloads, unless that would change a value that the server holds: that goes as it is.
+
+        Args:
+            known: values whose masks the client has.
+        """
         if message.tensors and not self._exact:
             frame = self._lossy(header, server, message.tensors, facts)
             came = arriving(frame.data, {})
             if all(same(came[n], v) for n, v in message.tensors.items() if _held(server, n, v)):
                 return frame
-        return encode(header, message.tensors, facts, self._identity)
+        return encode(header, message.tensors, facts, self._identity, reference=known)
 
     def close_round(self) -> None:
         """Forget the round's broadcasts."""
@@ -130,20 +137,20 @@ class Exchange:
     ) -> tuple[Frame, Received]:
         """A download as bytes and as it is read, not billed."""
         facts = message.facts | server.round.extra
-        round, values = server.round, ((n, id(v)) for n, v in message.tensors.items())
+        known = server.known_masks(client, message)
+        round, values = server.round, ((n, id(v), n in known) for n, v in message.tensors.items())
         key = (id(server), round.index, round.kind, client.model, json.dumps(facts, sort_keys=True), *values)
         if key not in self._broadcasts:
             header = Header(self.method.info.slug, server.round.index, server.round.kind, "down", "*")
-            frame = self._download(header, server, message, facts)
+            frame = self._download(header, server, message, facts, known)
             if frame.size > self.limits.max_bytes:
                 raise UserError(
                     f"a download has {frame.size:,} bytes, more than the {self.limits.max_bytes:,} that a message may have: "
                     "give a larger --max-bytes."
                 )
             try:
-                received = read_download(
-                    self.method, server.bench.of(client), client, adaptation, server.round, frame.data, self.limits
-                )
+                bench = server.bench.of(client)
+                received = read_download(self.method, bench, client, adaptation, round, frame.data, self.limits, known)
             except Refused as e:
                 if finite(message.tensors.values()):
                     raise  # it is the method's own fault, and not what training has made of the values
@@ -199,6 +206,7 @@ class Exchange:
             required=frozenset(n for n in shapes if matches(n, method.demands)),
             facts=frozenset(method.info.reveals),
             lowrank=frozenset(),
+            masked=frozenset(n for n in shapes if matches(n, method.in_part)),
             client=client.id,
         )
         known = shifts.of_notes(server.notes.get(client.id)) if shifts.moves(self.uplink) else {}
@@ -213,6 +221,7 @@ class Exchange:
         for name, value in received.tensors.items():
             if isinstance(value, Integers):
                 continue
+            value = value.entries if isinstance(value, Masked) else value
             assert isinstance(value, Tensor)  # uploads are never factored
             if value.dtype != bench.dtype:  # a mean with one of them would be of the wider dtype from then on, for everybody
                 raise Refused(f"Tensor {quoted(name)} is of {value.dtype}; expected is {bench.dtype}.")
@@ -271,17 +280,19 @@ def read_download(
     round: Round,
     data: bytes,
     limits: Limits | None = None,
+    held: Mapping[str, Value] | None = None,
 ) -> Received:
     """The client's side of a download.
 
     Args:
-        bench, adaptation: the client's.
+        bench, adaptation: the client's. held: what it holds of earlier downloads.
 
     Raises:
         Refused: the bytes are not a message that this method and round allow.
     """
     limits = limits or Limits()
     factored = frozenset(n for n, i, _ in named(adaptation, bench.backbone) if i.kind == "lowrank")
+    tensors = {**download_shapes(adaptation, bench), **method.downloads(bench, client)}
     expected = Expected(
         method=method.info.slug,
         round=round.index,
@@ -289,11 +300,12 @@ def read_download(
         direction="down",
         max_bytes=limits.max_bytes,
         max_weight=limits.max_weight,
-        tensors={**download_shapes(adaptation, bench), **method.downloads(bench, client)},
+        tensors=tensors,
         facts=frozenset(method.info.tells) | frozenset(round.extra),
         lowrank=factored | {n + APPENDED for n in factored},
+        masked=frozenset(n for n in tensors if matches(n, method.in_part)),
     )
-    return decode(data, expected)
+    return decode(data, expected, reference=held)
 
 
 def write_update(method: Method, round: Round, seed: int, update: Update, uplink: Codec, turn: Turn) -> Frame:

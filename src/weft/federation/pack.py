@@ -29,6 +29,7 @@ from weft.federation.turn import Turn
 from weft.federation.work import Work
 from weft.tensors.forms import Value
 from weft.tensors.keyed import generator, key
+from weft.tensors.masked import Masked
 
 
 class Pack(Passes):
@@ -408,17 +409,23 @@ class Pack(Passes):
         return [generator(self.bench.seed, purpose, self.round.index, c.id) for c in self.clients]
 
     def updates(
-        self, facts: list[dict[str, Any]] | None = None, tensors: Sequence[Mapping[str, Value]] | None = None
+        self,
+        facts: list[dict[str, Any]] | None = None,
+        tensors: Sequence[Mapping[str, Value]] | None = None,
+        masks: Mapping[str, Tensor] | None = None,
     ) -> Iterator[Update]:
         """Each client's update: its UP tensors that an optimizer has moved, and ``tensors`` that are not of its adaptation (see
         :meth:`Method.uploads`). A client without rows sends nothing.
+
+        Args:
+            masks: name -> [K, …] bool, the entries that are sent of a tensor; of others all are.
         """
         moved = set().union(*(o.moved for o in self._optimizers)) if self._optimizers else set()
         for k, client in enumerate(self.clients):
             if client.n == 0:
                 continue
             own: dict[str, Value] = {
-                n: self.value(k, n)
+                n: self._chosen(k, n, masks or {})
                 for n in self.shapes
                 if n in moved and Scope.UP in self._scopes[k].get(n, Scope(0)) and bool(self.rows(n)[k])
             }
@@ -429,6 +436,13 @@ class Pack(Passes):
                 weight=float(client.n),
                 adaptation=self.adaptations[k],
             )
+
+    def _chosen(self, k: int, name: str, masks: Mapping[str, Tensor]) -> Value:
+        """One client's tensor, or the entries of it that a mask chooses."""
+        value = self.value(k, name)
+        if name not in masks:
+            return value
+        return Masked.of(value, masks[name][k][tuple(slice(0, s) for s in value.shape)].cpu())
 
     def write_back(self) -> None:
         """Store KEEP tensors in the client states: the end of a completed turn."""

@@ -21,6 +21,7 @@ class SavedState:
     start: dict[str, Tensor]
     memo: dict[str, Any]
     stamps: dict[str, int]
+    masked: dict[str, int]
     terms: dict[str, growing.Terms]
     counted: dict[str, int]
     said: dict[str, dict[str, Any]]
@@ -35,7 +36,7 @@ class SavedState:
     def snapshot(self) -> Callable[[], None]:
         """What puts the values of this moment back: for a round whose result is not finite."""
         about_clients = (self.counted, self.said, self.synced, self.notes.manifest)
-        stores: tuple[dict[str, Any], ...] = (self.shared, self.stamps, self.memo, *about_clients)
+        stores: tuple[dict[str, Any], ...] = (self.shared, self.stamps, self.masked, self.memo, *about_clients)
         before, terms = [dict(d) for d in stores], {n: list(t) for n, t in self.terms.items()}
 
         def undo() -> None:
@@ -70,6 +71,7 @@ class SavedState:
         tensors, scales = forms.flatten(values)
         state = {
             "stamps": self.stamps,
+            "masked": self.masked,
             "terms": self.terms,
             "synced": self.synced,
             "clock": self.clock,
@@ -96,6 +98,7 @@ class SavedState:
             stores[prefix][name] = value
         self.memo |= state["memo"]
         self.stamps, self.synced, self.clock = dict(state["stamps"]), dict(state["synced"]), int(state["clock"])
+        self.masked = {n: int(at) for n, at in state.get("masked", {}).items()}
         self.terms = {n: [(int(a), int(b)) for a, b in t] for n, t in state["terms"].items()}
         self.round = Round(int(state["round"]), period=period_at(int(state["round"]), self.rounds, self.periods))
         self.counted, self.notes.manifest = dict(state.get("counted", {})), dict(state.get("notes", {}))

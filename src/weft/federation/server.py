@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from weft.aggregation.mean import Weight
 from weft.errors import WeftError
 from weft.federation.arrivals import period_at
+from weft.federation.averages import Averages
 from weft.federation.bench import Bench
 from weft.federation.client import ClientState, Splits
 from weft.federation.common_facts import nobody
 from weft.federation.info import MethodInfo
 from weft.federation.layout import Adaptation, named
-from weft.federation.message import APPENDED, ClientInfo, Message, Update, beside
+from weft.federation.message import APPENDED, ClientInfo, Message, beside
 from weft.federation.pack import Pack
-from weft.federation.robust_mean import Robust, Vote
+from weft.federation.robust_mean import Robust
 from weft.federation.round import Round
 from weft.federation.saved_state import SavedState
 from weft.federation.scope import Scope, matches
@@ -33,6 +33,7 @@ from weft.tensors.init import Init, leading
 from weft.tensors.integers import Shape
 from weft.tensors.keyed import generator
 from weft.tensors.lowrank import LowRank
+from weft.tensors.masked import Masked
 
 if TYPE_CHECKING:
     from weft.backbones.backbone import Backbone, Site
@@ -55,11 +56,12 @@ class Rule(Protocol):
     def load(self, pack: Pack) -> None: ...
 
 
-class ServerState(SavedState):
+class ServerState(SavedState, Averages):
     """What the coordinator holds.
 
     Attributes:
         shared: DOWN tensors by name, each stamped with when it was last written, so that only news is sent.
+        masked: by name of those that are Masked, the stamp of when their mask was last another.
         memo: the method's own state (tensors, LowRanks and JSON values). clients: all known clients.
         notes: the same of each client, where a checkpoint must not hold everybody's. counted: the last round in which a client's
             update counted, by client. said: facts of clients that the server has renewed, by client.
@@ -97,6 +99,7 @@ class ServerState(SavedState):
         self.start = dict(start or {})
         self.shared: dict[str, Value] = {}
         self.stamps: dict[str, int] = {}
+        self.masked: dict[str, int] = {}
         self.terms: dict[str, growing.Terms] = {}  # of LowRanks
         self.memo: dict[str, Any] = {}
         self.notes = notes or Notes()
@@ -218,6 +221,12 @@ class ServerState(SavedState):
         elif any(isinstance(value, LowRank) for value in message.tensors.values()):
             self.synced[client.id] = 0
 
+    def known_masks(self, client: ClientInfo, message: Message) -> dict[str, Value]:
+        """The server's values in a message whose masks the client has from an earlier one."""
+        since = self.synced.get(client.id, 0)
+        own = {n: v for n, v in message.tensors.items() if isinstance(v, Masked) and v is self.shared.get(n)}
+        return {n: v for n, v in own.items() if self.masked[n] <= since}
+
     def held_by(self, client: ClientInfo, adaptation: Adaptation, message: Message) -> dict[str, Value]:
         """The values that the client has once it has read ``message``.
 
@@ -285,10 +294,12 @@ class ServerState(SavedState):
         if name not in self.shared:
             raise WeftError(f'the server holds no DOWN tensor "{name}"')
         self._news.clear()
-        self.shared[name] = value
+        old, self.shared[name] = self.shared[name], value
         self.stamps[name] = self.clock
         if isinstance(value, LowRank):
             self.terms[name] = [(self.clock, value.rank)]
+        elif isinstance(value, Masked) and not (isinstance(old, Masked) and torch.equal(old.mask, value.mask)):
+            self.masked[name] = self.clock
 
     def reset(self, *names: str) -> None:
         """Put the DOWN values that match back to their start values, of which nobody is told: they are used no more.
@@ -311,59 +322,6 @@ class ServerState(SavedState):
         self.shared[name] = value
         self.stamps[name] = self.clock
         self.terms[name] = terms if value.rank == old.rank + term.rank else growing.folded(terms, keep, value.rank)
-
-    def mean(
-        self,
-        updates: Iterable[Update],
-        only: str | Iterable[str] = "*",
-        weighting: str | None = None,
-        weight: Callable[[Update], Weight] | None = None,
-        absent: Literal["kept", "unmoved"] = "kept",
-        leading: bool = False,
-    ) -> None:
-        """Federated averaging (McMahan et al., 2017): each tensor becomes the weighted mean over the clients that sent it.
-
-        Or what ``robust`` puts in its place, and what ``step`` then makes of it. The mean streams: one update is held at a time.
-
-        Args:
-            only: patterns of the tensors. weighting: ``examples`` or ``uniform``, if not the method's.
-            weight: of an update, of each of its tensors or of each of their entries, instead; what has weight 0 is as if absent.
-            absent: what a tensor is that a client did not send: no part of the mean (``kept``: one that nobody sent stays as it
-                is), or as the server holds it (``unmoved``: the mean is over all who sent anything).
-            leading: a smaller tensor is the leading slice of what the server holds; entries that nobody sent stay as they are.
-        """
-        for name, value in self.average(updates, only, weighting, weight, absent, leading).items():
-            self.write(name, value)
-
-    def average(
-        self,
-        updates: Iterable[Update],
-        only: str | Iterable[str] = "*",
-        weighting: str | None = None,
-        weight: Callable[[Update], Weight] | None = None,
-        absent: Literal["kept", "unmoved"] = "kept",
-        leading: bool = False,
-    ) -> dict[str, Tensor]:
-        """What :meth:`mean` writes, also of tensors that are no DOWN tensors (:meth:`Method.uploads`): those count from 0."""
-        patterns = (only,) if isinstance(only, str) else tuple(only)
-        uniform = (weighting or self.weighting) == "uniform"
-        held = {n: v for n, v in self.shared.items() if isinstance(v, Tensor) and matches(n, patterns)}
-
-        def votes() -> Iterator[Vote]:
-            for update in updates:
-                tensors = {n: v for n, v in update.tensors.items() if isinstance(v, Tensor) and matches(n, patterns)}
-                if absent == "unmoved":
-                    tensors = held | tensors
-                counts = weight(update) if weight is not None else 1.0 if uniform else update.weight
-                yield Vote(update.client.id, tensors, counts)
-
-        outcome = self.robust.combine(held, votes(), leading)
-        self.remarks |= {"rule": self.robust.rule} | outcome.remarks
-        found = {}
-        for name, value in outcome.tensors.items():
-            before, reached = held.get(name), outcome.reached.get(name)
-            found[name] = value if before is None else self.step.taken(self.memo, name, before, value, reached)
-        return found
 
     def renew(self, client: str, **facts: Any) -> None:
         """Give facts of a client new values: it is told them with every question, and gets everything anew, in its new size.

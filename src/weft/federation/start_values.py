@@ -12,10 +12,11 @@ from weft.federation.round import Round
 from weft.federation.scope import Scope
 from weft.federation.turn import Turn
 from weft.tensors.forms import Value
+from weft.tensors.masked import Masked
 
 
 def initial(bench: Bench, turn: Turn, round: Round, start: Mapping[str, Tensor]) -> dict[str, Value]:
-    """Every tensor that a client enters its turn with, by scope.
+    """Every tensor that a client enters its turn with, by scope; 0 where entries of one are not said.
 
     Args:
         start: start values handed out in set-up, instead of drawn ones.
@@ -36,4 +37,4 @@ def initial(bench: Bench, turn: Turn, round: Round, start: Mapping[str, Tensor])
             values[name] = bench.draw(init, name, round.index, client.id)
         else:
             values[name] = bench.draw(init, name)
-    return values
+    return {n: v.dense() if isinstance(v, Masked) else v for n, v in values.items()}

@@ -93,6 +93,11 @@ def check(method: Method, word: str) -> None:
             f'{slug} needs each update by itself and not their mean, so rule = "{word}" can do nothing: leave --rule out, or '
             "choose a method such as fedit."
         )
+    if method.in_part:
+        raise UserError(
+            f'{slug} sends some entries of its tensors, and rule = "{word}" acts on whole ones: leave --rule out, or choose a '
+            "method such as fedit."
+        )
     if word == "mimelite" and method.optim.moments == 0:
         raise UserError(
             f'{slug} trains by SGD without momentum, which has no state for rule = "mimelite" to share: set method.momentum, or '

@@ -12,12 +12,13 @@ from weft.federation.info import common
 from weft.tensors.forms import Value
 from weft.tensors.integers import Integers
 from weft.tensors.lowrank import LowRank
+from weft.tensors.masked import Masked
 from weft.testing.federation import Federation
 
 
 def dense(value: Value) -> Tensor:
-    """The value itself, the product of its factors, or its integers."""
-    if isinstance(value, LowRank):
+    """The value itself, the product of its factors, its integers, or its entries among zeros."""
+    if isinstance(value, LowRank | Masked):
         return value.dense()
     return value.values if isinstance(value, Integers) else value
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from weft.aggregation.mean import WeightedMean
 from weft.federation.message import Update
 from weft.federation.method import Method
+from weft.federation.part_weights import by_entry, in_full
+from weft.tensors.forms import Value
+from weft.tensors.masked import Masked
 from weft.testing.compare import assert_same, equal, server_state
 from weft.testing.plays import Plays, exchanges, plays, shallow, steady, unflushed
 from weft.testing.sites import kept, remote
@@ -35,21 +39,22 @@ def _of_means(p: Plays, turn: Aggregation) -> bool:
     mean = WeightedMean(leading=True)
     try:
         for u in turn.fresh:
-            mean.add(_tensors(u), 1.0 if p.method.weighting == "uniform" else u.weight)
-        means = mean.result()
+            full = in_full(u.tensors)
+            mean.add(full, by_entry(1.0 if p.method.weighting == "uniform" else u.weight, full, u.tensors, {}))
+        nothing = {n: v.dense() for u in turn.fresh for n, v in u.tensors.items() if isinstance(v, Masked)}
+        means = mean.result({n: torch.zeros_like(v) for n, v in nothing.items()})
 
         def of(update: Update) -> Update:
-            tensors = {n: means[n][tuple(slice(0, size) for size in t.shape)] for n, t in _tensors(update).items()}
-            return replace(update, tensors=dict(tensors), facts={})
+            tensors: dict[str, Value] = {}
+            for name, value in in_full(update.tensors).items():
+                same, sent = means[name][tuple(slice(0, size) for size in value.shape)], update.tensors[name]
+                tensors[name] = Masked.of(same, sent.mask) if isinstance(sent, Masked) else same
+            return replace(update, tensors=tensors, facts={})
 
         found = after(p, turn, [of(u) for u in turn.fresh])
     except (ValueError, KeyError, RuntimeError):  # updates that have no mean at all, or say nothing without their facts
         return False
     return equal(wanted, found, 1e-9)
-
-
-def _tensors(update: Update) -> dict[str, Tensor]:
-    return {n: v for n, v in update.tensors.items() if isinstance(v, Tensor)}
 
 
 def after(p: Plays, turn: Aggregation, updates: Iterable[Update]) -> dict[str, Tensor]:

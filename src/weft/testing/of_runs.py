@@ -9,6 +9,7 @@ import torch
 from weft.federation.info import common
 from weft.federation.method import Method
 from weft.federation.rounds import adapted
+from weft.tensors.masked import Masked
 from weft.testing.compare import assert_same, dense, equal
 from weft.testing.plays import ABSENT, FAILING, ROUNDS, PlayedRun, Plays, plays
 
@@ -149,10 +150,10 @@ def check_loading(method: Method) -> None:
         assert not lost, f"{slug}: {person.id} is sent {lost[0]}, which is none of its tensors."
         pack = run.pack([k], t=ROUNDS)
         for name, value in held.items():
-            if isinstance(value, torch.Tensor):
-                assert torch.equal(pack.value(0, name), value), (
-                    f"{slug}: {person.id} does not enter with the {name} that it was sent."
-                )
+            if isinstance(value, torch.Tensor | Masked):
+                entered = pack.value(0, name)
+                same = torch.equal(entered[value.mask], value.entries) if isinstance(value, Masked) else entered.equal(value)
+                assert same, f"{slug}: {person.id} does not enter with the {name} that it was sent."
 
 
 def check_learning(method: Method) -> None:

@@ -14,6 +14,7 @@ from weft.adaptation.optim import Optim
 from weft.errors import UserError
 from weft.federation.method import Method
 from weft.tensors.integers import Integers
+from weft.tensors.masked import Masked
 from weft.testing.compare import assert_same, equal, logits, server_state, state
 from weft.testing.federation import federation
 from weft.testing.models import ENCODERS, IMAGES, SHAPES, TOWERS, home
@@ -42,7 +43,7 @@ def check_half_precision(method: Method) -> None:
     for name, value in [*values, *state(run).items()]:
         if isinstance(value, Integers):
             continue
-        assert isinstance(value, Tensor)
+        assert isinstance(value, Tensor | Masked)
         assert value.dtype == torch.float32, f"{method.info.slug}: on a bfloat16 backbone {name} is of {value.dtype}."
 
 

@@ -18,6 +18,7 @@ from weft.federation.scope import Scope
 from weft.federation.server import ServerState
 from weft.tensors.forms import Value
 from weft.tensors.integers import Integers
+from weft.tensors.masked import Masked
 from weft.testing.compare import dense
 
 Tensors = dict[str, Tensor]
@@ -85,7 +86,9 @@ def copied(update: Update) -> Update:
 
 
 def _clone(value: Value) -> Value:
-    return Integers(value.values.clone(), value.below) if isinstance(value, Integers) else dense(value).clone()
+    if isinstance(value, Integers):
+        return Integers(value.values.clone(), value.below)
+    return Masked(value.entries.clone(), value.mask.clone()) if isinstance(value, Masked) else dense(value).clone()
 
 
 @contextmanager
