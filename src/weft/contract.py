@@ -18,7 +18,7 @@ from weft.adaptation.prefix_tuning import Prefix
 from weft.adaptation.residual import Residual
 from weft.adaptation.routed import Routed
 from weft.adaptation.soft_words import SoftWords, WordEncoder, WordPlace
-from weft.adaptation.sparse_weights import Density, SparseWeights
+from weft.adaptation.sparse_weights import SparseWeights
 from weft.adaptation.tokens import ClassContext, ImageTokens, Place
 from weft.adaptation.tune import Tune
 from weft.adaptation.values import Values
@@ -46,7 +46,7 @@ from weft.tensors.init import Init
 from weft.tensors.integers import Bounded, Integers, Shape
 from weft.tensors.lowrank import LowRank
 from weft.tensors.masked import Masked
-from weft.typed import Called, Count, NonNegative, Positive, Share, Whole
+from weft.typed import Called, Count, NonNegative, Portion, Positive, Share, Whole
 
 __all__ = [
     "GIVEN",
@@ -69,7 +69,6 @@ __all__ = [
     "ClientInfo",
     "Count",
     "Delta",
-    "Density",
     "Exit",
     "Head",
     "ImageTokens",
@@ -87,6 +86,7 @@ __all__ = [
     "Pack",
     "Part",
     "Place",
+    "Portion",
     "Positive",
     "Prefix",
     "Residual",

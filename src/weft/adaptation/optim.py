@@ -7,7 +7,7 @@ alone. Rows of clients that are not in the batch, or that lack the block, keep t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, NamedTuple
@@ -159,6 +159,7 @@ class Optimizer:
         tick: bool = True,
         entries: Mapping[str, Tensor] | None = None,
         shifts: Mapping[str, Tensor] | None = None,
+        watch: Callable[[Mapping[str, Tensor]], None] | None = None,
     ) -> None:
         """Differentiate Σ loss and move the tensors named in ``only`` (all, if empty).
 
@@ -169,11 +170,14 @@ class Optimizer:
             tick: advance the schedule (False for the first of two updates on one batch).
             entries: name -> bool [K, …], those that may move; the others keep value and moments.
             shifts: name -> [K, …], added to the gradients of this step.
+            watch: is given the gradients before anything is made of them.
         """
         names = [n for n in (only or self.params) if n in self.params]
         if not names:
             raise WeftError("a step was asked for tensors that no optimizer holds")
         grads = torch.autograd.grad(loss.sum(), [self.params[n] for n in names], allow_unused=True)
+        if watch is not None:
+            watch({n: g for n, g in zip(names, grads, strict=True) if g is not None})
         active = torch.zeros(len(self.total), dtype=torch.bool, device=self.total.device)
         active[slice(None) if clients is None else clients] = True
         with torch.no_grad():

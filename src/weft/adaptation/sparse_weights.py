@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from annotated_types import Gt, Le
 from torch import Tensor, nn
 
 from weft.adaptation.part import Additive
 from weft.tensors.init import Init
-from weft.typed import Count
+from weft.typed import Count, Portion
 
 if TYPE_CHECKING:
     from weft.backbones.backbone import Backbone, Site
-
-Density = Annotated[float, Gt(0), Le(1)]
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,7 @@ class SparseWeights(Additive):
         at: which linear layers, see :meth:`weft.backbones.backbone.Backbone.sites`.
     """
 
-    density: Density | None = None
+    density: Portion | None = None
     rank: Count = 8
     at: str = "q,v"
 

@@ -97,3 +97,40 @@ def by_rows(scores: Tensor, alive: Tensor, share: float) -> Tensor:
     norms = (scores * alive).flatten(1).norm(dim=1)
     kept = pruned(norms, rows, share)
     return alive & kept.view(-1, *[1] * (alive.dim() - 1))
+
+
+# what is worth its time -----------------------------------------------------------------------------------------------------
+
+
+def worth_their_time(
+    gains: Mapping[str, Tensor],
+    kept: Mapping[str, Tensor],
+    times: Mapping[str, float],
+    gain: float,
+    time: float,
+    most: int | None = None,
+) -> dict[str, Tensor]:
+    """Masks with the entries beside those kept that raise Γ/T, the gain of all kept entries over the time that they take.
+
+    Entries are taken by their own ratio, the largest first, as long as it is above Γ/T; this is the maximum of Γ/T over all
+    choices (PruneFL, Jiang et al., arXiv 1909.12326).
+
+    Args:
+        gains: of each entry, at least 0. kept: masks of the same shapes. times: of one entry of each tensor, above 0.
+        gain, time: Γ and T of what is kept already. most: entries, at most, of all tensors together; None = no limit.
+    """
+    names = list(gains)
+    free = torch.cat([~kept[n].flatten() for n in names])
+    each = torch.cat([gains[n].flatten().double() for n in names])
+    cost = torch.cat([torch.full((gains[n].numel(),), times[n], dtype=torch.float64) for n in names])
+    order = (each / cost).masked_fill(~free, -1.0).argsort(descending=True, stable=True)[: int(free.sum())]
+    more, longer = each[order], cost[order]
+    before = gain + more.cumsum(0) - more, time + longer.cumsum(0) - longer
+    worth = more / longer > before[0] / before[1]
+    count = int(worth.cumprod(0).sum())  # the first that is not worth it ends it: those behind are worth less
+    if most is not None:
+        count = min(count, max(most - int((~free).sum()), 0))
+    chosen = ~free
+    chosen[order[:count]] = True
+    pieces = chosen.split([gains[n].numel() for n in names])
+    return {n: piece.view_as(kept[n]) for n, piece in zip(names, pieces, strict=True)}

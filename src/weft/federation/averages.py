@@ -53,7 +53,7 @@ class Averages:
         Of a :class:`Masked` its entries count. Where the server holds one, no others do, and it has the same ones afterwards.
         """
         for name, value in self.average(updates, only, weighting, weight, absent, leading).items():
-            self.write(name, self._like_held(name, value))
+            self.write(name, self.like_held(name, value))
 
     def average(
         self,
@@ -87,7 +87,7 @@ class Averages:
             found[name] = value if before is None else self.step.taken(self.memo, name, before, value, reached)
         return found
 
-    def _like_held(self, name: str, value: Tensor) -> Value:
+    def like_held(self, name: str, value: Tensor) -> Value:
         """A whole tensor, or the entries that the server holds of it."""
         held = self.shared.get(name)
         return Masked.of(value, held.mask) if isinstance(held, Masked) else value

@@ -215,12 +215,16 @@ class Pack(Passes):
         only: Iterable[str] = (),
         tick: bool = True,
         entries: Mapping[str, Tensor] | None = None,
+        watch: Callable[[Mapping[str, Tensor]], None] | None = None,
     ) -> Tensor:
         """Move the optimizer's tensors that match ``only`` (all, if empty) down the gradient of each client's own loss.
 
+        Of a tensor that was received in part the entries that were received move.
+
         Args:
             objective: of a pack and a batch, [k]; it is given instead of its value because whoever looks at rows one by one
-                needs it of each. entries: name -> bool [K, …], those that may move.
+                needs it of each. entries: name -> bool [K, …], those that may move, if not those that were received.
+            watch: is given the gradients [K, …] by name, of entries that do not move too.
 
         Returns:
             the losses [k], for :meth:`report`.
@@ -242,7 +246,7 @@ class Pack(Passes):
             self.guidance.noted.take(whole, batch, params)
             return loss.detach()
         rows = {n: self.rows(n) for n in optimizer.params}
-        optimizer.step(whole, batch.clients, rows, names, tick, entries, shifts)
+        optimizer.step(whole, batch.clients, rows, names, tick, {**self.masks, **(entries or {})}, shifts, watch)
         return loss.detach()
 
     def _slopes(
@@ -290,17 +294,22 @@ class Pack(Passes):
             self.tensors.update(own)
 
     def gradients(
-        self, objective: Callable[[Pack, Batch], Tensor], *names: str, size: int = 32, epochs: float = 1.0
+        self,
+        objective: Callable[[Pack, Batch], Tensor],
+        *names: str,
+        size: int = 32,
+        epochs: float = 1.0,
+        steps: int | None = None,
     ) -> dict[str, Tensor]:
         """Each client's gradient [K, …] of its mean loss over its training rows, by tensors that match; nothing moves.
 
         Args:
-            objective: the mean over a batch's rows, [k]. size: rows of a pass.
+            objective: the mean over a batch's rows, [k]. size: rows of a pass. steps: passes instead of epochs.
         """
         chosen = {n: self.tensors[n].detach().requires_grad_(True) for n in self.params(*names)}
         found = {n: torch.zeros_like(v) for n, v in chosen.items()}
         counts = torch.zeros(len(self.clients), device=self.device, dtype=self.dtype)
-        for batch in (replace(b, keys=None) for b in self.batches(epochs, None, size, "gradients")):
+        for batch in (replace(b, keys=None) for b in self.batches(epochs, steps, size, "gradients")):
             self.work.add(batch, moving=False)
             rows = torch.from_numpy((batch.index >= 0).sum(1)).to(counts)
             who = torch.arange(len(counts), device=self.device) if batch.clients is None else batch.clients
@@ -342,6 +351,7 @@ class Pack(Passes):
         view.tensors = {n: t.detach().index_select(0, each) for n, t in self.tensors.items()}
         view.has = {n: h.index_select(0, each) for n, h in self.has.items()}
         view._lacks = {n: h.index_select(0, each) for n, h in self._lacks.items()}
+        view.masks = {n: m.index_select(0, each) for n, m in self.masks.items()}
         view._weave = self._weave.of(each, view.tensors)
         leaves = {n: view.tensors[n].requires_grad_(True) for n in self.params(*names)}
         slopes = torch.autograd.grad(objective(view, rows).sum(), list(leaves.values()), allow_unused=True)
@@ -418,14 +428,15 @@ class Pack(Passes):
         :meth:`Method.uploads`). A client without rows sends nothing.
 
         Args:
-            masks: name -> [K, …] bool, the entries that are sent of a tensor; of others all are.
+            masks: name -> [K, …] bool, the entries that are sent of a tensor; of others those that were received.
         """
+        masks = {**self.masks, **(masks or {})}
         moved = set().union(*(o.moved for o in self._optimizers)) if self._optimizers else set()
         for k, client in enumerate(self.clients):
             if client.n == 0:
                 continue
             own: dict[str, Value] = {
-                n: self._chosen(k, n, masks or {})
+                n: self._chosen(k, n, masks)
                 for n in self.shapes
                 if n in moved and Scope.UP in self._scopes[k].get(n, Scope(0)) and bool(self.rows(n)[k])
             }

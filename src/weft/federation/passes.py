@@ -27,6 +27,8 @@ from weft.federation.towers import Towers
 from weft.federation.turn import Turn
 from weft.tasks.observed import Observed
 from weft.tasks.outputs import Output
+from weft.tensors.forms import Value
+from weft.tensors.masked import Masked
 
 
 class Passes(Towers, HiddenStates):
@@ -35,6 +37,7 @@ class Passes(Towers, HiddenStates):
     Attributes:
         clients: their states, in order. round: the round in progress.
         tensors: live values [K, …] by name. shapes: of each client's own, by name; None = it has none. has: [K] bool, by name.
+        masks: name -> [K, …] bool, the entries that each has received, of the tensors that somebody has received in part.
 
     Args:
         turns: of the clients. start: start values handed out in set-up, instead of drawn ones.
@@ -62,6 +65,7 @@ class Passes(Towers, HiddenStates):
                 full = f"{name}.{role}" if role else name
                 self.tensors[full], self.has[full] = tensor, present
             self.shapes[name] = [tuple(v.shape) if v is not None else None for v in values]
+        self.masks = self._received_in_part([t.held for t in turns])
         self._weave = Weave(bench.backbone, placed, self.tensors, len(turns), bench.recompute)
         # blocks of the text tower are numbered by themselves, and nobody lacks one
         self._blocks = {name: None if p.site.tower else p.site.block for p in placed for name in p.names.values()}
@@ -73,6 +77,16 @@ class Passes(Towers, HiddenStates):
         self._lengths = bench.table.lengths
         self._given: dict[str, Tensor] | None = None
         self._taps: Mapping[str, taps.Tap] = {}
+
+    def _received_in_part(self, held: Sequence[Mapping[str, Value]]) -> dict[str, Tensor]:
+        names = dict.fromkeys(n for values in held for n, v in values.items() if isinstance(v, Masked) and n in self.tensors)
+        found = {n: torch.ones_like(self.tensors[n], dtype=torch.bool) for n in names}
+        for name, mask in found.items():
+            for row, values in zip(mask, held, strict=True):
+                if isinstance(value := values.get(name), Masked):
+                    row[:] = False
+                    row[tuple(slice(0, n) for n in value.shape)] = value.mask.to(row.device)
+        return found
 
     # forward ----------------------------------------------------------------------------------------------------------
 

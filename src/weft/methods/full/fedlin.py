@@ -19,10 +19,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
-from annotated_types import Gt, Le
 from torch import Tensor
 
 from weft.contract import (
@@ -33,6 +32,7 @@ from weft.contract import (
     MethodInfo,
     Optim,
     Pack,
+    Portion,
     Round,
     ServerState,
     Tuned,
@@ -41,8 +41,6 @@ from weft.contract import (
     named,
 )
 from weft.tensors import sparse
-
-Portion = Annotated[float, Gt(0), Le(1)]
 
 
 class FedLin(Tuned):

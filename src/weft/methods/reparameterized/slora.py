@@ -30,13 +30,13 @@ from weft.contract import (
     Batch,
     ClientInfo,
     Count,
-    Density,
     LoRA,
     Method,
     MethodInfo,
     Optim,
     Output,
     Pack,
+    Portion,
     Positive,
     Round,
     ServerState,
@@ -84,7 +84,7 @@ class SLoRA(Method):
 
     rank: Count = 8
     alpha: Positive = 16.0
-    density: Density | None = None
+    density: Portion | None = None
     sparse_rounds: Whole = 5
     sites: str = "q,v"
     epochs: Positive = 1.0
