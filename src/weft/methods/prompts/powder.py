@@ -141,8 +141,9 @@ class Powder(Method):
         """The blocks that tokens enter.
 
         Raises:
-            UserError: the backbone lacks one of them.
+            UserError: the backbone lacks one of them, or takes no tokens.
         """
+        backbone.check_more_tokens()
         depth = len(backbone.blocks)
         if self.blocks is None:
             return tuple(sorted({min(round(depth * share / 12), depth - 1) for share in (4, 5, 6)}))
