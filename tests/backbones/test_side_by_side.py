@@ -287,7 +287,7 @@ def test_it_is_described() -> None:
     assert (found["type"], found["task"], found["reads"]) == ("side-by-side", "classification", "images")
     assert [(e["type"], e["height"], e["features"]) for e in found["encoders"]] == [("vit", 16, 32), ("clip", 8, 16)]
     assert found["head"]["modules"] == [{"name": "classifier", "d_in": 48, "d_out": 3, "bias": True}]
-    assert found["notes"] == ["its encoders are taken as they are: methods that put something inside can't be used."]
+    assert found["notes"] == ["its encoders are taken as they are: methods that put something inside them can't be used."]
 
 
 @pytest.mark.parametrize(

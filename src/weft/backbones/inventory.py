@@ -78,7 +78,7 @@ def cautions(backbone: Backbone) -> list[str]:
         found.append(f"{why}: methods that leave blocks out can't be used, and frozen lower blocks are not cached.")
     if not backbone.blocks:
         what = "its encoders are taken as they are" if backbone.encoders else "its tower of pictures is taken as a whole"
-        found.append(f"{what}: methods that put something inside can't be used.")
+        found.append(f"{what}: methods that put something inside {'them' if backbone.encoders else 'it'} can't be used.")
     elif not any(s.bias for s in (*backbone.linears, *backbone.norms)):
         found.append("there are no biases: methods that train them need --set method.add_missing=true.")
     if not backbone.heads and backbone.names is not None:

@@ -141,9 +141,8 @@ class Powder(Method):
         """The blocks that tokens enter.
 
         Raises:
-            UserError: the backbone lacks one of them, or takes no tokens.
+            UserError: the backbone lacks one of them.
         """
-        backbone.check_more_tokens()
         depth = len(backbone.blocks)
         if self.blocks is None:
             return tuple(sorted({min(round(depth * share / 12), depth - 1) for share in (4, 5, 6)}))
@@ -162,6 +161,7 @@ class Powder(Method):
         return {f"{role}.{block}": shape for block in self.at(backbone) for role, shape in each.items()}
 
     def adapt(self, backbone: Backbone, task: Task, client: ClientInfo) -> Adaptation:
+        backbone.check_more_tokens()
         own = tuple((name, Init(shape)) for name, shape in self.shapes(backbone).items())
         rest = tuple((name, Init((self.top, *shape))) for name, shape in self.shapes(backbone).items())
         shares = ("share", Init((self.top,))), ("there", Init((self.top,)))
