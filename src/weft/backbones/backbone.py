@@ -252,6 +252,11 @@ class Backbone:
         return self._attentions
 
     @property
+    def features(self) -> int:
+        """How many numbers of a row its head reads, or class names are compared with."""
+        return self.heads[0].d_in if self.embedding is None else self.embedding.d_in
+
+    @property
     def separate_blocks(self) -> bool:
         """Whether a pass can leave blocks out, or start at any of them from its hidden states."""
         return not (self.shared_blocks or self.chained_blocks or self.staged_blocks)

@@ -108,8 +108,7 @@ def _text_tower(b: Backbone) -> dict[str, Any]:
 def _encoder(b: Backbone) -> dict[str, Any]:
     """One of several that stand side by side."""
     height, width = picture_shape(b.model.config, b.processor)[1:]
-    read = b.heads[0].d_in if b.embedding is None else b.embedding.d_in
-    return {"name": b.name, "type": b.kind, "height": height, "width": width, "features": read}
+    return {"name": b.name, "type": b.kind, "height": height, "width": width, "features": b.features}
 
 
 def _inside(name: str, blocks: list[str]) -> str:

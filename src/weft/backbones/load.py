@@ -123,9 +123,9 @@ def load(
 
         side_by_side.check(name, options)
         given: dict[str, Any] = {"device": device, "precision": precision, "attention": attention, "task": task, "say": say}
-        given |= {"classes": list(map(str, range(classes))) if isinstance(classes, int) else classes}
-        found = [load(one, **given, trust_remote_code=trust_remote_code) for one in several]
-        return side_by_side.joined(name, len(given["classes"]), options, found)
+        many = classes if isinstance(classes, int) else len(classes)
+        given |= {"classes": list(map(str, range(many))), "trust_remote_code": trust_remote_code}  # no encoder is told the names
+        return side_by_side.joined(name, many, options, [load(one, **given) for one in several])
     where, known, hub_id = find(name, say)
     target = pick_device(device)
     dtype = pick_precision(precision, target)

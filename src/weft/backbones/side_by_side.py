@@ -53,7 +53,7 @@ class SideBySide(PreTrainedModel):
             for name in TEXT_TOWER if b.names is not None else ():
                 if hasattr(b.model, name):
                     setattr(b.model, name, None)
-        self.classifier = nn.Linear(sum(map(features, backbones)), classes)
+        self.classifier = nn.Linear(sum(b.features for b in backbones), classes)
 
     def forward(
         self, pixel_values: Tensor | None = None, image_embeds: Tensor | None = None, **others: Tensor
@@ -94,11 +94,6 @@ def head_input(encoder: nn.Module, place: str, pixel_values: Tensor) -> Tensor:
     return caught[-1]
 
 
-def features(encoder: Backbone) -> int:
-    """How many numbers of a picture are read."""
-    return encoder.heads[0].d_in if encoder.embedding is None else encoder.embedding.d_in
-
-
 def check(name: str, options: Options) -> None:
     """
     Raises:
@@ -129,14 +124,14 @@ def joined(name: str, classes: int, options: Options, encoders: Sequence[Backbon
                 f'of "{name}", or use it alone.'
             )
     model: Any = SideBySide(encoders, classes)
-    first = encoders[0]
-    model.eval().requires_grad_(False).to(device=first.device, dtype=first.dtype)
+    model.eval().requires_grad_(False)
+    model.classifier.to(device=encoders[0].device, dtype=encoders[0].dtype)  # the encoders are where and as they should be
     for encoder, place in zip(encoders, model.read, strict=True):
         tried = tracing.pictures(*picture_shape(encoder.model.config, encoder.processor)[1:])["pixel_values"]
         tried = tried.to(encoder.device, encoder.dtype)
         with torch.no_grad():
             read = head_input(encoder.model, place, tried) if place else encoder.model.embed_images(tried)
-        if read.shape != (len(tried), features(encoder)):
+        if read.shape != (len(tried), encoder.features):
             raise UserError(
                 f'the head of backbone "{encoder.name}" reads more than one vector of a picture, so that it can\'t stand beside '
                 f'others: leave it out of "{name}", or use it alone.'

@@ -125,7 +125,7 @@ class FedPCL(Method):
                 "fedpcl makes prototypes of classes, and this task has none: choose data with classes, or another method."
             )
         classes = len(task.classes)
-        d = backbone.heads[0].d_in if backbone.embedding is None else backbone.embedding.d_in
+        d = backbone.features
         linear = {
             n: Init(shape, "uniform", 1 / math.sqrt(d)) for n, shape in (("weight", (self.width, d)), ("bias", (self.width,)))
         }
