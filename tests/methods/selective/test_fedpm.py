@@ -26,6 +26,7 @@ from weft.export import load
 from weft.federation.message import Update
 from weft.federation.pack import Pack
 from weft.federation.robust_mean import Robust
+from weft.federation.server_step import ServerStep
 from weft.methods import FedPM
 from weft.methods.selective.fedpm import majority
 from weft.tasks.outputs import Output
@@ -37,10 +38,19 @@ SMALL = FedPM(batch=3, epochs=1.0)
 LORA = replace(SMALL, tune=Tune("lora", rank=2, alpha=6.0, at="q,ffn.in"))
 THREE: dict[str, Any] = {"sizes": (9, 5, 3), "rounds": 4, "participation": 0.6, "seed": 8}
 Named = dict[str, Tensor]
-PREFIX = "theta/values/"
 
 
 # by hand ------------------------------------------------------------------------------------------------------------------
+
+
+def own(name: str) -> str:
+    """theta/values/head>classifier>bias is of head/classifier/bias."""
+    return name.split("/")[2].replace(">", "/")
+
+
+def thetas(run: tiny.Federation) -> Named:
+    """θ at the server, by the names of the weights."""
+    return {own(n): v for n, v in by_hand.shared(run).items()}
 
 
 class Bern(torch.autograd.Function):
@@ -66,14 +76,15 @@ def fan_in(name: str, shapes: Mapping[str, torch.Size]) -> int:
 def weights_of(run: tiny.Federation) -> Named:
     """w of every tensor that has a θ, in double precision, from the run's seed alone or from the model."""
     assert isinstance(run.method, FedPM)
-    shapes = {n.removeprefix(PREFIX): v.shape for n, v in by_hand.shared(run).items()}
-    own, found = dict(run.bench.backbone.model.named_parameters()), {}
+    shapes = {n: v.shape for n, v in thetas(run).items()}
+    model, found = dict(run.bench.backbone.model.named_parameters()), dict[str, Tensor]()
     for name, shape in shapes.items():
         part, site, role = name.split("/")
         if run.method.pretrained and part == "weights":
-            found[name] = own[f"{site}.{role}"].double()
+            found[name] = model[f"{site}.{role}"].double()
             continue
-        negative = torch.rand(shape, generator=generator(run.bench.seed, "start", f"frozen/values/{name}")) * 2 - 1 < 0
+        frozen = "frozen/values/" + name.replace("/", ">")
+        negative = torch.rand(shape, generator=generator(run.bench.seed, "start", frozen)) * 2 - 1 < 0
         c = math.e * math.sqrt(1 / fan_in(name, shapes))
         found[name] = torch.where(negative, torch.tensor(-c, dtype=torch.float64), torch.tensor(c, dtype=torch.float64))
     return found
@@ -90,7 +101,7 @@ class Reference:
         assert isinstance(run.method, FedPM)
         self.run, self.method, self.every = run, run.method, every
         self.w, self.rounds = weights_of(run), 0
-        self.theta = {n.removeprefix(PREFIX): v.numpy() for n, v in by_hand.shared(run).items()}
+        self.theta = {n: v.numpy() for n, v in thetas(run).items()}
         self.alpha: dict[str, np.ndarray] = {}
         self.beta: dict[str, np.ndarray] = {}
 
@@ -141,7 +152,7 @@ def bits_of(update: Update) -> dict[str, np.ndarray]:
     found = {}
     for name, value in update.tensors.items():
         assert isinstance(value, Integers)
-        found[name.removeprefix(PREFIX)] = value.values.numpy()
+        found[own(name)] = value.values.numpy()
     return found
 
 
@@ -175,8 +186,8 @@ def test_rounds_of_two_of_three_clients_are_the_cards_algorithm(method: FedPM, e
                 assert np.array_equal(found[n], u), f"{n} of {update.client.id} in round {t}"
         weights = [run.clients[k].n if method.weighting == "examples" else 1 for k in cohort]
         hand.aggregate(wanted, weights)
-        for n, theta in by_hand.shared(run).items():
-            by_hand.close(theta, torch.from_numpy(hand.theta[n.removeprefix(PREFIX)]), 1e-12)
+        for n, theta in thetas(run).items():
+            by_hand.close(theta, torch.from_numpy(hand.theta[n]), 1e-12)
     assert all(len(c) == 2 for c in cohorts), "one is always absent"
     assert any(k in cohorts[0] and k not in cohorts[1] and k in cohorts[2] | cohorts[3] for k in range(3)), "nobody comes back"
     kept = {n: torch.from_numpy(theta > 0.5) for n, theta in hand.theta.items()}
@@ -187,7 +198,7 @@ def test_rounds_of_two_of_three_clients_are_the_cards_algorithm(method: FedPM, e
 
 
 def frozen_of(pack: Pack) -> Named:
-    return {n.removeprefix("frozen/values/"): pack.value(0, n) for n in pack.params("frozen")}
+    return {own(n): pack.value(0, n) for n in pack.params("frozen")}
 
 
 def test_weights_are_the_same_bits_everywhere_in_all_rounds_and_are_made_again_from_the_seed() -> None:
@@ -218,16 +229,15 @@ def test_weights_are_the_same_bits_everywhere_in_all_rounds_and_are_made_again_f
 def test_what_is_beside_no_matrix_stays_as_it_is_and_all_else_has_a_mask() -> None:
     run = tiny.federation(SMALL, **THREE).run()
     pack = run.server.pack()
-    masked = {n.removeprefix(PREFIX) for n in by_hand.shared(run)}
+    masked = thetas(run).keys()
     rest = {n for n in pack.tensors if n.split("/")[0] in ("weights", "head")} - masked
     assert rest
     assert all("LayerNorm" in n for n in rest)
-    own = dict(run.bench.backbone.model.named_parameters())
+    model = dict(run.bench.backbone.model.named_parameters())
     for name in rest:
         _, site, role = name.split("/")
-        assert torch.equal(pack.value(0, name), own[f"{site}.{role}"].double())
-    model = sum(p.numel() for n, p in own.items() if "LayerNorm" not in n)
-    assert sum(v.numel() for v in by_hand.shared(run).values()) == model
+        assert torch.equal(pack.value(0, name), model[f"{site}.{role}"].double())
+    assert sum(v.numel() for v in thetas(run).values()) == sum(p.numel() for n, p in model.items() if "LayerNorm" not in n)
 
 
 def test_kernels_and_tables_of_pictures_have_the_fan_in_of_theirs() -> None:
@@ -246,15 +256,15 @@ def test_kernels_and_tables_of_pictures_have_the_fan_in_of_theirs() -> None:
 
 def test_pretrained_weights_begin_whole_and_a_fresh_head_is_random() -> None:
     run = tiny.federation(replace(SMALL, pretrained=True), **THREE)
-    w, theta = weights_of(run), by_hand.shared(run)
+    w, theta = weights_of(run), thetas(run)
     for n, v in w.items():
-        start = theta[PREFIX + n]
+        start = theta[n]
         if n.startswith("weights/"):
             assert bool((start == torch.tensor(0.99).double()).all())
         else:
             assert 0 <= float(start.min()) <= float(start.max()) < 1
             assert float(v.abs().max()) == pytest.approx(math.e / math.sqrt(D))
-    kept = {n: v * (theta[PREFIX + n] > 0.5) if n.startswith("head/") else v for n, v in w.items()}
+    kept = {n: v * (theta[n] > 0.5) if n.startswith("head/") else v for n, v in w.items()}
     head = {n: v for n, v in kept.items() if n.startswith("head/")}
     by_hand.close(run.global_logits(dtype=torch.float64), by_hand.logits(run, head), 1e-10)
 
@@ -289,7 +299,7 @@ def test_masks_are_drawn_anew_in_each_step_and_by_each_client_for_itself(monkeyp
 def test_at_a_rate_of_zero_bits_are_draws_of_what_was_received() -> None:
     run = tiny.federation(replace(LORA, optim=LORA.optim.but(lr=0.0), samples=200), sizes=(4,), rounds=1)
     (update,) = run.method.train(run.pack([0]))
-    theta = {n.removeprefix(PREFIX): v.clamp(0.01, 0.99).numpy() for n, v in by_hand.shared(run).items()}
+    theta = {n: v.clamp(0.01, 0.99).numpy() for n, v in thetas(run).items()}
     gaps = [np.abs(u / 200 - theta[n]) / np.sqrt(theta[n] * (1 - theta[n]) / 200) for n, u in bits_of(update).items()]
     every = np.concatenate([g.ravel() for g in gaps])
     assert every.max() < 5
@@ -376,6 +386,11 @@ def test_robust_rules_and_server_steps_stand_where_the_mean_is_taken() -> None:
     run.server.robust = Robust("median")
     run.method.aggregate(run.server, given(run, masks))
     assert first(run, 4) == pytest.approx([0.99, 0.01, 0.01, 0.01], abs=1e-12)
+    run.server.robust, run.server.step = Robust(), ServerStep("avgm", lr=0.5, beta1=0.0)
+    before = first(run, 4)
+    run.method.aggregate(run.server, given(run, masks))
+    half = [(a + b) / 2 for a, b in zip(before, [2 / 3, 1 / 3, 1 / 3, 1 / 3], strict=True)]
+    assert first(run, 4) == pytest.approx(half, abs=1e-12)
 
 
 # views --------------------------------------------------------------------------------------------------------------------
@@ -383,7 +398,7 @@ def test_robust_rules_and_server_steps_stand_where_the_mean_is_taken() -> None:
 
 def test_views_are_the_likely_weights_one_sampled_network_and_what_most_of_several_say() -> None:
     run = tiny.federation(replace(SMALL, votes=5), **THREE).run()
-    w, theta = weights_of(run), {n.removeprefix(PREFIX): v for n, v in by_hand.shared(run).items()}
+    w, theta = weights_of(run), thetas(run)
     found = {view: run.global_logits(view=view, dtype=torch.float64) for view in SMALL.views}
 
     def network(masks: Mapping[str, Tensor]) -> Tensor:

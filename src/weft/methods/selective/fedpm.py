@@ -67,8 +67,8 @@ from weft.contract import (
 )
 from weft.tensors.keyed import generator
 
-FROZEN, THETA = "frozen/values/", "theta/values/"
-"""Before the name of a weight's tensor: what w is, and θ."""
+FROZEN, THETA = "frozen", "theta"
+"""Parts that hold, for each tensor with masks, w and θ."""
 EDGE = 0.01
 """θ is from this to 1 less this, so that its logit is finite."""
 
@@ -135,8 +135,12 @@ class FedPM(Tuned):
             raise UserError(
                 "fedpm has masks over matrices, and what is tuned has none: choose another tune.kind, such as weights."
             )
-        theta = {name: self._start(init) for name, init in frozen.items()}
-        masks = {"frozen": (Values(tuple(frozen.items())), TEMPORARY), "theta": (Values(tuple(theta.items())), GIVEN)}
+        roles = [name.replace("/", ">") for name in frozen]
+        theta = [self._start(init) for init in frozen.values()]
+        masks: Adaptation = {
+            FROZEN: (Values(tuple(zip(roles, frozen.values(), strict=True))), TEMPORARY),
+            THETA: (Values(tuple(zip(roles, theta, strict=True))), GIVEN),
+        }
         return {**parts, **masks}
 
     def _frozen(self, parts: Adaptation, backbone: Backbone) -> dict[str, Init]:
@@ -165,32 +169,30 @@ class FedPM(Tuned):
 
     def load(self, pack: Pack) -> None:
         """w, and the network of the weights with θ > ½."""
-        for name, init, _ in named({"frozen": pack.adaptations[0]["frozen"]}, pack.backbone):
+        for name, init, _ in named({FROZEN: pack.adaptations[0][FROZEN]}, pack.backbone):
             if init.kind == "uniform":
                 one = pack.tensors[name][:1]
                 pack.tensors[name] = torch.full_like(one, init.scale).copysign(one).expand_as(pack.tensors[name])
-            own = name.removeprefix(FROZEN)
-            pack.tensors[own] = pack.tensors[name] * (pack.tensors[THETA + own] > 0.5)
+        w = of(pack, FROZEN)
+        pack.tensors.update({name: w[name] * (theta > 0.5) for name, theta in of(pack, THETA).items()})
 
     def forward(self, pack: Pack, batch: Batch, view: str | None = None) -> Output:
-        use = {name: 1.0 for name in pack.adaptations[0] if name not in ("frozen", "theta")}
+        use = {name: 1.0 for name in pack.adaptations[0] if name not in (FROZEN, THETA)}
         if view in (None, "global"):
             return pack(batch, use=use)
-        outputs = []
+        w, outputs = of(pack, FROZEN), []
         for i in range(1 if view == "global/sampled" else self.votes):
             stream = generator(0, "mask", i)  # the same for all rows and in all runs: what is exported predicts alike
-            masks = {
-                n: torch.rand(theta.shape[1:], generator=stream).to(pack.device) < theta for n, theta in thetas(pack).items()
-            }
-            with pack.values({n: pack.tensors[FROZEN + n] * mask for n, mask in masks.items()}):
+            uniform = {n: torch.rand(theta.shape[1:], generator=stream) for n, theta in of(pack, THETA).items()}
+            with pack.values({n: w[n] * (uniform[n].to(pack.device) < theta) for n, theta in of(pack, THETA).items()}):
                 outputs.append(pack(batch, use=use))
         return outputs[0] if view == "global/sampled" else majority(outputs)
 
     # client -------------------------------------------------------------------------------------------------------------
 
     def train(self, pack: Pack) -> Iterable[Update]:
-        names = list(thetas(pack))
-        for name, theta in thetas(pack).items():  # in a turn scores stand where else the network is
+        w, names = of(pack, FROZEN), list(of(pack, THETA))
+        for name, theta in of(pack, THETA).items():  # in a turn scores stand where else the network is
             pack.tensors[name] = theta.clamp(EDGE, 1 - EDGE).logit()
         if pack.has_work():
             optimizer = pack.optimizer(*names, settings=self.optim, epochs=self.epochs, steps=self.steps, size=self.batch)
@@ -199,8 +201,7 @@ class FedPM(Tuned):
                 uniform = self._uniform(pack, batch, names, draws)
 
                 def objective(pack: Pack, batch: Batch, uniform: Mapping[str, Tensor] = uniform) -> Tensor:
-                    masks = {n: self._mask(pack.tensors[n], uniform[n]) for n in names}
-                    with pack.values({n: pack.tensors[FROZEN + n] * mask for n, mask in masks.items()}):
+                    with pack.values({n: w[n] * self._mask(pack.tensors[n], uniform[n]) for n in names}):
                         return self.objective(pack, batch)
 
                 pack.report(batch, pack.step(optimizer, objective, batch))
@@ -224,17 +225,17 @@ class FedPM(Tuned):
     def _drawn(self, pack: Pack, k: int, stream: torch.Generator) -> dict[str, Value]:
         """What one client sends."""
         found: dict[str, Value] = {}
-        for name in thetas(pack):
-            theta = pack.value(k, name).sigmoid()
+        for name in pack.params(THETA):
+            theta = pack.value(k, whose(name)).sigmoid()
             bits = torch.rand((self.samples, *theta.shape), generator=stream) < theta
-            found[THETA + name] = Integers(bits.sum(0), self.samples + 1)
+            found[name] = Integers(bits.sum(0), self.samples + 1)
         return found
 
     # server -------------------------------------------------------------------------------------------------------------
 
     def uploads(self, server: ServerState, client: ClientInfo) -> Mapping[str, Shape]:
-        tensors = named(server.adaptation, server.bench.backbone)
-        return {name: Bounded(init.shape, self.samples + 1) for name, init, _ in tensors if name.startswith(THETA)}
+        theta = named({THETA: server.adaptation[THETA]}, server.bench.backbone)
+        return {name: Bounded(init.shape, self.samples + 1) for name, init, _ in theta}
 
     @torch.no_grad()
     def aggregate(self, server: ServerState, updates: Iterable[Update]) -> None:
@@ -249,7 +250,7 @@ class FedPM(Tuned):
                     update, tensors={n: numbers(v).to(server.bench.dtype) / self.samples for n, v in update.tensors.items()}
                 )
 
-        found = server.average(shares(), "theta")
+        found = server.average(shares(), THETA)
         if not found:
             return
         rounds = self.reset or math.ceil(len(server.clients) / len(server.cohort))
@@ -262,9 +263,14 @@ class FedPM(Tuned):
             server.memo[f"ones/{name}"] = ones
 
 
-def thetas(pack: Pack) -> dict[str, Tensor]:
-    """θ [K, …] by the name of the tensor of weights."""
-    return {name.removeprefix(THETA): value for name, value in pack.params("theta").items()}
+def whose(name: str) -> str:
+    """The tensor that a value of ``frozen`` or ``theta`` is of."""
+    return name.rpartition("/")[2].replace(">", "/")
+
+
+def of(pack: Pack, part: str) -> dict[str, Tensor]:
+    """w or θ, [K, …] by the names of the tensors that they are of."""
+    return {whose(name): value for name, value in pack.params(part).items()}
 
 
 def numbers(value: Value) -> Tensor:
