@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -42,3 +43,12 @@ def test_one_pass_is_told_with_its_weights_and_without_being_made(use: Any) -> N
 )
 def test_anything_more_is_no_single_pass(forward: Any) -> None:
     assert one_pass(PACK, forward, BATCH) is None
+
+
+def test_a_pass_of_other_values_is_none_of_the_packs_own() -> None:
+    def forward(pack: Any, batch: Any) -> Output:
+        with pack.values({"lora/q/A": torch.zeros(2, 1, 1)}):
+            return pack(batch)  # type: ignore[no-any-return]
+
+    pack: Any = type("Pack", (), {"__call__": never, "values": lambda self, given: nullcontext()})()
+    assert one_pass(pack, forward, BATCH) is None

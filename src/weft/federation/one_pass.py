@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from torch import Tensor
 
@@ -66,6 +66,9 @@ class _Asked:
             raise _LookedAt
         self.uses.append(use)
         return self.unread
+
+    def values(self, given: Mapping[str, Tensor]) -> NoReturn:
+        raise _LookedAt  # nor of what stands in for their tensors
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.pack, name)

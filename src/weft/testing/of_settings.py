@@ -55,7 +55,7 @@ def check_rate_zero(method: Method, *codecs: str, rounds: int = 1, **about: Any)
 
     Clients that are handed what others have sent predict otherwise although nothing moves. Then all of them send exactly what
     they entered with, and what the run holds stays as it is from one round to the next. A method that takes no steps, by no
-    gradient nor by a rule of its own, has no rate.
+    gradient nor by a rule of its own, has no rate; nor have integers, where clients send nothing else: they are chosen or drawn.
 
     Args:
         rounds: at least; more, until a kind of round comes again. about: of the federation; else it has two clients and a shallow
@@ -77,6 +77,8 @@ def check_rate_zero(method: Method, *codecs: str, rounds: int = 1, **about: Any)
             held = state(run.run(rounds))
             for t in range(rounds, 2 * rounds):
                 run.simulation.round(t)
+        if all(isinstance(v, Integers) for turn in seen.turns.values() for u in turn.updates for v in u.tensors.values()):
+            return
         sent = {f"{n} of {c} in {t}": v for t, of in seen.sent.items() for c, some in of.items() for n, v in some.items()}
         had = {f"{n} of {c} in {t}": v for t, of in seen.entered.items() for c, some in of.items() for n, v in some.items()}
         what = f"{method.info.slug}: at a learning rate of zero, with {codec}, something moves; there"

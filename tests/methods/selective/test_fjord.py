@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,10 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import by_hand
+import exporting
 import tiny
 from bytes_of import HEAD, Case, Sizes, Turn, lora
 from weft.adaptation.optim import Optim
 from weft.errors import UserError
+from weft.export import load
 from weft.federation.batch import make_batch
 from weft.federation.message import ClientInfo
 from weft.methods import FedIT, FjORD
@@ -139,6 +142,14 @@ def test_rates_out_of_order_and_clients_below_all_widths_are_refused() -> None:
         SMALL.adapt(tiny.backbone("bert"), tiny.bench("bert").task, ClientInfo("far", 3, {"rate": 0.1}))
     assert FjORD().views == FjORD.info.views
     assert SMALL.views == ("global", "global/width 0.25", "global/width 0.5")
+
+
+def test_a_width_that_is_exported_is_that_width(tmp_path: Path) -> None:
+    run = exporting.trained(SMALL, sizes=(6, 5), rounds=2)
+    exporting.exported(run, tmp_path, view="global/width 0.25")
+    found = load(tmp_path, device="cpu", precision="float32").logits(list(tiny.states(sizes=(6, 5))[0].texts))
+    torch.testing.assert_close(found, run.global_logits(view="global/width 0.25"), **exporting.RUN_CLOSE)
+    assert not torch.allclose(found, run.global_logits(), atol=1e-3)
 
 
 def test_without_a_teacher_the_laws_hold() -> None:
