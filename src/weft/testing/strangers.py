@@ -19,7 +19,7 @@ from weft.federation.memory import NONE
 from weft.federation.message import APPENDED, beside
 from weft.federation.round import Round
 from weft.federation.rounds import adapted, enter
-from weft.federation.scope import Scope
+from weft.federation.scope import Scope, matches
 from weft.federation.turn import Turn
 from weft.tensors.forms import Value
 from weft.tensors.lowrank import LowRank
@@ -65,6 +65,7 @@ class Stranger:
             tensors=shapes,
             facts=frozenset(self.method.info.tells) | frozenset(round.extra),
             max_weight=1e9,
+            masked=frozenset(n for n in shapes if matches(n, self.method.in_part)),
         )
         received = decode(data, expected)
         self.beside = beside(self.adaptation, self.bench.backbone, received.tensors)
