@@ -29,6 +29,7 @@ from weft.devices import PROFILES, dealt
 from weft.errors import UserError, WeftError, nearest
 from weft.federation.batch import Batch, make_batch
 from weft.federation.bench import Bench
+from weft.federation.client import ClientState
 from weft.federation.info import MethodInfo
 from weft.federation.layout import Adaptation, named
 from weft.federation.message import ClientInfo, Message, Update
@@ -67,6 +68,7 @@ __all__ = [
     "Called",
     "ClassContext",
     "ClientInfo",
+    "ClientState",
     "Count",
     "Delta",
     "Exit",

@@ -30,7 +30,8 @@ from weft.methods import FedIT, FedRA, registry
 from weft.tensors.lowrank import LowRank
 from weft.testing.strangers import by_messages
 
-PARTS = ("fjord", "heterofl")  # whose clients send leading slices of tensors
+IN_PART = tuple(s for s in sorted(registry.infos()) if registry.load(s).in_part)  # whose clients send some entries of tensors
+PARTS = ("fjord", "heterofl", *IN_PART)  # or leading slices of them
 SUMS = sorted(s for s in registry.infos() if registry.build(s).sums and s not in PARTS)
 OTHERS = sorted(s for s in registry.infos() if not registry.build(s).sums)
 QUICK = ("fedit", "fedra", "fedsa-lora")  # everything, of several sizes, with personal values
@@ -326,6 +327,14 @@ def test_a_method_that_needs_each_update_by_itself_is_refused_before_anything_is
         resolve({"method": slug, "robust": rule})
     assert "\n" not in str(refusal.value)
     resolve({"method": slug})
+
+
+@pytest.mark.parametrize("slug", IN_PART)
+def test_a_method_whose_clients_send_some_entries_is_refused_before_anything_is_loaded(slug: str) -> None:
+    for rule in ("median", "trimmed", "krum", "multi-krum"):
+        with pytest.raises(UserError, match=f'robust = "{rule}" compares whole tensors, and clients of {slug} send parts'):
+            resolve({"method": slug, "robust": rule, "clients": 20})
+    resolve({"method": slug, "robust": "clip", "clients": 20})
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,8 @@ def _check_robust(x: Experiment, method: Method) -> None:
 
     rule = Robust(x.robust, x.robust_norm, x.robust_share)
     if x.baseline not in ("local", "central"):
-        rule.check(method.info.slug, method.sums, max(round(x.participation * x.clients), 1))
+        cohort = max(round(x.participation * x.clients), 1)
+        rule.check(method.info.slug, method.sums, cohort, bool(method.in_part))
 
 
 def _public(x: Experiment, method: Method) -> list[str]:

@@ -252,8 +252,10 @@ class Exchange:
 
 
 def _held(server: ServerState, name: str, value: Value) -> bool:
-    """Whether it is the server's own value of that name, or the slice of it that a smaller client has."""
+    """Whether it is the server's own value of that name, or what a client has of it: a slice, or some entries."""
     own = server.shared.get(name)
+    if isinstance(own, Tensor) and isinstance(value, Masked):
+        return own.shape == value.shape and torch.equal(own[value.mask], value.entries)
     if isinstance(own, Tensor) and isinstance(value, Tensor) and own.dim() == value.dim():
         return all(a >= b for a, b in zip(own.shape, value.shape, strict=True)) and same(leading(own, tuple(value.shape)), value)
     return own is value

@@ -345,7 +345,7 @@ class Pack(Passes):
         """Gradients [n, …] of rows, one of each of n clients, each of the client at ``each`` ([n]) of the pack."""
         view = copy.copy(self)
         place = each.tolist()
-        view.clients = [self.clients[i] for i in place]
+        view.clients, view.turns = [self.clients[i] for i in place], [self.turns[i] for i in place]
         view.adaptations, view.facts = [self.adaptations[i] for i in place], [self.facts[i] for i in place]
         view.received, view._scopes = [self.received[i] for i in place], [self._scopes[i] for i in place]
         view.tensors = {n: t.detach().index_select(0, each) for n, t in self.tensors.items()}

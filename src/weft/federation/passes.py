@@ -22,7 +22,7 @@ from weft.federation.bench import Bench
 from weft.federation.hidden_states import HiddenStates
 from weft.federation.layout import named
 from weft.federation.round import Round
-from weft.federation.start_values import initial
+from weft.federation.start_values import first, initial
 from weft.federation.towers import Towers
 from weft.federation.turn import Turn
 from weft.tasks.observed import Observed
@@ -36,6 +36,7 @@ class Passes(Towers, HiddenStates):
 
     Attributes:
         clients: their states, in order. round: the round in progress.
+        turns: what each enters it with, before the method makes a model of that. start: values handed out in set-up.
         tensors: live values [K, …] by name. shapes: of each client's own, by name; None = it has none. has: [K] bool, by name.
         masks: name -> [K, …] bool, the entries that each has received, of the tensors that somebody has received in part.
 
@@ -48,13 +49,14 @@ class Passes(Towers, HiddenStates):
 
     def __init__(self, bench: Bench, turns: Sequence[Turn], round: Round, start: Mapping[str, Tensor] | None = None):
         self.bench, self.round = bench, round
+        self.turns, self.start = list(turns), dict(start or {})
         self.backbone, self.task = bench.backbone, bench.task
         self.clients, self.adaptations = [t.client for t in turns], [t.adaptation for t in turns]
         device = bench.backbone.device
         self.device, self.dtype = device, bench.dtype
         check_alike(bench.backbone, turns)
         placed = place(bench.backbone, [{n: p for n, (p, _) in a.items()} for a in self.adaptations], device, bench.dtype)
-        entering = [initial(bench, turn, round, start or {}) for turn in turns]
+        entering = [initial(bench, turn, round, self.start) for turn in turns]
         self.tensors: dict[str, Tensor] = {}
         self.has: dict[str, Tensor] = {}
         self.shapes: dict[str, list[tuple[int, ...] | None]] = {}
@@ -87,6 +89,10 @@ class Passes(Towers, HiddenStates):
                     row[:] = False
                     row[tuple(slice(0, n) for n in value.shape)] = value.mask.to(row.device)
         return found
+
+    def start_values(self, k: int) -> dict[str, Tensor]:
+        """One client's tensors as they were before anybody had trained them, on the CPU."""
+        return first(self.bench, self.adaptations[k], self.start)
 
     # forward ----------------------------------------------------------------------------------------------------------
 

@@ -91,14 +91,15 @@ class Robust:
 
     # before a run -----------------------------------------------------------------------------------------------------
 
-    def check(self, slug: str, sums: bool, cohort: int) -> None:
+    def check(self, slug: str, sums: bool, cohort: int, in_part: bool = False) -> None:
         """Refuse what can't work.
 
         Args:
-            slug, sums: the method's. cohort: how many clients a round is planned with.
+            slug, sums: the method's. cohort: how many clients a round is planned with. in_part: they send some
+                entries of tensors.
 
         Raises:
-            UserError: the method needs more than sums, or the rule needs more clients.
+            UserError: the method needs more than sums, or the rule needs more clients or whole tensors.
         """
         if self.rule == "none":
             return
@@ -106,6 +107,11 @@ class Robust:
             raise UserError(
                 f'{slug} needs each update by itself and not their mean, so robust = "{self.rule}" can\'t stand in for it: '
                 "leave --robust out, or choose a method such as fedit."
+            )
+        if in_part and self.rule != "clip":
+            raise UserError(
+                f'robust = "{self.rule}" compares whole tensors, and clients of {slug} send parts of them: leave --robust out, '
+                'or take "clip".'
             )
         if need := self._lacking(cohort):
             raise UserError(f"{need}, and {cohort} take part in a round: have more of them, or lower robust_share.")

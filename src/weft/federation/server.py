@@ -19,6 +19,7 @@ from weft.federation.common_facts import nobody
 from weft.federation.info import MethodInfo
 from weft.federation.layout import Adaptation, named
 from weft.federation.message import APPENDED, ClientInfo, Message, beside
+from weft.federation.noted_places import NotedPlaces
 from weft.federation.pack import Pack
 from weft.federation.robust_mean import Robust
 from weft.federation.round import Round
@@ -56,7 +57,7 @@ class Rule(Protocol):
     def load(self, pack: Pack) -> None: ...
 
 
-class ServerState(SavedState, Averages):
+class ServerState(SavedState, Averages, NotedPlaces):
     """What the coordinator holds.
 
     Attributes:

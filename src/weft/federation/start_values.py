@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from weft.federation.bench import Bench
-from weft.federation.layout import named
+from weft.federation.layout import Adaptation, named
 from weft.federation.round import Round
 from weft.federation.scope import Scope
 from weft.federation.turn import Turn
@@ -38,3 +38,12 @@ def initial(bench: Bench, turn: Turn, round: Round, start: Mapping[str, Tensor])
         else:
             values[name] = bench.draw(init, name)
     return {n: v.dense() if isinstance(v, Masked) else v for n, v in values.items()}
+
+
+def first(bench: Bench, adaptation: Adaptation, start: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The start value of every tensor of a client, which everybody can draw.
+
+    Args:
+        start: those handed out in set-up, instead of drawn ones.
+    """
+    return {n: start[n] if n in start else bench.draw(init, n) for n, init, _ in named(adaptation, bench.backbone)}

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from weft.aggregation.robust import norm
 from weft.tensors.forms import Value
+from weft.tensors.masked import Masked
 
 WINDOW = 64
 """Accepted updates of a kind of round that are remembered: what is usual changes as a model learns."""
@@ -44,9 +45,14 @@ def moved(tensors: Mapping[str, Value], held: Mapping[str, Value]) -> float:
     """The norm of an update: of its difference to what the client was sent, and of the whole of what it was not sent."""
     apart: dict[str, Tensor] = {}
     for name, value in tensors.items():
+        old = held.get(name)
+        if isinstance(old, Masked):
+            old = old.dense()
+        if isinstance(value, Masked):
+            old = old[value.mask] if isinstance(old, Tensor) and old.shape == value.shape else None
+            value = value.entries
         if not isinstance(value, Tensor) or not value.is_floating_point():
             continue
-        old = held.get(name)
         same = isinstance(old, Tensor) and old.shape == value.shape
         apart[name] = value.double() - old.double().to(value.device) if same else value  # type: ignore[union-attr]
     return norm(apart)

@@ -17,7 +17,7 @@ from weft.tensors.integers import Integers
 from weft.tensors.masked import Masked
 from weft.testing.compare import assert_same, equal, server_state
 from weft.testing.plays import Plays, exchanges, plays, shallow, steady, unflushed
-from weft.testing.sites import kept, remote
+from weft.testing.sites import remembering, remote
 from weft.testing.watch import Aggregation, Snapshot
 
 
@@ -109,7 +109,7 @@ def check_roll_back(method: Method) -> None:
                 for t in range(first, first + together):
                     run.simulation.round(t)
                 changed = changed or not equal(before, server_state(run))
-                personal = personal or bool(kept(loop))
+                personal = personal or remembering(loop)
                 run.server.roll_back(snapshot.tensors, snapshot.plain)
                 what = f"{slug}: round {first} is rolled back, and something of it stays; there"
                 assert_same(before, server_state(run), 0.0, what)

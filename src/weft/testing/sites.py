@@ -73,3 +73,9 @@ def kept(loop: Loopback) -> dict[str, Tensor]:
         site.store.load(site.client)
         found |= remembered(site.client)
     return found
+
+
+def remembering(loop: Loopback) -> bool:
+    """Whether any site remembers anything, a tensor or not."""
+    kept(loop)
+    return any(site.client.kept or site.client.memo for site in loop.sites.values())
