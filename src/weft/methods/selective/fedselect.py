@@ -26,12 +26,12 @@ from weft.aggregation.pruning import largest
 from weft.contract import (
     ClientInfo,
     Count,
-    Density,
     Masked,
     Message,
     MethodInfo,
     Optim,
     Pack,
+    Portion,
     Positive,
     ServerState,
     Share,
@@ -77,7 +77,7 @@ class FedSelect(Tuned):
     in_part: ClassVar[tuple[str, ...]] = ("*",)
 
     tune: Tune = Tune("weights")
-    rate: Density = 0.25
+    rate: Portion = 0.25
     limit: Share = 0.8
     every: Count = 3
     weighting: Weighting = "uniform"
