@@ -100,8 +100,8 @@ class Backbone:
         d: hidden size of the last block.
         reader: the token embedding (d_in = size of the vocabulary), or the convolution over patches.
         pools: which tokens the head reads: ``first``, ``last`` or ``all``.
-        originals: float32 copies of all pretrained biases, and of a head that the checkpoint holds (the model itself may be in
-            bfloat16).
+        originals: float32 copies of all pretrained biases, of the weights of norms, and of a head that the checkpoint holds (the
+            model itself may be in bfloat16).
         max_length: tokens of the longest row that it takes. segments: it tells the two texts of a pair apart by ids of their own.
         own_padding: padding id that its configuration names, before its tokenizer's took its place.
         own_head: its checkpoint has a head for another number of classes.

@@ -287,10 +287,12 @@ def describe_model(
     checkpoints.whole(name, lost & set(missing), {n: sizes for n, sizes in resized.items() if n in lost})
     if not heads and not headless:
         raise UserError(f'backbone "{name}" has no classification head that Weft can train: name its modules with --head.')
+    norms = describe.norm_sites(model, blocks, own, other)
+    kept = own | {s.name for s in norms}
     originals = {
         n: p.detach().float().clone()
         for n, p in model.named_parameters()
-        if n not in fresh and (n.endswith("bias") or n.rsplit(".", 1)[0] in own)
+        if n not in fresh and (n.endswith("bias") or n.rsplit(".", 1)[0] in kept)
     }
     reads_out = vocabulary(name, model, inputs) if language or filling else None
     if filling:
@@ -299,7 +301,6 @@ def describe_model(
         inputs = fill.prepared(name, model, tokenizer, options.label_words, classes or (), reads_out, inputs)
     extra = {} if names is None else {"text_embeds": model.embed_texts(names.ids()).detach()}
     seen = tracing.untraced(model, inputs | extra) if whole else tracing.trace(model, blocks, inputs | extra, text)
-    norms = describe.norm_sites(model, blocks, own, other)
     common = [s.name for s in norms if s.bias and s.name in seen.common]
     notes += [f"the bias of {n} is common to all rows of a batch, so it stays frozen." for n in common]
     longest = 0 if processor is not None else longest_row(name, model, tokenizer, blocks[0], inputs)
