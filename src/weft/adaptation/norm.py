@@ -1,4 +1,4 @@
-"""The backbone's own norms, with a client axis: weights and biases of layer norms and RMS norms."""
+"""The backbone's own norms, with a client axis: weights and biases of layer norms, RMS norms and batch norms."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from weft.adaptation.attachments import Parameter, put_on
 from weft.adaptation.part import Additive
@@ -50,6 +51,9 @@ def standardised(module: nn.Module, x: Tensor) -> Tensor:
     """[k, n, d], what a norm makes of x before its weight: what it gives at weights of 1 less what it gives at 0, since some
     count their weights from 1 (Gemma).
     """
+    if isinstance(module, _BatchNorm):  # with the statistics of its checkpoint, and of rows in whatever shape
+        assert module.running_mean is not None and module.running_var is not None
+        return (x - module.running_mean) * (module.running_var + module.eps).rsqrt()
     at = dict(module.named_parameters(recurse=False))
 
     def given(weight: float) -> Tensor:

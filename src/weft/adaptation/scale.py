@@ -32,7 +32,7 @@ class Scale(Additive):
 
     Attributes:
         at: which linear layers, see :meth:`weft.backbones.backbone.Backbone.sites`; None = as the paper has it: ``k,v,ffn.out``
-            of IA³; of SSF all linear layers, norms and the convolution over patches.
+            of IA³; of SSF all linear layers, convolutions and norms.
         shift: with β.
     """
 
@@ -42,7 +42,7 @@ class Scale(Additive):
     def sites(self, backbone: Backbone) -> list[Site]:
         if self.at is not None or not self.shift:
             return backbone.sites(IA3 if self.at is None else self.at)
-        return [*backbone.linears, *backbone.norms, *backbone.patches]
+        return [*backbone.linears, *backbone.norms, *backbone.patches, *backbone.convolutions]
 
     def tensors(self, backbone: Backbone, site: Site) -> Mapping[str, Init]:
         if self.shift:

@@ -46,7 +46,7 @@ class Tune:
         biases: which biases: ``all`` of the encoder, ``blocks``, ``linear`` or ``norm``.
         add_missing: give linear layers without a bias (LLaMA, T5) a zero one instead of refusing such a backbone.
         scaled: linear layers that are scaled, see ``Backbone.sites``; None = as the paper has it: ``k,v,ffn.out`` of ``scale``,
-            and of ``ssf`` all linear layers and norms.
+            and of ``ssf`` all linear layers, convolutions and norms.
         tokens: how many, of a prefix, among patches, in the context or before a text.
         deep: new tokens among the patches at every block.
         weights: which of the backbone's own: ``all``, those in the ``blocks``, or patterns of their names (``*.layer.5.*``);

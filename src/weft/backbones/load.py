@@ -16,7 +16,7 @@ from weft.backbones import describe, gguf_file, quantised, timm_model
 from weft.backbones import trace as tracing
 from weft.backbones.backbone import TEXT_TOWER, Backbone
 from weft.backbones.fill_table import of_nothing
-from weft.backbones.finding import config_of, described, find, hash_weights, open_clip_folder, stored
+from weft.backbones.finding import config_of, described, find, hash_weights, is_arrays, open_clip_folder, stored
 from weft.backbones.options import FILL, GENERATION, LANGUAGE, NEXT_ITEM, VQ_REC, Options
 from weft.backbones.pixels import picture_shape
 from weft.backbones.prompts import spelt_out
@@ -93,7 +93,8 @@ def load(
     """Load a frozen backbone that tells ``classes`` apart.
 
     Args:
-        name: short name (``minilm``), Hugging Face hub id, or a local folder written by ``save_pretrained``.
+        name: short name (``minilm``), Hugging Face hub id, a local folder written by ``save_pretrained``, or a file of arrays
+            (``.npz``), see :mod:`weft.backbones.cifar_resnet`.
         classes: how many, or their names (which a backbone with a text tower needs).
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         precision: of the frozen weights and activations: ``auto``, ``float32``, ``bfloat16`` (``float64`` for tests).
@@ -143,6 +144,12 @@ def load(
         from weft.backbones import open_clip_model  # with transformers, which takes seconds to import
 
         read = open_clip_model.read(folder, name, task)
+    elif is_arrays(where):
+        from weft.backbones import cifar_resnet  # with transformers, which takes seconds to import
+
+        if task not in ("auto", "classification"):
+            raise UserError(f'backbone "{name}" gives classes to pictures and nothing else: leave --task out.')
+        read = cifar_resnet.read(Path(where), name, classes if isinstance(classes, int) else len(classes))
     else:
         read = transformers_model(
             where, name, classes if isinstance(classes, int) else len(classes), task, trust_remote_code, more=more
@@ -324,6 +331,9 @@ def describe_model(
         shared_blocks=seen.shared,
         chained_blocks=seen.chained,
         staged_blocks=seen.staged,
+        maps=seen.maps,
+        map_starts=seen.starts,
+        convolutions=describe.convolution_sites(model, blocks, seen.reader) if seen.maps else [],
         spread=seen.spread,
         more_tokens=seen.longer,
         tuple_blocks=seen.tuple_blocks,

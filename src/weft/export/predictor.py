@@ -299,7 +299,7 @@ def load(
     for note in check_hashes(path, about):
         observer.say(note)
     name = base or (about.base.name if about.base.name in KNOWN else about.base.reference)
-    if base is None and about.base.path and not Path(about.base.path).is_dir():
+    if base is None and about.base.path and not Path(about.base.path).exists():
         raise UserError(f"the base of this model was in {about.base.path}, which is gone: say where it is now, as its base.")
     backbone = load_backbone(
         name,

@@ -283,7 +283,7 @@ def pinned_to(x: Experiment, material: Material) -> dict[str, Any]:
     """What ``auto`` turned out to be, and where local files are, seen from anywhere."""
     backbone = material.backbone
     found = {"device": str(backbone.device), "precision": str(backbone.dtype).removeprefix("torch.")}
-    places = [m if m in KNOWN or not Path(m).expanduser().is_dir() else str(Path(m).expanduser().resolve()) for m in x.models]
+    places = [m if m in KNOWN or not Path(m).expanduser().exists() else str(Path(m).expanduser().resolve()) for m in x.models]
     found["model"] = ",".join(places)
     if x.start is not None:
         found["start"] = str(Path(x.start).expanduser().resolve())
