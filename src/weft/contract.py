@@ -12,11 +12,13 @@ from weft.adaptation.bottleneck import Bottleneck
 from weft.adaptation.exits import Exit
 from weft.adaptation.head import Head
 from weft.adaptation.lora import Delta, LoRA
+from weft.adaptation.norm import Norm
 from weft.adaptation.optim import Optim
 from weft.adaptation.part import Part
 from weft.adaptation.prefix_tuning import Prefix
 from weft.adaptation.residual import Residual
 from weft.adaptation.routed import Routed
+from weft.adaptation.scale import Scale
 from weft.adaptation.soft_words import SoftWords, WordEncoder, WordPlace
 from weft.adaptation.sparse_weights import SparseWeights
 from weft.adaptation.tokens import ClassContext, ImageTokens, Place
@@ -83,6 +85,7 @@ __all__ = [
     "Method",
     "MethodInfo",
     "NonNegative",
+    "Norm",
     "Optim",
     "Output",
     "Pack",
@@ -94,6 +97,7 @@ __all__ = [
     "Residual",
     "Round",
     "Routed",
+    "Scale",
     "Scope",
     "ServerState",
     "Shape",

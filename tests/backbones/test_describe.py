@@ -186,11 +186,13 @@ def test_mean_pooling_reads_all_tokens() -> None:
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "llama", "qwen2", "roberta", "modernbert"])
-def test_biases_are_remembered_in_full_precision_whatever_the_precision_of_the_model(kind: str) -> None:
+def test_biases_and_norms_are_remembered_in_full_precision_whatever_the_precision_of_the_model(kind: str) -> None:
     path = tiny.folder(kind)
     b = load(path, classes=3, device="cpu", precision="bfloat16")
-    stored = {n: t for n, t in load_file(Path(path) / "model.safetensors").items() if n.endswith("bias")}
     prefix = b.model.base_model_prefix
+    norms = {f"{s.name}.weight".removeprefix(prefix + ".") for s in b.norms}
+    stored = {n: t for n, t in load_file(Path(path) / "model.safetensors").items() if n.endswith("bias") or n in norms}
+    assert norms <= stored.keys()
     kept = {n: t for n, t in b.originals.items() if n.startswith(prefix + ".")}
     there = {n.removeprefix(prefix + ".") for n, _ in b.model.named_parameters()}  # RoBERTa leaves its pooler out
     assert {n.removeprefix(prefix + ".") for n in kept} == stored.keys() & there

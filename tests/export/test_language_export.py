@@ -124,7 +124,7 @@ def test_parts_that_peft_does_not_know_write_the_same_texts_again(models: dict[s
     (expected,) = generating.write(run.server.pack(), lambda p, b: run.method.forward(p, b, "global"), [rows], Decoding(TOKENS))
     table = run.bench.table
     assert model.generate([table.asked[i] for i in rows], new_tokens=TOKENS) == expected  # type: ignore[union-attr]
-    with pytest.raises(UserError, match=r"no low-rank sums: leave --merged out\.$"):
+    with pytest.raises(UserError, match=r"are not merged into the weights of its base: leave --merged out\.$"):
         merge(tmp_path / "m", tmp_path / "x")
 
 

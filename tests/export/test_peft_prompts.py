@@ -25,7 +25,8 @@ from weft.contract import Tune
 from weft.data.rows import Rows
 from weft.data.tagged import rows_of
 from weft.errors import UserError
-from weft.export import export, export_run, load, merge, peft_files, peft_prompts
+from weft.export import export, export_run, load, merge, peft_files
+from weft.export.write import OTHERWISE
 from weft.federation.method import Method
 from weft.methods.full.fedavg import FedAvg
 from weft.methods.prompts.fedprompt import FedPrompt
@@ -183,7 +184,7 @@ def test_where_peft_does_not_run_nothing_of_the_try_is_left(tmp_path: Path) -> N
     """ModernBERT has rotary positions, and no place for keys of others."""
     report = exported(played(PREFIX, "modernbert", local_attention=512), tmp_path)
     assert report.files == ["README.md", "weft.json", "weft_adapter.json", "weft_adapter.safetensors"]
-    assert report.notes == [f"It is in Weft's own files, as {peft_prompts.OTHERWISE}."]
+    assert report.notes == [f"It is in Weft's own files, as {OTHERWISE}."]
 
 
 @pytest.mark.parametrize("difference", [1.0, float("nan")])
@@ -194,7 +195,7 @@ def test_where_peft_gives_other_logits_the_model_is_in_wefts_own_files(
     monkeypatch.setattr(peft_files, "logits_of", lambda *args: own(*args) + difference)
     report = exported(played(WORDS, "bert"), tmp_path)
     assert report.kind == "weft"
-    assert report.notes == [f"It is in Weft's own files, as {peft_prompts.OTHERWISE}."]
+    assert report.notes == [f"It is in Weft's own files, as {OTHERWISE}."]
 
 
 def test_words_that_fill_in_a_masked_model_stay_with_weft(tmp_path: Path) -> None:

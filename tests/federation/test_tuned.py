@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 import tiny
+from weft.adaptation.norm import Norm
+from weft.adaptation.scale import Scale
 from weft.adaptation.tune import PARTS
 from weft.contract import GIVEN, MethodInfo, Optim, Scope, Tune, Tuned
 from weft.errors import UserError
@@ -39,7 +41,7 @@ class OfNames(Tuned):
 KINDS: dict[str, Tuned] = {
     **{
         kind: Anything(tune=Tune(kind, rank=2, reduction=8, tokens=2), optim=Optim("sgd", lr=0.1))
-        for kind in ("lora", "bottleneck", "prefix", "bias", "words", "weights")
+        for kind in ("lora", "bottleneck", "prefix", "bias", "norm", "scale", "ssf", "words", "weights")
     },  # type: ignore[arg-type]
     "head": Anything(tune=Tune("head", head=False), optim=Optim("sgd", lr=0.1)),
     "tokens": OfPictures(tune=Tune("tokens", tokens=2), optim=Optim("sgd", lr=0.1)),
@@ -55,6 +57,8 @@ SHAPES: dict[str, Tuned] = {
     ),
     "adapters in the feed-forward": OfPictures(tune=Tune("bottleneck", reduction=8, placement="ffn"), optim=Optim("sgd", lr=0.1)),
     "biases of pictures": OfPictures(tune=Tune("bias"), optim=Optim("sgd", lr=0.1)),
+    "norms of pictures": OfPictures(tune=Tune("norm"), optim=Optim("sgd", lr=0.1)),
+    "scales and shifts of pictures": OfPictures(tune=Tune("ssf"), optim=Optim("sgd", lr=0.1)),
 }
 """What settings make of a kind."""
 
@@ -74,8 +78,14 @@ def test_so_it_does_whatever_its_settings(which: str, law: str) -> None:
 @pytest.mark.parametrize("kind", ["distilbert", "electra", "albert", "gpt2", "llama", "t5"])
 @pytest.mark.parametrize(
     "tune",
-    [Tune("prefix", tokens=2, hidden=3), Tune("bottleneck", reduction=8, placement="sublayers")],
-    ids=["prefix", "adapters"],
+    [
+        Tune("prefix", tokens=2, hidden=3),
+        Tune("bottleneck", reduction=8, placement="sublayers"),
+        Tune("norm"),
+        Tune("scale"),
+        Tune("ssf"),
+    ],
+    ids=["prefix", "adapters", "norm", "scale", "ssf"],
 )
 def test_packs_of_other_architectures_are_their_clients_one_by_one(kind: str, tune: Tune) -> None:
     method = Anything(tune=tune, optim=Optim("sgd", lr=0.1), batch=3)
@@ -135,6 +145,9 @@ def test_the_settings_of_a_kind_reach_its_part_and_no_other() -> None:
     assert vars(adapters) == {"reduction": 4, "std": 0.02, "placement": "ffn", "activation": "gelu_new", "up_std": 0.5}
     assert vars(Tune("prefix", tokens=3, hidden=4).parts(on, head)["prefix"]) == {"tokens": 3, "hidden": 4, "std": 1.0}
     assert vars(Tune("bias", biases="norm", add_missing=True).parts(on, head)["bias"]) == {"scope": "norm", "add_missing": True}
+    assert Tune("norm").parts(on, head)["norm"] == Norm()
+    assert Tune("scale").parts(on, head)["scale"] == Scale()
+    assert Tune("ssf", scaled="q").parts(on, head)["ssf"] == Scale("q", shift=True)
     assert vars(Tune("tokens", tokens=3, deep=True).parts(on, head)["tokens"]) == {"tokens": 3, "deep": True}
     assert vars(Tune("context", tokens=5).parts(on, head)["context"])["tokens"] == 5
     assert vars(Tune("weights", weights="blocks").parts(on, head)["weights"]) == {"which": "blocks"}
@@ -160,6 +173,9 @@ def test_settings_of_what_is_tuned_are_typed_with_their_table_or_without() -> No
         "bottleneck",
         "prefix",
         "bias",
+        "norm",
+        "scale",
+        "ssf",
         "tokens",
         "context",
         "words",

@@ -36,8 +36,8 @@ class Bias(Additive):
         linear = [s for s in backbone.linears if s.bias or self.add_missing]
         norm = [s for s in backbone.norms if s.bias]
         found = {
-            "all": linear + norm + [s for s in (*backbone.outer, *backbone.patches) if s.bias],
-            "blocks": linear + [s for s in norm if s.block is not None],
+            "all": linear + norm + [s for s in (*backbone.outer, *backbone.patches, *backbone.convolutions) if s.bias],
+            "blocks": linear + [s for s in (*norm, *backbone.convolutions) if s.bias and s.block is not None],
             "linear": linear,
             "norm": norm,
         }[self.scope]

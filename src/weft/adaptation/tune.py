@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Literal
 from weft.adaptation.bias import Bias, BiasScope
 from weft.adaptation.bottleneck import Activation, Bottleneck, Placement
 from weft.adaptation.lora import LoRA
+from weft.adaptation.norm import Norm
 from weft.adaptation.part import Part
 from weft.adaptation.prefix_tuning import Prefix
+from weft.adaptation.scale import Scale
 from weft.adaptation.soft_words import SoftWords
 from weft.adaptation.tokens import ClassContext, ImageTokens
 from weft.adaptation.weights import Weights
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from weft.backbones.backbone import Backbone
 
 
-Kind = Literal["lora", "bottleneck", "prefix", "bias", "tokens", "context", "words", "weights", "head"]
+Kind = Literal["lora", "bottleneck", "prefix", "bias", "norm", "scale", "ssf", "tokens", "context", "words", "weights", "head"]
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,9 @@ class Tune:
 
     Attributes:
         kind: ``lora``, ``bottleneck`` (adapters in each block), ``prefix`` (keys and values in front of those of a row), ``bias``
-            (BitFit), ``tokens`` (among the patches of pictures), ``context`` (before the class names of a CLIP), ``words``
-            (before a text), ``weights`` (the backbone's own), or ``head`` (nothing but the task's head).
+            (BitFit), ``norm`` (weights and biases of norms), ``scale`` (IA³), ``ssf`` (scale and shift), ``tokens`` (among the
+            patches of pictures), ``context`` (before the class names of a CLIP), ``words`` (before a text), ``weights`` (the
+            backbone's own), or ``head`` (nothing but the task's head).
         rank, alpha: of LoRA; the update is (α/r)·B A.
         at: linear layers that get LoRA, see ``Backbone.sites``.
         reduction: the hidden size over the bottleneck's.
@@ -42,6 +45,8 @@ class Tune:
         hidden: width of the MLP that makes the prefix, or the words; None = without one.
         biases: which biases: ``all`` of the encoder, ``blocks``, ``linear`` or ``norm``.
         add_missing: give linear layers without a bias (LLaMA, T5) a zero one instead of refusing such a backbone.
+        scaled: linear layers that are scaled, see ``Backbone.sites``; None = as the paper has it: ``k,v,ffn.out`` of ``scale``,
+            and of ``ssf`` all linear layers, convolutions and norms.
         tokens: how many, of a prefix, among patches, in the context or before a text.
         deep: new tokens among the patches at every block.
         weights: which of the backbone's own: ``all``, those in the ``blocks``, or patterns of their names (``*.layer.5.*``);
@@ -60,6 +65,7 @@ class Tune:
     hidden: Count | None = None
     biases: BiasScope = "all"
     add_missing: bool = False
+    scaled: str | None = None
     tokens: Count = 10
     deep: bool = False
     weights: str = "all"
@@ -89,6 +95,9 @@ PARTS: dict[str, Callable[[Tune], Part]] = {
     "bottleneck": lambda t: Bottleneck(t.reduction, placement=t.placement, activation=t.activation, up_std=t.up_std),
     "prefix": lambda t: Prefix(t.tokens, t.hidden),
     "bias": lambda t: Bias(t.biases, t.add_missing),
+    "norm": lambda t: Norm(),
+    "scale": lambda t: Scale(t.scaled),
+    "ssf": lambda t: Scale(t.scaled, shift=True),
     "tokens": lambda t: ImageTokens(t.tokens, t.deep),
     "context": lambda t: ClassContext(t.tokens),
     "words": lambda t: SoftWords(t.tokens) if t.hidden is None else SoftWords(t.tokens, encoder="mlp", hidden=t.hidden),

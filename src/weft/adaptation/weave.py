@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from weft.adaptation.attachments import Attachment, Attachments, Parameter, put_on
 from weft.adaptation.block_arguments import hidden_of, inserting, rows_of, with_hidden
@@ -288,7 +289,8 @@ class Weave:
             out = result[0] if isinstance(result, tuple) else result
             k = self._pass.k
             x = args[0].to(out.device) if args else out
-            if isinstance(module, nn.Conv2d):  # whose features lie before the places
+            maps = self._makes_maps(module, out)
+            if maps:
                 x, out = x.movedim(1, -1), out.movedim(1, -1)
             flat = out.reshape(k, -1, out.shape[-1])
             if before_norm:  # LN(s + A(z)) with s = the norm's input and z = its output
@@ -298,11 +300,17 @@ class Weave:
             if after:
                 terms = self._terms(after, module, x.reshape(k, -1, x.shape[-1]), flat)
                 out = out + terms.expand_as(flat).reshape(out.shape)
-            if isinstance(module, nn.Conv2d):
+            if maps:
                 out = out.movedim(-1, 1)
             return (out, *result[1:]) if isinstance(result, tuple) else out
 
         return hook
+
+    def _makes_maps(self, module: nn.Module, out: Tensor) -> bool:
+        """Whether features lie before the places in what it makes."""
+        if isinstance(module, (nn.Conv2d, _BatchNorm)):
+            return out.dim() > 2
+        return bool(self.backbone.maps) and any(module is self.backbone.module(name) for name in self.backbone.blocks)
 
     def _replacing(self, module: nn.Module, here: list[Placed]) -> Callable[[Tensor], Tensor]:
         def forward(x: Tensor) -> Tensor:

@@ -44,8 +44,8 @@ class Site:
         role: what it is: one of ``LINEAR_ROLES`` (several joined by ``+`` when fused, as GPT-2's ``c_attn``),
             ``block`` or ``ffn.norm`` (the two places of a bottleneck), ``head``, ``norm``, ``entry`` (what goes into a block),
             ``attention`` (where queries meet keys, d_in = width of a token's keys over all heads, d_out = that of its values),
-            ``words`` (the token embedding), ``patches`` (the convolution over them), ``embedding`` (of a whole image), ``values``
-            (tensors that sit nowhere) …
+            ``words`` (the token embedding), ``patches`` (the convolution over them), ``convolution`` (any other), ``embedding``
+            (of a whole image), ``values`` (tensors that sit nowhere) …
         d_in, d_out: feature sizes of input and output.
         block: index of the transformer block that holds it; None outside the stack.
         bias: whether the module owns a bias vector.
@@ -92,6 +92,8 @@ class Backbone:
         blocks: paths of the transformer blocks in order. shared_blocks: one block is called several times (ALBERT).
         chained_blocks: blocks hand on more than their hidden states, so that none can be left out.
         staged_blocks: tokens are merged between some of them, so that hidden states are of several shapes (Swin).
+        maps: of a network of convolutions, (features, height, width) of what enters each block, and of what leaves the last.
+        map_starts: a pass can start at any block of such a network. convolutions: all but the one that reads pictures.
         spread: numbers of a hidden state, in the mean over the blocks, for each of the last block's.
         more_tokens: of pictures, its blocks take tokens beside those of the patches.
         tuple_blocks: size of the tuple in which blocks return their hidden state; 0 = on its own.
@@ -99,13 +101,13 @@ class Backbone:
         linears, norms, heads, bottlenecks: sites by kind; outer: linear layers outside the blocks and the head.
         d: hidden size of the last block.
         reader: the token embedding (d_in = size of the vocabulary), or the convolution over patches.
-        pools: which tokens the head reads: ``first``, ``last`` or ``all``.
-        originals: float32 copies of all pretrained biases, and of a head that the checkpoint holds (the model itself may be in
-            bfloat16).
+        pools: which tokens the head reads: ``first``, ``last`` or ``all``; of maps ``mean`` (of all places) or ``all``.
+        originals: float32 copies of all pretrained biases, of the weights of norms, and of a head that the checkpoint holds (the
+            model itself may be in bfloat16).
         max_length: tokens of the longest row that it takes. segments: it tells the two texts of a pair apart by ids of their own.
         own_padding: padding id that its configuration names, before its tokenizer's took its place.
         own_head: its checkpoint has a head for another number of classes.
-        picture_tokens: that a block sees of one picture. options: it was loaded with.
+        picture_tokens: that a block sees of one picture, or of as many numbers as its maps have. options: it was loaded with.
         names: the class names as the text tower reads them, and text_linears, words: sites in that tower. Only of a backbone with
             two towers.
         embedding: of a whole image, from which a pass may begin: of a backbone with two towers, or of several encoders. encoders:
@@ -145,6 +147,9 @@ class Backbone:
     embedding: Site | None = None
     chained_blocks: bool = False
     staged_blocks: bool = False
+    maps: tuple[tuple[int, int, int], ...] = ()
+    map_starts: bool = False
+    convolutions: list[Site] = field(default_factory=list)
     spread: float = 1.0
     more_tokens: bool = False
     segments: bool = False
@@ -185,6 +190,7 @@ class Backbone:
         self.check_blocks()
         if not self.separate_blocks:
             staged = "merges patches between its blocks" if self.staged_blocks else ""
+            staged = "has maps of other sizes from block to block" if self.maps else staged
             why = (
                 "calls one block many times"
                 if self.shared_blocks
@@ -212,6 +218,20 @@ class Backbone:
             "method of prompts for class names, such as promptfl, or another --model."
         )
 
+    def check_linears(self) -> None:
+        """
+        Raises:
+            UserError: no block has a linear layer.
+        """
+        if not (self.linears or self.text_linears):
+            self.check_blocks()
+            convolutions = len(self.convolutions) + len(self.patches)
+            raise UserError(
+                f'backbone "{self.name}" has no linear layers in its blocks, but {convolutions} convolutions, {len(self.norms)} '
+                f"norms and {'a' if self.heads else 'no'} head: tune something else (--method fedavg --set "
+                "method.tune.kind=norm, ssf, bottleneck, weights or head), or choose another --model."
+            )
+
     def check_more_tokens(self) -> None:
         """
         Raises:
@@ -222,6 +242,11 @@ class Backbone:
             raise UserError(
                 f'backbone "{self.name}" has no picture patches to put tokens among: use an image transformer, such as '
                 "--model glyph-vit."
+            )
+        if self.maps:
+            raise UserError(
+                f'backbone "{self.name}" has maps of convolutions and no tokens: use an image transformer such as --model '
+                "glyph-vit, or a method that adds no tokens."
             )
         if not self.more_tokens:
             raise UserError(
@@ -260,6 +285,11 @@ class Backbone:
     def separate_blocks(self) -> bool:
         """Whether a pass can leave blocks out, or start at any of them from its hidden states."""
         return not (self.shared_blocks or self.chained_blocks or self.staged_blocks)
+
+    @property
+    def starts_anywhere(self) -> bool:
+        """Whether a pass can start at any block, from what enters it."""
+        return self.separate_blocks or self.map_starts
 
     @property
     def device(self) -> torch.device:
@@ -334,9 +364,11 @@ class Backbone:
             if keep is None:
                 named += [s for s in (*self.outer, *self.heads) if s.name in exact and s.role != "head.norm"]
             if not named:
+                self.check_linears()
                 have = sorted({s.name.rsplit(".", 1)[-1] for s in self.linears + self.text_linears})
                 raise UserError(f'no linear layer of "{self.name}" ends in {", ".join(ends)}; it has {", ".join(have)}.')
             return named
+        self.check_linears()
         if spec.startswith("re:"):
             return self._matching(spec.removeprefix("re:"), inside)
         found: set[str] = set()

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from weft.backbones.backbone import Backbone, Site
 from weft.backbones.options import NO_SITE
@@ -46,6 +47,9 @@ def features(module: nn.Module) -> tuple[int, int] | None:
 
 
 def is_norm(module: nn.Module) -> bool:
+    """Whether what it gives is affine in its weight and bias: not of a batch norm that knows no statistics but the batch's."""
+    if isinstance(module, _BatchNorm):
+        return module.running_mean is not None
     return isinstance(module, nn.LayerNorm) or type(module).__name__.endswith(("RMSNorm", "LayerNorm"))
 
 
@@ -198,6 +202,15 @@ def norm_sites(model: nn.Module, blocks: list[str], heads: set[str], other: tupl
             bias = getattr(module, "bias", None) is not None
             found.append(Site(name, "norm", d, d, block=block_index(name, blocks), bias=bias))
     return found
+
+
+def convolution_sites(model: nn.Module, blocks: list[str], reader: Site | None) -> list[Site]:
+    """Convolutions but for the one that reads pictures."""
+    return [
+        Site(name, "convolution", m.in_channels, m.out_channels, block=block_index(name, blocks), bias=m.bias is not None)
+        for name, m in model.named_modules()
+        if isinstance(m, nn.Conv2d) and (reader is None or name != reader.name)
+    ]
 
 
 def block_index(name: str, blocks: list[str]) -> int | None:

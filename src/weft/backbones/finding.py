@@ -18,6 +18,7 @@ from weft.backbones.short_names import KNOWN, Known
 from weft.errors import UserError, nearest
 
 OPEN_CLIP = "open_clip_config.json"
+ARRAYS = ".npz"
 SHIPPED, MADE = (Path(__file__).parent / name for name in ("shipped", "made"))
 
 
@@ -70,10 +71,16 @@ def find(name: str, say: Callable[[str], None] | None = None) -> tuple[str, Know
         if adapter:
             raise with_adapter(name, adapter)
         return name, None, ""
+    if name.endswith(ARRAYS):
+        place = os.path.expanduser(name)
+        if not os.path.isfile(place):
+            raise UserError(f'there is no file "{name}" of the weights of a backbone.')
+        return place, None, ""
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return name, None, name
     raise UserError(
-        f'unknown model "{name}": give a short name ({", ".join(KNOWN)}), a hub id (owner/name) or a local folder.'
+        f'unknown model "{name}": give a short name ({", ".join(KNOWN)}), a hub id (owner/name), a local folder or '
+        f"a file of weights (*{ARRAYS})."
         f"{nearest(name, KNOWN)}"
     )
 
@@ -81,7 +88,7 @@ def find(name: str, say: Callable[[str], None] | None = None) -> tuple[str, Know
 def hash_weights(path: str, model: Any) -> str:
     """sha256 over the weight files of a local folder or of a hub id's copy on this machine, else over the tensors."""
     h = hashlib.sha256()
-    if files := weight_files(path):
+    if files := [Path(path)] if is_arrays(path) else weight_files(path):
         for file in files:
             with open(file, "rb") as f:
                 while chunk := f.read(1 << 22):
@@ -94,8 +101,13 @@ def hash_weights(path: str, model: Any) -> str:
     return h.hexdigest()
 
 
+def is_arrays(path: str) -> bool:
+    """Whether it is a file of NumPy arrays."""
+    return path.endswith(ARRAYS) and os.path.isfile(path)
+
+
 def weight_files(path: str) -> list[Path]:
-    """Of a local folder or of a hub id's copy on this machine."""
+    """Of a local folder or of a hub id's copy on this machine; of tensors as safetensors has them."""
     folder = path if os.path.isdir(path) else cached(path)
     return sorted(Path(folder).glob("*.safetensors")) if folder else []
 

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, replace
 from typing import Any
 
+from torch.nn.modules.batchnorm import _BatchNorm
+
 from weft.backbones.backbone import Backbone, Site
 from weft.backbones.describe import find_blocks, stack
 from weft.backbones.pixels import picture_shape
@@ -15,7 +17,7 @@ from weft.backbones.pixels import picture_shape
 def inventory(backbone: Backbone) -> dict[str, Any]:
     """Names, sizes and counts of everything that a part can sit on."""
     b = backbone
-    biases = [(s.name, s.d_out) for s in (*b.linears, *b.norms, *b.outer, *b.patches) if s.bias]
+    biases = [(s.name, s.d_out) for s in (*b.linears, *b.norms, *b.outer, *b.patches, *b.convolutions) if s.bias]
     return {
         "name": b.name,
         "type": b.kind,
@@ -31,10 +33,12 @@ def inventory(backbone: Backbone) -> dict[str, Any]:
             "hidden_size": b.d,
             "separate": b.separate_blocks,
             "shared": b.shared_blocks,
-            "tokens_of_a_picture": (b.blocks and b.picture_tokens) or None,
+            "tokens_of_a_picture": (b.blocks and not b.maps and b.picture_tokens) or None,
+            "maps": [list(m) for m in b.maps] or None,
         },
         "encoders": [_encoder(one) for one in b.encoders],
         "linears": grouped(b.linears, b.blocks),
+        "convolutions": len(b.convolutions) + (len(b.patches) if b.maps else 0),
         "norms": {
             "in_blocks": sum(s.block is not None for s in b.norms),
             "outside": [s.name for s in b.norms if s.block is None],
@@ -74,13 +78,19 @@ def cautions(backbone: Backbone) -> list[str]:
     found = []
     if not backbone.separate_blocks:
         staged = "patches are merged between blocks" if backbone.staged_blocks else "blocks hand on more than their hidden states"
+        staged = "maps have other sizes from block to block" if backbone.maps else staged
         why = "one block is called several times" if backbone.shared_blocks else staged
-        found.append(f"{why}: methods that leave blocks out can't be used, and frozen lower blocks are not cached.")
+        cached = "" if backbone.starts_anywhere else ", and frozen lower blocks are not cached"
+        found.append(f"{why}: methods that leave blocks out can't be used{cached}.")
     if not backbone.blocks:
         what = "its encoders are taken as they are" if backbone.encoders else "its tower of pictures is taken as a whole"
         found.append(f"{what}: methods that put something inside {'them' if backbone.encoders else 'it'} can't be used.")
+    elif not backbone.linears:
+        found.append("there are no linear layers in its blocks: methods of LoRA can't be used.")
     elif not any(s.bias for s in (*backbone.linears, *backbone.norms)):
         found.append("there are no biases: methods that train them need --set method.add_missing=true.")
+    if any(isinstance(backbone.module(s.name), _BatchNorm) for s in backbone.norms):
+        found.append("batch norms keep the checkpoint's statistics, in training too; their weights and biases can be trained.")
     if not backbone.heads and backbone.names is not None:
         found.append("there is no head: class names in the text tower stand for one.")
     return found

@@ -16,7 +16,7 @@ from weft.backbones import describe, gguf_file, quantised, timm_model
 from weft.backbones import trace as tracing
 from weft.backbones.backbone import TEXT_TOWER, Backbone
 from weft.backbones.fill_table import of_nothing
-from weft.backbones.finding import config_of, described, find, hash_weights, open_clip_folder, stored
+from weft.backbones.finding import config_of, described, find, hash_weights, is_arrays, open_clip_folder, stored
 from weft.backbones.options import FILL, GENERATION, LANGUAGE, NEXT_ITEM, VQ_REC, Options
 from weft.backbones.pixels import picture_shape
 from weft.backbones.prompts import spelt_out
@@ -94,8 +94,9 @@ def load(
     """Load a frozen backbone that tells ``classes`` apart.
 
     Args:
-        name: short name (``minilm``), Hugging Face hub id, or a local folder written by ``save_pretrained``; of pictures, several
-            side by side, joined by plus signs, see :mod:`weft.backbones.side_by_side`.
+        name: short name (``minilm``), Hugging Face hub id, a local folder written by ``save_pretrained``, or a file of arrays
+            (``.npz``), see :mod:`weft.backbones.cifar_resnet`; of pictures, several side by side, joined by plus signs, see
+            :mod:`weft.backbones.side_by_side`.
         classes: how many, or their names (which a backbone with a text tower needs).
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         precision: of the frozen weights and activations: ``auto``, ``float32``, ``bfloat16`` (``float64`` for tests).
@@ -153,6 +154,12 @@ def load(
         from weft.backbones import open_clip_model  # with transformers, which takes seconds to import
 
         read = open_clip_model.read(folder, name, task)
+    elif is_arrays(where):
+        from weft.backbones import cifar_resnet  # with transformers, which takes seconds to import
+
+        if task not in ("auto", "classification"):
+            raise UserError(f'backbone "{name}" gives classes to pictures and nothing else: leave --task out.')
+        read = cifar_resnet.read(Path(where), name, classes if isinstance(classes, int) else len(classes))
     else:
         read = transformers_model(
             where, name, classes if isinstance(classes, int) else len(classes), task, trust_remote_code, more=more
@@ -297,10 +304,12 @@ def describe_model(
     checkpoints.whole(name, lost & set(missing), {n: sizes for n, sizes in resized.items() if n in lost})
     if not heads and not headless:
         raise UserError(f'backbone "{name}" has no classification head that Weft can train: name its modules with --head.')
+    norms = describe.norm_sites(model, blocks, own, other)
+    kept = own | {s.name for s in norms}
     originals = {
         n: p.detach().float().clone()
         for n, p in model.named_parameters()
-        if n not in fresh and (n.endswith("bias") or n.rsplit(".", 1)[0] in own)
+        if n not in fresh and (n.endswith("bias") or n.rsplit(".", 1)[0] in kept)
     }
     reads_out = vocabulary(name, model, inputs) if language or filling else None
     if filling:
@@ -309,7 +318,6 @@ def describe_model(
         inputs = fill.prepared(name, model, tokenizer, options.label_words, classes or (), reads_out, inputs)
     extra = {} if names is None else {"text_embeds": model.embed_texts(names.ids()).detach()}
     seen = tracing.untraced(model, inputs | extra) if whole else tracing.trace(model, blocks, inputs | extra, text)
-    norms = describe.norm_sites(model, blocks, own, other)
     common = [s.name for s in norms if s.bias and s.name in seen.common]
     notes += [f"the bias of {n} is common to all rows of a batch, so it stays frozen." for n in common]
     longest = 0 if processor is not None else longest_row(name, model, tokenizer, blocks[0], inputs)
@@ -333,6 +341,9 @@ def describe_model(
         shared_blocks=seen.shared,
         chained_blocks=seen.chained,
         staged_blocks=seen.staged,
+        maps=seen.maps,
+        map_starts=seen.starts,
+        convolutions=describe.convolution_sites(model, blocks, seen.reader) if seen.maps else [],
         spread=seen.spread,
         more_tokens=seen.longer,
         tuple_blocks=seen.tuple_blocks,

@@ -1,13 +1,14 @@
 """Frozen-prefix cache: what lies below the lowest part is a constant function of the example, so it is computed once.
 
 The hidden state that enters block ``cut`` is kept per row of the token table; later steps start there. If every block lies
-below the parts (only a head is trained) and the head reads one token, only that token is kept. A backbone with two towers has
-its pictures' embeddings and those of their patches kept too. Nothing is evicted: beyond ``memory`` bytes rows go to a temporary
-file.
+below the parts (only a head is trained) and the head reads one token, or the mean of a map, only that is kept. A backbone with
+two towers has its pictures' embeddings and those of their patches kept too. Nothing is evicted: beyond ``memory`` bytes rows go
+to a temporary file.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from typing import TYPE_CHECKING, TypeAlias
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from weft.backbones.maps import mean
 from weft.backbones.token_table import Tokens
 
 if TYPE_CHECKING:
@@ -59,15 +61,25 @@ class PrefixCache:
         else:
             inputs = table.collate(index)
         width = 1 if self._one_token(cut) else inputs["input_ids"].shape[1] if "input_ids" in inputs else table.lengths.max()
-        return self.backbone.to_model(inputs), self._collected(rows, index, width, self.backbone.d)
+        width = self.backbone.maps[cut][0] if self.backbone.maps else width
+        return self.backbone.to_model(inputs), self._collected(rows, index, (int(width), *self._trailing(cut)))
 
     def embedded(self, table: Table, index: np.ndarray, what: Embedding) -> Tensor:
         """Embeddings of the rows ``index`` ([m], -1 = padding, whose are 0): [m, 1, e], or [m, V, e] of the V patches."""
         rows = self._filled(table, index, what)
         assert self.backbone.embedding is not None
-        features = self.backbone.embedding.d_in
+        trailing = self._trailing(what)
         some = next(iter(rows.values()), None)  # pictures have as many patches each
-        return self._collected(rows, index, 1 if some is None else len(self._read(some, features)), features)
+        return self._collected(rows, index, (1 if some is None else len(self._read(some, trailing)), *trailing))
+
+    def _trailing(self, what: Kept) -> tuple[int, ...]:
+        """The shape of what is kept of a row, but for its first axis: tokens, or the features of a map."""
+        if isinstance(what, str):
+            assert self.backbone.embedding is not None
+            return (self.backbone.embedding.d_in,)
+        if not self.backbone.maps:
+            return (self.backbone.d,)
+        return (1, 1) if self._one_token(what) else self.backbone.maps[what][1:]
 
     def _filled(self, table: Table, index: np.ndarray, what: Kept) -> dict[int, Tensor | int]:
         """What is kept of rows, once it is of all of these."""
@@ -79,16 +91,17 @@ class PrefixCache:
             self._fill(table, missing, what)
         return rows
 
-    def _collected(self, rows: dict[int, Tensor | int], index: np.ndarray, width: int, features: int) -> Tensor:
-        """[m, width, features] on the model's device, 0 where a row has less."""
-        found = torch.zeros(len(index), width, features, dtype=self.backbone.dtype)
+    def _collected(self, rows: dict[int, Tensor | int], index: np.ndarray, shape: tuple[int, ...]) -> Tensor:
+        """[m, *shape] on the model's device, 0 where a row has less."""
+        found = torch.zeros(len(index), *shape, dtype=self.backbone.dtype)
         for row, i in zip(found, index.tolist(), strict=True):
             if i >= 0:
-                value = self._read(rows[i], features)
+                value = self._read(rows[i], shape[1:])
                 row[: len(value)] = value
         return found.to(self.backbone.device)
 
     def _one_token(self, cut: int) -> bool:
+        """Whether one token, or the mean over a map, is all that is read of what leaves the last block."""
         return cut == len(self.backbone.blocks) and self.backbone.pools != "all"
 
     @torch.no_grad()
@@ -128,10 +141,14 @@ class PrefixCache:
             self.backbone.model(**inputs | self.backbone.class_inputs())
         finally:
             handle.remove()
+        if self.backbone.maps and self._one_token(cut):
+            caught = [mean(caught[-1])]
         hidden = caught[-1].to("cpu")
         for row, i in zip(hidden, index.tolist(), strict=True):
             length = int(table.lengths[i])
-            if self._one_token(cut):
+            if self.backbone.maps:
+                rows[i] = self._store(row)
+            elif self._one_token(cut):
                 at = 0 if self.backbone.pools == "first" else length - 1
                 rows[i] = self._store(row[at : at + 1])
             else:
@@ -149,11 +166,11 @@ class PrefixCache:
         self._file.flush()
         return offset
 
-    def _read(self, stored: Tensor | int, features: int) -> Tensor:
+    def _read(self, stored: Tensor | int, trailing: tuple[int, ...]) -> Tensor:
         if isinstance(stored, Tensor):
             return stored
         assert self._file is not None
         tokens = int.from_bytes(os.pread(self._file.fileno(), 8, stored), "little")
-        size = tokens * features * self.backbone.dtype.itemsize
+        size = tokens * math.prod(trailing) * self.backbone.dtype.itemsize
         data = bytearray(os.pread(self._file.fileno(), size, stored + 8))
-        return torch.frombuffer(data, dtype=self.backbone.dtype).view(tokens, features)
+        return torch.frombuffer(data, dtype=self.backbone.dtype).view(tokens, *trailing)

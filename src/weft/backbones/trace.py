@@ -10,9 +10,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from weft.backbones import maps as maps_of
 from weft.backbones.backbone import Site
 from weft.backbones.describe import features, is_norm
+from weft.backbones.maps import shape_of
 from weft.errors import UserError
 
 
@@ -27,7 +30,10 @@ class Trace:
         tuple_blocks: size of the tuple in which blocks return their hidden state; 0 = on its own.
         staged: tokens are merged between some blocks, so that hidden states are not of one shape (Swin). spread: how many numbers
             they have, in the mean over the blocks, for each of the last block's.
-        pools: the tokens that the head reads: ``first``, ``last`` (of a row's own tokens) or ``all``. tokens: in the last block.
+        maps: of a network of convolutions, (features, height, width) of what enters each block, and of what leaves the last.
+        starts: of such a network, that a pass can start at any of its blocks.
+        pools: the tokens that the head reads: ``first``, ``last`` (of a row's own tokens) or ``all``; of maps ``mean`` (of all
+            places) or ``all``. tokens: in the last block; of maps, as many as have the numbers of a usual one.
         longer: blocks take more tokens than those of a picture.
         common: modules called with something else than the rows of the batch, as DeBERTa's with its table of positions.
         idle: linear layers that are never called, as those inside PyTorch's own attention, which reads their weights.
@@ -41,6 +47,8 @@ class Trace:
     chained: bool
     staged: bool
     spread: float
+    maps: tuple[tuple[int, int, int], ...]
+    starts: bool
     tuple_blocks: int
     pools: str
     tokens: int
@@ -64,7 +72,7 @@ def trace(model: nn.Module, blocks: list[str], inputs: Mapping[str, torch.Tensor
     that norm, role ``ffn.norm``. Other blocks (LLaMA): the site is the block's output, role ``block``.
 
     Raises:
-        UserError: blocks that do not take and give hidden states [rows, tokens, d], or that never run.
+        UserError: blocks that take and give neither hidden states [rows, tokens, d] nor maps, or that never run.
     """
     modules = dict(model.named_modules())
     pictured = "pixel_values" in inputs
@@ -79,6 +87,8 @@ def trace(model: nn.Module, blocks: list[str], inputs: Mapping[str, torch.Tensor
     last: list[torch.Tensor] = []
     seen: set[int] = {WIDTH}
     shapes: dict[str, set[tuple[int, ...]]] = {name: set() for name in blocks}
+    entered: dict[str, torch.Tensor] = {}
+    read: dict[str, tuple[int, ...]] = {}  # by convolutions
     readers: list[str] = []
 
     def block_hook(name: str) -> Callable[..., Any]:
@@ -87,7 +97,10 @@ def trace(model: nn.Module, blocks: list[str], inputs: Mapping[str, torch.Tensor
             sizes.add(len(out) if isinstance(out, tuple) else 0)
             row_arguments.update(paths_with({rows, *by_head}, args, kwargs))
             hidden = outputs[name] = out[0] if isinstance(out, tuple) else out
-            shapes[name] |= {_shape(args[0] if args else kwargs.get("hidden_states")), _shape(hidden)}
+            given = args[0] if args else kwargs.get("hidden_states")
+            shapes[name] |= {shape_of(given), shape_of(hidden)}
+            if isinstance(given, torch.Tensor):
+                entered[name] = given
             seen.add(hidden.shape[1] if isinstance(hidden, torch.Tensor) and hidden.dim() == 3 else 0)
             if name != blocks[-1] or not isinstance(hidden, torch.Tensor):
                 return None
@@ -101,15 +114,17 @@ def trace(model: nn.Module, blocks: list[str], inputs: Mapping[str, torch.Tensor
             calls[name] += 1
             if is_norm(module):
                 outputs[name] = out
-            size = (*_shape(args[0] if args else None), 0)[0]
+            size = (*shape_of(args[0] if args else None), 0)[0]
             if size not in (rows, rows * max(seen)) and (not pictured or size == 0 or size % rows):  # windows of pictures
                 common.add(name)
 
         return hook
 
     def reader_hook(name: str) -> Callable[..., None]:
-        def hook(_m: nn.Module, args: Any, _out: Any) -> None:
-            if args and _shape(args[0]) == tuple(raw.shape) and torch.equal(args[0], raw):
+        def hook(module: nn.Module, args: Any, _out: Any) -> None:
+            if isinstance(module, nn.Conv2d) and args:
+                read[name] = shape_of(args[0])
+            if args and shape_of(args[0]) == tuple(raw.shape) and torch.equal(args[0], raw):
                 readers.append(name)
 
         return hook
@@ -120,25 +135,35 @@ def trace(model: nn.Module, blocks: list[str], inputs: Mapping[str, torch.Tensor
     others = {modules[n]: leaf_hook(n) for n in leaves} | {m: reader_hook(n) for n, m in weights.items()}
     with torch.enable_grad(), hooked(watched, with_kwargs=True), hooked(others):
         logits = _logits(model, inputs)
-        tokens, staged = _tokens([shapes[name] or {()} for name in blocks], rows, inputs)
+        batch_norms = all(isinstance(m, _BatchNorm) for m in modules.values() if is_norm(m))
+        maps = (
+            maps_of.shapes(blocks, entered, outputs, read) if batch_norms else ()
+        )  # others may have features first or last (ConvNeXt)
+        tokens, staged = (0, True) if maps else _tokens([shapes[name] or {()} for name in blocks], rows, inputs)
         (slope,) = torch.autograd.grad(logits.sum(), last, allow_unused=True)
     found = []
     for index, path in enumerate(blocks):
         ends = [n for n, out in outputs.items() if n.startswith(path + ".") and torch.equal(out, outputs[path])]
         name, role = (ends[-1], "ffn.norm") if ends else (path, "block")
-        d = outputs[path].shape[-1]
+        d = outputs[path].shape[1 if maps else -1]
         found.append(Site(name, role, d, d, block=index))
+    numbers = sum(outputs[n].numel() for n in blocks) / len(blocks)
+    if maps:
+        tokens = max(round(numbers / rows / d), 1)
+    stack = [modules[n] for n in blocks]
     return Trace(
         d=d,
         bottlenecks=found,
         reader=_reader(readers[0], weights[readers[0]]) if readers else None,
         shared=max(calls[n] for n in blocks) > 1,
-        chained=max(sizes) > 1 and _chained([modules[n] for n in blocks], model, inputs, logits),
+        chained=max(sizes) > 1 and _chained(stack, model, inputs, logits),
         staged=staged,
-        spread=sum(outputs[n].numel() for n in blocks) / len(blocks) / last[0].numel(),
+        spread=1.0 if maps else numbers / last[0].numel(),
+        maps=maps,
+        starts=bool(maps) and maps_of.start(stack, entered[blocks[-1]], model, inputs, logits),
         tuple_blocks=max(sizes),
-        longer=pictured and takes_tokens(model, blocks[0], inputs),
-        pools=_pooled(slope, inputs),
+        longer=pictured and not maps and takes_tokens(model, blocks[0], inputs),
+        pools=maps_of.pooled(stack[-1], model, inputs, logits) if maps else _pooled(slope, inputs),
         tokens=tokens,
         common=frozenset(common),
         idle=frozenset(n for n in leaves if not calls[n]),
@@ -158,7 +183,7 @@ def untraced(model: Any, inputs: Mapping[str, torch.Tensor]) -> Trace:
     d = model.embed_images(pictures[:1]).shape[-1]
     tokens = max(pictures[0, 0].numel() // 16**2, 1)  # a usual ViT's, by which pictures are counted that go through together
     none: frozenset[str] = frozenset()
-    return Trace(d, [], None, False, False, False, 1.0, 0, "all", tokens, False, none, none, none)
+    return Trace(d, [], None, False, False, False, 1.0, (), False, 0, "all", tokens, False, none, none, none)
 
 
 def _logits(model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -296,10 +321,6 @@ def _reader(name: str, module: nn.Module) -> Site:
     return Site(name, "patches", module.in_channels, module.out_channels, block=None, bias=module.bias is not None)
 
 
-def _shape(value: Any) -> tuple[int, ...]:
-    return tuple(value.shape) if isinstance(value, torch.Tensor) else ()
-
-
 def _tokens(shapes: list[set[tuple[int, ...]]], rows: int, inputs: Mapping[str, torch.Tensor]) -> tuple[int, bool]:
     """Tokens of a row inside the last block, and whether another block has another number.
 
@@ -317,8 +338,8 @@ def _tokens(shapes: list[set[tuple[int, ...]]], rows: int, inputs: Mapping[str, 
     staged = len(every) > 1
     if not hidden or any(len(some) > 1 for some in shapes) or (staged and width is not None):
         raise UserError(
-            "this backbone's blocks do not take and give hidden states of one shape [rows, tokens, features]: choose a "
-            "transformer, or name its list of blocks with --blocks PATH."
+            "this backbone's blocks take and give neither hidden states of one shape [rows, tokens, features] nor maps of "
+            "convolutions with batch norms: choose a transformer or a ResNet, or name its list of blocks with --blocks PATH."
         )
     (last,) = shapes[-1]
     return int(last[1]), staged

@@ -219,7 +219,10 @@ def made(
     mask = torch.ones_like(ids)
     ids[1, -1], mask[1, -1] = 0, 0
     seen = tracing.trace(model, blocks, {"input_ids": ids, "attention_mask": mask})
-    digest, originals = hash_weights("", model), {n: p.clone() for n, p in model.named_parameters() if n.endswith("bias")}
+    norms = describe.norm_sites(model, blocks, set())
+    kept = {s.name for s in norms}
+    digest = hash_weights("", model)
+    originals = {n: p.clone() for n, p in model.named_parameters() if n.endswith("bias") or n.rpartition(".")[0] in kept}
     return Backbone(
         name=name,
         hub_id=None,
@@ -232,7 +235,7 @@ def made(
         tuple_blocks=seen.tuple_blocks,
         row_arguments=seen.row_arguments,
         linears=describe.linear_sites(model, blocks, seen.common, options.endings),
-        norms=describe.norm_sites(model, blocks, set()),
+        norms=norms,
         heads=[],
         bottlenecks=seen.bottlenecks,
         d=seen.d,

@@ -11,7 +11,7 @@ from weft.cli.grids import facts, grid
 if TYPE_CHECKING:
     from rich.console import Console
 
-POOLED = {"first": "the first token", "last": "the last token of a row", "all": "all tokens"}
+POOLED = {"first": "the first token", "last": "the last token of a row", "all": "all tokens", "mean": "the mean of a map"}
 
 
 def backbone_card(out: Console, found: dict[str, Any]) -> None:
@@ -19,6 +19,8 @@ def backbone_card(out: Console, found: dict[str, Any]) -> None:
     blocks, norms, biases, head = found["blocks"], found["norms"], found["biases"], found["head"]
     tokens = f", {blocks['tokens_of_a_picture']} tokens a picture" if blocks["tokens_of_a_picture"] else ""
     read = "what the encoders make of a picture, side by side" if found["encoders"] else POOLED[head["reads"]]
+    if blocks["maps"]:
+        tokens = f", maps of {' × '.join(map(str, blocks['maps'][-1]))} leave the last"
     outside = f" and {', '.join(norms['outside'])}" if norms["outside"] else ""
     out.print(Text.assemble((found["name"], "bold cyan"), f"  {found['type']}, {found['class']}"))
     facts(
@@ -32,6 +34,7 @@ def backbone_card(out: Console, found: dict[str, Any]) -> None:
             if not blocks["count"]
             else f"{blocks['count']} in {blocks['path']}, hidden size {blocks['hidden_size']}{tokens}",
             **{f"encoder {i}": _encoder(one) for i, one in enumerate(found["encoders"], 1)},
+            **({"convolutions": str(found["convolutions"])} if found["convolutions"] else {}),
             "norms": f"{norms['in_blocks']} in blocks{outside}",
             "biases": f"{biases['vectors']} vectors, {biases['elements']:,} elements",
             "bottlenecks": f"{found['bottlenecks']['count']}, {found['bottlenecks']['place']}",
@@ -44,7 +47,7 @@ def backbone_card(out: Console, found: dict[str, Any]) -> None:
             "checked": _checked(found["checked"]),
         },
     )
-    if blocks["count"]:
+    if found["linears"]:
         _linears(out, "Linear layers of a block", found["linears"])
     tower = found["text_tower"]
     if tower is not None:

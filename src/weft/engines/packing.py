@@ -168,7 +168,7 @@ def estimate(bench: Bench, method: Method, trainable: int, width: int, texts: bo
     sizes = getattr(config, "vision_config", config)
     d = bench.backbone.d
     ffn = int(getattr(sizes, "intermediate_size", 0) or getattr(sizes, "n_inner", 0) or 4 * d)
-    heads = getattr(sizes, "num_attention_heads", 12)
+    heads = 0 if bench.backbone.maps else getattr(sizes, "num_attention_heads", 12)
     heads = max(heads) if isinstance(heads, (list, tuple)) else int(heads)
     tokens = method.batch * width
     per_layer = int((tokens * (10 * d + 3 * ffn) + 3 * method.batch * heads * width * width) * bench.backbone.spread)

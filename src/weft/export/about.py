@@ -93,7 +93,7 @@ class About:
         task_settings: what else the run's task was told, as how it writes texts; none = as usual.
         quantised: how the base's weights were while it was trained; "" = as they are.
         start: the adapter that its run began from, see :class:`weft.runs.beginning.Beginning`; None = from none.
-        why: soft words or a prefix are in Weft's own files, where PEFT has some too; None = they are not, or there are none.
+        why: it is in Weft's own files though PEFT has parts of its kind; None = it is not, or PEFT has none.
     """
 
     kind: str

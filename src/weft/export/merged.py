@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from weft.adaptation.head import Head
+from weft.adaptation.norm import Norm
 from weft.adaptation.weights import Weights
 from weft.backbones import trace
 from weft.backbones.pixels import picture_shape
@@ -60,11 +61,10 @@ def merge(adapter: Path, folder: Path, precision: str = "auto") -> ExportReport:
         )
     model = load(adapter, device="cpu", precision="float32")
     backbone = model.backbone
-    low_rank = about.kind == "peft" and peft_prompts.alone(model.trained) is None
-    if not low_rank and not whole_weights(model.trained):
+    by_peft = about.kind == "peft" and peft_prompts.alone(model.trained) is None
+    if not by_peft and not whole_weights(model.trained):
         raise UserError(
-            f"the model of {about.method['slug']} has parts that the weights of its base can't take in, as they are no low-rank "
-            "sums: leave --merged out."
+            f"the model of {about.method['slug']} has parts that are not merged into the weights of its base: leave --merged out."
         )
     kind = peft_files.plain_class(backbone)
     if kind is None:
@@ -142,7 +142,7 @@ def _with_adapter(adapter: Path, model: Predictor, about: About, inputs: dict[st
 
 def whole_weights(trained: Trained) -> bool:
     """Whether all of it can stand in the place of the base's own weights."""
-    replaced = all(type(part) in (Weights, Head) for part in trained.parts.values())
+    replaced = all(type(part) in (Weights, Norm, Head) for part in trained.parts.values())
     return trained.rule is None and replaced and all(weight == 1.0 for weight in trained.use.values())
 
 

@@ -106,6 +106,15 @@ def load(folder: str | os.PathLike[str]) -> Adapter:
     return Adapter(place, config, low_rank, saved, about)
 
 
+def type_in(folder: Path) -> str | None:
+    """What PEFT calls the kind of an adapter; None where its configuration is damaged: whoever reads it says what is wrong."""
+    try:
+        found = files.parsed(files.read(folder / CONFIG))["peft_type"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return str(found)
+
+
 def _check_plain(folder: Path, config: Mapping[str, Any]) -> None:
     """
     Raises:

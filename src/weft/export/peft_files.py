@@ -55,6 +55,7 @@ def fits(trained: Trained, backbone: Backbone) -> bool:
     known = all(type(p) in (LoRA, DoRA, DyLoRA, AdaLoRA, Orthogonal, FromWeights, Delta, Head) for p in trained.parts.values())
     if (name := magnitudes(trained)) is not None:  # PEFT has one at a layer, of weight 1, and nothing beside it
         known = known and len(trained.parts) == len(heads) + 1 and trained.use[name] == 1.0
+    known = known and bool(backbone.linears)  # of which PEFT needs one, be it to put nothing beside it
     return trained.rule is None and whole(trained, backbone) and known and plain_class(backbone) is not None
 
 

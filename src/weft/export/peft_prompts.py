@@ -36,7 +36,6 @@ ROOT, MADE = "base_model.", "prompt_embeddings"
 KINDS = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING")
 WINDOWS = ("sliding_window", "attention_chunk_size")
 """Settings of transformers beyond whose number of tokens a token sees nothing."""
-OTHERWISE = "PEFT's forward pass gives other logits on this architecture, or does not run there"
 
 
 def alone(trained: Trained) -> str | None:
@@ -163,10 +162,7 @@ def _prefix(trained: Trained, name: str, part: Prefix, backbone: Backbone) -> Te
 
 def wrote(folder: Path) -> bool:
     """Whether an adapter is one for prompt learning."""
-    try:
-        return files.parsed(files.read(folder / CONFIG))["peft_type"] in KINDS
-    except (ValueError, KeyError, TypeError):  # whoever reads it says what is wrong
-        return False
+    return peft_adapter.type_in(folder) in KINDS
 
 
 def read(folder: Path, backbone: Backbone) -> Trained:

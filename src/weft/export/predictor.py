@@ -301,7 +301,7 @@ def load(
         observer.say(note)
     name = base or (about.base.name if about.base.name in KNOWN else about.base.reference)
     for place in encoders(about.base.path or "") if base is None else ():
-        if os.path.isabs(place) and not os.path.isdir(place):
+        if os.path.isabs(place) and not os.path.exists(place):
             raise UserError(f"the base of this model was in {place}, which is gone: say where it is now, as its base.")
     backbone = load_backbone(
         name,

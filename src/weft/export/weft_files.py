@@ -19,10 +19,12 @@ from weft.adaptation.from_weights import FromWeights
 from weft.adaptation.head import Head
 from weft.adaptation.lora import Delta, LoRA
 from weft.adaptation.lora_options import LoRAOptions
+from weft.adaptation.norm import Norm
 from weft.adaptation.orthogonal import Orthogonal
 from weft.adaptation.part import Part
 from weft.adaptation.prefix_tuning import Prefix
 from weft.adaptation.residual import Residual
+from weft.adaptation.scale import Scale
 from weft.adaptation.soft_words import SoftWords
 from weft.adaptation.sparse_weights import SparseWeights
 from weft.adaptation.tokens import ClassContext, ImageTokens
@@ -46,7 +48,8 @@ if TYPE_CHECKING:
 CONFIG, TENSORS = FILES = "weft_adapter.json", "weft_adapter.safetensors"
 MARK = "."  # between the name of a product and the role of its factor, whose scale is in B
 LORAS = (LoRA, DoRA, DyLoRA, AdaLoRA, VeRA, Orthogonal, FromWeights)
-PARTS = (*LORAS, Delta, Bottleneck, Bias, Head, ClassContext, ImageTokens, Prefix, Residual, SoftWords, SparseWeights, Weights)
+TOKENS = (ClassContext, ImageTokens, Prefix, SoftWords)
+PARTS = (*LORAS, *TOKENS, Delta, Bottleneck, Bias, Head, Norm, Residual, Scale, SparseWeights, Weights)
 KINDS: dict[str, type] = {kind.__name__: kind for kind in PARTS}
 """Parts that are described by their settings. A model with others is described by its method."""
 

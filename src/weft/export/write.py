@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from weft.backbones.backbone import Backbone
 from weft.backbones.load import load as load_backbone
 from weft.backbones.reply_table import Replies
 from weft.errors import UserError, WeftError
-from weft.export import language_card, peft_files, peft_prompts, weft_files
+from weft.export import language_card, peft_files, peft_ia3, peft_prompts, weft_files
 from weft.export.about import About, Base, brings_code, hashes, settings_of
 from weft.export.card import card, ours, plain
 from weft.export.trained import Trained, capture, not_finite
@@ -37,6 +38,9 @@ TOLERANCE = 1e-4
 """Largest difference of a re-loaded model's logits from the run's, as a share of the largest logit (at least 1); float32."""
 ROWS = 8
 """Rows that are compared, from the shortest to the longest of the run's data."""
+OTHER_KINDS = (peft_prompts, peft_ia3)
+"""Of PEFT's adapters beside LoRA: who writes and reads them."""
+OTHERWISE = "PEFT's forward pass gives other logits on this architecture, or does not run there"
 
 
 @dataclass(frozen=True)
@@ -75,8 +79,9 @@ def export(
 ) -> ExportReport:
     """Write the model of a run into ``folder``, load it anew in float32 and compare its logits.
 
-    Parts that are low-rank, and a head, make a PEFT LoRA adapter; soft words or a prefix make one for prompt learning, where PEFT
-    predicts the same; anything else goes to ``weft_adapter.*``. ``weft.json`` lies beside each, with base, classes and method.
+    Parts that are low-rank, and a head, make a PEFT LoRA adapter; soft words, a prefix or scales make one of their kind, where
+    PEFT predicts the same; anything else goes to ``weft_adapter.*``. ``weft.json`` lies beside each, with base, classes and
+    method.
 
     Args:
         folder: an existing, empty folder.
@@ -104,8 +109,8 @@ def export(
         trained = peft_files.settled(trained, bench.backbone)
         peft_files.write(trained, bench.backbone, about.base, folder)
         about = replace(about, kind="peft", files=hashes(folder, peft_files.FILES))
-    elif peft_prompts.alone(trained) is not None:
-        about, compared = as_prompts(trained, about, bench, folder)
+    elif kind := next((kind for kind in OTHER_KINDS if kind.alone(trained) is not None), None):
+        about, compared = as_peft(kind, trained, about, bench, folder)
     if not about.kind:
         weft_files.write(trained, method, view, facts, bench.backbone, folder)
         about = replace(about, kind="weft", files=hashes(folder, weft_files.FILES))
@@ -123,17 +128,22 @@ def export(
     return report_of(about, folder)
 
 
-def as_prompts(trained: Trained, about: About, bench: Bench, folder: Path) -> tuple[About, tuple[float, float, int] | None]:
-    """Write soft words or a prefix as PEFT has them, and :func:`compare`.
+def as_peft(
+    kind: ModuleType, trained: Trained, about: About, bench: Bench, folder: Path
+) -> tuple[About, tuple[float, float, int] | None]:
+    """Write what is trained as PEFT has it, and :func:`compare`.
+
+    Args:
+        kind: of ``OTHER_KINDS``.
 
     Returns:
         what is said of the model, and the comparison. Where PEFT predicts something else, nothing is written: there is no
         comparison, and ``why`` tells the reason.
     """
-    if why := peft_prompts.against(trained, bench.backbone):
+    if why := kind.against(trained, bench.backbone):
         return replace(about, why=why), None
-    peft_prompts.write(trained, bench.backbone, about.base, folder)
-    tried = replace(about, kind="peft", files=hashes(folder, peft_prompts.FILES))
+    kind.write(trained, bench.backbone, about.base, folder)
+    tried = replace(about, kind="peft", files=hashes(folder, kind.FILES))
     try:
         compared = compare(trained, tried, bench, folder)
     except UserError:
@@ -142,9 +152,9 @@ def as_prompts(trained: Trained, about: About, bench: Bench, folder: Path) -> tu
         compared = math.inf, 0.0, 0
     if compared[0] <= compared[1]:
         return tried, compared
-    for name in peft_prompts.FILES:
+    for name in kind.FILES:
         (folder / name).unlink()
-    return replace(about, why=peft_prompts.OTHERWISE), None
+    return replace(about, why=OTHERWISE), None
 
 
 def about_of(method: Method, bench: Bench, view: str, info: Mapping[str, Any], client: ClientState | None) -> About:
@@ -287,7 +297,9 @@ def read(folder: Path, about: About, backbone: Backbone) -> Trained:
         UserError: it is damaged.
     """
     if about.kind == "peft":
-        return (peft_prompts if peft_prompts.wrote(folder) else peft_files).read(folder, backbone)
+        kind: ModuleType = next((kind for kind in OTHER_KINDS if kind.wrote(folder)), peft_files)
+        found: Trained = kind.read(folder, backbone)
+        return found
     return weft_files.read(folder, backbone, about.predicts)
 
 

@@ -267,7 +267,7 @@ class Passes(Towers, HiddenStates):
             if p.site.tower or p.site.role in ("head", "head.norm", "embedding", "values"):
                 continue
             lowest = min(lowest, 0 if p.site.block is None else p.site.block)
-        return lowest if self.backbone.separate_blocks or lowest >= layers else 0
+        return lowest if self.backbone.starts_anywhere or lowest >= layers else 0
 
     # prediction -----------------------------------------------------------------------------------------------------------
 

@@ -294,9 +294,9 @@ def pinned_to(x: Experiment, material: Material) -> dict[str, Any]:
 
 
 def _place(model: str) -> str:
-    """Where a local folder is, seen from anywhere; any other name stands for itself."""
+    """Where a local folder or file is, seen from anywhere; any other name stands for itself."""
     local = Path(model).expanduser()
-    return str(local.resolve()) if model not in KNOWN and local.is_dir() else model
+    return str(local.resolve()) if model not in KNOWN and local.exists() else model
 
 
 @contextmanager

@@ -116,6 +116,12 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_heads": [2, 4],
         "mlp_ratio": 2.0,
     },
+    "resnet": {
+        "embedding_size": 8,
+        "hidden_sizes": [8, 12],
+        "depths": [2, 2],
+        "layer_type": "basic",
+    },
     "clip": {
         "projection_dim": 16,
         "text_config": COMMON
@@ -141,7 +147,7 @@ WRITERS: dict[str, dict[str, Any]] = {
 }
 """Shapes of models that are tried as generators of text alone."""
 TOWERS = ("clip", "siglip")  # of pictures and texts
-IMAGES = ("vit", "deit", "dinov2", "beit", "swin", *TOWERS)
+IMAGES = ("vit", "deit", "dinov2", "beit", "swin", "resnet", *TOWERS)
 ITEMS = {
     "slots": 2,
     "centroids": 4,
@@ -237,8 +243,13 @@ def scramble(model: torch.nn.Module, seed: int = 0) -> None:
         if p.dim() == 1:
             around = 0.0 if name.endswith("bias") else 1.0
             p.copy_(around + 0.1 * noise)
+        elif "convolution" in name:
+            p.copy_(noise * (2 / p[0].numel()) ** 0.5)
         else:
             p.copy_(noise * (0.5 if "embed" in name or "wte" in name or "wpe" in name else 1.5 * p.shape[-1] ** -0.5))
+    for name, b in sorted(model.named_buffers()):
+        if name.endswith(("running_mean", "running_var")):  # of batch norms
+            b.copy_(torch.rand(b.shape, generator=g) + (0.5 if name.endswith("var") else -0.5))
 
 
 def folder(model_type: str = "bert", checkpoint: str = "base", **overrides: Any) -> str:
@@ -275,7 +286,7 @@ def _folder(model_type: str, checkpoint: str, overrides: str) -> str:
     if model_type in IMAGES:
         from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-        side = getattr(config, "image_size", 8)
+        side = getattr(config, "image_size", 32 if model_type == "resnet" else 8)
         ViTImageProcessorPil(size={"height": side, "width": side}).save_pretrained(path)
     if model_type not in IMAGES or model_type in TOWERS:
         words.save_pretrained(path)
