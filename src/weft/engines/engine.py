@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,7 +25,7 @@ from weft.federation.message import beside
 from weft.federation.rounds import adapted
 from weft.federation.server import ServerState
 from weft.federation.usual import Usual
-from weft.federation.work import Work
+from weft.federation.work import Work, total
 
 
 @dataclass
@@ -36,13 +36,13 @@ class Played:
         losses: each client's mean loss.
         absent: clients that did not answer.
         refused: why the work of others does not count, by client.
-        work: of all clients together; None where they are elsewhere.
+        work: of each client; None where nobody tells.
     """
 
     losses: dict[str, float]
     absent: Collection[str] = ()
     refused: dict[str, str] = field(default_factory=dict)
-    work: Work | None = None
+    work: dict[str, Work] | None = None
 
 
 @dataclass
@@ -153,7 +153,7 @@ class Engine:
             "refused": refused | played.refused,
             **({"robust": remarks} if remarks else {}),
             **self.intake.diagnostics,
-            **({} if played.work is None else {"work": asdict(played.work)}),
+            **({} if played.work is None else {"work": total(played.work.values()).record()}),
             "loss": float(np.mean(list(losses.values()))) if losses else None,
             "seconds": time.perf_counter() - began,
         }

@@ -34,6 +34,7 @@ class Settings:
         eval_clients: at most so many clients are scored with personal views each time (sampled); None = all.
         max_factor: how many times as large as usual an update may be; ``auto``: as the engine has it; ``off``: anything.
         diagnostics: aggregation error, drift and effective rank are recorded.
+        flops: floating-point operations of turns are counted.
         by_class: clients that are elsewhere tell their right answers by class.
     """
 
@@ -46,6 +47,7 @@ class Settings:
     max_factor: float | str = "auto"
     by_class: bool = False
     diagnostics: bool = True
+    flops: bool = False
 
 
 @dataclass

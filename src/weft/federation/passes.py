@@ -19,6 +19,7 @@ from weft.federation import answers, plans, taps
 from weft.federation.alike import check_alike
 from weft.federation.batch import Batch, make_batch
 from weft.federation.bench import Bench
+from weft.federation.counting import Counting
 from weft.federation.hidden_states import HiddenStates
 from weft.federation.layout import named
 from weft.federation.round import Round
@@ -35,6 +36,7 @@ class Passes(Towers, HiddenStates):
     Attributes:
         clients: their states, in order. round: the round in progress.
         tensors: live values [K, …] by name. shapes: of each client's own, by name; None = it has none. has: [K] bool, by name.
+        counting: of operations; None = nobody asks for them.
 
     Args:
         turns: of the clients. start: start values handed out in set-up, instead of drawn ones.
@@ -73,6 +75,12 @@ class Passes(Towers, HiddenStates):
         self._lengths = bench.table.lengths
         self._given: dict[str, Tensor] | None = None
         self._taps: Mapping[str, taps.Tap] = {}
+        self.counting: Counting | None = None
+
+    @property
+    def weave(self) -> Weave:
+        """Its parts on the backbone."""
+        return self._weave
 
     # forward ----------------------------------------------------------------------------------------------------------
 
@@ -89,13 +97,21 @@ class Passes(Towers, HiddenStates):
         """
         self._check_absent()
         with self._inserted(insert):
-            inputs, self._weave.prefix = self._entering(batch, use, self.cut())
+            inputs, self._weave.prefix = self._entering(batch, use)
             return self._read(batch, inputs, use)
 
     def _entering(
-        self, batch: Batch, use: Mapping[str, Weight] | None, cut: int
+        self, batch: Batch, use: Mapping[str, Weight] | None, most: int | None = None
     ) -> tuple[dict[str, Tensor] | None, tuple[int, Tensor] | None]:
-        """What the model reads of a batch's rows (None where they lie in lines), and the cached output of the blocks below."""
+        """What the model reads of a batch's rows (None where they lie in lines), and the cached output of the blocks below.
+
+        Args:
+            most: blocks that may be left out; None = all that lie below the parts.
+        """
+        cuts = [cut if most is None else min(cut, most) for cut in self.cuts()]
+        cut = min(cuts)
+        if self.counting is not None:
+            self.counting.entered(self, batch, cuts)
         if self._given is not None:
             return self._given, None
         if self._in_lines(batch, use):
@@ -115,6 +131,8 @@ class Passes(Towers, HiddenStates):
         return self._weave.own_tokens.of_rows(table.collate(flat, most=self.backbone.max_length - room), use)
 
     def _read(self, batch: Batch, inputs: dict[str, Tensor] | None, use: Mapping[str, Weight] | None) -> Output:
+        if self.counting is not None:
+            self.counting.passed(self, batch, use)
         if self._taps and inputs is not None:
             if self.held or self._given is not None:
                 raise WeftError(
@@ -207,6 +225,8 @@ class Passes(Towers, HiddenStates):
         keys: Tensor | None = None,
     ) -> Output:
         inputs = self._weave.own_tokens.of_names(inputs, k, use)
+        if self.counting is not None and "classes" in inputs:
+            self.counting.named(self, clients, use, inputs)
         with self._weave.attached(clients, k, use, keys):
             logits = self.backbone.model(**inputs).logits
         if logits.dim() == 3 and self._weave.own_tokens.room(use):  # of each token, of which those of parts are none to tag
@@ -239,15 +259,21 @@ class Passes(Towers, HiddenStates):
 
     def cut(self) -> int:
         """How many blocks lie below every part; none as long as layers are tapped, which a cached pass would not run."""
+        return min(self.cuts())
+
+    def cuts(self) -> list[int]:
+        """How many blocks lie below every part of each client, see :meth:`cut`."""
         if self._weave.hold is not None or self.bench.prefix is None or self._taps:
-            return 0
+            return [0] * len(self.clients)
         layers = len(self.backbone.blocks)
-        lowest = min([layers if self.backbone.embedding is None else layers + 1, *self._weave.insert])
+        lowest = [min([layers if self.backbone.embedding is None else layers + 1, *self._weave.insert])] * len(self.clients)
         for p in self._weave.placed:
             if p.site.tower or p.site.role in ("head", "head.norm", "embedding", "values"):
                 continue
-            lowest = min(lowest, 0 if p.site.block is None else p.site.block)
-        return lowest if self.backbone.separate_blocks or lowest >= layers else 0
+            has, block = None if p.has is None else p.has.tolist(), p.site.block or 0
+            lowest = [min(low, block) if has is None or has[i] else low for i, low in enumerate(lowest)]
+        separate = self.backbone.separate_blocks
+        return [low if separate or low >= layers else 0 for low in lowest]
 
     # prediction -----------------------------------------------------------------------------------------------------------
 

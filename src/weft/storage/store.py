@@ -23,10 +23,14 @@ class Remembers(Protocol):
     kept: dict[str, Tensor]
     memo: dict[str, Any]
     rounds_seen: int
+    cached: dict[str, set[int]]
+
+    def cached_rows(self) -> dict[str, Tensor]: ...
 
 
 class ClientStore:
-    """Personal state by client: KEEP tensors, memo (tensors and JSON values), number of completed turns.
+    """Personal state by client: KEEP tensors, memo (tensors and JSON values), number of completed turns, and of which rows it
+    keeps hidden states.
 
     Args:
         folder: holds a safetensors file per client and version.
@@ -51,7 +55,7 @@ class ClientStore:
             UserError: its file is damaged or gone.
         """
         client.rounds_seen = self._seen_staged.get(client.id, self.seen.get(client.id, 0))
-        client.kept, client.memo = {}, {}
+        self.forget(client)
         version = self.staged.get(client.id, self.committed.get(client.id))
         if version is None:
             return
@@ -61,16 +65,20 @@ class ClientStore:
         stores: dict[str, dict[str, Any]] = {"kept": client.kept, "memo": client.memo}
         for key, value in tensors.items():
             where, name = key.split(":", 1)
-            stores[where][name] = value
+            if where == "cached":
+                client.cached[name] = set(value.tolist())
+            else:
+                stores[where][name] = value
         client.memo |= facts
 
     def save(self, client: Remembers) -> None:
         """Stage what the client remembers after a completed turn, and drop it from memory."""
         self._seen_staged[client.id] = client.rounds_seen
-        if client.kept or client.memo:
+        if client.kept or client.memo or client.cached:
             version = self.committed.get(client.id, -1) + 1
             tensors = {f"kept:{n}": v for n, v in client.kept.items()}
             tensors |= {f"memo:{n}": v for n, v in client.memo.items() if isinstance(v, Tensor)}
+            tensors |= {f"cached:{n}": rows for n, rows in client.cached_rows().items()}
             facts = {n: v for n, v in client.memo.items() if not isinstance(v, Tensor)}
             data = files.tensor_bytes(tensors, facts)
             files.write(self.path(client.id, version), data, settle=False)
@@ -79,7 +87,7 @@ class ClientStore:
 
     def forget(self, client: Remembers) -> None:
         """Drop from memory without saving."""
-        client.kept, client.memo = {}, {}
+        client.kept, client.memo, client.cached = {}, {}, {}
 
     def settle(self) -> None:
         """Make the staged files durable: before the checkpoint that names them."""
