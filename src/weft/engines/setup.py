@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from weft.communication import Direction
+from weft.devices import Clock
 from weft.engines.observer import Observer
 from weft.federation.bench import Bench
 from weft.federation.client import ClientState
@@ -68,6 +69,7 @@ class Setup:
         federations: (server, its clients) pairs: one for a federation; one per client for the ``local`` baseline.
         store: of clients' memory.
         spool: of a round's updates.
+        clock: of simulated devices; None = nobody keeps time. absent: clients that never take part.
     """
 
     method: Method
@@ -79,6 +81,8 @@ class Setup:
     spool: Spool
     tests: Tests
     observer: Observer = field(default_factory=Observer)
+    clock: Clock | None = None
+    absent: frozenset[str] = frozenset()
 
     def info(self, client: ClientState) -> ClientInfo:
         """What the server is told of a client."""

@@ -46,6 +46,7 @@ class ClientStore:
         self.staged: dict[str, int] = {}
         self._seen_staged: dict[str, int] = {}
         self._hashes_staged: dict[str, str] = {}
+        self._before: dict[str, tuple[Any, ...]] = {}
         self._sweep()
 
     def load(self, client: Remembers) -> None:
@@ -73,9 +74,10 @@ class ClientStore:
 
     def save(self, client: Remembers) -> None:
         """Stage what the client remembers after a completed turn, and drop it from memory."""
+        self._before[client.id] = tuple(staged.get(client.id) for staged in self._all_staged())
         self._seen_staged[client.id] = client.rounds_seen
         if client.kept or client.memo or client.cached:
-            version = self.committed.get(client.id, -1) + 1
+            version = self.staged.get(client.id, self.committed.get(client.id, -1)) + 1
             tensors = {f"kept:{n}": v for n, v in client.kept.items()}
             tensors |= {f"memo:{n}": v for n, v in client.memo.items() if isinstance(v, Tensor)}
             tensors |= {f"cached:{n}": rows for n, rows in client.cached_rows().items()}
@@ -84,6 +86,17 @@ class ClientStore:
             files.write(self.path(client.id, version), data, settle=False)
             self.staged[client.id], self._hashes_staged[client.id] = version, files.sha256(data)
         self.forget(client)
+
+    def discard(self, client: str) -> None:
+        """What was staged last of a client counts for nothing."""
+        for staged, before in zip(self._all_staged(), self._before.pop(client, (None, None, None)), strict=True):
+            if before is None:
+                staged.pop(client, None)
+            else:
+                staged[client] = before
+
+    def _all_staged(self) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        return self.staged, self._seen_staged, self._hashes_staged
 
     def forget(self, client: Remembers) -> None:
         """Drop from memory without saving."""
@@ -108,7 +121,7 @@ class ClientStore:
         self.committed |= self.staged
         self.seen |= self._seen_staged
         self.hashes |= self._hashes_staged
-        self.staged, self._seen_staged, self._hashes_staged = {}, {}, {}
+        self.staged, self._seen_staged, self._hashes_staged, self._before = {}, {}, {}, {}
         for client, version in old:
             files.remove(self.path(client, version))
 
@@ -132,6 +145,9 @@ class Spool:
 
     def put(self, client: str, data: bytes) -> None:
         files.spool(self.folder / file_name(client), data)
+
+    def drop(self, client: str) -> None:
+        (self.folder / file_name(client)).unlink(missing_ok=True)
 
     def get(self, client: str) -> bytes | None:
         path = self.folder / file_name(client)
