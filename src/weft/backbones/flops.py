@@ -54,13 +54,14 @@ def flops(backbone: Backbone) -> Flops:
     nothing, blocks = np.zeros((2, 6), dtype=np.int64), range(len(backbone.blocks))
     sizes = np.stack([nothing, *(_of_sites(backbone, i) for i in blocks), nothing], 1)
     if backbone.quantised:  # whose products are no operations of PyTorch's
-        return Flops(*sizes, texts)
+        return Flops(sizes[0], sizes[1], texts)
     if backbone.reads == "images":
         image = _places(backbone, _pixels(backbone))
         if not backbone.more_tokens:
-            return Flops(*(image[..., None] * np.eye(6, dtype=np.int64)[0]), texts)
+            sizes = image[..., None] * np.eye(6, dtype=np.int64)[0]
+            return Flops(sizes[0], sizes[1], texts)
         sizes[..., 0] = image - sizes @ powers(np.array(backbone.picture_tokens), np.array(0))
-        return Flops(*sizes, texts)
+        return Flops(sizes[0], sizes[1], texts)
     widths = [(s, t) for s in SMALL for t in (SMALL if backbone.encoder_decoder else (0,)) if max(s, t) <= backbone.max_length]
     rows = np.array([powers(np.array(s), np.array(t)) for s, t in widths])
     counts = np.array([_places(backbone, _texts(backbone, *w)) for w in widths])

@@ -60,17 +60,17 @@ class Device:
 
 
 PROFILES = {
-    name: Device(*numbers, watts=watts, name=name)
-    for name, (*numbers, watts) in {
-        "jetson-nano": (0.47, 4, 10, 10),
-        "jetson-tx2": (1.33, 8, 10, 15),
-        "jetson-nx": (1.69, 8, 20, 20),
-        "jetson-agx": (2.8, 32, 50, 30),
-        "phone": (1.0, 8, 20, 5),
-        "laptop": (2.0, 16, 50, 30),
-        "workstation": (80.0, 24, 200, 350),
-        "server": (300.0, 80, 1000, 400),
-    }.items()
+    d.name: d
+    for d in (
+        Device(0.47, 4, 10, watts=10, name="jetson-nano"),
+        Device(1.33, 8, 10, watts=15, name="jetson-tx2"),
+        Device(1.69, 8, 20, watts=20, name="jetson-nx"),
+        Device(2.8, 32, 50, watts=30, name="jetson-agx"),
+        Device(1.0, 8, 20, watts=5, name="phone"),
+        Device(2.0, 16, 50, watts=30, name="laptop"),
+        Device(80.0, 24, 200, watts=350, name="workstation"),
+        Device(300.0, 80, 1000, watts=400, name="server"),
+    )
 }
 """Peak speeds, memories and most power of makers' data sheets, rounded; bandwidths are orders of size."""
 

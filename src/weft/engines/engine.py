@@ -143,21 +143,21 @@ class Engine:
         self.last_cohort = sorted([j.client.id for j in jobs] + lost)
         played = self.turns.play(jobs, t, phase, lambda job: self._download(job.server, job.client, phase))
         tick = None if setup.clock is None else self._tick(setup.clock, played, before)
-        for client in [] if tick is None else tick.late:
-            setup.spool.drop(client)
-            setup.store.discard(client)
-        remarks, refused = self.intake.close(jobs if tick is None else [j for j in jobs if j.client.id not in tick.late])
+        late = [] if tick is None else tick.late
+        for who in late:
+            setup.spool.drop(who)
+            setup.store.discard(who)
+        remarks, refused = self.intake.close(jobs)
         for server, _ in setup.federations:
             setup.exchange.publish(server)
         setup.exchange.close_round()
-        away = {*lost, *played.absent, *([] if tick is None else tick.late)}
-        losses = played.losses if tick is None else {c: loss for c, loss in played.losses.items() if c not in tick.late}
+        losses = {c: loss for c, loss in played.losses.items() if c not in late}
         return {
             "round": t,
             "kind": setup.federations[0][0].round.kind,
             **({"period": setup.federations[0][0].round.period} if setup.federations[0][0].periods > 1 else {}),
             "cohort": self.last_cohort,
-            "lost": lost if away == set(lost) else sorted(away),
+            "lost": sorted({*lost, *played.absent, *late}) if played.absent or late else lost,
             "refused": refused | played.refused,
             **({"robust": remarks} if remarks else {}),
             **self.intake.diagnostics,

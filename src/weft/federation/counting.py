@@ -20,11 +20,14 @@ from torch import Tensor
 
 from weft.adaptation.placed import Placed
 from weft.backbones.flops import above, powers, stage_of
+from weft.backbones.reply_table import Replies
 from weft.federation.work import Work
 
 if TYPE_CHECKING:
     from weft.adaptation.weave import Weight
     from weft.federation.batch import Batch
+    from weft.federation.bench import Bench
+    from weft.federation.client import ClientState
     from weft.federation.passes import Passes
 
 FIRST = (0, -1)
@@ -86,37 +89,32 @@ class Counting:
 
     # passes -------------------------------------------------------------------------------------------------------------
 
-    def entered(self, pack: Passes, batch: Batch, starts: Sequence[int]) -> None:
+    def entered(self, bench: Bench, clients: Sequence[ClientState], batch: Batch, starts: Sequence[int]) -> None:
         """The next pass begins above what is kept: each client's own number of blocks, by its position in the pack."""
         self.starts = {}
-        for client, rows in batch.own(len(pack.clients)):
-            self.starts[pack.clients[client].id] = starts[client]
+        for client, rows in batch.own(len(clients)):
+            self.starts[clients[client].id] = starts[client]
             if starts[client]:
-                self._keep(pack, client, rows, starts[client])
+                self._keep(bench, clients[client], rows, starts[client])
 
-    def pictured(self, pack: Passes, client: int, rows: np.ndarray) -> None:
+    def pictured(self, bench: Bench, client: ClientState, rows: np.ndarray) -> None:
         """The embeddings of pictures are asked for, which are kept."""
-        self._keep(pack, client, rows, len(self.backbone.blocks) + 1)
+        self._keep(bench, client, rows, len(self.backbone.blocks) + 1)
 
-    def _keep(self, pack: Passes, client: int, rows: np.ndarray, start: int) -> None:
+    def _keep(self, bench: Bench, client: ClientState, rows: np.ndarray, start: int) -> None:
         """What leaves the first ``start`` blocks is computed of the rows that it is not kept of yet."""
-        mine = pack.clients[client]
-        kept = mine.cached.setdefault(str(start), set())
-        new = np.array(sorted(set(rows.tolist()) - kept), dtype=np.int64)
-        if len(new):
-            self._add(mine.id, int((self.places[: start + 1] * self._powers(pack, new)).sum()))
-        if pack.bench.prefix is not None:
-            kept.update(new.tolist())
+        new = _new(client, str(start), rows)
+        self._add(client.id, int((self.places[: start + 1] * self._powers(bench, new)).sum()))
+        if bench.prefix is not None:
+            client.cached[str(start)].update(new.tolist())
 
-    def _refer(self, pack: Passes, client: int, rows: np.ndarray) -> None:
+    def _refer(self, bench: Bench, client: ClientState, rows: np.ndarray) -> None:
         """What the frozen backbone makes of preferences is kept of each row too."""
-        mine = pack.clients[client]
-        kept = mine.cached.setdefault("reference", set())
-        new = np.array(sorted(set(rows.tolist()) - kept), dtype=np.int64)
-        if len(new):
-            self._add(mine.id, int((self.places * self._powers(pack, new)).sum()))
-            self._add(mine.id, self._output(int(pack.bench.table.targets(new)[1].sum())))
-        kept.update(new.tolist())
+        assert isinstance(bench.table, Replies)
+        new = _new(client, "reference", rows)
+        written = int(bench.table.targets(new)[1].sum()) if len(new) else 0
+        self._add(client.id, int((self.places * self._powers(bench, new)).sum()) + self._output(written))
+        client.cached["reference"].update(new.tolist())
 
     def passed(self, pack: Passes, batch: Batch, use: Mapping[str, Weight] | None) -> None:
         """A pass over a batch's rows; what enters it is behind the last block, unless :meth:`entered` has said where."""
@@ -129,35 +127,39 @@ class Counting:
             there = np.arange(self.heads + 1) > (start if start else -1)
             if pack.weave.hold is not None:
                 there[1 : layers + 1] &= pack.weave.hold[client].cpu().numpy()
-            sums = {n: self._powers(pack, rows, room, n) for n in set(entering)}
+            sums = {n: self._powers(pack.bench, rows, room, n) for n in set(entering)}
             written = 0 if self.backbone.vocabulary is None else int(batch.mask[k].sum())
             if batch.beside is not None:
-                self._refer(pack, client, rows)
+                self._refer(pack.bench, pack.clients[client], rows)
             given = [block for block, tokens in pack.weave.insert.items() if tokens.requires_grad]
             lowest = (min(given) + 1, -1) if given else None
             self._pass(_Passed(mine, self.position[mine], np.stack([sums[n] for n in entering]), there, use, written, lowest))
 
-    def ended(self, pack: Passes, rows: int, use: Mapping[str, Weight] | None) -> None:
+    def ended(self, clients: Sequence[ClientState], rows: int, use: Mapping[str, Weight] | None) -> None:
         """A pass over so many embeddings of each client: what lies behind the tower of pictures."""
         sums = np.tile(rows * np.eye(6, dtype=np.int64)[0], (self.heads + 1, 1))
-        for client in pack.clients:
+        for client in clients:
             there = np.arange(self.heads + 1) == self.heads
             self._pass(_Passed(client.id, self.position[client.id], sums, there, use))
 
     def named(
-        self, pack: Passes, clients: Tensor | None, use: Mapping[str, Weight] | None, inputs: Mapping[str, Tensor | int]
+        self,
+        everybody: Sequence[ClientState],
+        clients: Tensor | None,
+        use: Mapping[str, Weight] | None,
+        inputs: Mapping[str, Tensor | int],
     ) -> None:
         """Class names through the text tower, once for each client.
 
         Args:
-            clients: [k] indices into the pack; None = all. inputs: of the model.
+            clients: [k] indices into ``everybody``; None = all. inputs: of the model.
         """
         rows, ids = inputs["classes"], inputs["input_ids"]
         assert isinstance(rows, int) and isinstance(ids, Tensor)
         names = rows * np.array([ids.shape[1] ** i for i in range(3)], dtype=np.int64)
         there, nothing = np.zeros(self.heads + 1, dtype=bool), np.zeros((self.heads + 1, 6), dtype=np.int64)
-        for client in range(len(pack.clients)) if clients is None else clients.tolist():
-            mine = pack.clients[client].id
+        for client in range(len(everybody)) if clients is None else clients.tolist():
+            mine = everybody[client].id
             self._pass(_Passed(mine, self.position[mine], nothing, there, use, names=names))
 
     def _pass(self, one: _Passed) -> None:
@@ -277,16 +279,21 @@ class Counting:
             found[block + 1 :] += given.shape[2]
         return found
 
-    def _powers(self, pack: Passes, rows: np.ndarray, room: int = 0, more: int = 0) -> np.ndarray:
+    def _powers(self, bench: Bench, rows: np.ndarray, room: int = 0, more: int = 0) -> np.ndarray:
         """int64 [6], summed over table rows.
 
         Args:
             room: tokens of parts that stand among a row's own, which are cut for them. more: that are put in further on.
         """
-        s, t = np.moveaxis(pack.bench.table.spans[rows].reshape(-1, 2), -1, 0)
+        s, t = np.moveaxis(bench.table.spans[rows].reshape(-1, 2), -1, 0)
         own = np.minimum(s, self.backbone.max_length - room) if room else s
         return powers(own + room + more, t).sum(0)
 
     def _add(self, client: str, forward: int, backward: int = 0) -> None:
         work = self.work.setdefault(client, Work())
         work.forward, work.backward = (work.forward or 0) + forward, (work.backward or 0) + backward
+
+
+def _new(client: ClientState, what: str, rows: np.ndarray) -> np.ndarray:
+    """Those rows that a client does not keep something of."""
+    return np.array(sorted(set(rows.tolist()) - client.cached.setdefault(what, set())), dtype=np.int64)

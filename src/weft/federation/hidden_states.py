@@ -140,7 +140,7 @@ class HiddenStates:
                 inputs: dict[str, Tensor] | None = self.backbone.to_model(self.bench.table.collate(flat))
                 weave.prefix = None
                 if self.counting is not None:
-                    self.counting.entered(self, batch, [0] * len(self.clients))
+                    self.counting.entered(self.bench, self.clients, batch, [0] * len(self.clients))
             else:
                 inputs, weave.prefix = self._entering(batch, use, min(blocks))
             weave.kept = dict.fromkeys(blocks)

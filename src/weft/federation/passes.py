@@ -111,7 +111,7 @@ class Passes(Towers, HiddenStates):
         cuts = [cut if most is None else min(cut, most) for cut in self.cuts()]
         cut = min(cuts)
         if self.counting is not None:
-            self.counting.entered(self, batch, cuts)
+            self.counting.entered(self.bench, self.clients, batch, cuts)
         if self._given is not None:
             return self._given, None
         if self._in_lines(batch, use):
@@ -226,7 +226,7 @@ class Passes(Towers, HiddenStates):
     ) -> Output:
         inputs = self._weave.own_tokens.of_names(inputs, k, use)
         if self.counting is not None and "classes" in inputs:
-            self.counting.named(self, clients, use, inputs)
+            self.counting.named(self.clients, clients, use, inputs)
         with self._weave.attached(clients, k, use, keys):
             logits = self.backbone.model(**inputs).logits
         if logits.dim() == 3 and self._weave.own_tokens.room(use):  # of each token, of which those of parts are none to tag

@@ -74,7 +74,7 @@ class Towers:
         self._check_absent()
         self._weave.prefix = None
         if self.counting is not None:
-            self.counting.named(self, clients, use, inputs)
+            self.counting.named(self.clients, clients, use, inputs)
         with self._weave.attached(clients, k, use):
             found: Tensor = self.backbone.model.embed_texts(inputs["input_ids"])
         return found.to(self.device, self.dtype).view(k, -1, found.shape[-1])
@@ -93,7 +93,7 @@ class Towers:
         found = []
         for i, index in enumerate(rows):
             if self.counting is not None:
-                self.counting.pictured(self, i, index)
+                self.counting.pictured(self.bench, self.clients[i], index)
             parts = [index[start : start + chunk] for start in range(0, len(index), chunk)]
             found.append(torch.cat([nothing, *(self._embedded(part, "image") for part in parts)]).squeeze(1))
         return found
@@ -103,13 +103,13 @@ class Towers:
         self._check_absent()
         self._weave.prefix = None
         if self.counting is not None:
-            self.counting.ended(self, embeddings.shape[1], use)
+            self.counting.ended(self.clients, embeddings.shape[1], use)
         return self._forward({"image_embeds": embeddings.flatten(0, 1)}, None, len(embeddings), use)
 
     def _count_pictures(self, batch: Batch) -> None:
         if self.counting is not None:
             for client, rows in batch.own(len(self.clients)):
-                self.counting.pictured(self, client, rows)
+                self.counting.pictured(self.bench, self.clients[client], rows)
 
     def _embedded(self, index: np.ndarray, what: Embedding) -> Tensor:
         """[m, 1, e] of the pictures of table rows [m], or [m, V, e] of their patches.
