@@ -10,7 +10,7 @@ import pytest
 
 import tiny
 from weft.contract import ClientInfo
-from weft.devices import PROFILES, Device, dealt, of_text, read
+from weft.devices import FLEETS, PROFILES, Device, dealt, of_text, read
 from weft.errors import UserError
 from weft.experiment import handed, resolve
 from weft.methods import FedIT, FedP2EFT, FLoRA
@@ -38,6 +38,13 @@ def test_texts_are_kinds_with_shares() -> None:
             of_text(text, "ranks")
 
 
+@pytest.mark.parametrize("fleet", FLEETS)
+def test_fleets_that_come_with_weft_say_everything(fleet: str) -> None:
+    devices = read(fleet)
+    assert len(devices) >= 3
+    assert all(d.name and d.watts > 0 and d.joules_per_byte > 0 and d.latency > 0 for d, _ in devices)
+
+
 def test_devices_by_name() -> None:
     assert read("jetson-tx2:3,server") == [(PROFILES["jetson-tx2"], 3.0), (PROFILES["server"], 1.0)]
     with pytest.raises(UserError, match=r'no device "jetson-tx3".*Did you mean "jetson-tx2"'):
@@ -61,7 +68,10 @@ def test_devices_of_a_file(tmp_path: Path) -> None:
         ("[a]\nspeed = true\nmemory = 4\nbandwidth = 1\n", "has speed = True"),
         ("[a]\nspeed = 1\nmemory = 4\nbandwidth = 1\nshare = 0\n", "has share = 0"),
         ("[a]\nspeed = 1\nmemory = 4\n", r"\[a\] in .* is no device"),
-        ("[a]\nspeed = 1\nmemory = 4\nbandwidth = 1\nwatts = 3\n", r"\[a\] in .* is no device"),
+        ("[a]\nspeed = 1\nmemory = 4\nbandwidth = 1\nfuel = 3\n", r"is no device, as fuel is nothing that devices have"),
+        ("[a]\nspeed = 1\nmemory = 4\nbandwidth = 1\nwatts = -3\n", "has watts = -3: give it a number of 0 or more"),
+        ("[a]\nspeed = 1\nmemory = 4\nbandwidth = 1\ndownlink = 0\n", "has downlink = 0: give it a number above 0"),
+        ("[a]\nspeed = 1\nmemory = 4\nbandwidth = 1\nutilisation = 1.5\n", "has utilisation = 1.5: give it a share"),
         ("a = 1\n", "says a = 1 of no device"),
         ("[a]\nspeed = 1\nmemory = 4\nbandwith = 3\n", r"\[a\] in .* is no device, as bandwidth is not there"),
         ("", "has none"),
@@ -98,7 +108,9 @@ def test_ranks_and_devices_become_facts() -> None:
     ("settings", "said"),
     [
         ({"method": "fedit", "ranks": "4,8"}, "fedit gives all clients the same rank.*--ranks.*flora.*hetlora"),
-        ({"method": "flora", "devices": "phone"}, "flora asks for nothing about devices.*--devices.*legend"),
+        ({"method": "flora", "devices": "phone", "engine": "flower"}, "sites are real; flora asks nothing about either"),
+        ({"method": "legend", "devices": "phone", "deadline": 3, "engine": "flower"}, "deadline is on the clock of simulated"),
+        ({"method": "flora", "deadline": 3}, "deadline is 3, but no device keeps the time"),
         ({"method": "flora", "ranks": "4,x"}, '"x", which is no rank'),
         ({"method": "flora", "ranks": "4,0"}, '"0", which is no rank'),
         ({"method": "flora", "ranks": "4,-8"}, '"-8", which is no rank'),

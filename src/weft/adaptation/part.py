@@ -74,6 +74,10 @@ class Part(Protocol):
         """Role -> "site/role" of tensors at other sites of the part that reach ``apply`` here too, under the first role."""
         ...
 
+    def products(self, backbone: Backbone, site: Site) -> Mapping[str, int]:
+        """Role -> numbers of a matrix that a position is multiplied by there, in the part's own arithmetic."""
+        ...
+
     def drawn(self, w: Mapping[str, Tensor], keys: Tensor) -> Mapping[str, Tensor]:
         """Role -> what a step of training sees in the place of that tensor at one site, if ``in_steps``.
 
@@ -117,6 +121,10 @@ class Additive:
     alone: ClassVar[bool] = False
     in_steps: ClassVar[bool] = False
 
+    if TYPE_CHECKING:  # of the part
+
+        def tensors(self, backbone: Backbone, site: Site) -> Mapping[str, Init]: ...
+
     def __post_init__(self) -> None:
         if is_dataclass(self):
             check(self)
@@ -136,6 +144,13 @@ class Additive:
 
     def elsewhere(self, backbone: Backbone, site: Site) -> Mapping[str, str]:
         return {}
+
+    def products(self, backbone: Backbone, site: Site) -> Mapping[str, int]:
+        """Of all its matrices; tokens and vectors are multiplied by nothing."""
+        if self.mode in ("embeds", "enters", "prefixes"):
+            return {}
+        sizes = self.tensors(backbone, site).items()
+        return {role: init.numel for role, init in sizes if len(init.shape) > 1 and init.kind != "lowrank"}
 
     def drawn(self, w: Mapping[str, Tensor], keys: Tensor) -> Mapping[str, Tensor]:
         return {}

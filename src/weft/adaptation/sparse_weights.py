@@ -48,6 +48,9 @@ class SparseWeights(Additive):
         n = self.count(site)
         return {"value": Init((n,)), "places": Init((2, n), "places", of=(site.d_out, site.d_in))}
 
+    def products(self, backbone: Backbone, site: Site) -> Mapping[str, int]:
+        return {"value": self.count(site)}
+
     def apply(self, module: nn.Module, w: Mapping[str, Tensor], x: Tensor, out: Tensor) -> Tensor:
         # they are the same for all clients of a pack, but for zeros at those who lack the part here
         places = w["places"]

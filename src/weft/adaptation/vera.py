@@ -42,6 +42,10 @@ class VeRA(LoRA):
         r = self.rank_at(site)
         return {"A": Init((r,), "value", value=torch.full((r,), D_START)), "B": Init((site.d_out,))}
 
+    def products(self, backbone: Backbone, site: Site) -> Mapping[str, int]:
+        r = self.rank_at(site)
+        return {"A": r * site.d_in, "B": r * site.d_out}
+
     def apply(self, module: nn.Module, w: Mapping[str, Tensor], x: Tensor, out: Tensor) -> Tensor:
         d, b = w["A"].to(x.dtype).unsqueeze(1), w["B"].to(x.dtype).unsqueeze(1)
         first, second = projections(self.seed, d.shape[-1], x.shape[-1], b.shape[-1], x.device, x.dtype)

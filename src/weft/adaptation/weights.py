@@ -69,6 +69,10 @@ class Weights(Additive):
                 found[role] = Init(tuple(value.shape), "value", value=backbone.originals.get(name, value))
         return found
 
+    def products(self, backbone: Backbone, site: Site) -> Mapping[str, int]:
+        """Rows of a table are looked up."""
+        return {} if isinstance(backbone.module(site.name), nn.Embedding) else super().products(backbone, site)
+
     def apply(self, module: nn.Module, w: Mapping[str, Tensor], x: Tensor, out: Tensor) -> Tensor:
         raise AssertionError("parameters stand in their module, which is all that is done with them")
 

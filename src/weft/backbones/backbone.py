@@ -17,6 +17,7 @@ from weft.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from weft.backbones.clip import ClassNames
+    from weft.backbones.flops import Flops
 
 GROUPS = {
     "attention": ("q", "k", "v", "o"),
@@ -163,6 +164,7 @@ class Backbone:
     encoders: tuple[Backbone, ...] = ()
     _text_embeds: Tensor | None = field(default=None, init=False, repr=False)
     _attentions: list[Site] | None = field(default=None, init=False, repr=False)
+    _flops: Flops | None = field(default=None, init=False, repr=False)
     _modules: dict[str, nn.Module] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -280,6 +282,15 @@ class Backbone:
     def features(self) -> int:
         """How many numbers of a row its head reads, or class names are compared with."""
         return self.heads[0].d_in if self.embedding is None else self.embedding.d_in
+
+    @property
+    def flops(self) -> Flops:
+        """What its blocks compute of a row; counted when it is first asked for."""
+        if self._flops is None:
+            from weft.backbones import flops
+
+            self._flops = flops.flops(self)
+        return self._flops
 
     @property
     def separate_blocks(self) -> bool:

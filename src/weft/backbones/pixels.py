@@ -58,6 +58,11 @@ class Pixels:
     def lengths(self) -> np.ndarray:
         return np.full(len(self.labels), self.tokens)
 
+    @functools.cached_property
+    def spans(self) -> np.ndarray:
+        """As of :attr:`weft.backbones.token_table.Tokens.spans`."""
+        return np.stack([self.lengths, np.zeros_like(self.lengths)], -1)[:, None]
+
     def row_of(self, index: np.ndarray) -> np.ndarray:
         """The rows that ``index`` are views of; -1 = padding."""
         return np.where(index < 0, index, index % max(len(self), 1))

@@ -38,6 +38,11 @@ class Preferences(Replies):
         return 2 * longest
 
     @functools.cached_property
+    def spans(self) -> np.ndarray:
+        found: np.ndarray = self.sequences.spans.reshape(-1, 2, 2)
+        return found
+
+    @functools.cached_property
     def widths(self) -> np.ndarray:
         return self.sequences.widths[::2]
 

@@ -91,6 +91,10 @@ class Pairs(Replies):
         """Tokens that go through the model for a row, on either side."""
         return self.widths + np.diff(self.target_offsets)
 
+    @functools.cached_property
+    def spans(self) -> np.ndarray:
+        return np.stack([self.widths, np.diff(self.target_offsets)], -1)[:, None]
+
     def _answers(self, i: int) -> np.ndarray:
         return self.target_ids[self.target_offsets[i] : self.target_offsets[i + 1]] if i >= 0 else self.target_ids[:0]
 

@@ -63,6 +63,11 @@ class Tokens:
         """What each row costs a model [n], in tokens."""
         return self.widths
 
+    @functools.cached_property
+    def spans(self) -> np.ndarray:
+        """Tokens of the q sequences that each row is [n, q, 2], for an encoder or decoder alone, and for a decoder behind one."""
+        return np.stack([self.widths, np.zeros_like(self.widths)], -1)[:, None]
+
     def row_of(self, index: np.ndarray) -> np.ndarray:
         """As of :meth:`weft.backbones.pixels.Pixels.row_of`: texts have no views."""
         return index

@@ -145,6 +145,15 @@ class Ledger:
                 result[client] = ClientTotals(old.messages + some.messages, old.payload + some.payload, old.wire + some.wire)
         return result
 
+    def wires(self) -> dict[str, tuple[int, int]]:
+        """Bytes to and from each client so far, but for those of evaluation."""
+        found: dict[str, tuple[int, int]] = {}
+        for (client, phase, direction), some in self._clients.items():
+            if phase != "eval":
+                down, up = found.get(client, (0, 0))
+                found[client] = (down + some.wire, up) if direction == "down" else (down, up + some.wire)
+        return found
+
     def as_records(self) -> list[dict[str, Any]]:
         """JSON-simple records of all it holds, in a fixed order; :meth:`from_records` reads them."""
         records: list[dict[str, Any]] = []

@@ -9,7 +9,7 @@ from typing import Any
 from weft import energy
 from weft.comparison import statistics
 from weft.comparison.cell_grid import Grid
-from weft.comparison.records import ENERGY
+from weft.comparison.records import CLOCK, ENERGY
 from weft.comparison.statistics import Difference
 from weft.report.table import Table
 from weft.tasks.task import LESS_IS_BETTER
@@ -81,7 +81,7 @@ def _of_place(grid: Grid, at: Mapping[str, Any], records: Sequence[Record]) -> T
     unit, scale = _unit(records), _scale(records)
     usual = _work(_of(records, rows[0])) if rows else None
     drawn = {row: [told for r in _of(records, row) if r["finished"] and (told := _drawn(r))] for row in rows}
-    tells = any(drawn.values())
+    tells, timed = any(drawn.values()), any(f"{CLOCK}seconds" in r for r in records)
     lines, bold, notes = [], set(), []
     for row in rows:
         mine = [r for r in _of(records, row) if r["finished"]]
@@ -100,6 +100,7 @@ def _of_place(grid: Grid, at: Mapping[str, Any], records: Sequence[Record]) -> T
                 *(_mean([r[name] for r in mine], form=".2g") for name in ("aggregation_error", "drift")),
                 _mean([r["memory"] for r in mine], 1e6, form=",.0f"),
                 *(_energy_cells(drawn[row], len(mine)) if tells else ()),
+                *(_mean([r.get(f"{CLOCK}{n}") for r in mine], form=".3g") for n in ("seconds", "joules") if timed),
             )
         )
     for column, score in enumerate(HEADS, 1):
@@ -110,7 +111,8 @@ def _of_place(grid: Grid, at: Mapping[str, Any], records: Sequence[Record]) -> T
         notes.append("* Other work than the first row's, by the nature of the method.")
     if any(str(r.get("commit") or "").endswith("-dirty") for r in records):
         notes.append("Some of it was made with code that was not committed.")
-    heads = ("method", *(f"{HEADS[s]}{unit}" for s in HEADS), *COSTS, *(_energy_heads(drawn.values()) if tells else ()))
+    more = (*(_energy_heads(drawn.values()) if tells else ()), *(("on devices, s", "on devices, J") if timed else ()))
+    heads = ("method", *(f"{HEADS[s]}{unit}" for s in HEADS), *COSTS, *more)
     title = ", ".join(f"{name} {shown(value)}" for name, value in at.items()) or "All methods"
     return Table(title, heads, tuple(lines), frozenset(bold), tuple(dict.fromkeys(notes)))
 

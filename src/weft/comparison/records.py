@@ -17,6 +17,9 @@ SCORES = ("common", "own", "worst")
 ENERGY = "energy_"
 """Before the names of :func:`weft.energy.total`, in records of runs that tell their energy."""
 
+CLOCK = "clock_"
+"""Before the names of :func:`weft.devices.total`, in records of runs on simulated devices."""
+
 
 def record(done: Done) -> dict[str, Any]:
     """One flat row: the cell, its scores, its costs, and what it was made with.
@@ -35,7 +38,7 @@ def record(done: Done) -> dict[str, Any]:
     views = summary["method"]["views"]
     mine = next((v for v in views if not common(v)), views[0])
     whole = next((v for v in views if common(v)), None)
-    work, drawn = summary.get("work") or {}, summary.get("energy") or {}
+    work, drawn, clock = (summary.get(name) or {} for name in ("work", "energy", "clock"))
     return found | {
         "metric": metric,
         "common": _pooled(summary, metric, whole or views[0], "global test" if whole else "common test"),
@@ -49,6 +52,7 @@ def record(done: Done) -> dict[str, Any]:
         "bytes_down": bytes_of(summary, "down"),
         "seconds": summary["seconds"]["training"],
         **{f"{ENERGY}{name}": value for name, value in drawn.items()},
+        **{f"{CLOCK}{name}": value for name, value in clock.items()},
         **{name: (summary.get(name) or {}).get("mean") for name in DIAGNOSTICS},
         "memory": summary.get("memory"),
         "start_head": summary["settings"]["start_head"]["value"],

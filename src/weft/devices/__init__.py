@@ -1,8 +1,10 @@
-"""Devices that clients train on: a small table of profiles, and how they, or ranks of LoRA, are dealt out to clients."""
+"""Devices that clients train on: profiles, how they (or ranks of LoRA) are dealt out to clients, and a clock that they keep."""
 
 from __future__ import annotations
 
-from weft.devices.profiles import PROFILES, Device, read
+from weft.devices.clock import Clock, Spent, Tick
+from weft.devices.profiles import FLEETS, PROFILES, Device, read
 from weft.devices.shares import dealt, of_text
+from weft.devices.told import span, total
 
-__all__ = ["PROFILES", "Device", "dealt", "of_text", "read"]
+__all__ = ["FLEETS", "PROFILES", "Clock", "Device", "Spent", "Tick", "dealt", "of_text", "read", "span", "total"]

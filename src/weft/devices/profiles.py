@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Gt, Le
 
 from weft.devices.shares import of_text
 from weft.errors import UserError, nearest
-from weft.typed import Positive, check
+from weft.typed import NonNegative, Positive, check
+
+UTILISATION = 0.3
+"""Share of its peak that a device reaches in training where nothing else is said: a third or so is usual on well-fed accelerators
+(Chowdhery et al., "PaLM", arXiv 2204.02311, tell 0.46 of their own and 0.21 to 0.33 of three earlier large runs), and small
+batches on small devices are below rather than above it. Padding, norms and activations are in it, for they are not counted.
+"""
 
 
 @dataclass(frozen=True)
@@ -18,45 +27,77 @@ class Device:
 
     Attributes:
         speed: TFLOP/s in half precision, at its peak. memory: GiB. bandwidth: of its uplink, Mbit/s.
+        downlink: Mbit/s; None = as its uplink. latency: seconds that a round takes beside computing and carrying bytes.
+        watts: while it computes. joules_per_byte: that it sends or receives. utilisation: share of the peak that is reached.
+        name: of its kind.
     """
 
     speed: Positive
     memory: Positive
     bandwidth: Positive
+    downlink: Positive | None = None
+    latency: NonNegative = 0.1
+    watts: NonNegative = 10.0
+    joules_per_byte: NonNegative = 0.0
+    utilisation: Annotated[float, Gt(0), Le(1)] = UTILISATION
+    name: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         check(self)
 
+    def seconds(self, flops: float, down: float, up: float) -> float:
+        """Of a round: bytes down, operations, bytes up, and what it takes besides."""
+        carried = 8e-6 * (down / (self.downlink or self.bandwidth) + up / self.bandwidth)
+        return self.latency + carried + self.computing(flops)
+
+    def computing(self, flops: float) -> float:
+        """Seconds."""
+        return flops / (1e12 * self.speed * self.utilisation)
+
+    def joules(self, flops: float, down: float, up: float) -> float:
+        """Of a round: what it draws while it computes, and for its bytes."""
+        return self.watts * self.computing(flops) + self.joules_per_byte * (down + up)
+
 
 PROFILES = {
-    "jetson-nano": Device(0.47, 4, 10),
-    "jetson-tx2": Device(1.33, 8, 10),
-    "jetson-nx": Device(1.69, 8, 20),
-    "jetson-agx": Device(2.8, 32, 50),
-    "phone": Device(1.0, 8, 20),
-    "laptop": Device(2.0, 16, 50),
-    "workstation": Device(80.0, 24, 200),
-    "server": Device(300.0, 80, 1000),
+    d.name: d
+    for d in (
+        Device(0.47, 4, 10, watts=10, name="jetson-nano"),
+        Device(1.33, 8, 10, watts=15, name="jetson-tx2"),
+        Device(1.69, 8, 20, watts=20, name="jetson-nx"),
+        Device(2.8, 32, 50, watts=30, name="jetson-agx"),
+        Device(1.0, 8, 20, watts=5, name="phone"),
+        Device(2.0, 16, 50, watts=30, name="laptop"),
+        Device(80.0, 24, 200, watts=350, name="workstation"),
+        Device(300.0, 80, 1000, watts=400, name="server"),
+    )
 }
-"""Peak speeds and memories of makers' data sheets, rounded; bandwidths are orders of size."""
+"""Peak speeds, memories and most power of makers' data sheets, rounded; bandwidths are orders of size."""
+
+FLEETS = ("phones", "edge-boxes", "hospital-servers")
+"""Files that come with Weft, each with its sources."""
 
 
 def read(text: str) -> list[tuple[Device, float]]:
-    """Devices with their shares: ``jetson-tx2:3,jetson-nx`` of :data:`PROFILES`, or the path of a TOML file.
+    """Devices with their shares: ``jetson-tx2:3,jetson-nx`` of :data:`PROFILES`, one of :data:`FLEETS`, or the path of a file.
 
-    A file has a table ``[NAME]`` for each kind, with ``speed``, ``memory`` and ``bandwidth`` (see :class:`Device`), and a
-    ``share`` if that is not 1.
+    A file of TOML has a table ``[NAME]`` for each kind, with ``speed``, ``memory`` and ``bandwidth``, what else a :class:`Device`
+    has where that is not the default, and a ``share`` if that is not 1.
 
     Raises:
         UserError: no such profile or file, or a number in it that cannot be.
     """
     if text.endswith(".toml"):
         return _in_file(Path(text))
+    if text in FLEETS:
+        with resources.as_file(resources.files(__package__) / f"{text}.toml") as file:
+            return _in_file(file)
     found = []
     for name, share in of_text(text, "devices", "jetson-tx2:3,laptop").items():
         if name not in PROFILES:
             raise UserError(
-                f'there is no device "{name}": use {", ".join(PROFILES)}, or a .toml file of your own.{nearest(name, PROFILES)}'
+                f'there is no device "{name}": use {", ".join((*PROFILES, *FLEETS))}, or a .toml file of your own.'
+                f"{nearest(name, (*PROFILES, *FLEETS))}"
             )
         found.append((PROFILES[name], share))
     return found
@@ -75,15 +116,23 @@ def _in_file(path: Path) -> list[tuple[Device, float]]:
     return found
 
 
+NEEDED = ("speed", "memory", "bandwidth")
+MAY_BE_ZERO = ("latency", "watts", "joules_per_byte")
+KNOWN = (*NEEDED, "downlink", *MAY_BE_ZERO, "utilisation", "share")
+
+
 def _entry(path: Path, name: str, about: Any) -> tuple[Device, float]:
-    names = ("speed", "memory", "bandwidth")
-    how = "give each a table with speed, memory and bandwidth, and a share if you like"
+    how = f"give each a table with speed, memory and bandwidth, and of {', '.join(KNOWN[3:])} what you like"
     if not isinstance(about, dict):
         raise UserError(f"{path} says {name} = {about!r} of no device: {how}.")
-    if odd := [*(n for n in names if n not in about), *(n for n in about if n not in {*names, "share"})]:
-        what = "is not there" if odd[0] in names else "is nothing that devices have"
+    if odd := [*(n for n in NEEDED if n not in about), *(n for n in about if n not in KNOWN)]:
+        what = "is not there" if odd[0] in NEEDED else "is nothing that devices have"
         raise UserError(f"[{name}] in {path} is no device, as {odd[0]} {what}: {how}.")
-    for key, value in {"share": 1.0, **about}.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-            raise UserError(f"[{name}] in {path} has {key} = {value!r}: give it a number above 0.")
-    return Device(*(about[n] for n in names)), float(about.get("share", 1.0))
+    for key, value in about.items():
+        number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
+        if not number or value < 0 or (value == 0 and key not in MAY_BE_ZERO):
+            least = "of 0 or more" if key in MAY_BE_ZERO else "above 0"
+            raise UserError(f"[{name}] in {path} has {key} = {value!r}: give it a number {least}.")
+        if key == "utilisation" and value > 1:
+            raise UserError(f"[{name}] in {path} has utilisation = {value!r}: give it a share of the peak, up to 1.")
+    return Device(**{n: v for n, v in about.items() if n != "share"}, name=name), float(about.get("share", 1.0))

@@ -7,13 +7,14 @@ reduced in client-id order when the round closes, so that results depend neither
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 
 from weft.communication.ledger import Phase
+from weft.devices import Clock, Spent, Tick
 from weft.engines.cohort import cohort, drops_out
 from weft.engines.evaluation import Evaluation
 from weft.engines.intake import Intake
@@ -25,7 +26,7 @@ from weft.federation.message import beside
 from weft.federation.rounds import adapted
 from weft.federation.server import ServerState
 from weft.federation.usual import Usual
-from weft.federation.work import Work
+from weft.federation.work import Work, total
 
 
 @dataclass
@@ -36,13 +37,13 @@ class Played:
         losses: each client's mean loss.
         absent: clients that did not answer.
         refused: why the work of others does not count, by client.
-        work: of all clients together; None where they are elsewhere.
+        work: of each client; None where nobody tells.
     """
 
     losses: dict[str, float]
     absent: Collection[str] = ()
     refused: dict[str, str] = field(default_factory=dict)
-    work: Work | None = None
+    work: dict[str, Work] | None = None
 
 
 @dataclass
@@ -118,6 +119,7 @@ class Engine:
         began = time.perf_counter()
         self.turns.arrive(t)
         setup, settings = self.setup, self.setup.settings
+        before = setup.exchange.ledger.wires() if setup.clock is not None else {}
         jobs: list[Job] = []
         lost: list[str] = []
         for server, clients in setup.federations:
@@ -129,7 +131,8 @@ class Engine:
                 return None
             server.introduce(clients)
             server.round = replace(plan, period=server.period_at(t))
-            chosen = cohort(server, clients, settings.participation, self.last_cohort)
+            able = [c for c in clients if c.id not in setup.absent] if setup.absent else clients
+            chosen = cohort(server, able, settings.participation, self.last_cohort)
             server.cohort = [setup.info(c) for c in chosen]
             for client in chosen:
                 job = self._download(server, client, phase)
@@ -139,24 +142,39 @@ class Engine:
                     jobs.append(job)
         self.last_cohort = sorted([j.client.id for j in jobs] + lost)
         played = self.turns.play(jobs, t, phase, lambda job: self._download(job.server, job.client, phase))
+        tick = None if setup.clock is None else self._tick(setup.clock, played, before)
+        late = [] if tick is None else tick.late
+        for who in late:
+            setup.spool.drop(who)
+            setup.store.discard(who)
         remarks, refused = self.intake.close(jobs)
         for server, _ in setup.federations:
             setup.exchange.publish(server)
         setup.exchange.close_round()
-        losses = played.losses
+        losses = {c: loss for c, loss in played.losses.items() if c not in late}
         return {
             "round": t,
             "kind": setup.federations[0][0].round.kind,
             **({"period": setup.federations[0][0].round.period} if setup.federations[0][0].periods > 1 else {}),
             "cohort": self.last_cohort,
-            "lost": sorted({*lost, *played.absent}) if played.absent else lost,
+            "lost": sorted({*lost, *played.absent, *late}) if played.absent or late else lost,
             "refused": refused | played.refused,
             **({"robust": remarks} if remarks else {}),
             **self.intake.diagnostics,
-            **({} if played.work is None else {"work": asdict(played.work)}),
+            **({} if played.work is None else {"work": total(played.work.values()).record()}),
+            **({} if tick is None else {"clock": asdict(tick)}),
             "loss": float(np.mean(list(losses.values()))) if losses else None,
             "seconds": time.perf_counter() - began,
         }
+
+    def _tick(self, clock: Clock, played: Played, before: Mapping[str, tuple[int, int]]) -> Tick:
+        """The round on the devices of those who took part: by what they have computed, and what they were billed since."""
+        now, work, spent = self.setup.exchange.ledger.wires(), played.work or {}, {}
+        for client in self.last_cohort:
+            (down, up), (sent, received) = before.get(client, (0, 0)), now.get(client, (0, 0))
+            done = work.get(client)
+            spent[client] = Spent(0 if done is None else done.flops, sent - down, received - up, done is not None)
+        return clock.tick(spent, clock.late(spent))
 
     def evaluate(self, t: int) -> list[Evaluation]:
         """Scores of every view with the newest server state."""

@@ -39,11 +39,11 @@ class Here:
         by_id = {j.client.id: j for j in jobs}
         observer, k = self.setup.observer, self.capacity.k
         observer.begin("clients", len(jobs))
-        losses, work = Losses(by_id, lambda: observer.advance("steps")), Work()
+        losses, work = Losses(by_id, lambda: observer.advance("steps")), dict[str, Work]()
         for group in packing.group([j.client for j in jobs], k, self.setup.bench):
             members = [by_id[c.id] for c in group]
             try:
-                work += self._pack(members, losses, phase)
+                work |= self._pack(members, losses, phase)
             except torch.OutOfMemoryError as e:
                 raise packing.out_of_memory(self.capacity) from e
             except UserError:
@@ -58,12 +58,14 @@ class Here:
         observer.end("clients")
         return Played(losses.means(), work=work)
 
-    def _pack(self, members: list[Job], losses: Losses, phase: Phase) -> Work:
+    def _pack(self, members: list[Job], losses: Losses, phase: Phase) -> dict[str, Work]:
         setup, server = self.setup, members[0].server
         for job in members:
             setup.store.load(job.client)
         pack = enter(setup.method, setup.bench.of(members[0].client), members, server.round, server.start)
         pack.listener = losses
+        if setup.settings.flops:
+            pack.count_flops()
         by_id = {j.client.id: j for j in members}
         for update in setup.method.train(pack):
             job = by_id[update.client.id]

@@ -33,6 +33,7 @@ from weft.federation.method import Method
 from weft.federation.round import Round
 from weft.federation.rounds import adapted, enter
 from weft.federation.turn import Turn
+from weft.federation.work import Work
 from weft.storage import files
 from weft.tensors import forms
 from weft.tensors.forms import Value
@@ -108,6 +109,7 @@ class Scattered:
         self.setup.observer.begin("clients", len(jobs))
         losses: dict[str, float] = {}
         bills: dict[str, tuple[dict[str, int], int]] = {}
+        work: dict[str, Work] = {}
         for number, raw in self.ask((i, self._question(members)) for i, members in enumerate(packs)):
             about, data = unwrap(raw)
             if "failed" in about:
@@ -116,6 +118,8 @@ class Scattered:
             for i, (job, said) in enumerate(zip(packs[number], about["clients"], strict=True)):
                 _remember(job.client, tensors, i, said)
                 self.setup.store.save(job.client)
+                if "work" in said:
+                    work[job.client.id] = Work(**said["work"])
                 if f"{i}:loss" in tensors:
                     losses[job.client.id] = float(tensors[f"{i}:loss"])
                 if said["size"] is not None:
@@ -126,7 +130,7 @@ class Scattered:
         self.setup.observer.end("clients")
         for client, (payload, size) in sorted(bills.items()):
             self.setup.exchange.ledger.add(t, phase, "up", client, payload, size)
-        return Played({c: losses[c] for c in by_id if c in losses})
+        return Played({c: losses[c] for c in by_id if c in losses}, work=work if self.setup.settings.flops else None)
 
     def _question(self, members: list[Job]) -> bytes:
         """A pack: what its clients hold, each value once, what each has received beside it, and what each remembers."""
@@ -153,6 +157,7 @@ class Scattered:
         round = {"index": plan.index, "kind": plan.kind, "extra": plan.extra, "period": plan.period}
         sent, scales = forms.flatten(values)
         head = {"round": round, "clients": clients, "held": [dict(s) for s in sets], "scales": scales}
+        head |= {"flops": self.setup.settings.flops}
         return wrap(head, files.tensor_bytes(sent | memories))
 
     def _failure(self, about: Mapping[str, Any]) -> Exception:
@@ -201,6 +206,8 @@ class Worker:
         bench = self.bench.of(clients[0])
         pack = enter(self.method, bench, turns, round)
         losses = pack.listener = Losses(c.id for c in clients)
+        if about["flops"]:
+            pack.count_flops()
         frames = {}
         try:
             for update in self.method.train(pack):
@@ -218,7 +225,8 @@ class Worker:
         for i, client in enumerate(clients):
             frame = frames.get(client.id)
             sent = {"size": frame.size, "payload": frame.payload} if frame else {"size": None}
-            told.append(sent | _memory(client, found, i))
+            worked = {"work": pack.work[client.id].record()} if about["flops"] else {}
+            told.append(sent | worked | _memory(client, found, i))
             if client.id in means:
                 found[f"{i}:loss"] = torch.tensor(means[client.id], dtype=torch.float64)
         packed = files.tensor_bytes(found)
@@ -243,6 +251,7 @@ def _memory(client: ClientState, tensors: dict[str, Tensor], i: int) -> dict[str
     """What the pack's i-th client remembers: tensors into ``tensors``, the rest as JSON."""
     tensors |= {f"{i}:kept:{n}": v for n, v in client.kept.items()}
     tensors |= {f"{i}:memo:{n}": v for n, v in client.memo.items() if isinstance(v, Tensor)}
+    tensors |= {f"{i}:cached:{n}": rows for n, rows in client.cached_rows().items()}
     facts = {n: v for n, v in client.memo.items() if not isinstance(v, Tensor)}
     files.exact_json(facts)
     return {"seen": client.rounds_seen, "memo": facts}
@@ -250,7 +259,8 @@ def _memory(client: ClientState, tensors: dict[str, Tensor], i: int) -> dict[str
 
 def _remember(client: ClientState, tensors: Mapping[str, Tensor], i: int, said: Mapping[str, Any]) -> None:
     """Undo :func:`_memory`."""
-    kept, memo = f"{i}:kept:", f"{i}:memo:"
+    kept, memo, cached = f"{i}:kept:", f"{i}:memo:", f"{i}:cached:"
     client.rounds_seen = said["seen"]
     client.kept = {n.removeprefix(kept): v for n, v in tensors.items() if n.startswith(kept)}
+    client.cached = {n.removeprefix(cached): set(v.tolist()) for n, v in tensors.items() if n.startswith(cached)}
     client.memo = {n.removeprefix(memo): v for n, v in tensors.items() if n.startswith(memo)} | said["memo"]

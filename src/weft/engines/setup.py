@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from weft.communication import Direction
+from weft.devices import Clock
 from weft.engines.observer import Observer
 from weft.federation.bench import Bench
 from weft.federation.client import ClientState
@@ -34,6 +35,7 @@ class Settings:
         eval_clients: at most so many clients are scored with personal views each time (sampled); None = all.
         max_factor: how many times as large as usual an update may be; ``auto``: as the engine has it; ``off``: anything.
         diagnostics: aggregation error, drift and effective rank are recorded.
+        flops: floating-point operations of turns are counted.
         by_class: clients that are elsewhere tell their right answers by class.
     """
 
@@ -46,6 +48,7 @@ class Settings:
     max_factor: float | str = "auto"
     by_class: bool = False
     diagnostics: bool = True
+    flops: bool = False
 
 
 @dataclass
@@ -66,6 +69,7 @@ class Setup:
         federations: (server, its clients) pairs: one for a federation; one per client for the ``local`` baseline.
         store: of clients' memory.
         spool: of a round's updates.
+        clock: of simulated devices; None = nobody keeps time. absent: clients that never take part.
     """
 
     method: Method
@@ -77,6 +81,8 @@ class Setup:
     spool: Spool
     tests: Tests
     observer: Observer = field(default_factory=Observer)
+    clock: Clock | None = None
+    absent: frozenset[str] = frozenset()
 
     def info(self, client: ClientState) -> ClientInfo:
         """What the server is told of a client."""

@@ -26,9 +26,15 @@ class Federation(Group):
     )
     devices: str | None = setting(
         None,
-        "What clients compute on, for methods that ask: `jetson-tx2:3,jetson-nx:4`, or a `.toml` file.",
-        "See [devices](methods.md#devices).",
-        unset="as the method deals them",
+        "What clients compute on: `jetson-tx2:3,jetson-nx:4`, `phones`, `edge-boxes`, `hospital-servers`, or a `.toml` file.",
+        "A [simulated clock](devices.md) tells how long rounds take there; methods that ask for devices get them.",
+        unset="no clock, and for methods that ask as the method deals them",
+    )
+    deadline: Positive | None = setting(
+        None,
+        "Seconds on the clock of `--devices` after which a round is closed: who is not done is left out.",
+        "What was sent to a late client, and by it, is billed; nothing else is left of its turn.",
+        unset="rounds wait for the slowest",
     )
     seed: Whole = setting(0, "Of everything random.", everyday=True, common=True)
     start: Name | None = setting(

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from weft.devices import dealt, of_text, read
+from weft.devices import Device, dealt, of_text, read
 from weft.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,18 +22,30 @@ def facts_of(x: Experiment) -> Callable[[int], dict[str, Any]]:
         UserError: ``ranks`` or ``devices`` cannot be dealt out.
     """
     ranks = {} if x.ranks is None else {_rank(x.ranks, r): share for r, share in of_text(x.ranks, "ranks", "4:2,16:1").items()}
-    devices = [] if x.devices is None else read(x.devices)
+    device = None if x.devices is None else devices_of(x)
 
     def at(position: int) -> dict[str, Any]:
         found: dict[str, Any] = {}
         if ranks:
             rank = list(ranks)[dealt(position, list(ranks.values()))]
             found |= {"rank": rank, "ffn_rank": rank}
-        if devices:
-            found |= asdict(devices[dealt(position, [share for _, share in devices])][0])
+        if device is not None:
+            found |= {fact: getattr(device(position), fact) for fact in DEVICE}
         return found
 
     return at
+
+
+def devices_of(x: Experiment) -> Callable[[int], Device]:
+    """The device of the client at a position, of an experiment that has devices.
+
+    Raises:
+        UserError: they cannot be dealt out.
+    """
+    assert x.devices is not None
+    devices = read(x.devices)
+    shares = [share for _, share in devices]
+    return lambda position: devices[dealt(position, shares)][0]
 
 
 def check(x: Experiment, method: Method) -> None:
@@ -46,15 +57,31 @@ def check(x: Experiment, method: Method) -> None:
     from weft.methods import registry
 
     facts_of(x)
-    for setting, facts, words in (
-        ("ranks", ("rank",), "gives all clients the same rank"),
-        ("devices", DEVICE, "asks for nothing about devices"),
-    ):
-        if getattr(x, setting) is not None and not set(facts) & set(method.info.asks):
-            others = [slug for slug, info in registry.infos().items() if set(facts) & set(info.asks)]
-            raise UserError(
-                f"{method.info.slug} {words}, so that --{setting} can do nothing: leave it out, or choose {', '.join(others)}."
-            )
+    if x.ranks is not None and "rank" not in method.info.asks:
+        others = [slug for slug, info in registry.infos().items() if "rank" in info.asks]
+        raise UserError(
+            f"{method.info.slug} gives all clients the same rank, so that --ranks can do nothing: leave it out, or choose "
+            f"{', '.join(others)}."
+        )
+    if x.engine == "flower":
+        check_sites(x, method)
+    if x.deadline is not None and x.devices is None:
+        raise UserError(f"deadline is {x.deadline:g}, but no device keeps the time: give --devices too, or leave it out.")
+
+
+def check_sites(x: Experiment, method: Method) -> None:
+    """Sites keep time by their own clocks.
+
+    Raises:
+        UserError: they are given a simulated one.
+    """
+    if x.deadline is not None:
+        raise UserError("deadline is on the clock of simulated devices, and sites are real: leave it out, or use a simulation.")
+    if x.devices is not None and not set(DEVICE) & set(method.info.asks):
+        raise UserError(
+            f"devices are simulated, and sites are real; {method.info.slug} asks nothing about either: leave --devices out, or "
+            "use a simulation."
+        )
 
 
 def _rank(text: str, word: str) -> int:

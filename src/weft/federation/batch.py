@@ -40,6 +40,11 @@ class Batch:
         """The keys where a pass is one of training: in a step, and with a gradient, which teachers have not."""
         return self.keys if torch.is_grad_enabled() else None
 
+    def own(self, clients: int) -> list[tuple[int, np.ndarray]]:
+        """Whose rows it has, as an index into the pack of so many clients, and which rows of the table these are."""
+        who = range(clients) if self.clients is None else self.clients.tolist()
+        return [(client, rows[rows >= 0]) for client, rows in zip(who, self.index, strict=True)]
+
     def within(self, out: Output) -> Output:
         """An output without hope for classes that a row's labels could not have."""
         return out if self.allowed is None else out.within(self.allowed)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from weft.federation.message import ClientInfo
@@ -33,6 +34,8 @@ class ClientState(ClientInfo):
     Attributes:
         own: its facts before the server renewed any; None = it has renewed none.
         kept: KEEP tensors by name. memo: the method's own values. rounds_seen: completed turns.
+        cached: rows of the table of which it keeps what the frozen backbone makes, by the number of blocks that they have left
+            (``reference``: all); nothing where nobody counts operations.
     """
 
     data: Splits = field(default_factory=lambda: Splits(*[np.zeros(0, dtype=np.int64)] * 3))
@@ -40,6 +43,11 @@ class ClientState(ClientInfo):
     kept: dict[str, Tensor] = field(default_factory=dict)
     memo: dict[str, Any] = field(default_factory=dict)
     rounds_seen: int = 0
+    cached: dict[str, set[int]] = field(default_factory=dict)
+
+    def cached_rows(self) -> dict[str, Tensor]:
+        """What it keeps hidden states of, as tensors."""
+        return {blocks: torch.tensor(sorted(rows)) for blocks, rows in self.cached.items()}
 
     def info(self, asks: tuple[str, ...]) -> ClientInfo:
         """What the server is told: only the facts that the method asks for."""

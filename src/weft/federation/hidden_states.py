@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from weft.backbones.backbone import Backbone
     from weft.federation.batch import Batch
     from weft.federation.bench import Bench
+    from weft.federation.client import ClientState
+    from weft.federation.counting import Counting
 
 
 class HiddenStates:
@@ -29,6 +31,8 @@ class HiddenStates:
     backbone: Backbone
     tensors: dict[str, Tensor]
     dtype: torch.dtype
+    clients: list[ClientState]
+    counting: Counting | None
     _weave: Weave
     _given: dict[str, Tensor] | None
 
@@ -40,7 +44,7 @@ class HiddenStates:
 
         def images(self, batch: Batch) -> Tensor: ...
 
-        def cut(self) -> int: ...
+        def cuts(self) -> list[int]: ...
 
         def _check_absent(self) -> None: ...
 
@@ -49,7 +53,7 @@ class HiddenStates:
         def _inserted(self, insert: Mapping[int, Tensor] | None) -> AbstractContextManager[None]: ...
 
         def _entering(
-            self, batch: Batch, use: Mapping[str, Weight] | None, cut: int
+            self, batch: Batch, use: Mapping[str, Weight] | None, most: int | None = None
         ) -> tuple[dict[str, Tensor] | None, tuple[int, Tensor] | None]: ...
 
         def _read(self, batch: Batch, inputs: dict[str, Tensor] | None, use: Mapping[str, Weight] | None) -> Output: ...
@@ -135,8 +139,10 @@ class HiddenStates:
             if self._in_lines(batch, use):  # lines have no rows of their own
                 inputs: dict[str, Tensor] | None = self.backbone.to_model(self.bench.table.collate(flat))
                 weave.prefix = None
+                if self.counting is not None:
+                    self.counting.entered(self.bench, self.clients, batch, [0] * len(self.clients))
             else:
-                inputs, weave.prefix = self._entering(batch, use, min(self.cut(), *blocks))
+                inputs, weave.prefix = self._entering(batch, use, min(blocks))
             weave.kept = dict.fromkeys(blocks)
             try:
                 out, kept = self._read(batch, inputs, use), weave.kept
@@ -174,7 +180,7 @@ class HiddenStates:
         self._check_absent()
         weave, blocks = self._weave, len(self.backbone.blocks)
         self.backbone.check_separate()
-        inputs, weave.prefix = self._entering(batch, use, min(self.cut(), *ends.values()))
+        inputs, weave.prefix = self._entering(batch, use, min(ends.values()))
         weave.kept = dict.fromkeys(ends.values())
         try:
             self._read(batch, inputs, use)

@@ -20,6 +20,7 @@ from weft.federation import in_steps, plans
 from weft.federation.batch import Batch, make_batch
 from weft.federation.bench import Bench
 from weft.federation.client import ClientState
+from weft.federation.counting import Counting
 from weft.federation.guidance import Guidance
 from weft.federation.message import Update
 from weft.federation.passes import Passes
@@ -42,7 +43,7 @@ class Pack(Passes):
         at_server: it is the server's own, where GIVEN tensors may be trained.
         offsets: name -> [K, …], added to the gradients of every optimizer that is made afterwards.
         guidance: what else a rule over the method adds to its steps.
-        work: what has been done in this turn, by twins too.
+        work: what each client has done in this turn, by twins too.
 
     Args:
         load: the method's.
@@ -61,13 +62,17 @@ class Pack(Passes):
         self.at_server = at_server
         self.facts, self.received = [t.facts for t in turns], [t.beside for t in turns]
         self.counted = [t.counted for t in turns]
-        self.work = Work()
+        self.work: dict[str, Work] = {c.id: Work() for c in self.clients}
         self._optimizers: list[Optimizer] = []
         self._training: set[str] | None = None
         self.offsets: dict[str, Tensor] = {}
         self.guidance = Guidance()
         if load is not None:
             load(self)
+
+    def count_flops(self) -> None:
+        """From here on, operations are counted too."""
+        self.counting = Counting(self, self.work)
 
     # training ---------------------------------------------------------------------------------------------------------
 
@@ -237,11 +242,15 @@ class Pack(Passes):
         if patterns and not names:
             raise WeftError(f"the optimizer holds no tensor that matches {', '.join(patterns)}")
         params = {n: optimizer.params[n] for n in names or optimizer.params}
-        self.work.add(batch, 2 if self.guidance.centre else 1, moving=self.guidance.noted is None)
+        self._worked(batch, 2 if self.guidance.centre else 1, moving=self.guidance.noted is None)
         shifts = self.guidance.shifts(lambda values: self._slopes(objective, batch, values, params))
+        if self.counting is not None:
+            self.counting.begun()
         loss, whole = in_steps.losses(self, self._weave.placed, objective, batch)
         if self.held and not loss.requires_grad:  # its clients hold blocks that the output does not see: an encoder's alone
             whole = loss + 0 * sum(value.sum() for value in optimizer.params.values())
+        if self.counting is not None:
+            self.counting.differentiated(params)
         if self.guidance.noted is not None:
             self.guidance.noted.take(whole, batch, params)
             return loss.detach()
@@ -258,8 +267,22 @@ class Pack(Passes):
             loss = in_steps.losses(self, self._weave.placed, objective, batch)[1].sum()
         if not loss.requires_grad:
             return {}
-        found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-        return {n: g for n, g in zip(leaves, found, strict=True) if g is not None}
+        return {n: g for n, g in self.slopes(loss, leaves).items() if g is not None}
+
+    def slopes(self, loss: Tensor, by: Mapping[str, Tensor], again: bool = False) -> dict[str, Tensor | None]:
+        """The gradient of a number by tensors, called by the names of the pack's that they stand in for; None where it has none.
+
+        Args:
+            again: it can be differentiated once more.
+        """
+        if self.counting is not None:
+            self.counting.differentiated(by)
+        found = torch.autograd.grad(loss, list(by.values()), allow_unused=True, create_graph=again)
+        return dict(zip(by, found, strict=True))
+
+    def _worked(self, batch: Batch, times: int = 1, moving: bool = True) -> None:
+        for client, rows in batch.own(len(self.clients)):
+            self.work[self.clients[client].id].add(times * len(rows), moving)
 
     def optimized(self) -> set[str]:
         """Names of the tensors that optimizers of this turn hold."""
@@ -310,16 +333,15 @@ class Pack(Passes):
         found = {n: torch.zeros_like(v) for n, v in chosen.items()}
         counts = torch.zeros(len(self.clients), device=self.device, dtype=self.dtype)
         for batch in (replace(b, keys=None) for b in self.batches(epochs, steps, size, "gradients")):
-            self.work.add(batch, moving=False)
+            self._worked(batch, moving=False)
             rows = torch.from_numpy((batch.index >= 0).sum(1)).to(counts)
             who = torch.arange(len(counts), device=self.device) if batch.clients is None else batch.clients
             counts.index_add_(0, who, rows)
             with self.values(chosen):
                 loss = (objective(self, batch) * rows).sum()
-            slopes = torch.autograd.grad(loss, list(chosen.values()), allow_unused=True)
-            for total, slope in zip(found.values(), slopes, strict=True):
+            for n, slope in self.slopes(loss, chosen).items():
                 if slope is not None:
-                    total += slope
+                    found[n] += slope
         return {n: v / counts.clamp(min=1).view(-1, *[1] * (v.dim() - 1)) for n, v in found.items()}
 
     def row_gradients(self, objective: Callable[[Pack, Batch], Tensor], batch: Batch, *names: str) -> dict[str, Tensor]:
@@ -354,8 +376,8 @@ class Pack(Passes):
         view.masks = {n: m.index_select(0, each) for n, m in self.masks.items()}
         view._weave = self._weave.of(each, view.tensors)
         leaves = {n: view.tensors[n].requires_grad_(True) for n in self.params(*names)}
-        slopes = torch.autograd.grad(objective(view, rows).sum(), list(leaves.values()), allow_unused=True)
-        return {n: torch.zeros_like(v) if g is None else g for (n, v), g in zip(leaves.items(), slopes, strict=True)}
+        slopes = view.slopes(objective(view, rows).sum(), leaves)
+        return {n: torch.zeros_like(leaves[n]) if g is None else g for n, g in slopes.items()}
 
     def rows(self, name: str) -> Tensor:
         """[K] bool: the clients that have the tensor, and the block it sits in."""

@@ -19,6 +19,7 @@ from weft.federation import answers, plans, taps
 from weft.federation.alike import check_alike
 from weft.federation.batch import Batch, make_batch
 from weft.federation.bench import Bench
+from weft.federation.counting import Counting
 from weft.federation.hidden_states import HiddenStates
 from weft.federation.layout import named
 from weft.federation.round import Round
@@ -39,6 +40,7 @@ class Passes(Towers, HiddenStates):
         turns: what each enters it with, before the method makes a model of that. start: values handed out in set-up.
         tensors: live values [K, …] by name. shapes: of each client's own, by name; None = it has none. has: [K] bool, by name.
         masks: name -> [K, …] bool, the entries that each has received, of the tensors that somebody has received in part.
+        counting: of operations; None = nobody asks for them.
 
     Args:
         turns: of the clients. start: start values handed out in set-up, instead of drawn ones.
@@ -79,6 +81,12 @@ class Passes(Towers, HiddenStates):
         self._lengths = bench.table.lengths
         self._given: dict[str, Tensor] | None = None
         self._taps: Mapping[str, taps.Tap] = {}
+        self.counting: Counting | None = None
+
+    @property
+    def weave(self) -> Weave:
+        """Its parts on the backbone."""
+        return self._weave
 
     def _received_in_part(self, held: Sequence[Mapping[str, Value]]) -> dict[str, Tensor]:
         names = dict.fromkeys(n for values in held for n, v in values.items() if isinstance(v, Masked) and n in self.tensors)
@@ -109,13 +117,21 @@ class Passes(Towers, HiddenStates):
         """
         self._check_absent()
         with self._inserted(insert):
-            inputs, self._weave.prefix = self._entering(batch, use, self.cut())
+            inputs, self._weave.prefix = self._entering(batch, use)
             return self._read(batch, inputs, use)
 
     def _entering(
-        self, batch: Batch, use: Mapping[str, Weight] | None, cut: int
+        self, batch: Batch, use: Mapping[str, Weight] | None, most: int | None = None
     ) -> tuple[dict[str, Tensor] | None, tuple[int, Tensor] | None]:
-        """What the model reads of a batch's rows (None where they lie in lines), and the cached output of the blocks below."""
+        """What the model reads of a batch's rows (None where they lie in lines), and the cached output of the blocks below.
+
+        Args:
+            most: blocks that may be left out; None = all that lie below the parts.
+        """
+        cuts = [cut if most is None else min(cut, most) for cut in self.cuts()]
+        cut = min(cuts)
+        if self.counting is not None:
+            self.counting.entered(self.bench, self.clients, batch, cuts)
         if self._given is not None:
             return self._given, None
         if self._in_lines(batch, use):
@@ -135,6 +151,8 @@ class Passes(Towers, HiddenStates):
         return self._weave.own_tokens.of_rows(table.collate(flat, most=self.backbone.max_length - room), use)
 
     def _read(self, batch: Batch, inputs: dict[str, Tensor] | None, use: Mapping[str, Weight] | None) -> Output:
+        if self.counting is not None:
+            self.counting.passed(self, batch, use)
         if self._taps and inputs is not None:
             if self.held or self._given is not None:
                 raise WeftError(
@@ -227,6 +245,8 @@ class Passes(Towers, HiddenStates):
         keys: Tensor | None = None,
     ) -> Output:
         inputs = self._weave.own_tokens.of_names(inputs, k, use)
+        if self.counting is not None and "classes" in inputs:
+            self.counting.named(self.clients, clients, use, inputs)
         with self._weave.attached(clients, k, use, keys):
             logits = self.backbone.model(**inputs).logits
         if logits.dim() == 3 and self._weave.own_tokens.room(use):  # of each token, of which those of parts are none to tag
@@ -259,15 +279,21 @@ class Passes(Towers, HiddenStates):
 
     def cut(self) -> int:
         """How many blocks lie below every part; none as long as layers are tapped, which a cached pass would not run."""
+        return min(self.cuts())
+
+    def cuts(self) -> list[int]:
+        """How many blocks lie below every part of each client, see :meth:`cut`."""
         if self._weave.hold is not None or self.bench.prefix is None or self._taps:
-            return 0
+            return [0] * len(self.clients)
         layers = len(self.backbone.blocks)
-        lowest = min([layers if self.backbone.embedding is None else layers + 1, *self._weave.insert])
+        lowest = [min([layers if self.backbone.embedding is None else layers + 1, *self._weave.insert])] * len(self.clients)
         for p in self._weave.placed:
             if p.site.tower or p.site.role in ("head", "head.norm", "embedding", "values"):
                 continue
-            lowest = min(lowest, 0 if p.site.block is None else p.site.block)
-        return lowest if self.backbone.starts_anywhere or lowest >= layers else 0
+            has, block = None if p.has is None else p.has.tolist(), p.site.block or 0
+            lowest = [min(low, block) if has is None or has[i] else low for i, low in enumerate(lowest)]
+        anywhere = self.backbone.starts_anywhere
+        return [low if anywhere or low >= layers else 0 for low in lowest]
 
     # prediction -----------------------------------------------------------------------------------------------------------
 

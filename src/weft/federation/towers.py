@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from weft.federation.batch import Batch
     from weft.federation.bench import Bench
     from weft.federation.client import ClientState
+    from weft.federation.counting import Counting
 
 
 class Towers:
@@ -31,6 +32,7 @@ class Towers:
     clients: list[ClientState]
     device: torch.device
     dtype: torch.dtype
+    counting: Counting | None
     _weave: Weave
 
     if TYPE_CHECKING:  # of passes
@@ -43,10 +45,12 @@ class Towers:
 
     def images(self, batch: Batch) -> Tensor:
         """[k, b, e] embeddings of a batch's pictures on the frozen tower, not normalised; without gradient."""
+        self._count_pictures(batch)
         return self._embedded(batch.index.reshape(-1), "image").view(*batch.index.shape, -1)
 
     def patches(self, batch: Batch) -> Tensor:
         """[k, b, V, e] embeddings of the patches of a batch's pictures, as :meth:`images`."""
+        self._count_pictures(batch)
         found = self._embedded(batch.index.reshape(-1), "patches")
         return found.view(*batch.index.shape, *found.shape[1:])
 
@@ -69,6 +73,8 @@ class Towers:
             return frozen.expand(k, *frozen.shape)
         self._check_absent()
         self._weave.prefix = None
+        if self.counting is not None:
+            self.counting.named(self.clients, clients, use, inputs)
         with self._weave.attached(clients, k, use):
             found: Tensor = self.backbone.model.embed_texts(inputs["input_ids"], inputs["common"])
         return found.to(self.device, self.dtype).view(k, -1, found.shape[-1])
@@ -85,7 +91,9 @@ class Towers:
         self._check_towers()
         nothing = torch.zeros(0, 1, self.backbone.embedding.d_in, dtype=self.dtype, device=self.device)  # type: ignore[union-attr]
         found = []
-        for index in rows:
+        for i, index in enumerate(rows):
+            if self.counting is not None:
+                self.counting.pictured(self.bench, self.clients[i], index)
             parts = [index[start : start + chunk] for start in range(0, len(index), chunk)]
             found.append(torch.cat([nothing, *(self._embedded(part, "image") for part in parts)]).squeeze(1))
         return found
@@ -94,7 +102,14 @@ class Towers:
         """What the model makes of embeddings [K, n, e], as :meth:`embed` gives them: logits [K, n, C]."""
         self._check_absent()
         self._weave.prefix = None
+        if self.counting is not None:
+            self.counting.ended(self.clients, embeddings.shape[1], use)
         return self._forward({"image_embeds": embeddings.flatten(0, 1)}, None, len(embeddings), use)
+
+    def _count_pictures(self, batch: Batch) -> None:
+        if self.counting is not None:
+            for client, rows in batch.own(len(self.clients)):
+                self.counting.pictured(self.bench, self.clients[client], rows)
 
     def _embedded(self, index: np.ndarray, what: Embedding) -> Tensor:
         """[m, 1, e] of the pictures of table rows [m], or [m, V, e] of their patches.

@@ -1,34 +1,50 @@
-"""How much clients have done in their turns."""
+"""How much a client has done in its turn."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from weft.federation.batch import Batch
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
 
 
 @dataclass
 class Work:
-    """Of all clients of a pack, or of a round.
+    """Of one client, or of several together.
 
     Attributes:
-        steps: of optimizers, a step of a pack of k clients counts k. examples: rows whose gradient was taken, each time that it
-            was.
+        steps: of optimizers. examples: rows whose gradient was taken, each time that it was.
+        forward, backward: floating-point operations; None = nobody counts them, see :mod:`weft.federation.counting`.
     """
 
     steps: int = 0
     examples: int = 0
+    forward: int | None = None
+    backward: int | None = None
 
-    def add(self, batch: Batch, times: int = 1, moving: bool = True) -> None:
+    def add(self, examples: int, moving: bool) -> None:
         """One pass forward and back.
 
         Args:
-            times: gradients that are taken of it. moving: it is a step.
+            examples: rows, each as often as a gradient is taken of it. moving: it is a step.
         """
-        self.steps += len(batch.index) if moving else 0
-        self.examples += times * int((batch.index >= 0).sum())
+        self.steps += int(moving)
+        self.examples += examples
 
-    def __iadd__(self, other: Work) -> Work:
-        self.steps += other.steps
-        self.examples += other.examples
-        return self
+    @property
+    def flops(self) -> int:
+        return (self.forward or 0) + (self.backward or 0)
+
+    def record(self) -> dict[str, Any]:
+        """For a line of ``rounds.jsonl``: what was counted."""
+        return {name: n for name, n in asdict(self).items() if n is not None}
+
+
+def total(some: Iterable[Work]) -> Work:
+    """Of all of them together."""
+    found = Work()
+    for one in some:
+        found.steps += one.steps
+        found.examples += one.examples
+        if one.forward is not None and one.backward is not None:
+            found.forward, found.backward = (found.forward or 0) + one.forward, (found.backward or 0) + one.backward
+    return found

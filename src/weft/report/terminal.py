@@ -13,7 +13,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from weft import energy
+from weft import devices, energy
 from weft.communication.ledger import format_bytes
 from weft.engines.evaluation import pick
 from weft.runs.result import headline, metrics
@@ -138,7 +138,7 @@ class Column:
 
     Attributes:
         name, more: its title in two lines. line: with ``round`` and ``evaluations``. phases: bytes by phase, energy: of
-            :func:`weft.energy.total`; None = unknown.
+            :func:`weft.energy.total`, clock: of :func:`weft.devices.total`; None = unknown.
     """
 
     name: str
@@ -146,18 +146,20 @@ class Column:
     line: dict[str, Any]
     phases: Mapping[str, Any] | None = None
     energy: Mapping[str, Any] | None = None
+    clock: Mapping[str, Any] | None = None
 
 
 def columns(summary: Mapping[str, Any], rounds: Sequence[dict[str, Any]]) -> list[Column]:
     """The last round, the best by validation, and each baseline."""
-    found = [Column("last round", f"round {summary['rounds']}", _line(summary), summary["bytes"], summary.get("energy"))]
+    first = f"round {summary['rounds']}"
+    found = [Column("last round", first, _line(summary), summary["bytes"], summary.get("energy"), summary.get("clock"))]
     best = summary["best_by_validation"]
     if best is not None:
         line = next(r for r in rounds if r["round"] == best["round"])
         found.append(Column("best by validation", f"round {best['round'] + 1}", line))
     for name, scored in summary.get("baselines", {}).items():
         title = count(scored["rounds"], "round")
-        found.append(Column(name, title, _line(scored), scored["bytes"], scored.get("energy")))
+        found.append(Column(name, title, _line(scored), scored["bytes"], scored.get("energy"), scored.get("clock")))
     return found
 
 
@@ -184,7 +186,7 @@ def closing(out: Console, summary: Mapping[str, Any], rounds: Sequence[dict[str,
         table.add_row(f"view {view}", *(_score(_view_accuracy(c.line, view)) for c in compared))
     for way in ("down", "up"):
         table.add_row(f"bytes {way}", *(NONE if c.phases is None else _all_sent(c.phases, way) for c in compared))
-    for label, cells in _energy_rows([c.energy for c in compared]).items():
+    for label, cells in (_energy_rows([c.energy for c in compared]) | _clock_rows([c.clock for c in compared])).items():
         table.add_row(label, *cells)
     out.print(table)
     out.print()
@@ -210,6 +212,26 @@ def _energy_rows(each: Sequence[Mapping[str, Any] | None]) -> dict[str, list[str
     return found
 
 
+def _clock_rows(each: Sequence[Mapping[str, Any] | None]) -> dict[str, list[str]]:
+    """Time and energy on simulated devices; nothing where nobody kept time."""
+    if not any(each):
+        return {}
+    return {
+        "time on these devices": [NONE if one is None else devices.span(one["seconds"]) for one in each],
+        "energy on them": [NONE if one is None else _scaled(one["joules"], "J") for one in each],
+    }
+
+
+def _simulated(summary: Mapping[str, Any]) -> list[str]:
+    """Whose time it is."""
+    told = summary.get("clock")
+    if told is None:
+        return []
+    late = f", {count(told['late'], 'turn')} behind the deadline" if told["late"] else ""
+    setup = f", without {devices.span(told['setup_seconds'])} of the head's own training" if told["setup_seconds"] else ""
+    return [f"time and energy on these devices: by a simulated clock, of all rounds{late}{setup}"]
+
+
 def _scaled(value: float, unit: str) -> str:
     """Three digits, in thousandths of the unit, in the unit, or in thousands."""
     scale, prefix = (1e-3, "k") if abs(value) >= 999.5 else (1, "") if abs(value) >= 0.9995 else (1e3, "m")
@@ -232,12 +254,11 @@ PEOPLE = {"global test": "the global test set", "own test": "clients' own test s
 def meaning(summary: Mapping[str, Any]) -> str:
     """Which view, whose rows, at which moment and how pooled: for every number of the tables above."""
     top, evaluations = summary["headline"], summary["evaluations"]
+    costs = [*_billed(summary), *_drawn(summary), *_simulated(summary)]
     said: list[str] = []
     if top is None:
-        return (
-            "; ".join(["there were no test rows, so that nothing was scored", *_billed(summary), *_drawn(summary)])
-            + ". Loss: mean while training."
-        )
+        nothing = "there were no test rows, so that nothing was scored"
+        return f"{'; '.join([nothing, *costs])}. Loss: mean while training."
     view = str(top["view"])
     groups: dict[str, list[str]] = {}  # views that are scored alike
     for name in (view, *_other_views({"evaluations": evaluations})):
@@ -258,7 +279,7 @@ def meaning(summary: Mapping[str, Any]) -> str:
         said.append(f"new: {count(new['n'], 'row')} of clients that were never trained ({summary['data']['new_clients']})")
     if error := summary.get("aggregation_error"):
         said.append(f"aggregation error {error['last']:.2g} in the last round, {error['mean']:.2g} in the mean of all")
-    said += [*_billed(summary), *_drawn(summary)]
+    said += costs
     moment = {"received": "the newest server state loaded"}.get(top["moment"], top["moment"])
     return "; ".join(said) + f". Scored with {moment}; loss: mean while training."
 

@@ -32,6 +32,7 @@ class Saved:
         servers: (tensors, JSON state) of each.
         usual: how large updates were, recovery: what may be gone back to; None where nobody is a stranger.
         best: of :class:`weft.runs.best.Best`; None where the last round's model is kept.
+        clock: of simulated devices, see :meth:`weft.devices.Clock.saved`; None where nobody keeps time.
         stopped: after which round and why, where that was before all planned ones were played.
     """
 
@@ -47,6 +48,7 @@ class Saved:
     usual: dict[str, list[float]] | None = None
     recovery: dict[str, Any] | None = None
     best: dict[str, Any] | None = None
+    clock: dict[str, float] | None = None
     stopped: dict[str, Any] | None = None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from weft import energy
+from weft import devices, energy
 from weft.engines.evaluation import pick
 from weft.errors import UserError
 from weft.tasks.task import goodness
@@ -64,6 +64,7 @@ def flat(line: dict[str, Any]) -> list[dict[str, Any]]:
             | {name: line.get(name) for name in (*DIAGNOSTICS, "memory")}
             | {"seconds": line.get("seconds", {}).get("training")}
             | _energy(line)
+            | {f"clock_{name}": line["clock"][name] for name in CLOCK if "clock" in line}
             | {f"bytes_{way}": sum(p[way]["wire"] for p in phases.values()) if phases else None for way in ("down", "up")}
         )
     return rows
@@ -104,6 +105,10 @@ def last_and_mean(lines: Sequence[dict[str, Any]], name: str) -> dict[str, float
     return {"last": found[-1], "mean": sum(found) / len(found)} if found else None
 
 
+CLOCK = ("now", "joules")
+"""Numbers of a round on simulated devices: seconds at its end, and what it drew."""
+
+
 def _energy(line: dict[str, Any]) -> dict[str, Any]:
     """Of a round, with where it comes from."""
     told = line.get("energy") or {}
@@ -111,9 +116,9 @@ def _energy(line: dict[str, Any]) -> dict[str, Any]:
 
 
 def _work(lines: Sequence[dict[str, Any]]) -> dict[str, int] | None:
-    """Steps and examples of all rounds; None where they were taken elsewhere."""
+    """Of all rounds: steps, examples, and operations where they are counted; None where they were taken elsewhere."""
     found = [line["work"] for line in lines if "work" in line]
-    return {name: sum(one[name] for one in found) for name in ("steps", "examples")} if found else None
+    return {name: sum(one.get(name, 0) for one in found) for name in found[0]} if found else None
 
 
 def scores(lines: Sequence[dict[str, Any]], setup: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
@@ -138,6 +143,7 @@ def scores(lines: Sequence[dict[str, Any]], setup: Sequence[dict[str, Any]] = ()
         "evaluations": last.get("evaluations", []),
         "work": _work(lines),
         "energy": energy.total(lines, setup),
+        **({} if (clock := devices.total(lines, setup)) is None else {"clock": clock}),
         "seconds": {
             "training": sum(line["seconds"]["training"] for line in lines),
             "evaluation": sum(line["seconds"].get("evaluation", 0.0) for line in lines),

@@ -31,7 +31,7 @@ from weft.federation.robust_mean import Robust
 from weft.federation.rounds import begin
 from weft.federation.server import ServerState
 from weft.federation.server_step import ServerStep
-from weft.runs import best, continual, stopping
+from weft.runs import best, continual, devices_of, stopping
 from weft.runs.checkpoint import Checkpoint, Saved, restore
 from weft.runs.directory import read_rounds
 from weft.runs.peak import Peak
@@ -132,6 +132,7 @@ class Player:
             for people, start, notes in zip(stage.federations, stage.starts, noted(folder), strict=False)
         ]
         continual.check_plan(method, self.servers[0])
+        clock = devices_of.clock(x, material.clients)
         downlink = codec(x.download_codec if stage.travels else "identity")
         if downlink.name != "identity" and any(isinstance(v, LowRank) for v in self.servers[0].shared.values()):
             raise UserError(
@@ -152,6 +153,7 @@ class Player:
                 max_factor="off" if alone else x.max_factor,
                 by_class=x.class_counts,
                 diagnostics=x.diagnostics and not alone,
+                flops=clock is not None,
             ),
             Exchange(
                 stage.method,
@@ -164,7 +166,13 @@ class Player:
             Spool(folder / "spool"),
             material.tests,
             Sentences(observer) if stage.aside else observer,
+            clock,
         )
+        if clock is not None:
+            if saved is not None and saved.clock is not None:
+                clock.restore(saved.clock)
+            (people,) = stage.federations
+            setup.absent = devices_of.too_small(stage.method, material.bench, people, clock, observer.say)
         self.engine = Engine(setup, turns(setup))
         self.next, self.length, self.finished = 0, 0, False
         self.recovery: Recovery | None = None
@@ -327,6 +335,7 @@ class Player:
                 usual=None if usual is None else usual.seen,
                 recovery=None if recovery is None else recovery.as_json(),
                 best=None if self.best is None else self.best.as_json(),
+                clock=None if engine.setup.clock is None else engine.setup.clock.saved(),
                 stopped=self.stopped,
             ),
             [

@@ -185,6 +185,7 @@ def _check(resolved: Resolved) -> None:
     check_told(make(x.classes, kind_of(x), x.metrics), x.class_counts)
     if x.baseline is not None or x.baselines:
         raise UserError("baselines compare runs on the same rows, which a coordinator does not have: leave baseline(s) out.")
+    handed.check_sites(x, resolved.method)
     if x.dropout or x.eval_clients:
         raise UserError("dropout and eval_clients are for simulations: leave them out of an experiment for sites.")
 

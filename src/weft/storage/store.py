@@ -23,10 +23,14 @@ class Remembers(Protocol):
     kept: dict[str, Tensor]
     memo: dict[str, Any]
     rounds_seen: int
+    cached: dict[str, set[int]]
+
+    def cached_rows(self) -> dict[str, Tensor]: ...
 
 
 class ClientStore:
-    """Personal state by client: KEEP tensors, memo (tensors and JSON values), number of completed turns.
+    """Personal state by client: KEEP tensors, memo (tensors and JSON values), number of completed turns, and of which rows it
+    keeps hidden states.
 
     Args:
         folder: holds a safetensors file per client and version.
@@ -42,6 +46,7 @@ class ClientStore:
         self.staged: dict[str, int] = {}
         self._seen_staged: dict[str, int] = {}
         self._hashes_staged: dict[str, str] = {}
+        self._before: dict[str, tuple[Any, ...]] = {}
         self._sweep()
 
     def load(self, client: Remembers) -> None:
@@ -51,7 +56,7 @@ class ClientStore:
             UserError: its file is damaged or gone.
         """
         client.rounds_seen = self._seen_staged.get(client.id, self.seen.get(client.id, 0))
-        client.kept, client.memo = {}, {}
+        self.forget(client)
         version = self.staged.get(client.id, self.committed.get(client.id))
         if version is None:
             return
@@ -61,25 +66,41 @@ class ClientStore:
         stores: dict[str, dict[str, Any]] = {"kept": client.kept, "memo": client.memo}
         for key, value in tensors.items():
             where, name = key.split(":", 1)
-            stores[where][name] = value
+            if where == "cached":
+                client.cached[name] = set(value.tolist())
+            else:
+                stores[where][name] = value
         client.memo |= facts
 
     def save(self, client: Remembers) -> None:
         """Stage what the client remembers after a completed turn, and drop it from memory."""
+        self._before[client.id] = tuple(staged.get(client.id) for staged in self._all_staged())
         self._seen_staged[client.id] = client.rounds_seen
-        if client.kept or client.memo:
-            version = self.committed.get(client.id, -1) + 1
+        if client.kept or client.memo or client.cached:
+            version = self.staged.get(client.id, self.committed.get(client.id, -1)) + 1
             tensors = {f"kept:{n}": v for n, v in client.kept.items()}
             tensors |= {f"memo:{n}": v for n, v in client.memo.items() if isinstance(v, Tensor)}
+            tensors |= {f"cached:{n}": rows for n, rows in client.cached_rows().items()}
             facts = {n: v for n, v in client.memo.items() if not isinstance(v, Tensor)}
             data = files.tensor_bytes(tensors, facts)
             files.write(self.path(client.id, version), data, settle=False)
             self.staged[client.id], self._hashes_staged[client.id] = version, files.sha256(data)
         self.forget(client)
 
+    def discard(self, client: str) -> None:
+        """What was staged last of a client counts for nothing."""
+        for staged, before in zip(self._all_staged(), self._before.pop(client, (None, None, None)), strict=True):
+            if before is None:
+                staged.pop(client, None)
+            else:
+                staged[client] = before
+
+    def _all_staged(self) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        return self.staged, self._seen_staged, self._hashes_staged
+
     def forget(self, client: Remembers) -> None:
         """Drop from memory without saving."""
-        client.kept, client.memo = {}, {}
+        client.kept, client.memo, client.cached = {}, {}, {}
 
     def settle(self) -> None:
         """Make the staged files durable: before the checkpoint that names them."""
@@ -100,7 +121,7 @@ class ClientStore:
         self.committed |= self.staged
         self.seen |= self._seen_staged
         self.hashes |= self._hashes_staged
-        self.staged, self._seen_staged, self._hashes_staged = {}, {}, {}
+        self.staged, self._seen_staged, self._hashes_staged, self._before = {}, {}, {}, {}
         for client, version in old:
             files.remove(self.path(client, version))
 
@@ -124,6 +145,9 @@ class Spool:
 
     def put(self, client: str, data: bytes) -> None:
         files.spool(self.folder / file_name(client), data)
+
+    def drop(self, client: str) -> None:
+        (self.folder / file_name(client)).unlink(missing_ok=True)
 
     def get(self, client: str) -> bytes | None:
         path = self.folder / file_name(client)

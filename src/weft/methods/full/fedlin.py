@@ -186,8 +186,7 @@ class FedLin(Tuned):
         """∇f_i(x̄) [K, …] on a batch; 0 for clients that are not in it."""
         with pack.values(at):
             loss = self.objective(pack, batch).sum()
-        found = torch.autograd.grad(loss, list(at.values()), allow_unused=True)
-        return {n: torch.zeros_like(v) if g is None else g for (n, v), g in zip(at.items(), found, strict=True)}
+        return {n: torch.zeros_like(at[n]) if g is None else g for n, g in pack.slopes(loss, at).items()}
 
 
 def _sized(group: str, shapes: Mapping[str, tuple[int, ...]], share: float) -> dict[str, tuple[int | None, ...]]:

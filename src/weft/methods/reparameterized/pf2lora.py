@@ -19,7 +19,6 @@ from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -137,5 +136,5 @@ class PF2LoRA(Method):
         second = self.order == "second"
         with pack.values(leaves):
             loss = self.objective(pack, batch).sum()
-        slopes = torch.autograd.grad(loss, list(leaves.values()), create_graph=second)
-        return {n: v.detach() - self.lower.lr * g for (n, v), g in zip(leaves.items(), slopes, strict=True)}
+        slopes = pack.slopes(loss, leaves, again=second)
+        return {n: v.detach() if (g := slopes[n]) is None else v.detach() - self.lower.lr * g for n, v in leaves.items()}

@@ -27,7 +27,8 @@ def curves(runs: Sequence[Shown], metrics: Sequence[str]) -> list[Row]:
 
     Returns:
         rows with ``run`` (its place), ``round`` (from 1), ``k``, ``sent`` (MB, all clients, both ways, so far), ``seconds`` (of
-        training, so far), ``value`` (of the headline), the keys PLAIN (``memory`` in GB), and ``mark`` (1: with a point).
+        training, so far), ``clock`` and ``joules`` (on simulated devices, so far), ``value`` (of the headline), the keys PLAIN
+        (``memory`` in GB), and ``mark`` (1: with a point).
     """
     limit = max(FEWEST, ROWS // len(runs))
     found: list[Row] = []
@@ -42,13 +43,16 @@ def curves(runs: Sequence[Shown], metrics: Sequence[str]) -> list[Row]:
 
 
 def _rows(one: Shown, metrics: Sequence[str]) -> list[Row]:
-    sent, seconds = _sent_before(one), 0.0
+    sent, seconds, joules = _sent_before(one), 0.0, 0.0
     rows: list[Row] = []
     for line in one.rounds:
         sent += _bytes(line.get("bytes", {}))
         seconds += line.get("seconds", {}).get("training", 0.0)
         top = headline(line)
         row: Row = {"round": line["round"] + 1, "k": None, "sent": _digits(sent / 1e6), "seconds": _digits(seconds), "mark": 0}
+        clock = line.get("clock") or {}
+        joules += clock.get("joules", 0.0)
+        row |= {"clock": _digits(clock.get("now")), "joules": _digits(joules) if clock else None}
         row["value"] = None if top is None else _digits(top["value"])
         if top is not None and top["metric"] in metrics:
             row["k"] = metrics.index(top["metric"])

@@ -10,7 +10,7 @@ from weft.report.page import plots
 from weft.report.page.curves import Row, curves
 from weft.report.page.numbers import metric_name, metrics, own
 from weft.report.page.palette import Style
-from weft.report.page.plots import SECONDS, SENT, Axis, Spec
+from weft.report.page.plots import CLOCK, JOULES, SECONDS, SENT, Axis, Spec
 from weft.report.page.shown import Shown
 from weft.tasks.task import LESS_IS_BETTER
 
@@ -75,9 +75,12 @@ def _quality(rows: Sequence[Row], scored: Sequence[str], groups: Sequence[Style]
         sentences = {
             by_round: f"A good curve {way} early and stays {end}; one that still {way} at the end wants more rounds.{seeds}",
             SENT: f"Traffic of all clients, both ways: a frugal method is {end} already far to the left.",
+            CLOCK: f"Time on the devices that the settings name, by a simulated clock: a method that suits them is {end} early.",
+            JOULES: f"Energy of these devices, by the same clock: a thrifty method is {end} already far to the left.",
             SECONDS: f"Time spent training, on the hardware named below: a fast method is {end} already far to the left.",
         }
         heads = {by_round: "by round", SENT: "by megabytes sent", SECONDS: "by seconds of training"}
+        heads |= {CLOCK: "by simulated time", JOULES: "by joule"}
         for x, sentence in sentences.items():
             if x is by_round or any(row[x.column] for row in mine):
                 spec = plots.curve(x, y, groups, several, k)

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from weft import devices
 from weft import energy as energies
 from weft.communication.ledger import format_bytes
 from weft.engines.evaluation import pick
@@ -53,6 +54,7 @@ def headlines(runs: Sequence[Shown], metric: str) -> Table | None:
     name = metric_name(metric)
     heads = ["method", name, *(["seeds"] if several else ["95 % interval"]), "worst client", "new clients"]
     heads += ["up / client / round", "down / client / round", "training, s", "peak memory"]
+    heads += ["time on devices, s", "energy on devices, J"]
     rows = []
     for group, members in groups.items():
         tops = [found[1] for one in members if (found := last_scored(one)) is not None]
@@ -68,11 +70,14 @@ def headlines(runs: Sequence[Shown], metric: str) -> Table | None:
                 _size(members, lambda one: _per_turn(one, "down")),
                 _seconds(members),
                 _size(members, peak),
+                *(_on_devices(members, name) for name in ("seconds", "joules")),
             )
         )
     notes = [f"{name[:1].upper()}{name[1:]} of the last scored round of each run, on test rows that no model was trained on."]
     if several:
         notes.append("±: sample standard deviation over seeds; without it there is one seed.")
+    if any(row[-1] for row in rows):
+        notes.append("On devices: by a simulated clock, on the devices that the settings name.")
     filled = [i for i in range(len(heads)) if i < 2 or any(row[i] for row in rows)]
     return Table(
         f"{name[:1].upper()}{name[1:]} and what it cost",
@@ -154,6 +159,11 @@ def _size(members: Sequence[Shown], of: Callable[[Shown], float | None]) -> str:
 
 def _seconds(members: Sequence[Shown]) -> str:
     value = _mean([sum(line.get("seconds", {}).get("training", 0.0) for line in one.rounds) for one in members])
+    return "" if value is None else f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+
+
+def _on_devices(members: Sequence[Shown], name: str) -> str:
+    value = _mean([None if (told := devices.total(one.rounds)) is None else told[name] for one in members])
     return "" if value is None else f"{value:.3g}" if value < 1000 else f"{value:.0f}"
 
 

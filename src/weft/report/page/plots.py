@@ -44,6 +44,8 @@ class Axis:
 
 SENT = Axis("sent", "megabytes sent so far")
 SECONDS = Axis("seconds", "seconds of training so far")
+CLOCK = Axis("clock", "seconds on these devices so far")
+JOULES = Axis("joules", "joules on these devices so far")
 
 
 def rounds(first: int, last: int) -> Axis:

@@ -1,0 +1,64 @@
+"""The clock of a run on simulated devices, and which of them can hold what they are to train."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+
+from weft.communication.ledger import format_bytes
+from weft.devices import Clock, Device
+from weft.engines import packing
+from weft.errors import UserError
+from weft.experiment import Experiment, handed
+from weft.federation.bench import Bench
+from weft.federation.client import ClientState
+from weft.federation.method import Method
+from weft.federation.rounds import adapted
+from weft.words import count
+
+GIB = 1 << 30
+
+
+def clock(x: Experiment, clients: list[ClientState]) -> Clock | None:
+    """The clock of an experiment; None where it has no devices, for sites, and for baselines without a federation.
+
+    Args:
+        clients: in the order of their ids, by which devices are dealt out; nobody, if they are sites.
+    """
+    if x.devices is None or x.engine == "flower" or not clients or x.baseline in ("local", "central"):
+        return None
+    at = handed.devices_of(x)
+    return Clock({c.id: at(i) for i, c in enumerate(clients)}, x.deadline)
+
+
+def too_small(
+    method: Method, bench: Bench, clients: list[ClientState], devices: Clock, say: Callable[[str], None]
+) -> frozenset[str]:
+    """Clients whose device can't hold the backbone with one client's turn: they are left out.
+
+    Raises:
+        UserError: nobody's can.
+    """
+    needs: dict[str, int] = {}
+    found: dict[str, Device] = {}
+    for client in clients:
+        device, own = devices.devices[client.id], bench.of(client)
+        adaptation = adapted(method, bench, client.info(method.info.asks))
+        key = repr((client.model, adaptation))
+        if key not in needs:  # as on an accelerator, whatever this machine is
+            guess = replace(packing.of_adaptation(own, method, adaptation), reused=True, apart=True)
+            needs[key] = guess.total(1)
+        if needs[key] > device.memory * GIB:
+            found[client.id] = device
+    if not found:
+        return frozenset()
+    most = format_bytes(min(needs.values()))
+    kinds = ", ".join(f"{n} x {name}" for name, n in sorted(Counter(d.name for d in found.values()).items()))
+    if len(found) == len(clients):
+        raise UserError(
+            f"no device of --devices holds {bench.backbone.name} with one client's turn, which takes about {most}: give devices "
+            "with more memory, or smaller batches, or another --model."
+        )
+    say(f"{count(len(found), 'client')} of {len(clients)} take no part, for their devices can't hold the turn ({kinds}; {most}).")
+    return frozenset(found)
