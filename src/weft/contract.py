@@ -37,6 +37,7 @@ from weft.federation.layout import Adaptation, named
 from weft.federation.message import ClientInfo, Message, Update
 from weft.federation.method import Method, Weighting
 from weft.federation.pack import Pack
+from weft.federation.pruned import Pruned
 from weft.federation.round import Round
 from weft.federation.scope import GIVEN, PERSONAL, SENT, SHARED, TEMPORARY, Scope
 from weft.federation.server import ServerState
@@ -94,6 +95,7 @@ __all__ = [
     "Portion",
     "Positive",
     "Prefix",
+    "Pruned",
     "Residual",
     "Round",
     "Routed",

@@ -114,8 +114,8 @@ def test_classes_are_attributes_of_the_package() -> None:
 
 
 def test_an_unknown_slug_gets_the_nearest_one() -> None:
-    with pytest.raises(UserError, match=r'no method "fedti".*Did you mean "fedit"\?'):
-        registry.build("fedti")
+    with pytest.raises(UserError, match=r'no method "fedeit".*Did you mean "fedit"\?'):
+        registry.build("fedeit")
 
 
 # other packages -----------------------------------------------------------------------------------------------------------

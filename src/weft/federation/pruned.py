@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from weft.adaptation.tune import Tune
@@ -13,8 +12,7 @@ from weft.federation.layout import Adaptation
 from weft.federation.scope import SHARED
 from weft.federation.server import ServerState
 from weft.federation.tuned import Tuned
-from weft.tensors.forms import Value
-from weft.tensors.masked import Masked
+from weft.tensors.masked import Masked, dense
 
 if TYPE_CHECKING:
     from weft.backbones.backbone import Backbone
@@ -32,32 +30,21 @@ class Pruned(Tuned):
     in_part: ClassVar[tuple[str, ...]] = ("*",)
     tune: Tune = Tune("weights", weights="blocks")
 
+    @staticmethod
+    def prunable(adaptation: Adaptation, backbone: Backbone) -> dict[str, int | None]:
+        """Names of the tensors that may be pruned, each with the block that it sits in."""
+        found: dict[str, int | None] = {}
+        for name, (part, scope) in adaptation.items():
+            for site in part.sites(backbone) if name != "head" else ():
+                table = site.role == "weights" and isinstance(backbone.module(site.name), nn.Embedding)
+                for role, init in part.tensors(backbone, site).items():
+                    own = scope[role] if isinstance(scope, Mapping) else scope
+                    if len(init.shape) > 1 and SHARED in own and not table:
+                        found[f"{name}/{site.called}/{role}"] = site.block
+        return found
 
-def prunable(adaptation: Adaptation, backbone: Backbone) -> dict[str, int | None]:
-    """Names of the tensors that may be pruned, each with the block that it sits in."""
-    found: dict[str, int | None] = {}
-    for name, (part, scope) in adaptation.items():
-        for site in part.sites(backbone) if name != "head" else ():
-            tables = site.role == "weights" and isinstance(backbone.module(site.name), nn.Embedding)
-            for role, init in part.tensors(backbone, site).items():
-                own = scope[role] if isinstance(scope, Mapping) else scope
-                if len(init.shape) > 1 and SHARED in own and not tables:
-                    found[f"{name}/{site.called}/{role}"] = site.block
-    return found
-
-
-def dense(value: Value) -> Tensor:
-    """The whole tensor, 0 where it is pruned."""
-    assert isinstance(value, Tensor | Masked)
-    return value.dense() if isinstance(value, Masked) else value
-
-
-def alive(value: Value) -> Tensor:
-    """Its mask, everything where nothing is pruned."""
-    return value.mask if isinstance(value, Masked) else torch.ones(value.shape, dtype=torch.bool)
-
-
-def write_masks(server: ServerState, masks: Mapping[str, Tensor]) -> None:
-    """Let the server hold these entries; those that it did not hold are 0."""
-    for name, mask in masks.items():
-        server.write(name, Masked.of(dense(server.shared[name]), mask))
+    @staticmethod
+    def write_masks(server: ServerState, masks: Mapping[str, Tensor]) -> None:
+        """Let the server hold these entries; those that it did not hold are 0."""
+        for name, mask in masks.items():
+            server.write(name, Masked.of(dense(server.shared[name]), mask))

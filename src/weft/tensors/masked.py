@@ -100,3 +100,15 @@ def mask_of(kind: object, packed: Tensor, shape: tuple[int, ...], count: int) ->
     if int(mask.sum()) != count:
         raise ValueError(f"there are {int(mask.sum())} places for {count} entries")
     return mask
+
+
+def dense(value: object) -> Tensor:
+    """A tensor, or the whole one of which a value has some entries, with zeros where it is not said."""
+    assert isinstance(value, Tensor | Masked)
+    return value.dense() if isinstance(value, Masked) else value
+
+
+def alive(value: object) -> Tensor:
+    """Which entries of a tensor a value has: its mask, or everything."""
+    assert isinstance(value, Tensor | Masked)
+    return value.mask if isinstance(value, Masked) else torch.ones(value.shape, dtype=torch.bool)

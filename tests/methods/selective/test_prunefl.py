@@ -17,7 +17,6 @@ import by_hand
 import tiny
 from bytes_of import HEAD, Case, Sizes, Turn
 from weft.contract import Masked, Optim, Tune
-from weft.federation.pruned import prunable, write_masks
 from weft.methods import FedAvg, PruneFL
 from weft.testing import laws
 
@@ -162,7 +161,7 @@ def test_the_first_stage_ends_when_the_density_stands_still() -> None:
     run = tiny.federation(replace(SMALL, initial=10**6, every=1, decrease=0.0), sizes=(9,), rounds=1)
     pack = run.pack([0], 0)
     list(run.method.train(pack))
-    assert pack.work.steps == 5
+    assert pack.work[run.clients[0].id].steps == 5
 
 
 # what the paper promises --------------------------------------------------------------------------------------------------
@@ -214,7 +213,7 @@ def test_entries_that_come_back_begin_at_zero() -> None:
     assert isinstance(value, Tensor)
     mask = torch.arange(value.numel()).view(value.shape) % 2 == 0
     run.server.write(name, Masked.of(value, mask))
-    write_masks(run.server, {name: torch.ones_like(mask)})
+    SMALL.write_masks(run.server, {name: torch.ones_like(mask)})
     after = run.server.shared[name]
     assert isinstance(after, Masked)
     assert torch.equal(after.dense(), value * mask)
@@ -222,7 +221,7 @@ def test_entries_that_come_back_begin_at_zero() -> None:
 
 def test_tables_of_words_vectors_and_the_head_are_not_pruned() -> None:
     run = tiny.federation(replace(SMALL, tune=Tune("weights")), rounds=1)
-    names = prunable(run.server.adaptation, run.bench.backbone)
+    names = SMALL.prunable(run.server.adaptation, run.bench.backbone)
     assert not any("embeddings" in n or n.startswith("head") or n.endswith("bias") or "LayerNorm" in n for n in names)
     assert len([n for n in names if ".layer.0." in n]) == 6
     assert names[PRUNED[0]] == 1

@@ -26,20 +26,21 @@ from weft.contract import (
     Backbone,
     ClientInfo,
     Count,
+    Masked,
     MethodInfo,
     NonNegative,
     Optim,
     Pack,
     Portion,
     Positive,
+    Pruned,
     Round,
     ServerState,
     Share,
     Update,
 )
-from weft.federation.pruned import Pruned, alive, dense, prunable, write_masks
 from weft.tensors.keyed import generator
-from weft.tensors.masked import Masked
+from weft.tensors.masked import alive, dense
 
 GRADIENT, LOSSES = "gradient/", "losses/candidates"
 
@@ -116,15 +117,15 @@ class FedTiny(Pruned):
         }
 
     def _take(self, server: ServerState, candidate: int) -> None:
-        names = prunable(server.adaptation, server.bench.backbone)
-        write_masks(server, self.masks({n: dense(server.shared[n]) for n in names}, server.seed, candidate))
+        names = self.prunable(server.adaptation, server.bench.backbone)
+        self.write_masks(server, self.masks({n: dense(server.shared[n]) for n in names}, server.seed, candidate))
 
     # rounds -------------------------------------------------------------------------------------------------------------
 
     def plan(self, server: ServerState, t: int) -> Round | None:
         if t >= server.rounds:
             return None
-        names = prunable(server.adaptation, server.bench.backbone)
+        names = self.prunable(server.adaptation, server.bench.backbone)
         if not any(isinstance(server.shared[n], Masked) for n in names):
             return Round(t, "select")
         return Round(t, "adjust" if t and t % self.every == 0 and t < self.end else "train")
@@ -153,7 +154,7 @@ class FedTiny(Pruned):
 
     def _losses(self, pack: Pack) -> list[Tensor]:
         """Each client's mean loss over its training rows with every candidate, [C]."""
-        own = pack.params(*prunable(pack.adaptations[0], pack.backbone))
+        own = pack.params(*self.prunable(pack.adaptations[0], pack.backbone))
         begun = {n: v[0].detach() for n, v in own.items()}  # everybody's
         found = torch.zeros(len(pack.clients), self.candidates, dtype=pack.dtype, device=pack.device)
         counts = torch.zeros(len(pack.clients), 1, dtype=pack.dtype, device=pack.device)
@@ -190,7 +191,7 @@ class FedTiny(Pruned):
 
     def _adjusted(self, adaptation: Adaptation, backbone: Backbone, t: int) -> list[str]:
         """Names of the tensors that are adjusted in a round."""
-        blocks = prunable(adaptation, backbone)
+        blocks = self.prunable(adaptation, backbone)
         if self.grow == "all":
             return list(blocks)
         order = sorted({-1 if b is None else b for b in blocks.values()}, reverse=True)
@@ -212,7 +213,7 @@ class FedTiny(Pruned):
             k = self._moves(mask, server.round.index)
             left = mask & ~smallest(dense(server.shared[name]).abs(), mask, k)
             masks[name] = left | largest(gradient.abs(), ~left, k)
-        write_masks(server, masks)
+        self.write_masks(server, masks)
 
 
 def level(densities: Mapping[str, float], shapes: Mapping[str, tuple[int, ...]], wanted: float) -> dict[str, float]:

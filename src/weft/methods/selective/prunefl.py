@@ -30,11 +30,13 @@ from weft.contract import (
     Batch,
     ClientInfo,
     Count,
+    Masked,
     MethodInfo,
     NonNegative,
     Optim,
     Pack,
     Positive,
+    Pruned,
     Round,
     ServerState,
     Share,
@@ -45,8 +47,7 @@ from weft.contract import (
     Whole,
     named,
 )
-from weft.federation.pruned import Pruned, alive, dense, prunable, write_masks
-from weft.tensors.masked import Masked
+from weft.tensors.masked import alive, dense
 
 SEEN, GAIN = "seen/values/", "gain/"
 
@@ -152,7 +153,7 @@ class PruneFL(Pruned):
 
     def _initial(self, pack: Pack) -> Iterable[Update]:
         """One client prunes by itself: the same adjustments, on squares of each step's gradient."""
-        names = list(prunable(pack.adaptations[0], pack.backbone))
+        names = list(self.prunable(pack.adaptations[0], pack.backbone))
         masks = {n: torch.ones_like(pack.tensors[n], dtype=torch.bool) for n in names}
         if not pack.has_work():
             return pack.updates()
@@ -213,16 +214,16 @@ class PruneFL(Pruned):
 
     def _take(self, server: ServerState, update: Update) -> None:
         """Go on with what the first client has made."""
-        masked = prunable(server.adaptation, server.bench.backbone)
+        masked = self.prunable(server.adaptation, server.bench.backbone)
         for name, value in update.tensors.items():
             whole = dense(value).clone()  # it is the update's own
             server.write(name, Masked.of(whole, alive(value)) if name in masked else whole)
 
     def _adjust(self, server: ServerState, gains: Mapping[str, Tensor]) -> None:
-        names = [n for n in prunable(server.adaptation, server.bench.backbone) if n in gains]
+        names = [n for n in self.prunable(server.adaptation, server.bench.backbone) if n in gains]
         share = self.decrease * 0.5 ** (server.round.index / self.half_life)
         values, masks = ({n: of(server.shared[n]) for n in names} for of in (dense, alive))
-        write_masks(server, self.adjusted(values, masks, gains, share))
+        self.write_masks(server, self.adjusted(values, masks, gains, share))
 
     def adjusted(
         self, values: Mapping[str, Tensor], masks: Mapping[str, Tensor], gains: Mapping[str, Tensor], share: float
