@@ -232,15 +232,17 @@ def test_in_half_precision_values_are_single_and_the_pass_is_that_of_their_round
     assert all(bool(found[n].any()) for n in found if "key/bias" not in n)
 
 
-def test_start_values_are_the_pretrained_ones_of_biases_to_the_last_digit() -> None:
+def test_start_values_are_the_pretrained_ones_of_biases_and_norms_to_the_last_digit() -> None:
     half, single = (tiny.backbone("bert", precision=p) for p in ("bfloat16", "float32"))
     run = tiny.federation(FedAvg(), half, precision="bfloat16")
     held = dict(single.model.named_parameters())
+    norms = {f"weights/{s.name}/weight" for s in single.norms}
     for name, value in run.server.shared.items():
         if name.startswith("weights/"):
             assert isinstance(value, Tensor)
             wanted = held[parameter(name)]
-            assert torch.equal(value, wanted if name.endswith("/bias") else wanted.bfloat16().float()), name
+            exact = name.endswith("/bias") or name in norms
+            assert torch.equal(value, wanted if exact else wanted.bfloat16().float()), name
 
 
 # which ----------------------------------------------------------------------------------------------------------------
