@@ -105,19 +105,21 @@ class Trained:
 
 
 def capture(method: Method, server: ServerState, view: str, client: ClientState | None = None) -> Trained:
-    """The model that ``view`` stands for: the server's, or a client's own with its memory loaded.
+    """The model that ``view`` stands for: the one for all, a client's own with its memory loaded, or that of a new client.
 
     Raises:
         UserError: the method's way to predict can be written neither as weights of parts nor by its name.
     """
-    pack = server.pack() if client is None else _entering(method, server, client)
-    if not common(view):
+    known = nobody(server.clients) if client is None else client.info(method.info.asks)
+    if common(view):
+        pack = server.pack()
+    else:  # a new client begins with what it is sent, which may be made for it
+        pack = _entering(method, server, client or ClientState("", facts=known.facts))
         method.personalise(pack)
     pack.hold(None)
     adaptation = pack.adaptations[0]
     use = _weights(method, pack, view)
-    facts = (nobody(server.clients) if client is None else client.info(method.info.asks)).facts
-    rule = None if use is not None else by_name(method, view, facts)
+    rule = None if use is not None else by_name(method, view, known.facts)
     parts = {name: part for name, (part, _) in adaptation.items() if use is None or part.always or use.get(name, 0.0) != 0.0}
     values: dict[str, Value] = {}
     for name, init, _ in named(adaptation, pack.backbone):

@@ -67,5 +67,9 @@ class _Asked:
         self.uses.append(use)
         return self.unread
 
+    def values(self, given: Mapping[str, Tensor]) -> Any:
+        """Of tensors in the place of the pack's own, weights of parts do not tell either."""
+        raise _LookedAt
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self.pack, name)
