@@ -296,7 +296,7 @@ def load(
     path = model_folder(Path(folder).expanduser())
     about = About.read(path)
     observer = observer or Observer()
-    for note in check_hashes(path, about):
+    for note in (*check_hashes(path, about), *filter(None, [about.unlearnt])):
         observer.say(note)
     name = base or (about.base.name if about.base.name in KNOWN else about.base.reference)
     if base is None and about.base.path and not Path(about.base.path).is_dir():

@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from weft.adaptation.head import Head
 from weft.adaptation.part import Part
 from weft.adaptation.placed import place, stack
+from weft.adaptation.values import Values
 from weft.adaptation.weave import Weave
 from weft.backbones.run_table import Table
 from weft.errors import UserError
@@ -131,6 +133,29 @@ def capture(method: Method, server: ServerState, view: str, client: ClientState 
             values[name] = _plain(pack.tensors[name])
     weights = dict.fromkeys(parts, 1.0) if use is None else {n: w for n, w in use.items() if n in parts}
     return Trained(parts, values, weights, rule)
+
+
+def untrained(trained: Trained, bench: Bench) -> str:
+    """``model`` where every value is what it was drawn as before anything was learnt, ``head`` where those of the head are, which
+    then guesses; else nothing.
+    """
+    drawn: dict[str, bool] = {}
+    known = set()  # heads that the checkpoint has
+    # no pass reads values that a method keeps beside the parts, but its own way to predict may
+    read = {n: (p, GIVEN) for n, p in trained.parts.items() if trained.rule is not None or not isinstance(p, Values)}
+    for name, init, _ in named(read, bench.backbone):
+        part, value = name.split("/", 1)[0], trained.values[name]
+        known |= {part} if init.kind == "value" else set()
+        if not drawn.setdefault(part, True):
+            continue
+        if isinstance(value, LowRank):
+            drawn[part] = not bool(value.B.any())
+        elif isinstance(value, Tensor):
+            drawn[part] = torch.equal(value, bench.draw(init, name).to(value))
+    if drawn and all(drawn.values()):
+        return "model"
+    heads = {name for name, part in trained.parts.items() if isinstance(part, Head) and name in drawn}
+    return "head" if any(drawn[name] for name in heads - known) else ""
 
 
 def not_finite(values: Mapping[str, Value]) -> str | None:

@@ -191,6 +191,7 @@ def export_adapter(
 ) -> dict[str, Any]:
     """Write the adapter beside the run, re-loaded and compared by :mod:`weft.export`, and give it its name only then."""
     from weft.export import export
+    from weft.export.about import About
 
     unfinished = directory.adapter.with_name("adapter" + files.TEMPORARY)
     for old in (unfinished, directory.adapter):
@@ -205,6 +206,8 @@ def export_adapter(
         observer.say(f"no adapter was written: {e}")
         return {"refused": str(e)}
     files.rename(unfinished, directory.adapter)
+    if (unlearnt := About.read(directory.adapter).unlearnt) is not None:
+        observer.say(f"adapter: {unlearnt}")
     return asdict(report)
 
 
