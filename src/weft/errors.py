@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from signal import SIGINT
 
 
 class WeftError(Exception):
@@ -25,7 +26,13 @@ class Elsewhere(UserError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C during a run: what was finished is saved. The command line prints its sentence and exits with code 130."""
+    """A run that is stopped from outside, by Ctrl-C or SIGTERM: what was finished is saved. The command line prints its sentence
+    and exits with the code that shells have for the signal, 130 or 143.
+    """
+
+    def __init__(self, sentence: str, signal: int = SIGINT):
+        super().__init__(sentence)
+        self.signal = signal
 
 
 def printable(text: str) -> str:

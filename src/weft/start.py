@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,16 +20,17 @@ from weft.engines.here import Here
 from weft.engines.observer import Observer
 from weft.errors import UserError
 from weft.experiment import Resolved
+from weft.federation.rounds import begin
 from weft.playing import execute, from_adapter
 from weft.playing.run import Run
 from weft.runs import baselines, beginning, best, continual, edited, stopping, summary
 from weft.runs import directory as directories
 from weft.runs.directory import RunDirectory
-from weft.runs.prepare import Material, prepare
+from weft.runs.prepare import Material, copies, prepare
 from weft.runs.provenance import changed, environment
 from weft.runs.shelf import Shelf
 from weft.runs.stage import MakeTurns
-from weft.runs.suited import suited
+from weft.runs.suited import sendable, suited
 from weft.sites.flower import environment as flower
 from weft.storage import files, remedy
 
@@ -61,52 +61,78 @@ def start(
         Interrupted: Ctrl-C; what was finished is saved.
     """
     observer, x = observer or Observer(), resolved.experiment
-    if x.engine != "simulation":
-        if resolved.given or data is not None or x.baseline is not None:
-            raise UserError(
-                f"other processes know method and data by name and run no baseline themselves: leave --engine {x.engine} out."
-            )
-        flower.ready() if x.engine == "flower" else flower.ready_for_ray()
     if repeat > 1 and callbacks:
         raise UserError("callbacks may stop a run where its repeat, which they are not told of, goes on: leave repeat out.")
-    best.check(x.keep, resolved.method)
-    stopping.check(x)
-    continual.check(x)
+    check(resolved, data is None)
     callbacks = [*callbacks, *tracker.made(x.track)]
     metering = energy.made(x, observer.say, jobs)
-    (
-        codec(x.codec),
-        [find(one, observer.say) for m in x.models for one in encoders(m)],
-        pick_device(x.device),
-    )  # an unknown name is said before anything is loaded
+    for model in (one for m in x.models for one in encoders(m)):
+        find(model, observer.say)
     adapter = from_adapter.read(x)
     directory = directories.create(Path(x.runs).expanduser(), x.name, directories.usual_name(x))
-    with execute.stoppable(directory), directories.locked(directory):
+    with execute.stoppable(directory), directories.locked(directory), execute.undone(directory):
         began = time.time()
-        try:
-            for note in resolved.notes:
-                observer.say(note)
-            observer.begin("set-up", execute.steps(x))
-            material = (shelf or Shelf()).prepare(x, data, observer, resolved.method.info.needs)
-            stopping.check(x, material.data["rows"]["val"])
-            for method in baselines.played(x, resolved.played):
-                for bench in (material.bench, *material.bench.others.values()):
-                    suited(method, bench, baselines.servers(x, len(material.clients)), material.clients)
-            material = from_adapter.begun(material, adapter, x, resolved.played, observer)
-            pinned = execute.pinned_to(x, material)
-            about = summary.begun(directory, resolved, material, began) | {"pinned": pinned}
-            if material.beginning is not None:
-                about["start"] = material.beginning.write(directory)
-            directories.write_summary(directory, about)
-            files.write(directory.experiment, settings.to_toml(x, pinned).encode())
-        except (Exception, KeyboardInterrupt):
-            if not directory.experiment.exists():
-                shutil.rmtree(directory.root, ignore_errors=True)  # there is nothing of a run in it yet
-            raise
+        for note in resolved.notes:
+            observer.say(note)
+        observer.begin("set-up", execute.steps(x))
+        material = (shelf or Shelf()).prepare(x, data, observer, resolved.method.info.needs)
+        check_loaded(resolved, material)
+        material = from_adapter.begun(material, adapter, x, resolved.played, observer)
+        pinned = execute.pinned_to(x, material)
+        about = summary.begun(directory, resolved, material, began) | {"pinned": pinned}
+        if material.beginning is not None:
+            about["start"] = material.beginning.write(directory)
+        directories.write_summary(directory, about)
+        files.write(directory.experiment, settings.to_toml(x, pinned).encode())
         with _engine(resolved, directory, material, observer) as engine:
             about["seconds"]["loading"] = time.time() - began
             execute.go_on(directory, resolved, material, about, observer, repeat, engine, callbacks, metering)
     return Run(directory)
+
+
+def check(resolved: Resolved, named: bool = True) -> None:
+    """What a run, or a rehearsal of it, is refused for before anything is loaded.
+
+    Args:
+        named: its data have a name, by which other processes know them.
+
+    Raises:
+        UserError: the run can't be.
+    """
+    x = resolved.experiment
+    if x.engine != "simulation":
+        if resolved.given or not named or x.baseline is not None:
+            raise UserError(
+                f"other processes know method and data by name and run no baseline themselves: leave --engine {x.engine} out."
+            )
+        flower.ready() if x.engine == "flower" else flower.ready_for_ray()
+    best.check(x.keep, resolved.method)
+    stopping.check(x)
+    continual.check(x)
+    tracker.made(x.track)
+    codec(x.codec)
+    pick_device(x.device)
+    directories.free(Path(x.runs).expanduser(), x.name)
+
+
+def check_loaded(resolved: Resolved, material: Material) -> None:
+    """What a run, or a rehearsal of it, is refused for once its rows and its backbone are there.
+
+    Raises:
+        UserError: the run can't be.
+    """
+    x = resolved.experiment
+    stopping.check(x, material.data["rows"]["val"])
+    for method in baselines.played(x, resolved.played):
+        for bench in (material.bench, *material.bench.others.values()):
+            suited(method, bench, baselines.servers(x, len(material.clients)), material.clients)
+    method, people = baselines.stand_in(x) or resolved.played, copies(material.clients)
+    for position, client in enumerate(people):
+        client.facts = method.profile(position) | client.facts
+    infos = [client.info(method.info.asks) for client in people]
+    server = begin(method, material.bench, infos, baselines.planned(x), periods=x.periods)
+    continual.check_plan(method, server)
+    sendable(server, x.download_codec if baselines.travels(x) else "identity")
 
 
 def _mended(directory: RunDirectory, about: Mapping[str, Any]) -> bool:

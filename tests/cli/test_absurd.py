@@ -203,7 +203,22 @@ def test_one_setting_of_a_site_is_not_two(capsys: Capture) -> None:
 
 @pytest.mark.parametrize(
     ("more", "fragment"),
-    [(("--name", "../z"), "can't be called"), (("--name", ""), '""'), (("--max-bytes", "10"), "--max-bytes")],
+    [
+        (("--name", "../z"), "can't be called"),
+        (("--name", ""), '""'),
+        (("--max-bytes", "10"), "--max-bytes"),
+        (("--set", "stop_delta=0.1"), "give --stop-after too"),
+        (("--stop-after", "1", "--set", "val_fraction=0"), "there are none"),
+        (("--method", "fedsa-lora", "--set", "keep=best"), "leave out keep"),
+        (("--method", "flora", "--download-codec", "half"), "leave --download-codec out"),
+        (("--runs", ".", "--name", "taken"), "exists already"),
+    ],
 )
 def test_a_dry_run_refuses_what_the_run_would(more: tuple[str, ...], fragment: str, capsys: Capture) -> None:
-    refused(weft(capsys, *command_line.small(Path.cwd(), "--quiet", "--dry-run", *more)), fragment)
+    Path("taken/of/another").mkdir(parents=True)
+    line = command_line.small(Path.cwd(), "--quiet", *more)
+    before = sorted(Path.cwd().rglob("*"))
+    said = refused(weft(capsys, *line, "--dry-run"), fragment)
+    if "--max-bytes" not in more:
+        assert refused(weft(capsys, *line), fragment) == said
+    assert sorted(p for p in Path.cwd().rglob("*") if p.name != "runs") == before

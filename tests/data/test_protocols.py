@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,11 @@ import numpy as np
 import pytest
 
 import weft
+from picture_folders import CLASSES, draw
+from weft.data import load as load_data
 from weft.data.further import NOVEL
 from weft.data.images import Images
+from weft.data.labels import declared
 from weft.data.partitioners import partition
 from weft.data.protocols import also_tested, base_to_novel, few_shot
 from weft.data.rows import FederatedData, Rows, Source
@@ -129,6 +133,60 @@ def test_another_set_is_tested_on_by_the_names_of_its_own_classes_and_changes_no
     assert [line["loss"] for line in both.rounds] == pytest.approx([line["loss"] for line in alone.rounds], abs=1e-5)
     assert both.metrics["accuracy"] == alone.metrics["accuracy"]
     assert 0 <= both.metrics["test_of_others"] <= 1
+
+
+def with_split(rows: int, first: int, classes: int = 3) -> Rows:
+    return Rows(labels=np.arange(rows) % classes, ids=np.arange(first, first + rows), images=pictures(rows, first))
+
+
+def test_every_split_of_a_set_goes_with_another_set_to_be_tested_on(tmp_path: Path) -> None:
+    """Test and validation rows of its own, a domain that is held out, and test sets beside them."""
+    own = Source(
+        "letters", tuple("abc"), with_split(24, 0), with_split(9, 100), with_split(6, 200), {"elsewhere": with_split(12, 300)}
+    )
+    found = also_tested(also_tested(own, [source("cxyz", 5, "others")]), [source("pqr", 5, "more")])
+    assert len(found.classes) == 9
+    assert found.test is not None
+    assert found.validation is not None
+    for rows in (found.train, found.test, found.validation, found.unseen["elsewhere"]):
+        assert rows.allowed is not None
+        assert (rows.allowed == [True] * 3 + [False] * 6).all()
+    others = found.further["test of others"]
+    assert others.allowed is not None
+    assert (others.allowed == [False, False, *[True] * 4, False, False, False]).all()
+    done = run(found, tmp_path, clients=2)
+    assert 0 <= done.metrics["test_of_others"] <= 1
+    assert 0 <= done.metrics["test_of_more"] <= 1
+
+
+@pytest.mark.parametrize("name", ["drawings", "glyphs", "folder"])
+def test_a_set_with_a_test_split_or_a_domain_held_out_is_tested_on_another(name: str, tmp_path: Path) -> None:
+    if name == "folder":
+        for split, what, i in itertools.product(("train", "test"), CLASSES, range(4)):
+            draw(tmp_path / "pictures" / split / what / f"{i}.png")
+        own = load_data(str(tmp_path / "pictures"))
+    else:
+        own = load_data(name, limit=20)
+    found = also_tested(own, [load_data("digits", limit=20)])
+    assert len(found.further["test of digits"]) == 20
+    dealt = partition(found, clients=2, scheme="iid")
+    assert len(dealt.test if name == "folder" else dealt.unseen[0].test) == (12 if name == "folder" else 20)
+
+
+def test_a_test_set_that_one_backbone_does_not_read_or_that_is_the_run_s_own_is_refused() -> None:
+    texts = Source("texts", tuple("abcd"), Rows(texts=[f"row {i}" for i in range(8)], labels=np.arange(8) % 4))
+    with pytest.raises(UserError, match="texts holds texts and letters images, which one backbone does not both read"):
+        also_tested(source("abc"), [texts])
+    with pytest.raises(UserError, match="letters is what is trained on, and its own test rows are tested on already"):
+        also_tested(source("abc"), [source("abc")])
+
+
+def test_classes_in_another_order_are_those_of_further_test_sets_too() -> None:
+    found = declared(also_tested(source("abc"), [source("cx", 2, "others")]), tuple("xcba"))
+    rows = found.further["test of others"]
+    assert [found.classes[label] for label in rows.labels] == ["c", "c", "x", "x"]
+    assert rows.allowed is not None
+    assert (rows.allowed == [True, True, False, False]).all()
 
 
 def test_rows_of_another_set_that_were_trained_on_are_told() -> None:

@@ -18,6 +18,14 @@ def never(*given: Any) -> Any:
 
 
 PACK: Any = type("Pack", (), {"__call__": never, "clients": ["a", "b"]})()
+
+
+def other_values(pack: Any, batch: Any) -> Output:
+    with pack.values({"lora/0/A": torch.zeros(2, 1, 1)}):
+        out: Output = pack(batch)
+    return out
+
+
 BATCH: Any = SimpleNamespace(clients=None)
 
 
@@ -38,8 +46,19 @@ def test_one_pass_is_told_with_its_weights_and_without_being_made(use: Any) -> N
         lambda p, b: [p(b), Output(torch.zeros(1, 1, 1))][1],
         lambda p, b: Output(torch.zeros(1, 1, 1)),
         lambda p, b: p(b, insert={0: torch.zeros(1, 1, 1, 1)}),
+        other_values,
     ],
-    ids=["looked at", "mean of two", "masked", "chosen by another", "two passes", "something else", "none", "tokens of its own"],
+    ids=[
+        "looked at",
+        "mean of two",
+        "masked",
+        "chosen by another",
+        "two passes",
+        "something else",
+        "none",
+        "tokens of its own",
+        "other values",
+    ],
 )
 def test_anything_more_is_no_single_pass(forward: Any) -> None:
     assert one_pass(PACK, forward, BATCH) is None

@@ -1,6 +1,6 @@
 """What goes wrong, in one sentence on stderr.
 
-Exit code 2 for what a person can put right, 75 for what may be over soon, 130 for Ctrl-C, 1 for a bug.
+Exit code 2 for what a person can put right, 75 for what may be over soon, 130 for Ctrl-C, 143 for SIGTERM, 1 for a bug.
 """
 
 from __future__ import annotations
@@ -123,10 +123,10 @@ def _run(app: typer.Typer, arguments: Sequence[str] | None) -> int:
 
 
 def stopped(error: BaseException) -> int:
-    """Ctrl-C: how to go on, if there is something to go on with; returns exit code 130."""
-    said = next((str(e) for e in _behind(error) if isinstance(e, Interrupted)), "Stopped.")
+    """Ctrl-C or SIGTERM: how to go on, if there is something to go on with; returns the exit code that shells have for it."""
+    said = next((e for e in _behind(error) if isinstance(e, Interrupted)), Interrupted("Stopped."))
     typer.echo(f"\n{said}", err=True)
-    return 130
+    return 128 + said.signal
 
 
 def _behind(error: BaseException | None) -> Iterator[BaseException]:

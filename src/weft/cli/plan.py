@@ -84,29 +84,22 @@ def rehearse(out: Console, resolved: Resolved, as_json: bool, observer: Observer
     """
     import dataclasses
 
-    from weft import energy
+    from weft import energy, start
     from weft.cli.sizes import measure, size_tables
-    from weft.communication.codecs import codec
     from weft.communication.ledger import format_bytes
     from weft.engines.setup import Settings
     from weft.playing import from_adapter
-    from weft.runs import baselines, continual
-    from weft.runs.directory import check_name
+    from weft.runs import baselines
     from weft.runs.prepare import prepare
-    from weft.runs.suited import suited
 
     x = resolved.experiment
-    check_name(x.name)
-    codec(x.codec)
-    continual.check(x)
+    start.check(resolved)
     energy.made(x, observer.say)
     for note in resolved.notes:
         observer.say(note)
     adapter = from_adapter.read(x)
     material = prepare(x, None, observer, resolved.method.info.needs)
-    for played in baselines.played(x, resolved.played):
-        for bench in (material.bench, *material.bench.others.values()):
-            suited(played, bench, baselines.servers(x, len(material.clients)), material.clients)
+    start.check_loaded(resolved, material)
     from_adapter.begun(material, adapter, x, resolved.played, observer)
     method = baselines.stand_in(x) or resolved.played
     settings = Settings(participation=x.participation, pack=x.pack, debug=x.debug)
@@ -117,7 +110,7 @@ def rehearse(out: Console, resolved: Resolved, as_json: bool, observer: Observer
             f"a download has {largest:,} bytes without its header, more than the {x.max_bytes:,} that a message may have: give a "
             "larger --max-bytes."
         )
-    if x.baseline in ("local", "central"):
+    if not baselines.travels(x):
         sizes = dataclasses.replace(sizes, rounds=[])  # nobody is apart from anybody
     if as_json:
         import json

@@ -12,6 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from signal import SIGINT
 from typing import Any
 
 from weft import energy
@@ -209,7 +210,8 @@ def _stoppable(folder: Path) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, Interrupted) as e:
-        raise Interrupted(f"Stopped: finished cells are kept in {folder}, and the same command goes on.") from e
+        sentence = f"Stopped: finished cells are kept in {folder}, and the same command goes on."
+        raise Interrupted(sentence, getattr(e, "signal", SIGINT)) from e
 
 
 def usual_folder(grid: Grid, runs: Path) -> Path:

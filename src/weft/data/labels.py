@@ -48,7 +48,8 @@ def declared(source: Source, classes: Sequence[str]) -> Source:
     """
     if len(classes) == 1 and (source.train.numbers is not None or source.train.answers is not None):
         return replace(source, classes=tuple(classes))  # whatever a site calls its numbers or answers
-    parts = [r for r in (source.train, source.test, source.validation, *source.unseen.values()) if r is not None]
+    every = (source.train, source.test, source.validation, *source.unseen.values(), *source.further.values())
+    parts = [rows for rows in every if rows is not None]
     order = index(source.classes, classes, every_label(parts), source.name)
 
     def mapped(rows: Rows | None) -> Rows | None:
@@ -56,14 +57,14 @@ def declared(source: Source, classes: Sequence[str]) -> Source:
 
     train = mapped(source.train)
     assert train is not None
-    unseen = {k: m for k, r in source.unseen.items() if (m := mapped(r)) is not None}
     return replace(
         source,
         classes=tuple(classes),
         train=train,
         test=mapped(source.test),
         validation=mapped(source.validation),
-        unseen=unseen,
+        unseen={key: relabelled(rows, order, len(classes)) for key, rows in source.unseen.items()},
+        further={name: relabelled(rows, order, len(classes)) for name, rows in source.further.items()},
     )
 
 

@@ -80,20 +80,37 @@ def also_tested(source: Source, others: Sequence[Source]) -> Source:
     Raises:
         UserError: a set is named twice, or its rows are of another kind.
     """
-    further = dict(source.further)
     classes = list(source.classes)
     for other in others:
         if not (other.train.of_classes and source.train.of_classes):
             raise UserError(f"{source.name} and {other.name} are not both of classes: leave {other.name} out of --test-on.")
+        if other.train.read_as != source.train.read_as:
+            raise UserError(
+                f"{other.name} holds {other.train.read_as} and {source.name} {source.train.read_as}, which one backbone does not "
+                f"both read: leave {other.name} out of --test-on."
+            )
+        if other.fingerprint and other.fingerprint == source.fingerprint:
+            raise UserError(
+                f"{other.name} is what is trained on, and its own test rows are tested on already: leave it out of --test-on."
+            )
         classes += [name for name in other.classes if name not in classes]
-    found = replace(source, train=_among(source.train, source.classes, classes), classes=tuple(classes))
-    found = replace(
-        found,
-        test=None if source.test is None else _among(source.test, source.classes, classes),
-        validation=None if source.validation is None else _among(source.validation, source.classes, classes),
-        unseen={key: _among(rows, source.classes, classes) for key, rows in source.unseen.items()},
+
+    def among(rows: Rows | None) -> Rows | None:
+        return None if rows is None else _among(rows, source.classes, classes)
+
+    def every(parts: Mapping[str, Rows]) -> dict[str, Rows]:
+        return {name: _among(rows, source.classes, classes) for name, rows in parts.items()}
+
+    further = every(source.further)
+    found = replace(  # at once, since the splits of a source are of the same classes
+        source,
+        classes=tuple(classes),
+        train=_among(source.train, source.classes, classes),
+        test=among(source.test),
+        validation=among(source.validation),
+        unseen=every(source.unseen),
+        further=further,
     )
-    further = {name: _among(rows, source.classes, classes) for name, rows in further.items()}
     notes, hashes = list(source.notes), [source.fingerprint]
     begin = 1 + max(int(rows.ids.max()) for rows in _parts(found, further) if len(rows))
     for other in others:

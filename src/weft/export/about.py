@@ -13,6 +13,7 @@ from weft.backbones.options import Options
 from weft.backbones.short_names import KNOWN
 from weft.backbones.token_table import glues
 from weft.errors import UserError
+from weft.federation.info import common
 from weft.storage import files
 from weft.tasks.generation_settings import Decoding
 from weft.tasks.kinds import CLASSES, GENERATION, PREFERENCE, TOKENS, make
@@ -93,6 +94,7 @@ class About:
         task_settings: what else the run's task was told, as how it writes texts; none = as usual.
         quantised: how the base's weights were while it was trained; "" = as they are.
         start: the adapter that its run began from, see :class:`weft.runs.beginning.Beginning`; None = from none.
+        untrained: ``model`` or ``head``, where nothing was learnt of it, see :func:`weft.export.trained.untrained`.
         why: it is in Weft's own files though PEFT has parts of its kind; None = it is not, or PEFT has none.
     """
 
@@ -115,6 +117,7 @@ class About:
     quantised: str = ""
     start: dict[str, Any] | None = None
     why: str | None = None
+    untrained: str = ""
 
     @property
     def predicts(self) -> Task:
@@ -123,6 +126,21 @@ class About:
         if "decoding" in more:
             more["decoding"] = Decoding(**more["decoding"])
         return make(self.classes, self.task, self.metrics, **more)
+
+    @property
+    def unlearnt(self) -> str | None:
+        """The sentence that says so where nothing was learnt of the model, or of its head, which then guesses."""
+        if not self.untrained:
+            return None
+        what = {"model": "This model is untrained"}.get(self.untrained, "The head of this model is untrained, so that it guesses")
+        if self.client is not None:
+            return f"{what}: client {self.client} has learnt nothing of it."
+        if common(self.view):
+            return f"{what}: its run has changed no value of it."
+        return (
+            f"{what}: {self.method['slug']} trains a model of each client's own; weft export RUN --client ID gives one, of a "
+            "simulation."
+        )
 
     @property
     def writes(self) -> bool:

@@ -297,7 +297,7 @@ def load(
     path = model_folder(Path(folder).expanduser())
     about = About.read(path)
     observer = observer or Observer()
-    for note in check_hashes(path, about):
+    for note in (*check_hashes(path, about), *filter(None, [about.unlearnt])):
         observer.say(note)
     name = base or (about.base.name if about.base.name in KNOWN else about.base.reference)
     for place in encoders(about.base.path or "") if base is None else ():

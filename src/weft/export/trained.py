@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from weft.adaptation.head import Head
 from weft.adaptation.part import Part
 from weft.adaptation.placed import place, stack
+from weft.adaptation.values import Values
 from weft.adaptation.weave import Weave
 from weft.backbones.run_table import Table
 from weft.errors import UserError
@@ -105,19 +107,21 @@ class Trained:
 
 
 def capture(method: Method, server: ServerState, view: str, client: ClientState | None = None) -> Trained:
-    """The model that ``view`` stands for: the server's, or a client's own with its memory loaded.
+    """The model that ``view`` stands for: the one for all, a client's own with its memory loaded, or that of a new client.
 
     Raises:
         UserError: the method's way to predict can be written neither as weights of parts nor by its name.
     """
-    pack = server.pack() if client is None else _entering(method, server, client)
-    if not common(view):
+    known = nobody(server.clients) if client is None else client.info(method.info.asks)
+    if common(view):
+        pack = server.pack()
+    else:  # a new client begins with what it is sent, which may be made for it
+        pack = _entering(method, server, client or ClientState("", facts=known.facts))
         method.personalise(pack)
     pack.hold(None)
     adaptation = pack.adaptations[0]
     use = _weights(method, pack, view)
-    facts = (nobody(server.clients) if client is None else client.info(method.info.asks)).facts
-    rule = None if use is not None else by_name(method, view, facts)
+    rule = None if use is not None else by_name(method, view, known.facts)
     parts = {name: part for name, (part, _) in adaptation.items() if use is None or part.always or use.get(name, 0.0) != 0.0}
     values: dict[str, Value] = {}
     for name, init, _ in named(adaptation, pack.backbone):
@@ -129,6 +133,29 @@ def capture(method: Method, server: ServerState, view: str, client: ClientState 
             values[name] = _plain(pack.tensors[name])
     weights = dict.fromkeys(parts, 1.0) if use is None else {n: w for n, w in use.items() if n in parts}
     return Trained(parts, values, weights, rule)
+
+
+def untrained(trained: Trained, bench: Bench) -> str:
+    """``model`` where every value is what it was drawn as before anything was learnt, ``head`` where those of the head are, which
+    then guesses; else nothing.
+    """
+    drawn: dict[str, bool] = {}
+    known = set()  # heads that the checkpoint has
+    # no pass reads values that a method keeps beside the parts, but its own way to predict may
+    read = {n: (p, GIVEN) for n, p in trained.parts.items() if trained.rule is not None or not isinstance(p, Values)}
+    for name, init, _ in named(read, bench.backbone):
+        part, value = name.split("/", 1)[0], trained.values[name]
+        known |= {part} if init.kind == "value" else set()
+        if not drawn.setdefault(part, True):
+            continue
+        if isinstance(value, LowRank):
+            drawn[part] = not bool(value.B.any())
+        elif isinstance(value, Tensor):
+            drawn[part] = torch.equal(value, bench.draw(init, name).to(value))
+    if drawn and all(drawn.values()):
+        return "model"
+    heads = {name for name, part in trained.parts.items() if isinstance(part, Head) and name in drawn}
+    return "head" if any(drawn[name] for name in heads - known) else ""
 
 
 def not_finite(values: Mapping[str, Value]) -> str | None:

@@ -21,7 +21,7 @@ from weft.errors import UserError, WeftError
 from weft.export import language_card, peft_files, peft_ia3, peft_prompts, weft_files
 from weft.export.about import About, Base, brings_code, hashes, settings_of
 from weft.export.card import card, ours, plain
-from weft.export.trained import Trained, capture, not_finite
+from weft.export.trained import Trained, capture, not_finite, untrained
 from weft.federation.bench import Bench
 from weft.federation.common_facts import nobody
 from weft.federation.exchange import DIVERGED
@@ -104,7 +104,7 @@ def export(
             f"{odd} is not finite, since training diverged: there is no model to export; try a lower --set method.lr."
         )
     facts = (nobody(server.clients) if client is None else client.info(method.info.asks)).facts
-    about, compared = about_of(method, bench, view, info, client), None
+    about, compared = replace(about_of(method, bench, view, info, client), untrained=untrained(trained, bench)), None
     if peft_files.fits(trained, bench.backbone):
         trained = peft_files.settled(trained, bench.backbone)
         peft_files.write(trained, bench.backbone, about.base, folder)
@@ -226,6 +226,8 @@ def notes(about: About) -> list[str]:
         found.append(f"Its run began from the {whole} of an adapter (sha256 `{about.start['sha256']}` of its files).")
     if about.why is not None:
         found.append(f"It is in Weft's own files, as {about.why}.")
+    if about.unlearnt is not None:
+        found.append(about.unlearnt)
     if common(about.view) or about.client is not None:
         return found
     return [

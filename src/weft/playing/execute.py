@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,12 +21,12 @@ from weft.data.hub_sets import catalogue
 from weft.energy import UNMETERED, Metering
 from weft.engines.here import Here
 from weft.engines.observer import Observer
-from weft.errors import Interrupted, UserError
+from weft.errors import Elsewhere, Interrupted, UserError
 from weft.experiment import Experiment, Resolved, as_played
 from weft.rules import plain
 from weft.runs import baselines, stopping, summary
 from weft.runs import directory as directories
-from weft.runs.checkpoint import digest
+from weft.runs.checkpoint import Checkpoint, digest
 from weft.runs.directory import RunDirectory
 from weft.runs.prepare import Material, copies
 from weft.runs.result import scores
@@ -128,7 +130,7 @@ def play(
     for position, client in enumerate(clients):
         client.facts = method.profile(position) | client.facts
     groups = baselines.federations(clients, x.baseline)
-    travels = x.baseline not in ("local", "central")
+    travels = baselines.travels(x)
     given = {} if material.beginning is None or baselines.stand_in(x) is not None else material.beginning.tensors
     starts: list[dict[str, Tensor]] = [dict(given) for _ in groups]
     setup: FinishedStage | None = None
@@ -189,6 +191,7 @@ def export_adapter(
 ) -> dict[str, Any]:
     """Write the adapter beside the run, re-loaded and compared by :mod:`weft.export`, and give it its name only then."""
     from weft.export import export
+    from weft.export.about import About
 
     unfinished = directory.adapter.with_name("adapter" + files.TEMPORARY)
     for old in (unfinished, directory.adapter):
@@ -203,6 +206,8 @@ def export_adapter(
         observer.say(f"no adapter was written: {e}")
         return {"refused": str(e)}
     files.rename(unfinished, directory.adapter)
+    if (unlearnt := About.read(directory.adapter).unlearnt) is not None:
+        observer.say(f"adapter: {unlearnt}")
     return asdict(report)
 
 
@@ -301,13 +306,46 @@ def _place(model: str) -> str:
 
 @contextmanager
 def stoppable(directory: RunDirectory) -> Iterator[None]:
-    """Turn Ctrl-C into a sentence that says how to go on."""
+    """Turn Ctrl-C, and the signal that asks a process to end, into a sentence that says how to go on."""
     try:
-        yield
+        with terminable():
+            yield
     except KeyboardInterrupt as e:
         begun = directory.experiment.is_file()
         what = f"every finished round is saved; {remedy.go_on(directory.root)}" if begun else "nothing had begun yet"
-        raise Interrupted(f"Stopped: {what}.") from e
+        raise Interrupted(f"Stopped: {what}.", getattr(e, "signal", signal.SIGINT)) from e
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Let SIGTERM end what is under way as Ctrl-C does, unless the process does something of its own at it."""
+    mine = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+    def asked(number: int, frame: object) -> None:
+        raise Interrupted("Stopped.", signal.Signals(number))
+
+    if mine:
+        signal.signal(signal.SIGTERM, asked)
+    try:
+        yield
+    finally:
+        if mine:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextmanager
+def undone(directory: RunDirectory) -> Iterator[None]:
+    """Remove the folder of a run that ends before it is one, or is refused before a round of it was saved.
+
+    What is refused would be refused again: there is nothing to go on with.
+    """
+    try:
+        yield
+    except BaseException as e:
+        refused = isinstance(e, UserError) and not isinstance(e, Elsewhere)
+        if (refused and not Checkpoint(directory.root / "checkpoint").there) or not directory.experiment.exists():
+            shutil.rmtree(directory.root, ignore_errors=True)
+        raise
 
 
 class Silent(Observer):

@@ -144,6 +144,11 @@ def federations(clients: list[ClientState], baseline: str | None) -> list[list[C
     return [people]
 
 
+def travels(experiment: Experiment) -> bool:
+    """Whether messages cross a wire at all: not where nobody is apart from anybody."""
+    return experiment.baseline not in ("local", "central")
+
+
 def servers(experiment: Experiment, clients: int) -> int:
     """How many there are beside each other at most, in the run or in a baseline of it."""
     return clients if "local" in (experiment.baseline, *experiment.baselines) else 1

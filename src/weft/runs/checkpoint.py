@@ -112,13 +112,18 @@ class Checkpoint:
             own[int(i)][name] = value
         return list(zip(own, kept.states, strict=True))
 
+    @property
+    def there(self) -> bool:
+        """Whether anything was saved."""
+        return self.state.exists()
+
     def load(self) -> Saved | None:
         """The last save, or None if there is none yet.
 
         Raises:
             UserError: it is damaged, or of another format.
         """
-        if not self.state.exists():
+        if not self.there:
             return None
         state = files.read_sealed(self.state)
         self.last = Kept(**state.pop("tensors"), states=state.pop("servers"))

@@ -62,6 +62,18 @@ def check_name(name: str | None) -> None:
         raise UserError(f"a run can't be called {json.dumps(name)}: give a plain folder name; --runs says where it goes.")
 
 
+def free(runs: Path, name: str | None) -> None:
+    """
+    Raises:
+        UserError: no folder of a run can be called so, or there is one; an empty one is used.
+    """
+    check_name(name)
+    if name is not None and (runs / name).exists() and not ((runs / name).is_dir() and not any((runs / name).iterdir())):
+        found = remedy.command(runs / name)
+        way = f", or continue it with {found}" if found else ""
+        raise UserError(f"{runs / name} exists already: choose another --name{way}.")
+
+
 def create(runs: Path, name: str | None, usual: str) -> RunDirectory:
     """A new folder under ``runs``: ``name``, or else ``usual``, ``usual-2`` …; nothing is ever written over, but an
     empty folder called ``name`` is used.
@@ -69,17 +81,10 @@ def create(runs: Path, name: str | None, usual: str) -> RunDirectory:
     Raises:
         UserError: ``name`` is taken, or no folder can be made there.
     """
-    check_name(name)
+    free(runs, name)
     files.make_folder(runs)
     if name is not None:
-        try:
-            files.make_folder(runs / name, exist_ok=False)
-        except FileExistsError:
-            if (runs / name).is_dir() and not any((runs / name).iterdir()):
-                return RunDirectory(runs / name)  # a run that was killed before it had saved anything
-            found = remedy.command(runs / name)
-            way = f", or continue it with {found}" if found else ""
-            raise UserError(f"{runs / name} exists already: choose another --name{way}.") from None
+        files.make_folder(runs / name)  # which is there and empty after a run that was killed before it had saved anything
         return RunDirectory(runs / name)
     number = 1
     while True:

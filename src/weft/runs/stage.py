@@ -37,10 +37,10 @@ from weft.runs.directory import read_rounds
 from weft.runs.peak import Peak
 from weft.runs.prepare import Material
 from weft.runs.recovery import Recovery
+from weft.runs.suited import sendable
 from weft.storage import files
 from weft.storage.notes import Notes
 from weft.storage.store import ClientStore, Spool
-from weft.tensors.lowrank import LowRank
 
 T = TypeVar("T")
 
@@ -133,12 +133,8 @@ class Player:
         ]
         continual.check_plan(method, self.servers[0])
         clock = devices_of.clock(x, material.clients)
-        downlink = codec(x.download_codec if stage.travels else "identity")
-        if downlink.name != "identity" and any(isinstance(v, LowRank) for v in self.servers[0].shared.values()):
-            raise UserError(
-                f"{method.info.slug} sends terms that clients add to what they hold, which download_codec = "
-                f'"{x.download_codec}" would change: leave --download-codec out.'
-            )
+        down = x.download_codec if stage.travels else "identity"
+        sendable(self.servers[0], down)
         setup = Setup(
             stage.method,
             material.bench,
@@ -160,7 +156,7 @@ class Player:
                 codec(x.codec if stage.travels else "identity"),
                 Ledger(),
                 Limits() if alone else Limits(x.max_bytes, x.max_weight),
-                downlink,
+                codec(down),
             ),
             ClientStore(folder / "clients", saved.clients if saved else None),
             Spool(folder / "spool"),

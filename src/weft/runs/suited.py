@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Iterable
 
 from weft.adaptation.lora import LoRA
+from weft.communication.codecs import codec
 from weft.communication.ledger import format_bytes
 from weft.engines import packing, room
 from weft.errors import UserError
@@ -15,6 +16,8 @@ from weft.federation.layout import named
 from weft.federation.message import ClientInfo
 from weft.federation.method import Method
 from weft.federation.rounds import adapted
+from weft.federation.server import ServerState
+from weft.tensors.lowrank import LowRank
 
 
 def suited(method: Method, bench: Bench, servers: int = 1, clients: Iterable[ClientInfo] = ()) -> None:
@@ -53,4 +56,17 @@ def suited(method: Method, bench: Bench, servers: int = 1, clients: Iterable[Cli
         raise UserError(
             f"{method.info.slug} with these settings trains {elements:,} numbers a client, {format_bytes(size)} of memory where "
             f"{format_bytes(free)} are free: make them smaller (weft methods {method.info.slug} lists the settings)."
+        )
+
+
+def sendable(server: ServerState, download_codec: str) -> None:
+    """
+    Raises:
+        UserError: a codec would change terms that clients add to what they hold.
+    """
+    lossy = codec(download_codec).name != "identity"
+    if lossy and server.method is not None and any(isinstance(value, LowRank) for value in server.shared.values()):
+        raise UserError(
+            f"{server.method.info.slug} sends terms that clients add to what they hold, which download_codec = "
+            f'"{download_codec}" would change: leave --download-codec out.'
         )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 import json
-import shutil
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -74,31 +74,27 @@ def serve(
     if begun and directories.read_summary(directory)["finished"]:
         observer.say(f"{directory.root} is finished already: there is nothing to do.")
         return Run(directory)
-    with execute.stoppable(directory), directories.locked(directory):
+    fresh = nullcontext() if begun else execute.undone(directory)
+    with execute.stoppable(directory), directories.locked(directory), fresh:
         began = time.time()
         for note in resolved.notes:
             observer.say(note)
-        try:
-            observer.begin("set-up", 2)
-            adapter = None if begun else from_adapter.read(resolved.experiment)
-            material = _material(resolved, observer)
-            about = directories.read_summary(directory) if begun else summary.begun(directory, resolved, material, began)
-            if begun:
-                material = replace(material, beginning=beginning.again(directory, about))
-            else:
-                material = from_adapter.begun(material, adapter, resolved.experiment, resolved.played, observer)
-            if material.beginning is not None:
-                about["start"] = material.beginning.write(directory)
-            about.setdefault("served", {"run": uuid.uuid4().hex, "sites": []})
-            if begun:
-                observer.say(f"going on with {directory.root}.")
-            _note(directory, about, resolved, material)
-            with connect(directory) as wire:
-                _federate(wire, directory, resolved, material, about, observer, deadline, trackers, metering)
-        except BaseException:
-            if not directory.experiment.exists():
-                shutil.rmtree(directory.root, ignore_errors=True)  # there is nothing of a run in it yet
-            raise
+        observer.begin("set-up", 2)
+        adapter = None if begun else from_adapter.read(resolved.experiment)
+        material = _material(resolved, observer)
+        about = directories.read_summary(directory) if begun else summary.begun(directory, resolved, material, began)
+        if begun:
+            material = replace(material, beginning=beginning.again(directory, about))
+        else:
+            material = from_adapter.begun(material, adapter, resolved.experiment, resolved.played, observer)
+        if material.beginning is not None:
+            about["start"] = material.beginning.write(directory)
+        about.setdefault("served", {"run": uuid.uuid4().hex, "sites": []})
+        if begun:
+            observer.say(f"going on with {directory.root}.")
+        _note(directory, about, resolved, material)
+        with connect(directory) as wire:
+            _federate(wire, directory, resolved, material, about, observer, deadline, trackers, metering)
     return Run(directory)
 
 
