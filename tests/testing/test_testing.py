@@ -15,16 +15,18 @@ from torch import Tensor
 
 from paths import ROOT
 from patience import patience
+from weft.contract import Tune
 from weft.federation.batch import Batch
 from weft.federation.client import ClientState
 from weft.federation.message import ClientInfo, Update
 from weft.federation.pack import Pack
 from weft.federation.round import Round
 from weft.federation.server import ServerState
-from weft.methods import MPFT, FedIT, FedSALoRA, PFedMoAP
+from weft.methods import MPFT, FedIT, FedPM, FedSALoRA, PFedMoAP
 from weft.storage.store import ClientStore
 from weft.tasks.outputs import Output
 from weft.testing import laws, of_settings
+from weft.testing.compare import dense
 from weft.testing.federation import federation
 from weft.testing.plays import exchanges, plays
 from weft.testing.strangers import by_messages
@@ -246,6 +248,23 @@ def test_at_a_rate_of_zero_only_what_a_server_hands_out_may_change_predictions(c
     of_settings.check_rate_zero(PFedMoAP(width=8, heads=2), "identity")
     with pytest.raises(AssertionError, match="at a learning rate of zero, with identity, something moves"):
         of_settings.check_rate_zero(cls(width=8, heads=2), "identity")
+
+
+class AnyBit(FedPM):
+    """A weight is kept if any client wants it, which the mean of their bits does not tell a rule that looks for ones."""
+
+    def aggregate(self, server: ServerState, updates: Iterable[Update]) -> None:
+        every = list(updates)
+        for name in every[0].tensors:
+            bits = torch.stack([dense(u.tensors[name]) for u in every])
+            server.write(name, (bits == 1).any(0).to(server.bench.dtype))
+
+
+def test_a_rule_on_integers_is_held_to_their_means() -> None:
+    tune = Tune("lora", rank=2)
+    laws.check(FedPM(tune=tune), "sums")
+    with pytest.raises(AssertionError, match="fedpm breaks the sums law"):
+        laws.check(AnyBit(tune=tune), "sums")
 
 
 def test_messages_go_to_the_cohort_of_the_round_before_where_that_is_planned() -> None:

@@ -63,7 +63,7 @@ class Bern(torch.autograd.Function):
         return torch.where(uniform.double() < theta, 1.0, 0.0).double()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (theta,) = ctx.saved_tensors
         return grad * theta if ctx.scaled else grad, None, None
 
@@ -113,8 +113,8 @@ class Reference:
         seed, who = self.run.bench.seed, self.run.clients[k].id
         scores = {}
         for n, theta in self.theta.items():
-            p = np.clip(theta, 0.01, 0.99)
-            scores[n] = torch.tensor(np.log(p) - np.log1p(-p)).requires_grad_(True)
+            inside = np.clip(theta, 0.01, 0.99)
+            scores[n] = torch.tensor(np.log(inside) - np.log1p(-inside)).requires_grad_(True)
         adam = torch.optim.Adam(scores.values(), lr=self.method.optim.lr, eps=self.method.optim.eps)
         stream = generator(seed, "mask", t, who)
         for rows in steps:
@@ -123,14 +123,14 @@ class Reference:
                 uniform = torch.rand(s.shape, generator=stream)
                 masks[n] = Bern.apply(1 / (1 + torch.exp(-s)), uniform, self.method.gradient == "scaled")
             adam.zero_grad()
-            F.cross_entropy(self.logits(masks, rows), by_hand.labels(self.run, rows)).backward()  # type: ignore[no-untyped-call]
+            F.cross_entropy(self.logits(masks, rows), by_hand.labels(self.run, rows)).backward()
             adam.step()
         stream = generator(seed, "upload", t, who)
         found = {}
         for n, s in scores.items():
-            theta = 1 / (1 + np.exp(-s.detach().numpy()))
-            uniform = torch.rand((self.method.samples, *s.shape), generator=stream).numpy().astype(np.float64)
-            found[n] = (uniform < theta).sum(0)
+            p = 1 / (1 + np.exp(-s.detach().numpy()))
+            drawn = torch.rand((self.method.samples, *s.shape), generator=stream).numpy().astype(np.float64)
+            found[n] = (drawn < p).sum(0)
         return found
 
     def aggregate(self, masks: list[dict[str, np.ndarray]], weights: list[int]) -> None:
@@ -291,7 +291,7 @@ def test_masks_are_drawn_anew_in_each_step_and_by_each_client_for_itself(monkeyp
     assert len({float(u.flatten()[0]) for u in (*uniform[:, 0], *uniform[:2, 1])}) == 5
     assert bool((uniform[2, 1] == 1).all()), "a client of two steps draws for no third one"
     bits = [bits_of(u)[name] for u in updates]
-    assert not np.array_equal(*bits)
+    assert not np.array_equal(bits[0], bits[1])
     alone = bits_of(next(iter(run.method.train(run.pack([1])))))[name]
     assert np.array_equal(alone, bits[1])
 
@@ -349,8 +349,9 @@ def test_theta_is_the_mean_of_the_bits_cut_at_both_ends_and_a_prior_adds_to_it()
 
 def test_the_posterior_is_carried_until_it_starts_anew() -> None:
     run = tiny.federation(replace(LORA, reset=2), sizes=(3, 2, 4))
-    rounds = [[[1, 0], [1, 0]], [[0, 0], [1, 1]], [[0, 1]]]
-    for t, (masks, wanted) in enumerate(zip(rounds, ([0.99, 0.01], [3 / 4, 1 / 4], [0.01, 0.99]), strict=True)):
+    rounds = [[[1, 0], [1, 0]], [[0, 0], [1, 1]], [[0, 1]], [[1, 1]], [], [[1, 0]]]  # nobody answers in the fifth
+    wants = [[0.99, 0.01], [3 / 4, 1 / 4], [0.01, 0.99], [0.5, 0.99], [0.5, 0.99], [0.99, 0.01]]
+    for t, (masks, wanted) in enumerate(zip(rounds, wants, strict=True)):
         run.server.round = replace(run.server.round, index=t)
         run.method.aggregate(run.server, given(run, masks))
         assert first(run, 2) == pytest.approx(wanted, abs=1e-12)
@@ -430,9 +431,10 @@ def test_a_vote_goes_to_the_class_of_most_and_a_tie_to_the_likeliest() -> None:
     assert majority(numbers).logits.item() == 3.0
 
 
+@pytest.mark.parametrize("pretrained", [False, True])
 @pytest.mark.parametrize("view", SMALL.views)
-def test_what_is_exported_predicts_as_the_run_does_by_every_view(tmp_path: Path, view: str) -> None:
-    run = exporting.trained(SMALL, sizes=(5, 3), rounds=2, seed=3)
+def test_what_is_exported_predicts_as_the_run_does_by_every_view(tmp_path: Path, view: str, pretrained: bool) -> None:
+    run = exporting.trained(replace(SMALL, pretrained=pretrained), sizes=(5, 3), rounds=2, seed=3)
     exporting.exported(run, tmp_path, view=view)
     found = load(tmp_path, device="cpu", precision="float32").logits(list(tiny.states(sizes=(5, 3), seed=3)[0].texts))
     torch.testing.assert_close(found, run.global_logits(view=view), **exporting.RUN_CLOSE)

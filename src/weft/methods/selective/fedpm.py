@@ -254,13 +254,14 @@ class FedPM(Tuned):
         if not found:
             return
         rounds = self.reset or math.ceil(len(server.clients) / len(server.cohort))
-        old = 0 if server.round.index % rounds == 0 else server.memo.get("masks", 0)
-        server.memo["masks"] = old + new
-        for name, mean in found.items():
-            ones = new * mean + (server.memo[f"ones/{name}"] if old else 0)
+        cycle = server.round.index // rounds
+        old = server.memo["masks"] if server.memo.get("cycle") == cycle else 0
+        counts = {name: new * mean + (server.memo[f"ones/{name}"] if old else 0) for name, mean in found.items()}
+        for name, ones in counts.items():
             alpha, beta = self.prior + ones, self.prior + (old + new - ones)
             server.write(name, ((alpha - 1) / (alpha + beta - 2)).clamp(EDGE, 1 - EDGE))
-            server.memo[f"ones/{name}"] = ones
+        if rounds > 1:
+            server.memo |= {"cycle": cycle, "masks": old + new} | {f"ones/{name}": ones for name, ones in counts.items()}
 
 
 def whose(name: str) -> str:
