@@ -20,7 +20,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from weft.contract import ClientInfo, ClientState, Count, Message, MethodInfo, Pack, Positive, ServerState, Share, Update
+from weft.contract import ClientState, Count, MethodInfo, Pack, Positive, ServerState, Share, Update
 from weft.methods.selective.lotteryfl import LotteryFL, tickets
 
 THRESHOLD, FAILED = "threshold", "failed"
@@ -63,11 +63,8 @@ class CELL(LotteryFL):
 
     # server -------------------------------------------------------------------------------------------------------------
 
-    def send(self, server: ServerState, client: ClientInfo) -> Message:
-        return server.stale(client)
-
     def aggregate(self, server: ServerState, updates: Iterable[Update]) -> None:
-        server.mean(updates)
+        server.mean(updates)  # no mask is noted, so that what goes out is one broadcast
 
     # client -------------------------------------------------------------------------------------------------------------
 
