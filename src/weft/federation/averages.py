@@ -50,7 +50,7 @@ class Averages:
                 is), or as the server holds it (``unmoved``: the mean is over all who sent anything).
             leading: a smaller tensor is the leading slice of what the server holds; entries that nobody sent stay as they are.
 
-        Of a :class:`Masked` its entries count. Where the server holds one, no others do, and it has the same ones afterwards.
+        Of a :class:`Masked` its entries count. Where the server holds one, it has the same ones afterwards.
         """
         for name, value in self.average(updates, only, weighting, weight, absent, leading).items():
             self.write(name, self.like_held(name, value))
@@ -67,7 +67,6 @@ class Averages:
         """What :meth:`mean` writes, also of tensors that are no DOWN tensors (:meth:`Method.uploads`): those count from 0."""
         patterns = (only,) if isinstance(only, str) else tuple(only)
         uniform = (weighting or self.weighting) == "uniform"
-        masks = {n: v.mask for n, v in self.shared.items() if isinstance(v, Masked)}
         held = {n: v for n, v in in_full(self.shared).items() if matches(n, patterns)}
 
         def votes() -> Iterator[Vote]:
@@ -77,7 +76,7 @@ class Averages:
                 if absent == "unmoved":
                     tensors = held | tensors
                 counts = weight(update) if weight is not None else 1.0 if uniform else update.weight
-                yield Vote(update.client.id, tensors, by_entry(counts, tensors, sent, masks))
+                yield Vote(update.client.id, tensors, by_entry(counts, tensors, sent))
 
         outcome = self.robust.combine(held, votes(), leading)
         self.remarks |= {"rule": self.robust.rule} | outcome.remarks

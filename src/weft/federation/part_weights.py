@@ -18,15 +18,13 @@ def in_full(values: Mapping[str, Value]) -> dict[str, Tensor]:
     return {n: v for n, v in found.items() if isinstance(v, Tensor)}
 
 
-def by_entry(weight: Weight, tensors: Mapping[str, Tensor], sent: Mapping[str, Value], allowed: Mapping[str, Tensor]) -> Weight:
+def by_entry(weight: Weight, tensors: Mapping[str, Tensor], sent: Mapping[str, Value]) -> Weight:
     """The weight of an update, of each entry where only some of a tensor's count.
 
     Args:
-        tensors: what it counts with, in full. sent: as it came. allowed: by name the entries [bool] that may count.
+        tensors: what it counts with, in full. sent: as it came.
     """
     masks = {n: v.mask for n, v in sent.items() if isinstance(v, Masked)}
-    for name in allowed.keys() & tensors.keys():
-        masks[name] = allowed[name] & masks[name] if name in masks else allowed[name]
     if not masks:
         return weight
     found: dict[str, float | Tensor] = {n: weight[n] if isinstance(weight, Mapping) else weight for n in tensors}

@@ -41,7 +41,7 @@ def _of_means(p: Plays, turn: Aggregation) -> bool:
     try:
         for u in turn.fresh:
             full = _means_of(u)
-            mean.add(full, by_entry(1.0 if p.method.weighting == "uniform" else u.weight, full, u.tensors, {}))
+            mean.add(full, by_entry(1.0 if p.method.weighting == "uniform" else u.weight, full, u.tensors))
         nothing = {n: v.dense() for u in turn.fresh for n, v in u.tensors.items() if isinstance(v, Masked)}
         means = mean.result({n: torch.zeros_like(v) for n, v in nothing.items()})
 
