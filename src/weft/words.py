@@ -10,8 +10,14 @@ def count(n: int, what: str, many: str = "") -> str:
     return f"{n:,} {what if n == 1 else many or what + 's'}"
 
 
-def shown(value: Any) -> str:
-    """A setting as a person would type it."""
+def shown(value: Any, most: int | None = None) -> str:
+    """A setting as a person would type it.
+
+    Args:
+        most: of a longer list only so many are shown, and how many there are.
+    """
+    if most is not None and isinstance(value, (tuple, list)) and len(value) > most:
+        return f"{shown(value[:most])} … ({len(value):,} in all)"
     if isinstance(value, (tuple, list)):
         return ",".join(map(shown, value)) or "none"
     if isinstance(value, bool):

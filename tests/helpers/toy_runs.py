@@ -118,20 +118,20 @@ def run(runs: Path, **changes: Any) -> weft.Run:
 def by_engine(root: Path, slug: str, engine: str, clients: int, parameters: dict[str, Any], **more: Any) -> weft.Run:
     """Three rounds in double precision, named after the engine that plays them, so that two can be compared."""
     data = root / "rows.csv"
-    if not data.exists():
+    if "data" not in more and not data.exists():
         table(data)
+    settings: dict[str, Any] = {
+        "model": tiny.folder("bert"),
+        "data": str(data),
+        "runs": str(root / "runs"),
+        "partition": "iid",
+        "device": "cpu",
+        "precision": "float64",
+        "max_length": 16,
+        "baselines": [],
+    }
     return weft.run(
-        *(slug, tiny.folder("bert"), str(data), clients, 3),
-        parameters=parameters | {"batch": 4},
-        engine=engine,
-        name=engine,
-        runs=str(root / "runs"),
-        partition="iid",
-        device="cpu",
-        precision="float64",
-        max_length=16,
-        baselines=[],
-        **more,
+        slug, clients=clients, rounds=3, parameters=parameters | {"batch": 4}, engine=engine, name=engine, **settings | more
     )
 
 

@@ -26,7 +26,7 @@ class OwnTokens:
         self.backbone = backbone
         self._of_names = {p.part_name: p.part for p in placed if p.site.tower == "text"}
         self._of_rows = {p.part_name: p.part for p in placed if p.part.mode == "embeds" and not p.site.tower}
-        self._names: dict[frozenset[str], Tensor] = {}
+        self._names: dict[frozenset[str], dict[str, Any]] = {}
 
     def of_names(self, inputs: dict[str, Tensor], k: int, use: Collection[str] | None) -> dict[str, Any]:
         """What the model takes beside the rows of a batch, once for each client if a part in the text tower is on.
@@ -42,9 +42,12 @@ class OwnTokens:
             ids = {"input_ids": self.backbone.names.ids()}
             for part in on.values():
                 ids = part.inputs(self.backbone, ids)
-            self._names[key] = ids["input_ids"].to(self.backbone.device)
-        rows = self._names[key]
-        return inputs | {"input_ids": rows.repeat(k, 1), "classes": len(rows)}
+            rows, device = ids["input_ids"], self.backbone.device
+            common = self.backbone.names.common(rows)
+            about = {"classes": len(rows), "common": None if common is None else common.to(device)}
+            self._names[key] = about | {"input_ids": (rows if common is None else common.ids).to(device)}
+        found = self._names[key]
+        return inputs | found | {"input_ids": found["input_ids"].repeat(k, 1)}
 
     def room(self, use: Collection[str] | None) -> int:
         """How many tokens of parts stand in each row."""

@@ -77,25 +77,22 @@ class ClassContext(Additive):
         return {"context": Init(shape, "value", value=weight[words].float().cpu().expand(shape))}
 
     def inputs(self, backbone: Backbone, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Rows of token ids in which -1 … -p stand for the context."""
+        """Rows of token ids in which -1 … -p stand for the context; a class with one of its own has the next p."""
         assert backbone.names is not None
-        context = [-1 - i for i in range(self.length(backbone))]
-        stop = backbone.names.words(".")
+        p, stop = self.length(backbone), backbone.names.words(".")
+        before = {"end": p, "middle": p // 2, "front": 0}[self.where]
         rows = []
-        for name in self.words or backbone.names.names:
+        for c, name in enumerate(self.words or backbone.names.names):
             word = backbone.names.words(spoken(name))
-            before = {"end": len(context), "middle": len(context) // 2, "front": 0}[self.where]
+            context = [-1 - i - (c * p if self.per_class else 0) for i in range(p)]
             rows.append([*context[:before], *word, *context[before:], *stop])
         return inputs | {"input_ids": backbone.names.rows(rows, self.words)}
 
     def apply(self, module: nn.Module, w: Mapping[str, Tensor], x: Tensor, out: Tensor) -> Tensor:
-        place = x < 0
-        at = (-1 - x).clamp(min=0)
-        context = w["context"].to(out.dtype)  # [k, p, d] or [k, C, p, d]
-        if context.dim() == 3:
-            context = context.unsqueeze(1).expand(-1, x.shape[1], -1, -1)
-        put = context.gather(2, at.unsqueeze(-1).expand(*at.shape, context.shape[-1]))
-        return torch.where(place.unsqueeze(-1), put, out)
+        context = w["context"].to(out.dtype).flatten(1, -2)  # [k, p, d], or [k, C·p, d]
+        at = (-1 - x).clamp(min=0).flatten(1).unsqueeze(-1)
+        put = context.gather(1, at.expand(*at.shape[:2], context.shape[-1])).view_as(out)
+        return torch.where((x < 0).unsqueeze(-1), put, out)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import CLIPModel, SiglipModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
+from weft.backbones.common_start import CommonStart, arranged
 from weft.backbones.options import sentence
 from weft.errors import UserError
 
@@ -50,6 +51,7 @@ class Similarity:
         image_embeds: Tensor | None = None,
         text_embeds: Tensor | None = None,
         classes: int = 0,
+        common: CommonStart | None = None,
         **_: Any,
     ) -> ImageClassifierOutput:
         """
@@ -57,7 +59,7 @@ class Similarity:
             pixel_values: [n, 3, H, W], or image_embeds: [n, e], not normalised.
             input_ids: token rows of the class names, r copies of all ``classes``: [r·C, T], or text_embeds: [r·C, e], of unit
                 length. Copy i is compared with the i-th of r equal shares of the images.
-            classes: C, if there are several copies.
+            classes: C, if there are several copies. common: how the names stand in the token rows, if not one in each.
         """
         if image_embeds is None:
             assert pixel_values is not None
@@ -65,7 +67,7 @@ class Similarity:
         image_embeds = self.image_embedding(image_embeds)
         if text_embeds is None:
             assert input_ids is not None
-            text_embeds = self.embed_texts(input_ids)
+            text_embeds = self.embed_texts(input_ids, common)
         dtype = torch.promote_types(image_embeds.dtype, torch.float32)  # a scale of 100 leaves little of bfloat16
         names = text_embeds.to(dtype).view(-1, classes or len(text_embeds), text_embeds.shape[-1])
         images = F.normalize(image_embeds.to(dtype), dim=-1).view(len(names), -1, image_embeds.shape[-1])
@@ -82,14 +84,28 @@ class Similarity:
         """[n, V, e], not normalised."""
         raise NotImplementedError
 
-    def embed_texts(self, input_ids: Tensor) -> Tensor:
-        """[n, e], of unit length; float32 at least."""
-        found = self.text_features(input_ids)
+    def embed_texts(self, input_ids: Tensor, common: CommonStart | None = None) -> Tensor:
+        """[n, e], of unit length; float32 at least.
+
+        Args:
+            input_ids: [n, T], or copies of the rows of what texts have in ``common``.
+        """
+        found = self.text_features(input_ids, common)
         return F.normalize(found.to(torch.promote_types(found.dtype, torch.float32)), dim=-1)
 
-    def text_features(self, input_ids: Tensor) -> Tensor:
+    def text_features(self, input_ids: Tensor, common: CommonStart | None = None) -> Tensor:
         """[n, e], not normalised."""
         raise NotImplementedError
+
+    def last_states(self, input_ids: Tensor, common: CommonStart | None) -> Tensor:
+        """[n, d] what a text tower makes of the last token of each text."""
+        found: Tensor
+        if common is None:
+            found = self.text_model(input_ids).pooler_output
+        else:
+            beside = common.beside(len(input_ids) // len(common.ids), self.text_model.dtype)
+            found = common.last(self.text_model(input_ids, **beside).last_hidden_state)
+        return found
 
 
 class SimilarityCLIP(Similarity, CLIPModel):
@@ -105,8 +121,8 @@ class SimilarityCLIP(Similarity, CLIPModel):
         found: Tensor = self.visual_projection(self.vision_model.post_layernorm(patches))
         return found
 
-    def text_features(self, input_ids: Tensor) -> Tensor:
-        found: Tensor = self.text_projection(self.text_model(input_ids).pooler_output)
+    def text_features(self, input_ids: Tensor, common: CommonStart | None = None) -> Tensor:
+        found: Tensor = self.text_projection(self.last_states(input_ids, common))
         return found
 
 
@@ -123,9 +139,8 @@ class SimilaritySigLIP(Similarity, SiglipModel):
         found: Tensor = self.vision_model.head(patches.flatten(0, 1).unsqueeze(1))
         return found.view(*patches.shape[:2], -1)
 
-    def text_features(self, input_ids: Tensor) -> Tensor:
-        found: Tensor = self.text_model(input_ids).pooler_output
-        return found
+    def text_features(self, input_ids: Tensor, common: CommonStart | None = None) -> Tensor:
+        return self.last_states(input_ids, common)
 
 
 TOWERS = {"clip": SimilarityCLIP, "siglip": SimilaritySigLIP}
@@ -178,3 +193,7 @@ class ClassNames:
         rows = [[*start, *row, end] for row in inner]
         width = self.limit if self.padded else width
         return torch.tensor([[*row, *[filler] * (width - len(row))] for row in rows])
+
+    def common(self, rows: Tensor) -> CommonStart | None:
+        """The same texts in fewer rows, where they begin alike and the tower takes them so."""
+        return None if self.padded else arranged(rows, self.tokenizer.eos_token_id, self.limit)

@@ -21,6 +21,7 @@ from transformers import CLIPConfig, CLIPPreTrainedModel, CLIPTextModel
 from weft import distribution
 from weft.backbones import timm_model
 from weft.backbones.clip import Similarity
+from weft.backbones.common_start import CommonStart
 from weft.backbones.finding import OPEN_CLIP
 from weft.backbones.reading import Read, reason
 from weft.backbones.transforms import Transforms
@@ -85,8 +86,8 @@ class SimilarityOpenCLIP(Similarity, CLIPPreTrainedModel):
         found = visual.head(visual.trunk.forward_head(maps))
         return found.view(*places.shape[:2], -1)
 
-    def text_features(self, input_ids: Tensor) -> Tensor:
-        found: Tensor = self.text_projection(self.text_model(input_ids).pooler_output)
+    def text_features(self, input_ids: Tensor, common: CommonStart | None = None) -> Tensor:
+        found: Tensor = self.text_projection(self.last_states(input_ids, common))
         return found
 
 

@@ -115,6 +115,9 @@ def data(
     pair: Annotated[str | None, typer.Option(help="Column of a second text.", show_default=False)] = None,
     label: Annotated[str | None, typer.Option(help="Column of the label.", show_default=False)] = None,
     key: Annotated[str | None, typer.Option(help="Column of the natural client.", show_default=False)] = None,
+    core: Annotated[
+        int, typer.Option(min=0, help="Of sequences of items: leave out users and items with fewer interactions.")
+    ] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the deal.")] = 0,
     out_: Annotated[
         Path | None,
@@ -148,7 +151,8 @@ def data(
     from weft.data import load
     from weft.data import partition as deal
 
-    source = load(name, seed=seed, image=image, text=text, pair=pair, label=label, key=key, limit=limit, wanted="any")
+    columns = {"image": image, "text": text, "pair": pair, "label": label, "key": key}
+    source = load(name, seed=seed, **columns, limit=limit, wanted="any", core=core)
     dealt = deal(
         source,
         clients=clients,

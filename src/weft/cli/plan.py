@@ -13,6 +13,8 @@ from weft.cli.grids import grid
 from weft.errors import UserError
 from weft.words import count, shown
 
+MOST = 12  # of the values of a list
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -53,7 +55,8 @@ def header(out: Console, resolved: Resolved, people: str | None = None) -> None:
         out.print()
         table = grid("setting", "value", "instead of", "from")
         for row in rows:
-            table.add_row(Text(row["name"], style="cyan"), shown(row["value"]), shown(row["default"]), row["origin"])
+            value, usual = shown(row["value"], MOST), shown(row["default"], MOST)
+            table.add_row(Text(row["name"], style="cyan"), value, usual, row["origin"])
         out.print(table)
     out.print()
 

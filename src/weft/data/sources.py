@@ -47,7 +47,8 @@ def load(
     limit: at most this many rows of each split, drawn with ``seed`` (held-out clients count as one split).
     wanted: what a row is for: the label is one of ``classes``, or one of ``numbers`` to predict; rows are for generation,
         ``answers``; have two answers that were compared, ``preferences``; are sequences of ``items``, see
-        :mod:`weft.data.interactions`; or ``any``, where a label with fractions is a number.
+        :mod:`weft.data.interactions`; or ``any``, where a label with fractions is a number, and files that hold nothing else
+        are read as sequences.
         Tagged words are recognised whatever is wanted but answers and preferences; and so are, for classes and any, data that are
         for nothing but generation or preferences, see :mod:`weft.data.dialogues` and :mod:`weft.data.preferred`.
     one_class: whether that is enough to train on, as it is for one site of a federation.
@@ -66,6 +67,8 @@ def load(
     asked = {flag: column for flag, column in columns.items() if column is not None}
     if wanted == "items" and not isinstance(name, str):
         raise UserError("sequences of items are read from a file or folder: give its path, or weft.data.Rows with items.")
+    if core and wanted == "any":
+        wanted = "items"
     if core and wanted != "items":
         raise UserError(NO_CORE)
     source = _load(name, asked, wanted, core) if isinstance(name, str) else given.read(name, asked, wanted)
@@ -100,7 +103,17 @@ def _load(name: str, columns: dict[str, str], wanted: Wanted, core: int = 0) -> 
         return source
     path = Path(name).expanduser()
     if entry is None and (path.exists() or suffix(path) or name.startswith((".", "/", "~"))):
-        return interactions.read(path, columns, [], core) if wanted == "items" else _local(path, columns, wanted)
+        if wanted == "items":
+            return interactions.read(path, columns, [], core)
+        try:
+            return _local(path, columns, wanted)
+        except UserError as e:
+            if wanted != "any":
+                raise
+            try:
+                return interactions.read(path, columns, [])
+            except UserError:
+                raise e from None
     if entry is None and not HUB_ID.fullmatch(name):
         raise UserError(
             f'there is no data set called "{name}": weft data lists the known ones; a file or folder, or '

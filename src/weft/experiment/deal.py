@@ -31,6 +31,7 @@ class Deal(Group):
         0,
         "Next item: leave out users and items with fewer interactions, until none is left that has; 5 is usual.",
         "Of the sequences in files; `0` leaves all in, but for users of fewer than three items.",
+        common=True,
     )
     public: Name | None = setting(
         None,

@@ -70,7 +70,7 @@ class Towers:
         self._check_absent()
         self._weave.prefix = None
         with self._weave.attached(clients, k, use):
-            found: Tensor = self.backbone.model.embed_texts(inputs["input_ids"])
+            found: Tensor = self.backbone.model.embed_texts(inputs["input_ids"], inputs["common"])
         return found.to(self.device, self.dtype).view(k, -1, found.shape[-1])
 
     @property

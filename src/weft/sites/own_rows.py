@@ -41,13 +41,7 @@ class OwnData:
             UserError: there are no such data.
         """
         if self.deal is None:
-            try:
-                return self._read("any")
-            except UserError as e:
-                try:
-                    return self._read("items")
-                except UserError:
-                    raise e from None
+            return self._read("any")
         from weft.runs.prepare import deal
 
         file, name = self.deal
@@ -58,8 +52,9 @@ class OwnData:
             raise UserError(f'the experiment {file} deals its data to no client "{name}": {shown}.{nearest(name, ids)}')
         return dealt.clients[ids.index(name)], dealt.classes
 
-    def _read(self, wanted: Wanted) -> Source:
-        return load(self.data, image=self.image, text=self.text, pair=self.pair, label=self.label, one_class=True, wanted=wanted)
+    def _read(self, wanted: Wanted, core: int = 0) -> Source:
+        columns = {"image": self.image, "text": self.text, "pair": self.pair, "label": self.label}
+        return load(self.data, **columns, one_class=True, wanted=wanted, core=core)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -87,8 +82,8 @@ class OwnData:
         source = self.loaded
         if x.task in (GENERATION, MASKED) and source.train.answers is None:  # read before it was known what for
             source = self._read("answers")
-        if x.task == NEXT_ITEM and source.train.items is None:
-            source = self._read("items")
+        if x.task == NEXT_ITEM and (source.train.items is None or x.core):
+            source = self._read("items", x.core)
         if x.task == PREFERENCE and source.train.rejected is None:
             source = self._read("preferences")
         if x.task == NUMBERS and source.train.numbers is None:

@@ -22,6 +22,7 @@ from weft.communication.codecs import codec
 from weft.data.bio import type_of
 from weft.data.images import Images
 from weft.data.rows import Rows
+from weft.data.sources import NO_CORE
 from weft.data.tagged import rows_of
 from weft.engines.observer import Observer
 from weft.engines.remote import Remote, check_told
@@ -179,6 +180,8 @@ def _check(resolved: Resolved) -> None:
         raise UserError("a method that is an object in Python can't be told to sites: give it a slug in a package of its own.")
     if not x.classes:
         raise UserError('a real federation has to declare its label set: write classes = ["…", "…"] in the experiment file.')
+    if x.core and x.task != NEXT_ITEM:
+        raise UserError(NO_CORE)
     check_told(make(x.classes, kind_of(x), x.metrics), x.class_counts)
     if x.baseline is not None or x.baselines:
         raise UserError("baselines compare runs on the same rows, which a coordinator does not have: leave baseline(s) out.")

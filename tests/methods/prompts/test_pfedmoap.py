@@ -263,8 +263,8 @@ def test_others_are_read_once_a_turn_and_without_a_gradient(monkeypatch: pytest.
     calls: list[bool] = []
     embed = run.bench.backbone.model.embed_texts
 
-    def counted(ids: Tensor) -> Tensor:
-        found = embed(ids)
+    def counted(*given: Any) -> Tensor:
+        found: Tensor = embed(*given)
         calls.append(found.requires_grad)
         return found
 

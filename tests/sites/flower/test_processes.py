@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+import item_files
 import weft
 from toy_runs import Dies, Killed, by_engine
 from weft.federation.client import ClientState
@@ -21,13 +22,18 @@ METHODS: dict[str, dict[str, Any]] = {
     "fedit": {"rank": 2},
     "fedsa-lora": {"rank": 2},
     "flora": {"ranks": "2,4"},
+    "pfcr": {"tuning": 1, "length": 3, "heads": 2},
 }
+KEEPS = ("fedsa-lora", "pfcr")  # something of each client's own
 
 
 def federation(tmp_path: Path, slug: str, engine: str) -> weft.Run:
     """Three rounds of two clients, the head started by a probe where the method has one to start."""
     more: dict[str, Any] = {"start_head": "probe", "probe_rounds": 2} if slug == "fedit" else {}
-    stopped = Dies(after=1) if (slug, engine) == ("fedsa-lora", "flower") else None
+    if slug == "pfcr":  # which is of sequences of items
+        item_files.domains(tmp_path / "own")
+        more = {"data": str(tmp_path / "own"), "model": item_files.model(), "task": "next-item", "partition": "natural"}
+    stopped = Dies(after=1) if slug in KEEPS and engine == "flower" else None
     try:
         return by_engine(tmp_path, slug, engine, 2, METHODS[slug], codec="quant8", observer=stopped, **more)
     except Killed:
@@ -62,7 +68,7 @@ def test_processes_over_flower_give_the_numbers_of_the_simulation(slug: str, tmp
             torch.testing.assert_close(at_site[n], value, rtol=0, atol=1e-9)
         kept += len(at_site)
         assert not list((there.folder / "clients").glob(f"{name}*"))  # it stays at the site
-    assert (kept > 0) == (slug == "fedsa-lora")
+    assert (kept > 0) == (slug in KEEPS)
 
     for a, b in zip(here.rounds, there.rounds, strict=True):
         for way in ("down", "up"):
