@@ -14,6 +14,7 @@ from weft import energy
 from weft import experiment as settings
 from weft.backbones.finding import find
 from weft.backbones.load import pick_device
+from weft.backbones.short_names import encoders
 from weft.callbacks import tracker
 from weft.communication.codecs import codec
 from weft.engines.here import Here
@@ -75,7 +76,7 @@ def start(
     metering = energy.made(x, observer.say, jobs)
     (
         codec(x.codec),
-        [find(m, observer.say) for m in x.models],
+        [find(one, observer.say) for m in x.models for one in encoders(m)],
         pick_device(x.device),
     )  # an unknown name is said before anything is loaded
     adapter = from_adapter.read(x)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+import encoders
 import open_clips
 import tiny
 from by_hand import close
@@ -32,6 +33,9 @@ from weft.adaptation.tokens import ClassContext, ImageTokens
 from weft.backbones.inventory import inventory
 from weft.backbones.load import load
 from weft.backbones.prefix import PrefixCache
+from weft.backbones.run_table import tabulate
+from weft.data.images import Images
+from weft.data.rows import Rows
 from weft.errors import UserError
 from weft.export import load as load_export
 from weft.methods import PromptFL
@@ -190,6 +194,19 @@ def test_its_tower_of_pictures_has_no_place_for_parts() -> None:
         assert "\n" not in str(e.value)
     with pytest.raises(UserError, match="is taken as a whole"):
         b.check_separate()
+
+
+def test_its_tower_stands_beside_an_encoder_of_transformers() -> None:
+    both = load(
+        f"{open_clips.folder('rn50', False)}+{encoders.folder('vit')}", classes=tiny.names(3), device="cpu", precision="float64"
+    )
+    draw = np.random.default_rng(0)
+    given = [draw.integers(0, 256, (30 + i, 40, 3), dtype=np.uint8) for i in range(5)]
+    rows = Rows(None, None, np.arange(5) % 3, np.arange(5), images=Images(given))
+    found = both.model.embed_images(**both.to_model(tabulate(both, rows).collate(np.arange(5))))
+    alone = open_clips.backbone("rn50")
+    own = alone.embed(alone.to_model(tabulate(alone, rows).collate(np.arange(5))), "image").squeeze(1)
+    close(found, torch.cat([own, encoders.side_by_side(["vit"], given)], 1), 1e-5)
 
 
 def test_it_is_described() -> None:

@@ -10,11 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
+import encoders
 import timm_models
 import tiny
 from exporting import RUN_CLOSE, exported
 from weft.backbones.load import load
 from weft.backbones.pixels import pixels
+from weft.backbones.run_table import tabulate
 from weft.data.images import Images
 from weft.data.rows import Rows
 from weft.errors import UserError
@@ -58,6 +60,19 @@ def test_a_merged_model_of_timm_is_one_again(tmp_path: Path) -> None:
     again = load(str(whole), classes=tiny.names(3), device="cpu", precision="float32")
     wanted = run.server.pack().predict(lambda p, b: run.method.forward(p, b, "global"), [np.arange(6)])[0]
     torch.testing.assert_close(again.model(**run.bench.table.collate(np.arange(6))).logits, wanted, **RUN_CLOSE)
+
+
+def test_a_mixer_stands_beside_a_vit() -> None:
+    """What its own head reads is the mean over patches of what leaves its last norm."""
+    both = load(
+        f"{timm_models.mixer_folder()}+{encoders.folder('vit')}", classes=tiny.names(3), device="cpu", precision="float64"
+    )
+    given = [np.asarray(p) for p in photographs()]
+    table = tabulate(both, Rows(None, None, np.zeros(4, np.int64), np.arange(4), images=Images(given)))
+    inputs = both.to_model(table.collate(np.arange(4)))
+    own = timm_models.mixer("float64").model.timm_model.forward_features(inputs["pixel_values"]).mean(1)
+    wanted = torch.cat([own, encoders.side_by_side(["vit"], given)], 1)
+    torch.testing.assert_close(both.model.embed_images(**inputs), wanted, rtol=0.0, atol=1e-5)
 
 
 def test_without_timm_a_sentence_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

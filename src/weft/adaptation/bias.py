@@ -42,6 +42,7 @@ class Bias(Additive):
             "norm": norm,
         }[self.scope]
         if not found:
+            backbone.check_blocks()
             raise UserError(
                 f'backbone "{backbone.name}" has no bias vectors in scope "{self.scope}"; '
                 "add zero ones with --set method.add_missing=true."

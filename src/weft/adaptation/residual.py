@@ -32,7 +32,7 @@ class Residual(Additive):
     ratio: Count = 4
 
     def sites(self, backbone: Backbone) -> list[Site]:
-        if backbone.embedding is None:
+        if backbone.embedding is None or backbone.names is None:
             raise UserError(
                 f'backbone "{backbone.name}" has no joint embedding of images and texts: use a CLIP, such as --model glyph-clip, '
                 "with --task similarity."

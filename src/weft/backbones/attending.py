@@ -119,6 +119,8 @@ def sites(model: nn.Module, blocks: list[str], inputs: Mapping[str, Tensor]) -> 
 
 def of(backbone: Backbone) -> list[Site]:
     """:func:`sites` of a whole backbone."""
+    if not backbone.blocks:
+        return []
     from weft.backbones import trace
     from weft.backbones.pixels import picture_shape
 

@@ -106,8 +106,10 @@ class Backbone:
         own_padding: padding id that its configuration names, before its tokenizer's took its place.
         own_head: its checkpoint has a head for another number of classes.
         picture_tokens: that a block sees of one picture. options: it was loaded with.
-        names: the class names as the text tower reads them, and text_linears, words: sites in that tower; embedding: the site at
-            the embedding of a whole image. Only of a backbone with two towers.
+        names: the class names as the text tower reads them, and text_linears, words: sites in that tower. Only of a backbone with
+            two towers.
+        embedding: of a whole image, from which a pass may begin: of a backbone with two towers, or of several encoders. encoders:
+            these, side by side; their models are without heads.
         vocabulary: the output layer of a language model, None elsewhere. encoder_decoder: it is one; its blocks are those of the
             encoder, then those of the decoder. quantised: how its weights are, "" = not.
         fresh: parameters that the checkpoint lacks.
@@ -153,6 +155,7 @@ class Backbone:
     encoder_decoder: bool = False
     quantised: str = ""
     fresh: frozenset[str] = frozenset()
+    encoders: tuple[Backbone, ...] = ()
     _text_embeds: Tensor | None = field(default=None, init=False, repr=False)
     _attentions: list[Site] | None = field(default=None, init=False, repr=False)
     _modules: dict[str, nn.Module] = field(default_factory=dict, repr=False)
@@ -197,11 +200,17 @@ class Backbone:
         Raises:
             UserError: there are none that parts could sit in.
         """
-        if not self.blocks:
+        if self.blocks:
+            return
+        if self.encoders:
             raise UserError(
-                f'the tower of pictures of backbone "{self.name}" is taken as a whole, with no place for parts inside: use a '
-                "method of prompts for class names, such as promptfl, or another --model."
+                f'the encoders of backbone "{self.name}" are taken as they are, with no place for parts inside: use a method '
+                "that trains a head on what they make of a picture, such as fedpcl, or one of them alone as --model."
             )
+        raise UserError(
+            f'the tower of pictures of backbone "{self.name}" is taken as a whole, with no place for parts inside: use a '
+            "method of prompts for class names, such as promptfl, or another --model."
+        )
 
     def check_more_tokens(self) -> None:
         """
@@ -243,6 +252,11 @@ class Backbone:
         return self._attentions
 
     @property
+    def features(self) -> int:
+        """How many numbers of a row its head reads, or class names are compared with."""
+        return self.heads[0].d_in if self.embedding is None else self.embedding.d_in
+
+    @property
     def separate_blocks(self) -> bool:
         """Whether a pass can leave blocks out, or start at any of them from its hidden states."""
         return not (self.shared_blocks or self.chained_blocks or self.staged_blocks)
@@ -270,7 +284,7 @@ class Backbone:
 
     @torch.no_grad()
     def embed(self, inputs: dict[str, Tensor], what: Embedding) -> Tensor:
-        """Embeddings of pictures, not normalised: [n, 1, e], or [n, V, e] of their patches. Only where there are two towers."""
+        """Embeddings of pictures, not normalised: [n, 1, e]; where there are two towers [n, V, e] of their patches too."""
         if what == "patches":
             return self.model.embed_patches(**inputs)
         return self.model.embed_images(**inputs).unsqueeze(1)

@@ -9,6 +9,7 @@ from typing import Any
 
 from weft.backbones.backbone import Backbone, Site
 from weft.backbones.describe import find_blocks, stack
+from weft.backbones.pixels import picture_shape
 
 
 def inventory(backbone: Backbone) -> dict[str, Any]:
@@ -32,6 +33,7 @@ def inventory(backbone: Backbone) -> dict[str, Any]:
             "shared": b.shared_blocks,
             "tokens_of_a_picture": (b.blocks and b.picture_tokens) or None,
         },
+        "encoders": [_encoder(one) for one in b.encoders],
         "linears": grouped(b.linears, b.blocks),
         "norms": {
             "in_blocks": sum(s.block is not None for s in b.norms),
@@ -75,7 +77,8 @@ def cautions(backbone: Backbone) -> list[str]:
         why = "one block is called several times" if backbone.shared_blocks else staged
         found.append(f"{why}: methods that leave blocks out can't be used, and frozen lower blocks are not cached.")
     if not backbone.blocks:
-        found.append("its tower of pictures is taken as a whole: methods that put something inside it can't be used.")
+        what = "its encoders are taken as they are" if backbone.encoders else "its tower of pictures is taken as a whole"
+        found.append(f"{what}: methods that put something inside {'them' if backbone.encoders else 'it'} can't be used.")
     elif not any(s.bias for s in (*backbone.linears, *backbone.norms)):
         found.append("there are no biases: methods that train them need --set method.add_missing=true.")
     if not backbone.heads and backbone.names is not None:
@@ -100,6 +103,12 @@ def _text_tower(b: Backbone) -> dict[str, Any]:
         "blocks": {"path": blocks[0].rsplit(".", 1)[0], "count": len(blocks)},
         "linears": grouped((replace(s, bias=b.module(s.name).bias is not None) for s in b.text_linears), blocks),
     }
+
+
+def _encoder(b: Backbone) -> dict[str, Any]:
+    """One of several that stand side by side."""
+    height, width = picture_shape(b.model.config, b.processor)[1:]
+    return {"name": b.name, "type": b.kind, "height": height, "width": width, "features": b.features}
 
 
 def _inside(name: str, blocks: list[str]) -> str:

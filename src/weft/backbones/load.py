@@ -22,6 +22,7 @@ from weft.backbones.pixels import picture_shape
 from weft.backbones.prompts import spelt_out
 from weft.backbones.quantised import Quantisation
 from weft.backbones.reading import similar, transformers_model
+from weft.backbones.short_names import encoders
 from weft.backbones.vocabulary import vocabulary
 from weft.checks import checkpoints, tokenizers
 from weft.checks.checkpoints import Shape
@@ -93,7 +94,8 @@ def load(
     """Load a frozen backbone that tells ``classes`` apart.
 
     Args:
-        name: short name (``minilm``), Hugging Face hub id, or a local folder written by ``save_pretrained``.
+        name: short name (``minilm``), Hugging Face hub id, or a local folder written by ``save_pretrained``; of pictures, several
+            side by side, joined by plus signs, see :mod:`weft.backbones.side_by_side`.
         classes: how many, or their names (which a backbone with a text tower needs).
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         precision: of the frozen weights and activations: ``auto``, ``float32``, ``bfloat16`` (``float64`` for tests).
@@ -114,12 +116,20 @@ def load(
         UserError: unknown name, weights that can't be had, a corrupt packaged file, an architecture without blocks or head.
     """
     options = Options(task, spelt_out(template) if task == GENERATION else template, blocks, roles, head, label_words, calibrate)
+    if task not in LANGUAGE and (quantise, device_map) != ("none", "none"):
+        raise UserError("--quantise and --device-map are for language models: leave them out, or use --task generation.")
+    if len(several := encoders(name)) > 1:
+        from weft.backbones import side_by_side  # with transformers, which takes seconds to import
+
+        side_by_side.check(name, options)
+        given: dict[str, Any] = {"device": device, "precision": precision, "attention": attention, "task": task, "say": say}
+        many = classes if isinstance(classes, int) else len(classes)
+        given |= {"classes": list(map(str, range(many))), "trust_remote_code": trust_remote_code}  # no encoder is told the names
+        return side_by_side.joined(name, many, options, [load(one, **given) for one in several])
     where, known, hub_id = find(name, say)
     target = pick_device(device)
     dtype = pick_precision(precision, target)
     names = None if isinstance(classes, int) else tuple(classes)
-    if task not in LANGUAGE and (quantise, device_map) != ("none", "none"):
-        raise UserError("--quantise and --device-map are for language models: leave them out, or use --task generation.")
     if config_of(where).get("model_type") == VQ_REC:
         from weft.backbones import vq_rec  # with transformers, which takes seconds to import
 

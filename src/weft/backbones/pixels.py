@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,6 +34,7 @@ class Pixels:
         values: uint8 [n (1 + views), 3, H, W]; what else is told of rows is as long. mean, std: float32 [3], of values scaled to
             0–1. views: of each row, beside the row as it is.
         tokens: that the backbone makes of a picture.
+        others: the same rows as further encoders take them, which stand beside the first one.
         labels: int64 [n]. row_ids: int64 [n], stable keys of the rows within their source.
         allowed: bool [n, C], the classes that each row may have; None = all. numbers: float64 [n], of a regression.
     """
@@ -47,6 +48,7 @@ class Pixels:
     allowed: np.ndarray | None = None
     numbers: np.ndarray | None = None
     views: int = 0
+    others: tuple[Pixels, ...] = ()
     file: Any = field(default=None, repr=False)  # keeps a temporary file alive
 
     def __len__(self) -> int:
@@ -71,20 +73,29 @@ class Pixels:
         return None
 
     def collate(self, index: np.ndarray, width: int | None = None) -> dict[str, torch.Tensor]:
-        """Model inputs for the rows ``index`` ([m]; -1 = an empty padding row): ``pixel_values`` float32 [m, 3, H, W]."""
+        """Model inputs for the rows ``index`` ([m]; -1 = an empty padding row): ``pixel_values`` float32 [m, 3, H, W]; and of
+        the encoders beside the first one, by :func:`values_of`.
+        """
         found = np.zeros((len(index), *self.values.shape[1:]), dtype=np.float32)
         present = index >= 0
         scaled = self.values[index[present]].astype(np.float32) / 255
         found[present] = (scaled - self.mean[:, None, None]) / self.std[:, None, None]
-        return {"pixel_values": torch.from_numpy(found)}
+        beside = {values_of(i): one.collate(index)[values_of(0)] for i, one in enumerate(self.others, 1)}
+        return {values_of(0): torch.from_numpy(found)} | beside
 
     def another(self, index: np.ndarray) -> np.ndarray:
         """Of views the next ones of the same rows."""
         return self.viewed(index, index // max(len(self), 1))
 
 
+def values_of(encoder: int) -> str:
+    """What a model calls the pictures of one of its encoders, by its number."""
+    return f"pixel_values_{encoder}" if encoder else "pixel_values"
+
+
 def pixels(backbone: Backbone, rows: Rows, views: Views | None = None) -> Pixels:
-    """Resize and crop pictures as the backbone's own image processor does; what it makes random stays off.
+    """Resize and crop pictures as the backbone's own image processor does, or those of its encoders; what these make random stays
+    off.
 
     Args:
         views: are made of each picture too.
@@ -93,6 +104,9 @@ def pixels(backbone: Backbone, rows: Rows, views: Views | None = None) -> Pixels
         UserError: a file that is no picture, or one that can't be shown faithfully.
     """
     assert rows.images is not None
+    if backbone.encoders:
+        first, *others = (pixels(encoder, rows, views) for encoder in backbone.encoders)
+        return replace(first, tokens=backbone.picture_tokens, others=tuple(others))
     processor = backbone.processor
     shape = picture_shape(backbone.model.config, processor)
     store: Any = None
@@ -130,7 +144,7 @@ def pixels(backbone: Backbone, rows: Rows, views: Views | None = None) -> Pixels
         None if rows.allowed is None else np.tile(rows.allowed, (1 + many, 1)),
         None if rows.numbers is None else np.tile(rows.numbers, 1 + many),
         many,
-        store,
+        file=store,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -111,6 +112,16 @@ KNOWN = {
         Known("mbart-50", "facebook/mbart-large-50-many-to-many-mmt", "encoder-decoder", 611),
     )
 }
+
+
+def encoders(name: str) -> list[str]:
+    """The names in ``a+b``, which are encoders side by side; of any other the name itself. Folders may have a plus in theirs."""
+    pieces, found = name.split("+"), []
+    while pieces:
+        whole = next((n for n in range(len(pieces), 1, -1) if os.path.isdir("+".join(pieces[:n]))), 1)
+        found.append("+".join(pieces[:whole]).strip())
+        del pieces[:whole]
+    return found
 
 
 def usual(needs: Collection[str]) -> str:

@@ -18,6 +18,7 @@ def backbone_card(out: Console, found: dict[str, Any]) -> None:
     """What :func:`weft.backbones.inventory.inventory` found."""
     blocks, norms, biases, head = found["blocks"], found["norms"], found["biases"], found["head"]
     tokens = f", {blocks['tokens_of_a_picture']} tokens a picture" if blocks["tokens_of_a_picture"] else ""
+    read = "what the encoders make of a picture, side by side" if found["encoders"] else POOLED[head["reads"]]
     outside = f" and {', '.join(norms['outside'])}" if norms["outside"] else ""
     out.print(Text.assemble((found["name"], "bold cyan"), f"  {found['type']}, {found['class']}"))
     facts(
@@ -30,12 +31,13 @@ def backbone_card(out: Console, found: dict[str, Any]) -> None:
             "blocks": f"none, {blocks['hidden_size']} features of a picture"
             if not blocks["count"]
             else f"{blocks['count']} in {blocks['path']}, hidden size {blocks['hidden_size']}{tokens}",
+            **{f"encoder {i}": _encoder(one) for i, one in enumerate(found["encoders"], 1)},
             "norms": f"{norms['in_blocks']} in blocks{outside}",
             "biases": f"{biases['vectors']} vectors, {biases['elements']:,} elements",
             "bottlenecks": f"{found['bottlenecks']['count']}, {found['bottlenecks']['place']}",
             "other linear layers": ", ".join(map(_site, found["outside"])) or "none",
             **(
-                {"head": ", ".join(map(_site, head["modules"])) or "none", "head reads": POOLED[head["reads"]]}
+                {"head": ", ".join(map(_site, head["modules"])) or "none", "head reads": read}
                 if found["output_layer"] is None
                 else {"output layer": _output(found["output_layer"])}
             ),
@@ -50,6 +52,8 @@ def backbone_card(out: Console, found: dict[str, Any]) -> None:
     for note in found["notes"]:
         out.print()
         out.print(Text(note, style="yellow"))
+    if found["encoders"]:
+        return
     out.print()
     out.print(Text("Wrong? --blocks, --roles and --head put it right, here and in weft run.", style="dim"))
 
@@ -64,6 +68,10 @@ def _linears(out: Console, title: str, linears: list[dict[str, Any]], prefix: st
             Text(role, style="cyan"), s["name"], str(s["d_in"]), str(s["d_out"]), "yes" if s["bias"] else "-", str(s["count"])
         )
     out.print(table)
+
+
+def _encoder(one: dict[str, Any]) -> str:
+    return f"{one['name']} ({one['type']}), {one['features']} features of {one['height']}×{one['width']} pixels"
 
 
 def _output(layer: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
+from weft.backbones.short_names import encoders
 from weft.cli.cards import citation
 from weft.cli.grids import grid
 from weft.errors import UserError
@@ -187,5 +188,7 @@ def suggestions(done: Run) -> list[str]:
     others = sorted((s for s in registry.infos() if s != slug), key=lambda s: s != "flora")
     if done.summary.get("start"):
         others = []  # not every method can begin from the same adapter
+    if any(len(encoders(model)) > 1 for model in done.summary["settings"]["model"]["value"].split(",")):
+        others = []  # few methods need no place inside an encoder
     compared = (command(done.summary, {"method": other}) for other in others)
     return [next((c for c in chain(mends, compared) if c is not None), "weft run --help"), "weft methods"]

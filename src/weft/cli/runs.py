@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from weft.backbones.short_names import encoders
 from weft.cli.listings import Json, show_json
 from weft.errors import UserError
 from weft.report.console import out
@@ -94,7 +95,7 @@ def _show(found: Sequence[Listed], root: Path) -> None:
         settings = (
             " ".join(filter(None, (run.method, run.baseline))),
             run.data or "",
-            ",".join(Path(one).name for one in (run.model or "").split(",")),
+            ",".join("+".join(Path(e).name for e in encoders(one)) for one in (run.model or "").split(",")),
             "" if run.seed is None else str(run.seed),
         )
         cells = (

@@ -11,6 +11,7 @@ from typing import Any
 
 import weft
 from weft.backbones.finding import find
+from weft.backbones.short_names import encoders
 from weft.comparison.cell_grid import Cell
 from weft.experiment import OUTPUT, Resolved, resolve
 from weft.runs.provenance import version
@@ -34,7 +35,7 @@ def of_cell(resolved: Resolved, given: str | None) -> str:
         "settings": settings,
         "files": named,
         "data": given,
-        "weights": [_content(find(name)[0]) for name in x.models],
+        "weights": [_content(find(one)[0]) for name in x.models for one in encoders(name)],
         "code": [code(), _of_method(type(resolved.method))],
         "versions": {name: version(name) for name in PACKAGES},
     }

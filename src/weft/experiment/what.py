@@ -46,6 +46,7 @@ class What(Group):
     model: Name = setting(
         "minilm",
         "Backbone: short name, hub id or local folder; several, joined by commas, are dealt to the clients in turn.",
+        "Encoders of pictures joined by plus signs stand side by side as one: see [below](#encoders-side-by-side).",
         everyday=True,
         common=True,
     )

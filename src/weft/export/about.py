@@ -30,7 +30,8 @@ class Base:
     """The frozen model that an adapter sits on.
 
     Attributes:
-        name: as it was typed. hub_id: canonical id, or None for a folder. path: of that folder, or None.
+        name: as it was typed. hub_id: canonical id, or None for a folder. path: of that folder, or None. Of
+            encoders side by side there is no id; the path is theirs, joined by plus signs, if one of them is a folder.
         sha256: of its weights. pad_token_id: that rows of tokens are padded with; None for images.
         options: it was loaded with. reads: ``texts`` or ``images``.
         own_padding: the padding id that its own configuration names. own_head: it has a head for another number of classes.
@@ -53,9 +54,9 @@ class Base:
 
     @classmethod
     def of(cls, backbone: Backbone) -> Base:
-        known = KNOWN.get(backbone.name)
-        named = backbone.hub_id or known is not None  # found by its name on any machine
-        path = None if named else os.path.abspath(backbone.path)
+        each = backbone.encoders or (backbone,)
+        places = [_place(one) for one in each]
+        path = "+".join(place or one.name for place, one in zip(places, each, strict=True)) if any(places) else None
         padding = int(backbone.model.config.pad_token_id) if backbone.reads == "texts" else None
         return cls(
             backbone.name,
@@ -167,6 +168,11 @@ class About:
             raise damaged(path, e) from e
 
 
+def _place(backbone: Backbone) -> str | None:
+    """The folder that a backbone was loaded from; None if it is found by its name on any machine."""
+    return None if backbone.hub_id or backbone.name in KNOWN else os.path.abspath(backbone.path)
+
+
 def settings_of(task: Task) -> dict[str, Any]:
     """What a task was told beside its classes and metrics, as JSON."""
     told = asdict(task)  # type: ignore[call-overload]
@@ -174,7 +180,7 @@ def settings_of(task: Task) -> dict[str, Any]:
 
 
 def brings_code(backbone: Backbone) -> bool:
-    return type(backbone.model).__module__.startswith("transformers_modules.")
+    return any(type(one.model).__module__.startswith("transformers_modules.") for one in (backbone, *backbone.encoders))
 
 
 def hashes(folder: Path, names: Sequence[str]) -> dict[str, str]:

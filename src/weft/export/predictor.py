@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from weft.backbones.load import load as load_backbone
 from weft.backbones.prompts import Chat, template
 from weft.backbones.reply_table import Replies
 from weft.backbones.run_table import Table, tabulate
-from weft.backbones.short_names import KNOWN
+from weft.backbones.short_names import KNOWN, encoders
 from weft.backbones.token_table import Tokens, by_word, first_tokens
 from weft.checks import tokenizers
 from weft.data.bio import OUTSIDE, type_of
@@ -299,8 +300,9 @@ def load(
     for note in check_hashes(path, about):
         observer.say(note)
     name = base or (about.base.name if about.base.name in KNOWN else about.base.reference)
-    if base is None and about.base.path and not Path(about.base.path).is_dir():
-        raise UserError(f"the base of this model was in {about.base.path}, which is gone: say where it is now, as its base.")
+    for place in encoders(about.base.path or "") if base is None else ():
+        if os.path.isabs(place) and not os.path.isdir(place):
+            raise UserError(f"the base of this model was in {place}, which is gone: say where it is now, as its base.")
     backbone = load_backbone(
         name,
         classes=about.classes,

@@ -65,7 +65,7 @@ class HiddenStates:
         Raises:
             WeftError: the backbone has no head that reads one vector of a row.
         """
-        if self.backbone.embedding is not None:
+        if self.backbone.names is not None:
             return self.images(batch)
         caught: list[Tensor] = []
         heads = [self.backbone.module(site.name) for site in self.backbone.heads[:1]]

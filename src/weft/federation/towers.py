@@ -114,5 +114,5 @@ class Towers:
         return found.to(self.dtype)
 
     def _check_towers(self) -> None:
-        if self.backbone.embedding is None:
+        if self.backbone.names is None:
             raise WeftError(f'backbone "{self.backbone.name}" has no embedding of whole rows')

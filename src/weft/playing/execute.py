@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weft import experiment as settings
-from weft.backbones.short_names import KNOWN
+from weft.backbones.short_names import KNOWN, encoders
 from weft.callbacks.calling import Calling
 from weft.data.hub_sets import catalogue
 from weft.energy import UNMETERED, Metering
@@ -283,8 +283,7 @@ def pinned_to(x: Experiment, material: Material) -> dict[str, Any]:
     """What ``auto`` turned out to be, and where local files are, seen from anywhere."""
     backbone = material.backbone
     found = {"device": str(backbone.device), "precision": str(backbone.dtype).removeprefix("torch.")}
-    places = [m if m in KNOWN or not Path(m).expanduser().is_dir() else str(Path(m).expanduser().resolve()) for m in x.models]
-    found["model"] = ",".join(places)
+    found["model"] = ",".join("+".join(map(_place, encoders(model))) for model in x.models)
     if x.start is not None:
         found["start"] = str(Path(x.start).expanduser().resolve())
     known = {entry.name for entry in catalogue()}
@@ -292,6 +291,12 @@ def pinned_to(x: Experiment, material: Material) -> dict[str, Any]:
         if name is not None and name not in known and (local := Path(name).expanduser()).exists():
             found[setting] = str(local.resolve())
     return found
+
+
+def _place(model: str) -> str:
+    """Where a local folder is, seen from anywhere; any other name stands for itself."""
+    local = Path(model).expanduser()
+    return str(local.resolve()) if model not in KNOWN and local.is_dir() else model
 
 
 @contextmanager

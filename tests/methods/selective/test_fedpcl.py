@@ -15,11 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import by_hand
+import encoders
 import images_by_hand as hand
 import tiny
 from bytes_of import Case, Sizes, Turn
 from weft.adaptation.optim import Optim
-from weft.backbones.backbone import frozen_fingerprint
+from weft.backbones.backbone import Backbone, frozen_fingerprint
 from weft.backbones.pixels import Pixels
 from weft.backbones.run_table import tabulate
 from weft.backbones.views import Views
@@ -28,6 +29,8 @@ from weft.federation.batch import Batch, make_batch
 from weft.federation.client import ClientState
 from weft.methods import FedPCL
 from weft.methods.selective.fedpcl import LOCAL, MEANS, NEVER, Told
+from weft.testing import plays
+from weft.testing.laws import LAWS
 
 W = 12
 SMALL = FedPCL(width=W, batch=4, epochs=2.0, optim=Optim("adamw", lr=0.01, weight_decay=1e-2, schedule="constant"))
@@ -42,6 +45,10 @@ def features(run: tiny.Federation, rows: np.ndarray) -> Tensor:
     """[n, d] that the head of the frozen model reads."""
     backbone = run.bench.backbone
     inputs = run.bench.table.collate(rows)
+    if backbone.encoders:
+        values = [inputs[n].double() for n in ("pixel_values", "pixel_values_1")]
+        each = [encoders.read(e.kind, encoders.plain(e.kind)[0], x) for e, x in zip(backbone.encoders, values, strict=True)]
+        return torch.cat(each, 1)
     if backbone.kind == "vit":
         read: Tensor = hand.vit(backbone.path)(inputs["pixel_values"].double()).last_hidden_state[:, 0]
     elif backbone.kind == "clip":
@@ -52,6 +59,11 @@ def features(run: tiny.Federation, rows: np.ndarray) -> Tensor:
         hidden = by_hand.own_copy(backbone.model).base_model(**inputs).last_hidden_state
         read = torch.stack([h[int(n) - 1] for h, n in zip(hidden, inputs["attention_mask"].sum(1), strict=True)])
     return read.detach()
+
+
+def model_of(name: str) -> Backbone | str:
+    """Of ``a+b`` both side by side."""
+    return encoders.backbone(*name.split("+")) if "+" in name else name
 
 
 def represented(run: tiny.Federation, rows: np.ndarray, own: Mapping[str, Tensor]) -> Tensor:
@@ -147,10 +159,12 @@ def projection(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         (replace(SMALL, loss="rows"), "vit", 0),
         (SMALL, "vit", 3),
         (replace(SMALL, loss="rows"), "vit", 2),
+        (SMALL, "vit+clip", 0),
+        (replace(SMALL, loss="rows"), "clip+vit", 2),
     ],
 )
 def test_rounds_of_drawn_clients_are_the_cards(method: FedPCL, model: str, views: int) -> None:
-    run = tiny.federation(method, model, rounds=4, participation=0.5, pack=3, seed=2)
+    run = tiny.federation(method, model_of(model), rounds=4, participation=0.5, pack=3, seed=2)
     if views:
         labels = run.bench.table.labels.tolist()
         rows = tiny.rows(len(labels), 3, 0, labels, reads="images")
@@ -213,9 +227,9 @@ def test_rounds_of_drawn_clients_are_the_cards(method: FedPCL, model: str, views
     assert set(range(len(run.clients))) - last.keys() == {1, 4}
 
 
-@pytest.mark.parametrize("model", ["bert", "gpt2", "clip"])
+@pytest.mark.parametrize("model", ["bert", "gpt2", "clip", "dinov2+swin"])
 def test_prototypes_are_of_what_any_head_would_read(model: str) -> None:
-    run = tiny.federation(SMALL, model, rounds=1)
+    run = tiny.federation(SMALL, model_of(model), rounds=1)
     seen = by_hand.record(run)
     own = projection(by_hand.start_of(run))
     run.run()
@@ -227,8 +241,17 @@ def test_prototypes_are_of_what_any_head_would_read(model: str) -> None:
             by_hand.close(sent, p, 1e-9)
 
 
-def test_features_that_are_kept_give_what_computing_them_anew_gives() -> None:
-    runs = [tiny.federation(SMALL, "vit", rounds=3, prefix=prefix).run() for prefix in (False, True)]
+@pytest.mark.parametrize("law", ["pack", "return", "sites", "scores", "ledger", "resuming", "backbone", "loading"])
+def test_with_two_encoders_it_keeps_the_laws(law: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plays, "shallow", lambda *_args, **_more: encoders.backbone("vit", "clip"))
+    method = replace(SMALL, width=W + 1)  # no other test has the runs of this one
+    LAWS[law](method)
+    assert plays.plays(method).packed.run.bench.backbone.encoders
+
+
+@pytest.mark.parametrize("model", ["vit", "vit+clip"])
+def test_features_that_are_kept_give_what_computing_them_anew_gives(model: str) -> None:
+    runs = [tiny.federation(SMALL, model_of(model), rounds=3, prefix=prefix).run() for prefix in (False, True)]
     for a, b in zip(*(by_hand.kept(run).values() for run in runs), strict=True):
         for name, value in a.items():
             by_hand.close(value, b[name], by_hand.ADAM)

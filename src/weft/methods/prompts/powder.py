@@ -155,12 +155,12 @@ class Powder(Method):
 
     def shapes(self, backbone: Backbone) -> dict[str, tuple[int, ...]]:
         """Of the tensors of a task, by role and block: P.4, K.4, A.4 …"""
-        read = backbone.heads[0].d_in if backbone.embedding is None else backbone.embedding.d_in
-        one = (self.components, read)
+        one = (self.components, backbone.features)
         each: dict[str, tuple[int, ...]] = {"P": (self.components, self.tokens, backbone.d), "K": one, "A": one}
         return {f"{role}.{block}": shape for block in self.at(backbone) for role, shape in each.items()}
 
     def adapt(self, backbone: Backbone, task: Task, client: ClientInfo) -> Adaptation:
+        backbone.check_more_tokens()
         own = tuple((name, Init(shape)) for name, shape in self.shapes(backbone).items())
         rest = tuple((name, Init((self.top, *shape))) for name, shape in self.shapes(backbone).items())
         shares = ("share", Init((self.top,))), ("there", Init((self.top,)))

@@ -162,7 +162,7 @@ class SGPT(Method):
         prompt = ImageTokens(self.groups)
         start = prompt.tensors(backbone, prompt.sites(backbone)[0])["tokens"]  # that of visual prompts
         shared, group = self.at(backbone)
-        read = backbone.heads[0].d_in if backbone.embedding is None else backbone.embedding.d_in  # by whatever predicts
+        read = backbone.features  # by whatever predicts
         counts = [self.tokens, *[1] * (len(shared) - 1)]
         ours = [(str(b), Init((n, backbone.d), "normal", self.std)) for b, n in zip(shared, counts, strict=True)]
         return {

@@ -89,6 +89,7 @@ class LEGEND(Method):
     def adapt(self, backbone: Backbone, task: Task, client: ClientInfo) -> Adaptation:
         for fact in DEVICE:
             _positive(client, fact)
+        backbone.check_blocks()
         depth = client.facts.get("depth", len(backbone.blocks))
         if type(depth) is not int or not 1 <= depth <= len(backbone.blocks):
             raise UserError(f"client {client.id} has the depth {depth}, and the backbone {len(backbone.blocks)} blocks.")

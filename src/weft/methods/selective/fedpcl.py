@@ -3,9 +3,9 @@
 Y. Tan, G. Long, J. Ma, L. Liu, T. Zhou, J. Jiang, "Federated Learning from Pre-Trained Models: A Contrastive Learning Approach",
 NeurIPS 2022, arXiv 2209.10083. Code: yuetan031/FedPCL.
 
-z(x) = normalised relu of a linear layer over what the frozen model's head would read. Up: of each class that a client has the
-mean z of its rows, C_k^y. Down: those of all clients, and their means over clients, C^y. Where client p lacks a class, C^y stands
-for its own. A client moves its projection down
+z(x) = normalised relu of a linear layer over what the frozen model's head would read; of several encoders, side by side. Up: of
+each class that a client has the mean z of its rows, C_k^y. Down: those of all clients, and their means over clients, C^y. Where
+client p lacks a class, C^y stands for its own. A client moves its projection down
 
     -log softmax_a(z·C^a/τ)[y] - 1/m Σ_p log softmax_a(z·C_p^a/τ)[y],
 
@@ -92,8 +92,9 @@ class FedPCL(Method):
         challenges=("communication efficiency", "data heterogeneity"),
         evidence="code",
         deviations=(
-            "One encoder, where the paper puts the features of several side by side. A row is its own second view, undisturbed, "
-            "where the paper crops it twice at random; with --views it has two of these. The loss is the paper's, by prototypes; "
+            "Encoders are image transformers and CLIPs (several as --model a+b), where the paper has ResNet-18s too. A row is "
+            "its own second view, undisturbed, where the paper crops it twice at random; with --views it has two of these, the "
+            "same in every round. The loss is the paper's, by prototypes; "
             "the code's, by the rows of a step, is an option, and a mean over clients where the code has a sum. Weight decay is "
             "AdamW's. In the first round, which has no prototypes, nothing moves, where the code's decay does. A client that is "
             "away is there with its last prototypes."
@@ -124,7 +125,7 @@ class FedPCL(Method):
                 "fedpcl makes prototypes of classes, and this task has none: choose data with classes, or another method."
             )
         classes = len(task.classes)
-        d = backbone.heads[0].d_in if backbone.embedding is None else backbone.embedding.d_in
+        d = backbone.features
         linear = {
             n: Init(shape, "uniform", 1 / math.sqrt(d)) for n, shape in (("weight", (self.width, d)), ("bias", (self.width,)))
         }
