@@ -44,7 +44,9 @@ class SideBySide(PreTrainedModel):
     main_input_name = "pixel_values"
 
     def __init__(self, backbones: Sequence[Backbone], classes: int):
-        super().__init__(SideBySideConfig(num_labels=classes))
+        config = SideBySideConfig()
+        config.num_labels = classes
+        super().__init__(config)
         self.encoders = nn.ModuleList(b.model for b in backbones)
         self.read = ["" if b.names is not None else b.heads[0].name for b in backbones]
         for b in backbones:

@@ -151,7 +151,7 @@ def data(
     from weft.data import load
     from weft.data import partition as deal
 
-    columns = {"image": image, "text": text, "pair": pair, "label": label, "key": key}
+    columns: dict[str, Any] = {"image": image, "text": text, "pair": pair, "label": label, "key": key}
     source = load(name, seed=seed, **columns, limit=limit, wanted="any", core=core)
     dealt = deal(
         source,

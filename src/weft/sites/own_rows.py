@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from weft import experiment as settings
 from weft.data import labels, splits
@@ -53,7 +54,7 @@ class OwnData:
         return dealt.clients[ids.index(name)], dealt.classes
 
     def _read(self, wanted: Wanted, core: int = 0) -> Source:
-        columns = {"image": self.image, "text": self.text, "pair": self.pair, "label": self.label}
+        columns: dict[str, Any] = {"image": self.image, "text": self.text, "pair": self.pair, "label": self.label}
         return load(self.data, **columns, one_class=True, wanted=wanted, core=core)
 
     @property
