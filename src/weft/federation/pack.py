@@ -277,7 +277,7 @@ class Pack(Passes):
 
     def _worked(self, batch: Batch, times: int = 1, moving: bool = True) -> None:
         for client, rows in batch.own(len(self.clients)):
-            self.work[self.clients[client].id].add(times * len(rows), moving)
+            self.work.setdefault(self.clients[client].id, Work()).add(times * len(rows), moving)
 
     def optimized(self) -> set[str]:
         """Names of the tensors that optimizers of this turn hold."""
