@@ -157,7 +157,7 @@ class Scattered:
         round = {"index": plan.index, "kind": plan.kind, "extra": plan.extra, "period": plan.period}
         sent, scales = forms.flatten(values)
         head: dict[str, Any] = {"round": round, "clients": clients, "held": [dict(s) for s in sets], "scales": scales}
-        head |= {"flops": self.setup.settings.flops}
+        head["flops"] = self.setup.settings.flops
         return wrap(head, files.tensor_bytes(sent | memories))
 
     def _failure(self, about: Mapping[str, Any]) -> Exception:

@@ -84,6 +84,7 @@ class Counting:
         self.position = {c.id: i for i, c in enumerate(pack.clients)}
         self.tagged = getattr(pack.bench.table, "tags", None) is not None
         self.costs = [self._costs(pack, i) for i in range(len(pack.clients))]
+        self.exits = {p.part_name for p in pack.weave.placed if p.part.mode == "reads"}
         self.open: list[_Passed] = []
         self.starts: dict[str, int] | None = None
 
@@ -123,6 +124,8 @@ class Counting:
         entering = self._entering(pack, use)
         for k, (client, rows) in enumerate(batch.own(len(pack.clients))):
             mine = pack.clients[client].id
+            if self._lacks_exit(self.position[mine], use):
+                continue
             start = layers if starts is None else starts[mine]
             there = np.arange(self.heads + 1) > (start if start else -1)
             if pack.weave.hold is not None:
@@ -239,6 +242,11 @@ class Counting:
             power = 1
         calls = 1 if site.block is None else self.known.calls
         return calls * np.eye(6, dtype=np.int64)[power]
+
+    def _lacks_exit(self, position: int, use: Mapping[str, Weight] | None) -> bool:
+        """Whether a pass reads an exit of the model that a client has not got, so that its output is no work of the client's."""
+        read = {name for name in use or {} if name in self.exits}
+        return bool(read) and not any(c.placed.part_name in read for c in self.costs[position])
 
     def _on(self, cost: _Cost, one: _Passed) -> bool:
         part, name = cost.placed.part, cost.placed.part_name

@@ -66,6 +66,18 @@ class Towers:
             WeftError: the backbone has no text tower.
         """
         self._check_towers()
+        return self._texts(use, clients, clients)
+
+    def common_texts(self, use: Mapping[str, Weight]) -> Tensor:
+        """[C, e] of parts that are the same for all clients: they are read once, and each client that trains has read them."""
+        training = [i for i, c in enumerate(self.clients) if len(c.data.train)]
+        return self._texts(use, torch.zeros(1, dtype=torch.long, device=self.device), torch.tensor(training, dtype=torch.long))[0]
+
+    def _texts(self, use: Mapping[str, Weight], clients: Tensor | None, readers: Tensor | None) -> Tensor:
+        """
+        Args:
+            readers: for whom they are read, as indices into the pack; None = for all.
+        """
         k = len(self.clients) if clients is None else len(clients)
         inputs = self._weave.own_tokens.of_names({}, k, use)
         if "input_ids" not in inputs:
@@ -74,7 +86,7 @@ class Towers:
         self._check_absent()
         self._weave.prefix = None
         if self.counting is not None:
-            self.counting.named(self.clients, clients, use, inputs)
+            self.counting.named(self.clients, readers, use, inputs)
         with self._weave.attached(clients, k, use):
             found: Tensor = self.backbone.model.embed_texts(inputs["input_ids"], inputs["common"])
         return found.to(self.device, self.dtype).view(k, -1, found.shape[-1])

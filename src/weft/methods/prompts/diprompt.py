@@ -175,15 +175,16 @@ class DiPrompT(Method):
         general = pack.texts({"general": 1.0}, batch.clients)
         logits = torch.zeros_like(images @ general.mT)
         apart = torch.zeros_like(logits[..., 0])
+        clients = torch.arange(len(pack.clients), device=pack.device) if batch.clients is None else batch.clients
         for s in routes[batch.mask].unique().tolist():
-            own = pack.texts({f"domain{s}": 1.0}, batch.clients)
-            here = routes == s
-            logits = torch.where(here.unsqueeze(-1), images @ own.mT, logits)
+            who = ((routes == s) & batch.mask).any(1).nonzero().squeeze(1)  # who has pictures of it
+            own, here = pack.texts({f"domain{s}": 1.0}, clients[who]), routes[who] == s
+            logits = logits.index_copy(0, who, torch.where(here.unsqueeze(-1), images[who] @ own.mT, logits[who]))
             if self.delta:
                 middle, written = own.mean(1), (by_hand(pack) if hand is None else hand)[s].mean(0)
                 near = F.cosine_similarity(middle, written.expand_as(middle), dim=-1)
-                common = F.cosine_similarity(middle, general.detach().mean(1), dim=-1)
-                apart = torch.where(here, F.softplus(common - near).unsqueeze(1), apart)
+                common = F.cosine_similarity(middle, general.detach()[who].mean(1), dim=-1)
+                apart = apart.index_copy(0, who, torch.where(here, F.softplus(common - near).unsqueeze(1), apart[who]))
         loss = pack.loss(Output(images @ general.mT), batch) + self.gamma * pack.loss(Output(logits), batch)
         return loss + self.delta * mean_of(apart, batch.mask) if self.delta else loss
 
@@ -251,8 +252,7 @@ def queries(pack: Pack, batch: Batch) -> Tensor:
 @torch.no_grad()
 def by_hand(pack: Pack) -> Tensor:
     """h, [S, C, e]: one and the same for all clients."""
-    first = torch.zeros(1, dtype=torch.long, device=pack.device)
-    return pack.texts({"hand": 1.0}, first)[0].unflatten(0, (-1, len(pack.task.classes)))
+    return pack.common_texts({"hand": 1.0}).unflatten(0, (-1, len(pack.task.classes)))
 
 
 @torch.no_grad()
