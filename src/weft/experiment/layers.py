@@ -62,6 +62,8 @@ def resolve(
     own: dict[str, Any] = {}
     if method is not None:
         asked["method"] = method.info.slug
+        if idle := registry.idle(method):
+            raise UserError(f"{method.info.slug} was made with {', '.join(idle)}, of no effect on what it does: leave it out.")
         written, every = registry.written(method), registry.values(method)
         own = {f"method.{n}": v for n, v in every.items() if n in written}
     of_file = stored.get("method", Experiment().method)

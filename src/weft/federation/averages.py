@@ -30,11 +30,14 @@ class Averages:
     def write(self, name: str, value: Value) -> None:
         raise NotImplementedError
 
+    def weigh(self, update: Update) -> float:
+        """What an update weighs in a mean, as the method's ``weighting`` has it."""
+        return 1.0 if self.weighting == "uniform" else update.weight
+
     def mean(
         self,
         updates: Iterable[Update],
         only: str | Iterable[str] = "*",
-        weighting: str | None = None,
         weight: Callable[[Update], Weight] | None = None,
         absent: Literal["kept", "unmoved"] = "kept",
         leading: bool = False,
@@ -44,7 +47,7 @@ class Averages:
         Or what ``robust`` puts in its place, and what ``step`` then makes of it. The mean streams: one update is held at a time.
 
         Args:
-            only: patterns of the tensors. weighting: ``examples`` or ``uniform``, if not the method's.
+            only: patterns of the tensors.
             weight: of an update, of each of its tensors or of each of their entries, instead; what has weight 0 is as if absent.
             absent: what a tensor is that a client did not send: no part of the mean (``kept``: one that nobody sent stays as it
                 is), or as the server holds it (``unmoved``: the mean is over all who sent anything).
@@ -52,21 +55,19 @@ class Averages:
 
         Of a :class:`Masked` its entries count. Where the server holds one, it has the same ones afterwards.
         """
-        for name, value in self.average(updates, only, weighting, weight, absent, leading).items():
+        for name, value in self.average(updates, only, weight, absent, leading).items():
             self.write(name, self.like_held(name, value))
 
     def average(
         self,
         updates: Iterable[Update],
         only: str | Iterable[str] = "*",
-        weighting: str | None = None,
         weight: Callable[[Update], Weight] | None = None,
         absent: Literal["kept", "unmoved"] = "kept",
         leading: bool = False,
     ) -> dict[str, Tensor]:
         """What :meth:`mean` writes, also of tensors that are no DOWN tensors (:meth:`Method.uploads`): those count from 0."""
         patterns = (only,) if isinstance(only, str) else tuple(only)
-        uniform = (weighting or self.weighting) == "uniform"
         held = {n: v for n, v in in_full(self.shared).items() if matches(n, patterns)}
 
         def votes() -> Iterator[Vote]:
@@ -75,7 +76,7 @@ class Averages:
                 tensors = in_full(sent)
                 if absent == "unmoved":
                     tensors = held | tensors
-                counts = weight(update) if weight is not None else 1.0 if uniform else update.weight
+                counts = (weight or self.weigh)(update)
                 yield Vote(update.client.id, tensors, by_entry(counts, tensors, sent))
 
         outcome = self.robust.combine(held, votes(), leading)

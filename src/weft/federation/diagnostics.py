@@ -99,7 +99,7 @@ class Diagnostics:
 
     def _add(self, update: Update) -> None:
         server, turn = self.server, self.turns[update.client.id]
-        weight = 1.0 if server.weighting == "uniform" else update.weight
+        weight = server.weigh(update)
         self.clients += 1
         sent = {name.split("/", 1)[0] for name in update.tensors} & update.adaptation.keys()
         held = self._entered(turn, sent) if sent else {}

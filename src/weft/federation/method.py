@@ -45,6 +45,7 @@ class Method:
 
     Attributes:
         demands: patterns of tensors without which an update is refused, for rules that can't do with less.
+        unused: settings of the contract that have no effect on this method, so that nobody can set them.
         in_part: patterns of tensors of which messages may hold some entries alone (:class:`weft.tensors.masked.Masked`).
         weighting: of updates in the mean: ``examples`` (n_k) or ``uniform``.
         epochs: local epochs a round; a fraction works through an epoch over several rounds. steps: local steps instead.
@@ -55,6 +56,7 @@ class Method:
     info: ClassVar[MethodInfo]
     demands: ClassVar[tuple[str, ...]] = ()
     in_part: ClassVar[tuple[str, ...]] = ()
+    unused: ClassVar[tuple[str, ...]] = ()
     weighting: Weighting = "examples"
     epochs: Positive = 1.0
     steps: Count | None = None

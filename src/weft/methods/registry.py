@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from weft.errors import UserError, nearest
 from weft.federation.info import MethodInfo
 from weft.methods.discovery import Broken, broken, sources
-from weft.methods.settings import Parameter, canonical, configure, parameters, values, written
+from weft.methods.settings import Parameter, canonical, configure, idle, parameters, values, written
 
 if TYPE_CHECKING:
     from weft.federation.method import Method
@@ -21,6 +21,7 @@ __all__ = [
     "build",
     "canonical",
     "configure",
+    "idle",
     "info",
     "infos",
     "load",

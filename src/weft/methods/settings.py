@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 SHORT = ("optim", "tune")
 """Nested settings whose parts may be named without them: ``lr`` stands for ``optim.lr``, ``rank`` for ``tune.rank``."""
 
+IDLE = "{} has no effect on what it does: leave it out"
+
 M = TypeVar("M", bound="Method")
 
 
@@ -42,7 +44,7 @@ def parameters(cls: type[Method]) -> list[Parameter]:
     order = [n for c in cls.__mro__ for n in inspect.get_annotations(c)]
     docs = docs_of(cls)
     found: list[Parameter] = []
-    for field in sorted(dataclasses.fields(cls), key=lambda f: order.index(f.name)):
+    for field in sorted(used(cls), key=lambda f: order.index(f.name)):
         if dataclasses.is_dataclass(field.default):
             inner = docs_of(type(field.default))
             for name, hint in typed.hints(type(field.default)).items():
@@ -53,6 +55,16 @@ def parameters(cls: type[Method]) -> list[Parameter]:
     return found
 
 
+def used(cls: type[Method]) -> list[dataclasses.Field[Any]]:
+    """The fields that are settings: none of the contract's that have no effect on this method."""
+    return [field for field in dataclasses.fields(cls) if field.name not in cls.unused]
+
+
+def idle(method: Method) -> list[str]:
+    """Settings without effect that an object was made with all the same."""
+    return [f.name for f in dataclasses.fields(method) if f.name in method.unused and getattr(method, f.name) != f.default]
+
+
 def _parameter(name: str, hint: Any, default: Any, doc: str) -> Parameter:
     return Parameter(name, typed.spelled(hint), default, doc, typed.choices(hint))
 
@@ -60,7 +72,7 @@ def _parameter(name: str, hint: Any, default: Any, doc: str) -> Parameter:
 def values(method: Method) -> dict[str, Any]:
     """The settings of one method object under the names that :func:`configure` takes."""
     found: dict[str, Any] = {}
-    for field in dataclasses.fields(method):
+    for field in used(type(method)):
         value = getattr(method, field.name)
         if dataclasses.is_dataclass(value):
             found |= {f"{field.name}.{f.name}": getattr(value, f.name) for f in dataclasses.fields(value)}
@@ -126,13 +138,15 @@ def configure(cls: type[M], given: Mapping[str, Any], base: M | None = None) -> 
     problems: list[str] = []
     own: dict[str, Any] = {}
     inner: dict[str, dict[str, Any]] = {}
-    defaults: dict[str, Any] = {f.name: getattr(base, f.name, f.default) for f in dataclasses.fields(cls)}
+    defaults: dict[str, Any] = {f.name: getattr(base, f.name, f.default) for f in used(cls)}
     spec = {p.name: p for p in parameters(cls)}
     for name, value in canonical(cls, given).items():
         outer, _, leaf = name.rpartition(".")
         try:
             if name in defaults and name not in spec:  # a nested setting as a whole, and not of its type
                 problems.append(f'setting "{name}" must be a table, such as {name}.{_first(spec, name)} = …, not {value!r}')
+            elif name.split(".")[0] in cls.unused:
+                problems.append(IDLE.format(name))
             elif name not in spec:
                 problems.append(_unknown(name, spec))
             elif outer:

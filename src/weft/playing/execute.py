@@ -341,7 +341,7 @@ def undone(directory: RunDirectory) -> Iterator[None]:
     """
     try:
         yield
-    except BaseException as e:
+    except (Exception, KeyboardInterrupt) as e:
         refused = isinstance(e, UserError) and not isinstance(e, Elsewhere)
         if (refused and not Checkpoint(directory.root / "checkpoint").there) or not directory.experiment.exists():
             shutil.rmtree(directory.root, ignore_errors=True)

@@ -78,6 +78,7 @@ class MPFT(Method):
         sends="prototypes, which are embeddings of its rows or means of them, under the names of the classes it has",
         needs=("images", "two towers", "all classes", "all updates"),
     )
+    unused: ClassVar[tuple[str, ...]] = ("weighting", "epochs", "steps", "batch")
 
     prototypes: Way = "cluster"
     share: Annotated[float, Gt(0), Le(1)] = 0.1

@@ -194,16 +194,15 @@ class DiPrompT(Method):
     # server -----------------------------------------------------------------------------------------------------------
 
     def aggregate(self, server: ServerState, updates: Iterable[Update]) -> None:
-        for name, value in server.average(updates, weight=self.weights).items():
+        for name, value in server.average(updates, weight=lambda update: self.weights(server, update)).items():
             old = server.shared[name]
             assert isinstance(old, Tensor)
             moving = name.startswith("domain")
             server.write(name, self.beta * old + (1 - self.beta) * value if moving else value)
 
-    def weights(self, update: Update) -> dict[str, float | Tensor]:
+    def weights(self, server: ServerState, update: Update) -> dict[str, float | Tensor]:
         """Of each tensor; prompts of domains whose numbers of pictures make no sense count for nothing."""
-        examples = 1.0 if self.weighting == "uniform" else update.weight
-        found: dict[str, float | Tensor] = dict.fromkeys(update.tensors, examples)
+        found: dict[str, float | Tensor] = dict.fromkeys(update.tensors, server.weigh(update))
         if self.counts:
             told = update.facts.get("routed")
             numbers = told if isinstance(told, list) and all(type(m) is int and 0 <= m <= MOST for m in told) else []

@@ -79,6 +79,7 @@ class FedHPL(Method):
     )
 
     demands: ClassVar[tuple[str, ...]] = ("logits", "accuracy", "count")
+    unused: ClassVar[tuple[str, ...]] = ("weighting",)
 
     tokens: Count = 10
     deep: bool = False

@@ -123,6 +123,7 @@ class GFPT(Method):
         needs=("texts", "label words", "no gradients"),
     )
     demands: ClassVar[tuple[str, ...]] = ("*",)
+    unused: ClassVar[tuple[str, ...]] = ("optim",)
 
     tokens: Count = 50
     where: WordPlace = "behind"

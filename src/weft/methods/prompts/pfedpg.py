@@ -70,6 +70,7 @@ class PFedPG(Method):
     )
 
     demands: ClassVar[tuple[str, ...]] = ("prompt",)
+    unused: ClassVar[tuple[str, ...]] = ("weighting",)
 
     tokens: Count = 10
     inner: Count = 512

@@ -119,6 +119,7 @@ class Powder(Method):
         needs=("images", "head", "all updates", "own steps"),
     )
     demands: ClassVar[tuple[str, ...]] = ()
+    unused: ClassVar[tuple[str, ...]] = ("weighting",)
 
     blocks: tuple[Whole, ...] | None = None
     components: Count = 10

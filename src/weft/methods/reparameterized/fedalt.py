@@ -66,6 +66,7 @@ class FedALT(Method):
     )
 
     demands: ClassVar[tuple[str, ...]] = ("mix",)
+    unused: ClassVar[tuple[str, ...]] = ("weighting",)
 
     rank: Count = 8
     alpha: Positive = 32.0

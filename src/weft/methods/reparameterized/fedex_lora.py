@@ -88,7 +88,7 @@ class FedExLoRA(Method):
         received = list(updates)  # the residual needs all factors together
         if not received:
             return
-        weights = [1.0 if self.weighting == "uniform" else u.weight for u in received]
+        weights = [server.weigh(u) for u in received]
         whole = (len(received) - 1) * self.rank
         for site in server.sites("lora"):
             terms = [u.lowrank("lora", site) for u in received]

@@ -125,10 +125,11 @@ class FlexLoRA(Method):
         received = list(updates)  # an average over products of different ranks needs them together
         if not received:
             return
-        total = sum(u.weight for u in received)
+        weights = [server.weigh(u) for u in received]
+        total = sum(weights)
         for site in server.sites("lora"):
             terms = [u.lowrank("lora", site) for u in received]
-            u, s, vh = stack(terms, [u.weight / total for u in received]).svd()
+            u, s, vh = stack(terms, [weight / total for weight in weights]).svd()
             server.memo[f"product/{site.name}"] = LowRank(u * s, vh)
             scale = server.adaptation["lora"][0].constants(site)["scale"]
             server.write(f"lora/{site.name}/A", vh)  # the global model is the whole average, not a cut

@@ -93,8 +93,9 @@ class FLoRA(Method):
         received = list(updates)  # stacking needs them together
         if not received:
             return
-        total = sum(u.weight for u in received)
+        weights = [server.weigh(u) for u in received]
+        total = sum(weights)
         for site in server.sites("lora"):
             terms = [u.lowrank("lora", site) for u in received]
-            server.grow(f"base/{site.name}/delta", stack(terms, [u.weight / total for u in received]))
+            server.grow(f"base/{site.name}/delta", stack(terms, [weight / total for weight in weights]))
         server.mean(received, only="head")

@@ -82,6 +82,7 @@ class HetLoRA(Method):
         sends="both LoRA factors at its rank, after pruning, that rank, and the head",
     )
     demands: ClassVar[tuple[str, ...]] = ("lora",)
+    unused: ClassVar[tuple[str, ...]] = ("weighting",)
 
     rank: Count = 50
     least: Count = 5
@@ -161,7 +162,7 @@ class HetLoRA(Method):
         return shapes
 
     def aggregate(self, server: ServerState, updates: Iterable[Update]) -> None:
-        server.mean(self._whole(server, updates), weighting="examples")
+        server.mean(self._whole(server, updates), weight=lambda update: update.weight)
 
     def _whole(self, server: ServerState, updates: Iterable[Update]) -> Iterator[Update]:
         """Updates at the server's rank, weighted by their norms; one whose ranks cannot be its own counts for nothing."""

@@ -86,7 +86,7 @@ class LoRAFAIR(Method):
         if not received:
             return
         server.mean(received)
-        weights = [1.0 if self.weighting == "uniform" else u.weight for u in received]
+        weights = [server.weigh(u) for u in received]
         for site in server.sites("lora"):
             terms = [u.lowrank("lora", site) for u in received]
             a, b = (server.shared[f"lora/{site.name}/{role}"] for role in "AB")

@@ -129,16 +129,16 @@ class HeteroFL(Method):
         outputs = [f"head/{site.name}/" for site in server.sites("head") if site.role == "head" and site.d_out == classes][-1:]
 
         def weight(update: Update) -> Weight:
-            """Of rows of the output layer 1 where the client has the class; what a stranger tells that is no class is none."""
+            """Of the output layer only rows of classes that the client has; what a stranger tells that is no class is none."""
             told = update.facts.get("classes")
             has = {c for c in told if type(c) is int and 0 <= c < classes} if isinstance(told, list) else set()
             found: dict[str, float | Tensor] = {}
             for name, value in update.tensors.items():
-                found[name] = 1.0
+                found[name] = server.weigh(update)
                 if any(map(name.startswith, outputs)):
                     assert isinstance(value, Tensor)
                     found[name] = torch.zeros_like(value)
-                    found[name][sorted(has)] = 1.0  # type: ignore[index]
+                    found[name][sorted(has)] = server.weigh(update)  # type: ignore[index]
             return found
 
         server.mean(updates, leading=True, weight=weight if self.masked else None)
