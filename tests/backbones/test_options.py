@@ -45,7 +45,7 @@ def read(folder: str, **options: str) -> Backbone:
 def test_each_wrong_guess_is_a_sentence_that_names_the_option_for_it(odd: str) -> None:
     with pytest.raises(UserError, match=r"no classification head .* --head"):
         read(odd)
-    with pytest.raises(UserError, match=r"do not take and give hidden states of one shape .* --blocks PATH"):
+    with pytest.raises(UserError, match=r"take and give neither hidden states of one shape .* --blocks PATH"):
         read(odd, head=RIGHT["head"])
 
 
@@ -157,9 +157,11 @@ def test_the_inventory_counts_what_is_in_the_model(kind: str) -> None:
     found: dict[str, Any] = json.loads(json.dumps(inventory(b)))
     assert found["parameters"] == sum(p.numel() for p in b.model.parameters())
     inside = [n for n, m in b.model.named_modules() if hasattr(m, "weight") and any(n.startswith(p + ".") for p in b.blocks)]
-    assert sum(s["count"] for s in found["linears"]) + found["norms"]["in_blocks"] == sum(
+    maps = sum(s.block is not None for s in b.convolutions)
+    assert sum(s["count"] for s in found["linears"]) + maps + found["norms"]["in_blocks"] == sum(
         n.rsplit(".", 1)[-1] != "relative_attention_bias" for n in inside
     )
+    assert found["convolutions"] >= maps
     for s in found["linears"]:
         shapes = [sorted(b.module(f"{path}.{s['name']}").weight.shape) for path in b.blocks]  # Swin's differ
         assert shapes.count(sorted((s["d_in"], s["d_out"]))) == s["count"]

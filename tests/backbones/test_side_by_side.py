@@ -51,7 +51,7 @@ from weft.testing.compare import assert_same, state
 from weft.testing.sites import remote
 
 TWO = ("vit", "clip")
-PLAY = ("fedavg", "fedpcl")
+PLAY = ("cell", "fedavg", "fedpcl", "fedpm", "fedselect", "lotteryfl")
 """Methods that need no place inside an encoder."""
 HEAD = FedAvg(tune=Tune(kind="head"), batch=4, optim=Optim("sgd", lr=0.1, schedule="constant"))
 

@@ -96,7 +96,8 @@ def test_the_help_of_run_tells_the_defaults_of_the_experiment() -> None:
     words |= dict.fromkeys(("blocks", "roles", "head", "image", "text", "pair", "label", "key"), "guessed")
     words |= {"name": "METHOD-DATA-MODEL-sSEED", "template": "as suits the backbone"}
     words |= {"metrics": "of the data, or usual for the task", "server_lr": "1 for `avgm`, 0.001 for the others"}
-    words |= {"ranks": "as the method deals them", "devices": "as the method deals them"}
+    words |= {"ranks": "as the method deals them", "devices": "no clock, and for methods that ask as the method deals them"}
+    words |= {"deadline": "rounds wait for the slowest"}
     words |= {
         "public": "none",
         "public_rows": "all",

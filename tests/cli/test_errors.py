@@ -45,7 +45,7 @@ def typing(capsys: Capture, where: Path, *more: object) -> Outcome:
     [
         ("rum", ('"rum"', 'Did you mean "run"?')),
         ("run --methode fedit", ('"--methode"', 'Did you mean "--method"?')),
-        ("run --method fedti", ('"fedti"', 'Did you mean "fedit"?')),
+        ("run --method fedtt", ('"fedtt"', 'Did you mean "fedit"?')),
         ("methods flor", ('"flor"', 'Did you mean "flora"?')),
         ("methods fedit --model minilmm", ('"minilmm"', '"minilm"')),
         ("data pydoc", ('"pydoc"', 'Did you mean "pydocs"?')),

@@ -207,7 +207,7 @@ def test_without_a_client_a_personal_methods_export_says_whose_model_it_is(tmp_p
     run = trained(FedSALoRA(rank=2, batch=4, steps=2, optim=FAST))
     report = exported(run, tmp_path)
     assert (report.view, report.client) == ("personal", None)
-    assert "new client starts from" in report.notes[0]
+    assert report.notes[0].startswith("The head of this model is untrained, so that it guesses: fedsa-lora trains a model of")
     assert report.notes[0] in (tmp_path / "README.md").read_text()
 
 

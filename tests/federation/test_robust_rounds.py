@@ -128,7 +128,7 @@ def test_without_a_rule_and_with_a_wide_clip_the_numbers_are_those_of_the_plain_
     assert all(equal(f, expected) for f in found)
 
 
-@pytest.mark.parametrize("slug", PARTS)
+@pytest.mark.parametrize("slug", [s for s in PARTS if s != "prunefl"])  # whose clients hold the same entries
 def test_a_rule_that_compares_whole_tensors_is_refused_where_clients_send_parts_of_them(slug: str) -> None:
     with pytest.raises(UserError, match="clients of this method send parts of them"):
         play(small(slug), Robust("trimmed"), sizes=EIGHT)

@@ -337,12 +337,12 @@ def terminable() -> Iterator[None]:
 def undone(directory: RunDirectory) -> Iterator[None]:
     """Remove the folder of a run that ends before it is one, or is refused before a round of it was saved.
 
-    What is refused would be refused again: there is nothing to go on with.
+    What is refused would be refused again: there is nothing to go on with. What the disk or another machine did may be over soon.
     """
     try:
         yield
     except (Exception, KeyboardInterrupt) as e:
-        refused = isinstance(e, UserError) and not isinstance(e, Elsewhere)
+        refused = isinstance(e, UserError) and not isinstance(e, Elsewhere) and not isinstance(e.__cause__, OSError)
         if (refused and not Checkpoint(directory.root / "checkpoint").there) or not directory.experiment.exists():
             shutil.rmtree(directory.root, ignore_errors=True)
         raise
