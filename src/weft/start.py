@@ -76,7 +76,8 @@ def start(
             observer.say(note)
         observer.begin("set-up", execute.steps(x))
         material = (shelf or Shelf()).prepare(x, data, observer, resolved.method.info.needs)
-        check_loaded(resolved, material)
+        for note in check_loaded(resolved, material):
+            observer.say(note)
         material = from_adapter.begun(material, adapter, x, resolved.played, observer)
         pinned = execute.pinned_to(x, material)
         about = summary.begun(directory, resolved, material, began) | {"pinned": pinned}
@@ -115,8 +116,8 @@ def check(resolved: Resolved, named: bool = True) -> None:
     directories.free(Path(x.runs).expanduser(), x.name)
 
 
-def check_loaded(resolved: Resolved, material: Material) -> None:
-    """What a run, or a rehearsal of it, is refused for once its rows and its backbone are there.
+def check_loaded(resolved: Resolved, material: Material) -> list[str]:
+    """What a run, or a rehearsal of it, is refused for once its rows and its backbone are there; sentences about the others.
 
     Raises:
         UserError: the run can't be.
@@ -133,6 +134,7 @@ def check_loaded(resolved: Resolved, material: Material) -> None:
     server = begin(method, material.bench, infos, baselines.planned(x), periods=x.periods)
     continual.check_plan(method, server)
     sendable(server, x.download_codec if baselines.travels(x) else "identity")
+    return settings.idle(resolved, {"task": material.task, "partition": material.data["partition"]})
 
 
 def _mended(directory: RunDirectory, about: Mapping[str, Any]) -> bool:

@@ -247,3 +247,21 @@ def test_corrections_of_one_backbone_are_not_laid_over_several(tmp_path: Path, c
     said = weft(capsys, *small(tmp_path, "--model", both, "--roles", "query=none"))
     assert said.code == 2
     assert "give a single --model with them" in said.err
+
+
+@pytest.mark.parametrize(
+    ("task", "template", "words"),
+    [
+        ("fill", "{} {foo} {mask}", r"has \{foo\}, which nothing stands for: use \{\} and \{mask\} and \{pair\}"),
+        ("similarity", "a {kind} of {}", r"has \{kind\}, which nothing stands for: use \{\}, as in"),
+        ("similarity", "a sketch", r"has no \{\} for the name of a class"),
+        ("fill", "{} is {}: {mask}", r"has more than one \{\} for the text"),
+    ],
+)
+def test_a_template_has_its_places_and_no_other(task: str, template: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        Options(task=task, template=template)
+
+
+def test_a_template_may_have_a_second_text_and_other_braces() -> None:
+    assert Options(task="fill", template="{} {pair} {a b} It was {mask}.").filled.startswith("{} {pair}")

@@ -117,6 +117,7 @@ def test_labels_are_compared_with_the_classes() -> None:
     assert "name all classes, in the order of the numbers" in refusal(lambda: source([0, 5]))
     assert "two classes called" in refusal(lambda: source([0], ("a", "a")))
     assert "needs a name for each" in refusal(lambda: source([0], ()))
+    assert "needs a name for each" in refusal(lambda: source([0], ("a", " ")))
     assert "classes of toy must be a list" in refusal(lambda: source([0], "ab"))
     assert source([0, 1], np.array([3, 4])).classes == ("3", "4")
     assert "train rows of toy must be weft.data.Rows" in refusal(lambda: Source("toy", ("a",), ["x"]))  # type: ignore[arg-type]

@@ -246,3 +246,17 @@ def test_a_page_that_is_out_of_date_is_named_and_written(
     monkeypatch.setattr(script.sys, "argv", ["settings_pages.py"])
     assert script.main() == 0
     assert "| `--rounds`, `-r` | 10 |" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("classes=a, b,c", ["a", "b", "c"]),
+        ("leave_out=art", ["art"]),
+        ('test_on=["a, b", "c"]', ["a, b", "c"]),
+        ("metrics=f1:no, never", "f1:no, never"),  # split where it is known what is a class
+        ("label_words=a=b,c=d", "a=b,c=d"),
+    ],
+)
+def test_a_list_of_names_may_be_joined_by_commas(text: str, value: Any) -> None:
+    assert experiment.assignments([text]) == {text.partition("=")[0]: value}

@@ -164,6 +164,18 @@ def test_a_probe_is_proposed_only_where_there_is_a_head_to_train() -> None:
     assert "probe" not in found.advice
 
 
+def test_what_has_no_rate_is_not_told_to_raise_it_and_a_few_test_rows_are_said_to_tell_little() -> None:
+    bad = line(2.3, 0.153)
+    about = summary(bad, {"method.optim.lr": None}, most=0.15)
+    (found,) = verdict.findings(about, [bad])
+    assert "rate" not in found.advice
+    assert "method.optim.lr" not in found.changes
+    assert "tell little" not in found.advice
+    about["headline"] = about["headline"] | {"n": 8}
+    (found,) = verdict.findings(about, [bad])
+    assert found.advice.startswith("more test rows than 8, which tell little, more rounds or a head")
+
+
 def test_of_a_probe_its_own_rate_is_proposed() -> None:
     """Nothing else of a method holds for what stands in for it."""
     chosen = {"baseline": "probe", "probe_lr": 0.001, "start_head": "random"}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from weft.errors import UserError, nearest
@@ -49,12 +50,9 @@ class Options:
     def __post_init__(self) -> None:
         _ = self.endings  # a wrong one is said before anything is loaded
         if self.task == FILL:
-            _check_filled(self.filled)
-        elif self.task not in LANGUAGE and self.sentence.count("{}") != 1:
-            many = "no" if "{}" not in self.sentence else "more than one"
-            raise UserError(
-                f'the template "{self.sentence}" has {many} {{}} for the name of a class: write one, as in "{TEMPLATE}".'
-            )
+            _check_places(self.filled, PLACES, FILLED)
+        elif self.task not in LANGUAGE:
+            _check_places(self.sentence, {"{}": "the name of a class"}, TEMPLATE)
 
     @property
     def sentence(self) -> str:
@@ -102,15 +100,24 @@ def task_for(needs: Collection[str]) -> str:
     return FILL if "label words" in needs else "classification" if "head" in needs else "auto"
 
 
-def _check_filled(template: str) -> None:
+PLACES = {"{}": "the text", "{mask}": "the word that tells its class", "{pair}": ""}
+"""Of a template of fill, and what they are for; one without a word may be left out."""
+
+
+def _check_places(template: str, places: Mapping[str, str], example: str) -> None:
     """
     Raises:
-        UserError: it lacks a place for the text or for the word that is looked for.
+        UserError: it lacks one of them, or has one that nothing stands for.
     """
-    for place, what in (("{}", "the text"), ("{mask}", "the word that tells its class")):
-        if template.count(place) != 1:
+    for place, what in places.items():
+        if what and template.count(place) != 1:
             many = "no" if place not in template else "more than one"
-            raise UserError(f'the template "{template}" has {many} {place} for {what}: write one, as in "{FILLED}".')
+            raise UserError(f'the template "{template}" has {many} {place} for {what}: write one, as in "{example}".')
+    if unknown := [place for place in re.findall(r"\{\w*\}", template) if place not in places]:
+        raise UserError(
+            f'the template "{template}" has {unknown[0]}, which nothing stands for: use {" and ".join(places)}, as in '
+            f'"{example}".'
+        )
 
 
 def sentence(template: str, name: str) -> str:

@@ -214,7 +214,7 @@ def classes(names: Any, where: str) -> tuple[str, ...]:
         UserError: there is none, or two have one name.
     """
     found = tuple(str(name) if isinstance(name, str | int | np.integer) else "" for name in values(names, f"classes of {where}"))
-    if not found or "" in found:
+    if not found or any(not name.strip() for name in found):
         raise UserError(f"{where} needs a name for each of its classes, in the order in which labels count them.")
     twice = [name for name, n in Counter(found).items() if n > 1]
     if twice:

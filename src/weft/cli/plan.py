@@ -99,7 +99,8 @@ def rehearse(out: Console, resolved: Resolved, as_json: bool, observer: Observer
         observer.say(note)
     adapter = from_adapter.read(x)
     material = prepare(x, None, observer, resolved.method.info.needs)
-    start.check_loaded(resolved, material)
+    for note in start.check_loaded(resolved, material):
+        observer.say(note)
     from_adapter.begun(material, adapter, x, resolved.played, observer)
     method = baselines.stand_in(x) or resolved.played
     settings = Settings(participation=x.participation, pack=x.pack, debug=x.debug)

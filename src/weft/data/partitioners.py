@@ -123,6 +123,7 @@ def partition(
         fingerprint=source.fingerprint,
         notes=(*source.notes, *few, *_losses(source, dealt, scheme), *said),
         further=source.further,
+        scheme=scheme,
     )
 
 

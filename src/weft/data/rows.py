@@ -293,6 +293,7 @@ class FederatedData:
     fingerprint: str = ""  # of the source: the same for every seed and every way to deal it out
     notes: tuple[str, ...] = ()
     further: Mapping[str, Rows] = field(default_factory=dict)  # test sets beside the global one, by name
+    scheme: str = ""  # of the deal, "" where somebody else has dealt
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "classes", checks.classes(self.classes, self.name))

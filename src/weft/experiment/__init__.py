@@ -9,6 +9,7 @@ its group.
 from __future__ import annotations
 
 from weft.experiment.declare import Setting
+from weft.experiment.idle import idle
 from weft.experiment.layers import Resolved, full_names, resolve
 from weft.experiment.names import assignment, assignments, flatten
 from weft.experiment.sentences import checked
@@ -30,6 +31,7 @@ __all__ = [
     "checked",
     "flatten",
     "full_names",
+    "idle",
     "read",
     "resolve",
     "to_toml",

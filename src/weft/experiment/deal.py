@@ -48,8 +48,10 @@ class Deal(Group):
         "`auto` is natural where the data have clients of their own, else dirichlet.",
         everyday=True,
     )
-    alpha: Positive = setting(0.5, "Dirichlet: 0.1 is very skewed, 100 nearly even.", everyday=True)
-    classes_per_client: Count = setting(2, "Pathological: classes of a client.")
+    alpha: Positive = setting(
+        0.5, "Dirichlet: 0.1 is very skewed, 100 nearly even.", everyday=True, when=("partition", ["dirichlet"])
+    )
+    classes_per_client: Count = setting(2, "Pathological: classes of a client.", when=("partition", ["pathological"]))
     min_rows: Whole = setting(1, "Fewest rows of a client.")
     new_clients: Whole = setting(0, "Further clients, tested on but never trained.")
     leave_out: Names = setting(
@@ -66,8 +68,10 @@ class Deal(Group):
         "Each is made once, and what lies below the parts is computed once for each. Tests are on the pictures themselves.",
         common=True,
     )
-    view_scale: Share = setting(0.08, "Smallest share of a picture's area in a view.", common=True, option=False)
-    view_flip: bool = setting(True, "Mirror every other view.", common=True, option=False)
+    view_scale: Share = setting(
+        0.08, "Smallest share of a picture's area in a view.", common=True, option=False, when=("views", [])
+    )
+    view_flip: bool = setting(True, "Mirror every other view.", common=True, option=False, when=("views", []))
     novel: Fraction = setting(
         0.0,
         "Base-to-novel: this share of the classes, the last ones, is never trained on, and tested on apart.",
@@ -88,14 +92,18 @@ class Deal(Group):
         "classes",
         "What arrives in a period: `classes`, the same for all clients; `own-classes`; natural `keys`; or `rows` at random.",
         common=True,
+        when=("periods", []),
     )
     incremental: Literal["class", "task"] = setting(
         "class",
         "`class`: a row is told apart among all classes; `task`: among those of its own period alone.",
         common=True,
+        when=("periods", []),
     )
     keyless: Literal["leave-out", "apart"] = setting(
-        "leave-out", "Rows without a natural key, in a natural deal: `leave-out`, or `apart` (as one more key)."
+        "leave-out",
+        "Rows without a natural key, in a natural deal: `leave-out`, or `apart` (as one more key).",
+        when=("partition", ["natural"]),
     )
     label_spaces: Literal["own", "all"] = setting(
         "own",
@@ -103,6 +111,7 @@ class Deal(Group):
         "`own` suits corpora that were labelled with different types, `all` clients that labelled alike.",
         option=False,
         common=True,
+        when=("task", ["tokens"]),
     )
     val_fraction: Fraction = setting(
         0.1, "Share of a client's rows to validate on, stratified by natural key and label.", option=False, common=True

@@ -45,6 +45,7 @@ class Setting:
         help: a sentence in Markdown. more: sentences that only pages add.
         option: has an option of its own on the command line. flags: short names of the option. everyday: is shown by ``--help``.
         common: holds for a coordinator and all its sites.
+        when: another setting, and the values with which this one has an effect; none: any but its default.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Setting:
     flags: tuple[str, ...]
     everyday: bool
     common: bool
+    when: tuple[str, Sequence[Any]] | None
 
     @property
     def kinds(self) -> list[Any]:
@@ -86,12 +88,13 @@ def setting(
     flags: Sequence[str] = (),
     everyday: bool = False,
     common: bool = False,
+    when: tuple[str, Sequence[Any]] | None = None,
 ) -> Any:
     """The right-hand side of a field: ``rounds: Count = setting(10, "Exchanges between server and clients.")``.
 
     Args:
         default: where neither recipe nor person says anything.
-        help, more, unset, option, flags, everyday, common: see :class:`Setting`.
+        help, more, unset, option, flags, everyday, common, when: see :class:`Setting`.
     """
     about: dict[str, Any] = {
         "more": more,
@@ -100,6 +103,7 @@ def setting(
         "flags": list(flags),
         "everyday": everyday,
         "common": common,
+        "when": when,
     }
     return Field(default, description=help, json_schema_extra=about)
 

@@ -61,7 +61,10 @@ class Federation(Group):
     )
     robust_norm: Positive | None = setting(None, "Clip: largest norm of an update; left out: the median norm of the round.")
     robust_share: Annotated[float, Field(ge=0, lt=0.5)] = setting(
-        0.2, "Median, trimmed, krum: share of bad updates, below 0.5.", "Also of `multi-krum`. It is rounded up."
+        0.2,
+        "Median, trimmed, krum: share of bad updates, below 0.5.",
+        "Also of `multi-krum`. It is rounded up.",
+        when=("robust", ["median", "trimmed", "krum", "multi-krum"]),
     )
     max_weight: Count = setting(
         1_000_000_000, "Largest example count that is believed.", "An update that claims more is refused.", common=True
@@ -107,7 +110,7 @@ class Federation(Group):
         unset="never",
     )
     stop_delta: Annotated[float, Field(ge=0)] = setting(
-        0.0, "By how much a score must be better to count as such for `stop_after`.", option=False
+        0.0, "By how much a score must be better to count as such for `stop_after`.", option=False, when=("stop_after", [])
     )
     diagnostics: bool = setting(
         True,

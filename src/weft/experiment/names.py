@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from weft.errors import UserError
-from weft.experiment.whole import GROUPS
+from weft.experiment.whole import GROUPS, LISTS
 
 
 def ungrouped(name: str) -> str:
@@ -70,7 +70,8 @@ def assignment(text: str) -> tuple[str, Any]:
 
 
 def assignments(texts: Iterable[str], typed: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Several of them, over what was typed otherwise.
+    """Several of them, over what was typed otherwise. A setting that is a list takes one joined by commas, ``classes=a,b``; names
+    with commas in them are written as TOML, ``classes=["a, b", "c"]``.
 
     Raises:
         UserError: one sets nothing, or a name is set twice.
@@ -80,5 +81,5 @@ def assignments(texts: Iterable[str], typed: Mapping[str, Any] | None = None) ->
         name = ungrouped(name)
         if name in found:
             raise UserError(f"{name} is given twice: leave one out.")
-        found[name] = value
+        found[name] = [v.strip() for v in value.split(",")] if name in LISTS and isinstance(value, str) else value
     return found

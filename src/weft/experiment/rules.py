@@ -19,7 +19,11 @@ class Rules(Group):
         common=True,
     )
     feddyn_alpha: Positive = setting(
-        0.01, "FedDyn: weight α of its regulariser; its paper tries 0.1, 0.01 and 0.001.", option=False, common=True
+        0.01,
+        "FedDyn: weight α of its regulariser; its paper tries 0.1, 0.01 and 0.001.",
+        option=False,
+        common=True,
+        when=("rule", ["feddyn"]),
     )
     server_step: Literal["none", "avgm", "adam", "yogi", "adagrad"] = setting(
         "none",
@@ -28,7 +32,12 @@ class Rules(Group):
     )
     server_lr: Positive | None = setting(None, "Of that step.", unset="1 for `avgm`, 0.001 for the others")
     server_beta1: Fraction | None = setting(None, "Momentum of that step.", option=False, unset="0.9, and 0 for `adagrad`")
-    server_beta2: Fraction = setting(0.99, "Of that step: decay of the squares, of `adam` and `yogi`.", option=False)
+    server_beta2: Fraction = setting(
+        0.99, "Of that step: decay of the squares, of `adam` and `yogi`.", option=False, when=("server_step", ["adam", "yogi"])
+    )
     server_tau: Positive = setting(
-        1e-3, "Of that step: what is added to their root; the smaller, the more adaptive.", option=False
+        1e-3,
+        "Of that step: what is added to their root; the smaller, the more adaptive.",
+        option=False,
+        when=("server_step", ["adam", "yogi", "adagrad"]),
     )

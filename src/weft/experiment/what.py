@@ -85,6 +85,7 @@ class What(Group):
         "fill, where `{pair}` is the second text of a pair.",
         unset="as suits the backbone",
         common=True,
+        when=("task", ["generation", "preference", "similarity", "fill"]),
     )
     label_words: str = setting(
         "",
@@ -92,9 +93,13 @@ class What(Group):
         "Each is one token of the backbone; the logits of several words of a class are averaged.",
         unset="the names of the classes",
         common=True,
+        when=("task", ["fill"]),
     )
     calibrate: bool = setting(
-        False, "Fill: take off the logits of an empty text, so that words that are usual there gain nothing.", common=True
+        False,
+        "Fill: take off the logits of an empty text, so that words that are usual there gain nothing.",
+        common=True,
+        when=("task", ["fill"]),
     )
     blocks: str = setting(
         "",

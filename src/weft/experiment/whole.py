@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from weft.experiment.deal import Deal
-from weft.experiment.declare import Group, Setting, declared
+from weft.experiment.declare import Group, Names, Setting, declared
 from weft.experiment.federation import Federation
 from weft.experiment.language import Language
 from weft.experiment.lora_settings import LoRA
@@ -40,6 +40,8 @@ GROUPS: dict[str, type[Group]] = {g.__name__.lower(): g for g in reversed(Experi
 SETTINGS: dict[str, Setting] = {name: s for group in GROUPS.values() for name, s in declared(group).items()}
 """What is declared of every setting, by its name, in the order of the groups."""
 
+LISTS = tuple(n for n, field in Experiment.model_fields.items() if get_args(Names)[-1] in field.metadata)
+"""Settings that are lists of names."""
 OUTPUT = tuple(declared(Output))
 """Settings of which none changes a number of a run."""
 

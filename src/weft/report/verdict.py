@@ -13,7 +13,8 @@ RATE = "method.optim.lr"
 LARGE = 10
 """A mean loss above so many times that of guessing (ln C, or the variance of numbers) is that of a run that has diverged."""
 
-
+FEW = 50
+"""Rows of a test set that tells models apart by luck."""
 NO_NUMBERS = ("finite", "beyond")
 """Words of the reasons for which the values of an update are refused."""
 
@@ -86,12 +87,15 @@ def _guessing(summary: Mapping[str, Any], settings: Mapping[str, Any]) -> Findin
         return None
     started = settings.get("start_head") == "probe" or bool((summary.get("start") or {}).get("head"))
     head = summary.get("backbone", {}).get("head", True) and not started and not _probed(settings)
+    faster = _rate(settings, 10.0)
+    ways = ["a higher learning rate"] * bool(faster) + ["more rounds"] + ["a head that starts from a probe"] * bool(head)
+    if top.get("n", FEW) < FEW:
+        ways.insert(0, f"more test rows than {top['n']}, which tell little")
     return Finding(
         f"The model is not told apart from one that always names the most frequent class: accuracy {top['value']:.3f} "
         f"({top['low']:.2f}-{top['high']:.2f}), and that would have {chance:.3f}.",
-        f"a higher learning rate{', more rounds, or a head that starts from a probe' if head else ' or more rounds'}; and look "
-        "at the labels with weft data",
-        _rate(settings, 10.0) | ({"start_head": "probe"} if head else {}),
+        f"{', '.join(ways[:-1])}{' or ' if len(ways) > 1 else ''}{ways[-1]}; and look at the labels with weft data",
+        faster | ({"start_head": "probe"} if head else {}),
     )
 
 

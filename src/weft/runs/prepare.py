@@ -12,7 +12,7 @@ import numpy as np
 from weft.backbones import lines
 from weft.backbones.backbone import Backbone
 from weft.backbones.load import load as load_backbone
-from weft.backbones.options import task_for
+from weft.backbones.options import FILL, task_for
 from weft.backbones.prefix import PrefixCache
 from weft.backbones.run_table import tabulate
 from weft.backbones.spaces import Spaces
@@ -76,6 +76,14 @@ class Material:
     @property
     def backbone(self) -> Backbone:
         return self.bench.backbone
+
+    @property
+    def task(self) -> str:
+        """What is predicted, by its name among settings."""
+        kind = self.bench.task.kind
+        if kind != CLASSES:
+            return kind
+        return "similarity" if self.backbone.names is not None else (FILL if self.backbone.options.task == FILL else CLASSES)
 
     def fresh(self) -> Material:
         """The same with an empty prefix cache."""
@@ -157,6 +165,7 @@ def prepare(experiment: Experiment, given: Any, observer: Observer, needs: tuple
         "classes": list(dealt.classes),
         "pairs": rows.pairs is not None,
         "clients": len(clients),
+        "partition": dealt.scheme,
         "rows": {"train": sum(c.n for c in clients), "val": len(val), "test": len(test), "new clients": sum(map(len, new))}
         | {name: len(own_rows) for name, own_rows in further.items()},
         "new_clients": len(dealt.unseen),

@@ -241,3 +241,9 @@ BYTES = Case({"tokens": 5}, context_bytes, context_bytes, head=False)
 BYTES_VARIANTS = {
     "a context for each class": Case({"tokens": 5, "per_class": True}, bytes_for_each_class, bytes_for_each_class, head=False)
 }
+
+
+def test_a_phrase_says_how_many_tokens_there_are() -> None:
+    assert PromptFL(phrase="a photo of a").tokens == PromptFL().tokens
+    with pytest.raises(UserError, match='as many tokens as its phrase "a photo", and tokens is 3: leave one of them out'):
+        PromptFL(phrase="a photo", tokens=3)

@@ -27,6 +27,7 @@ from weft.contract import (
     Place,
     Positive,
     Task,
+    UserError,
     Weighting,
 )
 
@@ -68,6 +69,13 @@ class PromptFL(Method):
     epochs: Positive = 5.0
     batch: Count = 32
     optim: Optim = Optim("sgd", lr=1e-3, momentum=0.9, weight_decay=5e-4, schedule="cosine", warmup=0.2)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.phrase and self.tokens != PromptFL.tokens:
+            raise UserError(
+                f'a context has as many tokens as its phrase "{self.phrase}", and tokens is {self.tokens}: leave one of them out.'
+            )
 
     def adapt(self, backbone: Backbone, task: Task, client: ClientInfo) -> Adaptation:
         return {"context": (ClassContext(self.tokens, self.where, self.per_class, self.phrase, self.std), SHARED)}

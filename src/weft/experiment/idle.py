@@ -1,0 +1,32 @@
+"""Settings that somebody gave and that have no effect on this run: they go with another one, which is not as they need it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from weft.experiment.whole import SETTINGS
+
+if TYPE_CHECKING:
+    from weft.experiment.layers import Resolved
+
+
+def idle(resolved: Resolved, found: Mapping[str, Any]) -> list[str]:
+    """A sentence for each.
+
+    Args:
+        found: what became of settings that the data decide (``task``, ``partition``).
+    """
+    x, sentences = resolved.experiment, []
+    for name, setting in SETTINGS.items():
+        value = getattr(x, name)
+        if setting.when is None or resolved.origin.get(name) != "user" or value == setting.default:
+            continue
+        other, suiting = setting.when
+        now = found.get(other, getattr(x, other))
+        if now in suiting or (not suiting and now != SETTINGS[other].default):
+            continue
+        with_what = f"{other} = {' or '.join(map(str, suiting))}" if suiting else other
+        here = f"is {now} here" if now not in (None, "") else "is not given" if suiting == [] else "is nothing here"
+        sentences.append(f"{name} = {value} has no effect: it goes with {with_what}, and {other} {here}.")
+    return sentences
