@@ -1,11 +1,12 @@
 """Memory of language models: the output layer in chunks, blocks computed once more, and the estimate against what is measured.
 
-    python benchmarks/language_memory.py [--quick] [--device cuda] [output] [recompute] [estimate]
+    python benchmarks/language_memory.py [--quick] [--device cuda] [output] [recompute] [estimate] [turns]
 
 Each case runs in a process of its own; its peak is the operating system's count (resident set), or the GPU's, above what it held
 before the step. `output`: cross-entropy and gradient of 8 x 512 rows, in chunks against logits that are all held. `recompute`:
 one step of LoRA (rank 16, all linear layers) on SmolLM2. `estimate`: a step on random weights of the shapes of SmolLM2, TinyLlama
-and Llama-2-7B: a few of their layers on a CPU, all of them on a GPU.
+and Llama-2-7B: a few of their layers on a CPU, all of them on a GPU. `turns`: a whole turn of a client, weights included, against
+what the model takes to score the same rows: LoRA by gradients, LoRA by fedkseed, which has none, and all weights by fedkseed.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def case(**what: Any) -> dict[str, Any]:
 
 
 def run(what: dict[str, Any]) -> dict[str, Any]:
-    kinds: dict[str, Callable[..., dict[str, Any]]] = {"output": output, "step": step}
+    kinds: dict[str, Callable[..., dict[str, Any]]] = {"output": output, "step": step, "turn": turn}
     return kinds[what.pop("kind")](**what)
 
 
@@ -191,6 +192,41 @@ def step(
     }
 
 
+def turn(shape: str, layers: int, precision: str, batch: int, width: int, what: str, device: str) -> dict[str, Any]:
+    """Peak of a client's turn of three steps, or of scoring as many rows, with the weights of the model."""
+    from _rounds import replies, states
+    from weft.adaptation.optim import Optim
+    from weft.adaptation.tune import Tune
+    from weft.federation.bench import Bench
+    from weft.federation.pack import Pack
+    from weft.federation.round import Round
+    from weft.federation.rounds import begin
+    from weft.federation.turn import Turn
+    from weft.methods import FedIT, FedKSeed
+    from weft.tasks.kinds import GENERATION, make
+
+    backbone, steps = drawn(shape, layers, precision, device), 3
+    bench = Bench(backbone, make(("answer",), GENERATION), replies(batch * steps, width, 1000), 0)
+    tune = Tune("weights", weights="all") if what == "all weights, fedkseed" else Tune("lora", rank=16, alpha=16, at="all")
+    plain = {"epochs": 1.0, "steps": None, "batch": batch}
+    by_gradient = FedIT(rank=16, alpha=16, sites="all", optim=Optim("adamw", lr=1e-3), **plain)
+    method = FedKSeed(tune=tune, optim=Optim("sgd", lr=1e-6, schedule="constant"), **plain) if "fedkseed" in what else by_gradient
+    client = states(1, batch * steps)[0]
+    server = begin(method, bench, [client.info(())], 1)
+    frozen = sum(p.numel() * p.element_size() for p in backbone.model.parameters())
+
+    def once() -> None:
+        pack = Pack(bench, [Turn(client, server.adaptation, dict(server.shared))], Round(0))
+        if what != "scoring":
+            list(method.train(pack))
+            return
+        with torch.no_grad():
+            for one in pack.batches(1.0, None, batch):
+                method.objective(pack, one)
+
+    return {"mb": frozen / 1e6 + above(once, device), "frozen": frozen / 1e6}
+
+
 # tables ---------------------------------------------------------------------------------------------------------------
 
 
@@ -264,7 +300,22 @@ def table_estimate(args: argparse.Namespace) -> None:
     print(f"\n{'met   ' if worst <= 1.15 else 'MISSED'} within 15 % (worst {worst:.2f}x)\n")
 
 
-TABLES = {"output": table_output, "recompute": table_recompute, "estimate": table_estimate}
+def table_turns(args: argparse.Namespace) -> None:
+    shape, layers, precision = ("tinyllama", 22, "bfloat16") if args.device == "cuda" else ("smollm2", 30, "float32")
+    size = {"shape": shape, "layers": layers, "precision": precision, "batch": 1, "width": 64 if args.quick else 256}
+    print(f"A turn of a client on the shape of {shape}, {layers} layers, {precision}, steps of 1 row of {size['width']} tokens\n")
+    print("| what | MB with the weights | of scoring |")
+    print("|---|---|---|")
+    found = {}
+    for what in ("scoring", "LoRA, fedit", "LoRA, fedkseed", "all weights, fedkseed"):
+        runs = [case(kind="turn", what=what, device=args.device, **size)["mb"] for _ in range(args.repeats)]
+        found[what] = statistics.median(runs)
+        print(f"| {what} | {found[what]:.0f} | {found[what] / found['scoring']:.2f}x |", flush=True)
+    ratio = found["LoRA, fedkseed"] / found["scoring"]
+    print(f"\n{'met   ' if ratio <= 1.1 else 'MISSED'} LoRA by fedkseed within 1.1x of scoring ({ratio:.2f}x)\n")
+
+
+TABLES = {"output": table_output, "recompute": table_recompute, "estimate": table_estimate, "turns": table_turns}
 
 
 def main() -> None:

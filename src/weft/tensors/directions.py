@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,21 +48,22 @@ def direction(seed: int, number: int, size: int) -> np.ndarray:
     return found
 
 
-def combination(seed: int, weights: np.ndarray, size: int) -> np.ndarray:
-    """float64 [size]: Σ_j weights[j] · direction j, in the order of j; directions of weight 0 are not drawn.
+def combination(seed: int, weights: np.ndarray, size: int, kind: type[np.floating[Any]] = np.float64) -> np.ndarray:
+    """[size]: Σ_j weights[j] · direction j, in the order of j; directions of weight 0 are not drawn.
 
     Args:
-        weights: float64 [K].
+        weights: float64 [K]. kind: that the sums, which are taken in float64, are kept as.
     """
-    total = np.zeros(size)
+    total = np.empty(size, kind)
     chosen = [(int(j), float(weights[j])) for j in weights.nonzero()[0]]
 
     def add(chunk: int) -> None:
-        part = total[_within(chunk)]
+        part = np.zeros(len(total[_within(chunk)]))
         term = np.empty_like(part)
         for j, weight in chosen:
             np.multiply(_drawn(seed, j, chunk, len(part)), weight, out=term, dtype=np.float64)
             np.add(part, term, out=part)
+        total[_within(chunk)] = part
 
     _each(size, add)
     return total

@@ -134,9 +134,9 @@ class FedKSeed(Tuned):
         if sums.any():
             shapes = shapes_of(pack)
             size = sum(map(math.prod, shapes.values()))
-            moves = [moved(pack.bench.seed, own.tobytes(), self.optim.lr, size, pack.dtype) for own in sums]
-            for name, move in split(torch.stack(moves).to(pack.device), shapes).items():
-                pack.tensors[name] = pack.tensors[name] - move
+            moves = [moved(pack.bench.seed, (self.optim.lr * own).tobytes(), size, pack.dtype).to(pack.device) for own in sums]
+            for name, *own in zip(shapes, *(split(move.unsqueeze(0), shapes).values() for move in moves), strict=True):
+                pack.tensors[name] = pack.tensors[name] - torch.cat(own)
 
     def forward(self, pack: Pack, batch: Batch, view: str | None = None) -> Output:
         return pack(batch, use={part: 1.0 for part in pack.adaptations[0] if part != "seeds"})
@@ -146,7 +146,8 @@ class FedKSeed(Tuned):
     @torch.no_grad()
     def train(self, pack: Pack) -> Iterable[Update]:
         shapes, people = shapes_of(pack), range(len(pack.clients))
-        w = torch.cat([pack.tensors[n].flatten(1) for n in shapes], 1)  # [K, n], a copy
+        w = torch.cat([pack.tensors[n].flatten(1) for n in shapes], 1)  # [K, n]
+        pack.tensors.update(split(w, shapes))  # the same memory: what is tuned may be a whole model
         streams = pack.generators("seeds")
         edges = [edges_of(pi, self.seeds) for pi in pack.tensors.get(PI, [None] * len(people))]
         drawn: list[list[int]] = [[] for _ in people]
@@ -163,13 +164,12 @@ class FedKSeed(Tuned):
                 drawn[k].append(int(seeds_at(edges[k], streams[k], 1)))
                 z[k] = torch.from_numpy(direction(pack.bench.seed, drawn[k][-1], w.shape[1]))
             z = z.to(pack.device, pack.dtype)
-            up, down = (loss_at(torch.add(w, z, alpha=far), batch) for far in (self.epsilon, -self.epsilon))
+            up, down = (loss_at(torch.add(w, z, alpha=far), batch) for far in (self.epsilon, -self.epsilon))  # one at a time
             g = w.new_zeros(len(people)).index_add_(0, torch.tensor(here, device=w.device), self._slope(up, down))
-            w.sub_(g.unsqueeze(1) * z, alpha=self.optim.lr)
+            w.sub_(z.mul_(g.unsqueeze(1)), alpha=self.optim.lr)
             for k, one in enumerate(g.tolist()):
                 scalars[k] += [one] if k in here else []
             pack.report(batch, (up + down) / 2)
-        pack.tensors.update(split(w, shapes))
         found = [torch.tensor(own, dtype=pack.dtype) for own in scalars]
         if self.sums:
             mine = [pack.value(k, SUMS) + summed(torch.tensor(drawn[k], dtype=torch.long), found[k], self.seeds) for k in people]
@@ -246,13 +246,14 @@ def split(flat: Tensor, shapes: Shapes) -> dict[str, Tensor]:
 
 
 @functools.lru_cache(maxsize=1)
-def moved(seed: int, sums: bytes, lr: float, size: int, dtype: torch.dtype) -> Tensor:
+def moved(seed: int, weights: bytes, size: int, dtype: torch.dtype) -> Tensor:
     """η Σ_j a_j z_j, [size]; the last one is kept, as all packs of a round are made of it.
 
     Args:
-        sums: a_1 … a_K as float64.
+        weights: η a_1 … η a_K as float64.
     """
-    return torch.from_numpy(lr * combination(seed, np.frombuffer(sums), size)).to(dtype)
+    kind = np.float64 if dtype == torch.float64 else np.float32
+    return torch.from_numpy(combination(seed, np.frombuffer(weights), size, kind)).to(dtype)
 
 
 # of seeds -----------------------------------------------------------------------------------------------------------------
