@@ -89,7 +89,7 @@ def test_a_rule_stands_in_for_the_mean_of_what_the_server_does_not_hold_too() ->
         return found["slope/x"]
 
     torch.testing.assert_close(of(Robust()), (3 * values[0] + 2 * values[1] + 4 * values[2]) / 9)
-    torch.testing.assert_close(of(Robust(), weighting="uniform"), sum(values, torch.zeros(2)) / 3)
+    torch.testing.assert_close(of(Robust(), weight=lambda update: 1.0), sum(values, torch.zeros(2)) / 3)
     assert torch.equal(of(Robust("median")), torch.tensor([0.3, 4.0]))
     clipped = (3 * values[0] + 2 * values[1] + 4 * values[2] / 10) / 9  # lengths 5, ½ and 50, counted from 0
     torch.testing.assert_close(of(Robust("clip", norm=5.0)), clipped)
@@ -111,7 +111,6 @@ def test_without_a_rule_and_with_a_wide_clip_the_numbers_are_those_of_the_plain_
         self: ServerState,
         updates: Iterable[Update],
         only: str | Iterable[str] = "*",
-        weighting: str | None = None,
         absent: str = "kept",
     ) -> None:
         patterns = (only,) if isinstance(only, str) else tuple(only)

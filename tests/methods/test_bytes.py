@@ -23,7 +23,8 @@ VARIANTS = {f"{slug}, {words}": (slug, c) for slug, v in of_methods.said("BYTES_
 
 def play(slug: str, codec: str, rounds: int = 3, case: Case | None = None, **more: Any) -> tiny.Federation:
     case = case or CASES[slug]
-    method = registry.build(slug, case.settings | {"batch": 4, "steps": 2})
+    work = {n: v for n, v in {"batch": 4, "steps": 2}.items() if n not in registry.load(slug).unused}
+    method = registry.build(slug, case.settings | work)
     return tiny.federation(method, facts=case.facts, precision="float32", rounds=rounds, codec_name=codec, **more)
 
 

@@ -109,7 +109,7 @@ class Even(FedIT):
     """A mean that ignores weights."""
 
     def aggregate(self, server: ServerState, updates: Iterable[Update]) -> None:
-        server.mean(updates, weighting="uniform")
+        server.mean(updates, weight=lambda update: 1.0)
 
 
 class InPlace(FedIT):

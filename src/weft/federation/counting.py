@@ -151,15 +151,17 @@ class Counting:
         clients: Tensor | None,
         use: Mapping[str, Weight] | None,
         inputs: Mapping[str, Tensor | int],
+        copies: int,
     ) -> None:
         """Class names through the text tower, once for each client.
 
         Args:
-            clients: [k] indices into ``everybody``; None = all. inputs: of the model.
+            clients: [k] indices into ``everybody``; None = all. inputs: of the model, which has so many copies of the names.
         """
-        rows, ids = inputs["classes"], inputs["input_ids"]
-        assert isinstance(rows, int) and isinstance(ids, Tensor)
-        names = rows * np.array([ids.shape[1] ** i for i in range(3)], dtype=np.int64)
+        texts, ids = inputs["classes"], inputs["input_ids"]
+        assert isinstance(texts, int) and isinstance(ids, Tensor)
+        rows, width = len(ids) // copies, ids.shape[1]  # several texts may stand in a row
+        names = np.array([texts, rows * width, rows * width**2], dtype=np.int64)
         there, nothing = np.zeros(self.heads + 1, dtype=bool), np.zeros((self.heads + 1, 6), dtype=np.int64)
         for client in range(len(everybody)) if clients is None else clients.tolist():
             mine = everybody[client].id

@@ -246,7 +246,7 @@ class Passes(Towers, HiddenStates):
     ) -> Output:
         inputs = self._weave.own_tokens.of_names(inputs, k, use)
         if self.counting is not None and "classes" in inputs:
-            self.counting.named(self.clients, clients, use, inputs)
+            self.counting.named(self.clients, clients, use, inputs, k)
         with self._weave.attached(clients, k, use, keys):
             logits = self.backbone.model(**inputs).logits
         if logits.dim() == 3 and self._weave.own_tokens.room(use):  # of each token, of which those of parts are none to tag

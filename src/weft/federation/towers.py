@@ -86,7 +86,7 @@ class Towers:
         self._check_absent()
         self._weave.prefix = None
         if self.counting is not None:
-            self.counting.named(self.clients, readers, use, inputs)
+            self.counting.named(self.clients, readers, use, inputs, k)
         with self._weave.attached(clients, k, use):
             found: Tensor = self.backbone.model.embed_texts(inputs["input_ids"], inputs["common"])
         return found.to(self.device, self.dtype).view(k, -1, found.shape[-1])

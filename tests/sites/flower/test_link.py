@@ -71,4 +71,4 @@ def test_what_something_outside_has_ended_is_started_again_by_the_documented_ser
     text = (DOCS / "deployment.md").read_text(encoding="utf-8")
     for unit in re.findall(r"```ini\n(.*?)```", text, re.DOTALL):
         lines = dict(line.split("=", 1) for line in unit.splitlines() if "=" in line)
-        assert (lines["Restart"], lines["RestartPreventExitStatus"], lines["SuccessExitStatus"]) == ("on-failure", "2", "130")
+        assert (lines["Restart"], lines["RestartPreventExitStatus"], lines["SuccessExitStatus"]) == ("on-failure", "2", "130 143")
