@@ -19,7 +19,7 @@ import by_hand
 import cohorts
 import tiny
 import toy_runs
-from every_method import built
+from every_method import built, small
 from weft.adaptation.lora import LoRA
 from weft.contract import PERSONAL, SHARED, Optim, Routed, Scope
 from weft.federation.diagnostics import Diagnostics, effective_rank
@@ -31,6 +31,7 @@ from weft.federation.spread import MOST, Spread
 from weft.methods import FedExLoRA, FedIT, FedRA, FFALoRA, FlexLoRA, FLoRA, FRLoRA, HeteroFL, HetLoRA, RoLoRA
 from weft.report.terminal import meaning
 from weft.tensors.lowrank import LowRank
+from weft.tensors.masked import Masked
 
 OPTIM = Optim("sgd", lr=0.5, schedule="constant")
 QUICK: dict[str, Any] = {"steps": 3, "batch": 3, "optim": OPTIM}
@@ -475,3 +476,25 @@ def test_effective_rank_by_its_singular_values() -> None:
 def test_a_square_is_that_of_the_matrix_whatever_there_is_more_of(rank: int) -> None:
     value = LowRank(torch.randn(7, rank, dtype=torch.float64), torch.randn(rank, 5, dtype=torch.float64), -0.7)
     by_hand.close(torch.tensor(square(value), dtype=torch.float64), (0.7 * value.B @ value.A).square().sum(), 1e-12 * 500)
+
+
+@pytest.mark.parametrize("slug", ["fedtiny", "prunefl"])
+def test_a_round_says_how_dense_the_model_is_that_a_server_has_pruned(slug: str) -> None:
+    run = tiny.federation(small(slug), sizes=SIZES, rounds=2)
+    record = run.simulation.round(0)
+    assert record is not None
+    masks = [v.mask.numpy() for v in run.server.shared.values() if isinstance(v, Masked)]
+    if not masks:  # PruneFL begins with whole tensors
+        assert slug == "prunefl"
+        assert "density" not in record
+        return
+    fours = np.concatenate([m.reshape(-1, 4).sum(1) for m in masks if m.shape[-1] % 4 == 0])
+    assert record["density"] == pytest.approx(sum(m.sum() for m in masks) / sum(m.size for m in masks))
+    assert record["two_of_four"] == pytest.approx((fours <= 2).mean())
+    assert 0 < record["density"] < 1
+
+
+def test_methods_that_prune_nothing_have_no_density() -> None:
+    record = tiny.federation(built("fedit"), sizes=SIZES, rounds=1).simulation.round(0)
+    assert record is not None
+    assert not {"density", "two_of_four"} & record.keys()

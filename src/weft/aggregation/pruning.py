@@ -91,6 +91,15 @@ def n_of_m(scores: Tensor, n: int = 2, m: int = 4) -> Tensor:
     return torch.zeros_like(groups, dtype=torch.bool).scatter(1, chosen, True).view(scores.shape)
 
 
+def share_of_pattern(mask: Tensor, n: int = 2, m: int = 4) -> float | None:
+    """The share of every m entries along the last axis of which at most n are kept: of 1, sparse tensor cores can take it; None
+    if the last axis is no multiple of m.
+    """
+    if not mask.dim() or not mask.numel() or mask.shape[-1] % m:
+        return None
+    return float((mask.reshape(-1, m).sum(1) <= n).double().mean())
+
+
 def by_rows(scores: Tensor, alive: Tensor, share: float) -> Tensor:
     """What is left of a mask when whole rows go, those with the smallest norm of their scores; at least one row stays."""
     rows = alive.flatten(1).any(1)

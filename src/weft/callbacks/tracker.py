@@ -84,7 +84,7 @@ def numbers(line: Mapping[str, Any]) -> dict[str, float]:
 
 LAST = "seconds"
 ENERGY = ("energy_kwh", "energy_co2_kg")
-COMMON = ("training_loss", "aggregation_error", "drift", "effective_rank", "memory", "bytes_down", "bytes_up", LAST)
+COMMON = ("training_loss", "aggregation_error", "drift", "effective_rank", "density", "memory", "bytes_down", "bytes_up", LAST)
 """Numbers of a round that are of no view."""
 
 

@@ -22,17 +22,21 @@ none.
 
 **Effective rank** of ΔW, the server's change, in the mean over layers that changed: exp(-Σ q_i log q_i) of its singular values
 as shares q = σ / Σσ (Roy and Vetterli, "The effective rank", EUSIPCO 2007).
+
+**Density**, of the tensors that the server holds some entries of alone: the share of their entries that it holds; and
+**two of four**, the share of every four entries along their last axes of which it holds two at most.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from weft.adaptation.lora import Delta
+from weft.aggregation.pruning import share_of_pattern
 from weft.federation.client import ClientState
 from weft.federation.layout import scope_of
 from weft.federation.message import Update
@@ -47,6 +51,7 @@ from weft.federation.turn import Turn
 from weft.tensors import forms
 from weft.tensors.forms import Value
 from weft.tensors.lowrank import LowRank
+from weft.tensors.masked import Masked
 
 
 class Diagnostics:
@@ -75,13 +80,17 @@ class Diagnostics:
             del update  # the next one is read in the memory of this one
 
     def values(self) -> dict[str, float]:
-        """``aggregation_error``, ``drift`` and ``effective_rank``, once the round is closed; without those that mean nothing."""
+        """``aggregation_error``, ``drift``, ``effective_rank``, ``density`` and ``two_of_four``, once the round is closed;
+        without those that mean nothing.
+        """
         means = {at: moves.mean() for at, moves in self.wanted.items()}
-        found = {"drift": self._drift(means)}
+        found: dict[str, float | None] = {"drift": self._drift(means)}
         if means:
             applied = self._applied(self._model())
             found["aggregation_error"] = _error(means, applied)
             found["effective_rank"] = effective_rank(applied.values())
+        if masks := [v.mask for v in self.server.shared.values() if isinstance(v, Masked)]:
+            found |= density_of(masks)
         return {name: value for name, value in found.items() if value is not None}
 
     def _drift(self, means: Mapping[tuple[str, str], LowRank]) -> float | None:
@@ -189,6 +198,14 @@ def _error(means: Mapping[tuple[str, str], LowRank], applied: Mapping[str, LowRa
         squares = _squares(LowRank.cat([mean for (_, at), mean in means.items() if at == site], mine.shape), mine)
         gap, size = gap + squares[0], size + squares[1]
     return math.sqrt(gap / size) if size > 0 and math.isfinite(gap) and math.isfinite(size) else None
+
+
+def density_of(masks: Sequence[Tensor]) -> dict[str, float | None]:
+    """``density``, and ``two_of_four`` in the mean over the tensors whose last axes allow it, by their entries."""
+    size = sum(m.numel() for m in masks)
+    fit = [(share, m.numel()) for m in masks if (share := share_of_pattern(m)) is not None]
+    of_fours = sum(share * n for share, n in fit) / sum(n for _, n in fit) if fit else None
+    return {"density": sum(int(m.sum()) for m in masks) / size if size else None, "two_of_four": of_fours}
 
 
 def effective_rank(changes: Iterable[LowRank]) -> float | None:

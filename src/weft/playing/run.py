@@ -45,10 +45,11 @@ class Run:
     def records(self) -> list[dict[str, Any]]:
         """The rounds as flat rows, one for each round and view; one without a view for a round that was not scored.
 
-        Each has ``round`` (from 1, as printed), ``view``, the names of :attr:`metrics`, ``low`` and ``high`` of the accuracy's
-        95 % interval, ``validation``, ``training_loss``, ``aggregation_error``, ``drift``, ``effective_rank``, ``memory``,
-        ``seconds``, ``bytes_down`` and ``bytes_up`` of all clients, and ``energy_kwh`` and ``energy_co2_kg`` with their
-        ``energy_source``; None where there is no such number. Runs on simulated devices have ``clock_now`` and ``clock_joules``.
+        Each has ``round`` (from 1, as printed), ``view``, the names of :attr:`metrics`, ``low`` and ``high`` of the accuracy's 95
+        % interval, ``validation``, ``training_loss``, ``aggregation_error``, ``drift``, ``effective_rank``, ``density``,
+        ``memory``, ``seconds``, ``bytes_down`` and ``bytes_up`` of all clients, and ``energy_kwh`` and ``energy_co2_kg`` with
+        their ``energy_source``; None where there is no such number. Runs on simulated devices have ``clock_now`` and
+        ``clock_joules``.
         """
         return [row for line in self.rounds for row in flat(line)]
 

@@ -95,7 +95,7 @@ def best_by_validation(lines: Sequence[dict[str, Any]]) -> dict[str, Any] | None
     return max(alike, key=lambda one: goodness(one["metric"], one["validation"]), default=None)
 
 
-DIAGNOSTICS = ("aggregation_error", "drift", "effective_rank")
+DIAGNOSTICS = ("aggregation_error", "drift", "effective_rank", "density")
 """Numbers that a round's updates have beside their scores, where they mean something."""
 
 

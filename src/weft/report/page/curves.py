@@ -13,7 +13,7 @@ ROWS, FEWEST = 2000, 25
 """Rows of all runs together, and of one run at least: of longer runs, rounds are left out evenly."""
 MARKED = 8
 """Points of a curve that have a mark."""
-PLAIN = ("loss", "aggregation_error", "drift", "effective_rank", "memory")
+PLAIN = ("loss", "aggregation_error", "drift", "effective_rank", "density", "memory")
 """Keys of a round that have a curve each."""
 
 Row = dict[str, Any]

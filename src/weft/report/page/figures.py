@@ -107,6 +107,11 @@ TRAINING = (
         "How many directions a round's change of the model has, in the mean over layers: of one, all layers turn one way.",
     ),
     (
+        "density",
+        "Density",
+        "Share of the entries of pruned tensors that the server holds: the fewer, the less is sent and trained.",
+    ),
+    (
         "memory",
         "Peak memory, GB",
         "Most memory in use so far, with all that the process had loaded before: a good curve is flat.",
