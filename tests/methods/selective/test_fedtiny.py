@@ -257,3 +257,11 @@ BYTES_VARIANTS = {
         first=lambda turn: {"bottleneck": [*ENTRIES, *PLACES]},
     )
 }
+
+
+def test_a_density_that_empties_a_layer_is_refused() -> None:
+    with pytest.raises(
+        UserError, match=r"a density of 1e-05 leaves none of the \d+ entries of .*: give a larger method.density"
+    ) as e:
+        tiny.federation(replace(SMALL, density=1e-5, layers="uniform"), rounds=1)
+    assert "\n" not in str(e.value)

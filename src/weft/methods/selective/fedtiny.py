@@ -38,6 +38,7 @@ from weft.contract import (
     ServerState,
     Share,
     Update,
+    UserError,
 )
 from weft.tensors.keyed import generator
 from weft.tensors.masked import alive, dense
@@ -97,16 +98,20 @@ class FedTiny(Pruned):
     # the masks that all know --------------------------------------------------------------------------------------------
 
     def start(self, server: ServerState) -> None:
+        shapes = {n: tuple(dense(server.shared[n]).shape) for n in self.prunable(server.adaptation, server.bench.backbone)}
+        for name, share in self._densities(shapes).items():
+            if share * math.prod(shapes[name]) < 0.5:
+                raise UserError(
+                    f"a density of {self.density:g} leaves none of the {math.prod(shapes[name])} entries of {name}: give a larger "
+                    "method.density, or method.layers = erk, which leaves small layers more."
+                )
         if self.candidates == 1:
             self._take(server, 0)
 
     def masks(self, values: Mapping[str, Tensor], seed: int, candidate: int) -> dict[str, Tensor]:
         """One of the candidates; the first is at the densities of ``layers`` themselves."""
         shapes = {n: tuple(v.shape) for n, v in values.items()}
-        if self.layers == "uniform":
-            wanted = dict.fromkeys(shapes, self.density)
-        else:
-            wanted = erdos_renyi(shapes, self.density, kernel=self.layers == "erk")
+        wanted = self._densities(shapes)
         if candidate:
             draw = generator(seed, "candidate", candidate)
             noise = torch.randn(len(shapes), generator=draw, dtype=torch.float64).mul(self.spread).exp().tolist()
@@ -115,6 +120,12 @@ class FedTiny(Pruned):
             n: largest(v.abs(), torch.ones(v.shape, dtype=torch.bool, device=v.device), max(round(wanted[n] * v.numel()), 1))
             for n, v in values.items()
         }
+
+    def _densities(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, float]:
+        """Of each tensor, as ``layers`` says."""
+        if self.layers == "uniform":
+            return dict.fromkeys(shapes, self.density)
+        return erdos_renyi(shapes, self.density, kernel=self.layers == "erk")
 
     def _take(self, server: ServerState, candidate: int) -> None:
         names = self.prunable(server.adaptation, server.bench.backbone)
