@@ -102,8 +102,8 @@ class FedTiny(Pruned):
         for name, share in self._densities(shapes).items():
             if share * math.prod(shapes[name]) < 0.5:
                 raise UserError(
-                    f"a density of {self.density:g} leaves none of the {math.prod(shapes[name])} entries of {name}: give a larger "
-                    "method.density, or method.layers = erk, which leaves small layers more."
+                    f"a density of {self.density:g} leaves none of the {math.prod(shapes[name])} entries of {name}: give a "
+                    "larger method.density, or method.layers = erk, which leaves small layers more."
                 )
         if self.candidates == 1:
             self._take(server, 0)
