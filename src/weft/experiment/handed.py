@@ -75,6 +75,11 @@ def check_sites(x: Experiment, method: Method) -> None:
     Raises:
         UserError: they are given a simulated one.
     """
+    if x.aggregation != "synchronous":
+        raise UserError(
+            f'aggregation = "{x.aggregation}" is played on the clock of simulated devices, and sites are real: leave '
+            "--aggregation out, or use a simulation."
+        )
     if x.deadline is not None:
         raise UserError("deadline is on the clock of simulated devices, and sites are real: leave it out, or use a simulation.")
     if x.devices is not None and not set(DEVICE) & set(method.info.asks):

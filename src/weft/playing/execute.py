@@ -169,6 +169,7 @@ def play(
         as_played.step_of(x),
         best=x.keep == "best" and x.baseline is None and aside is None,
         patience=stopping.of(x) if aside is None else None,
+        asynchrony=as_played.asynchrony_of(x),
         periods=x.periods,
     )
     player = Player(stage, directory.root, x, material, observer, engine, metering)
