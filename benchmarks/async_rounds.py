@@ -3,9 +3,9 @@
     python benchmarks/async_rounds.py           # three seeds, some minutes
     python benchmarks/async_rounds.py --quick   # one seed and few turns, to see that it runs; its numbers mean nothing
 
-The same clients, rows and devices each time (digits on a small picture encoder, very unequal clients, the fleet ``phones``), eight
-of 24 at work at any moment, and as many turns of clients altogether: 8 a round, 4 an update of FedBuff's, 1 of FedAsync's. Times are
-of the simulated clock, and the same on any machine up to rounding of the training.
+The same clients, rows and devices each time: digits on a small picture encoder, unlike clients, the fleet ``phones``. Eight
+of 24 are at work at any moment, and there are as many turns of clients altogether: 8 a round, 4 an update of FedBuff's, 1 of
+FedAsync's. Times are of the simulated clock, and the same on any machine up to rounding of the training.
 """
 
 from __future__ import annotations
