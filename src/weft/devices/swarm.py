@@ -256,8 +256,8 @@ class Swarm:
         return max(self.work.gradients / self.peers[name].bandwidth for name in self.peers)
 
     def _rebalance(self, now: float) -> None:
-        """From time to time the peer with the shortest queue of the least loaded stage moves to the most loaded one, if that is then
-        not the less loaded of the two. Load is the work that a stage's peers were given since the last time, in the mean.
+        """Now and then the peer with the shortest queue of the least loaded stage moves to the most loaded one, unless that would
+        then be the less loaded of the two. Load is the work that its peers were given since the last time, in the mean.
         """
         while now >= self._next_move:
             at, given = self._next_move, dict(self._given)
