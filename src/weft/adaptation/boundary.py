@@ -22,8 +22,8 @@ LEVELS = 127
 
 
 def rounded(x: Tensor, block: int) -> Tensor:
-    """What arrives of numbers that are sent as int8, each ``block`` of the last dimension by its largest magnitude: an error of at
-    most 1/254 of that, and none in a block of zeros.
+    """What arrives of numbers that are sent as int8, each ``block`` of the last dimension by its largest magnitude, of which the
+    error is 1/254 at most.
     """
     width = x.shape[-1]
     padded = F.pad(x, (0, -width % block)).unflatten(-1, (-1, block))
@@ -47,8 +47,8 @@ class _Crossing(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class Boundary(Additive):
-    """Where the blocks of a backbone are cut into stages, as evenly as can be. It trains nothing; passes without a gradient are of
-    the model in one place, and cross nothing.
+    """Where the blocks of a backbone are cut into stages, as evenly as can be. It trains nothing; passes without a gradient are
+    those of the model in one place, and cross nothing.
 
     Attributes:
         stages: S, hence S - 1 boundaries. block: numbers that share a scale; 0 = they cross as they are.

@@ -23,16 +23,13 @@ TABLE = "swarm"
 
 @dataclass(frozen=True)
 class Terms:
-    """How the model is cut and trained, see :class:`weft.devices.swarm.Work`.
+    """How rows are sent, see :class:`weft.devices.swarm.Work`.
 
     Attributes:
-        stages: of its blocks, as evenly as can be. micro_batch: rows that are sent together. block: numbers of hidden states and
-            gradients that share a scale in int8 at a boundary; 0 = they go as they are.
+        micro_batch: rows that are sent together.
     """
 
-    stages: Count = 2
     micro_batch: Count = 4
-    block: Whole = 64
     trainers: Count = 1
     ahead: Count = 8
     rebalance: Positive = 300.0
@@ -71,12 +68,12 @@ class Training:
     """What was trained, as the peers see it.
 
     Attributes:
-        steps: of the optimizer. batch: rows of a step. forward, backward: operations of a row in the whole model. tokens: of a row.
-        width: of hidden states. weights, trained: bytes of the frozen model and of what is trained.
+        steps: of the optimizer. rows: of all steps together. forward, backward: operations of a row in the whole model.
+        tokens: of a row. width: of hidden states. weights, trained: bytes of the frozen model and of what is trained.
     """
 
     steps: int
-    batch: int
+    rows: int
     forward: float
     backward: float
     tokens: float
@@ -87,29 +84,34 @@ class Training:
 
 @dataclass(frozen=True)
 class Peers:
-    """What a file says."""
+    """What a file says, for so many stages."""
 
+    stages: int
     terms: Terms
     kinds: Mapping[str, Kind]
 
-    def played(self, training: Training, seed: int = 0) -> Told:
-        """The training on these peers. A backward task computes its stage once more, from what has entered it."""
-        terms = self.terms
-        each = (2 * training.forward + training.backward) / terms.stages
+    def played(self, training: Training, block: int, seed: int = 0) -> Told:
+        """The training on these peers. A backward task computes its stage once more, from what has entered it.
+
+        Args:
+            block: numbers that share a scale in int8 at a boundary; 0 = they cross as they are. seed: of ties.
+        """
+        terms, stages = self.terms, self.stages
+        each = (2 * training.forward + training.backward) / stages
         peers = [
             Peer(f"{name} {i + 1}", k.stage, 1e12 * k.speed * k.utilisation / each, 125_000 * k.bandwidth, k.away)
             for name, k in self.kinds.items()
             for i in range(k.count)
         ]
-        rows = min(terms.micro_batch, training.batch)
+        batch = math.ceil(training.rows / training.steps / terms.micro_batch)
         work = Work(
-            terms.stages,
+            stages,
             training.steps,
-            math.ceil(training.batch / rows),
-            rows,
-            boundary_bytes(1, 1, training.width, terms.block or None) * training.tokens,
-            training.weights / terms.stages,
-            2 * training.trained / terms.stages,
+            batch,
+            training.rows / (training.steps * batch),  # the last one of an epoch may be smaller
+            boundary_bytes(1, 1, training.width, block or None) * training.tokens,
+            training.weights / stages,
+            2 * training.trained / stages,
             terms.trainers,
             terms.ahead,
             terms.rebalance,
@@ -117,8 +119,11 @@ class Peers:
         return Swarm(peers, work, seed).play()
 
 
-def read(text: str) -> Peers:
+def read(text: str, stages: int) -> Peers:
     """A TOML file: ``[swarm]`` with what :class:`Terms` has, and a table with what :class:`Kind` has for each kind of peers.
+
+    Args:
+        stages: that the model is cut into.
 
     Raises:
         UserError: it can't be read, or something in it can't be.
@@ -133,12 +138,12 @@ def read(text: str) -> Peers:
     terms = _table(path, TABLE, tables.pop(TABLE, {}), Terms)
     kinds = {name: _table(path, name, about, Kind) for name, about in tables.items()}
     for name, kind in kinds.items():
-        if kind.stage >= terms.stages:
-            raise UserError(f"[{name}] in {path} begins at stage {kind.stage} of {terms.stages}, which are counted from 0.")
-    missing = sorted(set(range(terms.stages)) - {kind.stage for kind in kinds.values()})
+        if kind.stage >= stages:
+            raise UserError(f"[{name}] in {path} begins at stage {kind.stage} of {stages}, which are counted from 0.")
+    missing = sorted(set(range(stages)) - {kind.stage for kind in kinds.values()})
     if missing:
         raise UserError(f"stage {missing[0]} has no peer in {path}: give it a table with stage, speed and bandwidth.")
-    return Peers(terms, kinds)
+    return Peers(stages, terms, kinds)
 
 
 def _table(path: Path, name: str, about: Any, of: type[T]) -> T:

@@ -100,7 +100,7 @@ class Work:
     """What is to be done.
 
     Attributes:
-        stages: of the model. steps: of the optimizer. batch: micro-batches of a step. samples: of a micro-batch.
+        stages: of the model. steps: of the optimizer. batch: micro-batches of a step. samples: of a micro-batch, in the mean.
         boundary: bytes of a sample at a boundary between stages, each way. weights: bytes of a stage, that a peer downloads which
             moves there. gradients: bytes that the peers of a stage exchange in each step. trainers: that send micro-batches.
         ahead: micro-batches that a trainer has under way. rebalance: seconds between moves of peers; None = none moves.
@@ -109,7 +109,7 @@ class Work:
     stages: int
     steps: int
     batch: int
-    samples: int
+    samples: float
     boundary: float = 0.0
     weights: float = 0.0
     gradients: float = 0.0
@@ -131,7 +131,7 @@ class Told:
     done: int = 0
     retries: int = 0
     sent: float = 0.0
-    samples: int = 0
+    samples: float = 0.0
     moves: list[tuple[float, str, int, int]] = field(default_factory=list)
     tasks: dict[tuple[str, int], int] = field(default_factory=lambda: defaultdict(int))
 

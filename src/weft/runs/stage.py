@@ -153,7 +153,7 @@ class Player:
                 max_factor="off" if alone else x.max_factor,
                 by_class=x.class_counts,
                 diagnostics=x.diagnostics and not alone,
-                flops=clock is not None,
+                flops=clock is not None or x.peers is not None,
             ),
             Exchange(
                 stage.method,
