@@ -19,7 +19,7 @@ from weft.communication.codecs import codec
 from weft.engines.here import Here
 from weft.engines.observer import Observer
 from weft.errors import UserError
-from weft.experiment import Resolved
+from weft.experiment import Resolved, as_played
 from weft.federation.rounds import begin
 from weft.playing import execute, from_adapter
 from weft.playing.run import Run
@@ -124,6 +124,8 @@ def check_loaded(resolved: Resolved, material: Material) -> list[str]:
     """
     x = resolved.experiment
     stopping.check(x, material.data["rows"]["val"])
+    if (asynchrony := as_played.asynchrony_of(x)) is not None:
+        asynchrony.taken(len(material.clients), x.participation)
     for method in baselines.played(x, resolved.played):
         for bench in (material.bench, *material.bench.others.values()):
             suited(method, bench, baselines.servers(x, len(material.clients)), material.clients)

@@ -210,6 +210,31 @@ class Ledger:
         return ledger
 
 
+class Unbilled(Ledger):
+    """Keeps the messages of turns apart whose time has not come yet.
+
+    Attributes:
+        bills: by client, the payload of its message by part, and its bytes.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bills: dict[str, tuple[dict[str, int], int]] = {}
+
+    def add(
+        self,
+        round: int,
+        phase: Phase,
+        direction: Direction,
+        client: str,
+        payload: Mapping[str, int],
+        wire: int,
+        *,
+        broadcast: str | None = None,
+    ) -> None:
+        self.bills[client] = dict(payload), wire
+
+
 def format_bytes(count: float) -> str:
     """Bytes for people, to three digits in decimal units: ``999 B``, ``1.00 kB``, ``2.65 MB``."""
     if count < 999.5:

@@ -5,6 +5,21 @@ from __future__ import annotations
 from weft.devices.clock import Clock, Spent, Tick
 from weft.devices.profiles import FLEETS, PROFILES, Device, read
 from weft.devices.shares import dealt, of_text
+from weft.devices.timeline import Flight, Timeline
 from weft.devices.told import span, total
 
-__all__ = ["FLEETS", "PROFILES", "Clock", "Device", "Spent", "Tick", "dealt", "of_text", "read", "span", "total"]
+__all__ = [
+    "FLEETS",
+    "PROFILES",
+    "Clock",
+    "Device",
+    "Flight",
+    "Spent",
+    "Tick",
+    "Timeline",
+    "dealt",
+    "of_text",
+    "read",
+    "span",
+    "total",
+]

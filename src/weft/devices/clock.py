@@ -74,6 +74,17 @@ class Clock:
         slowest = max(times, key=lambda c: (times[c], c), default=None)
         return Tick(lasted, self.now, drawn, list(late), slowest)
 
+    def reach(self, now: float, spent: Mapping[str, Spent], last: str | None) -> Tick:
+        """The server updates its model at a moment, without waiting for whoever is still at work.
+
+        Args:
+            spent: by those whose turns have ended since its last update. last: who came last.
+        """
+        drawn = sum(self.devices[c].joules(s.flops, s.down, s.up) for c, s in sorted(spent.items()))
+        lasted, self.now = now - self.now, now
+        self.joules += drawn
+        return Tick(lasted, now, drawn, slowest=last)
+
     def saved(self) -> dict[str, Any]:
         """For a checkpoint."""
         return {"now": self.now, "joules": self.joules}

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+import numpy as np
+
 from weft.federation.client import ClientState
 from weft.federation.server import ServerState
 from weft.tensors.keyed import numpy_generator
@@ -30,6 +32,11 @@ def cohort(server: ServerState, clients: list[ClientState], participation: float
             groups.setdefault(c.facts.get(who[0], c.id), []).append(c)
         return [group[int(draw.integers(len(group)))] for _, group in sorted(groups.items(), key=lambda g: str(g[0]))]
     count = max(round(participation * len(clients)), 1)
+    return sample(clients, count, draw)
+
+
+def sample(clients: list[ClientState], count: int, draw: np.random.Generator) -> list[ClientState]:
+    """So many clients, all if there are no more."""
     if count >= len(clients):
         return clients
     return [clients[i] for i in sorted(draw.choice(len(clients), count, replace=False))]

@@ -7,7 +7,7 @@ reduced in client-id order when the round closes, so that results depend neither
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
@@ -147,25 +147,54 @@ class Engine:
         for who in late:
             setup.spool.drop(who)
             setup.store.discard(who)
-        remarks, refused = self.intake.close(jobs)
+        lost = sorted({*lost, *played.absent, *late}) if played.absent or late else lost
+        losses = [loss for c, loss in played.losses.items() if c not in late]
+        work = None if played.work is None else list(played.work.values())
+        return self._closed(t, jobs, lost, losses, work, tick, began, played.refused)
+
+    def _closed(
+        self,
+        t: int,
+        jobs: list[Job],
+        lost: list[str],
+        losses: Sequence[float],
+        work: Sequence[Work] | None,
+        tick: Tick | None,
+        began: float,
+        refused: Mapping[str, str] | None = None,
+        **more: Any,
+    ) -> dict[str, Any]:
+        """Take in what is in the spool, and what is to be said of the round."""
+        setup = self.setup
+        remarks, why = self.intake.close(jobs)
         for server, _ in setup.federations:
             setup.exchange.publish(server)
         setup.exchange.close_round()
-        losses = {c: loss for c, loss in played.losses.items() if c not in late}
         return {
             "round": t,
             "kind": setup.federations[0][0].round.kind,
             **({"period": setup.federations[0][0].round.period} if setup.federations[0][0].periods > 1 else {}),
             "cohort": self.last_cohort,
-            "lost": sorted({*lost, *played.absent, *late}) if played.absent or late else lost,
-            "refused": refused | played.refused,
+            "lost": lost,
+            "refused": why | dict(refused or {}),
             **({"robust": remarks} if remarks else {}),
             **self.intake.diagnostics,
-            **({} if played.work is None else {"work": total(played.work.values()).record()}),
+            **({} if work is None else {"work": total(work).record()}),
             **({} if tick is None else {"clock": asdict(tick)}),
-            "loss": float(np.mean(list(losses.values()))) if losses else None,
+            **more,
+            "loss": float(np.mean(losses)) if losses else None,
             "seconds": time.perf_counter() - began,
         }
+
+    def saved(self) -> Any:
+        """What a checkpoint needs of turns that go on beyond the round, in JSON, once their files are durable; None = none do."""
+        return None
+
+    def restore(self, saved: Any) -> None:
+        """Undo :meth:`saved`."""
+
+    def sweep(self) -> None:
+        """The checkpoint is on the disk: files of turns that are over may go."""
 
     def _tick(self, clock: Clock, played: Played, before: Mapping[str, tuple[int, int]]) -> Tick:
         """The round on the devices of those who took part: by what they have computed, and what they were billed since."""

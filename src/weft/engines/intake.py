@@ -104,4 +104,8 @@ class Intake:
             Refused: what was sent is none that this round can use.
         """
         data = self.setup.spool.get(job.client.id)
-        return None if data is None else self.setup.exchange.read_update(job.server, job, data)
+        if data is None:
+            return None
+        update = self.setup.exchange.read_update(job.server, job, data, job.round)
+        update.late = job.late
+        return update

@@ -11,12 +11,14 @@ import numpy as np
 from weft.communication import Direction
 from weft.devices import Clock
 from weft.engines.observer import Observer
+from weft.federation.asynchrony import Late
 from weft.federation.bench import Bench
 from weft.federation.client import ClientState
 from weft.federation.common_facts import common, own
 from weft.federation.exchange import Exchange
 from weft.federation.message import ClientInfo
 from weft.federation.method import Method
+from weft.federation.round import Round
 from weft.federation.server import ServerState
 from weft.federation.turn import Turn
 from weft.storage.store import ClientStore, Spool
@@ -105,9 +107,12 @@ class Job(Turn):
         server: which it belongs to.
         frame: what it received, as bytes.
         since, now: clock up to which it was up to date before, and is after.
+        round: in which it was asked; None = the server's. late: what its change counts, where that is another.
     """
 
     server: ServerState = field(kw_only=True)
     frame: bytes = b""
     since: int = 0
     now: int = 0
+    round: Round | None = None
+    late: Late | None = None

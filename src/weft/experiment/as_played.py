@@ -9,6 +9,7 @@ from weft.errors import UserError
 if TYPE_CHECKING:
     from weft.adaptation.lora_options import LoRAOptions
     from weft.experiment.whole import Experiment
+    from weft.federation.asynchrony import Asynchrony
     from weft.federation.method import Method
     from weft.federation.server_step import ServerStep
 
@@ -52,6 +53,16 @@ def step_of(x: Experiment) -> ServerStep:
     return ServerStep(x.server_step, x.server_lr, x.server_beta1, x.server_beta2, x.server_tau)
 
 
+def asynchrony_of(x: Experiment) -> Asynchrony | None:
+    """How its server goes on while clients are at work; None if it waits for them. Baselines wait."""
+    from weft.federation.asynchrony import MIXING, Asynchrony
+
+    if x.aggregation == "synchronous" or x.baseline is not None:
+        return None
+    mixing = MIXING if x.mixing is None else x.mixing
+    return Asynchrony(x.aggregation, x.concurrency, x.buffer, mixing, x.staleness, x.staleness_a, x.staleness_b)
+
+
 def check(x: Experiment, method: Method) -> None:
     """Refuse what makes no sense, before anything is loaded.
 
@@ -75,6 +86,7 @@ def check(x: Experiment, method: Method) -> None:
             f"round, so that a shift would learn nothing: take --codec {x.codec.partition('+')[2]}."
         )
     step_of(x).check(method.info.slug, method.sums)
+    _check_asynchrony(x, method)
     played(x, method)
     if x.rule == "none":
         return
@@ -92,3 +104,36 @@ def check(x: Experiment, method: Method) -> None:
         raise UserError(
             f'rule = "feddyn" says what the server makes of a mean, and so does server_step = "{x.server_step}": leave one out.'
         )
+
+
+def _check_asynchrony(x: Experiment, method: Method) -> None:
+    """
+    Raises:
+        UserError: the server can't go on without waiting, or is told how to where it waits.
+    """
+    from weft.communication.codecs import codec
+
+    slug, out = method.info.slug, "leave --aggregation out"
+    idle = {"synchronous": ("concurrency", "buffer", "mixing"), "fedasync": ("buffer",), "fedbuff": ("mixing",)}[x.aggregation]
+    for name in idle:
+        if (value := getattr(x, name)) is not None:
+            raise UserError(f'{name} is {value}, which aggregation = "{x.aggregation}" has no use for: leave --{name} out.')
+    if x.aggregation == "synchronous":
+        return
+    if x.devices is None:
+        raise UserError(
+            f'aggregation = "{x.aggregation}" goes by who is done first, and no device keeps the time: give --devices too.'
+        )
+    if why := method.waits:
+        raise UserError(f"{slug} {why}, so its server has to wait for a round: {out}, or choose a method such as fedit.")
+    wrong = {
+        "deadline": x.deadline is not None and "closes rounds, and nobody waits for one here",
+        "rule": x.rule != "none" and "adds up what whole cohorts change that all began from one model",
+        "robust": x.robust != "none" and "compares updates that began from one model",
+        "max_factor": x.max_factor not in ("auto", "off") and "takes back states on which turns that are under way rest",
+        "codec": codec(x.codec).alpha(1) > 0 and "has a shift that client and server move in step",
+        "server_step": x.aggregation == "fedasync" and x.server_step != "none" and "steps towards a mean, and FedAsync has none",
+    }
+    for name, reason in wrong.items():
+        if reason:
+            raise UserError(f'{name} = "{getattr(x, name)}" {reason}: {out}, or --{name.replace("_", "-")}.')

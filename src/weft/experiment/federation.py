@@ -30,6 +30,12 @@ class Federation(Group):
         "A [simulated clock](devices.md) tells how long rounds take there; methods that ask for devices get them.",
         unset="no clock, and for methods that ask as the method deals them",
     )
+    peers: str | None = setting(
+        None,
+        "A `.toml` file of the peers that serve the stages of the model, for methods of that kind (swarm-parallelism).",
+        "Samples a second, retries and bytes are [simulated](devices.md#peers-that-serve-stages).",
+        unset="nobody plays peers",
+    )
     deadline: Positive | None = setting(
         None,
         "Seconds on the clock of `--devices` after which a round is closed: who is not done is left out.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from weft.devices import Device, dealt, of_text, read
+from weft.devices import Device, dealt, of_text, peers, read
 from weft.errors import UserError
 
 if TYPE_CHECKING:
@@ -65,6 +65,19 @@ def check(x: Experiment, method: Method) -> None:
         )
     if x.engine == "flower":
         check_sites(x, method)
+    if x.peers is not None:
+        stages = getattr(method, "stages", None)
+        if not method.info.baseline or not isinstance(stages, int):
+            others = [slug for slug, info in registry.infos().items() if info.baseline]
+            raise UserError(
+                f"the model of {method.info.slug} has no stages that peers could serve: leave --peers out, or choose "
+                f"{', '.join(others)}."
+            )
+        if x.baseline != "central":
+            raise UserError(
+                f"peers serve one training on all rows, and baseline is {x.baseline or 'none'}: leave one of them out."
+            )
+        peers.read(x.peers, stages)
     if x.deadline is not None and x.devices is None:
         raise UserError(f"deadline is {x.deadline:g}, but no device keeps the time: give --devices too, or leave it out.")
 
@@ -75,6 +88,11 @@ def check_sites(x: Experiment, method: Method) -> None:
     Raises:
         UserError: they are given a simulated one.
     """
+    if x.aggregation != "synchronous":
+        raise UserError(
+            f'aggregation = "{x.aggregation}" is played on the clock of simulated devices, and sites are real: leave '
+            "--aggregation out, or use a simulation."
+        )
     if x.deadline is not None:
         raise UserError("deadline is on the clock of simulated devices, and sites are real: leave it out, or use a simulation.")
     if x.devices is not None and not set(DEVICE) & set(method.info.asks):

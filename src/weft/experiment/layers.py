@@ -78,8 +78,8 @@ def resolve(
     if twice := own.keys() & asked.keys():
         raise UserError(f"{', '.join(sorted(twice))}: given by the method's object and besides; leave one out.")
     user = full_names(cls, stored) | asked | own
-    codecs = {"codec": cls.info.codec, "download_codec": cls.info.download_codec}
-    fitting = _fitting(cls.info.needs, user) | {n: text for n, text in codecs.items() if text}
+    own_ways = {"codec": cls.info.codec, "download_codec": cls.info.download_codec, "baseline": cls.info.baseline}
+    fitting = _fitting(cls.info.needs, user) | {n: text for n, text in own_ways.items() if text}
     recipe: dict[str, Any] = {}
     if user.get("recipes", True) is not False:
         model, data = (str((fitting | user).get(n, getattr(Experiment(), n))) for n in ("model", "data"))

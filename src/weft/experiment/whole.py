@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, get_args
 
+from weft.experiment.aggregation_settings import Asynchronous
 from weft.experiment.deal import Deal
 from weft.experiment.declare import Group, Names, Setting, declared
 from weft.experiment.federation import Federation
@@ -16,7 +17,7 @@ from weft.experiment.what import What
 
 
 class Experiment(
-    Output, Machine, Language, LoRA, Rules, Federation, Deal, What
+    Output, Machine, Language, LoRA, Asynchronous, Rules, Federation, Deal, What
 ):  # read from right to left: the order of help, pages and files
     """All settings of one run.
 

@@ -74,6 +74,8 @@ class Averages:
             for update in updates:
                 sent = {n: v for n, v in update.tensors.items() if matches(n, patterns)}
                 tensors = in_full(sent)
+                if update.late is not None:
+                    tensors = update.late.carried(held, tensors)
                 if absent == "unmoved":
                     tensors = held | tensors
                 counts = (weight or self.weigh)(update)

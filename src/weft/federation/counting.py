@@ -283,8 +283,8 @@ class Counting:
         found = np.zeros(self.heads + 1, dtype=np.int64)
         for p in pack.weave.placed:
             if p.part.mode == "enters" and (use is None or p.part_name in use) and p.site.block is not None:
-                (tokens,) = p.part.tensors(self.backbone, p.site).values()
-                found[p.site.block + 1 :] += tokens.shape[0] - int(p.part.constants(p.site)["drop"])
+                for tokens in p.part.tensors(self.backbone, p.site).values():  # a boundary has none
+                    found[p.site.block + 1 :] += tokens.shape[0] - int(p.part.constants(p.site)["drop"])
         for block, given in pack.weave.insert.items():
             found[block + 1 :] += given.shape[2]
         return found

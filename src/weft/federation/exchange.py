@@ -184,21 +184,22 @@ class Exchange:
         self.ledger.add(server.round.index, phase, "up", update.client.id, frame.payload, frame.size)
         return frame
 
-    def read_update(self, server: ServerState, turn: Turn, data: bytes) -> Update:
+    def read_update(self, server: ServerState, turn: Turn, data: bytes, round: Round | None = None) -> Update:
         """The server's side of an upload.
 
         Args:
-            turn: what the client was taken to hold when it was asked.
+            turn: what the client was taken to hold when it was asked. round: in which that was; None = the server's.
 
         Raises:
             Refused: the bytes are not an update that this round and method can use.
         """
         method, client, bench = self.method, turn.client.info(self.method.info.asks), server.bench.of(turn.client)
+        round = server.round if round is None else round
         shapes = uploaded(method, server, client, turn.adaptation)
         expected = Expected(
             method=method.info.slug,
-            round=server.round.index,
-            kind=server.round.kind,
+            round=round.index,
+            kind=round.kind,
             direction="up",
             max_bytes=self.limits.max_bytes,
             max_weight=self.limits.max_weight,

@@ -63,6 +63,7 @@ class MethodInfo:
         public: of a method whose server trains on public rows, if it is given some: what becomes of it without, as a clause.
         codec, download_codec: of a method that is one beside an ordinary rule, or has its own: taken unless another is asked
             for. If ``codec`` is right on average, so has to be that other.
+        baseline: of what is no federated method: the baseline that is played of it unless another is asked for.
     """
 
     slug: str
@@ -83,6 +84,7 @@ class MethodInfo:
     public: str = ""
     codec: str = ""
     download_codec: str = ""
+    baseline: str = ""
 
 
 def common(view: str) -> bool:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from weft.federation.asynchrony import Late
 from weft.federation.layout import Adaptation, named
 from weft.tensors.forms import Value
 from weft.tensors.lowrank import LowRank
@@ -55,6 +56,7 @@ class Update(Message):
         adaptation: the sender's parts, known to both sides (ranks, scales).
         shift: how far what its differences were taken from lies from what the client received, by name: of a codec with shifts.
         forgotten: shifts that the server noted of the client, and the client has lost.
+        late: what its change counts, where the server has gone on meanwhile; None = it is of this round, and counts as it is.
     """
 
     client: ClientInfo = field(default_factory=lambda: ClientInfo(""))
@@ -62,6 +64,7 @@ class Update(Message):
     adaptation: Adaptation = field(default_factory=dict)
     shift: Mapping[str, Tensor] = field(default_factory=dict)
     forgotten: Mapping[str, Tensor] = field(default_factory=dict)
+    late: Late | None = None
 
     def lowrank(self, part: str, site: Site) -> LowRank:
         """B, A and this client's α/r at one site as one value."""

@@ -93,6 +93,21 @@ class Method:
         return True
 
     @property
+    def waits(self) -> str:
+        """Why updates count only if they began from one state of the server, in words after the method's name; ``""`` if they
+        need not: then its server can take each as it comes.
+        """
+        if not self.sums:
+            return "needs each update by itself and not their mean"
+        if self.in_part:
+            return "sends some entries of its tensors, which others have moved meanwhile"
+        if type(self).plan is not Method.plan:
+            return "plans what each of its rounds is and who takes part"
+        if type(self).uploads is not Method.uploads:
+            return "sends tensors that its server does not hold, of which nothing can be late"
+        return ""
+
+    @property
     def views(self) -> tuple[str, ...]:
         """Ways to predict, see :class:`MethodInfo`: of its card, unless their number is a setting."""
         return self.info.views

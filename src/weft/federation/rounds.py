@@ -74,15 +74,19 @@ def close_round(method: Method, server: ServerState, updates: Iterable[Update]) 
         what a robust rule did, nothing for a plain mean.
 
     Raises:
-        UserError: a robust rule or a server's step was asked for, and the method does not come by :meth:`ServerState.mean`.
+        UserError: a robust rule, a server's step or asynchronous aggregation was asked for, and the method does not come by
+            :meth:`ServerState.mean`.
     """
     server.clock += 1
     server.remarks = {}
     came: list[str] = []
+    late: list[str] = []
 
     def counted() -> Iterator[Update]:
         for update in updates:
             came.append(update.client.id)
+            if update.late is not None:
+                late.append(update.client.id)
             server.counted[update.client.id] = server.round.index
             yield update
 
@@ -102,6 +106,11 @@ def close_round(method: Method, server: ServerState, updates: Iterable[Update]) 
         raise UserError(
             f'{method.info.slug} does not aggregate with the server\'s mean, so server_step = "{step}" can do nothing: remove '
             "--server-step."
+        )
+    if late and not server.remarks:
+        raise UserError(
+            f"{method.info.slug} does not aggregate with the server's mean, which alone knows what an update counts that began "
+            "from an older model: leave --aggregation out."
         )
     return {} if rule == "none" else server.remarks
 

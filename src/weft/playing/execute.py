@@ -24,7 +24,7 @@ from weft.engines.observer import Observer
 from weft.errors import Elsewhere, Interrupted, UserError
 from weft.experiment import Experiment, Resolved, as_played
 from weft.rules import plain
-from weft.runs import baselines, stopping, summary
+from weft.runs import baselines, stopping, summary, swarm_of
 from weft.runs import directory as directories
 from weft.runs.checkpoint import Checkpoint, digest
 from weft.runs.directory import RunDirectory
@@ -85,6 +85,9 @@ def _go_on(
         about["stopped"] = main.stopped
         observer.say(f"stopped after round {main.stopped['round'] + 1}: {main.stopped['why']}.")
     about |= scores(main.lines, setup.lines if setup else []) | {"pack": main.pack, "bytes": summary.total_bytes(main, setup)}
+    if x.peers is not None:
+        about["swarm"], sentence = swarm_of.told(x, main, material.bench)
+        observer.say(sentence)
     if len(main.servers) == 1:
         if x.keep == "best" and main.best is None:
             observer.say("no round was scored on validation rows: the model of the last one is kept.")
@@ -169,6 +172,7 @@ def play(
         as_played.step_of(x),
         best=x.keep == "best" and x.baseline is None and aside is None,
         patience=stopping.of(x) if aside is None else None,
+        asynchrony=as_played.asynchrony_of(x),
         periods=x.periods,
     )
     player = Player(stage, directory.root, x, material, observer, engine, metering)

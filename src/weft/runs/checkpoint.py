@@ -34,6 +34,7 @@ class Saved:
         best: of :class:`weft.runs.best.Best`; None where the last round's model is kept.
         clock: of simulated devices, see :meth:`weft.devices.Clock.saved`; None where nobody keeps time.
         stopped: after which round and why, where that was before all planned ones were played.
+        flights: turns under way; None where rounds wait for their clients.
     """
 
     next: int
@@ -50,6 +51,7 @@ class Saved:
     best: dict[str, Any] | None = None
     clock: dict[str, float] | None = None
     stopped: dict[str, Any] | None = None
+    flights: list[dict[str, Any]] | None = None
 
 
 @dataclass

@@ -18,12 +18,14 @@ from weft.communication.codecs import codec
 from weft.communication.ledger import Ledger, Phase, Totals
 from weft.energy import UNMETERED, Metering
 from weft.engines import transfer
+from weft.engines.asynchronous import Asynchronous
 from weft.engines.engine import Engine, Turns
 from weft.engines.here import Here
 from weft.engines.observer import Observer
 from weft.engines.setup import Settings, Setup
 from weft.errors import UserError
 from weft.experiment import Experiment
+from weft.federation.asynchrony import Asynchrony
 from weft.federation.client import ClientState
 from weft.federation.exchange import Exchange, Limits, Unsendable
 from weft.federation.method import Method
@@ -57,6 +59,7 @@ class Stage:
         step: the server's, towards a mean.
         best: it ends with the servers of the round that has the best validation score.
         patience: it stops where the validation score does not get better.
+        asynchrony: its server goes on while clients are at work; None = it waits for them.
     """
 
     name: str
@@ -72,6 +75,7 @@ class Stage:
     step: ServerStep = ServerStep()
     best: bool = False
     patience: stopping.Patience | None = None
+    asynchrony: Asynchrony | None = None
     periods: int = 1
 
 
@@ -149,7 +153,7 @@ class Player:
                 max_factor="off" if alone else x.max_factor,
                 by_class=x.class_counts,
                 diagnostics=x.diagnostics and not alone,
-                flops=clock is not None,
+                flops=clock is not None or x.peers is not None,
             ),
             Exchange(
                 stage.method,
@@ -169,7 +173,10 @@ class Player:
                 clock.restore(saved.clock)
             (people,) = stage.federations
             setup.absent = devices_of.too_small(stage.method, material.bench, people, clock, observer.say)
-        self.engine = Engine(setup, turns(setup))
+        if stage.asynchrony is None:
+            self.engine = Engine(setup, turns(setup))
+        else:
+            self.engine = Asynchronous(setup, turns(setup), stage.asynchrony, folder / "flights")
         self.next, self.length, self.finished = 0, 0, False
         self.recovery: Recovery | None = None
         self.stopped = None if saved is None else saved.stopped
@@ -185,6 +192,8 @@ class Player:
         self._sweep_notes()
         self.engine.setup.exchange.ledger = Ledger.from_records(saved.ledger)
         self.engine.last_cohort = saved.cohort
+        if saved.flights is not None:
+            self.engine.restore(saved.flights)
         self.next, self.length, self.finished = saved.next, saved.length, saved.finished
         if self.engine.intake.usual is not None and saved.usual is not None:
             self.engine.intake.usual.seen = saved.usual
@@ -333,6 +342,7 @@ class Player:
                 best=None if self.best is None else self.best.as_json(),
                 clock=None if engine.setup.clock is None else engine.setup.clock.saved(),
                 stopped=self.stopped,
+                flights=engine.saved(),
             ),
             [
                 *([] if recovery is None else recovery.files()),
@@ -344,6 +354,7 @@ class Player:
         if recovery is not None:
             recovery.closed(kept, self.next)
         engine.setup.store.commit()
+        engine.sweep()
         self._sweep_notes()
 
     def _sweep_notes(self) -> None:

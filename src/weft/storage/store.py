@@ -47,6 +47,7 @@ class ClientStore:
         self._seen_staged: dict[str, int] = {}
         self._hashes_staged: dict[str, str] = {}
         self._before: dict[str, tuple[Any, ...]] = {}
+        self.held: dict[str, list[Any]] = dict(manifest.get("held", {})) if manifest else {}
         self._sweep()
 
     def load(self, client: Remembers) -> None:
@@ -95,6 +96,18 @@ class ClientStore:
             else:
                 staged[client] = before
 
+    def hold(self, client: str) -> None:
+        """What was staged last of a client does not count yet, but stays: its turn is under way until :meth:`release`."""
+        self.held[client] = [staged.get(client) for staged in self._all_staged()]
+        self.discard(client)
+
+    def release(self, client: str) -> None:
+        """The turn of a client has ended: what was held of it is staged."""
+        self._before[client] = tuple(staged.get(client) for staged in self._all_staged())
+        for staged, value in zip(self._all_staged(), self.held.pop(client), strict=True):
+            if value is not None:
+                staged[client] = value
+
     def _all_staged(self) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         return self.staged, self._seen_staged, self._hashes_staged
 
@@ -104,7 +117,7 @@ class ClientStore:
 
     def settle(self) -> None:
         """Make the staged files durable: before the checkpoint that names them."""
-        if self.staged:
+        if self.staged or self.held:
             files.sync_folder(self.folder)
 
     def manifest(self) -> dict[str, Any]:
@@ -113,7 +126,7 @@ class ClientStore:
             "versions": self.committed | self.staged,
             "seen": self.seen | self._seen_staged,
             "hashes": self.hashes | self._hashes_staged,
-        }
+        } | ({"held": dict(self.held)} if self.held else {})
 
     def commit(self) -> None:
         """The checkpoint that names the staged files is on disk: older ones may go."""
@@ -129,7 +142,8 @@ class ClientStore:
         return client_file(self.folder, client, version)
 
     def _sweep(self) -> None:
-        counted = {self.path(c, v).name for c, v in self.committed.items()}
+        versions = [*self.committed.items(), *((c, version) for c, (version, *_) in self.held.items() if version is not None)]
+        counted = {self.path(c, v).name for c, v in versions}
         for path in self.folder.iterdir():
             if path.name not in counted:
                 files.remove(path)

@@ -70,6 +70,10 @@ class RoLoRA(Method):
     batch: Count = 32
     optim: Optim = Optim("adamw", lr=5e-4, schedule="constant")
 
+    @property
+    def waits(self) -> str:
+        return "has all clients of a round train the same factor beside one and the same other"
+
     def adapt(self, backbone: Backbone, task: Task, client: ClientInfo) -> Adaptation:
         return {
             "lora": (LoRA(self.rank, self.alpha, self.sites), SHARED),

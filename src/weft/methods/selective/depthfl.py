@@ -177,6 +177,10 @@ class DepthFL(Method):
 
     # server -------------------------------------------------------------------------------------------------------------
 
+    @property
+    def waits(self) -> str:
+        return "adds up at its server what whole rounds change, by FedDyn (dyn=0 does not)" if self.dyn else super().waits
+
     def aggregate(self, server: ServerState, updates: Iterable[Update]) -> None:
         held: Counter[str] = Counter()
 
