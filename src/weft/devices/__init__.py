@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
+from weft.devices.availability import ALWAYS, Hours, Trace, read_trace, windows
 from weft.devices.clock import Clock, Spent, Tick
 from weft.devices.profiles import FLEETS, PROFILES, Device, read
 from weft.devices.shares import dealt, of_text
 from weft.devices.told import span, total
 
-__all__ = ["FLEETS", "PROFILES", "Clock", "Device", "Spent", "Tick", "dealt", "of_text", "read", "span", "total"]
+__all__ = [
+    "ALWAYS",
+    "FLEETS",
+    "PROFILES",
+    "Clock",
+    "Device",
+    "Hours",
+    "Spent",
+    "Tick",
+    "Trace",
+    "dealt",
+    "of_text",
+    "read",
+    "read_trace",
+    "span",
+    "total",
+    "windows",
+]

@@ -13,7 +13,8 @@ def total(lines: Sequence[Mapping[str, Any]], setup: Sequence[Mapping[str, Any]]
         setup: lines of the head's own training.
 
     Returns:
-        ``seconds``, ``joules``, ``late``: turns that missed the deadline; ``setup_seconds`` and ``setup_joules`` apart.
+        ``seconds``, of which nobody was available in ``waited``, ``joules``, ``late``: turns that missed the deadline, ``gone``:
+        turns whose clients went away; ``setup_seconds`` and ``setup_joules`` apart.
     """
     told, before = ([line["clock"] for line in some if "clock" in line] for some in (lines, setup))
     if not told:
@@ -22,6 +23,8 @@ def total(lines: Sequence[Mapping[str, Any]], setup: Sequence[Mapping[str, Any]]
         "seconds": told[-1]["now"],
         "joules": sum(one["joules"] for one in told),
         "late": sum(len(one["late"]) for one in told),
+        "gone": sum(len(one["gone"]) for one in told),
+        "waited": sum(one["waited"] for one in told),
         "setup_seconds": before[-1]["now"] if before else 0.0,
         "setup_joules": sum(one["joules"] for one in before),
     }

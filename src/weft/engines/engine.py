@@ -6,6 +6,7 @@ reduced in client-id order when the round closes, so that results depend neither
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -15,14 +16,16 @@ import numpy as np
 
 from weft.communication.ledger import Phase
 from weft.devices import Clock, Spent, Tick
-from weft.engines.cohort import cohort, drops_out
+from weft.engines.cohort import cohort, drops_out, eligible
 from weft.engines.evaluation import Evaluation
 from weft.engines.intake import Intake
 from weft.engines.packing import Capacity
 from weft.engines.setup import Job, Setup
+from weft.errors import UserError
 from weft.federation.client import ClientState
 from weft.federation.memory import NONE
 from weft.federation.message import beside
+from weft.federation.round import Round
 from weft.federation.rounds import adapted
 from weft.federation.server import ServerState
 from weft.federation.usual import Usual
@@ -131,8 +134,7 @@ class Engine:
                 return None
             server.introduce(clients)
             server.round = replace(plan, period=server.period_at(t))
-            able = [c for c in clients if c.id not in setup.absent] if setup.absent else clients
-            chosen = cohort(server, able, settings.participation, self.last_cohort)
+            chosen = self._chosen(server, clients)
             server.cohort = [setup.info(c) for c in chosen]
             for client in chosen:
                 job = self._download(server, client, phase)
@@ -143,21 +145,21 @@ class Engine:
         self.last_cohort = sorted([j.client.id for j in jobs] + lost)
         played = self.turns.play(jobs, t, phase, lambda job: self._download(job.server, job.client, phase))
         tick = None if setup.clock is None else self._tick(setup.clock, played, before)
-        late = [] if tick is None else tick.late
-        for who in late:
+        left = [] if tick is None else sorted({*tick.late, *tick.gone})
+        for who in left:
             setup.spool.drop(who)
             setup.store.discard(who)
         remarks, refused = self.intake.close(jobs)
         for server, _ in setup.federations:
             setup.exchange.publish(server)
         setup.exchange.close_round()
-        losses = {c: loss for c, loss in played.losses.items() if c not in late}
+        losses = {c: loss for c, loss in played.losses.items() if c not in left}
         return {
             "round": t,
             "kind": setup.federations[0][0].round.kind,
             **({"period": setup.federations[0][0].round.period} if setup.federations[0][0].periods > 1 else {}),
             "cohort": self.last_cohort,
-            "lost": sorted({*lost, *played.absent, *late}) if played.absent or late else lost,
+            "lost": sorted({*lost, *played.absent, *left}) if played.absent or left else lost,
             "refused": refused | played.refused,
             **({"robust": remarks} if remarks else {}),
             **self.intake.diagnostics,
@@ -166,6 +168,40 @@ class Engine:
             "loss": float(np.mean(list(losses.values()))) if losses else None,
             "seconds": time.perf_counter() - began,
         }
+
+    def over(self, plan: Round) -> str | None:
+        """Why a planned round can't be played, in a few words; None if it can."""
+        clock = self.setup.clock
+        if clock is None:
+            return None
+        ((_, clients),) = self.setup.federations
+        if math.isinf(clock.first(c.id for c in eligible(plan, self._able(clients), self.last_cohort))):
+            return f"nobody who could take part is available after {clock.told(clock.now)}"
+        return None
+
+    def _able(self, clients: list[ClientState]) -> list[ClientState]:
+        absent = self.setup.absent
+        return [c for c in clients if c.id not in absent] if absent else clients
+
+    def _chosen(self, server: ServerState, clients: list[ClientState]) -> list[ClientState]:
+        """The cohort, of those who can be reached once anybody can be.
+
+        Raises:
+            UserError: nobody can be, ever.
+        """
+        setup, able, last = self.setup, self._able(clients), self.last_cohort
+        share, clock = setup.settings.participation, setup.clock
+        if clock is None:
+            return cohort(server.seed, server.round, able, share, last)
+        moment = clock.first(c.id for c in eligible(server.round, able, last))
+        if math.isinf(moment):
+            raise UserError(
+                "no client that could take part is ever available: give longer hours in the file of --devices, or another "
+                "--availability."
+            )
+        if moment > clock.now:
+            setup.observer.say(clock.wait(moment))
+        return cohort(server.seed, server.round, able, share, last, lambda c: clock.there(c, moment))
 
     def _tick(self, clock: Clock, played: Played, before: Mapping[str, tuple[int, int]]) -> Tick:
         """The round on the devices of those who took part: by what they have computed, and what they were billed since."""

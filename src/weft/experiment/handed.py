@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from weft.devices import Device, dealt, of_text, read
+from weft.devices import ALWAYS, Device, Hours, Trace, dealt, of_text, read, read_trace, windows
+from weft.devices.availability import DAY, HOUR
 from weft.errors import UserError
+from weft.experiment.declare import declared
+from weft.experiment.simulated import Simulated
+from weft.words import shown
 
 if TYPE_CHECKING:
     from weft.experiment.whole import Experiment
@@ -65,8 +70,9 @@ def check(x: Experiment, method: Method) -> None:
         )
     if x.engine == "flower":
         check_sites(x, method)
-    if x.deadline is not None and x.devices is None:
-        raise UserError(f"deadline is {x.deadline:g}, but no device keeps the time: give --devices too, or leave it out.")
+    if x.devices is None and (odd := _on_the_clock(x)):
+        raise UserError(f"{odd} is {shown(getattr(x, odd))}, but no device keeps the time: give --devices too, or leave it out.")
+    trace_of(x)
 
 
 def check_sites(x: Experiment, method: Method) -> None:
@@ -75,13 +81,54 @@ def check_sites(x: Experiment, method: Method) -> None:
     Raises:
         UserError: they are given a simulated one.
     """
-    if x.deadline is not None:
-        raise UserError("deadline is on the clock of simulated devices, and sites are real: leave it out, or use a simulation.")
+    if odd := _on_the_clock(x):
+        raise UserError(f"{odd} is on the clock of simulated devices, and sites are real: leave it out, or use a simulation.")
     if x.devices is not None and not set(DEVICE) & set(method.info.asks):
         raise UserError(
             f"devices are simulated, and sites are real; {method.info.slug} asks nothing about either: leave --devices out, or "
             "use a simulation."
         )
+
+
+def _on_the_clock(x: Experiment) -> str | None:
+    """A setting that is nothing without simulated devices; None if all are as they are declared."""
+    settings = (s for name, s in declared(Simulated).items() if name != "devices")
+    return next((s.name for s in settings if getattr(x, s.name) != s.default), None)
+
+
+def trace_of(x: Experiment) -> Trace | None:
+    """Who can be reached when, by a file; None where there is none.
+
+    Raises:
+        UserError: it can't be read.
+    """
+    if x.availability in (None, ALWAYS):
+        return None
+    if not x.availability.endswith(".csv"):
+        raise UserError(f'availability is "{x.availability}": give {ALWAYS}, or a .csv file with client, start and end.')
+    return read_trace(Path(x.availability).expanduser())
+
+
+def hours_of(x: Experiment, clients: Sequence[str], devices: Mapping[str, Device]) -> dict[str, Hours]:
+    """When clients can be reached, of those that can't be at any time.
+
+    Args:
+        clients: all, in the order of their ids.
+
+    Raises:
+        UserError: the file of them names another one.
+    """
+    if (trace := trace_of(x)) is not None:
+        return trace.of(clients)
+    if x.availability == ALWAYS:
+        return {}
+    kinds = {d: _daily(d.available, x.clock_hour) for d in set(devices.values()) if d.available}
+    return {c: kinds[d] for c, d in devices.items() if d in kinds}
+
+
+def _daily(text: str, hour: float) -> Hours:
+    """Hours of the day on a clock that begins at one of them."""
+    return Hours.of([(begin - hour * HOUR, end - hour * HOUR) for begin, end in windows(text)], every=DAY)
 
 
 def _rank(text: str, word: str) -> int:

@@ -228,6 +228,8 @@ def _simulated(summary: Mapping[str, Any]) -> list[str]:
     if told is None:
         return []
     late = f", {count(told['late'], 'turn')} behind the deadline" if told["late"] else ""
+    late += f", {count(told['gone'], 'turn')} whose clients went away" if told["gone"] else ""
+    late += f"; nobody was available for {devices.span(told['waited'])} of it" if told["waited"] else ""
     setup = f", without {devices.span(told['setup_seconds'])} of the head's own training" if told["setup_seconds"] else ""
     return [f"time and energy on these devices: by a simulated clock, of all rounds{late}{setup}"]
 

@@ -29,7 +29,8 @@ def clock(x: Experiment, clients: list[ClientState]) -> Clock | None:
     if x.devices is None or x.engine == "flower" or not clients or x.baseline in ("local", "central"):
         return None
     at = handed.devices_of(x)
-    return Clock({c.id: at(i) for i, c in enumerate(clients)}, x.deadline)
+    devices = {c.id: at(i) for i, c in enumerate(clients)}
+    return Clock(devices, x.deadline, handed.hours_of(x, list(devices), devices), x.clock_hour)
 
 
 def too_small(

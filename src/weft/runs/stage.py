@@ -254,7 +254,10 @@ class Player:
             self.finished = True
         else:
             self.next = t + 1
-            self.finished = self.stage.method.plan(self.servers[0], t + 1) is None
+            plan = self.stage.method.plan(self.servers[0], t + 1)
+            self.finished = plan is None
+            if plan is not None and (why := self.engine.over(plan)) is not None:
+                self._stop(record, why)
             if self.recovery is not None and (further := self.recovery.trained(record)) is not None:
                 back = further
             line = {"format": files.FORMAT} | record
