@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from weft.devices.small_tables import rows
 from weft.errors import UserError
 from weft.words import count
 
@@ -115,19 +115,10 @@ def read_trace(path: Path) -> Trace:
         UserError: it can't be read, or a line of it can't be.
     """
     how = "give it the columns client (or position), start and end, a line for each span of seconds"
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except OSError as e:
-        raise UserError(f"the trace {path} can't be read: {e.strerror}.") from e
-    except (csv.Error, UnicodeDecodeError) as e:
-        raise UserError(f"the trace {path} is no CSV: {e}.") from e
-    names = set(rows[0]) if rows else set()
-    who = "client" if "client" in names else "position"
-    if not {who, "start", "end"} <= names:
-        raise UserError(f"the trace {path} has no lines with these columns: {how}.")
+    who = "client"
     spans: dict[str, list[tuple[float, float]]] = {}
-    for number, row in enumerate(rows, 2):
+    for number, row in rows(path, "trace", ("client|position", "start", "end"), how):
+        who = "client" if "client" in row else "position"
         try:
             begin, end = float(row["start"]), float(row["end"])
         except (TypeError, ValueError):

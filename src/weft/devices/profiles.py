@@ -30,7 +30,8 @@ class Device:
         speed: TFLOP/s in half precision, at its peak. memory: GiB. bandwidth: of its uplink, Mbit/s.
         downlink: Mbit/s; None = as its uplink. latency: seconds that a round takes beside computing and carrying bytes.
         watts: while it computes. joules_per_byte: that it sends or receives. utilisation: share of the peak that is reached.
-        available: hours of the day at which it can be reached, as ``22-6``; empty = all. name: of its kind.
+        available: hours of the day at which it can be reached, as ``22-6``; empty = all. region: of its grid; empty = any.
+        battery: joules of a full one; None = it has none. recharge: watts that come into it. name: of its kind.
     """
 
     speed: Positive
@@ -42,6 +43,9 @@ class Device:
     joules_per_byte: NonNegative = 0.0
     utilisation: Annotated[float, Gt(0), Le(1)] = UTILISATION
     available: str = ""
+    region: str = ""
+    battery: Positive | None = None
+    recharge: NonNegative = 0.0
     name: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
@@ -119,9 +123,9 @@ def _in_file(path: Path) -> list[tuple[Device, float]]:
 
 
 NEEDED = ("speed", "memory", "bandwidth")
-MAY_BE_ZERO = ("latency", "watts", "joules_per_byte")
-TEXTS = ("available",)
-KNOWN = (*NEEDED, "downlink", *MAY_BE_ZERO, "utilisation", *TEXTS, "share")
+MAY_BE_ZERO = ("latency", "watts", "joules_per_byte", "recharge")
+TEXTS = ("available", "region")
+KNOWN = (*NEEDED, "downlink", *MAY_BE_ZERO, "utilisation", "battery", *TEXTS, "share")
 
 
 def _entry(path: Path, name: str, about: Any) -> tuple[Device, float]:
@@ -132,6 +136,8 @@ def _entry(path: Path, name: str, about: Any) -> tuple[Device, float]:
         what = "is not there" if odd[0] in NEEDED else "is nothing that devices have"
         raise UserError(f"[{name}] in {path} is no device, as {odd[0]} {what}: {how}.")
     _hours(path, name, about.get("available", "0-24"))
+    if not isinstance(region := about.get("region", "any"), str) or not region.strip():
+        raise UserError(f"[{name}] in {path} has region = {region!r}: give the name of a region of --grids.")
     for key, value in ((k, v) for k, v in about.items() if k not in TEXTS):
         number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
         if not number or value < 0 or (value == 0 and key not in MAY_BE_ZERO):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from weft.federation.client import ClientState
 from weft.federation.round import Round
 from weft.tensors.keyed import numpy_generator
+
+Order = Callable[[Sequence[str], Sequence[int]], list[str]]
+"""Clients in the order in which they are taken, given them and a lot for each."""
 
 
 def eligible(plan: Round, clients: list[ClientState], last: Collection[str]) -> list[ClientState]:
@@ -27,23 +30,32 @@ def cohort(
     participation: float,
     last: Collection[str],
     there: Callable[[str], bool] = lambda _: True,
+    order: Order | None = None,
 ) -> list[ClientState]:
     """Who takes part, by the plan's ``who``.
 
     Args:
         participation: fraction of the clients in a sample. last: ids of the last cohort. there: who can be reached.
+        order: in which some are taken; None = by lot.
     """
     draw = numpy_generator(seed, "cohort", plan.index)
     found = [c for c in eligible(plan, clients, last) if there(c.id)]
+
+    def some(group: list[ClientState], count: int) -> list[ClientState]:
+        if order is not None:
+            named = set(order([c.id for c in group], draw.permutation(len(group)).tolist())[:count])
+            return [c for c in group if c.id in named]
+        if isinstance(plan.who, tuple):
+            return [group[int(draw.integers(len(group)))]]
+        return [group[i] for i in sorted(draw.choice(len(group), count, replace=False))]
+
     if isinstance(plan.who, tuple):
         groups: dict[Any, list[ClientState]] = {}
         for c in found:
             groups.setdefault(c.facts.get(plan.who[0], c.id), []).append(c)
-        return [group[int(draw.integers(len(group)))] for _, group in sorted(groups.items(), key=lambda g: str(g[0]))]
+        return [c for _, group in sorted(groups.items(), key=lambda g: str(g[0])) for c in some(group, 1)]
     count = max(round(participation * len(clients)), 1)
-    if plan.who != "sample" or count >= len(found):
-        return found
-    return [found[i] for i in sorted(draw.choice(len(found), count, replace=False))]
+    return found if plan.who != "sample" or count >= len(found) else some(found, count)
 
 
 def drops_out(seed: int, client: str, t: int, chance: float) -> bool:

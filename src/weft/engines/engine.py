@@ -6,6 +6,7 @@ reduced in client-id order when the round closes, so that results depend neither
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -15,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from weft.communication.ledger import Phase
-from weft.devices import Clock, Spent, Tick
+from weft.devices import Budget, Clock, Spent, Tick, sized
 from weft.engines.cohort import cohort, drops_out, eligible
 from weft.engines.evaluation import Evaluation
 from weft.engines.intake import Intake
@@ -105,9 +106,10 @@ class Engine:
 
     def __init__(self, setup: Setup, turns: Turns):
         self.setup, self.turns = setup, turns
+        facts = sized(setup.method.profile)
         for server, clients in setup.federations:
             for position, client in enumerate(clients):
-                client.facts = setup.method.profile(position) | dict(client.facts)
+                client.facts = facts(position, client.facts)
             server.clients = [setup.info(c) for c in clients]
             for info in server.clients:
                 setup.register(info)
@@ -134,7 +136,7 @@ class Engine:
                 return None
             server.introduce(clients)
             server.round = replace(plan, period=server.period_at(t))
-            chosen = self._chosen(server, clients)
+            chosen = self._begun(server, clients)
             server.cohort = [setup.info(c) for c in chosen]
             for client in chosen:
                 job = self._download(server, client, phase)
@@ -169,39 +171,53 @@ class Engine:
             "seconds": time.perf_counter() - began,
         }
 
-    def over(self, plan: Round) -> str | None:
+    def over(self, plan: Round, budget: Budget) -> str | None:
         """Why a planned round can't be played, in a few words; None if it can."""
         clock = self.setup.clock
         if clock is None:
             return None
-        ((_, clients),) = self.setup.federations
-        if math.isinf(clock.first(c.id for c in eligible(plan, self._able(clients), self.last_cohort))):
+        ((server, clients),) = self.setup.federations
+        moment, chosen = self._chosen(server, plan, clients, clock)
+        if math.isinf(moment):
             return f"nobody who could take part is available after {clock.told(clock.now)}"
-        return None
+        return budget.over(clock, [c.id for c in chosen], moment)
 
     def _able(self, clients: list[ClientState]) -> list[ClientState]:
         absent = self.setup.absent
         return [c for c in clients if c.id not in absent] if absent else clients
 
-    def _chosen(self, server: ServerState, clients: list[ClientState]) -> list[ClientState]:
-        """The cohort, of those who can be reached once anybody can be.
+    def _chosen(
+        self, server: ServerState, plan: Round, clients: list[ClientState], clock: Clock | None
+    ) -> tuple[float, list[ClientState]]:
+        """The cohort of a planned round, and the moment at which it begins; infinity, if it never can."""
+        able, last, share = self._able(clients), self.last_cohort, self.setup.settings.participation
+        if clock is None:
+            return 0.0, cohort(server.seed, plan, able, share, last)
+        moment = clock.first(c.id for c in eligible(plan, able, last))
+        if math.isinf(moment):
+            return moment, []
+        there, order = functools.partial(clock.there, moment=moment), clock.order_at(moment)
+        return moment, cohort(server.seed, plan, able, share, last, there, order)
+
+    def _begun(self, server: ServerState, clients: list[ClientState]) -> list[ClientState]:
+        """The cohort of the server's round, which begins now, or once anybody can be reached.
 
         Raises:
             UserError: nobody can be, ever.
         """
-        setup, able, last = self.setup, self._able(clients), self.last_cohort
-        share, clock = setup.settings.participation, setup.clock
-        if clock is None:
-            return cohort(server.seed, server.round, able, share, last)
-        moment = clock.first(c.id for c in eligible(server.round, able, last))
+        setup, clock = self.setup, self.setup.clock
+        moment, chosen = self._chosen(server, server.round, clients, clock)
         if math.isinf(moment):
             raise UserError(
                 "no client that could take part is ever available: give longer hours in the file of --devices, or another "
                 "--availability."
             )
-        if moment > clock.now:
-            setup.observer.say(clock.wait(moment))
-        return cohort(server.seed, server.round, able, share, last, lambda c: clock.there(c, moment))
+        if clock is not None:
+            if clock.thrift is not None:
+                clock.thrift.took([c.id for c in self._able(clients)], {c.id for c in chosen})
+            if moment > clock.now:
+                setup.observer.say(clock.wait(moment))
+        return chosen
 
     def _tick(self, clock: Clock, played: Played, before: Mapping[str, tuple[int, int]]) -> Tick:
         """The round on the devices of those who took part: by what they have computed, and what they were billed since."""

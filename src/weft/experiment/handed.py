@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from weft.devices import ALWAYS, Device, Hours, Trace, dealt, of_text, read, read_trace, windows
+from weft.devices import ALWAYS, STRENGTH, Device, Grid, Hours, Trace, dealt, of_text, read, read_grids, read_trace, windows
 from weft.devices.availability import DAY, HOUR
 from weft.errors import UserError
 from weft.experiment.declare import declared
@@ -28,6 +29,7 @@ def facts_of(x: Experiment) -> Callable[[int], dict[str, Any]]:
     """
     ranks = {} if x.ranks is None else {_rank(x.ranks, r): share for r, share in of_text(x.ranks, "ranks", "4:2,16:1").items()}
     device = None if x.devices is None else devices_of(x)
+    kinds = [] if x.devices is None else [kind for kind, _ in read(x.devices)]
 
     def at(position: int) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -35,7 +37,9 @@ def facts_of(x: Experiment) -> Callable[[int], dict[str, Any]]:
             rank = list(ranks)[dealt(position, list(ranks.values()))]
             found |= {"rank": rank, "ffn_rank": rank}
         if device is not None:
-            found |= {fact: getattr(device(position), fact) for fact in DEVICE}
+            own = device(position)
+            found |= {fact: getattr(own, fact) for fact in DEVICE}
+            found[STRENGTH] = min(getattr(own, of) / max(getattr(kind, of) for kind in kinds) for of in ("memory", "speed"))
         return found
 
     return at
@@ -73,6 +77,7 @@ def check(x: Experiment, method: Method) -> None:
     if x.devices is None and (odd := _on_the_clock(x)):
         raise UserError(f"{odd} is {shown(getattr(x, odd))}, but no device keeps the time: give --devices too, or leave it out.")
     trace_of(x)
+    _check_costs(x)
 
 
 def check_sites(x: Experiment, method: Method) -> None:
@@ -94,6 +99,47 @@ def _on_the_clock(x: Experiment) -> str | None:
     """A setting that is nothing without simulated devices; None if all are as they are declared."""
     settings = (s for name, s in declared(Simulated).items() if name != "devices")
     return next((s.name for s in settings if getattr(x, s.name) != s.default), None)
+
+
+def _check_costs(x: Experiment) -> None:
+    """
+    Raises:
+        UserError: cohorts or budgets go by what nobody knows.
+    """
+    for name, rule in (("carbon_fairness", "carbon"), ("battery_floor", "battery")):
+        if x.cohorts != rule and getattr(x, name) != declared(Simulated)[name].default:
+            raise UserError(f"{name} is {getattr(x, name):g}, but is for --cohorts {rule}: give that too, or leave it out.")
+    if x.grids is None and (x.cohorts == "carbon" or x.carbon_budget is not None):
+        what = "cohorts = carbon chooses" if x.cohorts == "carbon" else "carbon_budget counts"
+        raise UserError(f"{what} by grams of CO₂, which no grid is known for: give --grids too, as in --grids solar,coal-wind.")
+    kinds = [] if x.devices is None else [device for device, _ in read(x.devices)]
+    if x.cohorts == "battery" and not any(d.battery for d in kinds):
+        raise UserError(
+            f'no device of "{x.devices}" has a battery: write battery = JOULES and recharge = WATTS in a file of devices.'
+        )
+    regions = [] if x.grids is None else [grid.name for grid, _ in read_grids(x.grids)]
+    if x.grids is not None and (odd := [d for d in kinds if d.region and d.region not in regions]):
+        raise UserError(
+            f'[{odd[0].name}] is in the region "{odd[0].region}", and grids has {", ".join(regions)}: give its grid too.'
+        )
+
+
+def grids_of(x: Experiment, devices: Mapping[str, Device]) -> dict[str, Grid]:
+    """The grid of each client: of its device's region, else dealt out by shares among the clients of its kind; none without any.
+
+    Args:
+        devices: of all clients, in the order of their ids.
+    """
+    grids = [] if x.grids is None else read_grids(x.grids)
+    if not grids:
+        return {}
+    named, shares = {grid.name: grid for grid, _ in grids}, [share for _, share in grids]
+    seen: Counter[str] = Counter()
+    found = {}
+    for client, device in devices.items():
+        found[client] = named[device.region] if device.region else grids[dealt(seen[device.name], shares)][0]
+        seen[device.name] += 1
+    return found
 
 
 def trace_of(x: Experiment) -> Trace | None:

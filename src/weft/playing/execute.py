@@ -18,6 +18,7 @@ from weft import experiment as settings
 from weft.backbones.short_names import KNOWN, encoders
 from weft.callbacks.calling import Calling
 from weft.data.hub_sets import catalogue
+from weft.devices import Budget, sized
 from weft.energy import UNMETERED, Metering
 from weft.engines.here import Here
 from weft.engines.observer import Observer
@@ -127,8 +128,9 @@ def play(
     """
     method = baselines.stand_in(x) or baselines.with_all_steps(method, x.baseline, len(material.clients))
     clients = copies(material.clients)
+    facts = sized(method.profile)
     for position, client in enumerate(clients):
-        client.facts = method.profile(position) | client.facts
+        client.facts = facts(position, client.facts)
     groups = baselines.federations(clients, x.baseline)
     travels = baselines.travels(x)
     given = {} if material.beginning is None or baselines.stand_in(x) is not None else material.beginning.tensors
@@ -169,6 +171,7 @@ def play(
         as_played.step_of(x),
         best=x.keep == "best" and x.baseline is None and aside is None,
         patience=stopping.of(x) if aside is None else None,
+        budget=Budget(x.energy_budget, x.carbon_budget) if aside is None else Budget(),
         periods=x.periods,
     )
     player = Player(stage, directory.root, x, material, observer, engine, metering)

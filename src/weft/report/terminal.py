@@ -216,10 +216,13 @@ def _clock_rows(each: Sequence[Mapping[str, Any] | None]) -> dict[str, list[str]
     """Time and energy on simulated devices; nothing where nobody kept time."""
     if not any(each):
         return {}
-    return {
+    found = {
         "time on these devices": [NONE if one is None else devices.span(one["seconds"]) for one in each],
         "energy on them": [NONE if one is None else _scaled(one["joules"], "J") for one in each],
     }
+    if any(one is not None and one.get("grams") is not None for one in each):
+        found["CO₂ on them"] = [NONE if one is None or one.get("grams") is None else _scaled(one["grams"], "g") for one in each]
+    return found
 
 
 def _simulated(summary: Mapping[str, Any]) -> list[str]:
@@ -228,8 +231,8 @@ def _simulated(summary: Mapping[str, Any]) -> list[str]:
     if told is None:
         return []
     late = f", {count(told['late'], 'turn')} behind the deadline" if told["late"] else ""
-    late += f", {count(told['gone'], 'turn')} whose clients went away" if told["gone"] else ""
-    late += f"; nobody was available for {devices.span(told['waited'])} of it" if told["waited"] else ""
+    late += f", {count(told['gone'], 'turn')} whose clients went away" if told.get("gone") else ""
+    late += f"; nobody was available for {devices.span(told['waited'])} of it" if told.get("waited") else ""
     setup = f", without {devices.span(told['setup_seconds'])} of the head's own training" if told["setup_seconds"] else ""
     return [f"time and energy on these devices: by a simulated clock, of all rounds{late}{setup}"]
 

@@ -7,13 +7,14 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from weft.communication.ledger import format_bytes
-from weft.devices import Clock, Device
+from weft.devices import Clock, Device, Thrift
 from weft.engines import packing
 from weft.errors import UserError
 from weft.experiment import Experiment, handed
 from weft.federation.bench import Bench
 from weft.federation.client import ClientState
 from weft.federation.method import Method
+from weft.federation.round import Round
 from weft.federation.rounds import adapted
 from weft.words import count
 
@@ -30,7 +31,28 @@ def clock(x: Experiment, clients: list[ClientState]) -> Clock | None:
         return None
     at = handed.devices_of(x)
     devices = {c.id: at(i) for i, c in enumerate(clients)}
-    return Clock(devices, x.deadline, handed.hours_of(x, list(devices), devices), x.clock_hour)
+    return Clock(
+        devices,
+        x.deadline,
+        handed.hours_of(x, list(devices), devices),
+        x.clock_hour,
+        handed.grids_of(x, devices),
+        x.battery_floor if x.cohorts == "battery" else 0.0,
+        Thrift(x.carbon_fairness) if x.cohorts == "carbon" else None,
+    )
+
+
+def check_choice(x: Experiment, plan: Round | None, clients: int) -> None:
+    """
+    Raises:
+        UserError: cohorts are chosen where all take part anyway.
+    """
+    everybody = plan is not None and plan.who == "sample" and max(round(x.participation * clients), 1) >= clients
+    if x.cohorts == "carbon" and everybody:
+        raise UserError(
+            f"cohorts = carbon chooses some of the clients, and participation {x.participation:g} takes all: give a smaller "
+            "one, as in --participation 0.5."
+        )
 
 
 def too_small(

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from weft.communication.codecs import codec
 from weft.communication.ledger import Ledger, Phase, Totals
+from weft.devices import Budget
 from weft.energy import UNMETERED, Metering
 from weft.engines import transfer
 from weft.engines.engine import Engine, Turns
@@ -56,7 +57,7 @@ class Stage:
             apart from anybody). aside: not what was asked for first: no progress within a round, no word after it.
         step: the server's, towards a mean.
         best: it ends with the servers of the round that has the best validation score.
-        patience: it stops where the validation score does not get better.
+        patience: it stops where the validation score does not get better. budget: before a round that would exceed it, it ends.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Stage:
     step: ServerStep = ServerStep()
     best: bool = False
     patience: stopping.Patience | None = None
+    budget: Budget = Budget()
     periods: int = 1
 
 
@@ -168,6 +170,8 @@ class Player:
             if saved is not None and saved.clock is not None:
                 clock.restore(saved.clock)
             (people,) = stage.federations
+            stage.budget.check(clock)
+            devices_of.check_choice(x, method.plan(self.servers[0], 0), len(people))
             setup.absent = devices_of.too_small(stage.method, material.bench, people, clock, observer.say)
         self.engine = Engine(setup, turns(setup))
         self.next, self.length, self.finished = 0, 0, False
@@ -256,7 +260,7 @@ class Player:
             self.next = t + 1
             plan = self.stage.method.plan(self.servers[0], t + 1)
             self.finished = plan is None
-            if plan is not None and (why := self.engine.over(plan)) is not None:
+            if plan is not None and (why := self.engine.over(plan, self.stage.budget)) is not None:
                 self._stop(record, why)
             if self.recovery is not None and (further := self.recovery.trained(record)) is not None:
                 back = further
