@@ -192,5 +192,5 @@ def _rebuilt(folder: Path, client: str | None, locked: bool = False) -> Iterator
                 raise UserError(f'this run has no client "{client}": it has {", ".join(ids[:20])}.{nearest(client, ids)}')
             ClientStore(directory.root / "clients", saved.clients).load(chosen)
         info = {"run": directory.root.name, "settings": x.flat(), "pairs": material.data["pairs"]}
-        info["start"] = about.get("start")
+        info |= {name: about.get(name) for name in ("start", "lifetime")}
         yield _Held(method, server, chosen, info)

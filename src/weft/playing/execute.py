@@ -8,7 +8,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -25,7 +25,7 @@ from weft.engines.observer import Observer
 from weft.errors import Elsewhere, Interrupted, UserError
 from weft.experiment import Experiment, Resolved, as_played
 from weft.rules import plain
-from weft.runs import baselines, stopping, summary
+from weft.runs import baselines, lifetime, stopping, summary
 from weft.runs import directory as directories
 from weft.runs.checkpoint import Checkpoint, digest
 from weft.runs.directory import RunDirectory
@@ -86,10 +86,11 @@ def _go_on(
         about["stopped"] = main.stopped
         observer.say(f"stopped after round {main.stopped['round'] + 1}: {main.stopped['why']}.")
     about |= scores(main.lines, setup.lines if setup else []) | {"pack": main.pack, "bytes": summary.total_bytes(main, setup)}
+    about["lifetime"] = lifetime.of(about)
     if len(main.servers) == 1:
         if x.keep == "best" and main.best is None:
             observer.say("no round was scored on validation rows: the model of the last one is kept.")
-        about["adapter"] = export_adapter(main, directory, x, material, observer)
+        about["adapter"] = export_adapter(main, directory, x, material, observer, about["lifetime"])
         about["adapter"]["round"] = main.lines[-1]["round"] if main.best is None else main.best
     about["baselines"] = {}
     for name in x.baselines:
@@ -190,9 +191,18 @@ def play(
 
 
 def export_adapter(
-    main: FinishedStage, directory: RunDirectory, x: Experiment, material: Material, observer: Observer
+    main: FinishedStage,
+    directory: RunDirectory,
+    x: Experiment,
+    material: Material,
+    observer: Observer,
+    spent: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Write the adapter beside the run, re-loaded and compared by :mod:`weft.export`, and give it its name only then."""
+    """Write the adapter beside the run, re-loaded and compared by :mod:`weft.export`, and give it its name only then.
+
+    Args:
+        spent: of :func:`weft.runs.lifetime.of`.
+    """
     from weft.export import export
     from weft.export.about import About
 
@@ -202,7 +212,7 @@ def export_adapter(
     files.make_folder(unfinished)
     try:
         about = {"run": directory.root.name, "settings": x.flat(), "pairs": material.data["pairs"]}
-        about["start"] = None if material.beginning is None else material.beginning.about
+        about |= {"start": None if material.beginning is None else material.beginning.about, "lifetime": spent}
         report = export(plain(main.method), main.servers[0], unfinished, about)
     except UserError as e:  # a method that no file can stand for still has its numbers
         shutil.rmtree(unfinished, ignore_errors=True)

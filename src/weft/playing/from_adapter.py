@@ -112,6 +112,7 @@ def start_values(
         "values": digest(tensors),
         "modules": len(adapter.low_rank),
         "head": bool(head),
+        "lifetime": None if adapter.about is None else adapter.about.lifetime,
     }
     return tensors, about
 
