@@ -106,6 +106,17 @@ def test_a_run_that_was_killed_has_the_same_cohorts(tmp_path: Path) -> None:
         assert digest(resumed.folder) == digest(whole.folder)
 
 
+def test_its_files_are_found_from_anywhere(tmp_path: Path, devices: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    trace(tmp_path, "c0,0,1000")
+    monkeypatch.chdir(tmp_path)
+    about = SMALL | {"devices": "devices.toml", "availability": "trace.csv"}
+    with pytest.raises(Killed):
+        toy_runs.run(tmp_path, name="killed", observer=Dies(), **about)
+    monkeypatch.chdir("/")
+    resumed = weft.resume(tmp_path / "killed", data=toy_runs.source())
+    assert [line["cohort"] for line in resumed.rounds] == [["c0"]] * 4
+
+
 def test_packs_of_any_size_have_the_same_cohorts(tmp_path: Path) -> None:
     about = coming_and_going(tmp_path)
     one, three = (toy_runs.run(tmp_path, name=str(k), pack=k, **about) for k in (1, 3))

@@ -59,6 +59,16 @@ def test_the_cheapest_are_drawn_and_everybody_in_the_end(tmp_path: Path, devices
     assert grams[0] == pytest.approx(sum(line["clock"]["grams"] for line in greedy.rounds))
 
 
+def test_debts_do_not_all_fall_due_in_the_same_rounds(tmp_path: Path, devices: str) -> None:
+    about = CHOOSES | {"devices": devices, "data": toy_runs.source(120), "rounds": 8, "carbon_fairness": 0.5}
+    run = toy_runs.run(tmp_path, **about)
+    where = regions(devices, 6)
+    by_wind = [sum(where[c] == "coal-wind" for c in line["cohort"]) for line in run.rounds]
+    first = next(t for t, drawn in enumerate(by_wind) if drawn)
+    assert 0 < first < 6  # the sun's are cheaper; from nothing, with a sixth of a turn more in each round, none is due before
+    assert len([drawn for drawn in by_wind if drawn]) >= 2
+
+
 def test_grams_by_hand(tmp_path: Path, devices: str) -> None:
     run = toy_runs.run(tmp_path, devices=devices, grids="solar,coal-wind", clock_hour=12.5, clients=1, rounds=1, baselines=[])
     grams = {"solar": 167, "coal-wind": 601}[regions(devices, 1)["c0"]]

@@ -14,7 +14,9 @@ class Thrift:
     comes first, who is owed most before the others; all others come by the cost of their turns, and alike ones by lot.
 
     Attributes:
-        share: 0 = nobody is owed anything; 1 = all have about as many turns in the end. owed: turns, by client.
+        share: 0 = nobody is owed anything; 1 = all have about as many turns in the end.
+        owed: turns, by client. Parts of one in the beginning, so that not all fall due in the same rounds, with none but the
+            cheapest in all rounds between.
     """
 
     share: float

@@ -34,8 +34,8 @@ def total(lines: Sequence[Mapping[str, Any]], setup: Sequence[Mapping[str, Any]]
 
 
 def _grams(told: Sequence[Mapping[str, Any]]) -> float | None:
-    grams = [one.get("grams") for one in told]  # runs of before grids were known do not tell it
-    return None if None in grams else sum(grams)
+    known = [one["grams"] for one in told if one.get("grams") is not None]  # runs of before grids were known do not tell it
+    return sum(known) if len(known) == len(told) else None
 
 
 def span(seconds: float) -> str:

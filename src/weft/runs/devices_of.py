@@ -16,6 +16,7 @@ from weft.federation.client import ClientState
 from weft.federation.method import Method
 from weft.federation.round import Round
 from weft.federation.rounds import adapted
+from weft.tensors.keyed import numpy_generator
 from weft.words import count
 
 GIB = 1 << 30
@@ -31,6 +32,7 @@ def clock(x: Experiment, clients: list[ClientState]) -> Clock | None:
         return None
     at = handed.devices_of(x)
     devices = {c.id: at(i) for i, c in enumerate(clients)}
+    owed = {c.id: float(numpy_generator(x.seed, "owed", c.id).random()) for c in clients}
     return Clock(
         devices,
         x.deadline,
@@ -38,7 +40,7 @@ def clock(x: Experiment, clients: list[ClientState]) -> Clock | None:
         x.clock_hour,
         handed.grids_of(x, devices),
         x.battery_floor if x.cohorts == "battery" else 0.0,
-        Thrift(x.carbon_fairness) if x.cohorts == "carbon" else None,
+        Thrift(x.carbon_fairness, owed) if x.cohorts == "carbon" else None,
     )
 
 
