@@ -16,6 +16,7 @@ from weft.backbones.load import pick_device
 from weft.backbones.short_names import encoders
 from weft.callbacks import tracker
 from weft.communication.codecs import codec
+from weft.devices import sized
 from weft.engines.here import Here
 from weft.engines.observer import Observer
 from weft.errors import UserError
@@ -130,8 +131,9 @@ def check_loaded(resolved: Resolved, material: Material) -> list[str]:
         for bench in (material.bench, *material.bench.others.values()):
             suited(method, bench, baselines.servers(x, len(material.clients)), material.clients)
     method, people = baselines.stand_in(x) or resolved.played, copies(material.clients)
+    facts = sized(method.profile)
     for position, client in enumerate(people):
-        client.facts = method.profile(position) | client.facts
+        client.facts = facts(position, client.facts)
     infos = [client.info(method.info.asks) for client in people]
     server = begin(method, material.bench, infos, baselines.planned(x), periods=x.periods)
     continual.check_plan(method, server)

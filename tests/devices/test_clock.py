@@ -68,8 +68,15 @@ def test_a_clock_goes_on_where_it_was_saved() -> None:
 
 
 def test_totals_are_of_all_rounds_and_set_up_is_apart() -> None:
-    lines = [{"clock": {"now": 2.0, "joules": 3.0, "late": ["a"]}}, {"clock": {"now": 5.0, "joules": 4.0, "late": []}}]
-    assert total(lines) == {"seconds": 5.0, "joules": 7.0, "late": 1, "setup_seconds": 0.0, "setup_joules": 0.0}
+    lines = [
+        {"clock": {"now": 2.0, "joules": 3.0, "late": ["a"], "gone": [], "waited": 0.5}},
+        {"clock": {"now": 5.0, "joules": 4.0, "late": [], "gone": ["b", "c"], "waited": 1.0}},
+    ]
+    setup = {"setup_seconds": 0.0, "setup_joules": 0.0, "setup_grams": 0}
+    assert total(lines) == {"seconds": 5.0, "joules": 7.0, "grams": None, "late": 1, "gone": 2, "waited": 1.5} | setup
+    for line, grams in zip(lines, (0.5, 0.25), strict=True):
+        line["clock"]["grams"] = grams
+    assert (total(lines) or {})["grams"] == 0.75
     found = total(lines, lines[:1])
     assert found is not None
     assert (found["setup_seconds"], found["setup_joules"]) == (2.0, 3.0)

@@ -11,6 +11,7 @@ from rich.text import Text
 from weft import experiment as settings
 from weft.cli.grids import grid
 from weft.cli.sizes import measure, size_tables
+from weft.devices import sized
 from weft.federation.common_facts import EVERY
 from weft.federation.exchange import uploaded
 from weft.federation.rounds import adapted, begin
@@ -74,7 +75,7 @@ def show(screen: Console, about: Mapping[str, Any], file: Path) -> None:
     for when, what in (*SCALARS, *(TOP5 if "top5" in x.metrics else ()), *(BY_CLASS if x.class_counts else ())):
         table.add_row(when, what)
     for name in (n for n in asks if not n.startswith(EVERY)):
-        table.add_row("once", f"{name}: {(method.profile(0) | client.facts).get(name, 'nothing')}")
+        table.add_row("once", f"{name}: {sized(method.profile)(0, client.facts).get(name, 'nothing')}")
     for name in method.info.reveals:
         table.add_row("every round", f"{name}, as a fact of your rows")
     screen.print(table)

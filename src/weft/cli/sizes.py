@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
+from weft.devices import sized
 from weft.words import count
 
 if TYPE_CHECKING:
@@ -154,8 +155,9 @@ def measure(
         )
         return Engine(setup, Here(setup))
 
+    facts = sized(method.profile)
     people = [
-        dataclasses.replace(c, facts=method.profile(i) | c.facts, data=Splits(c.data.train[:1], none, none), n=min(c.n, 1))
+        dataclasses.replace(c, facts=facts(i, c.facts), data=Splits(c.data.train[:1], none, none), n=min(c.n, 1))
         for i, c in enumerate(clients)
     ]
     rounds, cohort = [], 0

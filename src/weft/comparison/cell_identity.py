@@ -17,7 +17,7 @@ from weft.experiment import OUTPUT, Resolved, resolve
 from weft.runs.provenance import version
 
 NOT_OF_NUMBERS = (*OUTPUT, "debug")
-FILES = ("data", "public", "start", "devices")
+FILES = ("data", "public", "start", "devices", "availability", "grids")
 """Settings that may name a file or a folder."""
 PACKAGES = ("torch", "transformers", "numpy", "peft")
 

@@ -19,6 +19,8 @@ Record = Mapping[str, Any]
 HEADS = {"common": "all test rows", "own": "own test rows", "worst": "worst client"}
 """Score -> its column."""
 COSTS = ("seeds", "up, kB", "down, kB", "steps", "examples", "training, s", "aggregation error", "drift", "memory, MB")
+ON_DEVICES = {"seconds": "on devices, s", "joules": "on devices, J", "grams": "on devices, g CO₂"}
+"""Total of :func:`weft.devices.total` -> its column, where there is one."""
 UNIT = frozenset({"top5", "precision", "recall", "exact_match"})
 """Metrics that are shares, and are shown in per cent; so is every accuracy and F1."""
 NONE_SEEN = "no difference seen"
@@ -81,7 +83,10 @@ def _of_place(grid: Grid, at: Mapping[str, Any], records: Sequence[Record]) -> T
     unit, scale = _unit(records), _scale(records)
     usual = _work(_of(records, rows[0])) if rows else None
     drawn = {row: [told for r in _of(records, row) if r["finished"] and (told := _drawn(r))] for row in rows}
-    tells, timed = any(drawn.values()), any(f"{CLOCK}seconds" in r for r in records)
+    tells, timed = (
+        any(drawn.values()),
+        {n: head for n, head in ON_DEVICES.items() if any(r.get(f"{CLOCK}{n}") is not None for r in records)},
+    )
     lines, bold, notes = [], set(), []
     for row in rows:
         mine = [r for r in _of(records, row) if r["finished"]]
@@ -100,7 +105,7 @@ def _of_place(grid: Grid, at: Mapping[str, Any], records: Sequence[Record]) -> T
                 *(_mean([r[name] for r in mine], form=".2g") for name in ("aggregation_error", "drift")),
                 _mean([r["memory"] for r in mine], 1e6, form=",.0f"),
                 *(_energy_cells(drawn[row], len(mine)) if tells else ()),
-                *(_mean([r.get(f"{CLOCK}{n}") for r in mine], form=".3g") for n in ("seconds", "joules") if timed),
+                *(_mean([r.get(f"{CLOCK}{n}") for r in mine], form=".3g") for n in timed),
             )
         )
     for column, score in enumerate(HEADS, 1):
@@ -111,7 +116,10 @@ def _of_place(grid: Grid, at: Mapping[str, Any], records: Sequence[Record]) -> T
         notes.append("* Other work than the first row's, by the nature of the method.")
     if any(str(r.get("commit") or "").endswith("-dirty") for r in records):
         notes.append("Some of it was made with code that was not committed.")
-    more = (*(_energy_heads(drawn.values()) if tells else ()), *(("on devices, s", "on devices, J") if timed else ()))
+    more = (
+        *(_energy_heads(drawn.values()) if tells else ()),
+        *timed.values(),
+    )
     heads = ("method", *(f"{HEADS[s]}{unit}" for s in HEADS), *COSTS, *more)
     title = ", ".join(f"{name} {shown(value)}" for name, value in at.items()) or "All methods"
     return Table(title, heads, tuple(lines), frozenset(bold), tuple(dict.fromkeys(notes)))

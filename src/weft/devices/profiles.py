@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from annotated_types import Gt, Le
 
+from weft.devices.availability import windows
 from weft.devices.shares import of_text
 from weft.errors import UserError, nearest
 from weft.typed import NonNegative, Positive, check
@@ -29,7 +30,8 @@ class Device:
         speed: TFLOP/s in half precision, at its peak. memory: GiB. bandwidth: of its uplink, Mbit/s.
         downlink: Mbit/s; None = as its uplink. latency: seconds that a round takes beside computing and carrying bytes.
         watts: while it computes. joules_per_byte: that it sends or receives. utilisation: share of the peak that is reached.
-        name: of its kind.
+        available: hours of the day at which it can be reached, as ``22-6``; empty = all. region: of its grid; empty = any.
+        battery: joules of a full one; None = it has none. recharge: watts that come into it. name: of its kind.
     """
 
     speed: Positive
@@ -40,6 +42,10 @@ class Device:
     watts: NonNegative = 10.0
     joules_per_byte: NonNegative = 0.0
     utilisation: Annotated[float, Gt(0), Le(1)] = UTILISATION
+    available: str = ""
+    region: str = ""
+    battery: Positive | None = None
+    recharge: NonNegative = 0.0
     name: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
@@ -117,8 +123,9 @@ def _in_file(path: Path) -> list[tuple[Device, float]]:
 
 
 NEEDED = ("speed", "memory", "bandwidth")
-MAY_BE_ZERO = ("latency", "watts", "joules_per_byte")
-KNOWN = (*NEEDED, "downlink", *MAY_BE_ZERO, "utilisation", "share")
+MAY_BE_ZERO = ("latency", "watts", "joules_per_byte", "recharge")
+TEXTS = ("available", "region")
+KNOWN = (*NEEDED, "downlink", *MAY_BE_ZERO, "utilisation", "battery", *TEXTS, "share")
 
 
 def _entry(path: Path, name: str, about: Any) -> tuple[Device, float]:
@@ -128,7 +135,10 @@ def _entry(path: Path, name: str, about: Any) -> tuple[Device, float]:
     if odd := [*(n for n in NEEDED if n not in about), *(n for n in about if n not in KNOWN)]:
         what = "is not there" if odd[0] in NEEDED else "is nothing that devices have"
         raise UserError(f"[{name}] in {path} is no device, as {odd[0]} {what}: {how}.")
-    for key, value in about.items():
+    _hours(path, name, about.get("available", "0-24"))
+    if not isinstance(region := about.get("region", "any"), str) or not region.strip():
+        raise UserError(f"[{name}] in {path} has region = {region!r}: give the name of a region of --grids.")
+    for key, value in ((k, v) for k, v in about.items() if k not in TEXTS):
         number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
         if not number or value < 0 or (value == 0 and key not in MAY_BE_ZERO):
             least = "of 0 or more" if key in MAY_BE_ZERO else "above 0"
@@ -136,3 +146,12 @@ def _entry(path: Path, name: str, about: Any) -> tuple[Device, float]:
         if key == "utilisation" and value > 1:
             raise UserError(f"[{name}] in {path} has utilisation = {value!r}: give it a share of the peak, up to 1.")
     return Device(**{n: v for n, v in about.items() if n != "share"}, name=name), float(about.get("share", 1.0))
+
+
+def _hours(path: Path, name: str, value: Any) -> None:
+    try:
+        windows(str(value))
+    except ValueError:
+        raise UserError(
+            f'[{name}] in {path} has available = {value!r}: give hours of the day, from 0 to 24, as in "22-6" or "9-12,13.5-17".'
+        ) from None

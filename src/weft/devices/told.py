@@ -13,7 +13,9 @@ def total(lines: Sequence[Mapping[str, Any]], setup: Sequence[Mapping[str, Any]]
         setup: lines of the head's own training.
 
     Returns:
-        ``seconds``, ``joules``, ``late``: turns that missed the deadline; ``setup_seconds`` and ``setup_joules`` apart.
+        ``seconds``, of which nobody was available in ``waited``, ``joules``, ``grams`` (None: no grid is known), ``late``: turns
+        that missed the deadline, ``gone``: turns whose clients went away; ``setup_seconds``, ``setup_joules`` and ``setup_grams``
+        apart.
     """
     told, before = ([line["clock"] for line in some if "clock" in line] for some in (lines, setup))
     if not told:
@@ -21,10 +23,19 @@ def total(lines: Sequence[Mapping[str, Any]], setup: Sequence[Mapping[str, Any]]
     return {
         "seconds": told[-1]["now"],
         "joules": sum(one["joules"] for one in told),
+        "grams": _grams(told),
         "late": sum(len(one["late"]) for one in told),
+        "gone": sum(len(one.get("gone", ())) for one in told),
+        "waited": sum(one.get("waited", 0.0) for one in told),
         "setup_seconds": before[-1]["now"] if before else 0.0,
         "setup_joules": sum(one["joules"] for one in before),
+        "setup_grams": _grams(before),
     }
+
+
+def _grams(told: Sequence[Mapping[str, Any]]) -> float | None:
+    known = [one["grams"] for one in told if one.get("grams") is not None]  # runs of before grids were known do not tell it
+    return sum(known) if len(known) == len(told) else None
 
 
 def span(seconds: float) -> str:

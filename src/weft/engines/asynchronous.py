@@ -74,7 +74,8 @@ class Asynchronous(Engine):
         server.cohort = [setup.info(job.client) for job in jobs]
         self.last_cohort = sorted([job.client.id for job in jobs] + list(failed))
         spent = {p.flight.client: p.spent for p in taken}
-        tick = self.clock.reach(self.timeline.now, spent | failed, taken[-1].flight.client if taken else None)
+        began_at = {p.flight.client: p.flight.began for p in taken}
+        tick = self.clock.reach(self.timeline.now, spent | failed, began_at, taken[-1].flight.client if taken else None)
         late = {p.flight.client: t - p.flight.version for p in sorted(taken, key=lambda p: p.flight.client)}
         losses = [p.loss for p in taken if p.loss is not None]
         work = [p.work for p in taken]

@@ -2,41 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
 
 from weft.federation.client import ClientState
-from weft.federation.server import ServerState
+from weft.federation.round import Round
 from weft.tensors.keyed import numpy_generator
 
+Order = Callable[[Sequence[str], Sequence[int]], list[str]]
+"""Clients in the order in which they are taken, given them and a lot for each."""
 
-def cohort(server: ServerState, clients: list[ClientState], participation: float, last: Collection[str]) -> list[ClientState]:
+
+def eligible(plan: Round, clients: list[ClientState], last: Collection[str]) -> list[ClientState]:
+    """Those of whom a plan would have some or all.
+
+    Args:
+        last: ids of the last cohort.
+    """
+    named = set(last) if plan.who == "same" else set(plan.who) if isinstance(plan.who, list) else None
+    return clients if named is None else [c for c in clients if c.id in named]
+
+
+def cohort(
+    seed: int,
+    plan: Round,
+    clients: list[ClientState],
+    participation: float,
+    last: Collection[str],
+    there: Callable[[str], bool] = lambda _: True,
+    order: Order | None = None,
+) -> list[ClientState]:
     """Who takes part, by the plan's ``who``.
 
     Args:
-        participation: fraction of the clients in a sample. last: ids of the last cohort.
+        participation: fraction of the clients in a sample. last: ids of the last cohort. there: who can be reached.
+        order: in which some are taken; None = by lot.
     """
-    who, t = server.round.who, server.round.index
-    draw = numpy_generator(server.seed, "cohort", t)
-    if who == "all":
-        return clients
-    if who == "same":
-        return [c for c in clients if c.id in set(last)]
-    if isinstance(who, list):
-        return [c for c in clients if c.id in set(who)]
-    if isinstance(who, tuple):
+    draw = numpy_generator(seed, "cohort", plan.index)
+    found = [c for c in eligible(plan, clients, last) if there(c.id)]
+
+    def some(group: list[ClientState], count: int) -> list[ClientState]:
+        if order is not None:
+            named = set(order([c.id for c in group], draw.permutation(len(group)).tolist())[:count])
+            return [c for c in group if c.id in named]
+        if isinstance(plan.who, tuple):
+            return [group[int(draw.integers(len(group)))]]
+        return sample(group, count, draw)
+
+    if isinstance(plan.who, tuple):
         groups: dict[Any, list[ClientState]] = {}
-        for c in clients:
-            groups.setdefault(c.facts.get(who[0], c.id), []).append(c)
-        return [group[int(draw.integers(len(group)))] for _, group in sorted(groups.items(), key=lambda g: str(g[0]))]
+        for c in found:
+            groups.setdefault(c.facts.get(plan.who[0], c.id), []).append(c)
+        return [c for _, group in sorted(groups.items(), key=lambda g: str(g[0])) for c in some(group, 1)]
     count = max(round(participation * len(clients)), 1)
-    return sample(clients, count, draw)
+    return found if plan.who != "sample" or count >= len(found) else some(found, count)
 
 
 def sample(clients: list[ClientState], count: int, draw: np.random.Generator) -> list[ClientState]:
-    """So many clients, all if there are no more."""
+    """So many clients by lot, all if there are no more."""
     if count >= len(clients):
         return clients
     return [clients[i] for i in sorted(draw.choice(len(clients), count, replace=False))]

@@ -6,6 +6,8 @@ reduced in client-id order when the round closes, so that results depend neither
 
 from __future__ import annotations
 
+import functools
+import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -14,15 +16,17 @@ from typing import Any, Protocol
 import numpy as np
 
 from weft.communication.ledger import Phase
-from weft.devices import Clock, Spent, Tick
-from weft.engines.cohort import cohort, drops_out
+from weft.devices import Budget, Clock, Spent, Tick, sized
+from weft.engines.cohort import cohort, drops_out, eligible
 from weft.engines.evaluation import Evaluation
 from weft.engines.intake import Intake
 from weft.engines.packing import Capacity
 from weft.engines.setup import Job, Setup
+from weft.errors import UserError
 from weft.federation.client import ClientState
 from weft.federation.memory import NONE
 from weft.federation.message import beside
+from weft.federation.round import Round
 from weft.federation.rounds import adapted
 from weft.federation.server import ServerState
 from weft.federation.usual import Usual
@@ -102,9 +106,10 @@ class Engine:
 
     def __init__(self, setup: Setup, turns: Turns):
         self.setup, self.turns = setup, turns
+        facts = sized(setup.method.profile)
         for server, clients in setup.federations:
             for position, client in enumerate(clients):
-                client.facts = setup.method.profile(position) | dict(client.facts)
+                client.facts = facts(position, client.facts)
             server.clients = [setup.info(c) for c in clients]
             for info in server.clients:
                 setup.register(info)
@@ -131,8 +136,7 @@ class Engine:
                 return None
             server.introduce(clients)
             server.round = replace(plan, period=server.period_at(t))
-            able = [c for c in clients if c.id not in setup.absent] if setup.absent else clients
-            chosen = cohort(server, able, settings.participation, self.last_cohort)
+            chosen = self._begun(server, clients)
             server.cohort = [setup.info(c) for c in chosen]
             for client in chosen:
                 job = self._download(server, client, phase)
@@ -143,12 +147,12 @@ class Engine:
         self.last_cohort = sorted([j.client.id for j in jobs] + lost)
         played = self.turns.play(jobs, t, phase, lambda job: self._download(job.server, job.client, phase))
         tick = None if setup.clock is None else self._tick(setup.clock, played, before)
-        late = [] if tick is None else tick.late
-        for who in late:
+        left = [] if tick is None else sorted({*tick.late, *tick.gone})
+        for who in left:
             setup.spool.drop(who)
             setup.store.discard(who)
-        lost = sorted({*lost, *played.absent, *late}) if played.absent or late else lost
-        losses = [loss for c, loss in played.losses.items() if c not in late]
+        lost = sorted({*lost, *played.absent, *left}) if played.absent or left else lost
+        losses = [loss for c, loss in played.losses.items() if c not in left]
         work = None if played.work is None else list(played.work.values())
         return self._closed(t, jobs, lost, losses, work, tick, began, played.refused)
 
@@ -195,6 +199,54 @@ class Engine:
 
     def sweep(self) -> None:
         """The checkpoint is on the disk: files of turns that are over may go."""
+
+    def over(self, plan: Round, budget: Budget) -> str | None:
+        """Why a planned round can't be played, in a few words; None if it can."""
+        clock = self.setup.clock
+        if clock is None:
+            return None
+        ((server, clients),) = self.setup.federations
+        moment, chosen = self._chosen(server, plan, clients, clock)
+        if math.isinf(moment):
+            return f"nobody who could take part is available after {clock.told(clock.now)}"
+        return budget.over(clock, [c.id for c in chosen], moment)
+
+    def _able(self, clients: list[ClientState]) -> list[ClientState]:
+        absent = self.setup.absent
+        return [c for c in clients if c.id not in absent] if absent else clients
+
+    def _chosen(
+        self, server: ServerState, plan: Round, clients: list[ClientState], clock: Clock | None
+    ) -> tuple[float, list[ClientState]]:
+        """The cohort of a planned round, and the moment at which it begins; infinity, if it never can."""
+        able, last, share = self._able(clients), self.last_cohort, self.setup.settings.participation
+        if clock is None:
+            return 0.0, cohort(server.seed, plan, able, share, last)
+        moment = clock.first(c.id for c in eligible(plan, able, last))
+        if math.isinf(moment):
+            return moment, []
+        there, order = functools.partial(clock.there, moment=moment), clock.order_at(moment)
+        return moment, cohort(server.seed, plan, able, share, last, there, order)
+
+    def _begun(self, server: ServerState, clients: list[ClientState]) -> list[ClientState]:
+        """The cohort of the server's round, which begins now, or once anybody can be reached.
+
+        Raises:
+            UserError: nobody can be, ever.
+        """
+        setup, clock = self.setup, self.setup.clock
+        moment, chosen = self._chosen(server, server.round, clients, clock)
+        if math.isinf(moment):
+            raise UserError(
+                "no client that could take part is ever available: give longer hours in the file of --devices, or another "
+                "--availability."
+            )
+        if clock is not None:
+            if clock.thrift is not None:
+                clock.thrift.took([c.id for c in self._able(clients)], {c.id for c in chosen})
+            if moment > clock.now:
+                setup.observer.say(clock.wait(moment))
+        return chosen
 
     def _tick(self, clock: Clock, played: Played, before: Mapping[str, tuple[int, int]]) -> Tick:
         """The round on the devices of those who took part: by what they have computed, and what they were billed since."""

@@ -112,6 +112,7 @@ def _check_asynchrony(x: Experiment, method: Method) -> None:
         UserError: the server can't go on without waiting, or is told how to where it waits.
     """
     from weft.communication.codecs import codec
+    from weft.devices import ALWAYS, read
 
     slug, out = method.info.slug, "leave --aggregation out"
     idle = {"synchronous": ("concurrency", "buffer", "mixing"), "fedasync": ("buffer",), "fedbuff": ("mixing",)}[x.aggregation]
@@ -124,10 +125,20 @@ def _check_asynchrony(x: Experiment, method: Method) -> None:
         raise UserError(
             f'aggregation = "{x.aggregation}" goes by who is done first, and no device keeps the time: give --devices too.'
         )
+    hours = x.availability != ALWAYS
+    if odd := next((d.name for d, _ in read(x.devices) if (hours and d.available) or d.battery), None):
+        raise UserError(
+            f'aggregation = "{x.aggregation}" takes devices to be there at any time, and {odd} has hours or a battery: {out}, '
+            "or give --availability always and devices without batteries."
+        )
     if why := method.waits:
         raise UserError(f"{slug} {why}, so its server has to wait for a round: {out}, or choose a method such as fedit.")
     wrong = {
         "deadline": x.deadline is not None and "closes rounds, and nobody waits for one here",
+        "availability": x.availability not in (None, ALWAYS) and "is asked for a cohort as a whole",
+        "cohorts": x.cohorts != "random" and "chooses cohorts, and here clients are drawn one by one",
+        "energy_budget": x.energy_budget is not None and "counts rounds whose turns end in them",
+        "carbon_budget": x.carbon_budget is not None and "counts rounds whose turns end in them",
         "rule": x.rule != "none" and "adds up what whole cohorts change that all began from one model",
         "robust": x.robust != "none" and "compares updates that began from one model",
         "max_factor": x.max_factor not in ("auto", "off") and "takes back states on which turns that are under way rest",

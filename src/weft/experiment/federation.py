@@ -18,29 +18,19 @@ class Federation(Group):
     participation: Annotated[float, Field(gt=0, le=1)] = setting(
         1.0, "Share of the clients drawn for a round, 0 to 1.", everyday=True
     )
-    dropout: Fraction = setting(0.0, "Chance that a client fails in the middle of its turn.")
+    dropout: Fraction = setting(
+        0.0, "Chance that a client fails in the middle of its turn.", "Beside [availability](devices.md#availability)."
+    )
     ranks: str | None = setting(
         None,
         "Ranks of LoRA dealt out to the clients, for methods that take several: `4,8,16`, or with shares `4:2,16:1`.",
         unset="as the method deals them",
-    )
-    devices: str | None = setting(
-        None,
-        "What clients compute on: `jetson-tx2:3,jetson-nx:4`, `phones`, `edge-boxes`, `hospital-servers`, or a `.toml` file.",
-        "A [simulated clock](devices.md) tells how long rounds take there; methods that ask for devices get them.",
-        unset="no clock, and for methods that ask as the method deals them",
     )
     peers: str | None = setting(
         None,
         "A `.toml` file of the peers that serve the stages of the model, for methods of that kind (swarm-parallelism).",
         "Samples a second, retries and bytes are [simulated](devices.md#peers-that-serve-stages).",
         unset="nobody plays peers",
-    )
-    deadline: Positive | None = setting(
-        None,
-        "Seconds on the clock of `--devices` after which a round is closed: who is not done is left out.",
-        "What was sent to a late client, and by it, is billed; nothing else is left of its turn.",
-        unset="rounds wait for the slowest",
     )
     seed: Whole = setting(0, "Of everything random.", everyday=True, common=True)
     start: Name | None = setting(

@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from weft.devices import Device, dealt, of_text, peers, read
+from weft.devices import (
+    ALWAYS,
+    STRENGTH,
+    Device,
+    Grid,
+    Hours,
+    Trace,
+    dealt,
+    of_text,
+    peers,
+    read,
+    read_grids,
+    read_trace,
+    windows,
+)
+from weft.devices.availability import DAY, HOUR
 from weft.errors import UserError
+from weft.experiment.declare import declared
+from weft.experiment.simulated import Simulated
+from weft.words import shown
 
 if TYPE_CHECKING:
     from weft.experiment.whole import Experiment
@@ -23,6 +43,7 @@ def facts_of(x: Experiment) -> Callable[[int], dict[str, Any]]:
     """
     ranks = {} if x.ranks is None else {_rank(x.ranks, r): share for r, share in of_text(x.ranks, "ranks", "4:2,16:1").items()}
     device = None if x.devices is None else devices_of(x)
+    kinds = [] if x.devices is None else [kind for kind, _ in read(x.devices)]
 
     def at(position: int) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -30,7 +51,9 @@ def facts_of(x: Experiment) -> Callable[[int], dict[str, Any]]:
             rank = list(ranks)[dealt(position, list(ranks.values()))]
             found |= {"rank": rank, "ffn_rank": rank}
         if device is not None:
-            found |= {fact: getattr(device(position), fact) for fact in DEVICE}
+            own = device(position)
+            found |= {fact: getattr(own, fact) for fact in DEVICE}
+            found[STRENGTH] = min(getattr(own, of) / max(getattr(kind, of) for kind in kinds) for of in ("memory", "speed"))
         return found
 
     return at
@@ -78,8 +101,10 @@ def check(x: Experiment, method: Method) -> None:
                 f"peers serve one training on all rows, and baseline is {x.baseline or 'none'}: leave one of them out."
             )
         peers.read(x.peers, stages)
-    if x.deadline is not None and x.devices is None:
-        raise UserError(f"deadline is {x.deadline:g}, but no device keeps the time: give --devices too, or leave it out.")
+    if x.devices is None and (odd := _on_the_clock(x)):
+        raise UserError(f"{odd} is {shown(getattr(x, odd))}, but no device keeps the time: give --devices too, or leave it out.")
+    trace_of(x)
+    _check_costs(x)
 
 
 def check_sites(x: Experiment, method: Method) -> None:
@@ -93,13 +118,95 @@ def check_sites(x: Experiment, method: Method) -> None:
             f'aggregation = "{x.aggregation}" is played on the clock of simulated devices, and sites are real: leave '
             "--aggregation out, or use a simulation."
         )
-    if x.deadline is not None:
-        raise UserError("deadline is on the clock of simulated devices, and sites are real: leave it out, or use a simulation.")
+    if odd := _on_the_clock(x):
+        raise UserError(f"{odd} is on the clock of simulated devices, and sites are real: leave it out, or use a simulation.")
     if x.devices is not None and not set(DEVICE) & set(method.info.asks):
         raise UserError(
             f"devices are simulated, and sites are real; {method.info.slug} asks nothing about either: leave --devices out, or "
             "use a simulation."
         )
+
+
+def _on_the_clock(x: Experiment) -> str | None:
+    """A setting that is nothing without simulated devices; None if all are as they are declared."""
+    settings = (s for name, s in declared(Simulated).items() if name != "devices")
+    return next((s.name for s in settings if getattr(x, s.name) != s.default), None)
+
+
+def _check_costs(x: Experiment) -> None:
+    """
+    Raises:
+        UserError: cohorts or budgets go by what nobody knows.
+    """
+    for name, rule in (("carbon_fairness", "carbon"), ("battery_floor", "battery")):
+        if x.cohorts != rule and getattr(x, name) != declared(Simulated)[name].default:
+            raise UserError(f"{name} is {getattr(x, name):g}, but is for --cohorts {rule}: give that too, or leave it out.")
+    if x.grids is None and (x.cohorts == "carbon" or x.carbon_budget is not None):
+        what = "cohorts = carbon chooses" if x.cohorts == "carbon" else "carbon_budget counts"
+        raise UserError(f"{what} by grams of CO₂, which no grid is known for: give --grids too, as in --grids solar,coal-wind.")
+    kinds = [] if x.devices is None else [device for device, _ in read(x.devices)]
+    if x.cohorts == "battery" and not any(d.battery for d in kinds):
+        raise UserError(
+            f'no device of "{x.devices}" has a battery: write battery = JOULES and recharge = WATTS in a file of devices.'
+        )
+    regions = [] if x.grids is None else [grid.name for grid, _ in read_grids(x.grids)]
+    if x.grids is not None and (odd := [d for d in kinds if d.region and d.region not in regions]):
+        raise UserError(
+            f'[{odd[0].name}] is in the region "{odd[0].region}", and grids has {", ".join(regions)}: give its grid too.'
+        )
+
+
+def grids_of(x: Experiment, devices: Mapping[str, Device]) -> dict[str, Grid]:
+    """The grid of each client: of its device's region, else dealt out by shares among the clients of its kind; none without any.
+
+    Args:
+        devices: of all clients, in the order of their ids.
+    """
+    grids = [] if x.grids is None else read_grids(x.grids)
+    if not grids:
+        return {}
+    named, shares = {grid.name: grid for grid, _ in grids}, [share for _, share in grids]
+    seen: Counter[str] = Counter()
+    found = {}
+    for client, device in devices.items():
+        found[client] = named[device.region] if device.region else grids[dealt(seen[device.name], shares)][0]
+        seen[device.name] += 1
+    return found
+
+
+def trace_of(x: Experiment) -> Trace | None:
+    """Who can be reached when, by a file; None where there is none.
+
+    Raises:
+        UserError: it can't be read.
+    """
+    if x.availability in (None, ALWAYS):
+        return None
+    if not x.availability.endswith(".csv"):
+        raise UserError(f'availability is "{x.availability}": give {ALWAYS}, or a .csv file with client, start and end.')
+    return read_trace(Path(x.availability).expanduser())
+
+
+def hours_of(x: Experiment, clients: Sequence[str], devices: Mapping[str, Device]) -> dict[str, Hours]:
+    """When clients can be reached, of those that can't be at any time.
+
+    Args:
+        clients: all, in the order of their ids.
+
+    Raises:
+        UserError: the file of them names another one.
+    """
+    if (trace := trace_of(x)) is not None:
+        return trace.of(clients)
+    if x.availability == ALWAYS:
+        return {}
+    kinds = {d: _daily(d.available, x.clock_hour) for d in set(devices.values()) if d.available}
+    return {c: kinds[d] for c, d in devices.items() if d in kinds}
+
+
+def _daily(text: str, hour: float) -> Hours:
+    """Hours of the day on a clock that begins at one of them."""
+    return Hours.of([(begin - hour * HOUR, end - hour * HOUR) for begin, end in windows(text)], every=DAY)
 
 
 def _rank(text: str, word: str) -> int:

@@ -95,6 +95,7 @@ class About:
         quantised: how the base's weights were while it was trained; "" = as they are.
         start: the adapter that its run began from, see :class:`weft.runs.beginning.Beginning`; None = from none.
         untrained: ``model`` or ``head``, where nothing was learnt of it, see :func:`weft.export.trained.untrained`.
+        lifetime: what its run and those before it have cost, see :func:`weft.runs.lifetime.of`; None = nobody knows.
         why: it is in Weft's own files though PEFT has parts of its kind; None = it is not, or PEFT has none.
     """
 
@@ -118,6 +119,7 @@ class About:
     start: dict[str, Any] | None = None
     why: str | None = None
     untrained: str = ""
+    lifetime: dict[str, Any] | None = None
 
     @property
     def predicts(self) -> Task:

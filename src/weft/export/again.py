@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from weft.devices import sized
 from weft.engines.observer import Observer
 from weft.errors import UserError
 from weft.export import merged as merging
@@ -175,8 +176,9 @@ def _rebuilt(folder: Path, client: str | None, locked: bool = False) -> Iterator
         x, method = resolved.experiment, plain(resolved.played)
         material = prepare(x.model_copy(update={"public": None}), None, Observer(), method.info.needs)
         (people,) = baselines.federations(copies(material.clients), x.baseline)
+        facts = sized(method.profile)
         for position, one in enumerate(people):
-            one.facts = method.profile(position) | one.facts
+            one.facts = facts(position, one.facts)
         infos = [c.info(method.info.asks) for c in people]
         server = begin(method, material.bench, infos, x.rounds, notes=next(noted(directory.root)))
         kept = None if client is not None else best.read(saved.best, checkpoint.last)  # a client's memory is of the last round
@@ -190,5 +192,5 @@ def _rebuilt(folder: Path, client: str | None, locked: bool = False) -> Iterator
                 raise UserError(f'this run has no client "{client}": it has {", ".join(ids[:20])}.{nearest(client, ids)}')
             ClientStore(directory.root / "clients", saved.clients).load(chosen)
         info = {"run": directory.root.name, "settings": x.flat(), "pairs": material.data["pairs"]}
-        info["start"] = about.get("start")
+        info |= {name: about.get(name) for name in ("start", "lifetime")}
         yield _Held(method, server, chosen, info)

@@ -86,7 +86,7 @@ def export(
     Args:
         folder: an existing, empty folder.
         info: ``run`` (its name), ``settings``, of which ``max_length`` and ``label_spaces`` are kept, and ``pairs`` (whether rows
-            are pairs of texts), if the table of the bench does not tell; ``start``, if it began from an adapter.
+            are pairs of texts), if the table of the bench does not tell; ``start``, if it began from an adapter; ``lifetime``.
         client: with its memory loaded: export its own model. view: which of the method's views; the first one that fits.
 
     Raises:
@@ -181,6 +181,7 @@ def about_of(method: Method, bench: Bench, view: str, info: Mapping[str, Any], c
         task_settings=settings_of(bench.task),
         quantised=bench.backbone.quantised,
         start=info.get("start"),
+        lifetime=info.get("lifetime"),
     )
 
 

@@ -8,7 +8,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -18,13 +18,14 @@ from weft import experiment as settings
 from weft.backbones.short_names import KNOWN, encoders
 from weft.callbacks.calling import Calling
 from weft.data.hub_sets import catalogue
+from weft.devices import Budget, sized
 from weft.energy import UNMETERED, Metering
 from weft.engines.here import Here
 from weft.engines.observer import Observer
 from weft.errors import Elsewhere, Interrupted, UserError
 from weft.experiment import Experiment, Resolved, as_played
 from weft.rules import plain
-from weft.runs import baselines, stopping, summary, swarm_of
+from weft.runs import baselines, lifetime, stopping, summary, swarm_of
 from weft.runs import directory as directories
 from weft.runs.checkpoint import Checkpoint, digest
 from weft.runs.directory import RunDirectory
@@ -88,10 +89,11 @@ def _go_on(
     if x.peers is not None:
         about["swarm"], sentence = swarm_of.told(x, main, material.bench)
         observer.say(sentence)
+    about["lifetime"] = lifetime.of(about)
     if len(main.servers) == 1:
         if x.keep == "best" and main.best is None:
             observer.say("no round was scored on validation rows: the model of the last one is kept.")
-        about["adapter"] = export_adapter(main, directory, x, material, observer)
+        about["adapter"] = export_adapter(main, directory, x, material, observer, about["lifetime"])
         about["adapter"]["round"] = main.lines[-1]["round"] if main.best is None else main.best
     about["baselines"] = {}
     for name in x.baselines:
@@ -130,8 +132,9 @@ def play(
     """
     method = baselines.stand_in(x) or baselines.with_all_steps(method, x.baseline, len(material.clients))
     clients = copies(material.clients)
+    facts = sized(method.profile)
     for position, client in enumerate(clients):
-        client.facts = method.profile(position) | client.facts
+        client.facts = facts(position, client.facts)
     groups = baselines.federations(clients, x.baseline)
     travels = baselines.travels(x)
     given = {} if material.beginning is None or baselines.stand_in(x) is not None else material.beginning.tensors
@@ -173,6 +176,7 @@ def play(
         best=x.keep == "best" and x.baseline is None and aside is None,
         patience=stopping.of(x) if aside is None else None,
         asynchrony=as_played.asynchrony_of(x),
+        budget=Budget(x.energy_budget, x.carbon_budget) if aside is None else Budget(),
         periods=x.periods,
     )
     player = Player(stage, directory.root, x, material, observer, engine, metering)
@@ -191,9 +195,18 @@ def play(
 
 
 def export_adapter(
-    main: FinishedStage, directory: RunDirectory, x: Experiment, material: Material, observer: Observer
+    main: FinishedStage,
+    directory: RunDirectory,
+    x: Experiment,
+    material: Material,
+    observer: Observer,
+    spent: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Write the adapter beside the run, re-loaded and compared by :mod:`weft.export`, and give it its name only then."""
+    """Write the adapter beside the run, re-loaded and compared by :mod:`weft.export`, and give it its name only then.
+
+    Args:
+        spent: of :func:`weft.runs.lifetime.of`.
+    """
     from weft.export import export
     from weft.export.about import About
 
@@ -203,7 +216,7 @@ def export_adapter(
     files.make_folder(unfinished)
     try:
         about = {"run": directory.root.name, "settings": x.flat(), "pairs": material.data["pairs"]}
-        about["start"] = None if material.beginning is None else material.beginning.about
+        about |= {"start": None if material.beginning is None else material.beginning.about, "lifetime": spent}
         report = export(plain(main.method), main.servers[0], unfinished, about)
     except UserError as e:  # a method that no file can stand for still has its numbers
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -295,6 +308,8 @@ def pinned_to(x: Experiment, material: Material) -> dict[str, Any]:
     found["model"] = ",".join("+".join(map(_place, encoders(model))) for model in x.models)
     if x.start is not None:
         found["start"] = str(Path(x.start).expanduser().resolve())
+    tables = {name: getattr(x, name) for name in ("devices", "availability", "grids")}
+    found |= {n: _place(file) for n, file in tables.items() if file is not None and file.endswith((".toml", ".csv"))}
     known = {entry.name for entry in catalogue()}
     for setting, name in (("data", None if material.data["object"] else x.data), ("public", x.public)):
         if name is not None and name not in known and (local := Path(name).expanduser()).exists():

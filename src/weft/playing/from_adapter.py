@@ -13,6 +13,7 @@ from weft.adaptation.head import Head
 from weft.adaptation.lora import LoRA
 from weft.adaptation.part import Part
 from weft.backbones.backbone import Backbone, Site
+from weft.devices import sized
 from weft.engines.observer import Observer
 from weft.errors import UserError
 from weft.experiment import Experiment
@@ -57,9 +58,8 @@ def begun(material: Material, adapter: Adapter | None, x: Experiment, method: Me
         return material
     tensors, about = start_values(adapter, method, material.bench, x.start_head, observer)
     found = Beginning(tensors, about)
-    clients = [c.info(method.info.asks) for c in material.clients]
-    for position, client in enumerate(clients):
-        client.facts = {n: v for n, v in method.profile(position).items() if n in method.info.asks} | client.facts
+    facts = sized(method.profile)
+    clients = [replace(c, facts=facts(i, c.facts)).info(method.info.asks) for i, c in enumerate(material.clients)]
     check_clients(found, method, material.bench, clients)
     return replace(material, beginning=found)
 
@@ -112,6 +112,7 @@ def start_values(
         "values": digest(tensors),
         "modules": len(adapter.low_rank),
         "head": bool(head),
+        "lifetime": None if adapter.about is None else adapter.about.lifetime,
     }
     return tensors, about
 

@@ -48,8 +48,8 @@ class Run:
         Each has ``round`` (from 1, as printed), ``view``, the names of :attr:`metrics`, ``low`` and ``high`` of the accuracy's 95
         % interval, ``validation``, ``training_loss``, ``aggregation_error``, ``drift``, ``effective_rank``, ``density``,
         ``memory``, ``seconds``, ``bytes_down`` and ``bytes_up`` of all clients, and ``energy_kwh`` and ``energy_co2_kg`` with
-        their ``energy_source``; None where there is no such number. Runs on simulated devices have ``clock_now`` and
-        ``clock_joules``.
+        their ``energy_source``; None where there is no such number. Runs on simulated devices have ``clock_now``,
+        ``clock_joules`` and ``clock_grams``.
         """
         return [row for line in self.rounds for row in flat(line)]
 

@@ -5,7 +5,7 @@ Eighty columns are enough. Whose rows a number was taken on, in which view and h
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -216,10 +216,13 @@ def _clock_rows(each: Sequence[Mapping[str, Any] | None]) -> dict[str, list[str]
     """Time and energy on simulated devices; nothing where nobody kept time."""
     if not any(each):
         return {}
-    return {
+    found = {
         "time on these devices": [NONE if one is None else devices.span(one["seconds"]) for one in each],
         "energy on them": [NONE if one is None else _scaled(one["joules"], "J") for one in each],
     }
+    if any(one is not None and one.get("grams") is not None for one in each):
+        found["CO₂ on them"] = [NONE if one is None or one.get("grams") is None else _scaled(one["grams"], "g") for one in each]
+    return found
 
 
 def _simulated(summary: Mapping[str, Any]) -> list[str]:
@@ -228,8 +231,29 @@ def _simulated(summary: Mapping[str, Any]) -> list[str]:
     if told is None:
         return []
     late = f", {count(told['late'], 'turn')} behind the deadline" if told["late"] else ""
+    late += f", {count(told['gone'], 'turn')} whose clients went away" if told.get("gone") else ""
+    late += f"; nobody was available for {devices.span(told['waited'])} of it" if told.get("waited") else ""
     setup = f", without {devices.span(told['setup_seconds'])} of the head's own training" if told["setup_seconds"] else ""
     return [f"time and energy on these devices: by a simulated clock, of all rounds{late}{setup}"]
+
+
+def _over_lifetime(summary: Mapping[str, Any]) -> list[str]:
+    """What an adapter that was trained on has cost with all its runs, and for each of its tasks."""
+    told = summary.get("lifetime")
+    if summary.get("start") is None or told is None:
+        return []
+    shown: dict[str, Callable[[float], str]] = {
+        "bytes": lambda value: format_bytes(round(value)),
+        "seconds": lambda value: f"{devices.span(value)} on devices",
+        "joules": lambda value: _scaled(value, "J"),
+        "grams": lambda value: f"{_scaled(value, 'g')} of CO₂",
+    }
+    known = {name: show for name, show in shown.items() if told[name] is not None}
+    runs, tasks = count(told["runs"], "run"), count(len(told["tasks"]), "task")
+    when = f"over its lifetime of {runs}" if told["whole"] else f"in {runs}, not counting what nobody tells of its past,"
+    words = ", ".join(show(told[name]) for name, show in known.items())
+    each = ", ".join(show(told[name] / len(told["tasks"])) for name, show in known.items())
+    return [f"{when} the adapter took {words}; for each of {tasks} {each}"]
 
 
 def _scaled(value: float, unit: str) -> str:
@@ -254,7 +278,7 @@ PEOPLE = {"global test": "the global test set", "own test": "clients' own test s
 def meaning(summary: Mapping[str, Any]) -> str:
     """Which view, whose rows, at which moment and how pooled: for every number of the tables above."""
     top, evaluations = summary["headline"], summary["evaluations"]
-    costs = [*_billed(summary), *_drawn(summary), *_simulated(summary)]
+    costs = [*_billed(summary), *_drawn(summary), *_simulated(summary), *_over_lifetime(summary)]
     said: list[str] = []
     if top is None:
         nothing = "there were no test rows, so that nothing was scored"

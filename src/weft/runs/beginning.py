@@ -29,7 +29,8 @@ class Beginning:
     Attributes:
         tensors: start values by the names of the method's own tensors.
         about: for ``summary.json`` and the card: ``adapter`` (its folder), ``base``, ``sha256`` of its files, ``values`` (sha256
-            of the start values), ``modules`` with LoRA, and whether its ``head`` is among them.
+            of the start values), ``modules`` with LoRA, whether its ``head`` is among them, and its ``lifetime``, see
+            :func:`weft.runs.lifetime.of`, or None.
     """
 
     tensors: dict[str, Tensor]

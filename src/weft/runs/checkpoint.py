@@ -49,7 +49,7 @@ class Saved:
     usual: dict[str, list[float]] | None = None
     recovery: dict[str, Any] | None = None
     best: dict[str, Any] | None = None
-    clock: dict[str, float] | None = None
+    clock: dict[str, Any] | None = None
     stopped: dict[str, Any] | None = None
     flights: list[dict[str, Any]] | None = None
 

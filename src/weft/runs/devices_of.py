@@ -7,14 +7,16 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from weft.communication.ledger import format_bytes
-from weft.devices import Clock, Device
+from weft.devices import Clock, Device, Thrift
 from weft.engines import packing
 from weft.errors import UserError
 from weft.experiment import Experiment, handed
 from weft.federation.bench import Bench
 from weft.federation.client import ClientState
 from weft.federation.method import Method
+from weft.federation.round import Round
 from weft.federation.rounds import adapted
+from weft.tensors.keyed import numpy_generator
 from weft.words import count
 
 GIB = 1 << 30
@@ -29,7 +31,30 @@ def clock(x: Experiment, clients: list[ClientState]) -> Clock | None:
     if x.devices is None or x.engine == "flower" or not clients or x.baseline in ("local", "central"):
         return None
     at = handed.devices_of(x)
-    return Clock({c.id: at(i) for i, c in enumerate(clients)}, x.deadline)
+    devices = {c.id: at(i) for i, c in enumerate(clients)}
+    owed = {c.id: float(numpy_generator(x.seed, "owed", c.id).random()) for c in clients}
+    return Clock(
+        devices,
+        x.deadline,
+        handed.hours_of(x, list(devices), devices),
+        x.clock_hour,
+        handed.grids_of(x, devices),
+        x.battery_floor if x.cohorts == "battery" else 0.0,
+        Thrift(x.carbon_fairness, owed) if x.cohorts == "carbon" else None,
+    )
+
+
+def check_choice(x: Experiment, plan: Round | None, clients: int) -> None:
+    """
+    Raises:
+        UserError: cohorts are chosen where all take part anyway.
+    """
+    everybody = plan is not None and plan.who == "sample" and max(round(x.participation * clients), 1) >= clients
+    if x.cohorts == "carbon" and everybody:
+        raise UserError(
+            f"cohorts = carbon chooses some of the clients, and participation {x.participation:g} takes all: give a smaller "
+            "one, as in --participation 0.5."
+        )
 
 
 def too_small(

@@ -14,7 +14,7 @@ from weft.runs.directory import RunDirectory
 
 FREE = (
     *("rounds", "eval_every", "eval_clients", "baselines", "max_bytes", "max_weight", "prefix_cache", "debug", "device"),
-    *("diagnostics", "stop_after", "stop_delta", *OUTPUT),
+    *("diagnostics", "stop_after", "stop_delta", "energy_budget", "carbon_budget", *OUTPUT),
     *("trust_remote_code", "data", "public", "model"),  # moved; that they are the same is known by hash
 )
 """Settings under which what was learnt so far stays what it is."""

@@ -105,8 +105,8 @@ def last_and_mean(lines: Sequence[dict[str, Any]], name: str) -> dict[str, float
     return {"last": found[-1], "mean": sum(found) / len(found)} if found else None
 
 
-CLOCK = ("now", "joules")
-"""Numbers of a round on simulated devices: seconds at its end, and what it drew."""
+CLOCK = ("now", "joules", "grams")
+"""Numbers of a round on simulated devices: seconds at its end, what it drew, and the carbon of that."""
 
 
 def _energy(line: dict[str, Any]) -> dict[str, Any]:

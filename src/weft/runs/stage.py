@@ -16,6 +16,7 @@ from torch import Tensor
 
 from weft.communication.codecs import codec
 from weft.communication.ledger import Ledger, Phase, Totals
+from weft.devices import Budget
 from weft.energy import UNMETERED, Metering
 from weft.engines import transfer
 from weft.engines.asynchronous import Asynchronous
@@ -58,7 +59,7 @@ class Stage:
             apart from anybody). aside: not what was asked for first: no progress within a round, no word after it.
         step: the server's, towards a mean.
         best: it ends with the servers of the round that has the best validation score.
-        patience: it stops where the validation score does not get better.
+        patience: it stops where the validation score does not get better. budget: before a round that would exceed it, it ends.
         asynchrony: its server goes on while clients are at work; None = it waits for them.
     """
 
@@ -76,6 +77,7 @@ class Stage:
     best: bool = False
     patience: stopping.Patience | None = None
     asynchrony: Asynchrony | None = None
+    budget: Budget = Budget()
     periods: int = 1
 
 
@@ -172,6 +174,8 @@ class Player:
             if saved is not None and saved.clock is not None:
                 clock.restore(saved.clock)
             (people,) = stage.federations
+            stage.budget.check(clock)
+            devices_of.check_choice(x, method.plan(self.servers[0], 0), len(people))
             setup.absent = devices_of.too_small(stage.method, material.bench, people, clock, observer.say)
         if stage.asynchrony is None:
             self.engine = Engine(setup, turns(setup))
@@ -263,7 +267,10 @@ class Player:
             self.finished = True
         else:
             self.next = t + 1
-            self.finished = self.stage.method.plan(self.servers[0], t + 1) is None
+            plan = self.stage.method.plan(self.servers[0], t + 1)
+            self.finished = plan is None
+            if plan is not None and (why := self.engine.over(plan, self.stage.budget)) is not None:
+                self._stop(record, why)
             if self.recovery is not None and (further := self.recovery.trained(record)) is not None:
                 back = further
             line = {"format": files.FORMAT} | record

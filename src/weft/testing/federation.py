@@ -84,7 +84,8 @@ class Federation:
 
     def cohort(self) -> list[ClientState]:
         """Who takes part in the server's round."""
-        return cohort(self.server, self.clients, self.simulation.setup.settings.participation, self.simulation.last_cohort)
+        share, last = self.simulation.setup.settings.participation, self.simulation.last_cohort
+        return cohort(self.server.seed, self.server.round, self.clients, share, last)
 
     def global_logits(self, index: np.ndarray | None = None, view: str = "global", dtype: torch.dtype = torch.float32) -> Tensor:
         """[n, C] on rows of the table (all, if None)."""

@@ -54,7 +54,7 @@ def headlines(runs: Sequence[Shown], metric: str) -> Table | None:
     name = metric_name(metric)
     heads = ["method", name, *(["seeds"] if several else ["95 % interval"]), "worst client", "new clients"]
     heads += ["up / client / round", "down / client / round", "training, s", "peak memory"]
-    heads += ["time on devices, s", "energy on devices, J"]
+    heads += ["time on devices, s", "energy on devices, J", "CO₂ on devices, g"]
     rows = []
     for group, members in groups.items():
         tops = [found[1] for one in members if (found := last_scored(one)) is not None]
@@ -70,13 +70,13 @@ def headlines(runs: Sequence[Shown], metric: str) -> Table | None:
                 _size(members, lambda one: _per_turn(one, "down")),
                 _seconds(members),
                 _size(members, peak),
-                *(_on_devices(members, name) for name in ("seconds", "joules")),
+                *(_on_devices(members, name) for name in ("seconds", "joules", "grams")),
             )
         )
     notes = [f"{name[:1].upper()}{name[1:]} of the last scored round of each run, on test rows that no model was trained on."]
     if several:
         notes.append("±: sample standard deviation over seeds; without it there is one seed.")
-    if any(row[-1] for row in rows):
+    if any(row[heads.index("time on devices, s")] for row in rows):
         notes.append("On devices: by a simulated clock, on the devices that the settings name.")
     filled = [i for i in range(len(heads)) if i < 2 or any(row[i] for row in rows)]
     return Table(
