@@ -126,8 +126,8 @@ def measure(
     from weft.communication.codecs import codec
     from weft.communication.ledger import Ledger
     from weft.engines.engine import Engine
-    from weft.engines.here import Here
     from weft.engines.setup import Settings, Setup, Tests
+    from weft.engines.split import simulated
     from weft.federation.client import Splits
     from weft.federation.exchange import Exchange
     from weft.federation.rounds import begin
@@ -152,7 +152,7 @@ def measure(
             Spool(Path(folder) / "updates"),
             Tests(none, none),
         )
-        return Engine(setup, Here(setup))
+        return Engine(setup, simulated(setup))
 
     people = [
         dataclasses.replace(c, facts=method.profile(i) | c.facts, data=Splits(c.data.train[:1], none, none), n=min(c.n, 1))
