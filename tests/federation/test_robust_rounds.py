@@ -16,7 +16,7 @@ import by_hand
 import tiny
 import toy_runs
 import weft
-from every_method import built, some
+from every_method import SPLIT, built, some
 from toy_runs import Told
 from weft.aggregation.mean import WeightedMean
 from weft.errors import Interrupted, UserError
@@ -145,7 +145,7 @@ def test_trimming_nothing_off_is_the_mean_of_equal_votes(slug: str) -> None:
 @pytest.mark.parametrize(
     ("slug", "rule"),
     [
-        *(pytest.param(s, "trimmed", marks=() if s in QUICK else pytest.mark.slow) for s in SUMS),
+        *(pytest.param(s, "trimmed", marks=() if s in QUICK else pytest.mark.slow) for s in SUMS if s not in SPLIT),
         *((s, r) for s in ("fedit", "fedra") for r in RULES[1:] if r != "trimmed"),
     ],
 )

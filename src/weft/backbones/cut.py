@@ -89,7 +89,9 @@ def cut(backbone: Backbone) -> Cut:
         return held[-1][1]
 
     def enter(_module: Any, args: Any, kwargs: Any) -> Any:
-        return ((apart(args[0]), *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": apart(kwargs["hidden_states"])})
+        return (
+            ((apart(args[0]), *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": apart(kwargs["hidden_states"])})
+        )
 
     def leave(_module: Any, _args: Any, out: Any) -> Any:
         return (apart(out[0]), *out[1:]) if isinstance(out, tuple) else apart(out)

@@ -31,7 +31,6 @@ from weft.engines.here import Here
 from weft.engines.round_losses import Losses
 from weft.engines.scoring import Scoring
 from weft.engines.setup import Job, Setup
-from weft.errors import UserError
 from weft.federation.batch import Batch
 from weft.federation.client import ClientState
 from weft.federation.cut_passes import embedded, read, through
@@ -199,18 +198,9 @@ class Wire:
 
 
 class Split(Here):
-    """Turns of a :class:`SplitMethod`, in this process.
-
-    Raises:
-        UserError: operations of clients are to be counted, of which a pass in pieces knows nothing.
-    """
+    """Turns of a :class:`SplitMethod`, in this process."""
 
     def __init__(self, setup: Setup):
-        if setup.settings.flops:
-            raise UserError(
-                f"{setup.method.info.slug} computes a part of each step at the server, which the clock of simulated devices knows "
-                "nothing of: leave --devices out."
-            )
         super().__init__(setup)
         assert isinstance(setup.method, SplitMethod)
         self.method = setup.method

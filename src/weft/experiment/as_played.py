@@ -61,6 +61,8 @@ def check(x: Experiment, method: Method) -> None:
     from weft.communication.codecs import codec
     from weft.rules import mixin
 
+    if "split" in method.info.needs:
+        _check_split(x, method)
     for name in ("server_lr", "server_beta1"):
         if x.server_step == "none" and (value := getattr(x, name)) is not None:
             raise UserError(
@@ -91,4 +93,27 @@ def check(x: Experiment, method: Method) -> None:
     if x.rule == "feddyn" and x.server_step != "none":
         raise UserError(
             f'rule = "feddyn" says what the server makes of a mean, and so does server_step = "{x.server_step}": leave one out.'
+        )
+
+
+def _check_split(x: Experiment, method: Method) -> None:
+    """
+    Raises:
+        UserError: the experiment asks for something that steps of clients and server together can't have.
+    """
+    slug = method.info.slug
+    if x.engine != "simulation":
+        raise UserError(
+            f"{slug} takes its steps together with the server, which is played in one process: leave --engine {x.engine} out, and "
+            "simulate it."
+        )
+    if x.devices is not None:
+        raise UserError(
+            f"{slug} computes a part of each step at the server, which the clock of simulated devices knows nothing of: leave "
+            "--devices out."
+        )
+    if x.download_codec != "identity":
+        raise UserError(
+            f'{slug} has values at the server that no client gets, and download_codec = "{x.download_codec}" would change them '
+            "too: leave --download-codec out."
         )

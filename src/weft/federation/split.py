@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
@@ -41,7 +41,6 @@ class SplitMethod(Method):
         noise: standard deviation of the Gaussian noise that a client adds to what it sends of its texts, 0 = none.
     """
 
-    unused: ClassVar[tuple[str, ...]] = ()
     order: Order = "parallel"
     noise: NonNegative = 0.0
 
@@ -69,6 +68,12 @@ class SplitMethod(Method):
     def whole(self, backbone: Backbone, task: Task) -> Adaptation:
         """All parts, as of a model that is put together."""
         return {**self.ends(backbone, task), **self.body(backbone, task)}
+
+    def start(self, server: ServerState) -> None:
+        if server.bench.others:
+            raise UserError(
+                f"{self.info.slug} cuts one network in three, so that all clients have the same: give a single --model."
+            )
 
     def train(self, pack: Pack) -> Iterable[Update]:
         raise WeftError(f"{self.info.slug} has no turns of a client alone: it is played step by step (weft.engines.split)")

@@ -72,7 +72,7 @@ class FedBERT(SplitMethod):
             "activations and gradients of every batch, from which the tokens of its texts can be read, and the mean's share of "
             "embeddings and head"
         ),
-        needs=("texts", "hidden words", "separate blocks", "split"),
+        needs=("hidden words", "separate blocks", "split"),
     )
 
     average: Averaged = "ends"
