@@ -68,8 +68,8 @@ def audit(folder: str | Path, noise: Sequence[float] = (), rows: int = 32) -> li
     with rebuilt(Path(folder).expanduser(), everybody=True) as held:
         if not isinstance(held.method, SplitMethod):
             raise UserError(
-                f"{held.method.info.slug} sends no activations that tokens could be read off: audit a run of split learning, such "
-                "as one of fedbert."
+                f"{held.method.info.slug} sends no activations that tokens could be read off: audit a run of split learning, "
+                "such as one of fedbert."
             )
         return [attack(held.method, held.server, held.clients, sd, rows) for sd in noise or (held.method.noise,)]
 

@@ -89,9 +89,9 @@ def cut(backbone: Backbone) -> Cut:
         return held[-1][1]
 
     def enter(_module: Any, args: Any, kwargs: Any) -> Any:
-        return (
-            ((apart(args[0]), *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": apart(kwargs["hidden_states"])})
-        )
+        if args:
+            return (apart(args[0]), *args[1:]), kwargs
+        return args, kwargs | {"hidden_states": apart(kwargs["hidden_states"])}
 
     def leave(_module: Any, _args: Any, out: Any) -> Any:
         return (apart(out[0]), *out[1:]) if isinstance(out, tuple) else apart(out)
@@ -113,7 +113,7 @@ def cut(backbone: Backbone) -> Cut:
     before, inside, behind = ([n for n, g in zip(some, of, strict=True) if g is not None] for of in slopes)
     if both := [n for n in inside if n in before or n in behind]:
         raise UserError(
-            f'the blocks of backbone "{backbone.name}" share {both[0]} with what lies around them, so that they can\'t be cut off: '
-            "choose another --model, such as docs-mlm."
+            f'the blocks of backbone "{backbone.name}" share {both[0]} with what lies around them, so that they can\'t be cut '
+            "off: choose another --model, such as docs-mlm."
         )
     return Cut(tuple(before), tuple(inside), tuple(n for n in behind if n not in before))

@@ -104,8 +104,8 @@ def _check_split(x: Experiment, method: Method) -> None:
     slug = method.info.slug
     if x.engine != "simulation":
         raise UserError(
-            f"{slug} takes its steps together with the server, which is played in one process: leave --engine {x.engine} out, and "
-            "simulate it."
+            f"{slug} takes its steps together with the server, which is played in one process: leave --engine {x.engine} out, "
+            "and simulate it."
         )
     if x.devices is not None:
         raise UserError(

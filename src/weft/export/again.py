@@ -183,9 +183,8 @@ def rebuilt(folder: Path, client: str | None = None, locked: bool = False, every
             one.facts = method.profile(position) | one.facts
         infos = [c.info(method.info.asks) for c in people]
         server = begin(method, material.bench, infos, x.rounds, notes=next(noted(directory.root)))
-        kept = (
-            None if client is not None or everybody else best.read(saved.best, checkpoint.last)
-        )  # a client's memory is of the last round
+        last = client is not None or everybody  # of which clients' memory is
+        kept = None if last else best.read(saved.best, checkpoint.last)
         restore(server, saved.servers[0] if kept is None or kept.kept is None else checkpoint.states(kept.kept)[0])
         server.introduce(people)
         chosen = None

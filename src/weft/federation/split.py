@@ -71,9 +71,7 @@ class SplitMethod(Method):
 
     def start(self, server: ServerState) -> None:
         if server.bench.others:
-            raise UserError(
-                f"{self.info.slug} cuts one network in three, so that all clients have the same: give a single --model."
-            )
+            raise UserError(f"{self.info.slug} cuts one network in three, which all clients share: give a single --model.")
 
     def train(self, pack: Pack) -> Iterable[Update]:
         raise WeftError(f"{self.info.slug} has no turns of a client alone: it is played step by step (weft.engines.split)")

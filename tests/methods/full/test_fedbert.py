@@ -1,4 +1,4 @@
-"""FedBERT against the whole model in plain PyTorch: gradients, rounds in every order and with every mean, bytes, and what is tied."""
+"""FedBERT against the whole model in plain PyTorch: gradients, rounds in every order and with every mean, bytes, and ties."""
 
 from __future__ import annotations
 
@@ -264,7 +264,7 @@ def test_what_is_tied_stays_tied_whatever_is_averaged(average: Any) -> None:
         wanted[client.id] = wanted[client.id] | called(client.kept)
         run.simulation.setup.store.forget(client)
     scoring, owner = run.simulation.turns.scoring, {c.id: run.server for c in run.clients}  # type: ignore[attr-defined]
-    start = {n: p for n, p in whole_model().named_parameters()}
+    start = dict(whole_model().named_parameters())
     for (client,), pack in scoring.models(owner, run.clients):
         batch = make_batch(pack.task, run.bench.table, rows[None], None, pack.device)
         with torch.no_grad():

@@ -15,8 +15,8 @@ places: 4·b·T·d numbers travel in each of them, where federated averaging sen
 **It keeps nothing secret by itself.** Raw texts and labels stay at the clients, but whoever knows the table of embeddings, as the
 server does, reads the tokens off h by looking for the nearest row: all of them, without noise (`weft audit RUN --attack tokens`).
 
-Optimizers go on from round to round: a client's moments stay while its weights are replaced by their mean, as in the published code,
-which restores its state from a file; the schedule is one over all rounds. Each optimizer clips for itself, if told to.
+Optimizers go on from round to round: a client's moments stay while its weights are replaced by their mean, as in the published
+code, which restores its state from a file; the schedule is one over all rounds. Each optimizer clips for itself, if told to.
 """
 
 from __future__ import annotations
@@ -47,9 +47,8 @@ class FedBERT(SplitMethod):
     """Defaults of the published scripts, but for what is in ``deviations``.
 
     Attributes:
-        average: of what clients hold the mean is taken when a round is closed: of both ``ends``, of the ``embeddings`` (with what is
-            tied to them) alone, or of ``none``; ``all``: of both ends, and of the blocks, of which the server then has some for each
-            client of its own.
+        average: of what the mean is taken when a round is closed: of both ``ends``, of the ``embeddings`` (with what is tied to
+            them) alone, or of ``none``; ``all``: of both ends, and of the blocks, which the server then has for each client.
         order: see :class:`weft.federation.split.SplitMethod`.
         epochs: between two means; the scripts have 5 or 50.
     """
