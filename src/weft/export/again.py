@@ -194,9 +194,10 @@ def rebuilt(folder: Path, client: str | None = None, locked: bool = False, every
                 ids = [c.id for c in people]
                 raise UserError(f'this run has no client "{client}": it has {", ".join(ids[:20])}.{nearest(client, ids)}')
         remembering = people if everybody else [chosen] if chosen is not None else []
-        store = ClientStore(directory.root / "clients", saved.clients) if remembering else None
-        for one in remembering:
-            store.load(one)
+        if remembering:
+            store = ClientStore(directory.root / "clients", saved.clients)
+            for one in remembering:
+                store.load(one)
         info = {"run": directory.root.name, "settings": x.flat(), "pairs": material.data["pairs"]}
         info["start"] = about.get("start")
         yield Held(method, server, chosen, info, tuple(people) if everybody else ())
