@@ -52,10 +52,8 @@ def audit(
     for one in found:
         line = f"noise {one.noise:g}: {one.found:,} of {one.tokens:,} tokens recovered ({one.share:.1%})."
         screen.print(Text(line), soft_wrap=True)
-    why = (
-        f"Of what clients send of their texts, hidden and special tokens aside; its entries are about {found[0].scale:.2g} large."
-    )
-    screen.print(Text(why, style="dim"), soft_wrap=True)
+    what = f"what clients send has a root mean square of {found[0].scale:.2g}"
+    screen.print(Text(f"Hidden and special tokens are not counted; {what}.", style="dim"), soft_wrap=True)
 
 
 def _numbers(text: str) -> list[float]:

@@ -14,7 +14,6 @@ the round as parts ``activations`` and ``gradients``: 4·b·T·d numbers a step 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -29,7 +28,6 @@ from weft.communication.wire import decode, encode
 from weft.engines.engine import Played, Turns
 from weft.engines.here import Here
 from weft.engines.round_losses import Losses
-from weft.engines.scoring import Scoring
 from weft.engines.setup import Job, Setup
 from weft.federation.batch import Batch
 from weft.federation.client import ClientState
@@ -204,7 +202,6 @@ class Split(Here):
         super().__init__(setup)
         assert isinstance(setup.method, SplitMethod)
         self.method = setup.method
-        self.scoring = Assembled(setup, self.capacity.k)
 
     def play(self, jobs: list[Job], t: int, phase: Phase, again: Callable[[Job], Job]) -> Played:
         observer = self.setup.observer
@@ -269,17 +266,3 @@ class Split(Here):
         work |= end.pack.work
         self.setup.store.save(job.client)
         self.setup.observer.advance("clients")
-
-
-class Assembled(Scoring):
-    """Scores of whole models: where clients have ends of their own, each is put together with the server's blocks for its test.
-
-    Nobody in a real federation could do so; it spares the simulation a pass in pieces, and gives the same numbers. What it would
-    take to ask the server instead is not billed.
-    """
-
-    def _turn(self, server: ServerState, client: ClientState) -> Turn:
-        turn, method, backbone = super()._turn(server, client), self.method, server.bench.backbone
-        assert isinstance(method, SplitMethod)
-        body = {n: v for n, v in server.shared.items() if n.split("/")[0] in method.body(backbone, server.bench.task)}
-        return replace(turn, adaptation=method.whole(backbone, server.bench.task), held={**turn.held, **body})

@@ -24,6 +24,7 @@ from weft.adaptation.optim import Optim
 from weft.backbones.masked_table import Masked
 from weft.engines import split
 from weft.errors import UserError
+from weft.export.trained import capture
 from weft.federation.batch import make_batch
 from weft.federation.cut_passes import embedded, read, through
 from weft.federation.scope import GIVEN
@@ -271,6 +272,21 @@ def test_what_is_tied_stays_tied_whatever_is_averaged(average: Any) -> None:
             found, plain = pack.loss(pack(batch), batch)[0], loss_of(run, start | wanted[client.id], rows)
         by_hand.close(found, plain)
         assert float((plain.detach() - loss_of(run, start, rows).detach()).abs()) > 1e-3, "something was learnt"
+
+
+@pytest.mark.parametrize("average", ["none", "ends"])
+def test_what_is_exported_has_the_blocks_of_the_server_and_the_ends_of_the_client(average: Any) -> None:
+    run = tiny.federation(replace(SMALL, average=average), sizes=(6, 5), rounds=2).run()
+    client = run.clients[0] if average == "none" else None
+    if client is not None:
+        run.simulation.setup.store.load(client)
+        assert client.kept
+    found = capture(run.method, run.server, run.method.views[0], client).values
+    held = run.server.shared | (client.kept if client is not None else {})
+    assert {n.split("/")[0] for n in found} == set(PARTS.values())
+    assert found.keys() == held.keys()
+    for name, value in held.items():
+        assert torch.equal(found[name], value.float()), name  # type: ignore[union-attr, arg-type]
 
 
 # bytes ------------------------------------------------------------------------------------------------------------------
