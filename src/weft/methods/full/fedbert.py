@@ -49,7 +49,6 @@ class FedBERT(SplitMethod):
     Attributes:
         average: of what the mean is taken when a round is closed: of both ``ends``, of the ``embeddings`` (with what is tied to
             them) alone, or of ``none``; ``all``: of both ends, and of the blocks, which the server then has for each client.
-        order: see :class:`weft.federation.split.SplitMethod`.
         epochs: between two means; the scripts have 5 or 50.
     """
 
@@ -68,7 +67,7 @@ class FedBERT(SplitMethod):
             "not offered. Which tokens are hidden is drawn once for each row."
         ),
         sends=(
-            "activations and gradients of every batch, from which the tokens of its texts can be read, and the mean's share of "
+            "activations and gradients of every batch, from which the tokens of its texts can be read; after its steps "
             "embeddings and head"
         ),
         needs=("hidden words", "separate blocks", "split"),
