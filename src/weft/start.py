@@ -17,7 +17,7 @@ from weft.backbones.short_names import encoders
 from weft.callbacks import tracker
 from weft.communication.codecs import codec
 from weft.engines.observer import Observer
-from weft.engines.split import simulated
+from weft.engines.stepwise import simulated
 from weft.errors import UserError
 from weft.experiment import Resolved
 from weft.federation.rounds import begin

@@ -43,9 +43,9 @@ def audit(
 
     screen = out(stderr=as_json)
     with starting(screen, as_json):
-        from weft.audits import tokens
+        from weft.audits import token_recovery
 
-        found = tokens.audit(run, () if noise is None else _numbers(noise), rows)
+        found = token_recovery.audit(run, () if noise is None else _numbers(noise), rows)
     if as_json:
         show_json({"attack": attack, "results": [asdict(one) | {"share": one.share} for one in found]})
         return

@@ -104,7 +104,7 @@ def made_up(model: str, clients: int, classes: int, needs: Collection[str] = ())
         "images": {"images": Images([np.zeros((8, 8, 3), np.uint8)] * clients)},
         "items": {"items": [(0,)] * clients},
     }
-    hidden = {"answers": ["and what hides in it"] * clients} if task == MASKED else {}
+    hidden: dict[str, Any] = {"answers": ["and what hides in it"] * clients} if task == MASKED else {}
     rows = Rows(labels=each % classes, ids=each, **content[backbone.reads], **hidden)
     kind = task if task in (MASKED, NEXT_ITEM) else CLASSES
     bench = Bench(backbone, make(names, kind), tabulate(backbone, rows), 0)
@@ -133,7 +133,7 @@ def measure(
     from weft.communication.ledger import Ledger
     from weft.engines.engine import Engine
     from weft.engines.setup import Settings, Setup, Tests
-    from weft.engines.split import simulated
+    from weft.engines.stepwise import simulated
     from weft.federation.client import Splits
     from weft.federation.exchange import Exchange
     from weft.federation.rounds import adapted, begin

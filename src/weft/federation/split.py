@@ -1,7 +1,7 @@
 """The contract of split learning: a network whose two ends clients hold, and whose blocks the server holds and nobody else.
 
 Such a method has no turns that a client could take by itself. Clients and server take each step together, by three questions of
-:mod:`weft.engines.split`; a method says which parts are whose, in which order clients are served, and what becomes of the ends
+:mod:`weft.engines.stepwise`; a method says which parts are whose, in which order clients are served, and what becomes of the ends
 when a round is closed.
 """
 
@@ -84,7 +84,7 @@ class SplitMethod(Method):
             raise UserError(f"{self.info.slug} cuts one network in three, which all clients share: give a single --model.")
 
     def train(self, pack: Pack) -> Iterable[Update]:
-        raise WeftError(f"{self.info.slug} has no turns of a client alone: it is played step by step (weft.engines.split)")
+        raise WeftError(f"{self.info.slug} has no turns of a client alone: it is played step by step (weft.engines.stepwise)")
 
     def aggregate(self, server: ServerState, updates: Iterable[Update]) -> None:
         """The mean of the ends; blocks as the steps have left them, or the plain mean of those of all whose updates count."""

@@ -20,7 +20,7 @@ from weft.callbacks.calling import Calling
 from weft.data.hub_sets import catalogue
 from weft.energy import UNMETERED, Metering
 from weft.engines.observer import Observer
-from weft.engines.split import simulated
+from weft.engines.stepwise import simulated
 from weft.errors import Elsewhere, Interrupted, UserError
 from weft.experiment import Experiment, Resolved, as_played
 from weft.rules import plain

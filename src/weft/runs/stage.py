@@ -21,7 +21,7 @@ from weft.engines import transfer
 from weft.engines.engine import Engine, Turns
 from weft.engines.observer import Observer
 from weft.engines.setup import Settings, Setup
-from weft.engines.split import simulated
+from weft.engines.stepwise import simulated
 from weft.errors import UserError
 from weft.experiment import Experiment
 from weft.federation.client import ClientState

@@ -22,7 +22,7 @@ from weft.engines.cohort import cohort
 from weft.engines.engine import Engine
 from weft.engines.scoring import Scoring
 from weft.engines.setup import Settings, Setup
-from weft.engines.split import simulated
+from weft.engines.stepwise import simulated
 from weft.federation import common_facts
 from weft.federation.arrivals import Arrivals
 from weft.federation.bench import Bench

@@ -22,7 +22,7 @@ import weft
 from toy_runs import Killed, kill_at
 from weft.adaptation.optim import Optim
 from weft.backbones.masked_table import Masked
-from weft.engines import split
+from weft.engines import stepwise
 from weft.errors import UserError
 from weft.export.trained import capture
 from weft.federation.batch import make_batch
@@ -87,8 +87,8 @@ def test_the_gradients_of_a_step_in_pieces_are_those_of_the_whole_model(precisio
     values = {n: p.detach().clone().requires_grad_() for n, p in whole_model(dtype).named_parameters()}
     wanted = slopes(loss_of(run, values, rows, dtype), values)
 
-    end = split.End(run.pack([0]), SMALL, 1)
-    body = split.Body(run.server, SMALL, 1, {})
+    end = stepwise.End(run.pack([0]), SMALL, 1)
+    body = stepwise.Body(run.server, SMALL, 1, {})
     end.batch = make_batch(end.pack.task, run.bench.table, rows[None], None, end.pack.device)
     end.batches = iter([end.batch])
     hidden, own = end.forward()
@@ -332,13 +332,13 @@ def test_what_stays_at_home_or_at_the_server_is_not_sent() -> None:
 
 def test_a_client_whose_activations_are_not_finite_is_left_out_of_the_rest_of_the_round(monkeypatch: pytest.MonkeyPatch) -> None:
     run = tiny.federation(SMALL, sizes=(9, 7, 8), rounds=1)
-    forward = split.End.forward
+    forward = stepwise.End.forward
 
-    def broken(end: split.End) -> tuple[Tensor, Tensor]:
+    def broken(end: stepwise.End) -> tuple[Tensor, Tensor]:
         hidden, own = forward(end)
         return (hidden * float("nan") if end.client.id == "client-1" and end.step == 1 else hidden), own
 
-    monkeypatch.setattr(split.End, "forward", broken)
+    monkeypatch.setattr(stepwise.End, "forward", broken)
     record = run.simulation.round(0)
     assert record is not None
     assert list(record["refused"]) == ["client-1"]

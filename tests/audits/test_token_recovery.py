@@ -12,9 +12,9 @@ import torch
 import tiny
 import toy_runs
 from command_line import refused, weft
-from weft.audits import tokens
+from weft.audits import token_recovery
 from weft.backbones.masked_table import Masked
-from weft.engines.split import End
+from weft.engines.stepwise import End
 from weft.methods import FedBERT
 
 SMALL = FedBERT(epochs=1.0, batch=3)
@@ -24,7 +24,7 @@ SMALL = FedBERT(epochs=1.0, batch=3)
 @pytest.mark.parametrize("average", ["ends", "none"])
 def test_every_token_is_recovered_without_noise_and_few_with_much(kind: str, average: str) -> None:
     run = tiny.federation(replace(SMALL, average=average), kind, task="masked", sizes=(6, 4), rounds=1).run()  # type: ignore[arg-type]
-    found = [tokens.attack(run.method, run.server, run.clients, sd, 32) for sd in (0.0, 1.0, 30.0)]  # type: ignore[arg-type]
+    found = [token_recovery.attack(run.method, run.server, run.clients, sd, 32) for sd in (0.0, 1.0, 30.0)]  # type: ignore[arg-type]
     assert found[0].share == 1.0
     assert found[0].share >= found[1].share > found[2].share
     assert found[2].share < 0.2
@@ -42,12 +42,12 @@ def test_every_token_is_recovered_without_noise_and_few_with_much(kind: str, ave
 def test_another_table_than_the_clients_does_not_recover_them() -> None:
     """It is the table that tells: with rows in another order no token is found."""
     run = tiny.federation(SMALL, "bert", task="masked", sizes=(6,), rounds=1).run()
-    hidden, own = tokens.sent(SMALL, run.server, run.clients[0], run.clients[0].data.train)
+    hidden, own = token_recovery.sent(SMALL, run.server, run.clients[0], run.clients[0].data.train)
     pack, ids = run.server.pack(), run.bench.table.collate(run.clients[0].data.train)["input_ids"]
-    assert torch.equal(tokens.nearest(pack, hidden)[own], ids[own])
+    assert torch.equal(token_recovery.nearest(pack, hidden)[own], ids[own])
     name = next(n for n in pack.tensors if n.endswith("word_embeddings/weight"))
     pack.tensors[name] = pack.tensors[name].roll(1, 1)
-    assert torch.equal(tokens.nearest(pack, hidden)[own], (ids[own] + 1) % pack.tensors[name].shape[1])
+    assert torch.equal(token_recovery.nearest(pack, hidden)[own], (ids[own] + 1) % pack.tensors[name].shape[1])
 
 
 def test_what_a_client_sends_has_noise_on_it() -> None:

@@ -7,8 +7,8 @@ A step is three questions to a client, with which bytes travel as between sites:
     backward   the gradient by h                    down; the client's ends move
 
 The server runs its blocks forward and backward in between, and moves them. Labels and tokens stay where they are; what h tells of
-them is another matter (:mod:`weft.audits.tokens`). These messages are exact, whatever codec the updates have, and are billed to
-the round as parts ``activations`` and ``gradients``: 4·b·T·d numbers a step and client, and b·T bits.
+them is another matter (:mod:`weft.audits.token_recovery`). These messages are exact, whatever codec the updates have, and are
+billed to the round as parts ``activations`` and ``gradients``: 4·b·T·d numbers a step and client, and b·T bits.
 """
 
 from __future__ import annotations
