@@ -32,7 +32,7 @@ from weft.testing.strangers import by_messages
 
 IN_PART = tuple(s for s in sorted(registry.infos()) if registry.load(s).in_part)  # whose clients send some entries of tensors
 PARTS = ("fjord", "heterofl", *IN_PART)  # or leading slices of them
-SUMS = sorted(s for s in registry.infos() if registry.build(s).sums and s not in PARTS)
+SUMS = sorted(s for s in registry.infos() if registry.build(s).sums and s not in (*PARTS, *SPLIT))
 OTHERS = sorted(s for s in registry.infos() if not registry.build(s).sums)
 QUICK = ("fedit", "fedra", "fedsa-lora")  # everything, of several sizes, with personal values
 WHOLE = [r for r in RULES if r not in ("krum", "multi-krum")]  # rules that can do with updates of different tensors
@@ -145,7 +145,7 @@ def test_trimming_nothing_off_is_the_mean_of_equal_votes(slug: str) -> None:
 @pytest.mark.parametrize(
     ("slug", "rule"),
     [
-        *(pytest.param(s, "trimmed", marks=() if s in QUICK else pytest.mark.slow) for s in SUMS if s not in SPLIT),
+        *(pytest.param(s, "trimmed", marks=() if s in QUICK else pytest.mark.slow) for s in SUMS),
         *((s, r) for s in ("fedit", "fedra") for r in RULES[1:] if r != "trimmed"),
     ],
 )

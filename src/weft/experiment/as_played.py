@@ -102,15 +102,15 @@ def _check_split(x: Experiment, method: Method) -> None:
         UserError: the experiment asks for something that steps of clients and server together can't have.
     """
     slug = method.info.slug
-    if x.engine != "simulation":
-        raise UserError(
-            f"{slug} takes its steps together with the server, which is played in one process: leave --engine {x.engine} out, "
-            "and simulate it."
-        )
     if x.devices is not None:
         raise UserError(
             f"{slug} computes a part of each step at the server, which the clock of simulated devices knows nothing of: leave "
             "--devices out."
+        )
+    if x.robust != "none" and x.baseline is None:
+        raise UserError(
+            f'{slug} moves the server\'s blocks by the gradients of each client, which robust = "{x.robust}" never sees: leave '
+            "--robust out, rather than protect a part."
         )
     if x.download_codec != "identity":
         raise UserError(

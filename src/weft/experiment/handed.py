@@ -65,22 +65,37 @@ def check(x: Experiment, method: Method) -> None:
         )
     if x.engine == "flower":
         check_sites(x, method)
+    elif x.engine == "ray":
+        _check_turns(method)
     if x.deadline is not None and x.devices is None:
         raise UserError(f"deadline is {x.deadline:g}, but no device keeps the time: give --devices too, or leave it out.")
 
 
 def check_sites(x: Experiment, method: Method) -> None:
-    """Sites keep time by their own clocks.
+    """Sites keep time by their own clocks, and are asked for whole turns.
 
     Raises:
-        UserError: they are given a simulated one.
+        UserError: they are given a simulated clock, or a method whose server takes part in each step.
     """
+    _check_turns(method)
     if x.deadline is not None:
         raise UserError("deadline is on the clock of simulated devices, and sites are real: leave it out, or use a simulation.")
     if x.devices is not None and not set(DEVICE) & set(method.info.asks):
         raise UserError(
             f"devices are simulated, and sites are real; {method.info.slug} asks nothing about either: leave --devices out, or "
             "use a simulation."
+        )
+
+
+def _check_turns(method: Method) -> None:
+    """
+    Raises:
+        UserError: clients have no turns that another process could play.
+    """
+    if "split" in method.info.needs:
+        raise UserError(
+            f"{method.info.slug} takes its steps together with the server, which is played in one process: simulate it, with "
+            "weft run --engine simulation."
         )
 
 

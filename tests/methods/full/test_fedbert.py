@@ -24,6 +24,7 @@ from weft.adaptation.optim import Optim
 from weft.backbones.masked_table import Masked
 from weft.engines import stepwise
 from weft.errors import UserError
+from weft.experiment import handed, resolve
 from weft.export.trained import capture
 from weft.federation.batch import make_batch
 from weft.federation.cut_passes import embedded, read, through
@@ -407,6 +408,7 @@ def test_a_run_killed_in_a_round_and_resumed_equals_one_never_killed(
         ({"rule": "scaffold"}, "takes its steps together with the server"),
         ({"devices": "phones"}, "leave --devices out"),
         ({"download_codec": "quant8"}, "leave --download-codec out"),
+        ({"robust": "median", "clients": 5}, "rather than protect a part"),
     ],
 )
 def test_what_makes_no_sense_is_one_sentence(changes: dict[str, Any], sentence: str, tmp_path: Path) -> None:
@@ -414,3 +416,9 @@ def test_what_makes_no_sense_is_one_sentence(changes: dict[str, Any], sentence: 
     with pytest.raises(UserError, match=sentence) as e:
         toy_runs.run(tmp_path, **settings | changes)
     assert "\n" not in str(e.value)
+
+
+def test_a_coordinator_of_sites_refuses_it_before_any_site_is_waited_for() -> None:
+    found = resolve({"method": "fedbert", "classes": ["text"]})
+    with pytest.raises(UserError, match="is played in one process"):
+        handed.check_sites(found.experiment, found.method)
