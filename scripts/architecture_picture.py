@@ -14,7 +14,7 @@ PICTURE = Path(__file__).resolve().parents[1] / "docs" / "architecture.svg"
 ROWS: tuple[tuple[str, str, str], ...] = (
     ("cli api comparison start", "the command line; weft.run in Python; grids of runs; begin a run, or go on", "#e8eaf6"),
     ("sites", "real federations: agreement, keys, Flower, the processes of site and coordinator", "#e8eaf6"),
-    ("playing export report", "a run from first to last; its model, as files; tables and progress", "#e8eaf6"),
+    ("playing export audits report", "a run from first to last; its model, as files; attacks; tables and progress", "#e8eaf6"),
     ("callbacks", "what goes along with a run: trackers, early stopping, a profiler", "#e0f2f1"),
     ("runs", "one run in its folder: prepared, played, saved, recovered", "#e0f2f1"),
     ("energy", "what rounds draw: the counters of a machine, or watts that somebody declares", "#e0f2f1"),

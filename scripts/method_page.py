@@ -82,6 +82,7 @@ def page(slug: str, figure: Figure) -> str:
         "needs": ", ".join(info.needs),
         "public rows": f"its server trains on some (`--public`); without, {info.public}" if info.public else "",
         "the server needs": "weighted sums of the updates" if registry.build(info.slug).sums else "each update by itself",
+        "the server sees": "activations and gradients of each client by itself" if stepwise(slug) else "",
     }
     measured = {
         "setting": figure.setting,
@@ -148,7 +149,7 @@ def made(model: str, needs: frozenset[str]) -> tuple[Any, Any]:
 
 
 def loading(slug: str) -> frozenset[str]:
-    return frozenset({"head", "label words", "items"}.intersection(registry.info(slug).needs))
+    return frozenset({"head", "label words", "hidden words", "items"}.intersection(registry.info(slug).needs))
 
 
 def sizes(slug: str) -> Sizes:
@@ -173,15 +174,25 @@ def parts(slug: str) -> list[str]:
         "",
         *payload(found),
         "",
+        *(["Activations and gradients travel in each step; these are of one, on one short row.", ""] if stepwise(slug) else []),
         f"For another backbone or more clients: `weft methods {slug} --model {found.model} --clients 8`.",
     ]
+
+
+def stepwise(slug: str) -> bool:
+    """Whether its server computes a part of each step."""
+    return "split" in registry.info(slug).needs
 
 
 def tensors(slug: str, model: str) -> list[str]:
     """One row for each part, or for each of its roles where their scopes differ."""
     bench = made(model, loading(slug))[0]
     table = [("part", "kind", "scope", "comes down", "goes up", "is kept", "places", "numbers")]
-    for name, (part, scope) in registry.build(slug).adapt(bench.backbone, bench.task, ClientInfo("")).items():
+    method = registry.build(slug)
+    theirs = method.adapt(bench.backbone, bench.task, ClientInfo("somebody")) if stepwise(slug) else None
+    for name, (part, scope) in method.adapt(bench.backbone, bench.task, ClientInfo("")).items():
+        if theirs is not None and name not in theirs:
+            continue  # it is the server's, and no client has it
         sites = part.sites(bench.backbone)
         inits = [pair for site in sites for pair in part.tensors(bench.backbone, site).items()]
         roles = {f"`{name}` {role}": ({role}, of) for role, of in scope.items()} if isinstance(scope, Mapping) else {}

@@ -41,6 +41,7 @@ from weft.federation.pruned import Pruned
 from weft.federation.round import Round
 from weft.federation.scope import GIVEN, PERSONAL, SENT, SHARED, TEMPORARY, Scope
 from weft.federation.server import ServerState
+from weft.federation.split import SplitMethod
 from weft.federation.tuned import Tuned
 from weft.tasks.losses import distillation, mean_of
 from weft.tasks.outputs import Output, average
@@ -107,6 +108,7 @@ __all__ = [
     "Site",
     "SoftWords",
     "SparseWeights",
+    "SplitMethod",
     "Task",
     "Tune",
     "Tuned",

@@ -17,8 +17,8 @@ from weft.backbones.short_names import encoders
 from weft.callbacks import tracker
 from weft.communication.codecs import codec
 from weft.devices import sized
-from weft.engines.here import Here
 from weft.engines.observer import Observer
+from weft.engines.stepwise import simulated
 from weft.errors import UserError
 from weft.experiment import Resolved, as_played
 from weft.federation.rounds import begin
@@ -221,7 +221,7 @@ def _engine(resolved: Resolved, directory: RunDirectory, material: Material, obs
     """What plays the rounds of the run itself; its baselines and repeats are always simulated."""
     x = resolved.experiment
     if x.engine == "simulation":
-        yield Here
+        yield simulated
         return
     if x.engine == "ray":
         from weft.sites import ray_simulation

@@ -16,7 +16,7 @@ import by_hand
 import tiny
 import toy_runs
 import weft
-from every_method import built, some
+from every_method import SPLIT, built, some
 from toy_runs import Told
 from weft.aggregation.mean import WeightedMean
 from weft.errors import Interrupted, UserError
@@ -32,7 +32,7 @@ from weft.testing.strangers import by_messages
 
 IN_PART = tuple(s for s in sorted(registry.infos()) if registry.load(s).in_part)  # whose clients send some entries of tensors
 PARTS = ("fjord", "heterofl", *IN_PART)  # or leading slices of them
-SUMS = sorted(s for s in registry.infos() if registry.build(s).sums and s not in PARTS)
+SUMS = sorted(s for s in registry.infos() if registry.build(s).sums and s not in (*PARTS, *SPLIT))
 OTHERS = sorted(s for s in registry.infos() if not registry.build(s).sums)
 QUICK = ("fedit", "fedra", "fedsa-lora")  # everything, of several sizes, with personal values
 WHOLE = [r for r in RULES if r not in ("krum", "multi-krum")]  # rules that can do with updates of different tensors

@@ -12,7 +12,11 @@ from weft.federation.method import Method
 from weft.methods import registry
 from weft.testing import plays
 
-METHODS = sorted(registry.infos())
+SPLIT = sorted(slug for slug, info in registry.infos().items() if "split" in info.needs)
+"""Methods whose clients have no turns by themselves, so that none can be packed, carried elsewhere or played by a worker: what is
+asked of them stands in their own test files, and that other engines and rules refuse them in a sentence."""
+
+METHODS = sorted(registry.infos().keys() - set(SPLIT))
 
 TERMS = "flora of small rank"
 """At its own rank a stack is as large as a layer of the tiny models, and goes whole: here the terms travel."""

@@ -34,7 +34,9 @@ from weft.testing.compare import assert_same, state
 from weft.testing.federation import Federation
 from weft.testing.plays import ROUNDS, Plays
 
-OF_TEXTS = [slug for slug, info in registry.infos().items() if not {"images", "texts", "items", "classes"} & {*info.needs}]
+OF_TEXTS = [
+    slug for slug, info in registry.infos().items() if not {"images", "texts", "hidden words", "items", "classes"} & {*info.needs}
+]
 QUICK = [("fedit", "llama"), ("flora", "t5"), ("fedsa-lora", "bart")]
 KINDS = dict.fromkeys(("fedbf", "fedpeft-bias"), ("gpt2", "bart"))  # which train biases, of which a LLaMA has none
 SLOW = [(slug, kind) for slug in OF_TEXTS for kind in KINDS.get(slug, ("llama", "bart")) if (slug, kind) not in QUICK]

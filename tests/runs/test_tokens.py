@@ -183,7 +183,11 @@ def test_a_probe_on_the_frozen_prefix_gives_what_it_gives_without(tmp_path: Path
 # packs and sites --------------------------------------------------------------------------------------------------------
 
 QUICK = {m.info.slug: m for m in (FedIT(rank=2), FedSALoRA(rank=2))}
-OF_TEXTS = [slug for slug, info in registry.infos().items() if not {"images", "label words", "items", "classes"} & {*info.needs}]
+OF_TEXTS = [
+    slug
+    for slug, info in registry.infos().items()
+    if not {"images", "label words", "hidden words", "items", "classes"} & {*info.needs}
+]
 
 
 @pytest.fixture(

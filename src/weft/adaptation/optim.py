@@ -128,6 +128,15 @@ class Optimizer:
                 raise WeftError(f'"{name}" can\'t begin with {len(moments)} moments where {settings.kind} has {settings.moments}')
             self.moments[name], self.steps[self.places[name]] = moments, begun.to(self.steps)
 
+    def remembered(self) -> dict[str, Moments]:
+        """What it remembers of each tensor that it has moved."""
+        return {n: Moments(self.steps[self.places[n]], values) for n, values in self.moments.items()}
+
+    def go_on(self, moments: Mapping[str, Moments]) -> None:
+        """Remember what another optimizer of this kind did (:meth:`remembered`)."""
+        for name, (steps, values) in moments.items():
+            self.steps[self.places[name]], self.moments[name] = steps.to(self.steps), values
+
     def travelled(self, name: str) -> Tensor:
         """[K] the sum of the rates at which a tensor was moved."""
         return self.paths[self.places[name]]
@@ -175,19 +184,28 @@ class Optimizer:
         names = [n for n in (only or self.params) if n in self.params]
         if not names:
             raise WeftError("a step was asked for tensors that no optimizer holds")
-        grads = torch.autograd.grad(loss.sum(), [self.params[n] for n in names], allow_unused=True)
+        found = torch.autograd.grad(loss.sum(), [self.params[n] for n in names], allow_unused=True)
+        grads = {n: g for n, g in zip(names, found, strict=True) if g is not None}
         if watch is not None:
-            watch({n: g for n, g in zip(names, grads, strict=True) if g is not None})
+            watch(grads)
+        self.descend(grads, clients, rows, tick, entries, shifts)
+
+    def descend(
+        self,
+        grads: Mapping[str, Tensor],
+        clients: Tensor | None,
+        rows: Mapping[str, Tensor],
+        tick: bool = True,
+        entries: Mapping[str, Tensor] | None = None,
+        shifts: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Move the tensors that have a gradient [K, …] here; the rest is as of :meth:`step`."""
         active = torch.zeros(len(self.total), dtype=torch.bool, device=self.total.device)
         active[slice(None) if clients is None else clients] = True
         with torch.no_grad():
             free = entries or {}
             shift = shifts or {}
-            pairs = [
-                (n, self._corrected(n, g if n not in shift else g + shift[n], free.get(n)))
-                for n, g in zip(names, grads, strict=True)
-                if g is not None
-            ]
+            pairs = [(n, self._corrected(n, g if n not in shift else g + shift[n], free.get(n))) for n, g in grads.items()]
             rates = self.rates()
             if pairs:
                 masks = torch.stack([active & rows[n] for n, _ in pairs])

@@ -17,6 +17,7 @@ from weft.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from weft.backbones.clip import ClassNames
+    from weft.backbones.cut import Cut
     from weft.backbones.flops import Flops
 
 GROUPS = {
@@ -165,6 +166,7 @@ class Backbone:
     _text_embeds: Tensor | None = field(default=None, init=False, repr=False)
     _attentions: list[Site] | None = field(default=None, init=False, repr=False)
     _flops: Flops | None = field(default=None, init=False, repr=False)
+    _cut: Cut | None = field(default=None, init=False, repr=False)
     _modules: dict[str, nn.Module] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -291,6 +293,19 @@ class Backbone:
 
             self._flops = flops.flops(self)
         return self._flops
+
+    @property
+    def cut(self) -> Cut:
+        """Its parameters before, in and behind its blocks; found when it is first asked for.
+
+        Raises:
+            UserError: blocks can't be cut off.
+        """
+        if self._cut is None:
+            from weft.backbones import cut
+
+            self._cut = cut.cut(self)
+        return self._cut
 
     @property
     def separate_blocks(self) -> bool:

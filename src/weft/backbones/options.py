@@ -97,6 +97,8 @@ def task_for(needs: Collection[str]) -> str:
     """What a backbone is loaded for where only the needs of a method tell (of its identity card)."""
     if "items" in needs:
         return NEXT_ITEM
+    if "hidden words" in needs:
+        return MASKED
     return FILL if "label words" in needs else "classification" if "head" in needs else "auto"
 
 

@@ -128,6 +128,6 @@ def usual(needs: Collection[str]) -> str:
     """The backbone that comes along with Weft for a method of these needs (of its identity card)."""
     if "items" in needs:
         return "vq-rec-small"
-    if "label words" in needs:
+    if {"label words", "hidden words"}.intersection(needs):
         return "docs-mlm"
     return "glyph-clip" if "two towers" in needs else "glyph-vit" if "images" in needs else "minilm"

@@ -94,7 +94,9 @@ def method_card(out: Console, method: Method, fields: Sequence[Parameter], sizes
             "predicts": "by view: " + ", ".join(info.views),
             "needs": ", ".join(info.needs) or "nothing special",
             **({"public rows": f"its server trains on some (--public); without, {info.public}"} if info.public else {}),
-            "server sees": "only weighted sums of updates (secure aggregation is possible)"
+            "server sees": "activations and gradients of each client by itself, whatever becomes of its updates"
+            if "split" in info.needs
+            else "only weighted sums of updates (secure aggregation is possible)"
             if method.sums
             else "each update by itself (secure aggregation is not possible)",
         },

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from weft.cli import after, chat, compare, keys, listings, merge, report, run, runs, sites, watch
+from weft.cli import after, audit, chat, compare, keys, listings, merge, report, run, runs, sites, watch
 from weft.cli.errors import Command, Commands
 from weft.cli.settings import taking
 
@@ -37,6 +37,7 @@ app.command(rich_help_panel=LOOK, cls=Command)(runs.runs)
 app.command(rich_help_panel=LOOK, cls=Command)(runs.diff)
 app.command(rich_help_panel=LOOK, cls=Command)(watch.watch)
 app.command(rich_help_panel=LOOK, cls=Command)(report.report)
+app.command(rich_help_panel=LOOK, cls=Command)(audit.audit)
 app.command(rich_help_panel=LOOK, cls=Command)(listings.methods)
 app.command(rich_help_panel=LOOK, cls=Command)(listings.data)
 app.command(rich_help_panel=LOOK, cls=Command)(listings.models)

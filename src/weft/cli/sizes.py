@@ -23,14 +23,17 @@ if TYPE_CHECKING:
     from weft.federation.method import Method
 
 ROUNDS = 3
+SERVERS = "at the server"
+"""In the place of a scope, of a part that no client has."""
 
 
 @dataclass(frozen=True)
 class PartSize:
-    """One part of one client.
+    """One part of one client, or of the server alone.
 
     Attributes:
-        scope: its word, or "role: word" for each role that differs. sites: how many places. elements: numbers in all.
+        scope: its word, or "role: word" for each role that differs; ``at the server`` of what no client has.
+        sites: how many places. elements: numbers in all.
     """
 
     part: str
@@ -77,7 +80,7 @@ def made_up(model: str, clients: int, classes: int, needs: Collection[str] = ())
 
     Args:
         needs: of the method: as in a run, one that needs a ``head`` gets a linear one on a CLIP too, and one of ``label words`` a
-            model that fills them in, one of ``items`` a network over them.
+            model that fills them in, one of ``items`` a network over them, one of ``hidden words`` a model that finds them.
 
     Raises:
         UserError: the backbone can't be loaded.
@@ -91,18 +94,21 @@ def made_up(model: str, clients: int, classes: int, needs: Collection[str] = ())
     from weft.data.rows import Rows
     from weft.federation.bench import Bench
     from weft.federation.client import ClientState, Splits
-    from weft.tasks.kinds import CLASSES, NEXT_ITEM, make
+    from weft.tasks.kinds import CLASSES, MASKED, NEXT_ITEM, make
 
-    names = tuple(map(str, range(classes)))
-    backbone = load(model, classes=names, task=task_for(needs))
+    task = task_for(needs)
+    names = ("text",) if task == MASKED else tuple(map(str, range(classes)))
+    backbone = load(model, classes=names, task=task)
     each, none = np.arange(clients), np.zeros(0, dtype=np.int64)
     content: dict[str, Any] = {
         "texts": {"texts": ["a row"] * clients},
         "images": {"images": Images([np.zeros((8, 8, 3), np.uint8)] * clients)},
         "items": {"items": [(0,)] * clients},
     }
-    rows = Rows(labels=each % classes, ids=each, **content[backbone.reads])
-    bench = Bench(backbone, make(names, NEXT_ITEM if backbone.reads == "items" else CLASSES), tabulate(backbone, rows), 0)
+    hidden: dict[str, Any] = {"answers": ["and what hides in it"] * clients} if task == MASKED else {}
+    rows = Rows(labels=each % classes, ids=each, **content[backbone.reads], **hidden)
+    kind = task if task in (MASKED, NEXT_ITEM) else CLASSES
+    bench = Bench(backbone, make(names, kind), tabulate(backbone, rows), 0)
     digits = len(str(clients - 1))
     return bench, [ClientState(f"c{i:0{digits}d}", 1, data=Splits(each[i : i + 1], none, none)) for i in range(clients)]
 
@@ -127,11 +133,11 @@ def measure(
     from weft.communication.codecs import codec
     from weft.communication.ledger import Ledger
     from weft.engines.engine import Engine
-    from weft.engines.here import Here
     from weft.engines.setup import Settings, Setup, Tests
+    from weft.engines.stepwise import simulated
     from weft.federation.client import Splits
     from weft.federation.exchange import Exchange
-    from weft.federation.rounds import begin
+    from weft.federation.rounds import adapted, begin
     from weft.runs.suited import suited
     from weft.storage.store import ClientStore, Spool
 
@@ -153,7 +159,7 @@ def measure(
             Spool(Path(folder) / "updates"),
             Tests(none, none),
         )
-        return Engine(setup, Here(setup))
+        return Engine(setup, simulated(setup))
 
     facts = sized(method.profile)
     people = [
@@ -176,7 +182,9 @@ def measure(
         parameters=bench.backbone.parameters,
         cohort=cohort,
         classes=len(bench.task.classes),
-        parts=_parts(real.setup.federations[0][0].adaptation, bench.backbone),
+        parts=_parts(
+            real.setup.federations[0][0].adaptation, {n for c in people for n in adapted(method, bench, c)}, bench.backbone
+        ),
         rounds=rounds,
         memory=capacity.guess.total(capacity.k),
         pack=capacity.k,
@@ -190,7 +198,11 @@ def _each(ledger: Any, t: int, direction: Any, clients: int) -> dict[str, int]:
     return {part: round(n / clients) for part, n in ledger.totals(round=t, direction=direction).parts.items()}
 
 
-def _parts(adaptation: Any, backbone: Any) -> list[PartSize]:
+def _parts(adaptation: Any, theirs: set[str], backbone: Any) -> list[PartSize]:
+    """
+    Args:
+        theirs: names of the parts that clients have.
+    """
     from collections.abc import Mapping
 
     found = []
@@ -198,6 +210,7 @@ def _parts(adaptation: Any, backbone: Any) -> list[PartSize]:
         sites = part.sites(backbone)
         inits = [init for site in sites for init in part.tensors(backbone, site).values()]
         words = ", ".join(f"{role} {s.word}" for role, s in scope.items()) if isinstance(scope, Mapping) else scope.word
+        words = words if name in theirs else SERVERS
         elements = sum(init.numel for init in inits if init.kind != "lowrank")
         found.append(PartSize(name, type(part).__name__, words, len(sites), elements))
     return found
@@ -208,7 +221,7 @@ def size_tables(out: Console, sizes: Sizes) -> None:
     from weft.cli.grids import grid
     from weft.communication.ledger import format_bytes
 
-    trained = sum(p.elements for p in sizes.parts)
+    trained = sum(p.elements for p in sizes.parts if p.scope != SERVERS)
     share = f"{float(f'{100 * trained / sizes.parameters:.2g}'):g} % of its {sizes.parameters:,} parameters"
     out.print(Text.assemble((f"On {sizes.model}", "bold"), (f"  {trained:,} elements per client, {share}", "dim")))
     table = grid("part", "kind", "scope", ">sites", ">elements")
@@ -236,6 +249,8 @@ def size_tables(out: Console, sizes: Sizes) -> None:
     table.add_row("all", *(format_bytes(sum(side.values())) for _, r in groups for side in (r.down, r.up)))
     out.print(table)
     out.print()
+    if any(p.scope == SERVERS for p in sizes.parts):
+        out.print(Text("Activations and gradients travel in each step; these are of one, on one short row.", style="dim"))
     if not any(sizes.rounds[0].down.values()):
         words = "Start values are the backbone's own, or drawn from a common seed, so nothing goes down in round 1."
         out.print(Text(words, style="dim"))

@@ -185,7 +185,8 @@ class Scoring:
         self.setup.exchange.ledger.add(server.round.index, "eval", "down", client.id, payload, sum(payload.values()))
         adaptation = adapted(self.method, self.bench, info)
         free = beside(adaptation, self.bench.of(client).backbone, message.tensors)
-        return Turn(client, adaptation, server.held_by(info, adaptation, message), message.facts, free)
+        turn = Turn(client, adaptation, server.held_by(info, adaptation, message), message.facts, free)
+        return self.method.turn_to_test(server, turn)
 
     def _pooled(self, seen: list[Observed], view: str, people: str, pooling: str) -> list[Evaluation]:
         everyone = Observed.concatenate(seen)

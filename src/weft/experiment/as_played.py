@@ -72,6 +72,8 @@ def check(x: Experiment, method: Method) -> None:
     from weft.communication.codecs import codec
     from weft.rules import mixin
 
+    if "split" in method.info.needs:
+        _check_split(x, method)
     for name in ("server_lr", "server_beta1"):
         if x.server_step == "none" and (value := getattr(x, name)) is not None:
             raise UserError(
@@ -148,3 +150,26 @@ def _check_asynchrony(x: Experiment, method: Method) -> None:
     for name, reason in wrong.items():
         if reason:
             raise UserError(f'{name} = "{getattr(x, name)}" {reason}: {out}, or --{name.replace("_", "-")}.')
+
+
+def _check_split(x: Experiment, method: Method) -> None:
+    """
+    Raises:
+        UserError: the experiment asks for something that steps of clients and server together can't have.
+    """
+    slug = method.info.slug
+    if x.devices is not None:
+        raise UserError(
+            f"{slug} computes a part of each step at the server, which the clock of simulated devices knows nothing of: leave "
+            "--devices out."
+        )
+    if x.robust != "none" and x.baseline is None:
+        raise UserError(
+            f'{slug} moves the server\'s blocks by the gradients of each client, which robust = "{x.robust}" never sees: leave '
+            "--robust out, rather than protect a part."
+        )
+    if x.download_codec != "identity":
+        raise UserError(
+            f'{slug} has values at the server that no client gets, and download_codec = "{x.download_codec}" would change them '
+            "too: leave --download-codec out."
+        )

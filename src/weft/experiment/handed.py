@@ -88,6 +88,8 @@ def check(x: Experiment, method: Method) -> None:
         )
     if x.engine == "flower":
         check_sites(x, method)
+    elif x.engine == "ray":
+        _check_turns(method)
     if x.peers is not None:
         stages = getattr(method, "stages", None)
         if not method.info.baseline or not isinstance(stages, int):
@@ -108,11 +110,12 @@ def check(x: Experiment, method: Method) -> None:
 
 
 def check_sites(x: Experiment, method: Method) -> None:
-    """Sites keep time by their own clocks.
+    """Sites keep time by their own clocks, and are asked for whole turns.
 
     Raises:
-        UserError: they are given a simulated one.
+        UserError: they are given a simulated clock, or a method whose server takes part in each step.
     """
+    _check_turns(method)
     if x.aggregation != "synchronous":
         raise UserError(
             f'aggregation = "{x.aggregation}" is played on the clock of simulated devices, and sites are real: leave '
@@ -207,6 +210,18 @@ def hours_of(x: Experiment, clients: Sequence[str], devices: Mapping[str, Device
 def _daily(text: str, hour: float) -> Hours:
     """Hours of the day on a clock that begins at one of them."""
     return Hours.of([(begin - hour * HOUR, end - hour * HOUR) for begin, end in windows(text)], every=DAY)
+
+
+def _check_turns(method: Method) -> None:
+    """
+    Raises:
+        UserError: clients have no turns that another process could play.
+    """
+    if "split" in method.info.needs:
+        raise UserError(
+            f"{method.info.slug} takes its steps together with the server, which is played in one process: simulate it, with "
+            "weft run --engine simulation."
+        )
 
 
 def _rank(text: str, word: str) -> int:

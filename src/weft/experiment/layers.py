@@ -159,6 +159,8 @@ def _fitting(needs: tuple[str, ...], user: Mapping[str, Any]) -> dict[str, str]:
         return {"data": "shops", "model": usual({"items"})}
     if "label words" in needs:
         return {"model": usual(needs)}
+    if "hidden words" in needs:
+        return {"task": "masked", "data": "docstrings", "model": usual(needs)}
     if "images" not in needs and user.get("data") not in pictures:
         return {}
     return {"data": "glyphs", "model": usual({"images", *needs})}

@@ -60,8 +60,8 @@ class What(Group):
         "`regression` each row a number, `generation` writes an answer to each prompt, `masked` finds hidden words, `preference` "
         "learns the better of two answers (DPO), `next-item` ranks what may come next in a sequence. `auto` is tokens where "
         "words are tagged, generation where rows hold prompts and answers, preference where they hold two answers, next-item "
-        "where they are sequences of items, fill where the method is of label words, and similarity where there is a text tower, "
-        "unless the method trains a head.",
+        "where they are sequences of items, fill where the method is of label words, masked where it is of hidden words, and "
+        "similarity where there is a text tower, unless the method trains a head.",
         common=True,
     )
     metrics: Annotated[list[str], Field(strict=False), BeforeValidator(_apart)] = setting(

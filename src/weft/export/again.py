@@ -58,7 +58,7 @@ def export_run(
 def _adapter(folder: Path, target: Path, client: str | None, view: str | None) -> ExportReport:
     if client is None and view is None and (source := sound(folder)) is not None:
         return _copied(source, target)
-    with _rebuilt(folder, client) as held:
+    with rebuilt(folder, client) as held:
         return export(held.method, held.server, target, held.info, client=held.client, view=view)
 
 
@@ -95,7 +95,7 @@ def write_anew(directory: RunDirectory) -> None:
     unfinished = directory.adapter.with_name("adapter" + files.TEMPORARY)
     shutil.rmtree(unfinished, ignore_errors=True)
     files.make_folder(unfinished)
-    with _rebuilt(directory.root, None, locked=True) as held:
+    with rebuilt(directory.root, None, locked=True) as held:
         export(held.method, held.server, unfinished, held.info)
     shutil.rmtree(directory.adapter, ignore_errors=True)
     files.rename(unfinished, directory.adapter)
@@ -118,7 +118,7 @@ def personal(folder: str | Path, client: str, view: str | None = None, observer:
     place = Path(folder).expanduser()
     if not (place / "experiment.toml").is_file():
         raise UserError(f"{place} is not the folder of a run, which alone holds what its clients remember: leave the client out.")
-    with _rebuilt(place, client) as held:
+    with rebuilt(place, client) as held:
         method, server, state = held.method, held.server, held.client
         assert state is not None
         chosen = choose_view(method.info.slug, method.views, view, True)
@@ -128,25 +128,29 @@ def personal(folder: str | Path, client: str, view: str | None = None, observer:
 
 
 @dataclass(frozen=True)
-class _Held:
-    """What the folder of a run holds: its method and server as they ended, and one client with its memory.
+class Held:
+    """What the folder of a run holds: its method and server as they ended, and one client or all with what they remember.
 
     Attributes:
-        info: of the run, see :func:`weft.export.write.export`.
+        clients: all, if they were asked for. info: of the run, see :func:`weft.export.write.export`.
     """
 
     method: Method
     server: ServerState
     client: ClientState | None
     info: dict[str, Any]
+    clients: tuple[ClientState, ...] = ()
 
 
 @contextmanager
-def _rebuilt(folder: Path, client: str | None, locked: bool = False) -> Iterator[_Held]:
+def rebuilt(folder: Path, client: str | None = None, locked: bool = False, everybody: bool = False) -> Iterator[Held]:
     """From the run's checkpoint and client store, which nobody writes to meanwhile.
 
     Args:
-        locked: by the caller.
+        client: id of the one that is wanted. locked: by the caller. everybody: all clients are wanted.
+
+    Raises:
+        UserError: no finished run, or no such client.
     """
     from weft import experiment as settings
     from weft.errors import nearest
@@ -181,7 +185,8 @@ def _rebuilt(folder: Path, client: str | None, locked: bool = False) -> Iterator
             one.facts = facts(position, one.facts)
         infos = [c.info(method.info.asks) for c in people]
         server = begin(method, material.bench, infos, x.rounds, notes=next(noted(directory.root)))
-        kept = None if client is not None else best.read(saved.best, checkpoint.last)  # a client's memory is of the last round
+        last = client is not None or everybody  # of which clients' memory is
+        kept = None if last else best.read(saved.best, checkpoint.last)
         restore(server, saved.servers[0] if kept is None or kept.kept is None else checkpoint.states(kept.kept)[0])
         server.introduce(people)
         chosen = None
@@ -190,7 +195,11 @@ def _rebuilt(folder: Path, client: str | None, locked: bool = False) -> Iterator
             if chosen is None:
                 ids = [c.id for c in people]
                 raise UserError(f'this run has no client "{client}": it has {", ".join(ids[:20])}.{nearest(client, ids)}')
-            ClientStore(directory.root / "clients", saved.clients).load(chosen)
+        remembering = people if everybody else [chosen] if chosen is not None else []
+        if remembering:
+            store = ClientStore(directory.root / "clients", saved.clients)
+            for one in remembering:
+                store.load(one)
         info = {"run": directory.root.name, "settings": x.flat(), "pairs": material.data["pairs"]}
         info |= {name: about.get(name) for name in ("start", "lifetime")}
-        yield _Held(method, server, chosen, info)
+        yield Held(method, server, chosen, info, tuple(people) if everybody else ())

@@ -177,7 +177,7 @@ def _entering(method: Method, server: ServerState, client: ClientState) -> Pack:
     adaptation = adapted(method, server.bench, info)
     free = beside(adaptation, server.bench.of(client).backbone, message.tensors)
     turn = Turn(client, adaptation, server.held_by(info, adaptation, message), message.facts, free)
-    return enter(method, server.bench.of(client), [turn], server.round, server.start)
+    return enter(method, server.bench.of(client), [method.turn_to_test(server, turn)], server.round, server.start)
 
 
 def _weights(method: Method, pack: Pack, view: str) -> dict[str, float] | None:

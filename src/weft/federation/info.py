@@ -22,8 +22,8 @@ privacy preservation: less can be learnt about a client's data from what it send
 server-side aggregation bias: the mean of factors is not the factor of the mean.
 """
 NEEDS = (
-    "images", "texts", "classes", "all classes", "head", "two towers", "label words", "items", "separate blocks",
-    "all updates", "factors", "own steps", "no gradients",
+    "images", "texts", "classes", "all classes", "head", "two towers", "label words", "hidden words", "items",
+    "separate blocks", "all updates", "factors", "own steps", "no gradients", "split",
 )  # fmt: skip
 """What methods can't do without:
 
@@ -34,6 +34,7 @@ all classes: a loss of its own that is over all classes of the federation, of wh
 head: a head that is trained, also on a backbone that could compare with the names of the classes instead.
 two towers: a backbone that embeds pictures and texts in one space (CLIP), and the names of the classes.
 label words: a masked language model that tells classes apart by the words that it fills in.
+hidden words: a masked language model that finds hidden words of running texts.
 items: a backbone that ranks the items of a domain by codes of their texts, and rows that are sequences of them.
 separate blocks: blocks with weights of their own, each of which can be trained, sent or left out without the others.
 all updates: the server holds the tensors of all updates of a round at once, so that its memory grows with the cohort. A rule that
@@ -41,6 +42,7 @@ all updates: the server holds the tensors of all updates of a round at once, so 
 factors: its rule speaks of A and B of LoRA, each in its own way, and knows of no other tensor.
 own steps: it moves tensors by steps of its own, too, whose rates are not those of optimizers.
 no gradients: it makes passes alone, and learns from their losses.
+split: the server computes a part of each step, so that clients have no turns by themselves; it is played in one process.
 """
 
 

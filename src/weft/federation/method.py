@@ -18,6 +18,7 @@ from weft.federation.message import ClientInfo, Message, Update
 from weft.federation.pack import Pack
 from weft.federation.round import Round
 from weft.federation.server import ServerState
+from weft.federation.turn import Turn
 from weft.tasks.outputs import Output
 from weft.tensors.integers import Shape
 from weft.typed import Count, Positive, check
@@ -141,6 +142,10 @@ class Method:
     def send_to_test(self, server: ServerState, client: ClientInfo) -> Message:
         """What one client gets in order to be scored; it need not be in the cohort."""
         return self.send(server, client)
+
+    def turn_to_test(self, server: ServerState, turn: Turn) -> Turn:
+        """What one client enters with in order to be scored or exported, if what it has is no whole model."""
+        return turn
 
     def aggregate(self, server: ServerState, updates: Iterable[Update]) -> None:
         """Combine the round's updates (in client order) into ``server.shared``; by default the weighted mean."""

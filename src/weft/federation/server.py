@@ -74,6 +74,8 @@ class ServerState(SavedState, Averages, NotedPlaces):
         step: what the server makes of a mean.
         weighting: of updates in a mean, ``examples`` or ``uniform``. adaptation: of a client without facts.
         method: whose state it is; None has nothing to load.
+        trained: by client ("" = for all), what the server has trained itself in the steps of the round's turns, until the method
+            takes it as the round is closed, see :mod:`weft.federation.split`; no part of a checkpoint.
         public: rows that are nobody's secret, in a table of their own on the server's backbone, for :meth:`pack`; None = none.
     """
 
@@ -116,6 +118,7 @@ class ServerState(SavedState, Averages, NotedPlaces):
         self._wholes: dict[str, tuple[LowRank, LowRank]] = {}  # a value, and what goes out for it
         self._starts: dict[tuple[str, tuple[int, ...]], Value] = {}
         self.cohort: list[ClientInfo] = []
+        self.trained: dict[str, dict[str, Tensor]] = {}
         for name, init, scope in named(self.adaptation, bench.backbone):
             if Scope.DOWN in scope:
                 self._begin(name, init)

@@ -20,8 +20,8 @@ from weft.callbacks.calling import Calling
 from weft.data.hub_sets import catalogue
 from weft.devices import Budget, sized
 from weft.energy import UNMETERED, Metering
-from weft.engines.here import Here
 from weft.engines.observer import Observer
+from weft.engines.stepwise import simulated
 from weft.errors import Elsewhere, Interrupted, UserError
 from weft.experiment import Experiment, Resolved, as_played
 from weft.rules import plain
@@ -52,7 +52,7 @@ def go_on(
     about: dict[str, Any],
     observer: Observer,
     repeat: int = 1,
-    engine: MakeTurns = Here,
+    engine: MakeTurns = simulated,
     callbacks: Sequence[Callback] = (),
     metering: Metering = UNMETERED,
 ) -> None:
@@ -121,7 +121,7 @@ def play(
     material: Material,
     observer: Observer,
     aside: str | None = None,
-    engine: MakeTurns = Here,
+    engine: MakeTurns = simulated,
     metering: Metering = UNMETERED,
 ) -> tuple[FinishedStage, FinishedStage | None]:
     """The federation of an experiment, after the one that trains its head if there is to be one.

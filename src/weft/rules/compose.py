@@ -86,6 +86,11 @@ def check(method: Method, word: str) -> None:
         UserError: the rule makes no sense over this method.
     """
     slug = method.info.slug
+    if "split" in method.info.needs:
+        raise UserError(
+            f'{slug} takes its steps together with the server, where rule = "{word}" guides none: leave --rule out, or choose a '
+            "method such as fedit."
+        )
     if hasattr(type(method), "_without_rule"):
         raise UserError(f'{slug} has a rule over it already, which knows nothing of rule = "{word}": leave one of them out.')
     if not method.sums:

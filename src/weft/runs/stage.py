@@ -21,9 +21,9 @@ from weft.energy import UNMETERED, Metering
 from weft.engines import transfer
 from weft.engines.asynchronous import Asynchronous
 from weft.engines.engine import Engine, Turns
-from weft.engines.here import Here
 from weft.engines.observer import Observer
 from weft.engines.setup import Settings, Setup
+from weft.engines.stepwise import simulated
 from weft.errors import UserError
 from weft.experiment import Experiment
 from weft.federation.asynchrony import Asynchrony
@@ -113,7 +113,7 @@ class Player:
         experiment: Experiment,
         material: Material,
         observer: Observer,
-        turns: MakeTurns = Here,
+        turns: MakeTurns = simulated,
         metering: Metering = UNMETERED,
     ):
         self.stage, self.folder, self.observer = stage, folder, observer

@@ -84,7 +84,20 @@ def uploads(engine: Engine) -> str:
     up = sum(known.values())
     tensors, free = count(len(known), "tensor"), len(beside.keys() - known.keys())
     more = f", and {free} whose size varies" if free else ""
-    return f"bytes: a client sends up to {format_bytes(up)} a round before the codec, of {tensors}{more}."
+    said = f"bytes: a client sends up to {format_bytes(up)} a round before the codec, of {tensors}{more}."
+    return f"{said} {_in_steps(engine)}" if "split" in engine.setup.method.info.needs else said
+
+
+def _in_steps(engine: Engine) -> str:
+    """What travels in a step of split learning, beside what a round of federated averaging would take."""
+    server, bench, rows = engine.setup.federations[0][0], engine.setup.bench, engine.setup.method.batch
+    width = int(bench.table.lengths.max(initial=1))
+    step = 2 * rows * width * bench.backbone.d * bench.backbone.dtype.itemsize
+    whole = sum(i.numel for _, i, _ in named(server.adaptation, bench.backbone)) * bench.dtype.itemsize
+    return (
+        f"Each of its steps takes up to {format_bytes(step)} more, and as much comes back, for {rows} rows of {width} tokens; "
+        f"federated averaging of all weights would take {format_bytes(whole)} a round each way."
+    )
 
 
 def total_bytes(main: FinishedStage, setup: FinishedStage | None) -> dict[str, Any]:

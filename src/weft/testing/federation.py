@@ -20,9 +20,9 @@ from weft.communication.ledger import Ledger
 from weft.data.periods import apart
 from weft.engines.cohort import cohort
 from weft.engines.engine import Engine
-from weft.engines.here import Here
 from weft.engines.scoring import Scoring
 from weft.engines.setup import Settings, Setup
+from weft.engines.stepwise import simulated
 from weft.federation import common_facts
 from weft.federation.arrivals import Arrivals
 from weft.federation.bench import Bench
@@ -185,4 +185,4 @@ def federation(
         Spool(where / "spool"),
         tests,
     )
-    return Federation(method, made, server, clients, Engine(setup, Here(setup)), rounds)
+    return Federation(method, made, server, clients, Engine(setup, simulated(setup)), rounds)

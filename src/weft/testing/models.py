@@ -18,7 +18,7 @@ import torch
 from weft.backbones import item_codes
 from weft.backbones.backbone import Backbone
 from weft.backbones.load import load
-from weft.backbones.options import FILL, NEXT_ITEM, VQ_REC
+from weft.backbones.options import FILL, MASKED, NEXT_ITEM, VQ_REC
 from weft.data.item_names import title_of
 from weft.federation.method import Method
 
@@ -366,6 +366,8 @@ def task_of(method: Method) -> str:
     """What backbones are loaded for if a method is tried on them."""
     if "items" in method.info.needs:
         return NEXT_ITEM
+    if "hidden words" in method.info.needs:
+        return MASKED
     return FILL if "label words" in method.info.needs else "auto"  # a head comes by itself
 
 
@@ -373,7 +375,7 @@ def home_folder(method: Method) -> str:
     """Of a model that has what a method needs; of one over items, for three of them."""
     if task_of(method) == NEXT_ITEM:
         return _of_items(items(3), "{}")
-    return folder(home(method), "mlm" if task_of(method) == FILL else "base")
+    return folder(home(method), "mlm" if task_of(method) in (FILL, MASKED) else "base")
 
 
 def hooks(model: torch.nn.Module) -> Iterator[str]:
