@@ -269,9 +269,9 @@ def test_bytes_go_down_when_a_turn_begins_and_up_when_it_ends() -> None:
     spent: list[dict[str, Spent]] = []
     own = Clock.reach
 
-    def reach(self: Clock, now: float, each: dict[str, Spent], last: str | None) -> Any:
+    def reach(self: Clock, now: float, each: dict[str, Spent], began: dict[str, float], last: str | None) -> Any:
         spent.append(each)
-        return own(self, now, each, last)
+        return own(self, now, each, began, last)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Clock, "reach", reach)
