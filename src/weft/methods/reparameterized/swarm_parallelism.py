@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from weft.adaptation.boundary import Boundary
 from weft.contract import (
     GIVEN,
     SHARED,
     Adaptation,
     Backbone,
+    Boundary,
     ClientInfo,
     Count,
     LoRA,
