@@ -69,6 +69,15 @@ def test_turns_cost_what_the_last_one_did_and_unknown_ones_the_mean() -> None:
 
 def test_alike_ones_are_taken_by_lot() -> None:
     assert Thrift(0).order({"a": 1.0, "b": 1.0, "c": 0.5}, [2, 0, 1]) == ["c", "b", "a"]
+    assert Thrift(0).order({"a": 0.0, "b": 1.0, "c": 0.0}, [2, 0, 1]) == ["c", "a", "b"]
+
+
+def test_of_those_that_cost_about_as_much_all_take_turns() -> None:
+    thrift, drawn = Thrift(0.0), ""
+    for _ in range(7):
+        drawn += (chosen := thrift.order({"a": 1.0, "b": 1.01, "c": 0.99, "d": 1.3}, [2, 1, 0, 3])[0])
+        thrift.took("abcd", {chosen})
+    assert drawn == "cbacbac"
 
 
 def test_a_floor_of_fairness_by_hand() -> None:

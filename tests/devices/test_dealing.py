@@ -109,6 +109,8 @@ def test_ranks_and_devices_become_facts() -> None:
     [
         ({"method": "fedit", "ranks": "4,8"}, "fedit gives all clients the same rank.*--ranks.*flora.*hetlora"),
         ({"method": "flora", "devices": "phone", "engine": "flower"}, "sites are real; flora asks nothing about either"),
+        ({"devices": "phone", "cohorts": "carbon", "grids": "solar", "engine": "flower"}, "cohorts is on the clock of simulated"),
+        ({"devices": "phone", "energy_budget": 1.0, "engine": "flower"}, "energy_budget is on the clock of simulated"),
         ({"method": "legend", "devices": "phone", "deadline": 3, "engine": "flower"}, "deadline is on the clock of simulated"),
         ({"method": "flora", "deadline": 3}, "deadline is 3, but no device keeps the time"),
         ({"method": "flora", "ranks": "4,x"}, '"x", which is no rank'),
