@@ -27,7 +27,8 @@ def command(summary: Mapping[str, Any], changes: Mapping[str, Any]) -> str | Non
     if summary["method"]["object"] or summary["data"]["object"] or "served" in summary:
         return None
     settings = summary["settings"]
-    kept = {n: s["value"] for n, s in settings.items() if n not in OWN and (s["origin"] == "user" or n in ("model", "data"))}
+    always = ("model", "data", "task")  # which may have come with the method
+    kept = {n: s["value"] for n, s in settings.items() if n not in OWN and (s["origin"] == "user" or n in always)}
     kept = {"method": settings["method"]["value"]} | kept | dict(changes)
     if changes.get("method", settings["method"]["value"]) != settings["method"]["value"]:
         from weft.methods import registry

@@ -22,6 +22,7 @@ import weft
 from toy_runs import Killed, kill_at
 from weft.adaptation.optim import Optim
 from weft.backbones.masked_table import Masked
+from weft.cli import retyped
 from weft.engines import stepwise
 from weft.errors import UserError
 from weft.experiment import handed, resolve
@@ -358,7 +359,6 @@ def test_a_round_of_clients_without_rows_changes_nothing() -> None:
 
 SETTINGS: dict[str, Any] = {
     "method": "fedbert",
-    "task": "masked",
     "clients": 2,
     "parameters": {"steps": 1, "batch": 4},
     "recipes": False,
@@ -386,6 +386,7 @@ def test_a_run_killed_in_a_round_and_resumed_equals_one_never_killed(
     }
     settings["parameters"] = settings["parameters"] | {"average": average}
     whole = toy_runs.run(tmp_path / "whole", **settings)
+    assert "--task masked" in str(retyped.command(whole.summary, {"method": "fedit"})), "what comes with it is told to others"
     for number in (14, 31, 50):
         with monkeypatch.context() as patch, pytest.raises(Killed):
             passed = kill_at(patch, number)
