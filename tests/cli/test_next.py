@@ -17,6 +17,7 @@ from weft import experiment
 from weft import start as starting
 from weft.cli import plan, retyped
 from weft.experiment import Experiment
+from weft.methods import registry
 from weft.report import verdict
 from weft.report.verdict import Finding
 
@@ -86,7 +87,8 @@ def test_the_command_of_a_replayed_file_says_only_what_is_different(monkeypatch:
 def test_another_method_is_proposed_on_the_same_data_backbone_and_deal(
     slug: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    settings = {"method": slug, "clients": 5, "rounds": 3, "method.batch": 7, "baseline": "local"}
+    batch = {"method.batch": 7} if "batch" not in registry.load(slug).unused else {}
+    settings: dict[str, Any] = {"method": slug, "clients": 5, "rounds": 3, "baseline": "local"} | batch
     about = summary(settings) | {"method": {"object": False, "slug": slug}, "rounds": 3, "evaluations": [], "headline": None}
 
     class Done:
@@ -96,7 +98,7 @@ def test_another_method_is_proposed_on_the_same_data_backbone_and_deal(
     line, *_ = plan.suggestions(Done())  # type: ignore[arg-type]
     got, before = typed(line, monkeypatch, capsys), experiment.resolve(settings).experiment
     assert got.method != slug
-    assert got.parameters["batch"] == 7
+    assert got.parameters["batch"] == 7 or not batch
     same = ("model", "data", "clients", "rounds", "partition", "alpha", "seed", "start_head", "max_length")
     assert {n: getattr(got, n) for n in same} == {n: getattr(before, n) for n in same}
     assert got.baseline is None
