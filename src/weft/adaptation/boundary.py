@@ -74,5 +74,5 @@ class Boundary(Additive):
     def apply(self, module: nn.Module, w: Mapping[str, Tensor], x: Tensor, out: Tensor) -> Tensor:
         if not self.block or not torch.is_grad_enabled():
             return out
-        crossed: Tensor = _Crossing.apply(out, self.block)  # type: ignore[no-untyped-call]
+        crossed: Tensor = _Crossing.apply(out, self.block)
         return crossed
