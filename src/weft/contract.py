@@ -9,6 +9,7 @@ from __future__ import annotations
 from weft.adaptation.beside_head import BesideHead
 from weft.adaptation.bias import Bias, BiasScope
 from weft.adaptation.bottleneck import Bottleneck
+from weft.adaptation.boundary import Boundary
 from weft.adaptation.exits import Exit
 from weft.adaptation.head import Head
 from weft.adaptation.lora import Delta, LoRA
@@ -67,6 +68,7 @@ __all__ = [
     "Bias",
     "BiasScope",
     "Bottleneck",
+    "Boundary",
     "Bounded",
     "Called",
     "ClassContext",

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from weft.adaptation.boundary import Boundary
-from weft.adaptation.lora import LoRA
-from weft.contract import GIVEN, SHARED, Adaptation, ClientInfo, Count, Method, MethodInfo, Optim, Positive, Whole
-
-if TYPE_CHECKING:
-    from weft.backbones.backbone import Backbone
-    from weft.tasks.task import Task
+from weft.contract import (
+    GIVEN,
+    SHARED,
+    Adaptation,
+    Backbone,
+    Boundary,
+    ClientInfo,
+    Count,
+    LoRA,
+    Method,
+    MethodInfo,
+    Optim,
+    Positive,
+    Task,
+    Whole,
+)
 
 
 class SwarmParallelism(Method):
