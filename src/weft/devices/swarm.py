@@ -11,7 +11,7 @@ import heapq
 import math
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from weft.errors import UserError
@@ -281,9 +281,3 @@ class Swarm:
 def boundary_bytes(rows: int, tokens: int, width: int, block: int | None, item: int = 4) -> float:
     """Of hidden states at a boundary, one way: numbers as they are, or int8 with a float32 for each block."""
     return rows * tokens * width * (item if block is None else 1 + 4 / block)
-
-
-def shares(tasks: Mapping[tuple[str, int], int], names: Iterable[str]) -> list[float]:
-    """What part of all tasks each of these peers has done."""
-    counts = [sum(n for (peer, _), n in tasks.items() if peer == name) for name in names]
-    return [count / sum(counts) for count in counts]
