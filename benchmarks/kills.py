@@ -1,11 +1,11 @@
 """kill -9 at random instants of a local run, each continued: is the final adapter that of a run that nobody killed, bit for bit?
 
-    python benchmarks/kills.py [--kills 50] [--seed 0] [--quick]
+    python benchmarks/kills.py [--kills 50] [--seed 0] [--quick] [--method SLUG] [--more "--devices phones ..."]
 
-The run is `weft run` as a process of its own: fedsa-lora (whose clients remember factors and heads) on the digits, with the ViT
-that comes with Weft and a head that is trained first. Instants are drawn from shortly before the uninterrupted run saved its
-first file to its end. A run that was killed before anything of it was saved is begun anew, as a person would; any other one is
-continued with `weft resume`. Compared are all tensor files (the adapter's, the server's, the clients'), the rounds but for their
+The run is `weft run` as a process of its own: by default fedsa-lora (whose clients remember factors and heads) on the digits,
+with the ViT that comes with Weft and a head that is trained first. Instants are drawn from shortly before the uninterrupted run
+saved its first file to its end. A run that was killed before anything of it was saved is begun anew, as a person would; any other
+one is continued with `weft resume`. Compared are all tensor files (the adapter's, the server's, the clients'), the rounds but for their
 times, and the closing numbers.
 """
 
@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -25,11 +26,10 @@ from collections import Counter
 from pathlib import Path
 
 SETTINGS = [
-    "--method", "fedsa-lora", "--model", "glyph-vit", "--data", "digits", "--clients", "4", "--limit", "400", "--rounds", "25",
+    "--model", "glyph-vit", "--data", "digits", "--clients", "4", "--limit", "400", "--rounds", "25",
     "--precision", "float32", "--device", "cpu", "--start-head", "probe", "--set", "probe_rounds=25", "--set", "method.steps=2",
     "--set", "method.batch=8", "--no-recipes", "--quiet",
 ]  # fmt: skip
-NAME = "fedsa-lora-digits-glyph-vit-s0"  # as a run of these settings is called where nothing stands in its way
 
 
 def weft(*arguments: str) -> subprocess.Popen[bytes]:
@@ -72,19 +72,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0, help="of the instants")
+    parser.add_argument("--method", default="fedsa-lora")
+    parser.add_argument("--more", default="", help="further words for weft run, in quotes")
     parser.add_argument("--quick", action="store_true", help="three kills")
     args = parser.parse_args()
-    draw = random.Random(args.seed)
+    draw, settings = random.Random(args.seed), [*SETTINGS, "--method", args.method, *shlex.split(args.more)]
+    name = f"{args.method}-digits-glyph-vit-s0"  # as a run of these settings is called where nothing stands in its way
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         began = time.perf_counter()
-        process = weft("run", *SETTINGS, "--runs", str(root / "whole"))
-        while process.poll() is None and not (root / "whole" / NAME / "experiment.toml").is_file():
+        process = weft("run", *settings, "--runs", str(root / "whole"))
+        while process.poll() is None and not (root / "whole" / name / "experiment.toml").is_file():
             time.sleep(0.01)
         first = time.perf_counter() - began
         finished(process)
         length = time.perf_counter() - began
-        whole = outcome(root / "whole" / NAME)
+        whole = outcome(root / "whole" / name)
         adapters = sum(n.startswith("adapter/") for n in whole)
         print(
             f"the uninterrupted run: {length:.1f} s, a first file after {first:.1f}; "
@@ -97,7 +100,7 @@ def main() -> None:
         while number < (3 if args.quick else args.kills):
             runs = root / f"cut-{number}-{late}"
             instant = draw.uniform(0.9 * first, length)
-            process = weft("run", *SETTINGS, "--runs", str(runs))
+            process = weft("run", *settings, "--runs", str(runs))
             try:
                 process.wait(instant)
                 late += 1  # it was faster than the first: nothing was killed
@@ -105,10 +108,10 @@ def main() -> None:
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGKILL)
                 process.communicate()
-            place = stage(runs / NAME)
+            place = stage(runs / name)
             begun = place != "before anything was saved"
-            finished(weft("resume", str(runs / NAME), "--quiet") if begun else weft("run", *SETTINGS, "--runs", str(runs)))
-            folder = runs / NAME if begun or not (runs / f"{NAME}-2").is_dir() else runs / f"{NAME}-2"
+            finished(weft("resume", str(runs / name), "--quiet") if begun else weft("run", *settings, "--runs", str(runs)))
+            folder = runs / name if begun or not (runs / f"{name}-2").is_dir() else runs / f"{name}-2"
             result = outcome(folder)
             number += 1
             where[place] += 1

@@ -139,6 +139,7 @@ def _check_asynchrony(x: Experiment, method: Method) -> None:
         "deadline": x.deadline is not None and "closes rounds, and nobody waits for one here",
         "availability": x.availability not in (None, ALWAYS) and "is asked for a cohort as a whole",
         "cohorts": x.cohorts != "random" and "chooses cohorts, and here clients are drawn one by one",
+        "periods": x.periods > 1 and "lets rows arrive between rounds, when turns are under way",
         "energy_budget": x.energy_budget is not None and "counts rounds whose turns end in them",
         "carbon_budget": x.carbon_budget is not None and "counts rounds whose turns end in them",
         "rule": x.rule != "none" and "adds up what whole cohorts change that all began from one model",
