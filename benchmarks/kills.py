@@ -4,9 +4,9 @@
 
 The run is `weft run` as a process of its own: by default fedsa-lora (whose clients remember factors and heads) on the digits,
 with the ViT that comes with Weft and a head that is trained first. Instants are drawn from shortly before the uninterrupted run
-saved its first file to its end. A run that was killed before anything of it was saved is begun anew, as a person would; any other
-one is continued with `weft resume`. Compared are all tensor files (the adapter's, the server's, the clients'), the rounds but for their
-times, and the closing numbers.
+saved its first file to its end. A run that was killed before anything of it was saved is begun anew, as a person would; any
+other one is continued with `weft resume`. Compared are all tensor files (the adapter's, the server's, the clients'), the rounds
+but for their times, and the closing numbers.
 """
 
 from __future__ import annotations
