@@ -230,9 +230,9 @@ def test_a_template_without_one_place_for_the_name_is_refused_before_anything_is
 
 
 def test_a_template_is_taken_literally_but_for_its_one_place() -> None:
-    b = load(tiny.folder("clip"), classes=["w7", "{0}"], device="cpu", precision="float32", template="{name} {w1} {} {0:>3}")
+    b = load(tiny.folder("clip"), classes=["w7", "{0}"], device="cpu", precision="float32", template="{a name} {w1 } {} {0:>3}")
     assert b.names is not None
-    for row, text in zip(b.names.ids().tolist(), ("{name} {w1} w7 {0:>3}", "{name} {w1} {0} {0:>3}"), strict=True):
+    for row, text in zip(b.names.ids().tolist(), ("{a name} {w1 } w7 {0:>3}", "{a name} {w1 } {0} {0:>3}"), strict=True):
         words = b.names.words(text)
         assert row[1 : len(words) + 2] == [*words, b.tokenizer.eos_token_id]
 

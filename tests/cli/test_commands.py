@@ -97,7 +97,15 @@ def test_the_help_of_run_tells_the_defaults_of_the_experiment() -> None:
     words |= {"name": "METHOD-DATA-MODEL-sSEED", "template": "as suits the backbone"}
     words |= {"metrics": "of the data, or usual for the task", "server_lr": "1 for `avgm`, 0.001 for the others"}
     words |= {"ranks": "as the method deals them", "devices": "no clock, and for methods that ask as the method deals them"}
-    words |= {"deadline": "rounds wait for the slowest"}
+    words |= {"deadline": "rounds wait for the slowest", "peers": "nobody plays peers", "grids": "no carbon of devices is told"}
+    words |= {
+        "energy_budget": "none",
+        "carbon_budget": "none",
+        "mixing": "0.6",
+        "concurrency": "as many as --participation draws",
+    }
+    words |= {"availability": "at the hours that kinds in the file of `--devices` have, else always"}
+    words |= {"buffer": "10, or as many as train at a time where these are fewer"}
     words |= {
         "public": "none",
         "public_rows": "all",

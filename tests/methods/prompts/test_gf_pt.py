@@ -189,11 +189,11 @@ def test_whoever_was_away_failed_or_was_refused_holds_the_servers_prompt_bit_for
     exchange, refused = run.simulation.setup.exchange, list[str]()
     read: Callable[..., Any] = exchange.read_update
 
-    def strict(server: Any, turn: Any, data: bytes) -> Any:
+    def strict(server: Any, turn: Any, data: bytes, round: Any) -> Any:
         if (server.round.index + int(turn.client.id[-1])) % 4 == 3:
             refused.append(turn.client.id)
             raise Refused("It is unlucky.")
-        return read(server, turn, data)
+        return read(server, turn, data, round)
 
     exchange.read_update = strict  # type: ignore[method-assign]
     lost = []
