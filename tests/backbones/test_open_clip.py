@@ -219,6 +219,7 @@ def test_it_is_described() -> None:
         "separate": True,
         "shared": False,
         "tokens_of_a_picture": None,
+        "maps": None,
     }
     assert found["text_tower"]["blocks"] == {"path": "text_model.encoder.layers", "count": 2}
     assert found["text_tower"]["joint_embedding"]["d_in"] == 12
