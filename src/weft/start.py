@@ -24,7 +24,7 @@ from weft.experiment import Resolved, as_played
 from weft.federation.rounds import begin
 from weft.playing import execute, from_adapter
 from weft.playing.run import Run
-from weft.runs import baselines, beginning, best, continual, edited, stopping, summary
+from weft.runs import baselines, beginning, best, continual, devices_of, edited, stopping, summary
 from weft.runs import directory as directories
 from weft.runs.directory import RunDirectory
 from weft.runs.prepare import Material, copies, prepare
@@ -134,6 +134,8 @@ def check_loaded(resolved: Resolved, material: Material) -> list[str]:
     facts = sized(method.profile)
     for position, client in enumerate(people):
         client.facts = facts(position, client.facts)
+    if (clock := devices_of.clock(x, people)) is not None:
+        devices_of.too_small(method, material.bench, people, clock, lambda _: None)
     infos = [client.info(method.info.asks) for client in people]
     server = begin(method, material.bench, infos, baselines.planned(x), periods=x.periods)
     continual.check_plan(method, server)

@@ -171,6 +171,7 @@ def test_files_of_grids(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
+        (curve("x", h3="1e308"), r"line 5 of the carbon file .* g per kWh: give grams of 0 or more, to 100000"),
         (curve("x", h3="-5"), r"line 5 of the carbon file .* has -5 g per kWh: give grams of 0 or more"),
         (curve("x").replace("x,7,7\n", "").replace("x,9,9\n", ""), r"the carbon file .* lacks the hours 7, 9 of x"),
         (curve("x") + "x,3,1\n", r"line 26 of the carbon file .* has hour 3 of x once more"),

@@ -72,6 +72,11 @@ def test_devices_of_a_file(tmp_path: Path) -> None:
         ("[a]\nspeed = 1\nmemory = 4\nbandwidth = 1\nwatts = -3\n", "has watts = -3: give it a number of 0 or more"),
         ("[a]\nspeed = 1\nmemory = 4\nbandwidth = 1\ndownlink = 0\n", "has downlink = 0: give it a number above 0"),
         ("[a]\nspeed = 1\nmemory = 4\nbandwidth = 1\nutilisation = 1.5\n", "has utilisation = 1.5: give it a share"),
+        (
+            "[a]\nspeed = 1\nmemory = 4\nbandwidth = 1\nlatency = 1e308\n",
+            r"has latency = 1e\+308: give it a number from",
+        ),
+        ("[a]\nspeed = 1e-300\nmemory = 4\nbandwidth = 1\n", "has speed = 1e-300: give it a number from 1e-12 to 1e"),
         ("a = 1\n", "says a = 1 of no device"),
         ("[a]\nspeed = 1\nmemory = 4\nbandwith = 3\n", r"\[a\] in .* is no device, as bandwidth is not there"),
         ("", "has none"),
@@ -134,3 +139,9 @@ def test_more_ranks_than_a_layer_has_are_said_before_anything_is_trained() -> No
     for method, clients in ((FedIT(rank=33), []), (FLoRA(rank=2), people)):
         with pytest.raises(UserError, match=r"^LoRA of rank 33 is more than .*query of .* is 32 x 32: choose ranks up to 32\.$"):
             suited(method, bench, clients=clients)
+
+
+@pytest.mark.parametrize("text", ["phones:3", "phones,laptop", "laptop,hospital-servers:2"])
+def test_a_fleet_stands_alone(text: str) -> None:
+    with pytest.raises(UserError, match="a fleet, which stands alone: give it without shares and other kinds"):
+        read(text)

@@ -58,8 +58,14 @@ def test_a_training_on_three_peers_by_hand(tmp_path: Path) -> None:
         ("stage = 1\n", "stage = 2\n", r"^\[fast\] in .* begins at stage 2 of 2, which are counted from 0\.$"),
         ("stage = 1\n", "stage = 0\n", r"^stage 1 has no peer in .*: give it a table"),
         ("[30, 40.5]", "[15, 40.5]", r"^\[fast\] in .*: away is pairs of seconds in order"),
+        (
+            "[30, 40.5]",
+            "[30, 1e18]",
+            r"^\[fast\] in .*: away is pairs of seconds in order, .* up to 10000000",
+        ),
+        ("speed = 1\n", "speed = 1e-300\n", r"^\[slow\] in .* has speed = 1e-300: give it a number from 1e-06 to 1e\+06"),
         ("[30, 40.5]", "30", r"^\[fast\] in .* has an away that is no list of pairs of seconds"),
-        ("micro_batch = 2", "micro_batch = 0", r"^\[swarm\] in .*micro_batch"),
+        ("micro_batch = 2", "micro_batch = 0", r"^\[swarm\] in .*peers\.toml: it needs micro_batch"),
         ("[swarm]", "[swarm", r"^the file of peers .* is no TOML"),
     ],
 )

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import command_line
 import toy_runs
 import weft
 from toy_runs import Dies, Killed, Told
@@ -158,3 +159,17 @@ def test_settings_that_cannot_be(more: dict[str, Any], words: str, tmp_path: Pat
 def test_a_trace_of_other_clients_is_refused_before_a_round(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r'has the client "c7", which is none of this run'):
         toy_runs.run(tmp_path, devices="laptop", availability=trace(tmp_path, "c7,0,9"), **SMALL)
+
+
+@pytest.mark.parametrize(
+    ("trace", "words"),
+    [("client,start,end\nzz,0,5\n", 'has the client "zz", which is none of this run'), (None, "no device of --devices")],
+)
+def test_a_rehearsal_refuses_what_the_run_would(
+    trace: str | None, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / ("trace.csv" if trace else "small.toml")
+    file.write_text(trace or "[a]\nspeed = 1\nmemory = 1e-6\nbandwidth = 1\n")
+    more = ("--devices", "phones", "--availability", file) if trace else ("--devices", file)
+    for dry in ((), ("--dry-run",)):
+        assert words in command_line.weft(capsys, *command_line.small(tmp_path, *more, *dry)).err

@@ -43,6 +43,10 @@ class Grid:
         return HOUR * (day * math.fsum(self.grams) + math.fsum(self.grams[:hour])) + (second - hour * HOUR) * self.grams[hour]
 
 
+MOST = 1e5
+"""Grams of a kWh."""
+
+
 def read_grids(text: str) -> list[tuple[Grid, float]]:
     """Grids with their shares: ``solar:2,coal-wind`` of :data:`SHIPPED`, or a ``.csv`` file, whose regions share alike.
 
@@ -73,8 +77,10 @@ def _in_file(path: Path) -> Sequence[Grid]:
         region = row["region"].strip()
         if not region or not 0 <= hour < 24 or not math.isfinite(grams):
             raise UserError(f"line {number} of the carbon file {path} has no region, hour and grams: {how}.")
-        if grams < 0:
-            raise UserError(f"line {number} of the carbon file {path} has {grams:g} g per kWh: give grams of 0 or more.")
+        if not 0 <= grams <= MOST:
+            raise UserError(
+                f"line {number} of the carbon file {path} has {grams:g} g per kWh: give grams of 0 or more, to {MOST:g}."
+            )
         if hour in (curve := curves.setdefault(region, {})):
             raise UserError(f"line {number} of the carbon file {path} has hour {hour} of {region} once more: {how}.")
         curve[hour] = grams

@@ -17,6 +17,10 @@ from weft.errors import UserError
 from weft.typed import Count, Positive, Whole, check
 
 T = TypeVar("T", "Terms", "Kind")
+MOST = 1e6
+"""Of numbers in a file, which are no smaller than one by it."""
+LONGEST = 1e7
+"""Seconds that a training on peers is thought to take at most: four months."""
 TABLE = "swarm"
 """The table of the file that is no kind of peers."""
 
@@ -58,8 +62,10 @@ class Kind:
         check(self)
         last = 0.0
         for begin, end in self.away:
-            if not last <= begin < end:
-                raise UserError("away is pairs of seconds in order, each from when until when, as in [[600, 900]].")
+            if not last <= begin < end <= LONGEST:
+                raise UserError(
+                    f"away is pairs of seconds in order, each from when until when, up to {LONGEST:.0f}, as in [[600, 900]]."
+                )
             last = end
 
 
@@ -151,6 +157,10 @@ def _table(path: Path, name: str, about: Any, of: type[T]) -> T:
     if not isinstance(about, dict) or (odd := [n for n in about if n not in known]):
         what = odd[0] if isinstance(about, dict) else repr(about)
         raise UserError(f"[{name}] in {path} has {what}, and takes {', '.join(known)} alone.")
+    for key in ("speed", "bandwidth", "rebalance", "micro_batch"):
+        value = about.get(key, 1.0)
+        if isinstance(value, int | float) and value > 0 and not 1 / MOST <= value <= MOST:
+            raise UserError(f"[{name}] in {path} has {key} = {value!r}: give it a number from {1 / MOST:g} to {MOST:g}.")
     if "away" in about:
         try:
             about = about | {"away": tuple((float(begin), float(end)) for begin, end in about["away"])}
@@ -159,6 +169,6 @@ def _table(path: Path, name: str, about: Any, of: type[T]) -> T:
     try:
         return of(**about)
     except UserError as e:
-        raise UserError(f"[{name}] in {path}: {e}") from e
+        raise UserError(f"[{name}] in {path}: {str(e).removeprefix(f'{of.__name__}: ')}") from e
     except TypeError:
         raise UserError(f"[{name}] in {path} lacks one of stage, speed and bandwidth: give it all three.") from None

@@ -100,6 +100,10 @@ def read(text: str) -> list[tuple[Device, float]]:
             return _in_file(file)
     found = []
     for name, share in of_text(text, "devices", "jetson-tx2:3,laptop").items():
+        if name in FLEETS:
+            raise UserError(
+                f'devices = "{text}" has {name}, a fleet, which stands alone: give it without shares and other kinds.'
+            )
         if name not in PROFILES:
             raise UserError(
                 f'there is no device "{name}": use {", ".join((*PROFILES, *FLEETS))}, or a .toml file of your own.'
@@ -125,6 +129,8 @@ def _in_file(path: Path) -> list[tuple[Device, float]]:
 NEEDED = ("speed", "memory", "bandwidth")
 MAY_BE_ZERO = ("latency", "watts", "joules_per_byte", "recharge")
 TEXTS = ("available", "region")
+LEAST, MOST = 1e-12, 1e12
+"""Of what is no 0 in a file: no clock runs full by it."""
 KNOWN = (*NEEDED, "downlink", *MAY_BE_ZERO, "utilisation", "battery", *TEXTS, "share")
 
 
@@ -143,6 +149,8 @@ def _entry(path: Path, name: str, about: Any) -> tuple[Device, float]:
         if not number or value < 0 or (value == 0 and key not in MAY_BE_ZERO):
             least = "of 0 or more" if key in MAY_BE_ZERO else "above 0"
             raise UserError(f"[{name}] in {path} has {key} = {value!r}: give it a number {least}.")
+        if value and not LEAST <= value <= MOST:
+            raise UserError(f"[{name}] in {path} has {key} = {value!r}: give it a number from {LEAST:g} to {MOST:g}.")
         if key == "utilisation" and value > 1:
             raise UserError(f"[{name}] in {path} has utilisation = {value!r}: give it a share of the peak, up to 1.")
     return Device(**{n: v for n, v in about.items() if n != "share"}, name=name), float(about.get("share", 1.0))

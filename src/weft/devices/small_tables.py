@@ -23,7 +23,7 @@ def rows(path: Path, what: str, columns: Sequence[str], how: str) -> Iterator[tu
     except OSError as e:
         raise UserError(f"the {what} {path} can't be read: {e.strerror}.") from e
     except UnicodeDecodeError as e:
-        raise UserError(f"the {what} {path} is no CSV: {e}.") from e
+        raise UserError(f"the {what} {path} is no text in UTF-8: save it as CSV in UTF-8.") from e
     kept = [(number, line) for number, line in enumerate(lines, 1) if line.strip() and not line.startswith("#")]
     table = csv.DictReader(line for _, line in kept)
     names = set(table.fieldnames or ())

@@ -36,6 +36,13 @@ class Asynchronous(Group):
         "polynomial",
         "What an update counts that began τ updates of the server ago: `constant`, `polynomial` or `hinge`.",
         "1; (1 + τ)^-a; or 1 up to τ = b, then 1 / (a (τ - b) + 1).",
+        when=("aggregation", ["fedasync", "fedbuff"]),
     )
-    staleness_a: Positive | None = setting(None, "a of `polynomial` and `hinge`.", option=False, unset="0.5, and 10 of `hinge`")
-    staleness_b: Annotated[float, Field(ge=0)] = setting(4.0, "b of `hinge`.", option=False)
+    staleness_a: Positive | None = setting(
+        None,
+        "a of `polynomial` and `hinge`.",
+        option=False,
+        unset="0.5, and 10 of `hinge`",
+        when=("staleness", ["polynomial", "hinge"]),
+    )
+    staleness_b: Annotated[float, Field(ge=0)] = setting(4.0, "b of `hinge`.", option=False, when=("staleness", ["hinge"]))
