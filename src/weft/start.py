@@ -138,6 +138,8 @@ def check_loaded(resolved: Resolved, material: Material) -> list[str]:
         devices_of.too_small(method, material.bench, people, clock, lambda _: None)
     infos = [client.info(method.info.asks) for client in people]
     server = begin(method, material.bench, infos, baselines.planned(x), periods=x.periods)
+    if clock is not None:
+        devices_of.check_choice(x, method.plan(server, 0), len(people))
     continual.check_plan(method, server)
     sendable(server, x.download_codec if baselines.travels(x) else "identity")
     return settings.idle(resolved, {"task": material.task, "partition": material.data["partition"]})

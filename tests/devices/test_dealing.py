@@ -77,6 +77,7 @@ def test_devices_of_a_file(tmp_path: Path) -> None:
             r"has latency = 1e\+308: give it a number from",
         ),
         ("[a]\nspeed = 1e-300\nmemory = 4\nbandwidth = 1\n", "has speed = 1e-300: give it a number from 1e-12 to 1e"),
+        ("[a]\nspeed = 1\nmemory = 4\nbandwidth = 1\nrecharge = 5\n", "has recharge and no battery: give it one"),
         ("a = 1\n", "says a = 1 of no device"),
         ("[a]\nspeed = 1\nmemory = 4\nbandwith = 3\n", r"\[a\] in .* is no device, as bandwidth is not there"),
         ("", "has none"),

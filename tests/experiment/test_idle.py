@@ -26,6 +26,12 @@ FOUND = {"task": "classification", "partition": "natural"}
         ({"stop_delta": 0.1, "stop_after": 3}, []),
         ({"keyless": "apart"}, []),
         ({"alpha": 0.5, "samples": 32}, []),
+        ({"baseline": "central", "devices": "phones", "aggregation": "fedbuff"}, ["devices = phones", "aggregation = fedbuff"]),
+        (
+            {"method": "swarm-parallelism", "devices": "phones", "participation": 0.3},
+            ["baseline central is played instead of the federation."],
+        ),
+        ({"baseline": "probe", "devices": "phones", "rule": "scaffold"}, ["rule = scaffold has no effect: baseline probe"]),
         ({"label_words": "a=b", "beams": 2}, ["label_words", "beams"]),
     ],
 )

@@ -6,8 +6,9 @@ differentiated by all parameters, each with what comes before it held fast.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -39,34 +40,34 @@ class _Reached(Exception):
     """The place was reached, and no more was asked."""
 
 
-@contextmanager
-def up_to_blocks(backbone: Backbone) -> Iterator[list[Tensor]]:
+def up_to_blocks(backbone: Backbone) -> AbstractContextManager[list[Tensor]]:
     """A pass inside ends where its rows enter the first block; what enters is in the list that this gives."""
-    found: list[Tensor] = []
+    register = backbone.module(backbone.blocks[0]).register_forward_pre_hook
+    return _ended(
+        functools.partial(register, with_kwargs=True), lambda _, args, named: args[0] if args else named["hidden_states"]
+    )
 
-    def before(_module: Any, args: Any, kwargs: Any) -> None:
-        found.append(args[0] if args else kwargs["hidden_states"])
-        raise _Reached
 
-    handle = backbone.module(backbone.blocks[0]).register_forward_pre_hook(before, with_kwargs=True)
-    try:
-        yield found
-    except _Reached:
-        pass
-    finally:
-        handle.remove()
+def through_blocks(backbone: Backbone) -> AbstractContextManager[list[Tensor]]:
+    """A pass inside ends where its rows leave the last block; what leaves is in the list that this gives."""
+    register = backbone.module(backbone.blocks[-1]).register_forward_hook
+    return _ended(register, lambda _, args, out: out[0] if isinstance(out, tuple) else out)
 
 
 @contextmanager
-def through_blocks(backbone: Backbone) -> Iterator[list[Tensor]]:
-    """A pass inside ends where its rows leave the last block; what leaves is in the list that this gives."""
+def _ended(register: Callable[..., Any], taken: Callable[[Any, Any, Any], Tensor]) -> Iterator[list[Tensor]]:
+    """A pass inside ends at a module's hook.
+
+    Args:
+        register: of the hook. taken: what of its arguments is kept.
+    """
     found: list[Tensor] = []
 
-    def after(_module: Any, _args: Any, out: Any) -> None:
-        found.append(out[0] if isinstance(out, tuple) else out)
+    def hook(*about: Any) -> None:
+        found.append(taken(*about))
         raise _Reached
 
-    handle = backbone.module(backbone.blocks[-1]).register_forward_hook(after)
+    handle = register(hook)
     try:
         yield found
     except _Reached:

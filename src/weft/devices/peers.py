@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Annotated, Any, TypeVar
 
 from annotated_types import Gt, Le
 
+from weft.devices import small_tables
 from weft.devices.profiles import UTILISATION
 from weft.devices.swarm import Peer, Swarm, Told, Work, boundary_bytes
 from weft.errors import UserError
@@ -135,12 +135,7 @@ def read(text: str, stages: int) -> Peers:
         UserError: it can't be read, or something in it can't be.
     """
     path = Path(text)
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as e:
-        raise UserError(f"the file of peers {path} can't be read: {e.strerror}.") from e
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
-        raise UserError(f"the file of peers {path} is no TOML: {e}.") from e
+    tables = small_tables.tables(path, "peers")
     terms = _table(path, TABLE, tables.pop(TABLE, {}), Terms)
     kinds = {name: _table(path, name, about, Kind) for name, about in tables.items()}
     for name, kind in kinds.items():

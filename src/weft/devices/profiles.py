@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Annotated, Any
 
 from annotated_types import Gt, Le
 
+from weft.devices import small_tables
 from weft.devices.availability import windows
 from weft.devices.shares import of_text
 from weft.errors import UserError, nearest
@@ -114,12 +114,7 @@ def read(text: str) -> list[tuple[Device, float]]:
 
 
 def _in_file(path: Path) -> list[tuple[Device, float]]:
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as e:
-        raise UserError(f"the file of devices {path} can't be read: {e.strerror}.") from e
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
-        raise UserError(f"the file of devices {path} is no TOML: {e}.") from e
+    tables = small_tables.tables(path, "devices")
     found = [_entry(path, name, about) for name, about in tables.items()]
     if not found:
         raise UserError(f"the file of devices {path} has none: give it a table with speed, memory and bandwidth for each kind.")
@@ -153,6 +148,8 @@ def _entry(path: Path, name: str, about: Any) -> tuple[Device, float]:
             raise UserError(f"[{name}] in {path} has {key} = {value!r}: give it a number from {LEAST:g} to {MOST:g}.")
         if key == "utilisation" and value > 1:
             raise UserError(f"[{name}] in {path} has utilisation = {value!r}: give it a share of the peak, up to 1.")
+    if "recharge" in about and "battery" not in about:
+        raise UserError(f"[{name}] in {path} has recharge and no battery: give it one, as in battery = 40000 (joules).")
     return Device(**{n: v for n, v in about.items() if n != "share"}, name=name), float(about.get("share", 1.0))
 
 

@@ -1,12 +1,31 @@
-"""Small tables that people write: a CSV with columns of known names."""
+"""Small tables that people write: a CSV with columns of known names, or TOML."""
 
 from __future__ import annotations
 
 import csv
+import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from weft.errors import UserError
+
+
+def tables(path: Path, what: str) -> dict[str, Any]:
+    """What a file of TOML holds.
+
+    Args:
+        what: it is of, for sentences.
+
+    Raises:
+        UserError: it can't be read.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise UserError(f"the file of {what} {path} can't be read: {e.strerror}.") from e
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        raise UserError(f"the file of {what} {path} is no TOML: {e}.") from e
 
 
 def rows(path: Path, what: str, columns: Sequence[str], how: str) -> Iterator[tuple[int, dict[str, str]]]:

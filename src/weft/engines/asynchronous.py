@@ -40,7 +40,7 @@ class Asynchronous(Engine):
         assert setup.clock is not None
         ((self.server, self.clients),) = setup.federations
         self.clock, self.asynchrony = setup.clock, asynchrony
-        able = [c for c in self.clients if c.id not in setup.absent]
+        able = self._able(self.clients)
         share = setup.settings.participation
         self.wanted = asynchrony.taken(len(able), share)
         self.timeline = Timeline(asynchrony.at_work(len(able), share), self.clock.now)
@@ -87,8 +87,8 @@ class Asynchronous(Engine):
         Args:
             out: who can't be drawn before the next update. draws: since the last one.
         """
-        busy = self.timeline.under_way.keys() | out | self.setup.absent
-        able = [c for c in self.clients if c.id not in busy]
+        busy = self.timeline.under_way.keys() | out
+        able = [c for c in self._able(self.clients) if c.id not in busy]
         key = (t, draws) if draws else (t,)  # the first is that of a synchronous round
         return sample(able, min(self.timeline.free, len(able)), numpy_generator(self.server.seed, "cohort", *key)) if able else []
 

@@ -1,4 +1,6 @@
-"""Settings that somebody gave and that have no effect on this run: they go with another one, which is not as they need it."""
+"""Settings that somebody gave and that have no effect on this run: they go with another one, which is not as they need it, or a
+baseline stands in for the federation that they are of.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,11 @@ from weft.experiment.whole import SETTINGS
 if TYPE_CHECKING:
     from weft.experiment.layers import Resolved
 
+BY_METHOD = ("aggregation", "rule", "server_step")
+"""What a baseline, which is no method, is not played with."""
+OF_CLIENTS = ("dropout", "devices", "deadline", "robust", "codec", "download_codec")
+"""What there is none of where nobody is apart from anybody."""
+
 
 def idle(resolved: Resolved, found: Mapping[str, Any]) -> list[str]:
     """A sentence for each.
@@ -18,15 +25,20 @@ def idle(resolved: Resolved, found: Mapping[str, Any]) -> list[str]:
         found: what became of settings that the data decide (``task``, ``partition``).
     """
     x, sentences = resolved.experiment, []
+    alone = () if x.baseline is None else BY_METHOD + (OF_CLIENTS if x.baseline in ("local", "central") else ())
     for name, setting in SETTINGS.items():
         value = getattr(x, name)
-        if setting.when is None or resolved.origin.get(name) != "user" or value == setting.default:
+        if resolved.origin.get(name) != "user" or value == setting.default:
+            continue
+        if name in alone:
+            sentences.append(f"{name} = {value} has no effect: baseline {x.baseline} is played instead of the federation.")
+        if setting.when is None or name in alone:
             continue
         other, suiting = setting.when
         now = found.get(other, getattr(x, other))
         if now in suiting or (not suiting and now != SETTINGS[other].default):
             continue
         with_what = f"{other} = {' or '.join(map(str, suiting))}" if suiting else other
-        here = f"is {now} here" if now not in (None, "") else "is not given" if suiting == [] else "is nothing here"
+        here = f"is {now} here" if now not in (None, "") else "is not given"
         sentences.append(f"{name} = {value} has no effect: it goes with {with_what}, and {other} {here}.")
     return sentences

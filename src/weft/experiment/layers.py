@@ -94,7 +94,6 @@ def resolve(
     made = _laid_over(method, _parameters(settings)) if method is not None else registry.build(slug, _parameters(settings))
     known = registry.values(made)
     experiment = checked({n: v for n, v in settings.items() if not n.startswith("method.")} | {"parameters": known}, known)
-    _check_robust(experiment, made)
     for_downloads(experiment.download_codec)
     if cls.info.codec and codec(cls.info.codec).unbiased and not codec(experiment.codec).unbiased:
         raise UserError(
@@ -107,6 +106,7 @@ def resolve(
             "with shift+ before it."
         )
     as_played.check(experiment, made)
+    _check_robust(experiment, made)
     handed.check(experiment, made)
     watts.check(experiment)
     notes += _public(experiment, made)

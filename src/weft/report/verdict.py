@@ -14,7 +14,7 @@ LARGE = 10
 """A mean loss above so many times that of guessing (ln C, or the variance of numbers) is that of a run that has diverged."""
 
 FEW = 50
-"""Rows of a test set that tells models apart by luck."""
+"""Test rows below which a score is mostly luck."""
 NO_NUMBERS = ("finite", "beyond")
 """Words of the reasons for which the values of an update are refused."""
 

@@ -175,7 +175,6 @@ class Player:
                 clock.restore(saved.clock)
             (people,) = stage.federations
             stage.budget.check(clock)
-            devices_of.check_choice(x, method.plan(self.servers[0], 0), len(people))
             setup.absent = devices_of.too_small(stage.method, material.bench, people, clock, observer.say)
         if stage.asynchrony is None:
             self.engine = Engine(setup, turns(setup))
