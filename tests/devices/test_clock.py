@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from weft.devices import Clock, Device, Spent, span, total
+from weft.devices import Clock, Device, Grid, Spent, span, total
 from weft.errors import UserError
 
 SLOW = Device(1, 4, 8, downlink=80, latency=0.1, watts=10, joules_per_byte=1e-6, utilisation=0.5, name="slow")
@@ -85,3 +85,18 @@ def test_totals_are_of_all_rounds_and_set_up_is_apart() -> None:
 
 def test_spans_for_people() -> None:
     assert [span(s) for s in (0.3529, 119, 750, 11520, 200000)] == ["0.353 s", "119 s", "12.5 min", "3.2 h", "2.31 d"]
+
+
+def test_turns_that_nobody_waits_for_cost_the_carbon_of_the_hours_in_which_they_were_played() -> None:
+    """a and c draw 32 and 402 J within the first hour, of 100 g a kWh; the server updates in the second one, of 900 g."""
+    grid = Grid("two", (100.0, 900.0, *[500.0] * 22))
+    clock = Clock(DEVICES, grids=dict.fromkeys("abc", grid))
+    spent = {c: SPENT[c] for c in "ac"}
+    tick = clock.reach(3700.0, spent, {"a": 10.0, "c": 3000.0}, "c")
+    assert (tick.seconds, tick.now, clock.now, tick.slowest) == (3700, 3700, 3700, "c")
+    assert tick.joules == clock.joules == pytest.approx(32 + 402)
+    assert tick.grams == clock.grams == pytest.approx(100 * (32 + 402) / 3.6e6)
+    later = clock.reach(3800.0, spent, {"a": 3500.0, "c": 3705.0}, "c")  # a was under way when the server updated last
+    assert later.grams == pytest.approx((100 * 32 + 900 * 402) / 3.6e6)
+    assert clock.grams == pytest.approx((100 * 466 + 900 * 402) / 3.6e6)
+    assert Clock(DEVICES).reach(1.0, spent, {}, "c").grams is None

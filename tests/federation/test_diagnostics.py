@@ -22,7 +22,7 @@ import toy_runs
 from every_method import built, small
 from weft.adaptation.lora import LoRA
 from weft.contract import PERSONAL, SHARED, Optim, Routed, Scope
-from weft.federation.diagnostics import Diagnostics, effective_rank
+from weft.federation.diagnostics import Diagnostics, density_of, effective_rank
 from weft.federation.message import Update
 from weft.federation.method import Method
 from weft.federation.moves import Moves, common, square
@@ -498,3 +498,10 @@ def test_methods_that_prune_nothing_have_no_density() -> None:
     record = tiny.federation(built("fedit"), sizes=SIZES, rounds=1).simulation.round(0)
     assert record is not None
     assert not {"density", "two_of_four"} & record.keys()
+
+
+def test_densities_are_by_entries_and_not_by_tensors() -> None:
+    thin = torch.tensor([[True, False, False, False]] * 2)
+    wide, odd = torch.ones(6, 4, dtype=torch.bool), torch.tensor([[True, False, False]])
+    assert density_of([thin, wide, odd]) == {"density": pytest.approx(27 / 35), "two_of_four": pytest.approx(8 / 32)}
+    assert density_of([odd]) == {"density": pytest.approx(1 / 3), "two_of_four": None}
