@@ -77,11 +77,12 @@ def start(
             observer.say(note)
         observer.begin("set-up", execute.steps(x))
         material = (shelf or Shelf()).prepare(x, data, observer, resolved.method.info.needs)
-        for note in check_loaded(resolved, material):
+        idle = check_loaded(resolved, material)
+        for note in idle:
             observer.say(note)
         material = from_adapter.begun(material, adapter, x, resolved.played, observer)
         pinned = execute.pinned_to(x, material)
-        about = summary.begun(directory, resolved, material, began) | {"pinned": pinned}
+        about = summary.begun(directory, resolved, material, began) | {"pinned": pinned, "idle": idle}
         if material.beginning is not None:
             about["start"] = material.beginning.write(directory)
         directories.write_summary(directory, about)

@@ -114,6 +114,20 @@ def test_two_rows_that_are_the_same_cell_are_one_run(tmp_path: Path, monkeypatch
     assert [s.split("]")[0] for s in told.sentences if s.startswith("[")] == ["[1/1"]
 
 
+def test_a_setting_without_effect_is_told_once_for_each_of_its_values(tmp_path: Path) -> None:
+    """Cells that differ in it alone have the same numbers, which is no finding."""
+    told, grid = toy_runs.Told(), made(tmp_path, ("fedit",), common={"partition": "iid"})
+    found = play.compare(grid, tmp_path / "out", observer=told)
+    assert len({r["common"] for r in found.records() if r["seed"] == 0}) == 1
+    said = [s for s in told.sentences if "has no effect" in s]
+    assert said == [
+        f"alpha = {a} has no effect: it goes with partition = dirichlet, and partition is iid here." for a in (0.3, 5.0)
+    ]
+    again = toy_runs.Told()
+    play.compare(grid, tmp_path / "out", observer=again)
+    assert [s for s in again.sentences if "has no effect" in s] == said
+
+
 def test_a_grid_that_was_killed_three_times_has_the_same_table_bit_for_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

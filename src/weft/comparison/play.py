@@ -111,6 +111,7 @@ class _Player:
         self.given: str | None = None
         self.shelf = Shelf()
         self.known: dict[Path, Done] = {}
+        self.idle: set[str] = set()
 
     def plan(self, cell: Cell) -> Planned:
         if self.data is not None and self.given is None:
@@ -129,9 +130,17 @@ class _Player:
             new += not done.found
             rest = (time.perf_counter() - began) / max(new, 1) * (len(left) - number)
             self.observer.say(f"[{number}/{len(left)}] {_told(done)}{_left(rest) if new and rest else ''}")
+            self._tell_idle(done)
             self.observer.advance("cells")
         self.observer.end("cells")
         return [replace(self.known[p.place], cell=p.cell) for p in plans]
+
+    def _tell_idle(self, done: Done) -> None:
+        """Settings without effect on a cell, each once: cells that differ in them alone are alike."""
+        for sentence in (done.summary or {}).get("idle", ()):
+            if sentence not in self.idle:
+                self.idle.add(sentence)
+                self.observer.say(sentence)
 
     def _one_by_one(self, plans: Iterable[Planned]) -> Iterator[Done]:
         for plan in plans:
