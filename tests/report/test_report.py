@@ -173,7 +173,7 @@ def test_what_has_no_rate_is_not_told_to_raise_it_and_a_few_test_rows_are_said_t
     assert "tell little" not in found.advice
     about["headline"] = about["headline"] | {"n": 8}
     (found,) = verdict.findings(about, [bad])
-    assert found.advice.startswith("more test rows than 8, which tell little, more rounds or a head")
+    assert found.advice.startswith("more test rows (8 tell little), more rounds or a head")
 
 
 def test_of_a_probe_its_own_rate_is_proposed() -> None:

@@ -135,13 +135,15 @@ def _check_asynchrony(x: Experiment, method: Method) -> None:
         )
     if why := method.waits:
         raise UserError(f"{slug} {why}, so its server has to wait for a round: {out}, or choose a method such as fedit.")
+    budgeted = "is compared with what the next round will cost, and turns here last beyond a round"
+    one_by_one = "says who is drawn into a cohort, and here clients are drawn one by one"
     wrong = {
         "deadline": x.deadline is not None and "closes rounds, and nobody waits for one here",
-        "availability": x.availability not in (None, ALWAYS) and "is asked for a cohort as a whole",
-        "cohorts": x.cohorts != "random" and "chooses cohorts, and here clients are drawn one by one",
+        "availability": x.availability not in (None, ALWAYS) and one_by_one,
+        "cohorts": x.cohorts != "random" and one_by_one,
         "periods": x.periods > 1 and "lets rows arrive between rounds, when turns are under way",
-        "energy_budget": x.energy_budget is not None and "counts rounds whose turns end in them",
-        "carbon_budget": x.carbon_budget is not None and "counts rounds whose turns end in them",
+        "energy_budget": x.energy_budget is not None and budgeted,
+        "carbon_budget": x.carbon_budget is not None and budgeted,
         "rule": x.rule != "none" and "adds up what whole cohorts change that all began from one model",
         "robust": x.robust != "none" and "compares updates that began from one model",
         "max_factor": x.max_factor not in ("auto", "off") and "takes back states on which turns that are under way rest",

@@ -308,7 +308,7 @@ def pinned_to(x: Experiment, material: Material) -> dict[str, Any]:
     found["model"] = ",".join("+".join(map(_place, encoders(model))) for model in x.models)
     if x.start is not None:
         found["start"] = str(Path(x.start).expanduser().resolve())
-    tables = {name: getattr(x, name) for name in ("devices", "availability", "grids")}
+    tables = {name: getattr(x, name) for name in ("devices", "availability", "grids", "peers")}
     found |= {n: _place(file) for n, file in tables.items() if file is not None and file.endswith((".toml", ".csv"))}
     known = {entry.name for entry in catalogue()}
     for setting, name in (("data", None if material.data["object"] else x.data), ("public", x.public)):

@@ -90,7 +90,7 @@ def _guessing(summary: Mapping[str, Any], settings: Mapping[str, Any]) -> Findin
     faster = _rate(settings, 10.0)
     ways = ["a higher learning rate"] * bool(faster) + ["more rounds"] + ["a head that starts from a probe"] * bool(head)
     if top.get("n", FEW) < FEW:
-        ways.insert(0, f"more test rows than {top['n']}, which tell little")
+        ways.insert(0, f"more test rows ({top['n']} tell little)")
     return Finding(
         f"The model is not told apart from one that always names the most frequent class: accuracy {top['value']:.3f} "
         f"({top['low']:.2f}-{top['high']:.2f}), and that would have {chance:.3f}.",

@@ -88,7 +88,7 @@ def test_what_crosses_is_rounded_both_ways_and_only_in_training() -> None:
     assert not torch.allclose(rounded(predicted, 8), predicted, atol=1e-5)
 
 
-def test_peers_are_told_of_and_change_no_number(tmp_path: Path, peers: str) -> None:
+def test_peers_are_told_of_and_change_no_number(tmp_path: Path, peers: str, monkeypatch: pytest.MonkeyPatch) -> None:
     told = Told()
     about = SMALL | {"method": "swarm-parallelism", "parameters": LORA}
     plain = toy_runs.run(tmp_path, name="plain", **about)
@@ -105,8 +105,10 @@ def test_peers_are_told_of_and_change_no_number(tmp_path: Path, peers: str) -> N
     assert 3 < lengths <= 16  # tokens of a row; what was lost in the middle went twice
     (said,) = [s for s in told.sentences if s.startswith("on these peers")]
     assert "samples a second" in said
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(Killed):
-        toy_runs.run(tmp_path, name="killed", peers=peers, observer=toy_runs.Dies(), **about)
+        toy_runs.run(tmp_path, name="killed", peers="peers.toml", observer=toy_runs.Dies(), **about)
+    monkeypatch.chdir("/")
     again = weft.resume(tmp_path / "killed", data=toy_runs.source())
     assert again.summary["swarm"] == found
 
