@@ -222,15 +222,7 @@ class Unbilled(Ledger):
         self.bills: dict[str, tuple[dict[str, int], int]] = {}
 
     def add(
-        self,
-        round: int,
-        phase: Phase,
-        direction: Direction,
-        client: str,
-        payload: Mapping[str, int],
-        wire: int,
-        *,
-        broadcast: str | None = None,
+        self, round: int, phase: Phase, direction: Direction, client: str, payload: Mapping[str, int], wire: int, **_: Any
     ) -> None:
         self.bills[client] = dict(payload), wire
 
