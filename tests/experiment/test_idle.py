@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,6 +41,18 @@ def test_what_has_no_effect_is_said_with_the_reason(given: dict[str, Any], words
     assert len(said) == len(words)
     assert all(word in sentence for word, sentence in zip(words, said, strict=True))
     assert all(s.endswith(".") and "\n" not in s for s in said)
+
+
+def test_a_region_of_a_device_has_no_effect_without_grids(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    kind = "speed = 1\nmemory = 8\nbandwidth = 10\n"
+    file.write_text(f'[sunny]\n{kind}region = "solar"\n[anywhere]\n{kind}')
+    given: dict[str, Any] = {"devices": str(file)}
+    (said,) = experiment.idle(resolve(given), FOUND)
+    assert said == "region = solar of [sunny] has no effect: it goes with grids, and grids is not given."
+    assert experiment.idle(resolve(given | {"grids": "solar,coal-wind"}), FOUND) == []
+    (of_all,) = experiment.idle(resolve(given | {"baseline": "central"}), FOUND)
+    assert "devices = " in of_all
 
 
 def test_what_a_setting_goes_with_is_a_setting_and_has_such_values() -> None:

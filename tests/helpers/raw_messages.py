@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from weft.communication.codecs import codec
-from weft.communication.frame import Expected, Header
+from weft.communication.exact import MARK
+from weft.communication.frame import Expected, Received
 from weft.communication.wire import decode, encode
 from weft.federation.message import Value
+from weft.tensors.integers import Bounded, Shape
 
 
 def apart(data: bytes) -> tuple[dict[str, Any], dict[str, Any], bytes]:
@@ -55,16 +57,33 @@ def read(raw: bytes) -> tuple[dict[str, Any], bytes]:
 Edit = Callable[[dict[str, Value]], Mapping[str, Value]]
 
 
-def edited(answer: bytes, edit: Edit, weight: float | None = None) -> bytes:
-    """The answer with other tensors, by the project's own reading and writing."""
-    about, data = read(answer)
-    header, table, _ = apart(data)
-    head = Header(**{n: header[n] for n in ("method", "round", "kind", "direction", "client", "weight")})
-    names = dict.fromkeys(n for n in table if n != "__metadata__")
-    shapes: dict[str, tuple[int | None, ...] | None] = dict(names)
-    facts = frozenset(header["facts"])
-    received = decode(data, Expected(head.method, head.round, head.kind, "up", shapes, facts=facts, max_weight=1e9))
-    tensors = edit({n: v.clone() for n, v in received.tensors.items() if isinstance(v, Tensor)})
-    if weight is not None:
-        head = replace(head, weight=weight)
-    return said(about, encode(head, tensors, received.facts, codec("identity")).data)
+def values(answer: bytes, held: Mapping[str, Value] | None = None) -> Received:
+    """What the update in an answer says, by the project's own reading.
+
+    Args:
+        held: what its sender had been sent, whose places it leaves out where it has the same.
+    """
+    header, table, _ = apart(read(answer)[1])
+    names = {n.split(MARK)[0] for n in table if n != "__metadata__"}
+    integers = {n: Bounded(tuple(a["shape"]), a["below"]) for n, a in header["scales"].items() if "below" in a}
+    shapes: dict[str, Shape | None] = dict.fromkeys(names) | integers
+    expected = Expected(
+        **{n: header[n] for n in ("method", "round", "kind", "direction")},
+        tensors=shapes,
+        facts=frozenset(header["facts"]),
+        max_weight=1e9,
+        masked=frozenset(names - integers.keys()),
+    )
+    return decode(read(answer)[1], expected, reference=held)
+
+
+def edited(answer: bytes, edit: Edit, weight: float | None = None, held: Mapping[str, Value] | None = None) -> bytes:
+    """The answer with other tensors, by the project's own reading and writing.
+
+    Args:
+        held: see :func:`values`.
+    """
+    received = values(answer, held)
+    tensors = edit({n: v.clone() if isinstance(v, Tensor) else v for n, v in received.tensors.items()})
+    head = received.header if weight is None else replace(received.header, weight=weight)
+    return said(read(answer)[0], encode(head, tensors, received.facts, codec("identity"), reference=held).data)

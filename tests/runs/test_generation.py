@@ -38,14 +38,22 @@ OF_TEXTS = [
     slug for slug, info in registry.infos().items() if not {"images", "texts", "hidden words", "items", "classes"} & {*info.needs}
 ]
 QUICK = [("fedit", "llama"), ("flora", "t5"), ("fedsa-lora", "bart")]
-KINDS = dict.fromkeys(("fedbf", "fedpeft-bias"), ("gpt2", "bart"))  # which train biases, of which a LLaMA has none
+KINDS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("fedbf", "fedpeft-bias"), ("gpt2", "bart")),  # which train biases, of which a LLaMA has none
+    **dict.fromkeys(("fedp2eft", "depthfl"), ("llama",)),  # which take one stack of blocks
+    **dict.fromkeys(("feddpa", "pfedlora"), ()),  # which weigh whole rows, or need a head
+}
+OWN: dict[str, dict[str, Any]] = {"pf2lora": {"order": "first"}}
+"""Settings without which a method refuses language models."""
 SLOW = [(slug, kind) for slug in OF_TEXTS for kind in KINDS.get(slug, ("llama", "bart")) if (slug, kind) not in QUICK]
 
 
 @pytest.fixture(scope="module", params=[*QUICK, *(pytest.param(pair, marks=pytest.mark.slow) for pair in SLOW)], ids="-".join)
 def of_answers(request: pytest.FixtureRequest) -> Plays:
     slug, kind = request.param
-    return Plays(short(slug), task="generation", kind=kind, decoding=Decoding(new_tokens=8, temperature=1.0))
+    return Plays(
+        replace(short(slug), **OWN.get(slug, {})), task="generation", kind=kind, decoding=Decoding(new_tokens=8, temperature=1.0)
+    )
 
 
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
@@ -71,6 +79,13 @@ def test_the_runs_that_laws_read_learn_answers_and_write_texts(of_answers: Plays
         again.evaluate(ROUNDS - 1)
         assert [s["row"] for s in again.samples] == [s["row"] for s in common]
     assert all(s["wanted"] == table.wanted[list(table.row_ids).index(s["row"])] for s in samples)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("slug", [*KINDS, *OWN])
+def test_the_other_kinds_are_refused_in_a_sentence(slug: str) -> None:
+    for kind in {"llama", "bart"} - {*KINDS.get(slug, ())}:
+        with pytest.raises(weft.UserError, match=r"(choose|leave|set|take) .*\.$"):
+            tiny.federation(short(slug), kind, task="generation")
 
 
 def test_a_language_model_has_no_head_to_probe() -> None:

@@ -10,7 +10,7 @@ import typer
 
 from weft.errors import UserError
 from weft.report.console import out
-from weft.report.progress import starting
+from weft.report.progress import starting, watching
 from weft.words import count
 
 
@@ -55,11 +55,17 @@ def report(
     with starting(screen, quiet=False):
         from weft.playing.run import load_run
         from weft.report import page
-
-        runs = [load_run(folder) for folder in found]
-        path = (to or (found[0] if len(found) == 1 else Path()) / page.NAME).expanduser()
+    path = (to or (found[0] if len(found) == 1 else Path()) / page.NAME).expanduser()
+    with watching(screen, quiet=False) as observer:
+        observer.begin("runs", len(found))
+        runs = []
+        for folder in found:
+            runs.append(load_run(folder))
+            observer.advance("runs")
+        observer.end("runs")
         if path.is_dir():
             raise UserError(f"{path} is a folder: give --to the name of a file, such as {path / page.NAME}.")
+        observer.begin("page", 0)
         page.write(path, runs, title=title)
     screen.print(Text(f"{path}: a page of {count(len(runs), 'run')}."), soft_wrap=True)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from weft.devices.profiles import read
 from weft.experiment.whole import SETTINGS
 
 if TYPE_CHECKING:
@@ -41,4 +42,10 @@ def idle(resolved: Resolved, found: Mapping[str, Any]) -> list[str]:
         with_what = f"{other} = {' or '.join(map(str, suiting))}" if suiting else other
         here = f"is {now} here" if now not in (None, "") else "is not given"
         sentences.append(f"{name} = {value} has no effect: it goes with {with_what}, and {other} {here}.")
+    if x.devices is not None and x.grids is None and "devices" not in alone:
+        sentences += [
+            f"region = {device.region} of [{device.name}] has no effect: it goes with grids, and grids is not given."
+            for device, _ in read(x.devices)
+            if device.region
+        ]
     return sentences

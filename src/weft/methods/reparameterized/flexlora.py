@@ -130,10 +130,12 @@ class FlexLoRA(Method):
         for site in server.sites("lora"):
             terms = [u.lowrank("lora", site) for u in received]
             u, s, vh = stack(terms, [weight / total for weight in weights]).svd()
-            server.memo[f"product/{site.name}"] = LowRank(u * s, vh)
+            # rows one after another, as a checkpoint gives them back: sums round by how a matrix lies in memory
+            b, a = (u * s).contiguous(), vh.contiguous()
+            server.memo[f"product/{site.name}"] = LowRank(b, a)
             scale = server.adaptation["lora"][0].constants(site)["scale"]
-            server.write(f"lora/{site.name}/A", vh)  # the global model is the whole average, not a cut
-            server.write(f"lora/{site.name}/B", u * s / scale)
+            server.write(f"lora/{site.name}/A", a)  # the global model is the whole average, not a cut
+            server.write(f"lora/{site.name}/B", b / scale)
         server.mean(received, only="head")
 
 
