@@ -56,7 +56,7 @@ def report(
         from weft.playing.run import load_run
         from weft.report import page
     path = (to or (found[0] if len(found) == 1 else Path()) / page.NAME).expanduser()
-    with watching(screen, quiet=False) as observer:
+    with watching(screen, quiet=not screen.is_terminal) as observer:
         observer.begin("runs", len(found))
         runs = []
         for folder in found:

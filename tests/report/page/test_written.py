@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -86,6 +88,21 @@ def test_the_page_of_several_lies_here_and_has_each_once(two: list[weft.Run], tm
     assert [e.text.split("/")[-2] for e in root.all("pre")] == ["s1", "s0"]
     got = typed(capsys, "report", tmp_path / "runs", "--to", "other.html")
     assert got.out == "other.html: a page of 2 runs.\n"
+
+
+def test_it_tells_how_many_runs_it_has_read(two: list[weft.Run], capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, Any]] = []
+
+    class Watching(weft.Observer):
+        def begin(self, stage: str, total: int) -> None:
+            seen.append((stage, total))
+
+        def advance(self, stage: str, by: int = 1, **figures: Any) -> None:
+            seen.append((stage, "one"))
+
+    monkeypatch.setattr("weft.cli.report.watching", lambda screen, quiet: nullcontext(Watching()))
+    assert typed(capsys, "report", two[0].folder, two[1].folder).code == 0
+    assert seen == [("runs", 2), ("runs", "one"), ("runs", "one"), ("page", 0)]
 
 
 def test_what_has_no_run_in_it_is_refused(two: list[weft.Run], tmp_path: Path, capsys: Capture) -> None:
