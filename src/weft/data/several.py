@@ -15,7 +15,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from weft.data.rows import Rows, Source
+from weft.data.rows import ClientData, Rows, Source
 from weft.data.splits import TRAIN, draw
 from weft.errors import UserError, nearest
 
@@ -60,7 +60,7 @@ def entries(path: Path) -> dict[str, Entry]:
     """The tasks of a file, by name.
 
     Raises:
-        UserError: it can't be read, has fewer than two tasks, or one with a name or a setting that there is not.
+        UserError: it can't be read, has no tasks, or one with a name or a setting that there is not.
     """
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -68,8 +68,8 @@ def entries(path: Path) -> dict[str, Entry]:
         raise UserError(
             f"the file of tasks {path} can't be read ({str(e).splitlines()[0]}): see docs/data.md for its form."
         ) from e
-    if len(tables) < 2 or not all(isinstance(table, dict) for table in tables.values()):
-        raise UserError(f"{path} names {len(tables)} tasks: give two or more, each as [NAME] with its data.")
+    if not tables or not all(isinstance(table, dict) for table in tables.values()):
+        raise UserError(f"{path} names no tasks: give each as [NAME] with its data.")
     found = {}
     for name, table in tables.items():
         if SEPARATOR in name or ":" in name or not name.strip():
@@ -244,3 +244,9 @@ def facts(tasks: Sequence[str], train: np.ndarray, others: Sequence[np.ndarray] 
     for i in train.tolist():
         found[tasks[i]] += 1
     return found
+
+
+def of_client(client: ClientData) -> dict[str, int]:
+    """:func:`facts` of a client whose rows lie in tables of its own."""
+    own, *others = ([] if rows.tasks is None else list(rows.tasks) for rows in (client.train, client.val, client.test))
+    return {task: own.count(task) for task in sorted({*own, *(task for some in others for task in some)})}

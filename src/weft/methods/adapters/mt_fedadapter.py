@@ -16,7 +16,8 @@ it:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
@@ -116,14 +117,21 @@ class MTFedAdapter(Method):
     def train(self, pack: Pack) -> Iterable[Update]:
         if not isinstance(pack.task, Several):
             return self.fit(pack)
+        return self._by_task(pack)
+
+    def _by_task(self, pack: Pack) -> Iterator[Update]:
         groups = pack.bench.table.groups
         assert groups is not None
+        trained: dict[str, set[str]] = {client.id: set() for client in pack.clients}
         for i, name in enumerate(of_groups(pack)):
             own = pack.limited(groups == i)
-            parts = (f"{ADAPTER}.{name}", f"{HEAD}.{name}")
             if own.has_work():
-                own.minimise(self.objective, parts, self.optim, self.epochs, self.steps, self.batch)
-        return pack.updates()
+                own.minimise(self.objective, _parts(name), self.optim, self.epochs, self.steps, self.batch)
+            for client in own.clients:
+                trained[client.id] |= {name} if len(client.data.train) else set()
+        for update in pack.updates():  # of a task without rows there is nothing to say, whoever else was in the pack
+            kept = {n: value for n, value in update.tensors.items() if task_of(n) in trained[update.client.id]}
+            yield replace(update, tensors=kept)
 
     def forward(self, pack: Pack, batch: Batch, view: str | None = None) -> Output:
         """Each row through the adapters and the head of its own task."""
@@ -135,7 +143,7 @@ class MTFedAdapter(Method):
         for i, name in enumerate(of_groups(pack)):
             if (rows := (of_row == i) & (batch.index >= 0)).any():
                 weight = torch.from_numpy(rows).to(pack.device, pack.dtype)
-                use |= {f"{ADAPTER}.{name}": weight, f"{HEAD}.{name}": weight}
+                use |= dict.fromkeys(_parts(name), weight)
         return pack(batch, use=use)
 
     # server -----------------------------------------------------------------------------------------------------------
@@ -147,9 +155,9 @@ class MTFedAdapter(Method):
             return
 
         def weight(update: Update) -> dict[str, float]:
-            rows = update.client.facts["tasks"]
-            own = {name: float(n) if self.weighting == "examples" else 1.0 for name, n in rows.items()}
-            return {n: own[task_of(n)] for n in update.tensors}
+            rows = update.client.facts.get("tasks") or dict.fromkeys(task.spans, update.weight)
+            by_rows = self.weighting == "examples"
+            return {n: float(rows[task_of(n)]) if by_rows else 1.0 for n in update.tensors}
 
         server.mean(updates, weight=weight)
         if self.borrow and server.round.index >= self.borrow_after:
@@ -177,6 +185,8 @@ def tasks_of(task: Several, client: ClientInfo) -> list[str]:
     told = client.facts.get("tasks")
     if not client.id or told is None:
         return list(task.spans)
+    if not isinstance(told, dict) or not all(type(n) is int and n >= 0 for n in told.values()):
+        raise UserError(f"client {client.id} has no tasks with numbers of rows: give it data of several tasks.")
     if strange := sorted(set(told) - set(task.spans)):
         known = list(task.spans)
         raise UserError(
@@ -184,6 +194,10 @@ def tasks_of(task: Several, client: ClientInfo) -> list[str]:
             f"its rows out.{nearest(strange[0], known)}"
         )
     return [name for name in task.spans if name in told]
+
+
+def _parts(task: str) -> tuple[str, str]:
+    return f"{ADAPTER}.{task}", f"{HEAD}.{task}"
 
 
 def task_of(tensor: str) -> str:
