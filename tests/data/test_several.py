@@ -92,7 +92,7 @@ def test_what_some_tasks_lack_is_drawn_from_their_training_rows(folder: Path) ->
 
 def test_rows_are_dealt_out_among_those_who_have_the_task(folder: Path) -> None:
     source = load(file(folder, THREE))
-    dealt = partition(source, clients=3, scheme="natural", seed=0)
+    dealt = partition(source, clients=3, scheme="natural", seed=0, val_fraction=0.0)
     found = {client.facts["domain"]: several.of_client(client) for client in dealt.clients}
     assert found.keys() == {"x", "y", "pairs"}
     assert found["x"].keys() == {"drugs"}
