@@ -14,6 +14,7 @@ from torch import Tensor
 
 import by_hand
 import tiny
+from bytes_of import HEAD, LAYERS, Case, D, Sizes, Turn
 from weft.adaptation.optim import Optim
 from weft.errors import UserError
 from weft.federation.message import ClientInfo
@@ -248,3 +249,15 @@ def test_a_head_of_several_layers_is_refused() -> None:
 
     with pytest.raises(UserError, match="can't be taken apart by tasks"):
         TaskHead(first=0, end=2).sites(tiny.backbone("roberta"))
+
+
+# what other tests ask of this method --------------------------------------------------------------------------------------
+
+
+def of_one_task(turn: Turn) -> Sizes:
+    m = max(D // 12, 1)
+    return {"adapter": [m * D, m, D * m, D] * LAYERS, "head": HEAD}
+
+
+BYTES = Case({}, of_one_task, of_one_task)
+TINY = {"reduction": 4}
