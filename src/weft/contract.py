@@ -11,7 +11,7 @@ from weft.adaptation.bias import Bias, BiasScope
 from weft.adaptation.bottleneck import Bottleneck
 from weft.adaptation.boundary import Boundary
 from weft.adaptation.exits import Exit
-from weft.adaptation.head import Head
+from weft.adaptation.head import Head, TaskHead
 from weft.adaptation.lora import Delta, LoRA
 from weft.adaptation.norm import Norm
 from weft.adaptation.optim import Optim
@@ -46,6 +46,7 @@ from weft.federation.split import SplitMethod
 from weft.federation.tuned import Tuned
 from weft.tasks.losses import distillation, mean_of
 from weft.tasks.outputs import Output, average
+from weft.tasks.several import Several
 from weft.tasks.task import Task
 from weft.tensors.forms import Value
 from weft.tensors.init import Init
@@ -105,6 +106,7 @@ __all__ = [
     "Scale",
     "Scope",
     "ServerState",
+    "Several",
     "Shape",
     "Share",
     "Site",
@@ -112,6 +114,7 @@ __all__ = [
     "SparseWeights",
     "SplitMethod",
     "Task",
+    "TaskHead",
     "Tune",
     "Tuned",
     "Update",

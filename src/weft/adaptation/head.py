@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weft.adaptation.part import Additive, Mode
+from weft.errors import UserError
 from weft.tensors.init import Init
-from weft.typed import NonNegative
+from weft.typed import Count, NonNegative, Whole
 
 if TYPE_CHECKING:
     from weft.backbones.backbone import Backbone, Site
@@ -48,3 +49,45 @@ class Head(Additive):
         if isinstance(module, nn.LayerNorm):
             return F.layer_norm(x, module.normalized_shape, eps=module.eps) * w["weight"].unsqueeze(1) + bias
         return torch.bmm(x, w["weight"].mT) + bias
+
+
+@dataclass(frozen=True)
+class TaskHead(Head):
+    """The rows of a head that make the logits of some classes alone, those of one task among several.
+
+    Other logits are 0, and it can be switched off.
+
+    Attributes:
+        first, end: the classes, by their positions in the whole head.
+    """
+
+    first: Whole = 0
+    end: Count = 1
+    always = False
+
+    def sites(self, backbone: Backbone) -> list[Site]:
+        """
+        Raises:
+            UserError: the head is more than one layer.
+        """
+        if [site.role for site in backbone.heads] != ["head"]:
+            raise UserError(
+                f'the head of backbone "{backbone.name}" has {len(backbone.heads)} layers, which can\'t be taken apart by tasks: '
+                "choose an encoder whose head for tokens is one linear layer, such as minilm, BERT or RoBERTa."
+            )
+        return backbone.heads
+
+    def tensors(self, backbone: Backbone, site: Site) -> Mapping[str, Init]:
+        found = super().tensors(backbone, site)
+        n = self.end - self.first
+        return {
+            role: replace(init, shape=(n, *init.shape[1:]), value=init.value[self.first : self.end])
+            if init.value is not None
+            else replace(init, shape=(n, *init.shape[1:]))
+            for role, init in found.items()
+        }
+
+    def apply(self, module: nn.Module, w: Mapping[str, Tensor], x: Tensor, out: Tensor) -> Tensor:
+        own = super().apply(module, w, x, out)
+        whole = int(module.out_features)  # type: ignore[arg-type]
+        return F.pad(own, (self.first, whole - self.end))

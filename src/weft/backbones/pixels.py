@@ -63,6 +63,11 @@ class Pixels:
         """As of :attr:`weft.backbones.token_table.Tokens.spans`."""
         return np.stack([self.lengths, np.zeros_like(self.lengths)], -1)[:, None]
 
+    @property
+    def groups(self) -> np.ndarray | None:
+        """As of :attr:`weft.backbones.token_table.Tokens.groups`: none."""
+        return None
+
     def row_of(self, index: np.ndarray) -> np.ndarray:
         """The rows that ``index`` are views of; -1 = padding."""
         return np.where(index < 0, index, index % max(len(self), 1))

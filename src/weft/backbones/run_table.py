@@ -11,6 +11,7 @@ from weft.backbones.options import FILL, MASKED
 from weft.backbones.pixels import Pixels, pixels
 from weft.backbones.preference_table import preferences
 from weft.backbones.reply_table import replies
+from weft.backbones.several_table import several
 from weft.backbones.token_table import Tokens, tokenize
 from weft.errors import UserError
 
@@ -48,6 +49,8 @@ def tabulate(backbone: Backbone, rows: Rows, max_length: int = 128, views: Views
         return filled(backbone, rows, max_length)
     if backbone.options.task == MASKED:
         return masked(backbone, rows, max_length)
+    if rows.tasks is not None:
+        return several(backbone, rows, max_length)
     if rows.rejected is not None:
         return preferences(backbone, rows, max_length)
     return tokenize(backbone, rows, max_length) if rows.answers is None else replies(backbone, rows, max_length)

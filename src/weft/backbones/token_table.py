@@ -33,6 +33,7 @@ class Tokens:
         notes: on words that have no token.
         before, behind: of each row, tokens in front of its text, and behind it int64 [n]: special ones and those of a template.
             None = none.
+        groups: int64 [n]; rows of different ones share no batch, as those of different tasks. None = all are of one.
     """
 
     ids: np.ndarray
@@ -49,6 +50,7 @@ class Tokens:
     notes: tuple[str, ...] = ()
     before: int = 0
     behind: np.ndarray | None = None
+    groups: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)

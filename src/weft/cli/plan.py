@@ -163,6 +163,8 @@ def farewell(out: Console, done: Run) -> None:
         texts = ["some text", "and its second"] if about.pairs else ["some text"]
         rows = {"texts": texts, "images": ["picture.png"]}.get(about.base.reads)
         command = ["weft", "chat", str(done.folder)] if about.writes else ["weft", "predict", str(done.folder), *(rows or ())]
+        if about.task == "several":  # a text does not say of which
+            command = ["weft", "eval", str(done.folder), "--data", str(done.summary["settings"]["data"]["value"])]
         if rows is not None:  # no words tell a sequence of items
             out.print(Text(f"Try it: {shlex.join(command)}"), soft_wrap=True)
     if "served" in done.summary:

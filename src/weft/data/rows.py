@@ -13,9 +13,9 @@ from weft.checks import given_rows as checks
 from weft.data.images import Images
 from weft.errors import UserError
 
-COLUMNS = ("texts", "pairs", "images", "words", "allowed", "numbers", "answers", "rejected", "history", "items")
+COLUMNS = ("texts", "pairs", "images", "words", "allowed", "numbers", "answers", "rejected", "history", "items", "tasks")
 BESIDE = (
-    "pairs", "labels", "ids", "keys", "words", "allowed", "numbers", "answers", "rejected", "history", "items",
+    "pairs", "labels", "ids", "keys", "words", "allowed", "numbers", "answers", "rejected", "history", "items", "tasks",
 )  # fmt: skip
 """Columns beside texts or images."""
 Turns = tuple[tuple[str, str], ...]  # of a chat: who says what
@@ -46,6 +46,8 @@ class Rows:
         items: sequences of items [n], each a tuple of positions among the classes, oldest first, at least one of them; the label
             is the item that comes next. ``texts`` may be left out.
         allowed: bool [n, C], the classes that each row may have by the rules of those who labelled it; None = all.
+        tasks: str [n], the task that each row is of, where there are several (:mod:`weft.data.several`). Rows of a sentence that
+            is told apart as a whole have no words and no tags then, but a label.
         images: the pictures, or a list of anything that is one, see :class:`Images`.
 
     Raises:
@@ -66,6 +68,7 @@ class Rows:
     rejected: Sequence[str] | None = None
     history: Sequence[Turns] | None = None
     items: Sequence[tuple[int, ...]] | None = None
+    tasks: Sequence[str] | None = None
     numbered: bool = field(default=False, repr=False)  # whether ids were left out, so that a source may number anew
 
     def __post_init__(self) -> None:
@@ -92,7 +95,7 @@ class Rows:
             raise UserError("rows are either texts or images: give one of the two.")
         if self.labels is None:
             raise UserError("rows need labels: give each row the number of its class, counted from 0.")
-        for name in ("texts", "pairs"):
+        for name in ("texts", "pairs", "tasks"):
             if (column := getattr(self, name)) is not None:
                 put(name, checks.texts(column, name))
         if self.images is not None and not isinstance(self.images, Images):
@@ -190,6 +193,7 @@ class Rows:
             rejected=None if self.rejected is None else [self.rejected[i] for i in where],
             history=None if self.history is None else [self.history[i] for i in where],
             items=None if self.items is None else [self.items[i] for i in where],
+            tasks=None if self.tasks is None else [self.tasks[i] for i in where],
         )
 
     @staticmethod
@@ -218,6 +222,7 @@ class Rows:
             rejected=joined([part.rejected for part in parts]),
             history=joined([part.history for part in parts]),
             items=joined([part.items for part in parts]),
+            tasks=joined([part.tasks for part in parts]),
         )
 
 
@@ -317,7 +322,7 @@ def _alike(parts: Sequence[Rows], classes: Sequence[str], where: str) -> None:
         if any((getattr(rows, name) is None) != (getattr(parts[0], name) is None) for name in COLUMNS):
             raise UserError(
                 f"the splits of {where} differ in what they hold: give all of them texts, pairs, images, tags, numbers, answers, "
-                "rejected answers, history or items alike."
+                "rejected answers, history, items or tasks alike."
             )
         if rows.allowed is not None and rows.allowed.shape[1] != len(classes):
             raise UserError(f"allowed of {where} is of {rows.allowed.shape[1]} classes, and there are {len(classes)}.")
@@ -339,7 +344,7 @@ def _consistent(parts: Sequence[Rows], where: str) -> None:
 
 def fingerprint(classes: Iterable[str], splits: Mapping[str, Rows | None]) -> str:
     """The sha256 (hexadecimal) of class names and of every row's split, text (or picture), pair, label and key,
-    and of the words, tags, numbers, allowed classes, answers, rejected answers, history and items that it may have.
+    and of the words, tags, numbers, allowed classes, answers, rejected answers, history, items and task that it may have.
 
     Splits are taken in the order of their names and rows in their own order, so the value depends on content
     alone.
@@ -378,4 +383,6 @@ def fingerprint(classes: Iterable[str], splits: Mapping[str, Rows | None]) -> st
                 add(repr(rows.history[i]))
             if rows.items is not None:
                 add(repr(rows.items[i]))
+            if rows.tasks is not None:
+                add(("task", rows.tasks[i]))
     return digest.hexdigest()

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from weft.checks import table_files as checks
-from weft.data import folders, given, indexes, interactions, scored
+from weft.data import folders, given, indexes, interactions, scored, several
 from weft.data.assemble import assemble
 from weft.data.columns import Wanted
 from weft.data.formats import suffix
@@ -102,6 +102,9 @@ def _load(name: str, columns: dict[str, str], wanted: Wanted, core: int = 0) -> 
         source: Source = getattr(module, name)()
         return source
     path = Path(name).expanduser()
+    if entry is None and path.suffix.lower() == ".toml":
+        _refuse(f"{name}, a file of several tasks,", columns)
+        return _several(path)
     if entry is None and (path.exists() or suffix(path) or name.startswith((".", "/", "~"))):
         if wanted == "items":
             return interactions.read(path, columns, [], core)
@@ -125,6 +128,28 @@ def _load(name: str, columns: dict[str, str], wanted: Wanted, core: int = 0) -> 
     from weft.data.hub import from_hub, unknown
 
     return from_hub(entry or unknown(name), wanted, **columns)
+
+
+def _several(path: Path) -> Source:
+    """The source of a file of several tasks."""
+    parts = []
+    for task, entry in several.entries(path).items():
+        local = path.parent / entry.data
+        try:
+            source = load(
+                str(local) if local.exists() else entry.data,
+                text=entry.text,
+                pair=entry.pair,
+                label=entry.label,
+                key=entry.key,
+                one_class=True,
+            )
+            source = source if entry.only is None else several.kept(source, entry.only, task)
+            source = source if entry.limit is None else limited(source, entry.limit, 0)
+        except UserError as e:
+            raise UserError(f"[{task}] in {path}: {e}") from None
+        parts.append(several.Part(task, source, tuple(entry.clients or ())))
+    return several.joined(path.stem, parts)
 
 
 def _check_classes(source: Source) -> None:

@@ -51,14 +51,25 @@ class What(Group):
         common=True,
     )
     task: Literal[
-        "auto", "classification", "similarity", "fill", "tokens", "regression", "generation", "masked", "preference", "next-item"
+        "auto",
+        "classification",
+        "similarity",
+        "fill",
+        "tokens",
+        "regression",
+        "generation",
+        "masked",
+        "preference",
+        "next-item",
+        "several",
     ] = setting(
         "auto",
         "What is predicted: `classification` (a linear head), `similarity` (a CLIP and class names), `fill` (a masked word), "
-        "`tokens`, `regression`, `generation`, `masked`, `preference`, `next-item`.",
+        "`tokens`, `regression`, `generation`, `masked`, `preference`, `next-item`, `several`.",
         "`fill` takes the class whose word a masked language model puts in the place of a mask, `tokens` gives each word a tag, "
         "`regression` each row a number, `generation` writes an answer to each prompt, `masked` finds hidden words, `preference` "
-        "learns the better of two answers (DPO), `next-item` ranks what may come next in a sequence. `auto` is tokens where "
+        "learns the better of two answers (DPO), `next-item` ranks what may come next in a sequence, `several` learns the tasks "
+        "that a file of them names. `auto` is tokens where "
         "words are tagged, generation where rows hold prompts and answers, preference where they hold two answers, next-item "
         "where they are sequences of items, fill where the method is of label words, masked where it is of hidden words, and "
         "similarity where there is a text tower, unless the method trains a head.",

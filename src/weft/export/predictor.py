@@ -36,7 +36,7 @@ from weft.federation import generating
 from weft.federation.bench import Bench
 from weft.storage import remedy
 from weft.tasks.generation import Generation
-from weft.tasks.kinds import MASKED, NEXT_ITEM, NUMBERS, TOKENS
+from weft.tasks.kinds import MASKED, NEXT_ITEM, NUMBERS, SEVERAL, TOKENS
 from weft.tasks.observed import Observed
 
 if TYPE_CHECKING:
@@ -101,6 +101,10 @@ class Predictor:
             raise UserError("this model writes text: use generate.")
         if self.tags_words:
             raise UserError("this model tags words and gives no row a class: use entities.")
+        if self.about.task == SEVERAL:
+            raise UserError(
+                "this model is of several tasks, and a text does not say of which: use weft eval with --data and a file of tasks."
+            )
         if self.about.task == NEXT_ITEM:
             raise UserError(
                 "this model ranks what comes next in a sequence of items, and these are none: use weft eval with --data."

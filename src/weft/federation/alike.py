@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 
 def check_alike(backbone: Backbone, turns: Sequence[Turn]) -> None:
-    """Sizes of tensors (ranks) and constants may differ between clients, and which parts that add something they have where.
+    """Sizes of tensors (ranks) and constants may differ between clients, and which parts that add something they have where,
+    or that make a share of what a layer gives and are switched on and off.
 
     Raises:
         UserError: clients differ in more.
@@ -40,7 +41,8 @@ def _difference(backbone: Backbone, one: str, mine: Adaptation, two: str, theirs
     """The first difference, as a clause."""
     for name in sorted(mine.keys() ^ theirs.keys()):
         who, adaptation = (one, mine) if name in mine else (two, theirs)
-        if adaptation[name][0].mode not in ("adds", "reads"):
+        part = adaptation[name][0]
+        if part.mode not in ("adds", "reads") and not (part.mode == "replaces" and not part.always):
             return f'only {who} has a part "{name}"'
     for name in mine.keys() & theirs.keys():
         part, other = mine[name][0], theirs[name][0]

@@ -101,6 +101,17 @@ class Pack(Passes):
         view._training = {c.id for c in clients}
         return view
 
+    def limited(self, to: np.ndarray) -> Pack:
+        """The same pack, the same tensors, but its clients train on some of their rows alone.
+
+        Args:
+            to: bool [n], whether a row of the table may be trained on.
+        """
+        view = copy.copy(self)
+        kept = [replace(c.data, train=c.data.train[to[c.data.train]]) for c in self.clients]
+        view.clients = [replace(c, data=data) for c, data in zip(self.clients, kept, strict=True)]
+        return view
+
     def twin(self) -> Pack:
         """The same clients with the same values, for steps that leave nothing behind."""
         view = copy.copy(self)
@@ -114,9 +125,11 @@ class Pack(Passes):
         self, epochs: float | None, steps: int | None, size: int, stream: str, caps: Sequence[int] | None = None
     ) -> list[plans.Plan]:
         each: Sequence[int | None] = [None] * len(self.clients) if caps is None else caps
+        rows = [c.data.train if self._training is None or c.id in self._training else c.data.train[:0] for c in self.clients]
+        groups = self.bench.table.groups
         return [
             plans.turn(
-                self._lengths[c.data.train if self._training is None or c.id in self._training else c.data.train[:0]],
+                self._lengths[own],
                 size=size,
                 seed=self.bench.seed,
                 client=c.id,
@@ -126,8 +139,9 @@ class Pack(Passes):
                 stream=stream,
                 by_length=self.bench.by_length,
                 cap=cap,
+                groups=None if groups is None else groups[own],
             )
-            for c, cap in zip(self.clients, each, strict=True)
+            for c, own, cap in zip(self.clients, rows, each, strict=True)
         ]
 
     def _assemble(self, rows: list[np.ndarray | None], stream: str, step: int) -> Batch:

@@ -27,16 +27,28 @@ class Plan:
 
 
 def epoch_batches(
-    lengths: np.ndarray, size: int, seed: int, client: str, epoch: int, stream: str = "main", by_length: bool = True
+    lengths: np.ndarray,
+    size: int,
+    seed: int,
+    client: str,
+    epoch: int,
+    stream: str = "main",
+    by_length: bool = True,
+    groups: np.ndarray | None = None,
 ) -> list[np.ndarray]:
-    """One epoch of a client with ``len(lengths)`` rows, cut into batches of ``size`` (the last may be smaller)."""
+    """One epoch of a client with ``len(lengths)`` rows, cut into batches of ``size`` (the last may be smaller).
+
+    Args:
+        groups: of the rows, [n]; rows of different ones share no batch. None = all are of one.
+    """
     n = len(lengths)
     if n == 0:
         return []
     order = numpy_generator(seed, "batches", stream, client, epoch).permutation(n)
     if by_length:
         order = order[np.argsort(lengths[order], kind="stable")]
-    cuts = [order[i : i + size] for i in range(0, n, size)]
+    each = [order] if groups is None else [order[groups[order] == group] for group in np.unique(groups)]
+    cuts = [some[i : i + size] for some in each for i in range(0, len(some), size)]
     visit = numpy_generator(seed, "visit", stream, epoch, len(cuts)).permutation(len(cuts))
     return [cuts[i] for i in visit]
 
@@ -53,16 +65,19 @@ def turn(
     stream: str = "main",
     by_length: bool = True,
     cap: int | None = None,
+    groups: np.ndarray | None = None,
 ) -> Plan:
     """The batches of a client's ``turn``-th turn (counted by server rounds).
 
     With ``steps`` a turn is that many batches; otherwise ``epochs``, of which a fraction takes the next part of an epoch that
     goes on over the rounds: four turns of a quarter see each row once. With ``cap`` an epoch ends after so many batches.
+    ``groups`` as of :func:`epoch_batches`.
     """
     n = len(lengths)
     if n == 0:
         return Plan([])
-    per_epoch = math.ceil(n / size)
+    rows = [n] if groups is None else np.unique(groups, return_counts=True)[1].tolist()
+    per_epoch = sum(math.ceil(own / size) for own in rows)
     if cap is not None:
         per_epoch = min(per_epoch, max(cap, 1))
     if steps is not None:
@@ -72,7 +87,7 @@ def turn(
         last = max(last, first + 1)
     found: list[np.ndarray] = []
     for epoch in range(first // per_epoch, (last - 1) // per_epoch + 1):
-        batches = epoch_batches(lengths, size, seed, client, epoch, stream, by_length)
+        batches = epoch_batches(lengths, size, seed, client, epoch, stream, by_length, groups)
         a = max(first - epoch * per_epoch, 0)
         b = min(last - epoch * per_epoch, per_epoch)
         found += batches[a:b]

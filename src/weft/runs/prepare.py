@@ -19,7 +19,7 @@ from weft.backbones.spaces import Spaces
 from weft.backbones.token_table import Tokens
 from weft.backbones.views import Views
 from weft.checks import tokenizers
-from weft.data import labels, protocols
+from weft.data import labels, protocols, several
 from weft.data.columns import NoColumn, wanted_by
 from weft.data.hub_sets import metrics_of
 from weft.data.partitioners import partition
@@ -49,6 +49,7 @@ from weft.tasks.kinds import (
     NEXT_ITEM,
     NUMBERS,
     PREFERENCE,
+    SEVERAL,
     TOKENS,
     make,
     suits,
@@ -156,6 +157,8 @@ def prepare(experiment: Experiment, given: Any, observer: Observer, needs: tuple
     given_facts = handed.facts_of(x)
     for i, client in enumerate(clients):
         client.facts = given_facts(i) | client.facts
+        if rows.tasks is not None:
+            client.facts["tasks"] = several.facts(rows.tasks, client.data.train, (client.data.val, client.data.test))
         client.model = models[i % len(models)] if i % len(models) else ""
     common_facts.settle(clients)
     about = {
@@ -204,6 +207,9 @@ def public_bench(
         observer.say(f"public rows: {note}")
     return found, {"name": x.public, "rows": len(rows), "fingerprint": fingerprint(classes, {"public": rows})}
 
+
+READ_AS = {GENERATION: GENERATION, PREFERENCE: GENERATION, SEVERAL: TOKENS}
+"""Tasks for which a backbone is loaded as for another."""
 
 MOST = 100
 """Clients, and classes, up to which each one's rows are counted by class."""
@@ -300,6 +306,8 @@ def told(x: Experiment, rows: Rows) -> Experiment:
     """
     found: dict[str, object] = {TOKENS: rows.tags, NUMBERS: rows.numbers, PREFERENCE: rows.rejected}
     found |= {GENERATION: rows.answers, NEXT_ITEM: rows.items}
+    if rows.tasks is not None:
+        found = {SEVERAL: rows.tasks}
     meant = next((kind for kind, column in found.items() if column is not None), x.task)
     asked = x if x.task != "auto" else x.model_copy(update={"task": meant})
     suits(kind_of(asked), rows)
@@ -308,7 +316,7 @@ def told(x: Experiment, rows: Rows) -> Experiment:
 
 def kind_of(x: Experiment) -> str:
     """The kind of an experiment's task, once that is told by its data or by its file."""
-    return x.task if x.task in (TOKENS, NUMBERS, NEXT_ITEM, *LANGUAGE) else CLASSES
+    return x.task if x.task in (TOKENS, NUMBERS, NEXT_ITEM, SEVERAL, *LANGUAGE) else CLASSES
 
 
 def backbone_of(x: Experiment, name: str, classes: Sequence[str], needs: tuple[str, ...]) -> Backbone:
@@ -318,7 +326,7 @@ def backbone_of(x: Experiment, name: str, classes: Sequence[str], needs: tuple[s
         classes=classes,
         device=x.device,
         precision=x.precision,
-        task=GENERATION if x.task in (GENERATION, PREFERENCE) else task_for(needs) if x.task == "auto" else x.task,
+        task=READ_AS.get(x.task) or (task_for(needs) if x.task == "auto" else x.task),
         template=x.template,
         blocks=x.blocks,
         roles=x.roles,

@@ -22,6 +22,7 @@ from weft.communication.frame import Expected
 from weft.communication.ledger import format_bytes
 from weft.communication.strict import Refused, plain
 from weft.communication.wire import decode
+from weft.data import several
 from weft.data.labels import UnknownLabel
 from weft.data.rows import ClientData, Rows
 from weft.engines.remote import TRAIN, Question, answer
@@ -208,6 +209,8 @@ class Resident:
         sizes = np.cumsum([len(client.train), len(client.val)])
         splits = Splits(*np.split(np.arange(len(bench.table)), sizes))
         facts = dict(client.facts) | dict(own.facts)
+        if client.train.tasks is not None and "tasks" in method.info.asks:
+            facts["tasks"] = several.of_client(client)
         run = AgreedRun(terms, x, method, bench, ClientState(own.name, len(client.train), facts, name, data=splits))
         self.run = run
         return run

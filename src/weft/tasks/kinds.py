@@ -12,14 +12,15 @@ from weft.tasks.masked_language import MaskedLanguage
 from weft.tasks.next_item import NextItem
 from weft.tasks.preference import Preference
 from weft.tasks.regression import Regression
+from weft.tasks.several import Several
 from weft.tasks.tagging import Tagging
 from weft.tasks.task import Task
 
 if TYPE_CHECKING:
     from weft.data.rows import Rows
 
-KINDS: dict[str, type[Classification | Tagging | Regression | Generation | Preference | NextItem]] = {
-    kind.kind: kind for kind in (Classification, Tagging, Regression, Generation, MaskedLanguage, Preference, NextItem)
+KINDS: dict[str, type[Classification | Tagging | Regression | Generation | Preference | NextItem | Several]] = {
+    kind.kind: kind for kind in (Classification, Tagging, Regression, Generation, MaskedLanguage, Preference, NextItem, Several)
 }
 CLASSES = Classification.kind
 TOKENS = Tagging.kind
@@ -28,6 +29,7 @@ GENERATION = Generation.kind
 PREFERENCE = Preference.kind
 MASKED = MaskedLanguage.kind
 NEXT_ITEM = NextItem.kind
+SEVERAL = Several.kind
 LANGUAGE = (GENERATION, MASKED, PREFERENCE)
 """Of language models, which have no head of their own."""
 NEEDS_TAGS = (
@@ -76,9 +78,13 @@ def suits(kind: str, rows: Rows) -> None:
         raise UserError("--task next-item needs a sequence of items in each row, as shops has: choose other --data.")
     if kind != NEXT_ITEM and rows.items is not None:
         raise UserError("the rows of these data are sequences of items: --task next-item learns from that.")
+    if kind == SEVERAL and rows.tasks is None:
+        raise UserError("--task several needs data of several tasks: give --data a .toml file that names them.")
+    if kind != SEVERAL and rows.tasks is not None:
+        raise UserError("these data are of several tasks: --task several learns them.")
     if kind == TOKENS and rows.tags is None:
         raise UserError(f"{NEEDS_TAGS}.")
-    if kind != TOKENS and rows.tags is not None:
+    if kind not in (TOKENS, SEVERAL) and rows.tags is not None:
         raise UserError("the words of these data are tagged: --task tokens learns from that.")
     if kind == NUMBERS and rows.numbers is None:
         raise UserError("--task regression needs a number in each row, and these rows have classes: leave the task out.")

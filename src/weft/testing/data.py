@@ -13,12 +13,14 @@ from weft.data.rows import Rows
 from weft.data.tagged import rows_of, within
 from weft.engines.setup import Tests
 from weft.federation.client import ClientState, Splits
-from weft.tasks.kinds import GENERATION, MASKED, NEXT_ITEM, PREFERENCE, TOKENS
+from weft.tasks.kinds import GENERATION, MASKED, NEXT_ITEM, PREFERENCE, SEVERAL, TOKENS
 from weft.testing.models import WORDS, domain
 
 SIZES = (9, 5, 1, 7, 0, 6)
 """Training rows of each client: one has a single row, one (the fourth) a single class, one none."""
 
+TASKS = ("find", "sort")
+"""Of rows of two tasks, see :func:`several_of`: the first tags words, the second tells sentences apart."""
 TAGS = ("O", "B-X", "I-X", "B-Y", "I-Y")
 """Of sentences whose words are tagged, see :func:`tagged`."""
 
@@ -77,6 +79,31 @@ def tagged(plain: Rows, spaces: bool = False) -> Rows:
         return replace(rows, keys=None)
     space = {"0": np.ones(len(TAGS), dtype=bool), "1": np.array([not tag.endswith("Y") for tag in TAGS])}
     return replace(within(rows, space), keys=None)
+
+
+def several_of(plain: Rows, classes: int = 3) -> Rows:
+    """Rows of two tasks: of every three one has a class, and two have tagged words."""
+    words = tagged(plain)
+    assert words.words is not None and words.tags is not None
+    whole = [i % 3 == 2 for i in range(len(plain))]
+    allowed = np.zeros((len(plain), len(TAGS) + classes), dtype=bool)
+    for own, sentence in zip(allowed, whole, strict=True):
+        own[len(TAGS) :] = sentence
+        own[: len(TAGS)] = not sentence
+    return Rows(
+        texts=plain.texts,
+        labels=[int(y) + len(TAGS) if one else int(t) for y, t, one in zip(plain.labels, words.labels, whole, strict=True)],  # type: ignore[arg-type]
+        ids=plain.ids,
+        words=[() if one else row for row, one in zip(words.words, whole, strict=True)],
+        tags=[np.zeros(0, np.int64) if one else row for row, one in zip(words.tags, whole, strict=True)],
+        allowed=allowed,
+        tasks=[TASKS[one] for one in whole],
+    )
+
+
+def names_of_several(classes: int = 3) -> tuple[str, ...]:
+    """The classes of :func:`several_of`."""
+    return (*(f"{TASKS[0]}/{tag}" for tag in TAGS), *(f"{TASKS[1]}/class {c}" for c in range(classes)))
 
 
 def answered(plain: Rows) -> Rows:
@@ -157,6 +184,8 @@ def of_task(plain: Rows, task: str, spaces: bool = False, classes: int = 3) -> R
     """Rows with classes as rows of a task."""
     if task == TOKENS:
         return tagged(plain, spaces)
+    if task == SEVERAL:
+        return several_of(plain, classes)
     if task == NEXT_ITEM:
         return sequenced(plain, classes)
     if task in (GENERATION, MASKED):

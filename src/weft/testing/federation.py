@@ -18,6 +18,7 @@ from weft.backbones.run_table import tabulate
 from weft.communication.codecs import codec
 from weft.communication.ledger import Ledger
 from weft.data.periods import apart
+from weft.data.several import facts as tasks_of
 from weft.engines.cohort import cohort
 from weft.engines.engine import Engine
 from weft.engines.scoring import Scoring
@@ -38,8 +39,8 @@ from weft.federation.turn import Turn
 from weft.storage.notes import Notes
 from weft.storage.store import ClientStore, Spool
 from weft.tasks.generation_settings import Decoding
-from weft.tasks.kinds import CLASSES, GENERATION, LANGUAGE, MASKED, NEXT_ITEM, PREFERENCE, TOKENS, make
-from weft.testing.data import SIZES, TAGS, for_server, states
+from weft.tasks.kinds import CLASSES, GENERATION, LANGUAGE, MASKED, NEXT_ITEM, PREFERENCE, SEVERAL, TOKENS, make
+from weft.testing.data import SIZES, TAGS, for_server, names_of_several, states
 from weft.testing.models import PAIRED, backbone, home, items, names, root, task_of
 
 
@@ -136,7 +137,8 @@ def federation(
         model: a type of ``SHAPES`` or a backbone; None = one that has what the method needs. facts: one mapping per client.
         others: more backbones, which clients get by turns.
         prefix: with the frozen-prefix cache.
-        task: ``tokens``, if words are tagged; ``generation`` and ``masked``, of prompts and answers; ``preference``, with two.
+        task: ``tokens``, if words are tagged; ``several``, of two tasks; ``generation`` and ``masked``, of prompts and answers;
+            ``preference``, with two.
         spaces: see :func:`weft.testing.data.tagged`. decoding: of ``generation``; None = the usual.
         public: rows of the same kind that the server has.
         periods: in which rows arrive, by their classes. known: rows are told apart among those of their own period.
@@ -145,9 +147,17 @@ def federation(
     model = model or ("bert" if task == MASKED else "llama" if task in LANGUAGE else home(method))
     if task == "auto" and isinstance(model, str):
         task = task_of(method)
-    labels = TAGS if task == TOKENS else ("answer",) if task in LANGUAGE else names(classes)
+    labels = (
+        names_of_several(classes)
+        if task == SEVERAL
+        else TAGS
+        if task == TOKENS
+        else ("answer",)
+        if task in LANGUAGE
+        else names(classes)
+    )
     stored = None if task not in LANGUAGE else "mlm" if task == MASKED else "pair" if model in PAIRED else "lm"
-    read_as = GENERATION if task in (GENERATION, PREFERENCE) else task
+    read_as = GENERATION if task in (GENERATION, PREFERENCE) else TOKENS if task == SEVERAL else task
     of = (
         backbone(model, classes=len(labels), precision=precision, task=read_as, checkpoint=stored)
         if isinstance(model, str)
@@ -156,8 +166,11 @@ def federation(
     if of.reads == "items":
         task, labels = NEXT_ITEM, items(classes)
     all_rows, clients, tests = states(sizes, classes, facts, seed, of.reads, task, spaces)
+    if all_rows.tasks is not None:
+        for client in clients:
+            client.facts |= {"tasks": tasks_of(all_rows.tasks, client.data.train, (client.data.val, client.data.test))}
     writing: dict[str, Any] = {} if decoding is None else {"decoding": decoding}
-    predicts = make(labels, task if task in (TOKENS, NEXT_ITEM, *LANGUAGE) else CLASSES, **writing)
+    predicts = make(labels, task if task in (TOKENS, NEXT_ITEM, SEVERAL, *LANGUAGE) else CLASSES, **writing)
     of_row = all_rows.labels % periods
     if known:
         all_rows = apart(all_rows, of_row, {}, "classes", classes)
