@@ -17,7 +17,7 @@ from exporting import FAST, RUN_CLOSE, exported
 from weft.adaptation.optim import Optim
 from weft.contract import Tune
 from weft.errors import UserError
-from weft.experiment import resolve
+from weft.experiment import idle, resolve
 from weft.export import export_run
 from weft.export import load as load_export
 from weft.federation.message import Update
@@ -230,3 +230,10 @@ def test_a_method_without_gradients_is_refused() -> None:
 def test_a_backbone_without_batch_norms_is_refused() -> None:
     with pytest.raises(UserError, match='has no batch norms that batch_norms = "averaged" could be of'):
         tiny.federation(with_norms(FedIT(), "averaged"), sizes=SIZES, rounds=1)
+
+
+def test_it_is_a_setting_of_every_experiment_and_idle_where_a_head_alone_is_trained() -> None:
+    asked = {"method": "fedavg", "batch_norms": "static", "recipes": False, "rule": "scaffold"}
+    assert resolve(asked).played.info.slug == "fedavg+static-norms+scaffold"
+    (sentence,) = [s for s in idle(resolve(asked | {"rule": "none", "baseline": "probe"}), {}) if "batch_norms" in s]
+    assert sentence == "batch_norms = static has no effect: baseline probe is played instead of the federation."
