@@ -29,7 +29,7 @@ prefixes: p keys and values that all tokens of a row attend to beside the row's 
     are padding.
 parameters: nothing; the part's tensors stand in the module in the place of its parameters of the same names.
 normalises: nothing; a batch norm goes by the part's statistics, and in training by those of the rows, see
-    :class:`weft.adaptation.statistics.Statistics`. No optimizer holds its tensors.
+    :class:`weft.adaptation.norm_statistics.Statistics`. No optimizer holds its tensors.
 
 A part that adds or replaces, or stands for parameters, can have any weight in a pass; others are on or off.
 """

@@ -20,11 +20,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from weft.adaptation.attachments import Attachment, Attachments, Parameter, put_on
 from weft.adaptation.block_arguments import hidden_of, inserting, rows_of, with_hidden
+from weft.adaptation.norm_statistics import Moments, Statistics, moments, normalised
 from weft.adaptation.own_tokens import OwnTokens
 from weft.adaptation.part import Part
 from weft.adaptation.placed import Placed
 from weft.adaptation.prefix_tuning import Pairs, prefixed
-from weft.adaptation.statistics import Moments, Statistics, moments, normalised
 from weft.errors import UserError, WeftError
 from weft.tensors.keyed import key
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from weft.adaptation.head import Head
 from weft.adaptation.norm import Norm
-from weft.adaptation.statistics import Statistics
+from weft.adaptation.norm_statistics import Statistics
 from weft.adaptation.weights import Weights
 from weft.backbones import trace
 from weft.backbones.pixels import picture_shape

@@ -20,6 +20,7 @@ from weft.adaptation.head import Head
 from weft.adaptation.lora import Delta, LoRA
 from weft.adaptation.lora_options import LoRAOptions
 from weft.adaptation.norm import Norm
+from weft.adaptation.norm_statistics import Statistics
 from weft.adaptation.orthogonal import Orthogonal
 from weft.adaptation.part import Part
 from weft.adaptation.prefix_tuning import Prefix
@@ -27,7 +28,6 @@ from weft.adaptation.residual import Residual
 from weft.adaptation.scale import Scale
 from weft.adaptation.soft_words import SoftWords
 from weft.adaptation.sparse_weights import SparseWeights
-from weft.adaptation.statistics import Statistics
 from weft.adaptation.tokens import ClassContext, ImageTokens
 from weft.adaptation.vera import VeRA
 from weft.adaptation.weights import Weights

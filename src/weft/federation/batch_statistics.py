@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
+from weft.adaptation.norm_statistics import Moments, Statistics, pooled
 from weft.adaptation.placed import Placed
-from weft.adaptation.statistics import Moments, Statistics, pooled
 from weft.adaptation.weave import Noted
 
 if TYPE_CHECKING:

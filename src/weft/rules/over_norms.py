@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from weft.adaptation.statistics import Kind, Statistics
+from weft.adaptation.norm_statistics import Kind, Statistics
 from weft.errors import UserError, WeftError
 from weft.federation.batch_statistics import measure
 from weft.federation.layout import Adaptation

@@ -19,8 +19,8 @@ import tiny
 from weaving import alone, batch_of, grads, leaves, own_model, pack_of, set_head, values_for
 from weft.adaptation.head import Head
 from weft.adaptation.norm import Norm
+from weft.adaptation.norm_statistics import Moments, Statistics, moments, pooled
 from weft.adaptation.part import Part
-from weft.adaptation.statistics import Moments, Statistics, moments, pooled
 from weft.adaptation.weights import Weights
 from weft.backbones.backbone import Backbone
 from weft.backbones.load import load
