@@ -43,15 +43,21 @@ class Norm(Additive):
     def apply(self, module: nn.Module, w: Mapping[str, Tensor], x: Tensor, out: Tensor) -> Tensor:
         # the frozen weight and bias are already in ``out``: add what they have changed by since the start
         change = {role: (w[role] - w[f"{role}.start"]).unsqueeze(1).to(out.dtype) for role in ("weight", "bias") if role in w}
-        found = change["weight"] * standardised(module, x)
+        found = change["weight"] * standardised(module, x, w)
         return found + change["bias"] if "bias" in change else found
 
 
-def standardised(module: nn.Module, x: Tensor) -> Tensor:
+def standardised(module: nn.Module, x: Tensor, w: Mapping[str, Tensor] | None = None) -> Tensor:
     """[k, n, d], what a norm makes of x before its weight: what it gives at weights of 1 less what it gives at 0, since some
     count their weights from 1 (Gemma).
+
+    Args:
+        w: ``norm.mean`` and ``norm.var`` [k, d], what a batch norm has gone by in this pass, if not by those of its checkpoint.
     """
-    if isinstance(module, _BatchNorm):  # with the statistics of its checkpoint, and of rows in whatever shape
+    if isinstance(module, _BatchNorm):  # of rows in whatever shape
+        if w is not None and "norm.mean" in w:
+            mean, var = (w[name].unsqueeze(1) for name in ("norm.mean", "norm.var"))
+            return ((x - mean) * (var + module.eps).rsqrt()).to(x.dtype)
         assert module.running_mean is not None and module.running_var is not None
         return (x - module.running_mean) * (module.running_var + module.eps).rsqrt()
     at = dict(module.named_parameters(recurse=False))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from weft.backbones.backbone import Backbone, Site
 
 
-Mode = Literal["adds", "replaces", "reads", "embeds", "enters", "prefixes", "parameters"]
+Mode = Literal["adds", "replaces", "reads", "embeds", "enters", "prefixes", "parameters", "normalises"]
 """What ``apply`` makes of a module, n = rows × positions of one client:
 
 adds: a term to be added to the output, x [k, n, d_in] and out [k, n, d_out] -> [k, n, d_out].
@@ -28,6 +28,8 @@ prefixes: p keys and values that all tokens of a row attend to beside the row's 
     T, d] -> [k, p, d_in + d_out], keys beside values. Of the p a client has its constant ``tokens``, the first ones; the others
     are padding.
 parameters: nothing; the part's tensors stand in the module in the place of its parameters of the same names.
+normalises: nothing; a batch norm goes by the part's statistics, and in training by those of the rows, see
+    :class:`weft.adaptation.norm_statistics.Statistics`. No optimizer holds its tensors.
 
 A part that adds or replaces, or stands for parameters, can have any weight in a pass; others are on or off.
 """

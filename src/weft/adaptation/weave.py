@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from weft.adaptation.attachments import Attachment, Attachments, Parameter, put_on
 from weft.adaptation.block_arguments import hidden_of, inserting, rows_of, with_hidden
+from weft.adaptation.norm_statistics import Moments, Statistics, moments, normalised
 from weft.adaptation.own_tokens import OwnTokens
 from weft.adaptation.part import Part
 from weft.adaptation.placed import Placed
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from weft.backbones.backbone import Backbone
 
 Weight = float | Tensor  # a part's weight in a forward pass: a number, [k] per client or [k, b] per example
+Noted = tuple[Placed, Tensor | None, Moments]  # what a batch norm has seen of which clients (None = all)
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,9 @@ class Pass:
     Attributes:
         clients: whose its rows are: [k] indices into the pack (None = all K in order). use: weights of parts, None = all at 1.
         tensors, hold, prefix: those of the weave as it began.
-        keys: [k, b] of its rows, for what is dropped of them; None = nothing is.
+        keys: [k, b] of its rows, for what is dropped of them; None = it is no pass of training.
+        valid: [k, b] bool, its rows that are no padding; None = all.
+        statistics: by module, what a batch norm has gone by.
     """
 
     clients: Tensor | None
@@ -50,6 +54,8 @@ class Pass:
     hold: Tensor | None
     prefix: tuple[int, Tensor] | None
     keys: Tensor | None = None
+    valid: Tensor | None = None
+    statistics: dict[str, Moments] = field(default_factory=dict)
 
 
 class Weave:
@@ -84,6 +90,8 @@ class Weave:
             if p.site.role != "values":  # sits nowhere: the method itself looks at it
                 self._by_module[p.site.name].append(p)
         self._pass: Pass | None = None
+        self._noted: list[Noted] | None = None
+        self._measuring = False
 
     def of(self, clients: Tensor, tensors: Mapping[str, Tensor]) -> Weave:
         """The same parts for clients [K'] of these, some of them several times, with values of their own.
@@ -104,17 +112,37 @@ class Weave:
         return found
 
     @contextmanager
+    def noting(self, measuring: bool = False) -> Iterator[list[Noted]]:
+        """What batch norms see in passes of training inside.
+
+        Args:
+            measuring: all passes inside are as in training, so far as batch norms go.
+        """
+        before = self._noted, self._measuring
+        noted: list[Noted] = []
+        self._noted, self._measuring = noted, measuring
+        try:
+            yield noted
+        finally:
+            self._noted, self._measuring = before
+
+    @contextmanager
     def attached(
-        self, clients: Tensor | None, k: int, use: Mapping[str, Weight] | None, keys: Tensor | None = None
+        self,
+        clients: Tensor | None,
+        k: int,
+        use: Mapping[str, Weight] | None,
+        keys: Tensor | None = None,
+        valid: Tensor | None = None,
     ) -> Iterator[None]:
         """Hooks on, for rows that belong to ``k`` clients (``clients``: their indices, None = all).
 
         Args:
-            keys: [k, b] of the rows, in a step of training.
+            keys: [k, b] of the rows, in a step of training. valid: [k, b] bool, those that are no padding; None = all.
         """
         if self._pass is not None:
             raise WeftError("a forward pass was started inside another one on the same pack")
-        self._pass = Pass(clients, k, use, dict(self.tensors), self.hold, self.prefix, keys)
+        self._pass = Pass(clients, k, use, dict(self.tensors), self.hold, self.prefix, keys, valid)
         on = Attachments()
         standing: list[Parameter] = []
         apart: set[int | None] = set()
@@ -145,6 +173,7 @@ class Weave:
                 some = [] if found is None else [found]
                 if prefixing:
                     some.append(Attachment(module, prefixed(module, module.forward, self._prefixing(prefixing)), instead=True))
+                some += [Attachment(module, self._normalising(module, p), True) for p in working if p.part.mode == "normalises"]
                 for one in some:
                     on.put(one)
                     site = working[0].site
@@ -205,7 +234,8 @@ class Weave:
                     f'backbone "{self.backbone.name}" computes {p.site.name} for all rows at once too, where they can have no '
                     "weights of their own: choose other sites, such as --set method.sites=v, or another --model."
                 )
-            if p.part.mode not in ("adds", "replaces", "parameters") and (isinstance(weight, Tensor) or weight != 1.0):
+            weighed = p.part.always or p.part.mode in ("adds", "replaces", "parameters")
+            if not weighed and (isinstance(weight, Tensor) or weight != 1.0):
                 raise WeftError(f'the part "{p.part_name}" is on or off, and takes no weight')
 
     def _pick(self, value: Tensor) -> Tensor:
@@ -226,6 +256,9 @@ class Weave:
         found = {role: self._pick(self._pass.tensors[name]).to(device) for role, name in names.items()}
         if p.part.dropout and self._pass.keys is not None:
             found["keys"] = self._keys(p, self._pass.keys).to(device)
+        if p.site.name in self._pass.statistics and p.part.mode == "adds":
+            by = self._pass.statistics[p.site.name]
+            found |= {"norm.mean": by.mean, "norm.var": by.var}
         return found | {name: self._pick(value).to(device) for name, value in p.fixed.items()}
 
     def _keys(self, p: Placed, rows: Tensor) -> Tensor:
@@ -344,6 +377,25 @@ class Weave:
 
         return forward
 
+    def _normalising(self, module: nn.Module, p: Placed) -> Callable[[Tensor], Tensor]:
+        """A batch norm that goes by the rows of each client in passes of training, and by what is held in others."""
+        part = cast(Statistics, p.part)
+
+        def forward(x: Tensor) -> Tensor:
+            rows = self._pass
+            assert rows is not None
+            if rows.keys is None and not self._measuring:
+                by = part.held(self._values(p, x.device))
+                by = Moments(*(t.expand(rows.k, -1) for t in by[:2]))
+            else:
+                by = moments(x, rows.k, rows.valid)
+                if self._noted is not None:
+                    self._noted.append((p, rows.clients, Moments(by.mean.detach(), by.var.detach(), by.count)))
+            rows.statistics[p.site.name] = by
+            return normalised(module, x, by)
+
+        return forward
+
     def _prefixing(self, here: list[Placed]) -> Pairs:
         def pairs(key: Tensor) -> list[tuple[Tensor, Tensor | None]]:
             found = []
@@ -440,8 +492,9 @@ class Weave:
         if use is not None:
             use = {p: w[group.to(w.device)] if isinstance(w, Tensor) else w for p, w in use.items()}
         names = self.backbone.row_arguments
-        keys = None if rows.keys is None else rows.keys[group.to(rows.keys.device)]
-        self._pass = replace(rows, clients=self._clients()[group].to(out.device), k=int(group.sum()), use=use, keys=keys)
+        keys, valid = (None if t is None else t[group.to(t.device)] for t in (rows.keys, rows.valid))
+        who = self._clients()[group].to(out.device)
+        self._pass = replace(rows, clients=who, k=int(group.sum()), use=use, keys=keys, valid=valid, statistics={})
         try:
             result = block(*rows_of(args, keep, n, names), **rows_of(kwargs, keep, n, names))
         finally:

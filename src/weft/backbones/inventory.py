@@ -90,7 +90,10 @@ def cautions(backbone: Backbone) -> list[str]:
     elif not any(s.bias for s in (*backbone.linears, *backbone.norms)):
         found.append("there are no biases: methods that train them need --set method.add_missing=true.")
     if any(isinstance(backbone.module(s.name), _BatchNorm) for s in backbone.norms):
-        found.append("batch norms keep the checkpoint's statistics, in training too; their weights and biases can be trained.")
+        found.append(
+            "batch norms keep the checkpoint's statistics, in training too, unless --batch-norms says averaged or static; their "
+            "weights and biases can be trained."
+        )
     if not backbone.heads and backbone.names is not None:
         found.append("there is no head: class names in the text tower stand for one.")
     return found

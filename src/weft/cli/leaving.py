@@ -14,6 +14,7 @@ from weft.cli.sizes import measure, size_tables
 from weft.devices import sized
 from weft.federation.common_facts import EVERY
 from weft.federation.exchange import uploaded
+from weft.federation.layout import named
 from weft.federation.rounds import adapted, begin
 from weft.rules import plain
 from weft.sites.joining import own_of
@@ -61,6 +62,8 @@ def show(screen: Console, about: Mapping[str, Any], file: Path) -> None:
     made = plain(method).uploads(server, info)  # no values of parts
     leaving: dict[str, Shape] = {}
     of_rule: set[str] = set()
+    parts = adapted(method, bench, info)
+    of_norms = {n for n, _, _ in named({p: own for p, own in parts.items() if own[0].mode == "normalises"}, bench.backbone)}
     for t in range(2):  # a rule may have exchanges of two kinds
         server.round = method.plan(server, t) or server.round
         leaving |= uploaded(method, server, info, adapted(method, bench, info))
@@ -68,6 +71,7 @@ def show(screen: Console, about: Mapping[str, Any], file: Path) -> None:
     for name, shape in leaving.items():
         words = "made from your rows" if name in made else "trained values"
         words = "sums over your rows" if name in of_rule else words
+        words = "means and variances over your rows" if name in of_norms else words
         table.add_row(Text(name, style="cyan"), "×".join("any" if d is None else str(d) for d in sides(shape)), words)
     screen.print(table)
     screen.print()

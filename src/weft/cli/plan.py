@@ -41,7 +41,8 @@ def header(out: Console, resolved: Resolved, people: str | None = None) -> None:
         "zero-shot": ": the backbone as it is instead",
     }
     options = [] if x.baseline in ("probe", "zero-shot") else as_played.options_of(x).words
-    rules = [*options, *(w for w in (x.rule, x.server_step) if w != "none" and x.baseline is None)]
+    norms = [] if x.batch_norms == "frozen" or x.baseline in ("probe", "zero-shot") else [f"{x.batch_norms} norms"]
+    rules = [*options, *norms, *(w for w in (x.rule, x.server_step) if w != "none" and x.baseline is None)]
     out.print(Text.assemble((" + ".join([info.slug, *rules]), "bold cyan"), f"  {info.title}{what[x.baseline]}"))
     out.print(Text(citation(info), style="dim"))
     deal = "" if x.partition == "auto" else f" ({x.partition}{f', α {x.alpha:g}' if x.partition == 'dirichlet' else ''})"

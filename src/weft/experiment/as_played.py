@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
 
 def played(x: Experiment, method: Method) -> Method:
-    """The method with the options of LoRA and the rule over it. Baselines have no rule: nobody is apart from anybody in them, or
-    another method is played.
+    """The method with the options of LoRA, the statistics of batch norms and the rule over it. Baselines have no rule: nobody is
+    apart from anybody in them, or another method is played.
 
     Raises:
         UserError: the options or the rule make no sense over the method.
     """
-    from weft.rules import composed, with_options
+    from weft.rules import composed, with_norms, with_options
 
-    method = with_options(method, options_of(x))
+    method = with_norms(with_options(method, options_of(x)), x.batch_norms)
     if x.rule == "none" or x.baseline is not None:
         return method
     return composed(method, x.rule, **({"feddyn_alpha": x.feddyn_alpha} if x.rule == "feddyn" else {}))

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 BY_METHOD = ("aggregation", "rule", "server_step")
 """What a baseline, which is no method, is not played with."""
+OF_TRAINING = ("batch_norms",)
+"""What a baseline that trains nothing but a head, or nothing, is not played with."""
 OF_CLIENTS = ("dropout", "devices", "deadline", "robust", "codec", "download_codec")
 """What there is none of where nobody is apart from anybody."""
 
@@ -26,7 +28,7 @@ def idle(resolved: Resolved, found: Mapping[str, Any]) -> list[str]:
         found: what became of settings that the data decide (``task``, ``partition``).
     """
     x, sentences = resolved.experiment, []
-    alone = () if x.baseline is None else BY_METHOD + (OF_CLIENTS if x.baseline in ("local", "central") else ())
+    alone = () if x.baseline is None else BY_METHOD + (OF_CLIENTS if x.baseline in ("local", "central") else OF_TRAINING)
     for name, setting in SETTINGS.items():
         value = getattr(x, name)
         if resolved.origin.get(name) != "user" or value == setting.default:

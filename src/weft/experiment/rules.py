@@ -25,6 +25,12 @@ class Rules(Group):
         common=True,
         when=("rule", ["feddyn"]),
     )
+    batch_norms: Literal["frozen", "averaged", "static"] = setting(
+        "frozen",
+        "Statistics of a backbone's batch norms: `frozen` (the checkpoint's), `averaged` or `static`.",
+        "See [batch norms](methods.md#statistics-of-batch-norms).",
+        common=True,
+    )
     server_step: Literal["none", "avgm", "adam", "yogi", "adagrad"] = setting(
         "none",
         "What the server makes of a mean: `none` (the mean), `avgm`, `adam`, `yogi` or `adagrad`.",

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
 from weft.adaptation.head import Head
 from weft.adaptation.norm import Norm
+from weft.adaptation.norm_statistics import Statistics
 from weft.adaptation.weights import Weights
 from weft.backbones import trace
 from weft.backbones.pixels import picture_shape
@@ -142,7 +143,7 @@ def _with_adapter(adapter: Path, model: Predictor, about: About, inputs: dict[st
 
 def whole_weights(trained: Trained) -> bool:
     """Whether all of it can stand in the place of the base's own weights."""
-    replaced = all(type(part) in (Weights, Norm, Head) for part in trained.parts.values())
+    replaced = all(type(part) in (Weights, Norm, Head, Statistics) for part in trained.parts.values())
     return trained.rule is None and replaced and all(weight == 1.0 for weight in trained.use.values())
 
 
@@ -155,10 +156,18 @@ def _with_weights(adapter: Path, model: Predictor, about: About, inputs: dict[st
     if about.writes:
         learnt, _ = _apart(expected, peft_files.logits_of(whole, backbone, inputs), TOLERANCE)
     sites = {site.name: site for part in trained.parts.values() for site in part.sites(backbone)}
+    norms: dict[tuple[str, str], dict[str, Tensor]] = {}  # what batch norms go by
     for name, value in trained.values.items():
-        _, site, role = name.split("/")
+        part, site, role = name.split("/")
         assert isinstance(value, Tensor)
-        whole.get_parameter(sites[site].parameter(role)).copy_(value)
+        if isinstance(trained.parts[part], Statistics):
+            norms.setdefault((part, site), {})[role] = value
+        else:
+            whole.get_parameter(sites[site].parameter(role)).copy_(value)
+    for (part, site), values in norms.items():
+        by = cast(Statistics, trained.parts[part]).held(values)
+        for buffer, value in (("running_mean", by.mean), ("running_var", by.var)):
+            whole.get_buffer(sites[site].parameter(buffer)).copy_(value)
     return _Made(whole, expected, learnt)
 
 

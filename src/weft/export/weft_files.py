@@ -20,6 +20,7 @@ from weft.adaptation.head import Head
 from weft.adaptation.lora import Delta, LoRA
 from weft.adaptation.lora_options import LoRAOptions
 from weft.adaptation.norm import Norm
+from weft.adaptation.norm_statistics import Statistics
 from weft.adaptation.orthogonal import Orthogonal
 from weft.adaptation.part import Part
 from weft.adaptation.prefix_tuning import Prefix
@@ -35,7 +36,7 @@ from weft.export.about import FORMAT, check_format, damaged
 from weft.export.peft_files import check_names
 from weft.export.trained import Rule, Trained, by_name
 from weft.federation.message import ClientInfo
-from weft.rules import with_options, without_options
+from weft.rules import with_norms, with_options, without_options
 from weft.storage import files
 from weft.tensors import forms
 from weft.tensors.lowrank import LowRank
@@ -49,7 +50,7 @@ CONFIG, TENSORS = FILES = "weft_adapter.json", "weft_adapter.safetensors"
 MARK = "."  # between the name of a product and the role of its factor, whose scale is in B
 LORAS = (LoRA, DoRA, DyLoRA, AdaLoRA, VeRA, Orthogonal, FromWeights)
 TOKENS = (ClassContext, ImageTokens, Prefix, SoftWords)
-PARTS = (*LORAS, *TOKENS, Delta, Bottleneck, Bias, Head, Norm, Residual, Scale, SparseWeights, Weights)
+PARTS = (*LORAS, *TOKENS, Delta, Bottleneck, Bias, Head, Norm, Residual, Scale, SparseWeights, Statistics, Weights)
 KINDS: dict[str, type] = {kind.__name__: kind for kind in PARTS}
 """Parts that are described by their settings. A model with others is described by its method."""
 
@@ -77,6 +78,7 @@ def write(trained: Trained, method: Method, view: str, facts: dict[str, Any], ba
         bare = without_options(rule.method)
         by_method = {"slug": bare.info.slug, "settings": registry.values(bare), "view": rule.view, "facts": dict(rule.facts)}
         by_method["lora"] = getattr(rule.method, "lora_options", LoRAOptions()).chosen
+        by_method["batch_norms"] = getattr(rule.method, "norm_statistics", "frozen")
     content = {"format": FORMAT, "parts": parts, "forward": by_method}
     files.write(folder / CONFIG, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
     files.write(folder / TENSORS, st.save(tensors, {"format": "pt"}))
@@ -113,5 +115,6 @@ def _parts(content: dict[str, Any], backbone: Backbone, task: Task) -> tuple[dic
     from weft.methods import registry
 
     method = with_options(registry.build(asked["slug"], asked["settings"]), LoRAOptions(**asked.get("lora", {})))
+    method = with_norms(method, asked.get("batch_norms", "frozen"))
     adaptation = method.adapt(backbone, task, ClientInfo("", 0, asked["facts"]))
     return {n: adaptation[n][0] for n in given}, Rule(method, asked["view"], asked["facts"])

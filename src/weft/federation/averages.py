@@ -65,8 +65,13 @@ class Averages:
         weight: Callable[[Update], Weight] | None = None,
         absent: Literal["kept", "unmoved"] = "kept",
         leading: bool = False,
+        stepped: bool = True,
     ) -> dict[str, Tensor]:
-        """What :meth:`mean` writes, also of tensors that are no DOWN tensors (:meth:`Method.uploads`): those count from 0."""
+        """What :meth:`mean` writes, also of tensors that are no DOWN tensors (:meth:`Method.uploads`): those count from 0.
+
+        Args:
+            stepped: False: without the server's step, for values that nobody has trained.
+        """
         patterns = (only,) if isinstance(only, str) else tuple(only)
         held = {n: v for n, v in in_full(self.shared).items() if matches(n, patterns)}
 
@@ -86,7 +91,7 @@ class Averages:
         found = {}
         for name, value in outcome.tensors.items():
             before, reached = held.get(name), outcome.reached.get(name)
-            found[name] = value if before is None else self.step.taken(self.memo, name, before, value, reached)
+            found[name] = value if before is None or not stepped else self.step.taken(self.memo, name, before, value, reached)
         return found
 
     def like_held(self, name: str, value: Tensor) -> Value:

@@ -40,6 +40,12 @@ class Batch:
         """The keys where a pass is one of training: in a step, and with a gradient, which teachers have not."""
         return self.keys if torch.is_grad_enabled() else None
 
+    @property
+    def valid(self) -> Tensor | None:
+        """[k, b] bool, the rows that are no padding; None = all."""
+        found = torch.from_numpy(self.index >= 0)
+        return None if bool(found.all()) else found
+
     def own(self, clients: int) -> list[tuple[int, np.ndarray]]:
         """Whose rows it has, as an index into the pack of so many clients, and which rows of the table these are."""
         who = range(clients) if self.clients is None else self.clients.tolist()

@@ -126,7 +126,11 @@ class Diagnostics:
                 moves.weight += weight
         for name in sorted(update.tensors):
             part_name = name.split("/", 1)[0]
-            if part_name in sent - self.parts and Scope.KEEP not in scope_of(update.adaptation, name):
+            if (
+                part_name in sent - self.parts
+                and update.adaptation[part_name][0].mode != "normalises"
+                and Scope.KEEP not in scope_of(update.adaptation, name)
+            ):
                 self._beside(name, held.get(name), update.tensors[name], weight)
 
     def _beside(self, name: str, old: Value | None, new: Value, weight: float) -> None:

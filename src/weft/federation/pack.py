@@ -16,7 +16,7 @@ from weft.adaptation.dropout import rows_of
 from weft.adaptation.optim import Optim, Optimizer
 from weft.backbones.pixels import Pixels
 from weft.errors import WeftError
-from weft.federation import in_steps, plans
+from weft.federation import batch_statistics, in_steps, plans
 from weft.federation.batch import Batch, make_batch
 from weft.federation.bench import Bench
 from weft.federation.client import ClientState
@@ -220,7 +220,7 @@ class Pack(Passes):
         return {p.names[role]: f for p in self._weave.placed for role, f in p.part.rates.items()}
 
     def _trainable(self, name: str) -> bool:
-        return name in self.shapes and (self.at_server or self._scope(name) != Scope.DOWN)
+        return name in self.shapes and name not in self._statistics and (self.at_server or self._scope(name) != Scope.DOWN)
 
     def _scope(self, name: str) -> Scope:
         """All who have a tensor have it for one use."""
@@ -256,11 +256,12 @@ class Pack(Passes):
         if patterns and not names:
             raise WeftError(f"the optimizer holds no tensor that matches {', '.join(patterns)}")
         params = {n: optimizer.params[n] for n in names or optimizer.params}
-        self._worked(batch, 2 if self.guidance.centre else 1, moving=self.guidance.noted is None)
+        self.worked(batch, 2 if self.guidance.centre else 1, moving=self.guidance.noted is None)
         shifts = self.guidance.shifts(lambda values: self._slopes(objective, batch, values, params))
         if self.counting is not None:
             self.counting.begun()
-        loss, whole = in_steps.losses(self, self._weave.placed, objective, batch)
+        with self._weave.noting() as noted:
+            loss, whole = in_steps.losses(self, self._weave.placed, objective, batch)
         if self.held and not loss.requires_grad:  # its clients hold blocks that the output does not see: an encoder's alone
             whole = loss + 0 * sum(value.sum() for value in optimizer.params.values())
         if self.counting is not None:
@@ -270,6 +271,7 @@ class Pack(Passes):
             return loss.detach()
         rows = {n: self.rows(n) for n in optimizer.params}
         optimizer.step(whole, batch.clients, rows, names, tick, {**self.masks, **(entries or {})}, shifts, watch)
+        batch_statistics.settle(self, noted)
         return loss.detach()
 
     def _slopes(
@@ -294,7 +296,8 @@ class Pack(Passes):
         found = torch.autograd.grad(loss, list(by.values()), allow_unused=True, create_graph=again)
         return dict(zip(by, found, strict=True))
 
-    def _worked(self, batch: Batch, times: int = 1, moving: bool = True) -> None:
+    def worked(self, batch: Batch, times: int = 1, moving: bool = True) -> None:
+        """Clients have worked through a batch so many times, and moved something by it."""
         for client, rows in batch.own(len(self.clients)):
             self.work.setdefault(self.clients[client].id, Work()).add(times * len(rows), moving)
 
@@ -347,7 +350,7 @@ class Pack(Passes):
         found = {n: torch.zeros_like(v) for n, v in chosen.items()}
         counts = torch.zeros(len(self.clients), device=self.device, dtype=self.dtype)
         for batch in (replace(b, keys=None) for b in self.batches(epochs, steps, size, "gradients")):
-            self._worked(batch, moving=False)
+            self.worked(batch, moving=False)
             rows = torch.from_numpy((batch.index >= 0).sum(1)).to(counts)
             who = torch.arange(len(counts), device=self.device) if batch.clients is None else batch.clients
             counts.index_add_(0, who, rows)

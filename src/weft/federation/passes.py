@@ -73,6 +73,7 @@ class Passes(Towers, HiddenStates):
         self._weave = Weave(bench.backbone, placed, self.tensors, len(turns), bench.recompute)
         # blocks of the text tower are numbered by themselves, and nobody lacks one
         self._blocks = {name: None if p.site.tower else p.site.block for p in placed for name in p.names.values()}
+        self._statistics = {n for p in placed if p.part.mode == "normalises" for n in p.names.values()}
         self._scopes = [{n: scope for n, _, scope in named(a, bench.backbone)} for a in self.adaptations]
         nobody = torch.zeros(len(turns), dtype=torch.bool, device=device)
         everybody = ~nobody
@@ -167,7 +168,7 @@ class Passes(Towers, HiddenStates):
             return self._next(self._given, batch.clients, len(batch.index), use)
         if inputs is None or self.backbone.vocabulary is not None:
             return answers.read(self._weave, self.bench, batch, inputs, use)
-        return self._forward(inputs, batch.clients, len(batch.index), use, batch.dropping)
+        return self._forward(inputs, batch.clients, len(batch.index), use, batch.dropping, batch.valid)
 
     def _in_lines(self, batch: Batch, use: Mapping[str, Weight] | None) -> bool:
         """Whether the batch's rows lie in lines, in which they would have no masks of their own, nor be told apart by taps."""
@@ -243,11 +244,12 @@ class Passes(Towers, HiddenStates):
         k: int,
         use: Mapping[str, Weight] | None,
         keys: Tensor | None = None,
+        valid: Tensor | None = None,
     ) -> Output:
         inputs = self._weave.own_tokens.of_names(inputs, k, use)
         if self.counting is not None and "classes" in inputs:
             self.counting.named(self.clients, clients, use, inputs, k)
-        with self._weave.attached(clients, k, use, keys):
+        with self._weave.attached(clients, k, use, keys, valid):
             logits = self.backbone.model(**inputs).logits
         if logits.dim() == 3 and self._weave.own_tokens.room(use):  # of each token, of which those of parts are none to tag
             logits = logits[inputs["input_ids"] >= 0]

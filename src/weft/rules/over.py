@@ -107,8 +107,9 @@ class Over(Base):
 
 
 def both_ways(adaptation: Adaptation, backbone: Backbone) -> Shapes:
-    """Shapes of the tensors that are received and sent back, by name."""
-    return {n: tuple(i.shape) for n, i, scope in named(adaptation, backbone) if SHARED in scope}
+    """Shapes of the tensors that are received, trained and sent back, by name."""
+    trained = {name: own for name, own in adaptation.items() if own[0].mode != "normalises"}
+    return {n: tuple(i.shape) for n, i, scope in named(trained, backbone) if SHARED in scope}
 
 
 # messages -----------------------------------------------------------------------------------------------------------------

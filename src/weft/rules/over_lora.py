@@ -128,8 +128,8 @@ def check(method: Method, options: LoRAOptions) -> None:
 
 
 def without_options(method: Method) -> Method:
-    """The method without options of LoRA; it has no rule over it."""
-    return beneath(method, "_without_options")
+    """The method without options of LoRA and statistics of batch norms; it has no rule over it."""
+    return beneath(beneath(method, "_without_norms"), "_without_options")
 
 
 def slug_of(method: Method) -> str:
