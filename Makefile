@@ -13,6 +13,8 @@ LOCKED := pyproject.toml constraints.txt
 # the rest of the installation.
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile --constraint constraints.txt
 export TORCH_INDEX
+# A shell that forbids bytecode would have every process compile torch and transformers anew: seconds at each start.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help run run-language install test test-all check format docs bench lock clean

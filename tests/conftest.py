@@ -20,7 +20,8 @@ for name, value in {
 }.items():
     os.environ[name] = value
 
-from collections.abc import Callable  # noqa: E402
+import gc  # noqa: E402
+from collections.abc import Callable, Iterator  # noqa: E402
 from importlib.util import find_spec  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import TYPE_CHECKING  # noqa: E402
@@ -38,6 +39,18 @@ if find_spec("timm") is None:
 
 if TYPE_CHECKING:
     from machines import Machines
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Imports and collected tests are a million objects that stay: no garbage collection walks through them again and again."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(scope="session")

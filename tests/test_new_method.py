@@ -120,7 +120,7 @@ def git(folder: Path, *words: str) -> str:
 def python(folder: Path, *words: str) -> str:
     """What a process of the copy prints."""
     paths = os.pathsep.join(str(folder / name) for name in ("src", "scripts", "tests/helpers"))
-    environment = os.environ | {"PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = os.environ | {"PYTHONPATH": paths}
     done = subprocess.run([sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

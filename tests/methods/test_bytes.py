@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import struct
@@ -27,6 +28,12 @@ def play(slug: str, codec: str, rounds: int = 3, case: Case | None = None, **mor
     work = {n: v for n, v in {"batch": 4, "steps": 2}.items() if n not in registry.load(slug).unused}
     method = registry.build(slug, case.settings | work)
     return tiny.federation(method, facts=case.facts, precision="float32", rounds=rounds, codec_name=codec, **more)
+
+
+@functools.cache
+def played(slug: str) -> tiny.Federation:
+    """Three rounds without a codec, whose bills of training and set-up are read by several tests."""
+    return play(slug, "identity").run()
 
 
 def turns(run: tiny.Federation, t: int) -> list[Turn]:
@@ -143,9 +150,7 @@ def test_what_the_server_asks_of_clients_is_billed_once_at_set_up(slug: str) -> 
 @pytest.mark.parametrize("slug", [slug for slug, case in CASES.items() if case.head])
 def test_a_warm_started_head_is_billed_to_each_client_once_as_set_up(slug: str) -> None:
     start = {"head/classifier/weight": torch.ones(CLASSES, D), "head/classifier/bias": torch.zeros(CLASSES)}
-    cold, warm = play(slug, "identity"), play(slug, "identity", start=start)
-    cold.run()
-    warm.run()
+    cold, warm = played(slug), play(slug, "identity", start=start).run()
     for run, wanted in ((cold, 0), (warm, len(tiny.SIZES) * 4 * sum(HEAD))):
         ledger = run.simulation.setup.exchange.ledger
         assert ledger.totals(phase="setup", direction="down").parts.get("head", 0) == wanted
@@ -158,7 +163,7 @@ def test_a_warm_started_head_is_billed_to_each_client_once_as_set_up(slug: str) 
 
 @pytest.mark.parametrize("slug", CASES)
 def test_the_head_is_a_part_of_its_own_and_absent_where_it_stays_at_home(slug: str) -> None:
-    run = play(slug, "identity").run()
+    run = played(slug)
     parts = run.simulation.setup.exchange.ledger.totals(phase="train", direction="up").parts
     case = CASES[slug]
     heads = sum(1 for n in tiny.SIZES if n) * sum(case.heads) * 4 * sum(HEAD)
@@ -167,7 +172,7 @@ def test_the_head_is_a_part_of_its_own_and_absent_where_it_stays_at_home(slug: s
 
 @pytest.mark.parametrize("slug", CASES)
 def test_evaluation_is_billed_apart_from_training(slug: str) -> None:
-    run = play(slug, "identity").run()
+    run = played(slug)
     ledger = run.simulation.setup.exchange.ledger
     before = ledger.totals(phase="train").payload
     run.simulation.evaluate(2)

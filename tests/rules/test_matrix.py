@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -67,6 +68,20 @@ def play(method: Method, rule: str, rounds: int, codec: str = "identity") -> tup
     return run, shared
 
 
+@functools.cache
+def start_of(slug: str, rounds: int) -> dict[str, Tensor]:
+    """What the server of a method has before its first round."""
+    method = small(slug)
+    return server_state(tiny.federation(method, shallow(method), sizes=SIZES, rounds=rounds))
+
+
+@functools.cache
+def plain_ledger(slug: str) -> Ledger:
+    """Of two rounds without a rule."""
+    run, _ = play(small(slug), "none", 2)
+    return run.simulation.setup.exchange.ledger
+
+
 def billed(ledger: Ledger, t: int, way: Direction) -> dict[str, int]:
     """Bytes by part."""
     return {n: v for n, v in ledger.totals(round=t, phase="train", direction=way).parts.items() if v}
@@ -84,7 +99,7 @@ def test_every_rule_over_every_method(rule: str, slug: str) -> None:
     method = small(slug)
     sentence = refusal({"method": slug, "rule" if rule in RULES else "server_step": rule})
     rounds = 4 if rule == "mime" else 2
-    start = server_state(tiny.federation(method, shallow(method), sizes=SIZES, rounds=rounds))
+    start = start_of(slug, rounds)
     if not sentence:
         assert method.sums
         try:
@@ -98,8 +113,7 @@ def test_every_rule_over_every_method(rule: str, slug: str) -> None:
         return
     trained(run, start)
     ledger = run.simulation.setup.exchange.ledger
-    plain, _ = play(method, "none", 2)
-    others = plain.simulation.setup.exchange.ledger
+    others = plain_ledger(slug)
     for t in range(rounds):
         up, down = billed(ledger, t, "up"), billed(ledger, t, "down")
         of_plain = t // 2 if rule == "mime" else t

@@ -137,9 +137,12 @@ def with_entries(reference: Mapping[str, Value] | None, masks: Mapping[str, Tens
     found = dict(reference or {})
     for name, mask in masks.items():
         held = found.get(name)
+        if isinstance(held, Masked) and torch.equal(held.mask.cpu(), mask):
+            found[entries_of(name)] = held.entries.detach().cpu()
+            continue
         whole = held.dense() if isinstance(held, Masked) else held
         if isinstance(whole, Tensor) and whole.shape == mask.shape:
-            found[entries_of(name)] = whole.detach().cpu()[mask]
+            found[entries_of(name)] = whole.detach().cpu().masked_select(mask)
     return found
 
 

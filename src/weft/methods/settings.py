@@ -8,6 +8,7 @@ import inspect
 import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from weakref import WeakKeyDictionary
 
 from weft import typed
 from weft.errors import UserError
@@ -39,8 +40,17 @@ class Parameter(NamedTuple):
     choices: tuple[str, ...] = ()
 
 
+_PARAMETERS: WeakKeyDictionary[type[Method], list[Parameter]] = WeakKeyDictionary()
+
+
 def parameters(cls: type[Method]) -> list[Parameter]:
     """Every setting of a method class: its own first, those of the contract last, nested ones (``optim.lr``) one by one."""
+    if cls not in _PARAMETERS:
+        _PARAMETERS[cls] = _parameters(cls)
+    return list(_PARAMETERS[cls])
+
+
+def _parameters(cls: type[Method]) -> list[Parameter]:
     order = [n for c in cls.__mro__ for n in inspect.get_annotations(c)]
     docs = docs_of(cls)
     found: list[Parameter] = []
