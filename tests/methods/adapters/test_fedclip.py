@@ -1,4 +1,4 @@
-"""FedCLIP against its card: the adapter's formula, CLIP's contrastive loss and torch's Adam, client by client, and a plain mean."""
+"""FedCLIP against its card: the formula, CLIP's contrastive loss and torch's Adam, client by client, and a plain mean."""
 
 from __future__ import annotations
 
