@@ -40,7 +40,7 @@ from weft.federation.method import Method
 from weft.methods import registry
 
 AIM, AIM_MEMORY = 5.0, 1.2
-METHODS = ("promptfl", "promptfolio", "fedotp", "pfedprompt", "pfedmoap", "fedapt", "diprompt")
+METHODS = ("promptfl", "promptfolio", "fedotp", "pfedprompt", "pfedmoap", "fedapt", "diprompt", "fedclip")
 CLASSES = tuple("0123456789")
 CASES = {  # patch, clients, pictures each, local epochs
     "ViT-B/32": (32, 2, 32, 1.0),

@@ -6,6 +6,7 @@ These names follow semantic versioning; other modules of Weft may change without
 
 from __future__ import annotations
 
+from weft.adaptation.attention_adapter import AttentionAdapter
 from weft.adaptation.beside_head import BesideHead
 from weft.adaptation.bias import Bias, BiasScope
 from weft.adaptation.bottleneck import Bottleneck
@@ -63,6 +64,7 @@ __all__ = [
     "SHARED",
     "TEMPORARY",
     "Adaptation",
+    "AttentionAdapter",
     "Backbone",
     "Batch",
     "Bench",

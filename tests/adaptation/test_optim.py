@@ -61,6 +61,8 @@ def reference(s: Optim) -> dict[str, Tensor]:
         optimizer: torch.optim.Optimizer
         if s.kind == "adamw":
             optimizer = torch.optim.AdamW(groups, lr=s.lr, betas=s.betas, eps=s.eps)
+        elif s.kind == "adam":
+            optimizer = torch.optim.Adam(groups, lr=s.lr, betas=s.betas, eps=s.eps)
         else:
             optimizer = torch.optim.SGD(groups, lr=s.lr, momentum=s.momentum)
         for t in range(total):
@@ -107,6 +109,9 @@ def packed(s: Optim) -> dict[str, Tensor]:
         {"kind": "adamw"},
         {"kind": "adamw", "weight_decay": 0.1},
         {"kind": "adamw", "weight_decay": 0.1, "decay_biases": False, "betas": (0.8, 0.95), "eps": 1e-3},
+        {"kind": "adam"},
+        {"kind": "adam", "weight_decay": 0.1},
+        {"kind": "adam", "weight_decay": 0.1, "decay_biases": False, "betas": (0.8, 0.95), "eps": 1e-3},
         {"kind": "sgd"},
         {"kind": "sgd", "momentum": 0.9},
         {"kind": "sgd", "momentum": 0.9, "weight_decay": 0.05},
@@ -132,7 +137,7 @@ def test_a_pack_equals_torch_optim_client_by_client(
     momentum=st.floats(0.0, 0.99),
     clip=st.none() | st.floats(0.01, 100.0),
     warmup=st.floats(0.0, 1.0),
-    kind=st.sampled_from(["adamw", "sgd"]),
+    kind=st.sampled_from(["adamw", "adam", "sgd"]),
     schedule=st.sampled_from(["linear", "cosine", "constant"]),
 )
 def test_the_same_holds_for_any_setting(
@@ -171,7 +176,7 @@ def test_a_rate_with_warm_up_rises_to_the_peak_and_never_beyond() -> None:
     assert seen[4:] == pytest.approx([1 - i / 6 for i in range(6)], abs=1e-12)
 
 
-@pytest.mark.parametrize("kind", ["adamw", "sgd"])
+@pytest.mark.parametrize("kind", ["adamw", "adam", "sgd"])
 def test_clients_that_are_not_in_the_batch_keep_value_and_moments_bit_for_bit(kind: str) -> None:
     params, optimizer = made(Optim(kind, lr=0.1, weight_decay=0.3, momentum=0.9, clip=1.0, schedule="constant"))
     everyone = list(range(K))
@@ -193,7 +198,7 @@ def test_clients_that_are_not_in_the_batch_keep_value_and_moments_bit_for_bit(ki
     assert optimizer.ticks.tolist() == [2, 1, 1, 2]
 
 
-@pytest.mark.parametrize("kind", ["adamw", "sgd"])
+@pytest.mark.parametrize("kind", ["adamw", "adam", "sgd"])
 def test_a_step_of_some_tensors_leaves_the_others_bit_for_bit(kind: str) -> None:
     params, optimizer = made(Optim(kind, lr=0.1, weight_decay=0.3, momentum=0.9))
     everyone = list(range(K))
@@ -233,7 +238,7 @@ def test_two_phases_on_one_batch_share_moments_and_one_tick_of_the_schedule() ->
         torch.testing.assert_close(params[n][0].detach(), p.detach(), **CLOSE)
 
 
-@pytest.mark.parametrize("kind", ["adamw", "sgd"])
+@pytest.mark.parametrize("kind", ["adamw", "adam", "sgd"])
 def test_a_tensor_that_the_loss_does_not_touch_never_moves(kind: str) -> None:
     """Weight decay least of all."""
     params, optimizer = made(Optim(kind, lr=0.1, weight_decay=0.5, momentum=0.9))
@@ -267,7 +272,7 @@ def test_clipping_looks_at_the_entries_that_may_move_alone() -> None:
 
 
 def test_with_learning_rate_zero_nothing_moves() -> None:
-    for kind in ("adamw", "sgd"):
+    for kind in ("adamw", "adam", "sgd"):
         got = packed(Optim(kind, lr=0.0, weight_decay=0.5, momentum=0.9))
         assert all(torch.equal(got[n], start(n)) for n in SHAPES)
 
@@ -281,7 +286,7 @@ def test_a_step_of_tensors_that_the_optimizer_does_not_hold_is_an_error() -> Non
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"kind": "adam"}, 'unknown optimizer "adam".*Did you mean "adamw"'),
+        ({"kind": "adamm"}, 'unknown optimizer "adamm": use adamw, adam, sgd'),
         ({"schedule": "lineer"}, 'unknown schedule "lineer".*Did you mean "linear"'),
         ({"lr": -1.0}, "lr ≥ 0"),
         ({"weight_decay": -0.1}, "weight_decay ≥ 0"),

@@ -36,6 +36,15 @@ def test_what_an_optimizer_does_not_use_is_not_told() -> None:
     ]
 
 
+def test_moments_are_told_of_both_kinds_of_adam_and_of_sgd_they_are_not() -> None:
+    own = {"flora": {"method.optim.betas": (0.8, 0.9)}}
+    same = {"optim.lr": 1e-3, "optim.schedule": "constant", "optim.weight_decay": 0.0, "optim.clip": 1.0}
+    for kind in ("adam", "adamw"):
+        (said,) = told("fedit", "flora", own=own, weighting="examples", **same, **{"optim.kind": kind})
+        assert said.startswith("method.optim.betas differs:")
+    assert told("fedit", "flora", own=own, weighting="examples", **same, **{"optim.kind": "sgd"}) == []
+
+
 def test_work_and_weights_are_told_and_what_is_a_dimension_is_not() -> None:
     own: dict[str, Any] = {"flora": {"method.batch": 4, "method.weighting": "uniform", "method.optim.lr": 0.25}}
     grid = Grid(("fedit", "flora"), own=own, common={"method.optim.lr": 0.5})

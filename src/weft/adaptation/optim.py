@@ -1,4 +1,4 @@
-"""SGD and AdamW on tensors with a client axis: every client has its own step count, learning rate, schedule and clipping.
+"""SGD, Adam and AdamW on tensors with a client axis: every client has its own step count, learning rate, schedule and clipping.
 
 ``torch.optim`` keeps one of each for a whole tensor, so that a pack of unequal clients could not equal its clients trained
 alone. Rows of clients that are not in the batch, or that lack the block, keep their value and their moments.
@@ -27,9 +27,10 @@ class Optim:
     """Settings of a local optimizer; a new one is made for each client and round.
 
     Attributes:
-        kind: ``adamw`` (Loshchilov & Hutter, 2019) or ``sgd``.
-        lr: learning rate. weight_decay: decoupled for AdamW, L2 for SGD. decay_biases: whether it acts on biases and norms too.
-        betas, eps: of AdamW. momentum: of SGD.
+        kind: ``adamw`` (Loshchilov & Hutter, 2019), ``adam`` (Kingma & Ba, 2015) or ``sgd``.
+        lr: learning rate. weight_decay: decoupled for AdamW, L2 for Adam and SGD.
+        decay_biases: whether weight decay acts on biases and norms too.
+        betas, eps: of Adam and AdamW. momentum: of SGD.
         clip: largest gradient norm of one client over all its tensors in the step; None = off.
         schedule: of the learning rate over the client's own steps of the round: ``linear`` or ``cosine`` (to 0), ``constant``.
         warmup: fraction of the steps over which the rate rises from 0.
@@ -37,7 +38,7 @@ class Optim:
             client's loss gains μ/2 ‖θ - θ_received‖² over the tensors that it was sent, as its optimizer began; 0 = off.
     """
 
-    kind: Annotated[Literal["adamw", "sgd"], Called("optimizer")] = "adamw"
+    kind: Annotated[Literal["adamw", "adam", "sgd"], Called("optimizer")] = "adamw"
     lr: NonNegative = 1e-3
     weight_decay: NonNegative = 0.0
     betas: tuple[Beta, Beta] = (0.9, 0.999)
@@ -59,6 +60,11 @@ class Optim:
     def moments(self) -> int:
         """How many tensors it remembers beside each that it moves."""
         return int(self.momentum > 0) if self.kind == "sgd" else 2
+
+    @property
+    def coupled(self) -> bool:
+        """Whether its weight decay is a part of the gradient (L2), and not of the step."""
+        return self.kind != "adamw"
 
     @property
     def copies(self) -> int:
@@ -277,9 +283,9 @@ class Optimizer:
                 together.append(update)
                 continue
             with self._held(name, free.get(name)):
-                (_sgd if plain else _adamw)(update, _wide(masks[i], p), s)
+                (_sgd if plain else _adam)(update, _wide(masks[i], p), s)
         for chunk in _chunks(together):
-            _adamw_together(chunk, s)
+            _adam_together(chunk, s)
         for i, (name, _) in enumerate(pairs):
             if name in self.fixed:
                 self.steps[self.places[name]] -= masks[i].to(self.steps)
@@ -303,36 +309,44 @@ class _Update(NamedTuple):
     rate: Tensor
     decay: float
 
+    def slope(self, s: Optim) -> Tensor:
+        """The gradient, with the weight decay that is a part of it."""
+        return self.grad + self.decay * self.value if self.decay and s.coupled else self.grad
+
+    def shrink(self, s: Optim) -> None:
+        """The weight decay that is a part of the step."""
+        if self.decay and not s.coupled:
+            self.value.mul_(1 - self.rate * self.decay)
+
 
 def _sgd(u: _Update, here: Tensor, s: Optim) -> None:
-    grad = u.grad + u.decay * u.value if u.decay else u.grad
+    grad = u.slope(s)
     for velocity in u.moments:
         velocity.copy_(torch.where(here, velocity * s.momentum + grad, velocity))
         grad = velocity
     u.value.sub_(u.rate * grad)
 
 
-def _adamw(u: _Update, here: Tensor, s: Optim) -> None:
+def _adam(u: _Update, here: Tensor, s: Optim) -> None:
     mean, square = u.moments
     b1, b2 = s.betas
-    mean.copy_(torch.where(here, mean.lerp(u.grad, 1 - b1), mean))
-    square.copy_(torch.where(here, (square * b2).addcmul_(u.grad, u.grad, value=1 - b2), square))
-    if u.decay:
-        u.value.mul_(1 - u.rate * u.decay)
+    grad = u.slope(s)
+    mean.copy_(torch.where(here, mean.lerp(grad, 1 - b1), mean))
+    square.copy_(torch.where(here, (square * b2).addcmul_(grad, grad, value=1 - b2), square))
+    u.shrink(s)
     u.value.sub_(u.scale * mean / square.sqrt().div_(u.width).add_(s.eps))
 
 
-def _adamw_together(updates: list[_Update], s: Optim) -> None:
-    """:func:`_adamw` of tensors that all clients move, in kernels over lists of tensors, as ``torch.optim`` has them."""
-    values, grads = [u.value for u in updates], [u.grad for u in updates]
+def _adam_together(updates: list[_Update], s: Optim) -> None:
+    """:func:`_adam` of tensors that all clients move, in kernels over lists of tensors, as ``torch.optim`` has them."""
+    values, grads = [u.value for u in updates], [u.slope(s) for u in updates]
     means, squares = [u.moments[0] for u in updates], [u.moments[1] for u in updates]
     b1, b2 = s.betas
     torch._foreach_lerp_(means, grads, 1 - b1)
     torch._foreach_mul_(squares, b2)
     torch._foreach_addcmul_(squares, grads, grads, 1 - b2)
     for u in updates:
-        if u.decay:
-            u.value.mul_(1 - u.rate * u.decay)
+        u.shrink(s)
     roots = torch._foreach_sqrt(squares)
     torch._foreach_div_(roots, [u.width for u in updates])
     torch._foreach_add_(roots, s.eps)

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from weft.adaptation.part import Additive
-from weft.errors import UserError
 from weft.tensors.init import Init
 from weft.typed import Count
 
@@ -32,12 +31,7 @@ class Residual(Additive):
     ratio: Count = 4
 
     def sites(self, backbone: Backbone) -> list[Site]:
-        if backbone.embedding is None or backbone.names is None:
-            raise UserError(
-                f'backbone "{backbone.name}" has no joint embedding of images and texts: use a CLIP, such as --model glyph-clip, '
-                "with --task similarity."
-            )
-        return [backbone.embedding]
+        return [backbone.joint_embedding()]
 
     def tensors(self, backbone: Backbone, site: Site) -> Mapping[str, Init]:
         p = site.d_in

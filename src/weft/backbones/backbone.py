@@ -205,6 +205,19 @@ class Backbone:
                 "as minilm."
             )
 
+    def joint_embedding(self) -> Site:
+        """Where parts sit that change the embedding of a whole image, before it is normalised.
+
+        Raises:
+            UserError: images are compared with no texts.
+        """
+        if self.embedding is None or self.names is None:
+            raise UserError(
+                f'backbone "{self.name}" has no joint embedding of images and texts: use a CLIP, such as --model glyph-clip, '
+                "with --task similarity."
+            )
+        return self.embedding
+
     def check_blocks(self) -> None:
         """
         Raises:

@@ -37,7 +37,7 @@ def _counts(name: str, settings: Mapping[str, Any]) -> bool:
     """Whether a setting of an optimizer has a say beside the others."""
     optim = {n.removeprefix("method.optim."): v for n, v in settings.items()}
     needed = {
-        **dict.fromkeys(("betas", "eps"), optim.get("kind") == "adamw"),
+        **dict.fromkeys(("betas", "eps"), optim.get("kind") != "sgd"),
         "momentum": optim.get("kind") == "sgd",
         "warmup": optim.get("schedule") != "constant",
         "decay_biases": bool(optim.get("weight_decay")),

@@ -11,6 +11,7 @@ import safetensors
 import safetensors.torch as st
 
 from weft.adaptation.adalora import AdaLoRA
+from weft.adaptation.attention_adapter import AttentionAdapter
 from weft.adaptation.bias import Bias
 from weft.adaptation.bottleneck import Bottleneck
 from weft.adaptation.dora import DoRA
@@ -50,7 +51,8 @@ CONFIG, TENSORS = FILES = "weft_adapter.json", "weft_adapter.safetensors"
 MARK = "."  # between the name of a product and the role of its factor, whose scale is in B
 LORAS = (LoRA, DoRA, DyLoRA, AdaLoRA, VeRA, Orthogonal, FromWeights)
 TOKENS = (ClassContext, ImageTokens, Prefix, SoftWords)
-PARTS = (*LORAS, *TOKENS, Delta, Bottleneck, Bias, Head, Norm, Residual, Scale, SparseWeights, Statistics, Weights)
+BESIDES = (AttentionAdapter, Bottleneck, Bias, Norm, Residual, Scale, SparseWeights, Statistics)
+PARTS = (*LORAS, *TOKENS, *BESIDES, Delta, Head, Weights)
 KINDS: dict[str, type] = {kind.__name__: kind for kind in PARTS}
 """Parts that are described by their settings. A model with others is described by its method."""
 

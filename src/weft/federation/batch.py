@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -54,6 +54,20 @@ class Batch:
     def within(self, out: Output) -> Output:
         """An output without hope for classes that a row's labels could not have."""
         return out if self.allowed is None else out.within(self.allowed)
+
+    def only(self, some: Tensor) -> Batch:
+        """The rows of some of its clients, [k] bool."""
+        clients = torch.arange(len(some), device=some.device) if self.clients is None else self.clients
+        return replace(
+            self,
+            clients=clients[some],
+            index=self.index[some.cpu().numpy()],
+            labels=self.labels[some],
+            mask=self.mask[some],
+            allowed=None if self.allowed is None else self.allowed[some],
+            beside=None if self.beside is None else self.beside[some],
+            keys=None if self.keys is None else self.keys[some],
+        )
 
     def of(self, values: Tensor) -> Tensor:
         """[K, …] values of the pack's clients -> [k, …] of those in the batch."""

@@ -13,7 +13,7 @@ cohort's, and ζ a batch:
                 s ← the optimizer's state after the gradient c, at the server
                 x ← mean of the y_i
 
-The optimizer is the method's own, and s its momentum (SGD: m ← β m + g), or both moments and the number of updates (AdamW).
+The optimizer is the method's own, and s its momentum (SGD: m ← β m + g), or both moments and the number of updates (Adam, AdamW).
 ∇f_i(x) is the mean over the steps of one epoch of the method's own turn in which nothing moves, so that it is of whatever the
 method descends. Clients remember nothing.
 
@@ -62,7 +62,7 @@ class MimeLite(Over):
     def state(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
         """Names and shapes of s."""
         found = {f"moments/{i}/{n}": shape for i in range(self.optim.moments) for n, shape in shapes.items()}
-        return found | {f"{STEPS}/{n}": (1,) for n in shapes if self.optim.kind == "adamw"}
+        return found | {f"{STEPS}/{n}": (1,) for n in shapes if self.optim.kind != "sgd"}
 
     def updated(self, memo: dict[str, Any], name: str, x: Tensor, g: Tensor, reached: Tensor | None) -> None:
         """s after the gradient ``g`` at ``x``.
@@ -71,10 +71,11 @@ class MimeLite(Over):
             reached: [bool] entries that have a gradient, None = all.
         """
         o = self.optim
+        if o.coupled and (o.decay_biases or x.dim() > 1):
+            g = g + o.weight_decay * x
         old = [memo.get(f"moments/{i}/{name}", torch.zeros_like(x)) for i in range(o.moments)]
         if o.kind == "sgd":
-            decay = o.weight_decay if o.decay_biases or x.dim() > 1 else 0.0
-            new = [m * o.momentum + g + decay * x for m in old]
+            new = [m * o.momentum + g for m in old]
         else:
             new = [b * m + (1 - b) * h for b, m, h in zip(o.betas, old, (g, g.square()), strict=True)]
             memo[f"{STEPS}/{name}"] = memo.get(f"{STEPS}/{name}", torch.zeros(1, dtype=x.dtype)) + 1
