@@ -101,8 +101,9 @@ def of_clients(pack: Pack) -> Tensor:
     """[K, C] the shares of the classes in each client's training rows; uniform where it has none."""
     classes = len(pack.task.classes)
     counts = np.stack([np.bincount(pack.labels(c.data.train), minlength=classes) for c in pack.clients])
-    shares = np.where(counts.any(1, keepdims=True), counts / counts.sum(1, keepdims=True).clip(1), 1 / classes)
-    return torch.from_numpy(shares).to(pack.device, pack.dtype)
+    found = torch.from_numpy(counts).to(pack.tensors[SHARES])
+    total = found.sum(1, keepdim=True)
+    return torch.where(total > 0, found / total.clamp(min=1), pack.tensors[SHARES])
 
 
 def of_batch(pack: Pack, batch: Batch) -> Tensor:
