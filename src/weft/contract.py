@@ -13,6 +13,7 @@ from weft.adaptation.bottleneck import Bottleneck
 from weft.adaptation.boundary import Boundary
 from weft.adaptation.exits import Exit
 from weft.adaptation.head import Head, TaskHead
+from weft.adaptation.hyper_adapter import HyperAdapter
 from weft.adaptation.lora import Delta, LoRA
 from weft.adaptation.norm import Norm
 from weft.adaptation.optim import Optim
@@ -82,6 +83,7 @@ __all__ = [
     "Delta",
     "Exit",
     "Head",
+    "HyperAdapter",
     "ImageTokens",
     "Init",
     "Integers",

@@ -98,7 +98,8 @@ class Part(Protocol):
         Args:
             module: the frozen module of the backbone.
             w: role -> [k, …] tensors and constant -> [k] tensors of the clients in the rows; where ``dropout`` is above 0, in a
-                step of training ``keys`` too: [k, b] of the rows, or [k, 1] where the module sees none.
+                step of training ``keys`` too: [k, b] of the rows, or [k, 1] where the module sees none; if ``whole_rows``,
+                ``own``: bool [k, b, n / b], which of the positions are tokens of a row, and neither padding nor a padding row's.
             x, out: the module's input and frozen output, see ``mode``.
 
         Returns:
@@ -110,6 +111,7 @@ class Part(Protocol):
     always: bool  # stays on whatever ``use`` says: heads and frozen deltas
     alone: ClassVar[bool]  # a pass is one client's: there is nothing that several could share
     in_steps: ClassVar[bool]  # steps of training see other tensors (``drawn``), or another loss (``penalty``)
+    whole_rows: ClassVar[bool]  # what it adds to a token depends on the others of its row: ``apply`` is told which these are
 
 
 class Additive:
@@ -122,6 +124,7 @@ class Additive:
     dropout = 0.0
     alone: ClassVar[bool] = False
     in_steps: ClassVar[bool] = False
+    whole_rows: ClassVar[bool] = False
 
     if TYPE_CHECKING:  # of the part
 

@@ -37,6 +37,11 @@ class Placed:
     elsewhere: Mapping[str, str] = field(default_factory=dict)
     alike: bool = True
 
+    @property
+    def reads(self) -> dict[str, str]:
+        """Role -> name of every tensor that reaches ``apply``."""
+        return {**self.names, **self.elsewhere}
+
 
 def place(backbone: Backbone, parts: list[Mapping[str, Part]], device: torch.device, dtype: torch.dtype) -> list[Placed]:
     """The parts of K clients (one mapping each, possibly at other sites or of other ranks) as one list of placed parts."""

@@ -25,6 +25,7 @@ from weft.adaptation.own_tokens import OwnTokens
 from weft.adaptation.part import Part
 from weft.adaptation.placed import Placed
 from weft.adaptation.prefix_tuning import Pairs, prefixed
+from weft.adaptation.row_tokens import spread
 from weft.errors import UserError, WeftError
 from weft.tensors.keyed import key
 
@@ -45,6 +46,7 @@ class Pass:
         keys: [k, b] of its rows, for what is dropped of them; None = it is no pass of training.
         valid: [k, b] bool, its rows that are no padding; None = all.
         statistics: by module, what a batch norm has gone by.
+        own: of :func:`weft.adaptation.row_tokens.row_tokens`; None = nobody can say.
     """
 
     clients: Tensor | None
@@ -56,6 +58,7 @@ class Pass:
     keys: Tensor | None = None
     valid: Tensor | None = None
     statistics: dict[str, Moments] = field(default_factory=dict)
+    own: Tensor | None = None
 
 
 class Weave:
@@ -111,6 +114,11 @@ class Weave:
         found.hold = None if self.hold is None else self.hold.index_select(0, clients.to(self.hold.device))
         return found
 
+    @property
+    def whole_rows(self) -> bool:
+        """Whether some part looks at rows as wholes."""
+        return any(p.part.whole_rows for p in self.placed)
+
     @contextmanager
     def noting(self, measuring: bool = False) -> Iterator[list[Noted]]:
         """What batch norms see in passes of training inside.
@@ -134,15 +142,17 @@ class Weave:
         use: Mapping[str, Weight] | None,
         keys: Tensor | None = None,
         valid: Tensor | None = None,
+        own: Tensor | None = None,
     ) -> Iterator[None]:
         """Hooks on, for rows that belong to ``k`` clients (``clients``: their indices, None = all).
 
         Args:
             keys: [k, b] of the rows, in a step of training. valid: [k, b] bool, those that are no padding; None = all.
+            own: their tokens, for parts that look at whole rows.
         """
         if self._pass is not None:
             raise WeftError("a forward pass was started inside another one on the same pack")
-        self._pass = Pass(clients, k, use, dict(self.tensors), self.hold, self.prefix, keys, valid)
+        self._pass = Pass(clients, k, use, dict(self.tensors), self.hold, self.prefix, keys, valid, own=own)
         on = Attachments()
         standing: list[Parameter] = []
         apart: set[int | None] = set()
@@ -150,6 +160,7 @@ class Weave:
         after: dict[str, Callable[..., Any]] = {}  # of whole blocks: inside the gate, as rows may skip them
         entering: dict[str, list[Placed]] = {}  # outside the gate: all rows get as many tokens
         try:
+            self._check_whole_rows()
             for name, here in self._by_module.items():
                 module = self.backbone.module(name)
                 working = [p for p in here if self._works(p.part, p.part_name)]
@@ -238,6 +249,25 @@ class Weave:
             if not weighed and (isinstance(weight, Tensor) or weight != 1.0):
                 raise WeftError(f'the part "{p.part_name}" is on or off, and takes no weight')
 
+    def _check_whole_rows(self) -> None:
+        """
+        Raises:
+            UserError: a part looks at whole rows, and there are two kinds of these, or other tokens among theirs.
+        """
+        working = [p for p in self.placed if self._works(p.part, p.part_name)]
+        whole = next((p.part_name for p in working if p.part.whole_rows), None)
+        if whole is None:
+            return
+        if self.backbone.encoder_decoder:
+            raise UserError(
+                f'backbone "{self.backbone.name}" reads a row and writes another, and "{whole}" looks at whole rows of one kind: '
+                "choose a --model with one stack of blocks."
+            )
+        others = [p.part_name for p in working if p.part.mode == "enters" or p.part.room(self.backbone)]
+        if others or self.insert:
+            who = f'"{others[0]}"' if others else "the method"
+            raise UserError(f'"{whole}" looks at whole rows, and {who} puts tokens among theirs: leave one of the two out.')
+
     def _pick(self, value: Tensor) -> Tensor:
         assert self._pass is not None
         clients = self._pass.clients
@@ -252,8 +282,7 @@ class Weave:
     def _values(self, p: Placed, device: torch.device) -> dict[str, Tensor]:
         """On the device of what they are used on: modules of a large model may lie on several."""
         assert self._pass is not None
-        names = {**p.names, **p.elsewhere}
-        found = {role: self._pick(self._pass.tensors[name]).to(device) for role, name in names.items()}
+        found = {role: self._pick(self._pass.tensors[name]).to(device) for role, name in p.reads.items()}
         if p.part.dropout and self._pass.keys is not None:
             found["keys"] = self._keys(p, self._pass.keys).to(device)
         if p.site.name in self._pass.statistics and p.part.mode == "adds":
@@ -267,11 +296,32 @@ class Weave:
             rows = rows[:, :1]
         return rows ^ key(0, "site", p.part_name, p.site.called)
 
+    def _own(self, p: Placed, out: Tensor) -> Tensor:
+        """[k, b, T] the rows' own tokens in what a module makes of them, [k, n, d].
+
+        Raises:
+            WeftError: the pass is none of a batch's rows.
+            UserError: the module sees something else than their tokens.
+        """
+        assert self._pass is not None
+        if self._pass.own is None:
+            raise WeftError(f'"{p.part_name}" looks at whole rows, and this pass does not tell which tokens are theirs')
+        found = spread(self._pass.own.to(out.device), out.shape[1])
+        if found is None:
+            raise UserError(
+                f'"{p.part_name}" looks at whole rows, and {p.site.name} of backbone "{self.backbone.name}" sees something else '
+                "than their tokens: choose another --model, such as minilm."
+            )
+        return found
+
     def _terms(self, here: list[Placed], module: nn.Module, x: Tensor, out: Tensor) -> Tensor:
         """Σ weight · part over the parts of one site, [k, n, d]."""
         total = None
         for p in here:
-            term = p.part.apply(module, self._values(p, out.device), x, out)
+            w = self._values(p, out.device)
+            if p.part.whole_rows:
+                w["own"] = self._own(p, out)
+            term = p.part.apply(module, w, x, out)
             weight = 1.0 if p.part.always else self._weight(p.part_name)
             assert weight is not None  # a part that is off has no hook
             if isinstance(weight, Tensor):
@@ -442,7 +492,7 @@ class Weave:
 
         # parameters of any module: a block may look into another one (the table of positions of a T5)
         here = [p for p in self.placed if p.part.mode == "parameters" or (p.site.block == index and not p.site.tower)]
-        names = [n for p in here for n in (*p.names.values(), *p.elsewhere.values())]
+        names = [n for p in here for n in p.reads.values()]
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             rows = self._pass
@@ -492,9 +542,9 @@ class Weave:
         if use is not None:
             use = {p: w[group.to(w.device)] if isinstance(w, Tensor) else w for p, w in use.items()}
         names = self.backbone.row_arguments
-        keys, valid = (None if t is None else t[group.to(t.device)] for t in (rows.keys, rows.valid))
+        keys, valid, own = (None if t is None else t[group.to(t.device)] for t in (rows.keys, rows.valid, rows.own))
         who = self._clients()[group].to(out.device)
-        self._pass = replace(rows, clients=who, k=int(group.sum()), use=use, keys=keys, valid=valid, statistics={})
+        self._pass = replace(rows, clients=who, k=int(group.sum()), use=use, keys=keys, valid=valid, statistics={}, own=own)
         try:
             result = block(*rows_of(args, keep, n, names), **rows_of(kwargs, keep, n, names))
         finally:

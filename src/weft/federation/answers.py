@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from weft.adaptation.row_tokens import row_tokens
 from weft.adaptation.weave import Weave, Weight
 from weft.backbones.lines import lines
 from weft.backbones.reply_table import Replies
@@ -27,15 +28,15 @@ def read(
     Args:
         inputs: of the batch's rows, on the model's device; None = the rows lie in lines.
     """
-    backbone, table, order = bench.backbone, bench.table, None
+    backbone, table, order, own = bench.backbone, bench.table, None, None
     assert backbone.vocabulary is not None and isinstance(table, Replies)
     if inputs is None:
         packed, places, order = lines(table, batch.index)
         inputs = backbone.to_model(packed)
     else:
-        places = table.places(batch.index.reshape(-1))
+        places, own = table.places(batch.index.reshape(-1)), row_tokens(inputs, batch.index)
     with (
-        weave.attached(batch.clients, len(batch.index), use, batch.dropping),
+        weave.attached(batch.clients, len(batch.index), use, batch.dropping, own),
         backbone.vocabulary.at(backbone.model, places) as rows,
     ):
         logits = backbone.model(**inputs).logits

@@ -183,7 +183,7 @@ class Counting:
     def differentiated(self, names: Collection[str]) -> None:
         """The gradient by these tensors was taken, of all passes since the last one."""
         for one in self.open:
-            mine = [c for c in self.costs[one.position] if not set(names).isdisjoint(c.placed.names.values())]
+            mine = [c for c in self.costs[one.position] if not set(names).isdisjoint(c.placed.reads.values())]
             own = [c for c in mine if self._on(c, one) and bool(c.placed.site.tower) == (one.names is not None)]
             reached = [c.at for c in own] + ([] if one.given is None else [one.given])
             if reached:
@@ -202,7 +202,7 @@ class Counting:
 
     def _slope(self, cost: _Cost, one: _Passed, names: Collection[str]) -> int:
         """By the matrices of a part, at one place."""
-        own = sum((v for r, v in cost.products.items() if cost.placed.names.get(r) in names), np.zeros(6, dtype=np.int64))
+        own = sum((v for r, v in cost.products.items() if cost.placed.reads.get(r) in names), np.zeros(6, dtype=np.int64))
         if cost.placed.site.tower:
             return 0 if one.names is None else int((own[:3] * one.names).sum())
         return int((own * one.rows[cost.at[0]]).sum()) if one.there[cost.at[0]] else 0

@@ -2,7 +2,8 @@
 
 A method says how it predicts in :meth:`Method.forward`. If that is one pass with its parts at given weights, as of nearly all
 methods, the parts are woven in for as long as text is generated, and the keys and values of earlier tokens are kept. A method
-that makes more of it (a mean of two passes, say) is asked for every next token anew, over the whole text so far.
+that makes more of it (a mean of two passes, say), or has a part that looks at whole rows, is asked for every next token anew,
+over the whole text so far.
 """
 
 from __future__ import annotations
@@ -129,7 +130,8 @@ def _generate(
         more["logits_processor"] = [Keyed(streams, decoding)]
     once = one_pass(pack, forward, batch)
     with only(backbone.model, settings(backbone, decoding, width)):
-        if once is not None:
+        # who looks at whole rows has to see all that is written so far
+        if once is not None and not pack.weave.whole_rows:
             # a block that is left out for some rows leaves no keys and values behind, and lengths are read off the first block's
             with pack.woven(batch.clients, k, once.use):
                 found = backbone.model.generate(**inputs, **more, use_cache=not pack.held)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from weft.adaptation.attachments import Attachment, put_on
 from weft.adaptation.exits import Exit
+from weft.adaptation.row_tokens import row_tokens
 from weft.errors import WeftError
 from weft.tasks.outputs import Output
 
@@ -148,26 +149,21 @@ class HiddenStates:
                 out, kept = self._read(batch, inputs, use), weave.kept
             finally:
                 weave.kept = {}
-        mask = None if inputs is None else inputs.get("attention_mask")
+        assert inputs is not None
         found = {}
         for block, hidden in kept.items():
             assert hidden is not None
             states = hidden.unflatten(0, (len(batch.index), -1)).to(self.dtype)
-            found[block] = states, self._own(batch, block, states, mask)
+            found[block] = states, self._own(batch, block, states, inputs)
         return out, found
 
-    def _own(self, batch: Batch, block: int, states: Tensor, mask: Tensor | None) -> Tensor:
-        """bool [k, b, T], the own tokens of a batch's rows in what leaves a block.
-
-        Args:
-            mask: [k·b, T] of the model's inputs; None = no token is padding.
-        """
+    def _own(self, batch: Batch, block: int, states: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+        """bool [k, b, T], the own tokens of a batch's rows in what leaves a block."""
         shape = states.shape[:3]
         if any(s.block == block and s.stack == "decoder" for s in self.backbone.linears):
             return batch.mask.to(states.device).view(shape)
-        each = torch.from_numpy(batch.index >= 0).to(states.device)
-        valid = each.repeat_interleave(shape[1] // each.shape[1], 1)[..., None].expand(shape)
-        return valid if mask is None else valid & mask.to(states.device).bool().view(shape)
+        own = row_tokens(inputs, batch.index).to(states.device)
+        return (own if own.dim() > 2 else own.unsqueeze(-1)).expand(shape)
 
     def exits(self, batch: Batch, ends: Mapping[str, int], use: Mapping[str, Weight] | None = None) -> dict[str, Output]:
         """What a model's exits (:class:`weft.adaptation.exits.Exit`) predict, by name: a pass, and the tail once for each exit.

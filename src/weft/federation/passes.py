@@ -12,6 +12,7 @@ from torch import Tensor
 
 from weft.adaptation.attachments import put_on
 from weft.adaptation.placed import place, stack
+from weft.adaptation.row_tokens import row_tokens
 from weft.adaptation.weave import Weave, Weight
 from weft.backbones.token_table import Tokens
 from weft.errors import WeftError
@@ -165,15 +166,19 @@ class Passes(Towers, HiddenStates):
 
     def _untapped(self, batch: Batch, inputs: dict[str, Tensor] | None, use: Mapping[str, Weight] | None) -> Output:
         if self._given is not None:
-            return self._next(self._given, batch.clients, len(batch.index), use)
+            return self._next(self._given, batch, use)
         if inputs is None or self.backbone.vocabulary is not None:
             return answers.read(self._weave, self.bench, batch, inputs, use)
-        return self._forward(inputs, batch.clients, len(batch.index), use, batch.dropping, batch.valid)
+        own = row_tokens(inputs, batch.index)
+        return self._forward(inputs, batch.clients, len(batch.index), use, batch.dropping, batch.valid, own)
 
     def _in_lines(self, batch: Batch, use: Mapping[str, Weight] | None) -> bool:
-        """Whether the batch's rows lie in lines, in which they would have no masks of their own, nor be told apart by taps."""
+        """Whether the batch's rows lie in lines, in which they would have no masks of their own, nor be told apart by taps or by
+        parts that look at whole rows.
+        """
         drops = batch.dropping is not None and any(p.part.dropout for p in self._weave.placed)
-        return not drops and not self._taps and answers.in_lines(self.bench, use)
+        apart = drops or bool(self._taps) or self._weave.whole_rows
+        return not apart and answers.in_lines(self.bench, use)
 
     @contextmanager
     def _inserted(self, insert: Mapping[int, Tensor] | None) -> Iterator[None]:
@@ -217,8 +222,9 @@ class Passes(Towers, HiddenStates):
         finally:
             self._given = None
 
-    def _next(self, inputs: dict[str, Tensor], clients: Tensor | None, k: int, use: Mapping[str, Weight] | None) -> Output:
-        with self._weave.attached(clients, k, use):
+    def _next(self, inputs: dict[str, Tensor], batch: Batch, use: Mapping[str, Weight] | None) -> Output:
+        k, own = len(batch.index), row_tokens(inputs, batch.index)
+        with self._weave.attached(batch.clients, k, use, own=own):
             logits = self.backbone.model(**inputs, use_cache=False).logits[:, -1]
         return Output(logits.to(self.device, self.dtype).view(k, -1, logits.shape[-1]))
 
@@ -245,11 +251,12 @@ class Passes(Towers, HiddenStates):
         use: Mapping[str, Weight] | None,
         keys: Tensor | None = None,
         valid: Tensor | None = None,
+        own: Tensor | None = None,
     ) -> Output:
         inputs = self._weave.own_tokens.of_names(inputs, k, use)
         if self.counting is not None and "classes" in inputs:
             self.counting.named(self.clients, clients, use, inputs, k)
-        with self._weave.attached(clients, k, use, keys, valid):
+        with self._weave.attached(clients, k, use, keys, valid, own):
             logits = self.backbone.model(**inputs).logits
         if logits.dim() == 3 and self._weave.own_tokens.room(use):  # of each token, of which those of parts are none to tag
             logits = logits[inputs["input_ids"] >= 0]

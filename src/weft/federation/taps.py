@@ -7,10 +7,10 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from weft.adaptation.attachments import Attachment
+from weft.adaptation.row_tokens import row_tokens, spread
 from weft.backbones.backbone import Backbone
 from weft.errors import UserError, WeftError
 
@@ -47,25 +47,22 @@ def attachments(backbone: Backbone, taps: Mapping[str, Tap], index: np.ndarray, 
     Args:
         index: [k, b] rows of the table, -1 = padding. inputs: what the model reads of them.
     """
-    mask = inputs.get("attention_mask")
-    each = next(iter(inputs.values())).shape[0] // index.size  # of preferences, a row is read with either answer
-    here = torch.from_numpy(index >= 0).repeat_interleave(each, 1)
+    own = row_tokens(inputs, index)
     found = []
     for name, tap in taps.items():
-        run = partial(_run, name=name, tap=tap, here=here, mask=mask)
+        run = partial(_run, name=name, tap=tap, tokens=own)
         found.append(Attachment(backbone.module(name), run))
     return found
 
 
-def _run(module: nn.Module, args: tuple[Any, ...], out: Any, *, name: str, tap: Tap, here: Tensor, mask: Tensor | None) -> None:
+def _run(module: nn.Module, args: tuple[Any, ...], out: Any, *, name: str, tap: Tap, tokens: Tensor) -> None:
     x: Tensor = args[0]
-    rows = here.numel()
-    if x.shape[0] % rows or (x.dim() > 2 and x.shape[0] != rows and mask is not None):
-        raise WeftError(f'"{name}" is called with {tuple(x.shape)}, which are not {rows} rows')
-    x = x.reshape(*here.shape, -1, x.shape[-1])  # some models lay the tokens of all rows in one line, or in windows
-    own = here.to(x.device).unsqueeze(-1).expand(x.shape[:-1])
-    if x.shape[2] > 1 and mask is not None:
-        if mask.shape[1] != x.shape[2]:
-            raise WeftError(f'"{name}" is called with {x.shape[2]} tokens a row, and rows have {mask.shape[1]}')
-        own = own & mask.to(x.device).bool().view(own.shape)
-    tap(x, own)
+    k, b = tokens.shape[:2]
+    if x.shape[0] % (k * b) or (x.dim() > 2 and x.shape[0] != k * b and tokens.dim() > 2):
+        raise WeftError(f'"{name}" is called with {tuple(x.shape)}, which are not {k * b} rows')
+    x = x.reshape(k, b, -1, x.shape[-1])  # some models lay the tokens of all rows in one line, or in windows
+    one = tokens.dim() > 2 and x.shape[2] == 1  # vector of a row
+    own = spread(tokens.any(2) if one else tokens, b * x.shape[2])
+    if own is None:
+        raise WeftError(f'"{name}" is called with {x.shape[2]} tokens a row, and rows have {tokens.shape[2]}')
+    tap(x, own.to(x.device))
