@@ -36,7 +36,7 @@ def read(
     else:
         places, own = table.places(batch.index.reshape(-1)), row_tokens(inputs, batch.index)
     with (
-        weave.attached(batch.clients, len(batch.index), use, batch.dropping, own),
+        weave.attached(batch.clients, len(batch.index), use, batch.dropping, own=own),
         backbone.vocabulary.at(backbone.model, places) as rows,
     ):
         logits = backbone.model(**inputs).logits
