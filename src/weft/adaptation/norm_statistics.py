@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 Kind = Literal["averaged", "static"]
 
 
-class Moments(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Moments:
     """What a batch norm goes by.
 
     Attributes:
@@ -105,8 +106,9 @@ class Statistics(Additive):
 
 
 def _is_plain(module: nn.Module) -> bool:
-    plain = isinstance(module, _BatchNorm) and type(module).forward is _BatchNorm.forward
-    return plain and module.momentum is not None and module.running_mean is not None and module.affine
+    if not isinstance(module, _BatchNorm) or type(module).forward is not _BatchNorm.forward:
+        return False
+    return module.momentum is not None and module.running_mean is not None and module.affine
 
 
 def moments(x: Tensor, k: int, valid: Tensor | None = None) -> Moments:
