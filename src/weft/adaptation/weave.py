@@ -436,7 +436,7 @@ class Weave:
             assert rows is not None
             if rows.keys is None and not self._measuring:
                 by = part.held(self._values(p, x.device))
-                by = Moments(*(t.expand(rows.k, -1) for t in by[:2]))
+                by = Moments(*(t.expand(rows.k, -1) for t in (by.mean, by.var)))
             else:
                 by = moments(x, rows.k, rows.valid)
                 if self._noted is not None:
