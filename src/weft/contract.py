@@ -9,7 +9,7 @@ from __future__ import annotations
 from weft.adaptation.attention_adapter import AttentionAdapter
 from weft.adaptation.beside_head import BesideHead
 from weft.adaptation.bias import Bias, BiasScope
-from weft.adaptation.bottleneck import Bottleneck
+from weft.adaptation.bottleneck import Bottleneck, Placement
 from weft.adaptation.boundary import Boundary
 from weft.adaptation.exits import Exit
 from weft.adaptation.head import Head, TaskHead
@@ -48,7 +48,7 @@ from weft.federation.split import SplitMethod
 from weft.federation.tuned import Tuned
 from weft.tasks.losses import distillation, mean_of
 from weft.tasks.outputs import Output, average
-from weft.tasks.several import Several
+from weft.tasks.several_tasks import Several
 from weft.tasks.task import Task
 from weft.tensors.forms import Value
 from weft.tensors.init import Init
@@ -100,6 +100,7 @@ __all__ = [
     "Pack",
     "Part",
     "Place",
+    "Placement",
     "Portion",
     "Positive",
     "Prefix",

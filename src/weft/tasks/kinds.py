@@ -12,7 +12,7 @@ from weft.tasks.masked_language import MaskedLanguage
 from weft.tasks.next_item import NextItem
 from weft.tasks.preference import Preference
 from weft.tasks.regression import Regression
-from weft.tasks.several import Several
+from weft.tasks.several_tasks import Several
 from weft.tasks.tagging import Tagging
 from weft.tasks.task import Task
 

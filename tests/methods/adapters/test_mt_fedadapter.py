@@ -21,7 +21,7 @@ from weft.federation.message import ClientInfo
 from weft.federation.scope import Scope
 from weft.methods import FedAvg, MTFedAdapter
 from weft.methods.adapters.mt_fedadapter import relations, task_of, tasks_of
-from weft.tasks.several import Several
+from weft.tasks.several_tasks import Several
 from weft.testing.data import TAGS, TASKS, names_of_several
 
 SMALL = replace(MTFedAdapter(), reduction=4, batch=4, optim=Optim("sgd", lr=0.3, schedule="constant"))

@@ -23,7 +23,6 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from weft.adaptation.bottleneck import Placement
 from weft.contract import (
     PERSONAL,
     SHARED,
@@ -38,6 +37,7 @@ from weft.contract import (
     Optim,
     Output,
     Pack,
+    Placement,
     Positive,
     ServerState,
     Several,

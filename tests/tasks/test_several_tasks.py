@@ -20,7 +20,7 @@ from weft.tasks.classification import Classification, observed_of
 from weft.tasks.kinds import SEVERAL, make, suits
 from weft.tasks.observed import Observed
 from weft.tasks.outputs import Output
-from weft.tasks.several import Several
+from weft.tasks.several_tasks import Several
 from weft.tasks.tagging import Tagging
 from weft.testing.data import TAGS, names_of_several, rows, several_of
 
