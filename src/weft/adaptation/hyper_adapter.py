@@ -114,8 +114,7 @@ class HyperAdapter(Additive):
         """e [k, b, t] of hidden states [k, b, T, d]; [k, 1, t] if the rows of a client have one."""
         own = w["own"].unsqueeze(-1)
         dtype = w["block"].dtype
-        mean = (s.to(dtype) * own).sum(2) / own.sum(2).clamp(min=1)
-        u = F.normalize(mean, dim=-1, eps=EPS)
+        u = F.normalize((s.to(dtype) * own).sum(2), dim=-1, eps=EPS)  # a sum has the direction of the mean
         if self.context == "batch" and torch.is_grad_enabled():
             valid = own.any(2)
             u = (u * valid).sum(1, keepdim=True) / valid.sum(1, keepdim=True).clamp(min=1)
