@@ -11,6 +11,7 @@ from weft.adaptation.beside_head import BesideHead
 from weft.adaptation.bias import Bias, BiasScope
 from weft.adaptation.bottleneck import Bottleneck, Placement
 from weft.adaptation.boundary import Boundary
+from weft.adaptation.compacter import Compacter
 from weft.adaptation.exits import Exit
 from weft.adaptation.head import Head, TaskHead
 from weft.adaptation.hyper_adapter import HyperAdapter
@@ -79,6 +80,7 @@ __all__ = [
     "ClassContext",
     "ClientInfo",
     "ClientState",
+    "Compacter",
     "Count",
     "Delta",
     "Exit",

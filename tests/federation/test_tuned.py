@@ -41,7 +41,7 @@ class OfNames(Tuned):
 KINDS: dict[str, Tuned] = {
     **{
         kind: Anything(tune=Tune(kind, rank=2, reduction=8, tokens=2), optim=Optim("sgd", lr=0.1))
-        for kind in ("lora", "bottleneck", "prefix", "bias", "norm", "scale", "ssf", "words", "weights")
+        for kind in ("lora", "bottleneck", "compacter", "prefix", "bias", "norm", "scale", "ssf", "words", "weights")
     },  # type: ignore[arg-type]
     "head": Anything(tune=Tune("head", head=False), optim=Optim("sgd", lr=0.1)),
     "tokens": OfPictures(tune=Tune("tokens", tokens=2), optim=Optim("sgd", lr=0.1)),
@@ -143,6 +143,8 @@ def test_the_settings_of_a_kind_reach_its_part_and_no_other() -> None:
     assert Tune("lora", rank=3, alpha=6.0, at="k").parts(on, head)["lora"] == PARTS["lora"](Tune(rank=3, alpha=6.0, at="k"))
     adapters = Tune("bottleneck", reduction=4, placement="ffn", activation="gelu_new", up_std=0.5).parts(on, head)["bottleneck"]
     assert vars(adapters) == {"reduction": 4, "std": 0.02, "placement": "ffn", "activation": "gelu_new", "up_std": 0.5}
+    sums = vars(Tune("compacter", products=2, reduction=4, placement="ffn", activation="relu").parts(on, head)["compacter"])
+    assert sums == {"n": 2, "rank": 1, "reduction": 4, "std": 0.01, "placement": "ffn", "activation": "relu"}
     assert vars(Tune("prefix", tokens=3, hidden=4).parts(on, head)["prefix"]) == {"tokens": 3, "hidden": 4, "std": 1.0}
     assert vars(Tune("bias", biases="norm", add_missing=True).parts(on, head)["bias"]) == {"scope": "norm", "add_missing": True}
     assert Tune("norm").parts(on, head)["norm"] == Norm()
@@ -171,6 +173,7 @@ def test_settings_of_what_is_tuned_are_typed_with_their_table_or_without() -> No
     assert next(p for p in settings.parameters(Anything) if p.name == "tune.kind").choices == (
         "lora",
         "bottleneck",
+        "compacter",
         "prefix",
         "bias",
         "norm",

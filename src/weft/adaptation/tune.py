@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from weft.adaptation.bias import Bias, BiasScope
 from weft.adaptation.bottleneck import Activation, Bottleneck, Placement
+from weft.adaptation.compacter import Compacter
 from weft.adaptation.lora import LoRA
 from weft.adaptation.norm import Norm
 from weft.adaptation.part import Part
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
     from weft.backbones.backbone import Backbone
 
 
-Kind = Literal["lora", "bottleneck", "prefix", "bias", "norm", "scale", "ssf", "tokens", "context", "words", "weights", "head"]
+Kind = Literal[
+    "lora", "bottleneck", "compacter", "prefix", "bias", "norm", "scale", "ssf", "tokens", "context", "words", "weights", "head"
+]
 
 
 @dataclass(frozen=True)
@@ -31,13 +34,14 @@ class Tune:
     """One kind of part, and its settings; those of other kinds are without effect.
 
     Attributes:
-        kind: ``lora``, ``bottleneck`` (adapters in each block), ``prefix`` (keys and values in front of those of a row), ``bias``
-            (BitFit), ``norm`` (weights and biases of norms), ``scale`` (IA³), ``ssf`` (scale and shift), ``tokens`` (among the
-            patches of pictures), ``context`` (before the class names of a CLIP), ``words`` (before a text), ``weights`` (the
-            backbone's own), or ``head`` (nothing but the task's head).
+        kind: ``lora``, ``bottleneck`` (adapters in each block), ``compacter`` (such of Kronecker products), ``prefix`` (keys and
+            values in front of those of a row), ``bias`` (BitFit), ``norm`` (weights and biases of norms), ``scale`` (IA³),
+            ``ssf`` (scale and shift), ``tokens`` (among the patches of pictures), ``context`` (before the class names of a
+            CLIP), ``words`` (before a text), ``weights`` (the backbone's own), or ``head`` (nothing but the task's head).
         rank, alpha: of LoRA; the update is (α/r)·B A.
         at: linear layers that get LoRA, see ``Backbone.sites``.
         reduction: the hidden size over the bottleneck's.
+        products: of a compacter, n. Its rank is 1, as the paper's.
         placement: of bottlenecks: ``block`` (after each block), ``ffn`` (in its feed-forward) or ``sublayers`` (in its attention
             too).
         activation: of bottlenecks, ``relu`` or ``gelu_new``.
@@ -59,6 +63,7 @@ class Tune:
     alpha: Positive = 16.0
     at: str = "q,v"
     reduction: Count = 16
+    products: Count = 4
     placement: Placement = "block"
     activation: Activation = "relu"
     up_std: NonNegative | None = None
@@ -93,6 +98,7 @@ class Tune:
 PARTS: dict[str, Callable[[Tune], Part]] = {
     "lora": lambda t: LoRA(t.rank, t.alpha, t.at),
     "bottleneck": lambda t: Bottleneck(t.reduction, placement=t.placement, activation=t.activation, up_std=t.up_std),
+    "compacter": lambda t: Compacter(t.products, reduction=t.reduction, placement=t.placement, activation=t.activation),
     "prefix": lambda t: Prefix(t.tokens, t.hidden),
     "bias": lambda t: Bias(t.biases, t.add_missing),
     "norm": lambda t: Norm(),

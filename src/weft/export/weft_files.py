@@ -14,6 +14,7 @@ from weft.adaptation.adalora import AdaLoRA
 from weft.adaptation.attention_adapter import AttentionAdapter
 from weft.adaptation.bias import Bias
 from weft.adaptation.bottleneck import Bottleneck
+from weft.adaptation.compacter import Compacter
 from weft.adaptation.dora import DoRA
 from weft.adaptation.dylora import DyLoRA
 from weft.adaptation.from_weights import FromWeights
@@ -52,7 +53,7 @@ CONFIG, TENSORS = FILES = "weft_adapter.json", "weft_adapter.safetensors"
 MARK = "."  # between the name of a product and the role of its factor, whose scale is in B
 LORAS = (LoRA, DoRA, DyLoRA, AdaLoRA, VeRA, Orthogonal, FromWeights)
 TOKENS = (ClassContext, ImageTokens, Prefix, SoftWords)
-BESIDES = (AttentionAdapter, Bottleneck, Bias, HyperAdapter, Norm, Residual, Scale, SparseWeights, Statistics)
+BESIDES = (AttentionAdapter, Bottleneck, Bias, Compacter, HyperAdapter, Norm, Residual, Scale, SparseWeights, Statistics)
 PARTS = (*LORAS, *TOKENS, *BESIDES, Delta, Head, Weights)
 KINDS: dict[str, type] = {kind.__name__: kind for kind in PARTS}
 """Parts that are described by their settings. A model with others is described by its method."""

@@ -1,0 +1,96 @@
+"""Compacter: bottleneck adapters whose matrices are sums of Kronecker products.
+
+R. Karimi Mahabadi, J. Henderson, S. Ruder, "Compacter: Efficient Low-Rank Hypercomplex Adapter Layers", NeurIPS 2021, arXiv
+2106.04647, on the layers of A. Zhang et al., ICLR 2021, arXiv 2102.08597.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from weft.adaptation.bottleneck import FUNCTIONS, Activation, Bottleneck, Placement
+from weft.adaptation.part import Additive
+from weft.adaptation.values import NOWHERE
+from weft.errors import UserError
+from weft.tensors.init import Init
+from weft.typed import Count, NonNegative
+
+if TYPE_CHECKING:
+    from weft.backbones.backbone import Backbone, Site
+
+RULE = "rule"
+
+
+@dataclass(frozen=True)
+class Compacter(Additive):
+    """A(h) = U·σ(D h + b_D) + b_U, where D [m, d] = Σ_i A_i ⊗ s_i t_i over n products, and likewise U [d, m].
+
+    A_i [n, n] are common to all matrices of all adapters; s_i [m/n, r] and t_i [r, d/n] are each matrix's own. A ~ N(0, std²), s
+    and t normal with the variance 2 / (rows + columns), biases 0.
+
+    Attributes:
+        n: products, which divide the hidden size. rank: r.
+        reduction: the hidden size over the bottleneck's, m; it is brought up to the next multiple of n.
+        std: of the start values of A. placement, activation: as of :class:`weft.adaptation.bottleneck.Bottleneck`.
+    """
+
+    n: Count = 4
+    rank: Count = 1
+    reduction: Count = 16
+    std: NonNegative = 0.01
+    placement: Placement = "sublayers"
+    activation: Activation = "gelu_new"
+
+    def sites(self, backbone: Backbone) -> list[Site]:
+        """
+        Raises:
+            UserError: a hidden size is no multiple of n, or there is no place for an adapter.
+        """
+        found = Bottleneck(placement=self.placement).sites(backbone)
+        if odd := [s.d_out for s in found if s.d_out % self.n]:
+            raise UserError(
+                f'{self.n} Kronecker products can\'t make up the {odd[0]} features of backbone "{backbone.name}": choose a '
+                "number that divides them."
+            )
+        return [NOWHERE, *found]
+
+    def tensors(self, backbone: Backbone, site: Site) -> Mapping[str, Init]:
+        n, r = self.n, self.rank
+        if site == NOWHERE:
+            return {RULE: Init((n, n, n), "normal", self.std)}
+        d, m = site.d_out, self._width(site)
+        sizes = {"down_left": (m // n, r), "down_right": (r, d // n), "up_left": (d // n, r), "up_right": (r, m // n)}
+        factors = {role: Init((n, *size), "normal", math.sqrt(2 / sum(size))) for role, size in sizes.items()}
+        return factors | {"down_bias": Init((m,)), "up_bias": Init((d,))}
+
+    def _width(self, site: Site) -> int:
+        m = max(site.d_out // self.reduction, 1)
+        return -(-m // self.n) * self.n
+
+    def elsewhere(self, backbone: Backbone, site: Site) -> Mapping[str, str]:
+        return {} if site == NOWHERE else {RULE: f"{NOWHERE.name}/{RULE}"}
+
+    def products(self, backbone: Backbone, site: Site) -> Mapping[str, int]:
+        """Of D and U, behind which their factors stand."""
+        if site == NOWHERE:
+            return {}
+        size = self._width(site) * site.d_out
+        return {"down_left": size, "up_left": size}
+
+    def apply(self, module: nn.Module, w: Mapping[str, Tensor], x: Tensor, out: Tensor) -> Tensor:
+        dtype = out.dtype
+        down, up = (self.matrix(w, side).to(dtype) for side in ("down", "up"))
+        h = torch.bmm(out, down.mT) + w["down_bias"].unsqueeze(1).to(dtype)
+        return torch.bmm(FUNCTIONS[self.activation](h), up.mT) + w["up_bias"].unsqueeze(1).to(dtype)
+
+    def matrix(self, w: Mapping[str, Tensor], side: str) -> Tensor:
+        """Σ_i A_i ⊗ s_i t_i of each client, [k, rows, columns]; ``side`` is ``down`` or ``up``."""
+        inner = w[f"{side}_left"] @ w[f"{side}_right"]  # [k, n, rows / n, columns / n]
+        found = torch.einsum("kiab,kipq->kapbq", w[RULE], inner)
+        return found.reshape(len(inner), self.n * inner.shape[2], self.n * inner.shape[3])

@@ -1,0 +1,98 @@
+"""Compacter: adapters of Kronecker products against torch.kron, with the rule common to all of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import tiny
+from weaving import CLOSE, INDEX, alone, batch_of, grads, leaves, logits_of, own_model, pack_of, set_head, values_for
+from weft.adaptation.compacter import Compacter
+from weft.adaptation.head import Head
+from weft.adaptation.part import Part
+from weft.adaptation.values import NOWHERE
+from weft.errors import UserError
+from weft.federation.layout import named
+from weft.federation.scope import SHARED
+
+PART = Compacter(n=4, rank=2, reduction=4)
+PARTS: dict[str, Part] = {"x": PART, "head": Head()}
+KINDS = ("bert", "roberta", "distilbert", "gpt2", "llama", "t5", "vit")
+
+
+def kron(w: Mapping[str, Tensor], side: str) -> Tensor:
+    """The sum of products as the paper has it."""
+    found = [torch.kron(a, s @ t) for a, s, t in zip(w["rule"], w[f"{side}_left"], w[f"{side}_right"], strict=True)]
+    return torch.stack(found).sum(0)
+
+
+def with_adapters(model: Any, values: Mapping[str, Any]) -> None:
+    rule = values["x/values/rule"]
+    for site in {n.split("/")[1] for n in values if n.startswith("x/")} - {"values"}:
+        w = {n.rsplit("/", 1)[1]: v for n, v in values.items() if n.startswith(f"x/{site}/")} | {"rule": rule}
+        down, up = kron(w, "down"), kron(w, "up")
+
+        def after(_m: Any, _a: Any, out: Tensor, w: dict[str, Tensor] = w, down: Tensor = down, up: Tensor = up) -> Tensor:
+            hidden = F.gelu(F.linear(out, down, w["down_bias"]), approximate="tanh")
+            return out + F.linear(hidden, up, w["up_bias"])
+
+        model.get_submodule(site).register_forward_hook(after)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_is_a_model_with_adapters_of_sums_of_kronecker_products(kind: str) -> None:
+    bench = tiny.bench(kind)
+    values = values_for(bench, PARTS, seed=4)
+    model = own_model(bench.backbone)
+    set_head(model, bench.backbone, values)
+    with_adapters(model, values)
+    pack = pack_of(bench, [PARTS], [values])
+    found = pack(batch_of(bench, INDEX[:1])).logits[0]
+    torch.testing.assert_close(found, logits_of(model, bench, INDEX[0]).to(found), **CLOSE)
+
+
+def test_gradients_of_a_pack_are_those_of_its_clients_alone() -> None:
+    bench = tiny.bench("bert")
+    values = [values_for(bench, PARTS, seed=s) for s in range(3)]
+    pack = leaves(pack_of(bench, [PARTS] * 3, values), "x")
+    batch = batch_of(bench, INDEX)
+    found = grads(pack, pack.loss(pack(batch), batch), "x")
+    assert found["x/values/rule"].shape == (3, 4, 4, 4)
+    for k, one in enumerate(alone(bench, [PARTS] * 3, values)):
+        mine = batch_of(bench, INDEX[k : k + 1])
+        wanted = grads(leaves(one, "x"), one.loss(one(mine), mine), "x")
+        assert wanted.keys() == found.keys()
+        for name, slope in wanted.items():
+            torch.testing.assert_close(found[name][k], slope[0], **CLOSE)
+            assert slope.norm() > 0
+
+
+@pytest.mark.parametrize(("n", "rank", "reduction", "m"), [(4, 1, 16, 4), (2, 3, 4, 8), (8, 1, 2, 16), (1, 2, 8, 4)])
+def test_its_numbers_are_n_cubed_for_all_and_n_factors_for_each(n: int, rank: int, reduction: int, m: int) -> None:
+    backbone, d, places = tiny.backbone("bert"), 32, 6
+    part = Compacter(n=n, rank=rank, reduction=reduction)
+    found = sum(init.numel for _, init, _ in named({"x": (part, SHARED)}, backbone))
+    assert found == n**3 + places * (2 * n * rank * (d // n + m // n) + m + d)
+
+
+def test_it_starts_at_the_papers_values() -> None:
+    backbone = tiny.backbone("bert")
+    inits = {n.split("/", 1)[1]: i for n, i, _ in named({"x": (Compacter(), SHARED)}, backbone)}
+    assert (inits["values/rule"].kind, inits["values/rule"].scale) == ("normal", 0.01)
+    left = next(i for n, i in inits.items() if n.endswith("down_left"))
+    assert (left.shape, left.kind, left.scale) == ((4, 1, 1), "normal", math.sqrt(2 / 2))
+    right = next(i for n, i in inits.items() if n.endswith("down_right"))
+    assert (right.shape, right.scale) == ((4, 1, 8), math.sqrt(2 / 9))
+    assert all(i.kind == "zeros" for n, i in inits.items() if n.endswith("bias"))
+
+
+def test_features_that_products_do_not_divide_are_refused() -> None:
+    with pytest.raises(UserError, match="5 Kronecker products can't make up the 32 features"):
+        Compacter(n=5).sites(tiny.backbone("bert"))
+    assert PART.sites(tiny.backbone("bert"))[0] == NOWHERE
