@@ -75,6 +75,18 @@ def test_the_scores_of_each_task_are_its_own_and_the_headline_is_their_mean() ->
     assert task.headline(seen(task, z, y, mask)).value == pytest.approx(found["mean"].value)
 
 
+def test_the_order_of_tasks_does_not_matter() -> None:
+    z, y, mask, _ = drawn(20)
+    tags = len(TAGS)
+    other = Several((*CLASSES[tags:], *CLASSES[:tags]), ("mean", *MORE))
+    turned = torch.where(y < tags, y + 3, y - tags).masked_fill(~mask, 0)  # as targets have it where nothing is predicted
+    found = other.score(other.observe(Output(torch.cat([z[..., tags:], z[..., :tags]], -1)), turned, mask))
+    wanted = Several(CLASSES, ("mean", *MORE))
+    assert {s.metric: s.value for s in found} == pytest.approx(
+        {s.metric: s.value for s in wanted.score(seen(wanted, z, y, mask))}
+    )
+
+
 def test_what_is_kept_of_rows_can_be_put_together_and_taken_apart() -> None:
     z, y, mask, _ = drawn(31)
     task = Several(CLASSES)
