@@ -13,10 +13,10 @@ import tiny
 from weaving import INDEX, batch_of, grads, leaves, pack_of, values_for
 from weft.adaptation.bottleneck import Bottleneck
 from weft.adaptation.head import Head
+from weft.adaptation.in_flight import Weight
 from weft.adaptation.lora import Delta, LoRA
 from weft.adaptation.part import Part
 from weft.adaptation.tokens import ImageTokens
-from weft.adaptation.weave import Weight
 from weft.errors import WeftError
 from weft.federation.bench import Bench
 from weft.federation.pack import Pack

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from weft.adaptation.in_flight import Weight
 from weft.adaptation.row_tokens import row_tokens
-from weft.adaptation.weave import Weave, Weight
+from weft.adaptation.weave import Weave
 from weft.backbones.lines import lines
 from weft.backbones.reply_table import Replies
 from weft.federation.batch import Batch

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
+from weft.adaptation.in_flight import Noted
 from weft.adaptation.norm_statistics import Moments, Statistics, pooled
 from weft.adaptation.placed import Placed
-from weft.adaptation.weave import Noted
 
 if TYPE_CHECKING:
     from weft.federation.batch import Batch

@@ -24,7 +24,7 @@ from weft.backbones.reply_table import Replies
 from weft.federation.work import Work
 
 if TYPE_CHECKING:
-    from weft.adaptation.weave import Weight
+    from weft.adaptation.in_flight import Weight
     from weft.federation.batch import Batch
     from weft.federation.bench import Bench
     from weft.federation.client import ClientState

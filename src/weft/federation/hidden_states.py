@@ -17,7 +17,8 @@ from weft.tasks.outputs import Output
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from weft.adaptation.weave import Weave, Weight
+    from weft.adaptation.in_flight import Weight
+    from weft.adaptation.weave import Weave
     from weft.backbones.backbone import Backbone
     from weft.federation.batch import Batch
     from weft.federation.bench import Bench

@@ -11,7 +11,7 @@ from torch import Tensor
 from weft.tasks.outputs import Output
 
 if TYPE_CHECKING:
-    from weft.adaptation.weave import Weight
+    from weft.adaptation.in_flight import Weight
     from weft.federation.batch import Batch
     from weft.federation.pack import Pack
 

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from weft.adaptation.attachments import put_on
+from weft.adaptation.in_flight import Weight
 from weft.adaptation.placed import place, stack
 from weft.adaptation.row_tokens import row_tokens
-from weft.adaptation.weave import Weave, Weight
+from weft.adaptation.weave import Weave
 from weft.backbones.token_table import Tokens
 from weft.errors import WeftError
 from weft.federation import answers, plans, taps

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weft.adaptation.weave import Weave, Weight
+from weft.adaptation.in_flight import Weight
+from weft.adaptation.weave import Weave
 from weft.errors import WeftError
 from weft.tasks.outputs import Output
 
