@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from weft.adaptation.beside_head import BesideHead
 from weft.adaptation.bias import Bias, BiasScope
-from weft.adaptation.bottleneck import Bottleneck
+from weft.adaptation.bottleneck import Activation, Bottleneck, Placement
 from weft.adaptation.boundary import Boundary
 from weft.adaptation.exits import Exit
-from weft.adaptation.head import Head
+from weft.adaptation.head import ChosenHead, Head
 from weft.adaptation.lora import Delta, LoRA
 from weft.adaptation.norm import Norm
 from weft.adaptation.optim import Optim
@@ -61,6 +61,7 @@ __all__ = [
     "SENT",
     "SHARED",
     "TEMPORARY",
+    "Activation",
     "Adaptation",
     "Backbone",
     "Batch",
@@ -72,6 +73,7 @@ __all__ = [
     "Boundary",
     "Bounded",
     "Called",
+    "ChosenHead",
     "ClassContext",
     "ClientInfo",
     "ClientState",
@@ -95,6 +97,7 @@ __all__ = [
     "Pack",
     "Part",
     "Place",
+    "Placement",
     "Portion",
     "Positive",
     "Prefix",

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weft.adaptation.part import Additive, Mode
-from weft.tensors.init import Init
+from weft.tensors.init import Init, alike
 from weft.typed import NonNegative
 
 if TYPE_CHECKING:
@@ -48,3 +48,19 @@ class Head(Additive):
         if isinstance(module, nn.LayerNorm):
             return F.layer_norm(x, module.normalized_shape, eps=module.eps) * w["weight"].unsqueeze(1) + bias
         return torch.bmm(x, w["weight"].mT) + bias
+
+
+@dataclass(frozen=True)
+class ChosenHead(Head):
+    """One of several heads of a client: it works in the passes that name it, in the place of any other.
+
+    Attributes:
+        like: the part as which start values are drawn, so that several heads begin alike; "" = its own name.
+    """
+
+    like: str = ""
+    mode: ClassVar[Mode] = "reads"
+    always = False
+
+    def tensors(self, backbone: Backbone, site: Site) -> Mapping[str, Init]:
+        return alike(self.like, super().tensors(backbone, site))

@@ -16,7 +16,7 @@ from weft.adaptation.bottleneck import Bottleneck
 from weft.adaptation.dora import DoRA
 from weft.adaptation.dylora import DyLoRA
 from weft.adaptation.from_weights import FromWeights
-from weft.adaptation.head import Head
+from weft.adaptation.head import ChosenHead, Head
 from weft.adaptation.lora import Delta, LoRA
 from weft.adaptation.lora_options import LoRAOptions
 from weft.adaptation.norm import Norm
@@ -49,7 +49,7 @@ CONFIG, TENSORS = FILES = "weft_adapter.json", "weft_adapter.safetensors"
 MARK = "."  # between the name of a product and the role of its factor, whose scale is in B
 LORAS = (LoRA, DoRA, DyLoRA, AdaLoRA, VeRA, Orthogonal, FromWeights)
 TOKENS = (ClassContext, ImageTokens, Prefix, SoftWords)
-PARTS = (*LORAS, *TOKENS, Delta, Bottleneck, Bias, Head, Norm, Residual, Scale, SparseWeights, Weights)
+PARTS = (*LORAS, *TOKENS, Delta, Bottleneck, Bias, ChosenHead, Head, Norm, Residual, Scale, SparseWeights, Weights)
 KINDS: dict[str, type] = {kind.__name__: kind for kind in PARTS}
 """Parts that are described by their settings. A model with others is described by its method."""
 
