@@ -48,7 +48,7 @@ from weft.tasks.losses import distillation, mean_of
 from weft.tasks.outputs import Output, average
 from weft.tasks.task import Task
 from weft.tensors.forms import Value
-from weft.tensors.init import Init
+from weft.tensors.init import Init, drawn_like
 from weft.tensors.integers import Bounded, Integers, Shape
 from weft.tensors.lowrank import LowRank
 from weft.tensors.masked import Masked
@@ -131,6 +131,7 @@ __all__ = [
     "average",
     "dealt",
     "distillation",
+    "drawn_like",
     "make_batch",
     "mean_of",
     "named",

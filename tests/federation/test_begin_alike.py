@@ -22,7 +22,7 @@ from weft.federation.message import ClientInfo
 from weft.federation.method import Method
 from weft.federation.scope import PERSONAL, SENT, SHARED
 from weft.tasks.task import Task
-from weft.tensors.init import Init, alike
+from weft.tensors.init import Init, drawn_like
 from weft.testing import laws
 from weft.testing.sites import remote
 
@@ -36,7 +36,7 @@ class DrawnLike(LoRA):
     like: str = ""
 
     def tensors(self, backbone: Backbone, site: Site) -> Mapping[str, Init]:
-        return alike(self.like, super().tensors(backbone, site))
+        return drawn_like(self.like, super().tensors(backbone, site))
 
 
 class Twins(Method):
@@ -71,7 +71,7 @@ def test_a_draw_depends_on_the_part_that_it_is_like_and_on_nothing_of_its_own() 
     for kind in ({}, {"kind": "uniform"}, {"kind": "orthogonal"}, {"kind": "odd"}):
         init = replace(plain, **kind)
         wanted = init.draw(3, "lora/layer.0/A")
-        (same,) = alike("lora", {"A": init}).values()
+        (same,) = drawn_like("lora", {"A": init}).values()
         assert torch.equal(same.draw(3, "mine/layer.0/A"), wanted)
         assert not torch.equal(init.draw(3, "mine/layer.0/A"), wanted)
         for other in ("mine/layer.1/A", "mine/layer.0/E"):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from weft.adaptation.part import Additive
 from weft.errors import UserError
-from weft.tensors.init import Init, alike
+from weft.tensors.init import Init, drawn_like
 from weft.typed import Called, Count, NonNegative
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Bottleneck(Additive):
             "up": Init((d, m), "normal", self.std if self.up_std is None else self.up_std),
             "up_bias": Init((d,)),
         }
-        return alike(self.like, tensors)
+        return drawn_like(self.like, tensors)
 
     def apply(self, module: nn.Module, w: Mapping[str, Tensor], x: Tensor, out: Tensor) -> Tensor:
         dtype = out.dtype

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weft.adaptation.part import Additive, Mode
-from weft.tensors.init import Init, alike
+from weft.tensors.init import Init, drawn_like
 from weft.typed import NonNegative
 
 if TYPE_CHECKING:
@@ -63,4 +63,4 @@ class ChosenHead(Head):
     always = False
 
     def tensors(self, backbone: Backbone, site: Site) -> Mapping[str, Init]:
-        return alike(self.like, super().tensors(backbone, site))
+        return drawn_like(self.like, super().tensors(backbone, site))

@@ -101,7 +101,7 @@ class Init:
         return math.prod(self.shape)
 
 
-def alike(part: str, tensors: Mapping[str, Init]) -> dict[str, Init]:
+def drawn_like(part: str, tensors: Mapping[str, Init]) -> dict[str, Init]:
     """Role -> tensor, all drawn as those of another part; by their own name, if it is ""."""
     return {role: replace(init, like=part) for role, init in tensors.items()}
 
