@@ -66,11 +66,11 @@ def of(values: Values, adapter: str, head: str) -> Values:
 
 
 def p_of(values: Values) -> Values:
-    return of(values, "mine", "head")
+    return of(values, "mine", "my_head")
 
 
 def g_of(values: Values) -> Values:
-    return of(values, "ours", "ours_head")
+    return of(values, "bottleneck", "head")
 
 
 def kl_of_sure(method: AdaFedSelecKD, teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
@@ -223,7 +223,7 @@ def gradients(method: AdaFedSelecKD, clients: tuple[int, ...] = (0, 1, 2), t: in
     run = federation(SMALL).run(t)
     pack = run.pack(list(clients), t)
     batch = next(iter(pack.batches(None, 1, 5)))
-    leaves = {n: v.detach().clone().requires_grad_() for n, v in pack.params("mine", "head").items()}
+    leaves = {n: v.detach().clone().requires_grad_() for n, v in pack.params("mine", "my_head").items()}
     with pack.values(leaves):
         loss = method.objective(pack, batch).sum()
     return dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
@@ -251,7 +251,7 @@ def test_a_teacher_that_says_the_same_teaches_nothing() -> None:
     run = federation()
     pack = run.pack([0, 1, 2])
     batch = next(iter(pack.batches(None, 1, 5)))
-    leaves = {n: v.detach().clone().requires_grad_() for n, v in pack.params("mine", "head").items()}
+    leaves = {n: v.detach().clone().requires_grad_() for n, v in pack.params("mine", "my_head").items()}
     with pack.values(leaves):
         method = replace(SMALL, tau=1.0)
         term = method.objective(pack, batch) - replace(method, kd=0.0).objective(pack, batch)
@@ -322,9 +322,13 @@ def test_the_teacher_stays_what_was_received() -> None:
     before = {n: v.clone() for n, v in pack.tensors.items()}
     updates = list(run.method.train(pack))
     moved = {n.split("/")[0] for n, v in pack.tensors.items() if not torch.equal(v, before[n])}
-    assert moved == {"mine", "head"}
+    assert moved == {"mine", "my_head"}
     assert pack.optimized() == {n for n in before if n.split("/")[0] in moved}
-    assert [set(u.tensors) for u in updates] == [pack.optimized()] * 3
+    for k, update in enumerate(updates):
+        sent = {n: v for n, v in update.tensors.items() if isinstance(v, Tensor)}
+        own = p_of({n: pack.value(k, n) for n in pack.optimized()})
+        assert sent.keys() == {n for n in before if n.split("/")[0] in ("bottleneck", "head")} == own.keys()
+        assert all(torch.equal(v, own[n]) for n, v in sent.items())
 
 
 @pytest.mark.parametrize("init", ["keep", "from_global"])
@@ -335,7 +339,7 @@ def test_a_turn_begins_with_its_own_or_with_the_common_one(init: Any) -> None:
         run.server.write(name, value + 1.0)
     pack = run.pack([0, 1], 1)
     list(method.train(pack))
-    for own, given in (("mine", "ours"), ("head", "ours_head")):
+    for own, given in (("mine", "bottleneck"), ("my_head", "head")):
         for name, value in pack.params(own).items():
             same = torch.equal(value, pack.tensors[name.replace(own, given, 1)])
             assert same == (init == "from_global")
@@ -343,10 +347,11 @@ def test_a_turn_begins_with_its_own_or_with_the_common_one(init: Any) -> None:
 
 def test_clients_that_send_the_same_get_the_same_back() -> None:
     run = federation()
-    value = {n: torch.randn(v.shape, dtype=torch.float64) for n, v in by_hand.start_of(run).items() if n[:4] in ("mine", "head")}
+    g = torch.Generator().manual_seed(1)
+    value = {n: torch.randn(v.shape, generator=g, dtype=torch.float64) for n, v in by_hand.shared(run).items()}
     run.method.aggregate(run.server, [by_hand.update(run, k, value, w) for k, w in ((0, 6.0), (1, 5.0), (2, 7.0))])
     for name, found in g_of(by_hand.shared(run)).items():
-        by_hand.close(found, p_of(value)[name], 1e-12)
+        by_hand.close(found, value[name], 1e-12)
 
 
 def test_both_models_begin_as_one_and_the_head_is_the_one_that_was_handed_out() -> None:
@@ -354,7 +359,7 @@ def test_both_models_begin_as_one_and_the_head_is_the_one_that_was_handed_out() 
     start = by_hand.start_of(run)
     assert g_of(start).keys() == p_of(start).keys()
     assert all(torch.equal(v, p_of(start)[n]) for n, v in g_of(start).items())
-    assert all(torch.equal(v, start[n]) for n, v in heads().items())
+    assert all(torch.equal(v, p_of(start)[n]) for n, v in heads().items())
     assert not any(v.any() for n, v in start.items() if n.endswith("/up"))
     assert all(v.any() for n, v in start.items() if n.endswith("/down"))
     assert not run.method.send(run.server, run.clients[0].info(())).tensors, "what begins alike costs nothing to send"
@@ -381,7 +386,7 @@ def test_one_set_of_adapters_goes_each_way_as_many_as_the_card_says() -> None:
     assert len(sites) == len(backbone.blocks) == 4
     assert len(stacks) == 2
     found = {scope: by_hand.elements(AdaFedSelecKD(), backbone, scope) for scope in (Scope.UP, Scope.DOWN)}
-    assert found == {Scope.UP: {"mine": 4 * (2 * 32 * 2 + 2 + 32)}, Scope.DOWN: {"ours": 4 * (2 * 32 * 2 + 2 + 32)}}
+    assert found[Scope.UP] == found[Scope.DOWN] == {"bottleneck": 4 * (2 * 32 * 2 + 2 + 32)}
     part = run.server.adaptation["mine"][0]
     assert 12 * sum(i.numel for i in part.tensors(backbone, replace(sites[0], d_in=768, d_out=768)).values()) == 894_528
 
@@ -456,16 +461,11 @@ def test_a_number_has_no_entropy() -> None:
 # what other tests ask of this method --------------------------------------------------------------------------------------
 
 
-def given(turn: Turn) -> Sizes:
+def one_set(turn: Turn) -> Sizes:
     m = D // 8
-    return {"ours": [m * D, m, D * m, D] * LAYERS, "ours_head": HEAD}
+    return {"bottleneck": [m * D, m, D * m, D] * LAYERS, "head": HEAD}
 
 
-def sent(turn: Turn) -> Sizes:
-    m = D // 8
-    return {"mine": [m * D, m, D * m, D] * LAYERS, "head": HEAD}
-
-
-BYTES = Case({"reduction": 8}, given, sent)
-BYTES_VARIANTS = {"without distillation": Case({"reduction": 8, "kd": 0.0, "local_init": "from_global"}, given, sent)}
+BYTES = Case({"reduction": 8}, one_set, one_set)
+BYTES_VARIANTS = {"without distillation": Case({"reduction": 8, "kd": 0.0, "local_init": "from_global"}, one_set, one_set)}
 TINY = {"reduction": 2}

@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from weft.contract import (
-    GIVEN,
+    PERSONAL,
+    SHARED,
     Activation,
     Adaptation,
     Backbone,
@@ -39,17 +39,14 @@ from weft.contract import (
     Pack,
     Placement,
     Positive,
-    Scope,
-    ServerState,
     Task,
     Update,
     UserError,
     distillation,
 )
 
-OWN = Scope.UP | Scope.KEEP  # sent, and never overwritten by what is received
-COMMON = {"mine": "ours", "head": "ours_head"}
-"""Parts of P -> those of G."""
+COMMON = {"mine": "bottleneck", "my_head": "head"}
+"""Parts of P -> those of G, under whose names P is sent: codecs then see how far it is from what was received."""
 
 
 class AdaFedSelecKD(Method):
@@ -99,25 +96,24 @@ class AdaFedSelecKD(Method):
                 "adafedseleckd asks a teacher how sure it is, and a single number does not say: choose a task with classes or "
                 "words, or a method such as feddat."
             )
-        # drawn as those of methods with one adapter are
         adapter = Bottleneck(self.reduction, placement=self.placement, activation=self.activation, up_std=0.0, like="bottleneck")
-        parts = {"mine": adapter, "head": ChosenHead(like="head")}
-        return {name: (part, OWN) for name, part in parts.items()} | {COMMON[n]: (part, GIVEN) for n, part in parts.items()}
-
-    # server -------------------------------------------------------------------------------------------------------------
-
-    def aggregate(self, server: ServerState, updates: Iterable[Update]) -> None:
-        server.mean(replace(update, tensors={common(n): v for n, v in update.tensors.items()}) for update in updates)
-
-    # client -------------------------------------------------------------------------------------------------------------
+        head = ChosenHead(like="head")
+        return {
+            "bottleneck": (adapter, SHARED),
+            "mine": (adapter, PERSONAL),
+            "head": (head, SHARED),
+            "my_head": (head, PERSONAL),
+        }
 
     def forward(self, pack: Pack, batch: Batch, view: str | None = None) -> Output:
         return pack(batch, use=dict.fromkeys(COMMON.values() if view == "global" else COMMON, 1.0))
 
     def train(self, pack: Pack) -> Iterable[Update]:
+        own = pack.params(*COMMON)
         if self.local_init == "from_global":
             receive(pack)
-        return self.fit(pack)
+        pack.minimise(self.objective, COMMON, self.optim, self.epochs, self.steps, self.batch)
+        return pack.updates(tensors=[{common(n): pack.value(k, n) for n in own} for k in range(len(pack.clients))])
 
     def objective(self, pack: Pack, batch: Batch) -> Tensor:
         student = self.forward(pack, batch)
@@ -147,7 +143,7 @@ def receive(pack: Pack, clients: Tensor | None = None) -> None:
 
 
 def common(name: str) -> str:
-    """The tensor of G that is the mean of tensors of P of this name."""
+    """The tensor of G that is the mean of those of P of this name."""
     part, _, rest = name.partition("/")
     return f"{COMMON[part]}/{rest}"
 
