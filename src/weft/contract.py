@@ -9,11 +9,11 @@ from __future__ import annotations
 from weft.adaptation.attention_adapter import AttentionAdapter
 from weft.adaptation.beside_head import BesideHead
 from weft.adaptation.bias import Bias, BiasScope
-from weft.adaptation.bottleneck import Bottleneck, Placement
+from weft.adaptation.bottleneck import Activation, Bottleneck, Placement
 from weft.adaptation.boundary import Boundary
 from weft.adaptation.compacter import Compacter
 from weft.adaptation.exits import Exit
-from weft.adaptation.head import Head, TaskHead
+from weft.adaptation.head import ChosenHead, Head, TaskHead
 from weft.adaptation.hyper_adapter import HyperAdapter
 from weft.adaptation.lora import Delta, LoRA
 from weft.adaptation.norm import Norm
@@ -52,7 +52,7 @@ from weft.tasks.outputs import Output, average
 from weft.tasks.several_tasks import Several
 from weft.tasks.task import Task
 from weft.tensors.forms import Value
-from weft.tensors.init import Init
+from weft.tensors.init import Init, drawn_like
 from weft.tensors.integers import Bounded, Integers, Shape
 from weft.tensors.lowrank import LowRank
 from weft.tensors.masked import Masked
@@ -65,6 +65,7 @@ __all__ = [
     "SENT",
     "SHARED",
     "TEMPORARY",
+    "Activation",
     "Adaptation",
     "AttentionAdapter",
     "Backbone",
@@ -77,6 +78,7 @@ __all__ = [
     "Boundary",
     "Bounded",
     "Called",
+    "ChosenHead",
     "ClassContext",
     "ClientInfo",
     "ClientState",
@@ -138,6 +140,7 @@ __all__ = [
     "average",
     "dealt",
     "distillation",
+    "drawn_like",
     "make_batch",
     "mean_of",
     "named",

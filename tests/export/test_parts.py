@@ -147,7 +147,7 @@ def test_only_the_parts_that_a_view_uses_are_written(tmp_path: Path) -> None:
     content = json.loads((tmp_path / "dat" / "weft_adapter.json").read_text())
     assert content["parts"]["mine"] == {
         "kind": "Bottleneck",
-        "settings": {"reduction": 8, "std": 0.02, "placement": "block", "activation": "relu", "up_std": None},
+        "settings": {"reduction": 8, "std": 0.02, "placement": "block", "activation": "relu", "up_std": None, "like": ""},
         "sites": [s.name for s in run.bench.backbone.bottlenecks],
         "weight": 0.5,
     }

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from weft.adaptation.part import Additive
 from weft.errors import UserError
-from weft.tensors.init import Init
+from weft.tensors.init import Init, drawn_like
 from weft.typed import Called, Count, NonNegative
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class Bottleneck(Additive):
             attention and its feed-forward).
         activation: σ, ``relu`` or ``gelu_new`` (GELU by its tanh approximation).
         up_std: of the start values of U, where they have another than D's; 0 = the model begins as the frozen one.
+        like: the part as which start values are drawn, so that several adapters begin alike; "" = its own name.
     """
 
     reduction: Count = 16
@@ -49,6 +50,7 @@ class Bottleneck(Additive):
     placement: Placement = "block"
     activation: Activation = "relu"
     up_std: NonNegative | None = None
+    like: str = ""
 
     def sites(self, backbone: Backbone) -> list[Site]:
         backbone.check_blocks()
@@ -66,12 +68,13 @@ class Bottleneck(Additive):
     def tensors(self, backbone: Backbone, site: Site) -> Mapping[str, Init]:
         d = site.d_out
         m = max(d // self.reduction, 1)
-        return {
+        tensors = {
             "down": Init((m, d), "normal", self.std),
             "down_bias": Init((m,)),
             "up": Init((d, m), "normal", self.std if self.up_std is None else self.up_std),
             "up_bias": Init((d,)),
         }
+        return drawn_like(self.like, tensors)
 
     def apply(self, module: nn.Module, w: Mapping[str, Tensor], x: Tensor, out: Tensor) -> Tensor:
         dtype = out.dtype

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from weft.adaptation.head import Head
-from weft.adaptation.part import Mode
+from weft.adaptation.head import ChosenHead
 from weft.backbones.backbone import Site
 from weft.tensors.init import Init
 
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Exit(Head):
+class Exit(ChosenHead):
     """A copy of the head that reads what leaves an inner block, as BranchyNet (Teerapittayanon et al., ICPR 2016, arXiv
     1709.01686) and its successors put one after each stage. The pooling and the final norm on the way are the model's own.
 
@@ -27,9 +26,6 @@ class Exit(Head):
 
     Only :meth:`weft.federation.passes.Passes.exits` reads it: it takes no part in any other pass.
     """
-
-    mode: ClassVar[Mode] = "reads"
-    always = False
 
     def sites(self, backbone: Backbone) -> list[Site]:
         return super().sites(backbone) or [Site("lens", "values", backbone.d, backbone.d, block=None)]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from weft.adaptation.part import Additive, Mode
 from weft.errors import UserError
-from weft.tensors.init import Init
+from weft.tensors.init import Init, drawn_like
 from weft.typed import Count, NonNegative, Whole
 
 if TYPE_CHECKING:
@@ -91,3 +91,19 @@ class TaskHead(Head):
         own = super().apply(module, w, x, out)
         whole = int(module.out_features)  # type: ignore[arg-type]
         return F.pad(own, (self.first, whole - self.end))
+
+
+@dataclass(frozen=True)
+class ChosenHead(Head):
+    """One of several heads of a client: it works in the passes that name it, in the place of any other.
+
+    Attributes:
+        like: the part as which start values are drawn, so that several heads begin alike; "" = its own name.
+    """
+
+    like: str = ""
+    mode: ClassVar[Mode] = "reads"
+    always = False
+
+    def tensors(self, backbone: Backbone, site: Site) -> Mapping[str, Init]:
+        return drawn_like(self.like, super().tensors(backbone, site))

@@ -107,7 +107,7 @@ class SiteClient:
         Raises:
             Refused: it is too small for that.
         """
-        shapes = {n: init.shape for n, init, _ in named(adaptation, self.bench.backbone)}
+        shapes = {init.called(n): init.shape for n, init, _ in named(adaptation, self.bench.backbone)}
         try:
             return {n: leading(value, shapes[n]) for n, value in self.handed.items() if n in shapes}
         except ValueError as e:
@@ -153,7 +153,7 @@ class SiteClient:
             if init.kind == "lowrank":
                 found[name] = LowRank.zeros(*init.shape, dtype=self.bench.dtype)
             else:
-                found[name] = self.start[name] if name in self.start else self.bench.draw(init, name)
+                found[name] = self.bench.begin(init, name, self.start)
         return found
 
     def _received(self, path: Path) -> dict[str, Value]:

@@ -18,7 +18,7 @@ from weft.adaptation.compacter import Compacter
 from weft.adaptation.dora import DoRA
 from weft.adaptation.dylora import DyLoRA
 from weft.adaptation.from_weights import FromWeights
-from weft.adaptation.head import Head
+from weft.adaptation.head import ChosenHead, Head
 from weft.adaptation.hyper_adapter import HyperAdapter
 from weft.adaptation.lora import Delta, LoRA
 from weft.adaptation.lora_options import LoRAOptions
@@ -54,7 +54,7 @@ MARK = "."  # between the name of a product and the role of its factor, whose sc
 LORAS = (LoRA, DoRA, DyLoRA, AdaLoRA, VeRA, Orthogonal, FromWeights)
 TOKENS = (ClassContext, ImageTokens, Prefix, SoftWords)
 BESIDES = (AttentionAdapter, Bottleneck, Bias, Compacter, HyperAdapter, Norm, Residual, Scale, SparseWeights, Statistics)
-PARTS = (*LORAS, *TOKENS, *BESIDES, Delta, Head, Weights)
+PARTS = (*LORAS, *TOKENS, *BESIDES, ChosenHead, Delta, Head, Weights)
 KINDS: dict[str, type] = {kind.__name__: kind for kind in PARTS}
 """Parts that are described by their settings. A model with others is described by its method."""
 

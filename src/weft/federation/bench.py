@@ -55,3 +55,8 @@ class Bench:
     def draw(self, init: Init, *key: object) -> Tensor:
         """A start value from the run's seed."""
         return init.draw(self.seed, *key).to(self.dtype)
+
+    def begin(self, init: Init, name: str, start: Mapping[str, Tensor]) -> Tensor:
+        """The start value of the tensor "part/site/role": handed out in set-up (``start``), or drawn."""
+        handed = start.get(init.called(name))
+        return self.draw(init, name) if handed is None else handed

@@ -129,7 +129,7 @@ class ServerState(SavedState, Averages, NotedPlaces):
             self.shared[name] = LowRank.zeros(*init.shape, dtype=self.bench.dtype)
             self.terms[name] = []
         else:
-            self.shared[name] = self.start[name] if name in self.start else self.bench.draw(init, name)
+            self.shared[name] = self.bench.begin(init, name, self.start)
         self.stamps[name] = 0
 
     # reading --------------------------------------------------------------------------------------------------------

@@ -31,12 +31,10 @@ def initial(bench: Bench, turn: Turn, round: Round, start: Mapping[str, Tensor])
             values[name] = client.kept[name]
         elif name in received:
             values[name] = received[name]
-        elif name in start:
-            values[name] = start[name]
-        elif Scope.UP in scope and Scope.KEEP not in scope:  # starts afresh in each round, for each client on its own
-            values[name] = bench.draw(init, name, round.index, client.id)
+        elif init.called(name) not in start and Scope.UP in scope and Scope.KEEP not in scope:
+            values[name] = bench.draw(init, name, round.index, client.id)  # afresh in each round, for each client on its own
         else:
-            values[name] = bench.draw(init, name)
+            values[name] = bench.begin(init, name, start)
     return {n: v.dense() if isinstance(v, Masked) else v for n, v in values.items()}
 
 
@@ -46,4 +44,4 @@ def first(bench: Bench, adaptation: Adaptation, start: Mapping[str, Tensor]) -> 
     Args:
         start: those handed out in set-up, instead of drawn ones.
     """
-    return {n: start[n] if n in start else bench.draw(init, n) for n, init, _ in named(adaptation, bench.backbone)}
+    return {n: bench.begin(init, n, start) for n, init, _ in named(adaptation, bench.backbone)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 
 import torch
@@ -27,6 +28,7 @@ class Init:
         value: the start value for kind ``value``, e.g. a pretrained bias.
         within: shape of a larger tensor of which this is the leading slice: start values of any slice agree with the whole's.
         of: see ``kind``.
+        like: the part as which it is drawn; tensors of one site and role that are drawn as one part begin alike. "" = its own.
     """
 
     shape: tuple[int, ...]
@@ -35,6 +37,7 @@ class Init:
     value: Tensor | None = field(default=None, hash=False)
     within: tuple[int, ...] | None = None
     of: tuple[int, int] | None = None
+    like: str = ""
 
     def __eq__(self, other: object) -> bool:
         """Values are compared number by number: parts that have start values among their fields are compared."""
@@ -45,8 +48,12 @@ class Init:
         mine, theirs = self.value, other.value
         return mine is theirs or (mine is not None and theirs is not None and torch.equal(mine, theirs))
 
+    def called(self, name: str) -> str:
+        """The name under which the tensor "part/site/role" has its start value."""
+        return f"{self.like}/{name.split('/', 1)[1]}" if self.like else name
+
     def draw(self, seed: int, *name: object) -> Tensor:
-        """The float32 start value on the CPU; random kinds depend on ``(seed, *name)`` alone."""
+        """The float32 start value on the CPU; random kinds depend on ``(seed, *name)`` alone, see ``like``."""
         if self.within is not None and self.within != self.shape:
             return leading(replace(self, shape=self.within, within=None).draw(seed, *name), self.shape).clone()
         if self.kind == "zeros":
@@ -56,6 +63,8 @@ class Init:
         if self.kind == "value":
             assert self.value is not None and tuple(self.value.shape) == self.shape
             return self.value.detach().to("cpu", torch.float32).clone()
+        if self.like:
+            name = (self.called(str(name[0])), *name[1:])
         g = generator(seed, "start", *name)
         if self.kind == "normal":
             return torch.randn(self.shape, generator=g) * self.scale
@@ -90,6 +99,11 @@ class Init:
     @property
     def numel(self) -> int:
         return math.prod(self.shape)
+
+
+def drawn_like(part: str, tensors: Mapping[str, Init]) -> dict[str, Init]:
+    """Role -> tensor, all drawn as those of another part; by their own name, if it is ""."""
+    return {role: replace(init, like=part) for role, init in tensors.items()}
 
 
 def _places(n: int, of: tuple[int, int], generator: torch.Generator) -> Tensor:

@@ -48,11 +48,10 @@ class Stranger:
         self.copy: dict[str, Value] = {}
         for name, init, scope in named(self.adaptation, self.bench.backbone):
             if Scope.DOWN in scope:
-                drawn = self.start.get(name)
                 if init.kind == "lowrank":
                     self.copy[name] = LowRank.zeros(*init.shape, dtype=self.bench.dtype)
                 else:
-                    self.copy[name] = drawn if drawn is not None else self.bench.draw(init, name)
+                    self.copy[name] = self.bench.begin(init, name, self.start)
 
     def take(self, data: bytes, round: Round) -> Received:
         """Read a download, and keep its values."""
