@@ -124,7 +124,7 @@ def test_a_direction_that_there_is_not_is_refused_in_a_sentence(tmp_path: Path, 
 
 def test_other_data_have_no_directions(tmp_path: Path) -> None:
     rows = [{"prompt": "a b", "completion": "c"}] * 3
-    with pytest.raises(UserError, match="holds no translations that --pairs could choose among"):
+    with pytest.raises(UserError, match="holds no translations that"):
         load(str(folder(tmp_path, rows)), pairs="en-de")
     with pytest.raises(UserError, match="fixed columns, so leave --pairs out"):
         load("pydocs", pairs="en-de")
@@ -134,7 +134,7 @@ def test_other_data_have_no_directions(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no training rows of the pair de-en: it has en-de"):
         load(str(folder(tmp_path, told)), pairs="de-en")
     told[1] = told[1] | {"target_language": ""}
-    with pytest.raises(UserError, match='row 1 of .* has no language in column "target_language"'):
+    with pytest.raises(UserError, match=r'row 1 of .* has no language in column "target_language"'):
         load(str(folder(tmp_path, told)), wanted="answers")
     with pytest.raises(UserError, match="languages must hold two for each row"):
         Rows(texts=["a"], answers=["b"], languages=[("en",)])  # type: ignore[list-item]

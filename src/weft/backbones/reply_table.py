@@ -13,7 +13,7 @@ from torch import Tensor
 
 from weft.backbones.prompts import Template, template
 from weft.backbones.token_table import Tokens, reading
-from weft.backbones.translators import Translator, marks
+from weft.backbones.translators import Translator, marks, shifting
 from weft.errors import UserError
 from weft.words import count
 
@@ -185,22 +185,20 @@ def sequences(backbone: Backbone, rows: Rows, max_length: int) -> tuple[list[Mad
     if limit < 2 and not apart:
         raise UserError(f"--max-length {max_length} leaves no token to predict from another one: give a larger one.")
     frame = template(backbone.options.prompt, tokenizer, apart)
-    translator = Translator(tokenizer, frame, rows.languages) if apart or rows.languages is not None else None
+    translator = Translator(tokenizer, frame, rows.languages)
     counts = _Counts()
     history = rows.history or [()] * len(rows)
     given = rows.pairs or [""] * len(rows)
     made = []
     for i, (text, more, turns, answer) in enumerate(zip(rows.texts, given, history, rows.answers, strict=True)):
-        own, asked = frame, (text, more)
-        if translator is not None:
-            own, asked = translator.prepared(i, text, more)
+        own, asked = translator.prepared(i, text, more)
         made.append(_row(tokenizer, own, *asked, turns, answer, limit, apart, counts))
     if 2 * counts.refused > len(made):
         raise UserError(
             f"{counts.refused} of {count(len(made), 'answer')} are longer than --max-length {max_length} leaves room for: give a "
             "larger one."
         )
-    notes = [] if translator is None else translator.restored()
+    notes = translator.restored()
     if counts.shortened:
         notes.append(f"{counts.shortened} of {count(len(made), 'prompt')} are shortened to --max-length {limit}.")
     if counts.bare:
@@ -241,7 +239,7 @@ def table_of(backbone: Backbone, rows: Rows, made: Sequence[Made], notes: Sequen
     return Pairs(
         target_ids=np.concatenate(targets) if targets else np.zeros(0, np.int32),
         target_offsets=np.concatenate([[0], np.cumsum([len(r) for r in targets])]).astype(np.int64),
-        shifted=backbone.model.prepare_decoder_input_ids_from_labels,
+        shifted=shifting(backbone.model),
         marks=frozenset(marks(tokenizer).values()),
         end=int(tokenizer.eos_token_id),
         **common,

@@ -5,15 +5,31 @@ The tokenizers of translators (mBART, NLLB, M2M100) have a token for each langua
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from weft.backbones.prompts import Template, Written
+from torch import Tensor
+
+from weft.backbones.prompts import PLAIN, Template, Written
 from weft.data.languages import mark_of, name_of
 from weft.errors import UserError, nearest
 
 ASKS = "Translate from {source} to {target}:"
 """What is asked of a model whose tokenizer has no marks, in a template without places for languages; the text is its input."""
+
+
+SENTENCE = Written("{instruction}\n\n{input}", "{instruction}")
+"""What a translator reads: a sentence between marks, and no empty line behind it."""
+
+
+def shifting(model: Any) -> Callable[[Tensor], Tensor]:
+    """An encoder-decoder's own way from labels [m, p] (-100 = padding) to its decoder's inputs, which of M2M100 is no method."""
+    own: Callable[[Tensor], Tensor] | None = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    if own is not None:
+        return own
+    shift, config = sys.modules[type(model).__module__].shift_tokens_right, model.config  # type: ignore[attr-defined]
+    return lambda labels: shift(labels, config.pad_token_id, config.decoder_start_token_id)
 
 
 def marks(tokenizer: Any) -> dict[str, int]:
@@ -40,8 +56,9 @@ class Translator:
     """
 
     def __init__(self, tokenizer: Any, frame: Template, languages: Sequence[tuple[str, str]] | None) -> None:
-        self.tokenizer, self.frame, self.languages = tokenizer, frame, languages
+        self.tokenizer, self.languages = tokenizer, languages
         self.marks, self.marked = marks(tokenizer), hasattr(tokenizer, "tgt_lang")
+        self.frame = SENTENCE if self.marked and frame is PLAIN else frame
         self.named = isinstance(frame, Written) and frame.names_languages
         self.before = (tokenizer.src_lang, tokenizer.tgt_lang) if self.marked else (None, None)
         self.now = self.before

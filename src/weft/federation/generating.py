@@ -157,6 +157,7 @@ def settings(backbone: Backbone, decoding: Decoding, width: int, begun: Tensor |
     if kept["decoder_start_token_id"] is None:
         kept["decoder_start_token_id"] = getattr(backbone.model.config, "decoder_start_token_id", None)
     if begun is not None:
+        width = begun.shape[1] - 1
         kept |= {"decoder_start_token_id": begun[:, 0].tolist(), "forced_bos_token_id": None}
     return GenerationConfig(
         max_new_tokens=max(min(decoding.new_tokens, backbone.max_length - width), 1),

@@ -200,7 +200,7 @@ class FedMNMT(Method):
         vectors: dict[str, dict[str, Tensor]] = {which: {} for which in SIDES}
         for update in updates:
             for which, found in vectors.items():
-                mine = [v for n, v in update.tensors.items() if side[n.removeprefix(f"{GRADIENT}/")] == which]
+                mine = [v for n, v in sorted(update.tensors.items()) if side[n.removeprefix(f"{GRADIENT}/")] == which]
                 vector = torch.cat([v.flatten() for v in mine if isinstance(v, Tensor)]) if mine else torch.zeros(0)
                 if bool(vector.any()):
                     found[update.client.id] = vector
