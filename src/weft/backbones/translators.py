@@ -28,7 +28,7 @@ def shifting(model: Any) -> Callable[[Tensor], Tensor]:
     own: Callable[[Tensor], Tensor] | None = getattr(model, "prepare_decoder_input_ids_from_labels", None)
     if own is not None:
         return own
-    shift, config = sys.modules[type(model).__module__].shift_tokens_right, model.config  # type: ignore[attr-defined]
+    shift, config = sys.modules[type(model).__module__].shift_tokens_right, model.config
     return lambda labels: shift(labels, config.pad_token_id, config.decoder_start_token_id)
 
 
