@@ -31,6 +31,7 @@ from weft.adaptation.values import Values
 from weft.adaptation.weights import Weights
 from weft.backbones.backbone import Backbone, Site
 from weft.backbones.word_table import WordTable
+from weft.data.languages import family_of
 from weft.devices import PROFILES, dealt
 from weft.errors import UserError, WeftError, nearest
 from weft.federation.batch import Batch, make_batch
@@ -141,6 +142,7 @@ __all__ = [
     "dealt",
     "distillation",
     "drawn_like",
+    "family_of",
     "make_batch",
     "mean_of",
     "named",

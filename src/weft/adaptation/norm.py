@@ -23,16 +23,22 @@ if TYPE_CHECKING:
 class Norm(Additive):
     """Weights and biases of all norms outside the head, started at their pretrained values. What a norm of whatever kind gives is
     affine in them, so that their changes are a term beside the frozen output.
+
+    Attributes:
+        embeddings: those of embeddings too, which are told by their names (``layernorm_embedding``).
     """
+
+    embeddings: bool = True
 
     def sites(self, backbone: Backbone) -> list[Site]:
         """
         Raises:
             UserError: there is none.
         """
-        if not backbone.norms:
+        found = [site for site in backbone.norms if self.embeddings or site.block is not None or "emb" not in site.name.lower()]
+        if not found:
             raise UserError(f'backbone "{backbone.name}" has no norms with weights: choose another tune.kind, such as bias.')
-        return backbone.norms
+        return found
 
     def tensors(self, backbone: Backbone, site: Site) -> Mapping[str, Init]:
         return {

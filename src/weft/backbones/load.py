@@ -23,6 +23,7 @@ from weft.backbones.prompts import spelt_out
 from weft.backbones.quantised import Quantisation
 from weft.backbones.reading import similar, transformers_model
 from weft.backbones.short_names import encoders
+from weft.backbones.translators import shifting
 from weft.backbones.vocabulary import vocabulary
 from weft.checks import checkpoints, tokenizers
 from weft.checks.checkpoints import Shape
@@ -388,7 +389,7 @@ def starts(name: str, model: Any) -> None:
         UserError: nobody knows which token its decoder begins with.
     """
     try:
-        model.prepare_decoder_input_ids_from_labels(torch.zeros(1, 1, dtype=torch.long))
+        shifting(model)(torch.zeros(1, 1, dtype=torch.long))
     except Exception as e:  # of whatever it lacks
         raise UserError(
             f'the configuration of backbone "{name}" names no token that its decoder begins with: set decoder_start_token_id '

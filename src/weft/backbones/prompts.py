@@ -54,7 +54,7 @@ class Template(Protocol):
 @dataclass(frozen=True)
 class Written:
     """A text with places ``{instruction}``, ``{input}`` and ``{output}``. Where a row has no input, the paragraphs that name it
-    are left out.
+    are left out. Of translations it may name the languages, ``{source}`` and ``{target}``.
 
     Attributes:
         text: up to its ``{output}``. bare: the same for rows without an input. after: what follows the output.
@@ -74,10 +74,22 @@ class Written:
     def ending(self, end: str) -> str:
         return self.after or end
 
+    @property
+    def names_languages(self) -> bool:
+        """Whether it has a place for a language."""
+        return any(place in _LANGUAGES for place in _ANY_PLACE.findall(self.text))
+
+    def between(self, source: str, target: str) -> Written:
+        """With the languages in their places."""
+        called = {"source": source, "target": target}
+        text, bare = (_ANY_PLACE.sub(lambda m: called.get(m[1], m[0]), some) for some in (self.text, self.bare))
+        return Written(text, bare, self.after)
+
 
 _SOME = "weft"  # an answer that is part of no template
 _PLACE = re.compile(r"\{(instruction|input)\}")
 _ANY_PLACE = re.compile(r"\{([a-z_]+)\}")
+_LANGUAGES = ("source", "target")
 _SAYS = "Below is an instruction that describes a task"
 _ASKS = "Write a response that appropriately completes the request."
 ALPACA = Written(
@@ -198,10 +210,10 @@ def written(text: str, where: str) -> Written:
     if text.count("{output}") != 1:
         many = "no place" if "{output}" not in text else "more than one place"
         raise UserError(f"the template {where} has {many} for the answer: write {{output}} once, where it belongs.")
-    if strange := [place for place in _ANY_PLACE.findall(text) if place not in ("instruction", "input", "output")]:
+    if strange := [place for place in _ANY_PLACE.findall(text) if place not in ("instruction", "input", "output", *_LANGUAGES)]:
         raise UserError(
             f"the template {where} has a place {{{strange[0]}}} that nothing fills: its places are {{instruction}}, {{input}} "
-            "and {output}."
+            "and {output}, and of translations {source} and {target}."
         )
     before, _, after = text.partition("{output}")
     if "{instruction}" not in before:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from weft.backbones.prompts import Template, template
 from weft.backbones.token_table import Tokens, reading
+from weft.backbones.translators import Translator, marks, shifting
 from weft.errors import UserError
 from weft.words import count
 
@@ -80,11 +81,14 @@ class Pairs(Replies):
     Attributes:
         target_ids, target_offsets: as ``ids`` and ``offsets``, of the answers.
         shifted: the model's own way from labels [m, p] (-100 = padding) to the decoder's inputs.
+        marks: tokens of a translator that say which language an answer is in. end: token behind an answer.
     """
 
     target_ids: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
     target_offsets: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
     shifted: Callable[[Tensor], Tensor] = lambda labels: labels
+    marks: frozenset[int] = frozenset()
+    end: int = 0
 
     @functools.cached_property
     def lengths(self) -> np.ndarray:
@@ -108,6 +112,21 @@ class Pairs(Replies):
 
     def prompts(self, index: np.ndarray) -> dict[str, Tensor]:
         return super().collate(index)
+
+    def beginnings(self, index: np.ndarray) -> Tensor | None:
+        """What the decoder of a translator goes on from, [m, p]; None where languages have no marks.
+
+        mBART-50 and NLLB begin an answer with the mark of its language; of mBART, which ends it with the mark, the way from
+        labels to inputs puts that in front.
+        """
+        if not self.marks:
+            return None
+        labels, mask = self.targets(np.where(index >= 0, index, 0))
+        first = labels[:, 0]
+        if all(token in self.marks for token in first.tolist()):
+            start = self.shifted(torch.tensor([[first[0], self.end]]))[0, 0]
+            return torch.stack([start.expand_as(first), first], 1)
+        return self.shifted(labels.masked_fill(~mask, -100))[:, :1]
 
 
 def _ragged(rows: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
@@ -166,19 +185,20 @@ def sequences(backbone: Backbone, rows: Rows, max_length: int) -> tuple[list[Mad
     if limit < 2 and not apart:
         raise UserError(f"--max-length {max_length} leaves no token to predict from another one: give a larger one.")
     frame = template(backbone.options.prompt, tokenizer, apart)
+    translator = Translator(tokenizer, frame, rows.languages)
     counts = _Counts()
     history = rows.history or [()] * len(rows)
     given = rows.pairs or [""] * len(rows)
-    made = [
-        _row(tokenizer, frame, text, more, turns, answer, limit, apart, counts)
-        for text, more, turns, answer in zip(rows.texts, given, history, rows.answers, strict=True)
-    ]
+    made = []
+    for i, (text, more, turns, answer) in enumerate(zip(rows.texts, given, history, rows.answers, strict=True)):
+        own, asked = translator.prepared(i, text, more)
+        made.append(_row(tokenizer, own, *asked, turns, answer, limit, apart, counts))
     if 2 * counts.refused > len(made):
         raise UserError(
             f"{counts.refused} of {count(len(made), 'answer')} are longer than --max-length {max_length} leaves room for: give a "
             "larger one."
         )
-    notes = _languages(tokenizer) if apart else []
+    notes = translator.restored()
     if counts.shortened:
         notes.append(f"{counts.shortened} of {count(len(made), 'prompt')} are shortened to --max-length {limit}.")
     if counts.bare:
@@ -189,23 +209,6 @@ def sequences(backbone: Backbone, rows: Rows, max_length: int) -> tuple[list[Mad
     if counts.cut:
         notes.append(f"{counts.cut} of {count(len(made), 'answer')} are cut to --max-length {limit}, without an end.")
     return made, notes
-
-
-def _languages(tokenizer: Any) -> list[str]:
-    """A note on the languages that a translator's tokenizer marks, mBART's or NLLB's: it marks all rows alike.
-
-    Raises:
-        UserError: it marks them, and knows of none.
-    """
-    if not hasattr(tokenizer, "tgt_lang"):
-        return []
-    source, target = getattr(tokenizer, "src_lang", None), tokenizer.tgt_lang
-    if not source or not target:
-        raise UserError(
-            "the tokenizer of this backbone marks the languages of texts, and is not told which: set its src_lang and tgt_lang, "
-            "and save it beside the backbone."
-        )
-    return [f"all rows are marked as {source}, and what is to be written as {target}, which the tokenizer is set to."]
 
 
 def table_of(backbone: Backbone, rows: Rows, made: Sequence[Made], notes: Sequence[str]) -> Replies:
@@ -236,7 +239,9 @@ def table_of(backbone: Backbone, rows: Rows, made: Sequence[Made], notes: Sequen
     return Pairs(
         target_ids=np.concatenate(targets) if targets else np.zeros(0, np.int32),
         target_offsets=np.concatenate([[0], np.cumsum([len(r) for r in targets])]).astype(np.int64),
-        shifted=backbone.model.prepare_decoder_input_ids_from_labels,
+        shifted=shifting(backbone.model),
+        marks=frozenset(marks(tokenizer).values()),
+        end=int(tokenizer.eos_token_id),
         **common,
     )
 

@@ -151,6 +151,21 @@ def _turns(turns: Any, i: int) -> tuple[tuple[str, str], ...]:
     return tuple((role, text) for role, text in turns)
 
 
+def languages(column: Any) -> list[tuple[str, str]]:
+    """Languages of texts and of their answers [n].
+
+    Raises:
+        UserError: a row has something else.
+    """
+    found = values(column, "languages")
+    for i, pair in enumerate(found):
+        if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(one, str) and one for one in pair):
+            raise UserError(
+                f"languages must hold two for each row, that of its text and that of its answer, but row {i} holds {pair!r:.60}."
+            )
+    return [(source, target) for source, target in found]
+
+
 def tags(column: Any, words: Sequence[int]) -> list[np.ndarray]:
     """Tags of the words of n sentences, int64 each.
 

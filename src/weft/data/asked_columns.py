@@ -1,7 +1,7 @@
 """Which columns of a table hold what is asked, an input beside it and the answer to generate: those named, else a guess.
 
-A table is in one of four forms: chats, translations (objects of texts by language), columns of prompts and answers, and running
-text, before which nothing stands.
+A table is in one of four forms: chats, translations (objects of texts by language, or a column for each), columns of prompts and
+answers, and running text, before which nothing stands.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from weft.data import translations
 from weft.data.columns import ANSWERS, LABELS, NUMBERS, NoColumn, Table, Wanted, there
 from weft.data.natural_keys import KEYS, natural_key
+from weft.data.translations import LANGUAGES, Direction
 from weft.data.turns import are_chats, are_texts, are_translations, languages
 from weft.errors import UserError, nearest
 
@@ -32,11 +34,6 @@ FORMS = (
 UNMISTAKABLE = ((INSTRUCTIONS, ("input", "context"), ("output", "response")), (("prompt",), (), ("completion",)))
 PROMPTS = tuple(dict.fromkeys(name for prompts, _, _ in FORMS for name in prompts))
 RUNNING = ("text", "content", "document", "article", "paragraph", "page", "body")  # text that may stand alone
-LANGUAGES = (
-    "ar", "bg", "bn", "ca", "cs", "da", "de", "el", "en", "es", "et", "fa", "fi", "fr", "ga", "gl", "he", "hi", "hr", "hu", "id",
-    "is", "it", "ja", "ko", "lt", "lv", "mt", "nl", "no", "pl", "pt", "ro", "ru", "sk", "sl", "sq", "sr", "sv", "sw", "ta", "th",
-    "tr", "uk", "ur", "vi", "zh",
-)  # fmt: skip
 CLIENTS = (
     "client", "client_id", "task", "task_name", "category", "domain", "language_pair", "lang_pair", "pair",
     *(name for name in KEYS if name not in ("client", "client_id", "domain", "source")), "dataset", "topic", "subject", "type",
@@ -49,8 +46,10 @@ class Asked:
     """The columns in use, and for those guessed a sentence in ``notes``.
 
     ``answer`` is the column of the answers, of the chats or of the translations; ``text`` is None where nothing stands before an
-    answer. ``direction`` are the languages that translations are read from and to, None for the first two of each row.
-    ``rejected`` is the column of answers to which those of ``answer`` were preferred, of :mod:`weft.data.preferred`.
+    answer. ``directions`` are the languages that translations are read from and to, () for the first two of each row; ``aligned``
+    are columns that hold one language each. ``languages`` are the columns that tell in which languages a row is, and ``only`` the
+    pairs of them that are asked for, () = all. ``rejected`` is the column of answers to which those of ``answer`` were preferred,
+    of :mod:`weft.data.preferred`.
     """
 
     answer: str
@@ -59,9 +58,18 @@ class Asked:
     key: str | None = None
     chats: bool = False
     translations: bool = False
-    direction: tuple[str, str] | None = None
+    directions: tuple[Direction, ...] = ()
+    aligned: tuple[str, ...] = ()
+    languages: Direction | None = None
+    only: tuple[Direction, ...] = ()
     rejected: str | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def used(self) -> tuple[str, ...]:
+        """Columns that every split needs, beside that of the answers."""
+        aligned = tuple(dict.fromkeys(name for pair in self.directions for name in pair)) if self.aligned else ()
+        return (*aligned, *(name for name in (self.text, self.pair, *(self.languages or ())) if name is not None))
 
 
 def recognised(where: str, table: Table, asked: Mapping[str, str], wanted: Wanted) -> Asked | None:
@@ -82,8 +90,8 @@ def recognised(where: str, table: Table, asked: Mapping[str, str], wanted: Wante
         return None
     if "image" in asked:
         raise UserError(f"{where} is read to generate text, and such rows have no image: leave --image out.")
-    found = _form(where, table, asked, wanted)
-    return None if found is None else with_key(found, where, table, asked.get("key"))
+    found = _in_languages(where, table, asked) if "pairs" in asked else _form(where, table, asked, wanted)
+    return None if found is None else with_key(_with_languages(found, table), where, table, asked.get("key"))
 
 
 def for_labels(table: Table, asked: Mapping[str, str]) -> bool:
@@ -104,7 +112,9 @@ def _form(where: str, table: Table, asked: Mapping[str, str], wanted: Wanted) ->
         return None
     text, answer = _named_or_translated(table, named)
     if answer is not None:
-        return _noted(Asked(answer, text, named.get("pair")), where, named)
+        noted = _noted(Asked(answer, text, named.get("pair")), where, named)
+        both = text is not None and {text.lower(), answer.lower()} <= set(LANGUAGES)
+        return replace(noted, directions=((text, answer),), aligned=(text, answer)) if both else noted  # type: ignore[arg-type]
     if not named and (why := _unusable(table)):
         raise NoColumn(f"{where}: {why} (of running text, name it with --label alone).")
     column = None if "pair" in named else _running(table, text)
@@ -187,11 +197,11 @@ def _objects(where: str, table: Table, asked: Mapping[str, str]) -> Asked | None
     for column in columns or [lower[name] for name in TRANSLATIONS if name in lower]:
         if are_translations(table[column]):
             text, label = (name if (name := asked.get(option)) != column else None for option in ("text", "label"))
-            return Asked(column, translations=True, direction=_direction(where, table[column], text, label))
+            return Asked(column, translations=True, directions=_directions(where, table[column], text, label))
     return None
 
 
-def _direction(where: str, column: Sequence[Any], text: str | None, label: str | None) -> tuple[str, str] | None:
+def _directions(where: str, column: Sequence[Any], text: str | None, label: str | None) -> tuple[Direction, ...]:
     """The languages to translate from and to, where one of them was named."""
     every = list(dict.fromkeys(name for value in column for name in languages(value)))
     for option, name in (("text", text), ("label", label)):
@@ -201,8 +211,40 @@ def _direction(where: str, column: Sequence[Any], text: str | None, label: str |
                 f"{nearest(name, every)}"
             )
     if text is None and label is None:
-        return None
-    return text or next(n for n in every if n != label), label or next(n for n in every if n != text)
+        return ()
+    return ((text or next(n for n in every if n != label), label or next(n for n in every if n != text)),)
+
+
+def _in_languages(where: str, table: Table, asked: Mapping[str, str]) -> Asked:
+    """The columns of sentences whose directions were asked for.
+
+    Raises:
+        UserError: they are not aligned and do not say their languages, or lack a language.
+    """
+    if odd := next((option for option in ("text", "label", "pair") if option in asked), None):
+        raise UserError(f"--pairs says what is read and what is written, and so does --{odd}: leave one of the two out.")
+    pairs = asked["pairs"]
+    if (found := _objects(where, table, {})) and found.translations:
+        every = list(dict.fromkeys(name for value in table[found.answer] for name in languages(value)))
+        return replace(found, directions=translations.directions(where, pairs, every))
+    if (told := translations.columns_of(list(table))) and (found := next(_in_forms(table, {}, FORMS), None)):
+        spoken = [translations.told(table, told, i, f"row {i} of {where}") for i in range(len(table[told[0]]))]
+        return replace(_noted(found, where, {}), only=translations.of_rows(where, pairs, spoken))
+    aligned = tuple(name for name in table if name.lower() in LANGUAGES and _texts(table, name))
+    if len(aligned) < 2:
+        raise UserError(
+            f"{where} holds no translations that --pairs could choose among: it needs a column for each language, or columns "
+            "source, target, source_language and target_language."
+        )
+    chosen = translations.directions(where, pairs, aligned)
+    return Asked(chosen[0][1], chosen[0][0], directions=chosen, aligned=aligned)
+
+
+def _with_languages(found: Asked, table: Table) -> Asked:
+    """With the columns that tell the languages of prompts and answers, if there are."""
+    if found.chats or found.translations or found.aligned or found.text is None:
+        return found
+    return replace(found, languages=translations.columns_of([name for name in table if name not in (found.text, found.answer)]))
 
 
 def _in_forms(table: Table, named: Mapping[str, str], forms: Sequence[Any]) -> Iterator[Asked]:

@@ -17,6 +17,7 @@ from weft.data._telemetry import flower_partitioners
 from weft.data.leave_out import NO_KEY
 from weft.data.leave_out import leave_out as left_out
 from weft.data.rows import ClientData, FederatedData, Rows, Source
+from weft.data.translations import common
 from weft.errors import UserError, nearest
 from weft.tensors.keyed import key as stream_key
 from weft.tensors.keyed import numpy_generator
@@ -95,7 +96,7 @@ def partition(
         train, val = (rows.take(index[mark[index] == part]) for part in (splits.TRAIN, splits.VAL))
         val = val if own_vals is None else own_vals[i]
         test = rows.take(index[mark[index] == splits.TEST]) if own_tests is None else own_tests[i]
-        members.append(ClientData(_name("c", i, clients), train, val, test, _facts(keys[i], source)))
+        members.append(ClientData(_name("c", i, clients), train, val, test, _facts(keys[i], source, rows.take(index))))
     held_out = [(rows.take(index), keys[clients + i]) for i, index in enumerate(dealt[clients:])]
     held_out += [(source.unseen[key], [key]) for key in sorted(source.unseen)]
     none = rows.take(np.array([]))
@@ -117,7 +118,7 @@ def partition(
         test=test,
         val=_own_or_all(source.validation, [client.val for client in members]),
         unseen=[
-            ClientData(_name("new", i, len(held_out)), none, none, own, _facts(key, source))
+            ClientData(_name("new", i, len(held_out)), none, none, own, _facts(key, source, own))
             for i, (own, key) in enumerate(held_out)
         ],
         fingerprint=source.fingerprint,
@@ -148,9 +149,11 @@ def _keyed(source: Source) -> Source:
     return replace(source, train=source.train.take(np.array([key != "" for key in keys])), notes=(*source.notes, note))
 
 
-def _facts(keys: list[str], source: Source) -> dict[str, Any]:
+def _facts(keys: list[str], source: Source, own: Rows) -> dict[str, Any]:
+    """What is known of a client by the natural keys of its rows and by their languages."""
     keys = [key or f"no {source.key_name}" for key in keys]
-    return {"domain": keys[0]} if len(keys) == 1 else {"domains": keys} if keys else {}
+    found: dict[str, Any] = {"domain": keys[0]} if len(keys) == 1 else {"domains": keys} if keys else {}
+    return found | common(own.languages or ())
 
 
 def _keys(rows: Rows, index: np.ndarray) -> list[str]:

@@ -13,9 +13,12 @@ from weft.checks import given_rows as checks
 from weft.data.images import Images
 from weft.errors import UserError
 
-COLUMNS = ("texts", "pairs", "images", "words", "allowed", "numbers", "answers", "rejected", "history", "items", "tasks")
+COLUMNS = (
+    "texts", "pairs", "images", "words", "allowed", "numbers", "answers", "rejected", "history", "items", "languages", "tasks",
+)  # fmt: skip
 BESIDE = (
-    "pairs", "labels", "ids", "keys", "words", "allowed", "numbers", "answers", "rejected", "history", "items", "tasks",
+    "pairs", "labels", "ids", "keys", "words", "allowed", "numbers", "answers", "rejected", "history", "items", "languages",
+    "tasks",
 )  # fmt: skip
 """Columns beside texts or images."""
 Turns = tuple[tuple[str, str], ...]  # of a chat: who says what
@@ -43,6 +46,7 @@ class Rows:
         rejected: str [n], where two answers were compared the worse one of each row; ``answers`` are then the better ones.
         history: earlier turns of a chat [n], each (role, text) with a role of ``system``, ``user`` and ``assistant``; () where
             there are none. None = no row has any.
+        languages: of translations, in which language each text is and in which its answer [n], as ("en", "de").
         items: sequences of items [n], each a tuple of positions among the classes, oldest first, at least one of them; the label
             is the item that comes next. ``texts`` may be left out.
         allowed: bool [n, C], the classes that each row may have by the rules of those who labelled it; None = all.
@@ -68,6 +72,7 @@ class Rows:
     rejected: Sequence[str] | None = None
     history: Sequence[Turns] | None = None
     items: Sequence[tuple[int, ...]] | None = None
+    languages: Sequence[tuple[str, str]] | None = None
     tasks: Sequence[str] | None = None
     numbered: bool = field(default=False, repr=False)  # whether ids were left out, so that a source may number anew
 
@@ -122,6 +127,10 @@ class Rows:
             if self.answers is None:
                 raise UserError("history is what stands before an answer: give answers too, or leave it out.")
             put("history", checks.history(self.history))
+        if self.languages is not None:
+            if self.answers is None:
+                raise UserError("languages are those of a text and its answer: give answers too, or leave them out.")
+            put("languages", checks.languages(self.languages))
         columns = {name: getattr(self, name) for name in BESIDE}
         checks.same_length({name: None if column is None else len(column) for name, column in columns.items()}, n, what)
         self.labels.setflags(write=False)
@@ -193,6 +202,7 @@ class Rows:
             rejected=None if self.rejected is None else [self.rejected[i] for i in where],
             history=None if self.history is None else [self.history[i] for i in where],
             items=None if self.items is None else [self.items[i] for i in where],
+            languages=None if self.languages is None else [self.languages[i] for i in where],
             tasks=None if self.tasks is None else [self.tasks[i] for i in where],
         )
 
@@ -222,6 +232,7 @@ class Rows:
             rejected=joined([part.rejected for part in parts]),
             history=joined([part.history for part in parts]),
             items=joined([part.items for part in parts]),
+            languages=joined([part.languages for part in parts]),
             tasks=joined([part.tasks for part in parts]),
         )
 
@@ -322,7 +333,7 @@ def _alike(parts: Sequence[Rows], classes: Sequence[str], where: str) -> None:
         if any((getattr(rows, name) is None) != (getattr(parts[0], name) is None) for name in COLUMNS):
             raise UserError(
                 f"the splits of {where} differ in what they hold: give all of them texts, pairs, images, tags, numbers, answers, "
-                "rejected answers, history, items or tasks alike."
+                "rejected answers, history, items, languages or tasks alike."
             )
         if rows.allowed is not None and rows.allowed.shape[1] != len(classes):
             raise UserError(f"allowed of {where} is of {rows.allowed.shape[1]} classes, and there are {len(classes)}.")
@@ -344,7 +355,8 @@ def _consistent(parts: Sequence[Rows], where: str) -> None:
 
 def fingerprint(classes: Iterable[str], splits: Mapping[str, Rows | None]) -> str:
     """The sha256 (hexadecimal) of class names and of every row's split, text (or picture), pair, label and key,
-    and of the words, tags, numbers, allowed classes, answers, rejected answers, history, items and task that it may have.
+    and of the words, tags, numbers, allowed classes, answers, rejected answers, history, items, languages and task that it may
+    have.
 
     Splits are taken in the order of their names and rows in their own order, so the value depends on content
     alone.
@@ -383,6 +395,8 @@ def fingerprint(classes: Iterable[str], splits: Mapping[str, Rows | None]) -> st
                 add(repr(rows.history[i]))
             if rows.items is not None:
                 add(repr(rows.items[i]))
+            if rows.languages is not None:
+                add(repr(rows.languages[i]))
             if rows.tasks is not None:
                 add(("task", rows.tasks[i]))
     return digest.hexdigest()

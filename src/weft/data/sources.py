@@ -34,6 +34,7 @@ def load(
     pair: str | None = None,
     label: str | None = None,
     key: str | None = None,
+    pairs: str | None = None,
     limit: int | None = None,
     one_class: bool = False,
     wanted: Wanted = "classes",
@@ -44,6 +45,7 @@ def load(
 
     image, text, pair, label, key: the columns of the picture or the text, of a second text, of the label and of the natural
         client, where the guess is wrong; guesses are in ``notes``.
+    pairs: of translations the directions that are read, as ``en-de,de-en``; rows are then for generation.
     limit: at most this many rows of each split, drawn with ``seed`` (held-out clients count as one split).
     wanted: what a row is for: the label is one of ``classes``, or one of ``numbers`` to predict; rows are for generation,
         ``answers``; have two answers that were compared, ``preferences``; are sequences of ``items``, see
@@ -61,7 +63,9 @@ def load(
         name = os.fspath(name)
     if isinstance(name, str):
         checks.file_name(name)
-    columns = {"image": image, "text": text, "pair": pair, "label": label, "key": key}
+    columns = {"image": image, "text": text, "pair": pair, "label": label, "key": key, "pairs": pairs}
+    if pairs is not None:
+        wanted = "answers"
     if limit is not None:
         _enough(limit)
     asked = {flag: column for flag, column in columns.items() if column is not None}

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field
 
 from weft.experiment.declare import Count, Fraction, Group, Name, Names, Positive, Share, Whole, setting
+
+
+def _apart(given: Any) -> Any:
+    """Pairs of languages that were typed in one word, joined by commas."""
+    words = [given] if isinstance(given, str) else given
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        return given
+    return [pair.strip() for word in words for pair in word.split(",") if pair.strip()]
 
 
 class Deal(Group):
@@ -26,6 +36,12 @@ class Deal(Group):
     pair: str | None = setting(None, "Column of a second text.", unset="guessed")
     label: str | None = setting(None, "Column of the label.", unset="guessed", everyday=True)
     key: str | None = setting(None, "Column of the natural client.", unset="guessed")
+    pairs: Annotated[list[str], Field(strict=False), BeforeValidator(_apart)] = setting(
+        [],
+        "Translations: the directions that are read, joined by commas, as `en-de,de-en,en-fr`.",
+        "Of aligned sentences, each training row goes to one of them, in turns: see [translations](data.md#translations).",
+        unset="that of the data",
+    )
     limit: Count | None = setting(None, "Use at most so many rows of each split.", everyday=True)
     core: Whole = setting(
         0,

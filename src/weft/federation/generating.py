@@ -21,7 +21,7 @@ from transformers import GenerationConfig, LogitsProcessor
 from transformers.generation.logits_process import TopPLogitsWarper
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from weft.backbones.reply_table import Replies
+from weft.backbones.reply_table import Pairs, Replies
 from weft.errors import WeftError
 from weft.federation import plans
 from weft.federation.batch import Batch, make_batch
@@ -128,8 +128,10 @@ def _generate(
             for i in own
         ]
         more["logits_processor"] = [Keyed(streams, decoding)]
+    if isinstance(table, Pairs) and (begun := table.beginnings(index.reshape(-1))) is not None:
+        more["decoder_input_ids"] = begun.to(inputs["input_ids"].device)
     once = one_pass(pack, forward, batch)
-    with only(backbone.model, settings(backbone, decoding, width)):
+    with only(backbone.model, settings(backbone, decoding, width, more.get("decoder_input_ids"))):
         # who looks at whole rows has to see all that is written so far
         if once is not None and not pack.weave.whole_rows:
             # a block that is left out for some rows leaves no keys and values behind, and lengths are read off the first block's
@@ -142,11 +144,11 @@ def _generate(
     return [[texts[i * b + j].strip() if index[i, j] >= 0 else "" for j in range(b)] for i in range(k)]
 
 
-def settings(backbone: Backbone, decoding: Decoding, width: int) -> GenerationConfig:
+def settings(backbone: Backbone, decoding: Decoding, width: int, begun: Tensor | None = None) -> GenerationConfig:
     """How the library is to generate: nothing of what the checkpoint recommends, but for its special tokens.
 
     Args:
-        width: tokens of the prompt that lie in the same row as what is generated.
+        width: tokens of the prompt that lie in the same row as what is generated. begun: what an encoder-decoder goes on from.
     """
     own = backbone.model.generation_config
     ends = [backbone.tokenizer.eos_token_id]
@@ -156,6 +158,9 @@ def settings(backbone: Backbone, decoding: Decoding, width: int) -> GenerationCo
     kept = {n: getattr(own, n, None) for n in ("bos_token_id", "decoder_start_token_id", "forced_bos_token_id")}
     if kept["decoder_start_token_id"] is None:
         kept["decoder_start_token_id"] = getattr(backbone.model.config, "decoder_start_token_id", None)
+    if begun is not None:
+        width = begun.shape[1] - 1
+        kept |= {"decoder_start_token_id": begun[:, 0].tolist(), "forced_bos_token_id": None}
     return GenerationConfig(
         max_new_tokens=max(min(decoding.new_tokens, backbone.max_length - width), 1),
         num_beams=decoding.beams,

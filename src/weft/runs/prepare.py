@@ -257,6 +257,7 @@ def deal(x: Experiment, given: Any = None) -> FederatedData:
         given: data as an object, such as a frame; :class:`FederatedData` are dealt out already.
     """
     columns: dict[str, Any] = {"image": x.image, "text": x.text, "pair": x.pair, "label": x.label, "key": x.key}
+    columns["pairs"] = ",".join(x.pairs) or None
     if isinstance(given, FederatedData | Source):
         if named := [name for name, column in columns.items() if column is not None]:
             raise UserError(f"{given.name} was given as rows, which have no columns: leave {named[0]} out.")

@@ -13,6 +13,7 @@ from weft.data.columns import Wanted
 from weft.data.rows import ClientData, Source, fingerprint
 from weft.data.scored import from_classes
 from weft.data.sources import load
+from weft.data.translations import common
 from weft.errors import UserError, nearest
 from weft.experiment import Experiment
 from weft.tasks.kinds import GENERATION, MASKED, NEXT_ITEM, NUMBERS, PREFERENCE
@@ -103,6 +104,7 @@ class OwnData:
             train,
             val if source.validation is None else source.validation,
             test if source.test is None else source.test,
+            common(source.train.languages or ()),
         )
 
 
