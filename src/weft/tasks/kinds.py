@@ -14,12 +14,14 @@ from weft.tasks.preference import Preference
 from weft.tasks.regression import Regression
 from weft.tasks.tagging import Tagging
 from weft.tasks.task import Task
+from weft.tasks.visual_questions import VisualQuestions
 
 if TYPE_CHECKING:
     from weft.data.rows import Rows
 
-KINDS: dict[str, type[Classification | Tagging | Regression | Generation | Preference | NextItem]] = {
-    kind.kind: kind for kind in (Classification, Tagging, Regression, Generation, MaskedLanguage, Preference, NextItem)
+KINDS: dict[str, type[Classification | Tagging | Regression | Generation | Preference | NextItem | VisualQuestions]] = {
+    kind.kind: kind
+    for kind in (Classification, Tagging, Regression, Generation, MaskedLanguage, Preference, NextItem, VisualQuestions)
 }
 CLASSES = Classification.kind
 TOKENS = Tagging.kind
@@ -28,6 +30,7 @@ GENERATION = Generation.kind
 PREFERENCE = Preference.kind
 MASKED = MaskedLanguage.kind
 NEXT_ITEM = NextItem.kind
+QUESTIONS = VisualQuestions.kind
 LANGUAGE = (GENERATION, MASKED, PREFERENCE)
 """Of language models, which have no head of their own."""
 NEEDS_TAGS = (
@@ -72,6 +75,11 @@ def suits(kind: str, rows: Rows) -> None:
         raise UserError(
             "the rows of these data are prompts with answers and have no classes: --task generation learns from that."
         )
+    pictured = rows.texts is not None and rows.images is not None
+    if kind == QUESTIONS and not (pictured and rows.answers is None):
+        raise UserError("--task vqa needs a picture, a question and its answer in each row: choose other --data.")
+    if kind != QUESTIONS and pictured and rows.answers is None:
+        raise UserError("the rows of these data are questions about pictures: --task vqa learns from that.")
     if kind == NEXT_ITEM and rows.items is None:
         raise UserError("--task next-item needs a sequence of items in each row, as shops has: choose other --data.")
     if kind != NEXT_ITEM and rows.items is not None:
