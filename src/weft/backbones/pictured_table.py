@@ -23,8 +23,8 @@ class Pictured(Tokens):
 
     Attributes:
         pixels: the pictures, each of them once, as rows of their own. picture: int64 [n], which of them each row is about.
-        votes: int64 [v, 2], a row and a class that is right for it, and v numbers, how much so, in the order of the rows; None = the
-            labels alone are right.
+        votes: int64 [v, 2], a row and a class that is right for it, and v numbers, how much so, in the order of the rows; None =
+            the labels alone are right.
         classes: how many there are.
     """
 

@@ -1,8 +1,8 @@
 """ViLT as a classifier of answers: patches in their own order, and pictures of one size.
 
 W. Kim, B. Son, I. Kim, "ViLT: Vision-and-Language Transformer Without Convolution or Region Supervision", ICML 2021, arXiv
-2102.03334. transformers draws the order of a picture's patches from the global stream, even where it keeps all of them, so that no
-two passes would agree to the last bit.
+2102.03334. transformers draws the order of a picture's patches from the global stream, even where it keeps all of them, so that
+no two passes would agree to the last bit.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Embeddings(ViltEmbeddings):
     """Those of transformers, where all patches of a picture are kept."""
 
     def visual_embed(self, pixel_values: Tensor, pixel_mask: Tensor, max_image_length: int = -1) -> tuple[Tensor, Tensor, Any]:
-        """What transformers gives, but for the order: patches [n, 1 + P, d] behind the token of the whole, and ones [n, 1 + P]."""
+        """What transformers gives, but for the order: [n, 1 + P, d], a token of the whole before the patches, and ones."""
         x = self.patch_embeddings(pixel_values)
         n, _d, height, width = x.shape
         side = self.config.image_size // self.config.patch_size

@@ -125,8 +125,8 @@ def votes(column: Any, labels: np.ndarray) -> list[dict[int, float]]:
         fits = isinstance(row, Mapping) and all(type(c) is int and c >= 0 and 0 <= v <= 1 for c, v in row.items())
         if not fits or label not in row or row[label] < max(row.values()):
             raise UserError(
-                f"votes must say of each row which classes are right, from 0 to 1, and its label must be the best of them, but row {i} "
-                f"with the label {label} holds {row!r:.60}."
+                "votes must say of each row which classes are right, from 0 to 1, and its label must be the best of them, but "
+                f"row {i} with the label {label} holds {row!r:.60}."
             )
     return [{c: float(v) for c, v in row.items()} for row in found]
 

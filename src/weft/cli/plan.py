@@ -157,11 +157,12 @@ def outcome(out: Console, done: Run) -> None:
 def farewell(out: Console, done: Run) -> None:
     """What to type next."""
     if done.adapter is not None:
+        from weft.data.rows import BOTH
         from weft.export.about import About
 
         about = About.read(done.adapter)
         texts = ["some text", "and its second"] if about.pairs else ["some text"]
-        rows = {"texts": texts, "images": ["picture.png"]}.get(about.base.reads)
+        rows = {"texts": texts, "images": ["picture.png"], BOTH: ["a question", "picture.png"]}.get(about.base.reads)
         command = ["weft", "chat", str(done.folder)] if about.writes else ["weft", "predict", str(done.folder), *(rows or ())]
         if rows is not None:  # no words tell a sequence of items
             out.print(Text(f"Try it: {shlex.join(command)}"), soft_wrap=True)

@@ -15,7 +15,7 @@ from weft.data.rows import Source
 from weft.errors import UserError
 
 # Of kinds of sets: one that comes with Weft.
-OFFLINE = {IMAGE: "glyphs", GENERATION: "docstrings", PREFERENCE: "docstring_preferences"}
+OFFLINE = {IMAGE: "glyphs", GENERATION: "docstrings", PREFERENCE: "docstring_preferences", QUESTIONS: "glyph_questions"}
 WANTED: dict[str, Wanted] = {GENERATION: "answers", PREFERENCE: "preferences"}  # of kinds of sets, whatever else is asked for
 VALIDATION = ("validation_matched", *SPLIT_NAMES["validation"])
 

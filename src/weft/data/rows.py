@@ -48,8 +48,8 @@ class Rows:
         items: sequences of items [n], each a tuple of positions among the classes, oldest first, at least one of them; the label
             is the item that comes next. ``texts`` may be left out.
         allowed: bool [n, C], the classes that each row may have by the rules of those who labelled it; None = all.
-        images: the pictures, or a list of anything that is one, see :class:`Images`. Beside ``texts`` they are what each text asks
-            about.
+        images: the pictures, or a list of anything that is one, see :class:`Images`. Beside ``texts`` they are what each text
+            asks about.
         votes: of questions that several people answered, the classes of each row that are right and how much so, mappings from a
             position of a class to a number above 0 and up to 1; the label is the best of them. None = the label alone is right.
 

@@ -1,8 +1,8 @@
 """Questions about pictures: from columns to a source whose classes are answers, or whose answers are to be generated.
 
-Where several people answered a question, as in VQA v2, an answer is as right as VQA's accuracy has it: with N people and k who gave
-it, the mean over all who could be left out of min(k / 3, 1) among the others (S. Antol et al., "VQA: Visual Question Answering",
-ICCV 2015, arXiv 1505.00468).
+Where several people answered a question, as in VQA v2, an answer is as right as VQA's accuracy has it: with N people and k who
+gave it, the mean over all who could be left out of min(k / 3, 1) among the others (S. Antol et al., "VQA: Visual Question
+Answering", ICCV 2015, arXiv 1505.00468).
 """
 
 from __future__ import annotations
@@ -92,8 +92,8 @@ def recognised(where: str, table: Table, asked: Mapping[str, str], wanted: Wante
 def build(name: str, splits: Mapping[str, Table], columns: Questions, wanted: Wanted, *, notes: Iterable[str] = ()) -> Source:
     """The source of questions about pictures, but for its fingerprint.
 
-    Rows without a picture, a question or an answer are dropped and counted, and so are those whose answers are all rare. Classes are
-    the most frequent answers, by size or name. Where ``answers`` are wanted they are texts to generate, and there are no classes.
+    Rows without a picture, a question or an answer are dropped and counted, and so are those whose answers are all rare. Classes
+    are the most frequent answers, by name. Where ``answers`` are wanted they are texts to generate, and there are no classes.
 
     Args:
         splits: keys out of SPLITS, with "train".
@@ -136,8 +136,8 @@ def build(name: str, splits: Mapping[str, Table], columns: Questions, wanted: Wa
                 rare = len(read[split]) - len(kept)
             if rare:
                 said.append(
-                    f"{name}: {rare} of {len(read[split])} {split} rows have none of the {len(classes)} answers that are classes, "
-                    "and are left out."
+                    f"{name}: {rare} of {len(read[split])} {split} rows have none of the {len(classes)} answers that are "
+                    "classes, and are left out."
                 )
             parts[split] = _rows(table, kept, columns, None if generated else number, first)
         first += len(table[columns.text])

@@ -68,10 +68,11 @@ class What(Group):
         "`tokens`, `regression`, `generation`, `masked`, `preference`, `next-item`, `vqa`.",
         "`fill` takes the class whose word a masked language model puts in the place of a mask, `tokens` gives each word a tag, "
         "`regression` each row a number, `generation` writes an answer to each prompt, `masked` finds hidden words, `preference` "
-        "learns the better of two answers (DPO), `next-item` ranks what may come next in a sequence, `vqa` answers questions about pictures. `auto` is tokens where "
-        "words are tagged, generation where rows hold prompts and answers, preference where they hold two answers, next-item "
-        "where they are sequences of items, vqa where they are questions about pictures, fill where the method is of label words, masked where it is of hidden words, and "
-        "similarity where there is a text tower, unless the method trains a head.",
+        "learns the better of two answers (DPO), `next-item` ranks what may come next in a sequence, `vqa` answers questions "
+        "about pictures. `auto` is tokens where words are tagged, generation where rows hold prompts and answers, preference "
+        "where they hold two answers, next-item where they are sequences of items, vqa where they are questions about pictures, "
+        "fill where the method is of label words, masked where it is of hidden words, and similarity where there is a text "
+        "tower, unless the method trains a head.",
         common=True,
     )
     metrics: Annotated[list[str], Field(strict=False), BeforeValidator(_apart)] = setting(

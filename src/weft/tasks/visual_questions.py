@@ -1,7 +1,7 @@
 """Visual question answering: of all answers the one that is right, where several may be, each more or less so.
 
-S. Antol et al., "VQA: Visual Question Answering", ICCV 2015, arXiv 1505.00468. The loss is that of ViLT (W. Kim et al., ICML 2021,
-arXiv 2102.03334) and FedDAT: binary cross-entropy with soft targets, summed over the answers.
+S. Antol et al., "VQA: Visual Question Answering", ICCV 2015, arXiv 1505.00468. The loss is that of ViLT (W. Kim et al., ICML
+2021, arXiv 2102.03334) and FedDAT: binary cross-entropy with soft targets, summed over the answers.
 """
 
 from __future__ import annotations
