@@ -61,34 +61,39 @@ class Drawings:
         """Pictures [n, 3, SIZE, SIZE] in -1 … 1, and what is on them."""
         g = self.random
 
-        def uniform(low: float, high: float, *size: int) -> Tensor:
-            return low + (high - low) * torch.rand(*size, generator=g)
-
         font = torch.randint(len(FONTS), (n,), generator=g)
         character = torch.randint(len(CHARACTERS), (n,), generator=g)
         ink = torch.randint(len(COLOURS), (n,), generator=g)
         ground = (ink + torch.randint(1, len(COLOURS), (n,), generator=g)) % len(COLOURS)
-        angle, scale, shear = uniform(-0.12, 0.12, n), uniform(0.85, 1.2, n), uniform(-0.1, 0.1, n)
-        rows = torch.stack(
-            [
-                torch.stack([scale * angle.cos(), -angle.sin() + shear, uniform(-0.22, 0.22, n)], 1),
-                torch.stack([angle.sin(), scale * angle.cos(), uniform(-0.22, 0.22, n)], 1),
-            ],
-            1,
-        )
-        grid = F.affine_grid(rows, [n, 1, FINE // 2, FINE // 2], align_corners=False)
-        mask = F.grid_sample(self.masks[font, character].unsqueeze(1), grid, align_corners=False)
-        mask = F.adaptive_avg_pool2d(mask, SIZE)
+        mask = self.shapes(font, character)
         a, b = (self.palette[c] + 0.06 * torch.randn(n, 3, generator=g) for c in (ink, ground))
         # a pair of like colours can't be read: the ground is moved away
         near = (a - b).abs().amax(1, keepdim=True) < 0.3
         b = torch.where(near, 1 - a, b)
         picture = b[..., None, None] * (1 - mask) + a[..., None, None] * mask
-        picture = picture + uniform(0.0, 0.08, n, 1, 1, 1) * torch.randn(n, 3, SIZE, SIZE, generator=g)
+        picture = picture + self.uniform(0.0, 0.08, n, 1, 1, 1) * torch.randn(n, 3, SIZE, SIZE, generator=g)
         what = {"character": character, "ink": ink, "ground": ground} | dict(
             zip(("family", "weight", "slant"), self.looks[font].T, strict=True)
         )
         return picture.clamp(0, 1) * 2 - 1, what
+
+    def uniform(self, low: float, high: float, *size: int) -> Tensor:
+        return low + (high - low) * torch.rand(*size, generator=self.random)
+
+    def shapes(self, font: Tensor, character: Tensor) -> Tensor:
+        """[n, 1, SIZE, SIZE], 1 where there is ink: turned, stretched and moved at random."""
+        n = len(font)
+        angle, scale, shear = self.uniform(-0.12, 0.12, n), self.uniform(0.85, 1.2, n), self.uniform(-0.1, 0.1, n)
+        rows = torch.stack(
+            [
+                torch.stack([scale * angle.cos(), -angle.sin() + shear, self.uniform(-0.22, 0.22, n)], 1),
+                torch.stack([angle.sin(), scale * angle.cos(), self.uniform(-0.22, 0.22, n)], 1),
+            ],
+            1,
+        )
+        grid = F.affine_grid(rows, [n, 1, FINE // 2, FINE // 2], align_corners=False)
+        mask = F.grid_sample(self.masks[font, character].unsqueeze(1), grid, align_corners=False)
+        return F.adaptive_avg_pool2d(mask, SIZE)
 
     def captions(self, what: dict[str, Tensor]) -> list[str]:
         """ "a bold red letter k on blue", with parts left out at random."""

@@ -9,7 +9,7 @@ import hashlib
 import math
 import shutil
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,6 +36,7 @@ MORE_WORDS = (
     "handwritten", "digit", "type", "pet", "flower", "food", "texture", "person", "doing", "sketch", "painting", "cartoon",
     "art", "of", "an", "the", "with", "in", "and",
 )  # fmt: skip
+PIECES = (*CHARACTERS, *(f"##{c}" for c in CHARACTERS))  # pieces that any word can be spelt with
 HALF = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
 SHIPPED = Path(__file__).parents[1] / "src" / "weft" / "backbones" / "shipped"
 
@@ -55,24 +56,27 @@ def words(more: Collection[str]) -> PreTrainedTokenizerFast:
     """
     known = {w.strip(".,") for t in TEMPLATES for w in t.split()} | set(MORE_WORDS) | set(COLOURS) | {"on", "letter", "digit"}
     known = {w for w in known | set(more) if w and "{" not in w and len(w) > 1}
-    continued = [f"##{c}" for c in CHARACTERS]
-    pieces = ["[PAD]", "[UNK]", "[X]", *CHARACTERS, *continued, ".", ",", "-", "'", *sorted(known), "[SOS]", "[EOS]"]
+    pieces = ["[PAD]", "[UNK]", "[X]", *PIECES, ".", ",", "-", "'", *sorted(known), "[SOS]", "[EOS]"]
+    own = {"bos_token": "[SOS]", "eos_token": "[EOS]", "additional_special_tokens": ["[X]"]}
+    return word_pieces(pieces, "[SOS]", "[EOS]", **own)
+
+
+def word_pieces(pieces: Sequence[str], first: str, last: str, **special: Any) -> PreTrainedTokenizerFast:
+    """A WordPiece tokenizer with these pieces, which puts ``first`` before a text and ``last`` behind it."""
     ids = {w: i for i, w in enumerate(pieces)}
     inner = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
     inner.normalizer = normalizers.BertNormalizer(lowercase=True, strip_accents=True)
     inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     inner.post_processor = processors.TemplateProcessing(
-        single="[SOS] $A [EOS]", special_tokens=[("[SOS]", ids["[SOS]"]), ("[EOS]", ids["[EOS]"])]
+        single=f"{first} $A {last}", special_tokens=[(first, ids[first]), (last, ids[last])]
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=inner,
         model_max_length=40,
         pad_token="[PAD]",
         unk_token="[UNK]",
-        bos_token="[SOS]",
-        eos_token="[EOS]",
-        additional_special_tokens=["[X]"],
         model_input_names=["input_ids", "attention_mask"],
+        **special,
     )
 
 

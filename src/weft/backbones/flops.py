@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from weft.backbones.pixels import picture_shape
+from weft.data.rows import BOTH
 
 if TYPE_CHECKING:
     from weft.backbones.backbone import Backbone, Site
@@ -64,8 +65,9 @@ def flops(backbone: Backbone) -> Flops:
         return Flops(sizes[0], sizes[1], texts)
     widths = [(s, t) for s in SMALL for t in (SMALL if backbone.encoder_decoder else (0,)) if max(s, t) <= backbone.max_length]
     rows = np.array([powers(np.array(s), np.array(t)) for s, t in widths])
-    counts = np.array([_places(backbone, _texts(backbone, *w)) for w in widths])
-    forward, backward = (_solved(rows, counts[:, way]) for way in (0, 1))
+    picture = _pixels(backbone) if backbone.reads == BOTH else {}
+    counts = np.array([_places(backbone, picture | _texts(backbone, *w)) for w in widths])
+    forward, backward = (_beside(_solved(rows, counts[:, way]), backbone.picture_tokens) for way in (0, 1))
     calls = round(forward[1, 1] / sizes[0, 1, 1]) if backbone.shared_blocks and sizes[0, 1, 1] else 1
     return Flops(forward, backward, texts, calls)
 
@@ -156,6 +158,15 @@ def _solved(rows: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Coefficients [P, n] that give counts [m, P] of rows [m, n]; of powers that no row has, 0."""
     found = np.linalg.lstsq(rows.astype(float), counts.astype(float), rcond=None)[0]
     return np.rint(found.T).astype(np.int64)
+
+
+def _beside(coefficients: np.ndarray, p: int) -> np.ndarray:
+    """Coefficients [n, 6] of the tokens of a text, as those of all tokens, of which p more are of a picture."""
+    found = coefficients.copy()
+    square, line = POWERS.index((2, 0)), POWERS.index((1, 0))
+    found[:, POWERS.index((0, 0))] += p * (p * coefficients[:, square] - coefficients[:, line])
+    found[:, line] -= 2 * p * coefficients[:, square]
+    return found
 
 
 def _ids(backbone: Backbone, width: int) -> torch.Tensor:

@@ -27,6 +27,7 @@ from weft.backbones.translators import shifting
 from weft.backbones.vocabulary import vocabulary
 from weft.checks import checkpoints, tokenizers
 from weft.checks.checkpoints import Shape
+from weft.data.rows import BOTH
 from weft.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -292,7 +293,10 @@ def describe_model(
         wanted = tuple(f"{prefix}.{n}" for n in timm_model.head(base))
     heads = [] if headless else describe.head_sites(model, prefix, fresh, wanted)
     own = {h.name for h in heads}
-    inputs = tracing.words(model) if processor is None else tracing.pictures(*picture_shape(config, processor)[1:])
+    both = processor is not None and names is None and tokenizer is not None
+    inputs = {} if processor is None else tracing.pictures(*picture_shape(config, processor)[1:])
+    if processor is None or both:
+        inputs = {n: t[: tracing.ROWS] for n, t in inputs.items()} | tracing.words(model)
     lost = {n for n in fresh if n.rsplit(".", 1)[0] not in own}
     outside = {n for n in lost if describe.block_index(n, blocks) is None}
     if outside:
@@ -321,8 +325,8 @@ def describe_model(
     seen = tracing.untraced(model, inputs | extra) if whole else tracing.trace(model, blocks, inputs | extra, text)
     common = [s.name for s in norms if s.bias and s.name in seen.common]
     notes += [f"the bias of {n} is common to all rows of a batch, so it stays frozen." for n in common]
-    longest = 0 if processor is not None else longest_row(name, model, tokenizer, blocks[0], inputs)
-    segments = processor is None and "token_type_ids" in tokenizer.model_input_names
+    longest = 0 if processor is not None and not both else longest_row(name, model, tokenizer, blocks[0], inputs)
+    segments = longest > 0 and "token_type_ids" in tokenizer.model_input_names
     if segments and not tracing.takes(model, blocks[0], inputs | {"token_type_ids": inputs["attention_mask"]}):
         segments = False
         notes.append("the backbone knows one kind of segment: both texts of a pair are read as the same kind.")
@@ -365,7 +369,7 @@ def describe_model(
         outer=describe.outer_sites(
             model, blocks, own | seen.common | seen.idle | ({reads_out.name} if reads_out else set()), other
         ),
-        reads="texts" if processor is None else "images",
+        reads=BOTH if both else "texts" if processor is None else "images",
         processor=processor,
         picture_tokens=0 if processor is None else seen.tokens,
         names=names,

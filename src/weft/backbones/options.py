@@ -15,6 +15,7 @@ GENERATION = "generation"
 MASKED = "masked"
 FILL = "fill"
 NEXT_ITEM = "next-item"
+QUESTIONS = "vqa"
 VQ_REC = "vq-rec"  # what a configuration calls the network that does it
 FILLED = "{} It was {mask}."
 LANGUAGE = (GENERATION, MASKED)
@@ -27,7 +28,7 @@ class Options:
 
     Attributes:
         task: ``auto``, ``classification``, ``similarity``, ``fill``, ``tokens``, ``regression``, ``generation``,
-            ``masked`` or ``next-item``.
+            ``masked``, ``next-item`` or ``vqa``.
         template: sentence for class names in a text tower; of fill, the sentence around a text; of generation, how a row becomes
             a text: a name, a template's text (never its file), or "" = as suits the backbone (see
             :func:`weft.backbones.prompts.template`).

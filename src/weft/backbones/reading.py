@@ -13,7 +13,7 @@ import torch
 
 from weft import distribution
 from weft.backbones import timm_model, torchvision_operators
-from weft.backbones.options import FILL, GENERATION, LANGUAGE, MASKED
+from weft.backbones.options import FILL, GENERATION, LANGUAGE, MASKED, QUESTIONS
 from weft.backbones.short_names import KNOWN
 from weft.checks.checkpoints import Shape
 from weft.errors import UserError
@@ -66,6 +66,16 @@ def model_class(config: Any, name: str, task: str) -> Any:
         return _of_masks(config, name)
     if task == FILL:
         return _of_fill(config, name)
+    if config.model_type == "vilt":
+        if task not in ("auto", QUESTIONS):
+            raise UserError(f'backbone "{name}" answers questions about pictures: leave --task out, or use --task vqa.')
+        from weft.backbones.vilt import ViltClassifier  # with transformers, which takes seconds to import
+
+        return ViltClassifier
+    if task == QUESTIONS:
+        raise UserError(
+            f'backbone "{name}" ({config.model_type}) reads no question beside a picture: choose a ViLT, as --model glyph-vilt.'
+        )
     towers = config.model_type in ("clip", "siglip")
     if config.model_type in ("t5", "mt5") and task != "similarity":
         from weft.backbones import t5
@@ -182,9 +192,14 @@ def transformers_model(
                 **{"dtype": torch.float32, **more},
                 ignore_mismatched_sizes=True,
             )
-        if model.main_input_name == "pixel_values" or similar(model):
+        both = model.config.model_type == "vilt"
+        if model.main_input_name == "pixel_values" or similar(model) or both:
             what = f'the image processor of "{name}"'
-            if model.config.model_type == timm_model.KIND:
+            if both:
+                from weft.backbones import vilt  # with transformers, which takes seconds to import
+
+                processor = vilt.processor(where, model.config, trust)
+            elif model.config.model_type == timm_model.KIND:
                 processor = timm_model.processor(model.config)
             else:
                 processor = AutoImageProcessor.from_pretrained(where, trust_remote_code=trust, backend="pil")
@@ -192,7 +207,7 @@ def transformers_model(
                 tried = processor(images=[np.full((16, 16, 3), 100, np.uint8)], return_tensors="np")["pixel_values"]
             if not np.isfinite(tried).all():
                 raise ValueError("it makes values that are not finite of a picture")
-        if processor is None or similar(model):
+        if processor is None or similar(model) or both:
             what = f'the tokenizer of "{name}"'
             tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trust)
             if not isinstance(most := tokenizer.model_max_length, (int, float)):
@@ -217,7 +232,7 @@ def transformers_model(
         raise with_adapter(name, ADAPTER[0])
     if tokenizer is not None and tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-        if tokenizer.pad_token_id is None and processor is None:
+        if tokenizer.pad_token_id is None and not similar(model):
             raise UserError(
                 f'the tokenizer of "{name}" names no token to pad rows with, nor an end-of-text or unknown one: set its '
                 "pad_token and save it anew."

@@ -8,11 +8,13 @@ from weft.backbones.fill_table import filled
 from weft.backbones.item_table import items
 from weft.backbones.masked_table import masked
 from weft.backbones.options import FILL, MASKED
+from weft.backbones.pictured_table import pictured
 from weft.backbones.pixels import Pixels, pixels
 from weft.backbones.preference_table import preferences
 from weft.backbones.reply_table import replies
 from weft.backbones.several_table import several
 from weft.backbones.token_table import Tokens, tokenize
+from weft.data.rows import BOTH
 from weft.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,15 +36,22 @@ def tabulate(backbone: Backbone, rows: Rows, max_length: int = 128, views: Views
     """
     have = rows.read_as
     if backbone.reads != have:
-        fitting = {"texts": "minilm", "images": "glyph-clip or glyph-vit", "items": "vq-rec or vq-rec-small"}
+        fitting = {
+            "texts": "minilm",
+            "images": "glyph-clip or glyph-vit",
+            BOTH: "glyph-vilt or vilt-b32",
+            "items": "vq-rec or vq-rec-small",
+        }
         raise UserError(
             f'the data are {have}, but backbone "{backbone.name}" reads {backbone.reads}: choose another --model, such as '
             f"{fitting[have]}, or other --data."
         )
-    if rows.images is not None:
+    if have == "images":
         return pixels(backbone, rows, views)
     if views is not None:
         raise UserError("views are crops of pictures, and the data are not pictures: leave --views out.")
+    if have == BOTH:
+        return pictured(backbone, rows, max_length)
     if rows.items is not None:
         return items(backbone, rows, max_length)
     if backbone.options.task == FILL:

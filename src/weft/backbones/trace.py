@@ -33,7 +33,8 @@ class Trace:
         maps: of a network of convolutions, (features, height, width) of what enters each block, and of what leaves the last.
         starts: of such a network, that a pass can start at any of its blocks.
         pools: the tokens that the head reads: ``first``, ``last`` (of a row's own tokens) or ``all``; of maps ``mean`` (of all
-            places) or ``all``. tokens: in the last block; of maps, as many as have the numbers of a usual one.
+            places) or ``all``. tokens: in the last block, but for those of a text beside a picture; of maps, as many as have the
+            numbers of a usual one.
         longer: blocks take more tokens than those of a picture.
         common: modules called with something else than the rows of the batch, as DeBERTa's with its table of positions.
         idle: linear layers that are never called, as those inside PyTorch's own attention, which reads their weights.
@@ -76,7 +77,7 @@ def trace(model: nn.Module, blocks: list[str], inputs: Mapping[str, torch.Tensor
     """
     modules = dict(model.named_modules())
     pictured = "pixel_values" in inputs
-    raw = inputs["pixel_values" if pictured else "input_ids"]
+    raw = inputs["pixel_values" if "input_ids" not in inputs else "input_ids"]
     rows, heads = len(raw), getattr(model.config, "num_attention_heads", 1)
     by_head = {rows * h for h in (heads if isinstance(heads, (list, tuple)) else [heads])}  # Swin: another number in each stage
     outputs: dict[str, Any] = {}
@@ -162,9 +163,9 @@ def trace(model: nn.Module, blocks: list[str], inputs: Mapping[str, torch.Tensor
         maps=maps,
         starts=bool(maps) and maps_of.start(stack, entered[blocks[-1]], model, inputs, logits),
         tuple_blocks=max(sizes),
-        longer=pictured and not maps and takes_tokens(model, blocks[0], inputs),
+        longer=raw is inputs.get("pixel_values") and not maps and takes_tokens(model, blocks[0], inputs),
         pools=maps_of.pooled(stack[-1], model, inputs, logits) if maps else _pooled(slope, inputs),
-        tokens=tokens,
+        tokens=tokens - (WIDTH if pictured and "input_ids" in inputs else 0),
         common=frozenset(common),
         idle=frozenset(n for n in leaves if not calls[n]),
         row_arguments=frozenset(row_arguments),
@@ -289,11 +290,11 @@ def longest(model: nn.Module, block: str, inputs: Mapping[str, torch.Tensor], li
     Args:
         inputs: of :func:`words`.
     """
-    token = inputs["input_ids"][:1, :1]
+    token, others = inputs["input_ids"][:1, :1], {n: t[:1] for n, t in inputs.items() if n == "pixel_values"}
 
     def fits(length: int) -> bool:
         ids = token.expand(1, length)
-        return takes(model, block, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+        return takes(model, block, others | {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
 
     if fits(limit):
         return limit
@@ -330,7 +331,7 @@ def _tokens(shapes: list[set[tuple[int, ...]]], rows: int, inputs: Mapping[str, 
     Raises:
         UserError: these are no hidden states, or a block does not keep their shape.
     """
-    width = inputs["input_ids"].shape[1] if "input_ids" in inputs else None
+    width = inputs["input_ids"].shape[1] if "input_ids" in inputs and "pixel_values" not in inputs else None
     if "decoder_input_ids" in inputs:  # an encoder may pad its rows, as LED's
         shapes = [{(*s[:1], int(width or 0), *s[2:]) if len(s) == 3 else s for s in some} for some in shapes]
     every = set().union(*shapes)
@@ -382,7 +383,7 @@ def _pooled(slope: torch.Tensor | None, inputs: Mapping[str, torch.Tensor]) -> s
     if slope is None:
         return "all"
     read = slope.abs().sum(-1) > 0
-    if "input_ids" not in inputs:
+    if "pixel_values" in inputs:
         return "first" if bool(read[:, 0].all()) and not bool(read[:, 1:].any()) else "all"
     for name, full, short in (("first", 0, 0), ("last", WIDTH - 1, WIDTH - 2)):
         at = torch.full((ROWS,), full, device=read.device)

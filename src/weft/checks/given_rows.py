@@ -111,6 +111,26 @@ def numbers(column: Any) -> np.ndarray:
     return found
 
 
+def votes(column: Any, labels: np.ndarray) -> list[dict[int, float]]:
+    """How right each class is for each row [n], mappings from a position of a class to a number above 0 and up to 1.
+
+    Args:
+        labels: int64 [n], each of which must be a class that is as right as any.
+
+    Raises:
+        UserError: they are something else.
+    """
+    found = values(column, "votes")
+    for i, (row, label) in enumerate(zip(found, labels.tolist(), strict=False)):
+        fits = isinstance(row, Mapping) and all(type(c) is int and c >= 0 and 0 <= v <= 1 for c, v in row.items())
+        if not fits or label not in row or row[label] < max(row.values()):
+            raise UserError(
+                "votes must say of each row which classes are right, from 0 to 1, and its label must be the best of them, but "
+                f"row {i} with the label {label} holds {row!r:.60}."
+            )
+    return [{c: float(v) for c, v in row.items()} for row in found]
+
+
 def items(column: Any) -> list[tuple[int, ...]]:
     """Sequences of items [n], each of whole numbers from 0.
 

@@ -132,6 +132,7 @@ def predict(
       weft predict runs/fedit-pydocs-minilm-s0 < lines.txt
       weft predict runs/fedit-nli-minilm-s0 "It rains." "The sun shines."
       weft predict runs/fedbf-digits-glyph-vit-s0 one.png two.png
+      weft predict runs/feddat-glyph_questions-glyph-vilt-s0 "which colour is the b?" one.png
       weft predict runs/fedit-medicine-minilm-s0 --types Disease,Chemical "Aspirin against headache."
       weft predict runs/fedit-docstrings-smollm2-s0 --new-tokens 40 "def area(r): return 3.14 * r * r"
     """
@@ -149,6 +150,7 @@ def predict(
         raise UserError('nothing was asked: give texts, as in weft predict RUN "a text", or lines on stdin.')
     screen = out()
     with starting(screen, as_json):
+        from weft.data.rows import BOTH
         from weft.export import load
 
         model = load(folder, base=base, device=device, precision=precision, observer=Lines(out(stderr=True)))
@@ -164,14 +166,16 @@ def predict(
             raise UserError(f"this model writes no text, which alone {option} is for: leave it out.")
         words: tuple[str, ...] = (model.about.base.reads.removesuffix("s"),)
         items: list[tuple[str, ...]] = [(text,) for text in given]
-        if model.about.pairs:
-            words, items = ("text", "pair"), in_pairs(given, typed=bool(texts))
+        pictured = model.about.base.reads == BOTH
+        if model.about.pairs or pictured:
+            words = ("question", "picture") if pictured else ("text", "pair")
+            items = in_pairs(given, bool(texts), "questions and pictures" if pictured else "pairs of texts")
         if model.tags_words:
             _entities(given, model.entities(given, [kind.strip() for kind in types.split(",") if kind.strip()]), as_json)
             return
         if types:
             raise UserError("this model gives each row a class and finds no entities: leave --types out.")
-        given_to = [list(item) if model.about.pairs else item[0] for item in items]
+        given_to = [list(item) if len(words) == 2 else item[0] for item in items]
         if model.gives_numbers:
             _numbers(words, items, model.logits(given_to)[:, 0].tolist(), as_json)
             return
@@ -254,15 +258,19 @@ def _entities(texts: Sequence[str], found: Sequence[Sequence[Entity]], as_json: 
     out().print(table)
 
 
-def in_pairs(given: list[str], typed: bool) -> list[tuple[str, ...]]:
+def in_pairs(given: list[str], typed: bool, what: str) -> list[tuple[str, ...]]:
     """Two texts each: arguments in turn, or the halves of lines.
+
+    Args:
+        what: the model was trained on.
 
     Raises:
         UserError: a text without its second one.
     """
     if typed and len(given) % 2:
         raise UserError(
-            f"this model was trained on pairs of texts, and {len(given)} texts make none: give each text and its second in turn."
+            f"this model was trained on {what}, and {len(given)} arguments make no pairs: give the first and the second of each "
+            "in turn."
         )
     found: list[tuple[str, ...]] = [tuple(line.split("\t")) for line in given]
     if typed:
@@ -270,7 +278,7 @@ def in_pairs(given: list[str], typed: bool) -> list[tuple[str, ...]]:
     odd = next((i for i, pair in enumerate(found, 1) if len(pair) != 2), None)
     if odd is not None:
         raise UserError(
-            f"this model was trained on pairs of texts, and line {odd} is no pair: write both on a line, with a tab between them."
+            f"this model was trained on {what}, and line {odd} is no pair: write both on a line, with a tab between them."
         )
     return found
 

@@ -128,13 +128,14 @@ def method_card(out: Console, method: Method, fields: Sequence[Parameter], sizes
 
 
 def data_list(out: Console, entries: Sequence[Entry]) -> None:
-    """All sets known by name: texts, prompts with answers, pictures, sequences of items."""
-    from weft.data.hub_sets import GENERATION, IMAGE, ITEMS, PREFERENCE
+    """All sets known by name: texts, prompts with answers, pictures, questions about them, sequences of items."""
+    from weft.data.hub_sets import GENERATION, IMAGE, ITEMS, PREFERENCE, QUESTIONS
 
     kinds = {
-        "Texts": [e for e in entries if e.kind not in (IMAGE, GENERATION, PREFERENCE, ITEMS)],
+        "Texts": [e for e in entries if e.kind not in (IMAGE, GENERATION, PREFERENCE, ITEMS, QUESTIONS)],
         "To generate from": [e for e in entries if e.kind in (GENERATION, PREFERENCE)],
         "Pictures": [e for e in entries if e.kind == IMAGE],
+        "Questions about pictures": [e for e in entries if e.kind == QUESTIONS],
         "Sequences of items": [e for e in entries if e.kind == ITEMS],
     }
     width = max(len(e.name) for e in entries)

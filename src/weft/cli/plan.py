@@ -158,11 +158,12 @@ def outcome(out: Console, done: Run) -> None:
 def farewell(out: Console, done: Run) -> None:
     """What to type next."""
     if done.adapter is not None:
+        from weft.data.rows import BOTH
         from weft.export.about import About
 
         about = About.read(done.adapter)
         texts = ["some text", "and its second"] if about.pairs else ["some text"]
-        rows = {"texts": texts, "images": ["picture.png"]}.get(about.base.reads)
+        rows = {"texts": texts, "images": ["picture.png"], BOTH: ["a question", "picture.png"]}.get(about.base.reads)
         command = ["weft", "chat", str(done.folder)] if about.writes else ["weft", "predict", str(done.folder), *(rows or ())]
         if about.task == "several":  # a text does not say of which
             command = ["weft", "eval", str(done.folder), "--data", str(done.summary["settings"]["data"]["value"])]

@@ -91,23 +91,25 @@ def made_up(model: str, clients: int, classes: int, needs: Collection[str] = ())
     from weft.backbones.options import task_for
     from weft.backbones.run_table import tabulate
     from weft.data.images import Images
-    from weft.data.rows import Rows
+    from weft.data.rows import BOTH, Rows
     from weft.federation.bench import Bench
     from weft.federation.client import ClientState, Splits
-    from weft.tasks.kinds import CLASSES, MASKED, NEXT_ITEM, make
+    from weft.tasks.kinds import CLASSES, MASKED, NEXT_ITEM, QUESTIONS, make
 
     task = task_for(needs)
     names = ("text",) if task == MASKED else tuple(map(str, range(classes)))
     backbone = load(model, classes=names, task=task)
     each, none = np.arange(clients), np.zeros(0, dtype=np.int64)
+    texts, images = {"texts": ["a row"] * clients}, {"images": Images([np.zeros((8, 8, 3), np.uint8)] * clients)}
     content: dict[str, Any] = {
-        "texts": {"texts": ["a row"] * clients},
-        "images": {"images": Images([np.zeros((8, 8, 3), np.uint8)] * clients)},
+        "texts": texts,
+        "images": images,
+        BOTH: {**texts, **images},
         "items": {"items": [(0,)] * clients},
     }
     hidden: dict[str, Any] = {"answers": ["and what hides in it"] * clients} if task == MASKED else {}
     rows = Rows(labels=each % classes, ids=each, **content[backbone.reads], **hidden)
-    kind = task if task in (MASKED, NEXT_ITEM) else CLASSES
+    kind = QUESTIONS if backbone.reads == BOTH else task if task in (MASKED, NEXT_ITEM) else CLASSES
     bench = Bench(backbone, make(names, kind), tabulate(backbone, rows), 0)
     digits = len(str(clients - 1))
     return bench, [ClientState(f"c{i:0{digits}d}", 1, data=Splits(each[i : i + 1], none, none)) for i in range(clients)]

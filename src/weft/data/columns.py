@@ -24,7 +24,9 @@ from weft.errors import UserError, nearest, printable
 
 Table = dict[str, list[Any]]  # column name -> one value for each row
 SPLITS = ("train", "test", "validation")
-Wanted = Literal["classes", "numbers", "answers", "preferences", "items", "any"]  # what rows are for, see weft.data.load
+Wanted = Literal[
+    "classes", "numbers", "answers", "preferences", "items", "questions", "any"
+]  # what rows are for, see weft.data.load
 
 PAIRS = (
     ("premise", "hypothesis"),
@@ -59,6 +61,7 @@ def wanted_by(task: str) -> Wanted:
         "masked": "answers",
         "preference": "preferences",
         "next-item": "items",
+        "vqa": "questions",
     }
     return found.get(task, "classes")
 

@@ -88,13 +88,22 @@ def _picture(mask: np.ndarray, style: str, draw: np.random.Generator) -> np.ndar
     ink = draw.uniform(0, 1, 3)
     while abs(ink.mean() - ground.mean()) < 0.35:  # to be read at all
         ground, ink = draw.uniform(0, 1, 3), draw.uniform(0, 1, 3)
-    canvas = np.broadcast_to(ground, (FINE, FINE, 3))
+    return reduced(laid(np.broadcast_to(ground, (FINE, FINE, 3)), mask, ink, style), style, draw)
+
+
+def laid(canvas: np.ndarray, mask: np.ndarray, ink: np.ndarray, style: str) -> np.ndarray:
+    """A canvas [H, W, 3] with a drawing [H, W] in a colour [3] on it."""
     if style == "shadowed":
         behind = np.roll(mask, (5, 5), axis=(0, 1))[..., None] * 0.6
-        canvas = canvas * (1 - behind) + 0.5 * (ground + ink) * behind
-    canvas = canvas * (1 - mask[..., None]) + ink * mask[..., None]
+        canvas = canvas * (1 - behind) + 0.5 * (canvas + ink) * behind
+    return np.asarray(canvas * (1 - mask[..., None]) + ink * mask[..., None])
+
+
+def reduced(canvas: np.ndarray, style: str, draw: np.random.Generator) -> np.ndarray:
+    """uint8: a canvas at the size of a picture, with the grain of its style."""
     step = FINE // SIZE
-    small = canvas.reshape(SIZE, step, SIZE, step, 3).mean((1, 3))
+    height, width = canvas.shape[0] // step, canvas.shape[1] // step
+    small = canvas.reshape(height, step, width, step, 3).mean((1, 3))
     small = small + draw.normal(0, 0.12 if style == "noisy" else 0.02, small.shape)
     return np.rint(np.clip(small, 0, 1) * 255).astype(np.uint8)
 

@@ -7,15 +7,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from weft.data import asked_columns, dialogues, preferred, scored, tagged
+from weft.data import asked_columns, dialogues, preferred, scored, tagged, visual_questions
 from weft.data.columns import Table, Wanted, build, choose
-from weft.data.hub_sets import GENERATION, IMAGE, PREFERENCE, TEXT, Entry
+from weft.data.hub_sets import GENERATION, IMAGE, PREFERENCE, QUESTIONS, TEXT, Entry
 from weft.data.local import SPLIT_NAMES
 from weft.data.rows import Source
 from weft.errors import UserError
 
 # Of kinds of sets: one that comes with Weft.
-OFFLINE = {IMAGE: "glyphs", GENERATION: "docstrings", PREFERENCE: "docstring_preferences"}
+OFFLINE = {IMAGE: "glyphs", GENERATION: "docstrings", PREFERENCE: "docstring_preferences", QUESTIONS: "glyph_questions"}
 WANTED: dict[str, Wanted] = {GENERATION: "answers", PREFERENCE: "preferences"}  # of kinds of sets, whatever else is asked for
 VALIDATION = ("validation_matched", *SPLIT_NAMES["validation"])
 
@@ -82,6 +82,8 @@ def _source(
     if wanted not in ("answers", "preferences") and (pair := tagged.recognised(splits["train"], asked)):
         return tagged.build(entry.name, splits, *pair, asked, notes=said)
     every = _named(entry, splits["train"], asked)
+    if (pictured := visual_questions.recognised(entry.name, splits["train"], every, wanted)) is not None:
+        return visual_questions.build(entry.name, splits, pictured, wanted, notes=said)
     answered = preferred.recognised(entry.name, splits["train"], every, wanted)
     answered = answered or asked_columns.recognised(entry.name, splits["train"], every, wanted)
     if answered is not None:
@@ -111,8 +113,10 @@ def _source(
 def _named(entry: Entry, table: Table, asked: Mapping[str, str]) -> dict[str, str]:
     """Columns by option: those catalogued that there still are, unless others were named."""
     catalogued = {"text": entry.text, "pair": entry.pair, "label": entry.label, "key": entry.client_key}
+    if entry.kind == QUESTIONS:
+        catalogued["image"] = entry.image
     if {"image", "text", "pair"} & asked.keys():
-        catalogued |= {"text": None, "pair": None}
+        catalogued |= {"text": None, "pair": None, "image": None}
     return {option: column for option, column in catalogued.items() if column in table and column is not None} | dict(asked)
 
 

@@ -1,5 +1,5 @@
 """The sets known by a short name: of texts and of pictures with classes, of texts to generate from, of answers to compare, of
-sequences. Nothing heavy is imported here: ``weft data`` lists them at once.
+questions about pictures, of sequences. Nothing heavy is imported here: ``weft data`` lists them at once.
 
 Ids, columns and label codes were taken from the sets' own documents and from memory, without a connection to
 the hub, and ids move: each is a default, and any other set can be named as ``owner/name`` or
@@ -18,6 +18,7 @@ IMAGE = "image classification"
 GENERATION = "generation"
 PREFERENCE = "preference"
 ITEMS = "next item"
+QUESTIONS = "visual questions"
 SEEN = "not verified against the hub (id and columns seen in public documents)"
 PICTURES_SEEN = "not verified against the hub (id and columns seen in public documents; its pictures were never loaded)"
 ELSEWHERE = "not verified against the hub, where no copy is known: give --data its file or folder"
@@ -120,6 +121,29 @@ def _answers(
     )
 
 
+def _questions(
+    name: str,
+    hub_id: str | None,
+    classes: int,
+    rows: Mapping[str, int],
+    licence: str,
+    *,
+    label: str = "answer",
+    client_key: str | None = None,
+    verified: str = PICTURES_SEEN,
+    **splits: Any,
+) -> Entry:
+    """A set of questions about pictures.
+
+    Args:
+        classes: answers that there are, of several people's the most frequent ones, see :mod:`weft.data.visual_questions`; about.
+    """
+    own = {"image": "image", "text": "question", "label": label} | splits
+    return Entry(
+        name, hub_id, None, QUESTIONS, classes, rows, client_key, licence, verified, metrics=("vqa_accuracy", "accuracy"), **own
+    )
+
+
 NLI = ("entailment", "neutral", "contradiction")
 XNLI_LANGUAGES = ("ar", "bg", "de", "el", "en", "es", "fr", "hi", "ru", "sw", "th", "tr", "ur", "vi", "zh")
 MASAKHANEWS_LANGUAGES = (
@@ -152,6 +176,10 @@ ENTRIES: tuple[Entry, ...] = (
     Entry(
         "glyphs", None, None, IMAGE, 36, {"train": 3_456, "unseen": 576}, "style", "none needed: drawn here, from free fonts",
         "drawn from the fonts that matplotlib ships", offline=True,
+    ),
+    Entry(
+        "glyph_questions", None, None, QUESTIONS, 24, {"train": 3_840, "test": 960, "unseen": 800}, "type",
+        "none needed: drawn here, from free fonts", "drawn from the fonts that matplotlib ships", offline=True,
     ),
     Entry(
         "drawings", None, None, IMAGE, 20, {"train": 2_400, "unseen": 400}, "domain", "none needed: drawn here",
@@ -318,6 +346,26 @@ ENTRIES: tuple[Entry, ...] = (
     _pictures(
         "vlcs", None, 5, {"train": 10_729}, "research", verified=ELSEWHERE, client_key="domain",
     ),
+    _questions(
+        "cocoqa", None, 430, {"train": 78_736, "test": 38_948}, "research", verified=ELSEWHERE, client_key="type",
+    ),
+    _questions(
+        "gqa", None, 1_842, {"train": 943_000, "test": 132_062}, "CC BY 4.0", verified=ELSEWHERE, client_key="type",
+    ),
+    _questions(
+        "path-vqa", "flaviagiammarino/path-vqa", 3_129, {"train": 19_654, "validation": 6_259, "test": 6_719}, "MIT",
+        validation="validation",
+    ),
+    _questions(
+        "textvqa", "lmms-lab/textvqa", 3_129, {"train": 34_602, "test": 5_000}, "CC BY 4.0", label="answers", test="validation",
+    ),
+    _questions(
+        "vqa-rad", "flaviagiammarino/vqa-rad", 480, {"train": 1_793, "test": 451}, "CC0",
+    ),
+    _questions(
+        "vqav2", "HuggingFaceM4/VQAv2", 3_129, {"train": 443_757, "test": 214_354}, "CC BY 4.0", label="answers",
+        client_key="answer_type", test="validation",
+    ),
 )  # fmt: skip
 
 
@@ -327,7 +375,7 @@ def metrics_of(name: str) -> tuple[str, ...]:
 
 
 def catalogue() -> list[Entry]:
-    """The sets known by name: those without network, texts, texts to generate from, answers to compare, pictures.
+    """The sets known by name: those without network, texts, texts to generate from, answers to compare, pictures, questions.
 
     Each kind is in alphabetical order.
     """

@@ -72,7 +72,7 @@ class Images:
     def key(self, index: int) -> Hashable:
         """What tells a picture from others, without opening a file."""
         item = self._items[index]
-        return item if isinstance(item, Path | bytes) else self.digest(index)
+        return item if isinstance(item, Path | bytes) or hasattr(item, "called") else self.digest(index)
 
     def digest(self, index: int) -> str:
         """sha256 of one picture's pixels or file, for the fingerprint of a set and to tell repeats; read once.

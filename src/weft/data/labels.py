@@ -69,12 +69,13 @@ def declared(source: Source, classes: Sequence[str]) -> Source:
 
 
 def every_label(parts: Sequence[Rows]) -> np.ndarray:
-    """All labels of some tables, the tags of their words, and the items of their sequences, int64."""
-    return np.concatenate([column for rows in parts for column in (rows.labels, rows.every_tag, rows.every_item)])
+    """All labels of some tables, the tags of their words, the items of their sequences, and what was voted for, int64."""
+    columns = [column for rows in parts for column in (rows.labels, rows.every_tag, rows.every_item, rows.every_vote)]
+    return np.concatenate(columns)
 
 
 def relabelled(rows: Rows, order: np.ndarray, classes: int) -> Rows:
-    """Rows in which each label, tag of a word and item of a sequence has another number.
+    """Rows in which each label, tag of a word, item of a sequence and class that was voted for has another number.
 
     Args:
         order: int64, the new number of each old one; -1 of one that no row has. classes: how many there are now.
@@ -85,7 +86,8 @@ def relabelled(rows: Rows, order: np.ndarray, classes: int) -> Rows:
         allowed[:, order[order >= 0]] = rows.allowed[:, order >= 0]
     tags = None if rows.tags is None else [order[own] for own in rows.tags]
     items = None if rows.items is None else [tuple(order[list(own)].tolist()) for own in rows.items]
-    return replace(rows, labels=order[rows.labels], tags=tags, allowed=allowed, items=items)
+    votes = None if rows.votes is None else [{int(order[c]): v for c, v in own.items()} for own in rows.votes]
+    return replace(rows, labels=order[rows.labels], tags=tags, allowed=allowed, items=items, votes=votes)
 
 
 def same(dealt: FederatedData, classes: Sequence[str]) -> None:

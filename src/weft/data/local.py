@@ -9,6 +9,7 @@ from weft.checks import table_files as checks
 from weft.data.columns import Table
 from weft.data.formats import PLAIN, READABLE, read_file, suffix
 from weft.data.pictures import resolved
+from weft.data.trees import Beside
 from weft.errors import UserError
 
 SPLIT_NAMES = {
@@ -34,7 +35,7 @@ def read(path: Path, notes: list[str], image: str | None = None) -> dict[str, Ta
     files = {"train": [path]} if path.is_file() else _split_files(path, notes)
     splits = {}
     for split, parts in files.items():
-        tables = {part.name: resolved(read_file(part, notes), part.parent, image) for part in parts}
+        tables = {part.name: resolved(read_file(part, notes), Beside(part), image) for part in parts}
         notes += checks.shards(path.name, {name: table.keys() for name, table in tables.items() if _length(table)})
         names = list(dict.fromkeys(name for table in tables.values() for name in table))
         splits[split] = {n: [v for t in tables.values() for v in t.get(n, [None] * _length(t))] for n in names}

@@ -15,18 +15,21 @@ from weft.errors import UserError
 
 COLUMNS = (
     "texts", "pairs", "images", "words", "allowed", "numbers", "answers", "rejected", "history", "items", "languages", "tasks",
+    "votes",
 )  # fmt: skip
 BESIDE = (
     "pairs", "labels", "ids", "keys", "words", "allowed", "numbers", "answers", "rejected", "history", "items", "languages",
-    "tasks",
+    "tasks", "votes",
 )  # fmt: skip
 """Columns beside texts or images."""
+BOTH = "texts and images"
+"""What rows are read as that are texts about pictures."""
 Turns = tuple[tuple[str, str], ...]  # of a chat: who says what
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """An immutable table of n examples of one set of texts, or of pictures.
+    """An immutable table of n examples of one set of texts, of pictures, or of texts about pictures.
 
     Columns are lists, arrays or columns of a frame. All are taken by position: an index of their own, as a pandas Series has, is
     not looked at.
@@ -52,7 +55,10 @@ class Rows:
         allowed: bool [n, C], the classes that each row may have by the rules of those who labelled it; None = all.
         tasks: str [n], the task that each row is of, where there are several (:mod:`weft.data.several`). Rows of a sentence that
             is told apart as a whole have no words and no tags then, but a label.
-        images: the pictures, or a list of anything that is one, see :class:`Images`.
+        images: the pictures, or a list of anything that is one, see :class:`Images`. Beside ``texts`` they are what each text
+            asks about.
+        votes: of questions that several people answered, the classes of each row that are right and how much so, mappings from a
+            position of a class to a number above 0 and up to 1; the label is the best of them. None = the label alone is right.
 
     Raises:
         UserError: columns of different length, a label that is no whole number from 0, a row without text, …
@@ -74,6 +80,7 @@ class Rows:
     items: Sequence[tuple[int, ...]] | None = None
     languages: Sequence[tuple[str, str]] | None = None
     tasks: Sequence[str] | None = None
+    votes: Sequence[Mapping[int, float]] | None = None
     numbered: bool = field(default=False, repr=False)  # whether ids were left out, so that a source may number anew
 
     def __post_init__(self) -> None:
@@ -81,8 +88,6 @@ class Rows:
             object.__setattr__(self, name, value)
 
         if self.answers is not None:
-            if self.images is not None:
-                raise UserError("answers are of texts, not of images: leave one of the two out.")
             put("answers", checks.texts(self.answers, "answers"))
             if self.texts is None:
                 put("texts", [""] * len(self.answers or ()))
@@ -96,8 +101,12 @@ class Rows:
             put("items", checks.items(self.items))
             if self.texts is None:
                 put("texts", [""] * len(self.items or ()))
-        if (self.texts is None) == (self.images is None):
-            raise UserError("rows are either texts or images: give one of the two.")
+        if self.texts is None and self.images is None:
+            raise UserError("rows are texts, images, or texts about images: give one of them, or both.")
+        if self.images is not None and self.texts is not None:
+            for name in ("pairs", "words", "rejected", "history", "items"):
+                if getattr(self, name) is not None:
+                    raise UserError(f"texts about images have no {name}: leave them out, or the images.")
         if self.labels is None:
             raise UserError("rows need labels: give each row the number of its class, counted from 0.")
         for name in ("texts", "pairs", "tasks"):
@@ -123,6 +132,8 @@ class Rows:
             )
         if self.numbers is not None:
             put("numbers", checks.numbers(self.numbers))
+        if self.votes is not None:
+            put("votes", checks.votes(self.votes, self.labels))
         if self.history is not None:
             if self.answers is None:
                 raise UserError("history is what stands before an answer: give answers too, or leave it out.")
@@ -141,8 +152,10 @@ class Rows:
 
     @property
     def read_as(self) -> str:
-        """What a backbone has to read of them: ``texts``, ``images`` or ``items``."""
-        return "items" if self.items is not None else "texts" if self.images is None else "images"
+        """What a backbone has to read of them: ``texts``, ``images``, :data:`BOTH` or ``items``."""
+        if self.images is not None:
+            return "images" if self.texts is None else BOTH
+        return "texts" if self.items is None else "items"
 
     @property
     def of_classes(self) -> bool:
@@ -159,8 +172,13 @@ class Rows:
         """The items of all sequences one after another, int64; none where there are no sequences."""
         return np.array([item for own in self.items or () for item in own], dtype=np.int64)
 
+    @property
+    def every_vote(self) -> np.ndarray:
+        """The classes that were voted for in all rows, int64; none where there are no votes."""
+        return np.array([one for own in self.votes or () for one in own], dtype=np.int64)
+
     def content(self, index: int) -> Hashable:
-        """What stands for the content of a row but for its label and key: its texts, or the digest of its picture.
+        """What stands for the content of a row but for its label and key: its texts, the digest of its picture, or both.
 
         Of a row with an answer that is all that stands before the answer, so that what is asked is on one side of a split; where
         nothing does, it is the answer. Of a sequence of items it is all of it, with the next one.
@@ -169,6 +187,8 @@ class Rows:
             return (*self.items[index], int(self.labels[index]))
         if self.texts is None:
             return self.images.digest(index)  # type: ignore[union-attr]
+        if self.images is not None:
+            return self.texts[index], self.images.digest(index)
         if self.answers is not None:
             asked = (self.texts[index], self.pairs[index] if self.pairs else "", self.history[index] if self.history else ())
             return asked if any(asked) else self.answers[index]
@@ -204,6 +224,7 @@ class Rows:
             items=None if self.items is None else [self.items[i] for i in where],
             languages=None if self.languages is None else [self.languages[i] for i in where],
             tasks=None if self.tasks is None else [self.tasks[i] for i in where],
+            votes=None if self.votes is None else [self.votes[i] for i in where],
         )
 
     @staticmethod
@@ -234,6 +255,7 @@ class Rows:
             items=joined([part.items for part in parts]),
             languages=joined([part.languages for part in parts]),
             tasks=joined([part.tasks for part in parts]),
+            votes=joined([part.votes for part in parts]),
         )
 
 
@@ -281,6 +303,7 @@ class Source:
             checks.in_range(rows.labels, self.classes, self.name)
             checks.in_range(rows.every_tag, self.classes, self.name)
             checks.in_range(rows.every_item, self.classes, self.name)
+            checks.in_range(rows.every_vote, self.classes, self.name)
         _alike(list(parts.values()), self.classes, self.name)
         checks.unique_ids({name: rows.ids for name, rows in parts.items()}, self.name)
 
@@ -322,6 +345,7 @@ class FederatedData:
             checks.in_range(rows.labels, self.classes, self.name)
             checks.in_range(rows.every_tag, self.classes, self.name)
             checks.in_range(rows.every_item, self.classes, self.name)
+            checks.in_range(rows.every_vote, self.classes, self.name)
         _alike(parts, self.classes, self.name)
         _consistent(parts, self.name)
 
@@ -333,7 +357,7 @@ def _alike(parts: Sequence[Rows], classes: Sequence[str], where: str) -> None:
         if any((getattr(rows, name) is None) != (getattr(parts[0], name) is None) for name in COLUMNS):
             raise UserError(
                 f"the splits of {where} differ in what they hold: give all of them texts, pairs, images, tags, numbers, answers, "
-                "rejected answers, history, items, languages or tasks alike."
+                "rejected answers, history, items, languages, tasks or votes alike."
             )
         if rows.allowed is not None and rows.allowed.shape[1] != len(classes):
             raise UserError(f"allowed of {where} is of {rows.allowed.shape[1]} classes, and there are {len(classes)}.")
@@ -347,7 +371,7 @@ def _consistent(parts: Sequence[Rows], where: str) -> None:
     twice: list[tuple[int, Hashable]] = []
     for rows in parts:
         for i in np.flatnonzero(np.isin(rows.ids, again)).tolist():
-            content = rows.content(i) if rows.texts is not None else rows.images.key(i)  # type: ignore[union-attr]
+            content = rows.content(i) if rows.images is None else ((rows.texts or {i: ""})[i], rows.images.key(i))
             answer = None if rows.answers is None else (rows.answers[i], rows.rejected and rows.rejected[i])
             twice.append((int(rows.ids[i]), (content, int(rows.labels[i]), answer)))
     checks.consistent(twice, where)
@@ -355,8 +379,8 @@ def _consistent(parts: Sequence[Rows], where: str) -> None:
 
 def fingerprint(classes: Iterable[str], splits: Mapping[str, Rows | None]) -> str:
     """The sha256 (hexadecimal) of class names and of every row's split, text (or picture), pair, label and key,
-    and of the words, tags, numbers, allowed classes, answers, rejected answers, history, items, languages and task that it may
-    have.
+    and of the words, tags, numbers, allowed classes, answers, rejected answers, history, items, languages, task and votes that it
+    may have.
 
     Splits are taken in the order of their names and rows in their own order, so the value depends on content
     alone.
@@ -399,4 +423,8 @@ def fingerprint(classes: Iterable[str], splits: Mapping[str, Rows | None]) -> st
                 add(repr(rows.languages[i]))
             if rows.tasks is not None:
                 add(("task", rows.tasks[i]))
+            if rows.texts is not None and rows.images is not None:
+                add(rows.images.digest(i))
+            if rows.votes is not None:
+                add(repr(sorted(rows.votes[i].items())))
     return digest.hexdigest()

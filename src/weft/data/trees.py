@@ -164,6 +164,24 @@ class Zip:
             yield file
 
 
+class Beside(Folder):
+    """The folder of a table, and the zips of pictures in it that are the table's own by their names.
+
+    Args:
+        table: its file. Of ``train.jsonl`` the zips are ``train.zip``, ``train_images.zip`` and ``images.zip``.
+    """
+
+    def __init__(self, table: Path):
+        super().__init__(table.parent)
+        stem = table.name.split(".")[0]
+        names = (f"{stem}.zip", f"{stem}_images.zip", f"{stem}-images.zip", "images.zip")
+        self.zips = [Zip(path) for name in names if (path := table.parent / name).is_file()]
+
+    def find(self, name: str) -> Item | None:
+        trees = (*self.zips, *(narrowed(each) for each in self.zips))
+        return next((item for find in (super().find, *(t.find for t in trees)) if (item := find(name)) is not None), None)
+
+
 Tree = Folder | Zip
 
 

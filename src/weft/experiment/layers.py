@@ -148,15 +148,18 @@ def _public(x: Experiment, method: Method) -> list[str]:
 def _fitting(needs: tuple[str, ...], user: Mapping[str, Any]) -> dict[str, str]:
     """Model and data for those who named none, where the usual ones are not what the method or the data need."""
     from weft.backbones.short_names import usual
-    from weft.data.hub_sets import IMAGE, ITEMS, catalogue
+    from weft.data.hub_sets import IMAGE, ITEMS, QUESTIONS, catalogue
 
-    pictures, items = ({entry.name for entry in catalogue() if entry.kind == kind} for kind in (IMAGE, ITEMS))
+    kinds = (IMAGE, ITEMS, QUESTIONS)
+    pictures, items, questions = ({entry.name for entry in catalogue() if entry.kind == kind} for kind in kinds)
     if user.get("task") == "generation":
         return {"data": "docstrings", "model": "smollm2"}
     if user.get("task") == "preference":
         return {"data": "docstring_preferences", "model": "smollm2"}
     if "items" in needs or user.get("task") == "next-item" or user.get("data") in items:
         return {"data": "shops", "model": usual({"items"})}
+    if user.get("task") == "vqa" or user.get("data") in questions:
+        return {"data": "glyph_questions", "model": usual({"questions"})}
     if "label words" in needs:
         return {"model": usual(needs)}
     if "hidden words" in needs:

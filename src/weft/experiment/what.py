@@ -62,17 +62,18 @@ class What(Group):
         "preference",
         "next-item",
         "several",
+        "vqa",
     ] = setting(
         "auto",
         "What is predicted: `classification` (a linear head), `similarity` (a CLIP and class names), `fill` (a masked word), "
-        "`tokens`, `regression`, `generation`, `masked`, `preference`, `next-item`, `several`.",
+        "`tokens`, `regression`, `generation`, `masked`, `preference`, `next-item`, `several`, `vqa`.",
         "`fill` takes the class whose word a masked language model puts in the place of a mask, `tokens` gives each word a tag, "
         "`regression` each row a number, `generation` writes an answer to each prompt, `masked` finds hidden words, `preference` "
         "learns the better of two answers (DPO), `next-item` ranks what may come next in a sequence, `several` learns the tasks "
-        "that a file of them names. `auto` is tokens where "
-        "words are tagged, generation where rows hold prompts and answers, preference where they hold two answers, next-item "
-        "where they are sequences of items, fill where the method is of label words, masked where it is of hidden words, and "
-        "similarity where there is a text tower, unless the method trains a head.",
+        "that a file of them names, `vqa` answers questions about pictures. `auto` is tokens where words are tagged, generation "
+        "where rows hold prompts and answers, preference where they hold two answers, next-item where they are sequences of "
+        "items, vqa where they are questions about pictures, fill where the method is of label words, masked where it is of "
+        "hidden words, and similarity where there is a text tower, unless the method trains a head.",
         common=True,
     )
     metrics: Annotated[list[str], Field(strict=False), BeforeValidator(_apart)] = setting(
@@ -81,7 +82,8 @@ class What(Group):
         "Of tags: `entity_f1`, `precision`, `recall`, `token_accuracy`, `macro_f1`, `f1:TYPE`; of numbers: "
         "`pearson`, `spearman`, `r2`, `mse`; of answers: `perplexity`, `token_accuracy`, `rouge_1`, `rouge_2`, `rouge_l`, "
         "`exact_match`, `token_f1`, `final_answer`, `bleu`, `chrf`; of preferences: "
-        "`reward_accuracy`, `reward_margin`; of next items: `recall@K` and `ndcg@K`, of any K. "
+        "`reward_accuracy`, `reward_margin`; of next items: `recall@K` and `ndcg@K`, of any K; "
+        "of questions about pictures: `vqa_accuracy`, `accuracy`. "
         "One with the name of a class is given by itself. "
         "By default those that a set of the catalogue is reported in, such as `matthews` of `cola`.",
         unset="of the data, or usual for the task",

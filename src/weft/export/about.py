@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from weft.backbones.options import Options
 from weft.backbones.short_names import KNOWN
 from weft.backbones.token_table import glues
+from weft.data.rows import BOTH
 from weft.errors import UserError
 from weft.federation.info import common
 from weft.storage import files
@@ -58,7 +59,7 @@ class Base:
         each = backbone.encoders or (backbone,)
         places = [_place(one) for one in each]
         path = "+".join(place or one.name for place, one in zip(places, each, strict=True)) if any(places) else None
-        padding = int(backbone.model.config.pad_token_id) if backbone.reads == "texts" else None
+        padding = int(backbone.model.config.pad_token_id) if backbone.reads in ("texts", BOTH) else None
         return cls(
             backbone.name,
             backbone.hub_id,

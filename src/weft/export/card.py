@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from weft.backbones.options import sentence
+from weft.data.rows import BOTH
 from weft.export.about import About, Base
 from weft.export.peft_files import loading
 from weft.tasks.kinds import MASKED, NUMBERS, TOKENS
@@ -19,7 +20,11 @@ def card(about: About, notes: Sequence[str], code: str, library: str) -> str:
     whose = "the federation" if about.client is None else f"client {about.client}"
     head = f"---\nlibrary_name: {library}\nbase_model: {base.reference}\ntags: [federated-learning, weft]\n---\n"
     texts = "pairs of texts" if about.pairs else "texts"
-    rows = f"{texts} are cut to {about.max_length} tokens" if base.reads == "texts" else "pictures go through its image processor"
+    rows = f"{texts} are cut to {about.max_length} tokens"
+    if base.reads != "texts":
+        rows = "pictures go through its image processor"
+    if base.reads == BOTH:
+        rows = f"questions are cut to {about.max_length} tokens, and pictures are brought to the square that it takes"
     if about.task == MASKED:
         rows = f"it was trained on texts of {about.max_length} tokens at most"
     if about.writes:
@@ -36,15 +41,8 @@ def card(about: About, notes: Sequence[str], code: str, library: str) -> str:
 def ours(about: About) -> str:
     if about.writes:
         return 'from weft.export import load\n\nload(FOLDER).generate(["a prompt"])\n'
-    row = (
-        "a text"
-        if about.task == TOKENS
-        else "a-picture.png"
-        if about.base.reads == "images"
-        else ("a text", "its pair")
-        if about.pairs
-        else "a text"
-    )
+    of_reads: dict[str, str | tuple[str, str]] = {"images": "a-picture.png", BOTH: ("a question", "a-picture.png")}
+    row = of_reads.get(about.base.reads, ("a text", "its pair") if about.pairs else "a text")
     return f"from weft.export import load\n\nload(FOLDER).predict([{row!r}])\n"
 
 
@@ -66,8 +64,8 @@ def of_masks(about: About) -> str:
 
 
 def plain(about: About, plain_class: str, room: int = 0, longest: int = 0) -> str:
-    """Without Weft; only a base that comes with Weft is looked up in it. FOLDER, and TEXTS (and SECOND, of pairs) or IMAGES, are
-    the reader's.
+    """Without Weft; only a base that comes with Weft is looked up in it. FOLDER, and TEXTS (and SECOND, of pairs) or IMAGES, or
+    both, are the reader's.
 
     Args:
         room: tokens of the adapter's own in each row, of the ``longest`` that the base takes.
@@ -90,13 +88,14 @@ def plain(about: About, plain_class: str, room: int = 0, longest: int = 0) -> st
     more = {n: v for n, v in loading(base, labels).items() if n != "id2label"}
     arguments = ", ".join(["id2label=dict(enumerate(labels))", *(f"{n}={v!r}" for n, v in more.items())])
     trust = ", trust_remote_code=True" if base.code else ""
-    reader = "AutoTokenizer" if base.reads == "texts" else "AutoImageProcessor"
+    reader = "AutoImageProcessor" if base.reads == "images" else "AutoTokenizer"
+    needed = [plain_class, reader, *(["AutoImageProcessor", "ViTImageProcessor"] if base.reads == BOTH else [])]
     own = f"[:, {room}:]  # those before are of soft words" if room and about.task == TOKENS else ""
     padding = ""
     if base.pad_token_id != base.own_padding:
         padding = f"base.config.pad_token_id = {base.pad_token_id}\n"
     return (
-        f"{imports}from transformers import {', '.join(sorted([plain_class, reader]))}\n\n"
+        f"{imports}from transformers import {', '.join(sorted(needed))}\n\n"
         f"labels = {labels!r}\nwhere = {where}\n"
         f"base = {plain_class}.from_pretrained(where, {arguments})\n{padding}"
         "model = PeftModel.from_pretrained(base, FOLDER).eval()\n"
@@ -133,6 +132,12 @@ def _read(about: About, max_length: int) -> str:
     base = about.base
     if base.reads == "images":
         return 'inputs = reader(IMAGES, return_tensors="pt")\n'
+    square = (
+        "own, side = AutoImageProcessor.from_pretrained(where), base.config.image_size\n"
+        'square = {"resample": own.resample, "image_mean": own.image_mean, "image_std": own.image_std}\n'
+        'pictures = ViTImageProcessor(size={"height": side, "width": side}, **square)\n'
+        'inputs |= pictures(IMAGES, return_tensors="pt")\n'
+    )
     # what our own reader does: rows are padded at their end, and a single text has no kinds of segments
     given = "TEXTS, SECOND" if about.pairs else "TEXTS"
     kinds = "" if about.pairs and base.segments else ", return_token_type_ids=False"
@@ -142,4 +147,5 @@ def _read(about: About, max_length: int) -> str:
     return (
         f'reader.padding_side, reader.pad_token_id = "right", {base.pad_token_id}\n'
         f'inputs = reader({given}, truncation=True, max_length={max_length}, padding=True, return_tensors="pt"{kinds})\n'
+        f"{square if base.reads == BOTH else ''}"
     )

@@ -193,12 +193,15 @@ def _of_files(config: Any) -> torch.dtype:
 
 def rows(backbone: Backbone) -> dict[str, Tensor]:
     """Inputs to compare on: rows of tokens drawn from the whole vocabulary, or pictures of noise."""
+    pictures = {}
+    if backbone.processor is not None:
+        pictures = trace.pictures(*picture_shape(backbone.model.config, backbone.processor)[1:])
     if backbone.reads == "images":
-        return trace.pictures(*picture_shape(backbone.model.config, backbone.processor)[1:])
+        return pictures
     size = backbone.model.get_input_embeddings().num_embeddings
     width = min(WIDTH, backbone.max_length)
     ids = torch.randint(size, (ROWS, width), generator=torch.Generator().manual_seed(0))
-    found = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    found = {"input_ids": ids, "attention_mask": torch.ones_like(ids)} | {n: t[:ROWS] for n, t in pictures.items()}
     return found | ({"decoder_input_ids": ids.flip(0)} if backbone.encoder_decoder else {})
 
 

@@ -25,6 +25,7 @@ from weft.adaptation.head import Head
 from weft.adaptation.lora import Delta, LoRA, Scaling
 from weft.adaptation.orthogonal import Orthogonal
 from weft.adaptation.part import Part
+from weft.data.rows import BOTH
 from weft.errors import WeftError
 from weft.export import peft_adapter
 from weft.export.about import damaged
@@ -99,6 +100,8 @@ def plain_class(backbone: Backbone) -> str | None:
     """The class of transformers that loads the base for people without Weft; None if it is a class of Weft's own."""
     if backbone.names is not None:
         return backbone.model.plain
+    if backbone.reads == BOTH:
+        return "AutoModelForVisualQuestionAnswering"
     if type(backbone.model).__module__.startswith("weft."):
         return None
     if backbone.options.task == TOKENS:

@@ -65,7 +65,7 @@ def against(trained: Trained, backbone: Backbone) -> str | None:
         if backbone.pools == "last":
             return "PEFT hands on vectors and no tokens, in which the head finds no end of a shorter row: it would read padding"
         return None
-    if backbone.options.task == MASKED or backbone.reads == "images" or backbone.encoder_decoder:
+    if backbone.options.task == MASKED or backbone.reads != "texts" or backbone.encoder_decoder:
         return "PEFT has prefixes for no such model"
     return _against_prefix(part, backbone)  # type: ignore[arg-type]
 

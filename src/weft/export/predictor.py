@@ -1,4 +1,4 @@
-"""Classes of new texts or pictures by an exported model, or the texts that it writes."""
+"""Classes of new texts or pictures by an exported model, answers to questions about them, or the texts that it writes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from weft.backbones.token_table import Tokens, by_word, first_tokens
 from weft.checks import tokenizers
 from weft.data.bio import OUTSIDE, type_of
 from weft.data.images import Images
-from weft.data.rows import Rows
+from weft.data.rows import BOTH, Rows
 from weft.data.tagged import rows_of
 from weft.engines.observer import Observer
 from weft.errors import UserError, nearest
@@ -92,7 +92,7 @@ class Predictor:
 
         Args:
             items: texts, or pairs of texts for a task on pairs; or pictures: files, PIL images, uint8 pixels [h, w] or [h, w, 3],
-                or encoded bytes.
+                or encoded bytes; or pairs of a question and a picture.
 
         Raises:
             UserError: the model tags words, or writes text.
@@ -111,7 +111,7 @@ class Predictor:
             )
         if self.about.task == MASKED:
             raise UserError("this model finds hidden tokens and gives no row a class: its README shows how, or use weft eval.")
-        return self.logits_of(table_of(items) if self.backbone.reads == "texts" else pictures_of(items))
+        return self.logits_of(OF_ITEMS[self.backbone.reads](items))
 
     def logits_of(self, rows: Rows) -> Tensor:
         """[n, C] on a table, or of every word in it, or of every token of its answers; its labels are not looked at.
@@ -136,7 +136,8 @@ class Predictor:
         if isinstance(table, Replies):
             self._say_of(table)
         elif isinstance(table, Tokens):
-            self._check_pairs(table.pairs)
+            if self.backbone.reads == "texts":
+                self._check_pairs(table.pairs)
             for note in tokenizers.known(table.reading):
                 self.observer.say(note)
         return table
@@ -277,6 +278,22 @@ def pictures_of(items: Sequence[Any]) -> Rows:
     """
     images = Images(items)
     return Rows(None, None, np.zeros(len(images), np.int64), np.arange(len(images)), images=images)
+
+
+def questions_of(items: Sequence[Any]) -> Rows:
+    """Questions about pictures as an unlabelled table.
+
+    Raises:
+        UserError: something else than a list of pairs of a text and a picture.
+    """
+    asked = list(items)
+    if odd := [one for one in asked if not (isinstance(one, tuple | list) and len(one) == 2 and isinstance(one[0], str))]:
+        raise UserError(f"give a question and a picture of each row, as in predict([(question, picture)]), not {odd[0]!r:.60}.")
+    images, none = Images([picture for _, picture in asked]), np.zeros(len(asked), np.int64)
+    return Rows(texts=[question for question, _ in asked], images=images, labels=none, ids=np.arange(len(asked)))
+
+
+OF_ITEMS = {"texts": table_of, "images": pictures_of, BOTH: questions_of}
 
 
 def load(

@@ -17,6 +17,7 @@ from weft import distribution
 from weft.backbones.backbone import Backbone
 from weft.backbones.load import load as load_backbone
 from weft.backbones.reply_table import Replies
+from weft.data.rows import BOTH
 from weft.errors import UserError, WeftError
 from weft.export import language_card, peft_files, peft_ia3, peft_prompts, weft_files
 from weft.export.about import About, Base, brings_code, hashes, settings_of
@@ -212,7 +213,7 @@ def code(about: About, backbone: Backbone, room: int = 0) -> str:
 def max_length(settings: Mapping[str, Any], backbone: Backbone) -> int:
     """Tokens that the run's texts were cut to, which is never more than the backbone takes."""
     wanted = int(settings.get("max_length", backbone.max_length))
-    return min(wanted, backbone.max_length) if backbone.reads == "texts" else wanted
+    return min(wanted, backbone.max_length) if backbone.reads in ("texts", BOTH) else wanted
 
 
 def notes(about: About) -> list[str]:

@@ -23,7 +23,7 @@ from weft.data import labels, protocols, several
 from weft.data.columns import NoColumn, wanted_by
 from weft.data.hub_sets import metrics_of
 from weft.data.partitioners import partition
-from weft.data.rows import FederatedData, Rows, Source, fingerprint
+from weft.data.rows import BOTH, FederatedData, Rows, Source, fingerprint
 from weft.data.sources import limited
 from weft.data.sources import load as load_data
 from weft.engines.observer import Observer
@@ -49,6 +49,7 @@ from weft.tasks.kinds import (
     NEXT_ITEM,
     NUMBERS,
     PREFERENCE,
+    QUESTIONS,
     SEVERAL,
     TOKENS,
     make,
@@ -309,6 +310,8 @@ def told(x: Experiment, rows: Rows) -> Experiment:
     found |= {GENERATION: rows.answers, NEXT_ITEM: rows.items}
     if rows.tasks is not None:
         found = {SEVERAL: rows.tasks}
+    if rows.answers is None and rows.read_as == BOTH:
+        found = {QUESTIONS: rows.images}
     meant = next((kind for kind, column in found.items() if column is not None), x.task)
     asked = x if x.task != "auto" else x.model_copy(update={"task": meant})
     suits(kind_of(asked), rows)
@@ -317,7 +320,7 @@ def told(x: Experiment, rows: Rows) -> Experiment:
 
 def kind_of(x: Experiment) -> str:
     """The kind of an experiment's task, once that is told by its data or by its file."""
-    return x.task if x.task in (TOKENS, NUMBERS, NEXT_ITEM, SEVERAL, *LANGUAGE) else CLASSES
+    return x.task if x.task in (TOKENS, NUMBERS, NEXT_ITEM, QUESTIONS, SEVERAL, *LANGUAGE) else CLASSES
 
 
 def backbone_of(x: Experiment, name: str, classes: Sequence[str], needs: tuple[str, ...]) -> Backbone:
@@ -352,7 +355,7 @@ def bench_of(x: Experiment, backbone: Backbone, classes: Sequence[str], rows: Ro
     prefix = None if x.prefix_cache == "off" else PrefixCache(backbone)
     known = KINDS[kind_of(x)].known  # the metrics of a set are of the task that it is usually for
     usual = [m for m in metrics_of(x.data) if m in known or (m.startswith("f1:") and m[3:] in classes)]
-    if kind_of(x) in LANGUAGE:
+    if kind_of(x) in LANGUAGE or rows.read_as == BOTH:
         prefix = None  # hidden states of all tokens of long rows take more memory than they save time
     if kind_of(x) in (GENERATION, MASKED):
         rows = replace(rows, rejected=None)  # of two answers the better one is learnt

@@ -10,13 +10,13 @@ from typing import Any
 from weft import experiment as settings
 from weft.data import labels, splits
 from weft.data.columns import Wanted
-from weft.data.rows import ClientData, Source, fingerprint
+from weft.data.rows import BOTH, ClientData, Source, fingerprint
 from weft.data.scored import from_classes
 from weft.data.sources import load
 from weft.data.translations import common
 from weft.errors import UserError, nearest
 from weft.experiment import Experiment
-from weft.tasks.kinds import GENERATION, MASKED, NEXT_ITEM, NUMBERS, PREFERENCE
+from weft.tasks.kinds import GENERATION, MASKED, NEXT_ITEM, NUMBERS, PREFERENCE, QUESTIONS
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,8 @@ class OwnData:
             source = self._read("answers")
         if x.task == NEXT_ITEM and (source.train.items is None or x.core):
             source = self._read("items", x.core)
+        if x.task == QUESTIONS and source.train.read_as != BOTH:
+            source = self._read("questions")
         if x.task == PREFERENCE and source.train.rejected is None:
             source = self._read("preferences")
         if x.task == NUMBERS and source.train.numbers is None:

@@ -21,7 +21,7 @@ from weft.callbacks import tracker
 from weft.communication.codecs import codec
 from weft.data.bio import type_of
 from weft.data.images import Images
-from weft.data.rows import Rows
+from weft.data.rows import BOTH, Rows
 from weft.data.sources import NO_CORE
 from weft.data.tagged import rows_of
 from weft.engines.observer import Observer
@@ -254,11 +254,10 @@ def made_up(backbone: Backbone, classes: list[str], kind: str) -> Rows:
         return rows_of(words, [np.zeros(len(row), dtype=np.int64) for row in words], ids)
     if kind == NEXT_ITEM:  # of one domain each
         return Rows(items=[(int(label),) * (1 + i) for i, label in enumerate(labels)], labels=labels, ids=ids)
-    if backbone.reads == "texts":
-        texts = [" ".join(classes[(i + k) % len(classes)] for k in range(1 + i)) for i in range(PROBES)]
-        rows = Rows(texts, None, labels, ids)
-    else:
-        draw = np.random.default_rng(0)
-        pictures = [draw.integers(0, 255, (32, 32, 3), dtype=np.uint8) for _ in ids]
-        rows = Rows(None, None, labels, ids, images=Images(pictures))
+    texts = [" ".join(classes[(i + k) % len(classes)] for k in range(1 + i)) for i in range(PROBES)]
+    draw = np.random.default_rng(0)
+    pictures = Images([draw.integers(0, 255, (32, 32, 3), dtype=np.uint8) for _ in ids])
+    content: dict[str, Any] = {"texts": {"texts": texts}, "images": {"images": pictures}}
+    content[BOTH] = content["texts"] | content["images"]
+    rows = Rows(labels=labels, ids=ids, **content[backbone.reads])
     return replace(rows, numbers=np.zeros(PROBES)) if kind == NUMBERS else rows

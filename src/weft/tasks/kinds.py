@@ -15,12 +15,24 @@ from weft.tasks.regression import Regression
 from weft.tasks.several_tasks import Several
 from weft.tasks.tagging import Tagging
 from weft.tasks.task import Task
+from weft.tasks.visual_questions import VisualQuestions
 
 if TYPE_CHECKING:
     from weft.data.rows import Rows
 
-KINDS: dict[str, type[Classification | Tagging | Regression | Generation | Preference | NextItem | Several]] = {
-    kind.kind: kind for kind in (Classification, Tagging, Regression, Generation, MaskedLanguage, Preference, NextItem, Several)
+KINDS: dict[str, Any] = {
+    kind.kind: kind
+    for kind in (
+        Classification,
+        Tagging,
+        Regression,
+        Generation,
+        MaskedLanguage,
+        Preference,
+        NextItem,
+        Several,
+        VisualQuestions,
+    )
 }
 CLASSES = Classification.kind
 TOKENS = Tagging.kind
@@ -30,6 +42,7 @@ PREFERENCE = Preference.kind
 MASKED = MaskedLanguage.kind
 NEXT_ITEM = NextItem.kind
 SEVERAL = Several.kind
+QUESTIONS = VisualQuestions.kind
 LANGUAGE = (GENERATION, MASKED, PREFERENCE)
 """Of language models, which have no head of their own."""
 NEEDS_TAGS = (
@@ -74,6 +87,11 @@ def suits(kind: str, rows: Rows) -> None:
         raise UserError(
             "the rows of these data are prompts with answers and have no classes: --task generation learns from that."
         )
+    pictured = rows.texts is not None and rows.images is not None
+    if kind == QUESTIONS and not (pictured and rows.answers is None):
+        raise UserError("--task vqa needs a picture, a question and its answer in each row: choose other --data.")
+    if kind != QUESTIONS and pictured and rows.answers is None:
+        raise UserError("the rows of these data are questions about pictures: --task vqa learns from that.")
     if kind == NEXT_ITEM and rows.items is None:
         raise UserError("--task next-item needs a sequence of items in each row, as shops has: choose other --data.")
     if kind != NEXT_ITEM and rows.items is not None:

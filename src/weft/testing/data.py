@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from weft.data.images import Images
-from weft.data.rows import Rows
+from weft.data.rows import BOTH, Rows
 from weft.data.tagged import rows_of, within
 from weft.engines.setup import Tests
 from weft.federation.client import ClientState, Splits
@@ -52,11 +52,15 @@ def pictures(labels: Sequence[int], classes: int, seed: int = 0) -> Images:
 def rows(
     n: int, classes: int = 3, seed: int = 0, labels: Sequence[int] | None = None, pairs: bool = False, reads: str = "texts"
 ) -> Rows:
-    """A table of n labelled texts (or pairs of them), or pictures."""
+    """A table of n labelled texts (or pairs of them), pictures, or texts about pictures: two about each, but for the last."""
     rng = np.random.default_rng((seed, 1))
     y = np.asarray(rng.integers(classes, size=n) if labels is None else labels, dtype=np.int64)
     if reads == "images":
         return Rows(None, None, y, np.arange(n), images=pictures(y.tolist(), classes, seed))
+    if reads == BOTH:
+        seen = pictures(y.tolist(), classes, seed)
+        shown = seen.take([i - i % 2 for i in range(n)])
+        return Rows(texts=texts(n, y.tolist(), classes, seed), images=shown, labels=y, ids=np.arange(n))
     second = texts(n, y.tolist(), classes, seed + 1000) if pairs else None
     return Rows(texts=texts(n, y.tolist(), classes, seed), pairs=second, labels=y, ids=np.arange(n))
 

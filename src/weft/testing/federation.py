@@ -18,6 +18,7 @@ from weft.backbones.run_table import tabulate
 from weft.communication.codecs import codec
 from weft.communication.ledger import Ledger
 from weft.data.periods import apart
+from weft.data.rows import BOTH
 from weft.data.several import facts as tasks_of
 from weft.engines.cohort import cohort
 from weft.engines.engine import Engine
@@ -39,7 +40,7 @@ from weft.federation.turn import Turn
 from weft.storage.notes import Notes
 from weft.storage.store import ClientStore, Spool
 from weft.tasks.generation_settings import Decoding
-from weft.tasks.kinds import CLASSES, GENERATION, LANGUAGE, MASKED, NEXT_ITEM, PREFERENCE, SEVERAL, TOKENS, make
+from weft.tasks.kinds import CLASSES, GENERATION, LANGUAGE, MASKED, NEXT_ITEM, PREFERENCE, QUESTIONS, SEVERAL, TOKENS, make
 from weft.testing.data import SIZES, TAGS, for_server, names_of_several, states
 from weft.testing.models import PAIRED, backbone, home, items, names, root, task_of
 
@@ -170,7 +171,9 @@ def federation(
         for client in clients:
             client.facts |= {"tasks": tasks_of(all_rows.tasks, client.data.train, (client.data.val, client.data.test))}
     writing: dict[str, Any] = {} if decoding is None else {"decoding": decoding}
-    predicts = make(labels, task if task in (TOKENS, NEXT_ITEM, SEVERAL, *LANGUAGE) else CLASSES, **writing)
+    if of.reads == BOTH:
+        task = QUESTIONS
+    predicts = make(labels, task if task in (TOKENS, NEXT_ITEM, QUESTIONS, SEVERAL, *LANGUAGE) else CLASSES, **writing)
     of_row = all_rows.labels % periods
     if known:
         all_rows = apart(all_rows, of_row, {}, "classes", classes)

@@ -122,6 +122,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "depths": [2, 2],
         "layer_type": "basic",
     },
+    "vilt": COMMON | {"image_size": 8, "patch_size": 4},
     "clip": {
         "projection_dim": 16,
         "text_config": COMMON
@@ -147,7 +148,8 @@ WRITERS: dict[str, dict[str, Any]] = {
 }
 """Shapes of models that are tried as generators of text alone."""
 TOWERS = ("clip", "siglip")  # of pictures and texts
-IMAGES = ("vit", "deit", "dinov2", "beit", "swin", "resnet", *TOWERS)
+QUESTIONS = ("vilt",)  # of texts about pictures
+IMAGES = ("vit", "deit", "dinov2", "beit", "swin", "resnet", *TOWERS, *QUESTIONS)
 ITEMS = {
     "slots": 2,
     "centroids": 4,
@@ -275,7 +277,7 @@ def _folder(model_type: str, checkpoint: str, overrides: str) -> str:
     config = AutoConfig.for_model(model_type, **(SHAPES | WRITERS)[model_type])
     inner = getattr(config, "text_config", config)
     for name in ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"):
-        if hasattr(inner, name) and (model_type not in IMAGES or model_type in TOWERS):
+        if hasattr(inner, name) and (model_type not in IMAGES or model_type in (*TOWERS, *QUESTIONS)):
             setattr(inner, name, getattr(words, name))
     for name, value in json.loads(overrides).items():
         setattr(config, name, value)
@@ -288,7 +290,7 @@ def _folder(model_type: str, checkpoint: str, overrides: str) -> str:
 
         side = getattr(config, "image_size", 32 if model_type == "resnet" else 8)
         ViTImageProcessorPil(size={"height": side, "width": side}).save_pretrained(path)
-    if model_type not in IMAGES or model_type in TOWERS:
+    if model_type not in IMAGES or model_type in (*TOWERS, *QUESTIONS):
         words.save_pretrained(path)
     return str(path)
 

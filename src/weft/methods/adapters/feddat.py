@@ -63,11 +63,10 @@ class FedDAT(Method):
         challenges=("communication efficiency", "data heterogeneity"),
         evidence="code",
         deviations=(
-            "It classifies instead of answering questions about pictures; the teacher is tested with the newest A_s (the code: "
-            "that of the round's start). There is no ramp of the distillation, schedules span the local epochs, and the personal "
-            "adapter goes on learning after the first evaluation, where the code's stands still. In each of the two phases the "
-            "other adapter stays bit for bit as it is; in the code one AdamW holds both, and its momentum and weight decay go on "
-            "moving the idle one."
+            "The teacher is tested with the newest A_s (the code: that of the round's start). There is no ramp of the "
+            "distillation, schedules span the local epochs, and the personal adapter goes on learning after the first "
+            "evaluation, where the code's stands still. In each of the two phases the other adapter stays bit for bit as it is; "
+            "in the code one AdamW holds both, and its momentum and weight decay go on moving the idle one."
         ),
         views=("dat", "personal", "shared"),
         sends="the shared adapter of every block, and the number of examples",

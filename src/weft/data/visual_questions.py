@@ -1,0 +1,216 @@
+"""Questions about pictures: from columns to a source whose classes are answers, or whose answers are to be generated.
+
+Where several people answered a question, as in VQA v2, an answer is as right as VQA's accuracy has it: with N people and k who
+gave it, the mean over all who could be left out of min(k / 3, 1) among the others (S. Antol et al., "VQA: Visual Question
+Answering", ICCV 2015, arXiv 1505.00468).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from weft.checks import table_files as checks
+from weft.data import pictures
+from weft.data.columns import SPLITS, NoColumn, Table, Wanted, there, with_test
+from weft.data.images import Images
+from weft.data.natural_keys import KEYS, natural_key, of_keys
+from weft.data.rows import Rows, Source
+from weft.data.spelling import spelled
+from weft.errors import UserError, printable
+
+QUESTIONS = ("question", "questions", "query")
+ANSWERS = ("answers", "multiple_choice_answer", "answer", "label", "caption", "text")
+"""Columns of answers by their usual names; those of several people first."""
+CLIENTS = ("question_type", "answer_type", "type", *KEYS)
+MOST_ANSWERS = 3129
+"""Answers that are classes, the most frequent of the training rows: as many as models of VQA v2 have (those given 9 times)."""
+FEW = 4  # people; of fewer an answer is as right as the share of them who gave it
+
+
+@dataclass(frozen=True)
+class Questions:
+    """The columns in use, and for those guessed a sentence in ``notes``."""
+
+    image: str
+    text: str
+    label: str
+    key: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+def recognised(where: str, table: Table, asked: Mapping[str, str], wanted: Wanted) -> Questions | None:
+    """The columns of a table of questions about pictures; None where it is none and nobody asked for questions.
+
+    A table is one if it has a column of pictures and one called like a question, or if both ``image`` and ``text`` are named.
+
+    Args:
+        where: what sentences call the set. asked: columns that were named, by option.
+
+    Raises:
+        UserError: a column that was named is absent; NoColumn: questions are wanted, and no columns can be told.
+    """
+    if wanted in ("numbers", "preferences", "items"):
+        return None
+    lower = {name.lower(): name for name in reversed(table)}
+    image = asked.get("image") or next(iter(pictures.columns(table)), None)
+    text = asked.get("text") or next((lower[n] for n in QUESTIONS if n in lower), None)
+    meant = {"image", "text"} <= asked.keys() or (image is not None and text is not None and "pair" not in asked)
+    if asked.keys() & {"image", "text"} == {"text"} and asked["text"].lower() not in QUESTIONS:
+        meant = False  # texts beside pictures that nobody asked for
+    if not meant or image is None or text is None:
+        if wanted == "questions":
+            raise NoColumn(
+                f"{where} has no columns that look like pictures and the questions about them; its columns are "
+                f"{', '.join(table)}: name them with --image and --text."
+            )
+        return None
+    image, text = there(table, where, "image", image), there(table, where, "text", text)
+    if image not in pictures.columns(table, image):
+        raise UserError(f'column "{image}" of {where} holds no pictures: name another with --image.')
+    label = there(table, where, "label", asked["label"]) if "label" in asked else None
+    label = label or next((lower[n] for n in ANSWERS if n in lower and lower[n] not in (image, text)), None)
+    if label is None:
+        raise NoColumn(
+            f"{where} has no column that looks like an answer; its columns are {', '.join(table)}: name it with --label."
+        )
+    used = (("image", image, "the picture"), ("text", text, "the question"), ("label", label, "the answer"))
+    said = [f'"{column}" is {what} (--{option})' for option, column, what in used if option not in asked]
+    key = there(table, where, "key", asked["key"]) if "key" in asked else None
+    if key is None:
+        found = natural_key({n: column for n, column in table.items() if n not in (image, text, label)}, CLIENTS)
+        if found is not None:
+            key, different = found
+            said.append(f'"{key}" is the natural client ({different} of them; --key)')
+    return Questions(image, text, label, key, (f"{where}: guessed that {', '.join(said)}.",) if said else ())
+
+
+def build(name: str, splits: Mapping[str, Table], columns: Questions, wanted: Wanted, *, notes: Iterable[str] = ()) -> Source:
+    """The source of questions about pictures, but for its fingerprint.
+
+    Rows without a picture, a question or an answer are dropped and counted, and so are those whose answers are all rare. Classes
+    are the most frequent answers, by name. Where ``answers`` are wanted they are texts to generate, and there are no classes.
+
+    Args:
+        splits: keys out of SPLITS, with "train".
+
+    Raises:
+        UserError: no training rows, or a value that is no answer.
+    """
+    said = [*notes, *columns.notes]
+    read: dict[str, dict[int, Counter[str]]] = {}
+    for split in (s for s in SPLITS if s in splits):
+        table = splits[split]
+        absent = [c for c in (columns.image, columns.text) if c not in table]
+        if absent:
+            raise UserError(f'the {split} rows of {name} have no column "{absent[0]}", which its train rows have.')
+        n = len(table[columns.text])
+        given = table.get(columns.label, [None] * n)
+        own = {}
+        for i in range(n):
+            question, people = table[columns.text][i], answers_of(given[i], columns.label, name)
+            if people and table[columns.image][i] is not None and isinstance(question, str) and question.strip():
+                own[i] = people
+        if not own and split != "train":
+            said += checks.hidden(name, split)
+            continue
+        said += checks.dropped(name, split, n, len(own), "picture, question")
+        read[split] = own
+    if not read["train"]:
+        raise UserError(f"{name} has no training rows with picture, question and answer: check --image, --text and --label.")
+    generated = wanted == "answers"
+    classes = [columns.label] if generated else _classes(read["train"])
+    number = {answer: i for i, answer in enumerate(classes)}
+    parts: dict[str, Rows] = {}
+    first = 0
+    for split in (s for s in SPLITS if s in splits):
+        table = splits[split]
+        if split in read:
+            kept, rare = read[split], 0
+            if not generated:
+                kept = {i: people for i, people in kept.items() if any(answer in number for answer in people)}
+                rare = len(read[split]) - len(kept)
+            if rare:
+                said.append(
+                    f"{name}: {rare} of {len(read[split])} {split} rows have none of the {len(classes)} answers that are "
+                    "classes, and are left out."
+                )
+            parts[split] = _rows(table, kept, columns, None if generated else number, first)
+        first += len(table[columns.text])
+    said += with_test(name, parts, "test split with answers")
+    said += of_keys(name, columns.key, parts["train"], parts.get("test"))
+    return Source(
+        name=name,
+        classes=tuple(classes),
+        train=parts["train"],
+        test=parts.get("test"),
+        validation=parts.get("validation"),
+        key_name=columns.key,
+        label_name=columns.label,
+        notes=tuple(map(printable, said)),
+    )
+
+
+def answers_of(value: Any, column: str, where: str) -> Counter[str]:
+    """How many people gave each answer, in one spelling: small letters, no blanks around it, no full stop.
+
+    Args:
+        value: an answer; or a list of them, each a text or ``{"answer": …}`` as in VQA v2.
+
+    Raises:
+        UserError: it is something else.
+    """
+    if value is None or isinstance(value, str | bool | int | float):
+        value = [value]
+    if isinstance(value, Mapping) and isinstance(value.get("answer"), Sequence):
+        value = value["answer"]  # an object of lists, as older versions of ``datasets`` keep lists of objects
+    if not isinstance(value, list | tuple | np.ndarray):
+        raise UserError(
+            f'column "{column}" of {where} holds {type(value).__name__} values, not answers: name another with --label.'
+        )
+    given = [one.get("answer") if isinstance(one, Mapping) else one for one in value]
+    if odd := [one for one in given if not (one is None or isinstance(one, str | bool | int | float))]:
+        raise UserError(f'column "{column}" of {where} holds {odd[0]!r:.40}, which is no answer: name another with --label.')
+    spelt = ((spelled(one) or "").lower().rstrip(".").strip() for one in given)
+    return Counter(answer for answer in spelt if answer)
+
+
+def votes_of(people: Counter[str]) -> dict[str, float]:
+    """How right each answer is, above 0 and up to 1."""
+    total = people.total()
+    if total < FEW:
+        return {answer: k / total for answer, k in people.items()}
+    return {a: ((total - k) * min(k / 3, 1) + k * min((k - 1) / 3, 1)) / total for a, k in people.items()}
+
+
+def _classes(rows: Mapping[int, Counter[str]]) -> list[str]:
+    frequent = Counter(answer for people in rows.values() for answer in people)
+    found = sorted(frequent, key=lambda answer: (-frequent[answer], answer))[:MOST_ANSWERS]
+    return sorted(found)
+
+
+def _rows(
+    table: Table, kept: Mapping[int, Counter[str]], columns: Questions, number: Mapping[str, int] | None, first: int
+) -> Rows:
+    """The rows at these positions; ``number`` of each answer that is a class, None where answers are generated."""
+    keys = None if columns.key is None else table.get(columns.key)
+    best = {i: people.most_common(1)[0][0] for i, people in kept.items()}
+    labels, votes = None, None
+    if number is not None:
+        scored = {i: {number[a]: v for a, v in votes_of(p).items() if a in number} for i, p in kept.items()}
+        labels = np.array([max(own, key=lambda c: own[c]) for own in scored.values()], dtype=np.int64)
+        if any(p.total() > 1 for p in kept.values()):
+            votes = list(scored.values())
+    return Rows(
+        texts=[str(table[columns.text][i]) for i in kept],
+        images=Images([table[columns.image][i] for i in kept]),
+        labels=labels,  # type: ignore[arg-type]  # of answers to generate there are none
+        answers=list(best.values()) if number is None else None,
+        votes=votes,
+        ids=np.array(list(kept), dtype=np.int64) + first,
+        keys=None if keys is None else [spelled(keys[i]) or "" for i in kept],
+    )
