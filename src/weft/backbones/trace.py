@@ -33,7 +33,8 @@ class Trace:
         maps: of a network of convolutions, (features, height, width) of what enters each block, and of what leaves the last.
         starts: of such a network, that a pass can start at any of its blocks.
         pools: the tokens that the head reads: ``first``, ``last`` (of a row's own tokens) or ``all``; of maps ``mean`` (of all
-            places) or ``all``. tokens: in the last block, but for those of a text beside a picture; of maps, as many as have the numbers of a usual one.
+            places) or ``all``. tokens: in the last block, but for those of a text beside a picture; of maps, as many as have the
+            numbers of a usual one.
         longer: blocks take more tokens than those of a picture.
         common: modules called with something else than the rows of the batch, as DeBERTa's with its table of positions.
         idle: linear layers that are never called, as those inside PyTorch's own attention, which reads their weights.
@@ -367,7 +368,7 @@ def pictures(height: int, width: int) -> dict[str, torch.Tensor]:
 
 def words(model: nn.Module) -> dict[str, torch.Tensor]:
     """ROWS rows of WIDTH tokens; the last one of the second row is padding."""
-    config: Any = model.config
+    config: Any = getattr(model.config, "text_config", None) or model.config
     pad = int(config.pad_token_id or 0)
     some = [i for i in range(min(config.vocab_size, WIDTH + 6)) if i != pad][-WIDTH:]
     ids = torch.tensor([some] * ROWS, device=next(model.parameters()).device)

@@ -158,7 +158,7 @@ def federation(
         task, labels = NEXT_ITEM, items(classes)
     all_rows, clients, tests = states(sizes, classes, facts, seed, of.reads, task, spaces)
     writing: dict[str, Any] = {} if decoding is None else {"decoding": decoding}
-    if of.reads == BOTH:
+    if of.reads == BOTH and task not in LANGUAGE:
         task = QUESTIONS
     predicts = make(labels, task if task in (TOKENS, NEXT_ITEM, QUESTIONS, *LANGUAGE) else CLASSES, **writing)
     of_row = all_rows.labels % periods
