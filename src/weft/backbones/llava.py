@@ -68,14 +68,15 @@ class LlavaReader(LlavaForConditionalGeneration):
         hidden = out.last_hidden_state[:, -only:] if isinstance(only, int) and only else out.last_hidden_state
         return LlavaCausalLMOutputWithPast(logits=self.lm_head(hidden), past_key_values=out.past_key_values)
 
-    def prepare_inputs_for_generation(self, input_ids: Tensor, past_key_values: Any = None, **kwargs: Any) -> dict[str, Any]:
+    def prepare_inputs_for_generation(  # type: ignore[override]  # by position it takes the tokens alone
+        self, input_ids: Any, past_key_values: Any = None, **kwargs: Any
+    ) -> dict[str, Any]:
         """A picture is looked at with the prompt, and not again with each token that follows.
 
         The library reads the names of arguments: behind ``kwargs`` it looks for those of ``forward``.
         """
         features = kwargs.pop("image_features", None)
-        found: dict[str, Any] = super(LlavaForConditionalGeneration, self).prepare_inputs_for_generation(
-            input_ids, past_key_values=past_key_values, **kwargs
-        )
+        above: Any = super(LlavaForConditionalGeneration, self)
+        found: dict[str, Any] = above.prepare_inputs_for_generation(input_ids, past_key_values=past_key_values, **kwargs)
         first = past_key_values is None or past_key_values.get_seq_length() == 0
         return found | ({"image_features": features} if features is not None and first else {})
