@@ -65,9 +65,10 @@ def flops(backbone: Backbone) -> Flops:
         return Flops(sizes[0], sizes[1], texts)
     widths = [(s, t) for s in SMALL for t in (SMALL if backbone.encoder_decoder else (0,)) if max(s, t) <= backbone.max_length]
     rows = np.array([powers(np.array(s), np.array(t)) for s, t in widths])
-    picture = _pixels(backbone) if backbone.reads == BOTH else {}
+    beside = backbone.reads == BOTH and backbone.vocabulary is None  # a language model's picture is among its tokens
+    picture = _pixels(backbone) if beside else {}
     counts = np.array([_places(backbone, picture | _texts(backbone, *w)) for w in widths])
-    forward, backward = (_beside(_solved(rows, counts[:, way]), backbone.picture_tokens) for way in (0, 1))
+    forward, backward = (_beside(_solved(rows, counts[:, way]), backbone.picture_tokens if beside else 0) for way in (0, 1))
     calls = round(forward[1, 1] / sizes[0, 1, 1]) if backbone.shared_blocks and sizes[0, 1, 1] else 1
     return Flops(forward, backward, texts, calls)
 

@@ -271,9 +271,14 @@ def describe_model(
         config.pad_token_id = tokenizer.pad_token_id
         if language and getattr(model, "generation_config", None) is not None:
             model.generation_config.pad_token_id = tokenizer.pad_token_id
-    sizes = getattr(config, "vision_config", config)  # those of the tower that reads the rows
+    seeing = language and processor is not None  # a tower of pictures in front of a language model
+    sizes = getattr(config, "text_config" if seeing else "vision_config", config)  # those of the tower that reads the rows
     base = model.base_model if names is None else model.vision_model
-    text: tuple[str, ...] = () if names is None else TEXT_TOWER
+    if seeing:
+        from weft.backbones.llava import TOWER  # with transformers, which takes seconds to import
+
+        base = model.model.language_model
+    text: tuple[str, ...] = (TOWER,) if seeing else () if names is None else TEXT_TOWER
     prefix = next(n for n, m in model.named_modules() if m is base)
     layers = int(getattr(sizes, "num_hidden_layers", 0) or 0)
     if apart and options.blocks:
@@ -294,7 +299,7 @@ def describe_model(
     heads = [] if headless else describe.head_sites(model, prefix, fresh, wanted)
     own = {h.name for h in heads}
     both = processor is not None and names is None and tokenizer is not None
-    inputs = {} if processor is None else tracing.pictures(*picture_shape(config, processor)[1:])
+    inputs = {} if processor is None or seeing else tracing.pictures(*picture_shape(config, processor)[1:])
     if processor is None or both:
         inputs = {n: t[: tracing.ROWS] for n, t in inputs.items()} | tracing.words(model)
     lost = {n for n in fresh if n.rsplit(".", 1)[0] not in own}
@@ -371,7 +376,7 @@ def describe_model(
         ),
         reads=BOTH if both else "texts" if processor is None else "images",
         processor=processor,
-        picture_tokens=0 if processor is None else seen.tokens,
+        picture_tokens=0 if processor is None else model.features(_one(model, processor)).shape[1] if seeing else seen.tokens,
         names=names,
         options=options,
         vocabulary=reads_out if language else None,
@@ -385,6 +390,12 @@ def describe_model(
         with torch.no_grad():
             found.model.base_logits = model(**found.to_model(of_nothing(found).collate(np.zeros(1, np.int64)))).logits[0]
     return found
+
+
+def _one(model: Any, processor: Any) -> Tensor:
+    """A picture that is all of one colour, as the model takes it."""
+    shape = picture_shape(model.config, processor)
+    return torch.zeros(1, *shape, dtype=model.dtype, device=model.device)
 
 
 def starts(name: str, model: Any) -> None:
@@ -430,7 +441,8 @@ def longest_row(name: str, model: Any, tokenizer: Any, block: str, inputs: Mappi
 
     A RoBERTa counts positions from behind its padding id, so that it takes fewer than it has.
     """
-    limit, named = int(getattr(model.config, "max_position_embeddings", 0) or USUAL_LENGTH), tokenizer.model_max_length
+    config = getattr(model.config, "text_config", None) or model.config
+    limit, named = int(getattr(config, "max_position_embeddings", 0) or USUAL_LENGTH), tokenizer.model_max_length
     limit = min(limit, int(min(named, 1 << 20)))
     if limit <= TRIED_LENGTH:
         limit = tracing.longest(model, block, inputs, limit)

@@ -74,7 +74,8 @@ def model_class(config: Any, name: str, task: str) -> Any:
         return ViltClassifier
     if task == QUESTIONS:
         raise UserError(
-            f'backbone "{name}" ({config.model_type}) reads no question beside a picture: choose a ViLT, as --model glyph-vilt.'
+            f'backbone "{name}" ({config.model_type}) reads no question beside a picture: choose a ViLT, as --model glyph-vilt, or '
+            "generate answers with a LLaVA and --task generation."
         )
     towers = config.model_type in ("clip", "siglip")
     if config.model_type in ("t5", "mt5") and task != "similarity":
@@ -96,6 +97,10 @@ def model_class(config: Any, name: str, task: str) -> Any:
 
 
 def _of_language(config: Any, name: str) -> Any:
+    if config.model_type == "llava":
+        from transformers import LlavaForConditionalGeneration
+
+        return LlavaForConditionalGeneration  # whose name its checkpoints' tensors are renamed by
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -192,10 +197,14 @@ def transformers_model(
                 **{"dtype": torch.float32, **more},
                 ignore_mismatched_sizes=True,
             )
-        both = model.config.model_type == "vilt"
+        both = model.config.model_type in ("vilt", "llava")
         if model.main_input_name == "pixel_values" or similar(model) or both:
             what = f'the image processor of "{name}"'
-            if both:
+            if model.config.model_type == "llava":
+                from weft.backbones.llava import LlavaReader  # with transformers, which takes seconds to import
+
+                model.__class__ = LlavaReader
+            if model.config.model_type == "vilt":
                 from weft.backbones import vilt  # with transformers, which takes seconds to import
 
                 processor = vilt.processor(where, model.config, trust)

@@ -8,6 +8,7 @@ from weft.backbones.fill_table import filled
 from weft.backbones.item_table import items
 from weft.backbones.masked_table import masked
 from weft.backbones.options import FILL, MASKED
+from weft.backbones.pictured_replies import pictured_replies
 from weft.backbones.pictured_table import pictured
 from weft.backbones.pixels import Pixels, pixels
 from weft.backbones.preference_table import preferences
@@ -50,6 +51,8 @@ def tabulate(backbone: Backbone, rows: Rows, max_length: int = 128, views: Views
         return pixels(backbone, rows, views)
     if views is not None:
         raise UserError("views are crops of pictures, and the data are not pictures: leave --views out.")
+    if have == BOTH and rows.answers is not None:
+        return pictured_replies(backbone, rows, max_length)
     if have == BOTH:
         return pictured(backbone, rows, max_length)
     if rows.items is not None:

@@ -368,7 +368,7 @@ def pictures(height: int, width: int) -> dict[str, torch.Tensor]:
 
 def words(model: nn.Module) -> dict[str, torch.Tensor]:
     """ROWS rows of WIDTH tokens; the last one of the second row is padding."""
-    config: Any = model.config
+    config: Any = getattr(model.config, "text_config", None) or model.config
     pad = int(config.pad_token_id or 0)
     some = [i for i in range(min(config.vocab_size, WIDTH + 6)) if i != pad][-WIDTH:]
     ids = torch.tensor([some] * ROWS, device=next(model.parameters()).device)

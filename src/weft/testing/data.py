@@ -116,7 +116,7 @@ def answered(plain: Rows) -> Rows:
     for i, text in enumerate(plain.texts or ()):
         last = int(text.split()[-1][1:])
         answers.append(" ".join(f"w{(last + j) % WORDS}" for j in range(1 + i % 3)))
-    return Rows(texts=plain.texts, answers=answers, ids=plain.ids)
+    return Rows(texts=plain.texts, images=plain.images, answers=answers, ids=plain.ids)
 
 
 def compared(plain: Rows) -> Rows:

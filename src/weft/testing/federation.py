@@ -171,7 +171,7 @@ def federation(
         for client in clients:
             client.facts |= {"tasks": tasks_of(all_rows.tasks, client.data.train, (client.data.val, client.data.test))}
     writing: dict[str, Any] = {} if decoding is None else {"decoding": decoding}
-    if of.reads == BOTH:
+    if of.reads == BOTH and task not in LANGUAGE:
         task = QUESTIONS
     predicts = make(labels, task if task in (TOKENS, NEXT_ITEM, QUESTIONS, SEVERAL, *LANGUAGE) else CLASSES, **writing)
     of_row = all_rows.labels % periods

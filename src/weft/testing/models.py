@@ -123,6 +123,12 @@ SHAPES: dict[str, dict[str, Any]] = {
         "layer_type": "basic",
     },
     "vilt": COMMON | {"image_size": 8, "patch_size": 4},
+    "llava": {
+        "text_config": GROUPED | {"model_type": "llama"},
+        "vision_config": PICTURED | {"model_type": "clip_vision_model"},
+        "image_token_id": 97,
+        "image_seq_length": 4,
+    },
     "clip": {
         "projection_dim": 16,
         "text_config": COMMON
@@ -148,7 +154,7 @@ WRITERS: dict[str, dict[str, Any]] = {
 }
 """Shapes of models that are tried as generators of text alone."""
 TOWERS = ("clip", "siglip")  # of pictures and texts
-QUESTIONS = ("vilt",)  # of texts about pictures
+QUESTIONS = ("vilt", "llava")  # of texts about pictures
 IMAGES = ("vit", "deit", "dinov2", "beit", "swin", "resnet", *TOWERS, *QUESTIONS)
 ITEMS = {
     "slots": 2,
@@ -161,7 +167,7 @@ ITEMS = {
 }
 """Of the network over sequences of items."""
 DECODERS = ("gpt2", "opt", "llama", "mistral", "qwen2", "qwen3", "gemma", "phi", "gpt_neox", "bloom")
-LANGUAGE = (*DECODERS, "falcon", "olmo2", "gemma2")  # as models that generate text
+LANGUAGE = (*DECODERS, "llava", "falcon", "olmo2", "gemma2")  # as models that generate text
 PAIRED = ("t5", "bart", "mbart", "marian", "led", "longt5")  # encoder-decoders
 ENCODERS = tuple(m for m in SHAPES if m not in (*DECODERS, *IMAGES, "t5"))  # whose head reads the first token
 
@@ -271,9 +277,12 @@ def _folder(model_type: str, checkpoint: str, overrides: str) -> str:
 
     transformers.logging.disable_progress_bar()
     kinds = {"base": "AutoModel", "mlm": "AutoModelForMaskedLM", "lm": "AutoModelForCausalLM", "pair": "AutoModelForSeq2SeqLM"}
+    kinds["lm"] = "AutoModelForImageTextToText" if model_type == "llava" else kinds["lm"]
     words = tokenizer(model_type)
     if checkpoint == "mlm":
         words.add_special_tokens({"mask_token": "[MASK]"})
+    if model_type == "llava":
+        words.add_special_tokens({"additional_special_tokens": ["<image>"]})
     config = AutoConfig.for_model(model_type, **(SHAPES | WRITERS)[model_type])
     inner = getattr(config, "text_config", config)
     for name in ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"):

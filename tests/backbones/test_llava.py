@@ -1,0 +1,155 @@
+"""LLaVA: the same logits and texts as transformers', with every picture put through the tower once."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import tiny
+from weft.backbones.backbone import Backbone
+from weft.backbones.llava import CONNECTOR
+from weft.backbones.pictured_replies import PicturedReplies
+from weft.backbones.pixels import pixels
+from weft.backbones.run_table import tabulate
+from weft.data.rows import BOTH, Rows
+from weft.errors import UserError
+from weft.federation import generating
+from weft.methods import FedDAT, FedIT
+from weft.tasks.generation_settings import Decoding
+from weft.testing.data import answered, rows
+
+ROWS = 7
+
+
+def llava() -> Backbone:
+    return tiny.backbone("llava", checkpoint="lm", task="generation", classes=1)
+
+
+def some(n: int = ROWS) -> Rows:
+    return answered(rows(n, reads=BOTH))
+
+
+def table_of(own: Rows, most: int = 64) -> PicturedReplies:
+    found = tabulate(llava(), own, most)
+    assert isinstance(found, PicturedReplies)
+    return found
+
+
+@pytest.fixture(scope="module")
+def plain() -> Any:
+    from transformers import LlavaForConditionalGeneration
+
+    return LlavaForConditionalGeneration.from_pretrained(llava().path, dtype=torch.float64).eval()
+
+
+def theirs(own: Rows, index: np.ndarray, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The inputs of transformers' own model: pictures instead of what the tower makes of them."""
+    pictures = pixels(llava(), Rows(images=own.images, labels=np.zeros(len(own), np.int64)))
+    kept = {n: t for n, t in inputs.items() if n != "image_features"}
+    return kept | {"pixel_values": pictures.collate(index)["pixel_values"].double()}
+
+
+def test_logits_are_those_of_transformers(plain: Any) -> None:
+    own = some()
+    table, index = table_of(own), np.arange(ROWS)
+    inputs = table.collate(index)
+    with torch.no_grad():
+        mine, wanted = llava().model(**inputs).logits, plain(**theirs(own, index, inputs)).logits
+    real = inputs["attention_mask"].bool()
+    torch.testing.assert_close(mine[real], wanted[real], rtol=1e-12, atol=1e-12)
+
+
+def test_a_prompt_has_as_many_tokens_for_a_picture_as_the_tower_gives() -> None:
+    table, backbone = table_of(some()), llava()
+    token = backbone.model.config.image_token_id
+    assert backbone.reads == BOTH
+    assert backbone.picture_tokens == 4
+    for i in range(ROWS):
+        own = table.ids[table.offsets[i] : table.offsets[i + 1]]
+        places = np.flatnonzero(own == token)
+        assert places.tolist() == list(range(places[0], places[0] + 4))
+        assert places[-1] < table.begins[i]
+        answer = table.answer[table.offsets[i] : table.offsets[i + 1]]
+        assert answer[table.begins[i] :].all()
+        assert not answer[: table.begins[i]].any()
+
+
+def test_a_picture_of_two_questions_goes_through_the_tower_once() -> None:
+    table = table_of(some())
+    assert table.picture.tolist() == [0, 0, 1, 1, 2, 2, 3]
+    assert table.features.shape[:2] == (4, 4)
+    seen = table.collate(np.array([1, -1, 0]))["image_features"]
+    assert torch.equal(seen[0], seen[2])
+    assert not seen[1].any()
+
+
+def test_the_mark_of_a_picture_in_a_question_is_no_second_picture() -> None:
+    own = some()
+    assert own.texts is not None
+    marked = replace(own, texts=[f"<image> {text}" for text in own.texts])
+    assert np.array_equal(table_of(marked).ids == 97, table_of(own).ids == 97)
+
+
+def test_texts_are_those_that_transformers_writes(plain: Any) -> None:
+    run = tiny.federation(FedIT(rank=2), "llava", task="generation")
+    pack, table = run.pack([0]), run.bench.table
+    assert isinstance(table, PicturedReplies)
+    index = run.clients[0].data.train[:3]
+    (found,) = generating.write(pack, run.method.forward, [index], Decoding(new_tokens=5))
+    prompts = table.prompts(index)
+    with torch.no_grad():
+        seen = plain.model.multi_modal_projector(table.features[torch.from_numpy(table.picture[index])].double())
+        ids = prompts["input_ids"]
+        embeds = plain.get_input_embeddings()(ids)
+        embeds = embeds.masked_scatter((ids == 97).unsqueeze(-1), seen)
+        written = plain.generate(
+            inputs_embeds=embeds, attention_mask=prompts["attention_mask"], max_new_tokens=5, do_sample=False, pad_token_id=2
+        )
+    assert found == [text.strip() for text in run.bench.backbone.tokenizer.batch_decode(written, skip_special_tokens=True)]
+    assert any(found)
+
+
+@pytest.mark.parametrize("method", [FedIT(rank=2), FedDAT(reduction=4)])
+def test_packs_are_their_clients_one_by_one(method: Any) -> None:
+    one, many = (tiny.federation(method, "llava", task="generation", pack=k, rounds=2).run() for k in (1, 6))
+    for name, value in one.server.shared.items():
+        assert isinstance(value, Tensor)
+        torch.testing.assert_close(many.server.shared[name], value, rtol=1e-9, atol=1e-9)
+
+
+def test_a_method_that_is_no_single_pass_sees_the_picture_of_each_next_token() -> None:
+    """The mean of two passes is asked for every token anew; the picture matters in each."""
+    run = tiny.federation(FedIT(rank=2), "llava", task="generation")
+    pack, index = run.pack([0]), run.clients[0].data.train[:2]
+    from weft.tasks.outputs import average
+
+    def twice(p: Any, b: Any) -> Any:
+        return average([p(b), p(b)])
+
+    plain = generating.write(pack, run.method.forward, [index], Decoding(new_tokens=4))
+    assert generating.write(pack, twice, [index], Decoding(new_tokens=4)) == plain
+    beams = Decoding(new_tokens=4, beams=2)
+    assert generating.write(pack, twice, [index], beams) == generating.write(pack, run.method.forward, [index], beams)
+
+
+def test_what_is_described_is_the_language_model() -> None:
+    backbone = llava()
+    assert backbone.blocks == [f"model.language_model.layers.{i}" for i in range(3)]
+    assert all(s.name.startswith("model.language_model.") for s in (*backbone.linears, *backbone.norms))
+    assert backbone.module(CONNECTOR) is not None
+    assert not backbone.heads
+
+
+def test_too_little_room_for_a_picture_and_a_question() -> None:
+    with pytest.raises(UserError, match="a picture has 4 tokens, so that --max-length 5 leaves none for a question"):
+        table_of(some(), 5)
+
+
+def test_questions_without_pictures_are_for_another_model() -> None:
+    with pytest.raises(UserError, match=r"the data are texts, but backbone .* reads texts and images"):
+        tabulate(llava(), answered(rows(4)), 32)
