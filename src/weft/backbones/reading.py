@@ -74,8 +74,8 @@ def model_class(config: Any, name: str, task: str) -> Any:
         return ViltClassifier
     if task == QUESTIONS:
         raise UserError(
-            f'backbone "{name}" ({config.model_type}) reads no question beside a picture: choose a ViLT, as --model glyph-vilt, or '
-            "generate answers with a LLaVA and --task generation."
+            f'backbone "{name}" ({config.model_type}) reads no question beside a picture: choose a ViLT, as --model glyph-vilt, '
+            "or generate answers with a LLaVA and --task generation."
         )
     towers = config.model_type in ("clip", "siglip")
     if config.model_type in ("t5", "mt5") and task != "similarity":
