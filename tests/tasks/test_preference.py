@@ -189,7 +189,8 @@ def test_what_is_no_preference_is_one_sentence(change: dict[str, Any], words: st
 
 def test_rows_with_two_answers_go_with_preference_and_their_chosen_ones_with_generation() -> None:
     def rows(**more: Any) -> Any:
-        return SimpleNamespace(**({"answers": ["a"], "rejected": None, "tags": None, "numbers": None, "items": None} | more))
+        nothing = dict.fromkeys(("answers", "rejected", "tags", "numbers", "items", "tasks", "texts", "images"))
+        return SimpleNamespace(**(nothing | {"answers": ["a"]} | more))
 
     assert KINDS[PREFERENCE] is Preference
     assert make(["answer"], PREFERENCE, beta=0.3) == Preference(("answer",), beta=0.3)
