@@ -54,7 +54,7 @@ def typing(capsys: Capture, where: Path, *more: object) -> Outcome:
         ("run --set rank=3", ('"rank"', "method.rank")),
         ("run --set method.rank", ("NAME=VALUE",)),
         ("run --set method.rank=many", ('"rank"', "whole number", "many")),
-        ("run --set method.optim.kind=adan", ('"adan"', '"adamw"')),
+        ("run --set method.optim.kind=adamww", ('"adamww"', '"adamw"')),
         ("run --rounds many", ("--rounds", "many")),
         ("run --rounds", ("--rounds",)),
         ("run --rounds 0", ("rounds", "at least 1")),

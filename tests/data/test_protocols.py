@@ -79,6 +79,10 @@ def test_both_sides_have_two_classes(classes: str, share: float) -> None:
         base_to_novel(source(classes), share)
 
 
+WITHOUT_TOKENS = ("fedclip",)
+"""Methods of class names that put no tokens before them."""
+
+
 def run(data: Any, folder: Path, **settings: Any) -> weft.Run:
     given = {
         "method": "promptfl",
@@ -90,6 +94,8 @@ def run(data: Any, folder: Path, **settings: Any) -> weft.Run:
         "precision": "float32",
     }
     steps = {"epochs": 1, "batch": 8, "tokens": 2} | settings.pop("own", {})
+    if settings.get("method") in WITHOUT_TOKENS:
+        del steps["tokens"]
     return weft.run(data=data, parameters=steps, baselines=[], quiet=True, runs=folder, **{**given, **settings})  # type: ignore[arg-type]
 
 
