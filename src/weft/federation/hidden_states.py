@@ -148,7 +148,7 @@ class HiddenStates:
                 out, kept = self._read(batch, inputs, use), weave.kept
             finally:
                 weave.kept = {}
-        mask = None if inputs is None else inputs.get("attention_mask")
+        mask = None if inputs is None else self.backbone.own_tokens(inputs)
         found = {}
         for block, hidden in kept.items():
             assert hidden is not None

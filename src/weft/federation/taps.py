@@ -47,7 +47,7 @@ def attachments(backbone: Backbone, taps: Mapping[str, Tap], index: np.ndarray, 
     Args:
         index: [k, b] rows of the table, -1 = padding. inputs: what the model reads of them.
     """
-    mask = inputs.get("attention_mask")
+    mask = backbone.own_tokens(inputs)
     each = next(iter(inputs.values())).shape[0] // index.size  # of preferences, a row is read with either answer
     here = torch.from_numpy(index >= 0).repeat_interleave(each, 1)
     found = []
