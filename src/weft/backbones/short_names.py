@@ -51,10 +51,9 @@ class Known:
         )
 
 
-# of src/weft/backbones/shipped, written by scripts/pretrain_masked.py, pretrain_glyphs.py, pretrain_vilt.py and pretrain_drawn.py
+# of src/weft/backbones/shipped, written by scripts/pretrain_masked.py, pretrain_glyphs.py and pretrain_drawn.py
 DOCS_MLM = "99930147cb55145984fd69822edcd37a414373163ac94b65daf5cb4f79b98533"
 GLYPH_CLIP = "867e6575c7a080333a3adff72979e68a899c9908bbf436763771687b799af2d3"
-GLYPH_VILT = ""
 GLYPH_VIT = "292b3fb71558fdaee993773fecf6859c90e23072b0c009a2325ed1161fdfe919"
 DRAWN_CLIP = "4eb7260234edb5d246adaa8fd477cb0f281db246b771d8e8b13d51f265f9636d"
 DRAWN_VIT = "adcc98e2cd11fff4bf83264e9843555816a83da5189267c49b10ca734b088ef8"
@@ -72,7 +71,6 @@ KNOWN = {
         ),
         Known("docs-mlm", "", "encoder", 1.4, shipped=True, sha256=DOCS_MLM),
         Known("glyph-clip", "", "image and text", 1, shipped=True, sha256=GLYPH_CLIP),
-        Known("glyph-vilt", "", "questions", 0.3, shipped=True, sha256=GLYPH_VILT),
         Known("glyph-vit", "", "image", 0.2, shipped=True, sha256=GLYPH_VIT),
         Known("drawn-clip", "", "image and text", 0.6, shipped=True, sha256=DRAWN_CLIP),
         Known("drawn-vit", "", "image", 0.4, shipped=True, sha256=DRAWN_VIT),
@@ -133,7 +131,7 @@ def usual(needs: Collection[str]) -> str:
     if "items" in needs:
         return "vq-rec-small"
     if "questions" in needs:
-        return "glyph-vilt"
+        return "vilt-b32"
     if {"label words", "hidden words"}.intersection(needs):
         return "docs-mlm"
     return "glyph-clip" if "two towers" in needs else "glyph-vit" if "images" in needs else "minilm"

@@ -132,7 +132,7 @@ def predict(
       weft predict runs/fedit-pydocs-minilm-s0 < lines.txt
       weft predict runs/fedit-nli-minilm-s0 "It rains." "The sun shines."
       weft predict runs/fedbf-digits-glyph-vit-s0 one.png two.png
-      weft predict runs/feddat-glyph_questions-glyph-vilt-s0 "which colour is the b?" one.png
+      weft predict runs/feddat-glyph_questions-vilt-b32-s0 "which colour is the b?" one.png
       weft predict runs/fedit-medicine-minilm-s0 --types Disease,Chemical "Aspirin against headache."
       weft predict runs/fedit-docstrings-smollm2-s0 --new-tokens 40 "def area(r): return 3.14 * r * r"
     """
