@@ -299,7 +299,8 @@ def test_tasks_are_made_by_name_with_what_else_they_can_be_told() -> None:
 @pytest.mark.parametrize("kind", [CLASSES, TOKENS, NUMBERS])
 def test_prompts_with_answers_go_with_generation_only(kind: str) -> None:
     def rows(**more: Any) -> Any:
-        return SimpleNamespace(**({"answers": None, "rejected": None, "tags": None, "numbers": None, "items": None} | more))
+        columns = ("images", "answers", "rejected", "tags", "numbers", "items")
+        return SimpleNamespace(**({"texts": ["a"]} | dict.fromkeys(columns) | more))
 
     suits(GENERATION, rows(answers=["yes"]))
     with pytest.raises(
