@@ -1,4 +1,4 @@
-"""Pretrain glyph-vilt, a small ViLT that comes with Weft, on pictures of coloured letters: nothing is downloaded.
+"""Pretrain glyph-vilt, a small ViLT, on pictures of coloured letters: nothing is downloaded.
 
     python scripts/pretrain_vilt.py [--steps 1200,2000] [--seed 0] [--to src/weft/backbones/shipped]
 

@@ -257,11 +257,11 @@ def test_a_layer_that_sees_something_else_than_rows_is_refused() -> None:
 def test_tokens_of_rows_are_those_that_are_neither_padding_nor_of_padding_rows() -> None:
     mask = torch.tensor([[1, 1, 0], [1, 0, 0], [1, 1, 1], [1, 1, 0]])
     index = np.array([[4, -1], [7, 8]])
-    own = row_tokens({"input_ids": torch.zeros(4, 3), "attention_mask": mask}, index)
+    own = row_tokens(tiny.backbone("bert"), {"input_ids": torch.zeros(4, 3), "attention_mask": mask}, index)
     assert own.int().tolist() == [[[1, 1, 0], [0, 0, 0]], [[1, 1, 1], [1, 1, 0]]]
-    twice = row_tokens({"attention_mask": mask}, np.array([[4], [-1]]))
+    twice = row_tokens(tiny.backbone("bert"), {"attention_mask": mask}, np.array([[4], [-1]]))
     assert twice.int().tolist() == [[[1, 1, 0], [1, 0, 0]], [[0, 0, 0], [0, 0, 0]]]
-    pictures = row_tokens({"pixel_values": torch.zeros(4, 3, 8, 8)}, index)
+    pictures = row_tokens(tiny.backbone("bert"), {"pixel_values": torch.zeros(4, 3, 8, 8)}, index)
     assert pictures.tolist() == [[True, False], [True, True]]
     there = spread(pictures, 6)
     assert there is not None

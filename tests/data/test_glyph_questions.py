@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+import shipped
 from shipped import pixels
 from weft.data import load
 from weft.data.glyph_questions import (
@@ -22,7 +23,7 @@ from weft.data.glyph_questions import (
     glyph_questions,
     scenes,
 )  # fmt: skip
-from weft.data.glyphs import LEFT_OUT, STYLES
+from weft.data.glyphs import LEFT_OUT, SEEN, STYLES
 from weft.data.rows import BOTH, Rows, Source, fingerprint
 
 
@@ -110,6 +111,11 @@ def test_guessing_pays_little(kind: str, answers: tuple[str, ...], source: Sourc
     hits = [seen[(test.texts or ())[i]].most_common(1)[0][0] == test.labels[i] for i in own]
     assert {CLASSES[label] for label in set(train.labels[np.array(train.keys) == kind].tolist())} == set(answers)
     assert np.mean(hits) < 1 / len(answers) + 0.12
+
+
+def test_the_fonts_of_the_set_are_none_that_the_backbone_has_seen() -> None:
+    assert not {font for fonts in STYLES.values() for font in fonts} & set(SEEN)
+    assert set(shipped.script("pretrain_vilt").FONTS) == set(SEEN)
 
 
 def test_the_same_is_drawn_and_asked_every_time(source: Source) -> None:

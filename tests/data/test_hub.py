@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from weft.data import Rows, catalogue, load, partition
-from weft.data.hub_sets import IMAGE
+from weft.data.hub_sets import IMAGE, QUESTIONS
+from weft.data.rows import BOTH
 from weft.errors import UserError
 
 Value, ClassLabel = datasets.Value, datasets.ClassLabel
@@ -222,10 +223,11 @@ def test_a_set_without_a_train_split_names_its_splits(hub: dict[tuple[Any, ...],
 
 def test_the_catalogue_says_what_is_offline_and_what_was_never_checked() -> None:
     entries = catalogue()
-    with_weft = ["pydocs", "docstrings", "docstring_preferences", "shops", "glyphs", "drawings", "digits"]
+    with_weft = ["pydocs", "docstrings", "docstring_preferences", "shops", "glyphs", "glyph_questions"]
+    with_weft += ["drawings", "digits"]
     assert [entry.name for entry in entries if entry.offline] == with_weft
     assert all("not verified against the hub" in entry.verified for entry in entries if not entry.offline)
-    folders = {"office-caltech10", "vlcs", "rosetta-alpaca"}
+    folders = {"office-caltech10", "vlcs", "rosetta-alpaca", "cocoqa", "gqa"}
     assert {entry.name for entry in entries if entry.hub_id is None and not entry.offline} == folders
     assert all("/" in entry.hub_id for entry in entries if entry.hub_id is not None)
     names = [entry.name for entry in entries]
@@ -235,13 +237,15 @@ def test_the_catalogue_says_what_is_offline_and_what_was_never_checked() -> None
     assert wanted | folders | {"ucf101"} <= set(names)
 
 
-@pytest.mark.parametrize("name", ["pydocs", "docstrings", "docstring_preferences", "glyphs", "drawings", "digits"])
+@pytest.mark.parametrize(
+    "name", ["pydocs", "docstrings", "docstring_preferences", "glyphs", "glyph_questions", "drawings", "digits"]
+)
 def test_the_catalogue_is_right_about_what_comes_with_weft(name: str) -> None:
     entry, source = next(entry for entry in catalogue() if entry.name == name), load(name)
     assert entry.classes == len(source.classes)
     assert entry.client_key == source.key_name
     assert entry.rows["train"] == pytest.approx(len(source.train), rel=0.1)
-    assert (entry.kind == IMAGE) == (source.train.images is not None)
+    assert (entry.kind in (IMAGE, QUESTIONS)) == (source.train.images is not None)
 
 
 def test_listing_the_catalogue_imports_nothing_heavy() -> None:
@@ -314,6 +318,26 @@ def test_domains_are_natural_clients(hub: dict[tuple[Any, ...], Any], name: str)
     assert source.key_name == "domain"
     fed = partition(source, clients=2, leave_out="photo")
     assert [sorted(shades(new.test)) for new in fed.unseen] == [[0, 2]]
+
+
+@pytest.mark.parametrize("name", ["vqav2", "textvqa", "vqa-rad", "path-vqa"])
+def test_questions_about_pictures_have_the_columns_of_their_documents(hub: dict[tuple[Any, ...], Any], name: str) -> None:
+    entry = next(entry for entry in catalogue() if entry.name == name)
+    answers: list[Any] = ["a cat", "two", "Two."]
+    if entry.label == "answers":
+        answers = [[one] * 10 for one in answers]
+    if name == "vqav2":
+        answers = [[{"answer": one, "answer_id": i} for i, one in enumerate(own)] for own in answers]
+    columns = {"question": ["what?", "how many?", "how many?"], str(entry.label): answers}
+    columns |= {"image": [picture(i) for i in range(3)], "answer_type": ["other", "number", "number"]}
+    table = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
+    hub[entry.hub_id, None] = dict.fromkeys(("train", "validation", "test"), table)
+    source = load(name)
+    assert source.classes == ("a cat", "two")
+    assert (source.train.texts, source.train.read_as) == (columns["question"], BOTH)
+    assert (source.train.votes is None) == (entry.label == "answer")
+    assert source.test is not None
+    assert source.key_name == "answer_type"
 
 
 def test_a_clip_gives_its_middle_frame_only(hub: dict[tuple[Any, ...], Any]) -> None:

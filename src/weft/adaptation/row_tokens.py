@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from weft.backbones.backbone import Backbone
 
-def row_tokens(inputs: Mapping[str, Tensor], index: np.ndarray) -> Tensor:
+
+def row_tokens(backbone: Backbone, inputs: Mapping[str, Tensor], index: np.ndarray) -> Tensor:
     """bool [k, b, T], the rows' own tokens: neither padding of a row nor a padding row. Of rows without padding [k, b].
 
     Args:
@@ -18,7 +22,7 @@ def row_tokens(inputs: Mapping[str, Tensor], index: np.ndarray) -> Tensor:
     """
     each = next(iter(inputs.values())).shape[0] // index.size
     valid = torch.from_numpy(index >= 0).repeat_interleave(each, 1)
-    mask = inputs.get("attention_mask")
+    mask = backbone.own_tokens(inputs)
     if mask is None:
         return valid
     return mask.bool().view(*valid.shape, -1) & valid.to(mask.device).unsqueeze(-1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -346,6 +346,16 @@ class Backbone:
     @property
     def kind(self) -> str:
         return str(self.model.config.model_type)
+
+    def own_tokens(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
+        """[n, T] of all that blocks see of rows, 0 where it is padding, by the model's inputs; None = nothing is.
+
+        Behind the tokens of a text are those of the picture that it is about.
+        """
+        mask = inputs.get("attention_mask")
+        if mask is None or "pixel_values" not in inputs:
+            return mask
+        return torch.cat([mask, mask.new_ones(len(mask), self.picture_tokens)], 1)
 
     def to_model(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """A table's inputs on the model's device, pictures in its precision."""

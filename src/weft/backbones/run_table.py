@@ -40,7 +40,7 @@ def tabulate(backbone: Backbone, rows: Rows, max_length: int = 128, views: Views
         fitting = {
             "texts": "minilm",
             "images": "glyph-clip or glyph-vit",
-            BOTH: "glyph-vilt or vilt-b32",
+            BOTH: "vilt-b32",
             "items": "vq-rec or vq-rec-small",
         }
         raise UserError(

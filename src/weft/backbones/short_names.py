@@ -51,7 +51,7 @@ class Known:
         )
 
 
-# of src/weft/backbones/shipped, written by scripts/pretrain_masked.py, pretrain_glyphs.py, pretrain_vilt.py and pretrain_drawn.py
+# of src/weft/backbones/shipped, written by scripts/pretrain_masked.py, pretrain_glyphs.py and pretrain_drawn.py
 DOCS_MLM = "99930147cb55145984fd69822edcd37a414373163ac94b65daf5cb4f79b98533"
 GLYPH_CLIP = "867e6575c7a080333a3adff72979e68a899c9908bbf436763771687b799af2d3"
 GLYPH_VIT = "292b3fb71558fdaee993773fecf6859c90e23072b0c009a2325ed1161fdfe919"
@@ -131,7 +131,7 @@ def usual(needs: Collection[str]) -> str:
     if "items" in needs:
         return "vq-rec-small"
     if "questions" in needs:
-        return "glyph-vilt"
+        return "vilt-b32"
     if {"label words", "hidden words"}.intersection(needs):
         return "docs-mlm"
     return "glyph-clip" if "two towers" in needs else "glyph-vit" if "images" in needs else "minilm"

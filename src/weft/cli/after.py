@@ -132,7 +132,7 @@ def predict(
       weft predict runs/fedit-pydocs-minilm-s0 < lines.txt
       weft predict runs/fedit-nli-minilm-s0 "It rains." "The sun shines."
       weft predict runs/fedbf-digits-glyph-vit-s0 one.png two.png
-      weft predict runs/feddat-glyph_questions-glyph-vilt-s0 "which colour is the b?" one.png
+      weft predict runs/feddat-glyph_questions-vilt-b32-s0 "which colour is the b?" one.png
       weft predict runs/fedit-medicine-minilm-s0 --types Disease,Chemical "Aspirin against headache."
       weft predict runs/fedit-docstrings-smollm2-s0 --new-tokens 40 "def area(r): return 3.14 * r * r"
     """
@@ -169,7 +169,7 @@ def predict(
         pictured = model.about.base.reads == BOTH
         if model.about.pairs or pictured:
             words = ("question", "picture") if pictured else ("text", "pair")
-            items = in_pairs(given, bool(texts), "questions and pictures" if pictured else "pairs of texts")
+            items = in_pairs(given, bool(texts), pictured)
         if model.tags_words:
             _entities(given, model.entities(given, [kind.strip() for kind in types.split(",") if kind.strip()]), as_json)
             return
@@ -258,20 +258,20 @@ def _entities(texts: Sequence[str], found: Sequence[Sequence[Entity]], as_json: 
     out().print(table)
 
 
-def in_pairs(given: list[str], typed: bool, what: str) -> list[tuple[str, ...]]:
+def in_pairs(given: list[str], typed: bool, pictured: bool) -> list[tuple[str, ...]]:
     """Two texts each: arguments in turn, or the halves of lines.
 
     Args:
-        what: the model was trained on.
+        pictured: they are questions and pictures.
 
     Raises:
         UserError: a text without its second one.
     """
+    what, each = ("pairs of texts", "text and its second")
+    if pictured:
+        what, each = ("questions about pictures", "question and its picture")
     if typed and len(given) % 2:
-        raise UserError(
-            f"this model was trained on {what}, and {len(given)} arguments make no pairs: give the first and the second of each "
-            "in turn."
-        )
+        raise UserError(f"this model was trained on {what}, and {len(given)} texts make none: give each {each} in turn.")
     found: list[tuple[str, ...]] = [tuple(line.split("\t")) for line in given]
     if typed:
         found = list(zip(given[::2], given[1::2], strict=True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from weft.data import asked_columns, dialogues, preferred, scored, tagged, visual_questions
+from weft.data import asked_columns, dialogues, preferred, questions, scored, tagged
 from weft.data.columns import Columns, Table, Wanted, build, choose
 from weft.data.local import SPLIT_OF
 from weft.data.rows import Source
@@ -25,9 +25,9 @@ def assemble(
     """
     if wanted not in ("answers", "preferences") and (pair := tagged.recognised(splits["train"], asked)):
         return tagged.build(name, splits if len(splits) > 1 else by_split(splits["train"], name), *pair, asked, notes=notes)
-    if (pictured := visual_questions.recognised(name, splits["train"], asked, wanted)) is not None:
+    if (pictured := questions.recognised(name, splits["train"], asked, wanted)) is not None:
         splits = splits if len(splits) > 1 else by_split(splits["train"], name)
-        return visual_questions.build(name, splits, pictured, wanted, notes=notes)
+        return questions.build(name, splits, pictured, wanted, notes=notes)
     answered = preferred.recognised(name, splits["train"], asked, wanted)
     answered = answered or asked_columns.recognised(name, splits["train"], asked, wanted)
     if answered is not None:

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from weft.data import asked_columns, dialogues, preferred, scored, tagged, visual_questions
+from weft.data import asked_columns, dialogues, preferred, questions, scored, tagged
 from weft.data.columns import Table, Wanted, build, choose
 from weft.data.hub_sets import GENERATION, IMAGE, PREFERENCE, QUESTIONS, TEXT, Entry
 from weft.data.local import SPLIT_NAMES
@@ -82,8 +82,8 @@ def _source(
     if wanted not in ("answers", "preferences") and (pair := tagged.recognised(splits["train"], asked)):
         return tagged.build(entry.name, splits, *pair, asked, notes=said)
     every = _named(entry, splits["train"], asked)
-    if (pictured := visual_questions.recognised(entry.name, splits["train"], every, wanted)) is not None:
-        return visual_questions.build(entry.name, splits, pictured, wanted, notes=said)
+    if (pictured := questions.recognised(entry.name, splits["train"], every, wanted)) is not None:
+        return questions.build(entry.name, splits, pictured, wanted, notes=said)
     answered = preferred.recognised(entry.name, splits["train"], every, wanted)
     answered = answered or asked_columns.recognised(entry.name, splits["train"], every, wanted)
     if answered is not None:

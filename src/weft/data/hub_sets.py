@@ -136,7 +136,7 @@ def _questions(
     """A set of questions about pictures.
 
     Args:
-        classes: answers that there are, of several people's the most frequent ones, see :mod:`weft.data.visual_questions`; about.
+        classes: answers that there are, of several people's the most frequent ones, see :mod:`weft.data.questions`; about.
     """
     own = {"image": "image", "text": "question", "label": label} | splits
     return Entry(

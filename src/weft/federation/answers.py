@@ -35,7 +35,7 @@ def read(
         packed, places, order = lines(table, batch.index)
         inputs = backbone.to_model(packed)
     else:
-        places, own = table.places(batch.index.reshape(-1)), row_tokens(inputs, batch.index)
+        places, own = table.places(batch.index.reshape(-1)), row_tokens(backbone, inputs, batch.index)
     with (
         weave.attached(batch.clients, len(batch.index), use, batch.dropping, own=own),
         backbone.vocabulary.at(backbone.model, places) as rows,

@@ -163,7 +163,7 @@ class HiddenStates:
         shape = states.shape[:3]
         if any(s.block == block and s.stack == "decoder" for s in self.backbone.linears):
             return batch.mask.to(states.device).view(shape)
-        own = row_tokens(inputs, batch.index).to(states.device)
+        own = row_tokens(self.backbone, inputs, batch.index).to(states.device)
         return (own if own.dim() > 2 else own.unsqueeze(-1)).expand(shape)
 
     def exits(self, batch: Batch, ends: Mapping[str, int], use: Mapping[str, Weight] | None = None) -> dict[str, Output]:

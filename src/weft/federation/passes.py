@@ -170,7 +170,7 @@ class Passes(Towers, HiddenStates):
             return self._next(self._given, batch, use)
         if inputs is None or self.backbone.vocabulary is not None:
             return answers.read(self._weave, self.bench, batch, inputs, use)
-        own = row_tokens(inputs, batch.index)
+        own = row_tokens(self.backbone, inputs, batch.index)
         return self._forward(inputs, batch.clients, len(batch.index), use, batch.dropping, batch.valid, own)
 
     def _in_lines(self, batch: Batch, use: Mapping[str, Weight] | None) -> bool:
@@ -224,7 +224,7 @@ class Passes(Towers, HiddenStates):
             self._given = None
 
     def _next(self, inputs: dict[str, Tensor], batch: Batch, use: Mapping[str, Weight] | None) -> Output:
-        k, own = len(batch.index), row_tokens(inputs, batch.index)
+        k, own = len(batch.index), row_tokens(self.backbone, inputs, batch.index)
         with self._weave.attached(batch.clients, k, use, own=own):
             logits = self.backbone.model(**inputs, use_cache=False).logits[:, -1]
         return Output(logits.to(self.device, self.dtype).view(k, -1, logits.shape[-1]))

@@ -47,7 +47,7 @@ def attachments(backbone: Backbone, taps: Mapping[str, Tap], index: np.ndarray, 
     Args:
         index: [k, b] rows of the table, -1 = padding. inputs: what the model reads of them.
     """
-    own = row_tokens(inputs, index)
+    own = row_tokens(backbone, inputs, index)
     found = []
     for name, tap in taps.items():
         run = partial(_run, name=name, tap=tap, tokens=own)

@@ -87,10 +87,10 @@ def suits(kind: str, rows: Rows) -> None:
         raise UserError(
             "the rows of these data are prompts with answers and have no classes: --task generation learns from that."
         )
-    pictured = rows.texts is not None and rows.images is not None
-    if kind == QUESTIONS and not (pictured and rows.answers is None):
+    pictured = rows.answers is None and rows.texts is not None and rows.images is not None
+    if kind == QUESTIONS and not pictured:
         raise UserError("--task vqa needs a picture, a question and its answer in each row: choose other --data.")
-    if kind != QUESTIONS and pictured and rows.answers is None:
+    if kind != QUESTIONS and pictured:
         raise UserError("the rows of these data are questions about pictures: --task vqa learns from that.")
     if kind == NEXT_ITEM and rows.items is None:
         raise UserError("--task next-item needs a sequence of items in each row, as shops has: choose other --data.")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from weft.data import Rows, Source, labels, load, visual_questions
+from weft.data import Rows, Source, labels, load, questions
 from weft.data.rows import BOTH, fingerprint
 from weft.errors import UserError
 
@@ -186,17 +186,17 @@ def official(people: list[str], answer: str) -> float:
 @pytest.mark.parametrize(("agree", "right"), [(1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (10, 1.0)])
 def test_of_ten_people_an_answer_is_as_right_as_vqas_accuracy_has_it(agree: int, right: float) -> None:
     people = ["cat"] * agree + [f"other {i}" for i in range(10 - agree)]
-    assert visual_questions.votes_of(Counter(people))["cat"] == pytest.approx(right, abs=1e-12)
+    assert questions.votes_of(Counter(people))["cat"] == pytest.approx(right, abs=1e-12)
 
 
 @pytest.mark.parametrize("people", [["a"] * 4, ["a", "a", "b", "c"], ["a", "b", "b", "b", "c"], ["a"] * 7 + ["b"] * 4])
 def test_of_any_number_of_people_it_is_the_mean_over_all_who_could_be_left_out(people: list[str]) -> None:
-    found = visual_questions.votes_of(Counter(people))
+    found = questions.votes_of(Counter(people))
     assert found == pytest.approx({answer: official(people, answer) for answer in set(people)})
 
 
 def test_of_few_people_it_is_the_share_of_them() -> None:
-    assert visual_questions.votes_of(Counter(["a", "a", "b"])) == pytest.approx({"a": 2 / 3, "b": 1 / 3})
+    assert questions.votes_of(Counter(["a", "a", "b"])) == pytest.approx({"a": 2 / 3, "b": 1 / 3})
 
 
 def test_answers_of_several_people_become_votes_and_the_best_is_the_label(tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_answers_of_several_people_become_votes_and_the_best_is_the_label(tmp_pa
 def test_rare_answers_are_no_classes_and_rows_that_have_no_other_are_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(visual_questions, "MOST_ANSWERS", 2)
+    monkeypatch.setattr(questions, "MOST_ANSWERS", 2)
     given = [{"question": f"q{i}?", "answer": a, "image": "0.png"} for i, a in enumerate(["a", "b", "a", "b", "c"])]
     source = read(tmp_path, given, wanted="questions")
     assert source.classes == ("a", "b")
