@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 import tiny
@@ -153,3 +156,26 @@ def test_too_little_room_for_a_picture_and_a_question() -> None:
 def test_questions_without_pictures_are_for_another_model() -> None:
     with pytest.raises(UserError, match=r"the data are texts, but backbone .* reads texts and images"):
         tabulate(llava(), answered(rows(4)), 32)
+
+
+def test_a_run_on_files_is_exported_in_our_own_form_and_scored_the_same(tmp_path: Path) -> None:
+    """Whoever loads the base without Weft would give it pictures, and not what the tower makes of them."""
+    import weft
+    from weft.export import load as load_model
+
+    folder = tmp_path / "questions"
+    folder.mkdir()
+    lines = []
+    for i in range(30):
+        Image.new("RGB", (8, 8), (8 * i, 40, 90)).save(folder / f"{i}.png")
+        lines += [json.dumps({"image": f"{i}.png", "question": f"w{i + j}", "answer": f"w{i % 3}"}) for j in range(2)]
+    (folder / "train.jsonl").write_text("\n".join(lines))
+    run = weft.run(
+        data=str(folder), method="fedit", model=llava().path, task="generation", template="plain", clients=2, partition="iid",
+        rounds=1, max_length=40, samples=2, new_tokens=2, precision="float32", baselines=[], quiet=True, runs=tmp_path / "runs",
+    )  # fmt: skip
+    assert run.adapter is not None
+    assert {path.name for path in run.adapter.iterdir()} >= {"weft_adapter.safetensors", "weft.json"}
+    source = weft.data.load(str(folder), wanted="answers")
+    model = load_model(run.adapter)
+    assert len(model.observe(source.train)) == len(source.train)

@@ -100,7 +100,7 @@ def plain_class(backbone: Backbone) -> str | None:
     """The class of transformers that loads the base for people without Weft; None if it is a class of Weft's own."""
     if backbone.names is not None:
         return backbone.model.plain
-    if backbone.reads == BOTH:
+    if backbone.reads == BOTH and backbone.vocabulary is None:
         return "AutoModelForVisualQuestionAnswering"
     if type(backbone.model).__module__.startswith("weft."):
         return None
