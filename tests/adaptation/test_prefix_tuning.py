@@ -25,7 +25,7 @@ from weft.backbones.backbone import Backbone
 from weft.errors import UserError, WeftError
 from weft.federation.bench import Bench
 
-CODE_OF_THEIR_OWN = ("deberta-v2", "bloom", "resnet")
+CODE_OF_THEIR_OWN = ("deberta-v2", "bloom", "resnet", "vilt")
 TAKING = [k for k in tiny.SHAPES if k not in CODE_OF_THEIR_OWN]
 
 
@@ -34,7 +34,7 @@ def parts_of(tokens: int = 3, hidden: int | None = None) -> dict[str, Part]:
 
 
 def bench_of(kind: str, **more: Any) -> Bench:
-    return tiny.bench(tiny.backbone(kind, task="classification"), **more)
+    return tiny.bench(tiny.backbone(kind, task="auto" if kind == "vilt" else "classification"), **more)
 
 
 # against transformers ---------------------------------------------------------------------------------------------------

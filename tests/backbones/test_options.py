@@ -173,6 +173,7 @@ def test_the_inventory_counts_what_is_in_the_model(kind: str) -> None:
         and not n.startswith(("text_", "logit_", "vision_model.head.attention", *heads))  # the last are SigLIP's
         and not (n.startswith(("vit.embeddings", "vision_model.embeddings")) and "patch" not in n)
         and "rel_embeddings" not in n
+        and not n.startswith("vilt.embeddings.patch_embeddings")  # ViLT's patches are no site
         and b.module(n.rsplit(".", 1)[0]) is not None
     }
     common = {n.split("the bias of ", 1)[1].split(" is common")[0] + ".bias" for n in b.notes}

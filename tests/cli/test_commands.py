@@ -111,6 +111,7 @@ def test_the_help_of_run_tells_the_defaults_of_the_experiment() -> None:
         "public_rows": "all",
         "carbon": "not told",
         "shots": "all",
+        "pairs": "that of the data",
         "label_words": "the names of the classes",
     }
     assert len(told) > 40

@@ -352,7 +352,10 @@ def test_rows_made_by_hand_need_neither_labels_nor_texts() -> None:
         ({"texts": ["a"], "answers": [None]}, "answers have no text in row 0"),
         ({"texts": ["a"], "labels": [0], "history": [()]}, "give answers too"),
         ({"texts": ["a"], "answers": ["x"], "history": [[("robot", "q")]]}, "with roles system, user, assistant, but row 0"),
-        ({"images": ["a.png"], "answers": ["x"]}, "answers are of texts, not of images"),
+        (
+            {"images": ["a.png"], "texts": ["q"], "answers": ["x"], "history": [()]},
+            "texts about images have no history",
+        ),
     ],
 )
 def test_rows_made_by_hand_are_checked(columns: dict[str, Any], sentence: str) -> None:

@@ -278,7 +278,6 @@ def test_a_column_of_pictures_can_be_named(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("left,right,label\n" + lines)
     source = load(str(tmp_path / "rows.csv"), image="right")
     assert shown(source.train) == [colour(3 - i) for i in range(4)]
-    assert "--image or with --text, not both" in refusal(tmp_path / "rows.csv", image="left", text="right")
     assert "asked for by --image" in refusal(tmp_path / "rows.csv", image="middle")
     assert "pictures that do not exist" in refusal(tmp_path / "rows.csv", image="label")
 

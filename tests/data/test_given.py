@@ -91,7 +91,7 @@ def test_any_column_does(kind: str) -> None:
         ({"ids": [1, 2]}, "ids has 2 entries for 3 texts"),
         ({"keys": ["a", {}, "c"]}, "keys must be texts or numbers, but row 1 holds {}"),
         ({"keys": ["a"]}, "keys has 1 entries for 3 texts"),
-        ({"texts": None}, "rows are either texts or images"),
+        ({"texts": None}, "rows are texts, images, or texts about images"),
         ({"texts": None, "images": [np.zeros((2, 2))] * 3}, "picture 0 is float64"),
     ],
 )

@@ -123,12 +123,6 @@ SHAPES: dict[str, dict[str, Any]] = {
         "layer_type": "basic",
     },
     "vilt": COMMON | {"image_size": 8, "patch_size": 4},
-    "llava": {
-        "text_config": GROUPED | {"model_type": "llama"},
-        "vision_config": PICTURED | {"model_type": "clip_vision_model"},
-        "image_token_id": 97,
-        "image_seq_length": 4,
-    },
     "clip": {
         "projection_dim": 16,
         "text_config": COMMON
@@ -151,10 +145,17 @@ WRITERS: dict[str, dict[str, Any]] = {
     "led": {k: v for k, v in BART.items() if k != "max_position_embeddings"}
     | {"max_encoder_position_embeddings": 64, "max_decoder_position_embeddings": 64, "attention_window": 8},
     "longt5": T5 | {"encoder_attention_type": "local", "local_radius": 4},
+    "llava": {
+        "text_config": GROUPED | {"model_type": "llama"},
+        "vision_config": PICTURED | {"model_type": "clip_vision_model"},
+        "image_token_id": 97,
+        "image_seq_length": 4,
+    },
 }
-"""Shapes of models that are tried as generators of text alone."""
+"""Shapes of models that are tried as generators alone."""
 TOWERS = ("clip", "siglip")  # of pictures and texts
-QUESTIONS = ("vilt", "llava")  # of texts about pictures
+QUESTIONS = ("vilt",)  # of texts about pictures
+PICTURED_REPLIES = ("llava",)  # that write about pictures
 IMAGES = ("vit", "deit", "dinov2", "beit", "swin", "resnet", *TOWERS, *QUESTIONS)
 ITEMS = {
     "slots": 2,
@@ -167,7 +168,7 @@ ITEMS = {
 }
 """Of the network over sequences of items."""
 DECODERS = ("gpt2", "opt", "llama", "mistral", "qwen2", "qwen3", "gemma", "phi", "gpt_neox", "bloom")
-LANGUAGE = (*DECODERS, "llava", "falcon", "olmo2", "gemma2")  # as models that generate text
+LANGUAGE = (*DECODERS, *PICTURED_REPLIES, "falcon", "olmo2", "gemma2")  # as models that generate text
 PAIRED = ("t5", "bart", "mbart", "marian", "led", "longt5")  # encoder-decoders
 ENCODERS = tuple(m for m in SHAPES if m not in (*DECODERS, *IMAGES, "t5"))  # whose head reads the first token
 
@@ -294,7 +295,7 @@ def _folder(model_type: str, checkpoint: str, overrides: str) -> str:
     scramble(model)
     path = root() / f"{model_type}-{checkpoint}-{_folder.cache_info().misses}"
     model.save_pretrained(path)
-    if model_type in IMAGES:
+    if model_type in (*IMAGES, *PICTURED_REPLIES):
         from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
         side = getattr(config, "image_size", 32 if model_type == "resnet" else 8)
