@@ -276,6 +276,20 @@ def test_uncertainty_is_between_that_of_one_class_and_that_of_all_whatever_their
         by_hand.close(h[1], torch.distributions.Categorical(p).entropy() / math.log(classes), 1e-9)
 
 
+def test_doubt_is_among_the_classes_that_a_row_may_have() -> None:
+    g = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(1, 4, 6, generator=g, dtype=torch.float64)
+    logits[0, 1] = 2.0
+    allowed = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 1, 1, 0, 0, 0], [1, 1, 1, 0, 0, 0], [0, 0, 0, 0, 1, 0]], dtype=torch.bool)
+    for temperature in (0.5, 2.0):
+        h = uncertainty(Output(logits), temperature, allowed.unsqueeze(0))
+        assert h[0, 1] == 1.0, "an even teacher of two classes could not be less sure"
+        assert h[0, 3] == 0.0, "of one class alone there is no doubt"
+        p = (logits[0, 2, :3] / temperature).softmax(-1)
+        by_hand.close(h[0, 2], torch.distributions.Categorical(p).entropy() / math.log(3), 1e-9)
+        by_hand.close(h[0, :1], uncertainty(Output(logits), temperature)[0, :1], 1e-12)
+
+
 def test_the_median_takes_the_surer_half_of_each_client_and_padding_counts_for_nothing() -> None:
     method = replace(SMALL, tau="median", temperature=1.0)
     sharpness = torch.tensor([[1.0, 4.0, 2.0, 3.0, 9.0], [5.0, 1.0, 2.0, 9.0, 9.0], [9.0] * 5])

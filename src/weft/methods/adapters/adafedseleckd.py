@@ -122,12 +122,12 @@ class AdaFedSelecKD(Method):
             return loss
         with torch.no_grad():
             teacher = self.forward(pack, batch, "global")
-            sure = self.sure(teacher, batch.mask)
-        return loss + self.kd * distillation(teacher, student, sure, self.temperature)
+            sure = self.sure(teacher, batch.mask, batch.allowed)
+        return loss + self.kd * distillation(teacher, student, sure, self.temperature, batch.allowed)
 
-    def sure(self, teacher: Output, mask: Tensor) -> Tensor:
+    def sure(self, teacher: Output, mask: Tensor, allowed: Tensor | None = None) -> Tensor:
         """m: bool [k, m], those of the valid things to predict of which the teacher is sure."""
-        h = uncertainty(teacher, self.temperature)
+        h = uncertainty(teacher, self.temperature, allowed)
         if isinstance(self.tau, str):
             return mask & (h <= h.masked_fill(~mask, math.nan).nanmedian(1, keepdim=True).values)
         return mask & (h <= self.tau)
@@ -148,11 +148,18 @@ def common(name: str) -> str:
     return f"{COMMON[part]}/{rest}"
 
 
-def uncertainty(out: Output, temperature: float) -> Tensor:
-    """h = H(softmax(z/T)) / log V of each thing to predict, 0 to 1: [k, m]."""
+def uncertainty(out: Output, temperature: float, allowed: Tensor | None = None) -> Tensor:
+    """h = H(softmax(z/T)) / log V of each thing to predict, 0 to 1: [k, m].
 
-    def entropy(logits: Tensor) -> Tensor:
-        log_p = torch.log_softmax(logits / temperature, -1)
-        return -(log_p.exp() * log_p).sum(-1) / math.log(logits.shape[-1])
+    Args:
+        allowed: [k, m, C] bool, the V classes that each may have; None = all. Of one class alone there is no doubt: 0.
+    """
+    if allowed is not None:
+        out = out.within(allowed)
 
-    return out.each(entropy).clamp(0, 1)
+    def entropy(logits: Tensor, classes: Tensor | None = None) -> Tensor:
+        found = torch.special.entr(torch.softmax(logits / temperature, -1)).sum(-1)
+        most = found.new_tensor(logits.shape[-1]).log() if classes is None else classes.to(found).log()
+        return torch.where(most > 0, found / most, 0.0)
+
+    return out.each(entropy, *(() if allowed is None else (allowed.sum(-1),))).clamp(0, 1)

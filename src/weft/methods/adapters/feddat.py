@@ -118,12 +118,12 @@ class FedDAT(Method):
             with torch.no_grad():
                 teacher = self.forward(pack, batch, "dat")
             shared = passes["shared"] = self.forward(pack, batch, "shared")
-            distil = distillation(teacher, shared, batch.mask, self.temperature)
+            distil = distillation(teacher, shared, batch.mask, self.temperature, batch.allowed)
             return 0.5 * (pack.loss(shared, batch) + ramp * self.alpha * distil)
 
         def of_dual(pack: Pack, batch: Batch) -> Tensor:
             dual = self.forward(pack, batch, "dat")
-            distil = distillation(passes["shared"], dual, batch.mask, self.temperature)
+            distil = distillation(passes["shared"], dual, batch.mask, self.temperature, batch.allowed)
             return 0.5 * (pack.loss(dual, batch) + ramp * self.beta * distil)
 
         for batch in pack.batches(self.epochs, self.steps, self.batch):

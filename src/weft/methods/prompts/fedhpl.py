@@ -121,7 +121,7 @@ class FedHPL(Method):
         rows = batch.of(pack.tensors[TEACHER]).gather(1, batch.labels.unsqueeze(-1).expand_as(out.logits))
         mask = batch.mask & batch.of(taught).gather(1, batch.labels)
         # the mean is over the taught rows: an example without a teacher takes no part
-        return loss + self.gamma * distillation(rows, out, mask, self.temperature)
+        return loss + self.gamma * distillation(rows, out, mask, self.temperature, batch.allowed)
 
     def train(self, pack: Pack) -> Iterable[Update]:
         self.fit(pack, only=("prompt", "head"))

@@ -141,7 +141,7 @@ class DepthFL(Method):
             loss = loss + (i < d) * pack.loss(student, batch)
             for j, teacher in enumerate(out):
                 if j != i:
-                    loss = loss + (i < d) * (j < d) * weight * distillation(teacher, student, batch.mask, 1.0)
+                    loss = loss + (i < d) * (j < d) * weight * distillation(teacher, student, batch.mask, 1.0, batch.allowed)
         return loss
 
     def ramped(self, t: int) -> float:

@@ -134,7 +134,7 @@ class FjORD(Method):
                 if not self.distil:
                     return pack.loss(narrow, batch)
                 wide = pack(batch)
-                return pack.loss(wide, batch) + distillation(wide, narrow, batch.mask, 1.0)
+                return pack.loss(wide, batch) + distillation(wide, narrow, batch.mask, 1.0, batch.allowed)
 
             lora = {} if self.distil else pack.params("lora")
             free = {n: self.inside(n, v, widths).expand_as(v) for n, v in lora.items()}
