@@ -26,9 +26,14 @@ from importlib.util import find_spec  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import TYPE_CHECKING  # noqa: E402
 
+import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 
 from weft.backbones.torchvision_operators import declare  # noqa: E402
+
+# A deadline of each example fails on a machine that is busy with something else.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 declare()  # before a test imports a part of transformers that wants torchvision
 

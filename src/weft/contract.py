@@ -31,7 +31,7 @@ from weft.adaptation.values import Values
 from weft.adaptation.weights import Weights
 from weft.backbones.backbone import Backbone, Site
 from weft.backbones.word_table import WordTable
-from weft.data.languages import family_of
+from weft.data.languages import family_of, language_of, name_of
 from weft.devices import PROFILES, dealt
 from weft.errors import UserError, WeftError, nearest
 from weft.federation.batch import Batch, make_batch
@@ -143,8 +143,10 @@ __all__ = [
     "distillation",
     "drawn_like",
     "family_of",
+    "language_of",
     "make_batch",
     "mean_of",
+    "name_of",
     "named",
     "nearest",
 ]

@@ -130,7 +130,7 @@ def test_a_pack_equals_torch_optim_client_by_client(
         assert not torch.equal(got[name][0], start(name)[0])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     lr=st.floats(1e-4, 1.0),
     decay=st.floats(0.0, 0.5),

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from weft.aggregation import robust
 
-quick = settings(max_examples=40, deadline=None)
+quick = settings(max_examples=40)
 HUGE = 1e30
 Update = dict[str, Tensor]
 

@@ -19,7 +19,7 @@ from paths import ROOT
 from weft.aggregation import WeightedMean, aggregation_bias, redistribute, shares, stack, weighted_mean
 from weft.tensors.lowrank import LowRank
 
-quick = settings(max_examples=30, deadline=None)
+quick = settings(max_examples=30)
 D_OUT, D_IN = 20, 16
 Update = tuple[dict[str, Tensor], float]
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -39,7 +39,6 @@ def float32s(draw: st.DrawFn) -> Tensor:
 
 
 @pytest.mark.parametrize("name", sorted(CODECS))
-@settings(deadline=None)
 @given(x=float32s())
 def test_every_codec_keeps_names_and_shapes_and_returns_finite_floats(name: str, x: Tensor) -> None:
     y = through(name, x)
@@ -56,7 +55,6 @@ def test_identity_changes_no_bit_of_any_dtype(dtype: torch.dtype) -> None:
     assert torch.equal(y.view(torch.uint8), x.view(torch.uint8))
 
 
-@settings(deadline=None)
 @given(float32s())
 def test_quant8_gives_one_of_the_two_levels_around_each_element(x: Tensor) -> None:
     y = through("quant8", x).double().numpy()
@@ -103,7 +101,6 @@ def test_quant8_rounds_independently_from_element_to_element_and_from_stream_to_
         assert abs(agreement - 0.5) < 5 * 0.5 / 100  # five standard errors of 10,000 fair coins
 
 
-@settings(deadline=None)
 @given(float32s(), st.integers(1, 20))
 def test_quant8_scales_with_what_it_quantises(x: Tensor, power: int) -> None:
     x = torch.where((x.abs() > 1e-30) & (x.abs() < 1e30), x, 0)  # away from the ends of float32

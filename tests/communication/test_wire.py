@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -102,7 +102,6 @@ leaves = st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=
 facts_ = st.recursive(leaves, lambda x: st.lists(x, max_size=3) | st.dictionaries(texts, x, max_size=3), max_leaves=5)
 
 
-@settings(deadline=None)
 @given(
     st.dictionaries(names, drawn_tensors() | drawn_lowranks(), max_size=4),
     st.dictionaries(texts, leaves | st.lists(facts_, max_size=2), max_size=3),

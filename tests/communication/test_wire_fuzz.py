@@ -36,9 +36,7 @@ from weft.tensors.masked import Masked
 
 LIMITS = Limits(max_bytes=1 << 20, max_weight=1000)
 SLUGS = ("fedit", "flora", "mpft")  # values; a value that grows by factors, on the way down; tensors of free shape
-many = settings(
-    deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
-)
+many = settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 
 
 # what is attacked -----------------------------------------------------------------------------------------------------------
@@ -322,7 +320,7 @@ def test_one_element_that_is_no_number_anywhere_is_refused_by_the_servers_door(s
             assert name.split("::")[0][:20] in str(refusal.value)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.integers(1, 400_000),
     st.sampled_from([b"[", b'{"a":', b"[[],", b'{"a":[', b'"\\u00', b"-", b"1e", b"\xff", b"\\", b'{"a":1,']),

@@ -128,7 +128,7 @@ def check_harmless(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("codec", NAMES_OF_CODECS)
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_flipped_dropped_repeated_and_foreign_bytes_do_no_harm(codec: str, data: st.DataObject) -> None:
     raw = bytearray(some_bytes(codec))
@@ -147,7 +147,6 @@ def test_flipped_dropped_repeated_and_foreign_bytes_do_no_harm(codec: str, data:
     check_harmless(bytes(raw))
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=200), st.booleans())
 def test_any_bytes_at_all_are_refused(noise: bytes, preamble: bool) -> None:
     reason(struct.pack("<4sHI", b"WEFT", 1, len(noise)) + noise if preamble else noise)
@@ -161,7 +160,7 @@ anything = st.recursive(
 
 
 @pytest.mark.parametrize("codec", NAMES_OF_CODECS)
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_a_well_formed_header_that_says_anything_else_does_no_harm(codec: str, data: st.DataObject) -> None:
     header, tensors = taken_apart(some_bytes(codec))
@@ -174,7 +173,7 @@ def test_a_well_formed_header_that_says_anything_else_does_no_harm(codec: str, d
 
 
 @pytest.mark.parametrize("codec", NAMES_OF_CODECS)
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_a_well_formed_table_of_tensors_that_says_anything_else_does_no_harm(codec: str, data: st.DataObject) -> None:
     header, tensors = taken_apart(some_bytes(codec))

@@ -37,7 +37,7 @@ def random_source(seed: int, n: int, classes: int, keys: int) -> Source:
     return make_source(labels.tolist(), [f"site {k:02d}" for k in owners], classes=classes)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 @given(
     seed=st.integers(0, 1000),
     n=st.integers(60, 200),
@@ -71,7 +71,7 @@ def test_no_row_is_in_two_clients_and_none_is_lost_without_a_note(
                 assert label == source.train.labels[i]
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow])
 @given(seed=st.integers(0, 1000), keys=st.integers(2, 30), data=st.data())
 def test_a_natural_key_is_never_split_over_two_clients(seed: int, keys: int, data: st.DataObject) -> None:
     clients = data.draw(st.integers(1, keys))
@@ -199,7 +199,7 @@ def test_keys_that_the_source_holds_out_become_new_clients() -> None:
     assert [(client.facts["domain"], client.test.ids.tolist()) for client in fed.unseen] == [("late", [500, 501])]
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 @given(seed=st.integers(0, 1000), scheme=st.sampled_from(["iid", "dirichlet", "pathological", "natural"]), data=st.data())
 def test_a_key_that_is_left_out_is_tested_on_whole_and_never_trained_on(seed: int, scheme: str, data: st.DataObject) -> None:
     source = random_source(seed, 160, 4, keys=8)

@@ -133,7 +133,7 @@ def test_a_stranger_names_no_part_of_the_ledger() -> None:
     assert parts["refused"] == 50 * 4
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.data())
 def test_any_question_is_answered_or_refused(data: st.DataObject) -> None:
     plan: dict[str, Any] = {"what": "train", "round": {"index": 0, "kind": "train", "extra": {}}, "since": 0, "now": 1}

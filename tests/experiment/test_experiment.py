@@ -271,7 +271,7 @@ def test_a_saved_file_is_complete_and_gives_the_same_experiment(slug: str) -> No
     assert {o for n, o in again.origin.items() if n not in ("name", "runs")} == {"user"}
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     rounds=st.integers(1, 10**6),
     lr=st.floats(0, 1e3),

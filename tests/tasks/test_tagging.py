@@ -323,7 +323,7 @@ def test_the_answer_that_false_ones_are_made_of_is_fine() -> None:
     assert TASK.read(GOOD, True) == Entities(6, 40, 31, 12.5, (4, 7, 6), ((1, 3, 1), (3, 4, 5)))
 
 
-@settings(deadline=None, max_examples=120)
+@settings(max_examples=120)
 @given(st.data())
 def test_no_false_answer_of_a_site_is_taken(data: st.DataObject) -> None:
     told = GOOD | {"all": list(GOOD["all"]), "types": [list(three) for three in GOOD["types"]]}

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from weft.aggregation import aggregation_bias, redistribute, stack
 from weft.tensors.lowrank import LowRank
 
-quick = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+quick = settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow])
 sides = st.integers(1, 9)
 scales = st.floats(-4, 4, allow_subnormal=False)
 

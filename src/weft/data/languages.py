@@ -37,20 +37,20 @@ def _by_any_name() -> dict[str, Language]:
     return {name.lower(): one for one in table().values() for name in (one.code, one.longer, one.name)}
 
 
-def known(language: str) -> Language | None:
+def language_of(language: str) -> Language | None:
     """The language that a code (``de``, ``de_DE``, ``deu_Latn``) or a name (``German``) stands for, if the table has it."""
     return _by_any_name().get(APART.split(language.strip().lower())[0])
 
 
 def name_of(language: str) -> str:
     """What it is called in English; one that is not in the table as it is written."""
-    found = known(language)
+    found = language_of(language)
     return language if found is None else found.name
 
 
 def family_of(language: str) -> str:
     """Its family; one that is not in the table is a family by itself."""
-    found = known(language)
+    found = language_of(language)
     return language if found is None else found.family
 
 
@@ -62,7 +62,7 @@ def mark_of(language: str, marks: Collection[str]) -> str | None:
     """
     if language in marks:
         return language
-    one = known(language)
+    one = language_of(language)
     names = {language.lower()} if one is None else {one.code, one.longer}
     found = [mark for mark in marks if APART.split(mark.strip("_").lower())[0] in names]
     return found[0] if len(found) == 1 else None

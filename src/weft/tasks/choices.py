@@ -9,12 +9,13 @@ from typing import Any
 
 from weft.communication.strict import Refused, is_number
 from weft.tasks.counts import LARGEST
+from weft.tasks.summed import OfLoss
 
 SLACK = 1e-6  # of rounding in the sums
 
 
 @dataclass(frozen=True)
-class Choices:
+class Choices(OfLoss):
     """n rows of two answers.
 
     Attributes:
@@ -26,16 +27,6 @@ class Choices:
     won: int
     margin: float
     loss: float
-
-    @property
-    def blank(self) -> bool:
-        return not math.isfinite(self.loss)
-
-    def as_json(self) -> dict[str, Any]:
-        """JSON has no word for the loss of a model that has diverged."""
-        if self.blank:
-            return {"n": self.n, "loss": None}
-        return {"n": self.n, "won": self.won, "margin": self.margin, "loss": self.loss}
 
 
 def summed(told: Sequence[Choices]) -> Choices:

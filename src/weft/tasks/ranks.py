@@ -12,6 +12,7 @@ import numpy as np
 
 from weft.communication.strict import Refused, is_number
 from weft.tasks.counts import LARGEST
+from weft.tasks.summed import OfLoss
 
 NAMES = ("recall", "ndcg")
 FORM = re.compile(r"(recall|ndcg)@([1-9]\d{0,5})")
@@ -43,7 +44,7 @@ def gains(metric: str, above: np.ndarray, tied: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Ranks:
+class Ranks(OfLoss):
     """n ranked rows.
 
     Attributes:
@@ -53,14 +54,6 @@ class Ranks:
     n: int
     loss: float
     sums: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def blank(self) -> bool:
-        return not math.isfinite(self.loss)
-
-    def as_json(self) -> dict[str, Any]:
-        """JSON has no word for the loss of a model that has diverged."""
-        return {"n": self.n, "loss": None} if self.blank else {"n": self.n, "loss": self.loss, "sums": dict(self.sums)}
 
 
 def summed(told: Sequence[Ranks], metrics: Sequence[str]) -> Ranks:

@@ -10,26 +10,22 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from weft.adaptation.head import Head
 from weft.communication.strict import Refused, is_number
 from weft.data.bio import OUTSIDE
 from weft.data.several import SEPARATOR, tasks_of
 from weft.errors import UserError, nearest
 from weft.tasks.classification import Classification
-from weft.tasks.losses import mean_of
 from weft.tasks.observed import Observed
 from weft.tasks.outputs import Output
+from weft.tasks.tagged import Tagged
 from weft.tasks.tagging import Tagging
 from weft.tasks.task import Score, Told
-
-if TYPE_CHECKING:
-    from weft.backbones.run_table import Table
 
 MEAN = "mean"
 
@@ -51,7 +47,7 @@ class Tellings:
 
 
 @dataclass(frozen=True)
-class Several:
+class Several(Tagged):
     """Tasks whose classes are called ``TASK/CLASS``; one whose classes are O, B-X and I-X tags words.
 
     Attributes:
@@ -63,7 +59,6 @@ class Several:
         UserError: there is no such task or metric.
     """
 
-    samples: ClassVar[int] = 0
     kind: ClassVar[str] = "several"
     known: ClassVar[tuple[str, ...]] = (MEAN,)
 
@@ -103,18 +98,6 @@ class Several:
         """The tasks with the metrics that are asked for of each, its usual headline where none is."""
         asked = {n: tuple(m.partition(":")[2] for m in self.metrics if m.partition(":")[0] == n) for n in self.parts}
         return {n: type(task)(task.classes, asked[n] or task.metrics[:1]) for n, task in self.parts.items()}
-
-    @property
-    def head(self) -> Head:
-        return Head()
-
-    def targets(self, table: Table, index: np.ndarray) -> tuple[Tensor, Tensor]:
-        tags = torch.from_numpy(table.tags_of(index.reshape(-1))).view(len(index), -1)  # type: ignore[union-attr]
-        return tags.clamp(min=0), tags >= 0
-
-    def loss(self, out: Output, labels: Tensor, mask: Tensor, rows: int = 0, beside: Tensor | None = None) -> Tensor:
-        """Mean cross-entropy of each client over its sentences or tagged words: [k]."""
-        return mean_of(out.cross_entropy(labels), mask)
 
     # scores -----------------------------------------------------------------------------------------------------------
 

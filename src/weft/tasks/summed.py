@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 from weft.tasks.observed import Observed
@@ -18,6 +18,23 @@ class Sums(Protocol):
     @property
     def blank(self) -> bool: ...
     def as_json(self) -> dict[str, Any]: ...
+
+
+class OfLoss:
+    """To be put before a dataclass of sums over n rows, one of which is that of their losses."""
+
+    n: int
+    loss: float
+
+    @property
+    def blank(self) -> bool:
+        return not math.isfinite(self.loss)
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON has no word for the loss of a model that has diverged."""
+        if self.blank:
+            return {"n": self.n, "loss": None}
+        return {name: dict(v) if isinstance(v, Mapping) else v for name, v in vars(self).items()}
 
 
 S = TypeVar("S", bound=Sums)

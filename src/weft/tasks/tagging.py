@@ -9,29 +9,27 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from weft.adaptation.head import Head
 from weft.data.bio import OUTSIDE, Span, spans, type_of
 from weft.errors import UserError, nearest
 from weft.tasks import entities
 from weft.tasks.entities import Entities
-from weft.tasks.losses import mean_of
 from weft.tasks.observed import Observed
 from weft.tasks.outputs import Output
+from weft.tasks.tagged import Tagged
 from weft.tasks.task import Score, pooled
 
 if TYPE_CHECKING:
-    from weft.backbones.run_table import Table
+    pass
 
 METRICS = ("entity_f1", "precision", "recall", "token_accuracy", "macro_f1", "f1")
 MANY = ("macro_f1", "f1")  # metrics that need counts of each type
 
 
 @dataclass(frozen=True)
-class Tagging:
+class Tagging(Tagged):
     """One tag for each word, read off its first token (Devlin et al., 2019).
 
     An entity counts as found if its type and all its words are (CoNLL-2003; ``seqeval``). ``precision``, ``recall`` and
@@ -42,7 +40,6 @@ class Tagging:
         metrics: what is scored, the headline first: those above, ``token_accuracy``, and ``f1:X``, of one type alone.
     """
 
-    samples: ClassVar[int] = 0
     kind: ClassVar[str] = "tokens"
     known: ClassVar[tuple[str, ...]] = METRICS
 
@@ -64,18 +61,6 @@ class Tagging:
     def types(self) -> tuple[str, ...]:
         """The types of entities, in the order of the classes."""
         return tuple(dict.fromkeys(kind for kind in map(type_of, self.classes) if kind))
-
-    @property
-    def head(self) -> Head:
-        return Head()
-
-    def targets(self, table: Table, index: np.ndarray) -> tuple[Tensor, Tensor]:
-        tags = torch.from_numpy(table.tags_of(index.reshape(-1))).view(len(index), -1)  # type: ignore[union-attr]
-        return tags.clamp(min=0), tags >= 0
-
-    def loss(self, out: Output, labels: Tensor, mask: Tensor, rows: int = 0, beside: Tensor | None = None) -> Tensor:
-        """Mean cross-entropy of each client over its tagged words: [k]."""
-        return mean_of(out.cross_entropy(labels), mask)
 
     # scores -----------------------------------------------------------------------------------------------------------
 

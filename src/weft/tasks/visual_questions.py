@@ -22,7 +22,7 @@ from weft.tasks.losses import mean_of
 from weft.tasks.observed import Observed
 from weft.tasks.one_class import OneClass
 from weft.tasks.outputs import Output
-from weft.tasks.summed import Summed
+from weft.tasks.summed import OfLoss, Summed
 from weft.tasks.task import Score
 
 METRICS = ("vqa_accuracy", "accuracy")
@@ -30,7 +30,7 @@ SLACK = 1e-6  # of rounding in the sums
 
 
 @dataclass(frozen=True)
-class Agreement:
+class Agreement(OfLoss):
     """What a site says of n questions.
 
     Attributes:
@@ -42,16 +42,6 @@ class Agreement:
     soft: float
     right: int
     loss: float
-
-    @property
-    def blank(self) -> bool:
-        return not math.isfinite(self.loss)
-
-    def as_json(self) -> dict[str, Any]:
-        """JSON has no word for the loss of a model that has diverged."""
-        if self.blank:
-            return {"n": self.n, "loss": None}
-        return {"n": self.n, "soft": self.soft, "right": self.right, "loss": self.loss}
 
 
 @dataclass(frozen=True)
@@ -120,7 +110,7 @@ class VisualQuestions(OneClass, Summed[Agreement]):
         if metric == "loss":
             return Score(metric, told.loss / told.n)
         hits = told.soft if metric == "vqa_accuracy" else told.right
-        return Score(metric, hits / told.n, *(wilson(min(max(round(hits), 0), told.n), told.n) if interval else ()))
+        return Score(metric, hits / told.n, *(wilson(round(hits), told.n) if interval else ()))
 
 
 def _one_right(z: Tensor, y: Tensor) -> Tensor:
@@ -145,7 +135,7 @@ def read(told: Mapping[str, Any]) -> Agreement:
     _check(is_number(soft, int, float) and is_number(right, int) and is_number(loss, int, float))
     assert isinstance(soft, int | float) and isinstance(right, int) and isinstance(loss, int | float)
     _check(0 <= right <= n and -SLACK <= soft <= n * (1 + SLACK) and 0 <= loss < LARGEST)
-    return Agreement(n, float(soft), right, float(loss))
+    return Agreement(n, min(max(float(soft), 0.0), float(n)), right, float(loss))
 
 
 def _check(fits: Any) -> None:

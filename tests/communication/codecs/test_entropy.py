@@ -48,7 +48,7 @@ def normal(n: int, levels: int, spread: float, seed: int = 0) -> Ints:
     return np.clip(np.round(draw), -levels, levels).astype(np.int64) + levels
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.data())
 def test_any_numbers_come_back_and_cost_at_most_a_byte_more_than_at_fixed_width(data: st.DataObject) -> None:
     alphabet = data.draw(st.sampled_from([1, 2, 3, 15, 255, 256, 4095, 65536]))
@@ -71,7 +71,7 @@ def test_any_numbers_come_back_and_cost_at_most_a_byte_more_than_at_fixed_width(
         assert 8 * len(raw) >= n
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.lists(st.tuples(st.integers(0, 20_000), st.sampled_from([0.01, 0.3, 1.0, 5.0])), max_size=6))
 def test_tensors_of_one_message_are_coded_side_by_side_and_as_they_are_alone(which: list[tuple[int, float]]) -> None:
     all = [normal(n, 7, spread, i) for i, (n, spread) in enumerate(which)]
@@ -249,7 +249,7 @@ def test_a_word_behind_a_whole_stream_is_refused() -> None:
             read(torch.tensor(list(RAW.tobytes() + more), dtype=torch.uint8), 5000, 15)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.data())
 def test_bent_bytes_are_refused_or_levels(data: st.DataObject) -> None:
     raw = bytearray(RAW.tobytes())
@@ -277,7 +277,7 @@ def test_bent_bytes_are_refused_or_levels(data: st.DataObject) -> None:
     assert found.max() < 15
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.binary(max_size=60), st.integers(0, 3), st.integers(0, 200), st.sampled_from([1, 2, 15, 255, 65536]))
 def test_any_bytes_at_all_are_refused_or_levels(noise: bytes, mode: int, n: int, alphabet: int) -> None:
     raw: Any = torch.tensor([mode, *noise], dtype=torch.uint8)

@@ -120,7 +120,7 @@ def test_delta_is_a_share_of_the_norm_that_arrives(text: str, which: str) -> Non
 
 
 @pytest.mark.parametrize("text", ["nf4:block=16", "fp4", "block8", "half", "half:format=bf16", "sign", "topk:share=0.25"])
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(values=st.lists(st.floats(-1, 1).map(lambda v: v if abs(v) > 1e-12 else 0.0), min_size=1, max_size=16))
 def test_delta_holds_of_any_vector(text: str, values: list[float]) -> None:
     x = torch.tensor(values, dtype=torch.float64)

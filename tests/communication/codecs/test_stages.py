@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -45,7 +45,6 @@ def in_bits(numbers: list[int], width: int) -> bytes:
 # bits ---------------------------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(st.integers(1, 16), st.data())
 def test_numbers_lie_one_behind_the_other_in_as_many_bits(width: int, data: st.DataObject) -> None:
     numbers = data.draw(st.lists(st.integers(0, 2**width - 1), max_size=40))

@@ -33,7 +33,7 @@ SHAPES: dict[str, tuple[int | None, ...] | None] = {
 HEADER = Header("fedit", 0, "train", "up", "c", 1)
 EXPECTED = Expected("fedit", 0, "train", "up", SHAPES, max_bytes=1 << 20, max_weight=10)
 LOSSY = [text for text in TEXTS if text != "identity"]
-often = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+often = settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 
 
 def held() -> dict[str, Tensor]:

@@ -288,12 +288,28 @@ def test_families_may_be_the_users() -> None:
     method = run.method
     assert isinstance(method, FedMNMT)
     found = [method.cluster(run.server, c, "source") for c in run.server.clients]
-    assert found == ["en+fr", "germanic", "en+fr", " cs+it", "en+fr", "en+fr"]
+    assert found == ["en+fr", "germanic", "en+fr", "cs+it", "en+fr", "en+fr"]
+
+    same = replace(SMALL, families="English+fra_Latn,cs_CZ+Italian")
+    assert [same.cluster(run.server, c, "source") for c in run.server.clients] == [
+        {"en+fr": "English+fra_Latn", "cs+it": "cs_CZ+Italian"}.get(one, one) for one in found
+    ], "a code of another kind, or a name, is the same language"
+
+
+def test_a_family_of_a_language_that_nobody_has_and_no_table_knows_is_a_misspelling() -> None:
+    with pytest.raises(UserError, match='the language "fx", and no client has it: use the codes of the data'):
+        federation(replace(SMALL, families="en+fx"))
+    federation(replace(SMALL, families="en+th"))  # a language that might join
+    own = [{"source": "tlh", "target": "en"}, *list(FACTS)[1:]]
+    run = federation(replace(SMALL, families="en+tlh"), facts=own)
+    assert isinstance(run.method, FedMNMT)
+    assert run.method.cluster(run.server, run.server.clients[0], "source") == "en+tlh"
 
 
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
+        ({"families": "en+de,fr+English"}, "are no families: write each language once"),
         ({"clusters": "familes"}, 'Did you mean "families"'),
         ({"families": "en+,de"}, "are no families: write each language once"),
         ({"families": "en+de,fr+en"}, "are no families: write each language once"),

@@ -108,7 +108,7 @@ def of_clients(pack: Pack) -> Tensor:
 
 def of_batch(pack: Pack, batch: Batch) -> Tensor:
     """[K, C] the shares of the classes in the batch's rows of each client."""
-    found = of_clients(pack)
+    found = pack.tensors[SHARES]
     rows = F.one_hot(batch.labels, found.shape[1]).to(found) * batch.mask.unsqueeze(-1)
     who = torch.arange(len(found), device=found.device) if batch.clients is None else batch.clients
-    return found.index_copy(0, who, rows.sum(1) / batch.mask.sum(1, keepdim=True))
+    return found.index_copy(0, who, rows.sum(1) / batch.mask.sum(1, keepdim=True).clamp(min=1))

@@ -54,7 +54,10 @@ from weft.contract import (
     UserError,
     Weighting,
     family_of,
+    language_of,
+    name_of,
     named,
+    nearest,
 )
 
 SIDES = ("source", "target")
@@ -68,7 +71,8 @@ class FedMNMT(Method):
         clusters: ``families`` of languages; ``fed``: all clients in one; ``random``: as many as there are families, of like size;
             ``gradients``: as many, by the angles between the clients' gradients of their adapters before all training, to which
             round 0 goes.
-        families: families in the place of those of the table, as ``zh+th+en,ar+he``; other languages keep the table's.
+        families: families in the place of those of the table, as ``zh+th+en,ar+he``, of codes or names; other languages keep the
+            table's.
         reduction: d over the inner width of an adapter. std: of the start values of both its matrices.
         weighting: of clients in a mean. batch: in the code 8 rows, accumulated 16 times.
     """
@@ -103,10 +107,12 @@ class FedMNMT(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        groups = [[one.strip() for one in group.split("+")] for group in self.families.split(",") if self.families]
-        every = [one for group in groups for one in group]
+        every = [name_of(one) for group in self._groups() for one in group]
         if not all(every) or len(set(every)) < len(every):
             raise UserError(f'"{self.families}" are no families: write each language once, as zh+th+en,ar+he.')
+
+    def _groups(self) -> list[list[str]]:
+        return [[one.strip() for one in group.split("+")] for group in self.families.split(",") if self.families]
 
     @property
     def sums(self) -> bool:
@@ -125,6 +131,13 @@ class FedMNMT(Method):
                 "fed-mnmt sorts clients by their languages, and none tells its own: give data with pairs of languages (--pairs), "
                 "or set clusters to fed."
             )
+        spoken = {name_of(str(c.facts[side])): str(c.facts[side]) for c in server.clients for side in SIDES if side in c.facts}
+        for one in (one for group in self._groups() for one in group):
+            if language_of(one) is None and one not in spoken:
+                raise UserError(
+                    f'families name the language "{one}", and no client has it: use the codes of the data, '
+                    f"{', '.join(sorted(spoken.values()))}.{nearest(one, list(spoken.values()))}"
+                )
         if self.clusters == "random":
             names = [c.id for c in server.clients]
             for side in SIDES:
@@ -137,8 +150,8 @@ class FedMNMT(Method):
         language = client.facts.get(side)
         if language is None:
             return f"of {client.id}"
-        own = next((group for group in self.families.split(",") if language in map(str.strip, group.split("+"))), None)
-        return own or family_of(str(language))
+        own = {name_of(one): "+".join(group) for group in self._groups() for one in group}
+        return own.get(name_of(str(language))) or family_of(str(language))
 
     def _families(self, server: ServerState, side: str) -> set[str]:
         return {self._family(c, side) for c in server.clients}

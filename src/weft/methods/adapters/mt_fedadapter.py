@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -209,11 +210,8 @@ def of_groups(pack: Pack) -> list[str]:
     """The task of each group of rows of the table."""
     task, table = pack.task, pack.bench.table
     assert isinstance(task, Several) and table.groups is not None
-    found = {}
-    for group, label in zip(table.groups.tolist(), table.labels.tolist(), strict=True):
-        if group not in found:
-            found[group] = next(name for name, (first, end) in task.spans.items() if first <= label < end)
-    return [found[group] for group in sorted(found)]
+    labels = table.labels[np.unique(table.groups, return_index=True)[1]]
+    return [next(name for name, (first, end) in task.spans.items() if first <= label < end) for label in labels]
 
 
 def relations(task: Several, borrow: float, family: Family) -> Tensor:
