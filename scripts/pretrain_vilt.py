@@ -24,7 +24,7 @@ from transformers import ViltConfig, ViltModel
 from transformers.models.vilt.image_processing_pil_vilt import ViltImageProcessorPil
 
 from pretrain_glyphs import FONTS, FROM, Drawings
-from pretraining import HALF, PIECES, SHIPPED, card, rate, save, word_pieces
+from pretraining import HALF, PIECES, SHIPPED, adamw, card, rate, save, word_pieces
 from weft.backbones.vilt import Embeddings
 from weft.data.glyph_questions import COLOURS, LETTERS, NUMBERS, PLACES, SIDE, scenes
 from weft.data.glyphs import CHARACTERS, LEFT_OUT, SIZE
@@ -102,7 +102,22 @@ def hide(lines: Sequence[str], random: torch.Generator) -> list[str]:
     return found
 
 
-class Heads(nn.Module):
+class Quadrants(nn.Module):
+    """Tells letter and colour of each quadrant by the mean of its patches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.letter, self.colour = nn.Linear(WIDTH, len(LETTERS) + 1), nn.Linear(WIDTH, len(COLOURS) + 1)
+
+    def losses(self, patches: Tensor, what: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Of patches [n, P, d] of pictures and of what is on them; -1, where there is nothing, is the last class."""
+        side = SIDE // PATCH
+        cells = patches.unflatten(1, (2, side // 2, 2, side // 2)).mean((2, 4)).flatten(1, 2)
+        each = {"letter": self.letter(cells), "colour": self.colour(cells)}
+        return {n: F.cross_entropy(z.float().flatten(0, 1), what[n].flatten() % z.shape[-1]) for n, z in each.items()}
+
+
+class Heads(Quadrants):
     """What reads the model while it is trained, and is thrown away."""
 
     def __init__(self, model: ViltModel):
@@ -111,7 +126,6 @@ class Heads(nn.Module):
         self.change = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU(), nn.LayerNorm(WIDTH))
         self.bias = nn.Parameter(torch.zeros(self.words.num_embeddings))
         self.fits = nn.Linear(WIDTH, 2)
-        self.letter, self.colour = nn.Linear(WIDTH, len(LETTERS) + 1), nn.Linear(WIDTH, len(COLOURS) + 1)
 
     def named(self, hidden: Tensor) -> Tensor:
         return F.linear(self.change(hidden), self.words.weight, self.bias)
@@ -125,11 +139,7 @@ def read(model: ViltModel, tokenizer: Any, lines: list[str], pictures: Tensor) -
 def train(model: ViltModel, heads: Heads, tokenizer: Any, blind: int, steps: int, seed: int, batch: int = 96) -> None:
     """``steps`` in all, the first ``blind`` of them without captions."""
     scenes, random = Scenes(seed + 1), torch.Generator().manual_seed(seed + 2)
-    every = dict((*model.named_parameters(), *heads.named_parameters()))
-    flat = [p for n, p in every.items() if p.dim() < 2 or "embeddings" in n or "words" in n]
-    matrices = [p for p in {id(p): p for p in every.values()}.values() if all(p is not f for f in flat)]
-    flat = list({id(p): p for p in flat}.values())
-    optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.05}, {"params": flat, "weight_decay": 0.0}])
+    optimizer = adamw(heads, model)
     began, told = time.time(), batch // 4  # rows in which nothing is hidden
     for step in range(steps):
         for group in optimizer.param_groups:
@@ -145,13 +155,7 @@ def train(model: ViltModel, heads: Heads, tokenizer: Any, blind: int, steps: int
             target = torch.cat([torch.tensor(row)[at[: len(row)]] for row, at in zip(truth, hidden[told:], strict=True)])
             names = heads.named(out.last_hidden_state[:, : hidden.shape[1]][hidden])
             fits = heads.fits(out.pooler_output[:told])
-            side = SIDE // PATCH
-            cells = out.last_hidden_state[:, -side * side :].unflatten(1, (2, side // 2, 2, side // 2)).mean((2, 4)).flatten(1, 2)
-            seen = [heads.letter(cells), heads.colour(cells)]
-        losses = {
-            n: F.cross_entropy(z.float().flatten(0, 1), what[n].flatten() % z.shape[-1])  # -1 is the last of them
-            for n, z in zip(("letter", "colour"), seen, strict=True)
-        }
+            losses = heads.losses(out.last_hidden_state[:, -((SIDE // PATCH) ** 2) :], what)
         if step >= blind:
             losses |= {"word": F.cross_entropy(names.float(), target), "caption": F.cross_entropy(fits.float(), (~other).long())}
         optimizer.zero_grad()
@@ -176,22 +180,32 @@ def filled(model: ViltModel, heads: Heads, tokenizer: Any, pictures: Tensor, wha
     return right / len(whats)
 
 
-def measured(model: ViltModel, heads: Heads, tokenizer: Any, seed: int) -> dict[str, dict[str, float]]:
-    """Of letters where a place is named, and of colours where a letter is, on fresh pictures and on those of the set."""
+def checked(seed: int) -> dict[str, tuple[Tensor, list[tuple[str, str, str]]]]:
+    """Pictures that were not trained on, with letter, colour and place of one thing on each: fresh ones, and those of the set."""
     x, what = Scenes(seed + 1000).draw(800)
     first = what["letter"].clamp(min=-1).argmax(1).tolist()
     fresh = [(LETTERS[what["letter"][i, q]], list(COLOURS)[what["colour"][i, q]], PLACES[q]) for i, q in enumerate(first)]
     known = [scene for scene in scenes() if scene.style != LEFT_OUT]
     other = torch.stack([torch.from_numpy(scene.picture) for scene in known]).permute(0, 3, 1, 2) / 127.5 - 1
     drawn = [(scene.glyphs[0].letter, scene.glyphs[0].colour, scene.glyphs[0].place) for scene in known]
+    return {"fresh pictures": (x, fresh), "pictures of `glyph_questions`": (other, drawn)}
+
+
+def measured(model: ViltModel, heads: Heads, tokenizer: Any, seed: int) -> dict[str, dict[str, float]]:
+    """Of letters where a place is named, and of colours where a letter is."""
     found: dict[str, dict[str, float]] = {}
-    for on, pictures, all_of in (("fresh pictures", x, fresh), ("pictures of `glyph_questions`", other, drawn)):
-        letters = [(f"{place} is the [MASK]", letter) for letter, _, place in all_of]
-        colours = [(f"the {letter} is [MASK]", colour) for letter, colour, _ in all_of]
+    for on, (pictures, rows) in checked(seed).items():
+        letters = [(f"{place} is the [MASK]", letter) for letter, _, place in rows]
+        colours = [(f"the {letter} is [MASK]", colour) for letter, colour, _ in rows]
         found[on] = {
-            n: filled(model, heads, tokenizer, pictures, rows) for n, rows in (("letters", letters), ("colours", colours))
+            n: filled(model, heads, tokenizer, pictures, some) for n, some in (("letters", letters), ("colours", colours))
         }
     return found
+
+
+def split(steps: str) -> tuple[int, int]:
+    first, then = map(int, steps.split(","))
+    return first, then
 
 
 def main() -> None:
@@ -214,7 +228,7 @@ def main() -> None:
     model.embeddings.__class__ = Embeddings
     nn.init.normal_(model.embeddings.text_embeddings.word_embeddings.weight, std=0.2)  # words that are never said stay apart
     heads = Heads(model)
-    blind, reading = map(int, args.steps.split(","))
+    blind, reading = split(args.steps)
     train(model, heads, tokenizer, blind, blind + reading, args.seed)
     model.eval()
     scores = measured(model, heads, tokenizer, args.seed)

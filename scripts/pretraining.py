@@ -61,18 +61,18 @@ def words(more: Collection[str]) -> PreTrainedTokenizerFast:
     return word_pieces(pieces, "[SOS]", "[EOS]", **own)
 
 
-def word_pieces(pieces: Sequence[str], first: str, last: str, **special: Any) -> PreTrainedTokenizerFast:
-    """A WordPiece tokenizer with these pieces, which puts ``first`` before a text and ``last`` behind it."""
+def word_pieces(pieces: Sequence[str], first: str, last: str, most: int = 40, **special: Any) -> PreTrainedTokenizerFast:
+    """A WordPiece tokenizer with these pieces, which puts ``first`` before a text and ``last``, if any, behind it."""
     ids = {w: i for i, w in enumerate(pieces)}
     inner = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
     inner.normalizer = normalizers.BertNormalizer(lowercase=True, strip_accents=True)
     inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     inner.post_processor = processors.TemplateProcessing(
-        single=f"{first} $A {last}", special_tokens=[(first, ids[first]), (last, ids[last])]
+        single=f"{first} $A {last}".strip(), special_tokens=[(mark, ids[mark]) for mark in (first, last) if mark]
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=inner,
-        model_max_length=40,
+        model_max_length=most,
         pad_token="[PAD]",
         unk_token="[UNK]",
         model_input_names=["input_ids", "attention_mask"],
@@ -164,6 +164,14 @@ def supervised(
                 f"{time.time() - began:.0f} s",
                 flush=True,
             )
+
+
+def adamw(*modules: nn.Module) -> torch.optim.AdamW:
+    """Weights decay where they are matrices, and no embeddings; a tensor that several share is there once."""
+    every = {id(p): (n, p) for module in modules for n, p in module.named_parameters()}
+    flat = [p for n, p in every.values() if p.dim() < 2 or "embed" in n]
+    matrices = [p for n, p in every.values() if not (p.dim() < 2 or "embed" in n)]
+    return torch.optim.AdamW([{"params": matrices, "weight_decay": 0.05}, {"params": flat, "weight_decay": 0.0}])
 
 
 def unit(x: Tensor) -> Tensor:
