@@ -85,9 +85,14 @@ def packed(method: Method, bench: Bench, everyone: Sequence[ClientState], pack: 
     return run
 
 
-def peft_model(base: Any, sites: list[str], rank: int, alpha: float, kind: str) -> Any:
-    """The same sites by name (PEFT's own "all-linear" would take a pooler too), the adapter in float32, dropout off."""
-    config = LoraConfig(task_type=kind, r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=sites, bias="none")
+def peft_model(base: Any, sites: list[str], rank: int, alpha: float, kind: str | None, heads: list[str] | None = None) -> Any:
+    """The same sites by name (PEFT's own "all-linear" would take a pooler too), the adapter in float32, dropout off.
+
+    Args:
+        kind: of the task, whose head PEFT knows; None = it is to train ``heads``.
+    """
+    own = {"lora_dropout": 0.0, "target_modules": sites, "modules_to_save": heads, "bias": "none"}
+    config = LoraConfig(task_type=kind, r=rank, lora_alpha=alpha, **own)
     model = get_peft_model(base, config).eval()
     for p in model.parameters():
         if p.requires_grad:

@@ -1,6 +1,6 @@
-"""Pretrain glyph-vilt, a small ViLT, on pictures of coloured letters: nothing is downloaded.
+"""Pretrain glyph-vilt, a small ViLT that comes with Weft, on pictures of coloured letters: nothing is downloaded.
 
-    python scripts/pretrain_vilt.py [--steps 1200,2000] [--seed 0] [--to src/weft/backbones/shipped]
+    python scripts/pretrain_vilt.py [--steps 800,5000] [--seed 0] [--to src/weft/backbones/shipped]
 
 Its patches first learn to tell what is in their quadrant of a picture of one to four letters. Then it reads a caption beside the
 picture as well, such as "the red b is top left and there are two glyphs": in three of four rows some words are hidden, and it
@@ -103,17 +103,22 @@ def hide(lines: Sequence[str], random: torch.Generator) -> list[str]:
 
 
 class Quadrants(nn.Module):
-    """Tells letter and colour of each quadrant by the mean of its patches."""
+    """Tells letter and colour of each quadrant, and which one it is, by the mean of its patches.
+
+    The first two can be told without any sense of place, and captions alone hardly teach it.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.letter, self.colour = nn.Linear(WIDTH, len(LETTERS) + 1), nn.Linear(WIDTH, len(COLOURS) + 1)
+        self.place = nn.Linear(WIDTH, len(PLACES))
 
     def losses(self, patches: Tensor, what: dict[str, Tensor]) -> dict[str, Tensor]:
         """Of patches [n, P, d] of pictures and of what is on them; -1, where there is nothing, is the last class."""
         side = SIDE // PATCH
         cells = patches.unflatten(1, (2, side // 2, 2, side // 2)).mean((2, 4)).flatten(1, 2)
-        each = {"letter": self.letter(cells), "colour": self.colour(cells)}
+        each = {"letter": self.letter(cells), "colour": self.colour(cells), "place": self.place(cells)}
+        what = what | {"place": torch.arange(len(PLACES)).expand(len(cells), -1)}
         return {n: F.cross_entropy(z.float().flatten(0, 1), what[n].flatten() % z.shape[-1]) for n, z in each.items()}
 
 
@@ -210,7 +215,7 @@ def split(steps: str) -> tuple[int, int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", default="1200,2000", help="without captions, and with them")
+    parser.add_argument("--steps", default="800,5000", help="without captions, and with them")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--to", type=Path, default=SHIPPED)
     args = parser.parse_args()
@@ -226,7 +231,8 @@ def main() -> None:
     )  # fmt: skip
     model = ViltModel(config)
     model.embeddings.__class__ = Embeddings
-    nn.init.normal_(model.embeddings.text_embeddings.word_embeddings.weight, std=0.2)  # words that are never said stay apart
+    for table in (model.embeddings.text_embeddings.word_embeddings.weight, model.embeddings.position_embeddings):
+        nn.init.normal_(table, std=0.2)  # words that are never said stay apart, and so do places
     heads = Heads(model)
     blind, reading = split(args.steps)
     train(model, heads, tokenizer, blind, blind + reading, args.seed)

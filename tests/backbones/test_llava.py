@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 import tiny
+from command_line import refused
+from command_line import weft as weft_says
 from weft.backbones.backbone import Backbone
 from weft.backbones.llava import CONNECTOR
 from weft.backbones.pictured_replies import PicturedReplies
@@ -158,24 +159,86 @@ def test_questions_without_pictures_are_for_another_model() -> None:
         tabulate(llava(), answered(rows(4)), 32)
 
 
-def test_a_run_on_files_is_exported_in_our_own_form_and_scored_the_same(tmp_path: Path) -> None:
-    """Whoever loads the base without Weft would give it pictures, and not what the tower makes of them."""
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A run on files, which lie in ``questions`` beside it."""
     import weft
-    from weft.export import load as load_model
 
-    folder = tmp_path / "questions"
+    where = tmp_path_factory.mktemp("pictured")
+    folder = where / "questions"
     folder.mkdir()
     lines = []
     for i in range(30):
         Image.new("RGB", (8, 8), (8 * i, 40, 90)).save(folder / f"{i}.png")
         lines += [json.dumps({"image": f"{i}.png", "question": f"w{i + j}", "answer": f"w{i % 3}"}) for j in range(2)]
     (folder / "train.jsonl").write_text("\n".join(lines))
-    run = weft.run(
+    return weft.run(
         data=str(folder), method="fedit", model=llava().path, task="generation", template="plain", clients=2, partition="iid",
-        rounds=1, max_length=40, samples=2, new_tokens=2, precision="float32", baselines=[], quiet=True, runs=tmp_path / "runs",
+        rounds=1, max_length=40, samples=20, new_tokens=2, precision="float32", baselines=[], quiet=True, runs=where / "runs",
     )  # fmt: skip
-    assert run.adapter is not None
-    assert {path.name for path in run.adapter.iterdir()} >= {"weft_adapter.safetensors", "weft.json"}
-    source = weft.data.load(str(folder), wanted="answers")
-    model = load_model(run.adapter)
+
+
+def test_a_run_on_files_is_exported_in_our_own_form_and_scored_the_same(finished: Any) -> None:
+    """Whoever loads the base without Weft would give it pictures, and not what the tower makes of them."""
+    import weft
+    from weft.export import load as load_model
+
+    assert finished.adapter is not None
+    assert {path.name for path in finished.adapter.iterdir()} >= {"weft_adapter.safetensors", "weft.json"}
+    source = weft.data.load(str(finished.folder.parents[1] / "questions"), wanted="answers")
+    model = load_model(finished.adapter)
     assert len(model.observe(source.train)) == len(source.train)
+
+
+def asked(run: Any) -> list[tuple[str, str, str]]:
+    """Question, picture and text of what was written for the test of the run."""
+    import weft
+
+    folder = run.folder.parents[1] / "questions"
+    source = weft.data.load(str(folder), wanted="answers")
+    question = dict(zip(source.train.ids.tolist(), source.train.texts or (), strict=True))
+    lines = [json.loads(line) for line in (run.folder / "samples.jsonl").read_text().splitlines()]
+    # two rows of the file are about one picture
+    return [(question[one["row"]], str(folder / f"{one['row'] // 2}.png"), one["text"]) for one in lines if one["client"] is None]
+
+
+def test_a_trained_model_writes_of_a_question_and_a_picture_what_the_run_wrote(
+    finished: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from weft.export import load as load_model
+
+    rows = asked(finished)
+    assert len({text for *_, text in rows}) > 1
+    model = load_model(finished.folder, precision="float32")
+    assert model.predict([(question, picture) for question, picture, _ in rows]) == [text for *_, text in rows]
+    shuffled = model.predict([(question, rows[i - 1][1]) for i, (question, *_) in enumerate(rows)])
+    assert shuffled != [text for *_, text in rows], "the pictures make a difference"
+    given = [word for question, picture, _ in rows for word in (question, picture)]
+    told = json.loads(weft_says(capsys, "predict", finished.folder, *given, "--precision", "float32", "--json").out)
+    assert [(one["question"], one["picture"], one["text"]) for one in told] == rows
+    shown = weft_says(capsys, "predict", finished.folder, *given[:2], "--precision", "float32").out
+    assert given[0] in shown
+    assert rows[0][2] in shown
+
+
+def test_questions_without_pictures_and_chats_are_refused(finished: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    from weft.export import load as load_model
+
+    refused(weft_says(capsys, "predict", finished.folder, "w1"), "each question and its picture in turn")
+    refused(weft_says(capsys, "predict", finished.folder, "w1", "none.png"), "none.png does not exist")
+    refused(weft_says(capsys, "chat", finished.folder), "asked about pictures, one question each: use weft predict")
+    with pytest.raises(UserError, match="give a question and a picture of each row"):
+        load_model(finished.folder).generate(["w1"])
+
+
+def test_the_farewell_proposes_a_question_and_a_picture(finished: Any) -> None:
+    from io import StringIO
+
+    from rich.console import Console
+
+    from weft.cli import plan
+
+    out = Console(file=StringIO(), width=500)
+    plan.farewell(out, finished)
+    said = out.file.getvalue()  # type: ignore[attr-defined]
+    assert f"Try it: weft predict {finished.folder} 'a question' picture.png" in said

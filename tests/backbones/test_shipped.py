@@ -12,7 +12,9 @@ from safetensors import safe_open
 from transformers import AutoImageProcessor, AutoTokenizer
 
 from shipped import SHIPPED, folder, plain
+from weft.backbones.load import load
 from weft.backbones.short_names import KNOWN
+from weft.data.glyph_questions import glyph_questions
 
 OF_PICTURES = [name for name in SHIPPED if "image" in KNOWN[name].kind]
 CLIPS = [name for name in SHIPPED if KNOWN[name].kind == "image and text"]
@@ -45,6 +47,22 @@ def test_transformers_loads_a_shipped_backbone_whole_and_its_processor_gives_wha
     given = processor(images=[picture], return_tensors="pt")["pixel_values"]
     by_hand = torch.from_numpy(picture[None] / 127.5 - 1).permute(0, 3, 1, 2).float()
     torch.testing.assert_close(given, by_hand, rtol=0.0, atol=1e-5)
+
+
+def test_a_backbone_of_questions_is_loaded_whole_and_reads_what_it_was_trained_on() -> None:
+    model, info = plain("glyph-vilt")
+    assert not any(info[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    tokenizer = AutoTokenizer.from_pretrained(folder("glyph-vilt"))
+    rows = glyph_questions().train
+    ids = tokenizer(list(rows.texts or ())[:400])["input_ids"]
+    assert all(tokenizer.unk_token_id not in row for row in ids)
+    assert {row[0] for row in ids} == {tokenizer.cls_token_id}
+    assert tokenizer.convert_ids_to_tokens(ids[0]) == ["[CLS]", *(rows.texts or ())[0].replace("?", " ?").split(), "[SEP]"]
+    assert len(tokenizer) == model.config.vocab_size
+    processor = load("glyph-vilt", classes=2, device="cpu").processor
+    picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    by_hand = torch.from_numpy(picture[None] / 127.5 - 1).permute(0, 3, 1, 2).float()
+    torch.testing.assert_close(processor(images=[picture], return_tensors="pt")["pixel_values"], by_hand, rtol=0.0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", CLIPS)

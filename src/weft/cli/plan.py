@@ -164,7 +164,9 @@ def farewell(out: Console, done: Run) -> None:
         about = About.read(done.adapter)
         texts = ["some text", "and its second"] if about.pairs else ["some text"]
         rows = {"texts": texts, "images": ["picture.png"], BOTH: ["a question", "picture.png"]}.get(about.base.reads)
-        command = ["weft", "chat", str(done.folder)] if about.writes else ["weft", "predict", str(done.folder), *(rows or ())]
+        command = ["weft", "predict", str(done.folder), *(rows or ())]
+        if about.writes and about.base.reads != BOTH:  # questions about pictures are single ones
+            command = ["weft", "chat", str(done.folder)]
         if about.task == "several":  # a text does not say of which
             command = ["weft", "eval", str(done.folder), "--data", str(done.summary["settings"]["data"]["value"])]
         if rows is not None:  # no words tell a sequence of items

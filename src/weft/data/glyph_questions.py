@@ -2,8 +2,8 @@
 
 A picture has four quadrants, in each of which a letter may be; no letter and no colour is there twice. Four kinds of questions
 are asked of each picture, and a kind is the natural client. Answers of a kind are about equally frequent, whatever is asked, so
-that guessing pays little. The backbone of ``scripts/pretrain_vilt.py`` is trained on SEEN fonts; these are drawn from the others,
-and one of their styles is held out.
+that guessing pays little. The backbone ``glyph-vilt`` was trained on SEEN fonts; these are drawn from the others, and one of
+their styles is held out.
 """
 
 from __future__ import annotations

@@ -182,6 +182,11 @@ ENTRIES: tuple[Entry, ...] = (
         "none needed: drawn here, from free fonts", "drawn from the fonts that matplotlib ships", offline=True,
     ),
     Entry(
+        "glyph_boxes", None, None, GENERATION, 1, {"train": 960, "test": 240, "unseen": 200}, "style",
+        "none needed: drawn here, from free fonts", "drawn from the fonts that matplotlib ships", offline=True, image="image",
+        metrics=("box_accuracy", "iou", "perplexity"),
+    ),
+    Entry(
         "drawings", None, None, IMAGE, 20, {"train": 2_400, "unseen": 400}, "domain", "none needed: drawn here",
         "drawn from polygons that Weft has", offline=True,
     ),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -153,6 +153,16 @@ def build(name: str, splits: Mapping[str, Table], columns: Questions, wanted: Wa
         label_name=columns.label,
         notes=tuple(map(printable, said)),
     )
+
+
+def to_write(source: Source) -> Source:
+    """A source of questions with classes as one whose best answers are texts to generate."""
+
+    def written(rows: Rows) -> Rows:
+        answers = [source.classes[label] for label in rows.labels]
+        return replace(rows, labels=np.zeros(len(rows), np.int64), answers=answers, votes=None)
+
+    return source.each(written, (source.label_name or "answer",))
 
 
 def answers_of(value: Any, column: str, where: str) -> Counter[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -306,6 +306,14 @@ class Source:
             checks.in_range(rows.every_vote, self.classes, self.name)
         _alike(list(parts.values()), self.classes, self.name)
         checks.unique_ids({name: rows.ids for name, rows in parts.items()}, self.name)
+
+    def each(self, fn: Callable[[Rows], Rows], classes: tuple[str, ...]) -> Source:
+        """With rows of all splits changed, of other classes."""
+        train, test, validation = (None if rows is None else fn(rows) for rows in (self.train, self.test, self.validation))
+        assert train is not None
+        unseen, further = ({key: fn(rows) for key, rows in some.items()} for some in (self.unseen, self.further))
+        own: dict[str, Any] = {"test": test, "validation": validation, "unseen": unseen, "further": further}
+        return replace(self, classes=classes, train=train, fingerprint="", **own)
 
 
 @dataclass(frozen=True, eq=False)

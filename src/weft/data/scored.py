@@ -89,21 +89,10 @@ def from_classes(source: Source) -> Source:
     name = source.label_name or "number"
     numbers = np.array([_number(called, source.name, name) for called in source.classes], dtype=np.float64)
 
-    def numbered(rows: Rows | None) -> Rows | None:
-        return None if rows is None else replace(rows, labels=np.zeros(len(rows), np.int64), numbers=numbers[rows.labels])
+    def numbered(rows: Rows) -> Rows:
+        return replace(rows, labels=np.zeros(len(rows), np.int64), numbers=numbers[rows.labels])
 
-    train = numbered(source.train)
-    assert train is not None
-    unseen = {key: rows for key, own in source.unseen.items() if (rows := numbered(own)) is not None}
-    return replace(
-        source,
-        classes=(name,),
-        train=train,
-        test=numbered(source.test),
-        validation=numbered(source.validation),
-        unseen=unseen,
-        fingerprint="",
-    )
+    return source.each(numbered, (name,))
 
 
 def _number(value: Any, where: str, column: str) -> float | None:

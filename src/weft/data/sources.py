@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from weft.checks import table_files as checks
-from weft.data import folders, given, indexes, interactions, scored, several
+from weft.data import folders, given, indexes, interactions, questions, scored, several
 from weft.data.assemble import assemble
 from weft.data.columns import Wanted
 from weft.data.formats import suffix
 from weft.data.hub_sets import catalogue
 from weft.data.local import read, saved_by_datasets
-from weft.data.rows import Rows, Source, fingerprint
+from weft.data.rows import BOTH, Rows, Source, fingerprint
 from weft.data.trees import Folder, Tree, Zip
 from weft.errors import UserError, nearest
 
@@ -78,6 +78,8 @@ def load(
     source = _load(name, asked, wanted, core) if isinstance(name, str) else given.read(name, asked, wanted)
     if wanted == "numbers" and source.train.of_classes:
         source = scored.from_classes(source)
+    if wanted == "answers" and source.train.of_classes and source.train.read_as == BOTH:
+        source = questions.to_write(source)
     if not one_class:
         _check_classes(source)
     if limit is not None:

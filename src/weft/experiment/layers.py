@@ -148,10 +148,13 @@ def _public(x: Experiment, method: Method) -> list[str]:
 def _fitting(needs: tuple[str, ...], user: Mapping[str, Any]) -> dict[str, str]:
     """Model and data for those who named none, where the usual ones are not what the method or the data need."""
     from weft.backbones.short_names import usual
-    from weft.data.hub_sets import IMAGE, ITEMS, QUESTIONS, catalogue
+    from weft.data.hub_sets import GENERATION, IMAGE, ITEMS, QUESTIONS, catalogue
 
     kinds = (IMAGE, ITEMS, QUESTIONS)
     pictures, items, questions = ({entry.name for entry in catalogue() if entry.kind == kind} for kind in kinds)
+    pictured = {entry.name for entry in catalogue() if entry.kind == GENERATION and entry.image is not None}
+    if user.get("data") in pictured or (user.get("task") == "generation" and user.get("data") in questions):
+        return {"model": usual({"questions to write"})}
     if user.get("task") == "generation":
         return {"data": "docstrings", "model": "smollm2"}
     if user.get("task") == "preference":

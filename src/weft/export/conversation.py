@@ -28,6 +28,8 @@ class Conversation:
     def __init__(self, model: Predictor, system: str = "", new_tokens: int | None = None, temperature: float | None = None):
         if not model.writes:
             raise UserError("this model writes no text, so there is nothing to talk about: use weft predict.")
+        if model.pictured:
+            raise UserError("this model is asked about pictures, one question each: use weft predict RUN QUESTION PICTURE.")
         if system and not model.converses:
             raise UserError("the template of this model has no place for a system's words: leave --system out.")
         self.model, self.system = model, system

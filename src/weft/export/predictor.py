@@ -82,10 +82,15 @@ class Predictor:
         return self.about.writes
 
     @property
+    def pictured(self) -> bool:
+        """Whether it is asked about pictures."""
+        return self.backbone.reads == BOTH
+
+    @property
     def converses(self) -> bool:
         """Whether it writes text, and its template has a place for earlier turns."""
         b = self.backbone
-        return self.writes and isinstance(template(b.options.prompt, b.tokenizer, b.encoder_decoder), Chat)
+        return self.writes and not self.pictured and isinstance(template(b.options.prompt, b.tokenizer, b.encoder_decoder), Chat)
 
     def logits(self, items: Sequence[Text | Picture]) -> Tensor:
         """[n, C], float32 on the CPU.
@@ -189,7 +194,7 @@ class Predictor:
 
         Args:
             prompts: texts, pairs of an instruction and its input, or chats: lists of turns (role, text) that end with one of the
-                ``user``.
+                ``user``; of a model that looks at pictures, pairs of a question and a picture.
             new_tokens, beams, temperature, top_p: of :class:`weft.tasks.generation_settings.Decoding`; None = as the run was
                 scored.
             seed: of tokens that are drawn.
@@ -203,7 +208,7 @@ class Predictor:
             raise UserError("this model writes no text: use predict.")
         asked: dict[str, Any] = {"new_tokens": new_tokens, "beams": beams, "temperature": temperature, "top_p": top_p}
         decoding = replace(self.about.decoding, **{n: v for n, v in asked.items() if v is not None})
-        rows = rows_asked(prompts)
+        rows = to_write(prompts) if self.pictured else rows_asked(prompts)
         if streamer is not None and (len(rows) != 1 or decoding.beams > 1):
             raise UserError("a streamer follows one text as it is written: give it one prompt, and beams = 1.")
         if rows.history is not None and not self.converses:
@@ -291,6 +296,15 @@ def questions_of(items: Sequence[Any]) -> Rows:
         raise UserError(f"give a question and a picture of each row, as in predict([(question, picture)]), not {odd[0]!r:.60}.")
     images, none = Images([picture for _, picture in asked]), np.zeros(len(asked), np.int64)
     return Rows(texts=[question for question, _ in asked], images=images, labels=none, ids=np.arange(len(asked)))
+
+
+def to_write(items: Sequence[Any]) -> Rows:
+    """Questions about pictures whose answers are to be written.
+
+    Raises:
+        UserError: something else than a list of pairs of a text and a picture.
+    """
+    return replace(questions_of(items), answers=[""] * len(items))
 
 
 OF_ITEMS = {"texts": table_of, "images": pictures_of, BOTH: questions_of}

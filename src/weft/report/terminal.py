@@ -43,6 +43,8 @@ SHORT = {
     "exact_match": "match",
     "token_f1": "F1",
     "final_answer": "answer",
+    "iou": "IoU",
+    "box_accuracy": "acc@.5",
 }
 """What a column of a metric is called, if not by its name."""
 
@@ -127,6 +129,8 @@ METRICS = {
     "exact_match": "exact match",
     "token_f1": "token F1",
     "final_answer": "final answer",
+    "iou": "IoU",
+    "box_accuracy": "Acc@0.5",
 }
 """What a row of a metric is called, if not by its name."""
 CLIENTS = {"mean_client": "mean client", "worst_client": "worst client", "new_clients": "new clients"}

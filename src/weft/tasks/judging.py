@@ -16,11 +16,12 @@ import numpy as np
 
 from weft import distribution
 from weft.errors import UserError
+from weft.tasks import boxes
 
 ROUGE = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}
 """Metric -> its name in rouge-score."""
 
-HITS = ("exact_match", "final_answer")
+HITS = ("exact_match", "final_answer", "box_accuracy")
 """Metrics that are 0 or 1 for each row."""
 
 CORPUS = {"bleu": 2 + 2 * 4, "chrf": 3 * 6}
@@ -30,7 +31,7 @@ BLEU: words given and wanted, then of 1 to 4 words the matches, and those given;
 wanted, and the matches.
 """
 
-TEXT = (*ROUGE, *HITS, "token_f1", *CORPUS)
+TEXT = (*ROUGE, *HITS, "token_f1", "iou", *CORPUS)
 """All metrics of generated texts."""
 
 
@@ -42,6 +43,7 @@ def judge(metrics: Sequence[str], given: Sequence[str], wanted: Sequence[str]) -
       takes a text as one sentence. float64 [n].
     * ``exact_match``, ``token_f1``: of SQuAD v1.1 (Rajpurkar et al., 2016), see :func:`words`. bool and float64 [n].
     * ``final_answer``: of GSM8K and MATH, see :func:`final_answer`. bool [n].
+    * ``iou``, ``box_accuracy``: of boxes on pictures, see :mod:`weft.tasks.boxes`. float64 and bool [n].
     * ``bleu``, ``chrf``: sacrebleu's counts of each row with its defaults (13a; chrF2), int64 [n, 10] and [n, 18].
 
     Raises:
@@ -195,4 +197,6 @@ OWN: dict[str, Callable[[str, str], float]] = {
     "exact_match": exact_match,
     "token_f1": token_f1,
     "final_answer": final_answer,
+    "iou": boxes.overlap,
+    "box_accuracy": boxes.found,
 }
