@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor
 
 import tiny
 from weaving import CLOSE, INDEX, alone, batch_of, grads, leaves, logits_of, own_model, pack_of, set_head, values_for
+from weft.adaptation.bottleneck import Bottleneck
 from weft.adaptation.compacter import Compacter
 from weft.adaptation.head import Head
 from weft.adaptation.part import Part
@@ -73,7 +75,9 @@ def test_gradients_of_a_pack_are_those_of_its_clients_alone() -> None:
             assert slope.norm() > 0
 
 
-@pytest.mark.parametrize(("n", "rank", "reduction", "m"), [(4, 1, 16, 4), (2, 3, 4, 8), (8, 1, 2, 16), (1, 2, 8, 4)])
+@pytest.mark.parametrize(
+    ("n", "rank", "reduction", "m"), [(4, 1, 16, 4), (2, 3, 4, 8), (8, 1, 2, 16), (1, 2, 8, 4), (4, 1, 64, 4), (1, 1, 64, 1)]
+)
 def test_its_numbers_are_n_cubed_for_all_and_n_factors_for_each(n: int, rank: int, reduction: int, m: int) -> None:
     backbone, d, places = tiny.backbone("bert"), 32, 6
     part = Compacter(n=n, rank=rank, reduction=reduction)
@@ -81,8 +85,34 @@ def test_its_numbers_are_n_cubed_for_all_and_n_factors_for_each(n: int, rank: in
     assert found == n**3 + places * (2 * n * rank * (d // n + m // n) + m + d)
 
 
+@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+@pytest.mark.parametrize("activation", ["relu", "gelu_new"])
+@pytest.mark.parametrize("placement", ["block", "ffn", "sublayers"])
+def test_it_is_a_bottleneck_with_the_matrices_that_products_make(kind: str, placement: Any, activation: Any) -> None:
+    backbone = tiny.backbone(kind)
+    part = replace(PART, placement=placement, activation=activation)
+    plain = Bottleneck(PART.reduction, placement=placement, activation=activation)
+    sites = part.sites(backbone)
+    assert sites[1:] == plain.sites(backbone)
+    g = torch.Generator().manual_seed(0)
+    shapes = {n: i.shape for site in sites[:2] for n, i in part.tensors(backbone, site).items()}
+    w = {n: torch.randn(2, *shape, generator=g, dtype=torch.float64) for n, shape in shapes.items()}
+    out, module = torch.randn(2, 5, 32, generator=g, dtype=torch.float64), backbone.module(sites[1].name)
+    matrices = {side: torch.stack([kron({n: v[k] for n, v in w.items()}, side) for k in range(2)]) for side in ("down", "up")}
+    wanted = plain.apply(module, w | matrices, out, out)
+    torch.testing.assert_close(part.apply(module, w, out, out), wanted, **CLOSE)
+    half = part.apply(module, {n: v.float() for n, v in w.items()}, out.bfloat16(), out.bfloat16())
+    assert half.dtype == torch.bfloat16, "as the model computes, whatever its part is kept in"
+    reckoned = part.products(backbone, sites[1])
+    assert reckoned == {f"{side}_left": matrix[0].numel() for side, matrix in matrices.items()}
+    assert part.products(backbone, NOWHERE) == {}
+
+
 def test_it_starts_at_the_papers_values() -> None:
     backbone = tiny.backbone("bert")
+    wide = tiny.backbone("bert", hidden_size=128)
+    assert Compacter().tensors(wide, Compacter().sites(wide)[1])["down_bias"].shape == (128 // 16,)
+    assert Compacter(std=0.5).tensors(backbone, NOWHERE)["rule"].scale == 0.5
     inits = {n.split("/", 1)[1]: i for n, i, _ in named({"x": (Compacter(), SHARED)}, backbone)}
     assert (inits["values/rule"].kind, inits["values/rule"].scale) == ("normal", 0.01)
     left = next(i for n, i in inits.items() if n.endswith("down_left"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import json
 from dataclasses import replace
 from typing import Any
@@ -15,6 +17,7 @@ from torch import Tensor
 import tiny
 from command_line import refused
 from command_line import weft as weft_says
+from weft.backbones import pictured_replies
 from weft.backbones.backbone import Backbone
 from weft.backbones.llava import CONNECTOR
 from weft.backbones.pictured_replies import PicturedReplies
@@ -40,6 +43,14 @@ def some(n: int = ROWS) -> Rows:
 
 def table_of(own: Rows, most: int = 64) -> PicturedReplies:
     found = tabulate(llava(), own, most)
+    assert isinstance(found, PicturedReplies)
+    return found
+
+
+def plain_table(own: Rows, most: int) -> PicturedReplies:
+    """In a template without words of its own."""
+    backbone = llava()
+    found = tabulate(replace(backbone, options=replace(backbone.options, template="plain")), own, most)
     assert isinstance(found, PicturedReplies)
     return found
 
@@ -101,9 +112,9 @@ def test_the_mark_of_a_picture_in_a_question_is_no_second_picture() -> None:
 
 def test_texts_are_those_that_transformers_writes(plain: Any) -> None:
     run = tiny.federation(FedIT(rank=2), "llava", task="generation")
-    pack, table = run.pack([0]), run.bench.table
-    assert isinstance(table, PicturedReplies)
-    index = run.clients[0].data.train[:3]
+    pack, table = run.pack([0]), plain_table(some(), 64)
+    pack.bench = replace(pack.bench, table=table)
+    index = np.array([2, 4, 6])
     (found,) = generating.write(pack, run.method.forward, [index], Decoding(new_tokens=5))
     prompts = table.prompts(index)
     with torch.no_grad():
@@ -116,6 +127,9 @@ def test_texts_are_those_that_transformers_writes(plain: Any) -> None:
         )
     assert found == [text.strip() for text in run.bench.backbone.tokenizer.batch_decode(written, skip_special_tokens=True)]
     assert any(found)
+    pack.bench = replace(pack.bench, table=replace(table, features=torch.zeros_like(table.features)))
+    (unseen,) = generating.write(pack, run.method.forward, [index], Decoding(new_tokens=5))
+    assert all(one != other for one, other in zip(found, unseen, strict=True)), "a picture matters for each of the texts"
 
 
 @pytest.mark.parametrize("method", [FedIT(rank=2), FedDAT(reduction=4)])
@@ -129,16 +143,103 @@ def test_packs_are_their_clients_one_by_one(method: Any) -> None:
 def test_a_method_that_is_no_single_pass_sees_the_picture_of_each_next_token() -> None:
     """The mean of two passes is asked for every token anew; the picture matters in each."""
     run = tiny.federation(FedIT(rank=2), "llava", task="generation")
-    pack, index = run.pack([0]), run.clients[0].data.train[:2]
+    pack, index = run.pack([0]), np.array([2, 4, 6])
     from weft.tasks.outputs import average
+
+    pack.bench = replace(pack.bench, table=plain_table(some(), 64))
 
     def twice(p: Any, b: Any) -> Any:
         return average([p(b), p(b)])
 
-    plain = generating.write(pack, run.method.forward, [index], Decoding(new_tokens=4))
-    assert generating.write(pack, twice, [index], Decoding(new_tokens=4)) == plain
-    beams = Decoding(new_tokens=4, beams=2)
-    assert generating.write(pack, twice, [index], beams) == generating.write(pack, run.method.forward, [index], beams)
+    for decoding in (Decoding(new_tokens=4), Decoding(new_tokens=4, beams=2)):
+        plain = generating.write(pack, run.method.forward, [index], decoding)
+        assert generating.write(pack, twice, [index], decoding) == plain
+
+
+def test_a_picture_goes_through_the_connector_with_the_prompt_and_not_with_each_token() -> None:
+    run = tiny.federation(FedIT(rank=2), "llava", task="generation")
+    pack, index = run.pack([0]), run.clients[0].data.train[:2]
+    seen: list[int] = []
+    handle = run.bench.backbone.module(CONNECTOR).register_forward_hook(lambda _m, args, _o: seen.append(len(args[0])))
+    try:
+        generating.write(pack, run.method.forward, [index], Decoding(new_tokens=4))
+    finally:
+        handle.remove()
+    assert seen == [2]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("layer", "strategy"), [(-1, "default"), (-2, "full"), ([-2, -1], "default"), ([0, 1, 2], "full")])
+def test_features_are_of_the_layers_and_places_that_the_configuration_names(layer: Any, strategy: str) -> None:
+    from transformers import LlavaForConditionalGeneration
+
+    from weft.backbones.llava import LlavaReader
+
+    config = copy.deepcopy(llava().model.config)
+    config.vision_feature_layer, config.vision_feature_select_strategy = layer, strategy
+    torch.manual_seed(0)
+    theirs = LlavaForConditionalGeneration(config).double().eval()
+    mine = LlavaReader(config).double().eval()
+    mine.load_state_dict(theirs.state_dict())
+    pictures = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    tokens = 4 + (strategy == "full")
+    ids = torch.tensor([[1, *[config.image_token_id] * tokens, 5, 6], [1, 7, *[config.image_token_id] * tokens, 8]])
+    features = mine.features(pictures)
+    assert features.shape[:2] == (2, tokens)
+    found = mine(input_ids=ids, image_features=features).logits
+    torch.testing.assert_close(found, theirs(input_ids=ids, pixel_values=pictures).logits, rtol=1e-12, atol=1e-12)
+
+
+@torch.no_grad()
+def test_a_row_without_a_picture_s_tokens_leaves_the_others_theirs() -> None:
+    """As one of padding does, wherever it stands in a batch."""
+    table, model = table_of(some()), llava().model
+    whole = model(**table.collate(np.array([2, 4]))).logits
+    apart = model(**table.collate(np.array([2, -1, 4]))).logits
+    torch.testing.assert_close(apart[[0, 2]], whole, rtol=1e-12, atol=1e-12)
+
+
+@torch.no_grad()
+def test_positions_that_are_given_and_outputs_that_are_asked_for_count() -> None:
+    table, model = table_of(some()), llava().model
+    inputs = table.collate(np.array([0]))
+    places = torch.arange(inputs["input_ids"].shape[1])[None]
+    whole = model(**inputs).logits
+    torch.testing.assert_close(model(**inputs, position_ids=places).logits, whole)
+    assert (model(**inputs, position_ids=2 * places).logits - whole).abs().max() > 1e-6
+    torch.testing.assert_close(model(**inputs, logits_to_keep=2).logits, whole[:, -2:])
+
+
+@torch.no_grad()
+def test_many_pictures_go_through_the_tower_in_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = table_of(some())
+    monkeypatch.setattr(pictured_replies, "AT_ONCE", 3)
+    own = table_of(some())
+    assert own.features.shape == whole.features.shape
+    torch.testing.assert_close(own.features, whole.features)
+
+
+def test_rows_keep_their_numbers_and_what_was_asked_has_no_mark() -> None:
+    own = replace(some(), ids=np.arange(ROWS) * 3 + 1)
+    table = table_of(own)
+    assert table.row_ids.tolist() == [1, 4, 7, 10, 13, 16, 19]
+    assert table.asked == tuple(own.texts or ())
+    assert table.wanted == tuple(own.answers or ())
+
+
+def test_a_tokenizer_without_a_token_for_pictures_is_one_sentence() -> None:
+    backbone = llava()
+    inner = backbone.tokenizer
+
+    class Lacking:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(inner, name)
+
+        def __call__(self, text: Any, **more: Any) -> Any:
+            return inner("w1" if text == "<image>" else text, **more)
+
+    with pytest.raises(UserError, match="has no token 97 for pictures: add it, and save it anew"):
+        tabulate(replace(backbone, tokenizer=Lacking()), some(), 64)
 
 
 def test_what_is_described_is_the_language_model() -> None:
@@ -147,6 +248,28 @@ def test_what_is_described_is_the_language_model() -> None:
     assert all(s.name.startswith("model.language_model.") for s in (*backbone.linears, *backbone.norms))
     assert backbone.module(CONNECTOR) is not None
     assert not backbone.heads
+
+
+def test_prompts_are_shortened_to_what_a_picture_leaves_and_sentences_have_the_length_that_was_given() -> None:
+    own = replace(some(4), answers=["w2"] * 4)
+    short = replace(own, texts=["w1 w1"] * 4)
+    width = int(plain_table(short, 40).widths.max())
+    assert plain_table(short, width).notes == ()
+    assert plain_table(short, width - 1).notes[0] == f"4 of 4 prompts are shortened to --max-length {width - 1}."
+    long = replace(own, texts=["w1", "w1", *[" ".join(["w1"] * 90)] * 2])
+    for given, most in ((20, 20), (1000, llava().max_length)):
+        table = plain_table(long, given)
+        assert all(most - 3 < width <= most for width in table.widths[2:].tolist())
+        assert all((table.ids[a:b] == 97).sum() == 4 for a, b in itertools.pairwise(table.offsets))
+        assert table.notes == (f"2 of 4 prompts are shortened to --max-length {most}.",)
+    with pytest.raises(UserError, match="4 of 4 answers are longer than --max-length 12 leaves room for"):
+        plain_table(replace(own, answers=[" ".join(["w1"] * 30)] * 4), 12)
+
+
+def test_a_row_whose_picture_is_not_seen_is_counted_in_a_note() -> None:
+    table = plain_table(replace(some(4), texts=["w1"] * 4, answers=["w2"] * 3 + [" ".join(["w2"] * 9)]), 14)
+    assert [int((table.ids[a:b] == 97).sum()) for a, b in itertools.pairwise(table.offsets)] == [4, 4, 4, 0]
+    assert table.notes[-1] == "1 of 4 rows are shortened so far that their pictures are not seen: give a larger --max-length."
 
 
 def test_too_little_room_for_a_picture_and_a_question() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import re
 import tempfile
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,9 @@ from transformers import (
 import tiny
 from weft.backbones.backbone import Backbone
 from weft.backbones.load import load
+from weft.backbones.prompts import PLAIN
 from weft.backbones.reply_table import Pairs, replies
+from weft.backbones.translators import Translator, marks, shifting
 from weft.data.rows import Rows
 from weft.errors import UserError
 from weft.federation import generating
@@ -123,6 +127,65 @@ def test_text_begins_in_the_language_of_its_row(kind: str, beams: int) -> None:
     assert not torch.equal(begun, other.beginnings(np.arange(4)))  # type: ignore[union-attr, arg-type]
 
 
+@pytest.mark.parametrize("kind", CODES)
+def test_rows_that_share_one_of_their_two_languages_have_each_their_own_marks(kind: str) -> None:
+    pairs = [("en", "de"), ("fr", "de"), ("fr", "en"), ("fr", "en")]
+    given, codes = rows(languages=pairs), CODES[kind]
+    table = replies(backbone(kind), given, 40)
+    for i, (source, target) in enumerate(pairs):
+        one = made(kind)
+        one.src_lang, one.tgt_lang = codes[source], codes[target]
+        assert table.ids[table.offsets[i] : table.offsets[i + 1]].tolist() == one((given.texts or ())[i])["input_ids"]
+        labels, mask = table.targets(np.array([i]))
+        assert labels[mask].tolist() == one(text_target=(given.answers or ())[i])["input_ids"]
+
+
+@pytest.mark.parametrize(
+    ("template", "read"),
+    [("plain", "w1\n\nw7"), ("say {instruction} or {input} = {output}", "say w1 or w7 = ")],
+)
+def test_a_translator_reads_an_input_beside_the_text_and_a_template_of_one_s_own(template: str, read: str) -> None:
+    b, tokenizer = backbone("mbart-50"), made("mbart-50")
+    b = replace(b, options=replace(b.options, template=template))
+    table = replies(b, Rows(texts=["w1"], pairs=["w7"], answers=["w2"], languages=[("de", "fr")]), 40)
+    tokenizer.src_lang = "de_DE"
+    assert table.ids.tolist() == tokenizer(read)["input_ids"]
+
+
+@pytest.mark.parametrize("known", [{}, {"src_lang": "en_XX"}, {"tgt_lang": "de_DE"}])
+def test_a_tokenizer_that_is_not_told_its_languages_is_one_sentence(known: dict[str, str]) -> None:
+    tokenizer = SimpleNamespace(**{"src_lang": None, "tgt_lang": None} | known, lang_code_to_token={}, convert_tokens_to_ids=None)
+    with pytest.raises(UserError, match="is not told which: set its src_lang and tgt_lang"):
+        Translator(tokenizer, PLAIN, None)
+
+
+@pytest.mark.parametrize("kind", CODES)
+def test_marks_are_of_languages_and_no_other_special_tokens(kind: str) -> None:
+    tokenizer = made(kind)
+    found = marks(tokenizer)
+    assert set(CODES[kind].values()) <= found.keys()
+    assert all(re.fullmatch(r"[a-z]{2}_[A-Z]{2}|[a-z]{3}_[A-Z][a-z]{3}", name) for name in found)
+    assert found == {name: tokenizer.convert_tokens_to_ids(name) for name in found}
+
+
+def test_marks_of_m2m100_and_of_tokenizers_that_list_theirs() -> None:
+    ids = {"<s>": 0, "__en__": 7, "__de__": 8, "en_XX": 3, "<extra>": 4}
+    common = {"tgt_lang": "en", "convert_tokens_to_ids": ids.__getitem__}
+    assert marks(SimpleNamespace(lang_code_to_token={"en": "__en__", "de": "__de__"}, **common)) == {"en": 7, "de": 8}
+    special = dict.fromkeys(("pad_token", "eos_token", "bos_token", "unk_token", "mask_token"), "<s>")
+    every = {"all_special_tokens": ["<s>", "en_XX", "<extra>"], "lang_code_to_id": {"en_XX": 3}}
+    assert marks(SimpleNamespace(**special, **every, **common)) == {"en_XX": 3}
+    assert marks(SimpleNamespace()) == {}
+
+
+@pytest.mark.parametrize("kind", ["nllb", "mbart-50"])
+def test_a_decoder_begins_with_its_start_and_padding_of_labels_is_padding(kind: str) -> None:
+    model = backbone(kind).model
+    start, pad = model.config.decoder_start_token_id, model.config.pad_token_id
+    found = shifting(model)(torch.tensor([[5, 6, 7, start], [8, start, -100, -100]]))
+    assert found.tolist() == [[start, 5, 6, 7], [start, 8, start, pad]]
+
+
 def test_without_languages_of_rows_the_tokenizer_s_own_hold_and_that_is_said() -> None:
     table = replies(backbone("mbart-50"), rows(languages=None), 40)
     assert table.notes[0].startswith("all rows are marked as en_XX, and what is to be written as fr_XX")
@@ -142,6 +205,8 @@ def test_a_language_without_a_mark_is_refused_in_a_sentence() -> None:
     with pytest.raises(UserError, match='marks no language "tlh", or several: call it as the tokenizer does') as caught:
         replies(backbone("mbart-50"), rows(languages=[("en", "tlh")] * 4), 40)
     assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=r'marks no language "xe_DE", or several.* Did you mean "de_DE"\?'):
+        replies(backbone("mbart-50"), rows(languages=[("en", "xe_DE")] * 4), 40)
 
 
 # models without marks -----------------------------------------------------------------------------------------------------
@@ -173,11 +238,15 @@ def test_a_model_without_marks_is_asked_to_translate() -> None:
     alpaca = words("llama", "alpaca", languages=[("cs", "tlh")])
     assert "### Instruction:\nTranslate from Czech to tlh:\n\n### Input:\nw1 w2\n\n" in alpaca
     assert words("t5", "plain") == "w1 w2\n\n", "as ever, where rows tell no languages"
+    both = words("t5", "plain", languages=[("en", "de")], pairs=["w4"])
+    assert both == "Translate from English to German:\n\nw1 w2\n\nw4\n\n", "an input beside the text is to be translated too"
 
 
 def test_a_template_may_name_the_languages() -> None:
     named = words("llama", "From {source} into {target}: {instruction} = {output}", languages=[("fr", "cs")])
     assert named == "From French into Czech: w1 w2 = "
+    both = words("llama", "Into {target}: {instruction}, {input} = {output}", languages=[("fr", "cs")], pairs=["w4"])
+    assert both == "Into Czech: w1 w2, w4 = "
     with pytest.raises(UserError, match="the rows do not tell theirs"):
         words("llama", "From {source}: {instruction} = {output}")
     with pytest.raises(UserError, match=r"has a place \{sauce\} that nothing fills"):

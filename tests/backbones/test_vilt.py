@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer, ViltForQuestionAnswering, ViltImageProcessor
+from PIL import Image
+from transformers import AutoTokenizer, ViltForQuestionAnswering, ViltImageProcessor, ViTImageProcessor
 
 import tiny
 from command_line import weft
@@ -71,12 +72,13 @@ def test_two_passes_agree_to_the_last_bit_whatever_was_drawn_in_between() -> Non
 
 
 @torch.no_grad()
-def test_a_picture_of_another_size_gets_places_between_those_of_the_checkpoint() -> None:
+@pytest.mark.parametrize("size", [(16, 12), (8, 12), (12, 8)])
+def test_a_picture_of_another_size_gets_places_between_those_of_the_checkpoint(size: tuple[int, int]) -> None:
     b = backbone()
     plain = ViltForQuestionAnswering(b.model.config).double().eval()
     plain.load_state_dict(b.model.state_dict())
     inputs = b.to_model(table().collate(np.arange(N)))
-    inputs["pixel_values"] = torch.randn(N, 3, 16, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    inputs["pixel_values"] = torch.randn(N, 3, *size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     torch.testing.assert_close(b.model(**inputs).logits, plain(**inputs).logits, rtol=0.0, atol=1e-12)
 
 
@@ -194,6 +196,35 @@ def test_a_folder_as_on_the_hub_is_loaded_and_listed(from_hub: Path, capsys: pyt
     assert done.code == 0
     about = json.loads(done.out)
     assert about["reads"] == BOTH
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6], "resample": 0},
+        {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6], "resample": 2},
+        {"do_normalize": False, "resample": 3},
+    ],
+)
+def test_pictures_are_brought_to_the_square_of_the_model_as_the_checkpoint_s_own_processor_has_it(
+    from_hub: Path, own: dict[str, Any]
+) -> None:
+    """Bilinear or another way, and each colour with its own mean and deviation: by Pillow and NumPy."""
+    ViltImageProcessor(size={"shortest_edge": 16}, size_divisor=4, **own).save_pretrained(from_hub)
+    shown = np.random.default_rng(0).integers(0, 256, (6, 24, 3), dtype=np.uint8)
+    b = load(str(from_hub), classes=CLASSES, device="cpu", precision="float32")
+    found = tabulate(b, Rows(texts=["w1"], images=[shown], labels=[0]), 8).collate(np.array([0]))["pixel_values"][0]
+    wanted = np.asarray(Image.fromarray(shown).resize((8, 8), own["resample"])) / 255
+    if own.get("do_normalize", True):
+        wanted = (wanted - own["image_mean"]) / own["image_std"]
+    np.testing.assert_allclose(found.numpy(), wanted.transpose(2, 0, 1), rtol=0, atol=1e-5)
+
+
+def test_a_processor_of_another_square_is_made_to_fit_the_model(from_hub: Path) -> None:
+    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(from_hub)
+    b = load(str(from_hub), classes=CLASSES, device="cpu", precision="float32")
+    found = tabulate(b, Rows(texts=["w1"], images=[np.zeros((16, 16, 3), np.uint8)], labels=[0]), 8)
+    assert found.collate(np.array([0]))["pixel_values"].shape == (1, 3, 8, 8)
 
 
 METHODS = {"peft": FEDIT, "weft": FedDAT(batch=4, optim=FAST), "bias": FedBF(batch=4, optim=FAST)}

@@ -136,6 +136,46 @@ def test_columns_are_told_by_their_names_and_the_type_of_a_question_is_the_natur
     )
 
 
+def test_of_names_in_two_cases_the_first_column_is_meant(tmp_path: Path) -> None:
+    source = read(tmp_path, [{"Question": f"first {i}?", **row} for i, row in enumerate(ASKED)], wanted="questions")
+    assert source.train.texts == [f"first {i}?" for i in range(4)]
+
+
+def test_a_text_that_is_named_is_a_question_only_if_it_is_called_one_or_a_picture_is_named_too(tmp_path: Path) -> None:
+    given = [{"Question": row["question"], "image": row["image"], "answer": row["answer"]} for row in ASKED]
+    assert read(tmp_path, given, wanted="any", text="Question").train.read_as == BOTH
+    assert read(tmp_path, given, wanted="any", text="answer", image="image", label="Question").train.read_as == BOTH
+    assert read(tmp_path, ASKED, wanted="any", text="type", label="answer").train.read_as == "texts"
+    pairs = read(tmp_path, ASKED, wanted="any", text="question", pair="type", label="answer").train
+    assert (pairs.read_as, pairs.pairs) == ("texts", [row["type"] for row in ASKED])
+
+
+def test_numbers_beside_questions_and_pictures_are_read_off_the_text_alone(tmp_path: Path) -> None:
+    given = [row | {"score": i / 2} for i, row in enumerate(ASKED)]
+    found = read(tmp_path, given, wanted="numbers", text="question", label="score").train
+    assert (found.read_as, found.numbers.tolist()) == ("texts", [0.0, 0.5, 1.0, 1.5])  # type: ignore[union-attr]
+
+
+def test_one_column_has_one_use(tmp_path: Path) -> None:
+    asked = [{"image": row["image"], "answer": row["question"], "label": row["answer"]} for row in ASKED]
+    source = read(tmp_path, asked, wanted="questions", image="image", text="answer")
+    assert (source.label_name, source.train.texts) == ("label", [row["question"] for row in ASKED])
+    kinds = read(tmp_path, ASKED, wanted="questions", label="type")
+    assert (kinds.classes, kinds.key_name, kinds.train.keys) == (("colour", "yes or no"), None, None)
+
+
+def test_a_key_may_be_named_and_rows_without_one_are_nobody_s(tmp_path: Path) -> None:
+    given = [row | {"who": who} for row, who in zip(ASKED, ("ann", "bob ", None, "ann"), strict=True)]
+    source = read(tmp_path, given, wanted="questions", key="who")
+    assert (source.key_name, source.train.keys) == ("who", ["ann", "bob", "", "ann"])
+    assert source.notes[-1] == "set.jsonl: 1 of 4 training rows have no who."
+
+
+def test_a_column_without_pictures_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r'column "image" of set\.jsonl holds no pictures: name another with --image'):
+        read(tmp_path, [row | {"image": i} for i, row in enumerate(ASKED)], image="image", text="question")
+
+
 def test_columns_with_other_names_can_be_named(tmp_path: Path) -> None:
     names = {"question": "said", "answer": "reply", "image": "shown", "type": "type"}
     given = [{names[name]: value for name, value in row.items()} for row in ASKED]
@@ -160,6 +200,39 @@ def test_rows_without_picture_question_or_answer_are_dropped_and_counted(tmp_pat
     assert source.notes[-1] == "set.jsonl: dropped 3 of 7 train rows without a picture, question or a label in use."
 
 
+def test_a_row_is_known_by_its_place_in_all_tables_whichever_rows_are_dropped(tmp_path: Path) -> None:
+    train = [ASKED[0] | {"answer": None}, *ASKED]
+    test = [ASKED[3], ASKED[1] | {"question": ""}, ASKED[2]]
+    given = [row | {"split": split} for split, some in (("train", train), ("test", test), ("validation", ASKED)) for row in some]
+    source = read(tmp_path, given, wanted="questions")
+    assert source.test is not None
+    assert source.validation is not None
+    assert [rows.ids.tolist() for rows in (source.train, source.test)] == [[1, 2, 3, 4], [5, 7]]
+    assert source.validation.ids.tolist() == [8, 9, 10, 11]
+    assert [source.classes[i] for i in source.test.labels] == ["yes", "green"]
+    assert source.notes[1:] == (
+        "set.jsonl: dropped 1 of 5 train rows without a picture, question or a label in use.",
+        "set.jsonl: dropped 1 of 3 test rows without a picture, question or a label in use.",
+    )
+
+
+def test_a_test_split_whose_answers_are_kept_back_is_not_used_and_that_is_said(tmp_path: Path) -> None:
+    kept_back = [{n: v for n, v in row.items() if n != "answer"} for row in ASKED]
+    source = read(tmp_path, [*(row | {"split": "train"} for row in ASKED), *(row | {"split": "test"} for row in kept_back)])
+    assert source.test is None
+    assert source.notes[-1] == "set.jsonl: the test split has no labels and is not used."
+
+
+def test_test_rows_without_a_column_of_questions_are_one_sentence(tmp_path: Path) -> None:
+    for i in range(2):
+        Image.fromarray(pixels(i)).save(tmp_path / f"{i}.png")
+    without = [{n: v for n, v in row.items() if n != "question"} for row in ASKED]
+    for split, rows_of in (("train", ASKED), ("test", without)):
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows_of)))
+    with pytest.raises(UserError, match=r'the test rows of .* have no column "question", which its train rows have'):
+        load(tmp_path, wanted="questions")
+
+
 def test_pictures_that_questions_name_and_that_are_missing_are_one_sentence(tmp_path: Path) -> None:
     more = [ASKED[0] | {"image": f"{i}.png"} for i in (7, 8, 9)]
     with pytest.raises(UserError, match=r'column "image" names 3 of 7 pictures that do not exist, first 7\.png') as found:
@@ -172,6 +245,11 @@ def test_where_answers_are_wanted_they_are_texts_to_generate(tmp_path: Path) -> 
     assert source.classes == ("answer",)
     assert source.train.answers == ["red", "no", "green", "yes"]
     assert source.train.read_as == BOTH
+
+
+def test_of_several_people_s_answers_the_most_frequent_is_to_be_generated(tmp_path: Path) -> None:
+    given = [{"question": "what?", "answers": ["dog", "cat", "Cat", "fox"], "image": "0.png"}]
+    assert read(tmp_path, given, wanted="answers").train.answers == ["cat"]
 
 
 # several people ------------------------------------------------------------------------------------------------------------
@@ -211,6 +289,40 @@ def test_answers_of_several_people_become_votes_and_the_best_is_the_label(tmp_pa
     assert source.train.votes is not None
     named = [{source.classes[c]: round(v, 9) for c, v in own.items()} for own in source.train.votes]
     assert named == [{"cat": 1.0, "dog": 0.9, "fox": 0.3}, {"2": 1.0, "two": 0.6}]
+
+
+def test_answers_of_several_people_come_before_the_one_that_was_made_of_them(tmp_path: Path) -> None:
+    people = (["a", "b"], ["b"], ["a"], ["b", "a"])
+    source = read(tmp_path, [row | {"answers": own} for row, own in zip(ASKED, people, strict=True)], wanted="questions")
+    assert (source.label_name, source.classes) == ("answers", ("a", "b"))
+    assert source.train.votes == [{0: 0.5, 1: 0.5}, {1: 1.0}, {0: 1.0}, {0: 0.5, 1: 0.5}], "also where some rows have one alone"
+
+
+def test_people_s_answers_may_be_an_object_of_lists() -> None:
+    given = {"answer": ["cat", "dog", "cat"], "answer_id": [1, 2, 3]}
+    assert questions.answers_of(given, "answers", "set") == Counter({"cat": 2, "dog": 1})
+
+
+@pytest.mark.parametrize(
+    ("given", "spelt"),
+    [(" A Dog . ", "a dog"), ("U.S.", "u.s"), (3, "3"), (2.0, "2"), (True, "true"), (["Yes", None, "."], "yes")],
+)
+def test_an_answer_has_one_spelling(given: Any, spelt: str) -> None:
+    assert questions.answers_of(given, "answer", "set") == Counter({spelt: 1})
+
+
+def test_classes_are_the_answers_of_most_rows_and_of_equally_many_the_first_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many people gave an answer to one question, it is one question."""
+    monkeypatch.setattr(questions, "MOST_ANSWERS", 2)
+    people = [["z"] * 9 + ["b"], ["b"], ["c"], ["a", "c"], ["a"]]
+    source = read(tmp_path, [{"question": f"q{i}?", "answers": own, "image": "0.png"} for i, own in enumerate(people)])
+    assert source.classes == ("a", "b")
+    assert source.train.texts == ["q0?", "q1?", "q3?", "q4?"], "a row stays with one answer that is a class"
+    assert source.train.votes is not None
+    assert source.train.votes[0] == pytest.approx({1: 0.3}), "one of ten people"
+    assert source.train.votes[2] == {0: 0.5}
 
 
 def test_rare_answers_are_no_classes_and_rows_that_have_no_other_are_left_out(

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from weft.data import load, partition, several
+from weft.data.rows import ClientData
 from weft.errors import UserError
 
 DRUG, ILL = {"tags": ["B-Drug", "O"], "corpus": "a"}, {"tags": ["B-Ill"], "corpus": "b"}
@@ -65,7 +66,8 @@ def test_classes_of_all_tasks_lie_one_after_another_and_a_row_may_have_those_of_
         first, end = several.tasks_of(source.classes)[task]
         if task == "drugs":
             assert len(rows.words[i]) == len(rows.tags[i]) > 0
-            assert set(np.flatnonzero(rows.allowed[i]).tolist()) <= set(range(first, end))
+            own = "drugs/B-Drug" if "drug" in rows.words[i][0] else "drugs/B-Ill"
+            assert np.flatnonzero(rows.allowed[i]).tolist() == [0, source.classes.index(own)], "those of its corpus"
         else:
             assert not rows.words[i]
             assert not len(rows.tags[i])
@@ -84,10 +86,29 @@ def test_what_some_tasks_lack_is_drawn_from_their_training_rows(folder: Path) ->
     assert set(source.test.tasks) == {"drugs", "mood", "pairs"}
     assert source.test.tasks.count("mood") == 4
     assert source.validation is None
-    assert any("pairs: has no test split" in note for note in source.notes)
+    assert source.notes[:3] == (
+        "tasks: 3 tasks: drugs (3 classes, 12 rows), mood (2 classes, 10 rows), pairs (3 classes, 9 rows).",
+        "drugs: has no test split, and other tasks do; rows for it are drawn from the training rows.",
+        "pairs: has no test split, and other tasks do; rows for it are drawn from the training rows.",
+    )
+    assert {note.partition(":")[0] for note in source.notes[3:]} == {"drugs", "mood", "pairs"}, "what is said of each"
     for task, every in (("drugs", 12), ("pairs", 9)):
         assert source.train.tasks is not None
         assert source.train.tasks.count(task) + source.test.tasks.count(task) == every
+
+
+def test_no_row_and_none_that_equals_it_is_in_two_of_the_splits_that_are_drawn(folder: Path) -> None:
+    """A fifth of the training rows for a test, and a tenth of what is left for validation."""
+    write(folder, "mood", CLASSES[4:7], "validation")
+    write(folder, "many", [{"text": f"text {i // 3}", "label": "xy"[i // 3 % 2]} for i in range(300)])
+    source = load(file(folder, '[many]\ndata = "many"\n[mood]\ndata = "mood"\n'))
+    splits = (source.train, source.test, source.validation)
+    own = [[text for text, task in zip(s.texts or (), s.tasks or (), strict=True) if task == "many"] for s in splits if s]
+    assert [len(some) for some in own] == [216, 60, 24]
+    assert [len(set(some)) for some in own] == [72, 20, 8]
+    assert len(set().union(*own)) == 100
+    assert source.validation is not None
+    assert (source.validation.tasks or []).count("mood") == 3
 
 
 def test_rows_are_dealt_out_among_those_who_have_the_task(folder: Path) -> None:
@@ -98,7 +119,8 @@ def test_rows_are_dealt_out_among_those_who_have_the_task(folder: Path) -> None:
     assert found["x"].keys() == {"drugs"}
     assert found["y"].keys() == {"drugs", "mood"}
     assert found["pairs"].keys() == {"pairs"}
-    assert sum(own.get("drugs", 0) for own in found.values()) == len([t for t in source.train.tasks or () if t == "drugs"])
+    drugs = (source.train.tasks or []).count("drugs")
+    assert sorted(own["drugs"] for name, own in found.items() if name in "xy") == [drugs // 2, drugs - drugs // 2]
 
 
 def test_one_natural_key_is_a_task_with_its_own_classes(folder: Path) -> None:
@@ -110,10 +132,52 @@ def test_one_natural_key_is_a_task_with_its_own_classes(folder: Path) -> None:
         load(file(folder, '[one]\ndata = "ner"\nonly = "c"\n'))
 
 
+def test_of_a_natural_key_there_are_the_test_rows_too_and_the_classes_of_its_training_rows_alone(folder: Path) -> None:
+    told = [("u", "ann"), ("v", "bob"), ("w", "ann"), ("u", "bob"), ("u", "")] * 5
+    write(folder, "keyed", [{"text": f"train {i}", "label": label, "client": who} for i, (label, who) in enumerate(told)])
+    told = [("u", "ann"), ("v", "ann"), ("w", "bob"), ("w", "ann")]
+    write(folder, "keyed", [{"text": f"test {i}", "label": label, "client": who} for i, (label, who) in enumerate(told)], "test")
+    text = '[one]\ndata = "keyed"\nkey = "client"\nonly = "{}"\n'
+    source = load(file(folder, text.format("ann")))
+    assert source.notes[0] == "tasks: 1 task: one (2 classes, 10 rows)."
+    assert source.test is not None
+    assert source.classes == ("one/u", "one/w")
+    assert (source.train.texts, source.test.texts) == ([f"train {i}" for i in range(25) if i % 5 in (0, 2)], ["test 0", "test 3"])
+    assert [source.classes[i] for i in source.test.labels] == ["one/u", "one/w"]
+    with pytest.raises(UserError, match=r'only = "bobb", and the rows of keyed have ann, bob\. Did you mean "bob"\?'):
+        load(file(folder, text.format("bobb")))
+    assert load(file(folder, text.format("bob"))).test is None, "its one test row is of a class that it does not train"
+    both = load(file(folder, text.format("bob") + '[mood]\ndata = "mood"\n'))
+    assert both.test is not None
+    assert "one" in (both.test.tasks or ()), "then test rows are drawn, as for a task without any"
+
+
+def test_test_rows_with_a_tag_that_a_natural_key_does_not_train_are_left_out(folder: Path) -> None:
+    other = {"tokens": ["drug1", "ill1"], "tags": ["B-Drug", "B-Ill"], "corpus": "a"}
+    write(folder, "ner", [DRUG | {"tokens": ["drug0", "helps"]}, other], "test")
+    source = load(file(folder, '[one]\ndata = "ner"\nonly = "a"\n'))
+    assert source.test is not None
+    assert [list(words) for words in source.test.words or ()] == [["drug0", "helps"]]
+
+
 def test_facts_count_training_rows_and_name_tasks_that_are_only_tested() -> None:
     tasks = ["a", "b", "a", "c"]
     assert several.facts(tasks, np.array([0, 2, 1]), (np.array([3]),)) == {"a": 2, "b": 1, "c": 0}
     assert several.facts(tasks, np.array([], dtype=np.int64)) == {}
+
+
+def test_a_client_names_the_tasks_that_it_is_only_tested_on(folder: Path) -> None:
+    rows = load(file(folder, THREE)).train
+    of = {task: np.array([other == task for other in rows.tasks or ()]) for task in ("drugs", "mood", "pairs")}
+    client = ClientData("c", train=rows.take(of["mood"]), val=rows.take(of["pairs"]), test=rows.take(of["drugs"]))
+    assert several.of_client(client) == {"drugs": 0, "mood": 10, "pairs": 0}
+
+
+def test_names_of_classes_are_of_a_task_and_of_its_own() -> None:
+    assert several.tasks_of(("a/x", "a/y/z", "b/x")) == {"a": (0, 2), "b": (2, 3)}
+    for odd in ("a/", "/x", "x"):
+        with pytest.raises(UserError, match="are called TASK/CLASS"):
+            several.tasks_of(("a/x", odd))
 
 
 @pytest.mark.parametrize(
@@ -124,6 +188,7 @@ def test_facts_count_training_rows_and_name_tasks_that_are_only_tested() -> None
         ("[a", "can't be read"),
         ('["a/b"]\ndata = "ner"', "can't be called so"),
         ('["a:b"]\ndata = "ner"', "can't be called so"),
+        ('[" "]\ndata = "ner"', "can't be called so"),
         ("[a]", r"\[a\].*data field required"),
         ('[a]\ndata = "ner"\ncolumn = "x"', r"column is no setting of a task"),
         ('[a]\ndata = "ner"\nlimit = 1', "limit"),

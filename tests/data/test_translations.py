@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from weft.data import load, partition
+from weft.data import load, partition, translations
 from weft.data.languages import family_of, mark_of, name_of, table
 from weft.data.rows import Rows, fingerprint
 from weft.errors import UserError
@@ -46,6 +46,35 @@ def test_training_rows_take_turns_among_directions_and_test_rows_are_read_in_eac
     every = [*source.train.ids.tolist(), *source.test.ids.tolist()]  # type: ignore[union-attr]
     assert every == list(range(13))
     assert any("7 training rows take turns among 3 directions" in note for note in source.notes)
+
+
+@pytest.mark.parametrize("asked", ["pt-BR-en,en-pt-BR", " PT-br-EN , en-pt-BR,", "pt-BR-en,en-pt-br,pt-br-en"])
+def test_pairs_are_read_in_any_case_with_blanks_and_regions_and_each_counts_once(asked: str) -> None:
+    assert translations.directions("set", asked, ["en", "de", "pt-BR"]) == (("pt-BR", "en"), ("en", "pt-BR"))
+
+
+@pytest.mark.parametrize(("pair", "lacking"), [("pt-BR-es", "es"), ("es-pt-BR", "es"), ("es-it", "es"), ("en-es-MX", "es-MX")])
+def test_of_a_pair_the_language_that_there_is_not_is_named(pair: str, lacking: str) -> None:
+    with pytest.raises(UserError, match=f'no sentences in "{lacking}", which the pair {pair} asks for'):
+        translations.directions("set", pair, ["en", "de", "pt-BR"])
+
+
+def test_two_directions_take_turns_and_one_has_none_to_take() -> None:
+    assert translations.in_turns("set", 1, (("en", "de"), ("de", "en"))) == [
+        "set: 1 training row take turns among 2 directions, each in one of them."
+    ]
+    assert translations.in_turns("set", 7, (("en", "de"),)) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [("source_language", "target_language"), ("Source_Lang", "target_lang"), ("src_language", "TGT_language"),
+     ("src_lang", "tgt_lang")],
+)  # fmt: skip
+def test_columns_of_languages_are_told_by_any_of_their_names(source: str, target: str) -> None:
+    assert translations.columns_of(["text", target, source, source.upper() + "_"]) == (source, target)
+    assert translations.columns_of(["text", source]) is None
+    assert translations.columns_of(["text", target]) is None
 
 
 def test_each_pair_is_a_client_whose_facts_say_both_languages(tmp_path: Path) -> None:
@@ -114,6 +143,7 @@ def test_languages_are_part_of_the_fingerprint() -> None:
         ("en", r'"en" is no pair of languages: write it as en-de'),
         ("en-", r'"en-" is no pair of languages'),
         ("de-de", r"translates a language into itself"),
+        ("de-DE", r"translates a language into itself"),
     ],
 )
 def test_a_direction_that_there_is_not_is_refused_in_a_sentence(tmp_path: Path, pairs: str, sentence: str) -> None:
@@ -133,9 +163,13 @@ def test_other_data_have_no_directions(tmp_path: Path) -> None:
     told = [{"source": "a b", "target": "c", "source_language": "en", "target_language": "de"}] * 3
     with pytest.raises(UserError, match="no training rows of the pair de-en: it has en-de"):
         load(str(folder(tmp_path, told)), pairs="de-en")
-    told[1] = told[1] | {"target_language": ""}
-    with pytest.raises(UserError, match=r'row 1 of .* has no language in column "target_language"'):
-        load(str(folder(tmp_path, told)), wanted="answers")
+    told[2] = told[2] | {"source_language": "cs"}
+    with pytest.raises(UserError, match="no training rows of the pair de-en: it has en-de, cs-de"):
+        load(str(folder(tmp_path, told)), pairs="de-en")
+    for column in ("target_language", "source_language"):
+        lacking = [told[0], told[1] | {column: " "}]
+        with pytest.raises(UserError, match=rf'row 1 of .* has no language in column "{column}"'):
+            load(str(folder(tmp_path, lacking)), wanted="answers")
     with pytest.raises(UserError, match="languages must hold two for each row"):
         Rows(texts=["a"], answers=["b"], languages=[("en",)])  # type: ignore[list-item]
     with pytest.raises(UserError, match="give answers too"):
@@ -150,7 +184,9 @@ def test_families_are_those_of_the_papers_clients() -> None:
     assert family_of("ar") == family_of("he")
     assert family_of("fi") == family_of("et")
     assert family_of("tlh") == "tlh", "one that is in no table"
-    assert name_of("deu_Latn") == name_of("de_DE") == "German"
+    assert name_of("deu_Latn") == name_of("de_DE") == name_of(" DE ") == "German"
+    assert name_of("pt-BR") == "Portuguese"
+    assert name_of("Klingon") == "Klingon", "as it is written"
     assert all(len(one.code) == 2 and len(one.longer) == 3 for one in table().values())
 
 
@@ -164,6 +200,9 @@ def test_families_are_those_of_the_papers_clients() -> None:
         ("zho_Hant", ("zho_Hans", "zho_Hant"), "zho_Hant"),
         ("fr", ("en_XX",), None),
         ("tlh", ("tlh_Latn",), "tlh_Latn"),
+        ("TLH", ("tlh_Latn",), "tlh_Latn"),
+        ("de", ("__EN__", "__DE__"), "__DE__"),
+        ("pt-BR", ("en-US", "pt-PT"), "pt-PT"),
     ],
 )
 def test_a_mark_is_found_if_one_alone_fits(language: str, marks: tuple[str, ...], found: str | None) -> None:

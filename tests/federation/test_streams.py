@@ -100,6 +100,60 @@ def test_batches_of_like_length_are_visited_in_an_order_that_clients_of_one_size
     assert all_differ([order(), order(epoch=1), order(epoch=2), order(seed=1), order(stream="other")])
 
 
+GROUPS = np.array([0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 2, 0])  # five rows, three and four
+
+
+@pytest.mark.parametrize("by_length", [True, False])
+def test_rows_of_different_groups_share_no_batch_and_others_do_in_every_epoch(by_length: bool) -> None:
+    lengths = np.array([3, 9] * 6)
+
+    def epoch(e: int) -> list[list[int]]:
+        found = plans.turn(
+            lengths, size=2, seed=0, client="a", turn=e, epochs=1.0, steps=None, groups=GROUPS, by_length=by_length
+        )
+        return [b.tolist() for b in found.batches]
+
+    each = [epoch(e) for e in range(6)]
+    for batches in each:
+        assert sorted(map(len, batches)) == [1, 1, 2, 2, 2, 2, 2]
+        assert all(len(set(GROUPS[own].tolist())) == 1 for own in batches)
+        assert sorted(i for own in batches for i in own) == list(range(12))
+    mixed = [len(set(lengths[own].tolist())) > 1 for batches in each for own in batches]
+    assert sum(mixed) <= 3 * 6 if by_length else sum(mixed) > 0
+    assert len({frozenset(map(frozenset, batches)) for batches in each}) > 3, "rows share batches with others"
+    assert all_differ([[GROUPS[own[0]] for own in batches] for batches in each]), "and groups come in another order"
+
+
+def test_only_batches_by_length_keep_lengths_apart() -> None:
+    lengths = np.repeat([3, 9], 16)
+    for by_length in (True, False):
+        cuts = plans.epoch_batches(lengths, 4, 0, "a", 0, by_length=by_length)
+        assert all(len(set(lengths[own].tolist())) == 1 for own in cuts) == by_length
+
+
+def test_a_turn_has_a_batch_at_least_and_a_capped_epoch_as_many_as_its_cap() -> None:
+    lengths = np.full(12, 5)
+
+    def turn(t: int, **more: Any) -> list[list[int]]:
+        asked: dict[str, Any] = {"size": 4, "seed": 0, "client": "a", "turn": t, "epochs": 1.0, "steps": None} | more
+        return [b.tolist() for b in plans.turn(lengths, **asked).batches]
+
+    each = [[b.tolist() for b in plans.epoch_batches(lengths, 4, 0, "a", e)] for e in range(4)]
+    assert [len(turn(t, epochs=0.01)) for t in range(3)] == [1, 1, 1]
+    assert turn(0, cap=0) == turn(0, cap=1) == each[0][:1]
+    assert turn(0, cap=2, epochs=2.0) == each[0][:2] + each[1][:2]
+    assert turn(1, cap=2, epochs=2.0) == each[2][:2] + each[3][:2]
+    assert turn(0, steps=4) == each[0] + each[1][:1]
+    assert turn(1, steps=4) == each[1][1:] + each[2][:2]
+
+
+def test_rows_are_scored_longest_first_and_as_many_at_once_as_their_padded_tokens_allow() -> None:
+    lengths = np.array([2, 7, 0, 3, 7, 5])
+    assert [c.tolist() for c in plans.chunks_by_length(lengths, 15)] == [[1, 4], [5, 3, 0], [2]]
+    assert [c.tolist() for c in plans.chunks_by_length(lengths, 1)] == [[1], [4], [5], [3], [0], [2]]
+    assert not list(plans.chunks_by_length(lengths[:0], 15))
+
+
 def test_each_round_goes_on_with_the_next_epoch() -> None:
     """A turn of one epoch in round t is epoch t, of two epochs 2t and 2t + 1."""
     lengths = np.full(12, 5)

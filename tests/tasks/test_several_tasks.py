@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import tiny
+from weft.backbones.token_table import Tokens
 from weft.communication.strict import Refused
+from weft.data.rows import Rows
 from weft.errors import UserError
 from weft.methods import FedAvg
 from weft.tasks.classification import Classification, observed_of
@@ -67,7 +69,9 @@ def test_the_scores_of_each_task_are_its_own_and_the_headline_is_their_mean() ->
     wanted = alone(z, y, mask, whole)
     for metric in MORE:
         assert found[metric].value == wanted[metric].value, metric
+        assert (found[metric].low, found[metric].high) == (wanted[metric].low, wanted[metric].high)
         assert found[metric].n == (sum(whole) if metric.startswith("sort") else 40 - sum(whole))
+    assert found["sort:accuracy"].low is not None
     assert found["mean"].value == pytest.approx((wanted["find:entity_f1"].value + wanted["sort:accuracy"].value) / 2)
     n = sum(whole)
     loss = ((40 - n) * wanted["find:loss"].value + n * wanted["sort:loss"].value) / 40
@@ -104,6 +108,42 @@ def test_what_is_kept_of_rows_can_be_put_together_and_taken_apart() -> None:
     assert task.score(whole.take(np.array([], dtype=np.int64))) == []
 
 
+def test_a_row_without_anything_to_predict_is_of_no_task() -> None:
+    """As one whose words have no tokens."""
+    z, y, mask, whole = drawn(13)
+    mask[4] = False
+    task = Several(CLASSES, ("mean", *MORE))
+    observed = seen(task, z, y, mask)
+    assert observed["task"].tolist() == [-1 if i == 4 else int(sentence) for i, sentence in enumerate(whole)]
+    there = np.arange(13) != 4
+    assert task.score(observed) == task.score(seen(task, z[there], y[there], mask[there]))
+
+
+def test_the_headline_of_rows_is_of_the_first_metric_that_they_have() -> None:
+    task = Several(CLASSES, ("find:entity_f1", "sort:accuracy"))
+    z, y, mask, whole = drawn(30)
+    observed = seen(task, z, y, mask)
+    wanted = alone(z, y, mask, whole)
+    for some, metric in ((~np.array(whole), "find:entity_f1"), (np.array(whole), "sort:accuracy")):
+        found = task.headline(observed.take(np.flatnonzero(some)))
+        assert (found.metric, found.value, found.low, found.high) == (metric, wanted[metric].value, None, None)
+    nothing = task.headline(observed.take(np.zeros(0, np.int64)))
+    assert nothing.metric == "find:entity_f1"
+    assert math.isnan(nothing.value)
+
+
+def test_the_mean_is_of_all_tasks_or_there_is_none() -> None:
+    """Without counts by class a site does not tell find's first metric, and the mean would be that of sort."""
+    task = Several(CLASSES, ("sort:accuracy", "mean", "find:macro_f1"))
+    z, y, mask, _ = drawn(30)
+    observed = seen(task, z, y, mask)
+    for by_class in (False, True):
+        told = task.read(task.tell(observed, by_class), by_class)
+        assert task.told("mean", by_class) == by_class
+        metrics = ["sort:accuracy", "mean", "find:macro_f1", "loss"] if by_class else ["sort:accuracy", "loss"]
+        assert [s.metric for s in task.pool([told])] == metrics
+
+
 def test_sites_tell_sums_of_each_task_and_their_pool_is_the_score_of_all_rows() -> None:
     task = Several(CLASSES, ("mean", *MORE))
     z, y, mask, whole = drawn(50)
@@ -138,13 +178,22 @@ def test_what_can_not_be_true_is_refused(told: dict[str, Any]) -> None:
 
 
 def test_one_site_that_has_diverged_is_left_out_of_its_tasks() -> None:
-    task = Several(CLASSES, ("mean",))
-    z, y, mask, _ = drawn(12)
+    task = Several(CLASSES)
+    z, y, mask, whole = drawn(12)
     well = task.read(task.tell(seen(task, z, y, mask), False), False)
     blank = task.read(task.tell(seen(task, z * math.nan, y, mask), False), False)
     assert blank.blank
     assert not well.blank
-    assert [s.value for s in task.pool([well, blank])] == pytest.approx([s.value for s in task.pool([well])])
+    assert task.pool([well, blank]) == task.pool([well])
+    found = {s.metric: s.value for s in task.pool([blank])}
+    assert found.keys() == {*task.metrics, "loss"}
+    assert all(map(math.isnan, found.values()))
+    odd = z.clone()
+    odd[torch.tensor(whole)] *= math.nan
+    half = task.read(task.tell(seen(task, odd, y, mask), False), False)
+    assert half.blank, "also where it has diverged in one task"
+    both, one = ({s.metric: s for s in task.pool(some)} for some in ([well, half], [well]))
+    assert (both["sort:accuracy"], both["find:entity_f1"].n) == (one["sort:accuracy"], 2 * one["find:entity_f1"].n)
 
 
 def test_the_loss_is_the_mean_over_what_there_is_to_predict_in_a_row() -> None:
@@ -162,6 +211,16 @@ def test_metrics_that_there_are_not() -> None:
         Several(("a/x", "b/y", "a/z"))
     assert Several(CLASSES).metrics[0] == "mean"
     assert [type(part) for part in Several(CLASSES).parts.values()] == [Tagging, Classification]
+
+
+@pytest.mark.parametrize(
+    ("own", "kind"),
+    [(("O", "B-X", "I-X"), Tagging), (("O", "A", "B", "AB"), Classification), (("B-X", "I-X"), Classification),
+     (("O",), Classification), (("O", "B-X", "X"), Classification), (("a/b", "a/c"), Classification)],
+)  # fmt: skip
+def test_a_task_tags_words_if_its_classes_are_o_and_beginnings_and_insides(own: tuple[str, ...], kind: type) -> None:
+    part = Several(tuple(f"task/{label}" for label in own)).parts["task"]
+    assert (type(part), part.classes) == (kind, own)
 
 
 def test_rows_of_several_tasks_are_for_no_other_task() -> None:
@@ -214,6 +273,44 @@ def test_sentences_are_read_as_they_are_and_words_one_by_one() -> None:
         assert inputs["input_ids"][0].tolist() == backbone.tokenizer(own.texts[i])["input_ids"]
     assert table.groups is not None
     assert table.groups.tolist() == [i % 3 // 2 for i in range(12)]
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_rows_of_three_tasks_are_each_what_the_tokenizer_makes_of_them(kind: str) -> None:
+    """Words, pairs and sentences in turn, some of which are cut."""
+    from weft.backbones.run_table import tabulate
+
+    backbone = tiny.backbone(kind, classes=5, task="tokens")
+    texts = ["w1 w2", "w3 w4 w5", "w6", "w7 " * 9, "w9 " * 9, "w10"]
+    pairs, labels = ["", "w11 w12", "", "", "w13", ""], [0, 2, 4, 1, 3, 4]
+    words = [("w1", "w2"), (), (), ("w7",) * 9, (), ()]
+    allowed = np.array([[1, 1, 0, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 1]] * 2, dtype=bool)
+    own = Rows(
+        texts=texts, pairs=pairs, labels=np.array(labels), ids=np.arange(6) * 10, words=words, allowed=allowed,
+        tags=[np.arange(len(some)) % 2 for some in words], tasks=["tag", "pair", "one"] * 2,
+    )  # fmt: skip
+    table = tabulate(backbone, own, 9)
+    assert isinstance(table, Tokens)
+    tokenizer = backbone.tokenizer
+    for i, (text, pair) in enumerate(zip(texts, pairs, strict=True)):
+        given = ([words[i]], None) if words[i] else ([text], [pair] if pair else None)
+        wanted = tokenizer(*given, is_split_into_words=bool(words[i]), truncation=True, max_length=9)
+        inputs = table.collate(np.array([i]))
+        assert inputs["input_ids"].tolist() == wanted["input_ids"]
+        if kind == "bert":
+            assert inputs["token_type_ids"].tolist() == wanted["token_type_ids"]
+            assert inputs["token_type_ids"].any() == bool(pair)
+    assert (table.row_ids.tolist(), table.labels.tolist()) == ([0, 10, 20, 30, 40, 50], labels)
+    assert table.groups is not None
+    assert table.behind is not None
+    assert table.groups.tolist() == [0, 1, 2] * 2
+    assert (table.pairs, table.pad, table.before) == (True, tokenizer.pad_token_id, 1)
+    assert table.behind.tolist() == [1] * 6
+    assert np.array_equal(table.allowed, allowed)  # type: ignore[arg-type]
+    assert table.widths[4] == 9
+    assert table.notes == (
+        "2 of 11 words lie beyond 9 tokens of their sentence: they are neither trained on nor scored (--set max_length).",
+    )
 
 
 def test_make_knows_it() -> None:

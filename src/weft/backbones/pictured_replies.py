@@ -13,6 +13,7 @@ from weft.backbones.pixels import pixels
 from weft.backbones.reply_table import Made, Replies, sequences, table_of
 from weft.data.rows import Rows
 from weft.errors import UserError
+from weft.words import count
 
 if TYPE_CHECKING:
     from weft.backbones.backbone import Backbone
@@ -68,7 +69,12 @@ def pictured_replies(backbone: Backbone, rows: Rows, max_length: int) -> Picture
         answers=rows.answers,
         ids=rows.ids,
     )
-    made, notes = sequences(backbone, asked, min(max_length, backbone.max_length) - (n - 1))
+    made, notes = sequences(backbone, asked, max_length, beside=n - 1)
+    if blind := sum(token not in one.ids for one in made):
+        notes.append(
+            f"{blind} of {count(len(made), 'row')} are shortened so far that their pictures are not seen: give a larger "
+            "--max-length."
+        )
     plain = replace(asked, texts=rows.texts)
     table = table_of(backbone, plain, [_with_room(one, token, n) for one in made], notes)
     known: dict[object, int] = {}

@@ -173,14 +173,18 @@ def replies(backbone: Backbone, rows: Rows, max_length: int) -> Replies:
     return table_of(backbone, rows, *sequences(backbone, rows, max_length))
 
 
-def sequences(backbone: Backbone, rows: Rows, max_length: int) -> tuple[list[Made], list[str]]:
+def sequences(backbone: Backbone, rows: Rows, max_length: int, beside: int = 0) -> tuple[list[Made], list[str]]:
     """Each row as tokens, and notes on what was cut.
+
+    Args:
+        beside: of ``max_length`` tokens, those that are kept free for what is put in later.
 
     Raises:
         UserError: as :func:`replies`.
     """
     assert rows.answers is not None and rows.texts is not None
-    tokenizer, limit = backbone.tokenizer, min(max_length, backbone.max_length)
+    tokenizer, most = backbone.tokenizer, min(max_length, backbone.max_length)
+    limit = most - beside
     apart = backbone.encoder_decoder
     if limit < 2 and not apart:
         raise UserError(f"--max-length {max_length} leaves no token to predict from another one: give a larger one.")
@@ -200,14 +204,14 @@ def sequences(backbone: Backbone, rows: Rows, max_length: int) -> tuple[list[Mad
         )
     notes = translator.restored()
     if counts.shortened:
-        notes.append(f"{counts.shortened} of {count(len(made), 'prompt')} are shortened to --max-length {limit}.")
+        notes.append(f"{counts.shortened} of {count(len(made), 'prompt')} are shortened to --max-length {most}.")
     if counts.bare:
         notes.append(
-            f"--max-length {limit} leaves no room for what is asked in {counts.bare} of {count(len(made), 'row')}, as the "
+            f"--max-length {most} leaves no room for what is asked in {counts.bare} of {count(len(made), 'row')}, as the "
             "template alone is longer: give a larger one."
         )
     if counts.cut:
-        notes.append(f"{counts.cut} of {count(len(made), 'answer')} are cut to --max-length {limit}, without an end.")
+        notes.append(f"{counts.cut} of {count(len(made), 'answer')} are cut to --max-length {most}, without an end.")
     return made, notes
 
 

@@ -51,4 +51,5 @@ def processor(where: str, config: Any, trust: bool) -> Any:
     from transformers import ViTImageProcessorPil
 
     size = {"height": config.image_size, "width": config.image_size}
-    return ViTImageProcessorPil(size=size, resample=own.resample, image_mean=own.image_mean, image_std=own.image_std)
+    kept = ("resample", "do_normalize", "image_mean", "image_std")
+    return ViTImageProcessorPil(size=size, **{name: getattr(own, name) for name in kept})

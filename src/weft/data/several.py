@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from weft.data.rows import ClientData, Rows, Source
 from weft.data.splits import TRAIN, draw
 from weft.errors import UserError, nearest
+from weft.words import count
 
 SEPARATOR = "/"
 """Between the name of a task and that of one of its classes."""
@@ -120,7 +121,8 @@ def joined(name: str, parts: Sequence[Part]) -> Source:
             start += len(rows)
         found[split] = Rows.concatenate(own)
     said += [f"{part.name}: {note}" for part in parts for note in part.source.notes]
-    counted = ", ".join(f"{part.name} ({len(part.source.classes)} classes, {len(part.source.train)} rows)" for part in parts)
+    sizes = {p.name: (count(len(p.source.classes), "class", "classes"), count(len(p.source.train), "row")) for p in parts}
+    counted = ", ".join(f"{task} ({classes_of}, {rows_of})" for task, (classes_of, rows_of) in sizes.items())
     return Source(
         name=name,
         classes=tuple(classes),
@@ -128,7 +130,7 @@ def joined(name: str, parts: Sequence[Part]) -> Source:
         test=found.get("test"),
         validation=found.get("validation"),
         key_name=KEY,
-        notes=(f"{name}: {len(parts)} tasks: {counted}.", *said),
+        notes=(f"{name}: {count(len(parts), 'task')}: {counted}.", *said),
     )
 
 
@@ -145,7 +147,7 @@ def _drawn(rows: Rows, split: str) -> dict[str, Rows]:
 
 def _splits(source: Source) -> Mapping[str, Rows]:
     splits = {"train": source.train, "test": source.test, "validation": source.validation}
-    return {name: rows for name, rows in splits.items() if rows is not None}
+    return {name: rows for name, rows in splits.items() if rows is not None and len(rows)}
 
 
 def _of_task(rows: Rows, part: Part, ids: np.ndarray, first: int, classes: int, paired: bool) -> Rows:

@@ -45,7 +45,7 @@ def _direction(where: str, pair: str, have: Sequence[str]) -> Direction:
             if source.lower() == target.lower():
                 raise UserError(f'the pair "{pair}" translates a language into itself: name two.')
             return called[source.lower()], called[target.lower()]
-    source, target = cuts[0]
+    source, target = next((cut for cut in cuts if called.keys() & {name.lower() for name in cut}), cuts[0])
     lacking = source if source.lower() not in called else target
     raise UserError(
         f'{where} has no sentences in "{lacking}", which the pair {pair} asks for: it has {", ".join(have)}.'

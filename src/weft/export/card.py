@@ -134,7 +134,7 @@ def _read(about: About, max_length: int) -> str:
         return 'inputs = reader(IMAGES, return_tensors="pt")\n'
     square = (
         "own, side = AutoImageProcessor.from_pretrained(where), base.config.image_size\n"
-        'square = {"resample": own.resample, "image_mean": own.image_mean, "image_std": own.image_std}\n'
+        'square = {n: getattr(own, n) for n in ("resample", "do_normalize", "image_mean", "image_std")}\n'
         'pictures = ViTImageProcessor(size={"height": side, "width": side}, **square)\n'
         'inputs |= pictures(IMAGES, return_tensors="pt")\n'
     )

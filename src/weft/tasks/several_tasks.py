@@ -140,10 +140,9 @@ class Several(Tagged):
         for metric in self.metrics:
             name, _, own = metric.partition(":")
             if metric == MEAN:
-                heads = [
-                    scores[self.scored[n].metrics[0]].value for n, scores in by.items() if self.scored[n].metrics[0] in scores
-                ]
-                found.append(Score(MEAN, math.fsum(heads) / len(heads) if heads else math.nan))
+                firsts = {n: self.scored[n].metrics[0] for n in by}
+                if all(first in by[n] for n, first in firsts.items()):  # else it would be the mean of some of them
+                    found.append(Score(MEAN, math.fsum(by[n][first].value for n, first in firsts.items()) / len(firsts)))
             elif own in by.get(name, {}):
                 one = by[name][own]
                 found.append(Score(metric, one.value, one.low, one.high, rows[name]))

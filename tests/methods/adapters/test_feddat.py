@@ -81,8 +81,10 @@ def tempered(teacher: Tensor, student: Tensor, t: float = 3.0) -> Tensor:
     return t * t * F.kl_div(F.log_softmax(student / t, -1), F.softmax(teacher / t, -1), reduction="batchmean")
 
 
-def a_turn(run: tiny.Federation, values: dict[str, Tensor], steps: list[np.ndarray], alpha: float, beta: float) -> None:
-    """One client's turn, in the card's steps; moves ``values``."""
+def a_turn(
+    run: tiny.Federation, values: dict[str, Tensor], steps: list[np.ndarray], alpha: float, beta: float, t: float = 3.0
+) -> list[float]:
+    """One client's turn, in the card's steps; moves ``values``, and gives the teacher's loss in each batch."""
     for n in [n for n in values if n.startswith("ours/")]:
         values[n.replace("ours/", "teacher/")] = values[n].clone()
     groups: dict[float, list[Tensor]] = {1e-2: [], 0.0: []}
@@ -104,23 +106,38 @@ def a_turn(run: tiny.Federation, values: dict[str, Tensor], steps: list[np.ndarr
         opt.step()
         rate.step()
 
+    losses = []
     for rows in steps:
         y = by_hand.labels(run, rows)
         with torch.no_grad():
             z_dat = model(DAT, rows)
         z_s = model(SHARED, rows)
-        move(0.5 * (F.cross_entropy(z_s, y) + alpha * tempered(z_dat, z_s)), ("ours/", "head/"))
+        move(0.5 * (F.cross_entropy(z_s, y) + alpha * tempered(z_dat, z_s, t)), ("ours/", "head/"))
         z_new = model(DAT, rows)
-        move(0.5 * (F.cross_entropy(z_new, y) + beta * tempered(z_s.detach(), z_new)), ("mine/", "head/"))
+        dual = 0.5 * (F.cross_entropy(z_new, y) + beta * tempered(z_s.detach(), z_new, t))
+        move(dual, ("mine/", "head/"))
+        losses.append(float(dual.detach()))
+    return losses
 
 
-@pytest.mark.parametrize(("alpha", "beta"), [(1.0, 1.0), (0.0, 0.0), (0.7, 0.2)])
-def test_a_turn_is_the_cards_two_phases_under_one_adamw(alpha: float, beta: float) -> None:
-    run = tiny.federation(replace(SMALL, alpha=alpha, beta=beta), sizes=(9,), rounds=2)
+@pytest.mark.parametrize(
+    ("alpha", "beta", "temperature", "epochs", "steps"),
+    [(1.0, 1.0, 3.0, 1.0, None), (0.0, 0.0, 3.0, 1.0, None), (0.7, 0.2, 1.5, 1.0, None), (1.0, 1.0, 3.0, 2.0, None),
+     (1.0, 1.0, 3.0, 1.0, 2)],
+)  # fmt: skip
+def test_a_turn_is_the_cards_two_phases_under_one_adamw(
+    alpha: float, beta: float, temperature: float, epochs: float, steps: int | None
+) -> None:
+    method = replace(SMALL, alpha=alpha, beta=beta, temperature=temperature, epochs=epochs, steps=steps)
+    run = tiny.federation(method, sizes=(9,), rounds=2)
     values = by_hand.start_of(run)
     for t in range(2):
-        a_turn(run, values, by_hand.steps_of(run, 0, t), alpha, beta)
-        run.simulation.round(t)
+        batches = by_hand.steps_of(run, 0, t)
+        assert len(batches) == (3 * epochs if steps is None else steps)
+        losses = a_turn(run, values, batches, alpha, beta, temperature)
+        line = run.simulation.round(t)
+        assert line is not None
+        assert line["loss"] == pytest.approx(np.mean(losses), rel=1e-6)
         found = by_hand.shared(run) | by_hand.kept(run)["client-0"]
         assert {n.split("/")[0] for n in found} == {"ours", "mine", "head"}
         for name, value in found.items():
@@ -176,6 +193,21 @@ def test_each_phase_moves_its_own_adapter_and_the_head_and_nothing_else(monkeypa
     assert all(p == {"mine", "head"} for p in phases[1::2])
 
 
+def test_of_several_tasks_classes_of_the_others_are_not_taught() -> None:
+    """One step of SGD on rows of one task leaves the head as it was for all classes that they can't have."""
+    sgd = Optim("sgd", lr=0.1, schedule="constant")
+    run = tiny.federation(replace(SMALL, steps=1, optim=sgd), task="several", sizes=(9,), rounds=1)
+    (rows,) = by_hand.steps_of(run, 0, 0)
+    own = run.bench.table.allowed[rows].any(0)
+    assert 0 < own.sum() < len(own)
+    before = by_hand.start_of(run)
+    run.run()
+    after = by_hand.kept(run)["client-0"]
+    for name in ("head/classifier/weight", "head/classifier/bias"):
+        moved = (after[name] != before[name]).reshape(len(own), -1).any(1)
+        assert moved.tolist() == own.tolist()
+
+
 def test_equal_adapters_agree_and_have_nothing_to_teach() -> None:
     run = tiny.federation(SMALL)
     pack = run.pack()
@@ -212,6 +244,8 @@ def test_every_view_is_the_adapter_form_of_its_kind_of_block(model: str) -> None
     for view, weights in (("dat", DAT), ("shared", SHARED), ("personal", PERSONAL)):
         (found[view],) = pack.predict(lambda p, b, v=view: run.method.forward(p, b, v), [rows])
         by_hand.close(found[view], by_name(weights, rows).detach().float(), 1e-5)
+    (plain,) = pack.predict(lambda p, b: run.method.forward(p, b, None), [rows])
+    assert torch.equal(plain, found["dat"]), "the teacher is what predicts where no view is named"
     average = (found["shared"] + found["personal"]) / 2
     assert not torch.allclose(found["dat"], average, atol=1e-5), "adapters are averaged, not logits"
 
