@@ -80,7 +80,7 @@ def page(slug: str, figure: Figure) -> str:
         "sent with updates": ", ".join(f"`{r}`" for r in info.reveals),
         "views": ", ".join(f"`{v}`" for v in info.views),
         "needs": ", ".join(info.needs),
-        "public rows": f"its server trains on some (`--public`); without, {info.public}" if info.public else "",
+        "public rows": f"its server uses some (`--public`); without, {info.public}" if info.public else "",
         "the server needs": "weighted sums of the updates" if registry.build(info.slug).sums else "each update by itself",
         "the server sees": "activations and gradients of each client by itself" if stepwise(slug) else "",
     }

@@ -25,6 +25,7 @@ from weft.adaptation.routed import Routed
 from weft.adaptation.scale import Scale
 from weft.adaptation.soft_words import SoftWords, WordEncoder, WordPlace
 from weft.adaptation.sparse_weights import SparseWeights
+from weft.adaptation.stacked_bottleneck import StackedBottleneck
 from weft.adaptation.tokens import ClassContext, ImageTokens, Place
 from weft.adaptation.tune import Tune
 from weft.adaptation.values import Values
@@ -51,7 +52,7 @@ from weft.federation.tuned import Tuned
 from weft.tasks.losses import distillation, mean_of
 from weft.tasks.outputs import Output, average
 from weft.tasks.several_tasks import Several
-from weft.tasks.task import Task
+from weft.tasks.task import Task, goodness
 from weft.tensors.forms import Value
 from weft.tensors.init import Init, drawn_like
 from weft.tensors.integers import Bounded, Integers, Shape
@@ -123,6 +124,7 @@ __all__ = [
     "SoftWords",
     "SparseWeights",
     "SplitMethod",
+    "StackedBottleneck",
     "Task",
     "TaskHead",
     "Tune",
@@ -143,6 +145,7 @@ __all__ = [
     "distillation",
     "drawn_like",
     "family_of",
+    "goodness",
     "language_of",
     "make_batch",
     "mean_of",

@@ -93,7 +93,7 @@ def method_card(out: Console, method: Method, fields: Sequence[Parameter], sizes
             "sends": info.sends,
             "predicts": "by view: " + ", ".join(info.views),
             "needs": ", ".join(info.needs) or "nothing special",
-            **({"public rows": f"its server trains on some (--public); without, {info.public}"} if info.public else {}),
+            **({"public rows": f"its server uses some (--public); without, {info.public}"} if info.public else {}),
             "server sees": "activations and gradients of each client by itself, whatever becomes of its updates"
             if "split" in info.needs
             else "only weighted sums of updates (secure aggregation is possible)"

@@ -31,6 +31,7 @@ from weft.adaptation.residual import Residual
 from weft.adaptation.scale import Scale
 from weft.adaptation.soft_words import SoftWords
 from weft.adaptation.sparse_weights import SparseWeights
+from weft.adaptation.stacked_bottleneck import StackedBottleneck
 from weft.adaptation.tokens import ClassContext, ImageTokens
 from weft.adaptation.vera import VeRA
 from weft.adaptation.weights import Weights
@@ -53,8 +54,9 @@ CONFIG, TENSORS = FILES = "weft_adapter.json", "weft_adapter.safetensors"
 MARK = "."  # between the name of a product and the role of its factor, whose scale is in B
 LORAS = (LoRA, DoRA, DyLoRA, AdaLoRA, VeRA, Orthogonal, FromWeights)
 TOKENS = (ClassContext, ImageTokens, Prefix, SoftWords)
-BESIDES = (AttentionAdapter, Bottleneck, Bias, Compacter, HyperAdapter, Norm, Residual, Scale, SparseWeights, Statistics)
-PARTS = (*LORAS, *TOKENS, *BESIDES, ChosenHead, Delta, Head, Weights)
+ADAPTERS = (AttentionAdapter, Bottleneck, Compacter, HyperAdapter, StackedBottleneck)
+BESIDES = (Bias, Norm, Residual, Scale, SparseWeights, Statistics)
+PARTS = (*LORAS, *TOKENS, *ADAPTERS, *BESIDES, ChosenHead, Delta, Head, Weights)
 KINDS: dict[str, type] = {kind.__name__: kind for kind in PARTS}
 """Parts that are described by their settings. A model with others is described by its method."""
 

@@ -62,7 +62,8 @@ class MethodInfo:
         reveals: keys of facts that updates carry. renews: facts among ``asks`` that the server gives new values
             (:meth:`weft.federation.server.ServerState.renew`).
         needs: demands on backbone, data or engine, of NEEDS.
-        public: of a method whose server trains on public rows, if it is given some: what becomes of it without, as a clause.
+        public: of a method whose server trains on public rows or scores by them, if it is given some: what becomes of it
+            without, as a clause.
         codec, download_codec: of a method that is one beside an ordinary rule, or has its own: taken unless another is asked
             for. If ``codec`` is right on average, so has to be that other.
         baseline: of what is no federated method: the baseline that is played of it unless another is asked for.
