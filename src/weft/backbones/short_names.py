@@ -127,11 +127,15 @@ def encoders(name: str) -> list[str]:
 
 
 def usual(needs: Collection[str]) -> str:
-    """The backbone that comes along with Weft for a method of these needs (of its identity card), or for ``questions``."""
+    """The backbone for a method of these needs (of its identity card), or for ``questions``: one that comes along with Weft, if
+    there is one.
+    """
     if "items" in needs:
         return "vq-rec-small"
     if "questions" in needs:
         return "vilt-b32"
     if {"label words", "hidden words"}.intersection(needs):
         return "docs-mlm"
+    if "connector" in needs:
+        return "llava-hf/llava-1.5-7b-hf"
     return "glyph-clip" if "two towers" in needs else "glyph-vit" if "images" in needs else "minilm"

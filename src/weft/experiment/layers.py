@@ -152,6 +152,8 @@ def _fitting(needs: tuple[str, ...], user: Mapping[str, Any]) -> dict[str, str]:
 
     kinds = (IMAGE, ITEMS, QUESTIONS)
     pictures, items, questions = ({entry.name for entry in catalogue() if entry.kind == kind} for kind in kinds)
+    if "connector" in needs:
+        return {"task": "generation", "data": "glyph_questions", "model": usual(needs)}
     if user.get("task") == "generation":
         return {"data": "docstrings", "model": "smollm2"}
     if user.get("task") == "preference":

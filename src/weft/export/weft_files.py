@@ -15,6 +15,8 @@ from weft.adaptation.attention_adapter import AttentionAdapter
 from weft.adaptation.bias import Bias
 from weft.adaptation.bottleneck import Bottleneck
 from weft.adaptation.compacter import Compacter
+from weft.adaptation.connector import ConnectorAdapter
+from weft.adaptation.connector_mixture import ConnectorMixture
 from weft.adaptation.dora import DoRA
 from weft.adaptation.dylora import DyLoRA
 from weft.adaptation.from_weights import FromWeights
@@ -54,7 +56,8 @@ MARK = "."  # between the name of a product and the role of its factor, whose sc
 LORAS = (LoRA, DoRA, DyLoRA, AdaLoRA, VeRA, Orthogonal, FromWeights)
 TOKENS = (ClassContext, ImageTokens, Prefix, SoftWords)
 BESIDES = (AttentionAdapter, Bottleneck, Bias, Compacter, HyperAdapter, Norm, Residual, Scale, SparseWeights, Statistics)
-PARTS = (*LORAS, *TOKENS, *BESIDES, ChosenHead, Delta, Head, Weights)
+CONNECTORS = (ConnectorAdapter, ConnectorMixture)
+PARTS = (*LORAS, *TOKENS, *BESIDES, *CONNECTORS, ChosenHead, Delta, Head, Weights)
 KINDS: dict[str, type] = {kind.__name__: kind for kind in PARTS}
 """Parts that are described by their settings. A model with others is described by its method."""
 
