@@ -43,17 +43,13 @@ class ConnectorMixture(ConnectorAdapter):
         return found | {ROUTER: Init((self.experts, site.d_in), "uniform", 1 / math.sqrt(site.d_in))}
 
     def apply(self, module: nn.Module, w: Mapping[str, Tensor], x: Tensor, out: Tensor) -> Tensor:
-        p = shares(routed(w[ROUTER], x), self.top).to(x.dtype)
+        router = w[ROUTER]
+        p = shares(x.to(router.dtype) @ router.mT, self.top).to(x.dtype)  # never in half precision
         found = p[..., :1] * mlp(module, w, x, "task1.")
         for i in range(2, self.experts + 1):
             h = mlp(module, w, x, f"task{i}.") + mlp(module, w, x, f"cross{i}.")
             found = found + p[..., i - 1 : i] * h
         return found
-
-
-def routed(router: Tensor, x: Tensor) -> Tensor:
-    """Logits G x [k, n, E] of tokens [k, n, d_v], of which none is computed in half precision."""
-    return x.to(router.dtype) @ router.mT
 
 
 def shares(logits: Tensor, top: int | None = None) -> Tensor:

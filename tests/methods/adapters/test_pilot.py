@@ -23,6 +23,7 @@ import weft
 from bytes_of import Case, Sizes, Turn, lora
 from run_laws import LAWS, Law, keep
 from weft.adaptation.optim import Optim
+from weft.cli.sizes import made_up, measure
 from weft.errors import UserError
 from weft.export import load as load_model
 from weft.federation.scope import Scope
@@ -510,6 +511,15 @@ def test_what_travels_of_llava_is_the_cards_formula() -> None:
         2 * (w + w) + 2 * (w + kv) + 3 * (w + 64)
     )
     assert all(s.name.startswith("model.language_model.layers.") for s in everywhere.server.sites("lora"))
+
+
+def test_sizes_without_data_are_those_of_a_single_task() -> None:
+    path = tiny.backbone("llava", checkpoint="lm", task="generation", classes=1).path
+    found = measure(replace(SMALL, sites="q,ffn.in"), *made_up(path, 3, 2, SMALL.info.needs))
+    net, low = 4 * sum(NET), 4 * sum(lora(2))
+    ups = [{n: b for n, b in r.up.items() if b} for r in found.rounds]
+    assert ups[:2] == [{"task": net, "lora": low}, {"mixture": net, "lora": low}]
+    assert {n: b for n, b in found.rounds[1].down.items() if b} == {"mixture": net, "lora": low}
 
 
 # laws, of several tasks ---------------------------------------------------------------------------------------------------

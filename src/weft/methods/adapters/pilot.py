@@ -25,8 +25,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from weft.adaptation.connector import mlp
-from weft.adaptation.connector_mixture import ROUTER, routed
 from weft.aggregation.mean import WeightedMean
 from weft.aggregation.neighbours import Share, apart, mixing, products_apart
 from weft.contract import (
@@ -170,8 +168,8 @@ class Pilot(Method):
         if stage_1(pack.round):
             mine, own = (features(pack, batch, part, seen) for part in (TASK, CLIENT))
             return loss + self.difference * alike(mine, own, rows, self.difference_of)
-        (router,) = pack.params(f"{MIXTURE}/*/{ROUTER}").values()
-        logits = routed(batch.of(router), seen.flatten(1, 2)).view(*seen.shape[:3], -1)
+        (router,) = pack.params(f"{MIXTURE}/*/router").values()
+        logits = seen @ batch.of(router).unsqueeze(1).mT
         return loss + self.balance * mean_of(imbalance(logits), rows) + self.router_z * mean_of(sizes(logits), rows)
 
     def train(self, pack: Pack) -> Iterable[Update]:
@@ -268,7 +266,8 @@ def features(pack: Pack, batch: Batch, part: str, seen: Tensor) -> Tensor:
     """[k, b, N, C] what a connector adapter makes of visual tokens [k, b, N, d_v]."""
     module = pack.backbone.module(pack.backbone.check_connector().name)
     w = {name.rpartition("/")[2]: batch.of(value) for name, value in pack.params(part).items()}
-    return mlp(module, w, seen.flatten(1, 2)).view(*seen.shape[:3], -1)
+    x = seen.flatten(1, 2)
+    return ConnectorAdapter().apply(module, w, x, x).view(*seen.shape[:3], -1)
 
 
 def alike(x: Tensor, y: Tensor, rows: Tensor, form: Form = "tokens") -> Tensor:
