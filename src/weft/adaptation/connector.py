@@ -46,10 +46,11 @@ class ConnectorAdapter(Additive):
         return [backbone.check_connector()]
 
     def tensors(self, backbone: Backbone, site: Site) -> Mapping[str, Init]:
-        found = {role: Init(tuple(value.shape), "value", value=value) for role, value in copied(backbone, site).items()}
-        if self.scale == 1:
-            return found
-        return {r: replace(i, value=self.scale * i.value) if r.startswith(LAYERS[1]) else i for r, i in found.items()}  # type: ignore[operator]
+        def start(role: str, value: Tensor) -> Tensor:
+            return self.scale * value if self.scale != 1 and role.startswith(LAYERS[1]) else value
+
+        own = copied(backbone, site).items()
+        return {role: Init(tuple(value.shape), "value", value=start(role, value)) for role, value in own}
 
     def apply(self, module: nn.Module, w: Mapping[str, Tensor], x: Tensor, out: Tensor) -> Tensor:
         return mlp(module, w, x)

@@ -303,6 +303,15 @@ def test_after_stage_1_clients_are_scored_with_its_model() -> None:
             )
 
 
+def test_a_server_that_has_read_its_checkpoint_knows_which_stage_it_is_in() -> None:
+    for rounds in (1, 2):
+        run = federation(rounds=rounds).run()
+        before = by_hand.personal_logits(run)
+        run.server.restore(*run.server.tensors_and_json())
+        after = by_hand.personal_logits(run)
+        assert all(torch.equal(after[c], z) for c, z in before.items())
+
+
 # the card's invariants ----------------------------------------------------------------------------------------------------
 
 
@@ -324,6 +333,16 @@ def test_stage_1_begins_at_twice_the_connector() -> None:
         rtol=0,
         atol=1e-10,
     )
+
+
+@pytest.mark.parametrize("t", [0, 3])
+def test_losses_of_some_clients_of_a_pack_are_of_their_own_values(t: int) -> None:
+    run = federation(rounds=4).run(t)
+    together, alone = run.pack([0, 3], t), run.pack([3], t)
+    (both,) = list(together.batches(steps=1, size=3))
+    (own,) = list(alone.batches(steps=1, size=3))
+    some = both.only(torch.tensor([False, True]))
+    by_hand.close(run.method.objective(together, some), run.method.objective(alone, own))
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
