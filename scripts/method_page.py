@@ -149,7 +149,7 @@ def made(model: str, needs: frozenset[str]) -> tuple[Any, Any]:
 
 
 def loading(slug: str) -> frozenset[str]:
-    return frozenset({"head", "label words", "hidden words", "items"}.intersection(registry.info(slug).needs))
+    return frozenset({"head", "label words", "hidden words", "items", "connector"}.intersection(registry.info(slug).needs))
 
 
 def sizes(slug: str) -> Sizes:

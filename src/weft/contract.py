@@ -12,6 +12,8 @@ from weft.adaptation.bias import Bias, BiasScope
 from weft.adaptation.bottleneck import Activation, Bottleneck, Placement
 from weft.adaptation.boundary import Boundary
 from weft.adaptation.compacter import Compacter
+from weft.adaptation.connector import ConnectorAdapter
+from weft.adaptation.connector_mixture import ConnectorMixture
 from weft.adaptation.exits import Exit
 from weft.adaptation.head import ChosenHead, Head, TaskHead
 from weft.adaptation.hyper_adapter import HyperAdapter
@@ -85,6 +87,8 @@ __all__ = [
     "ClientInfo",
     "ClientState",
     "Compacter",
+    "ConnectorAdapter",
+    "ConnectorMixture",
     "Count",
     "Delta",
     "Exit",

@@ -47,7 +47,8 @@ class Site:
             ``block`` or ``ffn.norm`` (the two places of a bottleneck), ``head``, ``norm``, ``entry`` (what goes into a block),
             ``attention`` (where queries meet keys, d_in = width of a token's keys over all heads, d_out = that of its values),
             ``words`` (the token embedding), ``patches`` (the convolution over them), ``convolution`` (any other), ``embedding``
-            (of a whole image), ``values`` (tensors that sit nowhere) …
+            (of a whole image), ``connector`` (between a tower of pictures and a language model), ``values`` (tensors that sit
+            nowhere) …
         d_in, d_out: feature sizes of input and output.
         block: index of the transformer block that holds it; None outside the stack.
         bias: whether the module owns a bias vector.
@@ -114,6 +115,7 @@ class Backbone:
             two towers.
         embedding: of a whole image, from which a pass may begin: of a backbone with two towers, or of several encoders. encoders:
             these, side by side; their models are without heads.
+        connector: what brings pictures to the width of the words of a language model that reads them; None elsewhere.
         vocabulary: the output layer of a language model, None elsewhere. encoder_decoder: it is one; its blocks are those of the
             encoder, then those of the decoder. quantised: how its weights are, "" = not.
         fresh: parameters that the checkpoint lacks.
@@ -163,6 +165,7 @@ class Backbone:
     quantised: str = ""
     fresh: frozenset[str] = frozenset()
     encoders: tuple[Backbone, ...] = ()
+    connector: Site | None = None
     _text_embeds: Tensor | None = field(default=None, init=False, repr=False)
     _attentions: list[Site] | None = field(default=None, init=False, repr=False)
     _flops: Flops | None = field(default=None, init=False, repr=False)
@@ -217,6 +220,19 @@ class Backbone:
                 "with --task similarity."
             )
         return self.embedding
+
+    def check_connector(self) -> Site:
+        """Where parts sit that stand between a tower of pictures and a language model.
+
+        Raises:
+            UserError: there is no such place.
+        """
+        if self.connector is None:
+            raise UserError(
+                f'backbone "{self.name}" has no connector between a tower of pictures and a language model: use a LLaVA, such as '
+                "--model glyph-llava, with --task generation and questions about pictures."
+            )
+        return self.connector
 
     def check_blocks(self) -> None:
         """

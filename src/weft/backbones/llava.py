@@ -10,13 +10,23 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 from transformers.models.llava.modeling_llava import LlavaCausalLMOutputWithPast
+
+from weft.backbones.backbone import Site
 
 KIND = "llava"
 TOWER = "model.vision_tower"
 CONNECTOR = "model.multi_modal_projector"
+
+
+def connector(model: LlavaForConditionalGeneration) -> Site:
+    """The connector, as a place for parts."""
+    module = model.get_submodule(CONNECTOR)
+    first, second = (module.get_submodule(name) for name in ("linear_1", "linear_2"))
+    assert isinstance(first, nn.Linear) and isinstance(second, nn.Linear)
+    return Site(CONNECTOR, "connector", first.in_features, second.out_features, block=None)
 
 
 class LlavaReader(LlavaForConditionalGeneration):

@@ -275,7 +275,7 @@ def describe_model(
     sizes = getattr(config, "text_config" if seeing else "vision_config", config)  # those of the tower that reads the rows
     base = model.base_model if names is None else model.vision_model
     if seeing:
-        from weft.backbones.llava import TOWER  # with transformers, which takes seconds to import
+        from weft.backbones.llava import TOWER, connector  # with transformers, which takes seconds to import
 
         base = model.model.language_model
     text: tuple[str, ...] = (TOWER,) if seeing else () if names is None else TEXT_TOWER
@@ -383,6 +383,7 @@ def describe_model(
         encoder_decoder=apart,
         quantised="" if by is None else str(by),
         fresh=frozenset(fresh),
+        connector=connector(model) if seeing else None,
     )
     if names is not None:
         describe.text_tower(found, endings)

@@ -100,6 +100,8 @@ def task_for(needs: Collection[str]) -> str:
         return NEXT_ITEM
     if "hidden words" in needs:
         return MASKED
+    if "connector" in needs:
+        return GENERATION
     return FILL if "label words" in needs else "classification" if "head" in needs else "auto"
 
 

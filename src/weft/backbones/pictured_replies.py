@@ -35,16 +35,17 @@ class PicturedReplies(Replies):
 
     def collate(self, index: np.ndarray, width: int | None = None, most: int | None = None) -> dict[str, Tensor]:
         """As of :meth:`Tokens.collate`, with ``image_features`` [m, N, d]; those of a padding row are 0."""
-        return super().collate(index, width, most) | self._seen(index)
+        return super().collate(index, width, most) | {"image_features": self.seen(index)}
 
     def prompts(self, index: np.ndarray) -> dict[str, Tensor]:
-        return super().prompts(index) | self._seen(index)
+        return super().prompts(index) | {"image_features": self.seen(index)}
 
-    def _seen(self, index: np.ndarray) -> dict[str, Tensor]:
+    def seen(self, index: np.ndarray) -> Tensor:
+        """[m, N, d] what the tower makes of the pictures of table rows [m]; 0 for a padding row."""
         found = self.features.new_zeros(len(index), *self.features.shape[1:])
         there = torch.from_numpy(index >= 0)
         found[there] = self.features[torch.from_numpy(self.picture[index[index >= 0]])]
-        return {"image_features": found}
+        return found
 
 
 def pictured_replies(backbone: Backbone, rows: Rows, max_length: int) -> PicturedReplies:

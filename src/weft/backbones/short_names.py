@@ -132,10 +132,12 @@ def encoders(name: str) -> list[str]:
 
 
 def usual(needs: Collection[str]) -> str:
-    """The backbone that comes along with Weft for a method of these needs (of its identity card), or for ``questions``."""
+    """The backbone for a method of these needs (of its identity card), or for ``questions``: one that comes along with Weft, if
+    there is one.
+    """
     if "items" in needs:
         return "vq-rec-small"
-    if "questions to write" in needs:
+    if {"connector", "questions to write"}.intersection(needs):
         return "glyph-llava"
     if "questions" in needs:
         return "glyph-vilt"

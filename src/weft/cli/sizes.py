@@ -80,7 +80,8 @@ def made_up(model: str, clients: int, classes: int, needs: Collection[str] = ())
 
     Args:
         needs: of the method: as in a run, one that needs a ``head`` gets a linear one on a CLIP too, and one of ``label words`` a
-            model that fills them in, one of ``items`` a network over them, one of ``hidden words`` a model that finds them.
+            model that fills them in, one of ``items`` a network over them, one of ``hidden words`` a model that finds them, one
+            of a ``connector`` a model that writes about pictures.
 
     Raises:
         UserError: the backbone can't be loaded.
@@ -94,10 +95,11 @@ def made_up(model: str, clients: int, classes: int, needs: Collection[str] = ())
     from weft.data.rows import BOTH, Rows
     from weft.federation.bench import Bench
     from weft.federation.client import ClientState, Splits
-    from weft.tasks.kinds import CLASSES, MASKED, NEXT_ITEM, QUESTIONS, make
+    from weft.tasks.kinds import CLASSES, GENERATION, MASKED, NEXT_ITEM, QUESTIONS, make
 
     task = task_for(needs)
-    names = ("text",) if task == MASKED else tuple(map(str, range(classes)))
+    writes = task in (MASKED, GENERATION)
+    names = ("text",) if writes else tuple(map(str, range(classes)))
     backbone = load(model, classes=names, task=task)
     each, none = np.arange(clients), np.zeros(0, dtype=np.int64)
     texts, images = {"texts": ["a row"] * clients}, {"images": Images([np.zeros((8, 8, 3), np.uint8)] * clients)}
@@ -107,9 +109,9 @@ def made_up(model: str, clients: int, classes: int, needs: Collection[str] = ())
         BOTH: {**texts, **images},
         "items": {"items": [(0,)] * clients},
     }
-    hidden: dict[str, Any] = {"answers": ["and what hides in it"] * clients} if task == MASKED else {}
-    rows = Rows(labels=each % classes, ids=each, **content[backbone.reads], **hidden)
-    kind = QUESTIONS if backbone.reads == BOTH else task if task in (MASKED, NEXT_ITEM) else CLASSES
+    answers: dict[str, Any] = {"answers": ["and what is said of it"] * clients} if writes else {}
+    rows = Rows(labels=each % classes, ids=each, **content[backbone.reads], **answers)
+    kind = task if writes or task == NEXT_ITEM else QUESTIONS if backbone.reads == BOTH else CLASSES
     bench = Bench(backbone, make(names, kind), tabulate(backbone, rows), 0)
     digits = len(str(clients - 1))
     return bench, [ClientState(f"c{i:0{digits}d}", 1, data=Splits(each[i : i + 1], none, none)) for i in range(clients)]

@@ -152,6 +152,8 @@ def _fitting(needs: tuple[str, ...], user: Mapping[str, Any]) -> dict[str, str]:
 
     kinds = (IMAGE, ITEMS, QUESTIONS)
     pictures, items, questions = ({entry.name for entry in catalogue() if entry.kind == kind} for kind in kinds)
+    if "connector" in needs:
+        return {"task": "generation", "data": "glyph_questions", "model": usual(needs)}
     pictured = {entry.name for entry in catalogue() if entry.kind == GENERATION and entry.image is not None}
     if user.get("data") in pictured or (user.get("task") == "generation" and user.get("data") in questions):
         return {"model": usual({"questions to write"})}

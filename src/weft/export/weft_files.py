@@ -15,6 +15,8 @@ from weft.adaptation.attention_adapter import AttentionAdapter
 from weft.adaptation.bias import Bias
 from weft.adaptation.bottleneck import Bottleneck
 from weft.adaptation.compacter import Compacter
+from weft.adaptation.connector import ConnectorAdapter
+from weft.adaptation.connector_mixture import ConnectorMixture
 from weft.adaptation.dora import DoRA
 from weft.adaptation.dylora import DyLoRA
 from weft.adaptation.from_weights import FromWeights
@@ -54,7 +56,7 @@ CONFIG, TENSORS = FILES = "weft_adapter.json", "weft_adapter.safetensors"
 MARK = "."  # between the name of a product and the role of its factor, whose scale is in B
 LORAS = (LoRA, DoRA, DyLoRA, AdaLoRA, VeRA, Orthogonal, FromWeights)
 TOKENS = (ClassContext, ImageTokens, Prefix, SoftWords)
-ADAPTERS = (AttentionAdapter, Bottleneck, Compacter, HyperAdapter, StackedBottleneck)
+ADAPTERS = (AttentionAdapter, Bottleneck, Compacter, ConnectorAdapter, ConnectorMixture, HyperAdapter, StackedBottleneck)
 BESIDES = (Bias, Norm, Residual, Scale, SparseWeights, Statistics)
 PARTS = (*LORAS, *TOKENS, *ADAPTERS, *BESIDES, ChosenHead, Delta, Head, Weights)
 KINDS: dict[str, type] = {kind.__name__: kind for kind in PARTS}

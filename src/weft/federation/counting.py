@@ -236,6 +236,8 @@ class Counting:
     def _positions(self, p: Placed) -> np.ndarray:
         """Of a row, where a part's matrices are applied: one, or its tokens."""
         site = self.layers.get(p.site.name, p.site)
+        if site.role == "connector":  # it sees a picture's tokens, and none of the words
+            return self.backbone.picture_tokens * np.eye(6, dtype=np.int64)[0]
         if site.role in ("head", "head.norm", "embedding") or p.part.mode == "reads":
             power = 1 if self.tagged else 0
         elif site.stack == "decoder" or (site.stack == "cross" and not {"k", "v"} & set(site.roles)):

@@ -23,7 +23,7 @@ server-side aggregation bias: the mean of factors is not the factor of the mean.
 """
 NEEDS = (
     "images", "texts", "classes", "all classes", "head", "two towers", "label words", "hidden words", "items",
-    "separate blocks", "all updates", "factors", "own steps", "no gradients", "split",
+    "connector", "separate blocks", "all updates", "factors", "own steps", "no gradients", "split",
 )  # fmt: skip
 """What methods can't do without:
 
@@ -36,6 +36,7 @@ two towers: a backbone that embeds pictures and texts in one space (CLIP), and t
 label words: a masked language model that tells classes apart by the words that it fills in.
 hidden words: a masked language model that finds hidden words of running texts.
 items: a backbone that ranks the items of a domain by codes of their texts, and rows that are sequences of them.
+connector: a language model that reads pictures through a connector (LLaVA), and rows whose answers are written.
 separate blocks: blocks with weights of their own, each of which can be trained, sent or left out without the others.
 all updates: the server holds the tensors of all updates of a round at once, so that its memory grows with the cohort. A rule that
     takes one update after the other needs them not, even if a mean is not enough for it (``sums`` is False).

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from weft.adaptation.in_flight import Weight
 from weft.adaptation.weave import Weave
+from weft.backbones.pictured_replies import PicturedReplies
 from weft.errors import WeftError
 from weft.tasks.outputs import Output
 
@@ -50,7 +51,13 @@ class Towers:
         return self._embedded(batch.index.reshape(-1), "image").view(*batch.index.shape, -1)
 
     def patches(self, batch: Batch) -> Tensor:
-        """[k, b, V, e] embeddings of the patches of a batch's pictures, as :meth:`images`."""
+        """[k, b, V, e] embeddings of the patches of a batch's pictures, as :meth:`images`; of a LLaVA what its connector reads.
+
+        Of a padding row they are 0 there.
+        """
+        if isinstance(table := self.bench.table, PicturedReplies):  # the tower has looked at its pictures before the first round
+            found = table.seen(batch.index.reshape(-1)).to(self.device, self.dtype)
+            return found.view(*batch.index.shape, *found.shape[1:])
         self._count_pictures(batch)
         found = self._embedded(batch.index.reshape(-1), "patches")
         return found.view(*batch.index.shape, *found.shape[1:])

@@ -42,7 +42,7 @@ from weft.storage.store import ClientStore, Spool
 from weft.tasks.generation_settings import Decoding
 from weft.tasks.kinds import CLASSES, GENERATION, LANGUAGE, MASKED, NEXT_ITEM, PREFERENCE, QUESTIONS, SEVERAL, TOKENS, make
 from weft.testing.data import SIZES, TAGS, for_server, names_of_several, states
-from weft.testing.models import PAIRED, backbone, home, items, names, root, task_of
+from weft.testing.models import PAIRED, at_home, backbone, items, names, root, task_of
 
 
 @dataclass
@@ -145,9 +145,9 @@ def federation(
         periods: in which rows arrive, by their classes. known: rows are told apart among those of their own period.
         where: folder of the client store (a new temporary one). settings: of :class:`weft.engines.setup.Settings`.
     """
-    model = model or ("bert" if task == MASKED else "llama" if task in LANGUAGE else home(method))
-    if task == "auto" and isinstance(model, str):
+    if task == "auto" and (not isinstance(model, Backbone) or task_of(method) in LANGUAGE):
         task = task_of(method)
+    model = model or at_home(method, task)
     labels = (
         names_of_several(classes)
         if task == SEVERAL
@@ -170,6 +170,8 @@ def federation(
     if all_rows.tasks is not None:
         for client in clients:
             client.facts |= {"tasks": tasks_of(all_rows.tasks, client.data.train, (client.data.val, client.data.test))}
+    if decoding is None and task == GENERATION and of.reads == BOTH:  # rows are long: room for more depends on who shares a pass
+        decoding = Decoding(new_tokens=8)
     writing: dict[str, Any] = {} if decoding is None else {"decoding": decoding}
     if of.reads == BOTH and task not in LANGUAGE:
         task = QUESTIONS
@@ -177,7 +179,11 @@ def federation(
     of_row = all_rows.labels % periods
     if known:
         all_rows = apart(all_rows, of_row, {}, "classes", classes)
-    benches = [Bench(b, predicts, tabulate(b, all_rows, 32), seed, PrefixCache(b) if prefix else None) for b in (of, *others)]
+    # of a prompt that is too long its picture is cut off with the question
+    longest = 64 if task in LANGUAGE and of.reads == BOTH else 32
+    benches = [
+        Bench(b, predicts, tabulate(b, all_rows, longest), seed, PrefixCache(b) if prefix else None) for b in (of, *others)
+    ]
     if periods > 1:
         arrivals = Arrivals(of_row, periods)
         benches = [replace(bench, arrivals=arrivals) for bench in benches]
@@ -186,7 +192,7 @@ def federation(
         client.model = ["", *made.others][i % len(benches)]
     where = where or Path(tempfile.mkdtemp(dir=root()))
     rows = for_server(public, classes, seed, of.reads, task, spaces)
-    extra = Bench(of, predicts, tabulate(of, rows, 32), seed) if public else None
+    extra = Bench(of, predicts, tabulate(of, rows, longest), seed) if public else None
     common_facts.settle(clients)
     people = [c.info(method.info.asks) for c in clients]
     server = begin(method, made, people, rounds, start, notes=Notes(where / "notes"), public=extra, periods=periods)

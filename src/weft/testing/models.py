@@ -18,9 +18,10 @@ import torch
 from weft.backbones import item_codes
 from weft.backbones.backbone import Backbone
 from weft.backbones.load import load
-from weft.backbones.options import FILL, MASKED, NEXT_ITEM, VQ_REC
+from weft.backbones.options import FILL, GENERATION, MASKED, NEXT_ITEM, VQ_REC
 from weft.data.item_names import title_of
 from weft.federation.method import Method
+from weft.tasks.kinds import LANGUAGE as LANGUAGE_TASKS
 
 WORDS = 94  # "w0" … "w93"; with the special tokens the vocabulary holds 98
 
@@ -147,7 +148,7 @@ WRITERS: dict[str, dict[str, Any]] = {
     "longt5": T5 | {"encoder_attention_type": "local", "local_radius": 4},
     "llava": {
         "text_config": GROUPED | {"model_type": "llama"},
-        "vision_config": PICTURED | {"model_type": "clip_vision_model"},
+        "vision_config": PICTURED | {"model_type": "clip_vision_model", "hidden_size": 24},
         "image_token_id": 97,
         "image_seq_length": 4,
     },
@@ -371,7 +372,16 @@ def home(method: Method) -> str:
     needs = method.info.needs
     if "items" in needs:
         return VQ_REC
+    if "connector" in needs:
+        return "llava"
     return "clip" if "two towers" in needs else "vit" if "images" in needs else "bert"
+
+
+def at_home(method: Method, task: str) -> str:
+    """A type that has what a method needs, and reads the rows of a task."""
+    if task not in LANGUAGE_TASKS or task_of(method) in LANGUAGE_TASKS:
+        return home(method)
+    return "bert" if task == MASKED else "llama"
 
 
 def task_of(method: Method) -> str:
@@ -380,6 +390,8 @@ def task_of(method: Method) -> str:
         return NEXT_ITEM
     if "hidden words" in method.info.needs:
         return MASKED
+    if "connector" in method.info.needs:
+        return GENERATION
     return FILL if "label words" in method.info.needs else "auto"  # a head comes by itself
 
 
@@ -387,12 +399,21 @@ def home_folder(method: Method) -> str:
     """Of a model that has what a method needs; of one over items, for three of them."""
     if task_of(method) == NEXT_ITEM:
         return _of_items(items(3), "{}")
-    return folder(home(method), "mlm" if task_of(method) in (FILL, MASKED) else "base")
+    task = task_of(method)
+    return folder(home(method), "mlm" if task in (FILL, MASKED) else "lm" if task == GENERATION else "base")
 
 
 def hooks(model: torch.nn.Module) -> Iterator[str]:
-    """Whatever is left on a model that was not there when it was loaded: hooks and replaced forwards."""
+    """Whatever is left on a model that was not there when it was loaded: hooks and replaced forwards.
+
+    Not in the tower of pictures of a LLaVA, where no part can sit: transformers leaves hooks of its own where it was asked for
+    hidden states.
+    """
+    from weft.backbones.llava import TOWER
+
     for name, module in model.named_modules():
+        if name.startswith(f"{TOWER}."):
+            continue
         for kind in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
             if getattr(module, kind, None):
                 yield f"{name}.{kind}"

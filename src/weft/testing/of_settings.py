@@ -132,7 +132,7 @@ def others(method: Method) -> list[str]:
         kinds = IMAGES
     elif "label words" in needs:
         kinds = ENCODERS
-    elif "items" in needs:
+    elif {"items", "connector"}.intersection(needs):
         kinds = ()
     elif "texts" in needs:
         kinds = [k for k in SHAPES if k not in IMAGES]

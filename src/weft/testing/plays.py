@@ -34,7 +34,7 @@ from weft.tasks.kinds import GENERATION, LANGUAGE, MASKED, TOKENS
 from weft.testing.compare import logits, state
 from weft.testing.data import TAGS
 from weft.testing.federation import Federation, federation
-from weft.testing.models import PAIRED, backbone, home, hooks, root, task_of
+from weft.testing.models import PAIRED, PICTURED_REPLIES, at_home, backbone, hooks, root, task_of
 from weft.testing.sites import Loopback, kept, remote
 from weft.testing.strangers import by_messages
 from weft.testing.watch import Seen, Snapshot, watching
@@ -69,16 +69,17 @@ def shallow(method: Method, precision: str = "float64", task: str = "auto", kind
     Args:
         kind: of the backbone of ``generation`` and ``preference``, a decoder or an encoder-decoder.
     """
+    task = task_of(method) if task == "auto" else task
+    kind = kind or at_home(method, task)
     if task == MASKED:
-        return backbone(kind or "bert", classes=1, precision=precision, task=task, checkpoint="mlm", num_hidden_layers=2)
+        return backbone(kind, classes=1, precision=precision, task=task, checkpoint="mlm", num_hidden_layers=2)
     if task in LANGUAGE:
-        kind = kind or "llama"
+        as_they_are = kind in (*PAIRED, *PICTURED_REPLIES)
         layers: dict[str, Any] = (
-            {"num_layers": 2, "num_decoder_layers": 2} if kind == "t5" else {} if kind in PAIRED else {"num_hidden_layers": 2}
+            {"num_layers": 2, "num_decoder_layers": 2} if kind == "t5" else {} if as_they_are else {"num_hidden_layers": 2}
         )
         checkpoint = "pair" if kind in PAIRED else "lm"
         return backbone(kind, classes=1, precision=precision, task=GENERATION, checkpoint=checkpoint, **layers)
-    kind, task = home(method), task_of(method) if task == "auto" else task
     layers = {} if kind == "clip" else {"num_hidden_layers": 2}
     return backbone(kind, classes=len(TAGS) if task == TOKENS else 3, precision=precision, task=task, **layers)
 
