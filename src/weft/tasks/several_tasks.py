@@ -22,8 +22,8 @@ from weft.data.several import SEPARATOR, tasks_of
 from weft.errors import UserError, nearest
 from weft.tasks.classification import Classification
 from weft.tasks.observed import Observed
+from weft.tasks.of_words import Tagged
 from weft.tasks.outputs import Output
-from weft.tasks.tagged import Tagged
 from weft.tasks.tagging import Tagging
 from weft.tasks.task import Score, Told
 

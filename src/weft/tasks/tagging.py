@@ -17,8 +17,8 @@ from weft.errors import UserError, nearest
 from weft.tasks import entities
 from weft.tasks.entities import Entities
 from weft.tasks.observed import Observed
+from weft.tasks.of_words import Tagged
 from weft.tasks.outputs import Output
-from weft.tasks.tagged import Tagged
 from weft.tasks.task import Score, pooled
 
 if TYPE_CHECKING:
