@@ -153,7 +153,7 @@ def test_scores_of_sites_are_those_of_the_simulation(slug: str) -> None:
     wanted = {(e.view, e.people, e.metric, e.pooling): e.value for e in here.simulation.evaluate(1)}
     found = {(e.view, e.people, e.metric, e.pooling): e.value for e in away.simulation.evaluate(1)}
     assert all(wanted[k] == pytest.approx(v) for k, v in found.items() if k in wanted)
-    each = {(view, "own test", "accuracy", "mean over clients") for view in here.method.info.views}
+    each = {(view, "own test", here.bench.task.metrics[0], "mean over clients") for view in here.method.info.views}
     assert each <= wanted.keys()
     nobody = not any(site.whole for site in loop.sites.values())  # who holds less than the server can't score its model
     assert (each & found.keys()) == ({k for k in each if not common(k[0])} if nobody else each)

@@ -12,14 +12,14 @@ import tiny
 import weft
 from command_line import table
 from weft.backbones.backbone import Backbone
-from weft.backbones.options import FILL, NEXT_ITEM, VQ_REC
-from weft.data.rows import Source
+from weft.backbones.options import FILL, GENERATION, NEXT_ITEM, VQ_REC
+from weft.data.rows import BOTH, Source
 from weft.federation.method import Method
 from weft.playing import execute
 from weft.runs import prepare
 from weft.storage import files
-from weft.testing.data import sequenced
-from weft.testing.models import items
+from weft.testing.data import answered, sequenced
+from weft.testing.models import PICTURED_REPLIES, items
 
 CLASSES = ("one", "two", "three")
 
@@ -69,29 +69,39 @@ class Dies(Told):
 
 
 def source(n: int = 60, seed: int = 0, reads: str = "texts") -> Source:
-    rows, classes = tiny.rows(n, len(CLASSES), seed, reads=reads), CLASSES
+    rows, classes = tiny.rows(n, len(CLASSES), seed, reads=BOTH if reads == "answers" else reads), CLASSES
     if reads == "items":
         rows, classes = sequenced(rows), items(len(CLASSES))  # type: ignore[assignment]
+    if reads == "answers":  # to questions about pictures
+        rows, classes = answered(rows), ("answer",)  # type: ignore[assignment]
     return Source("toy", classes, rows, fingerprint=f"toy {n} {seed}")
 
 
 def source_for(method: Method, n: int = 60) -> Source:
     """Rows that a backbone which has what a method needs can read."""
     home = tiny.home(method)
+    if home in PICTURED_REPLIES:
+        return source(n, reads="answers")
     return source(n, reads="items" if home == VQ_REC else "images" if home in tiny.IMAGES else "texts")
 
 
-def model_for(method: Method) -> dict[str, str]:
+def model_for(method: Method) -> dict[str, Any]:
     """Settings of a run: a backbone that has what a method needs."""
     words = {"label_words": tiny.label_words(CLASSES)} if tiny.task_of(method) == FILL else {}
+    if tiny.home(method) in PICTURED_REPLIES:
+        words |= {"task": GENERATION, "template": "plain", "samples": 0}
     return {"model": tiny.home_folder(method)} | words
 
 
 def light(monkeypatch: pytest.MonkeyPatch) -> None:
     """Load each tiny backbone once per process, and export nothing: what these tests look at lies before and after."""
 
-    def load(name: str, *, classes: tuple[str, ...], task: str = "auto", **_: Any) -> Backbone:
+    real = prepare.load_backbone
+
+    def load(name: str, *, classes: tuple[str, ...], task: str = "auto", **more: Any) -> Backbone:
         kind = VQ_REC if task == NEXT_ITEM else Path(name).name.split("-")[0]
+        if kind in PICTURED_REPLIES:  # by its template rows differ
+            return real(name, classes=classes, task=task, **more)
         return tiny.backbone(kind if kind in (*tiny.IMAGES, VQ_REC) else "bert", classes=len(classes), task=task)
 
     monkeypatch.setattr(prepare, "load_backbone", load)

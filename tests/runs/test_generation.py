@@ -35,7 +35,9 @@ from weft.testing.federation import Federation
 from weft.testing.plays import ROUNDS, Plays
 
 OF_TEXTS = [
-    slug for slug, info in registry.infos().items() if not {"images", "texts", "hidden words", "items", "classes"} & {*info.needs}
+    slug
+    for slug, info in registry.infos().items()
+    if not {"images", "texts", "hidden words", "items", "classes", "connector"} & {*info.needs}
 ]
 QUICK = [("fedit", "llama"), ("flora", "t5"), ("fedsa-lora", "bart")]
 KINDS: dict[str, tuple[str, ...]] = {

@@ -186,7 +186,7 @@ QUICK = {m.info.slug: m for m in (FedIT(rank=2), FedSALoRA(rank=2))}
 OF_TEXTS = [
     slug
     for slug, info in registry.infos().items()
-    if not {"images", "label words", "hidden words", "items", "classes"} & {*info.needs}
+    if not {"images", "label words", "hidden words", "items", "classes", "connector"} & {*info.needs}
 ]
 
 

@@ -100,7 +100,7 @@ class Pilot(Method):
         views=("personal",),
         sends="the connector adapter of its task and its LoRA, and once the name of its task, which is the domain of its rows",
         asks=("domain", "every domain"),
-        needs=("connector", "all updates"),
+        needs=("connector", "factors", "all updates"),
     )
     demands: ClassVar[tuple[str, ...]] = (LORA,)
 
