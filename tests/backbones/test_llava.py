@@ -101,6 +101,12 @@ def test_a_picture_of_two_questions_goes_through_the_tower_once() -> None:
     seen = table.collate(np.array([1, -1, 0]))["image_features"]
     assert torch.equal(seen[0], seen[2])
     assert not seen[1].any()
+    own = some()
+    assert own.images is not None
+    mixed = table_of(replace(own, images=own.images.take([2, 0, 2, 0, 4, 4, 2])))
+    assert mixed.picture.tolist() == [0, 1, 0, 1, 2, 2, 0]
+    found, wanted = mixed.collate(np.array([3, 6])), table.collate(np.array([0, 2]))
+    torch.testing.assert_close(found["image_features"], wanted["image_features"])
 
 
 def test_the_mark_of_a_picture_in_a_question_is_no_second_picture() -> None:

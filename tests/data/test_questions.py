@@ -336,6 +336,14 @@ def test_rare_answers_are_no_classes_and_rows_that_have_no_other_are_left_out(
     assert source.notes[-1] == ("set.jsonl: 1 of 5 train rows have none of the 2 answers that are classes, and are left out.")
 
 
+def test_test_rows_whose_answers_are_no_classes_are_left_out_and_counted(tmp_path: Path) -> None:
+    test = [ASKED[0] | {"answer": "blue"}, ASKED[1], ASKED[2] | {"answer": "violet"}]
+    source = read(tmp_path, [*(row | {"split": "train"} for row in ASKED), *(row | {"split": "test"} for row in test)])
+    assert source.test is not None
+    assert (source.test.texts, source.test.ids.tolist()) == (["is it red?"], [5])
+    assert source.notes[-1] == "set.jsonl: 2 of 3 test rows have none of the 4 answers that are classes, and are left out."
+
+
 @pytest.mark.parametrize("odd", [[["a"]], {"who": "a"}])
 def test_what_is_no_answer_is_one_sentence(tmp_path: Path, odd: Any) -> None:
     with pytest.raises(UserError, match=r'column "answer" of set\.jsonl holds'):

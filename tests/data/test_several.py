@@ -91,7 +91,8 @@ def test_what_some_tasks_lack_is_drawn_from_their_training_rows(folder: Path) ->
         "drugs: has no test split, and other tasks do; rows for it are drawn from the training rows.",
         "pairs: has no test split, and other tasks do; rows for it are drawn from the training rows.",
     )
-    assert {note.partition(":")[0] for note in source.notes[3:]} == {"drugs", "mood", "pairs"}, "what is said of each"
+    said = {tuple(note.split(": ")[:2]) for note in source.notes[3:]}
+    assert said == {("drugs", "ner"), ("mood", "mood"), ("pairs", "pairs")}, "what is said of the data of each"
     for task, every in (("drugs", 12), ("pairs", 9)):
         assert source.train.tasks is not None
         assert source.train.tasks.count(task) + source.test.tasks.count(task) == every

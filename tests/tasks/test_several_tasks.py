@@ -105,6 +105,7 @@ def test_what_is_kept_of_rows_can_be_put_together_and_taken_apart() -> None:
         "sort:macro_f1",
         "loss",
     }  # nothing is said of a task without rows
+    assert some[0].value == some[1].value, "and the mean is of those that have some"
     assert task.score(whole.take(np.array([], dtype=np.int64))) == []
 
 

@@ -102,12 +102,13 @@ def test_losses_are_summed_in_double_precision_whatever_the_model_computes_in() 
     np.testing.assert_allclose(found["loss"], wanted.numpy(), rtol=1e-12)
 
 
-@pytest.mark.parametrize("odd", [math.inf, math.nan])
-def test_outputs_that_are_not_finite_give_no_score(odd: float) -> None:
+@pytest.mark.parametrize("soft", [True, False])
+@pytest.mark.parametrize("odd", [math.inf, -math.inf, math.nan])
+def test_outputs_that_are_not_finite_give_no_score(odd: float, soft: bool) -> None:
     logits, labels, votes = (x.transpose(0, 1) for x in asked(1, 3))
-    logits[1, 0, 2] = odd
+    logits[1, 0, (int(labels[1, 0]) + 1) % len(ANSWERS)] = odd
     task = VisualQuestions(ANSWERS)
-    found = task.observe(Output(logits), labels, torch.ones(3, 1, dtype=torch.bool), votes[:, 0])
+    found = task.observe(Output(logits), labels, torch.ones(3, 1, dtype=torch.bool), votes[:, 0] if soft else None)
     assert all(math.isnan(s.value) for s in task.score(found))
     assert task.tell(found, True) == {"n": 3, "loss": None}
     assert task.read(task.tell(found, True), True).blank
