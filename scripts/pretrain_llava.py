@@ -1,11 +1,11 @@
 """Pretrain glyph-llava, a small LLaVA, on pictures of coloured letters: nothing is downloaded.
 
-    python scripts/pretrain_llava.py [--steps 800,5000] [--seed 0] [--to src/weft/backbones/shipped]
+    python scripts/pretrain_llava.py [--steps 600,3200] [--seed 0] [--to src/weft/backbones/shipped]
 
 The patches of its tower first learn to tell what is in their quadrant of a picture of one to four letters. Then a language model
-behind them writes what is on the picture, such as "the red b is top left and there are two glyphs", on pictures and in fonts of
-``scripts/pretrain_vilt.py``. It reads no question. Writes transformers' own format in float16, with a model card and measured
-accuracies.
+behind them writes all that is on the picture, such as "top left is the red b and the cyan x is bottom right", on pictures and in
+fonts of ``scripts/pretrain_vilt.py``. It reads no question. Writes transformers' own format in float16, with a model card and
+measured accuracies.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pretrain_glyphs import FROM
 from pretrain_vilt import ASKING, BLOCKS, PATCH, SAID, WIDTH, Quadrants, Scenes, checked, split
 from pretraining import HALF, PIECES, SHIPPED, adamw, card, rate, save, word_pieces
 from weft.backbones.llava import LlavaReader
-from weft.data.glyph_questions import COLOURS, LETTERS, NUMBERS, SIDE
+from weft.data.glyph_questions import COLOURS, LETTERS, NUMBERS, PLACES, SIDE
 from weft.data.glyphs import SIZE
 
 PLACES_OF_ONE = (SIDE // PATCH) ** 2
@@ -38,6 +38,34 @@ CHAT = (
     "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ m['content'] }}{{ eos_token }}{% else %}"
     "{{ bos_token }}{{ m['content'] }} :{% endif %}{% endfor %}"
 )
+
+
+class Described(Scenes):
+    """Pictures with all that is on them in words, so that each line teaches what stands where."""
+
+    def captions(self, what: dict[str, Tensor]) -> list[str]:
+        n = len(what["letter"])
+        order, ways = torch.rand(n, 4, generator=self.random).argsort(1), torch.rand(n, 4, generator=self.random)
+        found = []
+        for letters, colours, own, how in zip(
+            what["letter"].tolist(), what["colour"].tolist(), order.tolist(), ways.tolist(), strict=True
+        ):
+            said = []
+            for at in own:
+                if letters[at] < 0:
+                    continue
+                letter, colour, place = LETTERS[letters[at]], list(COLOURS)[colours[at]], PLACES[at]
+                said.append(
+                    (
+                        f"the {colour} {letter} is {place}",
+                        f"{place} is the {colour} {letter}",
+                        f"the {letter} is {colour}",
+                        f"{place} is the {letter}",
+                        f"the {letter} is {place}",
+                    )[int(5 * how[at])]
+                )
+            found.append(" and ".join(said))
+        return found
 
 
 class Captions:
@@ -63,7 +91,7 @@ class Captions:
 
 def train(model: LlavaForConditionalGeneration, captions: Captions, blind: int, steps: int, seed: int, batch: int = 96) -> None:
     """``steps`` in all, the first ``blind`` of them of the tower alone."""
-    drawn, quadrants = Scenes(seed + 1), Quadrants()
+    drawn, quadrants = Described(seed + 1), Quadrants()
     optimizer = adamw(model, quadrants)
     began = time.time()
     for step in range(steps):
@@ -116,7 +144,7 @@ def measured(model: Any, captions: Captions, seed: int) -> dict[str, dict[str, f
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", default="800,5000", help="of the tower alone, and with captions")
+    parser.add_argument("--steps", default="600,3200", help="of the tower alone, and with captions")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--to", type=Path, default=SHIPPED)
     args = parser.parse_args()
@@ -132,7 +160,7 @@ def main() -> None:
         image_size=SIDE, patch_size=PATCH,
     )  # fmt: skip
     writer = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=WIDTH, num_hidden_layers=BLOCKS, num_attention_heads=4,
+        vocab_size=len(tokenizer), hidden_size=WIDTH, num_hidden_layers=BLOCKS - 1, num_attention_heads=4,
         intermediate_size=2 * WIDTH, max_position_embeddings=96, tie_word_embeddings=True, pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
     )  # fmt: skip
@@ -153,8 +181,8 @@ def main() -> None:
     digest = save(model, folder, [tokenizer, processor])
     about = (
         f"A small LLaVA: a CLIP tower of {BLOCKS - 1} blocks ({SIDE}×{SIDE} pixels, {PLACES_OF_ONE} patches), a connector, and a "
-        f"Llama of {BLOCKS} blocks, all of width\n{WIDTH}, with a word vocabulary of its own. It was trained to write captions "
-        'such as "the red b is top left and there are two glyphs".'
+        f"Llama of {BLOCKS - 1} blocks, all of width\n{WIDTH}, with a word vocabulary of its own. It was trained to write "
+        'captions such as "top left is the red b and the cyan x is bottom right".'
     )
     lines = [
         f"words that it goes on with on {on}: {of['letters']:.1%} of letters by place, {of['colours']:.1%} of colours by letter"
