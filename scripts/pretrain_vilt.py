@@ -1,6 +1,6 @@
 """Pretrain glyph-vilt, a small ViLT that comes with Weft, on pictures of coloured letters: nothing is downloaded.
 
-    python scripts/pretrain_vilt.py [--steps 800,5000] [--seed 0] [--to src/weft/backbones/shipped]
+    python scripts/pretrain_vilt.py [--steps 800,9000] [--seed 0] [--to src/weft/backbones/shipped]
 
 Its patches first learn to tell what is in their quadrant of a picture of one to four letters. Then it reads a caption beside the
 picture as well, such as "the red b is top left and there are two glyphs": in three of four rows some words are hidden, and it
@@ -215,7 +215,7 @@ def split(steps: str) -> tuple[int, int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", default="800,5000", help="without captions, and with them")
+    parser.add_argument("--steps", default="800,9000", help="without captions, and with them")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--to", type=Path, default=SHIPPED)
     args = parser.parse_args()

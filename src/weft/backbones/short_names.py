@@ -51,11 +51,11 @@ class Known:
         )
 
 
-# of src/weft/backbones/shipped, written by scripts/pretrain_masked.py, pretrain_glyphs.py, pretrain_vilt.py and pretrain_drawn.py
+# of src/weft/backbones/shipped, written by scripts/pretrain_*.py
 DOCS_MLM = "99930147cb55145984fd69822edcd37a414373163ac94b65daf5cb4f79b98533"
 GLYPH_CLIP = "867e6575c7a080333a3adff72979e68a899c9908bbf436763771687b799af2d3"
 GLYPH_LLAVA = ""
-GLYPH_VILT = ""
+GLYPH_VILT = "d9b61abda25231860bf4dd322730a4f1a41af9e554b4e73653518052854a3aed"
 GLYPH_VIT = "292b3fb71558fdaee993773fecf6859c90e23072b0c009a2325ed1161fdfe919"
 DRAWN_CLIP = "4eb7260234edb5d246adaa8fd477cb0f281db246b771d8e8b13d51f265f9636d"
 DRAWN_VIT = "adcc98e2cd11fff4bf83264e9843555816a83da5189267c49b10ca734b088ef8"
