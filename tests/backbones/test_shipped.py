@@ -11,7 +11,9 @@ import torch
 from safetensors import safe_open
 from transformers import AutoImageProcessor, AutoTokenizer
 
+import shipped
 from shipped import SHIPPED, folder, plain
+from weft import data
 from weft.backbones.load import load
 from weft.backbones.short_names import KNOWN
 from weft.data.glyph_questions import glyph_questions
@@ -79,3 +81,28 @@ def test_a_text_ends_with_the_highest_id_where_the_text_tower_looks_for_it(name:
     )  # fmt: skip
     assert text.eos_token_id == len(tokenizer) - 1 == text.vocab_size - 1
     assert tokenizer.model_max_length == text.max_position_embeddings
+
+
+def test_a_backbone_that_writes_about_pictures_is_loaded_whole_and_reads_questions_as_words() -> None:
+    model, info = plain("glyph-llava")
+    assert not any(info[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    tokenizer = AutoTokenizer.from_pretrained(folder("glyph-llava"))
+    assert len(tokenizer) == model.config.text_config.vocab_size
+    assert tokenizer.convert_ids_to_tokens(model.config.image_token_id) == "<image>"
+    for name in ("glyph_questions", "glyph_boxes"):
+        rows = data.load(name, wanted="answers").train
+        ids = tokenizer([*(rows.texts or ())[:200], *(rows.answers or ())[:200]])["input_ids"]
+        assert all(tokenizer.unk_token_id not in row for row in ids)
+        assert {row[0] for row in ids} == {tokenizer.bos_token_id}
+        assert all(tokenizer.eos_token_id not in row for row in ids)
+    assert tokenizer.decode(tokenizer("[3, 1, 14, 12]", add_special_tokens=False)["input_ids"]).replace(" ", "") == "[3,1,14,12]"
+
+
+def test_glyph_llava_goes_on_with_what_stands_where_on_pictures_in_its_own_fonts_and_less_well_in_others() -> None:
+    script = shipped.script("pretrain_llava")
+    captions = script.Captions(AutoTokenizer.from_pretrained(folder("glyph-llava")))
+    found = script.measured(plain("glyph-llava")[0].eval(), captions, 20_000)  # a seed that pretraining does not use
+    fresh, unseen = found["fresh pictures"], found["pictures of `glyph_questions`"]
+    assert min(fresh.values()) >= 0.85
+    assert 0.5 < unseen["letters"] < fresh["letters"]
+    assert 0.5 < unseen["colours"] < fresh["colours"]
