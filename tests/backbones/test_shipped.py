@@ -103,6 +103,7 @@ def test_glyph_llava_goes_on_with_what_stands_where_on_pictures_in_its_own_fonts
     captions = script.Captions(AutoTokenizer.from_pretrained(folder("glyph-llava")))
     found = script.measured(plain("glyph-llava")[0].eval(), captions, 20_000)  # a seed that pretraining does not use
     fresh, unseen = found["fresh pictures"], found["pictures of `glyph_questions`"]
-    assert min(fresh.values()) >= 0.85
-    assert 0.5 < unseen["letters"] < fresh["letters"]
-    assert 0.5 < unseen["colours"] < fresh["colours"]
+    assert fresh["letters"] >= 0.7
+    assert fresh["colours"] >= 0.9
+    assert 0.4 < unseen["letters"] < fresh["letters"]
+    assert 0.6 < unseen["colours"] < fresh["colours"]
