@@ -272,8 +272,9 @@ def test_nothing_that_travels_is_a_buffer_or_an_integer(slug: str, model: str) -
         kind = "bert"
     if "label words" in method.info.needs and kind not in tiny.ENCODERS:
         kind = "bert"
-    fixed = {"two towers", "items"} & {*method.info.needs}
-    backbone = tiny.backbone(tiny.home(method) if fixed else kind, task=tiny.task_of(method))
+    fixed = {"two towers", "items", "connector"} & {*method.info.needs}
+    checkpoint = "lm" if "connector" in method.info.needs else None
+    backbone = tiny.backbone(tiny.home(method) if fixed else kind, task=tiny.task_of(method), checkpoint=checkpoint)
     adaptation = method.adapt(backbone, Classification(tiny.names(3)), ClientInfo(""))
     whole = backbone.model
     buffers = {n for n, _ in whole.named_buffers()}

@@ -224,7 +224,7 @@ def test_a_set_without_a_train_split_names_its_splits(hub: dict[tuple[Any, ...],
 def test_the_catalogue_says_what_is_offline_and_what_was_never_checked() -> None:
     entries = catalogue()
     with_weft = ["pydocs", "docstrings", "docstring_preferences", "shops", "glyphs", "glyph_questions"]
-    with_weft += ["drawings", "digits"]
+    with_weft += ["glyph_boxes", "drawings", "digits"]
     assert [entry.name for entry in entries if entry.offline] == with_weft
     assert all("not verified against the hub" in entry.verified for entry in entries if not entry.offline)
     folders = {"office-caltech10", "vlcs", "rosetta-alpaca", "cocoqa", "gqa"}

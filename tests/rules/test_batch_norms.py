@@ -136,7 +136,7 @@ LAWFUL: dict[str, Method] = {
 def of_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
     """Methods are held to the laws on a network with batch norms."""
     monkeypatch.setattr(models, "home", lambda method, *a, **k: "resnet")
-    monkeypatch.setattr(plays, "home", lambda method, *a, **k: "resnet")
+    monkeypatch.setattr(plays, "at_home", lambda method, *a, **k: "resnet")
     monkeypatch.setattr(plays, "shallow", lambda method, precision="float64", *a, **k: backbone(precision))
 
 

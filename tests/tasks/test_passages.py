@@ -24,7 +24,8 @@ WORDS = ["one", "two", "three", "four", "five", "six", "seven", "8", "####", "$9
 
 def texts(n: int, seed: int) -> list[str]:
     draw = np.random.default_rng(seed)
-    return [" ".join(draw.choice(WORDS, draw.integers(1, 9))) for _ in range(n)]
+    boxes = [f"[0, 0, {side}, 4] " for side in draw.integers(1, 5, n)]
+    return [box + " ".join(draw.choice(WORDS, draw.integers(1, 9))) for box in boxes]
 
 
 def seen(n: int, seed: int = 0, written: int | None = None) -> Observed:
