@@ -11,7 +11,6 @@ measured accuracies.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,12 +23,10 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from pretrain_glyphs import FROM
-from pretrain_vilt import ASKING, BLOCKS, PATCH, SAID, WIDTH, Quadrants, Scenes, checked, split
-from pretraining import HALF, PIECES, SHIPPED, adamw, card, rate, save, word_pieces
+from pretrain_vilt import ASKING, BLOCKS, PATCH, SAID, WIDTH, Quadrants, Scenes, checked, describe, split
+from pretraining import HALF, PIECES, SHIPPED, adamw, rate, save, word_pieces
 from weft.backbones.llava import LlavaReader
 from weft.data.glyph_questions import COLOURS, LETTERS, NUMBERS, PLACES, SIDE
-from weft.data.glyphs import SIZE
 
 PLACES_OF_ONE = (SIDE // PATCH) ** 2
 """Tokens of a picture."""
@@ -184,17 +181,8 @@ def main() -> None:
         f"Llama of {BLOCKS - 1} blocks, all of width\n{WIDTH}, with a word vocabulary of its own. It was trained to write "
         'captions such as "top left is the red b and the cyan x is bottom right".'
     )
-    lines = [
-        f"words that it goes on with on {on}: {of['letters']:.1%} of letters by place, {of['colours']:.1%} of colours by letter"
-        for on, of in scores.items()
-    ]
-    knows = (
-        f"It knows {len(LETTERS)} printed letters of\n{SIZE}×{SIZE} pixels, six colours and four places, has read no question, "
-        "and knows nothing else."
-    )
     command = f"python scripts/pretrain_llava.py --steps {args.steps} --seed {args.seed}"
-    card(folder, model, digest, about, f"`{command}` from {FROM}", lines, knows)
-    print(json.dumps(scores))
+    describe(folder, model, digest, about, command, "words that it goes on with", scores)
 
 
 if __name__ == "__main__":

@@ -208,6 +208,22 @@ def measured(model: ViltModel, heads: Heads, tokenizer: Any, seed: int) -> dict[
     return found
 
 
+def describe(
+    folder: Path, model: Any, digest: str, about: str, command: str, names: str, scores: dict[str, dict[str, float]]
+) -> None:
+    """The card of a model that was pretrained on scenes: what it ``names``, and how many of it."""
+    lines = [
+        f"{names} on {on}: {of['letters']:.1%} of letters by place, {of['colours']:.1%} of colours by letter"
+        for on, of in scores.items()
+    ]
+    knows = (
+        f"It knows {len(LETTERS)} printed letters of\n{SIZE}×{SIZE} pixels, six colours and four places, has read no question, "
+        "and knows nothing else."
+    )
+    card(folder, model, digest, about, f"`{command}` from {FROM}", lines, knows)
+    print(json.dumps(scores))
+
+
 def split(steps: str) -> tuple[int, int]:
     first, then = map(int, steps.split(","))
     return first, then
@@ -246,17 +262,8 @@ def main() -> None:
         'vocabulary of its own), trained on\ncaptions such as "the red b is top left and there are two glyphs" with words '
         "hidden, and to tell whether a caption is of its picture."
     )
-    lines = [
-        f"hidden words that it names on {on}: {of['letters']:.1%} of letters by place, {of['colours']:.1%} of colours by letter"
-        for on, of in scores.items()
-    ]
-    knows = (
-        f"It knows {len(LETTERS)} printed letters of\n{SIZE}×{SIZE} pixels, six colours and four places, has read no question, "
-        "and knows nothing else."
-    )
     command = f"python scripts/pretrain_vilt.py --steps {args.steps} --seed {args.seed}"
-    card(folder, model, digest, about, f"`{command}` from {FROM}", lines, knows)
-    print(json.dumps(scores))
+    describe(folder, model, digest, about, command, "hidden words that it names", scores)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
+import tiny
+import weft
+from weft.errors import UserError
 from weft.tasks.boxes import box_of, found, overlap
-from weft.tasks.judging import judge
+from weft.tasks.judging import check_wanted, judge
 
 
 @pytest.mark.parametrize(
@@ -18,6 +24,7 @@ from weft.tasks.judging import judge
         ("3 1 14 12", (3, 1, 14, 12)),
         ("it has 4 legs: [1, 2, 3, 4]", (1, 2, 3, 4)),
         ("[-1, 0, 3, 4]", (-1, 0, 3, 4)),
+        ("[.1, .25, .5, -.6]", (0.1, 0.25, 0.5, -0.6)),
         ("[1, 2, 3, 4] or [5, 6, 7, 8]", (1, 2, 3, 4)),
         ("[1, 2, 3]", None),
         ("1 and 2 and 3 and 4", None),
@@ -57,3 +64,20 @@ def test_texts_are_judged_by_their_boxes() -> None:
     assert columns["iou"].tolist() == [0.5, 1 / 16, 0.0]
     assert columns["box_accuracy"].tolist() == [True, False, False]
     assert columns["box_accuracy"].dtype == bool
+
+
+@pytest.mark.parametrize(("answers", "many"), [(["[0, 0, 4, 4]", "top left"], "1 of 2"), (["[20, 30, 10, 10]"] * 3, "3 of 3")])
+def test_answers_that_nothing_could_overlap_with_are_refused(answers: list[str], many: str) -> None:
+    with pytest.raises(UserError, match=f"{many} answers hold none with an inside, such as .*: write two opposite corners"):
+        check_wanted(("perplexity", "iou"), answers)
+    check_wanted(("perplexity", "exact_match"), answers)
+    check_wanted(("box_accuracy", "iou"), ["[0, 0, 4, 4]", "it is at (1, 2), (3, 4)"])
+
+
+def test_a_run_says_so_before_it_begins(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps({"prompt": f"w{i}", "answer": f"w{i % 3}"}) for i in range(20)))
+    with pytest.raises(UserError, match=r"the metric iou is of boxes, and .* answers hold none"):
+        weft.run(
+            data=str(tmp_path / "rows.jsonl"), task="generation", model=tiny.folder("llama", "lm"), metrics=("iou",), clients=2,
+            rounds=1, quiet=True, runs=tmp_path / "runs",
+        )  # fmt: skip

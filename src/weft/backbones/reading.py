@@ -117,7 +117,7 @@ def _of_language(config: Any, name: str) -> Any:
             return AutoModelForCausalLM
     raise UserError(
         f'backbone "{name}" ({config.model_type}) generates no text: choose a decoder such as smollm2, or LLaMA, Qwen, GPT-2, …, '
-        "or an encoder-decoder such as T5 or BART."
+        "an encoder-decoder such as T5 or BART, or, for questions about pictures, a LLaVA such as glyph-llava."
     )
 
 

@@ -9,10 +9,9 @@ from functools import cache
 
 import numpy as np
 
-from weft.data.glyph_questions import EACH, TESTED, Glyph, scenes
-from weft.data.glyphs import LEFT_OUT
+from weft.data.glyph_questions import Glyph, scenes, split
 from weft.data.images import Images
-from weft.data.rows import Rows, Source, fingerprint
+from weft.data.rows import Rows, Source
 
 CLASSES = ("box",)
 
@@ -33,21 +32,7 @@ def glyph_boxes() -> Source:
         ids=np.arange(len(every)),
         keys=[scene.style for scene in every],
     )
-    style = np.array(table.keys)
-    last = np.arange(len(every)) % EACH >= EACH - TESTED
-    train, test = (table.take((style != LEFT_OUT) & own) for own in (~last, last))
-    unseen = {LEFT_OUT: table.take(style == LEFT_OUT)}
-    return Source(
-        name="glyph_boxes",
-        classes=CLASSES,
-        train=train,
-        test=test,
-        unseen=unseen,
-        key_name="style",
-        label_name="box",
-        fingerprint=fingerprint(CLASSES, {"train": train, "test": test, "unseen": unseen[LEFT_OUT]}),
-        notes=(f"glyph_boxes: {len(table)} letters to find on as many pictures, drawn by Weft.",),
-    )
+    return split("glyph_boxes", CLASSES, table, "style", "box")
 
 
 def written(glyph: Glyph) -> str:

@@ -69,20 +69,30 @@ def glyph_questions() -> Source:
         ids=np.arange(len(asked)),
         keys=[kind for _, kind, *_ in asked],
     )
-    style = np.array([scene.style for scene, *_ in asked])
-    last = np.arange(len(asked)) // len(KINDS) % EACH >= EACH - TESTED
+    return split("glyph_questions", CLASSES, table, "type", "answer")
+
+
+def split(name: str, classes: tuple[str, ...], table: Rows, key: str, label: str) -> Source:
+    """Rows about all scenes, as many about each, in their order: tests have pictures of their own.
+
+    Args:
+        key, label: what the natural client and the label are called.
+    """
+    each = len(table) // len(scenes())
+    style = np.repeat([scene.style for scene in scenes()], each)
+    last = np.arange(len(table)) // each % EACH >= EACH - TESTED
     train, test = (table.take((style != LEFT_OUT) & own) for own in (~last, last))
     unseen = {LEFT_OUT: table.take(style == LEFT_OUT)}
     return Source(
-        name="glyph_questions",
-        classes=CLASSES,
+        name=name,
+        classes=classes,
         train=train,
         test=test,
         unseen=unseen,
-        key_name="type",
-        label_name="answer",
-        fingerprint=fingerprint(CLASSES, {"train": train, "test": test, "unseen": unseen[LEFT_OUT]}),
-        notes=(f"glyph_questions: {len(table)} questions about {len(table) // len(KINDS)} pictures, drawn by Weft.",),
+        key_name=key,
+        label_name=label,
+        fingerprint=fingerprint(classes, {"train": train, "test": test, "unseen": unseen[LEFT_OUT]}),
+        notes=(f"{name}: {len(table)} questions about {len(scenes())} pictures, drawn by Weft.",),
     )
 
 

@@ -362,6 +362,7 @@ def bench_of(x: Experiment, backbone: Backbone, classes: Sequence[str], rows: Ro
     task = make(classes, kind_of(x), x.metrics or usual, **more_of(x))
     if isinstance(task, Generation):
         judging.check_installed(task.text_metrics)
+        judging.check_wanted(task.text_metrics, rows.answers or ())
         if x.metrics and task.text_metrics and not x.samples:
             raise UserError(
                 f"{task.text_metrics[0]} is of generated texts, and --samples 0 lets none be written: leave one of the two out."

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+
+from weft.errors import UserError, printable
+from weft.words import count
 
 APART = r"[\s,;()\[\]{}<>/|]*(?:<loc)?"  # what stands between two numbers of a box
-NUMBER = r"(-?\d+(?:\.\d+)?)"
+NUMBER = r"(-?(?:\d+(?:\.\d+)?|\.\d+))"
 BOX = re.compile(r"(?<![\w.])(?:<loc)?" + NUMBER + 3 * (r"(?=[\s,;()\[\]<>|])" + APART + NUMBER))
 ENOUGH = 0.5
 """Intersection over union from which on something counts as found (L. Yu et al., ECCV 2016, of RefCOCO)."""
@@ -32,6 +36,21 @@ def overlap(given: str, wanted: str) -> float:
     sides = [min(one[i + 2], other[i + 2]) - max(one[i], other[i]) for i in (0, 1)]
     common = max(sides[0], 0.0) * max(sides[1], 0.0)
     return common / (_area(one) + _area(other) - common) if common else 0.0
+
+
+def check_wanted(metric: str, wanted: Sequence[str]) -> None:
+    """Every answer has a box that something can overlap with: else its score would be 0, whatever is written.
+
+    Raises:
+        UserError: one has none.
+    """
+    lacking = [text for text in wanted if (box := box_of(text)) is None or not _area(box)]
+    if lacking:
+        raise UserError(
+            f"the metric {metric} is of boxes, and {len(lacking)} of {count(len(wanted), 'answer')} hold none with an inside, "
+            f"such as {printable(lacking[0])[:40]!r}: write two opposite corners, as [0.1, 0.2, 0.5, 0.6], or leave "
+            "the metric out."
+        )
 
 
 def found(given: str, wanted: str) -> bool:

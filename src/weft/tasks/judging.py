@@ -24,6 +24,9 @@ ROUGE = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}
 HITS = ("exact_match", "final_answer", "box_accuracy")
 """Metrics that are 0 or 1 for each row."""
 
+BOXES = ("iou", "box_accuracy")
+"""Metrics of boxes on pictures."""
+
 CORPUS = {"bleu": 2 + 2 * 4, "chrf": 3 * 6}
 """Metrics that are no mean of rows -> whole numbers of each row that sacrebleu makes them of.
 
@@ -64,6 +67,17 @@ def check_installed(metrics: Sequence[str]) -> None:
             _rouge(metric)
         elif metric in CORPUS:
             _sacrebleu(metric)
+
+
+def check_wanted(metrics: Sequence[str], wanted: Sequence[str]) -> None:
+    """The answers of the data are what metrics speak of.
+
+    Raises:
+        UserError: one is not.
+    """
+    for metric in metrics:
+        if metric in BOXES:
+            boxes.check_wanted(metric, wanted)
 
 
 def of_corpus(metric: str, sums: Sequence[int]) -> float:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch.nn.functional as F
@@ -20,9 +20,6 @@ from weft.tasks.observed import Observed
 from weft.tasks.of_words import Tagged
 from weft.tasks.outputs import Output
 from weft.tasks.task import Score, pooled
-
-if TYPE_CHECKING:
-    pass
 
 METRICS = ("entity_f1", "precision", "recall", "token_accuracy", "macro_f1", "f1")
 MANY = ("macro_f1", "f1")  # metrics that need counts of each type
