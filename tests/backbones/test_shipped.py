@@ -89,6 +89,9 @@ def test_a_backbone_that_writes_about_pictures_is_loaded_whole_and_reads_questio
     tokenizer = AutoTokenizer.from_pretrained(folder("glyph-llava"))
     assert len(tokenizer) == model.config.text_config.vocab_size
     assert tokenizer.convert_ids_to_tokens(model.config.image_token_id) == "<image>"
+    ours = load("glyph-llava", classes=("answer",), device="cpu", task="generation")  # whose language model alone says padding
+    assert ours.model.config.pad_token_id == tokenizer.pad_token_id
+    assert not ours.notes
     for name in ("glyph_questions", "glyph_boxes"):
         rows = data.load(name, wanted="answers").train
         ids = tokenizer([*(rows.texts or ())[:200], *(rows.answers or ())[:200]])["input_ids"]

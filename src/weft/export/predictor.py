@@ -90,7 +90,7 @@ class Predictor:
     def converses(self) -> bool:
         """Whether it writes text, and its template has a place for earlier turns."""
         b = self.backbone
-        return self.writes and not self.pictured and isinstance(template(b.options.prompt, b.tokenizer, b.encoder_decoder), Chat)
+        return self.writes and isinstance(template(b.options.prompt, b.tokenizer, b.encoder_decoder), Chat)
 
     def logits(self, items: Sequence[Text | Picture]) -> Tensor:
         """[n, C], float32 on the CPU.

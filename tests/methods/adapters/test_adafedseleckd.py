@@ -235,6 +235,22 @@ def test_a_teacher_that_is_never_sure_changes_no_gradient_by_a_bit() -> None:
     assert not all(torch.equal(v, some[n]) for n, v in plain.items())
 
 
+def test_a_teacher_that_is_sure_of_a_class_which_no_row_may_have_teaches_nothing() -> None:
+    """Among the other two it can't choose."""
+    method = replace(SMALL, tau=0.9)
+    run = federation(method)
+    labels = run.bench.table.labels % 2
+    run.bench.table = replace(run.bench.table, labels=labels, allowed=np.tile([True, True, False], (len(labels), 1)))
+    pack = run.pack([0, 1, 2])
+    batch = next(iter(pack.batches(None, 1, 5)))
+    bias = torch.tensor([0.0, 0.0, 50.0], dtype=torch.float64).repeat(3, 1)
+    with pack.values({"head/classifier/weight": torch.zeros(3, 3, D, dtype=torch.float64), "head/classifier/bias": bias}):
+        student, teacher = (method.forward(pack, batch, view) for view in (None, "global"))
+        assert torch.equal(method.objective(pack, batch), pack.loss(student, batch))
+        taught = distillation(teacher, student, batch.mask, 1.3, batch.allowed)
+        assert bool((taught > 0).all()), "had it been asked, it would have"
+
+
 def test_a_threshold_of_one_is_distillation_everywhere() -> None:
     run = federation().run(2)
     pack = run.pack([0, 1, 2], 2)
