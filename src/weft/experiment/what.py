@@ -46,7 +46,8 @@ class What(Group):
     model: Name = setting(
         "minilm",
         "Backbone: short name, hub id or local folder; several, joined by commas, are dealt to the clients in turn.",
-        "Encoders of pictures joined by plus signs stand side by side as one: see [below](#encoders-side-by-side).",
+        "Encoders of pictures joined by plus signs stand side by side as one: see [below](#encoders-side-by-side); a ViLT and a "
+        "language model joined by one are [a VAuLT](#a-vilt-behind-a-language-model).",
         everyday=True,
         common=True,
     )
