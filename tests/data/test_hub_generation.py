@@ -88,7 +88,7 @@ def test_a_set_without_a_copy_is_one_sentence_and_all_have_metrics() -> None:
         load("rosetta-alpaca")
     known = {
         "perplexity", "token_accuracy", "rouge_1", "rouge_2", "rouge_l", "exact_match", "token_f1", "final_answer",
-        "iou", "box_accuracy", "bleu", "chrf",
+        "choice_accuracy", "iou", "box_accuracy", "bleu", "chrf",
     }  # fmt: skip
     assert all(entry.metrics and set(entry.metrics) <= known for entry in ENTRIES.values())
     assert metrics_of("gsm8k")[0] == "final_answer"

@@ -208,3 +208,35 @@ def test_a_package_that_is_not_installed_is_named(
     for asked in (lambda: judging.check_installed([metric]), lambda: judging.judge([metric], ["a"], ["b"])):
         with pytest.raises(UserError, match=rf"^the metric {metric} needs the package {package}: .*\[language\]'\.$"):
             asked()
+
+
+@pytest.mark.parametrize(
+    ("given", "right"),
+    [
+        ("B", True),
+        (" B\n", True),
+        ("B. the sky", True),
+        ("It is blue. The answer is B.", True),
+        ("A", False),
+        ("b", False),
+        ("B.", False),
+        ("B the sky", False),
+        ("The answer is B. The answer is A.", False),
+        ("the sky", False),
+        ("", False),
+    ],
+)
+def test_the_letter_of_a_choice_is_read_as_llava_s_evaluation_does(given: str, right: bool) -> None:
+    column = judging.judge(["choice_accuracy"], [given], ["B"])["choice_accuracy"]
+    assert (column.dtype, column.tolist()) == (bool, [right])
+
+
+def test_the_letter_a_is_no_article() -> None:
+    """Words as SQuAD compares them have no articles: nothing would match A."""
+    assert judging.judge(["choice_accuracy"], ["", "A"], ["A", "A"])["choice_accuracy"].tolist() == [False, True]
+
+
+def test_letters_are_not_scored_where_answers_are_none() -> None:
+    judging.check_wanted(["choice_accuracy"], ["A", "B"])
+    with pytest.raises(UserError, match=r"the metric choice_accuracy is of letters, and 1 of 2 answers name none, such as 'cat'"):
+        judging.check_wanted(["choice_accuracy"], ["A", "cat"])

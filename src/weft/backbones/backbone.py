@@ -83,6 +83,16 @@ class Site:
         return f"{self.name}.{role}" if self.name else role
 
 
+@dataclass(frozen=True)
+class Piece:
+    """One of the checkpoints that a backbone is put together of: its name, id, place and hash, as of :class:`Backbone`."""
+
+    name: str
+    hub_id: str | None
+    path: str
+    weight_hash: str
+
+
 @dataclass
 class Backbone:
     """A frozen model ready for parts; see :func:`weft.backbones.load`.
@@ -114,7 +124,8 @@ class Backbone:
         names: the class names as the text tower reads them, and text_linears, words: sites in that tower. Only of a backbone with
             two towers.
         embedding: of a whole image, from which a pass may begin: of a backbone with two towers, or of several encoders. encoders:
-            these, side by side; their models are without heads.
+            these, side by side; their models are without heads. pieces: the checkpoints that the model is put together of, if
+            these are several. in_front: path of a frozen language model in front of the blocks, which nothing changes; "" = none.
         connector: what brings pictures to the width of the words of a language model that reads them; None elsewhere.
         vocabulary: the output layer of a language model, None elsewhere. encoder_decoder: it is one; its blocks are those of the
             encoder, then those of the decoder. quantised: how its weights are, "" = not.
@@ -166,6 +177,8 @@ class Backbone:
     fresh: frozenset[str] = frozenset()
     encoders: tuple[Backbone, ...] = ()
     connector: Site | None = None
+    pieces: tuple[Piece, ...] = ()
+    in_front: str = ""
     _text_embeds: Tensor | None = field(default=None, init=False, repr=False)
     _attentions: list[Site] | None = field(default=None, init=False, repr=False)
     _flops: Flops | None = field(default=None, init=False, repr=False)
@@ -399,7 +412,9 @@ class Backbone:
 
     @cached_property
     def own(self) -> dict[str, tuple[str, ...]]:
-        """Pretrained parameters outside the head, by the first of their names -> all the names of each: several if it is tied."""
+        """Pretrained parameters outside the head and what is in front, by the first of their names -> all the names of each:
+        several if it is tied.
+        """
         names: dict[int, list[str]] = {}
         for name, p in self.model.named_parameters(remove_duplicate=False):
             names.setdefault(id(p), []).append(name)
@@ -408,6 +423,7 @@ class Backbone:
             some[0]: tuple(some)
             for some in names.values()
             if not self.fresh.issuperset(some) and apart.isdisjoint(n.rpartition(".")[0] for n in some)
+            if not (self.in_front and some[0].startswith(f"{self.in_front}."))
         }
 
     def sites(self, spec: str, blocks: Iterable[int] | None = None) -> list[Site]:

@@ -220,12 +220,14 @@ def block_index(name: str, blocks: list[str]) -> int | None:
     return None
 
 
-def head_sites(model: nn.Module, base_prefix: str, fresh: set[str], wanted: tuple[str, ...] = ()) -> list[Site]:
+def head_sites(
+    model: nn.Module, base_prefix: str, fresh: set[str], wanted: tuple[str, ...] = (), other: tuple[str, ...] = ()
+) -> list[Site]:
     """The task head, and a pooler that the checkpoint lacks: everything that may be drawn at random.
 
     Args:
         fresh: names of parameters that the checkpoint lacked.
-        wanted: names of the modules of the head, if a person names them.
+        wanted: names of the modules of the head, if a person names them. other: beginnings of names of what is none of it.
 
     Raises:
         UserError: there is no module of such a name, or one that can't be trained.
@@ -240,7 +242,7 @@ def head_sites(model: nn.Module, base_prefix: str, fresh: set[str], wanted: tupl
             )
     for name, module in model.named_modules():
         own = [f"{name}.{p}" for p, _ in module.named_parameters(recurse=False)]
-        if not own:
+        if not own or name.startswith(other):
             continue
         if wanted:
             outside = any(name == w or name.startswith(w + ".") for w in wanted)

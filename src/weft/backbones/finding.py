@@ -101,6 +101,21 @@ def hash_weights(path: str, model: Any) -> str:
     return h.hexdigest()
 
 
+def checked_hash(path: str, known: Known | None, model: Any) -> str:
+    """:func:`hash_weights`, of weights that come with Weft or in a package the right one.
+
+    Raises:
+        UserError: they are damaged.
+    """
+    digest = hash_weights(path, model)
+    made = gguf_file.made(Path(path))
+    if made is not None:
+        made.check(digest)
+    elif known is not None and known.sha256 and os.path.isdir(path) and digest != known.sha256:
+        raise known.damaged(digest)
+    return digest
+
+
 def is_arrays(path: str) -> bool:
     """Whether it is a file of NumPy arrays."""
     return path.endswith(ARRAYS) and os.path.isfile(path)

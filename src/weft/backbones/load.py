@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -14,9 +14,9 @@ from torch import Tensor
 
 from weft.backbones import describe, gguf_file, quantised, timm_model
 from weft.backbones import trace as tracing
-from weft.backbones.backbone import TEXT_TOWER, Backbone
+from weft.backbones.backbone import TEXT_TOWER, Backbone, Piece, Site
 from weft.backbones.fill_table import of_nothing
-from weft.backbones.finding import config_of, described, find, hash_weights, is_arrays, open_clip_folder, stored
+from weft.backbones.finding import checked_hash, config_of, described, find, hash_weights, is_arrays, open_clip_folder, stored
 from weft.backbones.options import FILL, GENERATION, LANGUAGE, NEXT_ITEM, VQ_REC, Options
 from weft.backbones.pixels import picture_shape
 from weft.backbones.prompts import spelt_out
@@ -98,7 +98,7 @@ def load(
     Args:
         name: short name (``minilm``), Hugging Face hub id, a local folder written by ``save_pretrained``, or a file of arrays
             (``.npz``), see :mod:`weft.backbones.cifar_resnet`; of pictures, several side by side, joined by plus signs, see
-            :mod:`weft.backbones.side_by_side`.
+            :mod:`weft.backbones.side_by_side`; so is a ViLT with a language model, see :mod:`weft.backbones.vault`.
         classes: how many, or their names (which a backbone with a text tower needs).
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         precision: of the frozen weights and activations: ``auto``, ``float32``, ``bfloat16`` (``float64`` for tests).
@@ -122,11 +122,14 @@ def load(
     if task not in LANGUAGE and (quantise, device_map) != ("none", "none"):
         raise UserError("--quantise and --device-map are for language models: leave them out, or use --task generation.")
     if len(several := encoders(name)) > 1:
-        from weft.backbones import side_by_side  # with transformers, which takes seconds to import
+        from weft.backbones import side_by_side, vault  # with transformers, which takes seconds to import
 
+        many = classes if isinstance(classes, int) else len(classes)
+        if vault.meant(several):
+            target = pick_device(device)
+            return _vault(several, name, many, target, pick_precision(precision, target), attention, options, say)
         side_by_side.check(name, options)
         given: dict[str, Any] = {"device": device, "precision": precision, "attention": attention, "task": task, "say": say}
-        many = classes if isinstance(classes, int) else len(classes)
         given |= {"classes": list(map(str, range(many))), "trust_remote_code": trust_remote_code}  # no encoder is told the names
         return side_by_side.joined(name, many, options, [load(one, **given) for one in several])
     where, known, hub_id = find(name, say)
@@ -170,20 +173,12 @@ def load(
     quantised.differentiable(model)
     if any(p.is_meta for p in model.parameters()):
         raise UserError(f'backbone "{name}" does not fit into the memory of the devices: try --quantise, or a smaller one.')
-    digest = hash_weights(where, model)
-    made = gguf_file.made(Path(where))
-    if made is not None:
-        made.check(digest)
-    elif known is not None and known.sha256 and os.path.isdir(where) and digest != known.sha256:
-        raise known.damaged(digest)
+    digest = checked_hash(where, known, model)
     checkpoints.numbers(name, stored(where), quantised=by is None and hasattr(model.config, "quantization_config"))
     notes = [] if read.tokenizer is None or folder or described(where) else [UNDESCRIBED]
-    if made is not None:
+    if (made := gguf_file.made(Path(where))) is not None:
         notes.append(made.note)
-    if attention == "auto":  # the eager kernel takes its softmax in float32, too coarse for float64
-        attention = "eager" if target.type == "cpu" and dtype != torch.float64 and task not in LANGUAGE else ""
-    if attention:
-        model.set_attn_implementation(attention)
+    attend(model, attention, target, dtype, task)
     class_names = None
     if similar(model):
         from weft.backbones.clip import ClassNames
@@ -215,6 +210,47 @@ def load(
     )
 
 
+def _vault(
+    several: Sequence[str],
+    name: str,
+    classes: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    attention: str,
+    options: Options,
+    say: Callable[[str], None] | None,
+) -> Backbone:
+    """A ViLT with a language model in front, see :mod:`weft.backbones.vault`."""
+    from weft.backbones import vault  # with transformers, which takes seconds to import
+
+    read, pieces, notes = vault.read(several, name, classes, options.task, say)
+    attend(read.model, attention, device, dtype, options.task)
+    return describe_model(
+        read.model,
+        read.tokenizer,
+        read.missing,
+        resized=read.resized,
+        unread=read.unread,
+        notes=notes if described(pieces[1].path) else [*notes, UNDESCRIBED],
+        processor=read.processor,
+        name=name,
+        path="+".join(piece.path for piece in pieces),
+        digest=hashlib.sha256("".join(piece.weight_hash for piece in pieces).encode()).hexdigest(),
+        device=device,
+        dtype=dtype,
+        options=options,
+        pieces=pieces,
+    )
+
+
+def attend(model: Any, attention: str, device: torch.device, dtype: torch.dtype, task: str) -> None:
+    """Have it attend by a kernel, as of :func:`load`."""
+    if attention == "auto":  # the eager kernel takes its softmax in float32, too coarse for float64
+        attention = "eager" if device.type == "cpu" and dtype != torch.float64 and task not in LANGUAGE else ""
+    if attention:
+        model.set_attn_implementation(attention)
+
+
 def describe_model(
     model: Any,
     tokenizer: Any,
@@ -234,12 +270,13 @@ def describe_model(
     dtype: torch.dtype = torch.float32,
     options: Options | None = None,
     by: Quantisation | None = None,
+    pieces: tuple[Piece, ...] = (),
 ) -> Backbone:
     """Freeze and describe a Hugging Face classification model that is already in memory.
 
     Args:
         missing, resized, unread: of its checkpoint, see :class:`weft.backbones.reading.Read`. notes: on its files. by: what has
-            quantised it. classes: their names, where they are told apart by words for them.
+            quantised it. classes: their names, where they are told apart by words for them. pieces: of several checkpoints.
 
     Raises:
         UserError: the checkpoint or the tokenizer does not belong to the model, or its structure can't be told.
@@ -278,7 +315,8 @@ def describe_model(
         from weft.backbones.llava import TOWER, connector  # with transformers, which takes seconds to import
 
         base = model.model.language_model
-    text: tuple[str, ...] = (TOWER,) if seeing else () if names is None else TEXT_TOWER
+    in_front: str = getattr(model, "in_front", "")
+    text: tuple[str, ...] = (TOWER,) if seeing else (in_front,) if in_front else () if names is None else TEXT_TOWER
     prefix = next(n for n, m in model.named_modules() if m is base)
     layers = int(getattr(sizes, "num_hidden_layers", 0) or 0)
     if apart and options.blocks:
@@ -296,7 +334,7 @@ def describe_model(
     wanted = options.heads
     if not wanted and config.model_type == timm_model.KIND:
         wanted = tuple(f"{prefix}.{n}" for n in timm_model.head(base))
-    heads = [] if headless else describe.head_sites(model, prefix, fresh, wanted)
+    heads = [] if headless else describe.head_sites(model, prefix, fresh, wanted, text)
     own = {h.name for h in heads}
     both = processor is not None and names is None and tokenizer is not None
     inputs = {} if processor is None or seeing else tracing.pictures(*picture_shape(config, processor)[1:])
@@ -360,7 +398,7 @@ def describe_model(
         row_arguments=seen.row_arguments | (tracing.row_arguments(model, blocks, inputs) if language else frozenset()),
         linears=describe.linear_sites(model, blocks, seen.common, endings, stacks),
         norms=[s for s in norms if s.name not in seen.common],
-        reader=seen.reader,
+        reader=Site(in_front, "words", model.get_input_embeddings().num_embeddings, seen.d, None) if in_front else seen.reader,
         heads=heads,
         bottlenecks=seen.bottlenecks,
         d=seen.d,
@@ -384,6 +422,8 @@ def describe_model(
         quantised="" if by is None else str(by),
         fresh=frozenset(fresh),
         connector=connector(model) if seeing else None,
+        pieces=pieces,
+        in_front=in_front,
     )
     if names is not None:
         describe.text_tower(found, endings)

@@ -122,7 +122,9 @@ KNOWN = {
 
 
 def encoders(name: str) -> list[str]:
-    """The names in ``a+b``, which are encoders side by side; of any other the name itself. Folders may have a plus in theirs."""
+    """The names in ``a+b``, which are encoders side by side, or a ViLT and the language model in front of it; of any other the
+    name itself. Folders may have a plus in theirs.
+    """
     pieces, found = name.split("+"), []
     while pieces:
         whole = next((n for n in range(len(pieces), 1, -1) if os.path.isdir("+".join(pieces[:n]))), 1)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import functools
 import io
 import warnings
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+Found = TypeVar("Found")
 # Pillow opens these and either hands them to another program (Ghostscript would run what a file says), or has nothing but a
 # stub for them.
 UNREAD = frozenset({"EPS", "WMF", "MPEG", "BUFR", "GRIB", "HDF5", "PDF"})
@@ -42,19 +44,41 @@ def decode(item: Any) -> Image:
         Exception: whatever one of Pillow's decoders raises for a file that is broken; they keep to no class.
         Unshowable: its values have no faithful form in 8 bits.
     """
+    return _opened(item, rgb)
+
+
+def size_of(item: Any) -> tuple[int, int]:
+    """Width and height of a picture, turned as its EXIF orientation says; of a file nothing but the head is read.
+
+    Raises:
+        Exception: as of :func:`decode`.
+    """
+
+    def upright(picture: Image) -> tuple[int, int]:
+        from PIL.Image import Transpose
+
+        on_its_side = (Transpose.TRANSPOSE, Transpose.ROTATE_270, Transpose.TRANSVERSE, Transpose.ROTATE_90)
+        width, height = picture.size
+        return (height, width) if _orientation(picture) in on_its_side else (width, height)
+
+    return _opened(item, upright)
+
+
+def _opened(item: Any, fn: Callable[[Image], Found]) -> Found:
+    """What a function makes of a picture while its file is open."""
     from PIL import Image
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, on palettes and on metadata that it skips: the pixels are whole, or it raises
         if isinstance(item, np.ndarray):
-            return rgb(Image.fromarray(item))
+            return fn(Image.fromarray(item))
         if hasattr(item, "convert"):
-            return rgb(item)
+            return fn(item)
         formats()  # loads the plugins
         known = [name for name in Image.OPEN if name not in UNREAD]
         # never by its name: Pillow maps such a file into memory, and then turns a TIFF that lies on its side wrongly
         with io.BytesIO(item) if isinstance(item, bytes) else open(item, "rb") as file:
-            return rgb(Image.open(file, formats=known))
+            return fn(Image.open(file, formats=known))
 
 
 def rgb(picture: Image) -> Image:

@@ -11,6 +11,7 @@ from weft.data import asked_columns, dialogues, preferred, questions, scored, ta
 from weft.data.columns import Table, Wanted, build, choose
 from weft.data.hub_sets import GENERATION, IMAGE, PREFERENCE, QUESTIONS, TEXT, Entry
 from weft.data.local import SPLIT_NAMES
+from weft.data.question_forms import called_boxes
 from weft.data.rows import Source
 from weft.errors import UserError
 
@@ -113,7 +114,7 @@ def _source(
 def _named(entry: Entry, table: Table, asked: Mapping[str, str]) -> dict[str, str]:
     """Columns by option: those catalogued that there still are, unless others were named."""
     catalogued = {"text": entry.text, "pair": entry.pair, "label": entry.label, "key": entry.client_key}
-    if entry.kind == QUESTIONS:
+    if entry.kind in (QUESTIONS, GENERATION):
         catalogued["image"] = entry.image
     if {"image", "text", "pair"} & asked.keys():
         catalogued |= {"text": None, "pair": None, "image": None}
@@ -177,7 +178,7 @@ def _splits(entry: Entry, data: Mapping[str, Any], said: list[str]) -> dict[str,
     if entry.test in data:
         found["test"] = data[entry.test]
     validation = entry.validation or next((name for name in VALIDATION if name in data), "")
-    if validation in data and validation != entry.test:
+    if validation in data and validation not in (train, entry.test):
         found["validation"] = data[validation]
     return found
 
@@ -185,6 +186,7 @@ def _splits(entry: Entry, data: Mapping[str, Any], said: list[str]) -> dict[str,
 def _table(data: Any, named: dict[str, list[str]]) -> Table:
     """The columns of a split but for those of sound, video and the like; names of classes are added to ``named``.
 
+    Lists of numbers are embeddings and outlines, and left where they are but for columns called boxes.
     Labels with names become these names, because configs of one set may number them in different orders. A
     label of -1, the hub's sign for a hidden one, becomes None.
     """
@@ -193,7 +195,7 @@ def _table(data: Any, named: dict[str, list[str]]) -> Table:
     features = data.features
     pictures = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     plain = [n for n, feature in features.items() if isinstance(feature, datasets.Value | datasets.ClassLabel)]
-    lists = {name: inner for name, feature in features.items() if (inner := _of_list(feature)) is not None}
+    lists = {name: inner for name, feature in features.items() if (inner := _of_list(feature, called_boxes(name))) is not None}
     objects = [name for name, feature in features.items() if name not in lists and _of_objects(feature)]
     table: Table = dict(data.select_columns([*plain, *lists, *objects]).with_format(None)[:])
     for name, inner in lists.items():
@@ -213,14 +215,13 @@ def _name(names: Sequence[str], value: int | None) -> str | None:
     return None if value is None or value < 0 else names[value]
 
 
-def _of_list(feature: Any) -> Any:
-    """What a column of lists holds, if it is words or their tags."""
+def _of_list(feature: Any, boxes: bool) -> Any:
+    """What a column of lists holds, if it is words or their tags, or anything plain where it may be ``boxes``."""
     import datasets
 
     inner = None if (inner := _inner(feature)) is feature else inner
-    return (
-        inner if isinstance(inner, datasets.ClassLabel) or getattr(inner, "dtype", None) in ("string", "large_string") else None
-    )
+    words = isinstance(inner, datasets.ClassLabel) or getattr(inner, "dtype", None) in ("string", "large_string")
+    return inner if words or (boxes and isinstance(inner, datasets.Value)) else None
 
 
 def _of_objects(feature: Any) -> bool:

@@ -20,6 +20,10 @@ PREFERENCE = "preference"
 ITEMS = "next item"
 QUESTIONS = "visual questions"
 SEEN = "not verified against the hub (id and columns seen in public documents)"
+VAL_ONLY = (
+    "not verified against the hub (splits and columns from memory); it has no training rows, so that those of its val split are "
+    "trained on, and those of testA, people, are tested on"
+)
 PICTURES_SEEN = "not verified against the hub (id and columns seen in public documents; its pictures were never loaded)"
 ELSEWHERE = "not verified against the hub, where no copy is known: give --data its file or folder"
 RECALLED = "not verified against the hub (from memory)"
@@ -131,17 +135,16 @@ def _questions(
     label: str = "answer",
     client_key: str | None = None,
     verified: str = PICTURES_SEEN,
-    **splits: Any,
+    **columns: Any,
 ) -> Entry:
-    """A set of questions about pictures.
+    """A set of questions about pictures; ``exact_match`` is of answers that are written.
 
     Args:
         classes: answers that there are, of several people's the most frequent ones, see :mod:`weft.data.questions`; about.
     """
-    own = {"image": "image", "text": "question", "label": label} | splits
-    return Entry(
-        name, hub_id, None, QUESTIONS, classes, rows, client_key, licence, verified, metrics=("vqa_accuracy", "accuracy"), **own
-    )
+    own = {"image": "image", "text": "question", "label": label} | columns
+    metrics = ("vqa_accuracy", "accuracy", "exact_match", "perplexity")
+    return Entry(name, hub_id, None, QUESTIONS, classes, rows, client_key, licence, verified, metrics=metrics, **own)
 
 
 NLI = ("entailment", "neutral", "contradiction")
@@ -358,8 +361,21 @@ ENTRIES: tuple[Entry, ...] = (
         "gqa", None, 1_842, {"train": 943_000, "test": 132_062}, "CC BY 4.0", verified=ELSEWHERE, client_key="type",
     ),
     _questions(
+        "ocr-vqa", "howard-hou/OCR-VQA", 3_129, {"train": 802_000, "validation": 100_000, "test": 100_000}, "unknown",
+        text="questions", label="answers", client_key="genre", validation="validation",
+    ),
+    _questions(
         "path-vqa", "flaviagiammarino/path-vqa", 3_129, {"train": 19_654, "validation": 6_259, "test": 6_719}, "MIT",
         validation="validation",
+    ),
+    Entry(
+        "refcoco", "lmms-lab/RefCOCO", None, GENERATION, 1, {"train": 25_000, "test": 5_657}, None, "COCO's terms", VAL_ONLY,
+        image="image", text="answer", label="bbox", train="val", test="testA", metrics=("box_accuracy", "iou", "perplexity"),
+    ),
+    Entry(
+        "scienceqa", "derek-thomas/ScienceQA", None, GENERATION, 1, {"train": 6_218, "validation": 2_097, "test": 2_017},
+        "subject", "CC BY-NC-SA 4.0", PICTURES_SEEN, image="image", text="question", pair="hint", label="answer",
+        validation="validation", metrics=("choice_accuracy", "perplexity"),
     ),
     _questions(
         "textvqa", "lmms-lab/textvqa", 3_129, {"train": 34_602, "test": 5_000}, "CC BY 4.0", label="answers", test="validation",

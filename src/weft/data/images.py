@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from weft.data.decoding import Unshowable, decode
+from weft.data.decoding import Unshowable, decode, size_of
 from weft.errors import UserError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+Found = TypeVar("Found")
 Item = Any
 """One picture: pixels [h, w], [h, w, 3] or [h, w, 4] (uint8; [h, w] also uint16 or bool), Pillow's own object, a file, the bytes
 of one, or a function without arguments that fetches a file or bytes when asked."""
@@ -43,6 +44,17 @@ class Images:
         Raises:
             UserError: the file is missing, no picture, broken, or has values that can't be shown faithfully.
         """
+        return self._read(index, decode)
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Width and height of a picture in pixels, the right way up; of a file its head alone is read.
+
+        Raises:
+            UserError: the file is missing, no picture, or broken at its head.
+        """
+        return self._read(index, size_of)
+
+    def _read(self, index: int, how: Callable[[Any], Found]) -> Found:
         item = self._items[index]
         name = getattr(item, "called", f"picture {index}")
         try:
@@ -50,7 +62,7 @@ class Images:
                 item = item()
             if isinstance(item, Path):
                 name = str(item)
-            return decode(item)
+            return how(item)
         except UserError:
             raise
         except Unshowable as e:

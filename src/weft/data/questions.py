@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from weft.checks import table_files as checks
-from weft.data import pictures
+from weft.data import pictures, question_forms
 from weft.data.columns import SPLITS, NoColumn, Table, Wanted, there, with_test
 from weft.data.images import Images
 from weft.data.natural_keys import KEYS, natural_key, of_keys
@@ -24,7 +24,7 @@ from weft.data.spelling import spelled
 from weft.errors import UserError, printable
 
 QUESTIONS = ("question", "questions", "query")
-ANSWERS = ("answers", "multiple_choice_answer", "answer", "label", "caption", "text")
+ANSWERS = ("answers", "multiple_choice_answer", "answer", "label", "caption", "text", *question_forms.BOXES)
 """Columns of answers by their usual names; those of several people first."""
 CLIENTS = ("question_type", "answer_type", "type", *KEYS)
 MOST_ANSWERS = 3129
@@ -34,13 +34,26 @@ FEW = 4  # people; of fewer an answer is as right as the share of them who gave 
 
 @dataclass(frozen=True)
 class Questions:
-    """The columns in use, and for those guessed a sentence in ``notes``."""
+    """The columns in use, and for those guessed a sentence in ``notes``.
+
+    Attributes:
+        choices: lists of texts, of which ``label`` says which one is right. hint: what stands before such a question.
+        boxes: whether ``label`` has boxes, left, top, width and height in pixels.
+    """
 
     image: str
     text: str
     label: str
     key: str | None = None
+    choices: str | None = None
+    hint: str | None = None
+    boxes: bool = False
     notes: tuple[str, ...] = ()
+
+    @property
+    def used(self) -> tuple[str, ...]:
+        """Columns that every split needs, beside that of the answers."""
+        return tuple(name for name in (self.image, self.text, self.choices) if name is not None)
 
 
 def recognised(where: str, table: Table, asked: Mapping[str, str], wanted: Wanted) -> Questions | None:
@@ -59,7 +72,10 @@ def recognised(where: str, table: Table, asked: Mapping[str, str], wanted: Wante
     lower = {name.lower(): name for name in reversed(table)}
     image = asked.get("image") or next(iter(pictures.columns(table)), None)
     text = asked.get("text") or next((lower[n] for n in QUESTIONS if n in lower), None)
-    meant = {"image", "text"} <= asked.keys() or (image is not None and text is not None and "pair" not in asked)
+    choices = next((lower[n] for n in question_forms.CHOICES if n in lower), None)
+    choices = choices if choices is not None and question_forms.hold_choices(table[choices]) else None
+    alone = "pair" not in asked or choices is not None
+    meant = {"image", "text"} <= asked.keys() or (image is not None and text is not None and alone)
     if asked.keys() & {"image", "text"} == {"text"} and asked["text"].lower() not in QUESTIONS:
         meant = False  # texts beside pictures that nobody asked for
     if not meant or image is None or text is None:
@@ -78,7 +94,10 @@ def recognised(where: str, table: Table, asked: Mapping[str, str], wanted: Wante
         raise NoColumn(
             f"{where} has no column that looks like an answer; its columns are {', '.join(table)}: name it with --label."
         )
-    used = (("image", image, "the picture"), ("text", text, "the question"), ("label", label, "the answer"))
+    used = [("image", image, "the picture"), ("text", text, "the question"), ("label", label, "the answer")]
+    hint = there(table, where, "pair", asked["pair"]) if choices is not None and "pair" in asked else None
+    if choices is not None and (hint := hint or next((lower[n] for n in question_forms.HINTS if n in lower), None)):
+        used.append(("pair", hint, "what stands before it"))
     said = [f'"{column}" is {what} (--{option})' for option, column, what in used if option not in asked]
     key = there(table, where, "key", asked["key"]) if "key" in asked else None
     if key is None:
@@ -86,14 +105,22 @@ def recognised(where: str, table: Table, asked: Mapping[str, str], wanted: Wante
         if found is not None:
             key, different = found
             said.append(f'"{key}" is the natural client ({different} of them; --key)')
-    return Questions(image, text, label, key, (f"{where}: guessed that {', '.join(said)}.",) if said else ())
+    notes = [f"{where}: guessed that {', '.join(said)}."] if said else []
+    if choices is not None:
+        notes.append(f'{where}: "{choices}" are choices, and the letter of the right one is the answer.')
+    boxes = choices is None and question_forms.called_boxes(label) and question_forms.hold_boxes(table[label])
+    if boxes:
+        notes.append(f'{where}: "{label}" are boxes, which are written as fractions of the sides of the picture.')
+    return Questions(image, text, label, key, choices, hint, boxes, tuple(notes))
 
 
 def build(name: str, splits: Mapping[str, Table], columns: Questions, wanted: Wanted, *, notes: Iterable[str] = ()) -> Source:
     """The source of questions about pictures, but for its fingerprint.
 
     Rows without a picture, a question or an answer are dropped and counted, and so are those whose answers are all rare. Classes
-    are the most frequent answers, by name. Where ``answers`` are wanted they are texts to generate, and there are no classes.
+    are the most frequent answers, by name. Where ``answers`` are wanted, and of boxes, answers are texts to generate without
+    classes. Lists of questions, choices and boxes are read as in :mod:`weft.data.question_forms`; ids are those of single
+    questions.
 
     Args:
         splits: keys out of SPLITS, with "train".
@@ -102,17 +129,20 @@ def build(name: str, splits: Mapping[str, Table], columns: Questions, wanted: Wa
         UserError: no training rows, or a value that is no answer.
     """
     said = [*notes, *columns.notes]
+    for split in (s for s in SPLITS if s in splits):
+        if absent := [c for c in columns.used if c not in splits[split]]:
+            raise UserError(f'the {split} rows of {name} have no column "{absent[0]}", which its train rows have.')
+    splits, odd = question_forms.plain(name, splits, columns)
+    said += odd
+    as_written = columns.boxes or columns.choices is not None
     read: dict[str, dict[int, Counter[str]]] = {}
     for split in (s for s in SPLITS if s in splits):
         table = splits[split]
-        absent = [c for c in (columns.image, columns.text) if c not in table]
-        if absent:
-            raise UserError(f'the {split} rows of {name} have no column "{absent[0]}", which its train rows have.')
         n = len(table[columns.text])
-        given = table.get(columns.label, [None] * n)
         own = {}
         for i in range(n):
-            question, people = table[columns.text][i], answers_of(given[i], columns.label, name)
+            question, answer = table[columns.text][i], table[columns.label][i]
+            people = Counter(filter(None, [answer])) if as_written else answers_of(answer, columns.label, name)
             if people and table[columns.image][i] is not None and isinstance(question, str) and question.strip():
                 own[i] = people
         if not own and split != "train":
@@ -122,7 +152,7 @@ def build(name: str, splits: Mapping[str, Table], columns: Questions, wanted: Wa
         read[split] = own
     if not read["train"]:
         raise UserError(f"{name} has no training rows with picture, question and answer: check --image, --text and --label.")
-    generated = wanted == "answers"
+    generated = wanted == "answers" or columns.boxes
     classes = [columns.label] if generated else _classes(read["train"])
     number = {answer: i for i, answer in enumerate(classes)}
     parts: dict[str, Rows] = {}

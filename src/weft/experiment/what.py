@@ -46,7 +46,8 @@ class What(Group):
     model: Name = setting(
         "minilm",
         "Backbone: short name, hub id or local folder; several, joined by commas, are dealt to the clients in turn.",
-        "Encoders of pictures joined by plus signs stand side by side as one: see [below](#encoders-side-by-side).",
+        "Encoders of pictures joined by plus signs stand side by side as one: see [below](#encoders-side-by-side); a ViLT and a "
+        "language model joined by one are [a VAuLT](#a-vilt-behind-a-language-model).",
         everyday=True,
         common=True,
     )
@@ -81,8 +82,8 @@ class What(Group):
         "What is scored, joined by commas, the headline first: `accuracy`, `macro_f1`, `matthews`, `top5`, `f1:CLASS`.",
         "Of tags: `entity_f1`, `precision`, `recall`, `token_accuracy`, `macro_f1`, `f1:TYPE`; of numbers: "
         "`pearson`, `spearman`, `r2`, `mse`; of answers: `perplexity`, `token_accuracy`, `rouge_1`, `rouge_2`, `rouge_l`, "
-        "`exact_match`, `token_f1`, `final_answer`, `iou`, `box_accuracy`, `bleu`, `chrf`; of preferences: "
-        "`reward_accuracy`, `reward_margin`; of next items: `recall@K` and `ndcg@K`, of any K; "
+        "`exact_match`, `token_f1`, `final_answer`, `choice_accuracy`, `iou`, `box_accuracy`, `bleu`, `chrf`; "
+        "of preferences: `reward_accuracy`, `reward_margin`; of next items: `recall@K` and `ndcg@K`, of any K; "
         "of questions about pictures: `vqa_accuracy`, `accuracy`. "
         "One with the name of a class is given by itself. "
         "By default those that a set of the catalogue is reported in, such as `matthews` of `cola`.",

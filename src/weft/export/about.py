@@ -20,7 +20,7 @@ from weft.tasks.generation_settings import Decoding
 from weft.tasks.kinds import CLASSES, GENERATION, PREFERENCE, TOKENS, make
 
 if TYPE_CHECKING:
-    from weft.backbones.backbone import Backbone
+    from weft.backbones.backbone import Backbone, Piece
     from weft.tasks.task import Task
 
 FORMAT = 1
@@ -33,7 +33,7 @@ class Base:
 
     Attributes:
         name: as it was typed. hub_id: canonical id, or None for a folder. path: of that folder, or None. Of
-            encoders side by side there is no id; the path is theirs, joined by plus signs, if one of them is a folder.
+            several that are joined there is no id; the path is theirs, joined by plus signs, if one of them is a folder.
         sha256: of its weights. pad_token_id: that rows of tokens are padded with; None for images.
         options: it was loaded with. reads: ``texts`` or ``images``.
         own_padding: the padding id that its own configuration names. own_head: it has a head for another number of classes.
@@ -56,7 +56,7 @@ class Base:
 
     @classmethod
     def of(cls, backbone: Backbone) -> Base:
-        each = backbone.encoders or (backbone,)
+        each: Sequence[Backbone | Piece] = backbone.encoders or backbone.pieces or (backbone,)
         places = [_place(one) for one in each]
         path = "+".join(place or one.name for place, one in zip(places, each, strict=True)) if any(places) else None
         padding = int(backbone.model.config.pad_token_id) if backbone.reads in ("texts", BOTH) else None
@@ -189,7 +189,7 @@ class About:
             raise damaged(path, e) from e
 
 
-def _place(backbone: Backbone) -> str | None:
+def _place(backbone: Backbone | Piece) -> str | None:
     """The folder that a backbone was loaded from; None if it is found by its name on any machine."""
     return None if backbone.hub_id or backbone.name in KNOWN else os.path.abspath(backbone.path)
 

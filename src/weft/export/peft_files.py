@@ -100,6 +100,8 @@ def plain_class(backbone: Backbone) -> str | None:
     """The class of transformers that loads the base for people without Weft; None if it is a class of Weft's own."""
     if backbone.names is not None:
         return backbone.model.plain
+    if backbone.pieces:
+        return None
     if backbone.reads == BOTH and backbone.vocabulary is None:
         return "AutoModelForVisualQuestionAnswering"
     if type(backbone.model).__module__.startswith("weft."):

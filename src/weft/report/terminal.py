@@ -43,6 +43,7 @@ SHORT = {
     "exact_match": "match",
     "token_f1": "F1",
     "final_answer": "answer",
+    "choice_accuracy": "choice",
     "iou": "IoU",
     "box_accuracy": "acc@.5",
 }
@@ -129,6 +130,7 @@ METRICS = {
     "exact_match": "exact match",
     "token_f1": "token F1",
     "final_answer": "final answer",
+    "choice_accuracy": "choice accuracy",
     "iou": "IoU",
     "box_accuracy": "Acc@0.5",
 }

@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 
 from weft import distribution
-from weft.errors import UserError
+from weft.errors import UserError, printable
 from weft.tasks import boxes
+from weft.words import count
 
 ROUGE = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}
 """Metric -> its name in rouge-score."""
 
-HITS = ("exact_match", "final_answer", "box_accuracy")
+HITS = ("exact_match", "final_answer", "choice_accuracy", "box_accuracy")
 """Metrics that are 0 or 1 for each row."""
 
 BOXES = ("iou", "box_accuracy")
@@ -46,6 +47,7 @@ def judge(metrics: Sequence[str], given: Sequence[str], wanted: Sequence[str]) -
       takes a text as one sentence. float64 [n].
     * ``exact_match``, ``token_f1``: of SQuAD v1.1 (Rajpurkar et al., 2016), see :func:`words`. bool and float64 [n].
     * ``final_answer``: of GSM8K and MATH, see :func:`final_answer`. bool [n].
+    * ``choice_accuracy``: of ScienceQA, see :func:`choice`. bool [n].
     * ``iou``, ``box_accuracy``: of boxes on pictures, see :mod:`weft.tasks.boxes`. float64 and bool [n].
     * ``bleu``, ``chrf``: sacrebleu's counts of each row with its defaults (13a; chrF2), int64 [n, 10] and [n, 18].
 
@@ -78,6 +80,11 @@ def check_wanted(metrics: Sequence[str], wanted: Sequence[str]) -> None:
     for metric in metrics:
         if metric in BOXES:
             boxes.check_wanted(metric, wanted)
+        if metric == "choice_accuracy" and (lacking := [text for text in wanted if _letter(text) is None]):
+            raise UserError(
+                f"the metric {metric} is of letters, and {len(lacking)} of {count(len(wanted), 'answer')} name none, such as "
+                f"{printable(lacking[0])[:40]!r}: give a column of choices, or leave the metric out."
+            )
 
 
 def of_corpus(metric: str, sums: Sequence[int]) -> float:
@@ -136,6 +143,28 @@ def token_f1(given: str, wanted: str) -> float:
     mine, own = words(given), words(wanted)
     common = (Counter(mine) & Counter(own)).total()
     return 2 * common / (len(mine) + len(own)) if common else 0.0
+
+
+CHOICE = re.compile(r"([A-Z])(?:\. .*)?", re.DOTALL)
+SAID = re.compile(r"The answer is ([A-Z])\.")
+
+
+def choice(given: str, wanted: str) -> bool:
+    """Whether a text names the letter of the right choice.
+
+    As LLaVA's evaluation of ScienceQA reads it: the text is a letter, or begins with one, a full stop and a blank, or says once
+    "The answer is A."; whatever else is wrong.
+    """
+    answer = _letter(wanted)
+    return answer is not None and _letter(given) == answer
+
+
+def _letter(text: str) -> str | None:
+    text = text.strip()
+    if found := CHOICE.fullmatch(text):
+        return found.group(1)
+    said = SAID.findall(text)
+    return said[0] if len(said) == 1 else None
 
 
 # answers to problems in mathematics ---------------------------------------------------------------------------------------
@@ -211,6 +240,7 @@ OWN: dict[str, Callable[[str, str], float]] = {
     "exact_match": exact_match,
     "token_f1": token_f1,
     "final_answer": final_answer,
+    "choice_accuracy": choice,
     "iou": boxes.overlap,
     "box_accuracy": boxes.found,
 }
