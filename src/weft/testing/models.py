@@ -152,11 +152,17 @@ WRITERS: dict[str, dict[str, Any]] = {
         "image_token_id": 97,
         "image_seq_length": 4,
     },
+    "paligemma": {
+        "text_config": GROUPED | {"model_type": "gemma"},
+        "vision_config": PICTURED | {"model_type": "siglip_vision_model", "hidden_size": 24, "vision_use_head": False},
+        "image_token_id": 97,
+        "projection_dim": 32,
+    },
 }
 """Shapes of models that are tried as generators alone."""
 TOWERS = ("clip", "siglip")  # of pictures and texts
 QUESTIONS = ("vilt",)  # of texts about pictures
-PICTURED_REPLIES = ("llava",)  # that write about pictures
+PICTURED_REPLIES = ("llava", "paligemma")  # that write about pictures
 IMAGES = ("vit", "deit", "dinov2", "beit", "swin", "resnet", *TOWERS, *QUESTIONS)
 ITEMS = {
     "slots": 2,
@@ -279,11 +285,11 @@ def _folder(model_type: str, checkpoint: str, overrides: str) -> str:
 
     transformers.logging.disable_progress_bar()
     kinds = {"base": "AutoModel", "mlm": "AutoModelForMaskedLM", "lm": "AutoModelForCausalLM", "pair": "AutoModelForSeq2SeqLM"}
-    kinds["lm"] = "AutoModelForImageTextToText" if model_type == "llava" else kinds["lm"]
+    kinds["lm"] = "AutoModelForImageTextToText" if model_type in PICTURED_REPLIES else kinds["lm"]
     words = tokenizer(model_type)
     if checkpoint == "mlm":
         words.add_special_tokens({"mask_token": "[MASK]"})
-    if model_type == "llava":
+    if model_type in PICTURED_REPLIES:
         words.add_special_tokens({"additional_special_tokens": ["<image>"]})
     config = AutoConfig.for_model(model_type, **(SHAPES | WRITERS)[model_type])
     inner = getattr(config, "text_config", config)
@@ -406,13 +412,11 @@ def home_folder(method: Method) -> str:
 def hooks(model: torch.nn.Module) -> Iterator[str]:
     """Whatever is left on a model that was not there when it was loaded: hooks and replaced forwards.
 
-    Not in the tower of pictures of a LLaVA, where no part can sit: transformers leaves hooks of its own where it was asked for
-    hidden states.
+    Not in the tower of pictures of a model that writes about them, where no part can sit: transformers leaves hooks of its own
+    where it was asked for hidden states.
     """
-    from weft.backbones.llava import TOWER
-
     for name, module in model.named_modules():
-        if name.startswith(f"{TOWER}."):
+        if name.startswith(getattr(model, "TOWER", ())):
             continue
         for kind in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
             if getattr(module, kind, None):
