@@ -17,9 +17,11 @@ from weft.backbones.backbone import Site
 READERS = {
     "llava": ("llava", "LlavaReader"),
     "paligemma": ("paligemma", "PaliGemmaReader"),
+    "qwen2_vl": ("qwen_vl", "Qwen2VLReader"),
+    "qwen2_5_vl": ("qwen_vl", "Qwen25VLReader"),
 }
 """Model type -> file and class of its reader."""
-FAMILIES = "a LLaVA such as glyph-llava, or a PaliGemma"
+FAMILIES = "a LLaVA such as glyph-llava, a PaliGemma, a Qwen2-VL or a Qwen2.5-VL"
 """The same for people."""
 
 
