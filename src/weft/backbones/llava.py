@@ -5,6 +5,8 @@ H. Liu, C. Li, Q. Wu, Y. J. Lee, "Visual Instruction Tuning", NeurIPS 2023, arXi
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
@@ -28,3 +30,6 @@ class LlavaReader(PictureReader, LlavaForConditionalGeneration):  # type: ignore
         if self.config.vision_feature_select_strategy == "default":
             chosen = [each[:, 1:] for each in chosen]  # without the class token
         return torch.cat(chosen, -1)
+
+    def asked(self, tokenizer: Any, mark: str, text: str) -> str:
+        return f"{mark}\n{text}"

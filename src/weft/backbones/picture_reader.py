@@ -74,7 +74,7 @@ class PictureReader:
         Args:
             mark: the token that stands for all those of a picture.
         """
-        return f"{mark}\n{text}"
+        return f"{mark}{text}"
 
     def connected(self, image_features: Tensor) -> Tensor:
         """[n, N, D] of :meth:`features`, as they stand among the words."""
