@@ -15,10 +15,14 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 import tiny
 from command_line import weft as weft_says
+from weaving import batch_of, pack_of, values_for
 from weft.adaptation.connector import ConnectorAdapter, copied
+from weft.adaptation.part import Part
+from weft.adaptation.prefix_tuning import Prefix
 from weft.backbones.backbone import Backbone
 from weft.backbones.load import load
 from weft.backbones.picture_reader import FAMILIES, READERS
@@ -29,6 +33,7 @@ from weft.data.rows import BOTH, Rows
 from weft.errors import UserError
 from weft.federation import generating
 from weft.methods import FedDAT, FedIT, Pilot
+from weft.methods.registry import build
 from weft.tasks.generation_settings import Decoding
 from weft.tasks.outputs import average
 from weft.testing import models
@@ -189,8 +194,35 @@ def test_a_row_without_a_picture_is_read_as_text_beside_others_that_have_one(kin
 # federations --------------------------------------------------------------------------------------------------------------
 
 
+PREFIXES = build("fedavg", {"tune.kind": "prefix", "tune.tokens": 2})
+
+
+@pytest.mark.parametrize("kind", ["llava", "qwen2_vl"])
+@torch.no_grad()
+def test_prefixes_are_keys_and_values_of_earlier_tokens(kind: str) -> None:
+    """Not of PaliGemma: behind earlier tokens its own forward takes none for a prompt."""
+    parts: dict[str, Part] = {"prefix": Prefix(2)}
+    bench, index = tiny.federation(FedIT(rank=2), kind, task="generation").bench, np.array([[0, 3]])
+    values = values_for(bench, parts, seed=0, scale=0.5)
+    found = pack_of(bench, [parts], [values])(batch_of(bench, index)).logits
+    cache, model = DynamicCache(), bench.backbone.model
+    for block, site in enumerate(bench.backbone.attentions):
+        both = (values[f"prefix/{site.name}/{role}"].unflatten(-1, (2, -1)).transpose(0, 1) for role in ("key", "value"))
+        cache.update(*(x.expand(2, -1, -1, -1).contiguous() for x in both), block)
+    assert isinstance(bench.table, PicturedReplies)
+    inputs = bench.table.collate(index[0])
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    places = model.positions(ids, mask)
+    wanted = model(
+        **inputs | {"attention_mask": F.pad(mask, (2, 0), value=1)},
+        position_ids=torch.arange(ids.shape[1])[None] if places is None else places,
+        past_key_values=cache,
+    ).logits[bench.table.places(index[0])]
+    torch.testing.assert_close(found.reshape_as(wanted), wanted, **EXACT)
+
+
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("method", [FedIT(rank=2), FedDAT(reduction=4)])
+@pytest.mark.parametrize("method", [FedIT(rank=2), FedDAT(reduction=4), PREFIXES], ids=["lora", "adapters", "prefixes"])
 def test_packs_are_their_clients_one_by_one(kind: str, method: Any) -> None:
     one, many = (tiny.federation(method, kind, task="generation", pack=k, rounds=2).run() for k in (1, 6))
     assert one.server.shared
@@ -406,7 +438,9 @@ def test_other_models_that_write_about_pictures_are_told_which_are_known(tmp_pat
     from transformers import Idefics3Config
 
     Idefics3Config().save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"\(idefics3\) generates no text: choose .* or, for questions about pictures, a LLaVA") as e:
+    with pytest.raises(
+        UserError, match=r"\(idefics3\) generates no text: choose .* or, for questions about pictures, a LLaVA"
+    ) as e:
         load(str(tmp_path), device="cpu", task="generation")
     assert FAMILIES in str(e.value)
     assert len(str(e.value).split(". ")) == 1
@@ -441,8 +475,8 @@ def test_a_run_on_files_writes_and_predicts_what_it_wrote(kind: str, tmp_path: P
         lines += [json.dumps({"image": f"{i}.png", "question": f"w{i + j}", "answer": f"w{i % 3}"}) for j in range(2)]
     (folder / "train.jsonl").write_text("\n".join(lines))
     run = weft.run(
-        data=str(folder), method="fedit", model=str(saved_as_its_makers_do(kind, tmp_path / "model")), task="generation", clients=2,
-        partition="iid", rounds=1, max_length=50, samples=8, new_tokens=2, precision="float32", baselines=[], quiet=True,
+        data=str(folder), method="fedit", model=str(saved_as_its_makers_do(kind, tmp_path / "model")), task="generation",
+        clients=2, partition="iid", rounds=1, max_length=50, samples=8, new_tokens=2, precision="float32", baselines=[], quiet=True,
         runs=tmp_path / "runs", template="" if kind == "paligemma" else "plain",
     )  # fmt: skip
     assert run.adapter is not None

@@ -1,4 +1,4 @@
-"""Adapters of a vision-language connector: layers of its own shape, which begin as copies of it and stand in its place (Pilot)."""
+"""Adapters of a vision-language connector: layers of its shape, which begin as copies of it and stand in its place (Pilot)."""
 
 from __future__ import annotations
 

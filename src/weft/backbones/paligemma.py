@@ -1,8 +1,8 @@
 """PaliGemma as a reader of what its frozen tower makes of pictures.
 
 L. Beyer et al., "PaliGemma: A versatile 3B VLM for transfer", 2024, arXiv 2407.07726. A picture's tokens come first, then the one
-that begins a text, the question and a line break; all of these see each other both ways, and an answer sees what is before it. The
-connector is one linear layer. PaliGemma 2 (arXiv 2412.03555) is of the same class, on another language model.
+that begins a text, the question and a line break; all of these see each other both ways, and an answer sees what is before it.
+The connector is one linear layer. PaliGemma 2 (arXiv 2412.03555) is of the same class, on another language model.
 """
 
 from __future__ import annotations

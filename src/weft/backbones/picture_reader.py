@@ -1,7 +1,7 @@
 """What Weft asks of a model that writes about pictures, of whichever family it is.
 
-A picture is N vectors of a frozen tower, which looks at it once, whoever trains how often. A connector brings them to the width of
-the language model, where they stand among the words: a prompt has N tokens for them.
+A picture is N vectors of a frozen tower, which looks at it once, whoever trains how often. A connector brings them to the width
+of the language model, where they stand among the words: a prompt has N tokens for them.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Qwen2-VL and Qwen2.5-VL as readers of what their frozen towers make of pictures.
 
 P. Wang et al., "Qwen2-VL: Enhancing Vision-Language Model's Perception of the World at Any Resolution", 2024, arXiv 2409.12191;
-S. Bai et al., "Qwen2.5-VL Technical Report", 2025, arXiv 2502.13923. The connector is the MLP that ends the tower, over squares of
-merged patches. A token of a picture has three positions: where the picture begins, and that and its row or its column; what
+S. Bai et al., "Qwen2.5-VL Technical Report", 2025, arXiv 2502.13923. The connector is the MLP that ends the tower, over squares
+of merged patches. A token of a picture has three positions: where the picture begins, that and its row, that and its column; what
 follows counts on from the largest.
 """
 
@@ -21,11 +21,11 @@ from weft.backbones.trace import hooked
 from weft.errors import UserError
 
 SIDE = 448
-"""Pixels of the square that pictures are brought to, as of the first Qwen-VL (arXiv 2308.12966), where the processor allows it."""
+"""Pixels of the square that pictures are brought to where a processor allows it, as of the first Qwen-VL (arXiv 2308.12966)."""
 
 
 class QwenVLReader(PictureReader):
-    """The checkpoint's own tensors, and pictures of one size: these models take any, but then each has another number of tokens."""
+    """The checkpoint's own tensors, and pictures of one size: the models take any, but then each has another number of tokens."""
 
     TOWER = ("model.visual.patch_embed", "model.visual.blocks", "model.visual.merger.ln_q")
     CONNECTOR = "model.visual.merger.mlp"
@@ -61,7 +61,9 @@ class QwenVLReader(PictureReader):
         """
         first, last = tokenizer.convert_ids_to_tokens([self.config.vision_start_token_id, self.config.vision_end_token_id])
         if first is None or last is None:
-            raise UserError("the tokenizer of this Qwen-VL has no tokens that begin and end a picture: add them, and save it anew.")
+            raise UserError(
+                "the tokenizer of this Qwen-VL has no tokens that begin and end a picture: add them, and save it anew."
+            )
         return f"{first}{mark}{last}{text}"
 
     def positions(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
