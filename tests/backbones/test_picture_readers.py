@@ -229,6 +229,7 @@ def test_packs_are_their_clients_one_by_one(kind: str, method: Any) -> None:
     for name, value in one.server.shared.items():
         assert isinstance(value, Tensor)
         torch.testing.assert_close(many.server.shared[name], value, rtol=1e-9, atol=1e-9)
+    assert not list(models.hooks(many.bench.backbone.model))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -446,6 +447,13 @@ def test_other_models_that_write_about_pictures_are_told_which_are_known(tmp_pat
     assert len(str(e.value).split(". ")) == 1
 
 
+def test_pictures_for_a_model_of_texts_are_refused_with_the_families_that_read_them() -> None:
+    texts = tiny.backbone("llama", checkpoint="lm", task="generation", classes=1)
+    with pytest.raises(UserError, match=r"the data are texts and images, but .* choose another --model, such as") as e:
+        tabulate(texts, some(), 64)
+    assert FAMILIES in str(e.value)
+
+
 def test_every_family_that_is_known_is_named() -> None:
     told = FAMILIES.lower().replace("-", "").replace(".", "")
     assert all(kind.replace("_", "") in told for kind in READERS)
@@ -476,8 +484,8 @@ def test_a_run_on_files_writes_and_predicts_what_it_wrote(kind: str, tmp_path: P
     (folder / "train.jsonl").write_text("\n".join(lines))
     run = weft.run(
         data=str(folder), method="fedit", model=str(saved_as_its_makers_do(kind, tmp_path / "model")), task="generation",
-        clients=2, partition="iid", rounds=1, max_length=50, samples=8, new_tokens=2, precision="float32", baselines=[], quiet=True,
-        runs=tmp_path / "runs", template="" if kind == "paligemma" else "plain",
+        clients=2, partition="iid", rounds=1, max_length=50, samples=8, new_tokens=2, precision="float32", baselines=[],
+        quiet=True, runs=tmp_path / "runs", template="" if kind == "paligemma" else "plain",
     )  # fmt: skip
     assert run.adapter is not None
     question = [json.loads(line)["question"] for line in lines]

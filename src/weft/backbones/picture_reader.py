@@ -21,7 +21,7 @@ READERS = {
     "qwen2_5_vl": ("qwen_vl", "Qwen25VLReader"),
 }
 """Model type -> file and class of its reader."""
-FAMILIES = "a LLaVA such as glyph-llava, a PaliGemma, a Qwen2-VL or a Qwen2.5-VL"
+FAMILIES = "a LLaVA (glyph-llava), a PaliGemma, a Qwen2-VL or a Qwen2.5-VL"
 """The same for people."""
 
 
@@ -135,14 +135,12 @@ class PictureReader:
         """
         from transformers import GenerationMixin
 
-        features, above = kwargs.pop("image_features", None), GenerationMixin.prepare_inputs_for_generation
-        found: dict[str, Any] = above(
-            self,  # type: ignore[arg-type]
-            input_ids,
-            past_key_values=past_key_values,
-            attention_mask=attention_mask,
-            **kwargs,
+        above: Any = GenerationMixin
+        features, given = (
+            kwargs.pop("image_features", None),
+            {"past_key_values": past_key_values, "attention_mask": attention_mask},
         )
+        found: dict[str, Any] = above.prepare_inputs_for_generation(self, input_ids, **given, **kwargs)
         places = self.positions(input_ids, attention_mask)
         if places is not None:
             found["position_ids"] = places[..., -found["input_ids"].shape[1] :]
