@@ -69,10 +69,16 @@ def plain(backbone: Backbone) -> Any:
     return AutoModelForImageTextToText.from_pretrained(backbone.path, dtype=torch.float64).eval()
 
 
-def theirs(backbone: Backbone, own: Rows, index: np.ndarray, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inputs of transformers' own model: pictures, by its own processor, instead of what the tower makes of them."""
+def theirs(
+    backbone: Backbone, own: Rows, index: np.ndarray, inputs: Mapping[str, Tensor], begins: np.ndarray | None = None
+) -> dict[str, Tensor]:
+    """The inputs of transformers' own model: pictures, by its own processor, instead of what the tower makes of them.
+
+    Args:
+        begins: [m], where answers do; None = there are none.
+    """
     assert own.images is not None
-    found = {n: t for n, t in inputs.items() if n != "image_features"}
+    found = {n: inputs[n] for n in ("input_ids", "attention_mask")}
     if backbone.kind in QWEN:
         from transformers import Qwen2VLImageProcessorPil
 
@@ -83,6 +89,10 @@ def theirs(backbone: Backbone, own: Rows, index: np.ndarray, inputs: Mapping[str
     else:
         alone = Rows(images=own.images, labels=np.zeros(len(own), np.int64))
         found |= pixels(backbone, alone).collate(index)
+        behind = torch.zeros_like(found["input_ids"])
+        if begins is not None:
+            behind = (torch.arange(behind.shape[1]) >= torch.from_numpy(begins)[:, None]) * found["attention_mask"]
+        found["token_type_ids"] = behind
     return found | {"pixel_values": found["pixel_values"].double()}
 
 
@@ -99,7 +109,7 @@ def test_logits_and_losses_are_those_of_transformers(kind: str) -> None:
     assert not real.all(), "rows are padded"
     labels = torch.full_like(inputs["input_ids"], -100)
     labels[:, 1:][wanted[:, :-1]] = inputs["input_ids"][:, 1:][wanted[:, :-1]]
-    out = plain(backbone)(**theirs(backbone, own, index, inputs), labels=labels)
+    out = plain(backbone)(**theirs(backbone, own, index, inputs, table.begins[index]), labels=labels)
     mine = backbone.model(**inputs).logits
     torch.testing.assert_close(mine[real], out.logits[real], **EXACT)
     targets, mask = table.targets(index)
