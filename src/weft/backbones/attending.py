@@ -124,7 +124,7 @@ def of(backbone: Backbone) -> list[Site]:
     from weft.backbones import trace
     from weft.backbones.pixels import picture_shape
 
-    if backbone.processor is None:
+    if backbone.processor is None or backbone.vocabulary is not None:  # a language model's pictures are among its tokens
         inputs = trace.words(backbone.model)
     else:
         inputs = trace.pictures(*picture_shape(backbone.model.config, backbone.processor)[1:])

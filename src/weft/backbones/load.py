@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -312,11 +313,10 @@ def describe_model(
     sizes = getattr(config, "text_config" if seeing else "vision_config", config)  # those of the tower that reads the rows
     base = model.base_model if names is None else model.vision_model
     if seeing:
-        from weft.backbones.llava import TOWER, connector  # with transformers, which takes seconds to import
-
         base = model.model.language_model
+        options = replace(options, template=options.prompt or model.TEMPLATE)
     in_front: str = getattr(model, "in_front", "")
-    text: tuple[str, ...] = (TOWER,) if seeing else (in_front,) if in_front else () if names is None else TEXT_TOWER
+    text: tuple[str, ...] = model.TOWER if seeing else (in_front,) if in_front else () if names is None else TEXT_TOWER
     prefix = next(n for n, m in model.named_modules() if m is base)
     layers = int(getattr(sizes, "num_hidden_layers", 0) or 0)
     if apart and options.blocks:
@@ -421,7 +421,7 @@ def describe_model(
         encoder_decoder=apart,
         quantised="" if by is None else str(by),
         fresh=frozenset(fresh),
-        connector=connector(model) if seeing else None,
+        connector=model.connector() if seeing else None,
         pieces=pieces,
         in_front=in_front,
     )

@@ -28,6 +28,7 @@ class PicturedReplies(Replies):
 
     Attributes:
         features: [P, N, d], what the frozen tower makes of each picture. picture: int64 [n], which of them each row is about.
+        types: of a model whose prompts are seen both ways, 0 for these and 1 for tokens of an answer.
     """
 
     features: Tensor
@@ -38,7 +39,9 @@ class PicturedReplies(Replies):
         return super().collate(index, width, most) | {"image_features": self.seen(index)}
 
     def prompts(self, index: np.ndarray) -> dict[str, Tensor]:
-        return super().prompts(index) | {"image_features": self.seen(index)}
+        found = super().prompts(index)
+        types = {} if self.types is None else {"token_type_ids": torch.zeros_like(found["input_ids"])}
+        return found | types | {"image_features": self.seen(index)}
 
     def seen(self, index: np.ndarray) -> Tensor:
         """[m, N, d] what the tower makes of the pictures of table rows [m]; 0 for a padding row."""
@@ -55,9 +58,10 @@ def pictured_replies(backbone: Backbone, rows: Rows, max_length: int) -> Picture
         UserError: a picture alone has as many tokens, the tokenizer has no token for one, or as :func:`replies`.
     """
     assert rows.images is not None and rows.texts is not None
-    token, n = int(backbone.model.config.image_token_id), backbone.picture_tokens
-    mark = backbone.tokenizer.convert_ids_to_tokens(token)
-    if not isinstance(mark, str) or backbone.tokenizer(mark, add_special_tokens=False)["input_ids"] != [token]:
+    model, tokenizer = backbone.model, backbone.tokenizer
+    token, n = int(model.config.image_token_id), backbone.picture_tokens
+    mark = tokenizer.convert_ids_to_tokens(token)
+    if not isinstance(mark, str) or tokenizer(mark, add_special_tokens=False)["input_ids"] != [token]:
         raise UserError(
             f'the tokenizer of backbone "{backbone.name}" has no token {token} for pictures: add it, and save it anew.'
         )
@@ -66,23 +70,31 @@ def pictured_replies(backbone: Backbone, rows: Rows, max_length: int) -> Picture
             f"a picture has {n} tokens, so that --max-length {max_length} leaves none for a question: give a larger one."
         )
     asked = Rows(
-        texts=[f"{mark}\n{text.replace(mark, '')}" for text in rows.texts],
+        texts=[model.asked(tokenizer, mark, text.replace(mark, "")) for text in rows.texts],
         answers=rows.answers,
         ids=rows.ids,
     )
-    made, notes = sequences(backbone, asked, max_length, beside=n - 1)
+    if model.IN_FRONT:
+        made, notes = sequences(backbone, asked, max_length, beside=n)
+        made = [_in_front(one, token, n, tokenizer.bos_token_id) for one in made]
+    else:
+        made, notes = sequences(backbone, asked, max_length, beside=n - 1)
+        made = [_with_room(one, token, n) for one in made]
     if blind := sum(token not in one.ids for one in made):
         notes.append(
             f"{blind} of {count(len(made), 'row')} are shortened so far that their pictures are not seen: give a larger "
             "--max-length."
         )
     plain = replace(asked, texts=rows.texts)
-    table = table_of(backbone, plain, [_with_room(one, token, n) for one in made], notes)
+    table = table_of(backbone, plain, made, notes)
     known: dict[object, int] = {}
     picture = np.array([known.setdefault(rows.images.key(i), len(known)) for i in range(len(rows))], dtype=np.int64)
     first = np.unique(picture, return_index=True)[1].tolist()
     alone = Rows(images=rows.images.take(first), labels=np.zeros(len(first), np.int64))
     own: dict[str, Any] = {f.name: getattr(table, f.name) for f in fields(table)}
+    if model.TWO_WAY:
+        flags = [np.zeros(0, bool), *(np.arange(len(one.ids)) >= one.begins for one in made)]
+        own["types"] = np.concatenate(flags).astype(np.int8)
     return PicturedReplies(**own, features=_features(backbone, alone), picture=picture)
 
 
@@ -91,6 +103,19 @@ def _with_room(made: Made, token: int, n: int) -> Made:
     times = np.where(made.ids == token, n, 1)
     begins = int(times[: made.begins].sum())
     return replace(made, ids=np.repeat(made.ids, times), answer=np.repeat(made.answer, times), begins=begins)
+
+
+def _in_front(made: Made, token: int, n: int, begin: int | None) -> Made:
+    """A row with n tokens for its picture before all others, and behind these the one that begins a text."""
+    first = [token] * n + ([] if begin is None else [begin])
+    kept = made.ids != token
+    kept[:1] &= made.ids[:1] != first[-1]
+    return replace(
+        made,
+        ids=np.concatenate([np.array(first, made.ids.dtype), made.ids[kept]]),
+        answer=np.concatenate([np.zeros(len(first), bool), made.answer[kept]]),
+        begins=len(first) + int(kept[: made.begins].sum()),
+    )
 
 
 def _features(backbone: Backbone, rows: Rows) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -156,6 +156,20 @@ def pixels(backbone: Backbone, rows: Rows, views: Views | None = None) -> Pixels
         many,
         file=store,
     )
+
+
+def squared(where: str, trust: bool, side: Callable[[Any], int]) -> Any:
+    """The image processor of a checkpoint, made to bring pictures to a square.
+
+    Args:
+        side: of the square, in pixels, by the checkpoint's own processor.
+    """
+    from transformers import AutoImageProcessor, ViTImageProcessorPil
+
+    own = AutoImageProcessor.from_pretrained(where, trust_remote_code=trust, backend="pil")
+    size = dict.fromkeys(("height", "width"), side(own))
+    kept = ("resample", "do_normalize", "image_mean", "image_std")
+    return ViTImageProcessorPil(size=size, **{name: getattr(own, name) for name in kept})
 
 
 def _batches(images: Images) -> Iterator[list[Image]]:

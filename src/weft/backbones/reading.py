@@ -14,6 +14,7 @@ import torch
 from weft import distribution
 from weft.backbones import timm_model, torchvision_operators
 from weft.backbones.options import FILL, GENERATION, LANGUAGE, MASKED, QUESTIONS
+from weft.backbones.picture_reader import FAMILIES, READERS, reader
 from weft.backbones.short_names import KNOWN
 from weft.checks.checkpoints import Shape
 from weft.errors import UserError
@@ -75,7 +76,7 @@ def model_class(config: Any, name: str, task: str) -> Any:
     if task == QUESTIONS:
         raise UserError(
             f'backbone "{name}" ({config.model_type}) reads no question beside a picture: choose a ViLT, as --model glyph-vilt, '
-            "or generate answers with a LLaVA and --task generation."
+            f"or generate answers with --task generation and {FAMILIES}."
         )
     towers = config.model_type in ("clip", "siglip")
     if config.model_type in ("t5", "mt5") and task != "similarity":
@@ -97,16 +98,14 @@ def model_class(config: Any, name: str, task: str) -> Any:
 
 
 def _of_language(config: Any, name: str) -> Any:
-    if config.model_type == "llava":
-        from transformers import LlavaForConditionalGeneration
-
-        return LlavaForConditionalGeneration  # whose name its checkpoints' tensors are renamed by
-    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSeq2SeqLM
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING,
         MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
     )
 
+    if config.model_type in READERS:
+        return AutoModelForImageTextToText
     own = getattr(config, "auto_map", None) or {}
     if getattr(config, "is_encoder_decoder", False):
         if type(config) in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING or "AutoModelForSeq2SeqLM" in own:
@@ -117,7 +116,7 @@ def _of_language(config: Any, name: str) -> Any:
             return AutoModelForCausalLM
     raise UserError(
         f'backbone "{name}" ({config.model_type}) generates no text: choose a decoder such as smollm2, or LLaMA, Qwen, GPT-2, …, '
-        "an encoder-decoder such as T5 or BART, or, for questions about pictures, a LLaVA such as glyph-llava."
+        f"an encoder-decoder such as T5 or BART, or, for questions about pictures, {FAMILIES}."
     )
 
 
@@ -197,14 +196,14 @@ def transformers_model(
                 **{"dtype": torch.float32, **more},
                 ignore_mismatched_sizes=True,
             )
-        both = model.config.model_type in ("vilt", "llava")
+        seeing = reader(model.config.model_type)
+        both = seeing is not None or model.config.model_type == "vilt"
         if model.main_input_name == "pixel_values" or similar(model) or both:
             what = f'the image processor of "{name}"'
-            if model.config.model_type == "llava":
-                from weft.backbones.llava import LlavaReader  # with transformers, which takes seconds to import
-
-                model.__class__ = LlavaReader
-            if model.config.model_type == "vilt":
+            if seeing is not None:
+                model.__class__ = seeing
+                processor = seeing.processor(where, model.config, trust)
+            elif model.config.model_type == "vilt":
                 from weft.backbones import vilt  # with transformers, which takes seconds to import
 
                 processor = vilt.processor(where, model.config, trust)

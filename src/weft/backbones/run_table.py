@@ -8,6 +8,7 @@ from weft.backbones.fill_table import filled
 from weft.backbones.item_table import items
 from weft.backbones.masked_table import masked
 from weft.backbones.options import FILL, MASKED
+from weft.backbones.picture_reader import FAMILIES
 from weft.backbones.pictured_replies import pictured_replies
 from weft.backbones.pictured_table import pictured
 from weft.backbones.pixels import Pixels, pixels
@@ -40,7 +41,7 @@ def tabulate(backbone: Backbone, rows: Rows, max_length: int = 128, views: Views
         fitting = {
             "texts": "minilm",
             "images": "glyph-clip or glyph-vit",
-            BOTH: "glyph-vilt or vilt-b32" if rows.answers is None else "glyph-llava or llava-1.5-7b",
+            BOTH: "glyph-vilt or vilt-b32" if rows.answers is None else FAMILIES,
             "items": "vq-rec or vq-rec-small",
         }
         raise UserError(

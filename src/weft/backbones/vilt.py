@@ -12,8 +12,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AutoImageProcessor, ViltForQuestionAnswering
+from transformers import ViltForQuestionAnswering
 from transformers.models.vilt.modeling_vilt import ViltEmbeddings
+
+from weft.backbones.pixels import squared
 
 KIND = "vilt"
 
@@ -47,9 +49,4 @@ def processor(where: str, config: Any, trust: bool) -> Any:
 
     ViLT's own keeps the proportions of a picture, so that each has another number of patches, and a batch would be padded.
     """
-    own = AutoImageProcessor.from_pretrained(where, trust_remote_code=trust, backend="pil")
-    from transformers import ViTImageProcessorPil
-
-    size = {"height": config.image_size, "width": config.image_size}
-    kept = ("resample", "do_normalize", "image_mean", "image_std")
-    return ViTImageProcessorPil(size=size, **{name: getattr(own, name) for name in kept})
+    return squared(where, trust, lambda _own: int(config.image_size))

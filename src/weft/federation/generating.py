@@ -207,8 +207,7 @@ def _asking(
             model.forward = new
 
     def answer(**given: Any) -> CausalLMOutputWithPast:
-        inputs = {n: given[n] for n in ("input_ids", "attention_mask", "position_ids") if given.get(n) is not None}
-        inputs |= {n: t.repeat_interleave(beams, 0) for n, t in prompts.items() if n == "image_features"}
+        inputs = {n: given[n] for n in (*prompts, "position_ids") if given.get(n) is not None}
         if pack.backbone.encoder_decoder:  # the encoder has parts too, and runs with them
             inputs = {n: t.repeat_interleave(beams, 0) for n, t in prompts.items()}
             inputs["decoder_input_ids"] = given["decoder_input_ids"]

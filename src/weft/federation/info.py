@@ -36,7 +36,7 @@ two towers: a backbone that embeds pictures and texts in one space (CLIP), and t
 label words: a masked language model that tells classes apart by the words that it fills in.
 hidden words: a masked language model that finds hidden words of running texts.
 items: a backbone that ranks the items of a domain by codes of their texts, and rows that are sequences of them.
-connector: a language model that reads pictures through a connector (LLaVA), and rows whose answers are written.
+connector: a language model that reads pictures through a connector (LLaVA, PaliGemma, Qwen-VL), and rows with answers to write.
 separate blocks: blocks with weights of their own, each of which can be trained, sent or left out without the others.
 all updates: the server holds the tensors of all updates of a round at once, so that its memory grows with the cohort. A rule that
     takes one update after the other needs them not, even if a mean is not enough for it (``sums`` is False).

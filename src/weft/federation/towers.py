@@ -51,9 +51,9 @@ class Towers:
         return self._embedded(batch.index.reshape(-1), "image").view(*batch.index.shape, -1)
 
     def patches(self, batch: Batch) -> Tensor:
-        """[k, b, V, e] embeddings of the patches of a batch's pictures, as :meth:`images`; of a LLaVA what its connector reads.
+        """[k, b, V, e] embeddings of the patches of a batch's pictures, as :meth:`images`.
 
-        Of a padding row they are 0 there.
+        Of a model that writes about pictures they are what its connector reads, 0 for a padding row.
         """
         if isinstance(table := self.bench.table, PicturedReplies):  # the tower has looked at its pictures before the first round
             found = table.seen(batch.index.reshape(-1)).to(self.device, self.dtype)

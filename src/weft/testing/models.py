@@ -136,6 +136,14 @@ SHAPES: dict[str, dict[str, Any]] = {
         "vision_config": PICTURED,
     },
 }
+MERGED = {"depth": 2, "num_heads": 2, "patch_size": 2, "spatial_merge_size": 2, "temporal_patch_size": 2}
+QWEN_VL = {
+    "text_config": {k: v for k, v in GROUPED.items() if k != "head_dim"}
+    | {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}},
+    "image_token_id": 97,
+    "vision_start_token_id": 98,
+    "vision_end_token_id": 99,
+}
 WRITERS: dict[str, dict[str, Any]] = {
     "falcon": {"vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4},
     "olmo2": COMMON,
@@ -152,11 +160,24 @@ WRITERS: dict[str, dict[str, Any]] = {
         "image_token_id": 97,
         "image_seq_length": 4,
     },
+    "paligemma": {
+        "text_config": GROUPED | {"model_type": "gemma"},
+        "vision_config": PICTURED | {"model_type": "siglip_vision_model", "hidden_size": 24, "vision_use_head": False},
+        "image_token_id": 97,
+        "projection_dim": 32,
+    },
+    "qwen2_vl": QWEN_VL | {"vision_config": {"embed_dim": 16, "hidden_size": 32, "mlp_ratio": 2} | MERGED},
+    "qwen2_5_vl": QWEN_VL
+    | {
+        "vision_config": {"hidden_size": 16, "out_hidden_size": 32, "intermediate_size": 24, "fullatt_block_indexes": [1]}
+        | {"window_size": 4}
+        | MERGED
+    },
 }
 """Shapes of models that are tried as generators alone."""
 TOWERS = ("clip", "siglip")  # of pictures and texts
 QUESTIONS = ("vilt",)  # of texts about pictures
-PICTURED_REPLIES = ("llava",)  # that write about pictures
+PICTURED_REPLIES = ("llava", "paligemma", "qwen2_vl", "qwen2_5_vl")  # that write about pictures
 IMAGES = ("vit", "deit", "dinov2", "beit", "swin", "resnet", *TOWERS, *QUESTIONS)
 ITEMS = {
     "slots": 2,
@@ -279,12 +300,13 @@ def _folder(model_type: str, checkpoint: str, overrides: str) -> str:
 
     transformers.logging.disable_progress_bar()
     kinds = {"base": "AutoModel", "mlm": "AutoModelForMaskedLM", "lm": "AutoModelForCausalLM", "pair": "AutoModelForSeq2SeqLM"}
-    kinds["lm"] = "AutoModelForImageTextToText" if model_type == "llava" else kinds["lm"]
+    kinds["lm"] = "AutoModelForImageTextToText" if model_type in PICTURED_REPLIES else kinds["lm"]
     words = tokenizer(model_type)
     if checkpoint == "mlm":
         words.add_special_tokens({"mask_token": "[MASK]"})
-    if model_type == "llava":
-        words.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    if model_type in PICTURED_REPLIES:
+        around = ["<start>", "<end>"] if model_type.startswith("qwen") else []
+        words.add_special_tokens({"additional_special_tokens": ["<image>", *around]})
     config = AutoConfig.for_model(model_type, **(SHAPES | WRITERS)[model_type])
     inner = getattr(config, "text_config", config)
     for name in ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"):
@@ -296,7 +318,11 @@ def _folder(model_type: str, checkpoint: str, overrides: str) -> str:
     scramble(model)
     path = root() / f"{model_type}-{checkpoint}-{_folder.cache_info().misses}"
     model.save_pretrained(path)
-    if model_type in (*IMAGES, *PICTURED_REPLIES):
+    if model_type.startswith("qwen") and model_type in PICTURED_REPLIES:
+        from transformers import Qwen2VLImageProcessorPil
+
+        Qwen2VLImageProcessorPil(size={"shortest_edge": 16, "longest_edge": 64}, patch_size=2).save_pretrained(path)
+    elif model_type in (*IMAGES, *PICTURED_REPLIES):
         from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
         side = getattr(config, "image_size", 32 if model_type == "resnet" else 8)
@@ -406,13 +432,11 @@ def home_folder(method: Method) -> str:
 def hooks(model: torch.nn.Module) -> Iterator[str]:
     """Whatever is left on a model that was not there when it was loaded: hooks and replaced forwards.
 
-    Not in the tower of pictures of a LLaVA, where no part can sit: transformers leaves hooks of its own where it was asked for
-    hidden states.
+    Not in the tower of pictures of a model that writes about them, where no part can sit: transformers leaves hooks of its own
+    where it was asked for hidden states.
     """
-    from weft.backbones.llava import TOWER
-
     for name, module in model.named_modules():
-        if name.startswith(f"{TOWER}."):
+        if name.startswith(getattr(model, "TOWER", ())):
             continue
         for kind in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
             if getattr(module, kind, None):
