@@ -87,7 +87,7 @@ def test_its_numbers_are_n_cubed_for_all_and_n_factors_for_each(n: int, rank: in
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2"])
 @pytest.mark.parametrize("activation", ["relu", "gelu_new"])
-@pytest.mark.parametrize("placement", ["block", "ffn", "sublayers"])
+@pytest.mark.parametrize("placement", ["block", "ffn", "sublayers", "parallel"])
 def test_it_is_a_bottleneck_with_the_matrices_that_products_make(kind: str, placement: Any, activation: Any) -> None:
     backbone = tiny.backbone(kind)
     part = replace(PART, placement=placement, activation=activation)
@@ -97,11 +97,15 @@ def test_it_is_a_bottleneck_with_the_matrices_that_products_make(kind: str, plac
     g = torch.Generator().manual_seed(0)
     shapes = {n: i.shape for site in sites[:2] for n, i in part.tensors(backbone, site).items()}
     w = {n: torch.randn(2, *shape, generator=g, dtype=torch.float64) for n, shape in shapes.items()}
-    out, module = torch.randn(2, 5, 32, generator=g, dtype=torch.float64), backbone.module(sites[1].name)
+    x, out = torch.randn(2, 2, 5, 32, generator=g, dtype=torch.float64)
+    module = backbone.module(sites[1].name)
     matrices = {side: torch.stack([kron({n: v[k] for n, v in w.items()}, side) for k in range(2)]) for side in ("down", "up")}
-    wanted = plain.apply(module, w | matrices, out, out)
-    torch.testing.assert_close(part.apply(module, w, out, out), wanted, **CLOSE)
-    half = part.apply(module, {n: v.float() for n, v in w.items()}, out.bfloat16(), out.bfloat16())
+    usual = part.constants(sites[1])
+    assert usual == plain.constants(sites[1])
+    w["scaling"] = torch.tensor([usual["scaling"], 2.5]).double()
+    wanted = plain.apply(module, w | matrices, x, out)
+    torch.testing.assert_close(part.apply(module, w, x, out), wanted, **CLOSE)
+    half = part.apply(module, {n: v.float() for n, v in w.items()}, x.bfloat16(), out.bfloat16())
     assert half.dtype == torch.bfloat16, "as the model computes, whatever its part is kept in"
     reckoned = part.products(backbone, sites[1])
     assert reckoned == {f"{side}_left": matrix[0].numel() for side, matrix in matrices.items()}

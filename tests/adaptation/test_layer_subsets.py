@@ -56,21 +56,24 @@ HELD = ([0, 2], [1], [0, 1, 2])
 def test_a_pack_of_layer_subsets_equals_each_clients_own_shortened_model(kind: str) -> None:
     bench = tiny.bench(kind)
     b = bench.backbone
-    parts = [{"lora": LoRA(2, 4.0, "all"), "x": Bottleneck(8), "head": Head()} for _ in range(3)]
+    parts = [
+        {"lora": LoRA(2, 4.0, "all"), "x": Bottleneck(8), "beside": Bottleneck(8, placement="parallel"), "head": Head()}
+        for _ in range(3)
+    ]
     values = [values_for(bench, p, seed=i) for i, p in enumerate(parts)]
     hold = torch.tensor([[block in kept for block in range(3)] for kept in HELD])
     weight = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
     pack = leaves(pack_of(bench, parts, values), "*")
     pack.hold(hold)
     batch = batch_of(bench, INDEX)
-    out = pack(batch, use={"lora": weight, "x": 1.0})
+    out = pack(batch, use={"lora": weight, "x": 1.0, "beside": 1.0})
     loss = pack.loss(out, batch)
     got = grads(pack, loss, "*")
     for i, keep in enumerate(HELD):
         short = Bench(shortened(b, keep), bench.task, bench.table, bench.seed)
         single = leaves(pack_of(short, [parts[i]], [moved(values[i], b, keep)]), "*")
         mine = batch_of(short, INDEX[i : i + 1])
-        one = single(mine, use={"lora": float(weight[i]), "x": 1.0})
+        one = single(mine, use={"lora": float(weight[i]), "x": 1.0, "beside": 1.0})
         valid = INDEX[i] >= 0
         torch.testing.assert_close(out.logits[i][valid], one.logits[0][valid], **CLOSE)
         own = grads(single, single.loss(one, mine), "*")

@@ -57,17 +57,27 @@ def assert_bit_equal(pair: tuple[Pack, Pack], use: Mapping[str, Weight] | None =
 def test_losses_and_gradients_keep_every_bit(kind: str, precision: str) -> None:
     """DeBERTa runs its clients one by one, ALBERT one block three times, T5 hands positions on from its first block."""
     bench = tiny.bench(tiny.backbone(kind, precision=precision))
-    parts = {"lora": LoRA(2, 4.0, "all"), "x": Bottleneck(8), "delta": Delta("q"), "head": Head()}
+    parts = {
+        "lora": LoRA(2, 4.0, "all"),
+        "x": Bottleneck(8),
+        "beside": Bottleneck(8, placement="parallel"),
+        "delta": Delta("q"),
+        "head": Head(),
+    }
     assert_bit_equal(packs(bench, parts))
 
 
 @pytest.mark.parametrize("kind", ["bert", "llama", "t5"])
 def test_it_goes_with_blocks_that_clients_lack_weights_of_parts_and_clients_that_have_left(kind: str) -> None:
     bench = tiny.bench(kind)
-    pair = packs(bench, {"lora": LoRA(2, 4.0, "all"), "x": Bottleneck(8), "head": Head()}, HOLD)
+    pair = packs(
+        bench,
+        {"lora": LoRA(2, 4.0, "all"), "x": Bottleneck(8), "beside": Bottleneck(8, placement="parallel"), "head": Head()},
+        HOLD,
+    )
     weight = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
-    assert_bit_equal(pair, {"lora": weight, "x": 0.5})
-    assert_bit_equal(pair, {"x": 1.0}, [2, 0])
+    assert_bit_equal(pair, {"lora": weight, "x": 0.5, "beside": weight})
+    assert_bit_equal(pair, {"x": 1.0, "beside": 1.0}, [2, 0])
 
 
 def test_it_goes_with_tokens_that_enter_and_with_a_cached_prefix() -> None:

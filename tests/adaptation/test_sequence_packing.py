@@ -29,7 +29,13 @@ from weft.rules import with_options
 from weft.tasks.kinds import GENERATION
 
 INDEX = np.array([[0, 1, 2, 3], [6, 7, 8, -1], [12, 13, -1, -1]])
-PARTS: dict[str, Part] = {"lora": LoRA(2, 4.0, "all"), "x": Bottleneck(8), "delta": Delta("q"), "prefix": Prefix(2)}
+PARTS: dict[str, Part] = {
+    "lora": LoRA(2, 4.0, "all"),
+    "x": Bottleneck(8),
+    "beside": Bottleneck(8, placement="parallel"),
+    "delta": Delta("q"),
+    "prefix": Prefix(2),
+}
 KINDS = ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gpt2", "gpt_neox", "phi", "olmo2"]
 REFUSED = ["bloom", "opt", "falcon"]  # they make masks, or positions, of the padding alone
 

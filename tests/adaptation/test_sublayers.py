@@ -89,7 +89,7 @@ def test_a_decoder_that_looks_at_an_encoder_has_one_in_that_sublayer_too() -> No
     assert [found.count(i) for i in range(6)] == [2, 2, 2, 3, 3, 3]
 
 
-@pytest.mark.parametrize("placement", ["block", "ffn", "sublayers"])
+@pytest.mark.parametrize("placement", ["block", "ffn", "sublayers", "parallel"])
 def test_with_no_spread_of_the_second_matrix_the_model_begins_as_the_frozen_one(placement: str) -> None:
     bench = tiny.bench("bert")
     parts: dict[str, Part] = {"x": Bottleneck(4, 0.02, placement, up_std=0.0), "head": Head()}
@@ -117,7 +117,7 @@ def test_an_adapter_is_at_least_one_feature_wide() -> None:
 
 
 def test_an_unknown_placement_or_activation_is_refused() -> None:
-    with pytest.raises(UserError, match='unknown placement "sublayer": use block, ffn, sublayers'):
+    with pytest.raises(UserError, match='unknown placement "sublayer": use block, ffn, sublayers, parallel'):
         Bottleneck(placement="sublayer")  # type: ignore[arg-type]
     with pytest.raises(UserError, match='unknown activation "gelu": use relu, gelu_new'):
         Bottleneck(activation="gelu")  # type: ignore[arg-type]

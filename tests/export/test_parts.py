@@ -65,6 +65,8 @@ TUNED = {
     "words of an MLP": Tune("words", tokens=3, hidden=4),
     "adapters in sublayers": Tune("bottleneck", reduction=8, placement="sublayers", activation="gelu_new"),
     "adapters in the feed-forward": Tune("bottleneck", reduction=8, placement="ffn", up_std=0.0),
+    "adapters beside the feed-forward": Tune("bottleneck", reduction=8, placement="parallel"),
+    "adapters beside it, scaled as learned": Tune("bottleneck", reduction=8, placement="parallel", scaling="learned"),
 }
 
 
@@ -147,7 +149,15 @@ def test_only_the_parts_that_a_view_uses_are_written(tmp_path: Path) -> None:
     content = json.loads((tmp_path / "dat" / "weft_adapter.json").read_text())
     assert content["parts"]["mine"] == {
         "kind": "Bottleneck",
-        "settings": {"reduction": 8, "std": 0.02, "placement": "block", "activation": "relu", "up_std": None, "like": ""},
+        "settings": {
+            "reduction": 8,
+            "std": 0.02,
+            "placement": "block",
+            "activation": "relu",
+            "up_std": None,
+            "like": "",
+            "scaling": None,
+        },
         "sites": [s.name for s in run.bench.backbone.bottlenecks],
         "weight": 0.5,
     }

@@ -57,6 +57,12 @@ SHAPES: dict[str, Tuned] = {
         tune=Tune("bottleneck", reduction=8, placement="sublayers", activation="gelu_new", up_std=0.0), optim=Optim("sgd", lr=0.1)
     ),
     "adapters in the feed-forward": OfPictures(tune=Tune("bottleneck", reduction=8, placement="ffn"), optim=Optim("sgd", lr=0.1)),
+    "adapters beside the feed-forward": Anything(
+        tune=Tune("bottleneck", reduction=8, placement="parallel", scaling="learned"), optim=Optim("sgd", lr=0.1)
+    ),
+    "adapters beside that of pictures": OfPictures(
+        tune=Tune("bottleneck", reduction=8, placement="parallel"), optim=Optim("sgd", lr=0.1)
+    ),
     "biases of pictures": OfPictures(tune=Tune("bias"), optim=Optim("sgd", lr=0.1)),
     "norms of pictures": OfPictures(tune=Tune("norm"), optim=Optim("sgd", lr=0.1)),
     "scales and shifts of pictures": OfPictures(tune=Tune("ssf"), optim=Optim("sgd", lr=0.1)),
@@ -142,10 +148,11 @@ def test_the_settings_of_a_kind_reach_its_part_and_no_other() -> None:
     head = tiny.federation(Anything()).bench.task.head
     on = backbone("bert")
     assert Tune("lora", rank=3, alpha=6.0, at="k").parts(on, head)["lora"] == PARTS["lora"](Tune(rank=3, alpha=6.0, at="k"))
-    adapters = Tune("bottleneck", reduction=4, placement="ffn", activation="gelu_new", up_std=0.5).parts(on, head)["bottleneck"]
-    assert adapters == Bottleneck(4, placement="ffn", activation="gelu_new", up_std=0.5)
+    ffn = Tune("bottleneck", reduction=4, placement="ffn", activation="gelu_new", up_std=0.5, scaling=2.0)
+    adapters = ffn.parts(on, head)["bottleneck"]
+    assert adapters == Bottleneck(4, placement="ffn", activation="gelu_new", up_std=0.5, scaling=2.0)
     sums = vars(Tune("compacter", products=2, reduction=4, placement="ffn", activation="relu").parts(on, head)["compacter"])
-    assert sums == {"n": 2, "rank": 1, "reduction": 4, "std": 0.01, "placement": "ffn", "activation": "relu"}
+    assert sums == {"n": 2, "rank": 1, "reduction": 4, "std": 0.01, "placement": "ffn", "activation": "relu", "scaling": None}
     assert vars(Tune("prefix", tokens=3, hidden=4).parts(on, head)["prefix"]) == {"tokens": 3, "hidden": 4, "std": 1.0}
     assert vars(Tune("bias", biases="norm", add_missing=True).parts(on, head)["bias"]) == {"scope": "norm", "add_missing": True}
     assert Tune("norm").parts(on, head)["norm"] == Norm()

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from weft.adaptation.bottleneck import FUNCTIONS, Activation, Bottleneck, Placement
-from weft.adaptation.part import Additive
+from weft.adaptation.bottleneck import Activation, Bottleneck, Inserted, Placement, Scaling
 from weft.adaptation.values import NOWHERE
 from weft.errors import UserError
 from weft.tensors.init import Init
@@ -28,8 +27,8 @@ RULE = "rule"
 
 
 @dataclass(frozen=True)
-class Compacter(Additive):
-    """A(h) = U·σ(D h + b_D) + b_U, where D [m, d] = Σ_i A_i ⊗ s_i t_i over n products, and likewise U [d, m].
+class Compacter(Inserted):
+    """s·A(h) with A(h) = U·σ(D h + b_D) + b_U, where D [m, d] = Σ_i A_i ⊗ s_i t_i over n products, and likewise U [d, m].
 
     A_i [n, n] are common to all matrices of all adapters; s_i [m/n, r] and t_i [r, d/n] are each matrix's own. A ~ N(0, std²), s
     and t normal with the variance 2 / (rows + columns), biases 0.
@@ -37,7 +36,7 @@ class Compacter(Additive):
     Attributes:
         n: products, which divide the hidden size. rank: r.
         reduction: the hidden size over the bottleneck's, m; it is brought up to the next multiple of n.
-        std: of the start values of A. placement, activation: as of :class:`weft.adaptation.bottleneck.Bottleneck`.
+        std: of the start values of A. placement, activation, scaling: as of :class:`weft.adaptation.bottleneck.Bottleneck`.
     """
 
     n: Count = 4
@@ -46,6 +45,7 @@ class Compacter(Additive):
     std: NonNegative = 0.01
     placement: Placement = "sublayers"
     activation: Activation = "gelu_new"
+    scaling: Scaling | None = None
 
     def sites(self, backbone: Backbone) -> list[Site]:
         """
@@ -67,7 +67,7 @@ class Compacter(Additive):
         d, m = site.d_out, self._width(site)
         sizes = {"down_left": (m // n, r), "down_right": (r, d // n), "up_left": (d // n, r), "up_right": (r, m // n)}
         factors = {role: Init((n, *size), "normal", math.sqrt(2 / sum(size))) for role, size in sizes.items()}
-        return factors | {"down_bias": Init((m,)), "up_bias": Init((d,))}
+        return factors | {"down_bias": Init((m,)), "up_bias": Init((d,))} | self.learned()
 
     def _width(self, site: Site) -> int:
         m = max(site.d_out // self.reduction, 1)
@@ -84,10 +84,7 @@ class Compacter(Additive):
         return {"down_left": size, "up_left": size}
 
     def apply(self, module: nn.Module, w: Mapping[str, Tensor], x: Tensor, out: Tensor) -> Tensor:
-        dtype = out.dtype
-        down, up = (self.matrix(w, side).to(dtype) for side in ("down", "up"))
-        h = torch.bmm(out, down.mT) + w["down_bias"].unsqueeze(1).to(dtype)
-        return torch.bmm(FUNCTIONS[self.activation](h), up.mT) + w["up_bias"].unsqueeze(1).to(dtype)
+        return self.scaled(w, x, out, self.matrix(w, "down"), self.matrix(w, "up"))
 
     def matrix(self, w: Mapping[str, Tensor], side: str) -> Tensor:
         """Σ_i A_i ⊗ s_i t_i of each client, [k, rows, columns]; ``side`` is ``down`` or ``up``."""

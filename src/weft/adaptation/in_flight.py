@@ -33,7 +33,8 @@ class Pass:
         tensors, hold, prefix: those of the weave as it began.
         keys: [k, b] of its rows, for what is dropped of them; None = it is no pass of training.
         valid: [k, b] bool, its rows that are no padding; None = all.
-        statistics: by module, what a batch norm has gone by.
+        statistics: by module, what a batch norm has gone by. entered: by module, what it was called with, of those whose input
+            parts elsewhere in their block read; it goes once they have.
         own: of :func:`weft.adaptation.row_tokens.row_tokens`; None = nobody can say.
     """
 
@@ -46,6 +47,7 @@ class Pass:
     keys: Tensor | None = None
     valid: Tensor | None = None
     statistics: dict[str, Moments] = field(default_factory=dict)
+    entered: dict[str, Tensor] = field(default_factory=dict)
     own: Tensor | None = None
 
 
@@ -160,6 +162,12 @@ class InFlight:
             )
         return found
 
+    def _entered(self, p: Placed, out: Tensor) -> Tensor:
+        """What entered the module that a part reads in the place of its own, [k, n, d]."""
+        assert self._pass is not None
+        found = self._pass.entered[p.site.reads].to(out.device)
+        return found.reshape(self._pass.k, -1, found.shape[-1])
+
     def _terms(self, here: list[Placed], module: nn.Module, x: Tensor, out: Tensor) -> Tensor:
         """Σ weight · part over the parts of one site, [k, n, d]."""
         total = None
@@ -167,7 +175,7 @@ class InFlight:
             w = self._values(p, out.device)
             if p.part.whole_rows:
                 w["own"] = self._own(p, out)
-            term = p.part.apply(module, w, x, out)
+            term = p.part.apply(module, w, self._entered(p, out) if p.site.reads else x, out)
             weight = 1.0 if p.part.always else self._weight(p.part_name)
             assert weight is not None  # a part that is off has no hook
             if isinstance(weight, Tensor):

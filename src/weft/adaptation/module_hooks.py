@@ -38,9 +38,20 @@ class ModuleHooks(InFlight):
             if after:
                 terms = self._terms(after, module, x.reshape(k, -1, x.shape[-1]), flat)
                 out = out + terms.expand_as(flat).reshape(out.shape)
+                for p in after:
+                    self._pass.entered.pop(p.site.reads, None)
             if maps:
                 out = out.movedim(-1, 1)
             return (out, *result[1:]) if isinstance(result, tuple) else out
+
+        return hook
+
+    def _hearing(self, name: str) -> Callable[..., None]:
+        """At the module of that name, whose input is read elsewhere."""
+
+        def hook(_module: nn.Module, args: tuple[Any, ...], _result: Any) -> None:
+            assert self._pass is not None
+            self._pass.entered[name] = args[0]
 
         return hook
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from weft.adaptation.bias import Bias, BiasScope
-from weft.adaptation.bottleneck import Activation, Bottleneck, Placement
+from weft.adaptation.bottleneck import Activation, Bottleneck, Placement, Scaling
 from weft.adaptation.compacter import Compacter
 from weft.adaptation.lora import LoRA
 from weft.adaptation.norm import Norm
@@ -42,10 +42,13 @@ class Tune:
         at: linear layers that get LoRA, see ``Backbone.sites``.
         reduction: the hidden size over the bottleneck's.
         products: of a compacter, n. Its rank is 1, as the paper's.
-        placement: of bottlenecks: ``block`` (after each block), ``ffn`` (in its feed-forward) or ``sublayers`` (in its attention
-            too).
+        placement: of bottlenecks: ``block`` (after each block), ``ffn`` (in its feed-forward), ``sublayers`` (in its attention
+            too) or ``parallel`` (beside its feed-forward, He et al., ICLR 2022).
         activation: of bottlenecks, ``relu`` or ``gelu_new``.
-        up_std: of the start values of a bottleneck's second matrix; None = as its first; 0 = the model begins as the frozen one.
+        up_std: of the start values of a bottleneck's second matrix; None = as its first, but 0 of ``parallel`` ones; 0 = the
+            model begins as the frozen one.
+        scaling: what a bottleneck's output is multiplied by; ``learned``: a number that begins at 1; None = 4 of ``parallel``
+            ones, and 1 of others.
         hidden: width of the MLP that makes the prefix, or the words; None = without one.
         biases: which biases: ``all`` of the encoder, ``blocks``, ``linear`` or ``norm``.
         add_missing: give linear layers without a bias (LLaMA, T5) a zero one instead of refusing such a backbone.
@@ -67,6 +70,7 @@ class Tune:
     placement: Placement = "block"
     activation: Activation = "relu"
     up_std: NonNegative | None = None
+    scaling: Scaling | None = None
     hidden: Count | None = None
     biases: BiasScope = "all"
     add_missing: bool = False
@@ -97,8 +101,12 @@ class Tune:
 
 PARTS: dict[str, Callable[[Tune], Part]] = {
     "lora": lambda t: LoRA(t.rank, t.alpha, t.at),
-    "bottleneck": lambda t: Bottleneck(t.reduction, placement=t.placement, activation=t.activation, up_std=t.up_std),
-    "compacter": lambda t: Compacter(t.products, reduction=t.reduction, placement=t.placement, activation=t.activation),
+    "bottleneck": lambda t: Bottleneck(
+        t.reduction, placement=t.placement, activation=t.activation, up_std=t.up_std, scaling=t.scaling
+    ),
+    "compacter": lambda t: Compacter(
+        t.products, reduction=t.reduction, placement=t.placement, activation=t.activation, scaling=t.scaling
+    ),
     "prefix": lambda t: Prefix(t.tokens, t.hidden),
     "bias": lambda t: Bias(t.biases, t.add_missing),
     "norm": lambda t: Norm(),

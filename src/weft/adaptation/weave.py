@@ -155,6 +155,8 @@ class Weave(ModuleHooks, BlockHooks):
                 if prefixing:
                     some.append(Attachment(module, prefixed(module, module.forward, self._prefixing(prefixing)), instead=True))
                 some += [Attachment(module, self._normalising(module, p), True) for p in working if p.part.mode == "normalises"]
+                heard = {p.site.reads for p in adding if p.site.reads}
+                some += [Attachment(self.backbone.module(other), self._hearing(other)) for other in sorted(heard)]
                 for one in some:
                     on.put(one)
                     site = working[0].site

@@ -56,6 +56,8 @@ class Site:
         tower: ``text`` for the text tower of a backbone with two; "" everywhere else.
         stack: of an encoder-decoder ``encoder``, ``decoder``, or ``cross``, for a decoder's look at what the encoder has read.
         key: what a part's tensors here are called by in place of the path, if it is to be one name on any backbone.
+        reads: path of a module of the same block that runs before it, and whose input a part that adds reads here in place of its
+            own; d_in is then of that.
     """
 
     name: str
@@ -68,6 +70,7 @@ class Site:
     tower: str = ""
     stack: str = ""
     key: str = ""
+    reads: str = ""
 
     @property
     def called(self) -> str:

@@ -7,8 +7,9 @@ linear layer inside a block is read from its name; stack, head and norm form are
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import takewhile
 from types import MappingProxyType
 from typing import Any
 
@@ -166,6 +167,20 @@ def linear_sites(
             stack = "cross" if path in side and re.search(CROSS, name) else side.get(path, "")
             found.append(Site(full, role, *size, block=index, bias=bias, per_row=full not in common, stack=stack))
     return found
+
+
+def feed_forward_entry(linears: Iterable[Site], end: Site) -> Site | None:
+    """The first linear layer of the feed-forward whose last one is ``end``: of those in its block, the nearest to it by its path.
+
+    A gate (LLaMA) reads what the layer beside it does, and either is found.
+    """
+    found = [s for s in linears if s.block == end.block and {"ffn.in", "ffn.gate"} & set(s.roles)]
+    return max(found, key=lambda s: _shared(s.name, end.name), default=None)
+
+
+def _shared(path: str, other: str) -> int:
+    """Leading names that two paths have in common."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(path.split("."), other.split("."), strict=False)))
 
 
 def check_endings(model: nn.Module, blocks: list[str], endings: Collection[str]) -> None:

@@ -16,6 +16,7 @@ import by_hand
 import tiny
 from bytes_of import CLASSES, HEAD, LAYERS, Case, D, Sizes, Turn
 from weft.adaptation.optim import Optim
+from weft.errors import UserError
 from weft.federation.scope import Scope
 from weft.methods import C2A, FedAvg
 from weft.testing import laws
@@ -173,6 +174,46 @@ def test_two_clients_of_the_same_rows_have_the_same_adapters_and_of_other_labels
     run.clients[1].data = run.clients[0].data
     found = personal(run, rows)
     assert torch.equal(found["client-0"], found["client-1"])
+
+
+def test_a_client_without_rows_keeps_the_shares_that_it_was_given() -> None:
+    run = tiny.federation(SMALL, "bert", sizes=(6, 0), rounds=1).run()
+    told = torch.tensor([0.75, 0.25, 0.0]).double()
+    run.server.write("hyper/values/given", told)
+    rows = np.arange(4)
+    shared = by_hand.shared(run)
+    by_hand.close(personal(run, rows)["client-1"], predicting(lambda rows: told.numpy())(run, shared, rows), 1e-10)
+
+
+@pytest.mark.parametrize(
+    ("given", "wrong"),
+    [((0, 0, 0), "adds up to 0"), ((2, -1, 0), "has an entry below 0"), ((1, torch.inf, 0), "has an entry that is not finite")],
+    ids=["zeros", "negative", "infinite"],
+)
+def test_a_client_without_rows_refuses_a_histogram_that_is_none(given: tuple[float, ...], wrong: str) -> None:
+    run = tiny.federation(SMALL, "bert", sizes=(6, 0), rounds=1)
+    pack = run.pack([0, 1], 0)
+    pack.tensors["hyper/values/given"] = torch.tensor(given).double().expand(2, -1)
+    with pytest.raises(UserError, match=f'client "client-1" has no training rows, and the histogram .* {wrong}: write into'):
+        run.method.personalise(pack)
+    run.clients[1].data = run.clients[0].data
+    run.method.personalise(pack)  # shares of its own rows
+
+
+def test_an_update_that_tells_a_histogram_is_refused() -> None:
+    run = tiny.federation(SMALL, "bert", sizes=(4, 4), rounds=1)
+    pack_update = run.simulation.setup.exchange.pack_update
+
+    def telling(server: Any, update: Any, *more: Any) -> Any:
+        if update.client.id == "client-0":
+            update = replace(update, tensors={**update.tensors, "hyper/values/given": torch.zeros(CLASSES).double()})
+        return pack_update(server, update, *more)
+
+    run.simulation.setup.exchange.pack_update = telling  # type: ignore[method-assign]
+    record = run.simulation.round(0)
+    assert record is not None
+    assert list(record["refused"]) == ["client-0"]
+    assert "hyper/values/given" in record["refused"]["client-0"]
 
 
 def test_a_batch_of_one_tells_its_answer_only_if_that_is_asked_for() -> None:

@@ -37,6 +37,7 @@ from weft.contract import (
     Pack,
     Positive,
     Task,
+    UserError,
 )
 
 SHARES = "hyper/values/given"
@@ -98,12 +99,39 @@ class C2A(Method):
 
 
 def of_clients(pack: Pack) -> Tensor:
-    """[K, C] the shares of the classes in each client's training rows; uniform where it has none."""
+    """[K, C] the shares of the classes in each client's training rows; where it has none, those that it was given.
+
+    Raises:
+        UserError: a client without rows was given what can be no shares.
+    """
     classes = len(pack.task.classes)
     counts = np.stack([np.bincount(pack.labels(c.data.train), minlength=classes) for c in pack.clients])
-    found = torch.from_numpy(counts).to(pack.tensors[SHARES])
+    given = pack.tensors[SHARES]
+    for client, told, own in zip(pack.clients, given, counts.sum(1).tolist(), strict=True):
+        if not own:  # labels of rows are classes, so that theirs always add up
+            check(told, client.id)
+    found = torch.from_numpy(counts).to(given)
     total = found.sum(1, keepdim=True)
-    return torch.where(total > 0, found / total.clamp(min=1), pack.tensors[SHARES])
+    return torch.where(total > 0, found / total.clamp(min=1), given)
+
+
+def check(shares: Tensor, client: str) -> None:
+    """
+    Raises:
+        UserError: an entry is negative or not finite, or all of them are 0.
+    """
+    if not bool(shares.isfinite().all()):
+        wrong = "has an entry that is not finite"
+    elif bool((shares < 0).any()):
+        wrong = "has an entry below 0"
+    elif not bool(shares.any()):
+        wrong = "adds up to 0"
+    else:
+        return
+    raise UserError(
+        f'client "{client}" has no training rows, and the histogram of labels that it was given {wrong}: write into "{SHARES}" '
+        "a number from 0 for each class, not all of them 0."
+    )
 
 
 def of_batch(pack: Pack, batch: Batch) -> Tensor:

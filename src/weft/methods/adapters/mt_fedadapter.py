@@ -61,7 +61,7 @@ class MTFedAdapter(Method):
 
     Attributes:
         reduction: hidden size over the bottleneck's; 12 = 64 of 768. placement: of bottlenecks: ``ffn`` (after each
-            feed-forward), ``sublayers`` (after each attention too, as Houlsby et al. have them) or ``block``.
+            feed-forward), ``sublayers`` (after each attention too, as Houlsby et al. have them), ``parallel`` or ``block``.
         borrow: 1 - Γ_mm, what a task's adapter takes from those of the tasks of its family, from each as much. A task that is
             alone in it takes nothing. 0 = Γ is the identity. family: tasks of one ``kind`` (that tag words, or tell sentences
             apart), or ``all``. borrow_after: rounds before the first time.
