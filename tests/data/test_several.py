@@ -98,6 +98,14 @@ def test_what_some_tasks_lack_is_drawn_from_their_training_rows(folder: Path) ->
         assert source.train.tasks.count(task) + source.test.tasks.count(task) == every
 
 
+def test_a_task_that_nobody_is_tested_on_is_named(folder: Path) -> None:
+    write(folder, "few", CLASSES[:3])
+    said = "tasks: there are no test rows of b, so that scores are of the other tasks alone."
+    for data, told in (("few", [said]), ("pairs", [])):
+        source = load(file(folder, f'[a]\ndata = "ner"\n[b]\ndata = "{data}"\n'))
+        assert [note for note in partition(source, clients=2).notes if "no test rows" in note] == told
+
+
 def test_no_row_and_none_that_equals_it_is_in_two_of_the_splits_that_are_drawn(folder: Path) -> None:
     """A fifth of the training rows for a test, and a tenth of what is left for validation."""
     write(folder, "mood", CLASSES[4:7], "validation")
