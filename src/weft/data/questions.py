@@ -19,7 +19,7 @@ from weft.data import pictures
 from weft.data.columns import SPLITS, NoColumn, Table, Wanted, there, with_test
 from weft.data.images import Images
 from weft.data.natural_keys import KEYS, natural_key, of_keys
-from weft.data.rows import Rows, Source
+from weft.data.rows import BOTH, Rows, Source
 from weft.data.spelling import spelled
 from weft.errors import UserError, printable
 
@@ -153,6 +153,39 @@ def build(name: str, splits: Mapping[str, Table], columns: Questions, wanted: Wa
         label_name=columns.label,
         notes=tuple(map(printable, said)),
     )
+
+
+def within(source: Source, classes: Sequence[str]) -> Source:
+    """A source of questions for those who have other answers: rows with none of ``classes`` are left out and counted, as those
+    with rare answers are, and so are votes for other answers; what is voted for the rest stays as right as it was.
+
+    Rows that are no questions about pictures are left as they are, and so is a source without a training row to stay.
+    """
+    known = {spelled(name) for name in classes}
+    there = np.array([spelled(name) in known for name in source.classes], dtype=bool)
+    if source.train.read_as != BOTH or not source.train.of_classes or there.all():
+        return source
+    few = source.each(lambda rows: _within(rows, there), source.classes)
+    if not len(few.train):
+        return source
+    said = []
+    for split in SPLITS:
+        before, after = getattr(source, split), getattr(few, split)
+        if before is not None and (out := len(before) - len(after)):
+            said.append(
+                f"{source.name}: {out} of {len(before)} {split} rows have none of the {len(classes)} answers that are classes, "
+                "and are left out."
+            )
+    return replace(few, notes=(*source.notes, *said), fingerprint=source.fingerprint)
+
+
+def _within(rows: Rows, there: np.ndarray) -> Rows:
+    """The rows that have some answer which is ``there`` (bool [classes])."""
+    if rows.votes is None:
+        return rows.take(np.flatnonzero(there[rows.labels]))
+    few = rows.take(np.array([i for i, own in enumerate(rows.votes) if there[list(own)].any()], dtype=np.int64))
+    votes = [{c: v for c, v in own.items() if there[c]} for own in few.votes or ()]
+    return replace(few, votes=votes, labels=np.array([max(own, key=lambda c: own[c]) for own in votes], dtype=np.int64))
 
 
 def to_write(source: Source) -> Source:
