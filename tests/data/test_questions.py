@@ -344,6 +344,16 @@ def test_test_rows_whose_answers_are_no_classes_are_left_out_and_counted(tmp_pat
     assert source.notes[-1] == "set.jsonl: 2 of 3 test rows have none of the 4 answers that are classes, and are left out."
 
 
+def test_one_answer_in_one_split_and_several_in_another_are_votes_in_both(tmp_path: Path) -> None:
+    train = [{k: v for k, v in row.items() if k != "answer"} | {"answers": [row["answer"], "no"]} for row in ASKED]
+    test = [row | {"answers": row["answers"][:1]} for row in train]
+    source = read(tmp_path, [*(row | {"split": "train"} for row in train), *(row | {"split": "test"} for row in test)])
+    assert source.classes == ("green", "no", "red", "yes")
+    assert source.train.votes == [{2: 0.5, 1: 0.5}, {1: 1.0}, {0: 0.5, 1: 0.5}, {3: 0.5, 1: 0.5}]
+    assert source.test is not None
+    assert source.test.votes == [{2: 1.0}, {1: 1.0}, {0: 1.0}, {3: 1.0}]
+
+
 def test_among_declared_answers_rows_without_one_are_left_out_and_counted_and_so_are_votes_for_others() -> None:
     source = Source(
         "set", ("a", "b", "c"), rows(), test=rows(votes=[{2: 1.0}, {1: 1.0}, {1: 0.3}], labels=[2, 1, 1], ids=[3, 4, 5])

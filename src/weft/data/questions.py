@@ -125,6 +125,7 @@ def build(name: str, splits: Mapping[str, Table], columns: Questions, wanted: Wa
     generated = wanted == "answers"
     classes = [columns.label] if generated else _classes(read["train"])
     number = {answer: i for i, answer in enumerate(classes)}
+    several = any(people.total() > 1 for own in read.values() for people in own.values())
     parts: dict[str, Rows] = {}
     first = 0
     for split in (s for s in SPLITS if s in splits):
@@ -139,7 +140,7 @@ def build(name: str, splits: Mapping[str, Table], columns: Questions, wanted: Wa
                     f"{name}: {rare} of {len(read[split])} {split} rows have none of the {len(classes)} answers that are "
                     "classes, and are left out."
                 )
-            parts[split] = _rows(table, kept, columns, None if generated else number, first)
+            parts[split] = _rows(table, kept, columns, None if generated else number, several, first)
         first += len(table[columns.text])
     said += with_test(name, parts, "test split with answers")
     said += of_keys(name, columns.key, parts["train"], parts.get("test"))
@@ -237,16 +238,23 @@ def _classes(rows: Mapping[int, Counter[str]]) -> list[str]:
 
 
 def _rows(
-    table: Table, kept: Mapping[int, Counter[str]], columns: Questions, number: Mapping[str, int] | None, first: int
+    table: Table,
+    kept: Mapping[int, Counter[str]],
+    columns: Questions,
+    number: Mapping[str, int] | None,
+    several: bool,
+    first: int,
 ) -> Rows:
-    """The rows at these positions; ``number`` of each answer that is a class, None where answers are generated."""
+    """The rows at these positions; ``number`` of each answer that is a class, None where answers are generated; with votes if
+    ``several`` people answered a question, be it in another split.
+    """
     keys = None if columns.key is None else table.get(columns.key)
     best = {i: people.most_common(1)[0][0] for i, people in kept.items()}
     labels, votes = None, None
     if number is not None:
         scored = {i: {number[a]: v for a, v in votes_of(p).items() if a in number} for i, p in kept.items()}
         labels = np.array([max(own, key=lambda c: own[c]) for own in scored.values()], dtype=np.int64)
-        if any(p.total() > 1 for p in kept.values()):
+        if several:
             votes = list(scored.values())
     return Rows(
         texts=[str(table[columns.text][i]) for i in kept],
