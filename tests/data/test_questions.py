@@ -344,6 +344,36 @@ def test_test_rows_whose_answers_are_no_classes_are_left_out_and_counted(tmp_pat
     assert source.notes[-1] == "set.jsonl: 2 of 3 test rows have none of the 4 answers that are classes, and are left out."
 
 
+def test_one_answer_in_one_split_and_several_in_another_are_votes_in_both(tmp_path: Path) -> None:
+    train = [{k: v for k, v in row.items() if k != "answer"} | {"answers": [row["answer"], "no"]} for row in ASKED]
+    test = [row | {"answers": row["answers"][:1]} for row in train]
+    source = read(tmp_path, [*(row | {"split": "train"} for row in train), *(row | {"split": "test"} for row in test)])
+    assert source.classes == ("green", "no", "red", "yes")
+    assert source.train.votes == [{2: 0.5, 1: 0.5}, {1: 1.0}, {0: 0.5, 1: 0.5}, {3: 0.5, 1: 0.5}]
+    assert source.test is not None
+    assert source.test.votes == [{2: 1.0}, {1: 1.0}, {0: 1.0}, {3: 1.0}]
+
+
+def test_among_declared_answers_rows_without_one_are_left_out_and_counted_and_so_are_votes_for_others() -> None:
+    source = Source(
+        "set", ("a", "b", "c"), rows(), test=rows(votes=[{2: 1.0}, {1: 1.0}, {1: 0.3}], labels=[2, 1, 1], ids=[3, 4, 5])
+    )
+    found = labels.declared(source, ("B", "c", "b"))
+    assert found.train.texts == ["what?", "where?", "what?"]
+    assert found.train.votes == [{2: 0.3}, {2: 0.6}, {1: 1.0}], "no more right than they were"
+    assert found.train.labels.tolist() == [2, 2, 1]
+    assert found.notes == source.notes
+    few = labels.declared(source, ("a", "b"))
+    assert (few.train.texts, few.train.votes) == (["what?", "where?"], [{0: 1.0, 1: 0.3}, {1: 0.6}])
+    assert few.test is not None
+    assert (few.test.ids.tolist(), few.test.labels.tolist()) == ([4, 5], [1, 1])
+    assert few.notes[len(source.notes) :] == tuple(
+        f"set: 1 of 3 {split} rows have none of the 2 answers that are classes, and are left out." for split in ("train", "test")
+    )
+    with pytest.raises(UserError, match='the label "a", which is none of'):
+        labels.declared(source, ("x", "y"))
+
+
 @pytest.mark.parametrize("odd", [[["a"]], {"who": "a"}])
 def test_what_is_no_answer_is_one_sentence(tmp_path: Path, odd: Any) -> None:
     with pytest.raises(UserError, match=r'column "answer" of set\.jsonl holds'):

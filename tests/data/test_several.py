@@ -98,6 +98,14 @@ def test_what_some_tasks_lack_is_drawn_from_their_training_rows(folder: Path) ->
         assert source.train.tasks.count(task) + source.test.tasks.count(task) == every
 
 
+def test_a_task_that_nobody_is_tested_on_is_named(folder: Path) -> None:
+    write(folder, "few", CLASSES[:3])
+    said = "tasks: there are no test rows of b, so that scores are of the other tasks alone."
+    for data, told in (("few", [said]), ("pairs", [])):
+        source = load(file(folder, f'[a]\ndata = "ner"\n[b]\ndata = "{data}"\n'))
+        assert [note for note in partition(source, clients=2).notes if "no test rows" in note] == told
+
+
 def test_no_row_and_none_that_equals_it_is_in_two_of_the_splits_that_are_drawn(folder: Path) -> None:
     """A fifth of the training rows for a test, and a tenth of what is left for validation."""
     write(folder, "mood", CLASSES[4:7], "validation")
@@ -190,10 +198,16 @@ def test_names_of_classes_are_of_a_task_and_of_its_own() -> None:
         ('["a/b"]\ndata = "ner"', "can't be called so"),
         ('["a:b"]\ndata = "ner"', "can't be called so"),
         ('[" "]\ndata = "ner"', "can't be called so"),
-        ("[a]", r"\[a\].*data field required"),
+        ("[a]", r"\[a\].*data is missing: it says what"),
         ('[a]\ndata = "ner"\ncolumn = "x"', r"column is no setting of a task"),
-        ('[a]\ndata = "ner"\nlimit = 1', "limit"),
-        ('[a]\ndata = "ner"\nclients = []', "clients"),
+        ('[a]\ndata = "ner"\nlimit = 1', "limit is 1, but must be at least 2.$"),
+        ('[a]\ndata = "ner"\nlimit = "x"', 'limit is "x", but must be a whole number.$'),
+        ('[a]\ndata = "ner"\nlimit = 2.0', "limit is 2.0, but must be a whole number.$"),
+        ('[a]\ndata = "ner"\nclients = []', r"clients is \[\], but must be a list of at least one name.$"),
+        ('[a]\ndata = "ner"\nclients = "x"', 'clients is "x", but must be a list of names.$'),
+        ('[a]\ndata = "ner"\nclients = ["x", 3]', "clients.1 is 3, but must be a text.$"),
+        ('[a]\ndata = ""', 'data is "", but must be a name.$'),
+        ('[a]\ndata = "tasks.toml"', r"\[a\].*tasks.toml is a file of tasks itself: write its tasks into this one.$"),
         ('[a]\ndata = "nowhere"', r"\[a\] in .*no data set called"),
     ],
 )

@@ -17,6 +17,7 @@ from sklearn.metrics import accuracy_score, f1_score
 
 import tiny
 import weft
+from command_line import weft as weft_command
 from weft.adaptation.optim import Optim
 from weft.engines.observer import Observer
 from weft.errors import UserError
@@ -196,6 +197,27 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
         load(tmp_path)
     with pytest.raises(UserError, match="weft resume"):
         predict(tmp_path, ["w1"])
+
+
+def test_a_model_of_several_tasks_is_not_one_of_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is scored on either, and a text alone does not say of which task it is."""
+    texts = tiny.rows(24).texts
+    assert texts is not None
+    single = [{"text": text, "label": i % 2} for i, text in enumerate(texts)]
+    double = [{"premise": text, "hypothesis": texts[i - 1], "label": i % 2} for i, text in enumerate(texts)]
+    for name, rows in (("one", single), ("two", double)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name, tasks in (("both", ("one", "two")), ("one", ("one",)), ("two", ("two",))):
+        (tmp_path / f"{name}.toml").write_text("".join(f'[{task}]\ndata = "{task}.jsonl"\n' for task in tasks))
+    run = weft.run(
+        "mt-fedadapter", model=tiny.folder(), data=str(tmp_path / "both.toml"), clients=2, rounds=1, runs=str(tmp_path / "runs"),
+        device="cpu", precision="float32", baselines=[], start_head="random", quiet=True,
+    )  # fmt: skip
+    for name in ("one", "two"):
+        scored = evaluate_run(run.folder, str(tmp_path / f"{name}.toml"), device="cpu", precision="float32")
+        assert {f"{name}:accuracy", "mean"} <= {one["metric"] for one in scored}
+    for given in (["w1 w2"], ["w1 w2", "w3"]):
+        assert "does not say of which" in weft_command(capsys, "predict", run.folder, *given).err
 
 
 def test_a_base_with_other_weights_is_refused(models: dict[str, Path], tmp_path: Path) -> None:

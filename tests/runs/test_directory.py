@@ -15,13 +15,14 @@ from safetensors import safe_open
 import tiny
 import toy_runs
 import weft
-from weft.data.rows import ClientData, FederatedData, Rows
+from weft.data.rows import ClientData, FederatedData, Rows, Source
 from weft.errors import UserError
 from weft.federation.client import ClientState
 from weft.runs import directory as directories
 from weft.runs import stage
 from weft.runs.checkpoint import digest
 from weft.runs.result import best_by_validation, headline
+from weft.testing.data import names_of_several, several_of
 
 
 @pytest.fixture(autouse=True)
@@ -242,6 +243,21 @@ def test_a_shared_head_that_is_sent_anyway_is_not_handed_over_as_well(tmp_path: 
     assert first["bytes"]["setup"]["down"]["parts"]["head"] == len(first["cohort"]) * head_bytes()
     assert any(set(line["cohort"]) - set(first["cohort"]) for line in later)
     assert all("setup" not in line["bytes"] for line in later)
+
+
+def test_no_probe_is_trained_for_a_method_that_could_not_start_from_it(tmp_path: Path) -> None:
+    """Its heads are one for each of several tasks, under other names than the probe's."""
+    told = toy_runs.Told()
+    data = Source("toy", names_of_several(), several_of(tiny.rows(60)), fingerprint="toy several")
+    common: dict[str, Any] = {"method": "mt-fedadapter", "data": data, "probe_rounds": 2, "baselines": ["probe"]}
+    run = toy_runs.run(tmp_path, start_head="probe", observer=told, name="probing", **common)
+    assert [text for text in told.sentences if "no head that could start from a probe" in text]
+    assert not (run.folder / "setup").exists()
+    assert not told.open
+    plain = toy_runs.run(tmp_path, start_head="random", name="plain", **common)
+    assert run.summary["bytes"] == plain.summary["bytes"]
+    assert [line["loss"] for line in run.rounds] == [line["loss"] for line in plain.rounds]
+    assert run.summary["baselines"]["probe"]["bytes"] == plain.summary["baselines"]["probe"]["bytes"]
 
 
 def test_no_byte_is_billed_where_nobody_is_apart(tmp_path: Path) -> None:

@@ -235,6 +235,11 @@ def test_a_model_of_a_run_answers_and_is_scored_again(tmp_path: Path) -> None:
     assert again == {n: pytest.approx(run.metrics[n], abs=1e-6) for n in ("vqa_accuracy", "accuracy")} | {"loss": again["loss"]}
     test = data.test
     assert test is not None
+    votes = [{int(y): 0.6, 0: 0.3} if y else {0: 1.0} for y in test.labels + 1]  # those for "unknown" are nobody's to give
+    more = replace(test, labels=test.labels + 1, votes=votes)
+    other = Source("asked", ("unknown", "a", "b", "c"), replace(more, ids=more.ids + 30), test=more)
+    scored = {e["metric"]: e["value"] for e in evaluate_run(run.folder, other, device="cpu", precision="float32")}
+    assert scored["vqa_accuracy"] == pytest.approx(0.6 * run.metrics["accuracy"])
     assert test.texts is not None
     assert test.images is not None
     items = [(test.texts[i], test.images[i]) for i in range(len(test))]

@@ -353,6 +353,19 @@ def tested(test: int, where: str) -> list[str]:
     return [f"{where}: there are no test rows, so that the run trains but scores nothing."]
 
 
+def tasks_tested(trained: Iterable[str], test: Iterable[str], where: str) -> list[str]:
+    """What is said of tasks, out of several, that some are trained on and nobody is tested on.
+
+    Args:
+        trained, test: the task of each row.
+    """
+    test = set(test)
+    missing = [task for task in dict.fromkeys(trained) if task not in test]
+    if not missing or not test:
+        return []
+    return [f"{where}: there are no test rows of {', '.join(missing)}, so that scores are of the other tasks alone."]
+
+
 def consistent(rows: Sequence[tuple[int, Hashable]], where: str) -> None:
     """Refuse one id for rows of different content, in a set that was dealt out by hand.
 

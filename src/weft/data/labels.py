@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from weft.data import questions
 from weft.data.rows import FederatedData, Rows, Source
 from weft.data.spelling import spelled
 from weft.errors import UserError, nearest
@@ -41,13 +42,14 @@ def index(
 
 
 def declared(source: Source, classes: Sequence[str]) -> Source:
-    """The same rows with labels that are indices of ``classes``.
+    """The same rows with labels that are indices of ``classes``; of questions about pictures those that have such an answer.
 
     Raises:
         UnknownLabel: a row has a label that is none of them.
     """
     if len(classes) == 1 and (source.train.numbers is not None or source.train.answers is not None):
         return replace(source, classes=tuple(classes))  # whatever a site calls its numbers or answers
+    source = questions.within(source, classes)
     every = (source.train, source.test, source.validation, *source.unseen.values(), *source.further.values())
     parts = [rows for rows in every if rows is not None]
     order = index(source.classes, classes, every_label(parts), source.name)

@@ -110,6 +110,7 @@ def partition(
         ),
         *_shared(source, [client.train for client in members], held_out),
         *checks.tested(len(test), source.name),
+        *checks.tasks_tested(rows.tasks or (), test.tasks or (), source.name),
     ]
     return FederatedData(
         name=source.name,

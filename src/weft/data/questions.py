@@ -19,7 +19,7 @@ from weft.data import pictures, question_forms
 from weft.data.columns import SPLITS, NoColumn, Table, Wanted, there, with_test
 from weft.data.images import Images
 from weft.data.natural_keys import KEYS, natural_key, of_keys
-from weft.data.rows import Rows, Source
+from weft.data.rows import BOTH, Rows, Source
 from weft.data.spelling import spelled
 from weft.errors import UserError, printable
 
@@ -155,6 +155,7 @@ def build(name: str, splits: Mapping[str, Table], columns: Questions, wanted: Wa
     generated = wanted == "answers" or columns.boxes
     classes = [columns.label] if generated else _classes(read["train"])
     number = {answer: i for i, answer in enumerate(classes)}
+    several = any(people.total() > 1 for own in read.values() for people in own.values())
     parts: dict[str, Rows] = {}
     first = 0
     for split in (s for s in SPLITS if s in splits):
@@ -169,7 +170,7 @@ def build(name: str, splits: Mapping[str, Table], columns: Questions, wanted: Wa
                     f"{name}: {rare} of {len(read[split])} {split} rows have none of the {len(classes)} answers that are "
                     "classes, and are left out."
                 )
-            parts[split] = _rows(table, kept, columns, None if generated else number, first)
+            parts[split] = _rows(table, kept, columns, None if generated else number, several, first)
         first += len(table[columns.text])
     said += with_test(name, parts, "test split with answers")
     said += of_keys(name, columns.key, parts["train"], parts.get("test"))
@@ -183,6 +184,39 @@ def build(name: str, splits: Mapping[str, Table], columns: Questions, wanted: Wa
         label_name=columns.label,
         notes=tuple(map(printable, said)),
     )
+
+
+def within(source: Source, classes: Sequence[str]) -> Source:
+    """A source of questions for those who have other answers: rows with none of ``classes`` are left out and counted, as those
+    with rare answers are, and so are votes for other answers; what is voted for the rest stays as right as it was.
+
+    Rows that are no questions about pictures are left as they are, and so is a source without a training row to stay.
+    """
+    known = {spelled(name) for name in classes}
+    there = np.array([spelled(name) in known for name in source.classes], dtype=bool)
+    if source.train.read_as != BOTH or not source.train.of_classes or there.all():
+        return source
+    few = source.each(lambda rows: _within(rows, there), source.classes)
+    if not len(few.train):
+        return source
+    said = []
+    for split in SPLITS:
+        before, after = getattr(source, split), getattr(few, split)
+        if before is not None and (out := len(before) - len(after)):
+            said.append(
+                f"{source.name}: {out} of {len(before)} {split} rows have none of the {len(classes)} answers that are classes, "
+                "and are left out."
+            )
+    return replace(few, notes=(*source.notes, *said), fingerprint=source.fingerprint)
+
+
+def _within(rows: Rows, there: np.ndarray) -> Rows:
+    """The rows that have some answer which is ``there`` (bool [classes])."""
+    if rows.votes is None:
+        return rows.take(np.flatnonzero(there[rows.labels]))
+    few = rows.take(np.array([i for i, own in enumerate(rows.votes) if there[list(own)].any()], dtype=np.int64))
+    votes = [{c: v for c, v in own.items() if there[c]} for own in few.votes or ()]
+    return replace(few, votes=votes, labels=np.array([max(own, key=lambda c: own[c]) for own in votes], dtype=np.int64))
 
 
 def to_write(source: Source) -> Source:
@@ -234,16 +268,23 @@ def _classes(rows: Mapping[int, Counter[str]]) -> list[str]:
 
 
 def _rows(
-    table: Table, kept: Mapping[int, Counter[str]], columns: Questions, number: Mapping[str, int] | None, first: int
+    table: Table,
+    kept: Mapping[int, Counter[str]],
+    columns: Questions,
+    number: Mapping[str, int] | None,
+    several: bool,
+    first: int,
 ) -> Rows:
-    """The rows at these positions; ``number`` of each answer that is a class, None where answers are generated."""
+    """The rows at these positions; ``number`` of each answer that is a class, None where answers are generated; with votes if
+    ``several`` people answered a question, be it in another split.
+    """
     keys = None if columns.key is None else table.get(columns.key)
     best = {i: people.most_common(1)[0][0] for i, people in kept.items()}
     labels, votes = None, None
     if number is not None:
         scored = {i: {number[a]: v for a, v in votes_of(p).items() if a in number} for i, p in kept.items()}
         labels = np.array([max(own, key=lambda c: own[c]) for own in scored.values()], dtype=np.int64)
-        if any(p.total() > 1 for p in kept.values()):
+        if several:
             votes = list(scored.values())
     return Rows(
         texts=[str(table[columns.text][i]) for i in kept],

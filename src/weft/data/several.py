@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -78,11 +78,27 @@ def entries(path: Path) -> dict[str, Entry]:
         try:
             found[name] = Entry.model_validate(table)
         except ValidationError as e:
-            error = e.errors()[0]
-            where, known = ".".join(map(str, error["loc"])), list(Entry.model_fields)
-            what = "is no setting of a task" if error["type"] == "extra_forbidden" else error["msg"].lower()
-            raise UserError(f"[{name}] in {path}: {where} {what}; use {', '.join(known)}.{nearest(where, known)}") from None
+            raise UserError(f"[{name}] in {path}: {_said(e.errors()[0])}") from None
     return found
+
+
+def _said(error: Mapping[str, Any]) -> str:
+    """What is wrong with one setting of a task."""
+    where, known = ".".join(map(str, error["loc"])), list(Entry.model_fields)
+    if error["type"] == "extra_forbidden":
+        return f"{where} is no setting of a task; use {', '.join(known)}.{nearest(where, known)}"
+    if error["type"] == "missing":
+        return f"{where} is missing: it says what the task learns from."
+    words = {
+        "too_short": "a list of at least one name",
+        "list_type": "a list of names",
+        "string_too_short": "a name",
+        "string_type": "a text",
+        "int_type": "a whole number",
+        "greater_than_equal": f"at least {error.get('ctx', {}).get('ge')}",
+    }
+    given = f'"{error["input"]}"' if isinstance(error["input"], str) else error["input"]
+    return f"{where} is {given}, but must be {words[error['type']]}."
 
 
 def joined(name: str, parts: Sequence[Part]) -> Source:

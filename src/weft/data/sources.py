@@ -140,6 +140,8 @@ def _several(path: Path) -> Source:
     """The source of a file of several tasks."""
     parts = []
     for task, entry in several.entries(path).items():
+        if Path(entry.data).suffix.lower() == path.suffix.lower():
+            raise UserError(f"[{task}] in {path}: {entry.data} is a file of tasks itself: write its tasks into this one.")
         local = path.parent / entry.data
         try:
             source = load(

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from weft.data import labels
+from weft.data import labels, questions
 from weft.data.columns import wanted_by
 from weft.data.rows import Rows, Source
 from weft.data.sources import load as load_data
@@ -58,6 +58,7 @@ def evaluate_run(
         source = load_data(data, seed=seed, limit=limit, one_class=True, wanted=wanted_by(about.task), **columns)
     else:
         source = data
+    source = questions.within(source, about.predicts.classes)
     for note in source.notes:
         observer.say(note)
     splits = {"test": source.test, "validation": source.validation, "train": source.train}

@@ -140,7 +140,12 @@ def play(
     given = {} if material.beginning is None or baselines.stand_in(x) is not None else material.beginning.tensors
     starts: list[dict[str, Tensor]] = [dict(given) for _ in groups]
     setup: FinishedStage | None = None
-    if baselines.probing(x):
+    warmed = baselines.warmed(method, x, material.bench, clients) if baselines.probing(x) else set()
+    if baselines.probing(x) and not warmed:
+        observer.say(
+            f"{method.info.slug} has no head that could start from a probe: it starts at random, and no probe is trained."
+        )
+    if warmed:
         stage = Stage(
             aside or "set-up",
             "setup",
@@ -154,10 +159,7 @@ def play(
             aside=True,
         )
         setup = Player(stage, directory.setup, x, material, observer, engine, metering).play()
-        heads = [baselines.head_of(server, method, material.bench) for server in setup.servers]
-        starts = [start | head for start, head in zip(starts, heads, strict=True)]
-        if not heads[0]:
-            observer.say(f"{method.info.slug} has no head that could start from a probe: it starts at random.")
+        starts = [start | baselines.head_of(server, warmed) for start, server in zip(starts, setup.servers, strict=True)]
     if aside is None:
         observer.end("set-up")
     rounds = baselines.planned(x)

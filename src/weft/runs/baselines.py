@@ -126,10 +126,15 @@ def probe(experiment: Experiment) -> Probe:
     return Probe(rounds=experiment.probe_rounds, optim=Optim("adamw", lr=experiment.probe_lr, schedule="constant"))
 
 
-def head_of(server: ServerState, method: Method, bench: Bench) -> dict[str, Tensor]:
-    """The values of a probe's server that ``method`` can start from: tensors of its own parts, of the same name."""
-    adaptation = adapted(method, bench, nobody(server.clients))
-    names = {name for name, _, _ in named(adaptation, bench.backbone)}
+def warmed(method: Method, x: Experiment, bench: Bench, clients: Iterable[ClientInfo]) -> set[str]:
+    """The tensors of its own parts that ``method`` could start from after a probe: those of the same name."""
+    known = nobody(clients)
+    own, probed = ({n for n, _, _ in named(adapted(m, bench, known), bench.backbone)} for m in (method, probe(x)))
+    return own & probed
+
+
+def head_of(server: ServerState, names: set[str]) -> dict[str, Tensor]:
+    """The values of tensors of a probe's server."""
     return {n: v for n, v in server.shared.items() if n in names and isinstance(v, Tensor)}
 
 

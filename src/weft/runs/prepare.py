@@ -167,7 +167,7 @@ def prepare(experiment: Experiment, given: Any, observer: Observer, needs: tuple
         "fingerprint": dealt.fingerprint or fingerprint(dealt.classes, {"rows": rows}),
         "object": given is not None,
         "classes": list(dealt.classes),
-        "pairs": rows.pairs is not None,
+        "pairs": rows.pairs is not None if rows.tasks is None else None,  # tasks of pairs may stand beside others
         "clients": len(clients),
         "partition": dealt.scheme,
         "rows": {"train": sum(c.n for c in clients), "val": len(val), "test": len(test), "new clients": sum(map(len, new))}

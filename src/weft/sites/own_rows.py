@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -67,10 +68,11 @@ class OwnData:
         """
         return () if isinstance(self.loaded, tuple) else self.loaded.notes
 
-    def client(self, name: str, x: Experiment) -> ClientData:
+    def client(self, name: str, x: Experiment, say: Callable[[str], None] = lambda _: None) -> ClientData:
         """Training, validation and test rows, with labels as the experiment counts them.
 
-        A set with splits of its own keeps them; what it lacks is taken from its training rows.
+        A set with splits of its own keeps them; what it lacks is taken from its training rows. ``say`` is told what the
+        experiment's classes leave out.
 
         Raises:
             UnknownLabel: a label that the experiment does not declare. UserError: nothing is left to train on.
@@ -92,7 +94,10 @@ class OwnData:
             source = self._read("preferences")
         if x.task == NUMBERS and source.train.numbers is None:
             source = from_classes(source)
+        known = len(source.notes)
         source = labels.declared(source, x.classes)
+        for note in source.notes[known:]:
+            say(note)
         fractions = (
             x.val_fraction if source.validation is None else 0.0,
             x.test_fraction if source.test is None else 0.0,

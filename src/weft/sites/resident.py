@@ -189,7 +189,7 @@ class Resident:
                 "own experiment file with class_counts = true if you agree.",
             )
         try:
-            client = own.data.client(own.name, x)
+            client = own.data.client(own.name, x, self.say)
         except UnknownLabel as e:
             raise Disagreed(Reason.LABEL, str(e)) from e
         note, rows = self.folder / terms.run / AGREED, print_of(client, x)
