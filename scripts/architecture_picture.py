@@ -26,6 +26,7 @@ ROWS: tuple[tuple[str, str, str], ...] = (
     ("adaptation aggregation", "parts with a client axis, optimizers; what a server does with tensors", "#f1f8e9"),
     ("backbones", "frozen models, described by structure; tables of tokens and pixels", "#f1f8e9"),
     ("data", "sets, files, how rows are dealt out", "#f1f8e9"),
+    ("privacy", "mechanisms that hide rows and clients, and their cost; sums that hide what is summed", "#eceff1"),
     ("communication storage checks", "wire, codecs, ledger; durable files; what was read against what was there", "#eceff1"),
     ("tensors devices", "LowRank, values as named tensors, keyed random streams; what clients compute on", "#eceff1"),
 )

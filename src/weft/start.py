@@ -20,7 +20,7 @@ from weft.devices import sized
 from weft.engines.observer import Observer
 from weft.engines.stepwise import simulated
 from weft.errors import UserError
-from weft.experiment import Resolved, as_played
+from weft.experiment import Resolved, as_played, hidden
 from weft.federation.rounds import begin
 from weft.playing import execute, from_adapter
 from weft.playing.run import Run
@@ -62,6 +62,8 @@ def start(
         Interrupted: Ctrl-C; what was finished is saved.
     """
     observer, x = observer or Observer(), resolved.experiment
+    if repeat > 1 and x.privacy != "none" and not x.insecure_noise:
+        raise UserError("repeat compares numbers, which secret noise makes others: give --insecure-noise too, or leave it out.")
     if repeat > 1 and callbacks:
         raise UserError("callbacks may stop a run where its repeat, which they are not told of, goes on: leave repeat out.")
     check(resolved, data is None)
@@ -126,6 +128,7 @@ def check_loaded(resolved: Resolved, material: Material) -> list[str]:
     """
     x = resolved.experiment
     stopping.check(x, material.data["rows"]["val"])
+    hidden.check_loaded(material.bench.privacy, [client.n for client in material.clients])
     if (asynchrony := as_played.asynchrony_of(x)) is not None:
         asynchrony.taken(len(material.clients), x.participation)
     for method in baselines.played(x, resolved.played):

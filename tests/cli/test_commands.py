@@ -104,6 +104,7 @@ def test_the_help_of_run_tells_the_defaults_of_the_experiment() -> None:
         "mixing": "0.6",
         "concurrency": "as many as --participation draws",
     }
+    words |= {"epsilon": "no budget: the noise is the chain's"}
     words |= {"availability": "at the hours that kinds in the file of `--devices` have, else always"}
     words |= {"buffer": "10, or as many as train at a time where these are fewer"}
     words |= {

@@ -91,6 +91,7 @@ def test_what_a_coordinator_and_its_sites_agree_on_has_not_changed() -> None:
         *("download_codec", "max_bytes", "max_weight", "class_counts", "metrics", "label_spaces", "label_words", "calibrate"),
         *("answer_loss", "preference_beta", "samples", "new_tokens", "beams", "temperature", "top_p"),
         *("rule", "feddyn_alpha", "batch_norms"),
+        *("privacy", "epsilon", "delta", "insecure_noise", "participation"),
         *("periods", "periods_by", "incremental", "views", "view_scale", "view_flip", "core"),
         *("lora_scaling", "lora_ratio", "lora_dropout", "lora_variant", "lora_start", "lora_target"),
     }

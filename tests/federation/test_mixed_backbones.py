@@ -82,8 +82,8 @@ def test_no_pack_holds_clients_of_two_backbones(monkeypatch: pytest.MonkeyPatch)
     run = tiny.mixed_federation(SMALL, models(), rounds=1, pack=6)
     seen: list[tuple[Backbone, list[int]]] = []
 
-    def watched(*args: Any) -> Any:
-        pack = enter(*args)
+    def watched(*args: Any, **more: Any) -> Any:
+        pack = enter(*args, **more)
         seen.append((pack.backbone, [run.clients.index(c) for c in pack.clients if c in run.clients]))
         return pack
 

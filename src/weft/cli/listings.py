@@ -35,6 +35,10 @@ def methods(
     ] = None,
     needs: Annotated[str | None, typer.Option(help="List those that need this: images, say.", show_default=False)] = None,
     challenge: Annotated[str | None, typer.Option(help="List those that address this.", show_default=False)] = None,
+    privacy: Annotated[
+        bool,
+        typer.Option("--privacy", help="List which mechanism of --privacy keeps its promise over which method, and why not."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """The published methods: paper, what each addresses, and what leaves the client.
@@ -45,10 +49,11 @@ def methods(
       weft methods --family prompts       those of one family
       weft methods flora                  one: settings with defaults, what travels, what it reveals
       weft methods flora --model minilm   the same, with elements and bytes for that backbone
+      weft methods --privacy              which can be hidden by what
     """
     from dataclasses import asdict
 
-    from weft.cli import cards
+    from weft.cli import cards, matrix
     from weft.methods import registry
 
     filters = {"family": family, "needs": needs, "challenge": challenge}
@@ -56,7 +61,9 @@ def methods(
         from weft.methods.filters import chosen
 
         infos = list(chosen(registry.infos(), **filters).values())
-        if as_json:
+        if privacy:
+            matrix.show(out(), [info.slug for info in infos], as_json)
+        elif as_json:
             show_json([asdict(info) for info in infos])
         else:
             cards.method_list(out(), infos)
@@ -65,6 +72,9 @@ def methods(
         return
     if given := [f"--{option}" for option, word in filters.items() if word is not None]:
         raise UserError(f"{' and '.join(given)} choose among all methods: leave out the name {name}, or the options.")
+    if privacy:
+        matrix.show(out(), [registry.info(name).slug], as_json)
+        return
     info = registry.info(name)
     method = registry.build(name)
     settings = registry.parameters(type(method))

@@ -17,11 +17,15 @@ from weft.words import count, shown
 MOST = 12  # of the values of a list
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import Console
 
     from weft.engines.observer import Observer
     from weft.experiment import Resolved
+    from weft.federation.method import Method
     from weft.playing.run import Run
+    from weft.privacy.hiding import Privacy
 
 
 def header(out: Console, resolved: Resolved, people: str | None = None) -> None:
@@ -132,7 +136,41 @@ def rehearse(out: Console, resolved: Resolved, as_json: bool, observer: Observer
         f"{format_bytes(sizes.free)} are free. The server and messages take up to {format_bytes(sizes.server)}"
         f"{' of main memory' if sizes.apart else ' of it'}."
     )
+    _hidden(out, material.bench.privacy, method.info.sends, [client.n for client in material.clients], method)
     out.print("Nothing was trained or written; without --dry-run the run starts.")
+
+
+def _hidden(out: Console, privacy: Privacy, sends: str, rows: Sequence[int], method: Method) -> None:
+    """The chain, its noise, and what each party can see after it; nothing where there is none."""
+    from weft.privacy import parties
+
+    if not privacy:
+        return
+    out.print()
+    for line in parties.told(privacy.links):
+        out.print(Text(line), soft_wrap=not out.is_terminal)
+    for name, value in noises(privacy, rows, method).items():
+        out.print(f"Noise of {name}: {value}.", markup=False)
+    table = grid("party", "sees")
+    for party, what in parties.seen(privacy.links, sends).items():
+        table.add_row(party, what)
+    out.print(table)
+    out.print()
+
+
+def noises(privacy: Privacy, rows: Sequence[int], method: Method) -> dict[str, str]:
+    """z of each link, in words; of ``dp-sgd`` for as many steps of a turn as a plain loop has."""
+    found = {}
+    if privacy.rows is not None and any(rows):
+        epochs, size = method.epochs, method.batch
+        steps = {n: method.steps or max(round(-(-n // size) * epochs), 1) for n in rows if n}
+        each = [privacy.row_noise(min(size / n, 1.0), t) for n, t in steps.items()]
+        found["dp-sgd"] = f"z = {min(each):.3g} to {max(each):.3g} times the norm {privacy.rows.clip:g}, by a client's rows"
+    if privacy.local is not None:
+        found["ldp"] = f"z = {privacy.local_noise:.3g} times the norm {privacy.local.clip:g}"
+    if privacy.central is not None:
+        found[privacy.central.name] = f"z = {privacy.central_noise:.3g} times the norm {privacy.central.clip:g}"
+    return found
 
 
 def outcome(out: Console, done: Run) -> None:

@@ -137,6 +137,7 @@ def measure(
     from weft.communication.codecs import codec
     from weft.communication.ledger import Ledger
     from weft.engines.engine import Engine
+    from weft.engines.noise_budget import Spending
     from weft.engines.setup import Settings, Setup, Tests
     from weft.engines.stepwise import simulated
     from weft.federation.client import Splits
@@ -147,6 +148,9 @@ def measure(
 
     for each in (bench, *bench.others.values()):
         suited(method, each)
+    privacy = bench.privacy.rehearsed()
+    others = {name: dataclasses.replace(other, privacy=privacy) for name, other in bench.others.items()}
+    bench = dataclasses.replace(bench, privacy=privacy, others=others)
     none = np.zeros(0, dtype=np.int64)
     ledger = Ledger()
 
@@ -162,6 +166,7 @@ def measure(
             ClientStore(Path(folder) / "clients"),
             Spool(Path(folder) / "updates"),
             Tests(none, none),
+            spending=None if privacy.central is None else Spending(Path(folder) / "privacy.json", privacy),
         )
         return Engine(setup, simulated(setup))
 

@@ -7,8 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from weft.errors import UserError
 from weft.federation.client import ClientState
 from weft.federation.round import Round
+from weft.privacy.hiding import Privacy
+from weft.privacy.mechanism import DPFTRL
 from weft.tensors.keyed import numpy_generator
 
 Order = Callable[[Sequence[str], Sequence[int]], list[str]]
@@ -58,6 +61,27 @@ def cohort(
         return [c for _, group in sorted(groups.items(), key=lambda g: str(g[0])) for c in some(group, 1)]
     count = max(round(participation * len(clients)), 1)
     return found if plan.who != "sample" or count >= len(found) else some(found, count)
+
+
+def secretly(privacy: Privacy, plan: Round, clients: list[ClientState]) -> list[ClientState]:
+    """Who takes part where the server hides clients: each by a lot of its own that nobody else knows, or a part of a division.
+
+    Raises:
+        UserError: the plan says itself who does, or there are no more rounds than one cohort.
+    """
+    if privacy.participation >= 1:
+        return clients
+    if plan.who != "sample":
+        raise UserError(
+            f"the method says itself who takes part in a round of the kind {plan.kind}, and the server's noise counts on lots: "
+            "give --participation 1."
+        )
+    if isinstance(privacy.central, DPFTRL):
+        size = privacy.leaves
+        order = numpy_generator(privacy.seed, "division", plan.index // size).permutation(len(clients))
+        return [clients[i] for i in sorted(order[plan.index % size :: size])]
+    drawn = privacy.secret("cohort", plan.index).bernoulli(privacy.participation, len(clients))
+    return [client for client, taken in zip(clients, drawn, strict=True) if taken]
 
 
 def sample(clients: list[ClientState], count: int, draw: np.random.Generator) -> list[ClientState]:

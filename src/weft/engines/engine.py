@@ -17,9 +17,10 @@ import numpy as np
 
 from weft.communication.ledger import Phase
 from weft.devices import Budget, Clock, Spent, Tick, sized
-from weft.engines.cohort import cohort, drops_out, eligible
+from weft.engines.cohort import cohort, drops_out, eligible, secretly
 from weft.engines.evaluation import Evaluation
-from weft.engines.intake import Intake
+from weft.engines.intake import TOLD, Intake
+from weft.engines.noise_budget import SLACK
 from weft.engines.packing import Capacity
 from weft.engines.setup import Job, Setup
 from weft.errors import UserError
@@ -114,8 +115,11 @@ class Engine:
             for info in server.clients:
                 setup.register(info)
         factor = turns.factor if setup.settings.max_factor == "auto" else setup.settings.max_factor
+        if setup.bench.privacy.central is not None:
+            factor = None  # updates are clipped, and which of them are large is not to be told
         self.intake = Intake(setup, Usual(factor) if isinstance(factor, int | float) else None)
         self.last_cohort: list[str] = []
+        self._fresh = False
         self.scored = self.blank = 0
         self.samples: list[dict[str, Any]] = []
 
@@ -124,6 +128,7 @@ class Engine:
         began = time.perf_counter()
         self.turns.arrive(t)
         setup, settings = self.setup, self.setup.settings
+        self._check_spent(t)
         before = setup.exchange.ledger.wires() if setup.clock is not None else {}
         jobs: list[Job] = []
         lost: list[str] = []
@@ -170,7 +175,7 @@ class Engine:
     ) -> dict[str, Any]:
         """Take in what is in the spool, and what is to be said of the round."""
         setup = self.setup
-        remarks, why = self.intake.close(jobs)
+        remarks, why = self.intake.close(jobs, self._fresh)
         for server, _ in setup.federations:
             setup.exchange.publish(server)
         setup.exchange.close_round()
@@ -182,6 +187,7 @@ class Engine:
             "lost": lost,
             "refused": why | dict(refused or {}),
             **({"robust": remarks} if remarks else {}),
+            **({"privacy": spent} if (spent := self.spent()) else {}),
             **self.intake.diagnostics,
             **({} if work is None else {"work": total(work).record()}),
             **({} if tick is None else {"clock": asdict(tick)}),
@@ -200,8 +206,52 @@ class Engine:
     def sweep(self) -> None:
         """The checkpoint is on the disk: files of turns that are over may go."""
 
+    # privacy ------------------------------------------------------------------------------------------------------------
+
+    def _check_spent(self, t: int) -> None:
+        """The round is paid for before anything of it goes out.
+
+        Raises:
+            UserError: there is no budget left for it.
+        """
+        spending = self.setup.spending
+        self._fresh = spending is not None and spending.begin(t)
+        if why := self._nobody_left():
+            raise UserError(f"round {t + 1} is not played: {why}.")
+
+    def _nobody_left(self) -> str:
+        """Why no client may take another turn; ``""`` if one may."""
+        budget, clients = self.setup.bench.privacy.epsilon, self.setup.federations[0][1]
+        if budget is None or not clients or any(self._may(c) for c in clients):
+            return ""
+        return f"all clients have spent their budgets of epsilon {budget:g}"
+
+    def _may(self, client: ClientState) -> bool:
+        """Whether another turn is within a client's budget, by what it has told."""
+        budget = self.setup.bench.privacy.epsilon
+        said = [server.hiding.get(TOLD, {}).get(client.id) for server, _ in self.setup.federations]
+        return budget is None or all(s is None or s.get("next", math.inf) <= budget * SLACK for s in said)
+
+    def spent(self) -> dict[str, Any]:
+        """What the rounds so far have cost: ε of whom it is largest for, and what it hides."""
+        setup = self.setup
+        privacy, found = setup.bench.privacy, dict[str, Any]()
+        said = [s.get("epsilon", math.inf) for server, _ in setup.federations for s in server.hiding.get(TOLD, {}).values()]
+        if said:
+            found["row" if privacy.rows is not None else "client"] = max(said)
+        if setup.spending is not None:
+            found["client"] = setup.spending.epsilon
+        if not found:
+            return {}
+        about = {"epsilon": next(iter(found.values())), "delta": privacy.delta, "insecure": privacy.insecure}
+        return about | {f"{unit}_epsilon": value for unit, value in found.items()} | self.intake.hidden
+
     def over(self, plan: Round, budget: Budget) -> str | None:
         """Why a planned round can't be played, in a few words; None if it can."""
+        if self.setup.spending is not None and (why := self.setup.spending.over(plan.index)) is not None:
+            return why
+        if why := self._nobody_left():
+            return why
         clock = self.setup.clock
         if clock is None:
             return None
@@ -213,13 +263,16 @@ class Engine:
 
     def _able(self, clients: list[ClientState]) -> list[ClientState]:
         absent = self.setup.absent
-        return [c for c in clients if c.id not in absent] if absent else clients
+        able = [c for c in clients if c.id not in absent] if absent else clients
+        return able if self.setup.bench.privacy.epsilon is None else [c for c in able if self._may(c)]
 
     def _chosen(
         self, server: ServerState, plan: Round, clients: list[ClientState], clock: Clock | None
     ) -> tuple[float, list[ClientState]]:
         """The cohort of a planned round, and the moment at which it begins; infinity, if it never can."""
         able, last, share = self._able(clients), self.last_cohort, self.setup.settings.participation
+        if self.setup.bench.privacy.central is not None:
+            return 0.0, secretly(self.setup.bench.privacy, plan, able)
         if clock is None:
             return 0.0, cohort(server.seed, plan, able, share, last)
         moment = clock.first(c.id for c in eligible(plan, able, last))

@@ -16,6 +16,7 @@ from weft.engines.round_losses import Losses
 from weft.engines.scoring import Scoring
 from weft.engines.setup import Job, Setup
 from weft.errors import UserError, WeftError
+from weft.federation.hidden_turn import trained
 from weft.federation.rounds import enter
 from weft.federation.work import Work
 
@@ -56,18 +57,18 @@ class Here:
                 raise
             observer.advance("clients", len(group))
         observer.end("clients")
-        return Played(losses.means(), work=work)
+        return Played({} if self.setup.bench.privacy else losses.means(), work=work)
 
     def _pack(self, members: list[Job], losses: Losses, phase: Phase) -> dict[str, Work]:
         setup, server = self.setup, members[0].server
         for job in members:
             setup.store.load(job.client)
-        pack = enter(setup.method, setup.bench.of(members[0].client), members, server.round, server.start)
+        pack = enter(setup.method, setup.bench.of(members[0].client), members, server.round, server.start, hides=True)
         pack.listener = losses
         if setup.settings.flops:
             pack.count_flops()
         by_id = {j.client.id: j for j in members}
-        for update in setup.method.train(pack):
+        for update in trained(setup.method, pack):
             job = by_id[update.client.id]
             frame = setup.exchange.pack_update(job.server, update, job, phase)
             setup.spool.put(update.client.id, frame.data)

@@ -6,13 +6,19 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
-from weft.communication.strict import Refused
+from weft.communication.strict import Refused, is_number
 from weft.communication.wire import Apart
 from weft.engines.setup import Job, Setup
 from weft.federation.diagnostics import Diagnostics
+from weft.federation.hidden_clients import HiddenClients
+from weft.federation.hidden_rows import MEMO
 from weft.federation.message import Update
 from weft.federation.rounds import close_round
+from weft.federation.server import ServerState
 from weft.federation.usual import Usual, moved
+
+TOLD = "told"
+"""Under which a server has what clients say that their turns have cost."""
 
 
 class Intake:
@@ -21,28 +27,36 @@ class Intake:
     Attributes:
         counted: clients whose updates counted in the last round. diagnostics: its aggregation error, drift and effective rank, as
             far as there are any.
-        usual: how large updates are; None = nobody asks.
+        usual: how large updates are; None = nobody asks. hidden: what may be told of a round whose clients are hidden.
     """
 
     def __init__(self, setup: Setup, usual: Usual | None):
         self.setup, self.usual = setup, usual
         self.counted: list[str] = []
         self.diagnostics: dict[str, float] = {}
+        self.hidden: dict[str, Any] = {}
 
-    def close(self, jobs: list[Job]) -> tuple[dict[str, Any], dict[str, str]]:
+    def close(self, jobs: list[Job], fresh: bool = False) -> tuple[dict[str, Any], dict[str, str]]:
         """Aggregate at every server.
+
+        Args:
+            fresh: a tree of noise begins, where there are such.
 
         Returns:
             what robust rules did, and why updates were refused, by client.
         """
         refused: dict[str, str] = {}
         remarks: dict[str, Any] = {}
-        self.counted, self.diagnostics = [], {}
+        self.counted, self.diagnostics, self.hidden = [], {}, {}
+        privacy = self.setup.bench.privacy
         for server, _ in self.setup.federations:
             mine = {j.client.id: j for j in jobs if j.server is server}
             norms, limit = self._norms(mine, server.round.kind)
             updates = self.updates(mine, refused, norms, limit)
-            found = Diagnostics(self.setup.method, server, mine) if self.setup.settings.diagnostics else None
+            if privacy.central is not None:
+                hidden = HiddenClients(self.setup.method, server, privacy, fresh)
+                updates, self.hidden = hidden.passing(updates, {c: j.held for c, j in mine.items()}), hidden.remarks
+            found = Diagnostics(self.setup.method, server, mine) if self.setup.settings.diagnostics and not privacy else None
             remarks |= close_round(self.setup.method, server, updates if found is None else found.passing(updates))
             if "skipped" in remarks:
                 self.setup.observer.say(f"round {server.round.index + 1}: {remarks['skipped']}.")
@@ -79,12 +93,26 @@ class Intake:
                 continue
             if update is None:
                 continue
+            if self.setup.bench.privacy.tells and not self._told(jobs[client].server, update):
+                refused[client] = "It does not tell what it has cost its client."
+                say(f"update of {client} refused: {refused[client]}")
+                continue
             if update.weight > 0:
                 self.counted.append(client)
                 self.setup.exchange.count(jobs[client].server, jobs[client], update)
                 yield update
             else:  # those who train have rows; a rule that divides by the weights could divide by nothing
                 say(f"update of {client} counts no examples, and is left out.")
+
+    def _told(self, server: ServerState, update: Update) -> bool:
+        """Take note of what a client says its turns have cost; False if it is nothing of that kind."""
+        said = update.facts.pop(MEMO, None)
+        if not isinstance(said, dict) or said.keys() - {"epsilon", "next"}:
+            return False
+        if not all(is_number(value, int, float) and value >= 0 for value in said.values()):
+            return False
+        server.hiding[TOLD] = {**server.hiding.get(TOLD, {}), update.client.id: said}
+        return True
 
     def _norms(self, jobs: Mapping[str, Job], kind: str) -> tuple[dict[str, float], float | None]:
         """How far each update leads, and how far it may; both empty where nobody asks. One update is in memory at a time."""

@@ -29,6 +29,7 @@ from weft.errors import UserError, WeftError
 from weft.federation.bench import Bench
 from weft.federation.client import ClientState
 from weft.federation.exchange import write_update
+from weft.federation.hidden_turn import trained
 from weft.federation.method import Method
 from weft.federation.round import Round
 from weft.federation.rounds import adapted, enter
@@ -204,13 +205,13 @@ class Worker:
         ]
         by_id = {turn.client.id: turn for turn in turns}
         bench = self.bench.of(clients[0])
-        pack = enter(self.method, bench, turns, round)
+        pack = enter(self.method, bench, turns, round, hides=True)
         losses = pack.listener = Losses(c.id for c in clients)
         if about["flops"]:
             pack.count_flops()
         frames = {}
         try:
-            for update in self.method.train(pack):
+            for update in trained(self.method, pack):
                 turn = by_id[update.client.id]
                 frames[update.client.id] = write_update(self.method, round, bench.seed, update, self.uplink, turn)
         except (UserError, torch.OutOfMemoryError):
@@ -221,7 +222,7 @@ class Worker:
             raise WeftError(f"{where}: {type(e).__name__}: {e}") from e
         pack.write_back()
         found: dict[str, Tensor] = {}
-        told, means = [], losses.means()
+        told, means = [], {} if self.bench.privacy else losses.means()
         for i, client in enumerate(clients):
             frame = frames.get(client.id)
             sent = {"size": frame.size, "payload": frame.payload} if frame else {"size": None}

@@ -10,6 +10,7 @@ import numpy as np
 
 from weft.communication import Direction
 from weft.devices import Clock
+from weft.engines.noise_budget import Spending
 from weft.engines.observer import Observer
 from weft.federation.asynchrony import Late
 from weft.federation.bench import Bench
@@ -72,6 +73,7 @@ class Setup:
         store: of clients' memory.
         spool: of a round's updates.
         clock: of simulated devices; None = nobody keeps time. absent: clients that never take part.
+        spending: of the server's noise; None = it adds none.
     """
 
     method: Method
@@ -84,6 +86,7 @@ class Setup:
     tests: Tests
     observer: Observer = field(default_factory=Observer)
     clock: Clock | None = None
+    spending: Spending | None = None
     absent: frozenset[str] = frozenset()
 
     def info(self, client: ClientState) -> ClientInfo:

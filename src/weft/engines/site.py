@@ -25,6 +25,7 @@ from weft.federation.bench import Bench
 from weft.federation.client import ClientState
 from weft.federation.common_facts import nobody
 from weft.federation.exchange import Limits, read_download, write_update
+from weft.federation.hidden_turn import trained
 from weft.federation.info import common
 from weft.federation.layout import Adaptation, named
 from weft.federation.memory import NONE
@@ -211,15 +212,15 @@ class SiteClient:
         self.store.load(self.client)
         held = self.start | self.copy
         turn = self._turn(received, held, counted)
-        pack = enter(self.method, self.bench, [turn], round, self.start)
+        pack = enter(self.method, self.bench, [turn], round, self.start, hides=True)
         losses = pack.listener = Losses([self.client.id])
-        updates = list(self.method.train(pack))
+        updates = list(trained(self.method, pack))
         frame = write_update(self.method, round, self.bench.seed, updates[0], self.uplink, turn).data if updates else None
         pack.write_back()
         if not all(finite(some.values()) for some in (self.client.kept, self.client.memo, *(u.tensors for u in updates))):
             raise Diverged(f"the turn of {self.client.id} in round {round.index + 1} has ended in values that are not finite")
         self.store.save(self.client)
-        loss = losses.means().get(self.client.id)
+        loss = None if self.bench.privacy else losses.means().get(self.client.id)
         self._save(round.index, digest, frame, loss)
         return frame, loss
 

@@ -31,7 +31,7 @@ class Deal(Group):
         option=False,
         common=True,
     )
-    image: str | None = setting(None, "Column of the picture, if the guess is wrong.", unset="guessed", everyday=True)
+    image: str | None = setting(None, "Column of the picture, if the guess is wrong.", unset="guessed")
     text: str | None = setting(None, "Column of the text, if the guess is wrong.", unset="guessed", everyday=True)
     pair: str | None = setting(None, "Column of a second text.", unset="guessed")
     label: str | None = setting(None, "Column of the label.", unset="guessed", everyday=True)
@@ -60,8 +60,8 @@ class Deal(Group):
     clients: Count = setting(8, "Number of clients.", everyday=True)
     partition: Literal["auto", "iid", "dirichlet", "pathological", "natural"] = setting(
         "auto",
-        "`auto`, `iid`, `dirichlet`, `pathological` or `natural` (whole keys to one client).",
-        "`auto` is natural where the data have clients of their own, else dirichlet.",
+        "`auto`, `iid`, `dirichlet`, `pathological` or `natural`.",
+        "`natural` gives whole keys to one client; `auto` is natural where the data have clients of their own, else dirichlet.",
         everyday=True,
     )
     alpha: Positive = setting(

@@ -16,7 +16,7 @@ class Federation(Group):
 
     rounds: Count = setting(10, "Exchanges between server and clients.", flags=("-r",), everyday=True, common=True)
     participation: Annotated[float, Field(gt=0, le=1)] = setting(
-        1.0, "Share of the clients drawn for a round, 0 to 1.", everyday=True
+        1.0, "Share of the clients drawn for a round, 0 to 1.", everyday=True, common=True
     )
     dropout: Fraction = setting(
         0.0, "Chance that a client fails in the middle of its turn.", "Beside [availability](devices.md#availability)."
@@ -92,7 +92,7 @@ class Federation(Group):
         "Values go down whole, and the server goes on with what arrives of them: see [codecs](codecs.md#downloads).",
         common=True,
     )
-    eval_every: Whole = setting(1, "Rounds between evaluations; 0: only after the last.", everyday=True)
+    eval_every: Whole = setting(1, "Rounds between scores; 0: only after the last.", everyday=True)
     keep: Literal["last", "best"] = setting(
         "last",
         "The round whose model is exported: `last`, or `best` by its score on the validation rows.",

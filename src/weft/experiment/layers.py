@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from weft import recipes
 from weft.errors import UserError
-from weft.experiment import as_played, handed, watts
+from weft.experiment import as_played, handed, hidden, watts
 from weft.experiment.names import flatten
 from weft.experiment.sentences import checked
 from weft.experiment.whole import Experiment
@@ -88,6 +88,8 @@ def resolve(
         recipe.pop("baselines", None)  # a baseline is not compared with itself
     if user.get("start") not in (None, "none"):
         recipe.pop("start_head", None)  # an adapter brings its own
+    if user.get("privacy") not in (None, "none"):
+        recipe.pop("start_head", None)  # which is trained before anything is hidden
     settings = fitting | recipe | user
     if isinstance(file_or_text := settings.get("template"), str):
         settings["template"] = spelt_out(file_or_text)  # a run keeps what its file says, and sites get it
@@ -107,6 +109,7 @@ def resolve(
         )
     as_played.check(experiment, made)
     _check_robust(experiment, made)
+    notes += hidden.check(experiment, made)
     handed.check(experiment, made)
     watts.check(experiment)
     notes += _public(experiment, made)

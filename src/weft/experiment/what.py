@@ -132,4 +132,4 @@ class What(Group):
     head: str = setting(
         "", "Names of the modules that make its head, joined by commas.", "See [below](#backbones).", unset="guessed", common=True
     )
-    recipes: bool = setting(True, "Use the recipe for backbone and data, where there is one.", everyday=True)
+    recipes: bool = setting(True, "Use recipes for backbone and data.", everyday=True)

@@ -12,13 +12,14 @@ from weft.experiment.language import Language
 from weft.experiment.lora_settings import LoRA
 from weft.experiment.machine import Machine
 from weft.experiment.output import Output
+from weft.experiment.privacy_settings import Private
 from weft.experiment.rules import Rules
 from weft.experiment.simulated import Simulated
 from weft.experiment.what import What
 
 
 class Experiment(
-    Output, Machine, Language, LoRA, Asynchronous, Rules, Simulated, Federation, Deal, What
+    Output, Machine, Language, LoRA, Asynchronous, Private, Rules, Simulated, Federation, Deal, What
 ):  # read from right to left: the order of help, pages and files
     """All settings of one run.
 

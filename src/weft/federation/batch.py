@@ -25,6 +25,8 @@ class Batch:
         labels: [k, m]. mask: [k, m] bool, valid ones. allowed: [k, m, C] bool, the classes that each may have; None = all.
         beside: [k, b, …] numbers of the rows that the loss is made of beside labels; None = there are none.
         keys: [k, b] int64, of each row in this step of its client's turn; None = it is no step, its rows are only looked at.
+        behind: of a blind batch, which has no rows itself, the one that it stands for, see
+            :mod:`weft.federation.hidden_rows`. expected: [k] rows that are drawn for such a batch on average.
     """
 
     clients: Tensor | None
@@ -34,6 +36,8 @@ class Batch:
     allowed: Tensor | None = None
     beside: Tensor | None = None
     keys: Tensor | None = None
+    behind: Batch | None = None
+    expected: Tensor | None = None
 
     @property
     def dropping(self) -> Tensor | None:
@@ -45,6 +49,13 @@ class Batch:
         """[k, b] bool, the rows that are no padding; None = all."""
         found = torch.from_numpy(self.index >= 0)
         return None if bool(found.all()) else found
+
+    @property
+    def sizes(self) -> Tensor:
+        """[k] how many rows each client has in it; of a blind batch, how many are drawn on average."""
+        if self.behind is not None and self.behind.expected is not None:
+            return self.behind.expected
+        return torch.from_numpy((self.index >= 0).sum(1)).to(self.mask.device)
 
     def own(self, clients: int) -> list[tuple[int, np.ndarray]]:
         """Whose rows it has, as an index into the pack of so many clients, and which rows of the table these are."""
@@ -67,6 +78,8 @@ class Batch:
             allowed=None if self.allowed is None else self.allowed[some],
             beside=None if self.beside is None else self.beside[some],
             keys=None if self.keys is None else self.keys[some],
+            behind=None if self.behind is None else self.behind.only(some),
+            expected=None if self.expected is None else self.expected[some],
         )
 
     def of(self, values: Tensor) -> Tensor:

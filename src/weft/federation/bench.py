@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from weft.federation.message import ClientInfo
+from weft.privacy.hiding import Privacy
 from weft.tensors.init import Init
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class Bench:
             same rows in the same order. recompute: see :class:`weft.adaptation.weave.Weave`.
         sequence_packing: rows of a decoder share lines, see :mod:`weft.backbones.lines`.
         arrivals: which rows arrive when; None = all are there from the beginning.
+        privacy: what rows and clients are hidden by.
     """
 
     backbone: Backbone
@@ -42,6 +44,7 @@ class Bench:
     recompute: bool = False
     sequence_packing: bool = False
     arrivals: Arrivals | None = None
+    privacy: Privacy = Privacy()
 
     def of(self, client: ClientInfo) -> Bench:
         """The bench with the client's backbone."""

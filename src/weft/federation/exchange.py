@@ -22,6 +22,7 @@ from weft.communication.wire import Apart, arriving, decode, encode
 from weft.errors import UserError
 from weft.federation import shifts
 from weft.federation.bench import Bench
+from weft.federation.hidden_rows import MEMO
 from weft.federation.layout import Adaptation, named
 from weft.federation.memory import NONE
 from weft.federation.message import APPENDED, ClientInfo, Message, Update
@@ -205,7 +206,7 @@ class Exchange:
             max_weight=self.limits.max_weight,
             tensors=shapes,
             required=frozenset(n for n in shapes if matches(n, method.demands)),
-            facts=frozenset(method.info.reveals),
+            facts=frozenset(method.info.reveals) | ({MEMO} if bench.privacy.tells else frozenset()),
             lowrank=frozenset(),
             masked=frozenset(n for n in shapes if matches(n, method.in_part)),
             client=client.id,

@@ -60,7 +60,8 @@ class MethodInfo:
         views: ways to predict: ``global`` (one model for all) and others (per client); the first is the headline. ``global/…`` is
             another way in which the one model for all predicts: one of its exits or widths.
         asks: facts about a client that the server needs. tells: keys of facts that the server sends beside tensors.
-        reveals: keys of facts that updates carry. renews: facts among ``asks`` that the server gives new values
+        reveals: keys of facts that updates carry. derives: those of them that follow from the values that its steps have moved,
+            and tell nothing else of its rows. renews: facts among ``asks`` that the server gives new values
             (:meth:`weft.federation.server.ServerState.renew`).
         needs: demands on backbone, data or engine, of NEEDS.
         public: of a method whose server trains on public rows or scores by them, if it is given some: what becomes of it
@@ -83,6 +84,7 @@ class MethodInfo:
     asks: tuple[str, ...] = ()
     tells: tuple[str, ...] = ()
     reveals: tuple[str, ...] = ()
+    derives: tuple[str, ...] = ()
     renews: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     public: str = ""

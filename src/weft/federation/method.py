@@ -109,6 +109,25 @@ class Method:
         return ""
 
     @property
+    def sees_rows(self) -> str:
+        """How clients look at their rows otherwise than one by one in their steps, in words after the method's name; ``""`` if
+        they do not: then noise on the gradients of single rows hides these.
+
+        In a step the loss of a batch is the mean of the losses of its rows, each of which depends on its own row alone.
+        """
+        facts = [name for name in self.info.reveals if name not in self.info.derives]
+        return f"tells {', '.join(facts)} of a client's rows" if facts else ""
+
+    @property
+    def gives_away(self) -> str:
+        """What an update tells beside values that have a norm, in words after the method's name; ``""`` if nothing: then noise on
+        these values hides the client.
+        """
+        if self.info.reveals:
+            return f"sends {', '.join(self.info.reveals)} beside values"
+        return "sends those entries that clients have chosen by what they have learnt" if self.in_part else ""
+
+    @property
     def views(self) -> tuple[str, ...]:
         """Ways to predict, see :class:`MethodInfo`: of its card, unless their number is a setting."""
         return self.info.views

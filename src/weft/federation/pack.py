@@ -16,12 +16,13 @@ from weft.adaptation.dropout import rows_of
 from weft.adaptation.optim import Optim, Optimizer
 from weft.backbones.pixels import Pixels
 from weft.errors import WeftError
-from weft.federation import batch_statistics, in_steps, plans
+from weft.federation import batch_statistics, hidden_rows, in_steps, plans
 from weft.federation.batch import Batch, make_batch
 from weft.federation.bench import Bench
 from weft.federation.client import ClientState
 from weft.federation.counting import Counting
 from weft.federation.guidance import Guidance
+from weft.federation.hidden_rows import HiddenRows
 from weft.federation.message import Update
 from weft.federation.passes import Passes
 from weft.federation.round import Round
@@ -43,10 +44,11 @@ class Pack(Passes):
         at_server: it is the server's own, where GIVEN tensors may be trained.
         offsets: name -> [K, …], added to the gradients of every optimizer that is made afterwards.
         guidance: what else a rule over the method adds to its steps.
+        hidden: what rows are hidden behind in this turn; None = the method sees them.
         work: what each client has done in this turn, by twins too.
 
     Args:
-        load: the method's.
+        load: the method's. hides: it is for a turn in which rows are hidden, if the run hides any.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Pack(Passes):
         start: Mapping[str, Tensor] | None = None,
         at_server: bool = False,
         load: Callable[[Pack], None] | None = None,
+        hides: bool = False,
     ):
         super().__init__(bench, turns, round, start)
         self.at_server = at_server
@@ -68,7 +71,7 @@ class Pack(Passes):
         self.offsets: dict[str, Tensor] = {}
         self.guidance = Guidance()
         if load is not None:
-            load(self)
+            load(HiddenRows(self, bench.privacy).over(self) if hides and bench.privacy.rows is not None else self)
 
     def count_flops(self) -> None:
         """From here on, operations are counted too."""
@@ -86,8 +89,12 @@ class Pack(Passes):
     ) -> Iterator[Batch]:
         """The turn's batches; a client that has finished leaves the batch. ``caps``: each client's most batches of an epoch."""
         plan = self._plans(epochs, steps, size, stream, caps)
+        if self.hidden is not None:
+            yield from self.hidden.drawn(self, [len(p) for p in plan], size, stream)
+            return
+        rows = [c.data.train for c in self.clients]
         for j in range(max((len(p) for p in plan), default=0)):
-            yield self._assemble([p.batches[j] if j < len(p) else None for p in plan], stream, j)
+            yield self.assembled([p.batches[j] if j < len(p) else None for p in plan], rows, stream, j)
 
     def lengths(
         self, epochs: float | None = 1.0, steps: int | None = None, size: int = 32, caps: Sequence[int] | None = None
@@ -107,6 +114,8 @@ class Pack(Passes):
         Args:
             to: bool [n], whether a row of the table may be trained on.
         """
+        if self.hidden is not None:
+            raise hidden_rows.looked("chooses among its clients' rows")
         view = copy.copy(self)
         kept = [replace(c.data, train=c.data.train[to[c.data.train]]) for c in self.clients]
         view.clients = [replace(c, data=data) for c, data in zip(self.clients, kept, strict=True)]
@@ -125,7 +134,9 @@ class Pack(Passes):
         self, epochs: float | None, steps: int | None, size: int, stream: str, caps: Sequence[int] | None = None
     ) -> list[plans.Plan]:
         each: Sequence[int | None] = [None] * len(self.clients) if caps is None else caps
-        rows = [c.data.train if self._training is None or c.id in self._training else c.data.train[:0] for c in self.clients]
+        real = [c.data.train for c in self.clients] if self.hidden is None else self.hidden.rows
+        some = [self._training is None or c.id in self._training for c in self.clients]
+        rows = [own if trains else own[:0] for own, trains in zip(real, some, strict=True)]
         groups = self.bench.table.groups
         return [
             plans.turn(
@@ -144,21 +155,25 @@ class Pack(Passes):
             for c, own, cap in zip(self.clients, rows, each, strict=True)
         ]
 
-    def _assemble(self, rows: list[np.ndarray | None], stream: str, step: int) -> Batch:
+    def assembled(self, chosen: Sequence[np.ndarray | None], rows: Sequence[np.ndarray], stream: str, step: int) -> Batch:
         """One step from positions in each client's training rows (None = not in this step).
 
         A row's key comes from its place in the step, for rows have other numbers in a table that is a client's alone.
+
+        Args:
+            rows: of the table, that are each client's own.
         """
-        present = [i for i, r in enumerate(rows) if r is not None and len(r)]
-        width = max(len(rows[i]) for i in present)  # type: ignore[arg-type]
+        present = [(i, own[places]) for i, (own, places) in enumerate(zip(rows, chosen, strict=True)) if places is not None]
+        width = max(1, *(len(own) for _, own in present))
         index = np.full((len(present), width), -1, dtype=np.int64)
-        for row, i in zip(index, present, strict=True):
-            row[: len(rows[i])] = self.clients[i].data.train[rows[i]]  # type: ignore[arg-type]
-        own = [key(self.bench.seed, "step", self.round.index, self.clients[i].id, stream, step) for i in present]
-        keys = rows_of(torch.tensor(own), width)
+        for row, (_, own) in zip(index, present, strict=True):
+            row[: len(own)] = own
+        drawn = [key(self.bench.seed, "step", self.round.index, self.clients[i].id, stream, step) for i, _ in present]
+        keys = rows_of(torch.tensor(drawn), width)
         if isinstance(table := self.bench.table, Pixels):  # one of its views is trained on in the place of each picture
             index = table.viewed(index, keys.numpy())
-        batch = make_batch(self.task, table, index, present if len(present) < len(rows) else None, self.device)
+        some = [i for i, _ in present] if len(present) < len(rows) else None
+        batch = make_batch(self.task, table, index, some, self.device)
         return replace(batch, keys=keys.to(self.device))
 
     def seen_again(self, batch: Batch) -> Batch:
@@ -256,6 +271,9 @@ class Pack(Passes):
         if patterns and not names:
             raise WeftError(f"the optimizer holds no tensor that matches {', '.join(patterns)}")
         params = {n: optimizer.params[n] for n in names or optimizer.params}
+        if self.hidden is not None:
+            free = {**self.masks, **(entries or {})}
+            return self.hidden.step(self, optimizer, objective, batch, list(params), tick, free, watch)
         self.worked(batch, 2 if self.guidance.centre else 1, moving=self.guidance.noted is None)
         shifts = self.guidance.shifts(lambda values: self._slopes(objective, batch, values, params))
         if self.counting is not None:
@@ -370,18 +388,34 @@ class Pack(Passes):
         who = torch.arange(len(self.clients), device=self.device) if batch.clients is None else batch.clients
         each, index = who.repeat_interleave(b), batch.index.reshape(-1, 1)
         keys = None if batch.keys is None else batch.keys.reshape(-1, 1)
-        size = 1 if any(p.part.alone for p in self._weave.placed) else len(each)
+        found = self.gradients_of_rows(objective, each, index, keys, names)
+        return {n: g.unflatten(0, (k, b)) for n, g in found.items()}
+
+    def gradients_of_rows(
+        self,
+        objective: Callable[[Pack, Batch], Tensor],
+        each: Tensor,
+        index: np.ndarray,
+        keys: Tensor | None,
+        names: Sequence[str],
+    ) -> dict[str, Tensor]:
+        """Gradients [n, …] of n rows of the table, by tensors that match; of none of them where a tensor plays no part.
+
+        Args:
+            each: [n] the client in the pack of each. index: [n, 1] the rows, -1 = padding. keys: [n, 1], see :class:`Batch`.
+        """
+        size = 1 if any(p.part.alone for p in self._weave.placed) else max(len(each), 1)
         found = []
-        for i in range(0, k * b, size):
+        for i in range(0, len(each), size):
             rows = make_batch(self.task, self.bench.table, index[i : i + size], None, self.device)
             rows = replace(rows, keys=None if keys is None else keys[i : i + size])
-            found.append(self._row_gradients(objective, each[i : i + size], rows, names))
-        return {n: torch.cat([some[n] for some in found]).unflatten(0, (k, b)) for n in found[0]}
+            found.append(self._gradients_of_rows(objective, each[i : i + size], rows, names))
+        return {n: torch.cat([some[n] for some in found]) for n in found[0]}
 
-    def _row_gradients(
+    def _gradients_of_rows(
         self, objective: Callable[[Pack, Batch], Tensor], each: Tensor, rows: Batch, names: Sequence[str]
     ) -> dict[str, Tensor]:
-        """Gradients [n, …] of rows, one of each of n clients, each of the client at ``each`` ([n]) of the pack."""
+        """Of rows that share a pass."""
         view = copy.copy(self)
         place = each.tolist()
         view.clients, view.turns = [self.clients[i] for i in place], [self.turns[i] for i in place]
@@ -391,9 +425,10 @@ class Pack(Passes):
         view.has = {n: h.index_select(0, each) for n, h in self.has.items()}
         view._lacks = {n: h.index_select(0, each) for n, h in self._lacks.items()}
         view.masks = {n: m.index_select(0, each) for n, m in self.masks.items()}
-        view._weave = self._weave.of(each, view.tensors)
+        view._weave, view.hidden, view.places = self._weave.of(each, view.tensors), None, each
         leaves = {n: view.tensors[n].requires_grad_(True) for n in self.params(*names)}
-        slopes = view.slopes(objective(view, rows).sum(), leaves)
+        whole = in_steps.losses(view, view._weave.placed, objective, rows)[1].sum()
+        slopes = view.slopes(whole, leaves) if whole.requires_grad else dict.fromkeys(leaves)
         return {n: torch.zeros_like(leaves[n]) if g is None else g for n, g in slopes.items()}
 
     def rows(self, name: str) -> Tensor:

@@ -22,6 +22,7 @@ from weft.federation.alike import check_alike
 from weft.federation.batch import Batch, make_batch
 from weft.federation.bench import Bench
 from weft.federation.counting import Counting
+from weft.federation.hidden_rows import HiddenRows, looked
 from weft.federation.hidden_states import HiddenStates
 from weft.federation.layout import named
 from weft.federation.round import Round
@@ -85,6 +86,8 @@ class Passes(Towers, HiddenStates):
         self._given: dict[str, Tensor] | None = None
         self._taps: Mapping[str, taps.Tap] = {}
         self.counting: Counting | None = None
+        self.hidden: HiddenRows | None = None
+        self.places: Tensor | None = None
 
     @property
     def weave(self) -> Weave:
@@ -131,6 +134,7 @@ class Passes(Towers, HiddenStates):
         Args:
             most: blocks that may be left out; None = all that lie below the parts.
         """
+        self.check_seen()
         cuts = [cut if most is None else min(cut, most) for cut in self.cuts()]
         cut = min(cuts)
         if self.counting is not None:
@@ -263,8 +267,25 @@ class Passes(Towers, HiddenStates):
             logits = logits[inputs["input_ids"] >= 0]
         return Output(logits.to(self.device, self.dtype).view(k, -1, logits.shape[-1]))
 
+    def own(self, values: Tensor) -> Tensor:
+        """Values [K, …] of the turn's clients, for the clients of this pass: in a pass in which every row is a client of its own,
+        those of its client. What an objective knows from outside of its pack goes through here.
+        """
+        return values if self.places is None else values.index_select(0, self.places.to(values.device))
+
+    def check_seen(self) -> None:
+        """
+        Raises:
+            UserError: rows are hidden in this turn, and a method looks at them outside of its steps.
+        """
+        if self.hidden is not None:
+            raise looked("looks at rows outside of its steps")
+
     def labels(self, rows: np.ndarray) -> np.ndarray:
         """Class indices of table rows, of any shape; a client asks for rows of its own."""
+        self.check_seen()
+        if self.places is not None and bool((rows < 0).any()):
+            raise looked("looks at labels of more rows than one in a step")
         return self.bench.table.labels[rows]
 
     def loss(self, out: Output, batch: Batch) -> Tensor:

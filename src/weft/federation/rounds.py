@@ -57,12 +57,23 @@ def begin(
     return ServerState(bench, adaptation, clients, rounds, start, robust, method, step, notes, public, periods)
 
 
-def enter(method: Method, bench: Bench, turns: Sequence[Turn], round: Round, start: Mapping[str, Tensor] | None = None) -> Pack:
-    """Clients that have received what they train or are scored with, and whose models are made of it."""
+def enter(
+    method: Method,
+    bench: Bench,
+    turns: Sequence[Turn],
+    round: Round,
+    start: Mapping[str, Tensor] | None = None,
+    hides: bool = False,
+) -> Pack:
+    """Clients that have received what they train or are scored with, and whose models are made of it.
+
+    Args:
+        hides: they are to train by :func:`weft.federation.hidden_turn.trained`.
+    """
     if bench.arrivals is not None:
         for turn in turns:
             bench.arrivals.enter(turn.client, round.period)
-    return Pack(bench, turns, round, start, load=method.load)
+    return Pack(bench, turns, round, start, load=method.load, hides=hides)
 
 
 def close_round(method: Method, server: ServerState, updates: Iterable[Update]) -> dict[str, Any]:

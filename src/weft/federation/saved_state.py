@@ -20,6 +20,7 @@ class SavedState:
     shared: dict[str, Value]
     start: dict[str, Tensor]
     memo: dict[str, Any]
+    hiding: dict[str, Any]
     stamps: dict[str, int]
     masked: dict[str, int]
     terms: dict[str, growing.Terms]
@@ -36,7 +37,7 @@ class SavedState:
     def snapshot(self) -> Callable[[], None]:
         """What puts the values of this moment back: for a round whose result is not finite."""
         about_clients = (self.counted, self.said, self.synced, self.notes.manifest)
-        stores: tuple[dict[str, Any], ...] = (self.shared, self.stamps, self.masked, self.memo, *about_clients)
+        stores: tuple[dict[str, Any], ...] = (self.shared, self.stamps, self.masked, self.memo, self.hiding, *about_clients)
         before, terms = [dict(d) for d in stores], {n: list(t) for n, t in self.terms.items()}
 
         def undo() -> None:
@@ -61,13 +62,13 @@ class SavedState:
     def tensors_and_json(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything needed to go on, as named tensors and plain JSON."""
         values: dict[str, Value] = {}
-        memo: dict[str, Any] = {}
+        memo, hiding = dict[str, Any](), dict[str, Any]()
         for prefix, store in self._stores().items():
             for name, value in store.items():
                 if isinstance(value, Value):
                     values[f"{prefix}:{name}"] = value
                 else:
-                    memo[name] = value
+                    (hiding if prefix == "hiding" else memo)[name] = value
         tensors, scales = forms.flatten(values)
         state = {
             "stamps": self.stamps,
@@ -81,12 +82,13 @@ class SavedState:
             "counted": self.counted,
             "said": dict(self.said),
             "notes": self.notes.manifest,
+            **({"hiding": hiding} if hiding else {}),
         }
         return tensors, state
 
     def _stores(self) -> dict[str, dict[str, Any]]:
         """What holds values, by the first word of their names in a checkpoint."""
-        return {"shared": self.shared, "start": self.start, "memo": self.memo}
+        return {"shared": self.shared, "start": self.start, "memo": self.memo, "hiding": self.hiding}
 
     def restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Undo :meth:`tensors_and_json`."""
@@ -97,6 +99,7 @@ class SavedState:
             prefix, name = key.split(":", 1)
             stores[prefix][name] = value
         self.memo |= state["memo"]
+        self.hiding |= state.get("hiding", {})
         self.stamps, self.synced, self.clock = dict(state["stamps"]), dict(state["synced"]), int(state["clock"])
         self.masked = {n: int(at) for n, at in state.get("masked", {}).items()}
         self.terms = {n: [(int(a), int(b)) for a, b in t] for n, t in state["terms"].items()}

@@ -63,7 +63,8 @@ class ServerState(SavedState, Averages, NotedPlaces):
     Attributes:
         shared: DOWN tensors by name, each stamped with when it was last written, so that only news is sent.
         masked: by name of those that are Masked, the stamp of when their mask was last another.
-        memo: the method's own state (tensors, LowRanks and JSON values). clients: all known clients.
+        memo: the method's own state (tensors, LowRanks and JSON values). hiding: that of what hides clients.
+        clients: all known clients.
         notes: the same of each client, where a checkpoint must not hold everybody's. counted: the last round in which a client's
             update counted, by client. said: facts of clients that the server has renewed, by client.
         start: start values handed to clients in set-up (a warm-started head); the others are drawn from the seed.
@@ -105,6 +106,7 @@ class ServerState(SavedState, Averages, NotedPlaces):
         self.masked: dict[str, int] = {}
         self.terms: dict[str, growing.Terms] = {}  # of LowRanks
         self.memo: dict[str, Any] = {}
+        self.hiding: dict[str, Any] = {}
         self.notes = notes or Notes()
         self.counted: dict[str, int] = {}
         self.said: dict[str, dict[str, Any]] = {}

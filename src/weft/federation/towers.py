@@ -41,6 +41,8 @@ class Towers:
 
         def _check_absent(self) -> None: ...
 
+        def check_seen(self) -> None: ...
+
         def _forward(
             self, inputs: dict[str, Tensor], clients: Tensor | None, k: int, use: Mapping[str, Weight] | None
         ) -> Output: ...
@@ -137,6 +139,7 @@ class Towers:
         Raises:
             WeftError: there are no such embeddings, or parts sit in the tower that makes them.
         """
+        self.check_seen()
         self._check_towers()
         inside = [p for p in self._weave.placed if not p.site.tower and p.site.role not in ("embedding", "values")]
         if inside:

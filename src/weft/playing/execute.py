@@ -130,6 +130,8 @@ def play(
         engine: plays the rounds. aside: name of the one stage that all progress is told under, for a run beside the main one.
         metering: notes the energy of its rounds.
     """
+    if x.baseline is not None:
+        material = material.open()
     method = baselines.stand_in(x) or baselines.with_all_steps(method, x.baseline, len(material.clients))
     clients = copies(material.clients)
     facts = sized(method.profile)

@@ -53,7 +53,8 @@ SHORT = {
 def round_head(line: dict[str, Any]) -> Text:
     """Names of the columns of :func:`round_row`."""
     first, second = _scored(line)
-    names = ["round", "loss", _short(first)[:18], _short(second)[:6], "mean", "worst", "new", "down", "up"]
+    second_column = "loss" if "privacy" not in line else "ε"  # no loss of rows is told where they are hidden
+    names = ["round", second_column, _short(first)[:18], _short(second)[:6], "mean", "worst", "new", "down", "up"]
     return Text(_aligned(names), style="dim")
 
 
@@ -76,7 +77,7 @@ def round_row(line: dict[str, Any]) -> Text | None:
     if line.get("evaluations") is None:
         return None
     numbers = metrics([line])
-    loss = line.get("loss")
+    loss = line.get("loss") if "privacy" not in line else line["privacy"]["epsilon"]
     cells = [
         str(int(line["round"]) + 1),
         NONE if loss is None else _loss(loss),
@@ -192,11 +193,23 @@ def closing(out: Console, summary: Mapping[str, Any], rounds: Sequence[dict[str,
         table.add_row(f"view {view}", *(_score(_view_accuracy(c.line, view)) for c in compared))
     for way in ("down", "up"):
         table.add_row(f"bytes {way}", *(NONE if c.phases is None else _all_sent(c.phases, way) for c in compared))
+    for label, value in _spent(rounds).items():
+        table.add_row(label, value, *[NONE] * (len(compared) - 1))
     for label, cells in (_energy_rows([c.energy for c in compared]) | _clock_rows([c.clock for c in compared])).items():
         table.add_row(label, *cells)
     out.print(table)
     out.print()
     out.print(Text(meaning(summary), style="dim"))
+
+
+def _spent(rounds: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """ε of all rounds, by what it is of; nothing where nobody is hidden by noise."""
+    last = next((line["privacy"] for line in reversed(rounds) if "privacy" in line), None)
+    if last is None:
+        return {}
+    units = {"row": "ε of a row", "client": "ε of a client"}
+    said = {words: last[f"{unit}_epsilon"] for unit, words in units.items() if f"{unit}_epsilon" in last}
+    return {words: "∞" if value is None else f"{value:.2f}" for words, value in said.items()} | {"δ": f"{last['delta']:g}"}
 
 
 def _all_sent(phases: Mapping[str, Any], way: str) -> str:

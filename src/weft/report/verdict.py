@@ -85,7 +85,8 @@ def _guessing(summary: Mapping[str, Any], settings: Mapping[str, Any]) -> Findin
         or settings.get("baseline") == "zero-shot"
     ):
         return None
-    started = settings.get("start_head") == "probe" or bool((summary.get("start") or {}).get("head"))
+    hidden = settings.get("privacy", "none") != "none"  # a probe would be trained before anything is hidden
+    started = hidden or settings.get("start_head") == "probe" or bool((summary.get("start") or {}).get("head"))
     head = summary.get("backbone", {}).get("head", True) and not started and not _probed(settings)
     faster = _rate(settings, 10.0)
     ways = ["a higher learning rate"] * bool(faster) + ["more rounds"] + ["a head that starts from a probe"] * bool(head)

@@ -30,9 +30,11 @@ from weft.engines.observer import Observer
 from weft.engines.setup import Tests
 from weft.errors import UserError
 from weft.experiment import Experiment, handed
+from weft.experiment.hidden import chain_of
 from weft.federation import common_facts
 from weft.federation.bench import Bench
 from weft.federation.client import ClientState, Splits
+from weft.privacy.hiding import Privacy
 from weft.runs import public_rows
 from weft.runs.arriving import arriving, held
 from weft.runs.beginning import Beginning
@@ -96,6 +98,11 @@ class Material:
         others = {name: emptied(other) for name, other in self.bench.others.items()}
         public = None if self.public is None else emptied(self.public)
         return replace(self, bench=replace(emptied(self.bench), others=others), public=public)
+
+    def open(self) -> Material:
+        """The same where nothing is hidden: for what the run is only compared with, and never sends."""
+        others = {name: replace(other, privacy=Privacy()) for name, other in self.bench.others.items()}
+        return replace(self, bench=replace(self.bench, privacy=Privacy(), others=others))
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint's numbers rest on: data as dealt, weights, and precision."""
@@ -371,7 +378,8 @@ def bench_of(x: Experiment, backbone: Backbone, classes: Sequence[str], rows: Ro
     table = tabulate(backbone, rows, x.max_length, views)
     if x.sequence_packing:
         lines.check(backbone, table)
-    return Bench(backbone, task, table, x.seed, prefix, x.by_length, recompute=x.recompute, sequence_packing=x.sequence_packing)
+    kept: dict[str, Any] = {"recompute": x.recompute, "sequence_packing": x.sequence_packing, "privacy": chain_of(x)}
+    return Bench(backbone, task, table, x.seed, prefix, x.by_length, **kept)
 
 
 def more_of(x: Experiment) -> dict[str, Any]:

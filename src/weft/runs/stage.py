@@ -21,6 +21,7 @@ from weft.energy import UNMETERED, Metering
 from weft.engines import transfer
 from weft.engines.asynchronous import Asynchronous
 from weft.engines.engine import Engine, Turns
+from weft.engines.noise_budget import Spending
 from weft.engines.observer import Observer
 from weft.engines.setup import Settings, Setup
 from weft.engines.stepwise import simulated
@@ -169,6 +170,7 @@ class Player:
             material.tests,
             Sentences(observer) if stage.aside else observer,
             clock,
+            None if material.bench.privacy.central is None else Spending(folder / "privacy.json", material.bench.privacy),
         )
         if clock is not None:
             if saved is not None and saved.clock is not None:

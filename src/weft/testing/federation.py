@@ -22,6 +22,7 @@ from weft.data.rows import BOTH
 from weft.data.several import facts as tasks_of
 from weft.engines.cohort import cohort
 from weft.engines.engine import Engine
+from weft.engines.noise_budget import Spending
 from weft.engines.scoring import Scoring
 from weft.engines.setup import Settings, Setup
 from weft.engines.stepwise import simulated
@@ -37,12 +38,15 @@ from weft.federation.round import Round
 from weft.federation.rounds import adapted, begin, enter
 from weft.federation.server import ServerState
 from weft.federation.turn import Turn
+from weft.privacy.hiding import Privacy
 from weft.storage.notes import Notes
 from weft.storage.store import ClientStore, Spool
 from weft.tasks.generation_settings import Decoding
 from weft.tasks.kinds import CLASSES, GENERATION, LANGUAGE, MASKED, NEXT_ITEM, PREFERENCE, QUESTIONS, SEVERAL, TOKENS, make
 from weft.testing.data import SIZES, TAGS, for_server, names_of_several, states
 from weft.testing.models import PAIRED, at_home, backbone, items, names, root, task_of
+
+NOTHING = Privacy()
 
 
 @dataclass
@@ -130,6 +134,7 @@ def federation(
     public: int = 0,
     periods: int = 1,
     known: bool = False,
+    privacy: Privacy = NOTHING,
     **settings: Any,
 ) -> Federation:
     """A whole tiny federation in memory: ``federation(FedIT(rank=2), pack=3).run()``.
@@ -143,6 +148,7 @@ def federation(
         spaces: see :func:`weft.testing.data.tagged`. decoding: of ``generation``; None = the usual.
         public: rows of the same kind that the server has.
         periods: in which rows arrive, by their classes. known: rows are told apart among those of their own period.
+        privacy: what rows and clients are hidden by.
         where: folder of the client store (a new temporary one). settings: of :class:`weft.engines.setup.Settings`.
     """
     if task == "auto" and (not isinstance(model, Backbone) or task_of(method) in LANGUAGE):
@@ -182,7 +188,8 @@ def federation(
     # of a prompt that is too long its picture is cut off with the question
     longest = 64 if task in LANGUAGE and of.reads == BOTH else 32
     benches = [
-        Bench(b, predicts, tabulate(b, all_rows, longest), seed, PrefixCache(b) if prefix else None) for b in (of, *others)
+        Bench(b, predicts, tabulate(b, all_rows, longest), seed, PrefixCache(b) if prefix else None, privacy=privacy)
+        for b in (of, *others)
     ]
     if periods > 1:
         arrivals = Arrivals(of_row, periods)
@@ -206,5 +213,6 @@ def federation(
         ClientStore(where / "clients"),
         Spool(where / "spool"),
         tests,
+        spending=None if privacy.central is None else Spending(where / "privacy.json", privacy),
     )
     return Federation(method, made, server, clients, Engine(setup, simulated(setup)), rounds)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from weft.federation.method import Method
-from weft.testing import of_rules, of_runs, of_settings
+from weft.testing import of_privacy, of_rules, of_runs, of_settings
 
 Law = Callable[[Method], None]
 
@@ -13,6 +13,7 @@ LAWS: dict[str, Law] = {
     "pack": of_runs.check_packs,
     "return": of_runs.check_return,
     "sums": of_rules.check_sums,
+    "rows": of_privacy.check_rows,
     "sites": of_runs.check_sites,
     "scores": of_runs.check_scores,
     "ledger": of_runs.check_ledger,

@@ -13,11 +13,15 @@ from weft.errors import UserError
 class Configured:
     """Something with a name whose fields are its settings, each of the type and within the bounds that it is annotated with.
 
+    Attributes:
+        called: what it is, for sentences.
+
     Raises:
         UserError: a value is not.
     """
 
     name: ClassVar[str]
+    called: ClassVar[str] = "codec"
 
     def __post_init__(self) -> None:
         typed.check(self)
@@ -60,5 +64,5 @@ def configured(cls: type[C], text: str) -> C:
                 given[name] = None
                 problems.append(e.clause(name))
     if problems:
-        raise UserError(typed.sentence(f'codec "{cls.name}"', problems))
+        raise UserError(typed.sentence(f'{cls.called} "{cls.name}"', problems))
     return cls(**given)

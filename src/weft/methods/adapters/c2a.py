@@ -83,6 +83,10 @@ class C2A(Method):
     batch: Count = 64
     optim: Optim = Optim("adamw", lr=3e-4, weight_decay=1e-2, schedule="constant")
 
+    @property
+    def sees_rows(self) -> str:
+        return "makes a client's adapters of the classes of all its rows"
+
     def adapt(self, backbone: Backbone, task: Task, client: ClientInfo) -> Adaptation:
         hyper = HyperAdapter(len(task.classes), self.rank, self.factor, self.embedding, self.context)
         scopes = {role: SHARED for site in hyper.sites(backbone) for role in hyper.tensors(backbone, site)}

@@ -105,6 +105,10 @@ class FedMNMT(Method):
     batch: Count = 128
     optim: Optim = Optim("adamw", lr=1e-3, schedule="constant")
 
+    @property
+    def sees_rows(self) -> str:
+        return "takes the gradient of all of a client's rows to find clusters" if self.clusters == "gradients" else ""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         every = [name_of(one) for group in self._groups() for one in group]

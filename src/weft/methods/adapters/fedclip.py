@@ -75,6 +75,10 @@ class FedCLIP(Method):
     batch: Count = 32
     optim: Optim = Optim("adam", lr=5e-5, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2, schedule="constant")
 
+    @property
+    def sees_rows(self) -> str:
+        return "compares the pictures of a batch with each other" if self.loss == "pairs" else ""
+
     def adapt(self, backbone: Backbone, task: Task, client: ClientInfo) -> Adaptation:
         return {"adapter": (AttentionAdapter(), SHARED)}
 

@@ -93,6 +93,10 @@ class MPFT(Method):
     optim: Optim = Optim("adamw", lr=1e-3, weight_decay=0.01, clip=1.0, schedule="cosine", warmup=0.05)
 
     @property
+    def sees_rows(self) -> str:
+        return "sends what the frozen backbone makes of rows"
+
+    @property
     def sums(self) -> bool:
         return False
 

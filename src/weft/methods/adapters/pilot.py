@@ -123,6 +123,10 @@ class Pilot(Method):
     optim: Optim = Optim("adamw", lr=2e-5, schedule="cosine", warmup=0.03)
 
     @property
+    def sees_rows(self) -> str:
+        return "balances what the rows of a batch do together"
+
+    @property
     def sums(self) -> bool:
         return False
 

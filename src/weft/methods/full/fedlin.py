@@ -78,6 +78,10 @@ class FedLin(Tuned):
     optim: Optim = Optim("sgd", lr=0.05, schedule="constant")
 
     @property
+    def sees_rows(self) -> str:
+        return "takes the gradient of all of a client's rows at once"
+
+    @property
     def sums(self) -> bool:
         return self.client_top == 1  # clients that choose entries send them one below the other, and their places
 

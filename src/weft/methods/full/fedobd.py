@@ -79,6 +79,10 @@ class FedOBD(Tuned):
     batch: Count = 64
     optim: Optim = Optim("sgd", lr=0.1, schedule="cosine")
 
+    @property
+    def gives_away(self) -> str:
+        return "sends those blocks that have changed most"
+
     def plan(self, server: ServerState, t: int) -> Round | None:
         first = server.rounds - min(self.tail, server.rounds // 2)
         if t < first:

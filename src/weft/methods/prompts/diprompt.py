@@ -100,6 +100,10 @@ class DiPrompT(Method):
     optim: Optim = Optim("sgd", lr=0.005, schedule="constant")
 
     @property
+    def sees_rows(self) -> str:
+        return "finds domains of all of a client's rows at once"
+
+    @property
     def sums(self) -> bool:
         return not self.counts  # they are weights that the server has to see
 

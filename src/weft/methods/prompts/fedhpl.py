@@ -93,6 +93,10 @@ class FedHPL(Method):
     optim: Optim = Optim("sgd", lr=0.05, momentum=0.9, schedule="constant")
 
     @property
+    def sees_rows(self) -> str:
+        return "sends what a client predicts for its rows of each class"
+
+    @property
     def sums(self) -> bool:
         return False
 

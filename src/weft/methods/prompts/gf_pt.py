@@ -143,6 +143,10 @@ class GFPT(Method):
     weighting: Weighting = "uniform"
 
     @property
+    def gives_away(self) -> str:
+        return "sends ids of words, which have no norm"
+
+    @property
     def sums(self) -> bool:
         return False  # a mean of ids is no id
 

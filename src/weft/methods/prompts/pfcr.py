@@ -113,6 +113,10 @@ class PFCR(Method):
     batch: Count = 1024
     optim: Optim = Optim("adamw", lr=1e-3, schedule="constant")
 
+    @property
+    def sees_rows(self) -> str:
+        return "sends the gradients of its steps as they come"
+
     def adapt(self, backbone: Backbone, task: Task, client: ClientInfo) -> Adaptation:
         if backbone.reads != "items":
             raise UserError(

@@ -96,6 +96,8 @@ class PFedPrompt(Method):
 
     def load(self, pack: Pack) -> None:
         """F [K, n, e] and Y [K, n, C] of the clients' training rows; a row of zeros is no picture."""
+        if pack.hidden is not None and not self.in_training:
+            return  # a turn has no use for it, and is not to look at rows
         rows = [c.data.train for c in pack.clients]
         labels = [torch.from_numpy(pack.labels(own)) for own in rows]
         classes = [one_hot(y, len(pack.task.classes)).to(pack.device, pack.dtype) for y in labels]

@@ -135,6 +135,14 @@ class Powder(Method):
     optim: Optim = Optim("adamw", lr=0.005, schedule="constant")
 
     @property
+    def gives_away(self) -> str:
+        return "sends ids of classes, which have no norm"
+
+    @property
+    def sees_rows(self) -> str:
+        return "finds keys of all of a client's rows"
+
+    @property
     def sums(self) -> bool:
         return False
 

@@ -123,6 +123,10 @@ class SGPT(Method):
     batch: Count = 40
     optim: Optim = Optim("sgd", lr=0.01, momentum=0.9, weight_decay=1e-5, schedule="constant")
 
+    @property
+    def sees_rows(self) -> str:
+        return "counts which prompts a client's rows take"
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.tokens > 1 and not self.std:

@@ -175,7 +175,7 @@ class FedBiOT(Method):
         for site in lora.sites(pack.backbone):
             name, other = (f"lora/{site.called}/{role}" for role in "AB")
             a, scale = pack.tensors[name], lora.constants(site)["scale"]
-            a0, b, b0 = received[name], pack.tensors[other], received[other]
+            a0, b, b0 = pack.own(received[name]), pack.tensors[other], pack.own(received[other])
             u, v = torch.cat([b - b0, b0], 2), torch.cat([a, a - a0], 1)
             found.append(scale**2 * ((u.mT @ u) * (v @ v.mT)).sum((1, 2)))
         return torch.stack(found).sum(0)

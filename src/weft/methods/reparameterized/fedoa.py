@@ -79,6 +79,10 @@ class FedOA(Method):
     batch: Count = 8
     optim: Optim = Optim("adamw", lr=3e-4, clip=1.0)
 
+    @property
+    def sees_rows(self) -> str:
+        return "pulls a batch together by the root of a sum over its rows"
+
     def adapt(self, backbone: Backbone, task: Task, client: ClientInfo) -> Adaptation:
         lora = LoRA(self.rank, self.alpha, self.sites)
         return {"lora": (lora, SHARED), "mine": (lora, PERSONAL), "head": (task.head, SHARED)}

@@ -97,6 +97,10 @@ class FedP2EFT(Method):
     batch: Count = 32
     optim: Optim = Optim("adamw", lr=1e-4, schedule="constant")
 
+    @property
+    def sees_rows(self) -> str:
+        return "makes ranks of what layers do with all of a client's rows"
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.budget > self.rank:

@@ -78,6 +78,7 @@ class HetLoRA(Method):
         asks=("rank",),
         renews=("rank",),
         reveals=("rank",),
+        derives=("rank",),
         needs=("factors",),
         sends="both LoRA factors at its rank, after pruning, that rank, and the head",
     )

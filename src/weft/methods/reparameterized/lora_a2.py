@@ -72,6 +72,7 @@ class LoRAA2(Method):
         ),
         asks=("rank",),
         reveals=("units",),
+        derives=("units",),
         needs=("factors",),
         sends=(
             "by how much it has changed the ranks that matter most to it, of one LoRA factor, which these are, and the number of "

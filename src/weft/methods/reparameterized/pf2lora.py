@@ -86,6 +86,10 @@ class PF2LoRA(Method):
     batch: Count = 16
     optim: Optim = Optim("adamw", lr=1e-3, schedule="constant")
 
+    @property
+    def sees_rows(self) -> str:
+        return "takes a step within each step, on other rows"
+
     def adapt(self, backbone: Backbone, task: Task, client: ClientInfo) -> Adaptation:
         if self.private >= self.rank:
             raise UserError(

@@ -116,6 +116,10 @@ class FedPCL(Method):
     optim: Optim = Optim("adamw", lr=1e-3, weight_decay=1e-4, schedule="constant")
 
     @property
+    def sees_rows(self) -> str:
+        return "sends means over the rows of each class"
+
+    @property
     def sums(self) -> bool:
         return False
 

@@ -128,6 +128,10 @@ class FedPM(Tuned):
 
     # what has masks -----------------------------------------------------------------------------------------------------
 
+    @property
+    def gives_away(self) -> str:
+        return "sends bits, which have no norm"
+
     def adapt(self, backbone: Backbone, task: Task, client: ClientInfo) -> Adaptation:
         parts = super().adapt(backbone, task, client)
         frozen = self._frozen(parts, backbone)

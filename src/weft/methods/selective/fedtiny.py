@@ -97,6 +97,10 @@ class FedTiny(Pruned):
 
     # the masks that all know --------------------------------------------------------------------------------------------
 
+    @property
+    def sees_rows(self) -> str:
+        return "takes the gradient of all of a client's rows to choose what grows"
+
     def start(self, server: ServerState) -> None:
         shapes = {n: tuple(dense(server.shared[n]).shape) for n in self.prunable(server.adaptation, server.bench.backbone)}
         for name, share in self._densities(shapes).items():

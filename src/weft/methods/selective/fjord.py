@@ -130,7 +130,7 @@ class FjORD(Method):
             widths = self.drawn(pack, batch, draws)
 
             def objective(pack: Pack, batch: Batch, widths: Tensor = widths) -> Tensor:
-                narrow = self.at(pack, batch, widths)
+                narrow = self.at(pack, batch, pack.own(widths))
                 if not self.distil:
                     return pack.loss(narrow, batch)
                 wide = pack(batch)

@@ -80,6 +80,14 @@ class HeteroFL(Method):
     batch: Count = 10
     optim: Optim = Optim("sgd", lr=0.1, momentum=0.9, weight_decay=5e-4, clip=1.0, schedule="constant")
 
+    @property
+    def sees_rows(self) -> str:
+        return "masks the classes that a client has no rows of" if self.masked else ""
+
+    @property
+    def gives_away(self) -> str:
+        return super().gives_away if self.masked else ""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         nested(LoRA(self.rank, self.alpha), self.rates)

@@ -87,6 +87,10 @@ class LotteryFL(Tuned):
 
     # server -------------------------------------------------------------------------------------------------------------
 
+    @property
+    def sees_rows(self) -> str:
+        return "prunes by how well a client does on its validation rows"
+
     def send(self, server: ServerState, client: ClientInfo) -> Message:
         return server.stale_in_part(client)
 

@@ -244,7 +244,7 @@ class PruneFL(Pruned):
 
 def batch_rows(pack: Pack, batch: Batch) -> Tensor:
     """[K] rows of each client in a step."""
-    counts = torch.from_numpy((batch.index >= 0).sum(1)).to(pack.device, torch.float32)
+    counts = batch.sizes.to(torch.float32)
     found = torch.zeros(len(pack.clients), device=pack.device)
     found[slice(None) if batch.clients is None else batch.clients] = counts
     return found

@@ -1,0 +1,120 @@
+"""The chain of an experiment's privacy, and what makes no sense beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from weft.errors import UserError
+
+if TYPE_CHECKING:  # the mechanisms need torch, which help and listings do without
+    from weft.experiment.whole import Experiment
+    from weft.federation.method import Method
+    from weft.privacy.hiding import Privacy
+    from weft.privacy.mechanism import Noisy
+
+INSECURE = (
+    "insecure_noise makes noise and lots of the run's seed: whoever knows that seed can take them off again, so that nothing is "
+    "hidden. It is for runs that have to be repeated on data that are no secret."
+)
+
+
+def chain_of(x: Experiment) -> Privacy:
+    """The chain with what it needs to know of the run."""
+    from weft.privacy.hiding import Privacy, mechanisms
+
+    links = mechanisms(x.privacy)
+    return Privacy(links, x.epsilon, x.delta, x.rounds, x.participation, x.seed, x.insecure_noise)
+
+
+def check(x: Experiment, method: Method) -> list[str]:
+    """Refuse what makes no sense, before anything is loaded.
+
+    Returns:
+        sentences for the person who typed it.
+
+    Raises:
+        UserError: the chain does not keep what it promises over this method, or beside other settings.
+    """
+    from weft.federation.soundness import unsound
+    from weft.privacy.mechanism import Noisy
+
+    privacy = chain_of(x)
+    if not privacy:
+        given = [n for n, value in (("epsilon", x.epsilon), ("insecure_noise", x.insecure_noise or None)) if value is not None]
+        if given:
+            raise UserError(f"{given[0]} is given, and privacy is none: give --privacy too, such as dp-sgd.")
+        return []
+    if x.baseline is not None:
+        raise UserError(f"baseline {x.baseline} is no federation that privacy could hide anybody in: leave one of the two out.")
+    for link in privacy.links:
+        if why := unsound(method, link):
+            raise UserError(
+                f"{method.info.slug} {why}, so {link.name} would not hide what it promises to: choose another method or "
+                "mechanism (weft methods --privacy)."
+            )
+        if isinstance(link, Noisy):
+            _check_noise(x, link)
+    _check_others(x, privacy)
+    return [INSECURE] if x.insecure_noise else []
+
+
+def _check_noise(x: Experiment, link: Noisy) -> None:
+    if link.noise is None and x.epsilon is None:
+        raise UserError(f"{link.name} has neither noise nor a budget: give --epsilon 8, or --privacy {link.name}:noise=1.")
+    if link.noise == 0 and x.epsilon is not None:
+        raise UserError(f"{link.name} has noise 0, which keeps no epsilon at all: leave noise out, or --epsilon.")
+
+
+def _check_others(x: Experiment, privacy: Privacy) -> None:
+    """
+    Raises:
+        UserError: another setting tells of rows or clients what the chain hides.
+    """
+    rows, central = privacy.rows, privacy.central
+    name = f"privacy = {x.privacy}"
+    if x.start_head == "probe":
+        raise UserError(f"the head is trained beforehand without {name}: give --start-head random.")
+    if rows is not None and x.rule in ("mime", "mimelite"):
+        raise UserError(
+            f'rule = "{x.rule}" sends gradients of all rows, which dp-sgd puts no noise on: leave one of the two out.'
+        )
+    if rows is not None and x.batch_norms != "frozen":
+        raise UserError(
+            f"batch_norms = {x.batch_norms} sends means of what layers make of rows, which dp-sgd puts no noise on: leave it out."
+        )
+    if privacy.hides_clients and x.rule != "none":
+        raise UserError(
+            f'rule = "{x.rule}" adds up what single clients change, of which {name} hides more than it is made for: leave one of '
+            "the two out."
+        )
+    if central is None:
+        return
+    if x.robust != "none":
+        raise UserError(f'robust = "{x.robust}" looks at single updates, which {name} sums up first: leave one of the two out.')
+    if x.aggregation != "synchronous":
+        raise UserError(
+            f'aggregation = "{x.aggregation}" takes updates as they come, and {name} hides clients among those of a round: leave '
+            "one of the two out."
+        )
+    if x.devices is not None:
+        raise UserError(f"{name} draws clients by secret lots, whenever their devices may be there: leave --devices out.")
+
+
+def check_loaded(privacy: Privacy, rows: Sequence[int]) -> None:
+    """Refuse a δ that says nothing of so few, once the data are there.
+
+    Args:
+        rows: of each client.
+
+    Raises:
+        UserError: δ is as large as the chance to be the one that is given away.
+    """
+    for link in privacy.links:
+        most = max(rows, default=0) if link.unit == "row" else len(rows) if link.unit == "client" else 0
+        if most and privacy.delta >= 1 / most:
+            who = "the largest client's rows" if link.unit == "row" else "clients"
+            raise UserError(
+                f"delta is {privacy.delta:g}, and with {most:,} {who} it must be less than {1 / most:.2g}: else {link.name} "
+                "could give one of them away whole. Give a smaller --delta."
+            )

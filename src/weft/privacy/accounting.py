@@ -1,0 +1,119 @@
+"""What noise costs: ε of a composition, and the noise that a given ε takes. ``dp-accounting`` reckons, we say what of.
+
+A contribution is a row's gradient or a client's update; neighbours differ by one contribution added or left out, or set to zero
+(of trees, Kairouz et al. 2021), which comes to the same for Gaussian noise.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+from typing import TYPE_CHECKING, Any
+
+from weft import distribution
+from weft.errors import UserError
+
+if TYPE_CHECKING:
+    from dp_accounting import DpEvent
+
+    from weft.privacy.mechanism import Accountant
+
+DIGITS = 3
+"""Chances of being drawn are rounded up to so many digits, so that clients of about one size are reckoned once."""
+MOST = 14.0
+"""Noise over the norm of a contribution beyond which nobody looks for a smaller ε, as a logarithm."""
+TOLERANCE = 1e-3
+"""Of noise that is found for an ε, from above, over the noise."""
+GRID = 1e-3
+"""Privacy losses are rounded up to multiples of it: ε is a thousandth too large at most, ten times as fast as by the default."""
+
+
+def epsilon(noise: float, share: float, times: int, delta: float, accountant: Accountant = "pld") -> float:
+    """ε of ``times`` sums of clipped contributions with Gaussian noise, each contribution drawn by itself.
+
+    Args:
+        noise: z, the standard deviation over the clipping norm. share: q in (0, 1], the chance of being drawn.
+        delta: δ of (ε, δ)-differential privacy.
+
+    Returns:
+        infinity without noise, 0 of nothing.
+    """
+    if times <= 0:
+        return 0.0
+    if noise <= 0:
+        return math.inf
+    return _epsilon(float(noise), up(share), int(times), float(delta), accountant)
+
+
+def noise_for(epsilon: float, share: float, times: int, delta: float, accountant: Accountant = "pld") -> float:
+    """The least noise z, to a thousandth, of which :func:`epsilon` is at most ``epsilon``.
+
+    Raises:
+        UserError: no noise is enough.
+    """
+    return _noise_for(float(epsilon), up(share), max(int(times), 1), float(delta), accountant)
+
+
+def up(share: float) -> float:
+    """A share with :data:`DIGITS` digits that is no less."""
+    if share >= 1:
+        return 1.0
+    unit = 10.0 ** (math.floor(math.log10(share)) - DIGITS + 1)
+    return min(float(f"{math.ceil(share / unit - 1e-9) * unit:.12g}"), 1.0)
+
+
+def levels(steps: int) -> int:
+    """Nodes of a binary tree over ``steps`` leaves that one of these leaves is a part of, at most."""
+    return max(steps, 1).bit_length()
+
+
+@functools.lru_cache(maxsize=4096)
+def _epsilon(noise: float, share: float, times: int, delta: float, accountant: Accountant) -> float:
+    _, events = _library()
+    one: DpEvent = events.GaussianDpEvent(noise)
+    if share < 1:
+        one = events.PoissonSampledDpEvent(share, one)
+    return float(_accountant(accountant).compose(events.SelfComposedDpEvent(one, times)).get_epsilon(delta))
+
+
+@functools.lru_cache(maxsize=1024)
+def _noise_for(target: float, share: float, times: int, delta: float, accountant: Accountant) -> float:
+    _library()
+    from scipy.optimize import brentq
+
+    def above(log: float) -> float:
+        return math.log(max(_epsilon(math.exp(log), share, times, delta, accountant), 1e-9)) - math.log(target)
+
+    low, high = 0.0, 0.0
+    while above(high) > 0:
+        high += 1.0
+        if high > MOST:
+            raise UserError(f"no noise gives epsilon {target:g} at delta {delta:g} over {times:,} sums: ask for a larger one.")
+    while low > -MOST and above(low) <= 0:
+        low -= 1.0
+    if high > low:
+        high = float(brentq(above, low, high, xtol=TOLERANCE / 4))
+    while above(high) > 0:  # the root is met from either side
+        high += TOLERANCE / 4
+    return math.exp(high)
+
+
+def _accountant(kind: Accountant) -> Any:
+    if kind == "rdp":
+        from dp_accounting.rdp import RdpAccountant
+
+        return RdpAccountant()
+    from dp_accounting.pld import PLDAccountant
+
+    return PLDAccountant(value_discretization_interval=GRID)
+
+
+def _library() -> tuple[Any, Any]:
+    try:
+        import dp_accounting
+        from dp_accounting import dp_event
+    except ImportError:
+        raise UserError(f"an accountant of privacy needs the package dp-accounting: {distribution.install('privacy')}.") from None
+    logging.getLogger("absl").setLevel(logging.ERROR)  # it warns of every order of Rényi's that it leaves out
+    return dp_accounting, dp_event

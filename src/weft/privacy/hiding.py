@@ -1,0 +1,181 @@
+"""A chain of mechanisms from its text, ``dp-sgd:clip=1+secagg``, with what holds for all of it."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from weft.communication.codecs.configured import configured
+from weft.errors import UserError, nearest
+from weft.privacy import accounting
+from weft.privacy.mechanism import DPFTRL, DPSGD, SEATS, DPFedAvg, LocalDP, Mechanism, Noisy
+from weft.privacy.secret import Secret
+
+MECHANISMS: dict[str, type[Mechanism]] = {m.name: m for m in (DPSGD, LocalDP, DPFedAvg, DPFTRL)}
+"""By name, in the order in which people are shown them."""
+
+NONE = "none"
+
+M = TypeVar("M", bound=Mechanism)
+N = TypeVar("N", bound=Noisy)
+
+
+def mechanisms(text: str) -> tuple[Mechanism, ...]:
+    """The links of a chain in their order.
+
+    Raises:
+        UserError: there is none of a name, its settings are not right, or the order is not that of an update's way.
+    """
+    if text.strip() == NONE:
+        return ()
+    found = tuple(_named(piece) for piece in text.split("+"))
+    for a, b in itertools.pairwise(found):
+        if SEATS.index(a.seat) > SEATS.index(b.seat):
+            raise UserError(
+                f'"{text}" has {b.name} behind {a.name}, and it comes before it on the way of an update: write {b.name}+{a.name}.'
+            )
+    for unit, hides in (("row", "rows"), ("client", "clients")):
+        same = [m.name for m in found if m.unit == unit]
+        if len(same) > 1:
+            raise UserError(f"{' and '.join(same)} both hide {hides} by noise: leave one of them out.")
+    return found
+
+
+def _named(text: str) -> Mechanism:
+    name, _, settings = (part.strip() for part in text.partition(":"))
+    if name not in MECHANISMS:
+        known = ", ".join((NONE, *MECHANISMS))
+        raise UserError(f'there is no privacy "{name}": use {known}.{nearest(name, MECHANISMS)}')
+    return configured(MECHANISMS[name], settings)
+
+
+@dataclass(frozen=True)
+class Privacy:
+    """The chain of a run.
+
+    Attributes:
+        links: of the chain, in order. epsilon: the budget of (ε, δ)-differential privacy; None = whatever the noise gives.
+        delta: δ. rounds, participation: planned, by which noise is found for ε. seed: of the run.
+        insecure: noise and lots are made from the run's seed, and hide nothing from who knows it.
+    """
+
+    links: tuple[Mechanism, ...] = ()
+    epsilon: float | None = None
+    delta: float = 1e-5
+    rounds: int = 1
+    participation: float = 1.0
+    seed: int = 0
+    insecure: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.links)
+
+    def link(self, kind: type[M]) -> M | None:
+        """The link of a kind, if there is one."""
+        return next((m for m in self.links if isinstance(m, kind)), None)
+
+    @property
+    def rows(self) -> DPSGD | None:
+        """What stands in steps."""
+        return self.link(DPSGD)
+
+    @property
+    def local(self) -> LocalDP | None:
+        """What updates leave by."""
+        return self.link(LocalDP)
+
+    @property
+    def central(self) -> DPFedAvg | DPFTRL | None:
+        """The server's noise."""
+        return self.link(DPFedAvg) or self.link(DPFTRL)
+
+    @property
+    def hides_clients(self) -> bool:
+        """Whether one whole client is to be hidden, so that nothing may depend on what it says of itself."""
+        return any(m.unit == "client" for m in self.links)
+
+    @property
+    def tells(self) -> bool:
+        """Whether clients tell with each update what it has cost them."""
+        return self.rows is not None or self.local is not None
+
+    def secret(self, *keys: object) -> Secret:
+        """A stream of random numbers for one purpose, which is not begun twice."""
+        return Secret.of("weft", self.seed, *keys) if self.insecure else Secret.fresh()
+
+    @property
+    def turns(self) -> int:
+        """Turns that a client is planned to take."""
+        own = next((m.turns for m in self.links if isinstance(m, DPSGD | LocalDP) and m.turns), None)
+        return own or max(math.ceil(self.rounds * self.participation - 1e-9), 1)
+
+    def rehearsed(self) -> Privacy:
+        """The same without a budget, for rounds of which only sizes are asked."""
+        links = tuple(replace(link, noise=1.0) if isinstance(link, Noisy) else link for link in self.links)
+        return replace(self, links=links, epsilon=None)
+
+    # one step, one turn, one round ------------------------------------------------------------------------------------------
+
+    def row_noise(self, share: float, steps: int) -> float:
+        """z of ``dp-sgd`` for a client whose turn has so many steps, in each of which a row is drawn with chance ``share``."""
+        link = self._of(self.rows)
+        if link.noise is not None:
+            return link.noise
+        return accounting.noise_for(self._target, share, self.turns * max(steps, 1), self.delta, link.accountant)
+
+    def spent_on_rows(self, noise: float, share: float, steps: int) -> float:
+        """ε of a client after so many steps."""
+        return accounting.epsilon(noise, share, steps, self.delta, self._of(self.rows).accountant)
+
+    @property
+    def local_noise(self) -> float:
+        """z of ``ldp``."""
+        link = self._of(self.local)
+        if link.noise is not None:
+            return link.noise
+        return 2 * accounting.noise_for(self._target, 1.0, self.turns, self.delta, link.accountant)
+
+    def spent_on_updates(self, turns: int) -> float:
+        """ε of a client after so many turns of ``ldp``."""
+        return accounting.epsilon(self.local_noise / 2, 1.0, turns, self.delta, self._of(self.local).accountant)
+
+    @property
+    def central_noise(self) -> float:
+        """z of the server's noise."""
+        link = self._of(self.central)
+        if link.noise is not None:
+            return link.noise
+        if isinstance(link, DPFedAvg):
+            return accounting.noise_for(self._target, self.participation, self.rounds, self.delta, link.accountant)
+        trees, depth = -(-self.rounds // self.leaves), accounting.levels(self.leaves)
+        return math.sqrt(depth) * accounting.noise_for(self._target, 1.0, trees, self.delta, link.accountant)
+
+    def spent_on_clients(self, rounds: int, trees: int = 0) -> float:
+        """ε of the server's noise after so many rounds.
+
+        Args:
+            trees: of ``dp-ftrl``, that were begun.
+        """
+        link = self._of(self.central)
+        if isinstance(link, DPFedAvg):
+            return accounting.epsilon(self.central_noise, self.participation, rounds, self.delta, link.accountant)
+        noise = self.central_noise / math.sqrt(accounting.levels(self.leaves))
+        return accounting.epsilon(noise, 1.0, trees, self.delta, link.accountant)
+
+    @property
+    def leaves(self) -> int:
+        """Rounds in which all clients take part once, of ``dp-ftrl``."""
+        return max(math.ceil(1 / self.participation - 1e-9), 1)
+
+    @property
+    def _target(self) -> float:
+        if self.epsilon is None:
+            raise UserError(f"privacy has neither noise nor epsilon: give --epsilon, or {self.links[0].name}:noise=1.")
+        return self.epsilon
+
+    @staticmethod
+    def _of(link: N | None) -> N:
+        assert link is not None
+        return link

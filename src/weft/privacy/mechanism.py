@@ -1,0 +1,144 @@
+"""What protects a client's rows or a client, as values: where each stands, and what it needs of a method.
+
+There are three seats on the way of an update. **step**: the gradient of each row, inside the client. **leave**: the update,
+before it goes. **combine**: what the server makes of all updates of a round together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+from annotated_types import Gt, Lt
+
+from weft.communication.codecs.configured import Configured
+from weft.typed import Count, NonNegative, Portion, Positive
+
+Seat = Literal["step", "leave", "combine"]
+SEATS: tuple[Seat, ...] = ("step", "leave", "combine")
+
+Accountant = Literal["pld", "rdp"]
+"""How ε is found: privacy loss distributions, or Rényi differential privacy, which is quicker and says a little more."""
+
+
+@dataclass(frozen=True)
+class Mechanism(Configured):
+    """One link of a chain of ``--privacy``.
+
+    Attributes:
+        seat: where it stands. unit: what it hides, a ``row`` or a ``client``; ``""`` = nothing by noise.
+        title: one line. gives: what is promised, as a clause. not_given: what is not.
+    """
+
+    called: ClassVar[str] = "privacy"
+    seat: ClassVar[Seat]
+    unit: ClassVar[Literal["row", "client", ""]] = ""
+    title: ClassVar[str]
+    gives: ClassVar[str]
+    not_given: ClassVar[str]
+
+
+@dataclass(frozen=True)
+class Noisy(Mechanism):
+    """A mechanism with a bound and Gaussian noise.
+
+    Attributes:
+        clip: C, the largest norm of one contribution, over all tensors together.
+        noise: z, the standard deviation of the noise over C; None = what ``--epsilon`` takes over the planned rounds.
+        accountant: how ε is found.
+    """
+
+    clip: Positive = 1.0
+    noise: NonNegative | None = None
+    accountant: Accountant = "pld"
+
+
+@dataclass(frozen=True)
+class DPSGD(Noisy):
+    """M. Abadi et al., "Deep Learning with Differential Privacy", CCS 2016, arXiv 1607.00133, algorithm 1.
+
+    In each step of a client every row is drawn with the same chance q, its gradient over all tensors that the step moves is
+    scaled down to norm C, and N(0, z²C²) is added to the sum, which is divided by the expected number of rows.
+
+    Attributes:
+        turns: turns that a client is planned to take; None = ``rounds`` times ``participation``, rounded up.
+    """
+
+    name: ClassVar[str] = "dp-sgd"
+    seat: ClassVar[Seat] = "step"
+    unit: ClassVar[Literal["row", "client", ""]] = "row"
+    title: ClassVar[str] = "noise on the sum of clipped gradients of single rows, in every step of a client"
+    gives: ClassVar[str] = "whoever sees all that a client sends, the server too, can't tell whether one row was among its own"
+    not_given: ClassVar[str] = "how many rows a client has, and what many rows have in common, are not hidden"
+
+    turns: Count | None = None
+
+
+@dataclass(frozen=True)
+class LocalDP(Noisy):
+    """The update of a client, scaled down to norm C, with N(0, z²C²) added before it leaves.
+
+    Two updates are at most 2C apart, so that z of the accountant is half of this one.
+    """
+
+    name: ClassVar[str] = "ldp"
+    seat: ClassVar[Seat] = "leave"
+    unit: ClassVar[Literal["row", "client", ""]] = "client"
+    title: ClassVar[str] = "noise on the clipped update of each client, before it leaves"
+    gives: ClassVar[str] = (
+        "whoever sees all that a client sends, the server too, can hardly tell it from what another would have sent"
+    )
+    not_given: ClassVar[str] = (
+        "that a client takes part is not hidden; noise that hides a whole client leaves little of one update"
+    )
+
+    turns: Count | None = None
+
+
+@dataclass(frozen=True)
+class DPFedAvg(Noisy):
+    """H. B. McMahan et al., "Learning Differentially Private Recurrent Language Models", ICLR 2018, arXiv 1710.06963.
+
+    Each update is scaled down to norm C, all count alike, N(0, z²C²) is added to the sum at the server, and the sum is divided by
+    the expected cohort. Every client is drawn with the same chance, by lots that nobody else knows.
+
+    Attributes:
+        quantile: C follows this quantile of the norms, told with noise that is a part of z (G. Andrew et al., "Differentially
+            Private Learning with Adaptive Clipping", NeurIPS 2021, arXiv 1905.03871); None = it stays. rate: of its steps.
+        counting: standard deviation of the noise on the count of updates within C; None = a twentieth of the expected cohort.
+    """
+
+    name: ClassVar[str] = "dp-fedavg"
+    seat: ClassVar[Seat] = "combine"
+    unit: ClassVar[Literal["row", "client", ""]] = "client"
+    title: ClassVar[str] = "noise of the server's on the sum of clipped updates"
+    gives: ClassVar[str] = "whoever sees the models that the server gives out can't tell whether one client took part"
+    not_given: ClassVar[str] = "the server sees every update, and is trusted to add the noise"
+
+    clip: Positive = 0.1
+    quantile: Annotated[float, Gt(0), Lt(1)] | None = None
+    rate: Positive = 0.2
+    counting: Positive | None = None
+
+
+@dataclass(frozen=True)
+class DPFTRL(Noisy):
+    """P. Kairouz et al., "Practical and Private (Deep) Learning Without Sampling or Shuffling", ICML 2021, arXiv 2103.00039.
+
+    As ``dp-fedavg``, but that the noise of the sum over rounds is that of the nodes of a binary tree: nobody needs to be drawn
+    by secret lots. Cohorts are the parts of a division of all clients, so that each takes part once before any does so again;
+    then a new tree begins.
+    """
+
+    name: ClassVar[str] = "dp-ftrl"
+    seat: ClassVar[Seat] = "combine"
+    unit: ClassVar[Literal["row", "client", ""]] = "client"
+    title: ClassVar[str] = "noise of a tree on the sums over rounds of clipped updates, for cohorts that are no secret"
+    gives: ClassVar[str] = DPFedAvg.gives
+    not_given: ClassVar[str] = DPFedAvg.not_given
+
+    clip: Positive = 0.1
+    accountant: Accountant = "rdp"
+
+
+__all__ = ["DPFTRL", "DPSGD", "SEATS", "Accountant", "DPFedAvg", "LocalDP", "Mechanism", "Noisy", "Portion", "Seat"]

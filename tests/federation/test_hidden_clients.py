@@ -1,0 +1,281 @@
+"""Clients hidden by noise: on their updates before these leave, or on the server's sums."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import tiny
+from every_method import METHODS, small
+from weft.adaptation.optim import Optim
+from weft.engines.noise_budget import Spending
+from weft.errors import UserError
+from weft.federation.hidden_clients import CLIP, HiddenClients
+from weft.federation.hidden_turn import trained
+from weft.federation.message import Update
+from weft.federation.soundness import unsound
+from weft.methods import FedBF, FedIT, registry
+from weft.privacy import accounting
+from weft.privacy.hiding import Privacy, mechanisms
+from weft.privacy.mechanism import DPFedAvg, LocalDP
+from weft.testing.compare import equal, server_state, state
+from weft.testing.plays import shallow
+from weft.testing.sites import remote
+
+SIZES = (5, 3, 4, 6)
+SUMS = [slug for slug in METHODS if not unsound(small(slug), DPFedAvg())]
+DIVIDED = ("fedra",)  # a round's clients hold other blocks each, and an entry is divided by all who could hold it
+QUICK = ("fedit", "fedsa-lora", "heterofl", "frlora", "promptfl")
+
+
+def plan(text: str, **more: Any) -> Privacy:
+    return Privacy(mechanisms(text), **{"insecure": True, "rounds": 2} | more)
+
+
+def still(slug: str) -> Any:
+    """All clients count alike, and rounding decides on no step."""
+    made = small(slug)
+    return replace(made, weighting="uniform", optim=made.optim.but(eps=max(made.optim.eps, 1e-4)))
+
+
+# the server's noise -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "slug", [pytest.param(s, marks=() if s in QUICK else pytest.mark.slow) for s in SUMS if s not in DIVIDED]
+)
+def test_without_noise_or_bound_it_is_the_plain_mean(slug: str) -> None:
+    method = still(slug)
+    plain, hidden = (
+        tiny.federation(method, shallow(method), sizes=SIZES, rounds=2, privacy=p, seed=3).run()
+        for p in (Privacy(), plan("dp-fedavg:noise=0,clip=1e9"))
+    )
+    assert equal(server_state(plain), server_state(hidden), 1e-9)
+
+
+def closed(run: tiny.Federation, updates: list[Update], **more: Any) -> dict[str, Tensor]:
+    """What the server holds after a round of these updates, which began from what it holds."""
+    held = {u.client.id: dict(run.server.shared) for u in updates}
+    hidden = HiddenClients(run.method, run.server, run.bench.privacy, **more)
+    run.method.aggregate(run.server, hidden.passing(iter(updates), held))
+    return {n: v.clone() for n, v in run.server.shared.items() if isinstance(v, Tensor)}
+
+
+def moved_by(run: tiny.Federation, sizes: list[float]) -> Iterator[Update]:
+    """An update of each client, that leads so far away in a direction of its own."""
+    for k, (info, size) in enumerate(zip(run.server.clients, sizes, strict=False)):
+        g = torch.Generator().manual_seed(k)
+        step = {n: torch.randn(v.shape, generator=g, dtype=v.dtype) for n, v in run.server.shared.items()}
+        norm = math.sqrt(sum(float(v.square().sum()) for v in step.values()))
+        tensors = {n: run.server.shared[n] + step[n] * size / norm for n in step}
+        yield Update(tensors=tensors, client=info, weight=1.0 + k, adaptation=run.server.adaptation)
+
+
+def gap(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    return math.sqrt(sum(float((a[n] - b[n]).square().sum()) for n in a))
+
+
+@pytest.mark.parametrize("size", [0.01, 3.0, 1e12])
+def test_one_client_more_or_less_moves_the_model_by_the_norm_over_the_expected_cohort(size: float) -> None:
+    """Whatever it sends, and whatever count of rows it claims."""
+    privacy = plan("dp-fedavg:noise=0,clip=0.1")
+    ends = []
+    for there in (4, 3):
+        run = tiny.federation(FedIT(rank=2), sizes=SIZES, privacy=privacy)
+        updates = list(moved_by(run, [0.05, 0.2, 1.0, size]))[:there]
+        if there == 4:
+            updates[3].weight = 1e9
+        ends.append(closed(run, updates))
+    assert gap(*ends) == pytest.approx(min(size, 0.1) / 4, rel=1e-6)
+
+
+def test_noise_has_the_size_that_it_says() -> None:
+    """z C / (q N) in each entry, also where nobody's update says anything."""
+    z, clip = 2.0, 0.5
+    run = tiny.federation(FedIT(rank=2), sizes=SIZES, privacy=plan(f"dp-fedavg:noise={z},clip={clip}"))
+    before = {n: v.clone() for n, v in run.server.shared.items() if isinstance(v, Tensor)}
+    after = closed(run, list(moved_by(run, [0.0] * 4)))
+    noise = torch.cat([(after[n] - before[n]).flatten() for n in before])
+    assert float(noise.std()) == pytest.approx(z * clip / 4, rel=0.05)
+    assert abs(float(noise.mean())) < 4 * z * clip / 4 / math.sqrt(len(noise))
+
+
+def test_an_entry_that_some_have_is_divided_by_them() -> None:
+    """HeteroFL: a client with half of the ranks has no part in the other half."""
+    method = registry.build("heterofl", {"rank": 16, "optim.lr": 0.0, "optim.kind": "sgd"})
+    facts = [{"rate": r} for r in (1.0, 0.5, 0.5, 1.0)]
+    run = tiny.federation(method, sizes=SIZES, facts=facts, privacy=plan("dp-fedavg:noise=1,clip=1"), rounds=1)
+    before = {n: v.clone() for n, v in run.server.shared.items() if isinstance(v, Tensor)}
+    run.run()
+    moved = {n: run.server.shared[n] - v for n, v in before.items() if n.endswith("/A")}
+    rows = torch.cat([m.flatten(1) for m in moved.values()], 1)
+    assert float(rows[:8].std()) == pytest.approx(1 / 4, rel=0.1)
+    assert float(rows[8:].std()) == pytest.approx(1 / 2, rel=0.1)
+
+
+def test_a_client_that_fails_is_missing_from_the_sum_and_not_from_what_it_is_divided_by() -> None:
+    privacy = plan("dp-fedavg:noise=0,clip=10")
+    run = tiny.federation(FedIT(rank=2), sizes=SIZES, privacy=privacy)
+    before = {n: v.clone() for n, v in run.server.shared.items() if isinstance(v, Tensor)}
+    after = closed(run, list(moved_by(run, [2.0]))[:1])
+    assert gap(before, after) == pytest.approx(2.0 / 4)
+
+
+def test_the_norm_finds_its_quantile() -> None:
+    """Of updates of norms 1 to 4 the median: C settles between 2 and 3, whatever it began as."""
+    for begin in (0.1, 30.0):
+        run = tiny.federation(FedIT(rank=2), sizes=SIZES, privacy=plan(f"dp-fedavg:noise=0,clip={begin},quantile=0.5"), rounds=80)
+        for _ in range(80):
+            closed(run, list(moved_by(run, [1.0, 2.0, 3.0, 4.0])))
+        assert 1.9 < run.server.hiding[CLIP] < 3.1
+
+
+def test_counting_is_paid_for_out_of_the_same_noise() -> None:
+    """z⁻² = z_Δ⁻² + (2 σ_b)⁻² (Andrew et al. 2021, theorem 1)."""
+    run = tiny.federation(FedIT(rank=2), sizes=SIZES, privacy=plan("dp-fedavg:noise=1,quantile=0.5,counting=2"))
+    hidden = HiddenClients(run.method, run.server, run.bench.privacy)
+    assert hidden.sum_noise**-2 + (2 * 2.0) ** -2 == pytest.approx(1.0)
+    run = tiny.federation(FedIT(rank=2), sizes=SIZES, privacy=plan("dp-fedavg:noise=3,quantile=0.5,counting=1"))
+    with pytest.raises(UserError, match=r"give dp-fedavg:counting more than 1\.5"):
+        _ = HiddenClients(run.method, run.server, run.bench.privacy).sum_noise
+
+
+def test_the_noise_of_a_tree_is_that_of_its_nodes() -> None:
+    """After t rounds as many nodes as t has ones in binary; with each its own noise, and never more than of log t."""
+    z, rounds = 1.0, 8
+    run = tiny.federation(
+        FedBF(), sizes=SIZES, privacy=plan(f"dp-ftrl:noise={z},clip=1", participation=0.1, rounds=rounds), rounds=rounds
+    )
+    before = {n: v.clone() for n, v in run.server.shared.items() if isinstance(v, Tensor)}
+    for t in range(rounds):
+        run.server.round = replace(run.server.round, index=t)
+        after = closed(run, list(moved_by(run, [0.0] * 4)), fresh=t == 0)
+        noise = torch.cat([(after[n] - before[n]).flatten() for n in before])
+        ones = (t + 1).bit_count()
+        assert float(noise.std()) == pytest.approx(z * math.sqrt(ones) / (0.1 * 4), rel=0.08)
+
+
+def test_each_client_takes_part_once_before_any_does_so_again() -> None:
+    privacy = plan("dp-ftrl:noise=1", participation=0.25, rounds=8)
+    run = tiny.federation(FedIT(rank=2), sizes=(3,) * 8, rounds=8, privacy=privacy, participation=0.25)
+    cohorts = []
+    for t in range(8):
+        run.simulation.round(t)
+        cohorts.append(run.simulation.last_cohort)
+    for half in (cohorts[:4], cohorts[4:]):
+        assert sorted(c for cohort in half for c in cohort) == sorted(c.id for c in run.clients)
+    assert cohorts[:4] != cohorts[4:]
+    assert run.simulation.setup.spending is not None
+    assert run.simulation.setup.spending.trees == 2
+
+
+def test_clients_are_drawn_by_lots_of_their_own() -> None:
+    privacy = plan("dp-fedavg:noise=1", participation=0.5, rounds=40)
+    run = tiny.federation(FedIT(rank=2, steps=1), sizes=(2,) * 6, rounds=40, privacy=privacy, participation=0.5)
+    sizes = []
+    for t in range(40):
+        record = run.simulation.round(t)
+        assert record is not None
+        sizes.append(len(record["cohort"]))
+    assert len(set(sizes)) > 3
+    assert sum(sizes) / 40 == pytest.approx(3, abs=0.7)
+
+
+def test_nothing_of_single_updates_is_told() -> None:
+    run = tiny.federation(FedIT(rank=2), sizes=SIZES, privacy=plan("dp-fedavg:noise=1"), max_factor=2.0)
+    record = run.simulation.round(0)
+    assert record is not None
+    assert record["loss"] is None
+    assert not {"drift", "aggregation_error", "effective_rank"} & record.keys()
+    assert run.simulation.intake.usual is None
+    assert record["privacy"]["clip"] == 0.1
+
+
+# the client's noise -------------------------------------------------------------------------------------------------------
+
+
+def sent(text: str) -> list[dict[str, Tensor]]:
+    """What each client's update says that it has changed."""
+    run = tiny.federation(FedBF(optim=Optim("sgd", lr=100.0)), sizes=SIZES, rounds=1, privacy=plan(text))
+    pack = run.pack()
+    return [{n: v - run.server.shared[n] for n, v in u.tensors.items()} for u in trained(run.method, pack)]
+
+
+def test_updates_leave_clipped_and_under_noise() -> None:
+    z, clip = 2.0, 0.5
+    noise = []
+    for noisy, clipped in zip(sent(f"ldp:noise={z},clip={clip}"), sent(f"ldp:noise=0,clip={clip}"), strict=True):
+        assert math.sqrt(sum(float(v.square().sum()) for v in clipped.values())) == pytest.approx(clip, rel=1e-6)
+        noise.append(torch.cat([(noisy[n] - clipped[n]).flatten() for n in clipped]))
+        assert float(noise[-1].std()) == pytest.approx(z * clip, rel=0.1)
+    close = torch.corrcoef(torch.stack(noise)) - torch.eye(len(noise), dtype=noise[0].dtype)
+    assert float(close.abs().max()) < 0.2, "everybody has noise of its own"
+
+
+def test_its_turns_are_counted() -> None:
+    run = tiny.federation(FedIT(rank=2), sizes=SIZES, rounds=3, privacy=plan("ldp:noise=8", rounds=3)).run()
+    wanted = accounting.epsilon(4.0, 1.0, 3, 1e-5)
+    assert run.simulation.spent()["client_epsilon"] == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("text", ["ldp:noise=1", "dp-fedavg:noise=1", "dp-ftrl:noise=1", "dp-sgd:noise=1+dp-fedavg:noise=1"])
+def test_packs_clients_alone_and_sites_are_alike(text: str) -> None:
+    method = still("fedit")
+    one, many = (tiny.federation(method, sizes=SIZES, rounds=2, privacy=plan(text), pack=pack).run() for pack in (1, 4))
+    apart, _ = remote(method, sizes=SIZES, rounds=2, privacy=plan(text))
+    apart.run()
+    assert equal(state(one), state(many), 1e-9)
+    assert equal(server_state(one), server_state(apart), 1e-9)
+    assert apart.simulation.spent() == one.simulation.spent()
+
+
+# every cell -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [LocalDP, DPFedAvg], ids=lambda k: k.name)
+@pytest.mark.parametrize("slug", [pytest.param(s, marks=() if s in QUICK else pytest.mark.slow) for s in METHODS])
+def test_what_is_said_to_be_sound_runs_and_what_is_not_has_its_reason(slug: str, kind: Any) -> None:
+    method = small(slug)
+    why = unsound(method, kind())
+    run = tiny.federation(method, shallow(method), sizes=(4, 3), rounds=2, privacy=plan(f"{kind.name}:noise=1"))
+    if not why:
+        run.run()
+        assert run.simulation.spent()["client_epsilon"] > 0
+        return
+    told = bool(method.info.reveals or method.in_part or method.gives_away)
+    assert told or (kind is DPFedAvg and not method.sums), f"{slug}: {why}"
+
+
+# a budget -------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_round_counts_from_the_moment_at_which_it_begins(tmp_path: Path) -> None:
+    privacy = plan("dp-fedavg", epsilon=3.0, rounds=3)
+    spending = Spending(tmp_path / "privacy.json", privacy)
+    spending.begin(0)
+    again = Spending(tmp_path / "privacy.json", privacy)  # killed in the round
+    assert again.rounds == 1
+    again.begin(0)
+    again.begin(1)
+    assert again.over(2) is not None
+    with pytest.raises(UserError, match="round 3 is not played: it would take epsilon to"):
+        again.begin(2)
+    assert Spending(tmp_path / "privacy.json", privacy).rounds == 3
+
+
+def test_a_tree_of_a_round_that_was_begun_twice_is_over(tmp_path: Path) -> None:
+    """Its noise would else be told twice around two different sums."""
+    privacy = plan("dp-ftrl:noise=1", participation=0.25, rounds=8)
+    spending = Spending(tmp_path / "privacy.json", privacy)
+    assert [spending.begin(t) for t in range(3)] == [True, False, False]
+    again = Spending(tmp_path / "privacy.json", privacy)
+    assert [again.begin(t) for t in range(2, 6)] == [True, False, True, False]
+    assert again.trees == 3
+    assert again.epsilon == pytest.approx(accounting.epsilon(1 / math.sqrt(3), 1.0, 3, 1e-5, "rdp"))
