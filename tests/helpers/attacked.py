@@ -1,0 +1,66 @@
+"""Tiny federations whose updates are kept, as an attack finds them; and what differential privacy makes of an update."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import tiny
+from weft.audits.audited import Audited
+from weft.federation.method import Method
+from weft.storage.updates import UpdateKeeper, kept
+
+
+def attacked(
+    where: Path, method: Method, model: str = "bert", rounds: int = 1, at: int = 0, spare: int = 0, **more: Any
+) -> Audited:
+    """A federation that has been played, with the updates of round ``at``.
+
+    Args:
+        spare: rows of each client that are tested on instead of trained on, so that both are of one kind.
+    """
+    fed = tiny.federation(method, model, rounds=rounds, **more)
+    for client in fed.clients if spare else ():
+        own = client.data
+        client.data = replace(own, train=own.train[:-spare], test=np.concatenate([own.test, own.train[-spare:]]))
+        client.n = len(client.data.train)
+    fed.simulation.setup.keeper = keeper = UpdateKeeper(where / "updates")
+    fed.run()
+    for client in fed.clients:
+        fed.simulation.setup.store.load(client)
+    updates = [u for u in kept(keeper.folder, rounds) if u.round == at]
+    own = [c.data.test for c in fed.clients]
+    strangers = np.unique(np.concatenate([fed.simulation.setup.tests.test, *own]))
+    return Audited(method, fed.server, fed.clients, strangers, updates)
+
+
+def protected(run: Audited, norm: float, noise: float, seed: int = 0) -> Audited:
+    """The same run, whose clients clip what they change to a norm and add Gaussian noise of ``noise · norm`` to it."""
+    updates = []
+    for i, update in enumerate(run.updates):
+        stream = torch.Generator().manual_seed(1000 * seed + i)
+        moved = run.moved(update)
+        whole = sum(float(v.square().sum()) for v in moved.values()) ** 0.5
+        tensors = dict(update.tensors)
+        for name, change in moved.items():
+            value = tensors[name]
+            assert isinstance(value, Tensor)
+            other = change * min(1.0, norm / whole) + noise * norm * torch.randn(
+                change.shape, generator=stream, dtype=torch.float64
+            )
+            tensors[name] = value + (other - change).to(value.dtype)
+        updates.append(replace(update, tensors=tensors))
+    return replace(run, updates=updates)
+
+
+def noisy(run: Audited, sd: float, seed: int = 0) -> None:
+    """Put Gaussian noise on the model that the server holds."""
+    stream = torch.Generator().manual_seed(seed)
+    for name, value in list(run.server.shared.items()):
+        assert isinstance(value, Tensor)
+        run.server.write(name, value + sd * torch.randn(value.shape, generator=stream, dtype=torch.float64).to(value.dtype))
