@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -101,7 +102,7 @@ def test_randomised_response_is_bounded_below_its_epsilon_and_not_far(epsilon: f
 def test_what_the_accountant_says_is_shown_beside_it(tmp_path: Path) -> None:
     run = attacked.attacked(tmp_path, replace(BY_HEART, epochs=1.0), sizes=(6,) * 2)
     assert one_run_bound.accounted(run.lines) is None
-    lines = [{"round": 0}, {"round": 1, "privacy": {"epsilon": 3.25, "delta": 1e-6}}]
+    lines: list[dict[str, Any]] = [{"round": 0}, {"round": 1, "privacy": {"epsilon": 3.25, "delta": 1e-6}}]
     assert one_run_bound.accounted(lines) == 3.25
     (found,) = one_run_bound.attack(replace(run, lines=lines))
     assert "promises at most 3.25" in found.sentence

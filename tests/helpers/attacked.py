@@ -26,8 +26,8 @@ def attacked(
     """
     fed = tiny.federation(method, model, rounds=rounds, **more)
     for client in fed.clients if spare else ():
-        own = client.data
-        client.data = replace(own, train=own.train[:-spare], test=np.concatenate([own.test, own.train[-spare:]]))
+        data = client.data
+        client.data = replace(data, train=data.train[:-spare], test=np.concatenate([data.test, data.train[-spare:]]))
         client.n = len(client.data.train)
     fed.simulation.setup.keeper = keeper = UpdateKeeper(where / "updates")
     fed.run()

@@ -12,11 +12,15 @@ import weft
 from weft.errors import UserError
 from weft.storage import files
 from weft.storage.updates import KeptUpdate, UpdateKeeper, kept
+from weft.tensors.forms import Value
 from weft.tensors.lowrank import LowRank
 
 
 def an_update(t: int = 0, client: str = "a", value: float = 1.0, began: float = 0.0) -> KeptUpdate:
-    held = {"p/x/weight": torch.full((2, 3), began), "d/x/ba": LowRank(B=torch.ones(2, 1), A=torch.ones(1, 3), scale=0.5)}
+    held: dict[str, Value] = {
+        "p/x/weight": torch.full((2, 3), began),
+        "d/x/ba": LowRank(B=torch.ones(2, 1), A=torch.ones(1, 3), scale=0.5),
+    }
     return KeptUpdate(t, t, "train", client, 5.0, {"p/x/weight": torch.full((2, 3), value)}, held, {"n": 3}, {"width": 1})
 
 
@@ -69,10 +73,15 @@ def test_what_is_kept_is_what_the_server_averages(tmp_path: Path, codec: str) ->
     assert [u.round for u in found] == [0, 0, 0, 1, 1, 1]
     assert len(run.rounds) == 2
     weights = [u.weight for u in found[:3]]
-    for name, began in found[3].began.items():
-        if name in found[0].tensors:
-            mean = sum(w * u.tensors[name] for w, u in zip(weights, found[:3], strict=True)) / sum(weights)  # type: ignore[operator]
-            assert torch.allclose(mean, began)  # type: ignore[arg-type]
+    for name in found[0].tensors:
+        mean = torch.zeros(())
+        for weight, update in zip(weights, found[:3], strict=True):
+            value = update.tensors[name]
+            assert isinstance(value, torch.Tensor)
+            mean = mean + weight / sum(weights) * value
+        began = found[3].began[name]
+        assert isinstance(began, torch.Tensor)
+        assert torch.allclose(mean, began)
     assert any(not torch.equal(found[3].tensors[n], found[3].began[n]) for n in found[3].tensors)  # type: ignore[arg-type]
 
 
