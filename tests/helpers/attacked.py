@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,23 +13,36 @@ from torch import Tensor
 
 import tiny
 from weft.audits.audited import Audited
+from weft.backbones.backbone import Backbone
 from weft.federation.method import Method
 from weft.storage.updates import UpdateKeeper, kept
 
+Paint = Callable[[tiny.Federation], None]
+
 
 def attacked(
-    where: Path, method: Method, model: str = "bert", rounds: int = 1, at: int = 0, spare: int = 0, **more: Any
+    where: Path,
+    method: Method,
+    model: str | Backbone = "bert",
+    rounds: int = 1,
+    at: int = 0,
+    spare: int = 0,
+    paint: Paint | None = None,
+    **more: Any,
 ) -> Audited:
     """A federation that has been played, with the updates of round ``at``.
 
     Args:
         spare: rows of each client that are tested on instead of trained on, so that both are of one kind.
+        paint: changes its rows before it is played.
     """
     fed = tiny.federation(method, model, rounds=rounds, **more)
     for client in fed.clients if spare else ():
         data = client.data
         client.data = replace(data, train=data.train[:-spare], test=np.concatenate([data.test, data.train[-spare:]]))
         client.n = len(client.data.train)
+    if paint is not None:
+        paint(fed)
     fed.simulation.setup.keeper = keeper = UpdateKeeper(where / "updates")
     fed.run()
     for client in fed.clients:

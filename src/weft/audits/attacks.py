@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from weft.audits import label_leakage, membership, one_run_bound, token_recovery, update_tokens
+from weft.audits import inversion, label_leakage, majority_class, membership, one_run_bound, token_recovery, update_tokens
 from weft.audits.audited import NOTHING, Asked, Audited, opened
 from weft.audits.outcome import Outcome
 from weft.errors import UserError, nearest
@@ -30,6 +30,8 @@ ATTACKS: dict[str, Attack] = {
     token_recovery.NAME: Attack(token_recovery.missing, token_recovery.attack),
     label_leakage.NAME: Attack(label_leakage.missing, label_leakage.attack, updates=True),
     update_tokens.NAME: Attack(update_tokens.missing, update_tokens.attack, updates=True),
+    inversion.NAME: Attack(inversion.missing, inversion.attack, updates=True),
+    majority_class.NAME: Attack(majority_class.missing, majority_class.attack, updates=True),
     membership.NAME: Attack(membership.missing, membership.attack),
     one_run_bound.NAME: Attack(membership.missing, one_run_bound.attack),
 }

@@ -38,10 +38,12 @@ class Asked:
 
     Attributes:
         noise: standard deviations that clients add to activations, each tried; () = the run's own. rows: of each client at most.
+        steps: of an optimizer that looks for pictures.
     """
 
     noise: Sequence[float] = ()
     rows: int = 32
+    steps: int = 300
 
 
 NOTHING = Asked()
@@ -75,8 +77,11 @@ class Audited:
         return self.server.bench.of(self.by_id[update.client])
 
     def rows(self, update: KeptUpdate) -> np.ndarray:
-        """What whoever has sent it trains on: rows of the table."""
-        return self.by_id[update.client].data.train
+        """What whoever has sent it was trained on: rows of the table, those of its period where they arrive in some."""
+        own, arrivals = self.by_id[update.client].data.train, self.bench(update).arrivals
+        if arrivals is None:
+            return own
+        return own[np.isin(arrivals.of_row[own], (self.lines[update.asked]["period"], -1))]
 
     def labels(self, rows: np.ndarray) -> np.ndarray:
         """Of rows of the table, each of one class."""

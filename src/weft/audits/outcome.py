@@ -18,7 +18,8 @@ class Outcome:
     Attributes:
         attack: its name. target: what was attacked, in a few words. measure: what the score is.
         score: more is worse for whoever is attacked. chance: what somebody scores who has seen nothing of the target.
-        n: of how many rows, tokens, clients or pictures. low: 95 % lower bound of the score, None where it has none.
+        n: of how many rows, tokens, clients or pictures.
+        low: what the score is at least, for all that luck may have done: a 95 % lower bound; None = the score itself.
         sentence: what that means. about: further numbers by name.
     """
 
