@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from weft.audits import inversion, label_leakage, majority_class, membership, one_run_bound, token_recovery, update_tokens
+from weft.audits import canary, inversion, label_leakage, majority_class, membership, one_run_bound, token_recovery, update_tokens
 from weft.audits.audited import NOTHING, Asked, Audited, opened
 from weft.audits.outcome import Outcome
 from weft.errors import UserError, nearest
@@ -34,6 +34,7 @@ ATTACKS: dict[str, Attack] = {
     majority_class.NAME: Attack(majority_class.missing, majority_class.attack, updates=True),
     membership.NAME: Attack(membership.missing, membership.attack),
     one_run_bound.NAME: Attack(membership.missing, one_run_bound.attack),
+    canary.NAME: Attack(canary.missing, canary.attack),
 }
 
 NOT_KEPT = "it needs updates of single clients, which this run has not kept: play it anew with weft run --keep-updates"

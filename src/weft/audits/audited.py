@@ -38,12 +38,13 @@ class Asked:
 
     Attributes:
         noise: standard deviations that clients add to activations, each tried; () = the run's own. rows: of each client at most.
-        steps: of an optimizer that looks for pictures.
+        steps: of an optimizer that looks for pictures. canary: a secret that some training row's answer holds.
     """
 
     noise: Sequence[float] = ()
     rows: int = 32
     steps: int = 300
+    canary: str | None = None
 
 
 NOTHING = Asked()

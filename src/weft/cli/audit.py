@@ -24,7 +24,7 @@ def audit(
         str | None,
         typer.Option(
             metavar="NAME,NAME,...",
-            help="`tokens`, `labels`, `membership` or `epsilon`.",
+            help="`tokens`, `labels`, `update-tokens`, `inversion`, `property`, `membership`, `epsilon` or `canary`.",
             show_default="all that the run allows",
         ),
     ] = None,
@@ -41,6 +41,13 @@ def audit(
         ),
     ] = None,
     rows: Annotated[int, typer.Option(min=1, help="Of `tokens`: training rows of each client at most.")] = 32,
+    steps: Annotated[int, typer.Option(min=1, help="Of `inversion`: of the optimizer that looks for pictures.")] = 300,
+    canary: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT", help="Of `canary`: a secret that an answer among the training rows holds.", show_default=False
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Attack a finished run: its clients, as one who sees what they send, and its model, as one who has got it.
@@ -59,7 +66,7 @@ def audit(
         from weft.audits.audited import Asked
 
         names = [name.strip() for name in attack.split(",")] if attack is not None else []
-        asked = Asked(noise=() if noise is None else _numbers(noise), rows=rows)
+        asked = Asked(noise=() if noise is None else _numbers(noise), rows=rows, steps=steps, canary=canary)
         found = attacks.audit(run, names, asked, at)
     if as_json:
         show_json({"results": [one.record() for one in found.outcomes], "skipped": found.skipped})
