@@ -30,14 +30,16 @@ def test_most_clients_are_told_where_nothing_protects_and_not_behind_noise(tmp_p
     assert not private.found
 
 
-def test_a_shadow_with_a_clients_own_rows_moves_as_it_did(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tune", [Tune("lora", rank=2), Tune("weights")], ids=["lora", "weights"])
+def test_a_shadow_with_a_clients_own_rows_moves_as_it_did(tmp_path: Path, tune: Tune) -> None:
     """But for the order of its batches, which is drawn by its name: one batch has none."""
-    run = attacked.attacked(tmp_path, replace(PLAIN, batch=64, epochs=1.0), sizes=(6, 9))
+    run = attacked.attacked(tmp_path, replace(PLAIN, batch=64, epochs=1.0, tune=tune), sizes=(6, 9))
     for update in run.updates:
         (shadow,) = run.shadows(update, [run.rows(update)])
         moved = run.moved(update)
         assert shadow.keys() == moved.keys()
         assert all(torch.allclose(shadow[n], moved[n], atol=1e-9) for n in moved)
+    assert len(run.shadows(run.updates[0], [run.rows(u) for u in run.updates])) == 2
     assert majority_class.alike(run, *run.updates)
     other = replace(run.updates[1], began={n: v + 1 for n, v in run.updates[1].began.items()})  # type: ignore[operator]
     assert not majority_class.alike(run, run.updates[0], other)

@@ -48,6 +48,8 @@ class Asked:
 
 
 NOTHING = Asked()
+AT_ONCE = 8
+"""Turns in one pack, but for parts that a pack takes of one client alone."""
 
 
 @dataclass(frozen=True)
@@ -126,9 +128,14 @@ class Audited:
 
     def shadows(self, update: KeptUpdate, rows: Sequence[np.ndarray]) -> list[dict[str, Tensor]]:
         """What turns would move that begin as that of an update did, each with rows of its own; like :meth:`moved`."""
-        pack = self.pack(update, rows)
-        began = _values(pack)
-        return [differences(one.tensors, start) for one, start in zip(self.method.train(pack), began, strict=True)]
+        alone = any(part.alone for part, _ in self.pack(update).adaptations[0].values())
+        size, found = 1 if alone else AT_ONCE, list[dict[str, Tensor]]()
+        for i in range(0, len(rows), size):
+            pack = self.pack(update, rows[i : i + size])
+            began = _values(pack)
+            made = self.method.train(pack)
+            found += [differences(one.tensors, start) for one, start in zip(made, began, strict=True)]
+        return found
 
 
 def _values(pack: Pack) -> list[dict[str, Tensor]]:

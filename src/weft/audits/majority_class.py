@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 NAME = "property"
 ROWS = 32
 """Of strangers that a turn is played with, at most."""
-AT_ONCE = 8
-"""Turns in one pack."""
 
 
 def attack(run: Audited) -> list[Outcome]:
@@ -73,10 +71,7 @@ def centroids(run: Audited, update: KeptUpdate) -> dict[int, dict[str, Tensor]]:
     labels = run.labels(run.strangers)
     classes = [c for c in range(run.classes) if bool((labels == c).any())]
     rows = [run.strangers[labels == c][:ROWS] for c in classes]
-    made: list[dict[str, Tensor]] = []
-    for i in range(0, len(rows), AT_ONCE):
-        made += run.shadows(update, rows[i : i + AT_ONCE])
-    return dict(zip(classes, made, strict=True))
+    return dict(zip(classes, run.shadows(update, rows), strict=True))
 
 
 def nearest(moved: Mapping[str, Tensor], centres: Mapping[int, Mapping[str, Tensor]]) -> int:

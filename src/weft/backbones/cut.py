@@ -60,7 +60,7 @@ def through_blocks(backbone: Backbone) -> AbstractContextManager[list[Tensor]]:
 
 
 @contextmanager
-def _ended(register: Callable[..., Any], taken: Callable[[Any, Any, Any], Tensor]) -> Iterator[list[Tensor]]:
+def _ended(register: Callable[..., Any], taken: Callable[..., Tensor]) -> Iterator[list[Tensor]]:
     """A pass inside ends at a module's hook.
 
     Args:
