@@ -61,7 +61,7 @@ def protected(run: Audited, norm: float, noise: float, seed: int = 0) -> Audited
         moved = run.moved(update)
         whole = sum(float(v.square().sum()) for v in moved.values()) ** 0.5
         tensors = dict(update.tensors)
-        for name, change in moved.items():
+        for name, change in sorted(moved.items()):
             value = tensors[name]
             assert isinstance(value, Tensor)
             other = change * min(1.0, norm / whole) + noise * norm * torch.randn(
@@ -75,6 +75,6 @@ def protected(run: Audited, norm: float, noise: float, seed: int = 0) -> Audited
 def noisy(run: Audited, sd: float, seed: int = 0) -> None:
     """Put Gaussian noise on the model that the server holds."""
     stream = torch.Generator().manual_seed(seed)
-    for name, value in list(run.server.shared.items()):
+    for name, value in sorted(run.server.shared.items()):
         assert isinstance(value, Tensor)
         run.server.write(name, value + sd * torch.randn(value.shape, generator=stream, dtype=torch.float64).to(value.dtype))
