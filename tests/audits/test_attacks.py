@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 import toy_runs
-from command_line import refused, table, weft
+from command_line import flowing, refused, table, weft
 from weft.audits.attacks import ATTACKS
 from weft.audits.outcome import Outcome, lowest_share
 
@@ -36,6 +37,11 @@ def test_a_run_is_attacked_as_far_as_it_allows(tmp_path: Path, capsys: pytest.Ca
     refused(weft(capsys, "audit", tmp_path / "kept", "--attack", "lables"), 'unknown attack "lables"', "labels")
     refused(weft(capsys, "audit", tmp_path / "kept", "--round", 3), "no update of round 3 is kept")
     refused(weft(capsys, "audit", tmp_path / "nowhere"), "does not exist")
+
+
+def test_the_help_names_every_attack(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = re.findall(r"[a-z-]+", flowing(weft(capsys, "audit", "--help").out))
+    assert [name for name in ATTACKS if name not in shown] == []
 
 
 def test_a_score_is_found_only_if_its_bound_is_above_chance() -> None:

@@ -6,7 +6,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from weft.audits import canary, inversion, label_leakage, majority_class, membership, one_run_bound, token_recovery, update_tokens
+from weft.audits import (
+    canary,
+    inversion,
+    label_leakage,
+    likelihood_ratio,
+    majority_class,
+    membership,
+    one_run_bound,
+    token_recovery,
+    update_tokens,
+)
 from weft.audits.audited import NOTHING, Asked, Audited, opened
 from weft.audits.outcome import Outcome
 from weft.errors import UserError, nearest
@@ -33,6 +43,7 @@ ATTACKS: dict[str, Attack] = {
     inversion.NAME: Attack(inversion.missing, inversion.attack, updates=True),
     majority_class.NAME: Attack(majority_class.missing, majority_class.attack, updates=True),
     membership.NAME: Attack(membership.missing, membership.attack),
+    likelihood_ratio.NAME: Attack(likelihood_ratio.missing, likelihood_ratio.attack),
     one_run_bound.NAME: Attack(membership.missing, one_run_bound.attack),
     canary.NAME: Attack(canary.missing, canary.attack),
 }

@@ -39,12 +39,14 @@ class Asked:
     Attributes:
         noise: standard deviations that clients add to activations, each tried; () = the run's own. rows: of each client at most.
         steps: of an optimizer that looks for pictures. canary: a secret that some training row's answer holds.
+        shadows: runs that are played anew on half of the rows.
     """
 
     noise: Sequence[float] = ()
     rows: int = 32
     steps: int = 300
     canary: str | None = None
+    shadows: int = 0
 
 
 NOTHING = Asked()
@@ -60,7 +62,7 @@ class Audited:
         method, server: as the run has ended. clients: all, with their rows and what they remember.
         strangers: rows of the table that nobody trains on, of which an attacker has some like them.
         updates: those of one round. lines: of ``rounds.jsonl``.
-        asked: of attacks.
+        asked: of attacks. participation: share of the clients that is drawn for a round.
     """
 
     method: Method
@@ -70,6 +72,7 @@ class Audited:
     updates: Sequence[KeptUpdate] = ()
     lines: Sequence[Mapping[str, Any]] = ()
     asked: Asked = NOTHING
+    participation: float = 1.0
 
     @cached_property
     def by_id(self) -> dict[str, ClientState]:
@@ -182,4 +185,5 @@ def opened(folder: Path, at: int | None = None, asked: Asked = NOTHING) -> Itera
             raise UserError(f"no update of round {at} is kept in {directory.root / FOLDER}: leave --round out.")
         own = [c.data.test for c in held.clients]
         strangers = np.unique(np.concatenate([held.tests.test, *own])).astype(np.int64)
-        yield Audited(held.method, held.server, held.clients, strangers, updates, lines, asked)
+        share = float(held.info["settings"]["participation"])
+        yield Audited(held.method, held.server, held.clients, strangers, updates, lines, asked, share)

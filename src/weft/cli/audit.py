@@ -24,7 +24,7 @@ def audit(
         str | None,
         typer.Option(
             metavar="NAME,NAME,...",
-            help="`tokens`, `labels`, `update-tokens`, `inversion`, `property`, `membership`, `epsilon` or `canary`.",
+            help="`tokens`, `labels`, `update-tokens`, `inversion`, `property`, `membership`, `lira`, `epsilon` or `canary`.",
             show_default="all that the run allows",
         ),
     ] = None,
@@ -48,6 +48,10 @@ def audit(
             metavar="TEXT", help="Of `canary`: a secret that an answer among the training rows holds.", show_default=False
         ),
     ] = None,
+    shadows: Annotated[
+        int,
+        typer.Option(min=0, help="Of `lira`: runs that are played anew on half of the rows.", show_default="none, and no lira"),
+    ] = 0,
     as_json: Json = False,
 ) -> None:
     """Attack a finished run: its clients, as one who sees what they send, and its model, as one who has got it.
@@ -66,7 +70,7 @@ def audit(
         from weft.audits.audited import Asked
 
         names = [name.strip() for name in attack.split(",")] if attack is not None else []
-        asked = Asked(noise=() if noise is None else _numbers(noise), rows=rows, steps=steps, canary=canary)
+        asked = Asked(noise=() if noise is None else _numbers(noise), rows=rows, steps=steps, canary=canary, shadows=shadows)
         found = attacks.audit(run, names, asked, at)
     if as_json:
         show_json({"results": [one.record() for one in found.outcomes], "skipped": found.skipped})
