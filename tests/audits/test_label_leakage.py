@@ -49,9 +49,7 @@ def test_labels_are_found_where_nothing_protects_and_not_behind_noise(tmp_path: 
     assert plain.n == 64
     assert plain.found
     assert plain.score > plain.chance + 0.2
-    (private,) = label_leakage.attack(attacked.protected(run, norm=0.1, noise=1.0))
-    assert not private.found
-    assert private.score < plain.score - 0.2
+    assert attacked.behind_noise(run, label_leakage.attack) < plain.chance + 0.05
 
 
 def test_the_score_counts_right_guesses_and_nothing_else(tmp_path: Path) -> None:

@@ -27,9 +27,7 @@ def test_most_clients_are_told_where_nothing_protects_and_not_behind_noise(tmp_p
     assert plain.found
     assert plain.score > plain.chance + 0.2
     # noise as large as the update still leaves the one direction of it that is asked about
-    (private,) = majority_class.attack(attacked.protected(run, norm=0.1, noise=4.0))
-    assert not private.found
-    assert private.score < plain.score - 0.2
+    assert attacked.behind_noise(run, majority_class.attack, noise=4.0) < plain.chance + 0.05
 
 
 @pytest.mark.parametrize("tune", [Tune("lora", rank=2), Tune("weights")], ids=["lora", "weights"])
@@ -47,11 +45,11 @@ def test_a_shadow_with_a_clients_own_rows_moves_as_it_did(tmp_path: Path, tune: 
     assert not majority_class.alike(run, run.updates[0], other)
 
 
-def test_the_nearest_centroid_is_seen_from_their_mean() -> None:
-    far = torch.tensor([10.0, 0.0, 0.0])  # what all turns have in common
-    centres = {c: {"w": far + torch.eye(3)[i]} for i, c in ((1, 4), (2, 7))}
-    assert majority_class.nearest({"w": far + torch.tensor([0.0, 0.2, 0.5]), "other": torch.ones(2)}, centres) == 7
-    assert majority_class.nearest({"w": far + torch.tensor([0.0, 0.5, 0.2])}, centres) == 4
+def test_the_nearest_centroid_is_that_of_the_smallest_angle() -> None:
+    """However long it is, and by the tensors that all have: by distance, and by the product alone, class 4 would be nearer."""
+    centres = {4: {"w": torch.tensor([5.0, 5.0])}, 7: {"w": torch.tensor([0.1, 0.5]), "other": torch.zeros(3)}}
+    assert majority_class.nearest({"w": torch.tensor([1.0, 4.0]), "more": torch.ones(2)}, centres) == 7
+    assert majority_class.nearest({"w": torch.tensor([1.0, 1.2])}, centres) == 4
 
 
 def test_what_has_no_classes_has_no_majority(tmp_path: Path) -> None:

@@ -28,8 +28,7 @@ def test_the_rows_that_moved_are_the_tokens_of_the_texts(tmp_path: Path, optim: 
     assert plain.score == 1.0
     assert plain.chance < 0.7
     assert plain.found
-    (private,) = update_tokens.attack(attacked.protected(run, norm=0.1, noise=1.0))
-    assert not private.found
+    assert attacked.behind_noise(run, update_tokens.attack) < plain.chance + 0.05
 
 
 @pytest.mark.parametrize("model", ["bert", "gpt2", "llama"])
@@ -40,8 +39,7 @@ def test_tokens_lie_in_the_span_of_the_first_blocks_gradient(tmp_path: Path, mod
     (plain,) = update_tokens.attack(run)
     assert plain.found
     assert plain.score > 0.9
-    (private,) = update_tokens.attack(attacked.protected(run, norm=0.1, noise=1.0))
-    assert not private.found
+    assert attacked.behind_noise(run, update_tokens.attack) < plain.chance + 0.05
 
 
 def test_so_they_do_in_that_of_loras_first_factor(tmp_path: Path) -> None:
@@ -49,8 +47,7 @@ def test_so_they_do_in_that_of_loras_first_factor(tmp_path: Path) -> None:
     (plain,) = update_tokens.attack(run)
     assert plain.found
     assert plain.score > 0.9
-    (private,) = update_tokens.attack(attacked.protected(run, norm=0.1, noise=1.0))
-    assert not private.found
+    assert attacked.behind_noise(run, update_tokens.attack) < plain.chance + 0.05
 
 
 def test_adam_destroys_the_span(tmp_path: Path) -> None:

@@ -75,12 +75,11 @@ def centroids(run: Audited, update: KeptUpdate) -> dict[int, dict[str, Tensor]]:
 
 
 def nearest(moved: Mapping[str, Tensor], centres: Mapping[int, Mapping[str, Tensor]]) -> int:
-    """The class whose centroid has the smallest angle to an update, seen from the mean of all centroids."""
+    """The class whose centroid has the smallest angle to an update, by the tensors that all of them have."""
     names = sorted(set(moved).intersection(*centres.values()))
-    table = torch.stack([_unit(torch.cat([one[n].flatten() for n in names])) for one in centres.values()])
-    own, middle = _unit(torch.cat([moved[n].flatten() for n in names])), table.mean(0)
-    angles = torch.cosine_similarity((own - middle)[None], table - middle, dim=1)
-    return list(centres)[int(angles.argmax())]
+    table = torch.stack([torch.cat([one[n].flatten() for n in names]) for one in centres.values()])
+    own = torch.cat([moved[n].flatten() for n in names])
+    return list(centres)[int(torch.cosine_similarity(own[None], table, dim=1).argmax())]
 
 
 def alike(run: Audited, one: KeptUpdate, other: KeptUpdate) -> bool:
@@ -90,7 +89,3 @@ def alike(run: Audited, one: KeptUpdate, other: KeptUpdate) -> bool:
         return False
     (mine, rest), (theirs, left) = forms.flatten(one.began), forms.flatten(other.began)
     return rest == left and mine.keys() == theirs.keys() and all(torch.equal(v, theirs[n]) for n, v in mine.items())
-
-
-def _unit(vector: Tensor) -> Tensor:
-    return vector / vector.norm().clamp(min=1e-30)
