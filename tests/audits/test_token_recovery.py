@@ -24,7 +24,7 @@ SMALL = FedBERT(epochs=1.0, batch=3)
 @pytest.mark.parametrize("average", ["ends", "none"])
 def test_every_token_is_recovered_without_noise_and_few_with_much(kind: str, average: str) -> None:
     run = tiny.federation(replace(SMALL, average=average), kind, task="masked", sizes=(6, 4), rounds=1).run()  # type: ignore[arg-type]
-    found = [token_recovery.attack(run.method, run.server, run.clients, sd, 32) for sd in (0.0, 1.0, 30.0)]  # type: ignore[arg-type]
+    found = [token_recovery.recovered(run.method, run.server, run.clients, sd, 32) for sd in (0.0, 1.0, 30.0)]  # type: ignore[arg-type]
     assert found[0].share == 1.0
     assert found[0].share >= found[1].share > found[2].share
     assert found[2].share < 0.2
@@ -69,11 +69,13 @@ def test_the_command_tells_it_of_a_finished_run(tmp_path: Path, capsys: pytest.C
     toy_runs.run(tmp_path, **settings | {"method": "fedbert", "name": "cut", "parameters": parameters, "recipes": False})
     toy_runs.run(tmp_path, **settings | {"method": "fedit", "name": "whole", "parameters": {"rank": 2}, "recipes": False})
     capsys.readouterr()
-    said = json.loads(weft(capsys, "audit", tmp_path / "cut", "--noise", "0,40", "--json").out)
-    assert [one["noise"] for one in said["results"]] == [0, 40]
-    assert said["results"][0]["share"] == 1
-    assert said["results"][1]["share"] < 0.3
-    assert "tokens recovered (100.0%)" in weft(capsys, "audit", tmp_path / "cut").out
-    assert "sends no activations" in refused(weft(capsys, "audit", tmp_path / "whole"))
-    assert "is below 0" in refused(weft(capsys, "audit", tmp_path / "cut", "--noise=-1"))
-    assert "must be numbers joined by commas" in refused(weft(capsys, "audit", tmp_path / "cut", "--noise", "much"))
+    only = ("--attack", "tokens")
+    said = json.loads(weft(capsys, "audit", tmp_path / "cut", *only, "--noise", "0,40", "--json").out)
+    assert [one["about"]["noise"] for one in said["results"]] == [0, 40]
+    assert said["results"][0]["score"] == 1
+    assert said["results"][1]["score"] < 0.3
+    assert said["results"][0]["chance"] < 0.3
+    assert "tokens recovered (100.0%)" in weft(capsys, "audit", tmp_path / "cut", *only).out
+    assert "sends no activations" in refused(weft(capsys, "audit", tmp_path / "whole", *only))
+    assert "is below 0" in refused(weft(capsys, "audit", tmp_path / "cut", *only, "--noise=-1"))
+    assert "must be numbers joined by commas" in refused(weft(capsys, "audit", tmp_path / "cut", *only, "--noise", "much"))

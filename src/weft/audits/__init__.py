@@ -1,3 +1,3 @@
-"""Attacks on what a run has sent, by those who see it: :mod:`weft.audits.token_recovery`."""
+"""Attacks on a run, by those who see what it has sent or what has come of it: :mod:`weft.audits.attacks` names them."""
 
 from __future__ import annotations

@@ -6,19 +6,19 @@ federation does that averages it, computes that of every token of the vocabulary
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from weft.audits.outcome import Outcome, lowest_share
 from weft.backbones.cut import up_to_blocks
 from weft.backbones.reply_table import Replies
 from weft.errors import UserError
-from weft.export.again import rebuilt
 from weft.federation.batch import make_batch
 from weft.federation.cut_passes import embedded
 from weft.federation.rounds import adapted, enter
@@ -27,6 +27,7 @@ from weft.federation.turn import Turn
 from weft.tensors.keyed import generator
 
 if TYPE_CHECKING:
+    from weft.audits.audited import Audited
     from weft.federation.client import ClientState
     from weft.federation.pack import Pack
     from weft.federation.server import ServerState
@@ -41,12 +42,14 @@ class Recovery:
 
     Attributes:
         noise: standard deviation of what clients add. tokens: of the texts as they are sent, but for hidden and special ones.
-        found: how many of them were recovered. scale: root of the mean square of an activation's entries, without noise.
+        found: how many of them were recovered. blind: the share that one word alone has, the most frequent of them.
+        scale: root of the mean square of an activation's entries, without noise.
     """
 
     noise: float
     tokens: int
     found: int
+    blind: float
     scale: float
 
     @property
@@ -54,27 +57,43 @@ class Recovery:
         return self.found / self.tokens if self.tokens else 0.0
 
 
-def audit(folder: str | Path, noise: Sequence[float] = (), rows: int = 32) -> list[Recovery]:
+NAME = "tokens"
+
+
+def attack(run: Audited) -> list[Outcome]:
     """Attack the clients of a finished run, as if they began another turn.
 
-    Args:
-        noise: standard deviations to try; none = the run's own. rows: training rows of a client at most.
-
     Raises:
-        UserError: no finished run, a method that sends no activations, or noise below 0.
+        UserError: noise below 0.
     """
-    if any(sd < 0 for sd in noise):
-        raise UserError(f"noise is a standard deviation, and {min(noise):g} is below 0: give numbers from 0.")
-    with rebuilt(Path(folder).expanduser(), everybody=True) as held:
-        if not isinstance(held.method, SplitMethod):
-            raise UserError(
-                f"{held.method.info.slug} sends no activations that tokens could be read off: audit a run of split learning, "
-                "such as one of fedbert."
-            )
-        return [attack(held.method, held.server, held.clients, sd, rows) for sd in noise or (held.method.noise,)]
+    method, asked = run.method, run.asked
+    assert isinstance(method, SplitMethod)
+    if any(sd < 0 for sd in asked.noise):
+        raise UserError(f"noise is a standard deviation, and {min(asked.noise):g} is below 0: give numbers from 0.")
+    found = [recovered(method, run.server, run.clients, sd, asked.rows) for sd in asked.noise or (method.noise,)]
+    return [_outcome(one) for one in found]
 
 
-def attack(method: SplitMethod, server: ServerState, clients: Sequence[ClientState], noise: float, rows: int) -> Recovery:
+def missing(run: Audited) -> str | None:
+    """What the attack lacks; None if nothing."""
+    if isinstance(run.method, SplitMethod):
+        return None
+    return f"{run.method.info.slug} sends no activations that tokens could be read off: that is split learning, such as fedbert"
+
+
+def _outcome(one: Recovery) -> Outcome:
+    sentence = (
+        f"{one.found:,} of {one.tokens:,} tokens recovered ({one.share:.1%}) with noise {one.noise:g}; hidden and special tokens "
+        f"are not counted, and what clients send has a root mean square of {one.scale:.2g}."
+    )
+    about = {"noise": one.noise, "found": one.found, "scale": one.scale}
+    low = lowest_share(one.found, one.tokens)
+    return Outcome(
+        NAME, f"activations, noise {one.noise:g}", "tokens recovered", one.share, one.blind, one.tokens, low, sentence, about
+    )
+
+
+def recovered(method: SplitMethod, server: ServerState, clients: Sequence[ClientState], noise: float, rows: int) -> Recovery:
     """Read the tokens of clients' rows off what they would send of these now.
 
     Args:
@@ -84,6 +103,7 @@ def attack(method: SplitMethod, server: ServerState, clients: Sequence[ClientSta
     assert isinstance(table, Replies)
     special = server.bench.backbone.tokenizer.all_special_ids
     tokens = found = 0
+    words: Counter[int] = Counter()
     square, numbers = 0.0, 0
     for client in clients:
         own = client.data.train[:rows]
@@ -99,8 +119,10 @@ def attack(method: SplitMethod, server: ServerState, clients: Sequence[ClientSta
             at = slice(table.offsets[row], table.offsets[row + 1])
             chosen = ~table.answer[at] & ~np.isin(table.ids[at], special)
             tokens += int(chosen.sum())
+            words.update(table.ids[at][chosen].tolist())
             found += int((guess[: len(chosen)] == table.ids[at])[chosen].sum())
-    return Recovery(noise, tokens, found, (square / max(numbers, 1)) ** 0.5)
+    blind = max(words.values(), default=0) / max(tokens, 1)
+    return Recovery(noise, tokens, found, blind, (square / max(numbers, 1)) ** 0.5)
 
 
 @torch.no_grad()

@@ -48,6 +48,11 @@ def up_to_blocks(backbone: Backbone) -> AbstractContextManager[list[Tensor]]:
     )
 
 
+def up_to_layer(backbone: Backbone, name: str) -> AbstractContextManager[list[Tensor]]:
+    """A pass inside ends where its rows enter a linear layer; what enters is in the list that this gives."""
+    return _ended(backbone.module(name).register_forward_pre_hook, lambda _, args: args[0])
+
+
 def through_blocks(backbone: Backbone) -> AbstractContextManager[list[Tensor]]:
     """A pass inside ends where its rows leave the last block; what leaves is in the list that this gives."""
     register = backbone.module(backbone.blocks[-1]).register_forward_hook
@@ -55,7 +60,7 @@ def through_blocks(backbone: Backbone) -> AbstractContextManager[list[Tensor]]:
 
 
 @contextmanager
-def _ended(register: Callable[..., Any], taken: Callable[[Any, Any, Any], Tensor]) -> Iterator[list[Tensor]]:
+def _ended(register: Callable[..., Any], taken: Callable[..., Tensor]) -> Iterator[list[Tensor]]:
     """A pass inside ends at a module's hook.
 
     Args:

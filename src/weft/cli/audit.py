@@ -1,9 +1,9 @@
-"""``weft audit``: what can be learnt from what a run has sent."""
+"""``weft audit``: what can be learnt from what a run has sent, and from the model that it has made."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,48 +12,87 @@ from weft.errors import UserError
 from weft.report.console import out
 from weft.report.progress import starting
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from weft.audits.attacks import Audit
+
 
 def audit(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
     attack: Annotated[
-        Literal["tokens"],
-        typer.Option(help="`tokens`: the words of texts, out of the activations that clients of split learning (fedbert) send."),
-    ] = "tokens",
+        str | None,
+        typer.Option(
+            metavar="NAME,NAME,...",
+            help="`tokens`, `labels`, `update-tokens`, `inversion`, `property`, `membership`, `lira`, `epsilon` or `canary`.",
+            show_default="all that the run allows",
+        ),
+    ] = None,
+    at: Annotated[
+        int | None,
+        typer.Option("--round", min=1, help="Whose updates are attacked.", show_default="the first of which some are kept"),
+    ] = None,
     noise: Annotated[
         str | None,
         typer.Option(
             metavar="SD,SD,...",
-            help="Standard deviations of noise that clients add to what they send, each tried.",
+            help="Of `tokens`: standard deviations of noise that clients add to what they send, each tried.",
             show_default="the run's own",
         ),
     ] = None,
-    rows: Annotated[int, typer.Option(min=1, help="Training rows of each client at most.")] = 32,
+    rows: Annotated[int, typer.Option(min=1, help="Of `tokens`: training rows of each client at most.")] = 32,
+    steps: Annotated[int, typer.Option(min=1, help="Of `inversion`: of the optimizer that looks for pictures.")] = 300,
+    canary: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT", help="Of `canary`: a secret that an answer among the training rows holds.", show_default=False
+        ),
+    ] = None,
+    shadows: Annotated[
+        int,
+        typer.Option(min=0, help="Of `lira`: runs that are played anew on half of the rows.", show_default="none, and no lira"),
+    ] = 0,
     as_json: Json = False,
 ) -> None:
-    """Attack the clients of a finished run, as one who sees what they send and knows the model does.
+    """Attack a finished run: its clients, as one who sees what they send, and its model, as one who has got it.
 
     [bold]Examples[/bold]
 
-      weft audit runs/fedbert-docstrings-docs-mlm-s0
-      weft audit runs/fedbert-docstrings-docs-mlm-s0 --noise 0,0.5,1,2
+      weft audit runs/fedit-digits-glyph-vit-s0
+      weft audit runs/fedit-digits-glyph-vit-s0 --attack membership,epsilon
+      weft audit runs/fedbert-docstrings-docs-mlm-s0 --attack tokens --noise 0,0.5,1,2
     """
-    from dataclasses import asdict
-
     from rich.text import Text
 
     screen = out(stderr=as_json)
     with starting(screen, as_json):
-        from weft.audits import token_recovery
+        from weft.audits import attacks
+        from weft.audits.audited import Asked
 
-        found = token_recovery.audit(run, () if noise is None else _numbers(noise), rows)
+        names = [name.strip() for name in attack.split(",")] if attack is not None else []
+        asked = Asked(noise=() if noise is None else _numbers(noise), rows=rows, steps=steps, canary=canary, shadows=shadows)
+        found = attacks.audit(run, names, asked, at)
     if as_json:
-        show_json({"attack": attack, "results": [asdict(one) | {"share": one.share} for one in found]})
+        show_json({"results": [one.record() for one in found.outcomes], "skipped": found.skipped})
         return
-    for one in found:
-        line = f"noise {one.noise:g}: {one.found:,} of {one.tokens:,} tokens recovered ({one.share:.1%})."
-        screen.print(Text(line), soft_wrap=True)
-    what = f"what clients send has a root mean square of {found[0].scale:.2g}"
-    screen.print(Text(f"Hidden and special tokens are not counted; {what}.", style="dim"), soft_wrap=True)
+    if found.outcomes:
+        screen.print(_table(found))
+    for one in found.outcomes:
+        screen.print(Text(f"{one.attack}: {one.sentence}"), soft_wrap=True)
+    for name, why in found.skipped.items():
+        screen.print(Text(f"{name}: not tried, since {why}.", style="dim"), soft_wrap=True)
+
+
+def _table(found: Audit) -> Table:
+    from rich.table import Table
+
+    table = Table("attack", "target", "measure", box=None, pad_edge=False)
+    for column in ("score", "by chance", "n", "found"):
+        table.add_column(column, justify="right")
+    for one in found.outcomes:
+        numbers = (f"{one.score:.3f}", f"{one.chance:.3f}", f"{one.n:,}", "yes" if one.found else "no")
+        table.add_row(one.attack, one.target, one.measure, *numbers)
+    return table
 
 
 def _numbers(text: str) -> list[float]:

@@ -175,6 +175,8 @@ class Engine:
     ) -> dict[str, Any]:
         """Take in what is in the spool, and what is to be said of the round."""
         setup = self.setup
+        if setup.keeper is not None:
+            setup.keeper.begin(t)
         remarks, why = self.intake.close(jobs, self._fresh)
         for server, _ in setup.federations:
             setup.exchange.publish(server)

@@ -100,6 +100,8 @@ class Intake:
             if update.weight > 0:
                 self.counted.append(client)
                 self.setup.exchange.count(jobs[client].server, jobs[client], update)
+                if self.setup.keeper is not None:
+                    self.setup.keeper.put(jobs[client].kept(update))
                 yield update
             else:  # those who train have rows; a rule that divides by the weights could divide by nothing
                 say(f"update of {client} counts no examples, and is left out.")

@@ -17,12 +17,13 @@ from weft.federation.bench import Bench
 from weft.federation.client import ClientState
 from weft.federation.common_facts import common, own
 from weft.federation.exchange import Exchange
-from weft.federation.message import ClientInfo
+from weft.federation.message import ClientInfo, Update
 from weft.federation.method import Method
 from weft.federation.round import Round
 from weft.federation.server import ServerState
 from weft.federation.turn import Turn
 from weft.storage.store import ClientStore, Spool
+from weft.storage.updates import KeptUpdate, UpdateKeeper
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class Setup:
         spool: of a round's updates.
         clock: of simulated devices; None = nobody keeps time. absent: clients that never take part.
         spending: of the server's noise; None = it adds none.
+        keeper: of each update that counts, for audits; None = none is kept.
     """
 
     method: Method
@@ -88,6 +90,7 @@ class Setup:
     clock: Clock | None = None
     spending: Spending | None = None
     absent: frozenset[str] = frozenset()
+    keeper: UpdateKeeper | None = None
 
     def info(self, client: ClientState) -> ClientInfo:
         """What the server is told of a client."""
@@ -119,3 +122,19 @@ class Job(Turn):
     now: int = 0
     round: Round | None = None
     late: Late | None = None
+
+    def kept(self, update: Update) -> KeptUpdate:
+        """What an audit needs of the update of this turn."""
+        now = self.server.round
+        asked = now if self.round is None else self.round
+        return KeptUpdate(
+            round=now.index,
+            asked=asked.index,
+            kind=asked.kind,
+            client=self.client.id,
+            weight=update.weight,
+            tensors=update.tensors,
+            began={**self.held, **self.beside},
+            facts=update.facts,
+            told=dict(self.facts),
+        )

@@ -17,7 +17,7 @@ BY_METHOD = ("aggregation", "rule", "server_step")
 """What a baseline, which is no method, is not played with."""
 OF_TRAINING = ("batch_norms",)
 """What a baseline that trains nothing but a head, or nothing, is not played with."""
-OF_CLIENTS = ("dropout", "devices", "deadline", "robust", "codec", "download_codec")
+OF_CLIENTS = ("dropout", "devices", "deadline", "robust", "codec", "download_codec", "keep_updates")
 """What there is none of where nobody is apart from anybody."""
 
 

@@ -37,6 +37,12 @@ class Output(Group):
         "Write a page of the run, `report.html`, into its folder at the end.",
         "`weft report RUN` writes it later. `WEFT_REPORT=0` in the environment writes none of any run.",
     )
+    keep_updates: bool = setting(
+        False,
+        "Keep each client's update, as the server reads it, in `updates/` of the run's folder, for `weft audit`.",
+        "Whoever has the folder can attack every single client by them: see [audits](security.md#audits). They take as much room "
+        "as all uploads of the run without a codec.",
+    )
     energy: Positive | Literal["off", "measure"] = setting(
         "off",
         "Energy of each round: `off`, `measure` (by the counters of this machine), or the watts that it draws under load.",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from weft.devices import sized
 from weft.engines.observer import Observer
+from weft.engines.setup import Tests
 from weft.errors import UserError
 from weft.export import merged as merging
 from weft.export.about import About, check_hashes
@@ -133,12 +134,14 @@ class Held:
 
     Attributes:
         clients: all, if they were asked for. info: of the run, see :func:`weft.export.write.export`.
+        tests: rows that it was scored on.
     """
 
     method: Method
     server: ServerState
     client: ClientState | None
     info: dict[str, Any]
+    tests: Tests
     clients: tuple[ClientState, ...] = ()
 
 
@@ -202,4 +205,4 @@ def rebuilt(folder: Path, client: str | None = None, locked: bool = False, every
                 store.load(one)
         info = {"run": directory.root.name, "settings": x.flat(), "pairs": material.data["pairs"]}
         info |= {name: about.get(name) for name in ("start", "lifetime")}
-        yield Held(method, server, chosen, info, tuple(people) if everybody else ())
+        yield Held(method, server, chosen, info, material.tests, tuple(people) if everybody else ())

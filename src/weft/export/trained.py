@@ -113,12 +113,7 @@ def capture(method: Method, server: ServerState, view: str, client: ClientState 
         UserError: the method's way to predict can be written neither as weights of parts nor by its name.
     """
     known = nobody(server.clients) if client is None else client.info(method.info.asks)
-    if common(view):
-        pack = server.pack()
-    else:  # a new client begins with what it is sent, which may be made for it
-        pack = _entering(method, server, client or ClientState("", facts=known.facts))
-        method.personalise(pack)
-    pack.hold(None)
+    pack = pack_of(method, server, view, client)
     adaptation = pack.adaptations[0]
     use = _weights(method, pack, view)
     rule = None if use is not None else by_name(method, view, known.facts)
@@ -133,6 +128,21 @@ def capture(method: Method, server: ServerState, view: str, client: ClientState 
             values[name] = _plain(pack.tensors[name])
     weights = dict.fromkeys(parts, 1.0) if use is None else {n: w for n, w in use.items() if n in parts}
     return Trained(parts, values, weights, rule)
+
+
+def pack_of(method: Method, server: ServerState, view: str, client: ClientState | None = None) -> Pack:
+    """The model that ``view`` stands for, as a pack of one.
+
+    Args:
+        client: whose own it is, with its memory loaded; None = that of a new client, where there is none for all.
+    """
+    if common(view):
+        pack = server.pack()
+    else:  # a new client begins with what it is sent, which may be made for it
+        pack = _entering(method, server, client or ClientState("", facts=nobody(server.clients).facts))
+        method.personalise(pack)
+    pack.hold(None)
+    return pack
 
 
 def untrained(trained: Trained, bench: Bench) -> str:

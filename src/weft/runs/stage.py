@@ -45,6 +45,7 @@ from weft.runs.suited import sendable
 from weft.storage import files
 from weft.storage.notes import Notes
 from weft.storage.store import ClientStore, Spool
+from weft.storage.updates import FOLDER, UpdateKeeper
 
 T = TypeVar("T")
 
@@ -170,7 +171,10 @@ class Player:
             material.tests,
             Sentences(observer) if stage.aside else observer,
             clock,
-            None if material.bench.privacy.central is None else Spending(folder / "privacy.json", material.bench.privacy),
+            spending=None
+            if material.bench.privacy.central is None
+            else Spending(folder / "privacy.json", material.bench.privacy),
+            keeper=UpdateKeeper(folder / FOLDER) if x.keep_updates and stage.travels and not stage.aside else None,
         )
         if clock is not None:
             if saved is not None and saved.clock is not None:
@@ -331,6 +335,8 @@ class Player:
     def _save(self) -> None:
         engine = self.engine
         engine.setup.store.settle()
+        if engine.setup.keeper is not None:
+            engine.setup.keeper.settle()
         for server in self.servers:
             server.notes.settle()
         usual, recovery = engine.intake.usual, self.recovery
