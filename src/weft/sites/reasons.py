@@ -28,6 +28,7 @@ class Reason(StrEnum):
     ORDER = "the experiment declares no classes, so that labels have no common order."
     WEIGHTS = "its backbone has other weights: get the same; its log says which."
     COUNTS = "the experiment asks for counts by class, which it gives only with an experiment file of its own that says so."
+    NOISE = "the experiment asks for noise that hides nothing, which it has only with an experiment file of its own that says so."
     MESSAGE = "a message is none that it can use; its log says why."
     TROUBLE = "something is amiss with its own data or machine; its log says what."
 

@@ -28,7 +28,7 @@ from weft.data.rows import ClientData, Rows
 from weft.engines.remote import TRAIN, Question, answer
 from weft.engines.site import SiteClient
 from weft.errors import UserError
-from weft.experiment import Experiment
+from weft.experiment import Experiment, hidden
 from weft.federation.bench import Bench
 from weft.federation.client import ClientState, Splits
 from weft.federation.common_facts import nobody
@@ -188,6 +188,12 @@ class Resident:
                 "the coordinator asks for counts by class, which tell how many rows of each label there are: give weft join your "
                 "own experiment file with class_counts = true if you agree.",
             )
+        if x.insecure_noise and own.expected is None:
+            raise Disagreed(
+                Reason.NOISE,
+                "the coordinator asks for noise that is made of the run's seed, which hides nothing from it: give weft join your "
+                "own experiment file with insecure_noise = true if you agree.",
+            )
         try:
             client = own.data.client(own.name, x, self.say)
         except UnknownLabel as e:
@@ -198,11 +204,15 @@ class Resident:
         self.run = None
         name, bench = self._bench(terms, x, method, client, rehearsal)
         suited(method, bench)
+        hidden.check_loaded(bench.privacy, [len(client.train)])
         for words in understood(bench):
             self.say(words)
         if not rehearsal:
             files.make_folder(note.parent, private=True)
             files.write_sealed(note, {"terms": terms.as_json(), "rows": rows})
+        if bench.privacy:
+            budget = "" if x.epsilon is None else f", with a budget of epsilon {x.epsilon:g}"
+            self.say(f"privacy of this run: {x.privacy}{budget}.")
         if terms.start:
             self.say(f"the run begins from an adapter of the coordinator's (sha256 {terms.start[:12]}… of its values).")
         self.say(f"agreed to {method.info.slug} on {bench.backbone.name}: {len(client.train)} rows to train on.")
