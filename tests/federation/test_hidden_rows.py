@@ -159,12 +159,16 @@ def test_noise_has_the_size_that_it_says_and_is_divided_by_the_expected_rows() -
         assert abs(float(moved.mean())) < 4 * wanted / math.sqrt(len(moved))
 
 
-def test_clients_have_noise_of_their_own_and_every_step_another() -> None:
+def test_clients_have_noise_of_their_own_and_every_step_of_every_round_another() -> None:
     run = tiny.federation(FedBF(optim=SGD, batch=4), sizes=(8, 8, 8), rounds=1, privacy=plan("dp-sgd:noise=1,clip=1e-9"))
-    pack = packed(run)
-    hidden = HiddenRows(pack, run.bench.privacy, [1.0] * 3)
-    names = list(pack.params("bias"))
-    grads = [hidden._noisy(pack, run.method.objective, b.behind, names) for b in hidden.over(pack).batches(size=4)]  # type: ignore[arg-type]
+    grads = []
+    for t in range(2):
+        pack = packed(run)
+        pack.round = replace(pack.round, index=t)
+        hidden, names = HiddenRows(pack, run.bench.privacy, [1.0] * 3), list(pack.params("bias"))
+        for batch in hidden.over(pack).batches(size=4):
+            assert batch.behind is not None
+            grads.append(hidden._noisy(pack, run.method.objective, batch.behind, names))
     flat = torch.stack([torch.cat([g[n][k].flatten() for n in names]) for g in grads for k in range(3)])
     close = torch.corrcoef(flat) - torch.eye(len(flat), dtype=flat.dtype)
     assert float(close.abs().max()) < 0.2
