@@ -128,7 +128,7 @@ def check_loaded(resolved: Resolved, material: Material) -> list[str]:
     """
     x = resolved.experiment
     stopping.check(x, material.data["rows"]["val"])
-    hidden.check_loaded(material.bench.privacy, [client.n for client in material.clients])
+    hidden.check_loaded(hidden.chain_of(x), [client.n for client in material.clients])
     if (asynchrony := as_played.asynchrony_of(x)) is not None:
         asynchrony.taken(len(material.clients), x.participation)
     for method in baselines.played(x, resolved.played):

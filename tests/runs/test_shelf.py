@@ -25,6 +25,7 @@ ABOUT: tuple[dict[str, Any], ...] = (
     {"method": "fedit", "parameters": SMALL, "start_head": "probe", "probe_rounds": 1},
     {"method": "fedit", "parameters": SMALL},
     {"method": "hetlora", "parameters": SMALL | {"least": 1, "gamma": 0.5, "decay": 0.0}},  # whose server renews facts
+    {"method": "fedit", "parameters": SMALL, "privacy": "dp-sgd", "epsilon": 8.0, "delta": 0.01, "insecure_noise": True},
     {"method": "fedit", "parameters": SMALL, "lora_dropout": 0.1, "rounds": 1},
 )
 

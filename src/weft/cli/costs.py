@@ -15,6 +15,7 @@ from weft.engines import packing
 from weft.engines.observer import Observer
 from weft.errors import UserError
 from weft.experiment import Resolved
+from weft.experiment.hidden import chain_of
 from weft.federation.common_facts import nobody
 from weft.federation.rounds import adapted, begin
 from weft.runs.prepare import Material, copies
@@ -55,6 +56,7 @@ def _measured(resolved: Resolved, material: Material, row: str, seconds: float |
     from weft.cli.sizes import measure
 
     x, method = resolved.experiment, resolved.played
+    material = material.under(chain_of(x))
     sizes = None if row in BASELINES else measure(method, material.bench, copies(material.clients), public=material.public)
     mean = {w: float(np.mean([sum(getattr(r, w).values()) for r in sizes.rounds])) if sizes else None for w in ("up", "down")}
     if seconds is None and row not in BASELINES:

@@ -93,6 +93,7 @@ def rehearse(out: Console, resolved: Resolved, as_json: bool, observer: Observer
     from weft.cli.sizes import measure, size_tables
     from weft.communication.ledger import format_bytes
     from weft.engines.setup import Settings
+    from weft.experiment.hidden import chain_of
     from weft.playing import from_adapter
     from weft.runs import baselines
     from weft.runs.prepare import prepare
@@ -103,7 +104,7 @@ def rehearse(out: Console, resolved: Resolved, as_json: bool, observer: Observer
     for note in resolved.notes:
         observer.say(note)
     adapter = from_adapter.read(x)
-    material = prepare(x, None, observer, resolved.method.info.needs)
+    material = prepare(x, None, observer, resolved.method.info.needs).under(chain_of(x))
     for note in start.check_loaded(resolved, material):
         observer.say(note)
     from_adapter.begun(material, adapter, x, resolved.played, observer)

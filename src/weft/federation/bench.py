@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -45,6 +45,10 @@ class Bench:
     sequence_packing: bool = False
     arrivals: Arrivals | None = None
     privacy: Privacy = Privacy()
+
+    def under(self, privacy: Privacy) -> Bench:
+        """The same, where rows and clients are hidden by this."""
+        return replace(self, privacy=privacy, others={n: replace(b, privacy=privacy) for n, b in self.others.items()})
 
     def of(self, client: ClientInfo) -> Bench:
         """The bench with the client's backbone."""

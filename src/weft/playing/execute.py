@@ -24,6 +24,8 @@ from weft.engines.observer import Observer
 from weft.engines.stepwise import simulated
 from weft.errors import Elsewhere, Interrupted, UserError
 from weft.experiment import Experiment, Resolved, as_played
+from weft.experiment.hidden import chain_of
+from weft.privacy.hiding import Privacy
 from weft.rules import plain
 from weft.runs import baselines, lifetime, stopping, summary, swarm_of
 from weft.runs import directory as directories
@@ -130,8 +132,8 @@ def play(
         engine: plays the rounds. aside: name of the one stage that all progress is told under, for a run beside the main one.
         metering: notes the energy of its rounds.
     """
-    if x.baseline is not None:
-        material = material.open()
+    # what a run is compared with is not sent, and hides nothing
+    material = material.under(Privacy() if x.baseline is not None else chain_of(x))
     method = baselines.stand_in(x) or baselines.with_all_steps(method, x.baseline, len(material.clients))
     clients = copies(material.clients)
     facts = sized(method.profile)

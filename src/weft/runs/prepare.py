@@ -30,7 +30,6 @@ from weft.engines.observer import Observer
 from weft.engines.setup import Tests
 from weft.errors import UserError
 from weft.experiment import Experiment, handed
-from weft.experiment.hidden import chain_of
 from weft.federation import common_facts
 from weft.federation.bench import Bench
 from weft.federation.client import ClientState, Splits
@@ -99,10 +98,9 @@ class Material:
         public = None if self.public is None else emptied(self.public)
         return replace(self, bench=replace(emptied(self.bench), others=others), public=public)
 
-    def open(self) -> Material:
-        """The same where nothing is hidden: for what the run is only compared with, and never sends."""
-        others = {name: replace(other, privacy=Privacy()) for name, other in self.bench.others.items()}
-        return replace(self, bench=replace(self.bench, privacy=Privacy(), others=others))
+    def under(self, privacy: Privacy) -> Material:
+        """The same, where rows and clients are hidden by this."""
+        return replace(self, bench=self.bench.under(privacy))
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint's numbers rest on: data as dealt, weights, and precision."""
@@ -378,8 +376,7 @@ def bench_of(x: Experiment, backbone: Backbone, classes: Sequence[str], rows: Ro
     table = tabulate(backbone, rows, x.max_length, views)
     if x.sequence_packing:
         lines.check(backbone, table)
-    kept: dict[str, Any] = {"recompute": x.recompute, "sequence_packing": x.sequence_packing, "privacy": chain_of(x)}
-    return Bench(backbone, task, table, x.seed, prefix, x.by_length, **kept)
+    return Bench(backbone, task, table, x.seed, prefix, x.by_length, recompute=x.recompute, sequence_packing=x.sequence_packing)
 
 
 def more_of(x: Experiment) -> dict[str, Any]:

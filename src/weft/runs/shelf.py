@@ -12,7 +12,7 @@ from weft.experiment import GROUPS, Experiment
 from weft.experiment.declare import declared
 from weft.runs.prepare import Material, prepare
 
-_OF_ROUNDS = ("lora", "rules", "output", "simulated", "federation")
+_OF_ROUNDS = ("lora", "rules", "private", "output", "simulated", "federation")
 _STILL_READ = frozenset({"seed", "ranks", "devices"})
 UNREAD: frozenset[str] = frozenset(
     {"method", "parameters", "baseline", "baselines", "recipes"}.union(*(declared(GROUPS[g]) for g in _OF_ROUNDS)) - _STILL_READ

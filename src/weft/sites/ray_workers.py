@@ -24,6 +24,7 @@ from weft.engines.observer import Observer
 from weft.engines.scattered import Worker, failed
 from weft.errors import UserError
 from weft.experiment import Resolved
+from weft.experiment.hidden import chain_of
 from weft.runs import baselines
 from weft.runs.prepare import Material, prepare
 
@@ -71,7 +72,8 @@ def _built(run: str) -> tuple[Resolved, Material]:
     # Ray shows a worker its own GPU alone, which is its first; public rows are the server's
     here = {"device": resolved.experiment.device.split(":")[0], "public": None}
     resolved = replace(resolved, experiment=resolved.experiment.model_copy(update=here))
-    material = prepare(resolved.experiment, None, Observer(), resolved.method.info.needs)
+    x = resolved.experiment
+    material = prepare(x, None, Observer(), resolved.method.info.needs).under(chain_of(x))
     for bench in (material.bench, *material.bench.others.values()):
         if bench.prefix is not None:
             bench.prefix.memory = about["cache"]

@@ -243,7 +243,7 @@ class Resident:
         cuts = np.cumsum([len(client.train), len(client.val)])
         own = held([self.own.name], np.split(np.arange(len(rows)), cuts))
         rows, arrivals = arriving(x, rows, own, x.classes)
-        bench = replace(bench_of(x, backbone, x.classes, rows), arrivals=arrivals)
+        bench = replace(bench_of(x, backbone, x.classes, rows), arrivals=arrivals, privacy=hidden.chain_of(x))
         return ("" if have[0] == names[0] else have[0]), bench
 
     # a stage ----------------------------------------------------------------------------------------------------------------
