@@ -366,8 +366,9 @@ def test_the_farewell_proposes_a_question_and_a_picture(finished: Any) -> None:
     from rich.console import Console
 
     from weft.cli import plan
+    from weft.runs.shelf import Shelf
 
     out = Console(file=StringIO(), width=500)
-    plan.farewell(out, finished)
+    plan.farewell(out, finished, Shelf())
     said = out.file.getvalue()  # type: ignore[attr-defined]
     assert f"Try it: weft predict {finished.folder} 'a question' picture.png" in said

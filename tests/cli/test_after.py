@@ -132,9 +132,10 @@ def test_the_farewell_of_a_run_on_pairs_proposes_a_command_that_works(paired: Pa
     from rich.console import Console
 
     from weft.cli import plan
+    from weft.runs.shelf import Shelf
 
     out = Console(file=StringIO(), width=500)
-    plan.farewell(out, library.load_run(paired))
+    plan.farewell(out, library.load_run(paired), Shelf())
     (line,) = [line for line in out.file.getvalue().splitlines() if line.startswith("Try it: ")]  # type: ignore[attr-defined]
     program, *arguments = shlex.split(line.removeprefix("Try it: "))
     assert program == "weft"
