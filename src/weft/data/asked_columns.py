@@ -116,12 +116,12 @@ def _form(where: str, table: Table, asked: Mapping[str, str], wanted: Wanted) ->
         both = text is not None and {text.lower(), answer.lower()} <= set(LANGUAGES)
         return replace(noted, directions=((text, answer),), aligned=(text, answer)) if both else noted  # type: ignore[arg-type]
     if not named and (why := _unusable(table)):
-        raise NoColumn(f"{where}: {why} (of running text, name it with --label alone).")
+        raise NoColumn(where, f"{why} (of running text, name it with --label alone)")
     column = None if "pair" in named else _running(table, text)
     if column is None:
         raise NoColumn(
-            f"{where} has no columns that look like what is asked and its answer; its columns are {', '.join(table)}: name them "
-            "with --text and --label (of running text, --label alone)."
+            f"{where} has no columns that look like what is asked and its answer; its columns are {', '.join(table)}",
+            "name them with --text and --label (of running text, --label alone)",
         )
     note = f'{where}: guessed that "{column}" is running text to go on with, without anything asked (--text, --label).'
     return Asked(column, notes=(note,))

@@ -67,7 +67,15 @@ def wanted_by(task: str) -> Wanted:
 
 
 class NoColumn(UserError):
-    """A table has no column that could be the one that is needed."""
+    """A table has no column that could be the one that is needed.
+
+    Attributes:
+        lacking: what it has not, without what to type.
+    """
+
+    def __init__(self, lacking: str, advice: str):
+        super().__init__(f"{lacking}: {advice}.")
+        self.lacking = lacking
 
 
 @dataclass(frozen=True)
@@ -130,7 +138,7 @@ def choose(
             if answer := next((lower[name] for name in ANSWERS if name in lower), None):
                 hint += f', or generate "{answer}" with --task generation'
             raise NoColumn(
-                f"{where} has no column that looks like a label; its columns are {listed}: name it with --label{hint}."
+                f"{where} has no column that looks like a label; its columns are {listed}", f"name it with --label{hint}"
             )
         given.add(label)
         notes.append(f'"{label}" is the label (--label)')
@@ -151,8 +159,8 @@ def choose(
         text = guess(TEXTS) or (strings[0] if len(strings) == 1 else None)
         if text is None:
             raise NoColumn(
-                f"{where} has no column that looks like its text; its columns are {listed}: name it with --text (or, if it holds "
-                "pictures, with --image)."
+                f"{where} has no column that looks like its text; its columns are {listed}",
+                "name it with --text (or, if it holds pictures, with --image)",
             )
         notes.append(f'"{text}" is the text (--text)')
     given.update(column for column in (image, text) if column is not None)
@@ -361,9 +369,9 @@ def _check_kind(value: Any, name: str, column: str) -> None:
     """Refuse what is no label."""
     if isinstance(value, float):
         if value == value and not value.is_integer():
-            raise UserError(
-                f'column "{column}" of {name} holds numbers such as {value:g}: classification needs classes; '
-                "name another column with --label, or predict the number with --task regression."
+            raise NoColumn(
+                f'column "{column}" of {name} holds numbers such as {value:g}, and classification needs classes',
+                "name another column with --label, or predict the number with --task regression",
             )
     elif value is not None and not isinstance(value, int):
         raise UserError(f'column "{column}" of {name} holds {type(value).__name__} values, not one class a row; see --label.')

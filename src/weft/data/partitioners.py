@@ -80,11 +80,16 @@ def partition(
             f"ask for fewer clients or a smaller --min-rows."
         )
     few = []
+    number, asked_for = len(set(rows.keys or ()) - {""}), clients + new_clients
     if asked == "auto" and scheme == "dirichlet" and rows.keys is not None:
-        number = len(set(rows.keys) - {""})
         few = [
-            f"{source.name} has {number} values of {source.key_name}, too few for {clients + new_clients} clients to have whole "
+            f"{source.name} has {number} values of {source.key_name}, too few for {asked_for} clients to have whole "
             f"ones, so it is dealt dirichlet({alpha:g}); --clients {max(number - new_clients, 1)} deals them whole."
+        ]
+    if rows.tasks is not None and scheme == "natural" and number > asked_for:  # whose file says who its clients are
+        few = [
+            f"{source.name} names {number} clients, dealt to {asked_for}, so that some stand for several of them; "
+            f"--clients {number - new_clients} keeps them apart."
         ]
     keys = [_keys(rows, index) if scheme == "natural" else [] for index in dealt]
     own_tests, own_vals = (_by_key(split, keys[:clients]) for split in (source.test, source.validation))

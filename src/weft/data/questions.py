@@ -82,7 +82,8 @@ def recognised(where: str, table: Table, asked: Mapping[str, str], wanted: Wante
         if wanted == "questions":
             raise NoColumn(
                 f"{where} has no columns that look like pictures and the questions about them; its columns are "
-                f"{', '.join(table)}: name them with --image and --text."
+                f"{', '.join(table)}",
+                "name them with --image and --text",
             )
         return None
     image, text = there(table, where, "image", image), there(table, where, "text", text)
@@ -92,7 +93,7 @@ def recognised(where: str, table: Table, asked: Mapping[str, str], wanted: Wante
     label = label or next((lower[n] for n in ANSWERS if n in lower and lower[n] not in (image, text)), None)
     if label is None:
         raise NoColumn(
-            f"{where} has no column that looks like an answer; its columns are {', '.join(table)}: name it with --label."
+            f"{where} has no column that looks like an answer; its columns are {', '.join(table)}", "name it with --label"
         )
     used = [("image", image, "the picture"), ("text", text, "the question"), ("label", label, "the answer")]
     hint = there(table, where, "pair", asked["pair"]) if choices is not None and "pair" in asked else None
