@@ -362,6 +362,7 @@ def model_folder(folder: Path) -> Path:
     """
     if not folder.is_dir():
         raise UserError(f"{folder} does not exist: give the folder of a run or of an exported model.")
+    remedy.check_begun(folder)
     if (folder / "experiment.toml").is_file():
         if not (folder / "adapter").is_dir():
             way = remedy.command(folder) or f"weft resume {folder}"
