@@ -129,7 +129,7 @@ def choose(
     notes = []
 
     def guess(candidates: Iterable[str]) -> str | None:
-        return next((lower[c] for c in candidates if c in lower and lower[c] not in given), None)
+        return filled(table, [lower[c] for c in candidates if c in lower and lower[c] not in given])
 
     if label is None:
         label = guess({"numbers": (*NUMBERS, *LABELS), "any": (*LABELS, *NUMBERS)}.get(wanted, LABELS))
@@ -172,6 +172,15 @@ def choose(
             notes.append(f'"{key}" is the natural client ({different} of them; --key)')
     sentence = (f"{where}: guessed that {', '.join(notes)}.",) if notes else ()
     return Columns(text=text, label=label, pair=pair, image=image, names=names, key=key, notes=sentence)
+
+
+def filled(table: Mapping[str, Sequence[Any]], names: Sequence[str]) -> str | None:
+    """The first of these columns that has something in half of the rows or more, else the one that has it in most."""
+
+    def rows(name: str) -> int:
+        return sum(not (value is None or (isinstance(value, str | list | tuple | dict) and not value)) for value in table[name])
+
+    return next((name for name in names if 2 * rows(name) >= len(table[name])), max(names, key=rows, default=None))
 
 
 def there(table: Mapping[str, Any], where: str, option: str, asked: str) -> str:

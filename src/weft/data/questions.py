@@ -16,7 +16,7 @@ import numpy as np
 
 from weft.checks import table_files as checks
 from weft.data import pictures, question_forms
-from weft.data.columns import SPLITS, NoColumn, Table, Wanted, there, with_test
+from weft.data.columns import SPLITS, NoColumn, Table, Wanted, filled, there, with_test
 from weft.data.images import Images
 from weft.data.natural_keys import KEYS, natural_key, of_keys
 from weft.data.rows import BOTH, Rows, Source
@@ -71,7 +71,7 @@ def recognised(where: str, table: Table, asked: Mapping[str, str], wanted: Wante
         return None
     lower = {name.lower(): name for name in reversed(table)}
     image = asked.get("image") or next(iter(pictures.columns(table)), None)
-    text = asked.get("text") or next((lower[n] for n in QUESTIONS if n in lower), None)
+    text = asked.get("text") or filled(table, [lower[n] for n in QUESTIONS if n in lower])
     choices = next((lower[n] for n in question_forms.CHOICES if n in lower), None)
     choices = choices if choices is not None and question_forms.hold_choices(table[choices]) else None
     alone = "pair" not in asked or choices is not None
@@ -90,7 +90,7 @@ def recognised(where: str, table: Table, asked: Mapping[str, str], wanted: Wante
     if image not in pictures.columns(table, image):
         raise UserError(f'column "{image}" of {where} holds no pictures: name another with --image.')
     label = there(table, where, "label", asked["label"]) if "label" in asked else None
-    label = label or next((lower[n] for n in ANSWERS if n in lower and lower[n] not in (image, text)), None)
+    label = label or filled(table, [lower[n] for n in ANSWERS if n in lower and lower[n] not in (image, text)])
     if label is None:
         raise NoColumn(
             f"{where} has no column that looks like an answer; its columns are {', '.join(table)}", "name it with --label"
