@@ -355,6 +355,9 @@ def test_questions_without_pictures_and_chats_are_refused(finished: Any, capsys:
 
     refused(weft_says(capsys, "predict", finished.folder, "w1"), "each question and its picture in turn")
     refused(weft_says(capsys, "predict", finished.folder, "w1", "none.png"), "none.png does not exist")
+    picture = next((finished.folder.parent.parent / "questions").glob("*.png"))
+    swapped = weft_says(capsys, "predict", finished.folder, picture, "w1")
+    refused(swapped, f"{picture} is a file, and stands where its question should", "each question before its picture")
     refused(weft_says(capsys, "chat", finished.folder), "asked about pictures, one question each: use weft predict")
     with pytest.raises(UserError, match="give a question and a picture of each row"):
         load_model(finished.folder).generate(["w1"])

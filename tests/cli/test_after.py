@@ -123,7 +123,9 @@ def test_a_model_of_pairs_is_asked_for_pairs_on_the_command_line(
     assert json.loads(weft(capsys, "predict", paired, *more).out) == found
     shown = weft(capsys, "predict", paired, "w1 w2", "w3", "--precision", "float32").out.splitlines()
     assert shown[0].split() == ["label", "probability", "text", "pair"]
-    command_line.refused(weft(capsys, "predict", paired, "w1 w2 w3"), "pairs of texts", "1 texts make none", "in turn")
+    command_line.refused(
+        weft(capsys, "predict", paired, "w1 w2 w3"), "pairs of texts", "an odd number of texts was given (1)", "in turn"
+    )
     monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO(b"w1 w2\tw3\nw40 w41 w42\n")))
     command_line.refused(weft(capsys, "predict", paired), "line 2 is no pair", "a tab")
 

@@ -282,6 +282,9 @@ def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
 def test_a_folder_without_a_run_is_said_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"absent does not exist: give the folder of a run"):
         weft.resume(tmp_path / "absent")
+    with pytest.raises(UserError, match=UNBEGUN):
+        weft.load_run(tmp_path)
+    (tmp_path / "notes.txt").write_text("of something else")
     with pytest.raises(UserError, match=r"holds no experiment\.toml"):
         weft.load_run(tmp_path)
 

@@ -286,7 +286,9 @@ def in_pairs(given: list[str], typed: bool, pictured: bool) -> list[tuple[str, .
     if pictured:
         what, each = ("questions about pictures", "question and its picture")
     if typed and len(given) % 2:
-        raise UserError(f"this model was trained on {what}, and {len(given)} texts make none: give each {each} in turn.")
+        raise UserError(
+            f"this model was trained on {what}, and an odd number of texts was given ({len(given)}): give each {each} in turn."
+        )
     found: list[tuple[str, ...]] = [tuple(line.split("\t")) for line in given]
     if typed:
         found = list(zip(given[::2], given[1::2], strict=True))
@@ -295,6 +297,9 @@ def in_pairs(given: list[str], typed: bool, pictured: bool) -> list[tuple[str, .
         raise UserError(
             f"this model was trained on {what}, and line {odd} is no pair: write both on a line, with a tab between them."
         )
+    swapped = next((one for one in found if pictured and Path(one[0]).is_file() and not Path(one[1]).is_file()), None)
+    if swapped is not None:
+        raise UserError(f"{swapped[0]} is a file, and stands where its question should: give each question before its picture.")
     return found
 
 

@@ -16,7 +16,7 @@ from weft.data import splits
 from weft.data._telemetry import flower_partitioners
 from weft.data.leave_out import NO_KEY
 from weft.data.leave_out import leave_out as left_out
-from weft.data.rows import ClientData, FederatedData, Rows, Source
+from weft.data.rows import BOTH, ClientData, FederatedData, Rows, Source
 from weft.data.translations import common
 from weft.errors import UserError, nearest
 from weft.tensors.keyed import key as stream_key
@@ -107,7 +107,7 @@ def partition(
     none = rows.take(np.array([]))
     test = _own_or_all(source.test, [client.test for client in members])
     said = [
-        *checks.repeats(groups, rows.labels, source.name, "picture" if rows.texts is None else "text"),
+        *checks.repeats(groups, rows.labels, source.name, CONTENT[rows.read_as]),
         *(
             checks.of_one_class(rows.keys, rows.labels, source.classes, source.name, source.key_name or "key")
             if rows.of_classes
@@ -132,6 +132,10 @@ def partition(
         further=source.further,
         scheme=scheme,
     )
+
+
+CONTENT = {"images": "picture", "texts": "text", "items": "sequence", BOTH: "question and picture"}
+"""What two rows have in common that are equal, by what they hold."""
 
 
 def _name(prefix: str, i: int, total: int) -> str:

@@ -133,6 +133,7 @@ def build(name: str, splits: Mapping[str, Table], columns: Questions, wanted: Wa
     for split in (s for s in SPLITS if s in splits):
         if absent := [c for c in columns.used if c not in splits[split]]:
             raise UserError(f'the {split} rows of {name} have no column "{absent[0]}", which its train rows have.')
+    before = {split: len(table[columns.text]) for split, table in splits.items()}
     splits, odd = question_forms.plain(name, splits, columns)
     said += odd
     as_written = columns.boxes or columns.choices is not None
@@ -141,9 +142,11 @@ def build(name: str, splits: Mapping[str, Table], columns: Questions, wanted: Wa
         table = splits[split]
         n = len(table[columns.text])
         own = {}
+        each = "row" if n == before[split] else "question"  # of lists of questions every one is a row by now
         for i in range(n):
             question, answer = table[columns.text][i], table[columns.label][i]
-            people = Counter(filter(None, [answer])) if as_written else answers_of(answer, columns.label, name)
+            place = f"{each} {i} of the {split} {each}s"
+            people = Counter(filter(None, [answer])) if as_written else answers_of(answer, columns.label, name, place)
             if people and table[columns.image][i] is not None and isinstance(question, str) and question.strip():
                 own[i] = people
         if not own and split != "train":
@@ -230,11 +233,11 @@ def to_write(source: Source) -> Source:
     return source.each(written, (source.label_name or "answer",))
 
 
-def answers_of(value: Any, column: str, where: str) -> Counter[str]:
+def answers_of(value: Any, column: str, where: str, place: str = "a row") -> Counter[str]:
     """How many people gave each answer, in one spelling: small letters, no blanks around it, no full stop.
 
     Args:
-        value: an answer; or a list of them, each a text or ``{"answer": …}`` as in VQA v2.
+        value: an answer; or a list of them, each a text or ``{"answer": …}`` as in VQA v2. place: where in ``where`` it stands.
 
     Raises:
         UserError: it is something else.
@@ -243,13 +246,15 @@ def answers_of(value: Any, column: str, where: str) -> Counter[str]:
         value = [value]
     if isinstance(value, Mapping) and isinstance(value.get("answer"), Sequence):
         value = value["answer"]  # an object of lists, as older versions of ``datasets`` keep lists of objects
-    if not isinstance(value, list | tuple | np.ndarray):
+    given, odd = [], [value]
+    if isinstance(value, list | tuple | np.ndarray):
+        given = [one.get("answer") if isinstance(one, Mapping) else one for one in value]
+        odd = [one for one in given if not (one is None or isinstance(one, str | bool | int | float))]
+    if odd:
         raise UserError(
-            f'column "{column}" of {where} holds {type(value).__name__} values, not answers: name another with --label.'
+            f'column "{column}" of {where} holds {odd[0]!r:.40} in {place}, which is no answer: write a text there, or name '
+            "another column with --label."
         )
-    given = [one.get("answer") if isinstance(one, Mapping) else one for one in value]
-    if odd := [one for one in given if not (one is None or isinstance(one, str | bool | int | float))]:
-        raise UserError(f'column "{column}" of {where} holds {odd[0]!r:.40}, which is no answer: name another with --label.')
     spelt = ((spelled(one) or "").lower().rstrip(".").strip() for one in given)
     return Counter(answer for answer in spelt if answer)
 
