@@ -133,10 +133,10 @@ def test_rows_are_dealt_out_among_those_who_have_the_task(folder: Path) -> None:
 
 
 def test_clients_of_a_file_who_become_one_are_told(folder: Path) -> None:
-    said = "tasks names 3 clients, dealt to 2, so that some stand for several of them; --clients 3 keeps them apart."
+    said = "tasks has 3 values of client, dealt to 2 clients, some of whom have several; --clients 3 keeps them apart."
     source = load(file(folder, THREE))
     assert said in partition(source, clients=2).notes
-    assert not [note for note in partition(source, clients=3).notes if "stand for several" in note]
+    assert not [note for note in partition(source, clients=3).notes if "some of whom have several" in note]
 
 
 def test_columns_that_can_not_be_told_are_settings_of_the_task_and_no_other_task_is_proposed(folder: Path) -> None:

@@ -86,9 +86,10 @@ def partition(
             f"{source.name} has {number} values of {source.key_name}, too few for {asked_for} clients to have whole "
             f"ones, so it is dealt dirichlet({alpha:g}); --clients {max(number - new_clients, 1)} deals them whole."
         ]
-    if rows.tasks is not None and scheme == "natural" and number > asked_for:  # whose file says who its clients are
+    told_apart = rows.tasks is not None or rows.languages is not None  # by what methods learn of clients
+    if told_apart and scheme == "natural" and number > asked_for:
         few = [
-            f"{source.name} names {number} clients, dealt to {asked_for}, so that some stand for several of them; "
+            f"{source.name} has {number} values of {source.key_name}, dealt to {asked_for} clients, some of whom have several; "
             f"--clients {number - new_clients} keeps them apart."
         ]
     keys = [_keys(rows, index) if scheme == "natural" else [] for index in dealt]
