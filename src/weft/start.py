@@ -146,14 +146,19 @@ def check_loaded(resolved: Resolved, material: Material) -> list[str]:
     return settings.idle(resolved, {"task": material.task, "partition": material.data["partition"]})
 
 
-def startable(resolved: Resolved, shelf: Shelf) -> bool:
-    """Whether a run would start on what another one of this process has left on its shelf. Nothing is loaded or written."""
+def startable(resolved: Resolved, shelf: Shelf, pinned: Mapping[str, Any]) -> bool:
+    """Whether a run would start on what another one of this process has left on its shelf. Nothing is loaded or written.
+
+    Args:
+        pinned: what settings of that run turned out to be; one that was resumed has its material by them.
+    """
     x, needs = resolved.experiment, resolved.method.info.needs
-    if not shelf.holds(x, None, needs):
+    here = next((one for one in (x, x.model_copy(update=dict(pinned))) if shelf.holds(one, None, needs)), None)
+    if here is None:
         return False
     try:
         check(resolved)
-        check_loaded(resolved, shelf.prepare(x, None, Observer(), needs))
+        check_loaded(resolved, shelf.prepare(here, None, Observer(), needs))
     except UserError:
         return False
     return True

@@ -162,3 +162,20 @@ def test_the_next_command_after_encoders_side_by_side_starts(capsys: Capture, tm
     proposed = next_of(capsys, tmp_path, "--model", "glyph-vit+drawn-clip", "--data", "glyphs", "--method", "fedpcl")
     assert "--method" in proposed
     assert weft(capsys, *proposed, "--dry-run").code == 0
+
+
+def test_a_run_that_was_resumed_proposes_a_method_too(capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stopped(BaseException):
+        pass
+
+    def stop(*_: object) -> None:
+        raise Stopped
+
+    line = [str(word) for word in command_line.small(tmp_path, "--name", "it")]
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(starting.execute, "go_on", stop)
+        command_line.main(line)
+    done = weft(capsys, "resume", tmp_path / "runs" / "it")
+    assert done.code == 0
+    (proposed,) = [found for found in done.out.splitlines() if found.startswith("Next: ")]
+    assert proposed.startswith("Next: weft run --method")

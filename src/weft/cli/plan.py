@@ -181,7 +181,9 @@ def farewell(out: Console, done: Run, shelf: Shelf) -> None:
             out.print(Text(f"Try it: {shlex.join(command)}"), soft_wrap=True)
     if "served" in done.summary:
         return  # its clients are no data set that another run could have
-    for label, line in zip(("Next: ", "      "), suggestions(done, lambda one: start.startable(one, shelf)), strict=False):
+    pinned = done.summary.get("pinned", {})
+    proposed = suggestions(done, lambda one: start.startable(one, shelf, pinned))
+    for label, line in zip(("Next: ", "      "), proposed, strict=False):
         out.print(Text.assemble((label, "bold"), line), soft_wrap=True)
 
 
