@@ -27,7 +27,7 @@ from weft.playing.run import Run
 from weft.runs import baselines, beginning, best, continual, devices_of, edited, stopping, summary
 from weft.runs import directory as directories
 from weft.runs.directory import RunDirectory
-from weft.runs.prepare import Material, copies, prepare
+from weft.runs.prepare import Material, copies
 from weft.runs.provenance import changed, environment
 from weft.runs.shelf import Shelf
 from weft.runs.stage import MakeTurns
@@ -149,6 +149,24 @@ def check_loaded(resolved: Resolved, material: Material) -> list[str]:
     return settings.idle(resolved, {"task": material.task, "partition": material.data["partition"]})
 
 
+def startable(resolved: Resolved, shelf: Shelf, pinned: Mapping[str, Any]) -> bool:
+    """Whether a run would start on what another one of this process has left on its shelf. Nothing is loaded or written.
+
+    Args:
+        pinned: what settings of that run turned out to be; one that was resumed has its material by them.
+    """
+    x, needs = resolved.experiment, resolved.method.info.needs
+    here = next((one for one in (x, x.model_copy(update=dict(pinned))) if shelf.holds(one, None, needs)), None)
+    if here is None:
+        return False
+    try:
+        check(resolved)
+        check_loaded(resolved, shelf.prepare(here, None, Observer(), needs))
+    except UserError:
+        return False
+    return True
+
+
 def _mended(directory: RunDirectory, about: Mapping[str, Any]) -> bool:
     """Make the adapter of a finished run anew from its checkpoint, if it is damaged."""
     from weft.export.again import sound, write_anew
@@ -167,6 +185,7 @@ def resume(
     method: Method | None = None,
     data: Any = None,
     observer: Observer | None = None,
+    shelf: Shelf | None = None,
     callbacks: Sequence[Callback] = (),
     jobs: int = 1,
 ) -> Run:
@@ -174,6 +193,7 @@ def resume(
 
     Args:
         folder: of the run. method, data: the objects it was begun with, if it was begun with any.
+        shelf: as of :func:`start`.
         callbacks: are told of what is left of the run, besides the trackers in its settings. jobs: as of :func:`start`.
 
     Raises:
@@ -209,7 +229,8 @@ def resume(
         callbacks = [*callbacks, *tracker.made(resolved.experiment.track)]
         metering = energy.made(resolved.experiment, observer.say, jobs)
         observer.begin("set-up", execute.steps(resolved.experiment))
-        material = prepare(resolved.experiment, data, execute.Silent(observer), resolved.method.info.needs)
+        silent = execute.Silent(observer)
+        material = (shelf or Shelf()).prepare(resolved.experiment, data, silent, resolved.method.info.needs)
         material = replace(material, beginning=beginning.again(directory, about))
         if differences := changed(about["environment"], environment(material.backbone.device.type)):
             observer.say(f"begun with something else ({'; '.join(differences)}): the last digits may differ.")

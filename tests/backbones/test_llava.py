@@ -355,6 +355,9 @@ def test_questions_without_pictures_and_chats_are_refused(finished: Any, capsys:
 
     refused(weft_says(capsys, "predict", finished.folder, "w1"), "each question and its picture in turn")
     refused(weft_says(capsys, "predict", finished.folder, "w1", "none.png"), "none.png does not exist")
+    picture = next((finished.folder.parent.parent / "questions").glob("*.png"))
+    swapped = weft_says(capsys, "predict", finished.folder, picture, "w1")
+    refused(swapped, f"{picture} is a file, and stands where its question should", "each question before its picture")
     refused(weft_says(capsys, "chat", finished.folder), "asked about pictures, one question each: use weft predict")
     with pytest.raises(UserError, match="give a question and a picture of each row"):
         load_model(finished.folder).generate(["w1"])
@@ -366,8 +369,9 @@ def test_the_farewell_proposes_a_question_and_a_picture(finished: Any) -> None:
     from rich.console import Console
 
     from weft.cli import plan
+    from weft.runs.shelf import Shelf
 
     out = Console(file=StringIO(), width=500)
-    plan.farewell(out, finished)
+    plan.farewell(out, finished, Shelf())
     said = out.file.getvalue()  # type: ignore[attr-defined]
     assert f"Try it: weft predict {finished.folder} 'a question' picture.png" in said

@@ -123,7 +123,9 @@ def test_a_model_of_pairs_is_asked_for_pairs_on_the_command_line(
     assert json.loads(weft(capsys, "predict", paired, *more).out) == found
     shown = weft(capsys, "predict", paired, "w1 w2", "w3", "--precision", "float32").out.splitlines()
     assert shown[0].split() == ["label", "probability", "text", "pair"]
-    command_line.refused(weft(capsys, "predict", paired, "w1 w2 w3"), "pairs of texts", "1 texts make none", "in turn")
+    command_line.refused(
+        weft(capsys, "predict", paired, "w1 w2 w3"), "pairs of texts", "an odd number of texts was given (1)", "in turn"
+    )
     monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO(b"w1 w2\tw3\nw40 w41 w42\n")))
     command_line.refused(weft(capsys, "predict", paired), "line 2 is no pair", "a tab")
 
@@ -132,9 +134,10 @@ def test_the_farewell_of_a_run_on_pairs_proposes_a_command_that_works(paired: Pa
     from rich.console import Console
 
     from weft.cli import plan
+    from weft.runs.shelf import Shelf
 
     out = Console(file=StringIO(), width=500)
-    plan.farewell(out, library.load_run(paired))
+    plan.farewell(out, library.load_run(paired), Shelf())
     (line,) = [line for line in out.file.getvalue().splitlines() if line.startswith("Try it: ")]  # type: ignore[attr-defined]
     program, *arguments = shlex.split(line.removeprefix("Try it: "))
     assert program == "weft"

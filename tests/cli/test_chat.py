@@ -174,6 +174,22 @@ def test_predict_prints_what_is_written(runs: dict[str, Path], capsys: Capture) 
     refused(weft(capsys, "predict", runs["fedit"], "w1", "--beams", "2", "--temperature", "1"), "set beams = 1")
 
 
+def test_eval_says_which_rows_each_number_is_over(runs: dict[str, Path], tmp_path: Path, capsys: Capture) -> None:
+    """Texts are written for as many rows as the run's own scores had, one of these."""
+    data = exports.rows_file(tmp_path / "more.jsonl", 7)
+    asked = ("eval", runs["fedit"], "--data", data, "--precision", "float32")
+    over = {e["metric"]: e["n"] for e in json.loads(weft(capsys, *asked, "--json").out)}
+    assert (over["rouge_l"], over["loss"]) == (1, 7)
+    shown = weft(capsys, *asked).out.splitlines()
+    assert [line for line in shown if line.split()[-1:] == ["rows"]]
+    assert {line.split()[0]: line.split()[-1] for line in shown if line.startswith(("rouge", "loss"))} == {
+        "rouge": "1",
+        "loss": "7",
+    }
+    assert "7 rows of" in shown[-1]
+    assert "texts were written for 1 of them" in shown[-1]
+
+
 def test_how_to_write_is_no_question_to_a_classifier(tmp_path: Path, chat: Chat, capsys: Capture) -> None:
     run = tiny.federation(FEDIT, "bert", precision="float32")
     export(run.method, run.server, tmp_path, {})

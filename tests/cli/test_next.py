@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import cifar_resnets
 import command_line
 import toy_runs
 import weft as library
@@ -95,7 +96,7 @@ def test_another_method_is_proposed_on_the_same_data_backbone_and_deal(
         summary = about
         rounds = ()
 
-    line, *_ = plan.suggestions(Done())  # type: ignore[arg-type]
+    line, *_ = plan.suggestions(Done(), lambda _: True)  # type: ignore[arg-type]
     got, before = typed(line, monkeypatch, capsys), experiment.resolve(settings).experiment
     assert got.method != slug
     assert got.parameters["batch"] == 7 or not batch
@@ -116,7 +117,7 @@ def test_a_change_is_in_the_command(monkeypatch: pytest.MonkeyPatch, capsys: Cap
     assert (got.parameters["optim.lr"], got.start_head, got.text) == (0.1, "probe", "a")
 
 
-@pytest.mark.parametrize(("wrong", "second"), [([], "flora"), ([Finding("It guesses.", changes={"seed": 5})], "fedit")])
+@pytest.mark.parametrize(("wrong", "second"), [([], "flora"), ([Finding("It guesses.", changes={"rounds": 3})], "fedit")])
 def test_the_proposed_command_runs_and_compares(
     wrong: list[Finding], second: str, capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,6 +135,47 @@ def test_the_proposed_command_runs_and_compares(
     one, two = library.load_run(a).summary, library.load_run(b).summary
     assert (one["method"]["slug"], two["method"]["slug"]) == ("fedit", second)
     assert one["settings"]["seed"]["value"] == 4
-    assert two["settings"]["seed"]["value"] == (5 if wrong else 4)
-    for name in ("backbone", "rounds") if wrong else ("data", "backbone", "rounds"):
+    assert two["settings"]["seed"]["value"] == 4
+    assert two["settings"]["rounds"]["value"] == (3 if wrong else 2)
+    for name in ("data", "backbone"):
         assert one[name] == two[name]
+
+
+def next_of(capsys: Capture, where: Path, *words: object) -> list[str]:
+    """What a run on drawn letters proposes to type next, without ``weft``."""
+    small = ("--limit", 40, "--clients", 2, "--rounds", 1, "--runs", where / "runs", "--device", "cpu", "--precision", "float32")
+    done = weft(capsys, "run", *words, *small)
+    assert done.code == 0, done.err
+    (line,) = [found.removeprefix("Next: weft ") for found in done.out.splitlines() if found.startswith("Next: ")]
+    return shlex.split(line)
+
+
+def test_a_method_that_the_backbone_refuses_is_not_proposed(capsys: Capture, tmp_path: Path) -> None:
+    resnet = ("--model", cifar_resnets.saved(tmp_path / "resnet8.npz"), "--data", "glyphs")
+    assert weft(capsys, "run", *resnet, "--method", "flora", "--dry-run").code == 2
+    proposed = next_of(capsys, tmp_path, *resnet, "--method", "fedavg", "--batch-norms", "averaged")
+    assert weft(capsys, *proposed, "--dry-run").code == 0
+    assert proposed[proposed.index("--batch-norms") + 1] == "averaged"
+
+
+def test_the_next_command_after_encoders_side_by_side_starts(capsys: Capture, tmp_path: Path) -> None:
+    proposed = next_of(capsys, tmp_path, "--model", "glyph-vit+drawn-clip", "--data", "glyphs", "--method", "fedpcl")
+    assert "--method" in proposed
+    assert weft(capsys, *proposed, "--dry-run").code == 0
+
+
+def test_a_run_that_was_resumed_proposes_a_method_too(capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stopped(BaseException):
+        pass
+
+    def stop(*_: object) -> None:
+        raise Stopped
+
+    line = [str(word) for word in command_line.small(tmp_path, "--name", "it")]
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(starting.execute, "go_on", stop)
+        command_line.main(line)
+    done = weft(capsys, "resume", tmp_path / "runs" / "it")
+    assert done.code == 0
+    (proposed,) = [found for found in done.out.splitlines() if found.startswith("Next: ")]
+    assert proposed.startswith("Next: weft run --method")

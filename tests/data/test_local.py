@@ -352,3 +352,18 @@ def test_folders_without_a_train_file_are_refused(tmp_path: Path) -> None:
     write_lines(tmp_path / "train.jsonl", ROWS)
     write_lines(tmp_path / "train.json", ROWS)
     assert "several train files" in refusal(tmp_path)
+
+
+def test_a_label_that_few_rows_have_is_not_the_one_that_is_guessed(tmp_path: Path) -> None:
+    lines = [{"text": f"text {i}", "category": "ab"[i % 2], **({"label": "x"} if i < 5 else {})} for i in range(20)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    source = load(str(tmp_path / "rows.jsonl"))
+    assert (source.label_name, len(source.train)) == ("category", 20)
+
+
+def test_an_answer_that_few_rows_have_is_not_the_one_that_is_learnt(tmp_path: Path) -> None:
+    lines = [{"question": f"text {i}", "answer": f"so {i}", "solution": f"thus {i}" if i < 5 else None} for i in range(20)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    source = load(str(tmp_path / "rows.jsonl"), wanted="answers")
+    assert (source.train.answers or ())[7:9] == ["so 7", "so 8"]
+    assert len(source.train) == 20

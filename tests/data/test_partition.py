@@ -252,6 +252,7 @@ def test_leaving_one_key_out_is_the_same_as_a_list_of_it_and_changes_nothing_if_
     ("keys", "left", "sentence"),
     [
         (["north", "south"] * 20, "nrth", 'no row of toy has the site "nrth": there are north, south. Did you mean "north"?'),
+        (["north", "south"] * 20, "north,south", "Repeat --leave-out for each: --leave-out north --leave-out south."),
         (["north", "south"] * 20, ["north", "south"], "toy has nothing to train on"),
         (["a", "b", "a", "a"] * 10, "b", "toy has one class only to train on"),
         (None, "north", "toy has no natural key to leave north out by: name its column with --key"),

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from weft.data import Rows, Source, labels, load, questions
+from weft.data import Rows, Source, labels, load, partition, questions
 from weft.data.rows import BOTH, fingerprint
 from weft.errors import UserError
 
@@ -378,6 +378,25 @@ def test_among_declared_answers_rows_without_one_are_left_out_and_counted_and_so
 def test_what_is_no_answer_is_one_sentence(tmp_path: Path, odd: Any) -> None:
     with pytest.raises(UserError, match=r'column "answer" of set\.jsonl holds'):
         read(tmp_path, [ASKED[0] | {"answer": odd}], wanted="questions")
+
+
+def test_a_row_that_holds_no_answer_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r'"answer" of set\.jsonl holds \{\'who\': \'a\'\} in row 2 of the train rows'):
+        read(tmp_path, [*ASKED[:2], ASKED[0] | {"answer": {"who": "a"}}], wanted="questions")
+
+
+def test_a_column_that_is_empty_in_most_rows_is_not_the_one_that_is_guessed(tmp_path: Path) -> None:
+    """Answers of several people to some questions go after the one answer that every question has."""
+    asked = [ASKED[0] | {"answers": ["a", "b"]}, ASKED[1] | {"answers": []}, *ASKED[2:], *ASKED]
+    source = read(tmp_path, asked, wanted="questions")
+    assert (source.label_name, len(source.train)) == ("answer", len(asked))
+    half = [row | {"answers": ["ab"[i % 4 // 2]]} if i % 2 else row for i, row in enumerate(ASKED * 2)]
+    assert read(tmp_path, half, wanted="questions").label_name == "answers"
+
+
+def test_equal_questions_about_equal_pictures_are_called_so(tmp_path: Path) -> None:
+    fed = partition(read(tmp_path, ASKED * 3, wanted="questions"), clients=1)
+    assert any("rows repeat the question and picture of another" in note for note in fed.notes)
 
 
 # zips ----------------------------------------------------------------------------------------------------------------------

@@ -132,6 +132,27 @@ def test_rows_are_dealt_out_among_those_who_have_the_task(folder: Path) -> None:
     assert sorted(own["drugs"] for name, own in found.items() if name in "xy") == [drugs // 2, drugs - drugs // 2]
 
 
+def test_clients_of_a_file_who_become_one_are_told(folder: Path) -> None:
+    said = "tasks has 3 values of client, dealt to 2 clients, some of whom have several; --clients 3 keeps them apart."
+    source = load(file(folder, THREE))
+    assert said in partition(source, clients=2).notes
+    assert not [note for note in partition(source, clients=3).notes if "some of whom have several" in note]
+
+
+def test_columns_that_can_not_be_told_are_settings_of_the_task_and_no_other_task_is_proposed(folder: Path) -> None:
+    write(folder, "stars", [{"text": f"text {i}", "score": i / 7} for i in range(20)])
+    write(folder, "told", [{"words": f"text {i}", "many": f"some {i}", "label": i % 2} for i in range(20)])
+    for text, lacking in (
+        ('[a]\ndata = "stars"\n', "no column that looks like a label; its columns are text, score"),
+        ('[a]\ndata = "stars"\nlabel = "score"\n', "holds numbers such as 0.142857, and classification needs classes"),
+        ('[a]\ndata = "told"\n', "no column that looks like its text"),
+    ):
+        with pytest.raises(UserError, match=r'as in label = "COLUMN"; a task tells classes apart or tags words') as caught:
+            load(file(folder, text))
+        assert lacking in str(caught.value)
+        assert "--" not in str(caught.value)
+
+
 def test_one_natural_key_is_a_task_with_its_own_classes(folder: Path) -> None:
     text = '[one]\ndata = "ner"\nonly = "a"\n[two]\ndata = "ner"\nonly = "b"\nlimit = 4\n'
     source = load(file(folder, text))
@@ -139,6 +160,8 @@ def test_one_natural_key_is_a_task_with_its_own_classes(folder: Path) -> None:
     assert (source.train.tasks or []).count("two") == 4
     with pytest.raises(UserError, match=r'only = "c", and the rows of ner have a, b'):
         load(file(folder, '[one]\ndata = "ner"\nonly = "c"\n'))
+    with pytest.raises(UserError, match='no natural keys: name their column with key = "COLUMN", or leave only out'):
+        load(file(folder, '[one]\ndata = "mood"\nonly = "c"\n'))
 
 
 def test_of_a_natural_key_there_are_the_test_rows_too_and_the_classes_of_its_training_rows_alone(folder: Path) -> None:

@@ -85,6 +85,10 @@ def test_each_pair_is_a_client_whose_facts_say_both_languages(tmp_path: Path) ->
     for client in dealt.clients:
         assert set(client.train.languages or ()) == {(client.facts["source"], client.facts["target"])}
         assert len(client.test) == 4, "the test rows of its own direction"
+    assert not [note for note in dealt.notes if "some of whom have several" in note]
+    assert any(
+        "dealt to 3 clients, some of whom have several; --clients 4" in note for note in partition(source, clients=3).notes
+    )
     several = partition(source, clients=1).clients[0].facts
     assert "source" not in several
     assert "target" not in several

@@ -190,6 +190,9 @@ def test_what_is_no_list_of_texts_is_refused(texts: Any, words: str, models: dic
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         load(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="nothing of a run was saved in"):
+        load(tmp_path)
+    (tmp_path / "notes.txt").write_text("none")
     with pytest.raises(UserError, match=r"holds no weft\.json"):
         load(tmp_path)
     (tmp_path / "experiment.toml").write_text("")
@@ -239,7 +242,7 @@ def test_a_base_that_has_moved_is_found_where_it_is_said_to_be(models: dict[str,
     about = json.loads((folder / "weft.json").read_text())
     about["base"]["path"] = about["base"]["name"] = str(tmp_path / "gone")
     (folder / "weft.json").write_text(json.dumps(about))
-    with pytest.raises(UserError, match="which is gone"):
+    with pytest.raises(UserError, match="which is gone: say where it is now, as --base PATH"):
         load(folder, device="cpu", precision="float32")
     moved = load(folder, base=str(base), device="cpu", precision="float32")
     assert torch.equal(moved.logits(texts), here(models["peft"]).logits(texts))

@@ -21,10 +21,12 @@ import weft
 from every_method import METHODS, built, small, some
 from toy_runs import Killed, Told, kill_at
 from weft.errors import Interrupted, UserError
+from weft.export.predictor import model_folder
 from weft.methods import registry
 from weft.runs.checkpoint import digest, without_times
 from weft.storage import files
 
+UNBEGUN = r"nothing of a run was saved in .*: start the one that was stopped there again"
 SMALL: dict[str, Any] = {
     "clients": 2,
     "data": toy_runs.source(24),
@@ -93,8 +95,11 @@ def test_a_run_killed_at_any_write_flush_rename_or_removal_and_resumed_equals_on
                 play(runs)
         begun = (runs / "it" / "experiment.toml").is_file()
         if not begun:  # nothing was played yet: there is nothing to continue, and the sentence says so
-            with pytest.raises(UserError, match=r"nothing of a run was saved there"):
-                weft.resume(runs / "it", data=SMALL["data"])
+            if (runs / "it").is_dir():
+                with pytest.raises(UserError, match=UNBEGUN):
+                    weft.resume(runs / "it", data=SMALL["data"])
+                with pytest.raises(UserError, match=UNBEGUN):
+                    model_folder(runs / "it")
             continue
         done = len(toy_runs.finished_rounds(runs / "it"))
         told = Told()
@@ -277,6 +282,9 @@ def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
 def test_a_folder_without_a_run_is_said_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"absent does not exist: give the folder of a run"):
         weft.resume(tmp_path / "absent")
+    with pytest.raises(UserError, match=UNBEGUN):
+        weft.load_run(tmp_path)
+    (tmp_path / "notes.txt").write_text("of something else")
     with pytest.raises(UserError, match=r"holds no experiment\.toml"):
         weft.load_run(tmp_path)
 

@@ -295,7 +295,7 @@ def repeats(groups: np.ndarray, labels: np.ndarray, where: str, what: str) -> li
     """What is said of rows that stand in a set several times.
 
     Args:
-        groups: int64 [n], the same number for rows of equal content. labels: int64 [n]. what: ``text`` or ``picture``.
+        groups: int64 [n], the same number for rows of equal content. labels: int64 [n]. what: they share, such as ``text``.
     """
     _, first, size = np.unique(groups, return_index=True, return_counts=True)
     again = len(groups) - len(first)

@@ -88,14 +88,28 @@ def evaluate(
     if as_json:
         show_json(found)
         return
-    table = grid("", ">value", "95 % interval")
+    sizes = {e["n"] for e in found}
+    table = grid("", ">value", "95 % interval", *([">rows"] if len(sizes) > 1 else []))
     for e in found:
         interval = f"{e['low']:.3f} to {e['high']:.3f}" if "low" in e else ""
-        table.add_row(Text(e["metric"].replace("_", " "), style="cyan"), f"{e['value']:.4f}", interval)
+        over = [f"{e['n']:,}"] if len(sizes) > 1 else []
+        table.add_row(Text(e["metric"].replace("_", " "), style="cyan"), f"{e['value']:.4f}", interval, *over)
     screen.print(table)
     if found:
         screen.print()
-        screen.print(Text(f"view {found[0]['view']}, {count(found[0]['n'], 'row')} of {found[0]['people']}, pooled", style="dim"))
+        screen.print(Text(_behind(found), style="dim"), soft_wrap=True)
+
+
+def _behind(found: Sequence[Mapping[str, Any]]) -> str:
+    """Which rows the numbers of an evaluation are over."""
+    from weft.tasks import judging
+
+    most = max(e["n"] for e in found)
+    written = next((e["n"] for e in found if e["metric"] in judging.TEXT), most)
+    why = ""
+    if written < most:
+        why = f"; texts were written for {written:,} of them, drawn at random (--samples of the run)"
+    return f"view {found[0]['view']}, {count(most, 'row')} of {found[0]['people']}, pooled{why}"
 
 
 def predict(
@@ -272,7 +286,9 @@ def in_pairs(given: list[str], typed: bool, pictured: bool) -> list[tuple[str, .
     if pictured:
         what, each = ("questions about pictures", "question and its picture")
     if typed and len(given) % 2:
-        raise UserError(f"this model was trained on {what}, and {len(given)} texts make none: give each {each} in turn.")
+        raise UserError(
+            f"this model was trained on {what}, and an odd number of texts was given ({len(given)}): give each {each} in turn."
+        )
     found: list[tuple[str, ...]] = [tuple(line.split("\t")) for line in given]
     if typed:
         found = list(zip(given[::2], given[1::2], strict=True))
@@ -281,6 +297,9 @@ def in_pairs(given: list[str], typed: bool, pictured: bool) -> list[tuple[str, .
         raise UserError(
             f"this model was trained on {what}, and line {odd} is no pair: write both on a line, with a tab between them."
         )
+    swapped = next((one for one in found if pictured and Path(one[0]).is_file() and not Path(one[1]).is_file()), None)
+    if swapped is not None:
+        raise UserError(f"{swapped[0]} is a file, and stands where its question should: give each question before its picture.")
     return found
 
 

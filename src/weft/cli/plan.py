@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from weft.backbones.short_names import encoders
 from weft.cli.cards import citation
 from weft.cli.grids import grid
 from weft.errors import UserError
@@ -17,7 +16,7 @@ from weft.words import count, shown
 MOST = 12  # of the values of a list
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from rich.console import Console
 
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from weft.federation.method import Method
     from weft.playing.run import Run
     from weft.privacy.hiding import Privacy
+    from weft.runs.shelf import Shelf
 
 
 def header(out: Console, resolved: Resolved, people: str | None = None) -> None:
@@ -194,8 +194,14 @@ def outcome(out: Console, done: Run) -> None:
     out.print(Text(f"Saved in {done.folder} after {seconds // 60} min {seconds % 60} s."), soft_wrap=True)
 
 
-def farewell(out: Console, done: Run) -> None:
-    """What to type next."""
+def farewell(out: Console, done: Run, shelf: Shelf) -> None:
+    """What to type next.
+
+    Args:
+        shelf: of the run; another method is proposed only where it would start on what is there.
+    """
+    from weft import start
+
     if done.adapter is not None:
         from weft.data.rows import BOTH
         from weft.export.about import About
@@ -212,22 +218,27 @@ def farewell(out: Console, done: Run) -> None:
             out.print(Text(f"Try it: {shlex.join(command)}"), soft_wrap=True)
     if "served" in done.summary:
         return  # its clients are no data set that another run could have
-    for label, line in zip(("Next: ", "      "), suggestions(done), strict=False):
+    pinned = done.summary.get("pinned", {})
+    proposed = suggestions(done, lambda one: start.startable(one, shelf, pinned))
+    for label, line in zip(("Next: ", "      "), proposed, strict=False):
         out.print(Text.assemble((label, "bold"), line), soft_wrap=True)
 
 
-def suggestions(done: Run) -> list[str]:
-    """Commands that go on from here: what may mend the run, else another method on the same; and the list of methods."""
+def suggestions(done: Run, accepted: Callable[[Resolved], bool]) -> list[str]:
+    """Commands that go on from here: what may mend the run, else another method on the same; and the list of methods.
+
+    Args:
+        accepted: whether a run would start, and not be refused.
+    """
     from weft.cli.retyped import command
     from weft.methods import registry
     from weft.report.verdict import findings
 
-    mends = (command(done.summary, f.changes) for f in findings(done.summary, done.rounds) if f.changes)
-    slug = done.summary["method"]["slug"]
-    others = sorted((s for s in registry.infos() if s != slug), key=lambda s: s != "flora")
+    mends = (command(done.summary, f.changes, accepted) for f in findings(done.summary, done.rounds) if f.changes)
+    slug, infos = done.summary["method"]["slug"], registry.infos()
+    family = infos[slug].family if slug in infos else ""
+    others = sorted((s for s in infos if s != slug), key=lambda s: (s != "flora", infos[s].family != family))
     if done.summary.get("start"):
         others = []  # not every method can begin from the same adapter
-    if any(len(encoders(model)) > 1 for model in done.summary["settings"]["model"]["value"].split(",")):
-        others = []  # few methods need no place inside an encoder
-    compared = (command(done.summary, {"method": other}) for other in others)
+    compared = (command(done.summary, {"method": other}, accepted) for other in others)
     return [next((c for c in chain(mends, compared) if c is not None), "weft run --help"), "weft methods"]

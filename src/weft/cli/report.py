@@ -77,7 +77,7 @@ def run_folders(given: Sequence[Path]) -> list[Path]:
         UserError: there is no run in one of them.
     """
     from weft.comparison.compared_page import CELLS, is_comparison
-    from weft.storage.remedy import EXPERIMENT
+    from weft.storage.remedy import EXPERIMENT, check_begun
 
     found: dict[Path, Path] = {}
     for folder in (path.expanduser() for path in given):
@@ -87,6 +87,7 @@ def run_folders(given: Sequence[Path]) -> list[Path]:
             place = folder / CELLS if is_comparison(folder) else folder
             inside = sorted(one for one in place.iterdir() if (one / EXPERIMENT).is_file())
         if not inside:
+            check_begun(folder)
             raise UserError(f"{folder} holds no run: give the folder of a run, such as runs/fedit-pydocs-minilm-s0.")
         for one in inside:
             found.setdefault(one.resolve(), one)

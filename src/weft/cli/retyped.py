@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +18,14 @@ OWN = ("name",)
 """What belongs to one run alone."""
 
 
-def command(summary: Mapping[str, Any], changes: Mapping[str, Any]) -> str | None:
+def command(
+    summary: Mapping[str, Any], changes: Mapping[str, Any], accepted: Callable[[experiment.Resolved], bool] = lambda _: True
+) -> str | None:
     """``weft run …`` with the settings of a run, but for ``changes``, as short as it can be; None where no command can say it.
 
     Args:
         changes: settings by flat name. Another ``method`` keeps those settings of the former that both have.
+        accepted: whether a run would start with these settings; None is given where it would not.
     """
     if summary["method"]["object"] or summary["data"]["object"] or "served" in summary:
         return None
@@ -39,9 +42,12 @@ def command(summary: Mapping[str, Any], changes: Mapping[str, Any]) -> str | Non
         if not registry.load(kept["method"]).info.public:
             kept = {n: v for n, v in kept.items() if n not in ("public", "public_rows")}
     try:
-        wanted = experiment.resolve(kept).experiment
+        resolved = experiment.resolve(kept)
     except UserError:
         return None
+    if not accepted(resolved):
+        return None
+    wanted = resolved.experiment
     for name in [n for n in kept if n != "method"]:  # said is only what would be different otherwise
         fewer = {n: v for n, v in kept.items() if n != name}
         if _same(fewer, wanted):

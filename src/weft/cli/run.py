@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from weft.playing.run import Run
+    from weft.runs.shelf import Shelf
 
 OUTPUT = "Output"
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.", rich_help_panel=OUTPUT)]
@@ -70,15 +71,17 @@ def run(
         resolved = experiment.resolve(typed, experiment.read(file) if file else None)
         from weft import start
         from weft.cli import plan
+        from weft.runs.shelf import Shelf
     if not quiet:
         plan.header(screen, resolved)
     if dry_run:
         with watching(screen, quiet) as observer:
             plan.rehearse(out(), resolved, as_json, observer)
         return
+    shelf = Shelf()
     with watching(screen, quiet) as observer:
-        done = start.start(resolved, observer=observer, repeat=repeat)
-    show(done, screen, quiet, as_json)
+        done = start.start(resolved, observer=observer, repeat=repeat, shelf=shelf)
+    show(done, screen, quiet, as_json, shelf)
 
 
 def resume(
@@ -96,21 +99,26 @@ def resume(
     with starting(screen, quiet):
         from weft import start
         from weft.playing.run import load_run
+        from weft.runs.shelf import Shelf
 
-        before = load_run(folder)
+        before, shelf = load_run(folder), Shelf()
     with watching(screen, quiet) as observer:
         for line in before.rounds:
             observer.round_done(line)
-        done = start.resume(folder, observer=observer)
-    show(done, screen, quiet, as_json)
+        done = start.resume(folder, observer=observer, shelf=shelf)
+    show(done, screen, quiet, as_json, shelf)
 
 
-def show(done: Run, screen: Console, quiet: bool, as_json: bool) -> None:
-    """The outcome: for programs, for people, or not at all."""
+def show(done: Run, screen: Console, quiet: bool, as_json: bool, shelf: Shelf) -> None:
+    """The outcome: for programs, for people, or not at all.
+
+    Args:
+        shelf: of the run, for what is proposed to run next.
+    """
     if as_json:
         typer.echo((done.folder / "summary.json").read_text(encoding="utf-8"), nl=False)
     elif not quiet:
         from weft.cli import plan
 
         plan.outcome(screen, done)
-        plan.farewell(screen, done)
+        plan.farewell(screen, done, shelf)

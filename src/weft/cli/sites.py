@@ -81,6 +81,7 @@ def serve(
 
         environment.ready()
         from weft.cli import plan
+        from weft.runs.shelf import Shelf
         from weft.sites import serve as coordinator
         from weft.sites.flower.link import Link
         from weft.sites.keys import find, public_keys
@@ -113,7 +114,7 @@ def serve(
                 yield grid
 
         done = coordinator.serve(resolved, connect, observer, deadline=deadline)
-    show(done, screen, quiet, as_json)
+    show(done, screen, quiet, as_json, Shelf())  # its clients are no rows that another run could be proposed on
 
 
 def join(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from weft.data import translations
-from weft.data.columns import ANSWERS, LABELS, NUMBERS, NoColumn, Table, Wanted, there
+from weft.data.columns import ANSWERS, LABELS, NUMBERS, NoColumn, Table, Wanted, filled, there
 from weft.data.natural_keys import KEYS, natural_key
 from weft.data.translations import LANGUAGES, Direction
 from weft.data.turns import are_chats, are_texts, are_translations, languages
@@ -116,12 +116,12 @@ def _form(where: str, table: Table, asked: Mapping[str, str], wanted: Wanted) ->
         both = text is not None and {text.lower(), answer.lower()} <= set(LANGUAGES)
         return replace(noted, directions=((text, answer),), aligned=(text, answer)) if both else noted  # type: ignore[arg-type]
     if not named and (why := _unusable(table)):
-        raise NoColumn(f"{where}: {why} (of running text, name it with --label alone).")
+        raise NoColumn(where, f"{why} (of running text, name it with --label alone)")
     column = None if "pair" in named else _running(table, text)
     if column is None:
         raise NoColumn(
-            f"{where} has no columns that look like what is asked and its answer; its columns are {', '.join(table)}: name them "
-            "with --text and --label (of running text, --label alone)."
+            f"{where} has no columns that look like what is asked and its answer; its columns are {', '.join(table)}",
+            "name them with --text and --label (of running text, --label alone)",
         )
     note = f'{where}: guessed that "{column}" is running text to go on with, without anything asked (--text, --label).'
     return Asked(column, notes=(note,))
@@ -161,9 +161,9 @@ def _named_or_translated(table: Table, named: Mapping[str, str]) -> tuple[str | 
     text, answer = named.get("text"), named.get("label")
     left = {name.lower(): name for name in reversed(table) if name not in named.values()}
     if answer is None and text is not None:
-        answer = next((left[n] for n in (*ANSWERS, *LANGUAGES) if n in left and _texts(table, left[n], True)), None)
+        answer = filled(table, [left[n] for n in (*ANSWERS, *LANGUAGES) if n in left and _texts(table, left[n], True)])
     elif text is None and answer is not None:
-        text = next((left[n] for n in (*PROMPTS, *LANGUAGES) if n in left and _texts(table, left[n])), None)
+        text = filled(table, [left[n] for n in (*PROMPTS, *LANGUAGES) if n in left and _texts(table, left[n])])
     elif text is None:
         translated = [name for name in table if name.lower() in LANGUAGES and _texts(table, name)]
         if len(translated) > 1:
@@ -253,7 +253,7 @@ def _in_forms(table: Table, named: Mapping[str, str], forms: Sequence[Any]) -> I
     for prompts, inputs, answers in forms:
         own = [lower[name] for name in prompts if name in lower and _texts(table, lower[name])]
         theirs = [lower[name] for name in answers if name in lower and _texts(table, lower[name], True)]
-        text, answer = named.get("text", own[0] if own else None), named.get("label", theirs[0] if theirs else None)
+        text, answer = named.get("text") or filled(table, own), named.get("label") or filled(table, theirs)
         if text not in own or answer not in (*theirs, named.get("label")) or answer is None or text == answer:
             continue
         beside = [lower[name] for name in inputs if name in lower and lower[name] not in (text, answer)]

@@ -67,7 +67,15 @@ def wanted_by(task: str) -> Wanted:
 
 
 class NoColumn(UserError):
-    """A table has no column that could be the one that is needed."""
+    """A table has no column that could be the one that is needed.
+
+    Attributes:
+        lacking: what it has not, without what to type.
+    """
+
+    def __init__(self, lacking: str, advice: str):
+        super().__init__(f"{lacking}: {advice}.")
+        self.lacking = lacking
 
 
 @dataclass(frozen=True)
@@ -121,7 +129,7 @@ def choose(
     notes = []
 
     def guess(candidates: Iterable[str]) -> str | None:
-        return next((lower[c] for c in candidates if c in lower and lower[c] not in given), None)
+        return filled(table, [lower[c] for c in candidates if c in lower and lower[c] not in given])
 
     if label is None:
         label = guess({"numbers": (*NUMBERS, *LABELS), "any": (*LABELS, *NUMBERS)}.get(wanted, LABELS))
@@ -130,7 +138,7 @@ def choose(
             if answer := next((lower[name] for name in ANSWERS if name in lower), None):
                 hint += f', or generate "{answer}" with --task generation'
             raise NoColumn(
-                f"{where} has no column that looks like a label; its columns are {listed}: name it with --label{hint}."
+                f"{where} has no column that looks like a label; its columns are {listed}", f"name it with --label{hint}"
             )
         given.add(label)
         notes.append(f'"{label}" is the label (--label)')
@@ -151,8 +159,8 @@ def choose(
         text = guess(TEXTS) or (strings[0] if len(strings) == 1 else None)
         if text is None:
             raise NoColumn(
-                f"{where} has no column that looks like its text; its columns are {listed}: name it with --text (or, if it holds "
-                "pictures, with --image)."
+                f"{where} has no column that looks like its text; its columns are {listed}",
+                "name it with --text (or, if it holds pictures, with --image)",
             )
         notes.append(f'"{text}" is the text (--text)')
     given.update(column for column in (image, text) if column is not None)
@@ -164,6 +172,15 @@ def choose(
             notes.append(f'"{key}" is the natural client ({different} of them; --key)')
     sentence = (f"{where}: guessed that {', '.join(notes)}.",) if notes else ()
     return Columns(text=text, label=label, pair=pair, image=image, names=names, key=key, notes=sentence)
+
+
+def filled(table: Mapping[str, Sequence[Any]], names: Sequence[str]) -> str | None:
+    """The first of these columns that has something in half of the rows or more, else the one that has it in most."""
+
+    def rows(name: str) -> int:
+        return sum(not (value is None or (isinstance(value, str | list | tuple | dict) and not value)) for value in table[name])
+
+    return next((name for name in names if 2 * rows(name) >= len(table[name])), max(names, key=rows, default=None))
 
 
 def there(table: Mapping[str, Any], where: str, option: str, asked: str) -> str:
@@ -361,9 +378,9 @@ def _check_kind(value: Any, name: str, column: str) -> None:
     """Refuse what is no label."""
     if isinstance(value, float):
         if value == value and not value.is_integer():
-            raise UserError(
-                f'column "{column}" of {name} holds numbers such as {value:g}: classification needs classes; '
-                "name another column with --label, or predict the number with --task regression."
+            raise NoColumn(
+                f'column "{column}" of {name} holds numbers such as {value:g}, and classification needs classes',
+                "name another column with --label, or predict the number with --task regression",
             )
     elif value is not None and not isinstance(value, int):
         raise UserError(f'column "{column}" of {name} holds {type(value).__name__} values, not one class a row; see --label.')

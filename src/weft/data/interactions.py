@@ -75,7 +75,7 @@ def read(path: Path, asked: Mapping[str, str], notes: list[str], least: int = 0)
 def _files(path: Path) -> tuple[dict[str, Path], dict[str, Path]]:
     """Files of interactions, and those of titles, by domain."""
     if not path.exists():
-        raise UserError(f"there is no file or folder {path}: check the path given to --data.")
+        raise UserError(f"there is no file or folder {path}: check the path.")
     beside = sorted(p for p in (path if path.is_dir() else path.parent).iterdir() if suffix(p) and not p.name.startswith("."))
     stems = {p: p.name[: -len(suffix(p) or "")] for p in beside}
     meta = {s.removeprefix(META): p for p, s in stems.items() if s.startswith(META)}

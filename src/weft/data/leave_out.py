@@ -31,7 +31,11 @@ def leave_out(source: Source, keys: Sequence[str]) -> Source:
     for key in keys:
         if key not in known:
             there = ", ".join(known[:10]) + (" …" if len(known) > 10 else "")
-            raise UserError(f'no row of {source.name} has the {source.key_name} "{key}": there are {there}.{nearest(key, known)}')
+            pieces = [piece.strip() for piece in key.split(",")]
+            hint = nearest(key, known)
+            if len(pieces) > 1 and {*pieces} & {*known}:
+                hint = f" Repeat --leave-out for each: --leave-out {' --leave-out '.join(pieces)}."
+            raise UserError(f'no row of {source.name} has the {source.key_name} "{key}": there are {there}.{hint}')
     new = [key for key in dict.fromkeys(keys) if key not in source.unseen]
     unseen = {key: Rows.concatenate([rows.take(_of(rows, [key])) for rows in keyed]) for key in new}
     left = {split: _without(rows, new) for split, rows in splits.items()}

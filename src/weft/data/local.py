@@ -31,7 +31,7 @@ def read(path: Path, notes: list[str], image: str | None = None) -> dict[str, Ta
     one.
     """
     if not path.exists():
-        raise UserError(f"there is no file or folder {path}: check the path given to --data.")
+        raise UserError(f"there is no file or folder {path}: check the path.")
     files = {"train": [path]} if path.is_file() else _split_files(path, notes)
     splits = {}
     for split, parts in files.items():

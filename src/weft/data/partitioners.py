@@ -16,7 +16,7 @@ from weft.data import splits
 from weft.data._telemetry import flower_partitioners
 from weft.data.leave_out import NO_KEY
 from weft.data.leave_out import leave_out as left_out
-from weft.data.rows import ClientData, FederatedData, Rows, Source
+from weft.data.rows import BOTH, ClientData, FederatedData, Rows, Source
 from weft.data.translations import common
 from weft.errors import UserError, nearest
 from weft.tensors.keyed import key as stream_key
@@ -80,11 +80,17 @@ def partition(
             f"ask for fewer clients or a smaller --min-rows."
         )
     few = []
+    number, asked_for = len(set(rows.keys or ()) - {""}), clients + new_clients
     if asked == "auto" and scheme == "dirichlet" and rows.keys is not None:
-        number = len(set(rows.keys) - {""})
         few = [
-            f"{source.name} has {number} values of {source.key_name}, too few for {clients + new_clients} clients to have whole "
+            f"{source.name} has {number} values of {source.key_name}, too few for {asked_for} clients to have whole "
             f"ones, so it is dealt dirichlet({alpha:g}); --clients {max(number - new_clients, 1)} deals them whole."
+        ]
+    told_apart = rows.tasks is not None or rows.languages is not None  # by what methods learn of clients
+    if told_apart and scheme == "natural" and number > asked_for:
+        few = [
+            f"{source.name} has {number} values of {source.key_name}, dealt to {asked_for} clients, some of whom have several; "
+            f"--clients {number - new_clients} keeps them apart."
         ]
     keys = [_keys(rows, index) if scheme == "natural" else [] for index in dealt]
     own_tests, own_vals = (_by_key(split, keys[:clients]) for split in (source.test, source.validation))
@@ -102,7 +108,7 @@ def partition(
     none = rows.take(np.array([]))
     test = _own_or_all(source.test, [client.test for client in members])
     said = [
-        *checks.repeats(groups, rows.labels, source.name, "picture" if rows.texts is None else "text"),
+        *checks.repeats(groups, rows.labels, source.name, CONTENT[rows.read_as]),
         *(
             checks.of_one_class(rows.keys, rows.labels, source.classes, source.name, source.key_name or "key")
             if rows.of_classes
@@ -127,6 +133,10 @@ def partition(
         further=source.further,
         scheme=scheme,
     )
+
+
+CONTENT = {"images": "picture", "texts": "text", "items": "sequence", BOTH: "question and picture"}
+"""What two rows have in common that are equal, by what they hold."""
 
 
 def _name(prefix: str, i: int, total: int) -> str:

@@ -49,10 +49,11 @@ def recognised(where: str, table: Table, asked: Mapping[str, str], wanted: Wante
         for names in (CHOSEN, REJECTED):
             column = next((lower[name] for name in names if name in lower), None)
             if column is not None and not are_texts(table[column]) and not are_chats(table[column]):
-                raise NoColumn(f'{where}: column "{column}" holds neither texts nor chats: an answer is one of them.')
+                raise NoColumn(f'{where}: column "{column}" holds neither texts nor chats', "an answer is one of them")
         raise NoColumn(
             f'{where} has no columns "chosen" and "rejected" with the better and the worse answer to one prompt; its columns are '
-            f"{', '.join(table)}: rename them, and name the prompt with --text."
+            f"{', '.join(table)}",
+            "rename them, and name the prompt with --text",
         )
     return None if found is None else with_key(found, where, table, asked.get("key"))
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from weft.checks import table_files as checks
 from weft.data import pictures, question_forms
-from weft.data.columns import SPLITS, NoColumn, Table, Wanted, there, with_test
+from weft.data.columns import SPLITS, NoColumn, Table, Wanted, filled, there, with_test
 from weft.data.images import Images
 from weft.data.natural_keys import KEYS, natural_key, of_keys
 from weft.data.rows import BOTH, Rows, Source
@@ -71,7 +71,7 @@ def recognised(where: str, table: Table, asked: Mapping[str, str], wanted: Wante
         return None
     lower = {name.lower(): name for name in reversed(table)}
     image = asked.get("image") or next(iter(pictures.columns(table)), None)
-    text = asked.get("text") or next((lower[n] for n in QUESTIONS if n in lower), None)
+    text = asked.get("text") or filled(table, [lower[n] for n in QUESTIONS if n in lower])
     choices = next((lower[n] for n in question_forms.CHOICES if n in lower), None)
     choices = choices if choices is not None and question_forms.hold_choices(table[choices]) else None
     alone = "pair" not in asked or choices is not None
@@ -82,17 +82,18 @@ def recognised(where: str, table: Table, asked: Mapping[str, str], wanted: Wante
         if wanted == "questions":
             raise NoColumn(
                 f"{where} has no columns that look like pictures and the questions about them; its columns are "
-                f"{', '.join(table)}: name them with --image and --text."
+                f"{', '.join(table)}",
+                "name them with --image and --text",
             )
         return None
     image, text = there(table, where, "image", image), there(table, where, "text", text)
     if image not in pictures.columns(table, image):
         raise UserError(f'column "{image}" of {where} holds no pictures: name another with --image.')
     label = there(table, where, "label", asked["label"]) if "label" in asked else None
-    label = label or next((lower[n] for n in ANSWERS if n in lower and lower[n] not in (image, text)), None)
+    label = label or filled(table, [lower[n] for n in ANSWERS if n in lower and lower[n] not in (image, text)])
     if label is None:
         raise NoColumn(
-            f"{where} has no column that looks like an answer; its columns are {', '.join(table)}: name it with --label."
+            f"{where} has no column that looks like an answer; its columns are {', '.join(table)}", "name it with --label"
         )
     used = [("image", image, "the picture"), ("text", text, "the question"), ("label", label, "the answer")]
     hint = there(table, where, "pair", asked["pair"]) if choices is not None and "pair" in asked else None
@@ -132,6 +133,7 @@ def build(name: str, splits: Mapping[str, Table], columns: Questions, wanted: Wa
     for split in (s for s in SPLITS if s in splits):
         if absent := [c for c in columns.used if c not in splits[split]]:
             raise UserError(f'the {split} rows of {name} have no column "{absent[0]}", which its train rows have.')
+    before = {split: len(table[columns.text]) for split, table in splits.items()}
     splits, odd = question_forms.plain(name, splits, columns)
     said += odd
     as_written = columns.boxes or columns.choices is not None
@@ -140,9 +142,11 @@ def build(name: str, splits: Mapping[str, Table], columns: Questions, wanted: Wa
         table = splits[split]
         n = len(table[columns.text])
         own = {}
+        each = "row" if n == before[split] else "question"  # of lists of questions every one is a row by now
         for i in range(n):
             question, answer = table[columns.text][i], table[columns.label][i]
-            people = Counter(filter(None, [answer])) if as_written else answers_of(answer, columns.label, name)
+            place = f"{each} {i} of the {split} {each}s"
+            people = Counter(filter(None, [answer])) if as_written else answers_of(answer, columns.label, name, place)
             if people and table[columns.image][i] is not None and isinstance(question, str) and question.strip():
                 own[i] = people
         if not own and split != "train":
@@ -229,11 +233,11 @@ def to_write(source: Source) -> Source:
     return source.each(written, (source.label_name or "answer",))
 
 
-def answers_of(value: Any, column: str, where: str) -> Counter[str]:
+def answers_of(value: Any, column: str, where: str, place: str = "a row") -> Counter[str]:
     """How many people gave each answer, in one spelling: small letters, no blanks around it, no full stop.
 
     Args:
-        value: an answer; or a list of them, each a text or ``{"answer": …}`` as in VQA v2.
+        value: an answer; or a list of them, each a text or ``{"answer": …}`` as in VQA v2. place: where in ``where`` it stands.
 
     Raises:
         UserError: it is something else.
@@ -242,13 +246,15 @@ def answers_of(value: Any, column: str, where: str) -> Counter[str]:
         value = [value]
     if isinstance(value, Mapping) and isinstance(value.get("answer"), Sequence):
         value = value["answer"]  # an object of lists, as older versions of ``datasets`` keep lists of objects
-    if not isinstance(value, list | tuple | np.ndarray):
+    given, odd = [], [value]
+    if isinstance(value, list | tuple | np.ndarray):
+        given = [one.get("answer") if isinstance(one, Mapping) else one for one in value]
+        odd = [one for one in given if not (one is None or isinstance(one, str | bool | int | float))]
+    if odd:
         raise UserError(
-            f'column "{column}" of {where} holds {type(value).__name__} values, not answers: name another with --label.'
+            f'column "{column}" of {where} holds {odd[0]!r:.40} in {place}, which is no answer: write a text there, or name '
+            "another column with --label."
         )
-    given = [one.get("answer") if isinstance(one, Mapping) else one for one in value]
-    if odd := [one for one in given if not (one is None or isinstance(one, str | bool | int | float))]:
-        raise UserError(f'column "{column}" of {where} holds {odd[0]!r:.40}, which is no answer: name another with --label.')
     spelt = ((spelled(one) or "").lower().rstrip(".").strip() for one in given)
     return Counter(answer for answer in spelt if answer)
 

@@ -23,6 +23,11 @@ from weft.words import count
 SEPARATOR = "/"
 """Between the name of a task and that of one of its classes."""
 KEY = "client"
+NAMED = (
+    'name text and label as settings of the task, as in label = "COLUMN"; a task tells classes apart or tags words, and neither '
+    "predicts numbers nor writes."
+)
+"""What to do about columns that can't be told."""
 Name = Annotated[str, Field(min_length=1)]
 
 
@@ -194,10 +199,12 @@ def kept(source: Source, only: str, task: str) -> Source:
     """
     keys = sorted(set(source.train.keys or ()) - {""})
     if only not in keys:
-        raise UserError(
-            f'the task "{task}" has only = "{only}", and the rows of {source.name} have '
-            f"{', '.join(keys[:10]) or 'no natural keys'}.{nearest(only, keys)}"
+        there = (
+            f"have {', '.join(keys[:10])}"
+            if keys
+            else 'have no natural keys: name their column with key = "COLUMN", or leave only out'
         )
+        raise UserError(f'the task "{task}" has only = "{only}", and the rows of {source.name} {there}.{nearest(only, keys)}')
 
     def of(rows: Rows | None) -> Rows | None:
         return None if rows is None or rows.keys is None else rows.take(np.array([key == only for key in rows.keys]))

@@ -14,7 +14,7 @@ import numpy as np
 from weft.checks import table_files as checks
 from weft.data import folders, given, indexes, interactions, questions, scored, several
 from weft.data.assemble import assemble
-from weft.data.columns import Wanted
+from weft.data.columns import NoColumn, Wanted
 from weft.data.formats import suffix
 from weft.data.hub_sets import catalogue
 from weft.data.local import read, saved_by_datasets
@@ -154,6 +154,8 @@ def _several(path: Path) -> Source:
             )
             source = source if entry.only is None else several.kept(source, entry.only, task)
             source = source if entry.limit is None else limited(source, entry.limit, 0)
+        except NoColumn as e:
+            raise UserError(f"[{task}] in {path}: {e.lacking}: {several.NAMED}") from None
         except UserError as e:
             raise UserError(f"[{task}] in {path}: {e}") from None
         parts.append(several.Part(task, source, tuple(entry.clients or ())))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -335,9 +336,14 @@ def load(
     for note in (*check_hashes(path, about), *filter(None, [about.unlearnt])):
         observer.say(note)
     name = base or (about.base.name if about.base.name in KNOWN else about.base.reference)
-    for place in encoders(about.base.path or "") if base is None else ():
-        if os.path.isabs(place) and not os.path.exists(place):
-            raise UserError(f"the base of this model was in {place}, which is gone: say where it is now, as its base.")
+    places = encoders(about.base.path or "") if base is None else []
+    gone = [os.path.isabs(place) and not os.path.exists(place) for place in places]
+    if any(gone):
+        now = "+".join("PATH" if lost else one for one, lost in zip(encoders(about.base.name), gone, strict=False))
+        raise UserError(
+            f"the base of this model was in {places[gone.index(True)]}, which is gone: say where it is now, as "
+            f"--base {shlex.quote(now)}."
+        )
     backbone = load_backbone(
         name,
         classes=about.classes,
@@ -362,6 +368,7 @@ def model_folder(folder: Path) -> Path:
     """
     if not folder.is_dir():
         raise UserError(f"{folder} does not exist: give the folder of a run or of an exported model.")
+    remedy.check_begun(folder)
     if (folder / "experiment.toml").is_file():
         if not (folder / "adapter").is_dir():
             way = remedy.command(folder) or f"weft resume {folder}"

@@ -112,6 +112,7 @@ def find(folder: str | Path) -> RunDirectory:
         UserError: there is none.
     """
     directory = RunDirectory(Path(folder).expanduser())
+    remedy.check_begun(directory.root)
     if not directory.experiment.is_file():
         what = "does not exist"
         if directory.root.exists():

@@ -34,7 +34,7 @@ from weft.federation import common_facts
 from weft.federation.bench import Bench
 from weft.federation.client import ClientState, Splits
 from weft.privacy.hiding import Privacy
-from weft.runs import public_rows
+from weft.runs import fitting_rows, public_rows
 from weft.runs.arriving import arriving, held
 from weft.runs.beginning import Beginning
 from weft.tasks import judging
@@ -126,6 +126,8 @@ def prepare(experiment: Experiment, given: Any, observer: Observer, needs: tuple
     for note in dealt.notes:
         observer.say(note)
     observer.advance("set-up", step="data")
+    if x.baseline not in ("probe", "zero-shot"):  # which stand in for the method
+        fitting_rows.check(x.method, needs, dealt.test.read_as)
     x = told(x, dealt.test)
     models = x.models
     if len(models) > 1 and (x.blocks or x.roles or x.head):

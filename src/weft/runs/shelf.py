@@ -30,11 +30,11 @@ class Shelf:
 
     def prepare(self, experiment: Experiment, given: Any, observer: Observer, needs: tuple[str, ...] = ()) -> Material:
         """As :func:`weft.runs.prepare.prepare`; its sentences are said again."""
-        key = {n: v for n, v in experiment.model_dump().items() if n not in UNREAD} | {"read as": task_for(needs)}
-        if self._found is None or key != self._key or given is not self._given:
+        if self._found is None or not self.holds(experiment, given, needs):
             self._found = None  # before anything else is loaded
             heard = _Heard(observer)
-            self._found, self._key, self._given = (prepare(experiment, given, heard, needs), heard.said), key, given
+            self._found = prepare(experiment, given, heard, needs), heard.said
+            self._key, self._given = _key(experiment, needs), given
         else:
             for sentence in self._found[1]:
                 observer.say(sentence)
@@ -42,6 +42,14 @@ class Shelf:
                 observer.advance("set-up", step=step)
         material = self._found[0]
         return replace(material, data=dict(material.data))
+
+    def holds(self, experiment: Experiment, given: Any, needs: tuple[str, ...] = ()) -> bool:
+        """Whether the material of an experiment is here, so that nothing is loaded for it."""
+        return self._found is not None and _key(experiment, needs) == self._key and given is self._given
+
+
+def _key(experiment: Experiment, needs: tuple[str, ...]) -> Mapping[str, Any]:
+    return {n: v for n, v in experiment.model_dump().items() if n not in UNREAD} | {"read as": task_for(needs)}
 
 
 class _Heard(Observer):

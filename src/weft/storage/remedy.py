@@ -8,7 +8,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from weft.errors import UserError
+
 EXPERIMENT, SUMMARY, EXPORT = "experiment.toml", "summary.json", "weft.json"
+BEFORE = ("start.safetensors", SUMMARY)
+"""What is written in the folder of a run before its settings are."""
 AT_SITES = ("site.json", "admitted.json", "agreed.json", "asked.json")
 
 
@@ -18,6 +22,20 @@ def command(path: Path) -> str:
     if root is None or _of_site(path):
         return ""
     return "weft serve with the same experiment file" if _served(root) else f"weft resume {root}"
+
+
+def check_begun(folder: Path) -> None:
+    """
+    Raises:
+        UserError: it is what a run leaves that was killed before it had written down what it is: empty, or without its settings.
+    """
+    if not folder.is_dir() or (folder / EXPERIMENT).is_file() or _of_site(folder):
+        return
+    if all(one.name.removesuffix(".tmp") in (*BEFORE, EXPERIMENT) for one in folder.iterdir()):
+        raise UserError(
+            f"nothing of a run was saved in {folder}: start the one that was stopped there again, with the same weft run, or "
+            "give the folder of another."
+        )
 
 
 def go_on(path: Path) -> str:

@@ -108,5 +108,8 @@ def test_it_tells_how_many_runs_it_has_read(two: list[weft.Run], capsys: Capture
 def test_what_has_no_run_in_it_is_refused(two: list[weft.Run], tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "empty").mkdir()
     refused(typed(capsys, "report", "nowhere"), "nowhere does not exist")
-    refused(typed(capsys, "report", "empty"), "empty holds no run: give the folder of a run")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("none")
+    refused(typed(capsys, "report", "notes"), "notes holds no run: give the folder of a run")
+    refused(typed(capsys, "report", "empty"), "nothing of a run was saved in empty: start the one that was stopped there again")
     refused(typed(capsys, "report", two[0].folder, "--to", "empty"), "empty is a folder: give --to the name of a file")

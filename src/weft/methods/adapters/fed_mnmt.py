@@ -132,8 +132,8 @@ class FedMNMT(Method):
         told = any(side in c.facts for c in server.clients for side in SIDES)
         if self.clusters != "fed" and server.bench.task.kind == "generation" and not told:
             raise UserError(
-                "fed-mnmt sorts clients by their languages, and none tells its own: give data with pairs of languages (--pairs), "
-                "or set clusters to fed."
+                "fed-mnmt sorts clients by their languages, and none tells its own: give data with pairs of languages (--pairs) "
+                "and a client for each, or set clusters to fed."
             )
         spoken = {name_of(str(c.facts[side])): str(c.facts[side]) for c in server.clients for side in SIDES if side in c.facts}
         for one in (one for group in self._groups() for one in group):
