@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import opacus
 import pytest
 import torch
 from torch import Tensor, nn
@@ -60,7 +61,7 @@ def packed(run: tiny.Federation) -> Pack:
 
 def test_a_step_is_that_of_opacus() -> None:
     """A linear head on frozen features, all rows in one batch, no noise: opacus clips the same gradients to the same sum."""
-    opacus = pytest.importorskip("opacus")
+
     clip, n = 0.3, 9
     method = Probe(rounds=1, optim=SGD, batch=n)
     run = tiny.federation(method, sizes=(n,), rounds=1, privacy=plan(f"dp-sgd:noise=0,clip={clip}"))
