@@ -18,9 +18,9 @@ class Learning(Shift):
 
         m = C(Δ - h) is sent;    x + h + m arrives;    h ← h + α m
 
-    so that what C does to it shrinks with the distance between Δ and h. Where C is unbiased, α = 1 / (1 + ω) and this is DIANA, or
-    α = √((1 + 2ω) / (2 (1 + ω)³)) and this is SoteriaFL. Where it is not, α = 1: h is what arrived last time, what was left out
-    comes next time, and this is EF21, the error feedback without an error to keep.
+    so that what C does to it shrinks with the distance between Δ and h. Where C is unbiased, α = 1 / (1 + ω) and this is DIANA,
+    or α = √((1 + 2ω) / (2 (1 + ω)³)) and this is SoteriaFL. Where it is not, α = 1: h is what arrived last time, what was left
+    out comes next time, and this is EF21, the error feedback without an error to keep.
 
     Bytes: those of the codec behind it; h is never sent.
 

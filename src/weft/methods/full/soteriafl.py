@@ -3,8 +3,8 @@
 Z. Li, H. Zhao, B. Li, Y. Chi, "SoteriaFL: A Unified Framework for Private Federated Learning with Communication Compression",
 NeurIPS 2022, arXiv 2206.09888, algorithm 1 with the estimator of SGD. Code: haoyuzhao123/soteriafl.
 
-Each round, with x what the clients of the cohort S received, B a batch of client i's rows, C_G what scales a gradient down to norm
-G, and C right on average with the variance ω:
+Each round, with x what the clients of the cohort S received, B a batch of b rows of client i, C_G what scales a gradient down
+to norm G, and C right on average with the variance ω:
 
     g_i = 1/b Σ_{r in B} C_G(∇f_r(x)) + N(0, σ² I)        that is ``--privacy dp-sgd:clip=G``, whose accountant finds σ
     v_i = C(g_i - s_i) is sent
