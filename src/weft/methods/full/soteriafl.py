@@ -35,10 +35,10 @@ class SoteriaFL(DIANA):
         challenges=("privacy preservation", "communication efficiency", "data heterogeneity"),
         deviations=(
             "The gradient of each row is clipped, where the code clips that of a batch, and an accountant finds the noise, where "
-            "the paper has a closed form. Clients draw each row by itself. Of the estimators there is SGD alone: those of GD, "
-            "SVRG and SAGA keep gradients of all rows from round to round, beside the steps in which rows are hidden here. What "
-            "is compressed is the step and not its gradient, so that the rate is constant. What is tuned is a setting, LoRA by "
-            "default."
+            "the paper has a closed form. Each row is drawn by itself. Of the estimators there is SGD, and GD with a batch of "
+            "all rows: SVRG and SAGA take differences to older gradients of the same rows, beside the steps in which rows are "
+            "hidden here. What is compressed is the step and not its gradient, so that the rate is constant. What is tuned is a "
+            "setting, LoRA by default."
         ),
         sends=(
             "how far its step on one batch, with noise in it if there is `--privacy`, lies from the mean of its former ones, a "
