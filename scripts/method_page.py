@@ -81,6 +81,7 @@ def page(slug: str, figure: Figure) -> str:
         "views": ", ".join(f"`{v}`" for v in info.views),
         "needs": ", ".join(info.needs),
         "public rows": f"its server uses some (`--public`); without, {info.public}" if info.public else "",
+        "noise": f"it is made for clients with noise (`--privacy`); without, {info.noise}" if info.noise else "",
         "the server needs": "weighted sums of the updates" if registry.build(info.slug).sums else "each update by itself",
         "the server sees": "activations and gradients of each client by itself" if stepwise(slug) else "",
     }

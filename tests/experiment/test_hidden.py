@@ -27,6 +27,8 @@ SMALL = {"method": "fedit", "privacy": "dp-sgd", "epsilon": 8.0}
         ({"method": "c2a"}, "c2a makes a client's adapters of the classes of all its rows, so dp-sgd would not hide"),
         ({"method": "flora", "privacy": "dp-fedavg"}, "flora needs each update by itself and not their mean, so dp-fedavg"),
         ({"method": "lotteryfl", "privacy": "ldp"}, "lotteryfl sends those entries that clients have chosen"),
+        ({"method": "diana", "privacy": "dp-fedavg"}, "diana adds up the shifts of single clients beside the mean"),
+        ({"method": "soteriafl", "privacy": "dp-ftrl"}, "soteriafl adds up the shifts of single clients"),
         ({"method": "fedbert"}, "fedbert has a part of each step at its server"),
         ({"baseline": "central"}, "baseline central is no federation that privacy could hide anybody in"),
         ({"start_head": "probe"}, "give --start-head random"),
@@ -57,6 +59,21 @@ def test_a_recipe_s_probe_gives_way() -> None:
 def test_insecure_noise_says_what_it_costs() -> None:
     assert hidden.INSECURE in resolve(SMALL | {"insecure_noise": True}).notes
     assert hidden.INSECURE not in resolve(SMALL).notes
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({}, True),
+        ({"privacy": "dp-sgd", "epsilon": 8.0}, False),
+        ({"privacy": "ldp", "epsilon": 8.0}, False),
+        ({"baseline": "central"}, False),
+        ({"method": "diana"}, False),
+    ],
+)
+def test_a_method_that_is_made_for_noise_says_what_it_is_without(settings: dict[str, Any], told: bool) -> None:
+    notes = [n for n in resolve({"method": "soteriafl"} | settings).notes if "gets no noise at its clients" in n]
+    assert bool(notes) is told
 
 
 @pytest.mark.parametrize(

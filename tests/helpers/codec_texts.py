@@ -40,5 +40,6 @@ CHAINS = (
     "shift+topk:share=0.3",
     "shift+randk:share=0.4+qsgd:levels=3,bucket=8",
     "shift+qsgd:levels=1,bucket=8+entropy",
+    "shift:step=soteriafl+randk:share=0.3",
 )
 TEXTS = ("identity", *ALONE, *CHAINS)

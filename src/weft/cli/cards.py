@@ -94,6 +94,7 @@ def method_card(out: Console, method: Method, fields: Sequence[Parameter], sizes
             "predicts": "by view: " + ", ".join(info.views),
             "needs": ", ".join(info.needs) or "nothing special",
             **({"public rows": f"its server uses some (--public); without, {info.public}"} if info.public else {}),
+            **({"noise": f"it is made for clients with noise (--privacy); without, {info.noise}"} if info.noise else {}),
             "server sees": "activations and gradients of each client by itself, whatever becomes of its updates"
             if "split" in info.needs
             else "only weighted sums of updates (secure aggregation is possible)"

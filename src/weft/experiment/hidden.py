@@ -44,7 +44,7 @@ def check(x: Experiment, method: Method) -> list[str]:
         given = [n for n, value in (("epsilon", x.epsilon), ("insecure_noise", x.insecure_noise or None)) if value is not None]
         if given:
             raise UserError(f"{given[0]} is given, and privacy is none: give --privacy too, such as dp-sgd.")
-        return []
+        return _without_noise(x, method)
     if x.baseline is not None:
         raise UserError(f"baseline {x.baseline} is no federation that privacy could hide anybody in: leave one of the two out.")
     for link in privacy.links:
@@ -56,7 +56,15 @@ def check(x: Experiment, method: Method) -> list[str]:
         if isinstance(link, Noisy):
             _check_noise(x, link)
     _check_others(x, privacy)
-    return [INSECURE] if x.insecure_noise else []
+    found = [] if privacy.tells else _without_noise(x, method)
+    return [*found, INSECURE] if x.insecure_noise else found
+
+
+def _without_noise(x: Experiment, method: Method) -> list[str]:
+    """What is to be said of a method that is made for clients with noise of their own, where they have none."""
+    without = method.info.noise
+    told = without and x.baseline is None
+    return [f"{method.info.slug} gets no noise at its clients (--privacy dp-sgd --epsilon 8): {without}."] if told else []
 
 
 def _check_noise(x: Experiment, link: Noisy) -> None:

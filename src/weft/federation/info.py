@@ -66,6 +66,7 @@ class MethodInfo:
         needs: demands on backbone, data or engine, of NEEDS.
         public: of a method whose server trains on public rows or scores by them, if it is given some: what becomes of it
             without, as a clause.
+        noise: of a method that is made for gradients or updates under noise (``--privacy``): what it is without, as a clause.
         codec, download_codec: of a method that is one beside an ordinary rule, or has its own: taken unless another is asked
             for. If ``codec`` is right on average, so has to be that other.
         baseline: of what is no federated method: the baseline that is played of it unless another is asked for.
@@ -88,6 +89,7 @@ class MethodInfo:
     renews: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     public: str = ""
+    noise: str = ""
     codec: str = ""
     download_codec: str = ""
     baseline: str = ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from weft.communication.codecs import codec
 from weft.privacy.mechanism import DPSGD, Mechanism
 
 if TYPE_CHECKING:
@@ -23,4 +24,6 @@ def unsound(method: Method, link: Mechanism) -> str:
         return method.gives_away
     if link.seat == "combine" and not method.sums:
         return "needs each update by itself and not their mean"
+    if link.seat == "combine" and method.info.codec and codec(method.info.codec).alpha(1) > 0:
+        return "adds up the shifts of single clients beside the mean of their updates"
     return ""

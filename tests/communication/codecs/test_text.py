@@ -98,6 +98,12 @@ def test_a_chain_that_nothing_could_decode_is_refused(text: str, says: str) -> N
         codec(text)
 
 
+def test_a_step_of_shifts_that_needs_an_unbiased_codec_says_so() -> None:
+    with pytest.raises(UserError, match="shift:step=soteriafl is for codecs that are right on average"):
+        codec("shift:step=soteriafl+sign")
+    assert codec("shift:step=diana+sign").alpha(9) == 1.0
+
+
 def test_settings_are_compared_in_python_too() -> None:
     with pytest.raises(UserError, match="QSGD: it needs 1 ≤ levels ≤ 32767, not 0"):
         QSGD(0)

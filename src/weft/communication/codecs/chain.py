@@ -71,9 +71,10 @@ class Chain:
         return first.share_of_norm(n) * self.quantiser.share_of_norm(kept)
 
     def alpha(self, n: int) -> float:
-        if not any(isinstance(s, Shift) for s in self.stages):
+        shift = next((s for s in self.stages if isinstance(s, Shift)), None)
+        if shift is None:
             return 0.0
-        return 1 / (1 + self.omega(n)) if self.unbiased else 1.0
+        return shift.moved(self.omega(n)) if self.unbiased else 1.0
 
     def _first(self, n: int) -> tuple[Stage, int]:
         return (self.sparsifier, self.sparsifier.kept(n)) if self.sparsifier else (EXACT, n)
@@ -194,9 +195,21 @@ class Stage(Chain, Configured):
 
 
 class Shift(Stage):
-    """Moves what differences are taken from, which both ends keep; see :meth:`Codec.alpha`. It writes nothing."""
+    """Moves what differences are taken from, which both ends keep; see :meth:`Codec.alpha`. It writes nothing.
+
+    Attributes:
+        asks_fair: it says by how much in a way that asks for a codec behind it that is right on average.
+    """
 
     fair: ClassVar[bool] = True
+
+    @property
+    def asks_fair(self) -> bool:
+        return False
+
+    @abstractmethod
+    def moved(self, omega: float) -> float:
+        """The share of what has arrived, of a codec that is right on average with this ω."""
 
 
 class Sparsifier(Stage):
@@ -333,6 +346,8 @@ class Joined(Chain):
             why = "use at most one shift, one sparsifier, one quantiser and one entropy coder, in this order"
         elif isinstance(self.parts[-1], Shift):
             why = f"{self.parts[-1].name} only says what differences are taken from, so put a codec behind it, as in shift+topk"
+        elif isinstance(self.parts[0], Shift) and self.parts[0].asks_fair and not self.unbiased:
+            why = f"{self.parts[0].text} is for codecs that are right on average, as in {self.parts[0].text}+randk"
         elif isinstance(self.parts[-1], Coder) and isinstance(self.quantiser.layout, AsTheyAre):
             why = f"{self.parts[-1].name} codes the levels of a quantiser, so put one before it, as in qsgd+{self.parts[-1].name}"
         else:
