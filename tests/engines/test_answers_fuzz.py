@@ -15,7 +15,7 @@ import tiny
 from raw_messages import junk, read, said
 from toy_runs import Told
 from weft.communication.strict import Refused
-from weft.engines.remote import Question
+from weft.engines.question import Question
 from weft.federation.exchange import Limits
 from weft.methods import FedIT
 from weft.testing.sites import remote

@@ -10,7 +10,7 @@ import torch
 
 from every_method import TERMS, small
 from weft.engines.cohort import drops_out
-from weft.engines.remote import Question
+from weft.engines.question import Question
 from weft.testing.compare import assert_same, dense, state
 from weft.testing.sites import kept, remote
 

@@ -41,6 +41,19 @@ SMALL = {"method": "fedit", "privacy": "dp-sgd", "epsilon": 8.0}
             'aggregation = "fedbuff" takes updates as they',
         ),
         ({"method": "fedavg", "batch_norms": "averaged"}, "batch_norms = averaged sends means"),
+        (
+            {"privacy": "secagg", "epsilon": None, "method": "flora"},
+            "flora needs each update by itself and not their mean, so secagg",
+        ),
+        ({"privacy": "secagg", "epsilon": None, "codec": "quant8"}, 'codec = "quant8" makes bytes that can\'t be added up'),
+        ({"privacy": "secagg", "epsilon": None, "rule": "scaffold"}, 'rule = "scaffold" sends more than an update changes'),
+        ({"privacy": "secagg", "epsilon": None, "robust": "median"}, 'robust = "median" looks at single updates'),
+        ({"privacy": "secagg", "epsilon": None, "max_factor": 3.0}, "max_factor compares single updates"),
+        (
+            {"privacy": "secagg", "epsilon": None, "devices": "phones", "aggregation": "fedbuff"},
+            'aggregation = "fedbuff" takes updates as they',
+        ),
+        ({"privacy": "dp-fedavg+secagg", "epsilon": None}, "dp-fedavg has neither noise nor a budget"),
         ({"delta": 1.5}, "delta"),
         ({"epsilon": 0.0}, "epsilon"),
     ],
@@ -90,6 +103,13 @@ def test_a_delta_that_says_nothing_is_refused(text: str, rows: list[int], said: 
         hidden.check_loaded(privacy, rows)
     assert said in str(e.value)
     hidden.check_loaded(privacy, [5] * 10)
+
+
+def test_rounds_of_too_few_clients_have_no_sum() -> None:
+    privacy = Privacy(mechanisms("secagg:least=4"), participation=0.5)
+    with pytest.raises(UserError, match=r"a round has 3 clients, and a sum under masks is of 4 or more: let more take part\."):
+        hidden.check_loaded(privacy, [5] * 6)
+    hidden.check_loaded(privacy, [5] * 8)
 
 
 # the command line ---------------------------------------------------------------------------------------------------------
@@ -143,3 +163,17 @@ def test_a_rehearsal_says_what_each_party_sees(capsys: pytest.CaptureFixture[str
     assert "dp-sgd: noise on the sum of clipped gradients of single rows" in said
     assert "times the norm 0.5" in said
     assert "who gets the model" in said
+
+
+def test_a_rehearsal_of_sums_counts_their_bytes(capsys: pytest.CaptureFixture[str]) -> None:
+    said = flowing(
+        typed(
+            capsys,
+            *("run", "--method", "fedbf", "--data", "glyphs", "--limit", "60", "--clients", "4", "--rounds", "2"),
+            *("--privacy", "dp-fedavg+secagg", "--epsilon", "6", "--delta", "0.001", "--dry-run"),
+        ).out
+    )
+    assert "secagg: sums of clipped updates under masks that cancel each other" in said
+    assert "dp-fedavg: noise of the clients' on the sum" in said
+    assert "of all clients of a round together" in said
+    assert "secagg 468 B 616 B" in " ".join(said.split())

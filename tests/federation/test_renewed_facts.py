@@ -26,7 +26,7 @@ from weft.contract import (
     Task,
     Update,
 )
-from weft.engines.remote import Question
+from weft.engines.question import Question
 from weft.errors import WeftError
 from weft.federation.round import Round
 from weft.federation.rounds import close_round

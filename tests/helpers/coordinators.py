@@ -13,7 +13,8 @@ import weft
 from every_method import small
 from toy_runs import Killed, Told
 from weft.communication.codecs import codec
-from weft.engines.remote import Question, Remote, answer
+from weft.engines.question import Question, answer
+from weft.engines.remote import Remote
 from weft.engines.setup import Setup
 from weft.engines.site import SiteClient
 from weft.experiment import resolve
@@ -26,11 +27,11 @@ from weft.runs.stage import Player, Stage
 class Coordinator:
     """Plays a run in a folder as ``weft serve`` does, with sites that outlive it. ``die``: at which question, once."""
 
-    def __init__(self, slug: str, root: Path, patch: pytest.MonkeyPatch):
+    def __init__(self, slug: str, root: Path, patch: pytest.MonkeyPatch, **more: Any):
         self.method, self.root = small(slug), root
         data = toy_runs.source_for(self.method, 24)
         wanted = {"method": slug, **toy_runs.model_for(self.method), "clients": 3, "rounds": 3, "max_length": 16, "device": "cpu"}
-        self.x = resolve(wanted | {"precision": "float64", "partition": "iid"}).experiment
+        self.x = resolve(wanted | {"precision": "float64", "partition": "iid"} | more).experiment
         self.material = prepare(self.x, data, weft.Observer(), self.method.info.needs)
         self.die: tuple[str, int] | None = None
         self.trained: list[tuple[str, int]] = []
@@ -57,8 +58,12 @@ class Coordinator:
             if c.id not in self.sites:
                 own = ClientState(c.id, c.n, dict(c.facts), c.model, data=c.data)
                 folder = self.root / "sites" / c.id
-                self.sites[c.id] = SiteClient(self.method, setup.bench.of(own), own, folder, codec("identity"), server.start)
+                self.sites[c.id] = SiteClient(
+                    self.method, setup.bench.of(own), own, folder, codec("identity"), server.start, label=self.label
+                )
         return self
+
+    label = "coordinator"
 
     def arrivals(self, clients: list[ClientState]) -> list[ClientState]:
         return []

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from every_method import small
 from toy_runs import Killed, Told
-from weft.engines.remote import Question, Remote
+from weft.engines.question import Question
+from weft.engines.remote import Remote
 from weft.errors import UserError
 from weft.federation.client import ClientState
 from weft.federation.server import ServerState
@@ -58,6 +59,8 @@ class Faulty:
         self.coming: list[ClientState] = []
         self.heard: dict[tuple[int, str], bytes] = {}
         self.errors: list[str] = []
+
+    label = "loopback"
 
     def arrivals(self, clients: list[ClientState]) -> list[ClientState]:
         return self.coming

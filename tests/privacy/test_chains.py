@@ -33,6 +33,14 @@ def test_a_chain_is_its_text() -> None:
         ("dp-fedavg+dp-ftrl", "both hide clients by noise"),
         ("dp-sgd+dp-sgd", "both hide rows by noise"),
         ("", 'there is no privacy ""'),
+        ("secagg+dp-fedavg", "write dp-fedavg+secagg"),
+        ("secagg+dp-sgd", "write dp-sgd+secagg"),
+        ("secagg+secagg", "secagg is in the chain twice"),
+        ("dp-ftrl+secagg", "use dp-fedavg+secagg"),
+        ("dp-fedavg:quantile=0.5+secagg", "leave quantile out"),
+        ("secagg:degree=3", "give an even number"),
+        ("secagg:share=0.5", "share"),
+        ("secagg:least=1", "least"),
     ],
 )
 def test_what_makes_no_sense_is_one_sentence(text: str, said: str) -> None:

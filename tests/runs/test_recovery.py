@@ -20,7 +20,7 @@ from every_method import TERMS, TRAVELS, small, some
 from raw_messages import edited, read
 from toy_runs import Killed
 from weft.engines.evaluation import per_client
-from weft.engines.remote import Question
+from weft.engines.question import Question
 from weft.errors import UserError
 from weft.experiment import resolve
 from weft.federation import exchange

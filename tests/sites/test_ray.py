@@ -22,6 +22,7 @@ from weft.engines.scattered import Workers, failed
 from weft.errors import Interrupted, UserError, WeftError
 from weft.experiment import Experiment
 from weft.federation.method import Method
+from weft.privacy.hiding import Privacy, mechanisms
 from weft.runs import prepare, public_rows
 from weft.sites import ray_simulation, ray_workers
 from weft.sites.flower import environment
@@ -50,6 +51,17 @@ def test_bytes_losses_and_scores_are_those_of_the_simulation(slug: str) -> None:
         assert {n: v for n, v in mine.items() if n != "work"} | {"seconds": 0} == theirs | {"seconds": 0}
         assert here.simulation.evaluate(t) == away.simulation.evaluate(t)
     assert here.simulation.setup.exchange.ledger.as_records() == away.simulation.setup.exchange.ledger.as_records()
+
+
+def test_what_workers_train_goes_into_sums_of_the_same_numbers_and_bytes() -> None:
+    """Packs of one size: a mean of whole numbers is the same, to the last bit, if what goes in is."""
+    privacy = Privacy(mechanisms("secagg"))
+    here = tiny.federation(small("fedit"), pack=2, privacy=privacy).run()
+    away, _ = scattered(small("fedit"), pack=2, privacy=privacy)
+    assert_same(state(here), state(away.run()), 0.0)
+    ledger = here.simulation.setup.exchange.ledger
+    assert ledger.as_records() == away.simulation.setup.exchange.ledger.as_records()
+    assert ledger.totals(direction="up").parts["secagg"] > 0
 
 
 def test_clients_with_different_backbones_are_trained_on_their_own() -> None:

@@ -30,6 +30,7 @@ from weft.federation.message import beside
 from weft.federation.round import Round
 from weft.federation.rounds import adapted
 from weft.federation.server import ServerState
+from weft.federation.summed_clients import Sum
 from weft.federation.usual import Usual
 from weft.federation.work import Work, total
 
@@ -43,12 +44,14 @@ class Played:
         absent: clients that did not answer.
         refused: why the work of others does not count, by client.
         work: of each client; None where nobody tells.
+        summed: what sites have told instead of updates, where nobody is to see these; None = updates are in the spool.
     """
 
     losses: dict[str, float]
     absent: Collection[str] = ()
     refused: dict[str, str] = field(default_factory=dict)
     work: dict[str, Work] | None = None
+    summed: Sum | None = None
 
 
 @dataclass
@@ -115,7 +118,7 @@ class Engine:
             for info in server.clients:
                 setup.register(info)
         factor = turns.factor if setup.settings.max_factor == "auto" else setup.settings.max_factor
-        if setup.bench.privacy.central is not None:
+        if setup.bench.privacy.central is not None or setup.bench.privacy.summed is not None:
             factor = None  # updates are clipped, and which of them are large is not to be told
         self.intake = Intake(setup, Usual(factor) if isinstance(factor, int | float) else None)
         self.last_cohort: list[str] = []
@@ -151,6 +154,10 @@ class Engine:
                     jobs.append(job)
         self.last_cohort = sorted([j.client.id for j in jobs] + lost)
         played = self.turns.play(jobs, t, phase, lambda job: self._download(job.server, job.client, phase))
+        if setup.bench.privacy.summed is not None and played.summed is None:
+            from weft.engines import sum_bills  # which needs packages that nothing else does
+
+            sum_bills.add(setup, jobs, phase)
         tick = None if setup.clock is None else self._tick(setup.clock, played, before)
         left = [] if tick is None else sorted({*tick.late, *tick.gone})
         for who in left:
@@ -159,7 +166,7 @@ class Engine:
         lost = sorted({*lost, *played.absent, *left}) if played.absent or left else lost
         losses = [loss for c, loss in played.losses.items() if c not in left]
         work = None if played.work is None else list(played.work.values())
-        return self._closed(t, jobs, lost, losses, work, tick, began, played.refused)
+        return self._closed(t, jobs, lost, losses, work, tick, began, played.refused, played.summed)
 
     def _closed(
         self,
@@ -171,13 +178,14 @@ class Engine:
         tick: Tick | None,
         began: float,
         refused: Mapping[str, str] | None = None,
+        summed: Sum | None = None,
         **more: Any,
     ) -> dict[str, Any]:
         """Take in what is in the spool, and what is to be said of the round."""
         setup = self.setup
         if setup.keeper is not None:
             setup.keeper.begin(t)
-        remarks, why = self.intake.close(jobs, self._fresh)
+        remarks, why = self.intake.close(jobs, self._fresh, summed)
         for server, _ in setup.federations:
             setup.exchange.publish(server)
         setup.exchange.close_round()

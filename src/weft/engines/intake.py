@@ -15,10 +15,14 @@ from weft.federation.hidden_rows import MEMO
 from weft.federation.message import Update
 from weft.federation.rounds import close_round
 from weft.federation.server import ServerState
+from weft.federation.summed_clients import Sum, SummedClients
 from weft.federation.usual import Usual, moved
+from weft.tensors.forms import Value
 
 TOLD = "told"
 """Under which a server has what clients say that their turns have cost."""
+
+UNTOLD = "It does not tell what it has cost its client."
 
 
 class Intake:
@@ -36,11 +40,12 @@ class Intake:
         self.diagnostics: dict[str, float] = {}
         self.hidden: dict[str, Any] = {}
 
-    def close(self, jobs: list[Job], fresh: bool = False) -> tuple[dict[str, Any], dict[str, str]]:
+    def close(self, jobs: list[Job], fresh: bool = False, found: Sum | None = None) -> tuple[dict[str, Any], dict[str, str]]:
         """Aggregate at every server.
 
         Args:
             fresh: a tree of noise begins, where there are such.
+            found: the sum of the round's updates, where sites have told nothing else; None = they are in the spool.
 
         Returns:
             what robust rules did, and why updates were refused, by client.
@@ -53,20 +58,41 @@ class Intake:
             mine = {j.client.id: j for j in jobs if j.server is server}
             norms, limit = self._norms(mine, server.round.kind)
             updates = self.updates(mine, refused, norms, limit)
-            if privacy.central is not None:
+            if privacy.summed is not None:
+                updates = self._summed(server, updates, {c: j.held for c, j in mine.items()}, found)
+            elif privacy.central is not None:
                 hidden = HiddenClients(self.setup.method, server, privacy, fresh)
                 updates, self.hidden = hidden.passing(updates, {c: j.held for c, j in mine.items()}), hidden.remarks
-            found = Diagnostics(self.setup.method, server, mine) if self.setup.settings.diagnostics and not privacy else None
-            remarks |= close_round(self.setup.method, server, updates if found is None else found.passing(updates))
+            measured = Diagnostics(self.setup.method, server, mine) if self.setup.settings.diagnostics and not privacy else None
+            remarks |= close_round(self.setup.method, server, updates if measured is None else measured.passing(updates))
             if "skipped" in remarks:
                 self.setup.observer.say(f"round {server.round.index + 1}: {remarks['skipped']}.")
                 continue
-            if found is not None:
-                self.diagnostics = found.values()
+            if measured is not None:
+                self.diagnostics = measured.values()
             if self.usual is not None:
                 self.usual.accepted(server.round.kind, [norms[c] for c in self.counted if c in norms])
         self.setup.spool.clear()
         return remarks, refused
+
+    def _summed(
+        self, server: ServerState, updates: Iterator[Update], held: Mapping[str, Mapping[str, Value]], found: Sum | None
+    ) -> Iterator[Update]:
+        """Updates that are all made of the mean of a sum; none where there is no sum.
+
+        Args:
+            found: None = updates are here, and are added up.
+        """
+        hidden = SummedClients(self.setup.method, server, self.setup.bench.privacy)
+        try:
+            found = hidden.added(updates, held) if found is None else found
+            passing = hidden.passing(found, held)
+        except Refused as e:
+            self.counted = []
+            self.setup.observer.say(f"round {server.round.index + 1} counts for nothing: {e}")
+            return iter(())
+        self.counted = list(found.clients)
+        return passing
 
     def updates(
         self, jobs: Mapping[str, Job], refused: dict[str, str], norms: Mapping[str, float], limit: float | None
@@ -93,8 +119,8 @@ class Intake:
                 continue
             if update is None:
                 continue
-            if self.setup.bench.privacy.tells and not self._told(jobs[client].server, update):
-                refused[client] = "It does not tell what it has cost its client."
+            if self.setup.bench.privacy.tells and not heard(jobs[client].server, client, update.facts.pop(MEMO, None)):
+                refused[client] = UNTOLD
                 say(f"update of {client} refused: {refused[client]}")
                 continue
             if update.weight > 0:
@@ -105,16 +131,6 @@ class Intake:
                 yield update
             else:  # those who train have rows; a rule that divides by the weights could divide by nothing
                 say(f"update of {client} counts no examples, and is left out.")
-
-    def _told(self, server: ServerState, update: Update) -> bool:
-        """Take note of what a client says its turns have cost; False if it is nothing of that kind."""
-        said = update.facts.pop(MEMO, None)
-        if not isinstance(said, dict) or said.keys() - {"epsilon", "next"}:
-            return False
-        if not all(is_number(value, int, float) and value >= 0 for value in said.values()):
-            return False
-        server.hiding[TOLD] = {**server.hiding.get(TOLD, {}), update.client.id: said}
-        return True
 
     def _norms(self, jobs: Mapping[str, Job], kind: str) -> tuple[dict[str, float], float | None]:
         """How far each update leads, and how far it may; both empty where nobody asks. One update is in memory at a time."""
@@ -139,3 +155,13 @@ class Intake:
         update = self.setup.exchange.read_update(job.server, job, data, job.round)
         update.late = job.late
         return update
+
+
+def heard(server: ServerState, client: str, said: object) -> bool:
+    """Take note of what a client says its turns have cost; False if it is nothing of that kind."""
+    if not isinstance(said, dict) or said.keys() - {"epsilon", "next"}:
+        return False
+    if not all(is_number(value, int, float) and value >= 0 for value in said.values()):
+        return False
+    server.hiding[TOLD] = {**server.hiding.get(TOLD, {}), client: said}
+    return True

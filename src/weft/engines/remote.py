@@ -7,106 +7,45 @@ is back.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from weft.communication.envelope import unwrap, wrap
+from weft.communication.envelope import unwrap
 from weft.communication.frame import FACTS
 from weft.communication.ledger import Phase
-from weft.communication.strict import Refused, check_facts, is_number
+from weft.communication.strict import Refused, is_number
 from weft.communication.wire import payload_in
 from weft.engines import packing, transfer
 from weft.engines.engine import Played, Scores
 from weft.engines.evaluation import Evaluation, per_client, records
+from weft.engines.intake import UNTOLD, heard
+from weft.engines.question import TEST, TRAIN, Question
 from weft.engines.scoring import Scoring
 from weft.engines.setup import Job, Setup
-from weft.engines.site import Behind, Diverged, SiteClient
 from weft.errors import UserError
 from weft.federation.client import ClientState
 from weft.federation.exchange import payload_of
 from weft.federation.info import common
 from weft.federation.memory import NONE
-from weft.federation.round import Round
 from weft.federation.rounds import adapted
 from weft.tasks.counts import LARGEST
 from weft.tasks.task import Task, Told
 
-TRAIN, TEST = "train", "test"
+if TYPE_CHECKING:
+    from weft.engines.remote_sums import RemoteSums
+
 DIVERGED = "Its training has given values that are not finite."
 
 
-@dataclass(frozen=True)
-class Question:
-    """What a site is asked.
+class Transport(Protocol):
+    """Carries bytes to sites and back.
 
     Attributes:
-        what: ``train`` or ``test``. round: which, as planned. data: the download.
-        since: clock up to which the site must be up to date, 0 = not at all. now: up to which it is then.
-        counted: the round of its last turn that counted, -1 = none. said: facts about it that the server has renewed.
+        label: names the run and its stage, the same at all sites.
     """
 
-    what: str
-    round: Round
-    data: bytes
-    since: int
-    now: int
-    counted: int
-    said: Mapping[str, Any]
-
-    def encode(self) -> bytes:
-        plan = self.round
-        round = {"index": plan.index, "kind": plan.kind, "extra": plan.extra, "period": plan.period}
-        about = {"what": self.what, "round": round, "since": self.since, "now": self.now, "counted": self.counted}
-        return wrap(about | {"said": dict(self.said)}, self.data)
-
-    @classmethod
-    def decode(cls, raw: bytes) -> Question:
-        """Raises:
-        Refused: it is none.
-        """
-        about, data = unwrap(raw)
-        kinds = {"what": str, "round": dict, "since": int, "now": int, "counted": int, "said": dict}
-        inner = {"index": int, "kind": str, "extra": dict, "period": int}
-        round = about.get("round")
-        fits = all(type(about.get(n)) is k for n, k in kinds.items()) and about["what"] in (TRAIN, TEST)
-        if not fits or not isinstance(round, dict) or not all(type(round.get(n)) is k for n, k in inner.items()):
-            raise Refused("The question is none that a site answers.")
-        try:
-            check_facts(about["said"])
-        except ValueError as e:
-            raise Refused(f"The question says facts that are none: {e}.") from None
-        plan = Round(round["index"], round["kind"], extra=round["extra"], period=round["period"])
-        return cls(about["what"], plan, data, about["since"], about["now"], about["counted"], about["said"])
-
-
-def answer(site: SiteClient, raw: bytes) -> bytes:
-    """What a site says to a question.
-
-    Raises:
-        Refused: the question or its download is not one of this federation.
-    """
-    question = Question.decode(raw)
-    try:
-        if question.what == TRAIN:
-            frame, loss = site.turn(question.round, question.data, question.since, question.now, question.counted, question.said)
-            return wrap({"loss": _or_none(loss), "update": frame is not None}, frame or b"")
-        found = site.scores(question.round, question.data, question.since, question.said)
-    except Behind:
-        return wrap({"behind": True})
-    except Diverged:
-        return wrap({"diverged": True})
-    return wrap(found)
-
-
-def _or_none(loss: float | None) -> float | None:
-    """JSON has no word for the loss of a model that has diverged."""
-    return loss if loss is not None and math.isfinite(loss) else None
-
-
-class Transport(Protocol):
-    """Carries bytes to sites and back."""
+    @property
+    def label(self) -> str: ...
 
     def ask(self, questions: Mapping[str, bytes]) -> Mapping[str, bytes]:
         """Answers by client id; whoever did not answer in time is missing."""
@@ -149,6 +88,11 @@ class Remote:
         self.capacity = packing.capacity(setup)
         self.scoring = Scoring(setup, self.capacity.k)
         self.absent: set[str] = set()
+        self.sums: RemoteSums | None = None
+        if setup.bench.privacy.summed is not None:
+            from weft.engines.remote_sums import RemoteSums  # which needs packages that nothing else does
+
+            self.sums = RemoteSums(setup, lambda: self.transport)
 
     def arrive(self, t: int) -> None:
         for server, clients in self.setup.federations:
@@ -163,16 +107,18 @@ class Remote:
 
     def play(self, jobs: list[Job], t: int, phase: Phase, again: Callable[[Job], Job]) -> Played:
         self.setup.observer.begin("clients", len(jobs))
-        said = dict(self.transport.ask({j.client.id: self._question(TRAIN, j) for j in jobs}))
+        layout = self.sums.layout(jobs[0].server) if self.sums is not None and jobs else {}
+        said = dict(self.transport.ask({j.client.id: self._question(j, layout) for j in jobs}))
         behind = [j for j in jobs if j.client.id in said and _is_behind(said[j.client.id])]
         for job in behind:
             self.setup.observer.say(f"{job.client.id} has lost what it was sent, and gets everything anew.")
             self._forgotten(job)
         anew = {j.client.id: again(j) for j in behind}
         jobs[:] = [anew.get(j.client.id, j) for j in jobs]  # the caller reads answers by what they build on
-        said |= self.transport.ask({c: self._question(TRAIN, j) for c, j in anew.items()}) if anew else {}
+        said |= self.transport.ask({c: self._question(j, layout) for c, j in anew.items()}) if anew else {}
         losses: dict[str, float] = {}
         refused: dict[str, str] = {}
+        ready: list[Job] = []
         self.absent = set()  # who is not asked for scores, and waited for, in the same round
         for job in jobs:
             client, raw = job.client.id, said.get(job.client.id)
@@ -188,9 +134,13 @@ class Remote:
                     refused[client] = DIVERGED
                     self.setup.observer.say(f"update of {client} refused: {DIVERGED}")
                     self._forgotten(job)
-                payload = self._payload(job, data) if update else {}
+                if update and self.sums is not None:
+                    self._hear(job, about, data)
+                payload = self._payload(job, data) if update and self.sums is None else {}
                 self.exchange.ledger.add(t, phase, "up", client, payload, len(raw))
-                if update:
+                if update and self.sums is not None:
+                    ready.append(job)
+                elif update:
                     self.setup.spool.put(client, data)
             except Refused as e:
                 self.setup.observer.say(f"answer of {client} refused: {e}")
@@ -201,7 +151,21 @@ class Remote:
                 losses[client] = float(loss)
             self.setup.observer.advance("clients")
         self.setup.observer.end("clients")
-        return Played(losses, self.absent, dict(sorted(refused.items())))
+        if self.sums is None:
+            return Played(losses, self.absent, dict(sorted(refused.items())))
+        summed = self.sums.over(jobs, ready, phase)
+        lost = self.absent | {j.client.id for j in ready} - set(summed.clients)
+        return Played(losses, lost, dict(sorted(refused.items())), summed=summed)
+
+    def _hear(self, job: Job, about: Mapping[str, Any], data: bytes) -> None:
+        """
+        Raises:
+            Refused: what a client says whose update is to be summed is more or less than that.
+        """
+        if data:
+            raise Refused("It holds an update, which nobody is to see.")
+        if self.setup.bench.privacy.tells and not heard(job.server, job.client.id, about.get("spent")):
+            raise Refused(UNTOLD)
 
     def _payload(self, job: Job, data: bytes) -> dict[str, int]:
         """What an update is billed for; the ledger takes no names of parts from strangers.
@@ -213,10 +177,9 @@ class Remote:
         known = {n.split("/")[0] for n in (*job.adaptation, *self.method.uploads(job.server, job.client), FACTS)}
         return payload if payload.keys() <= known else {"refused": sum(payload.values())}
 
-    def _question(self, what: str, job: Job) -> bytes:
-        return Question(
-            what, job.server.round, job.frame, job.since, job.now, job.counted, job.server.said.get(job.client.id, {})
-        ).encode()
+    def _question(self, job: Job, layout: Mapping[str, Any]) -> bytes:
+        said = job.server.said.get(job.client.id, {})
+        return Question(TRAIN, job.server.round, job.frame, job.since, job.now, job.counted, said, layout).encode()
 
     def _forgotten(self, job: Job) -> None:
         """Nobody knows what the client holds: it gets everything anew."""

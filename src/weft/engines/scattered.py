@@ -129,7 +129,7 @@ class Scattered:
                     bills[job.client.id] = said["payload"], len(frame)
             self.setup.observer.advance("clients", len(packs[number]))
         self.setup.observer.end("clients")
-        for client, (payload, size) in sorted(bills.items()):
+        for client, (payload, size) in sorted(bills.items() if self.setup.bench.privacy.summed is None else ()):
             self.setup.exchange.ledger.add(t, phase, "up", client, payload, size)
         return Played({c: losses[c] for c in by_id if c in losses}, work=work if self.setup.settings.flops else None)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -76,6 +77,7 @@ class Setup:
         clock: of simulated devices; None = nobody keeps time. absent: clients that never take part.
         spending: of the server's noise; None = it adds none.
         keeper: of each update that counts, for audits; None = none is kept.
+        sums: file of a sum under masks that is under way, where sites are asked for one.
     """
 
     method: Method
@@ -91,6 +93,7 @@ class Setup:
     spending: Spending | None = None
     absent: frozenset[str] = frozenset()
     keeper: UpdateKeeper | None = None
+    sums: Path | None = None
 
     def info(self, client: ClientState) -> ClientInfo:
         """What the server is told of a client."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,16 +25,18 @@ from weft.federation.bench import Bench
 from weft.federation.client import ClientState
 from weft.federation.common_facts import nobody
 from weft.federation.exchange import Limits, read_download, write_update
+from weft.federation.hidden_rows import MEMO
 from weft.federation.hidden_turn import trained
 from weft.federation.info import common
 from weft.federation.layout import Adaptation, named
 from weft.federation.memory import NONE
-from weft.federation.message import APPENDED, beside
+from weft.federation.message import APPENDED, Update, beside
 from weft.federation.method import Method
 from weft.federation.round import Round
 from weft.federation.rounds import adapted, enter
 from weft.federation.scope import Scope
 from weft.federation.turn import Turn
+from weft.privacy.secagg.packets import Kind
 from weft.storage import files
 from weft.storage.store import ClientStore
 from weft.tensors import forms
@@ -42,6 +44,9 @@ from weft.tensors.forms import Value, finite
 from weft.tensors.growing import grow
 from weft.tensors.init import leading
 from weft.tensors.lowrank import LowRank
+
+if TYPE_CHECKING:
+    from weft.engines.site_sums import SiteSums
 
 
 class Behind(WeftError):
@@ -58,7 +63,7 @@ class SiteClient:
     Args:
         bench: its own rows in the form of its backbone. client: its id, facts, and where its rows are in the table.
         folder: of its memory. start: start values handed out in set-up to everybody, of which it takes its own, in its size.
-        by_class: its scores tell counts of each class.
+        by_class: its scores tell counts of each class. label: names the run and its stage, for sums under masks.
     """
 
     def __init__(
@@ -71,6 +76,7 @@ class SiteClient:
         start: Mapping[str, Tensor] | None = None,
         limits: Limits | None = None,
         by_class: bool = False,
+        label: str = "",
     ):
         self.method, self.bench, self.client, self.folder, self.uplink = method, bench, client, folder, uplink
         self.limits, self.by_class = limits or Limits(), by_class
@@ -79,6 +85,11 @@ class SiteClient:
         self._know({})
         self.state = folder / "site.json"
         self._recall()
+        self.sums: SiteSums | None = None
+        if bench.privacy.summed is not None:
+            from weft.engines.site_sums import SiteSums  # which needs packages that nothing else does
+
+            self.sums = SiteSums(method, bench.privacy, client.id, folder, label, self.limits)
 
     def _know(self, said: Mapping[str, Any]) -> None:
         """Be of the size that the coordinator says."""
@@ -178,7 +189,14 @@ class SiteClient:
     # what it does ---------------------------------------------------------------------------------------------------------
 
     def turn(
-        self, round: Round, data: bytes, since: int, now: int, counted: int = NONE, said: Mapping[str, Any] | None = None
+        self,
+        round: Round,
+        data: bytes,
+        since: int,
+        now: int,
+        counted: int = NONE,
+        said: Mapping[str, Any] | None = None,
+        layout: Mapping[str, Any] | None = None,
     ) -> tuple[bytes | None, float | None]:
         """Train on a download: the update as bytes (None without rows, or in a round without uploads), and the mean loss.
 
@@ -188,6 +206,7 @@ class SiteClient:
         Args:
             since: the coordinator's clock up to which this site must have all news, 0 = none. now: up to which it then has.
             counted: the round of its last turn that counted. said: facts about it that the coordinator has renewed.
+            layout: of the sum that the update goes into, where updates are summed under masks: it is then a vector of such a sum.
 
         Raises:
             Behind: this site does not hold what the download builds on. Diverged: it has trained in
@@ -195,6 +214,10 @@ class SiteClient:
             UserError: its memory is damaged or can't be saved.
         """
         digest = files.sha256(data)
+        if self.sums is not None:
+            digest = f"{digest} {self.sums.agreed(layout or {})}"
+        elif layout:
+            raise Refused("The coordinator asks for a sum, which this run has none of.")
         if self.rounds.get("round") == round.index and self.rounds.get("digest") == digest:
             return (self._whole(self._reply(round.index)) if self.rounds["replied"] else None), self.rounds["loss"]
         self._heed(said or {})
@@ -215,14 +238,38 @@ class SiteClient:
         pack = enter(self.method, self.bench, [turn], round, self.start, hides=True)
         losses = pack.listener = Losses([self.client.id])
         updates = list(trained(self.method, pack))
-        frame = write_update(self.method, round, self.bench.seed, updates[0], self.uplink, turn).data if updates else None
+        frame = self._written(updates[0], round, turn) if updates else None
         pack.write_back()
         if not all(finite(some.values()) for some in (self.client.kept, self.client.memo, *(u.tensors for u in updates))):
             raise Diverged(f"the turn of {self.client.id} in round {round.index + 1} has ended in values that are not finite")
         self.store.save(self.client)
         loss = None if self.bench.privacy else losses.means().get(self.client.id)
-        self._save(round.index, digest, frame, loss)
+        told = updates[0].facts.get(MEMO) if updates else None
+        self._save(round.index, digest, frame, loss, told)
         return frame, loss
+
+    def _written(self, update: Update, round: Round, turn: Turn) -> bytes:
+        """An update as bytes: for the coordinator, or for a sum."""
+        if self.sums is not None:
+            return self.sums.vector(update, round.index, turn.held)
+        return write_update(self.method, round, self.bench.seed, update, self.uplink, turn).data
+
+    @property
+    def spent(self) -> dict[str, float] | None:
+        """What the last turn says of its cost, beside an update that is summed."""
+        return self.rounds.get("spent")
+
+    def part_of_sum(self, kind: Kind, round: Round, question: bytes) -> bytes:
+        """The answer to one of the questions of a sum over the updates of the last turn.
+
+        Raises:
+            Refused: there is no such update, or the question is none that may be answered.
+        """
+        if self.sums is None or self.rounds.get("round") != round.index or not self.rounds["replied"]:
+            raise Refused("The coordinator asks for a sum over what this site has not trained.")
+        return self.sums.answer(
+            kind, question, round.index, self._whole(self._reply(round.index)), self.rounds["digest"].split()[-1]
+        )
 
     def _turn(self, received: Received, held: Mapping[str, Value], counted: int = NONE) -> Turn:
         free = beside(self.adaptation, self.bench.backbone, received.tensors)
@@ -234,7 +281,7 @@ class SiteClient:
         held = self.copy if since else {}
         return read_download(self.method, self.bench, self.info, self.adaptation, round, data, self.limits, held)
 
-    def _save(self, round: int, digest: str, frame: bytes | None, loss: float | None) -> None:
+    def _save(self, round: int, digest: str, frame: bytes | None, loss: float | None, told: object) -> None:
         tensors, scales = forms.flatten(self.copy)
         name = f"copy-{round:06d}.safetensors"
         held = {self.folder / name: files.tensor_bytes(tensors, scales)}
@@ -246,6 +293,8 @@ class SiteClient:
         self.store.settle()
         files.sync_folder(self.folder)
         self.rounds = {"round": round, "digest": digest, "replied": frame is not None, "loss": loss}
+        if self.sums is not None:
+            self.rounds["spent"] = told
         saved = {"copy": name, "clock": self.clock, "last": self.rounds, "clients": self.store.manifest(), "files": self.hashes}
         files.write_sealed(self.state, saved)
         self.store.commit()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from weft.errors import UserError
+from weft.words import count
 
 if TYPE_CHECKING:  # the mechanisms need torch, which help and listings do without
     from weft.experiment.whole import Experiment
@@ -96,7 +97,9 @@ def _check_others(x: Experiment, privacy: Privacy) -> None:
             f'rule = "{x.rule}" adds up what single clients change, of which {name} hides more than it is made for: leave one of '
             "the two out."
         )
-    if central is None:
+    if privacy.summed is not None:
+        _check_sums(x, name)
+    elif central is None:
         return
     if x.robust != "none":
         raise UserError(f'robust = "{x.robust}" looks at single updates, which {name} sums up first: leave one of the two out.')
@@ -105,13 +108,58 @@ def _check_others(x: Experiment, privacy: Privacy) -> None:
             f'aggregation = "{x.aggregation}" takes updates as they come, and {name} hides clients among those of a round: leave '
             "one of the two out."
         )
-    if x.devices is not None:
+    if central is not None and x.devices is not None:
         raise UserError(f"{name} draws clients by secret lots, whenever their devices may be there: leave --devices out.")
 
 
-def check_loaded(privacy: Privacy, rows: Sequence[int]) -> None:
-    """Refuse a δ that says nothing of so few, once the data are there.
+def _check_sums(x: Experiment, name: str) -> None:
+    """
+    Raises:
+        UserError: another setting needs updates by themselves, or as they can't be summed.
+    """
+    from weft.privacy.secagg import needs_packages
 
+    needs_packages()
+    if x.codec != "identity":
+        raise UserError(f'codec = "{x.codec}" makes bytes that can\'t be added up under masks: leave it out beside {name}.')
+    if x.keep_updates:
+        raise UserError(f"keep_updates keeps the updates of single clients, which {name} hides: leave one of the two out.")
+    if x.rule != "none":
+        raise UserError(
+            f'rule = "{x.rule}" sends more than an update changes, of which {name} tells sums alone: leave one of the two out.'
+        )
+    if x.max_factor not in ("auto", "off"):
+        raise UserError(f"max_factor compares single updates, which {name} hides: leave it out.")
+
+
+def check_cohort(privacy: Privacy, clients: int) -> None:
+    """
+    Raises:
+        UserError: so many clients make rounds that are too small for a sum.
+    """
+    link, cohort = privacy.summed, round(privacy.participation * clients)
+    if link is not None and cohort < link.least:
+        raise UserError(
+            f"a round has {count(cohort, 'client')}, and a sum under masks is of {link.least} or more: let more take part"
+            f"{', or give secagg:least=2' if cohort == 2 else ''}."
+        )
+
+
+def check_loaded(privacy: Privacy, rows: Sequence[int]) -> None:
+    """Refuse a δ or a sum that says nothing of so few, or too much, once the data are there.
+
+    Args:
+        rows: of each client.
+
+    Raises:
+        UserError: δ is as large as the chance to be the one that is given away; or a round has too few clients for a sum.
+    """
+    check_cohort(privacy, len(rows))
+    check_delta(privacy, rows)
+
+
+def check_delta(privacy: Privacy, rows: Sequence[int]) -> None:
+    """
     Args:
         rows: of each client.
 

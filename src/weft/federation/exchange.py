@@ -180,8 +180,10 @@ class Exchange:
         return frame.data
 
     def pack_update(self, server: ServerState, update: Update, turn: Turn, phase: Phase = "train") -> Frame:
-        """The client's side of an upload: bytes, billed."""
+        """The client's side of an upload: bytes, billed where it leaves by itself."""
         frame = write_update(self.method, server.round, server.seed, update, self.uplink, turn)
+        if server.bench.privacy.summed is not None:
+            return frame
         self.ledger.add(server.round.index, phase, "up", update.client.id, frame.payload, frame.size)
         return frame
 

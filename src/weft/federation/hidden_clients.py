@@ -9,15 +9,11 @@ The cohort is drawn by secret lots, each of the N clients by itself with chance 
 of a division of all clients (``dp-ftrl``: the noise of a tree over rounds, P. Kairouz et al., ICML 2021, arXiv 2103.00039). All
 clients count alike, for a count is a client's own word. A tensor that a client did not send is unmoved, and of tensors that some
 clients have in part each entry is divided by how many of all clients have it: that follows from what is known of them beforehand.
-
-A method whose server needs nothing but sums (:attr:`weft.federation.method.Method.sums`) comes to the same if every update is the
-mean of all. So it is given updates that are all made of Δ, and nothing else of the round.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -25,24 +21,19 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from weft.aggregation import robust
 from weft.errors import UserError
-from weft.federation.exchange import uploaded
-from weft.federation.message import ClientInfo, Update
-from weft.federation.rounds import adapted
+from weft.federation.message import Update
+from weft.federation.one_mean import OneMean, changed, clipped
 from weft.federation.server import ServerState
 from weft.privacy.hiding import Privacy
 from weft.privacy.mechanism import DPFTRL, DPFedAvg
 from weft.tensors.forms import Value
-from weft.tensors.init import leading
 
 if TYPE_CHECKING:
     from weft.federation.method import Method
 
 CLIP, NAMES, TREE = "clip", "names", "tree"
 """Names in what the server holds: the norm that updates are clipped to, what is sent in a kind of round, nodes of the tree."""
-
-Shapes = Mapping[str, tuple[int, ...]]
 
 
 class HiddenClients:
@@ -63,7 +54,7 @@ class HiddenClients:
         self.expected = privacy.participation * len(server.clients)
         self.secret = privacy.secret("clients", server.round.index)
         self.remarks = {"clip": self.norm}
-        self.shapes: dict[str, Shapes] = {}
+        self.one = OneMean(method, server)
 
     def passing(self, updates: Iterable[Update], held: Mapping[str, Mapping[str, Value]]) -> Iterator[Update]:
         """Updates that are all made of the noisy mean, in the place of those that came.
@@ -78,43 +69,18 @@ class HiddenClients:
         came: list[Update] = []
         within = 0
         for update in updates:
-            change, short = self._change(update, held[update.client.id])
+            change, short = clipped(changed(update.tensors, held[update.client.id], self.link.name), self.norm)
             within += short
             for name, value in change.items():
                 if name not in sums:
-                    sums[name] = torch.zeros(self._whole(name), dtype=torch.float64)
-                sums[name][tuple(slice(0, n) for n in value.shape)] += value.double()
+                    sums[name] = torch.zeros(self.one.whole(name), dtype=torch.float64)
+                sums[name][tuple(slice(0, n) for n in value.shape)] += value
             came.append(replace(update, tensors={}, facts={}, weight=1.0))
         if not sums and self.server.round.kind not in self.server.hiding.get(NAMES, {}):
             return  # nothing is sent in such a round, or nobody has been drawn for one yet
         mean = self._noisy(self._all(sums))
         self._adapt(within)
-        for update in came or [self._nobody()]:
-            own = self._own(update.client)
-            yield replace(update, tensors={n: self._value(n, mean[n], own[n], held) for n in mean if n in own})
-
-    # one update -------------------------------------------------------------------------------------------------------------
-
-    def _change(self, update: Update, held: Mapping[str, Value]) -> tuple[dict[str, Tensor], bool]:
-        """Δ_k, clipped, and whether it was within C."""
-        tensors = {n: v for n, v in update.tensors.items() if isinstance(v, Tensor)}
-        if odd := sorted(update.tensors.keys() - tensors.keys()):
-            raise UserError(f'"{odd[0]}" has no norm that {self.link.name} could bound: choose another method.')
-        change = {n: v.double() - _base(held.get(n), v).double() for n, v in tensors.items()}
-        size = robust.norm(change)
-        if size <= self.norm:
-            return change, True
-        factor = self.norm / size if math.isfinite(size) else 0.0
-        return {n: d * factor if factor else torch.zeros_like(d) for n, d in change.items()}, False
-
-    def _own(self, client: ClientInfo) -> Shapes:
-        """Shapes of all that a client may send, by name; clients of one kind have them in common."""
-        key = f"{client.model} {client.facts!r}"
-        if key not in self.shapes:
-            adaptation = adapted(self.method, self.server.bench, client)
-            found = uploaded(self.method, self.server, client, adaptation)
-            self.shapes[key] = {n: tuple(s) for n, s in found.items() if isinstance(s, tuple) and None not in s}  # type: ignore[arg-type]
-        return self.shapes[key]
+        yield from self.one.given(came or [self.one.nobody()], mean, held)
 
     # all of them ------------------------------------------------------------------------------------------------------------
 
@@ -124,21 +90,13 @@ class HiddenClients:
         if sums:
             self.server.hiding[NAMES] = known | {kind: sorted(sums)}
         names = sums or known[kind]
-        return {n: sums[n] if n in sums else torch.zeros(self._whole(n), dtype=torch.float64) for n in sorted(names)}
-
-    def _whole(self, name: str) -> tuple[int, ...]:
-        """The shape in which a tensor is summed: the server's own, or the largest that a client has."""
-        value = self.server.shared.get(name)
-        if isinstance(value, Tensor):
-            return tuple(value.shape)
-        found = [own[name] for own in map(self._own, self.server.clients) if name in own]
-        return tuple(max(sides) for sides in zip(*found, strict=True))
+        return {n: sums[n] if n in sums else torch.zeros(self.one.whole(n), dtype=torch.float64) for n in sorted(names)}
 
     def _noisy(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
         """Δ by name."""
         z = self.sum_noise
         noise = self._of_tree(sums, z) if isinstance(self.link, DPFTRL) else self._drawn(sums, z)
-        return {n: (s + noise[n]) / self._counts(n) for n, s in sums.items()}
+        return {n: (s + noise[n]) / (self.privacy.participation * self.one.holders(n)) for n, s in sums.items()}
 
     @property
     def sum_noise(self) -> float:
@@ -180,17 +138,6 @@ class HiddenClients:
             found[name] = node - sum(before, torch.zeros_like(node))
         return found
 
-    def _counts(self, name: str) -> float | Tensor:
-        """q times how many clients have a tensor, by its entries where some have less than the whole."""
-        whole = self._whole(name)
-        kinds = Counter(own[name] for own in map(self._own, self.server.clients) if name in own)
-        if set(kinds) == {whole}:
-            return self.privacy.participation * kinds[whole]
-        found = torch.zeros(whole, dtype=torch.float64)
-        for shape, count in kinds.items():
-            found[tuple(slice(0, n) for n in shape)] += count
-        return (self.privacy.participation * found).clamp(min=1e-12)
-
     def _adapt(self, within: int) -> None:
         """C ← C exp(-η (b - γ)), with b the share of updates within C, told with noise."""
         link = self.link
@@ -198,20 +145,3 @@ class HiddenClients:
             noise = self.counting * float(self.secret.normal((1,))) if self.privacy.central_noise else 0.0
             share = (within + noise) / self.expected
             self.server.hiding[CLIP] = self.norm * math.exp(-link.rate * (share - link.quantile))
-
-    def _value(self, name: str, mean: Tensor, shape: tuple[int, ...], held: Mapping[str, Mapping[str, Value]]) -> Tensor:
-        """What an update that is the mean holds of a tensor."""
-        part = leading(mean, shape)
-        own = self.server.shared.get(name)
-        if not isinstance(own, Tensor):
-            own = next((v for values in held.values() if isinstance(v := values.get(name), Tensor)), torch.zeros(shape))
-        return (leading(own, shape).double() + part).to(self.server.bench.dtype)
-
-    def _nobody(self) -> Update:
-        """Who carries the mean of a round in which nobody took part."""
-        client = self.server.clients[0]
-        return Update(client=client, weight=1.0, adaptation=adapted(self.method, self.server.bench, client))
-
-
-def _base(value: Value | None, like: Tensor) -> Tensor:
-    return value if isinstance(value, Tensor) and value.shape == like.shape else torch.zeros_like(like)

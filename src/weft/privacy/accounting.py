@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from weft import distribution
@@ -60,7 +61,7 @@ def up(share: float) -> float:
     if share >= 1:
         return 1.0
     unit = 10.0 ** (math.floor(math.log10(share)) - DIGITS + 1)
-    return min(float(f"{math.ceil(share / unit - 1e-9) * unit:.12g}"), 1.0)
+    return min(max(float(f"{math.ceil(share / unit - 1e-9) * unit:.12g}"), share), 1.0)
 
 
 def levels(steps: int) -> int:
@@ -70,7 +71,7 @@ def levels(steps: int) -> int:
 
 @functools.lru_cache(maxsize=4096)
 def _epsilon(noise: float, share: float, times: int, delta: float, accountant: Accountant) -> float:
-    _, events = _library()
+    _, events = library()
     one: DpEvent = events.GaussianDpEvent(noise)
     if share < 1:
         one = events.PoissonSampledDpEvent(share, one)
@@ -79,17 +80,29 @@ def _epsilon(noise: float, share: float, times: int, delta: float, accountant: A
 
 @functools.lru_cache(maxsize=1024)
 def _noise_for(target: float, share: float, times: int, delta: float, accountant: Accountant) -> float:
-    _library()
+    found = least(lambda noise: _epsilon(noise, share, times, delta, accountant), target)
+    if found is None:
+        raise UserError(f"no noise gives epsilon {target:g} at delta {delta:g} over {times:,} sums: ask for a larger one.")
+    return found
+
+
+def least(epsilon: Callable[[float], float], target: float) -> float | None:
+    """The least noise, to :data:`TOLERANCE`, of which ``epsilon`` is at most ``target``; None if none within e^:data:`MOST` is.
+
+    Args:
+        epsilon: of a noise; falling.
+    """
+    library()
     from scipy.optimize import brentq
 
     def above(log: float) -> float:
-        return math.log(max(_epsilon(math.exp(log), share, times, delta, accountant), 1e-9)) - math.log(target)
+        return math.log(max(epsilon(math.exp(log)), 1e-9)) - math.log(target)
 
     low, high = 0.0, 0.0
     while above(high) > 0:
         high += 1.0
         if high > MOST:
-            raise UserError(f"no noise gives epsilon {target:g} at delta {delta:g} over {times:,} sums: ask for a larger one.")
+            return None
     while low > -MOST and above(low) <= 0:
         low -= 1.0
     if high > low:
@@ -109,7 +122,8 @@ def _accountant(kind: Accountant) -> Any:
     return PLDAccountant(value_discretization_interval=GRID)
 
 
-def _library() -> tuple[Any, Any]:
+def library() -> tuple[Any, Any]:
+    """``dp_accounting``, and its events. Raises: UserError: it is missing."""
     try:
         import dp_accounting
         from dp_accounting import dp_event

@@ -9,17 +9,19 @@ from typing import TypeVar
 
 from weft.communication.codecs.configured import configured
 from weft.errors import UserError, nearest
-from weft.privacy import accounting
-from weft.privacy.mechanism import DPFTRL, DPSGD, SEATS, DPFedAvg, LocalDP, Mechanism, Noisy
+from weft.privacy import accounting, skellam
+from weft.privacy.mechanism import DPFTRL, DPSGD, SEATS, DPFedAvg, LocalDP, Mechanism, Noisy, SecAgg
 from weft.privacy.secret import Secret
 
-MECHANISMS: dict[str, type[Mechanism]] = {m.name: m for m in (DPSGD, LocalDP, DPFedAvg, DPFTRL)}
+MECHANISMS: dict[str, type[Mechanism]] = {m.name: m for m in (DPSGD, LocalDP, DPFedAvg, DPFTRL, SecAgg)}
 """By name, in the order in which people are shown them."""
 
 NONE = "none"
 
+FINEST, NOISY = 30, 14
+"""Bits of a level of sums under masks: most, and under noise."""
+
 M = TypeVar("M", bound=Mechanism)
-N = TypeVar("N", bound=Noisy)
 
 
 def mechanisms(text: str) -> tuple[Mechanism, ...]:
@@ -32,7 +34,7 @@ def mechanisms(text: str) -> tuple[Mechanism, ...]:
         return ()
     found = tuple(_named(piece) for piece in text.split("+"))
     for a, b in itertools.pairwise(found):
-        if SEATS.index(a.seat) > SEATS.index(b.seat):
+        if SEATS.index(a.seat) > SEATS.index(b.seat) or (isinstance(a, SecAgg) and not isinstance(b, SecAgg)):
             raise UserError(
                 f'"{text}" has {b.name} behind {a.name}, and it comes before it on the way of an update: write {b.name}+{a.name}.'
             )
@@ -40,7 +42,24 @@ def mechanisms(text: str) -> tuple[Mechanism, ...]:
         same = [m.name for m in found if m.unit == unit]
         if len(same) > 1:
             raise UserError(f"{' and '.join(same)} both hide {hides} by noise: leave one of them out.")
+    _check_sums(found)
     return found
+
+
+def _check_sums(links: tuple[Mechanism, ...]) -> None:
+    """
+    Raises:
+        UserError: noise that needs more than a sum under masks.
+    """
+    sums = [m for m in links if isinstance(m, SecAgg)]
+    if len(sums) > 1:
+        raise UserError("secagg is in the chain twice: leave one of them out.")
+    if not sums:
+        return
+    if any(isinstance(m, DPFTRL) for m in links):
+        raise UserError("dp-ftrl adds the noise of its tree at the server, which secagg hides sums from: use dp-fedavg+secagg.")
+    if any(isinstance(m, DPFedAvg) and m.quantile is not None for m in links):
+        raise UserError("dp-fedavg:quantile looks at the norm of single updates, which secagg hides: leave quantile out.")
 
 
 def _named(text: str) -> Mechanism:
@@ -90,6 +109,11 @@ class Privacy:
     def central(self) -> DPFedAvg | DPFTRL | None:
         """The server's noise."""
         return self.link(DPFedAvg) or self.link(DPFTRL)
+
+    @property
+    def summed(self) -> SecAgg | None:
+        """What hides updates from the server."""
+        return self.link(SecAgg)
 
     @property
     def hides_clients(self) -> bool:
@@ -147,6 +171,8 @@ class Privacy:
         link = self._of(self.central)
         if link.noise is not None:
             return link.noise
+        if self.summed is not None:
+            return skellam.noise_for(self._target, self.sum_levels, self.rounds, self.delta)
         if isinstance(link, DPFedAvg):
             return accounting.noise_for(self._target, self.participation, self.rounds, self.delta, link.accountant)
         trees, depth = -(-self.rounds // self.leaves), accounting.levels(self.leaves)
@@ -159,10 +185,38 @@ class Privacy:
             trees: of ``dp-ftrl``, that were begun.
         """
         link = self._of(self.central)
+        if self.summed is not None:  # the server knows whom it asks: no lot hides anybody from it
+            return skellam.epsilon(self.central_noise, self.sum_levels, rounds, self.delta)
         if isinstance(link, DPFedAvg):
             return accounting.epsilon(self.central_noise, self.participation, rounds, self.delta, link.accountant)
         noise = self.central_noise / math.sqrt(accounting.levels(self.leaves))
         return accounting.epsilon(noise, 1.0, trees, self.delta, link.accountant)
+
+    @property
+    def sum_norm(self) -> float:
+        """C of what goes into a sum under masks."""
+        return (self.central or self._of(self.summed)).clip
+
+    def sum_bits(self, clients: int = 1) -> int:
+        """Of a level of such a sum.
+
+        Args:
+            clients: most of them in a sum; of no effect under noise.
+        """
+        finest = min(32 - max(clients - 1, 1).bit_length(), FINEST)
+        return self._of(self.summed).bits or (NOISY if self.central is not None else finest)
+
+    @property
+    def sum_levels(self) -> int:
+        """Between 0 and C, under noise."""
+        return int(2 ** (self.sum_bits() - 1) - 1)
+
+    @property
+    def part_of_noise(self) -> int:
+        """The variance, in squares of a level, of what each client adds to a sum under masks: that of the least clients that may
+        be in one is (zC)² or more."""
+        link = self._of(self.summed)
+        return 0 if self.central is None else math.ceil((self.central_noise * self.sum_levels) ** 2 / link.least)
 
     @property
     def leaves(self) -> int:
@@ -176,6 +230,6 @@ class Privacy:
         return self.epsilon
 
     @staticmethod
-    def _of(link: N | None) -> N:
+    def _of(link: M | None) -> M:
         assert link is not None
         return link

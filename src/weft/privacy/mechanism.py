@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from annotated_types import Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 
 from weft.communication.codecs.configured import Configured
+from weft.errors import UserError
 from weft.typed import Count, NonNegative, Portion, Positive
 
 Seat = Literal["step", "leave", "combine"]
@@ -141,4 +142,44 @@ class DPFTRL(Noisy):
     accountant: Accountant = "rdp"
 
 
-__all__ = ["DPFTRL", "DPSGD", "SEATS", "Accountant", "DPFedAvg", "LocalDP", "Mechanism", "Noisy", "Portion", "Seat"]
+@dataclass(frozen=True)
+class SecAgg(Mechanism):
+    """The protocol of K. Bonawitz et al., CCS 2017, on the graph of J. Bell et al., CCS 2020 (:mod:`weft.privacy.secagg`).
+
+    An update's change is scaled down to norm C, each of its values is one of 2^bits - 1 levels from -C to C, and the server gets
+    the sum of the levels modulo 2³². Behind ``dp-fedavg`` the norm is that one's, and its noise is added in parts by the clients
+    before they mask, in whole numbers (N. Agarwal, P. Kairouz, Z. Liu, "The Skellam mechanism for differentially private
+    federated learning", NeurIPS 2021, arXiv 2110.04995).
+
+    Attributes:
+        clip: C, the largest norm of what a client changes, over all tensors together.
+        bits: of a level; None = as many as clients can add up, and 14 under
+            noise, which hides finer ones.
+        heaviest: examples that a client counts at most; of no effect where all clients count alike.
+        least: clients in a sum at least; noise is so large that theirs is enough.
+        share: of those who hold a client's secrets, that can undo its masks. degree: neighbours of a client, an even number;
+            None = by their number.
+    """
+
+    name: ClassVar[str] = "secagg"
+    seat: ClassVar[Seat] = "combine"
+    title: ClassVar[str] = "sums of clipped updates under masks that cancel each other"
+    gives: ClassVar[str] = "a server that plays by the rules sees the sum of a round's updates, and none of them by itself"
+    not_given: ClassVar[str] = (
+        "it sees who takes part, and what the sum tells; keys are not signed, so that a server that lies about them sees more"
+    )
+
+    clip: Positive = 10.0
+    bits: Annotated[int, Ge(2), Le(30)] | None = None
+    heaviest: Count = 1000
+    least: Annotated[int, Ge(2)] = 3
+    share: Annotated[float, Gt(0.5), Le(1)] = 2 / 3
+    degree: Annotated[int, Ge(2)] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.degree is not None and self.degree % 2:
+            raise UserError(f"secagg:degree={self.degree} can't be had in a ring of neighbours: give an even number.")
+
+
+__all__ = ["DPFTRL", "DPSGD", "SEATS", "Accountant", "DPFedAvg", "LocalDP", "Mechanism", "Noisy", "Portion", "Seat", "SecAgg"]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from weft.privacy.mechanism import Mechanism
+from weft.privacy.mechanism import DPFedAvg, Mechanism, SecAgg
 
 
 def seen(links: Sequence[Mechanism], sends: str) -> dict[str, str]:
@@ -16,10 +17,13 @@ def seen(links: Sequence[Mechanism], sends: str) -> dict[str, str]:
     named = {link.name for link in links}
     step = "under noise in each step that hides single rows" if "dp-sgd" in named else ""
     leave = "clipped, under noise that hides the client" if "ldp" in named else ""
-    own = "; ".join(filter(None, (f"of each client: {sends}", step, leave)))
+    what = f"of all clients of a round together: {sends}" if "secagg" in named else f"of each client: {sends}"
+    noise = "under noise of theirs that hides single clients" if {"secagg", "dp-fedavg"} <= named else ""
+    own = "; ".join(filter(None, (what, step, leave, noise)))
     central = next((link.name for link in links if link.name in ("dp-fedavg", "dp-ftrl")), "")
     given = "the models that the server gives out"
-    after = f"{given}, under its noise that hides single clients ({central})" if central else given
+    whose = "the clients'" if noise else "its"
+    after = f"{given}, under {whose} noise that hides single clients ({central})" if central else given
     if step and not central:
         after += ", made of values that hide single rows"
     elif leave:
@@ -29,4 +33,22 @@ def seen(links: Sequence[Mechanism], sends: str) -> dict[str, str]:
 
 def told(links: Sequence[Mechanism]) -> list[str]:
     """What each link gives and does not give, a line each."""
-    return [f"{link.name}: {link.title}. {link.gives[0].upper()}{link.gives[1:]}; but {link.not_given}." for link in links]
+    summed = any(isinstance(link, SecAgg) for link in links)
+    return [_line(IN_PARTS if summed and isinstance(link, DPFedAvg) else link) for link in links]
+
+
+@dataclass(frozen=True)
+class _InParts:
+    """``dp-fedavg`` whose noise the clients add."""
+
+    name: str = DPFedAvg.name
+    title: str = "noise of the clients' on the sum of clipped updates, a part of each"
+    gives: str = "whoever sees the sums or the models that the server gives out can't tell what one client has sent"
+    not_given: str = "clients that tell the server their parts take these off: the promise is against it and all but secagg:least"
+
+
+IN_PARTS = _InParts()
+
+
+def _line(link: Mechanism | _InParts) -> str:
+    return f"{link.name}: {link.title}. {link.gives[0].upper()}{link.gives[1:]}; but {link.not_given}."

@@ -175,6 +175,7 @@ class Player:
             if material.bench.privacy.central is None
             else Spending(folder / "privacy.json", material.bench.privacy),
             keeper=UpdateKeeper(folder / FOLDER) if x.keep_updates and stage.travels and not stage.aside else None,
+            sums=folder / "sum.bin",
         )
         if clock is not None:
             if saved is not None and saved.clock is not None:

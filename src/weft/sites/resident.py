@@ -25,7 +25,7 @@ from weft.communication.wire import decode
 from weft.data import several
 from weft.data.labels import UnknownLabel
 from weft.data.rows import ClientData, Rows
-from weft.engines.remote import TRAIN, Question, answer
+from weft.engines.question import TEST, TRAIN, Question, answer
 from weft.engines.site import SiteClient
 from weft.errors import UserError
 from weft.experiment import Experiment, hidden
@@ -132,7 +132,7 @@ class Resident:
     def _answered(self, site: SiteClient, data: bytes) -> bytes:
         began, question = time.perf_counter(), Question.decode(data)
         said = answer(site, data)
-        what = "trained" if question.what == TRAIN else "scored"
+        what = {TRAIN: "trained", TEST: "scored"}.get(question.what, f"a sum's {question.what}")
         seconds = time.perf_counter() - began
         self.say(f"round {question.round.index + 1}: {what} in {seconds:.1f} s, {format_bytes(len(said))} go out.")
         return wrap({"answer": True}, said)
@@ -204,7 +204,7 @@ class Resident:
         self.run = None
         name, bench = self._bench(terms, x, method, client, rehearsal)
         suited(method, bench)
-        hidden.check_loaded(bench.privacy, [len(client.train)])
+        hidden.check_delta(bench.privacy, [len(client.train)])
         for words in understood(bench):
             self.say(words)
         if not rehearsal:
@@ -298,8 +298,9 @@ class Resident:
             tensors = dict(decode(start, expected).tensors)
         if stage == "rounds" and run.terms.start:
             _check_start(tensors, run)
+        label = f"{run.terms.run}/{stage}"
         return SiteClient(
-            method, bench, client, self.folder / run.terms.run / stage, codec(x.codec), tensors, limits, x.class_counts
+            method, bench, client, self.folder / run.terms.run / stage, codec(x.codec), tensors, limits, x.class_counts, label
         )
 
 

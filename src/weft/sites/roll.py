@@ -230,6 +230,7 @@ class StageTransport:
     ):
         self.roll, self.name, self.server, self.exchange, self.joined = roll, name, server, exchange, joined
         self.admitted: dict[str, str] = {}
+        self.label = f"{roll.terms.run}/{name}"
 
     def arrivals(self, clients: list[ClientState]) -> list[ClientState]:
         """Look who is there; returns the clients that were not before.

@@ -28,7 +28,7 @@ from weft.engines.observer import Observer
 from weft.engines.remote import Remote, check_told
 from weft.engines.setup import Setup, Tests
 from weft.errors import UserError
-from weft.experiment import Resolved, handed
+from weft.experiment import Resolved, handed, hidden
 from weft.federation import common_facts
 from weft.federation.client import ClientState
 from weft.federation.rounds import adapted
@@ -182,6 +182,7 @@ def _check(resolved: Resolved) -> None:
     if x.baseline is not None or x.baselines:
         raise UserError("baselines compare runs on the same rows, which a coordinator does not have: leave baseline(s) out.")
     handed.check_sites(x, resolved.method)
+    hidden.check_cohort(hidden.chain_of(x), x.clients)
     if x.dropout or x.eval_clients:
         raise UserError("dropout and eval_clients are for simulations: leave them out of an experiment for sites.")
 

@@ -163,6 +163,9 @@ class Spool:
     def drop(self, client: str) -> None:
         (self.folder / file_name(client)).unlink(missing_ok=True)
 
+    def holds(self, client: str) -> bool:
+        return (self.folder / file_name(client)).exists()
+
     def get(self, client: str) -> bytes | None:
         path = self.folder / file_name(client)
         return files.read(path) if path.exists() else None

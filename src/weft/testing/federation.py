@@ -214,5 +214,6 @@ def federation(
         Spool(where / "spool"),
         tests,
         spending=None if privacy.central is None else Spending(where / "privacy.json", privacy),
+        sums=where / "sum.bin",
     )
     return Federation(method, made, server, clients, Engine(setup, simulated(setup)), rounds)

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from weft.communication.codecs import codec
 from weft.engines.engine import Engine
-from weft.engines.remote import Remote, answer
+from weft.engines.question import answer
+from weft.engines.remote import Remote
 from weft.engines.site import SiteClient
 from weft.federation.client import ClientState
 from weft.federation.method import Method
@@ -25,8 +26,10 @@ class Loopback:
     """Sites in this process, each with a folder of its own.
 
     Attributes:
-        silent: ids of those that do not answer. asked: ids of those that did, in order.
+        label: of the run. silent: ids of those that do not answer. asked: ids of those that did, in order.
     """
+
+    label = "loopback"
 
     def __init__(self, run: Federation, uplink: str = "identity"):
         self.root = Path(tempfile.mkdtemp(dir=root()))
@@ -42,7 +45,9 @@ class Loopback:
         for c in run.clients:
             own = ClientState(c.id, c.n, dict(c.facts), c.model, data=c.data)
             bench = run.bench.of(own)
-            self.sites[c.id] = SiteClient(run.method, bench, own, self.root / c.id, codec(self.uplink), run.server.start)
+            self.sites[c.id] = SiteClient(
+                run.method, bench, own, self.root / c.id, codec(self.uplink), run.server.start, label=self.label
+            )
 
     def arrivals(self, clients: list[ClientState]) -> list[ClientState]:
         return []

@@ -36,7 +36,9 @@ def test_parts_of_clients_add_up_to_the_noise_of_the_sum() -> None:
 
 @pytest.mark.parametrize("twice", [1, 2, 7, 200, 10**5])
 def test_tables_hold_the_poisson_distribution(twice: int) -> None:
-    lowest, thresholds = _poisson(twice)
+    lowest, thresholds, rests = _poisson(twice)
+    assert len(rests) == len(thresholds)
+    assert all(0 <= rest < 2**64 for rest in rests)
     assert (np.diff(thresholds.astype(float)) >= 0).all()
     cdf = stats.poisson(twice / 2).cdf(lowest + np.arange(len(thresholds)))
     assert thresholds.astype(float) * 2.0**-64 == pytest.approx(cdf, abs=1e-12)
@@ -55,14 +57,27 @@ class Words(Secret):
 
 
 def test_a_threshold_is_how_many_words_lie_below_it() -> None:
-    """So the word before it gives the lower number, and the word itself the next one."""
-    lowest, thresholds = _poisson(2)
+    """So the word before it gives the lower number, and the word itself the next one; of 128 bits."""
+    lowest, thresholds, rests = _poisson(2)
     place = len(thresholds) // 4
     assert lowest == 0
     assert thresholds[place - 1] < thresholds[place] < thresholds[place + 1]
-    words = [int(thresholds[place]) - 1, int(thresholds[place]), 0, 2**64 - 1]
-    assert skellam(Words(words, [0] * 4), 2, 4).tolist() == [place, place + 1, 0, len(thresholds)]
-    assert skellam(Words([0] * 4, words), 2, 4).tolist() == [-place, -place - 1, 0, -len(thresholds)]
+    at, rest = int(thresholds[place]), rests[place]
+    words, more = [at - 1, at, at, at + 1], ([rest - 1], [rest])
+    assert skellam(Words(words, *more, [1] * 4), 2, 4).tolist() == [place, place, place + 1, place + 1]
+    assert skellam(Words([1] * 4, words, *more), 2, 4).tolist() == [-place, -place, -place - 1, -place - 1]
+
+
+def test_thresholds_that_begin_alike_are_told_apart_by_the_other_bits() -> None:
+    """In the tails there are numbers rarer than 2⁻⁶⁴, which 128 bits can still draw."""
+    _, thresholds, rests = _poisson(200)
+    first = int(np.searchsorted(thresholds, 0, side="right"))
+    assert first > 1, "several numbers lie below the first word of 64 bits"
+    assert rests[:first] == sorted(rests[:first])
+    for place in (p for p in range(first) if rests[p]):
+        drawn = skellam(Words([0], [rests[place]], [2**63]), 200, 1) - skellam(Words([0], [rests[place] - 1], [2**63]), 200, 1)
+        same = sum(rests[k] == rests[place] for k in range(first))
+        assert drawn.tolist() == [same]
 
 
 def test_no_variance_is_no_noise_and_a_large_one_is_taken() -> None:

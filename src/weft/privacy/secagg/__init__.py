@@ -13,7 +13,8 @@ The protocol is that of K. Bonawitz et al., "Practical secure aggregation for pr
 - :mod:`weft.privacy.secagg.sum_client`, :mod:`weft.privacy.secagg.sum_server`: both ends.
 - :mod:`weft.privacy.secagg.sum_terms`: what both have agreed on before.
 - :mod:`weft.privacy.secagg.neighbourhood`: the graph, and how many of its clients must be left.
-- :mod:`weft.privacy.secagg.packets`: the messages, read strictly, and states as bytes.
+- :mod:`weft.privacy.secagg.packets`: the messages, read strictly, and states as bytes;
+  :mod:`weft.privacy.secagg.packet_sizes`: how many bytes they have.
 - :mod:`weft.privacy.secagg.pairwise`, :mod:`weft.privacy.secagg.secret_shares`: keys, masks, seals; shares of a secret.
 - :mod:`weft.privacy.secagg.whole_numbers`, :mod:`weft.privacy.secagg.fixed_point`, :mod:`weft.privacy.secagg.integer_noise`: what
   goes into a sum.

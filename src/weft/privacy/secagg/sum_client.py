@@ -73,6 +73,10 @@ class SumClient:
         made._tell(packet, question, made._public[me])
         return made
 
+    def has_told(self, question: bytes) -> bool:
+        """Whether this very question has been answered."""
+        return packets.digest(question) in {asked for asked, _ in self.told.values()}
+
     def answer(self, question: bytes, vector: np.ndarray | None = None) -> bytes:
         """The answer to the next question, or to one that has been answered.
 

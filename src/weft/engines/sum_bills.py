@@ -1,0 +1,61 @@
+"""What a sum under masks costs on the wire: bills of its messages, those that a simulation leaves out too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from weft.communication.ledger import Phase
+from weft.engines.setup import Job, Setup
+from weft.federation.server import ServerState
+from weft.federation.sum_layout import SumLayout
+from weft.federation.summed_clients import SummedClients
+from weft.privacy.hiding import Privacy
+from weft.privacy.secagg import packet_sizes
+from weft.privacy.secagg.packets import Kind
+from weft.privacy.secagg.sum_terms import SumTerms
+
+PROTOCOL = "secagg"
+"""The part of a message that is neither a tensor's nor a fact."""
+
+WIDTH = 4
+"""Bytes of a number under masks."""
+
+LABEL = f"{'0' * 32}/rounds"
+"""As long as that of a run over sites."""
+
+
+def terms_of(privacy: Privacy, label: str, round: int, layout: str, length: int) -> SumTerms:
+    """Of one round's sum: who has been told of another layout has agreed to another sum.
+
+    Args:
+        label: names the run. layout: its digest. length: integers of a vector.
+    """
+    link = privacy.summed
+    assert link is not None
+    run = f"{label}:{layout}"
+    return SumTerms(run, round, length, WIDTH, least=link.least, degree=link.degree, share=link.share)
+
+
+def payload(kind: Kind, up: bool, body: int, layout: SumLayout) -> Mapping[str, int]:
+    """Bytes of a message by part: a masked vector is that of tensors, and the rest the protocol's."""
+    if kind != "masked" or not up:
+        return {PROTOCOL: body}
+    values = {part: WIDTH * n for part, n in layout.parts.items()}
+    return values | {PROTOCOL: body - sum(values.values())}
+
+
+def add(setup: Setup, jobs: Sequence[Job], phase: Phase) -> None:
+    """Bill the sum over those whose updates are in the spool."""
+    for server, _ in setup.federations:
+        ids = tuple(sorted(j.client.id for j in jobs if j.server is server and setup.spool.holds(j.client.id)))
+        if ids:
+            _add(setup, server, ids, phase)
+
+
+def _add(setup: Setup, server: ServerState, ids: tuple[str, ...], phase: Phase) -> None:
+    code = SummedClients(setup.method, server, setup.bench.privacy).code
+    terms = terms_of(setup.bench.privacy, LABEL, server.round.index, code.layout.digest, code.length)
+    for client in ids:
+        for (kind, direction), (body, size) in packet_sizes.whole(terms, ids, client).items():
+            parts = payload(kind, direction == "up", body, code.layout)
+            setup.exchange.ledger.add(server.round.index, phase, direction, client, parts, size)

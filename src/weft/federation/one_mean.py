@@ -1,0 +1,131 @@
+"""A round's updates as one: what a method is given whose server is not to see any single one of them.
+
+A method whose server needs nothing but sums (:attr:`weft.federation.method.Method.sums`) comes to the same if every update is the
+mean of all. So it is given updates that are all made of that mean, and nothing else of the round.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from weft.aggregation import robust
+from weft.errors import UserError
+from weft.federation.exchange import uploaded
+from weft.federation.message import ClientInfo, Update
+from weft.federation.rounds import adapted
+from weft.federation.server import ServerState
+from weft.tensors.forms import Value
+from weft.tensors.init import leading
+
+if TYPE_CHECKING:
+    from weft.federation.method import Method
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class OneMean:
+    """Puts the mean of a round in the place of its updates."""
+
+    def __init__(self, method: Method, server: ServerState):
+        self.method, self.server = method, server
+        self._shapes: dict[str, Shapes] = {}
+
+    def own(self, client: ClientInfo) -> Shapes:
+        """Shapes of all that a client may send, by name; clients of one kind have them in common."""
+        key = f"{client.model} {client.facts!r}"
+        if key not in self._shapes:
+            adaptation = adapted(self.method, self.server.bench, client)
+            found = uploaded(self.method, self.server, client, adaptation)
+            self._shapes[key] = {n: tuple(s) for n, s in found.items() if isinstance(s, tuple) and None not in s}  # type: ignore[arg-type]
+        return self._shapes[key]
+
+    def kinds(self, name: str) -> Counter[tuple[int, ...]]:
+        """How many of all clients may send a tensor, by the shape that they have of it."""
+        return Counter(own[name] for own in map(self.own, self.server.clients) if name in own)
+
+    def whole(self, name: str) -> tuple[int, ...]:
+        """The shape in which a tensor is summed: the server's own, or the largest that a client has."""
+        value = self.server.shared.get(name)
+        if isinstance(value, Tensor):
+            return tuple(value.shape)
+        return tuple(max(sides) for sides in zip(*self.kinds(name), strict=True))
+
+    def holders(self, name: str) -> Tensor:
+        """How many of all clients have a tensor, by its entries where some have less than the whole; above 0."""
+        return spread(self.whole(name), self.kinds(name)).clamp(min=1e-12)
+
+    def given(
+        self, came: Iterable[Update], mean: Mapping[str, Tensor], held: Mapping[str, Mapping[str, Value]]
+    ) -> Iterator[Update]:
+        """Updates that are all made of the mean.
+
+        Args:
+            came: who takes part, without tensors. mean: by name, of what clients have changed.
+            held: by client, what its update began from.
+        """
+        for update in came:
+            own = self.own(update.client)
+            yield replace(update, tensors={n: self._value(n, mean[n], own[n], held) for n in mean if n in own})
+
+    def carrier(self, client: ClientInfo) -> Update:
+        """Of one who takes part, without tensors."""
+        return Update(client=client, weight=1.0, adaptation=adapted(self.method, self.server.bench, client))
+
+    def nobody(self) -> Update:
+        """Who carries the mean of a round in which nobody took part."""
+        return self.carrier(self.server.clients[0])
+
+    def _value(self, name: str, mean: Tensor, shape: tuple[int, ...], held: Mapping[str, Mapping[str, Value]]) -> Tensor:
+        """What an update that is the mean holds of a tensor."""
+        part = leading(mean, shape)
+        own = self.server.shared.get(name)
+        if not isinstance(own, Tensor):
+            own = next((v for values in held.values() if isinstance(v := values.get(name), Tensor)), torch.zeros(shape))
+        return (leading(own, shape).double() + part).to(self.server.bench.dtype)
+
+
+def spread(whole: tuple[int, ...], counts: Mapping[tuple[int, ...], int]) -> Tensor:
+    """float64 of shape ``whole``: for each entry, the counts of those shapes that have it, added up."""
+    found = torch.zeros(whole, dtype=torch.float64)
+    for shape, count in counts.items():
+        found[tuple(slice(0, n) for n in shape)] += count
+    return found
+
+
+def changed(tensors: Mapping[str, Value], held: Mapping[str, Value], link: str) -> dict[str, Tensor]:
+    """What a client has changed of its tensors, in float64.
+
+    Args:
+        held: what it began from; what it did not hold in the same shape, it began from 0.
+        link: which mechanism asks, for the sentence.
+
+    Raises:
+        UserError: one of them has no norm.
+    """
+    for name, value in tensors.items():
+        if not isinstance(value, Tensor):
+            raise UserError(f'"{name}" has no norm that {link} could bound: choose another method.')
+    return {n: _apart(v, held.get(n)) for n, v in tensors.items() if isinstance(v, Tensor)}
+
+
+def clipped(change: Mapping[str, Tensor], norm: float) -> tuple[dict[str, Tensor], bool]:
+    """A change scaled down to a norm, over all tensors together, and whether it was within it."""
+    size = robust.norm(change)
+    if size <= norm:
+        return dict(change), True
+    factor = norm / size if math.isfinite(size) else 0.0
+    return {n: d * factor if factor else torch.zeros_like(d) for n, d in change.items()}, False
+
+
+def _apart(value: Tensor, base: Value | None) -> Tensor:
+    value = value.detach().to("cpu", torch.float64)
+    if isinstance(base, Tensor) and base.shape == value.shape:
+        return value - base.detach().to("cpu", torch.float64)
+    return value

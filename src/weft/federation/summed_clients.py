@@ -1,0 +1,103 @@
+"""A round of which the server learns one sum: what becomes of it, and in a simulation, what it is made of.
+
+Each client's change is clipped, made whole numbers (:mod:`weft.federation.sum_code`), and added up modulo 2³². Between sites a
+protocol gives the sum (:mod:`weft.privacy.secagg`); a simulation adds the same numbers, so that both have the same mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from weft.communication.strict import Refused
+from weft.errors import UserError
+from weft.federation.message import ClientInfo, Update
+from weft.federation.one_mean import OneMean, changed
+from weft.federation.server import ServerState
+from weft.federation.sum_code import SumCode
+from weft.federation.sum_layout import SumLayout
+from weft.privacy.hiding import Privacy
+from weft.privacy.secret import Secret
+from weft.tensors.forms import Value
+
+if TYPE_CHECKING:
+    from weft.federation.method import Method
+
+
+@dataclass(frozen=True)
+class Sum:
+    """What a server gets of a round.
+
+    Attributes:
+        total: uint32, of the vectors of all clients in it, modulo 2³².
+        clients: their ids, sorted.
+    """
+
+    total: np.ndarray
+    clients: tuple[str, ...]
+
+
+class SummedClients:
+    """One round of a server.
+
+    Attributes:
+        code: of the vectors.
+
+    Raises:
+        UserError: noise would not hide who takes part; or see :class:`~weft.federation.sum_code.SumCode`.
+    """
+
+    def __init__(self, method: Method, server: ServerState, privacy: Privacy):
+        self.server, self.privacy = server, privacy
+        self.one = OneMean(method, server)
+        self.code = SumCode(privacy, SumLayout.of(self.one), alike(method, privacy))
+        everybody = len(server.clients)
+        if self.code.noisy and any(self.one.kinds(n) != {s: everybody} for n, (s, _) in self.code.layout.shapes.items()):
+            raise UserError(
+                "clients have parts of different sizes, by which the model tells who was in a sum: leave dp-fedavg or secagg out."
+            )
+
+    def added(self, updates: Iterable[Update], held: Mapping[str, Mapping[str, Value]]) -> Sum:
+        """The sum over updates in this process.
+
+        Args:
+            held: by client, what its update began from.
+        """
+        total, who = np.zeros(self.code.length, np.uint32), []
+        for update in updates:
+            change = changed(update.tensors, held[update.client.id], "secagg")
+            total += self.code.encoded(change, update.weight, noise(self.privacy, self.server.round.index, update.client.id))
+            who.append(update.client.id)
+        return Sum(total, tuple(who))
+
+    def passing(self, found: Sum, held: Mapping[str, Mapping[str, Value]]) -> Iterator[Update]:
+        """Updates that are all made of the mean.
+
+        Raises:
+            Refused: the sum is of fewer clients than may be in one, or there is no mean.
+        """
+        link = self.privacy.summed
+        assert link is not None
+        if not found.clients:
+            return iter(())
+        if len(found.clients) < link.least:
+            raise Refused(f"Only {len(found.clients)} clients are left, where a sum is of {link.least} or more.")
+        expected = None
+        if self.code.noisy:
+            expected = {n: self.privacy.participation * self.one.holders(n) for n in self.code.layout.shapes}
+        mean = self.code.mean(found.total, expected)
+        people: dict[str, ClientInfo] = {c.id: c for c in self.server.clients}
+        return self.one.given((self.one.carrier(people[c]) for c in found.clients), mean, held)
+
+
+def alike(method: Method, privacy: Privacy) -> bool:
+    """Whether all clients count alike in a sum."""
+    return privacy.hides_clients or method.weighting == "uniform"
+
+
+def noise(privacy: Privacy, round: int, client: str) -> Secret:
+    """What a client's part of the noise is made from."""
+    return privacy.secret("sum", round, client)
