@@ -14,7 +14,7 @@ import pytest
 import toy_runs
 from coordinators import Coordinator
 from every_method import small
-from sums_of_sites import Sites, here, sites
+from sums_of_sites import SIZES, Sites, here, sites
 from toy_runs import Killed
 from weft.communication.envelope import unwrap
 from weft.communication.strict import Refused
@@ -33,10 +33,14 @@ CHAINS = ("secagg", "dp-fedavg:noise=1+secagg", "dp-sgd:noise=1+secagg", "ldp:no
 
 
 @pytest.mark.parametrize(
-    ("slug", "text"), [("fedit", text) for text in CHAINS] + [(s, "secagg") for s in ("fedsa-lora", "heterofl", "rolora", "pfcr")]
+    ("slug", "text"),
+    [("fedit", text) for text in CHAINS]
+    + [(s, "secagg") for s in ("fedsa-lora", "rolora", "pfcr")]
+    + [("heterofl", "secagg:least=2")],
 )
 def test_sites_and_the_simulation_have_the_same_numbers(slug: str, text: str) -> None:
-    one, apart = here(small(slug), text), sites(slug, text)
+    sizes = (3,) * 10 if slug == "heterofl" else SIZES  # two of each size
+    one, apart = here(small(slug), text, sizes=sizes), sites(slug, text, sizes=sizes)
     for t in range(2):
         mine, theirs = one.simulation.round(t), apart.round(t)
         assert mine is not None
@@ -94,6 +98,19 @@ def test_below_the_threshold_the_round_counts_for_nothing(kind: str) -> None:
     assert len(record["lost"]) == 4
     apart.round(1)
     assert not equal(before, server_state(apart.run), 0), "the next one has a sum again"
+
+
+def test_a_sum_of_which_few_have_some_entries_is_not_unmasked() -> None:
+    """The two who have all of a tensor are there at first, and one of them sends no vector."""
+    rates = [{"rate": r} for r in (1.0, 1.0, 0.5, 0.5, 0.5, 0.5)]
+    apart = sites("heterofl", "secagg:least=2", silent={"masked": ["client-1"]}, sizes=(3,) * 6, facts=rates)
+    before = {n: v.clone() for n, v in server_state(apart.run).items()}
+    apart.round(0)
+    assert equal(before, server_state(apart.run), 0)
+    assert apart.told.sentences[-1].startswith("round 1 counts for nothing: Only 1 of those who are left may send some of ")
+    assert "unmask" not in {what for what, _, _ in apart.wire.asked}
+    apart.round(1)
+    assert not equal(before, server_state(apart.run), 0)
 
 
 def test_each_stops_in_another_question() -> None:

@@ -25,7 +25,9 @@ from weft.testing.compare import equal, server_state
 from weft.testing.plays import shallow
 
 QUICK = ("fedit", "fedsa-lora", "heterofl", "frlora", "promptfl", "rolora")
-SUMS = [slug for slug in METHODS if not unsound(small(slug), SecAgg())]
+ALONE = "legend"
+"""Gives each client a size of its own, so that some entries are one's alone."""
+SUMS = [slug for slug in METHODS if slug != ALONE and not unsound(small(slug), SecAgg())]
 
 
 def steady(slug: str) -> Any:
@@ -38,16 +40,21 @@ def steady(slug: str) -> Any:
 def test_it_is_the_plain_mean_but_for_levels(slug: str) -> None:
     """Whoever sends a tensor, whole or in part, in whatever kind of round; finer levels are closer."""
     method, rounds = steady(slug), 1 if slug in STEEP else 2
-    plain = tiny.federation(method, shallow(method), sizes=SIZES, rounds=2, seed=3).run(rounds)
+    sizes = (3,) * 12 if slug in RAGGED else SIZES
+    plain = tiny.federation(method, shallow(method), sizes=sizes, rounds=2, seed=3).run(rounds)
     apart = []
     for bits in (22, 27):
-        summed = here(method, f"secagg:bits={bits},heaviest=6,clip={CLIPS.get(slug, 30)}").run(rounds)
+        text = f"secagg:bits={bits},heaviest=6,clip={CLIPS.get(slug, 30)},least=2"
+        summed = here(method, text, sizes=sizes).run(rounds)
         apart.append(gap(server_state(plain), server_state(summed)))
     assert apart[1] < max(apart[0] / 8, 1e-9)
 
 
 CLIPS = {"pfcr": 1e5}  # a gradient, which has another size than a change
 """Norms that no update exceeds, where 30 is not one."""
+
+RAGGED = ("depthfl", "fjord", "heterofl")
+"""Methods of clients of several sizes, of which there are some of each."""
 
 STEEP = ("c2a",)  # whose second round makes much of a small difference in what the first has given
 """Methods of which one round is compared."""
@@ -226,7 +233,24 @@ def test_levels_that_do_not_fit_are_one_sentence(text: str, said: str) -> None:
 def test_clients_of_different_sizes_have_no_noise_in_common() -> None:
     method = registry.build("heterofl", {"rank": 16})
     facts = [{"rate": r} for r in (1.0, 0.5, 0.5, 1.0)]
-    run = tiny.federation(method, sizes=SIZES, facts=facts, privacy=plan("dp-fedavg:noise=1+secagg:bits=16"))
+    run = tiny.federation(method, sizes=SIZES, facts=facts, privacy=plan("dp-fedavg:noise=1+secagg:least=2"))
     with pytest.raises(UserError, match="clients have parts of different sizes"):
         run.simulation.round(0)
-    tiny.federation(method, sizes=SIZES, facts=facts, privacy=plan("secagg")).simulation.round(0)
+    tiny.federation(method, sizes=SIZES, facts=facts, privacy=plan("secagg:least=2")).simulation.round(0)
+
+
+def test_what_few_clients_have_is_no_sum() -> None:
+    """The entries behind those that all have would be the large clients' own."""
+    method = registry.build("heterofl", {"rank": 16})
+    facts = [{"rate": r} for r in (1.0, 0.5, 0.5, 0.5)]
+    with pytest.raises(UserError, match=r"1 client alone may send some of .*, and a sum under masks is of 2 or more"):
+        tiny.federation(method, sizes=SIZES, facts=facts, privacy=plan("secagg:least=2")).simulation.round(0)
+    with pytest.raises(UserError, match=r"1 client alone may send some of"):
+        here(small(ALONE), "secagg", sizes=(3,) * 12).simulation.round(0)
+    facts[1]["rate"] = 1.0
+    run = tiny.federation(method, sizes=SIZES, facts=facts, privacy=plan("secagg:least=2"))
+    hidden = SummedClients(run.method, run.server, run.bench.privacy)
+    hidden.check(["client-0", "client-1"])
+    hidden.check(["client-2", "client-3"])
+    with pytest.raises(Refused, match=r"Only 1 of those who are left may send some of .*, where a sum is of 2 or more"):
+        hidden.check(["client-0", "client-2", "client-3"])

@@ -63,6 +63,8 @@ class RemoteSums:
             while (kind := state.kind) is not None:
                 self._ask(state, kind, server, of, phase)
                 state.close()
+                if kind == "masked":
+                    of.check(state.closed[kind])
                 files.write(self.path, state.saved())
             return Sum(state.total(), state.closed["masked"])
         except Refused as e:

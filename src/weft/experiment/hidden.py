@@ -121,7 +121,9 @@ def _check_sums(x: Experiment, name: str) -> None:
 
     needs_packages()
     if x.codec != "identity":
-        raise UserError(f'codec = "{x.codec}" makes bytes that can\'t be added up under masks: leave it out beside {name}.')
+        raise UserError(
+            f'codec = "{x.codec}" makes bytes that can\'t be added up under masks: give --codec identity beside {name}.'
+        )
     if x.keep_updates:
         raise UserError(f"keep_updates keeps the updates of single clients, which {name} hides: leave one of the two out.")
     if x.rule != "none":

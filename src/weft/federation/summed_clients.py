@@ -6,7 +6,8 @@ protocol gives the sum (:mod:`weft.privacy.secagg`); a simulation adds the same 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,13 +16,14 @@ import numpy as np
 from weft.communication.strict import Refused
 from weft.errors import UserError
 from weft.federation.message import ClientInfo, Update
-from weft.federation.one_mean import OneMean, changed
+from weft.federation.one_mean import OneMean, changed, spread
 from weft.federation.server import ServerState
 from weft.federation.sum_code import SumCode
 from weft.federation.sum_layout import SumLayout
 from weft.privacy.hiding import Privacy
 from weft.privacy.secret import Secret
 from weft.tensors.forms import Value
+from weft.words import count as many
 
 if TYPE_CHECKING:
     from weft.federation.method import Method
@@ -55,6 +57,12 @@ class SummedClients:
         self.one = OneMean(method, server)
         self.code = SumCode(privacy, SumLayout.of(self.one), alike(method, privacy))
         everybody = len(server.clients)
+        count, name = self._fewest(server.clients)
+        if 0 < count < self._least <= everybody:
+            raise UserError(
+                f"{many(count, 'client')} alone may send some of {name}, and a sum under masks is of {self._least} or more: give "
+                "clients one size, or choose another method."
+            )
         if self.code.noisy and any(self.one.kinds(n) != {s: everybody} for n, (s, _) in self.code.layout.shapes.items()):
             raise UserError(
                 "clients have parts of different sizes, by which the model tells who was in a sum: leave dp-fedavg or secagg out."
@@ -73,23 +81,53 @@ class SummedClients:
             who.append(update.client.id)
         return Sum(total, tuple(who))
 
+    def check(self, clients: Collection[str]) -> None:
+        """See that a sum over these clients is of enough of them in every entry, before it is known.
+
+        Args:
+            clients: ids.
+
+        Raises:
+            Refused: it is not.
+        """
+        if len(clients) < self._least:
+            raise Refused(f"Only {len(clients)} clients are left, where a sum is of {self._least} or more.")
+        count, name = self._fewest([c for c in self.server.clients if c.id in clients])
+        if 0 < count < self._least:
+            raise Refused(f"Only {count} of those who are left may send some of {name}, where a sum is of {self._least} or more.")
+
+    @property
+    def _least(self) -> int:
+        link = self.privacy.summed
+        assert link is not None
+        return link.least
+
+    def _fewest(self, clients: Sequence[ClientInfo]) -> tuple[int, str]:
+        """Of how few of these clients any entry is that one of them may send, and of which tensor; 0 of none."""
+        found = []
+        for name, (whole, _) in self.code.layout.shapes.items():
+            counts = Counter(own[name] for own in map(self.one.own, clients) if name in own)
+            if len(counts) == 1:
+                found.append((counts.total(), name))
+            elif counts:
+                entries = spread(whole, counts)
+                found.append((int(entries[entries > 0].min()), name))
+        return min(found, default=(0, ""))
+
     def passing(self, found: Sum, held: Mapping[str, Mapping[str, Value]]) -> Iterator[Update]:
         """Updates that are all made of the mean.
 
         Raises:
-            Refused: the sum is of fewer clients than may be in one, or there is no mean.
+            Refused: the sum is of fewer clients than may be in one, or in an entry of it; or there is no mean.
         """
-        link = self.privacy.summed
-        assert link is not None
         if not found.clients:
             return iter(())
-        if len(found.clients) < link.least:
-            raise Refused(f"Only {len(found.clients)} clients are left, where a sum is of {link.least} or more.")
+        self.check(found.clients)
+        people: dict[str, ClientInfo] = {c.id: c for c in self.server.clients}
         expected = None
         if self.code.noisy:
             expected = {n: self.privacy.participation * self.one.holders(n) for n in self.code.layout.shapes}
         mean = self.code.mean(found.total, expected)
-        people: dict[str, ClientInfo] = {c.id: c for c in self.server.clients}
         return self.one.given((self.one.carrier(people[c]) for c in found.clients), mean, held)
 
 
