@@ -104,6 +104,10 @@ class PruneFL(Pruned):
     batch: Count = 20
     optim: Optim = Optim("sgd", lr=0.1, schedule="constant")
 
+    @property
+    def sees_rows(self) -> str:
+        return "begins with one client that prunes by batches of its own rows" if self.initial else ""
+
     def rehearsed(self) -> Self:
         return replace(super().rehearsed(), initial=min(self.initial, 1))
 
