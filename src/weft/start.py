@@ -24,7 +24,7 @@ from weft.experiment import Resolved, as_played, hidden
 from weft.federation.rounds import begin
 from weft.playing import execute, from_adapter
 from weft.playing.run import Run
-from weft.runs import baselines, beginning, best, continual, devices_of, edited, stopping, summary
+from weft.runs import baselines, beginning, best, continual, devices_of, edited, fitting_rows, stopping, summary
 from weft.runs import directory as directories
 from weft.runs.directory import RunDirectory
 from weft.runs.prepare import Material, copies
@@ -78,7 +78,7 @@ def start(
         for note in resolved.notes:
             observer.say(note)
         observer.begin("set-up", execute.steps(x))
-        material = (shelf or Shelf()).prepare(x, data, observer, resolved.method.info.needs)
+        material = (shelf or Shelf()).prepare(x, data, observer, resolved.method.info.needs, fitting_rows.of(resolved))
         idle = check_loaded(resolved, material)
         for note in idle:
             observer.say(note)
@@ -128,7 +128,7 @@ def check_loaded(resolved: Resolved, material: Material) -> list[str]:
     """
     x = resolved.experiment
     stopping.check(x, material.data["rows"]["val"])
-    hidden.check_loaded(hidden.chain_of(x), [client.n for client in material.clients])
+    hidden.check_loaded(hidden.chain_of(x), resolved.played, [client.n for client in material.clients])
     if (asynchrony := as_played.asynchrony_of(x)) is not None:
         asynchrony.taken(len(material.clients), x.participation)
     for method in baselines.played(x, resolved.played):
@@ -161,7 +161,7 @@ def startable(resolved: Resolved, shelf: Shelf, pinned: Mapping[str, Any]) -> bo
         return False
     try:
         check(resolved)
-        check_loaded(resolved, shelf.prepare(here, None, Observer(), needs))
+        check_loaded(resolved, shelf.prepare(here, None, Observer(), needs, fitting_rows.of(resolved)))
     except UserError:
         return False
     return True

@@ -13,6 +13,7 @@ from command_line import weft as typed
 from every_method import METHODS, SPLIT
 from weft.errors import UserError
 from weft.experiment import hidden, resolve
+from weft.methods import FedIT
 from weft.privacy.hiding import MECHANISMS, Privacy, mechanisms
 
 SMALL = {"method": "fedit", "privacy": "dp-sgd", "epsilon": 8.0}
@@ -32,7 +33,7 @@ SMALL = {"method": "fedit", "privacy": "dp-sgd", "epsilon": 8.0}
         ({"method": "fedbert"}, "fedbert has a part of each step at its server"),
         ({"baseline": "central"}, "baseline central is no federation that privacy could hide anybody in"),
         ({"start_head": "probe"}, "give --start-head random"),
-        ({"rule": "mime"}, 'rule = "mime" sends gradients of all rows'),
+        ({"rule": "mime"}, "fedit+mime sends the gradient of all of a client's rows, so dp-sgd would not hide"),
         ({"privacy": "dp-fedavg", "rule": "scaffold"}, 'rule = "scaffold" adds up what single clients change'),
         ({"privacy": "dp-fedavg", "robust": "median"}, 'robust = "median" looks at single updates'),
         ({"privacy": "dp-fedavg", "devices": "phones"}, "leave --devices out"),
@@ -54,6 +55,8 @@ SMALL = {"method": "fedit", "privacy": "dp-sgd", "epsilon": 8.0}
             'aggregation = "fedbuff" takes updates as they',
         ),
         ({"privacy": "dp-fedavg+secagg", "epsilon": None}, "dp-fedavg has neither noise nor a budget"),
+        ({"privacy": "secagg"}, "epsilon is a budget of noise, and privacy = secagg adds none"),
+        ({"privacy": "dp-fedavg", "max_factor": 3.0}, "max_factor compares single updates"),
         ({"delta": 1.5}, "delta"),
         ({"epsilon": 0.0}, "epsilon"),
     ],
@@ -100,16 +103,24 @@ def test_a_method_that_is_made_for_noise_says_what_it_is_without(settings: dict[
 def test_a_delta_that_says_nothing_is_refused(text: str, rows: list[int], said: str) -> None:
     privacy = Privacy(mechanisms(text), delta=1e-3)
     with pytest.raises(UserError) as e:
-        hidden.check_loaded(privacy, rows)
+        hidden.check_loaded(privacy, FedIT(), rows)
     assert said in str(e.value)
-    hidden.check_loaded(privacy, [5] * 10)
+    hidden.check_loaded(privacy, FedIT(), [5] * 10)
 
 
 def test_rounds_of_too_few_clients_have_no_sum() -> None:
     privacy = Privacy(mechanisms("secagg:least=4"), participation=0.5)
     with pytest.raises(UserError, match=r"a round has 3 clients, and a sum under masks is of 4 or more: let more take part\."):
-        hidden.check_loaded(privacy, [5] * 6)
-    hidden.check_loaded(privacy, [5] * 8)
+        hidden.check_loaded(privacy, FedIT(), [5] * 6)
+    hidden.check_loaded(privacy, FedIT(), [5] * 8)
+
+
+def test_a_client_that_would_count_less_than_its_rows_is_refused() -> None:
+    privacy = Privacy(mechanisms("secagg:heaviest=100"))
+    with pytest.raises(UserError, match=r"a client has 150 rows, .* give secagg:heaviest=150 or more"):
+        hidden.check_loaded(privacy, FedIT(), [20, 150, 30])
+    hidden.check_loaded(privacy, FedIT(), [20, 100, 30])
+    hidden.check_loaded(privacy, FedIT(weighting="uniform"), [20, 150, 30])
 
 
 # the command line ---------------------------------------------------------------------------------------------------------

@@ -15,11 +15,14 @@ from torch import Tensor
 import tiny
 from every_method import METHODS, small
 from weft.adaptation.optim import Optim
+from weft.engines.cohort import secretly
 from weft.engines.noise_budget import Spending
 from weft.errors import UserError
+from weft.federation.client import ClientState
 from weft.federation.hidden_clients import CLIP, HiddenClients
 from weft.federation.hidden_turn import trained
 from weft.federation.message import Update
+from weft.federation.round import Round
 from weft.federation.soundness import unsound
 from weft.methods import FedBF, FedIT, registry
 from weft.privacy import accounting
@@ -162,18 +165,37 @@ def test_the_noise_of_a_tree_is_that_of_its_nodes() -> None:
         assert float(noise.std()) == pytest.approx(z * math.sqrt(ones) / (0.1 * 4), rel=0.08)
 
 
-def test_each_client_takes_part_once_before_any_does_so_again() -> None:
+def leaf_cohorts(privacy: Privacy, names: list[str], rounds: int) -> list[set[str]]:
+    clients = [ClientState(name, 3) for name in names]
+    return [{c.id for c in secretly(privacy, Round(t), clients)} for t in range(rounds)]
+
+
+def test_each_client_takes_part_once_in_a_tree_whoever_comes_or_goes() -> None:
+    privacy = plan("dp-ftrl:noise=1", participation=0.25, rounds=12)
+    names = [f"client-{i}" for i in range(40)]
+    cohorts = leaf_cohorts(privacy, names, 12)
+    for tree in (cohorts[:4], cohorts[4:8], cohorts[8:]):
+        assert sorted(c for cohort in tree for c in cohort) == sorted(names)
+        assert all(3 <= len(cohort) <= 18 for cohort in tree)
+    assert cohorts[:4] != cohorts[4:8]
+    fewer = leaf_cohorts(privacy, names[::3], 12)
+    assert fewer == [cohort & set(names[::3]) for cohort in cohorts]
+
+
+def test_a_tree_begins_anew_once_everybody_has_taken_part() -> None:
     privacy = plan("dp-ftrl:noise=1", participation=0.25, rounds=8)
-    run = tiny.federation(FedIT(rank=2), sizes=(3,) * 8, rounds=8, privacy=privacy, participation=0.25)
-    cohorts = []
-    for t in range(8):
-        run.simulation.round(t)
-        cohorts.append(run.simulation.last_cohort)
-    for half in (cohorts[:4], cohorts[4:]):
-        assert sorted(c for cohort in half for c in cohort) == sorted(c.id for c in run.clients)
-    assert cohorts[:4] != cohorts[4:]
+    run = tiny.federation(FedIT(rank=2), sizes=(3,) * 8, rounds=8, privacy=privacy, participation=0.25).run()
     assert run.simulation.setup.spending is not None
     assert run.simulation.setup.spending.trees == 2
+
+
+@pytest.mark.parametrize(("text", "chance"), [("dp-ftrl:noise=0,clip=10", 0.25), ("dp-fedavg:noise=0,clip=10", 0.3)])
+def test_a_sum_is_divided_by_how_many_take_part_on_average(text: str, chance: float) -> None:
+    """Of trees that is one of their rounds, also where participation is no fraction of one over a whole number."""
+    run = tiny.federation(FedIT(rank=2), sizes=SIZES, privacy=plan(text, participation=0.3))
+    before = {n: v.clone() for n, v in run.server.shared.items() if isinstance(v, Tensor)}
+    after = closed(run, list(moved_by(run, [2.0]))[:1], fresh=True)
+    assert gap(before, after) == pytest.approx(2.0 / (chance * 4))
 
 
 def test_clients_are_drawn_by_lots_of_their_own() -> None:

@@ -18,6 +18,7 @@ from weft.engines.remote import Remote
 from weft.engines.setup import Setup
 from weft.engines.site import SiteClient
 from weft.experiment import resolve
+from weft.experiment.hidden import chain_of
 from weft.federation.client import ClientState
 from weft.federation.round import Round
 from weft.runs.prepare import prepare
@@ -32,7 +33,7 @@ class Coordinator:
         data = toy_runs.source_for(self.method, 24)
         wanted = {"method": slug, **toy_runs.model_for(self.method), "clients": 3, "rounds": 3, "max_length": 16, "device": "cpu"}
         self.x = resolve(wanted | {"precision": "float64", "partition": "iid"} | more).experiment
-        self.material = prepare(self.x, data, weft.Observer(), self.method.info.needs)
+        self.material = prepare(self.x, data, weft.Observer(), self.method.info.needs).under(chain_of(self.x))
         self.die: tuple[str, int] | None = None
         self.trained: list[tuple[str, int]] = []
         self.sites: dict[str, SiteClient] = {}

@@ -114,7 +114,7 @@ def test_a_method_that_needs_a_head_does_not_get_a_backbone_that_was_loaded_with
 def test_a_method_of_label_words_gets_no_backbone_that_was_loaded_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, ...]] = []
 
-    def prepare(_x: Experiment, _given: Any, _observer: Observer, needs: tuple[str, ...]) -> Material:
+    def prepare(_x: Experiment, _given: Any, _observer: Observer, needs: tuple[str, ...], _fits: Any) -> Material:
         asked.append(needs)
         return Material(None, [], None, {})  # type: ignore[arg-type]
 

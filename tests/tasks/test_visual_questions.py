@@ -276,7 +276,7 @@ def test_the_command_line_reads_runs_predicts_and_scores_questions(tmp_path: Pat
     assert one["label"] in "abc"
     odd = shell(capsys, "predict", folder, "what is it?")
     assert odd.code == 2
-    assert "1 texts make none: give each question and its picture in turn" in odd.err
+    assert "an odd number of texts was given (1): give each question and its picture in turn" in odd.err
     found = json.loads(shell(capsys, "eval", folder, "--data", data, "--json").out)
     assert [e["metric"] for e in found] == ["vqa_accuracy", "accuracy", "loss"]
 

@@ -18,6 +18,7 @@ from weft.experiment import Resolved
 from weft.experiment.hidden import chain_of
 from weft.federation.common_facts import nobody
 from weft.federation.rounds import adapted, begin
+from weft.runs import fitting_rows
 from weft.runs.prepare import Material, copies
 from weft.runs.shelf import Shelf
 
@@ -38,7 +39,8 @@ def costs(grid: Grid, folder: Path) -> dict[str, dict[str, Any]]:
         if plan.resolved is None:
             continue
         try:
-            material = shelf.prepare(plan.resolved.experiment, None, Observer(), plan.resolved.method.info.needs)
+            x, needs = plan.resolved.experiment, plan.resolved.method.info.needs
+            material = shelf.prepare(x, None, Observer(), needs, fitting_rows.of(plan.resolved))
             found[row] |= _measured(plan.resolved, material, row, known)
         except UserError as e:
             found[row]["reason"] = str(e)

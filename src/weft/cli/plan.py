@@ -95,7 +95,7 @@ def rehearse(out: Console, resolved: Resolved, as_json: bool, observer: Observer
     from weft.engines.setup import Settings
     from weft.experiment.hidden import chain_of
     from weft.playing import from_adapter
-    from weft.runs import baselines
+    from weft.runs import baselines, fitting_rows
     from weft.runs.prepare import prepare
 
     x = resolved.experiment
@@ -104,7 +104,8 @@ def rehearse(out: Console, resolved: Resolved, as_json: bool, observer: Observer
     for note in resolved.notes:
         observer.say(note)
     adapter = from_adapter.read(x)
-    material = prepare(x, None, observer, resolved.method.info.needs).under(chain_of(x))
+    needs, fits = resolved.method.info.needs, fitting_rows.of(resolved)
+    material = prepare(x, None, observer, needs, fits).under(chain_of(x))
     for note in start.check_loaded(resolved, material):
         observer.say(note)
     from_adapter.begun(material, adapter, x, resolved.played, observer)

@@ -64,10 +64,13 @@ def cohort(
 
 
 def secretly(privacy: Privacy, plan: Round, clients: list[ClientState]) -> list[ClientState]:
-    """Who takes part where the server hides clients: each by a lot of its own that nobody else knows, or a part of a division.
+    """Who takes part where the server hides clients.
+
+    With ``dp-fedavg`` that is who draws so, each by a lot of its own that nobody else knows. With ``dp-ftrl``, where lots are no
+    secret, each is in one round of a tree: it is drawn for that client alone, and stays whoever else comes or goes.
 
     Raises:
-        UserError: the plan says itself who does, or there are no more rounds than one cohort.
+        UserError: the plan says itself who does.
     """
     if privacy.participation >= 1:
         return clients
@@ -77,9 +80,9 @@ def secretly(privacy: Privacy, plan: Round, clients: list[ClientState]) -> list[
             "give --participation 1."
         )
     if isinstance(privacy.central, DPFTRL):
-        size = privacy.leaves
-        order = numpy_generator(privacy.seed, "division", plan.index // size).permutation(len(clients))
-        return [clients[i] for i in sorted(order[plan.index % size :: size])]
+        tree, leaf = divmod(plan.index, privacy.leaves)
+        turns = [numpy_generator(privacy.seed, "leaf", tree, c.id).integers(privacy.leaves) for c in clients]
+        return [client for client, own in zip(clients, turns, strict=True) if own == leaf]
     drawn = privacy.secret("cohort", plan.index).bernoulli(privacy.participation, len(clients))
     return [client for client, taken in zip(clients, drawn, strict=True) if taken]
 

@@ -19,8 +19,7 @@ from weft.communication.ledger import Phase
 from weft.devices import Budget, Clock, Spent, Tick, sized
 from weft.engines.cohort import cohort, drops_out, eligible, secretly
 from weft.engines.evaluation import Evaluation
-from weft.engines.intake import TOLD, Intake
-from weft.engines.noise_budget import SLACK
+from weft.engines.intake import Intake, told_by
 from weft.engines.packing import Capacity
 from weft.engines.setup import Job, Setup
 from weft.errors import UserError
@@ -238,15 +237,16 @@ class Engine:
 
     def _may(self, client: ClientState) -> bool:
         """Whether another turn is within a client's budget, by what it has told."""
-        budget = self.setup.bench.privacy.epsilon
-        said = [server.hiding.get(TOLD, {}).get(client.id) for server, _ in self.setup.federations]
-        return budget is None or all(s is None or s.get("next", math.inf) <= budget * SLACK for s in said)
+        privacy = self.setup.bench.privacy
+        said = [server.hiding.get(told_by(client.id)) for server, _ in self.setup.federations]
+        return all(s is None or privacy.within(s.get("next", math.inf)) for s in said)
 
     def spent(self) -> dict[str, Any]:
         """What the rounds so far have cost: ε of whom it is largest for, and what it hides."""
         setup = self.setup
         privacy, found = setup.bench.privacy, dict[str, Any]()
-        said = [s.get("epsilon", math.inf) for server, _ in setup.federations for s in server.hiding.get(TOLD, {}).values()]
+        known = [said for server, _ in setup.federations for name, said in server.hiding.items() if name.startswith(told_by(""))]
+        said = [one.get("epsilon", math.inf) for one in known]
         if said:
             found["row" if privacy.rows is not None else "client"] = max(said)
         if setup.spending is not None:
@@ -274,7 +274,7 @@ class Engine:
     def _able(self, clients: list[ClientState]) -> list[ClientState]:
         absent = self.setup.absent
         able = [c for c in clients if c.id not in absent] if absent else clients
-        return able if self.setup.bench.privacy.epsilon is None else [c for c in able if self._may(c)]
+        return able if self.setup.bench.privacy.epsilon is None else list(filter(self._may, able))
 
     def _chosen(
         self, server: ServerState, plan: Round, clients: list[ClientState], clock: Clock | None

@@ -19,9 +19,6 @@ from weft.federation.summed_clients import Sum, SummedClients
 from weft.federation.usual import Usual, moved
 from weft.tensors.forms import Value
 
-TOLD = "told"
-"""Under which a server has what clients say that their turns have cost."""
-
 UNTOLD = "It does not tell what it has cost its client."
 
 
@@ -163,5 +160,10 @@ def heard(server: ServerState, client: str, said: object) -> bool:
         return False
     if not all(is_number(value, int, float) and value >= 0 for value in said.values()):
         return False
-    server.hiding[TOLD] = {**server.hiding.get(TOLD, {}), client: said}
+    server.hiding[told_by(client)] = said
     return True
+
+
+def told_by(client: str) -> str:
+    """Under which name a server has what a client says that its turns have cost."""
+    return f"told/{client}"

@@ -14,8 +14,6 @@ from weft.privacy.hiding import Privacy
 from weft.privacy.mechanism import DPFTRL
 from weft.storage import files
 
-SLACK = 1 + 1e-9
-
 
 class Spending:
     """Of one server.
@@ -50,11 +48,12 @@ class Spending:
 
     def over(self, t: int) -> str | None:
         """Why a round can't be played, in words; None if it can."""
-        budget = self.privacy.epsilon
-        if budget is None:
+        if self.privacy.epsilon is None:
             return None
         then = self.privacy.spent_on_clients(self.rounds + 1, self.trees + self._fresh(t))
-        return None if then <= budget * SLACK else f"it would take epsilon to {then:.3g}, beyond the budget of {budget:g}"
+        if self.privacy.within(then):
+            return None
+        return f"it would take epsilon to {then:.3g}, beyond the budget of {self.privacy.epsilon:g}"
 
     def _fresh(self, t: int) -> bool:
         """A tree is of rounds in which each client takes part once at most, and of none that was begun twice."""

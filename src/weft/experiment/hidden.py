@@ -56,6 +56,10 @@ def check(x: Experiment, method: Method) -> list[str]:
             )
         if isinstance(link, Noisy):
             _check_noise(x, link)
+    if x.epsilon is not None and not any(isinstance(link, Noisy) for link in privacy.links):
+        raise UserError(
+            f"epsilon is a budget of noise, and privacy = {x.privacy} adds none: leave it out, or add dp-sgd or dp-fedavg."
+        )
     _check_others(x, privacy)
     found = [] if privacy.tells else _without_noise(x, method)
     return [*found, INSECURE] if x.insecure_noise else found
@@ -84,10 +88,6 @@ def _check_others(x: Experiment, privacy: Privacy) -> None:
     name = f"privacy = {x.privacy}"
     if x.start_head == "probe":
         raise UserError(f"the head is trained beforehand without {name}: give --start-head random.")
-    if rows is not None and x.rule in ("mime", "mimelite"):
-        raise UserError(
-            f'rule = "{x.rule}" sends gradients of all rows, which dp-sgd puts no noise on: leave one of the two out.'
-        )
     if rows is not None and x.batch_norms != "frozen":
         raise UserError(
             f"batch_norms = {x.batch_norms} sends means of what layers make of rows, which dp-sgd puts no noise on: leave it out."
@@ -103,6 +103,8 @@ def _check_others(x: Experiment, privacy: Privacy) -> None:
         return
     if x.robust != "none":
         raise UserError(f'robust = "{x.robust}" looks at single updates, which {name} sums up first: leave one of the two out.')
+    if x.max_factor not in ("auto", "off"):
+        raise UserError(f"max_factor compares single updates, which {name} clips or hides: leave it out.")
     if x.aggregation != "synchronous":
         raise UserError(
             f'aggregation = "{x.aggregation}" takes updates as they come, and {name} hides clients among those of a round: leave '
@@ -130,8 +132,6 @@ def _check_sums(x: Experiment, name: str) -> None:
         raise UserError(
             f'rule = "{x.rule}" sends more than an update changes, of which {name} tells sums alone: leave one of the two out.'
         )
-    if x.max_factor not in ("auto", "off"):
-        raise UserError(f"max_factor compares single updates, which {name} hides: leave it out.")
 
 
 def check_cohort(privacy: Privacy, clients: int) -> None:
@@ -147,32 +147,39 @@ def check_cohort(privacy: Privacy, clients: int) -> None:
         )
 
 
-def check_loaded(privacy: Privacy, rows: Sequence[int]) -> None:
+def check_loaded(privacy: Privacy, method: Method, rows: Sequence[int]) -> None:
     """Refuse a δ or a sum that says nothing of so few, or too much, once the data are there.
 
     Args:
         rows: of each client.
 
     Raises:
-        UserError: δ is as large as the chance to be the one that is given away; or a round has too few clients for a sum.
+        UserError: a round has too few clients for a sum; or see :func:`check_rows`.
     """
     check_cohort(privacy, len(rows))
-    check_delta(privacy, rows)
+    check_rows(privacy, method, rows)
 
 
-def check_delta(privacy: Privacy, rows: Sequence[int]) -> None:
+def check_rows(privacy: Privacy, method: Method, rows: Sequence[int]) -> None:
     """
     Args:
-        rows: of each client.
+        rows: of each client, or of one alone.
 
     Raises:
-        UserError: δ is as large as the chance to be the one that is given away.
+        UserError: δ is as large as the chance to be the one that is given away; or a client would count less than its rows.
     """
+    most = max(rows, default=0)
     for link in privacy.links:
-        most = max(rows, default=0) if link.unit == "row" else len(rows) if link.unit == "client" else 0
-        if most and privacy.delta >= 1 / most:
+        among = most if link.unit == "row" else len(rows) if link.unit == "client" else 0
+        if among and privacy.delta >= 1 / among:
             who = "the largest client's rows" if link.unit == "row" else "clients"
             raise UserError(
-                f"delta is {privacy.delta:g}, and with {most:,} {who} it must be less than {1 / most:.2g}: else {link.name} "
+                f"delta is {privacy.delta:g}, and with {among:,} {who} it must be less than {1 / among:.2g}: else {link.name} "
                 "could give one of them away whole. Give a smaller --delta."
             )
+    summed = privacy.summed
+    if summed is not None and not privacy.hides_clients and method.weighting == "examples" and most > summed.heaviest:
+        raise UserError(
+            f"a client has {most:,} rows, and secagg:heaviest={summed.heaviest} counts {summed.heaviest:,} of them: give "
+            f"secagg:heaviest={most} or more."
+        )

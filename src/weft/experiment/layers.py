@@ -109,7 +109,7 @@ def resolve(
         )
     as_played.check(experiment, made)
     _check_robust(experiment, made)
-    notes += hidden.check(experiment, made)
+    notes += hidden.check(experiment, as_played.played(experiment, made))
     handed.check(experiment, made)
     watts.check(experiment)
     notes += _public(experiment, made)

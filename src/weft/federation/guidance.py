@@ -32,7 +32,7 @@ class Noted:
 
     def take(self, loss: Tensor, batch: Batch, params: Mapping[str, Tensor]) -> None:
         """Note the gradients of one step, a mean over the rows of each client of the batch."""
-        rows = torch.from_numpy((batch.index >= 0).sum(1)).to(loss)
+        rows = batch.sizes.to(loss)
         slopes = torch.autograd.grad((loss * rows).sum(), list(params.values()), allow_unused=True)
         who = torch.arange(self.clients, device=loss.device) if batch.clients is None else batch.clients
         for (name, param), slope in zip(params.items(), slopes, strict=True):

@@ -51,7 +51,7 @@ class HiddenClients:
         assert link is not None
         self.method, self.server, self.privacy, self.link, self.fresh = method, server, privacy, link, fresh
         self.norm = float(server.hiding.get(CLIP, link.clip))
-        self.expected = privacy.participation * len(server.clients)
+        self.expected = privacy.chance * len(server.clients)
         self.secret = privacy.secret("clients", server.round.index)
         self.remarks = {"clip": self.norm}
         self.one = OneMean(method, server)
@@ -96,7 +96,7 @@ class HiddenClients:
         """Δ by name."""
         z = self.sum_noise
         noise = self._of_tree(sums, z) if isinstance(self.link, DPFTRL) else self._drawn(sums, z)
-        return {n: (s + noise[n]) / (self.privacy.participation * self.one.holders(n)) for n, s in sums.items()}
+        return {n: (s + noise[n]) / (self.privacy.chance * self.one.holders(n)) for n, s in sums.items()}
 
     @property
     def sum_noise(self) -> float:

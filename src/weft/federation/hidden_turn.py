@@ -7,13 +7,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from weft.aggregation import robust
 from weft.errors import UserError
 from weft.federation.hidden_rows import MEMO, HiddenRows, remembered, told
 from weft.federation.message import Update
+from weft.federation.one_mean import begun_from, changed, clipped
 from weft.privacy.hiding import Privacy
 from weft.tensors.forms import Value
 
@@ -21,8 +18,6 @@ if TYPE_CHECKING:
     from weft.federation.method import Method
     from weft.federation.pack import Pack
     from weft.federation.turn import Turn
-
-SLACK = 1 + 1e-9
 
 
 def trained(method: Method, pack: Pack) -> Iterable[Update]:
@@ -76,18 +71,18 @@ def hidden_update(update: Update, turn: Turn, privacy: Privacy, pack: Pack) -> d
     """An update's tensors, clipped together to the norm C of ``ldp`` around what the client held, with its noise."""
     link = privacy.local
     assert link is not None
-    tensors = {n: v for n, v in update.tensors.items() if isinstance(v, Tensor)}
-    if odd := sorted(update.tensors.keys() - tensors.keys()):
-        raise UserError(f'"{odd[0]}" is no tensor that privacy = "ldp" could put noise on: choose another method.')
-    held = {n: turn.held[n] if isinstance(turn.held.get(n), Tensor) else torch.zeros_like(v) for n, v in tensors.items()}
-    clipped = robust.clip(tensors, held, link.clip)  # type: ignore[arg-type]  # only tensors are among them
-    secret = privacy.secret("update", pack.round.index, update.client.id)
-    scale = privacy.local_noise * link.clip
-    return {n: v + (scale * secret.normal(v.shape)).to(v) for n, v in sorted(clipped.items())}
+    change, _ = clipped(changed(update.tensors, turn.held, link.name), link.clip)
+    secret, scale = privacy.secret("update", pack.round.index, update.client.id), privacy.local_noise * link.clip
+    found: dict[str, Value] = {}
+    for name, moved in sorted(change.items()):
+        value = moved + scale * secret.normal(moved.shape)
+        base, dtype = turn.held.get(name), update.tensors[name].dtype  # type: ignore[union-attr]  # changed takes tensors alone
+        found[name] = (value + base.double() if begun_from(base, value) else value).to(dtype)
+    return found
 
 
 def _check(privacy: Privacy, client: str, epsilon: float) -> None:
-    if privacy.epsilon is not None and epsilon > privacy.epsilon * SLACK:
+    if not privacy.within(epsilon):
         raise UserError(
             f"{client} has spent its budget of epsilon {privacy.epsilon:g}, and another turn would take it to {epsilon:.3g}: "
             "its work is not sent."

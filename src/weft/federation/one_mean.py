@@ -6,11 +6,12 @@ mean of all. So it is given updates that are all made of that mean, and nothing 
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import Tensor
@@ -35,20 +36,30 @@ class OneMean:
 
     def __init__(self, method: Method, server: ServerState):
         self.method, self.server = method, server
-        self._shapes: dict[str, Shapes] = {}
+        self._shapes: dict[tuple[str, str], Shapes] = {}
+        self._alike = Counter(map(_kind, server.clients))  # clients are many, kinds few
 
     def own(self, client: ClientInfo) -> Shapes:
         """Shapes of all that a client may send, by name; clients of one kind have them in common."""
-        key = f"{client.model} {client.facts!r}"
-        if key not in self._shapes:
+        kind = _kind(client)
+        if kind not in self._shapes:
             adaptation = adapted(self.method, self.server.bench, client)
             found = uploaded(self.method, self.server, client, adaptation)
-            self._shapes[key] = {n: tuple(s) for n, s in found.items() if isinstance(s, tuple) and None not in s}  # type: ignore[arg-type]
-        return self._shapes[key]
+            self._shapes[kind] = {n: tuple(s) for n, s in found.items() if isinstance(s, tuple) and None not in s}  # type: ignore[arg-type]
+        return self._shapes[kind]
+
+    def each(self) -> Iterator[tuple[Shapes, int]]:
+        """What clients of each kind may send, and how many they are."""
+        examples = {_kind(client): client for client in self.server.clients}
+        yield from ((self.own(examples[kind]), count) for kind, count in self._alike.items())
 
     def kinds(self, name: str) -> Counter[tuple[int, ...]]:
         """How many of all clients may send a tensor, by the shape that they have of it."""
-        return Counter(own[name] for own in map(self.own, self.server.clients) if name in own)
+        found: Counter[tuple[int, ...]] = Counter()
+        for own, count in self.each():
+            if name in own:
+                found[own[name]] += count
+        return found
 
     def whole(self, name: str) -> tuple[int, ...]:
         """The shape in which a tensor is summed: the server's own, or the largest that a client has."""
@@ -91,6 +102,11 @@ class OneMean:
         return (leading(own, shape).double() + part).to(self.server.bench.dtype)
 
 
+def _kind(client: ClientInfo) -> tuple[str, str]:
+    """Clients of which this is the same may send the same."""
+    return client.model, json.dumps(client.facts, sort_keys=True, default=repr)
+
+
 def spread(whole: tuple[int, ...], counts: Mapping[tuple[int, ...], int]) -> Tensor:
     """float64 of shape ``whole``: for each entry, the counts of those shapes that have it, added up."""
     found = torch.zeros(whole, dtype=torch.float64)
@@ -124,8 +140,11 @@ def clipped(change: Mapping[str, Tensor], norm: float) -> tuple[dict[str, Tensor
     return {n: d * factor if factor else torch.zeros_like(d) for n, d in change.items()}, False
 
 
+def begun_from(base: Value | None, value: Tensor) -> TypeGuard[Tensor]:
+    """Whether a client's tensor began from what it held under that name; else it began from 0."""
+    return isinstance(base, Tensor) and base.shape == value.shape
+
+
 def _apart(value: Tensor, base: Value | None) -> Tensor:
     value = value.detach().to("cpu", torch.float64)
-    if isinstance(base, Tensor) and base.shape == value.shape:
-        return value - base.detach().to("cpu", torch.float64)
-    return value
+    return value - base.detach().to("cpu", torch.float64) if begun_from(base, value) else value

@@ -369,7 +369,7 @@ class Pack(Passes):
         counts = torch.zeros(len(self.clients), device=self.device, dtype=self.dtype)
         for batch in (replace(b, keys=None) for b in self.batches(epochs, steps, size, "gradients")):
             self.worked(batch, moving=False)
-            rows = torch.from_numpy((batch.index >= 0).sum(1)).to(counts)
+            rows = batch.sizes.to(counts)
             who = torch.arange(len(counts), device=self.device) if batch.clients is None else batch.clients
             counts.index_add_(0, who, rows)
             with self.values(chosen):

@@ -42,7 +42,7 @@ class SumLayout:
     @classmethod
     def of(cls, one: OneMean) -> SumLayout:
         """Of all that clients of a server may send."""
-        names = sorted({name for client in one.server.clients for name in one.own(client)})
+        names = sorted({name for own, _ in one.each() for name in own})
         return cls({name: (one.whole(name), tuple(sorted(one.kinds(name)))) for name in names}, max(len(one.server.clients), 1))
 
     @cached_property

@@ -126,7 +126,7 @@ class SummedClients:
         people: dict[str, ClientInfo] = {c.id: c for c in self.server.clients}
         expected = None
         if self.code.noisy:
-            expected = {n: self.privacy.participation * self.one.holders(n) for n in self.code.layout.shapes}
+            expected = {n: self.privacy.chance * self.one.holders(n) for n in self.code.layout.shapes}
         mean = self.code.mean(found.total, expected)
         return self.one.given((self.one.carrier(people[c]) for c in found.clients), mean, held)
 

@@ -26,8 +26,8 @@ MOST = 14.0
 """Noise over the norm of a contribution beyond which nobody looks for a smaller ε, as a logarithm."""
 TOLERANCE = 1e-3
 """Of noise that is found for an ε, from above, over the noise."""
-GRID = 1e-3
-"""Privacy losses are rounded up to multiples of it: ε is a thousandth too large at most, ten times as fast as by the default."""
+GRID = 1e-5, 1e-3
+"""Least and most of what privacy losses are rounded up to multiples of: a tenth of a usual loss, which costs ε little."""
 
 
 def epsilon(noise: float, share: float, times: int, delta: float, accountant: Accountant = "pld") -> float:
@@ -71,11 +71,11 @@ def levels(steps: int) -> int:
 
 @functools.lru_cache(maxsize=4096)
 def _epsilon(noise: float, share: float, times: int, delta: float, accountant: Accountant) -> float:
-    _, events = library()
+    events = library()
     one: DpEvent = events.GaussianDpEvent(noise)
     if share < 1:
         one = events.PoissonSampledDpEvent(share, one)
-    return float(_accountant(accountant).compose(events.SelfComposedDpEvent(one, times)).get_epsilon(delta))
+    return float(_accountant(accountant, share / noise).compose(events.SelfComposedDpEvent(one, times)).get_epsilon(delta))
 
 
 @functools.lru_cache(maxsize=1024)
@@ -112,22 +112,29 @@ def least(epsilon: Callable[[float], float], target: float) -> float | None:
     return math.exp(high)
 
 
-def _accountant(kind: Accountant) -> Any:
+def _accountant(kind: Accountant, loss: float) -> Any:
+    """
+    Args:
+        loss: about that of privacy in one sum.
+    """
     if kind == "rdp":
         from dp_accounting.rdp import RdpAccountant
 
         return RdpAccountant()
     from dp_accounting.pld import PLDAccountant
 
-    return PLDAccountant(value_discretization_interval=GRID)
+    return PLDAccountant(value_discretization_interval=min(max(loss / 10, GRID[0]), GRID[1]))
 
 
-def library() -> tuple[Any, Any]:
-    """``dp_accounting``, and its events. Raises: UserError: it is missing."""
+def library() -> Any:
+    """The events of ``dp_accounting``.
+
+    Raises:
+        UserError: it is missing.
+    """
     try:
-        import dp_accounting
         from dp_accounting import dp_event
     except ImportError:
         raise UserError(f"an accountant of privacy needs the package dp-accounting: {distribution.install('privacy')}.") from None
     logging.getLogger("absl").setLevel(logging.ERROR)  # it warns of every order of Rényi's that it leaves out
-    return dp_accounting, dp_event
+    return dp_event

@@ -125,6 +125,10 @@ class Privacy:
         """Whether clients tell with each update what it has cost them."""
         return self.rows is not None or self.local is not None
 
+    def within(self, epsilon: float) -> bool:
+        """Whether the budget allows as much; rounding is none of its business."""
+        return self.epsilon is None or epsilon <= self.epsilon * (1 + 1e-9)
+
     def secret(self, *keys: object) -> Secret:
         """A stream of random numbers for one purpose, which is not begun twice."""
         return Secret.of("weft", self.seed, *keys) if self.insecure else Secret.fresh()
@@ -217,6 +221,11 @@ class Privacy:
         be in one is (zC)² or more."""
         link = self._of(self.summed)
         return 0 if self.central is None else math.ceil((self.central_noise * self.sum_levels) ** 2 / link.least)
+
+    @property
+    def chance(self) -> float:
+        """Of a client to take part in a round of the server's noise."""
+        return 1 / self.leaves if isinstance(self.central, DPFTRL) else self.participation
 
     @property
     def leaves(self) -> int:

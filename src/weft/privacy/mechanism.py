@@ -13,7 +13,7 @@ from annotated_types import Ge, Gt, Le, Lt
 
 from weft.communication.codecs.configured import Configured
 from weft.errors import UserError
-from weft.typed import Count, NonNegative, Portion, Positive
+from weft.typed import Count, NonNegative, Positive
 
 Seat = Literal["step", "leave", "combine"]
 SEATS: tuple[Seat, ...] = ("step", "leave", "combine")
@@ -127,8 +127,7 @@ class DPFTRL(Noisy):
     """P. Kairouz et al., "Practical and Private (Deep) Learning Without Sampling or Shuffling", ICML 2021, arXiv 2103.00039.
 
     As ``dp-fedavg``, but that the noise of the sum over rounds is that of the nodes of a binary tree: nobody needs to be drawn
-    by secret lots. Cohorts are the parts of a division of all clients, so that each takes part once before any does so again;
-    then a new tree begins.
+    by secret lots. Each client takes part in one of the rounds of a tree, and trees are as long as all of them take.
     """
 
     name: ClassVar[str] = "dp-ftrl"
@@ -180,6 +179,3 @@ class SecAgg(Mechanism):
         super().__post_init__()
         if self.degree is not None and self.degree % 2:
             raise UserError(f"secagg:degree={self.degree} can't be had in a ring of neighbours: give an even number.")
-
-
-__all__ = ["DPFTRL", "DPSGD", "SEATS", "Accountant", "DPFedAvg", "LocalDP", "Mechanism", "Noisy", "Portion", "Seat", "SecAgg"]

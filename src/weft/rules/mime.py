@@ -57,6 +57,10 @@ class MimeLite(Over):
     groups: ClassVar[tuple[str, ...]] = ("moments", GRADIENT, MEAN)
     sends: ClassVar[str] = "the gradient of its loss over all its rows, for each tensor that it receives and sends back"
 
+    @property
+    def sees_rows(self) -> str:
+        return "sends the gradient of all of a client's rows"
+
     # the state of the optimizer ----------------------------------------------------------------------------------------
 
     def state(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:

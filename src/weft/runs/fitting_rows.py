@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import functools
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING
 
 from weft.data.rows import BOTH
 from weft.errors import UserError
+
+if TYPE_CHECKING:
+    from weft.experiment import Resolved
 
 PICTURES = ("images", BOTH)
 READS = {
@@ -24,6 +29,17 @@ WORDS = {
     ("items",): "is for sequences of items: choose other --data, such as shops",
     ("texts",): "is for texts: choose other --data, such as pydocs",
 }
+
+
+def anything(_have: str) -> None:
+    """Refuses no rows."""
+
+
+def of(resolved: Resolved) -> Callable[[str], None]:
+    """Refuses rows that the method of an experiment can learn nothing from, told what they hold; see :func:`check`."""
+    info = resolved.method.info
+    stands_in = resolved.experiment.baseline in ("probe", "zero-shot")  # for the method, on whatever rows
+    return functools.partial(check, info.slug, () if stands_in else info.needs)
 
 
 def check(slug: str, needs: Collection[str], have: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,9 +34,10 @@ from weft.federation import common_facts
 from weft.federation.bench import Bench
 from weft.federation.client import ClientState, Splits
 from weft.privacy.hiding import Privacy
-from weft.runs import fitting_rows, public_rows
+from weft.runs import public_rows
 from weft.runs.arriving import arriving, held
 from weft.runs.beginning import Beginning
+from weft.runs.fitting_rows import anything
 from weft.tasks import judging
 from weft.tasks.generation import Generation
 from weft.tasks.generation_settings import Decoding
@@ -114,20 +115,22 @@ class Material:
         }
 
 
-def prepare(experiment: Experiment, given: Any, observer: Observer, needs: tuple[str, ...] = ()) -> Material:
+def prepare(
+    experiment: Experiment, given: Any, observer: Observer, needs: tuple[str, ...] = (), fits: Callable[[str], None] = anything
+) -> Material:
     """Load, deal out, tokenise.
 
     Args:
         given: data as an object, None where they have a name; all but :class:`FederatedData` are dealt out.
         needs: of the method: one that needs a ``head`` gets a linear one on a CLIP too, unless another task was asked for.
+        fits: is told what rows hold before a backbone is loaded for them, and may refuse them.
     """
     x = experiment
     dealt = deal(x, given)
     for note in dealt.notes:
         observer.say(note)
     observer.advance("set-up", step="data")
-    if x.baseline not in ("probe", "zero-shot"):  # which stand in for the method
-        fitting_rows.check(x.method, needs, dealt.test.read_as)
+    fits(dealt.test.read_as)
     x = told(x, dealt.test)
     models = x.models
     if len(models) > 1 and (x.blocks or x.roles or x.head):

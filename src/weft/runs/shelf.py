@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +10,7 @@ from weft.backbones.options import task_for
 from weft.engines.observer import Observer
 from weft.experiment import GROUPS, Experiment
 from weft.experiment.declare import declared
+from weft.runs.fitting_rows import anything
 from weft.runs.prepare import Material, prepare
 
 _OF_ROUNDS = ("lora", "rules", "private", "output", "simulated", "federation")
@@ -26,16 +27,30 @@ class Shelf:
     def __init__(self) -> None:
         self._key: Mapping[str, Any] | None = None
         self._given: Any = None
+        self._have = ""
         self._found: tuple[Material, list[str]] | None = None
 
-    def prepare(self, experiment: Experiment, given: Any, observer: Observer, needs: tuple[str, ...] = ()) -> Material:
+    def prepare(
+        self,
+        experiment: Experiment,
+        given: Any,
+        observer: Observer,
+        needs: tuple[str, ...] = (),
+        fits: Callable[[str], None] = anything,
+    ) -> Material:
         """As :func:`weft.runs.prepare.prepare`; its sentences are said again."""
+
+        def told(have: str) -> None:
+            self._have = have
+            fits(have)
+
         if self._found is None or not self.holds(experiment, given, needs):
             self._found = None  # before anything else is loaded
             heard = _Heard(observer)
-            self._found = prepare(experiment, given, heard, needs), heard.said
+            self._found = prepare(experiment, given, heard, needs, told), heard.said
             self._key, self._given = _key(experiment, needs), given
         else:
+            fits(self._have)
             for sentence in self._found[1]:
                 observer.say(sentence)
             for step in ("data", "backbone", "tokens"):

@@ -204,7 +204,7 @@ class Resident:
         self.run = None
         name, bench = self._bench(terms, x, method, client, rehearsal)
         suited(method, bench)
-        hidden.check_delta(bench.privacy, [len(client.train)])
+        hidden.check_rows(bench.privacy, method, [len(client.train)])
         for words in understood(bench):
             self.say(words)
         if not rehearsal:

@@ -342,7 +342,9 @@ def test_what_it_can_t_work_on_is_refused_in_a_sentence() -> None:
     with pytest.raises(UserError, match="3 heads do not divide the hidden size 8"):
         tiny.federation(PFCR(heads=3))
     tiny.federation(PFCR(heads=3, prompts="none"))  # which has none
-    with pytest.raises(UserError, match=r'backbone "minilm" knows no items: .* use vq-rec, vq-rec-small'):
+    with pytest.raises(
+        UserError, match="the data are texts, and pfcr is for sequences of items: choose other --data, such as shops"
+    ):
         weft.run("pfcr", data="pydocs", model="minilm", limit=20, clients=2, rounds=1)
     with pytest.raises(UserError, match="no tensor that clients receive and send back"):
         weft.run("pfcr", rule="scaffold", clients=2, rounds=1)

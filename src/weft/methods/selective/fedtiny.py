@@ -176,7 +176,7 @@ class FedTiny(Pruned):
         each = [self.masks(begun, pack.bench.seed, c) for c in range(self.candidates)]
         with torch.no_grad():
             for batch in pack.batches(size=self.batch, stream="select"):
-                rows = torch.from_numpy((batch.index >= 0).sum(1)).to(found)
+                rows = batch.sizes.to(found)
                 who = torch.arange(len(counts), device=pack.device) if batch.clients is None else batch.clients
                 counts.index_add_(0, who, rows.unsqueeze(1))
                 for c, masks in enumerate(each):
