@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import weft
 from command_line import flowing
 from command_line import weft as typed
 from every_method import METHODS, SPLIT
+from toy_runs import by_engine
 from weft.errors import UserError
 from weft.experiment import hidden, resolve
 from weft.methods import FedIT
@@ -161,6 +163,17 @@ def test_every_round_says_what_has_been_spent(run: weft.Run) -> None:
         assert 0 < spent[0] < spent[1] <= 6.0 * (1 + 1e-9)
         assert spent[1] > 5.9
     assert all(line["loss"] is None for line in run.rounds)
+
+
+def test_what_a_run_is_compared_with_hides_nothing(tmp_path: Path) -> None:
+    """Not its rows either: it is no federation, and its score is that to which a method is compared."""
+    chain = {"privacy": "dp-sgd:noise=50,clip=1", "insecure_noise": True, "start_head": "random"}
+    found = []
+    for name, more in (("plain", {"start_head": "random"}), ("noisy", chain)):
+        run = by_engine(tmp_path, "fedbf", "simulation", 3, {}, baselines=["local"], runs=str(tmp_path / name), **more)
+        found.append((run.metrics, run.summary["baselines"]["local"]["metrics"]))
+    assert found[0][1] == found[1][1]
+    assert found[0][0] != found[1][0]
 
 
 def test_a_rehearsal_says_what_each_party_sees(capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,12 +22,15 @@ from weft.federation.client import ClientState
 from weft.federation.hidden_clients import CLIP, HiddenClients
 from weft.federation.hidden_turn import trained
 from weft.federation.message import Update
+from weft.federation.one_mean import OneMean
 from weft.federation.round import Round
+from weft.federation.rounds import adapted
 from weft.federation.soundness import unsound
 from weft.methods import FedBF, FedIT, registry
 from weft.privacy import accounting
 from weft.privacy.hiding import Privacy, mechanisms
 from weft.privacy.mechanism import DPFedAvg, LocalDP
+from weft.tensors.init import leading
 from weft.testing.compare import equal, server_state, state
 from weft.testing.plays import shallow
 from weft.testing.sites import remote
@@ -81,6 +84,35 @@ def moved_by(run: tiny.Federation, sizes: list[float]) -> Iterator[Update]:
         yield Update(tensors=tensors, client=info, weight=1.0 + k, adaptation=run.server.adaptation)
 
 
+def of_own(run: tiny.Federation, there: int) -> tuple[list[Update], dict[str, dict[str, Any]]]:
+    """Updates of the first clients in their own sizes, and what they began from; the fourth has changed nothing."""
+    one = OneMean(run.method, run.server)
+    updates, held = [], {}
+    for k, info in enumerate(run.server.clients[:there]):
+        g = torch.Generator().manual_seed(k)
+        begun = {n: leading(run.server.shared.get(n, torch.zeros(s)), s) for n, s in one.own(info).items()}  # type: ignore[arg-type]
+        moved = {n: v + (k < 3) * 0.01 * torch.randn(v.shape, generator=g, dtype=v.dtype) for n, v in begun.items()}
+        held[info.id] = begun
+        updates.append(Update(tensors=moved, client=info, weight=1.0, adaptation=adapted(run.method, run.bench, info)))
+    return updates, held
+
+
+@pytest.mark.parametrize("slug", SUMS)
+def test_nothing_but_the_sum_tells_who_takes_part(slug: str) -> None:
+    """One that changes nothing is as one that is not there, and the updates that a method sees are the same whoever came."""
+    method, ends, seen = still(slug), [], []
+    for there in (4, 3, 0):
+        privacy = plan("dp-fedavg:noise=0,clip=0.1", participation=0.5)
+        run = tiny.federation(method, shallow(method), sizes=SIZES, rounds=2, privacy=privacy)
+        updates, held = of_own(run, there)
+        given = list(HiddenClients(method, run.server, privacy).passing(iter(updates), held))
+        seen.append([(u.client.id, u.weight, u.facts, sorted(u.tensors)) for u in given])
+        method.aggregate(run.server, iter(given))
+        ends.append({n: v.clone() for n, v in run.server.shared.items() if isinstance(v, Tensor)})
+    assert equal(ends[0], ends[1], 1e-9)
+    assert seen[0] == seen[1] == seen[2] != []
+
+
 def gap(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
     return math.sqrt(sum(float((a[n] - b[n]).square().sum()) for n in a))
 
@@ -97,6 +129,16 @@ def test_one_client_more_or_less_moves_the_model_by_the_norm_over_the_expected_c
             updates[3].weight = 1e9
         ends.append(closed(run, updates))
     assert gap(*ends) == pytest.approx(min(size, 0.1) / 4, rel=1e-6)
+
+
+@pytest.mark.parametrize("size", [math.nan, math.inf])
+def test_an_update_without_a_norm_moves_nothing(size: float) -> None:
+    run = tiny.federation(FedIT(rank=2), sizes=SIZES, privacy=plan("dp-fedavg:noise=0,clip=0.1"))
+    updates = list(moved_by(run, [0.05, 0.05]))
+    without = closed(run, updates[:1])
+    run = tiny.federation(FedIT(rank=2), sizes=SIZES, privacy=plan("dp-fedavg:noise=0,clip=0.1"))
+    next(iter(updates[1].tensors.values())).view(-1)[0] = size  # type: ignore[union-attr]
+    assert equal(without, closed(run, updates), 0.0)
 
 
 def test_noise_has_the_size_that_it_says() -> None:
@@ -220,6 +262,15 @@ def test_nothing_of_single_updates_is_told() -> None:
     assert record["privacy"]["clip"] == 0.1
 
 
+def test_a_site_tells_no_loss() -> None:
+    run, loop = remote(FedIT(rank=2), sizes=SIZES, privacy=plan("ldp:noise=1"))
+    run.run()
+    assert [site.rounds["loss"] for site in loop.sites.values()] == [None] * 4
+    run, loop = remote(FedIT(rank=2), sizes=SIZES)
+    run.run()
+    assert None not in [site.rounds["loss"] for site in loop.sites.values()]
+
+
 # the client's noise -------------------------------------------------------------------------------------------------------
 
 
@@ -271,8 +322,8 @@ def test_what_is_said_to_be_sound_runs_and_what_is_not_has_its_reason(slug: str,
         run.run()
         assert run.simulation.spent()["client_epsilon"] > 0
         return
-    told = bool(method.info.reveals or method.in_part or method.gives_away)
-    assert told or (kind is DPFedAvg and not method.sums), f"{slug}: {why}"
+    told = method.info.reveals or method.in_part or method.gives_away or method.info.baseline == "central"
+    assert told or (kind is DPFedAvg and (method.info.codec or not method.sums)), f"{slug}: {why}"
 
 
 # a budget -------------------------------------------------------------------------------------------------------------------
@@ -301,3 +352,11 @@ def test_a_tree_of_a_round_that_was_begun_twice_is_over(tmp_path: Path) -> None:
     assert [again.begin(t) for t in range(2, 6)] == [True, False, True, False]
     assert again.trees == 3
     assert again.epsilon == pytest.approx(accounting.epsilon(1 / math.sqrt(3), 1.0, 3, 1e-5, "rdp"))
+
+
+def test_a_tree_that_would_go_beyond_the_budget_does_not_begin(tmp_path: Path) -> None:
+    privacy = plan("dp-ftrl:noise=1", participation=0.5, rounds=8)
+    privacy = replace(privacy, epsilon=privacy.spent_on_clients(rounds=4, trees=2))
+    spending = Spending(tmp_path / "privacy.json", privacy)
+    assert [spending.begin(t) for t in range(4)] == [True, False, True, False]
+    assert spending.over(4) is not None

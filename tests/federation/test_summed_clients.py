@@ -88,7 +88,7 @@ def changed(text: str, updates: Any, **more: Any) -> tuple[SummedClients, dict[s
     came = updates(run)
     hidden = SummedClients(run.method, run.server, run.bench.privacy)
     held = {u.client.id: dict(run.server.shared) for u in came}
-    given = list(hidden.passing(hidden.added(iter(came), held), held))
+    given = list(hidden.passing(hidden.added(iter(came), held)))
     assert [u.client.id for u in given] == [u.client.id for u in came]
     for update in given[1:]:
         assert equal(update.tensors, given[0].tensors, 0), "all are made of the mean"

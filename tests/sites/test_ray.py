@@ -17,6 +17,7 @@ import weft
 from command_line import table
 from every_method import small
 from ray_runs import Stops, check_language, federation, language, saved
+from toy_runs import by_engine
 from weft.communication.envelope import unwrap
 from weft.engines.scattered import Workers, failed
 from weft.errors import Interrupted, UserError, WeftError
@@ -201,6 +202,15 @@ def test_a_run_gives_the_numbers_of_the_simulation_and_builds_one_backbone(
     for a, b in zip(here.rounds, away.rounds, strict=True):
         assert a["bytes"] == b["bytes"]
         assert b["loss"] == pytest.approx(a["loss"], abs=1e-9)
+
+
+@pytest.mark.parametrize("chain", ["dp-sgd:noise=1,clip=0.5", "ldp:noise=1,clip=0.5"])
+def test_workers_hide_what_the_simulation_hides(chain: str, tmp_path: Path, in_process: Queue) -> None:
+    more = {"privacy": chain, "insecure_noise": True, "pack": 2}
+    here, away = (by_engine(tmp_path, "fedbf", engine, 4, {}, **more) for engine in ("simulation", "ray"))
+    assert in_process.asked
+    assert_same(saved(here), saved(away), 1e-9)
+    assert [line["privacy"] for line in here.rounds] == [line["privacy"] for line in away.rounds]
 
 
 def test_a_language_model_writes_the_texts_of_the_simulation(tmp_path: Path, in_process: Queue) -> None:

@@ -83,7 +83,7 @@ class Intake:
         hidden = SummedClients(self.setup.method, server, self.setup.bench.privacy)
         try:
             found = hidden.added(updates, held) if found is None else found
-            passing = hidden.passing(found, held)
+            passing = hidden.passing(found)
         except Refused as e:
             self.counted = []
             self.setup.observer.say(f"round {server.round.index + 1} counts for nothing: {e}")

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -32,8 +31,8 @@ from weft.tensors.forms import Value
 if TYPE_CHECKING:
     from weft.federation.method import Method
 
-CLIP, NAMES, TREE = "clip", "names", "tree"
-"""Names in what the server holds: the norm that updates are clipped to, what is sent in a kind of round, nodes of the tree."""
+CLIP, TREE = "clip", "tree"
+"""Names in what the server holds: the norm that updates are clipped to, nodes of the tree."""
 
 
 class HiddenClients:
@@ -59,38 +58,32 @@ class HiddenClients:
     def passing(self, updates: Iterable[Update], held: Mapping[str, Mapping[str, Value]]) -> Iterator[Update]:
         """Updates that are all made of the noisy mean, in the place of those that came.
 
+        Nothing but the noisy sum depends on who took part: not which tensors are moved, nor how many updates there are.
+
         Args:
             held: by client, what its update began from.
 
         Raises:
-            UserError: an update holds something that has no norm.
+            UserError: an update holds something that has no norm, or that could not be known beforehand.
         """
-        sums: dict[str, Tensor] = {}
-        came: list[Update] = []
+        sums = {n: torch.zeros(self.one.whole(n), dtype=torch.float64) for own, _ in self.one.each() for n in own}
         within = 0
         for update in updates:
             change, short = clipped(changed(update.tensors, held[update.client.id], self.link.name), self.norm)
             within += short
             for name, value in change.items():
                 if name not in sums:
-                    sums[name] = torch.zeros(self.one.whole(name), dtype=torch.float64)
+                    raise UserError(
+                        f'"{name}" is not known to be sent in this round, so that no noise hides it: choose another method.'
+                    )
                 sums[name][tuple(slice(0, n) for n in value.shape)] += value
-            came.append(replace(update, tensors={}, facts={}, weight=1.0))
-        if not sums and self.server.round.kind not in self.server.hiding.get(NAMES, {}):
-            return  # nothing is sent in such a round, or nobody has been drawn for one yet
-        mean = self._noisy(self._all(sums))
+        if not sums:
+            return  # nothing is sent in such a round
+        mean = self._noisy(sums)
         self._adapt(within)
-        yield from self.one.given(came or [self.one.nobody()], mean, held)
+        yield from self.one.given(self.one.expected(self.privacy.chance), mean)
 
     # all of them ------------------------------------------------------------------------------------------------------------
-
-    def _all(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The sums of all that is sent in such a round, also where nobody was drawn who sends it."""
-        kind, known = self.server.round.kind, dict(self.server.hiding.get(NAMES, {}))
-        if sums:
-            self.server.hiding[NAMES] = known | {kind: sorted(sums)}
-        names = sums or known[kind]
-        return {n: sums[n] if n in sums else torch.zeros(self.one.whole(n), dtype=torch.float64) for n in sorted(names)}
 
     def _noisy(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
         """Δ by name."""

@@ -170,6 +170,10 @@ class Method:
         """Combine the round's updates (in client order) into ``server.shared``; by default the weighted mean."""
         server.mean(updates)
 
+    def sent(self, round: Round) -> tuple[str, ...]:
+        """Patterns of the UP tensors that clients send in a round; all of them, unless a method has them take turns."""
+        return ("*",)
+
     def uploads(self, server: ServerState, client: ClientInfo) -> Mapping[str, Shape]:
         """Names and shapes of uploaded tensors that are not UP tensors of the adaptation (prototypes, logits …)."""
         return {}

@@ -10,7 +10,6 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, TypeGuard
 
 import torch
@@ -21,6 +20,7 @@ from weft.errors import UserError
 from weft.federation.exchange import uploaded
 from weft.federation.message import ClientInfo, Update
 from weft.federation.rounds import adapted
+from weft.federation.scope import matches
 from weft.federation.server import ServerState
 from weft.tensors.forms import Value
 from weft.tensors.init import leading
@@ -37,21 +37,24 @@ class OneMean:
     def __init__(self, method: Method, server: ServerState):
         self.method, self.server = method, server
         self._shapes: dict[tuple[str, str], Shapes] = {}
-        self._alike = Counter(map(_kind, server.clients))  # clients are many, kinds few
+        self._alike: dict[tuple[str, str], list[ClientInfo]] = {}  # clients are many, kinds few
+        for client in server.clients:
+            self._alike.setdefault(_kind(client), []).append(client)
 
     def own(self, client: ClientInfo) -> Shapes:
-        """Shapes of all that a client may send, by name; clients of one kind have them in common."""
+        """Shapes of all that a client may send in the round, by name; clients of one kind have them in common."""
         kind = _kind(client)
         if kind not in self._shapes:
             adaptation = adapted(self.method, self.server.bench, client)
             found = uploaded(self.method, self.server, client, adaptation)
-            self._shapes[kind] = {n: tuple(s) for n, s in found.items() if isinstance(s, tuple) and None not in s}  # type: ignore[arg-type]
+            sent = (*self.method.sent(self.server.round), *self.method.uploads(self.server, client))
+            shapes = {n: s for n, s in found.items() if isinstance(s, tuple) and None not in s and matches(n, sent)}
+            self._shapes[kind] = shapes  # type: ignore[assignment]  # there is no None in them
         return self._shapes[kind]
 
     def each(self) -> Iterator[tuple[Shapes, int]]:
         """What clients of each kind may send, and how many they are."""
-        examples = {_kind(client): client for client in self.server.clients}
-        yield from ((self.own(examples[kind]), count) for kind, count in self._alike.items())
+        yield from ((self.own(clients[0]), len(clients)) for clients in self._alike.values())
 
     def kinds(self, name: str) -> Counter[tuple[int, ...]]:
         """How many of all clients may send a tensor, by the shape that they have of it."""
@@ -72,34 +75,26 @@ class OneMean:
         """How many of all clients have a tensor, by its entries where some have less than the whole; above 0."""
         return spread(self.whole(name), self.kinds(name)).clamp(min=1e-12)
 
-    def given(
-        self, came: Iterable[Update], mean: Mapping[str, Tensor], held: Mapping[str, Mapping[str, Value]]
-    ) -> Iterator[Update]:
-        """Updates that are all made of the mean.
+    def given(self, clients: Iterable[ClientInfo], mean: Mapping[str, Tensor]) -> Iterator[Update]:
+        """Updates of these clients that are all made of the mean.
 
         Args:
-            came: who takes part, without tensors. mean: by name, of what clients have changed.
-            held: by client, what its update began from.
+            mean: by name, of what clients have changed.
         """
-        for update in came:
-            own = self.own(update.client)
-            yield replace(update, tensors={n: self._value(n, mean[n], own[n], held) for n in mean if n in own})
+        for client in clients:
+            own = self.own(client)
+            tensors: dict[str, Value] = {n: self._value(n, mean[n], own[n]) for n in mean if n in own}
+            yield Update(tensors=tensors, client=client, weight=1.0, adaptation=adapted(self.method, self.server.bench, client))
 
-    def carrier(self, client: ClientInfo) -> Update:
-        """Of one who takes part, without tensors."""
-        return Update(client=client, weight=1.0, adaptation=adapted(self.method, self.server.bench, client))
+    def expected(self, chance: float) -> list[ClientInfo]:
+        """As many clients of each kind as take part on average, and one at least: the same ones whoever took part."""
+        return [c for clients in self._alike.values() for c in clients[: max(1, round(chance * len(clients)))]]
 
-    def nobody(self) -> Update:
-        """Who carries the mean of a round in which nobody took part."""
-        return self.carrier(self.server.clients[0])
-
-    def _value(self, name: str, mean: Tensor, shape: tuple[int, ...], held: Mapping[str, Mapping[str, Value]]) -> Tensor:
+    def _value(self, name: str, mean: Tensor, shape: tuple[int, ...]) -> Tensor:
         """What an update that is the mean holds of a tensor."""
-        part = leading(mean, shape)
-        own = self.server.shared.get(name)
-        if not isinstance(own, Tensor):
-            own = next((v for values in held.values() if isinstance(v := values.get(name), Tensor)), torch.zeros(shape))
-        return (leading(own, shape).double() + part).to(self.server.bench.dtype)
+        base = self.server.shared.get(name, self.server.start.get(name))
+        begun = leading(base, shape).double() if isinstance(base, Tensor) else 0.0
+        return (begun + leading(mean, shape)).to(self.server.bench.dtype)
 
 
 def _kind(client: ClientInfo) -> tuple[str, str]:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 def unsound(method: Method, link: Mechanism) -> str:
     """Why a link of a chain does not give what it promises over a method, in words after the method's name; ``""`` if it does."""
     needs = method.info.needs
+    if method.info.baseline == "central":
+        return "has all rows in one place"
     if "split" in needs:
         return "has a part of each step at its server, which sees what rows become there"
     if isinstance(link, DPSGD):

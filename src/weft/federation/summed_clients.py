@@ -114,7 +114,7 @@ class SummedClients:
                 found.append((int(entries[entries > 0].min()), name))
         return min(found, default=(0, ""))
 
-    def passing(self, found: Sum, held: Mapping[str, Mapping[str, Value]]) -> Iterator[Update]:
+    def passing(self, found: Sum) -> Iterator[Update]:
         """Updates that are all made of the mean.
 
         Raises:
@@ -128,7 +128,7 @@ class SummedClients:
         if self.code.noisy:
             expected = {n: self.privacy.chance * self.one.holders(n) for n in self.code.layout.shapes}
         mean = self.code.mean(found.total, expected)
-        return self.one.given((self.one.carrier(people[c]) for c in found.clients), mean, held)
+        return self.one.given((people[c] for c in found.clients), mean)
 
 
 def alike(method: Method, privacy: Privacy) -> bool:

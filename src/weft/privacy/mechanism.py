@@ -154,7 +154,7 @@ class SecAgg(Mechanism):
         clip: C, the largest norm of what a client changes, over all tensors together.
         bits: of a level; None = as many as clients can add up, and 14 under
             noise, which hides finer ones.
-        heaviest: examples that a client counts at most; of no effect where all clients count alike.
+        heaviest: examples that a client has at most, if a run refuses none with more; of no effect where all count alike.
         least: clients in a sum at least; noise is so large that theirs is enough.
         share: of those who hold a client's secrets, that can undo its masks. degree: neighbours of a client, an even number;
             None = by their number.

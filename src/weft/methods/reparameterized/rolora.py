@@ -26,6 +26,7 @@ from weft.contract import (
     Optim,
     Pack,
     Positive,
+    Round,
     Task,
     Update,
     Weighting,
@@ -80,8 +81,12 @@ class RoLoRA(Method):
             "head": (task.head, SHARED if self.train_head else GIVEN),
         }
 
+    def sent(self, round: Round) -> tuple[str, ...]:
+        return f"lora/*/{self._factor(round)}", *(("head",) if self.train_head else ())
+
     def train(self, pack: Pack) -> Iterable[Update]:
-        factor = "B" if pack.round.index % 2 == 0 else "A"
-        lr = self.lr_a if factor == "A" and self.lr_a is not None else self.optim.lr
-        head = ("head",) if self.train_head else ()
-        return self.fit(pack, only=(f"lora/*/{factor}", *head), lr=lr)
+        lr = self.lr_a if self._factor(pack.round) == "A" and self.lr_a is not None else self.optim.lr
+        return self.fit(pack, only=self.sent(pack.round), lr=lr)
+
+    def _factor(self, round: Round) -> str:
+        return "B" if round.index % 2 == 0 else "A"

@@ -110,6 +110,9 @@ class SLoRA(Method):
     def forward(self, pack: Pack, batch: Batch, view: str | None = None) -> Output:
         return pack(batch, use={self._stage(pack, training=view is None): 1.0})
 
+    def sent(self, round: Round) -> tuple[str, ...]:
+        return "lora" if round.kind == LOW_RANK else "sparse", "head"
+
     def train(self, pack: Pack) -> Iterable[Update]:
         return self.fit(pack, only=(self._stage(pack, training=True), "head"))
 
@@ -124,9 +127,8 @@ class SLoRA(Method):
     # server -------------------------------------------------------------------------------------------------------------
 
     def aggregate(self, server: ServerState, updates: Iterable[Update]) -> None:
-        kind = server.round.kind
-        server.mean(updates, only=("lora" if kind == LOW_RANK else "sparse", "head"))
-        if kind == SWITCH:
+        server.mean(updates, only=self.sent(server.round))
+        if server.round.kind == SWITCH:
             self._switch(server)
 
     def _switch(self, server: ServerState) -> None:
