@@ -113,6 +113,25 @@ def test_nothing_but_the_sum_tells_who_takes_part(slug: str) -> None:
     assert seen[0] == seen[1] == seen[2] != []
 
 
+@pytest.mark.parametrize("slug", SUMS)
+def test_clients_send_what_is_expected_of_them_in_each_round(slug: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tensor that nobody ever sends would be moved by noise alone."""
+    came: list[tuple[set[str], set[str]]] = []
+    passing = HiddenClients.passing
+
+    def seen(self: HiddenClients, updates: Any, held: Any) -> Iterator[Update]:
+        there = list(updates)
+        came.append(({n for u in there for n in u.tensors}, {n for u in there for n in self.one.own(u.client)}))
+        return passing(self, iter(there), held)
+
+    monkeypatch.setattr(HiddenClients, "passing", seen)
+    method = still(slug)
+    tiny.federation(method, shallow(method), sizes=SIZES, rounds=2, privacy=plan("dp-fedavg:noise=0,clip=1e9")).run()
+    assert len(came) == 2
+    for sent, expected in came:
+        assert sent == expected
+
+
 def gap(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
     return math.sqrt(sum(float((a[n] - b[n]).square().sum()) for n in a))
 
