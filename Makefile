@@ -107,5 +107,5 @@ $(VENV)/.vision: $(VENV)/.dev
 	@touch $@
 
 $(VENV)/.run: EXTRAS := offline
-$(VENV)/.dev: EXTRAS := offline,flower,language,quantised,energy,privacy,secagg,track,mlflow,wandb,dev
+$(VENV)/.dev: EXTRAS := offline,flower,language,quantised,energy,privacy,secagg,he,track,mlflow,wandb,dev
 $(VENV)/.docs: EXTRAS := offline,docs

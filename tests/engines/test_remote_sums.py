@@ -22,10 +22,10 @@ from weft.engines.question import Question, answer
 from weft.engines.remote_sums import RemoteSums
 from weft.federation.message import Update
 from weft.federation.round import Round
-from weft.privacy.secagg import packets
-from weft.privacy.secagg.packets import KINDS, Packet
 from weft.privacy.secagg.sum_client import SumClient
 from weft.privacy.secagg.sum_server import SumServer
+from weft.privacy.sums import packets
+from weft.privacy.sums.packets import SECAGG, Packet
 from weft.storage import files
 from weft.testing.compare import equal, server_state
 
@@ -68,7 +68,7 @@ def test_a_masked_update_has_four_bytes_a_number() -> None:
 # who stops answering --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["train", *KINDS])
+@pytest.mark.parametrize("kind", ["train", *SECAGG])
 def test_who_stops_is_left_out_or_has_counted(kind: str) -> None:
     """With one client less the sum is that of a simulation without it, unless it had sent its masked vector."""
     silent = "client-1"
@@ -88,7 +88,7 @@ def test_who_stops_is_left_out_or_has_counted(kind: str) -> None:
     assert not [s for s in apart.told.sentences if "refused" in s or "nothing" in s]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SECAGG)
 def test_below_the_threshold_the_round_counts_for_nothing(kind: str) -> None:
     apart = sites(silent={kind: ["client-1", "client-2"]})
     before = {n: v.clone() for n, v in server_state(apart.run).items()}
@@ -192,7 +192,7 @@ def asked(apart: Sites, kind: str, client: str) -> bytes:
     return next(raw for what, c, raw in apart.wire.asked if (what, c) == (kind, client))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SECAGG)
 def test_a_question_that_comes_again_has_the_same_answer_even_after_a_restart(kind: str) -> None:
     apart = sites()
     apart.round(0)
@@ -217,7 +217,7 @@ def test_who_has_told_its_shares_takes_part_in_no_other_sum_of_the_round() -> No
     """A second sum over fewer clients would give away the difference."""
     apart = sites()
     apart.round(0)
-    with pytest.raises(Refused, match="Round 0 is over: this client has told its shares"):
+    with pytest.raises(Refused, match="Round 0 is over: this client takes part in no other sum of it"):
         answer(apart.loop.sites["client-0"], keys_of(apart, again(apart), "client-0"))
 
 
@@ -228,7 +228,7 @@ def test_another_layout_is_another_turn_and_no_way_to_another_sum() -> None:
     other = dict(question.layout) | {"shapes": dict(question.layout["shapes"]) | {"z/z": "3 3"}}
     moved = Question("train", question.round, question.data, 0, question.now, question.counted, question.said, other)
     answer(site, moved.encode())
-    with pytest.raises(Refused, match="Round 0 is over: this client has told its shares"):
+    with pytest.raises(Refused, match="Round 0 is over: this client takes part in no other sum of it"):
         answer(site, keys_of(apart, again(apart), "client-0"))
 
 
@@ -275,7 +275,7 @@ def test_a_sum_over_what_was_not_trained_is_refused() -> None:
 # a coordinator or a site that is killed ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["train", *KINDS, "test"])
+@pytest.mark.parametrize("kind", ["train", *SECAGG, "test"])
 @pytest.mark.parametrize("text", ["secagg:least=2", "dp-fedavg:noise=1,clip=1+secagg:least=2"])
 def test_a_coordinator_that_stops_in_a_question_goes_on_with_the_same_sum(
     kind: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -300,7 +300,7 @@ def test_a_coordinator_that_stops_in_a_question_goes_on_with_the_same_sum(
     assert sorted(cut.trained) == sorted(whole.trained) == [(c.id, t) for c in cut.material.clients for t in range(3)]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SECAGG)
 def test_a_site_that_dies_before_its_answer_is_saved_answers_after_its_restart(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -308,7 +308,7 @@ def test_a_site_that_dies_before_its_answer_is_saved_answers_after_its_restart(
     died: list[str] = []
 
     def point(operation: str, path: Path) -> None:
-        if operation == "rename" and path.name == "sum.bin" and "client-1" in str(path) and len(passed) == KINDS.index(kind):
+        if operation == "rename" and path.name == "sum.bin" and "client-1" in str(path) and len(passed) == SECAGG.index(kind):
             died.append(kind)
             raise Killed
         if operation == "rename" and path.name == "sum.bin" and "client-1" in str(path):

@@ -112,7 +112,7 @@ def test_a_delta_that_says_nothing_is_refused(text: str, rows: list[int], said: 
 
 def test_rounds_of_too_few_clients_have_no_sum() -> None:
     privacy = Privacy(mechanisms("secagg:least=4"), participation=0.5)
-    with pytest.raises(UserError, match=r"a round has 3 clients, and a sum under masks is of 4 or more: let more take part\."):
+    with pytest.raises(UserError, match=r"a round has 3 clients, and a sum of secagg is of 4 or more: let more take part\."):
         hidden.check_loaded(privacy, FedIT(), [5] * 6)
     hidden.check_loaded(privacy, FedIT(), [5] * 8)
 

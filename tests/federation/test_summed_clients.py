@@ -131,7 +131,7 @@ def test_a_large_change_is_scaled_down_over_all_tensors_together() -> None:
 
 
 def test_a_weight_that_is_no_whole_number_is_refused() -> None:
-    with pytest.raises(UserError, match=r"an update weighs 1\.5, and sums under masks are of whole numbers"):
+    with pytest.raises(UserError, match=r"an update weighs 1\.5, and secagg sums whole numbers"):
         changed("secagg", lambda run: moved_by(run, [1.0] * 4, [1, 1, 1, 1.5]))
 
 
@@ -243,7 +243,7 @@ def test_what_few_clients_have_is_no_sum() -> None:
     """The entries behind those that all have would be the large clients' own."""
     method = registry.build("heterofl", {"rank": 16})
     facts = [{"rate": r} for r in (1.0, 0.5, 0.5, 0.5)]
-    with pytest.raises(UserError, match=r"1 client alone may send some of .*, and a sum under masks is of 2 or more"):
+    with pytest.raises(UserError, match=r"1 client alone may send some of .*, and a sum of secagg is of 2 or more"):
         tiny.federation(method, sizes=SIZES, facts=facts, privacy=plan("secagg:least=2")).simulation.round(0)
     with pytest.raises(UserError, match=r"1 client alone may send some of"):
         here(small(ALONE), "secagg", sizes=(3,) * 12).simulation.round(0)

@@ -6,10 +6,10 @@ from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 
-from weft.privacy.secagg.packets import KINDS, Kind
 from weft.privacy.secagg.sum_client import SumClient
 from weft.privacy.secagg.sum_server import SumServer
-from weft.privacy.secagg.sum_terms import SumTerms
+from weft.privacy.sums.packets import SECAGG, Kind
+from weft.privacy.sums.sum_terms import SumTerms
 
 LENGTH = 50
 
@@ -68,7 +68,7 @@ class Sum:
 
     def until(self, kind: Kind, silent: Mapping[Kind, Collection[str]] | None = None) -> Sum:
         """All questions before ``kind``; ``silent`` tells who stops at which."""
-        for each in KINDS[: KINDS.index(kind)]:
+        for each in SECAGG[: SECAGG.index(kind)]:
             self.ask((silent or {}).get(each, ()))
             self.server.close()
         return self

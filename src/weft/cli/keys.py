@@ -14,7 +14,7 @@ app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
     rich_markup_mode="rich",
-    help="Make the keys and certificates of a real federation: coordinator once, site at every site.",
+    help="Make the keys and certificates of a real federation: coordinator once, site at every site, sums once for all sites.",
 )
 
 Folder = Annotated[Path, typer.Option(help="Where they go: a new folder, or one that only you may enter.")]
@@ -95,6 +95,19 @@ def site(
         (made.private, "private key of this site: stays here"),
         (made.public, "public key: goes to the coordinator, into its folder sites"),
     )
+
+
+@app.command(cls=Command)
+def sums(folder: Folder = Path("keys")) -> None:
+    """Make the key of encrypted sums (--privacy ckks): once, at one site, for all of them.
+
+    [bold]Example[/bold]
+
+      weft keys sums
+    """
+    from weft.sites import sum_key
+
+    _show((sum_key.new(folder), "secret key of all sites: goes into the folder of keys of each, and never to the coordinator"))
 
 
 def _show(*files: tuple[Path, str]) -> None:

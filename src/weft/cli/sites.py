@@ -15,6 +15,7 @@ from weft.cli.run import Json, Quiet, show
 from weft.errors import UserError
 from weft.report.console import out
 from weft.report.progress import starting, watching
+from weft.sites.key_files import SUM_KEY
 from weft.words import count
 
 if TYPE_CHECKING:
@@ -140,7 +141,9 @@ def join(
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="For methods that ask: domain=ct, capacity=6, rank=4.", show_default=False),
     ] = None,
-    keys: Annotated[Path, typer.Option(help="Folder with NAME.key and the coordinator's ca.pem.")] = Path("keys"),
+    keys: Annotated[
+        Path, typer.Option(help="Folder with NAME.key, the coordinator's ca.pem, and sums.ckks for encrypted sums.")
+    ] = Path("keys"),
     insecure: Insecure = False,
     folder: Annotated[Path | None, typer.Option(help="Of what this site remembers; keep it.", show_default="sites/NAME")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
@@ -178,6 +181,7 @@ def join(
     from weft import experiment
 
     screen = out()
+    sum_key = keys / SUM_KEY
     called = name or play or platform.node().split(".")[0] or "site"
     about: dict[str, Any] = {
         "name": called,
@@ -193,6 +197,7 @@ def join(
         "experiment": None if file is None else str(file),
         "deal": None if play is None else (str(_needed(file, "--as")), play),
         "folder": str(folder or Path("sites") / called),
+        "sum_key": str(sum_key) if sum_key.is_file() else None,
     }
     if write is not None:
         from weft.sites import joining

@@ -11,7 +11,7 @@ from weft.communication.envelope import unwrap, wrap
 from weft.communication.strict import Refused, check_facts
 from weft.engines.site import Behind, Diverged, SiteClient
 from weft.federation.round import Round
-from weft.privacy.secagg.packets import KINDS
+from weft.privacy.sums.packets import KINDS
 
 TRAIN, TEST = "train", "test"
 
@@ -21,11 +21,11 @@ class Question:
     """What a site is asked.
 
     Attributes:
-        what: ``train`` or ``test``, or one of the four of a sum (:data:`weft.privacy.secagg.packets.KINDS`).
+        what: ``train`` or ``test``, or one of those of a sum (:data:`weft.privacy.sums.packets.KINDS`).
         round: which, as planned. data: the download, or the question of a sum.
         since: clock up to which the site must be up to date, 0 = not at all. now: up to which it is then.
         counted: the round of its last turn that counted, -1 = none. said: facts about it that the server has renewed.
-        layout: of a sum under masks that the turn is for (:class:`weft.federation.sum_layout.SumLayout`); empty = of none.
+        layout: of a hidden sum that the turn is for (:class:`weft.federation.sum_layout.SumLayout`); empty = of none.
     """
 
     what: str

@@ -1,4 +1,4 @@
-"""The coordinator's end of sums under masks between sites: four questions to all who have trained, and one sum.
+"""The coordinator's end of hidden sums between sites: the questions of a protocol to those who have trained, and one sum.
 
 The state of the sum lies in a file from before a question goes out to after its answers have come, so that a coordinator that is
 killed asks the same question again, and sites give the same answers: nobody is ever in two sums of one round.
@@ -22,9 +22,9 @@ from weft.engines.setup import Job, Setup
 from weft.federation.memory import NONE
 from weft.federation.server import ServerState
 from weft.federation.summed_clients import Sum, SummedClients
-from weft.privacy.secagg.packets import Kind, Packet
-from weft.privacy.secagg.sum_server import SumServer
-from weft.privacy.secagg.sum_terms import SumTerms
+from weft.privacy.sums.packets import Kind, Packet
+from weft.privacy.sums.protocol import ServerEnd, protocol_of
+from weft.privacy.sums.sum_terms import SumTerms
 from weft.storage import files
 
 if TYPE_CHECKING:
@@ -41,13 +41,14 @@ class RemoteSums:
     def __init__(self, setup: Setup, transport: Callable[[], Transport]):
         assert setup.sums is not None
         self.setup, self.transport, self.path = setup, transport, setup.sums
+        self.protocol = protocol_of(setup.bench.privacy)
 
     def layout(self, server: ServerState) -> Mapping[str, Any]:
         """What sites are told of a round's vectors before they train."""
         return self._round(server).code.layout.written()
 
     def over(self, jobs: Sequence[Job], ready: Sequence[Job], phase: Phase) -> Sum:
-        """The sum over as many of those who are ready as come through all four questions; of nobody, if those are too few.
+        """The sum over as many of those who are ready as come through all questions; of nobody, if those are too few.
 
         Args:
             jobs: of the round.
@@ -57,16 +58,17 @@ class RemoteSums:
         server = ready[0].server
         of, t = self._round(server), server.round.index
         label = self.transport().label
-        terms = sum_bills.terms_of(self.setup.bench.privacy, label, t, of.code.layout.digest, of.code.length)
+        terms = sum_bills.terms_of(self.protocol, label, t, of.code.layout.digest, of.code.length)
         state = self._begun(terms, [j.client.id for j in jobs], [j.client.id for j in ready])
         try:
             while (kind := state.kind) is not None:
                 self._ask(state, kind, server, of, phase)
-                state.close()
-                if kind == "masked":
-                    of.check(state.closed[kind])
+                for client, why in state.close().items():
+                    self.setup.observer.say(f"{client} is left out of the sum of round {t + 1}: {why}.")
+                if kind == self.protocol.vector:
+                    of.check(state.summed)
                 files.write(self.path, state.saved())
-            return Sum(state.total(), state.closed["masked"])
+            return Sum(state.total(), state.summed)
         except Refused as e:
             self.setup.observer.say(f"round {t + 1} counts for nothing: {e}")
             return Sum(np.zeros(0, np.uint32), ())
@@ -74,18 +76,18 @@ class RemoteSums:
     def _round(self, server: ServerState) -> SummedClients:
         return SummedClients(self.setup.method, server, self.setup.bench.privacy)
 
-    def _begun(self, terms: SumTerms, cohort: Sequence[str], ready: Sequence[str]) -> SumServer:
+    def _begun(self, terms: SumTerms, cohort: Sequence[str], ready: Sequence[str]) -> ServerEnd:
         """A sum that was under way when the coordinator stopped, or a new one."""
         with suppress(Refused):  # a torn one is of no use, and sites take care of themselves
             if self.path.exists():
-                state = SumServer.loaded(files.read(self.path))
+                state = self.protocol.server_from(files.read(self.path))
                 if state.terms == terms and set(state.asked) <= set(cohort):
                     return state
-        state = SumServer.begun(terms, ready)
+        state = self.protocol.server(terms, ready)
         files.write(self.path, state.saved())
         return state
 
-    def _ask(self, state: SumServer, kind: Kind, server: ServerState, of: SummedClients, phase: Phase) -> None:
+    def _ask(self, state: ServerEnd, kind: Kind, server: ServerState, of: SummedClients, phase: Phase) -> None:
         """One question to all who have not answered it, and their answers; whoever has none is left out."""
         asked = {client: state.question(client) for client in state.waiting}
         for client, packet in asked.items():
@@ -112,5 +114,5 @@ class RemoteSums:
         self, server: ServerState, phase: Phase, kind: Kind, client: str, packet: bytes, direction: Direction, of: SummedClients
     ) -> None:
         body = len(Packet.read(packet).body)
-        parts = sum_bills.payload(kind, direction == "up", body, of.code.layout)
+        parts = sum_bills.payload(self.protocol, kind, direction == "up", body, of.code.layout)
         self.setup.exchange.ledger.add(server.round.index, phase, direction, client, parts, len(packet))

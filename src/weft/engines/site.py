@@ -36,7 +36,7 @@ from weft.federation.round import Round
 from weft.federation.rounds import adapted, enter
 from weft.federation.scope import Scope
 from weft.federation.turn import Turn
-from weft.privacy.secagg.packets import Kind
+from weft.privacy.sums.packets import Kind
 from weft.storage import files
 from weft.storage.store import ClientStore
 from weft.tensors import forms
@@ -63,7 +63,7 @@ class SiteClient:
     Args:
         bench: its own rows in the form of its backbone. client: its id, facts, and where its rows are in the table.
         folder: of its memory. start: start values handed out in set-up to everybody, of which it takes its own, in its size.
-        by_class: its scores tell counts of each class. label: names the run and its stage, for sums under masks.
+        by_class: its scores tell counts of each class. label: names the run and its stage, for hidden sums.
     """
 
     def __init__(
@@ -206,7 +206,7 @@ class SiteClient:
         Args:
             since: the coordinator's clock up to which this site must have all news, 0 = none. now: up to which it then has.
             counted: the round of its last turn that counted. said: facts about it that the coordinator has renewed.
-            layout: of the sum that the update goes into, where updates are summed under masks: it is then a vector of such a sum.
+            layout: of the sum that the update goes into, where updates are hidden in sums: it is then a vector of one.
 
         Raises:
             Behind: this site does not hold what the download builds on. Diverged: it has trained in

@@ -1,4 +1,4 @@
-"""What a sum under masks costs on the wire: bills of its messages, those that a simulation leaves out too."""
+"""What a sum that hides its updates costs on the wire: bills of its messages, those that a simulation leaves out too."""
 
 from __future__ import annotations
 
@@ -9,39 +9,29 @@ from weft.engines.setup import Job, Setup
 from weft.federation.server import ServerState
 from weft.federation.sum_layout import SumLayout
 from weft.federation.summed_clients import SummedClients
-from weft.privacy.hiding import Privacy
-from weft.privacy.secagg import packet_sizes
-from weft.privacy.secagg.packets import Kind
-from weft.privacy.secagg.sum_terms import SumTerms
-
-PROTOCOL = "secagg"
-"""The part of a message that is neither a tensor's nor a fact."""
-
-WIDTH = 4
-"""Bytes of a number under masks."""
+from weft.privacy.sums.packets import Kind
+from weft.privacy.sums.protocol import SumProtocol, protocol_of
+from weft.privacy.sums.sum_terms import SumTerms
 
 LABEL = f"{'0' * 32}/rounds"
 """As long as that of a run over sites."""
 
 
-def terms_of(privacy: Privacy, label: str, round: int, layout: str, length: int) -> SumTerms:
+def terms_of(protocol: SumProtocol, label: str, round: int, layout: str, length: int) -> SumTerms:
     """Of one round's sum: who has been told of another layout has agreed to another sum.
 
     Args:
         label: names the run. layout: its digest. length: integers of a vector.
     """
-    link = privacy.summed
-    assert link is not None
-    run = f"{label}:{layout}"
-    return SumTerms(run, round, length, WIDTH, least=link.least, degree=link.degree, share=link.share)
+    return protocol.terms(f"{label}:{layout}", round, length)
 
 
-def payload(kind: Kind, up: bool, body: int, layout: SumLayout) -> Mapping[str, int]:
-    """Bytes of a message by part: a masked vector is that of tensors, and the rest the protocol's."""
-    if kind != "masked" or not up:
-        return {PROTOCOL: body}
-    values = {part: WIDTH * n for part, n in layout.parts.items()}
-    return values | {PROTOCOL: body - sum(values.values())}
+def payload(protocol: SumProtocol, kind: Kind, up: bool, body: int, layout: SumLayout) -> Mapping[str, int]:
+    """Bytes of a message by part: a hidden vector is that of tensors, and the rest the protocol's."""
+    if kind != protocol.vector or not up:
+        return {protocol.name: body}
+    values = {part: protocol.width * n for part, n in layout.parts.items()}
+    return values | {protocol.name: body - sum(values.values())}
 
 
 def add(setup: Setup, jobs: Sequence[Job], phase: Phase) -> None:
@@ -53,9 +43,10 @@ def add(setup: Setup, jobs: Sequence[Job], phase: Phase) -> None:
 
 
 def _add(setup: Setup, server: ServerState, ids: tuple[str, ...], phase: Phase) -> None:
+    protocol = protocol_of(setup.bench.privacy)
     code = SummedClients(setup.method, server, setup.bench.privacy).code
-    terms = terms_of(setup.bench.privacy, LABEL, server.round.index, code.layout.digest, code.length)
+    terms = terms_of(protocol, LABEL, server.round.index, code.layout.digest, code.length)
     for client in ids:
-        for (kind, direction), (body, size) in packet_sizes.whole(terms, ids, client).items():
-            parts = payload(kind, direction == "up", body, code.layout)
+        for (kind, direction), (body, size) in protocol.sizes(terms, ids, client).items():
+            parts = payload(protocol, kind, direction == "up", body, code.layout)
             setup.exchange.ledger.add(server.round.index, phase, direction, client, parts, size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from weft.errors import UserError
@@ -12,7 +13,7 @@ if TYPE_CHECKING:  # the mechanisms need torch, which help and listings do witho
     from weft.experiment.whole import Experiment
     from weft.federation.method import Method
     from weft.privacy.hiding import Privacy
-    from weft.privacy.mechanism import Noisy
+    from weft.privacy.mechanism import Noisy, Summed
 
 INSECURE = (
     "insecure_noise makes noise and lots of the run's seed: whoever knows that seed can take them off again, so that nothing is "
@@ -26,6 +27,36 @@ def chain_of(x: Experiment) -> Privacy:
 
     links = mechanisms(x.privacy)
     return Privacy(links, x.epsilon, x.delta, x.rounds, x.participation, x.seed, x.insecure_noise)
+
+
+def of_site(x: Experiment, key: Path | None) -> Privacy:
+    """The chain at a site.
+
+    Args:
+        key: file with the key of all sites, for encrypted sums.
+
+    Raises:
+        UserError: there is none, and the run needs it; or the file holds none.
+    """
+    from dataclasses import replace
+
+    from weft.privacy.mechanism import CKKS
+    from weft.privacy.sums.needs import needs_packages
+
+    privacy = chain_of(x)
+    if privacy.summed is None:
+        return privacy
+    needs_packages(privacy.summed)
+    if not isinstance(privacy.summed, CKKS):
+        return privacy
+    from weft.privacy.ckks.cipher import read_key
+
+    if key is None:
+        raise UserError(
+            "this run adds up encrypted updates, and the site has not the key of all sites: get the file sums.ckks from whoever "
+            "made it with weft keys sums, never by the coordinator, and put it into the folder of your keys."
+        )
+    return replace(privacy, key=read_key(key))
 
 
 def check(x: Experiment, method: Method) -> list[str]:
@@ -98,7 +129,7 @@ def _check_others(x: Experiment, privacy: Privacy) -> None:
             "the two out."
         )
     if privacy.summed is not None:
-        _check_sums(x, name)
+        _check_sums(x, privacy.summed, name)
     elif central is None:
         return
     if x.robust != "none":
@@ -114,18 +145,16 @@ def _check_others(x: Experiment, privacy: Privacy) -> None:
         raise UserError(f"{name} draws clients by secret lots, whenever their devices may be there: leave --devices out.")
 
 
-def _check_sums(x: Experiment, name: str) -> None:
+def _check_sums(x: Experiment, link: Summed, name: str) -> None:
     """
     Raises:
         UserError: another setting needs updates by themselves, or as they can't be summed.
     """
-    from weft.privacy.secagg import needs_packages
+    from weft.privacy.sums.needs import needs_packages
 
-    needs_packages()
+    needs_packages(link)
     if x.codec != "identity":
-        raise UserError(
-            f'codec = "{x.codec}" makes bytes that can\'t be added up under masks: give --codec identity beside {name}.'
-        )
+        raise UserError(f'codec = "{x.codec}" makes bytes that can\'t be added up unseen: give --codec identity beside {name}.')
     if x.keep_updates:
         raise UserError(f"keep_updates keeps the updates of single clients, which {name} hides: leave one of the two out.")
     if x.rule != "none":
@@ -142,8 +171,8 @@ def check_cohort(privacy: Privacy, clients: int) -> None:
     link, cohort = privacy.summed, round(privacy.participation * clients)
     if link is not None and cohort < link.least:
         raise UserError(
-            f"a round has {count(cohort, 'client')}, and a sum under masks is of {link.least} or more: let more take part"
-            f"{', or give secagg:least=2' if cohort == 2 else ''}."
+            f"a round has {count(cohort, 'client')}, and a sum of {link.name} is of {link.least} or more: let more take part"
+            f"{f', or give {link.name}:least=2' if cohort == 2 else ''}."
         )
 
 
@@ -180,6 +209,6 @@ def check_rows(privacy: Privacy, method: Method, rows: Sequence[int]) -> None:
     summed = privacy.summed
     if summed is not None and not privacy.hides_clients and method.weighting == "examples" and most > summed.heaviest:
         raise UserError(
-            f"a client has {most:,} rows, and secagg:heaviest={summed.heaviest} counts {summed.heaviest:,} of them: give "
-            f"secagg:heaviest={most} or more."
+            f"a client has {most:,} rows, and {summed.name}:heaviest={summed.heaviest} counts {summed.heaviest:,} of them: give "
+            f"{summed.name}:heaviest={most} or more."
         )

@@ -16,7 +16,7 @@ class Private(Group):
 
     privacy: Name = setting(
         "none",
-        "Hide rows or clients: `dp-sgd`, `ldp`, `dp-fedavg`, `dp-ftrl`, `secagg`.",
+        "Hide rows or clients: `dp-sgd`, `ldp`, `dp-fedavg`, `dp-ftrl`, `secagg`, `ckks`.",
         "Several are joined by `+`, with settings of their own, as in `dp-sgd:clip=0.5,noise=1.1`: see [privacy](privacy.md).",
         everyday=True,
         common=True,

@@ -1,4 +1,4 @@
-"""What a client changes as whole numbers for a sum under masks, with its part of the noise; and what such a sum stands for."""
+"""What a client changes as whole numbers for a sum that is hidden, with its part of the noise; and what such a sum stands for."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from weft.errors import UserError
 from weft.federation.one_mean import clipped
 from weft.federation.sum_layout import SumLayout
 from weft.privacy.hiding import Privacy
-from weft.privacy.mechanism import SecAgg
-from weft.privacy.secagg.fixed_point import FixedPoint
-from weft.privacy.secagg.integer_noise import LARGEST, skellam
-from weft.privacy.secagg.whole_numbers import WholeNumbers
+from weft.privacy.mechanism import Summed
 from weft.privacy.secret import Secret
+from weft.privacy.sums.fixed_point import FixedPoint
+from weft.privacy.sums.integer_noise import LARGEST, skellam
+from weft.privacy.sums.whole_numbers import WholeNumbers
 
 SIGMAS = 10
 """Standard deviations of the noise of a sum that there is room for."""
@@ -30,7 +30,7 @@ class SumCode:
     """Of one run, and the tensors of a round. All of it follows from what everybody knows.
 
     Attributes:
-        privacy: with ``secagg``. layout: of the vector. alike: all clients count alike.
+        privacy: with a mechanism that sums. layout: of the vector. alike: all clients count alike.
 
     Raises:
         UserError: a sum could run over, or the levels are too few for the noise.
@@ -44,12 +44,12 @@ class SumCode:
         bits, levels, variance = self._bits, self.privacy.sum_levels, self.privacy.part_of_noise
         if variance > LARGEST:
             raise UserError(
-                f"secagg:bits={bits} makes noise of {math.sqrt(variance):.3g} levels, and a client's part has at most "
+                f"{self._link.name}:bits={bits} makes noise of {math.sqrt(variance):.3g} levels, and a client's part has at most "
                 f"{math.sqrt(LARGEST):.3g}: give fewer bits."
             )
         if self.noisy and 2 * self._rounding > levels:
             raise UserError(
-                f"secagg:bits={bits} leaves nothing of {self.layout.numbers:,} values that are rounded within a norm: "
+                f"{self._link.name}:bits={bits} leaves nothing of {self.layout.numbers:,} values that are rounded within a norm: "
                 "give more bits."
             )
         _ = self._values, self._weights
@@ -80,7 +80,7 @@ class SumCode:
             UserError: the weight is no whole number.
         """
         if not self.alike and weight != int(weight):
-            raise UserError(f"an update weighs {weight:g}, and sums under masks are of whole numbers: choose another method.")
+            raise UserError(f"an update weighs {weight:g}, and {self._link.name} sums whole numbers: choose another method.")
         counts = 1 if self.alike else min(int(weight), self._heaviest)
         norm = self.privacy.sum_norm - (self._rounding * self.step if self.noisy else 0.0)
         values, sent = self.layout.vector(clipped(change, norm)[0])
@@ -109,7 +109,7 @@ class SumCode:
         return {n: sums[n] / by[n].clamp(min=1e-12) for n in weights}
 
     @property
-    def _link(self) -> SecAgg:
+    def _link(self) -> Summed:
         link = self.privacy.summed
         assert link is not None
         return link

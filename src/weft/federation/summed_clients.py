@@ -1,7 +1,7 @@
 """A round of which the server learns one sum: what becomes of it, and in a simulation, what it is made of.
 
 Each client's change is clipped, made whole numbers (:mod:`weft.federation.sum_code`), and added up modulo 2³². Between sites a
-protocol gives the sum (:mod:`weft.privacy.secagg`); a simulation adds the same numbers, so that both have the same mean.
+protocol gives the sum (:mod:`weft.privacy.sums`); a simulation adds the same numbers, so that both have the same mean.
 """
 
 from __future__ import annotations
@@ -53,19 +53,22 @@ class SummedClients:
     """
 
     def __init__(self, method: Method, server: ServerState, privacy: Privacy):
-        self.server, self.privacy = server, privacy
+        link = privacy.summed
+        assert link is not None
+        self.server, self.privacy, self.link = server, privacy, link
         self.one = OneMean(method, server)
         self.code = SumCode(privacy, SumLayout.of(self.one), alike(method, privacy))
         everybody = len(server.clients)
         count, name = self._fewest(server.clients)
-        if 0 < count < self._least <= everybody:
+        if 0 < count < self.link.least <= everybody:
             raise UserError(
-                f"{many(count, 'client')} alone may send some of {name}, and a sum under masks is of {self._least} or more: give "
-                "clients one size, or choose another method."
+                f"{many(count, 'client')} alone may send some of {name}, and a sum of {self.link.name} is of {self.link.least} "
+                "or more: give clients one size, or choose another method."
             )
         if self.code.noisy and any(self.one.kinds(n) != {s: everybody} for n, (s, _) in self.code.layout.shapes.items()):
             raise UserError(
-                "clients have parts of different sizes, by which the model tells who was in a sum: leave dp-fedavg or secagg out."
+                "clients have parts of different sizes, by which the model tells who was in a sum: "
+                f"leave dp-fedavg or {self.link.name} out."
             )
 
     def added(self, updates: Iterable[Update], held: Mapping[str, Mapping[str, Value]]) -> Sum:
@@ -76,7 +79,7 @@ class SummedClients:
         """
         total, who = np.zeros(self.code.length, np.uint32), []
         for update in updates:
-            change = changed(update.tensors, held[update.client.id], "secagg")
+            change = changed(update.tensors, held[update.client.id], self.link.name)
             total += self.code.encoded(change, update.weight, noise(self.privacy, self.server.round.index, update.client.id))
             who.append(update.client.id)
         return Sum(total, tuple(who))
@@ -90,17 +93,13 @@ class SummedClients:
         Raises:
             Refused: it is not.
         """
-        if len(clients) < self._least:
-            raise Refused(f"Only {len(clients)} clients are left, where a sum is of {self._least} or more.")
+        if len(clients) < self.link.least:
+            raise Refused(f"Only {len(clients)} clients are left, where a sum is of {self.link.least} or more.")
         count, name = self._fewest([c for c in self.server.clients if c.id in clients])
-        if 0 < count < self._least:
-            raise Refused(f"Only {count} of those who are left may send some of {name}, where a sum is of {self._least} or more.")
-
-    @property
-    def _least(self) -> int:
-        link = self.privacy.summed
-        assert link is not None
-        return link.least
+        if 0 < count < self.link.least:
+            raise Refused(
+                f"Only {count} of those who are left may send some of {name}, where a sum is of {self.link.least} or more."
+            )
 
     def _fewest(self, clients: Sequence[ClientInfo]) -> tuple[int, str]:
         """Of how few of these clients any entry is that one of them may send, and of which tensor; 0 of none."""

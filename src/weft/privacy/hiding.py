@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from weft.communication.codecs.configured import configured
 from weft.errors import UserError, nearest
 from weft.privacy import accounting, skellam
-from weft.privacy.mechanism import DPFTRL, DPSGD, SEATS, DPFedAvg, LocalDP, Mechanism, Noisy, SecAgg
+from weft.privacy.mechanism import CKKS, DPFTRL, DPSGD, SEATS, DPFedAvg, LocalDP, Mechanism, Noisy, SecAgg, Summed
 from weft.privacy.secret import Secret
 
-MECHANISMS: dict[str, type[Mechanism]] = {m.name: m for m in (DPSGD, LocalDP, DPFedAvg, DPFTRL, SecAgg)}
+MECHANISMS: dict[str, type[Mechanism]] = {m.name: m for m in (DPSGD, LocalDP, DPFedAvg, DPFTRL, SecAgg, CKKS)}
 """By name, in the order in which people are shown them."""
 
 NONE = "none"
 
 FINEST, NOISY = 30, 14
-"""Bits of a level of sums under masks: most, and under noise."""
+"""Bits of a level of hidden sums: most, and under noise."""
 
 M = TypeVar("M", bound=Mechanism)
 
@@ -34,7 +34,7 @@ def mechanisms(text: str) -> tuple[Mechanism, ...]:
         return ()
     found = tuple(_named(piece) for piece in text.split("+"))
     for a, b in itertools.pairwise(found):
-        if SEATS.index(a.seat) > SEATS.index(b.seat) or (isinstance(a, SecAgg) and not isinstance(b, SecAgg)):
+        if SEATS.index(a.seat) > SEATS.index(b.seat) or (isinstance(a, Summed) and not isinstance(b, Summed)):
             raise UserError(
                 f'"{text}" has {b.name} behind {a.name}, and it comes before it on the way of an update: write {b.name}+{a.name}.'
             )
@@ -49,17 +49,19 @@ def mechanisms(text: str) -> tuple[Mechanism, ...]:
 def _check_sums(links: tuple[Mechanism, ...]) -> None:
     """
     Raises:
-        UserError: noise that needs more than a sum under masks.
+        UserError: noise that needs more than a sum that is hidden.
     """
-    sums = [m for m in links if isinstance(m, SecAgg)]
+    sums = [m.name for m in links if isinstance(m, Summed)]
     if len(sums) > 1:
-        raise UserError("secagg is in the chain twice: leave one of them out.")
+        raise UserError(f"{' and '.join(sums)} both hide updates in their sum: leave one of them out.")
     if not sums:
         return
     if any(isinstance(m, DPFTRL) for m in links):
-        raise UserError("dp-ftrl adds the noise of its tree at the server, which secagg hides sums from: use dp-fedavg+secagg.")
+        raise UserError(
+            f"dp-ftrl adds the noise of its tree at the server, which {sums[0]} hides updates from: use dp-fedavg+{sums[0]}."
+        )
     if any(isinstance(m, DPFedAvg) and m.quantile is not None for m in links):
-        raise UserError("dp-fedavg:quantile looks at the norm of single updates, which secagg hides: leave quantile out.")
+        raise UserError(f"dp-fedavg:quantile looks at the norm of single updates, which {sums[0]} hides: leave quantile out.")
 
 
 def _named(text: str) -> Mechanism:
@@ -78,6 +80,7 @@ class Privacy:
         links: of the chain, in order. epsilon: the budget of (ε, δ)-differential privacy; None = whatever the noise gives.
         delta: δ. rounds, participation: planned, by which noise is found for ε. seed: of the run.
         insecure: noise and lots are made from the run's seed, and hide nothing from who knows it.
+        key: of ``ckks``, at a site (:mod:`weft.privacy.ckks.cipher`).
     """
 
     links: tuple[Mechanism, ...] = ()
@@ -87,6 +90,7 @@ class Privacy:
     participation: float = 1.0
     seed: int = 0
     insecure: bool = False
+    key: bytes = field(default=b"", repr=False, compare=False)
 
     def __bool__(self) -> bool:
         return bool(self.links)
@@ -111,9 +115,9 @@ class Privacy:
         return self.link(DPFedAvg) or self.link(DPFTRL)
 
     @property
-    def summed(self) -> SecAgg | None:
+    def summed(self) -> Summed | None:
         """What hides updates from the server."""
-        return self.link(SecAgg)
+        return self.link(Summed)
 
     @property
     def hides_clients(self) -> bool:
@@ -198,7 +202,7 @@ class Privacy:
 
     @property
     def sum_norm(self) -> float:
-        """C of what goes into a sum under masks."""
+        """C of what goes into a sum that is hidden."""
         return (self.central or self._of(self.summed)).clip
 
     def sum_bits(self, clients: int = 1) -> int:
@@ -217,7 +221,7 @@ class Privacy:
 
     @property
     def part_of_noise(self) -> int:
-        """The variance, in squares of a level, of what each client adds to a sum under masks: that of the least clients that may
+        """The variance, in squares of a level, of what each client adds to its part of a sum: that of the least clients that may
         be in one is (zC)² or more."""
         link = self._of(self.summed)
         return 0 if self.central is None else math.ceil((self.central_noise * self.sum_levels) ** 2 / link.least)

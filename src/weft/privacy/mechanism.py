@@ -142,12 +142,12 @@ class DPFTRL(Noisy):
 
 
 @dataclass(frozen=True)
-class SecAgg(Mechanism):
-    """The protocol of K. Bonawitz et al., CCS 2017, on the graph of J. Bell et al., CCS 2020 (:mod:`weft.privacy.secagg`).
+class Summed(Mechanism):
+    """A mechanism by which the server gets the sum of a round's updates, and none of them by itself.
 
-    An update's change is scaled down to norm C, each of its values is one of 2^bits - 1 levels from -C to C, and the server gets
-    the sum of the levels modulo 2³². Behind ``dp-fedavg`` the norm is that one's, and its noise is added in parts by the clients
-    before they mask, in whole numbers (N. Agarwal, P. Kairouz, Z. Liu, "The Skellam mechanism for differentially private
+    An update's change is scaled down to norm C, each of its values is one of 2^bits - 1 levels from -C to C, and what the server
+    gets is the sum of the levels. Behind ``dp-fedavg`` the norm is that one's, and its noise is added in parts by the clients
+    before they send, in whole numbers (N. Agarwal, P. Kairouz, Z. Liu, "The Skellam mechanism for differentially private
     federated learning", NeurIPS 2021, arXiv 2110.04995).
 
     Attributes:
@@ -156,22 +156,33 @@ class SecAgg(Mechanism):
             noise, which hides finer ones.
         heaviest: examples that a client has at most, if a run refuses none with more; of no effect where all count alike.
         least: clients in a sum at least; noise is so large that theirs is enough.
+    """
+
+    seat: ClassVar[Seat] = "combine"
+    clip: Positive = 10.0
+    bits: Annotated[int, Ge(2), Le(30)] | None = None
+    heaviest: Count = 1000
+    least: Annotated[int, Ge(2)] = 3
+
+
+@dataclass(frozen=True)
+class SecAgg(Summed):
+    """The protocol of K. Bonawitz et al., CCS 2017, on the graph of J. Bell et al., CCS 2020 (:mod:`weft.privacy.secagg`).
+
+    Sums are modulo 2³².
+
+    Attributes:
         share: of those who hold a client's secrets, that can undo its masks. degree: neighbours of a client, an even number;
             None = by their number.
     """
 
     name: ClassVar[str] = "secagg"
-    seat: ClassVar[Seat] = "combine"
     title: ClassVar[str] = "sums of clipped updates under masks that cancel each other"
     gives: ClassVar[str] = "a server that plays by the rules sees the sum of a round's updates, and none of them by itself"
     not_given: ClassVar[str] = (
         "it sees who takes part, and what the sum tells; keys are not signed, so that a server that lies about them sees more"
     )
 
-    clip: Positive = 10.0
-    bits: Annotated[int, Ge(2), Le(30)] | None = None
-    heaviest: Count = 1000
-    least: Annotated[int, Ge(2)] = 3
     share: Annotated[float, Gt(0.5), Le(1)] = 2 / 3
     degree: Annotated[int, Ge(2)] | None = None
 
@@ -179,3 +190,19 @@ class SecAgg(Mechanism):
         super().__post_init__()
         if self.degree is not None and self.degree % 2:
             raise UserError(f"secagg:degree={self.degree} can't be had in a ring of neighbours: give an even number.")
+
+
+@dataclass(frozen=True)
+class CKKS(Summed):
+    """Sums of ciphertexts, under one key that all sites have and the server has not (:mod:`weft.privacy.ckks`).
+
+    The scheme is that of J. H. Cheon et al., "Homomorphic Encryption for Arithmetic of Approximate Numbers", ASIACRYPT 2017.
+    """
+
+    name: ClassVar[str] = "ckks"
+    title: ClassVar[str] = "sums of clipped updates that are encrypted, of which one site opens the sum for the server"
+    gives: ClassVar[str] = SecAgg.gives
+    not_given: ClassVar[str] = (
+        "it sees who takes part, and what the sum tells; any one site that gives it the key, or opens for it what is no sum, "
+        "shows it everything"
+    )

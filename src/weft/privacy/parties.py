@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from weft.privacy.mechanism import DPFedAvg, Mechanism, SecAgg
+from weft.privacy.mechanism import DPFedAvg, Mechanism, Summed
 
 
 def seen(links: Sequence[Mechanism], sends: str) -> dict[str, str]:
@@ -17,8 +17,9 @@ def seen(links: Sequence[Mechanism], sends: str) -> dict[str, str]:
     named = {link.name for link in links}
     step = "under noise in each step that hides single rows" if "dp-sgd" in named else ""
     leave = "clipped, under noise that hides the client" if "ldp" in named else ""
-    what = f"of all clients of a round together: {sends}" if "secagg" in named else f"of each client: {sends}"
-    noise = "under noise of theirs that hides single clients" if {"secagg", "dp-fedavg"} <= named else ""
+    summed = any(isinstance(link, Summed) for link in links)
+    what = f"of all clients of a round together: {sends}" if summed else f"of each client: {sends}"
+    noise = "under noise of theirs that hides single clients" if summed and "dp-fedavg" in named else ""
     own = "; ".join(filter(None, (what, step, leave, noise)))
     central = next((link.name for link in links if link.name in ("dp-fedavg", "dp-ftrl")), "")
     given = "the models that the server gives out"
@@ -33,7 +34,7 @@ def seen(links: Sequence[Mechanism], sends: str) -> dict[str, str]:
 
 def told(links: Sequence[Mechanism]) -> list[str]:
     """What each link gives and does not give, a line each."""
-    summed = any(isinstance(link, SecAgg) for link in links)
+    summed = any(isinstance(link, Summed) for link in links)
     return [_line(IN_PARTS if summed and isinstance(link, DPFedAvg) else link) for link in links]
 
 
@@ -44,7 +45,9 @@ class _InParts:
     name: str = DPFedAvg.name
     title: str = "noise of the clients' on the sum of clipped updates, a part of each"
     gives: str = "whoever sees the sums or the models that the server gives out can't tell what one client has sent"
-    not_given: str = "clients that tell the server their parts take these off: the promise is against it and all but secagg:least"
+    not_given: str = (
+        "clients that tell the server their parts take these off: the promise is against it and all but `least` of the clients"
+    )
 
 
 IN_PARTS = _InParts()

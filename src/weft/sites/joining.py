@@ -37,6 +37,7 @@ def own_of(about: Mapping[str, Any]) -> Own:
         device=str(about.get("device") or "auto"),
         expected=None if file is None else settings.resolve({"recipes": False}, settings.read(Path(file))).experiment,
         trust_remote_code=bool(about.get("trust_remote_code")),
+        sum_key=Path(about["sum_key"]) if about.get("sum_key") else None,
     )
 
 
@@ -51,7 +52,7 @@ def resident(about: Mapping[str, Any], say: Callable[[str], None]) -> Resident:
 def write_file(path: Path, about: Mapping[str, Any]) -> None:
     """Keep it for a SuperNode's ``--node-config``, with absolute paths."""
     kept = {n: v for n, v in about.items() if v not in (None, "", {}, False)}
-    for place in {"experiment", "folder"} & kept.keys():
+    for place in {"experiment", "folder", "sum_key"} & kept.keys():
         kept[place] = str(Path(kept[place]).resolve())
     if "data" in kept and (local := Path(kept["data"]).expanduser()).exists():
         kept["data"] = str(local.resolve())

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from weft import distribution
 from weft.errors import UserError
+from weft.sites.key_files import absent, own_folder, write_new
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
@@ -96,23 +97,23 @@ def coordinator(folder: Path, hosts: Sequence[str], days: int = DAYS, renew: boo
         if not names:
             raise UserError("say by which name or address the sites call this machine, as in --host fl.example.org.")
         advice = f"weft keys coordinator --renew --folder {folder} makes a new certificate with the keys that are there"
-        _absent([paths.ca_key, paths.ca, paths.key, paths.certificate], f"{advice}; other keys need another --folder")
+        absent([paths.ca_key, paths.ca, paths.key, paths.certificate], f"{advice}; other keys need another --folder")
         ca_key, key = _new_key(), _new_key()
         # A name of its own, so that a certificate of another federation is an unknown one, not one with a broken signature.
         ca = _certificate(ca_key, f"Weft federation {os.urandom(4).hex()}", now, AUTHORITY_DAYS)
     _check_days(days, ca, now)
     signed = _certificate(key, "Weft coordinator", now, days, (ca, ca_key), [*dict.fromkeys(names + _names(ALWAYS))])
 
-    _own_folder(folder)
-    _own_folder(paths.sites)
+    own_folder(folder)
+    own_folder(paths.sites)
     if not renew:
-        _write(paths.ca_key, _bytes(ca_key, PrivateFormat.PKCS8), private=True)
-        _write(paths.ca, ca.public_bytes(Encoding.PEM))
+        write_new(paths.ca_key, _bytes(ca_key, PrivateFormat.PKCS8), private=True)
+        write_new(paths.ca, ca.public_bytes(Encoding.PEM))
     if not os.path.lexists(paths.key):
-        _write(paths.key, _bytes(key, PrivateFormat.PKCS8), private=True)
+        write_new(paths.key, _bytes(key, PrivateFormat.PKCS8), private=True)
     new = paths.certificate.with_suffix(".new")
     new.unlink(missing_ok=True)
-    _write(new, signed.public_bytes(Encoding.PEM))
+    write_new(new, signed.public_bytes(Encoding.PEM))
     new.replace(paths.certificate)
     return paths
 
@@ -139,12 +140,12 @@ def site(folder: Path, name: str) -> SiteKeys:
     from cryptography.hazmat.primitives.serialization import Encoding, PrivateFormat, PublicFormat
 
     made = SiteKeys(folder / f"{name}.key", folder / f"{name}.pub")
-    _absent([made.private, made.public], "use it, or give another name, or move both files of the pair away first")
+    absent([made.private, made.public], "use it, or give another name, or move both files of the pair away first")
     key = _new_key()
-    _own_folder(folder)
-    _write(made.private, _bytes(key, PrivateFormat.OpenSSH), private=True)
+    own_folder(folder)
+    write_new(made.private, _bytes(key, PrivateFormat.OpenSSH), private=True)
     public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
-    _write(made.public, public + f" {name}\n".encode())
+    write_new(made.public, public + f" {name}\n".encode())
     return made
 
 
@@ -364,40 +365,6 @@ def _need(folder: Path, paths: Sequence[Path], advice: str) -> None:
     missing = [p.name for p in paths if not p.exists()]
     if missing:
         raise UserError(f"there is no {' and no '.join(missing)} in {folder}: {advice}.")
-
-
-def _absent(paths: Sequence[Path], advice: str) -> None:
-    for path in paths:
-        if os.path.lexists(path):
-            raise UserError(f"{path} is there already and is never overwritten: {advice}.")
-
-
-def _own_folder(folder: Path) -> None:
-    """Make a folder that only its owner may enter, or see that the one that is there is such a folder."""
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        mode = folder.stat().st_mode & 0o777
-    except OSError as e:
-        raise UserError(f"{folder} can't be made ({e.strerror}): give another folder with --folder.") from None
-    if os.name == "posix" and mode & 0o077:
-        raise UserError(
-            f"{folder} is open to other users of this machine (mode {mode:o}): close it with chmod 700 {folder}, or give another "
-            "folder with --folder."
-        )
-
-
-def _write(path: Path, data: bytes, private: bool = False) -> None:
-    """Make a file that is not there; a private one can be read by its owner alone, from its first byte."""
-    try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o644)
-    except FileExistsError:  # since it was looked for
-        raise UserError(f"{path} is there already and is never overwritten: give another folder with --folder.") from None
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-    except BaseException:
-        path.unlink()  # half a key would stand in the way of a whole one
-        raise
 
 
 def _read(path: Path) -> bytes:

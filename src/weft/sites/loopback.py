@@ -20,9 +20,12 @@ from weft.engines.setup import Setup
 from weft.errors import UserError
 from weft.experiment import Experiment
 from weft.federation.client import ClientState
+from weft.privacy.mechanism import CKKS
 from weft.runs.directory import RunDirectory
 from weft.runs.stage import MakeTurns
+from weft.sites import sum_key
 from weft.sites.flower import environment
+from weft.sites.key_files import SUM_KEY
 from weft.sites.roll import Roll, StageTransport
 from weft.sites.terms import Terms
 from weft.storage import files
@@ -52,6 +55,8 @@ def federation(
     files.make_folder(root, private=True)  # logs and memories of the sites
     port, names = free_port(), [c.id for c in material.clients]
     made = keys.find(root / "keys") if (root / "keys").exists() else keys.coordinator(root / "keys", [LOOPBACK])
+    if isinstance(material.bench.privacy.summed, CKKS) and not (root / "keys" / SUM_KEY).exists():
+        sum_key.new(root / "keys")
     public = {}
     for name in names:
         mine = root / "keys" / f"{name}.key"

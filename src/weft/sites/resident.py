@@ -60,6 +60,7 @@ class Own:
         name: of the site. data: its rows. model: where it has the backbone, "" = under the name that the coordinator says.
         facts: about it, for methods that ask (its domain, its capacity). device: that it computes on.
         expected: its own copy of the experiment, None = it takes the coordinator's. trust_remote_code: of a backbone.
+        sum_key: file with the key of all sites, for encrypted sums.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Own:
     device: str = "auto"
     expected: Experiment | None = None
     trust_remote_code: bool = False
+    sum_key: Path | None = None
 
 
 @dataclass
@@ -243,7 +245,8 @@ class Resident:
         cuts = np.cumsum([len(client.train), len(client.val)])
         own = held([self.own.name], np.split(np.arange(len(rows)), cuts))
         rows, arrivals = arriving(x, rows, own, x.classes)
-        bench = replace(bench_of(x, backbone, x.classes, rows), arrivals=arrivals, privacy=hidden.chain_of(x))
+        privacy = hidden.of_site(x, self.own.sum_key)
+        bench = replace(bench_of(x, backbone, x.classes, rows), arrivals=arrivals, privacy=privacy)
         return ("" if have[0] == names[0] else have[0]), bench
 
     # a stage ----------------------------------------------------------------------------------------------------------------

@@ -18,9 +18,9 @@ from scipy import stats
 from secure_sums import begun, names
 from weft.communication.strict import Refused
 from weft.privacy.secagg.neighbourhood import Neighbourhood
-from weft.privacy.secagg.packets import Packet, unpacked
 from weft.privacy.secagg.pairwise import KEY, PUBLIC, SHARES, Attempt, public_key
 from weft.privacy.secagg.secret_shares import SECRET, combine, split
+from weft.privacy.sums.packets import Packet, unpacked
 
 LONG = 20_000
 CHANCE = 1e-7

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 
 from secure_sums import LENGTH, Sum, begun, names, vectors
 from weft.communication.strict import Refused, write_json
-from weft.privacy.secagg import packets
 from weft.privacy.secagg.neighbourhood import Neighbourhood
-from weft.privacy.secagg.packets import KINDS, Kind, Packet
 from weft.privacy.secagg.pairwise import KEY, PUBLIC, SEALED
 from weft.privacy.secagg.sum_client import SumClient
 from weft.privacy.secagg.sum_server import SumServer
-from weft.privacy.secagg.sum_terms import SumTerms
+from weft.privacy.sums import packets
+from weft.privacy.sums.packets import SECAGG, Kind, Packet
+from weft.privacy.sums.sum_terms import SumTerms
 
 N = 4
 ME = "site 1"
@@ -42,7 +42,7 @@ def at(kind: Kind) -> tuple[Sum, bytes, bytes]:
 
 @pytest.fixture(scope="module")
 def stages() -> dict[Kind, tuple[Sum, bytes, bytes]]:
-    return {kind: at(kind) for kind in KINDS}
+    return {kind: at(kind) for kind in SECAGG}
 
 
 def answered(sum_: Sum, question: bytes) -> bytes:
@@ -70,7 +70,7 @@ def head_of(message: bytes) -> int:
     return 4 + struct.unpack_from("<I", message)[0]
 
 
-@given(data=st.data(), kind=st.sampled_from(KINDS), up=st.booleans())
+@given(data=st.data(), kind=st.sampled_from(SECAGG), up=st.booleans())
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_messages_that_were_cut_lengthened_or_changed_in_their_heads_are_refused(
     data: st.DataObject, kind: Kind, up: bool, stages: dict[Kind, tuple[Sum, bytes, bytes]]
@@ -96,14 +96,14 @@ def test_messages_that_were_cut_lengthened_or_changed_in_their_heads_are_refused
         received(sum_, bad) if up else answered(sum_, bad)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SECAGG)
 def test_the_messages_themselves_are_taken(kind: Kind, stages: dict[Kind, tuple[Sum, bytes, bytes]]) -> None:
     sum_, question, answer = stages[kind]
     answered(sum_, question)
     assert ME not in received(sum_, answer).waiting
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SECAGG)
 def test_another_clients_messages_are_refused(kind: Kind, stages: dict[Kind, tuple[Sum, bytes, bytes]]) -> None:
     sum_, _, answer = stages[kind]
     with pytest.raises(Refused, match='"site 1"\'s, not "site 2"\'s'):
@@ -115,7 +115,7 @@ def test_another_clients_messages_are_refused(kind: Kind, stages: dict[Kind, tup
         received(sum_, changed(answer, client="stranger"), "stranger")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SECAGG)
 @pytest.mark.parametrize(
     "entries",
     [{"round": 4}, {"run": "another"}, {"nonce": "0" * 32}, {"kind": "other"}, {"direction": "other"}, {"ids": "other"}],

@@ -9,7 +9,7 @@ import pytest
 from secure_sums import names
 from weft.communication.strict import Refused
 from weft.privacy.secagg.neighbourhood import Neighbourhood
-from weft.privacy.secagg.sum_terms import SumTerms
+from weft.privacy.sums.sum_terms import SumTerms
 
 
 def graph(n: int, round: int = 0, **terms: object) -> Neighbourhood:

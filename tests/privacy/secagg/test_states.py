@@ -7,10 +7,10 @@ import pytest
 
 from secure_sums import LENGTH, begun, names, plain_sum, vectors
 from weft.communication.strict import Refused
-from weft.privacy.secagg.packets import KINDS, Kind
 from weft.privacy.secagg.sum_client import SumClient
 from weft.privacy.secagg.sum_server import SumServer
-from weft.privacy.secagg.sum_terms import SumTerms
+from weft.privacy.sums.packets import SECAGG, Kind
+from weft.privacy.sums.sum_terms import SumTerms
 
 
 def test_both_ends_from_their_files_between_any_two_steps_give_the_sum() -> None:
@@ -23,7 +23,7 @@ def test_both_ends_from_their_files_between_any_two_steps_give_the_sum() -> None
     assert sum_.server.total().tolist() == plain_sum(sum_.values, there)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SECAGG)
 def test_loaded_states_ask_and_answer_the_same_bytes(kind: Kind) -> None:
     sum_ = begun(4).until(kind)
     for client in names(4):
@@ -51,7 +51,7 @@ def test_a_masked_vector_is_told_once_whatever_the_second_vector_is() -> None:
     assert client.answer(question, np.zeros(LENGTH, np.uint32)) == answer
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SECAGG)
 def test_a_second_answer_that_differs_is_refused_and_changes_nothing(kind: Kind) -> None:
     sum_ = begun(3).until(kind)
     question = sum_.server.question("site 0")
@@ -64,7 +64,7 @@ def test_a_second_answer_that_differs_is_refused_and_changes_nothing(kind: Kind)
     assert sum_.server.saved() == before
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SECAGG)
 def test_a_half_finished_sum_begins_anew_with_new_keys(kind: Kind) -> None:
     old = begun(4).until(kind)
     new = begun(4)

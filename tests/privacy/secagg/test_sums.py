@@ -8,10 +8,9 @@ import pytest
 from secure_sums import begun, names, plain_sum
 from weft.communication.strict import Refused
 from weft.errors import UserError
-from weft.privacy.secagg import needs_packages
 from weft.privacy.secagg.neighbourhood import Neighbourhood
-from weft.privacy.secagg.packets import KINDS, Kind, packed, unpacked
-from weft.privacy.secagg.sum_terms import SumTerms
+from weft.privacy.sums.packets import SECAGG, Kind, packed, unpacked
+from weft.privacy.sums.sum_terms import SumTerms
 
 SEVEN = Neighbourhood(SumTerms("a run", 3, 1), tuple(names(7)))
 SPARE = 7 - SEVEN.threshold  # how many of seven, each of whom holds shares of all, may stop
@@ -23,7 +22,7 @@ def test_a_sum_is_the_plain_sum(n: int) -> None:
     assert sum_.server.total().tolist() == plain_sum(sum_.values, names(n))
 
 
-@pytest.mark.parametrize("stop", KINDS)
+@pytest.mark.parametrize("stop", SECAGG)
 @pytest.mark.parametrize("gone", [0, 1, SPARE])
 def test_clients_may_stop_at_each_question(stop: Kind, gone: int) -> None:
     silent = names(7)[2 : 2 + gone]
@@ -137,10 +136,3 @@ def test_a_threshold_is_more_than_half_of_the_holders_and_two_thirds_as_a_rule()
         assert 2 * barely.threshold(holders) > holders
         assert 2 * lowest.threshold(holders) > holders
         assert lowest.threshold(holders) <= usual.threshold(holders) <= holders
-
-
-def test_missing_packages_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    needs_packages()
-    monkeypatch.setattr("weft.privacy.secagg.find_spec", lambda name: None if name == "Crypto" else name)
-    with pytest.raises(UserError, match=r"need the package pycryptodome: .*\[secagg\]"):
-        needs_packages()

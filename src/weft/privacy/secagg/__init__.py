@@ -10,14 +10,10 @@ The protocol is that of K. Bonawitz et al., "Practical secure aggregation for pr
 3. ``masked``: it gets the shares that are meant for it, and tells its vector under all of its masks.
 4. ``unmask``: it gets who has come this far, and tells its share of the one secret or of the other, of each neighbour.
 
-- :mod:`weft.privacy.secagg.sum_client`, :mod:`weft.privacy.secagg.sum_server`: both ends.
-- :mod:`weft.privacy.secagg.sum_terms`: what both have agreed on before.
+- :mod:`weft.privacy.secagg.sum_client`, :mod:`weft.privacy.secagg.sum_server`: both ends; :mod:`weft.privacy.secagg.masking`: as
+  an engine knows them.
 - :mod:`weft.privacy.secagg.neighbourhood`: the graph, and how many of its clients must be left.
-- :mod:`weft.privacy.secagg.packets`: the messages, read strictly, and states as bytes;
-  :mod:`weft.privacy.secagg.packet_sizes`: how many bytes they have.
 - :mod:`weft.privacy.secagg.pairwise`, :mod:`weft.privacy.secagg.secret_shares`: keys, masks, seals; shares of a secret.
-- :mod:`weft.privacy.secagg.whole_numbers`, :mod:`weft.privacy.secagg.fixed_point`, :mod:`weft.privacy.secagg.integer_noise`: what
-  goes into a sum.
 
 **What it hides.** A server that plays by the rules, together with fewer clients than the threshold in each neighbourhood, learns
 the sum over those who sent a masked vector, and nothing else of the others' vectors. The sum itself tells what it tells: noise is
@@ -31,19 +27,3 @@ may invent clients. Clients who share a mask notice that they were told of diffe
 are not compared (the consistency check of Bonawitz et al., section 6). And a client that lies can spoil a sum, by its own vector
 or by a wrong share; a wrong share is noticed, and then there is no sum.
 """
-
-from __future__ import annotations
-
-from importlib.util import find_spec
-
-from weft import distribution
-from weft.errors import UserError
-
-
-def needs_packages() -> None:
-    """Raises: UserError: a package that secure sums need is missing. Call it before any module of this package is imported."""
-    missing = [
-        name for name, module in (("cryptography", "cryptography"), ("pycryptodome", "Crypto")) if find_spec(module) is None
-    ]
-    if missing:
-        raise UserError(f"secure sums need the package {' and '.join(missing)}: {distribution.install('secagg')}.")

@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from weft.communication.strict import Refused, quoted, write_json
-from weft.privacy.secagg.sum_terms import SumTerms
+from weft.privacy.sums.sum_terms import SumTerms
 
 
 @dataclass(frozen=True)

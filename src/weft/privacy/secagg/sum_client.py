@@ -19,15 +19,17 @@ from typing import Self
 import numpy as np
 
 from weft.communication.strict import Refused, plain, quoted
-from weft.privacy.secagg import packets, secret_shares
+from weft.privacy.secagg import secret_shares
 from weft.privacy.secagg.neighbourhood import Neighbourhood
-from weft.privacy.secagg.packets import KINDS, NONCE, Kind, Packet
 from weft.privacy.secagg.pairwise import KEY, PUBLIC, SEALED, Attempt, check_public, public_key
 from weft.privacy.secagg.secret_shares import SECRET
-from weft.privacy.secagg.sum_terms import SumTerms
+from weft.privacy.sums import packets
+from weft.privacy.sums.packets import SECAGG, Kind, Packet
+from weft.privacy.sums.protocol import ClientEnd
+from weft.privacy.sums.sum_terms import SumTerms
 
 
-class SumClient:
+class SumClient(ClientEnd):
     """A client in one attempt at one sum. Save it after each answer and before the answer is sent.
 
     A question that comes again gets the same answer. Another question in its place is refused: two answers could tell both shares
@@ -58,11 +60,7 @@ class SumClient:
                 sums over different clients would give away those who are in one of them alone.
         """
         packet = Packet.read(question)
-        packet.expect("keys", "down", terms, packet.nonce, me, 0)
-        if len(packet.nonce) != 2 * NONCE or not set(packet.nonce) <= set("0123456789abcdef"):
-            raise Refused(f"The attempt is named {quoted(packet.nonce)}, not by {2 * NONCE} hexadecimal digits.")
-        if packet.ids:
-            raise Refused("The question for keys names clients, which only later ones do.")
+        packet.expect_first("keys", terms, me)
         if before is not None and before.terms.run == terms.run:
             last = before.terms.round
             if terms.round < last or (terms.round == last and "unmask" in before.told):
@@ -74,26 +72,21 @@ class SumClient:
         return made
 
     def has_told(self, question: bytes) -> bool:
-        """Whether this very question has been answered."""
         return packets.digest(question) in {asked for asked, _ in self.told.values()}
 
+    @property
+    def over(self) -> bool:
+        """It has told its shares: two sums over different clients would give away those who are in one of them alone."""
+        return "unmask" in self.told
+
     def answer(self, question: bytes, vector: np.ndarray | None = None) -> bytes:
-        """The answer to the next question, or to one that has been answered.
-
-        Args:
-            vector: uint32 [length], modulo 2^(8·width); for ``masked`` alone, where the one that came first counts.
-
-        Raises:
-            Refused: the question is not in turn, not for this client, not well-formed, or one that the protocol forbids to
-            answer. ValueError: there is no such vector.
-        """
         packet = Packet.read(question)
         if packet.kind in self.told:
             asked, answer = self.told[packet.kind]
             if asked != packets.digest(question):
                 raise Refused(f"The question {packet.kind} has been answered, and this is another one.")
             return answer
-        kind = KINDS[len(self.told)]
+        kind = SECAGG[len(self.told)]
         packet.expect(kind, "down", self.terms, self.nonce, self.me)
         if kind == "shares":
             body = self._shares(packet)
@@ -104,7 +97,6 @@ class SumClient:
         return self._tell(packet, question, body)
 
     def saved(self) -> bytes:
-        """All of it, secrets too: for a file that its owner alone may read."""
         groups: dict[str, dict[str, bytes]] = {
             "private": self._private,
             "public": self._public,
@@ -125,8 +117,8 @@ class SumClient:
         """Undo :meth:`saved`. Raises: Refused: the bytes are torn."""
         head, blobs = packets.load(data)
         made = cls(SumTerms.loaded(head["terms"]), head["me"], head["nonce"])
-        made.told = {kind: (head["asked"][kind], blobs[f"told/{kind}"]) for kind in KINDS if kind in head["asked"]}
-        made._ids = {kind: tuple(head["ids"][kind]) for kind in KINDS if kind in head["ids"]}
+        made.told = {kind: (head["asked"][kind], blobs[f"told/{kind}"]) for kind in SECAGG if kind in head["asked"]}
+        made._ids = {kind: tuple(head["ids"][kind]) for kind in SECAGG if kind in head["ids"]}
         for group, into in (("private", made._private), ("public", made._public), ("held", made._held)):
             into.update({name.partition("/")[2]: blob for name, blob in blobs.items() if name.startswith(f"{group}/")})
         return made

@@ -3,58 +3,51 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Self
 
 import numpy as np
 
 from weft.communication.strict import Refused, quoted
-from weft.privacy.secagg import packets, secret_shares
+from weft.privacy.secagg import secret_shares
 from weft.privacy.secagg.neighbourhood import Neighbourhood
-from weft.privacy.secagg.packets import KINDS, NONCE, Kind, Packet
 from weft.privacy.secagg.pairwise import KEY, PUBLIC, SEALED, Attempt, check_public, public_key
 from weft.privacy.secagg.secret_shares import SECRET
 from weft.privacy.secagg.sum_client import committed
-from weft.privacy.secagg.sum_terms import SumTerms
+from weft.privacy.sums import packets
+from weft.privacy.sums.packets import NONCE, SECAGG, Kind, Packet
+from weft.privacy.sums.protocol import ServerEnd
+from weft.privacy.sums.sum_terms import SumTerms
 
 
-class SumServer:
-    """One attempt at one sum. Save it after each answer that is received; what comes of a killed server goes on from there.
-
-    Each of the four questions goes to all of :attr:`asked`. Answers are received in any order; :meth:`close` ends a question for
-    those who have not answered. A client that fails once is out, and so is one whose answer is refused. After the fourth,
-    :meth:`total`.
+class SumServer(ServerEnd):
+    """One attempt at one sum.
 
     Attributes:
-        terms: of the sum. nonce: of the attempt. asked: whom the question in turn goes to, sorted.
-        closed: who has answered each question that has ended, sorted.
+        nonce: of the attempt.
     """
 
     def __init__(self, terms: SumTerms, clients: Iterable[str], nonce: str) -> None:
         self.terms, self.nonce = terms, nonce
         self.asked: tuple[str, ...] = tuple(sorted(set(clients)))
         self.closed: dict[Kind, tuple[str, ...]] = {}
-        self._told: dict[Kind, dict[str, bytes]] = {kind: {} for kind in KINDS}  # of masked vectors, digests
+        self._told: dict[Kind, dict[str, bytes]] = {kind: {} for kind in SECAGG}  # of masked vectors, digests
         self._sum = np.zeros(terms.length, np.uint32)
 
     @classmethod
     def begun(cls, terms: SumTerms, clients: Iterable[str]) -> Self:
-        """With a new name for the attempt, so that nothing of one that came to nothing is taken for its own."""
         return cls(terms, clients, os.urandom(NONCE).hex())
 
     @property
     def kind(self) -> Kind | None:
-        """Of the question in turn; None when all have ended."""
-        return KINDS[len(self.closed)] if len(self.closed) < len(KINDS) else None
+        return SECAGG[len(self.closed)] if len(self.closed) < len(SECAGG) else None
 
     @property
     def waiting(self) -> tuple[str, ...]:
-        """Who has not answered it."""
         kind = self.kind
         return () if kind is None else tuple(c for c in self.asked if c not in self._told[kind])
 
     def question(self, client: str) -> bytes:
-        """What ``client``, one of :attr:`asked`, is asked now: the same bytes each time."""
         kind = self.kind
         if kind is None or client not in self.asked:
             raise ValueError(f"{client} is asked nothing")
@@ -70,11 +63,6 @@ class SumServer:
         return Packet(kind, "down", self.terms.run, self.terms.round, self.nonce, client, ids, body).written()
 
     def receive(self, client: str, answer: bytes) -> None:
-        """Take the answer of ``client``. One that comes again changes nothing.
-
-        Raises:
-            Refused: it is no answer to the question in turn, or another than the client has given before. Nothing of it is kept.
-        """
         kind = self.kind
         if kind is None or client not in self.asked:
             raise Refused(f"Nothing is asked of {quoted(client)}.")
@@ -94,12 +82,7 @@ class SumServer:
             self._sum += packets.unpacked(packet.body, self.terms.width)
         self._told[kind][client] = kept
 
-    def close(self) -> None:
-        """End the question in turn, and leave out who has not answered it.
-
-        Raises:
-            Refused: those who are left are too few for a sum. The attempt is over; another may begin.
-        """
+    def close(self) -> Mapping[str, str]:
         kind = self.kind
         if kind is None:
             raise ValueError("all questions have ended")
@@ -114,13 +97,14 @@ class SumServer:
             graph = self._graph()
             graph.check_holders(graph.undone(self.closed["shares"], self.closed["masked"]), left)
         self.closed[kind] = self.asked = left
+        return {}
+
+    @property
+    def summed(self) -> tuple[str, ...]:
+        return self.closed["masked"]
 
     def total(self) -> np.ndarray:
-        """uint32 [length]: the sum of the vectors of ``closed["masked"]``, modulo 2^(8·width).
-
-        Raises:
-            Refused: a client has told a wrong share, so that there is no sum.
-        """
+        """Raises: Refused: a client has told a wrong share, so that there is no sum."""
         if self.kind is not None:
             raise ValueError(f"the question {self.kind} has not ended")
         graph, length = self._graph(), self.terms.length
@@ -141,7 +125,6 @@ class SumServer:
         return total & np.uint32(2 ** (8 * self.terms.width) - 1)
 
     def saved(self) -> bytes:
-        """All of it."""
         head = {"terms": self.terms.saved(), "nonce": self.nonce, "asked": self.asked, "closed": self.closed}
         blobs = {f"{kind}/{client}": blob for kind, told in self._told.items() for client, blob in told.items()}
         return packets.save(head, {"sum": self._sum.astype("<u4").tobytes(), **blobs})
@@ -151,7 +134,7 @@ class SumServer:
         """Undo :meth:`saved`. Raises: Refused: the bytes are torn."""
         head, blobs = packets.load(data)
         made = cls(SumTerms.loaded(head["terms"]), head["asked"], head["nonce"])
-        made.closed = {kind: tuple(head["closed"][kind]) for kind in KINDS if kind in head["closed"]}
+        made.closed = {kind: tuple(head["closed"][kind]) for kind in SECAGG if kind in head["closed"]}
         made._sum = np.frombuffer(blobs.pop("sum"), "<u4").astype(np.uint32)
         for name, blob in blobs.items():
             kind, _, client = name.partition("/")

@@ -11,9 +11,9 @@ from hypothesis.extra.numpy import arrays
 from secure_sums import Sum
 from weft.communication.strict import Refused
 from weft.errors import UserError
-from weft.privacy.secagg.fixed_point import FixedPoint
-from weft.privacy.secagg.sum_terms import SumTerms
-from weft.privacy.secagg.whole_numbers import WholeNumbers
+from weft.privacy.sums.fixed_point import FixedPoint
+from weft.privacy.sums.sum_terms import SumTerms
+from weft.privacy.sums.whole_numbers import WholeNumbers
 
 
 def added(vectors: list[np.ndarray], width: int = 4) -> np.ndarray:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from weft.privacy.secagg.integer_noise import LARGEST, _poisson, skellam
 from weft.privacy.secret import Secret
+from weft.privacy.sums.integer_noise import LARGEST, _poisson, skellam
 
 
 def chi_square(drawn: np.ndarray, variance: float) -> float:

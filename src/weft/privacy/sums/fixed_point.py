@@ -12,7 +12,7 @@ import numpy as np
 
 from weft.communication.strict import Refused
 from weft.errors import UserError
-from weft.privacy.secagg.whole_numbers import WholeNumbers
+from weft.privacy.sums.whole_numbers import WholeNumbers
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class FixedPoint:
         bits: of a level, 2 or more.
         clients: m, most of them in a sum. m·2^bits is at most 2^(8·width), so that not even all of them at ±C run over.
         heaviest: W, which a weight is cut to.
-        headroom, width: as in :class:`~weft.privacy.secagg.whole_numbers.WholeNumbers`.
+        headroom, width: as in :class:`~weft.privacy.sums.whole_numbers.WholeNumbers`.
 
     Raises:
         UserError: a sum could run over, or a value is out of range.

@@ -16,11 +16,14 @@ import numpy as np
 
 from weft.communication import Direction
 from weft.communication.strict import TEXT_LIMIT, Refused, is_number, is_text, plain, quoted, read_json, write_json
-from weft.privacy.secagg.sum_terms import LONGEST, SumTerms
+from weft.privacy.sums.sum_terms import LONGEST, SumTerms
 
-Kind = Literal["keys", "shares", "masked", "unmask"]
-KINDS: tuple[Kind, ...] = ("keys", "shares", "masked", "unmask")
-"""The four questions in their order."""
+Kind = Literal["keys", "shares", "masked", "unmask", "sealed", "opened"]
+SECAGG: tuple[Kind, ...] = ("keys", "shares", "masked", "unmask")
+CKKS: tuple[Kind, ...] = ("sealed", "opened")
+"""The questions of each protocol in their order."""
+
+KINDS = SECAGG + CKKS
 
 NONCE = 16
 """Bytes that tell apart two attempts at the sum of one round."""
@@ -36,7 +39,8 @@ class Packet:
         nonce: of the attempt at it, 32 hexadecimal digits that the server draws.
         client: who is asked or answers.
         ids: those whom a question tells of, sorted; none in an answer.
-        body: keys, sealed shares, masked integers or shares; see :mod:`weft.privacy.secagg.sum_client`.
+        body: keys, sealed shares, masked integers or shares (:mod:`weft.privacy.secagg.sum_client`), or ciphertexts
+            (:mod:`weft.privacy.ckks.cipher_client`).
     """
 
     kind: Kind
@@ -84,6 +88,14 @@ class Packet:
             raise Refused("The answer names clients, which only questions do.")
         if body is not None and len(self.body) != body:
             raise Refused(f"The message holds {len(self.body)} bytes where {body} are waited for.")
+
+    def expect_first(self, kind: Kind, terms: SumTerms, client: str) -> None:
+        """Raises: Refused: this is no question that begins an attempt, in which no client is named yet."""
+        self.expect(kind, "down", terms, self.nonce, client, 0)
+        if len(self.nonce) != 2 * NONCE or not set(self.nonce) <= set("0123456789abcdef"):
+            raise Refused(f"The attempt is named {quoted(self.nonce)}, not by {2 * NONCE} hexadecimal digits.")
+        if self.ids:
+            raise Refused("The first question of a sum names clients, which only later ones do.")
 
 
 def digest(data: bytes) -> str:
