@@ -276,7 +276,7 @@ def test_what_blocks_hand_on_beside_hidden_states_is_noticed_and_never_lost() ->
     from weaving import CLOSE, INDEX, pack_of, values_for
     from weft.adaptation.head import Head
     from weft.adaptation.lora import LoRA
-    from weft.backbones.load import describe_model
+    from weft.backbones.freeze import describe_model
     from weft.backbones.prefix import PrefixCache
     from weft.federation.batch import make_batch
 

@@ -43,7 +43,7 @@ from weft.adaptation.tokens import ImageTokens
 from weft.adaptation.weights import Weights
 from weft.backbones import maps
 from weft.backbones.backbone import Backbone, frozen_fingerprint
-from weft.backbones.load import describe_model
+from weft.backbones.freeze import describe_model
 from weft.backbones.prefix import PrefixCache
 from weft.contract import Tune
 from weft.engines.packing import estimate
