@@ -32,8 +32,9 @@ from weft.adaptation.compacter import Compacter
 from weft.adaptation.head import Head
 from weft.adaptation.lora import LoRA
 from weft.adaptation.part import Part
-from weft.backbones.backbone import Backbone, Site, frozen_fingerprint
+from weft.backbones.backbone import Backbone, frozen_fingerprint
 from weft.backbones.describe import feed_forward_entry
+from weft.backbones.model_site import Site
 from weft.backbones.prefix import PrefixCache
 from weft.errors import UserError
 from weft.methods import AdaFedSelecKD, FedAvg, FedPETuning, settings

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from weft.backbones import describe, hardware, quantised, timm_model, tokenizer_fit
 from weft.backbones import trace as tracing
-from weft.backbones.backbone import TEXT_TOWER, Backbone, Piece, Site
+from weft.backbones.backbone import TEXT_TOWER, Backbone, Piece
 from weft.backbones.fill_table import of_nothing
 from weft.backbones.finding import hash_weights
+from weft.backbones.model_site import Site
 from weft.backbones.options import FILL, LANGUAGE, Options
 from weft.backbones.pixels import picture_shape
 from weft.backbones.quantised import Quantisation
