@@ -13,7 +13,7 @@ import torch
 import images_by_hand as hand
 import tiny
 from by_hand import close
-from weaving import CLOSE, INDEX, alone, assert_each_client_is_as_alone, batch_of, pack_of, values_for
+from weaving import CLOSE, INDEX, alone, assert_as_alone, batch_of, pack_of, values_for
 from weft.adaptation.lora import LoRA
 from weft.adaptation.part import Part
 from weft.adaptation.tokens import ClassContext
@@ -68,7 +68,7 @@ def test_where_the_name_stands_and_whose_context_it_is_make_a_difference() -> No
 @pytest.mark.parametrize("per_class", [False, True])
 @pytest.mark.parametrize("clients", [None, [2, 0]])
 def test_each_client_of_a_pack_has_the_class_names_through_its_own_context(clients: list[int] | None, per_class: bool) -> None:
-    found = assert_each_client_is_as_alone(bench_of(clip()), [{"context": ClassContext(3, "middle", per_class)}] * 3, clients)
+    found = assert_as_alone(bench_of(clip()), [{"context": ClassContext(3, "middle", per_class)}] * 3, clients)
     assert all(NAME in slopes for slopes in found.values())
 
 

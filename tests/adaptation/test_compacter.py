@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import tiny
-from weaving import CLOSE, INDEX, assert_each_client_is_as_alone, batch_of, logits_of, own_model, pack_of, set_head, values_for
+from weaving import CLOSE, INDEX, assert_as_alone, batch_of, logits_of, own_model, pack_of, set_head, values_for
 from weft.adaptation.bottleneck import Bottleneck
 from weft.adaptation.compacter import Compacter
 from weft.adaptation.head import Head
@@ -60,7 +60,7 @@ def test_it_is_a_model_with_adapters_of_sums_of_kronecker_products(kind: str) ->
 
 
 def test_gradients_of_a_pack_are_those_of_its_clients_alone() -> None:
-    for slopes in assert_each_client_is_as_alone(tiny.bench("bert"), [PARTS] * 3).values():
+    for slopes in assert_as_alone(tiny.bench("bert"), [PARTS] * 3).values():
         assert slopes["x/values/rule"].shape == (4, 4, 4)
         assert all(slope.norm() > 0 for name, slope in slopes.items() if name.startswith("x/"))
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import tiny
-from weaving import CLOSE, INDEX, assert_each_client_is_as_alone, batch_of, own_model, pack_of, set_head, values_for
+from weaving import CLOSE, INDEX, assert_as_alone, batch_of, own_model, pack_of, set_head, values_for
 from weft.adaptation.head import Head
 from weft.adaptation.hyper_adapter import HyperAdapter
 from weft.adaptation.part import Part
@@ -100,7 +100,7 @@ def test_a_batchs_context_is_the_mean_over_a_clients_rows_where_a_gradient_is_as
 @pytest.mark.parametrize("context", ["row", "batch"])
 def test_gradients_of_a_pack_are_those_of_its_clients_alone(context: Any) -> None:
     parts: list[Mapping[str, Part]] = [{"x": replace(PART, context=context), "head": Head()}] * 3
-    for slopes in assert_each_client_is_as_alone(tiny.bench("bert"), parts).values():
+    for slopes in assert_as_alone(tiny.bench("bert"), parts).values():
         assert len(slopes) == 13
         assert all(bool(slope.any()) for slope in slopes.values())
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import images_by_hand as hand
 import tiny
 from by_hand import close
-from weaving import INDEX, assert_each_client_is_as_alone, batch_of, pack_of, values_for
+from weaving import INDEX, assert_as_alone, batch_of, pack_of, values_for
 from weft.adaptation.head import Head
 from weft.adaptation.part import Part
 from weft.adaptation.residual import Residual
@@ -56,7 +56,7 @@ def test_deep_and_shallow_prompts_differ_even_where_the_first_block_gets_the_sam
 @pytest.mark.parametrize("kind", ["vit", "clip"])
 @pytest.mark.parametrize("clients", [None, [2, 0]])
 def test_each_client_of_a_pack_has_its_own_tokens(kind: str, deep: bool, clients: list[int] | None) -> None:
-    assert_each_client_is_as_alone(tiny.bench(backbone(kind)), [{"prompt": ImageTokens(3, deep), "head": Head()}] * 3, clients)
+    assert_as_alone(tiny.bench(backbone(kind)), [{"prompt": ImageTokens(3, deep), "head": Head()}] * 3, clients)
 
 
 def test_with_the_tokens_off_the_model_is_the_frozen_one_and_no_hook_stays() -> None:

@@ -14,19 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import tiny
-from weaving import (
-    CLOSE,
-    INDEX,
-    assert_each_client_is_as_alone,
-    batch_of,
-    grads,
-    leaves,
-    logits_of,
-    own_model,
-    pack_of,
-    set_head,
-    values_for,
-)
+from weaving import CLOSE, INDEX, assert_as_alone, batch_of, grads, leaves, logits_of, own_model, pack_of, set_head, values_for
 from weft.adaptation.bottleneck import Bottleneck
 from weft.adaptation.compacter import Compacter
 from weft.adaptation.head import Head
@@ -158,7 +146,7 @@ def test_gradients_are_those_of_plain_pytorch_and_of_nothing_but_the_adapters(ki
 def test_each_client_of_a_pack_has_its_own_of_its_own_width_and_scaling(kind: str) -> None:
     widths: list[tuple[int, float]] = [(4, 1.0), (8, 4.0), (4, 0.5)]
     parts: list[dict[str, Part]] = [{"x": Bottleneck(r, placement="parallel", scaling=s), "head": Head()} for r, s in widths]
-    assert_each_client_is_as_alone(tiny.bench(kind), parts)
+    assert_as_alone(tiny.bench(kind), parts)
 
 
 @pytest.mark.parametrize("kind", ["llama", "vit"])

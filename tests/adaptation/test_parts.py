@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import tiny
-from weaving import CLOSE, INDEX, assert_each_client_is_as_alone, batch_of, logits_of, own_model, pack_of, set_head, values_for
+from weaving import CLOSE, INDEX, assert_as_alone, batch_of, logits_of, own_model, pack_of, set_head, values_for
 from weft.adaptation.bias import Bias
 from weft.adaptation.bottleneck import Bottleneck
 from weft.adaptation.head import Head
@@ -135,7 +135,7 @@ def test_biases_of_pictures_are_those_of_the_convolution_over_patches_too() -> N
 def test_each_client_of_a_pack_has_its_own_bias_of_the_convolution() -> None:
     bench = tiny.bench("vit")
     (patches,) = bench.backbone.patches
-    for slopes in assert_each_client_is_as_alone(bench, [{"bias": Bias(), "head": Head()}] * 3).values():
+    for slopes in assert_as_alone(bench, [{"bias": Bias(), "head": Head()}] * 3).values():
         assert slopes[f"bias/{patches.name}/bias"].any()
 
 

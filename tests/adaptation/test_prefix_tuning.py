@@ -15,19 +15,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 import tiny
-from weaving import (
-    CLOSE,
-    INDEX,
-    assert_each_client_is_as_alone,
-    batch_of,
-    grads,
-    leaves,
-    logits_of,
-    own_model,
-    pack_of,
-    set_head,
-    values_for,
-)
+from weaving import CLOSE, INDEX, assert_as_alone, batch_of, grads, leaves, logits_of, own_model, pack_of, set_head, values_for
 from weft.adaptation.head import Head
 from weft.adaptation.lora import LoRA
 from weft.adaptation.part import Part
@@ -336,7 +324,7 @@ def test_values_may_be_of_another_width_than_keys() -> None:
 
 
 def assert_each_client_has_its_own(bench: Bench, parts: list[dict[str, Part]], clients: list[int] | None = None) -> None:
-    for slopes in assert_each_client_is_as_alone(bench, parts, clients).values():
+    for slopes in assert_as_alone(bench, parts, clients).values():
         assert all(bool(v.any()) for n, v in slopes.items() if n.startswith("prefix/")), "a prefix does nothing"
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import tiny
 from by_hand import close
-from weaving import CLOSE, INDEX, assert_each_client_is_as_alone, batch_of, own_model, pack_of, set_head, values_for
+from weaving import CLOSE, INDEX, assert_as_alone, batch_of, own_model, pack_of, set_head, values_for
 from weft.adaptation.head import Head
 from weft.adaptation.part import Part
 from weft.adaptation.soft_words import SoftWords
@@ -82,7 +82,7 @@ def test_by_default_the_head_reads_on_what_it_read(kind: str, behind: int) -> No
 @pytest.mark.parametrize("clients", [None, [2, 0]])
 def test_each_client_of_a_pack_has_its_own_words(encoder: str, clients: list[int] | None) -> None:
     parts: dict[str, Part] = {"prompt": SoftWords(M, encoder=encoder, hidden=6), "head": Head()}  # type: ignore[arg-type]
-    assert_each_client_is_as_alone(tiny.bench("bert"), [parts] * 3, clients)
+    assert_as_alone(tiny.bench("bert"), [parts] * 3, clients)
 
 
 def test_no_pass_starts_above_the_words() -> None:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import tiny
-from weaving import CLOSE, INDEX, assert_each_client_is_as_alone, batch_of, logits_of, own_model, pack_of, set_head, values_for
+from weaving import CLOSE, INDEX, assert_as_alone, batch_of, logits_of, own_model, pack_of, set_head, values_for
 from weft.adaptation.bottleneck import Bottleneck
 from weft.adaptation.head import Head
 from weft.adaptation.part import Part
@@ -67,7 +67,7 @@ def test_an_adapter_follows_the_last_layer_of_a_sublayer_before_the_residual_str
 @pytest.mark.parametrize("kind", ["bert", "llama", "vit"])
 def test_each_client_of_a_pack_has_its_own(kind: str) -> None:
     parts: list[dict[str, Part]] = [{"x": Bottleneck(r, 0.02, "sublayers"), "head": Head()} for r in (4, 8, 4)]
-    assert_each_client_is_as_alone(tiny.bench(kind), parts)
+    assert_as_alone(tiny.bench(kind), parts)
 
 
 def test_a_decoder_that_looks_at_an_encoder_has_one_in_that_sublayer_too() -> None:

@@ -14,19 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import tiny
-from weaving import (
-    CLOSE,
-    INDEX,
-    alone,
-    assert_each_client_is_as_alone,
-    batch_of,
-    grads,
-    leaves,
-    own_model,
-    pack_of,
-    set_head,
-    values_for,
-)
+from weaving import CLOSE, INDEX, alone, assert_as_alone, batch_of, grads, leaves, own_model, pack_of, set_head, values_for
 from weft.adaptation.bottleneck import Bottleneck
 from weft.adaptation.head import Head
 from weft.adaptation.lora import Delta, LoRA
@@ -98,7 +86,7 @@ RANKS = (1, 4, 2)
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "llama", "deberta-v2", "albert", "modernbert", "t5"])
 def test_a_pack_of_mixed_ranks_equals_its_clients_alone(kind: str) -> None:
-    assert_each_client_is_as_alone(tiny.bench(kind), [{"lora": LoRA(r, 2.0 * r, "all"), "head": Head()} for r in RANKS])
+    assert_as_alone(tiny.bench(kind), [{"lora": LoRA(r, 2.0 * r, "all"), "head": Head()} for r in RANKS])
 
 
 @pytest.mark.parametrize("kind", ["adamw", "sgd"])

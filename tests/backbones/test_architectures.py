@@ -210,7 +210,7 @@ def test_a_model_whose_library_is_not_installed_is_refused_in_a_sentence(tmp_pat
 def test_an_mlp_mixer_is_a_stack_of_blocks_too() -> None:
     """No attention, blocks in an ``nn.Sequential``, and linear layers that mix tokens instead of features."""
     from mixer import Mixer
-    from weaving import assert_each_client_is_as_alone
+    from weaving import assert_as_alone
     from weft.adaptation.bottleneck import Bottleneck
     from weft.adaptation.head import Head
     from weft.adaptation.lora import LoRA
@@ -228,7 +228,7 @@ def test_an_mlp_mixer_is_a_stack_of_blocks_too() -> None:
         "features.fc2": ("ffn.out", 48, 24),
     }
     parts = [{"lora": LoRA(r, 4.0, "ffn"), "x": Bottleneck(8), "head": Head()} for r in (1, 3, 2)]
-    assert_each_client_is_as_alone(tiny.bench(b), parts)
+    assert_as_alone(tiny.bench(b), parts)
     with pytest.raises(UserError, match=r'has no site "o"; try --set method\.sites=all'):
         tiny.federation(METHODS["fedra"], b, sizes=SIZES, rounds=1)
     run = tiny.federation(FedRA(rank=2, alpha=4.0, sites="ffn", batch=4, optim=FAST), b, sizes=SIZES, rounds=1)

@@ -19,18 +19,7 @@ from torch import Tensor, nn
 
 import tiny
 from exporting import FAST, RUN_CLOSE, exported
-from weaving import (
-    CLOSE,
-    INDEX,
-    assert_each_client_is_as_alone,
-    batch_of,
-    grads,
-    leaves,
-    own_model,
-    pack_of,
-    set_head,
-    values_for,
-)
+from weaving import CLOSE, INDEX, assert_as_alone, batch_of, grads, leaves, own_model, pack_of, set_head, values_for
 from weft.adaptation.bias import Bias
 from weft.adaptation.bottleneck import Bottleneck
 from weft.adaptation.head import Head
@@ -152,7 +141,7 @@ def test_parts_are_what_they_are_by_hand_on_maps(name: str, which: str) -> None:
 @pytest.mark.parametrize("which", PARTS)
 @pytest.mark.parametrize("name", ["basic", "bottleneck"])
 def test_a_pack_is_its_clients_one_by_one(name: str, which: str) -> None:
-    assert_each_client_is_as_alone(tiny.bench(backbone(name)), [{**PARTS[which], "head": Head()}] * 3)
+    assert_as_alone(tiny.bench(backbone(name)), [{**PARTS[which], "head": Head()}] * 3)
 
 
 @pytest.mark.parametrize("precision", ["float64", "bfloat16"])

@@ -75,7 +75,7 @@ def pack_of(of: Bench, parts: Sequence[Mapping[str, Part]], values: Sequence[Map
     return Pack(of, [Turn(*one) for one in zip(clients, adaptations, values, strict=True)], Round(0))
 
 
-def assert_each_client_is_as_alone(
+def assert_as_alone(
     bench: Bench, parts: Sequence[Mapping[str, Part]], clients: list[int] | None = None
 ) -> dict[int, dict[str, Tensor]]:
     """Logits, losses and gradients of each client of a pack, with values of its own, are those that it has alone.
