@@ -118,7 +118,7 @@ def drawn(shape: str, layers: int, precision: str, device: str) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from _rounds import words_of
-    from weft.backbones.load import describe_model
+    from weft.backbones.freeze import describe_model
     from weft.backbones.options import Options
 
     words = words_of(SHAPES[shape]["vocab_size"])

@@ -27,7 +27,9 @@ import torch.nn.functional as F
 from _rounds import Losses, one_by_one, packed, peft_model, ratios, states, timed, verdict, words_of, worst_gap
 from weft.adaptation.optim import Optim
 from weft.backbones.backbone import Backbone
-from weft.backbones.load import describe_model, load, pick_device
+from weft.backbones.freeze import describe_model
+from weft.backbones.hardware import pick_device
+from weft.backbones.load import load
 from weft.backbones.token_table import Tokens
 from weft.engines.packing import paying
 from weft.federation.bench import Bench

@@ -33,7 +33,8 @@ from transformers import CLIPConfig
 from _shares import simulation
 from weft.backbones.backbone import Backbone
 from weft.backbones.clip import ClassNames, SimilarityCLIP
-from weft.backbones.load import describe_model, load
+from weft.backbones.freeze import describe_model
+from weft.backbones.load import load
 from weft.backbones.options import TEMPLATE
 from weft.backbones.pixels import Pixels
 from weft.federation.method import Method

@@ -32,7 +32,8 @@ from weft.adaptation.tokens import ClassContext, ImageTokens, Place
 from weft.adaptation.tune import Tune
 from weft.adaptation.values import Values
 from weft.adaptation.weights import Weights
-from weft.backbones.backbone import Backbone, Site
+from weft.backbones.backbone import Backbone
+from weft.backbones.model_site import Site
 from weft.backbones.word_table import WordTable
 from weft.data.languages import family_of, language_of, name_of
 from weft.devices import PROFILES, dealt

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from weft import energy
 from weft import experiment as settings
 from weft.backbones.finding import find
-from weft.backbones.load import pick_device
+from weft.backbones.hardware import pick_device
 from weft.backbones.short_names import encoders
 from weft.callbacks import tracker
 from weft.communication.codecs import codec

@@ -13,7 +13,7 @@ import torch
 import images_by_hand as hand
 import tiny
 from by_hand import close
-from weaving import CLOSE, INDEX, alone, batch_of, grads, leaves, pack_of, values_for
+from weaving import CLOSE, INDEX, alone, assert_as_alone, batch_of, pack_of, values_for
 from weft.adaptation.lora import LoRA
 from weft.adaptation.part import Part
 from weft.adaptation.tokens import ClassContext
@@ -68,24 +68,8 @@ def test_where_the_name_stands_and_whose_context_it_is_make_a_difference() -> No
 @pytest.mark.parametrize("per_class", [False, True])
 @pytest.mark.parametrize("clients", [None, [2, 0]])
 def test_each_client_of_a_pack_has_the_class_names_through_its_own_context(clients: list[int] | None, per_class: bool) -> None:
-    bench = bench_of(clip())
-    parts: dict[str, Part] = {"context": ClassContext(3, "middle", per_class)}
-    values = [values_for(bench, parts, seed=i) for i in range(3)]
-    rows = INDEX if clients is None else INDEX[clients]
-    together = leaves(pack_of(bench, [parts] * 3, values), "*")
-    batch = batch_of(bench, rows, clients)
-    out = together(batch)
-    mine = grads(together, together.loss(out, batch), "*")[NAME]
-    for i, k in enumerate(range(3) if clients is None else clients):
-        (one,) = alone(bench, [parts], [values[k]])
-        leaves(one, "*")
-        single = batch_of(bench, rows[i : i + 1])
-        own = one(single)
-        valid = rows[i] >= 0
-        torch.testing.assert_close(out.logits[i][valid], own.logits[0][valid], **CLOSE)
-        torch.testing.assert_close(mine[k], grads(one, one.loss(own, single), "*")[NAME][0], **CLOSE)
-    if clients:
-        assert not mine[1].any(), "a client that is not in the batch has no gradient"
+    found = assert_as_alone(bench_of(clip()), [{"context": ClassContext(3, "middle", per_class)}] * 3, clients)
+    assert all(NAME in slopes for slopes in found.values())
 
 
 def test_a_phrase_gives_the_context_its_length_and_its_words() -> None:

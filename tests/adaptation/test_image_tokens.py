@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import images_by_hand as hand
 import tiny
 from by_hand import close
-from weaving import CLOSE, INDEX, alone, batch_of, grads, leaves, pack_of, values_for
+from weaving import INDEX, assert_as_alone, batch_of, pack_of, values_for
 from weft.adaptation.head import Head
 from weft.adaptation.part import Part
 from weft.adaptation.residual import Residual
@@ -56,22 +56,7 @@ def test_deep_and_shallow_prompts_differ_even_where_the_first_block_gets_the_sam
 @pytest.mark.parametrize("kind", ["vit", "clip"])
 @pytest.mark.parametrize("clients", [None, [2, 0]])
 def test_each_client_of_a_pack_has_its_own_tokens(kind: str, deep: bool, clients: list[int] | None) -> None:
-    bench = tiny.bench(backbone(kind))
-    parts: dict[str, Part] = {"prompt": ImageTokens(3, deep), "head": Head()}
-    values = [values_for(bench, parts, seed=i) for i in range(3)]
-    together = leaves(pack_of(bench, [parts] * 3, values), "*")
-    batch = batch_of(bench, INDEX if clients is None else INDEX[clients], clients)
-    out = together(batch)
-    mine = grads(together, together.loss(out, batch), "*")
-    for i, k in enumerate(range(3) if clients is None else clients):
-        (one,) = alone(bench, [parts], [values[k]])
-        leaves(one, "*")
-        single = batch_of(bench, INDEX[k : k + 1])
-        own = one(single)
-        valid = INDEX[k] >= 0
-        torch.testing.assert_close(out.logits[i][valid], own.logits[0][valid], **CLOSE)
-        for name, slope in grads(one, one.loss(own, single), "*").items():
-            torch.testing.assert_close(mine[name][k], slope[0], **CLOSE)
+    assert_as_alone(tiny.bench(backbone(kind)), [{"prompt": ImageTokens(3, deep), "head": Head()}] * 3, clients)
 
 
 def test_with_the_tokens_off_the_model_is_the_frozen_one_and_no_hook_stays() -> None:

@@ -17,7 +17,7 @@ from weft.adaptation.bottleneck import Bottleneck
 from weft.adaptation.head import Head
 from weft.adaptation.lora import LoRA
 from weft.backbones.backbone import Backbone
-from weft.backbones.load import describe_model
+from weft.backbones.freeze import describe_model
 from weft.errors import WeftError
 from weft.federation.bench import Bench
 

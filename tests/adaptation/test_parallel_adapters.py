@@ -14,14 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import tiny
-from weaving import CLOSE, INDEX, alone, batch_of, grads, leaves, logits_of, own_model, pack_of, set_head, values_for
+from weaving import CLOSE, INDEX, assert_as_alone, batch_of, grads, leaves, logits_of, own_model, pack_of, set_head, values_for
 from weft.adaptation.bottleneck import Bottleneck
 from weft.adaptation.compacter import Compacter
 from weft.adaptation.head import Head
 from weft.adaptation.lora import LoRA
 from weft.adaptation.part import Part
-from weft.backbones.backbone import Backbone, Site, frozen_fingerprint
+from weft.backbones.backbone import Backbone, frozen_fingerprint
 from weft.backbones.describe import feed_forward_entry
+from weft.backbones.model_site import Site
 from weft.backbones.prefix import PrefixCache
 from weft.errors import UserError
 from weft.methods import AdaFedSelecKD, FedAvg, FedPETuning, settings
@@ -143,21 +144,9 @@ def test_gradients_are_those_of_plain_pytorch_and_of_nothing_but_the_adapters(ki
 
 @pytest.mark.parametrize("kind", ["bert", "llama", "vit", "t5", "deberta-v2", "albert"])
 def test_each_client_of_a_pack_has_its_own_of_its_own_width_and_scaling(kind: str) -> None:
-    bench = tiny.bench(kind)
     widths: list[tuple[int, float]] = [(4, 1.0), (8, 4.0), (4, 0.5)]
     parts: list[dict[str, Part]] = [{"x": Bottleneck(r, placement="parallel", scaling=s), "head": Head()} for r, s in widths]
-    values = [values_for(bench, p, seed=i) for i, p in enumerate(parts)]
-    together, batch = leaves(pack_of(bench, parts, values), "*"), batch_of(bench, INDEX)
-    out = together(batch)
-    mine = grads(together, together.loss(out, batch), "*")
-    for k, one in enumerate(alone(bench, parts, values)):
-        leaves(one, "*")
-        single = batch_of(bench, INDEX[k : k + 1])
-        own = one(single)
-        valid = INDEX[k] >= 0
-        torch.testing.assert_close(out.logits[k][valid], own.logits[0][valid], **CLOSE)
-        for name, slope in grads(one, one.loss(own, single), "*").items():
-            torch.testing.assert_close(mine[name][k][tuple(slice(0, n) for n in slope.shape[1:])], slope[0], **CLOSE)
+    assert_as_alone(tiny.bench(kind), parts)
 
 
 @pytest.mark.parametrize("kind", ["llama", "vit"])

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import tiny
-from weaving import CLOSE, INDEX, alone, batch_of, grads, leaves, logits_of, own_model, pack_of, set_head, values_for
+from weaving import CLOSE, INDEX, assert_as_alone, batch_of, logits_of, own_model, pack_of, set_head, values_for
 from weft.adaptation.bias import Bias
 from weft.adaptation.bottleneck import Bottleneck
 from weft.adaptation.head import Head
@@ -134,23 +134,9 @@ def test_biases_of_pictures_are_those_of_the_convolution_over_patches_too() -> N
 
 def test_each_client_of_a_pack_has_its_own_bias_of_the_convolution() -> None:
     bench = tiny.bench("vit")
-    parts = {"bias": Bias(), "head": Head()}
-    values = [values_for(bench, parts, seed=i) for i in range(3)]
-    together = leaves(pack_of(bench, [parts] * 3, values), "*")
-    batch = batch_of(bench, INDEX)
-    out = together(batch)
-    mine = grads(together, together.loss(out, batch), "*")
     (patches,) = bench.backbone.patches
-    for k, one in enumerate(alone(bench, [parts] * 3, values)):
-        leaves(one, "*")
-        single = batch_of(bench, INDEX[k : k + 1])
-        own = one(single)
-        valid = INDEX[k] >= 0
-        torch.testing.assert_close(out.logits[k][valid], own.logits[0][valid], **CLOSE)
-        slopes = grads(one, one.loss(own, single), "*")
+    for slopes in assert_as_alone(bench, [{"bias": Bias(), "head": Head()}] * 3).values():
         assert slopes[f"bias/{patches.name}/bias"].any()
-        for name, slope in slopes.items():
-            torch.testing.assert_close(mine[name][k], slope[0], **CLOSE)
 
 
 @pytest.mark.parametrize("kind", ["llama", "modernbert"])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import tiny
 from by_hand import close
-from weaving import CLOSE, INDEX, alone, batch_of, grads, leaves, own_model, pack_of, set_head, values_for
+from weaving import CLOSE, INDEX, assert_as_alone, batch_of, own_model, pack_of, set_head, values_for
 from weft.adaptation.head import Head
 from weft.adaptation.part import Part
 from weft.adaptation.soft_words import SoftWords
@@ -81,22 +81,8 @@ def test_by_default_the_head_reads_on_what_it_read(kind: str, behind: int) -> No
 @pytest.mark.parametrize("encoder", ["none", "mlp"])
 @pytest.mark.parametrize("clients", [None, [2, 0]])
 def test_each_client_of_a_pack_has_its_own_words(encoder: str, clients: list[int] | None) -> None:
-    bench = tiny.bench("bert")
     parts: dict[str, Part] = {"prompt": SoftWords(M, encoder=encoder, hidden=6), "head": Head()}  # type: ignore[arg-type]
-    values = [values_for(bench, parts, seed=s) for s in range(3)]
-    pack, who = leaves(pack_of(bench, [parts] * 3, values), "prompt"), clients or [0, 1, 2]
-    index = INDEX[who]
-    batch = batch_of(bench, index, clients)
-    out = pack(batch)
-    slopes = grads(pack, pack.loss(out, batch), "prompt")
-    for row, i in enumerate(who):
-        one = leaves(alone(bench, [parts], [values[i]])[0], "prompt")
-        mine = batch_of(bench, index[row : row + 1])
-        own = one(mine)
-        valid = index[row] >= 0
-        torch.testing.assert_close(out.logits[row][valid], own.logits[0][valid], **CLOSE)
-        for name, slope in grads(one, one.loss(own, mine), "prompt").items():
-            torch.testing.assert_close(slopes[name][i], slope[0], **CLOSE)
+    assert_as_alone(tiny.bench("bert"), [parts] * 3, clients)
 
 
 def test_no_pass_starts_above_the_words() -> None:

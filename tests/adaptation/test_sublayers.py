@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import tiny
-from weaving import CLOSE, INDEX, alone, batch_of, grads, leaves, logits_of, own_model, pack_of, set_head, values_for
+from weaving import CLOSE, INDEX, assert_as_alone, batch_of, logits_of, own_model, pack_of, set_head, values_for
 from weft.adaptation.bottleneck import Bottleneck
 from weft.adaptation.head import Head
 from weft.adaptation.part import Part
@@ -66,21 +66,8 @@ def test_an_adapter_follows_the_last_layer_of_a_sublayer_before_the_residual_str
 
 @pytest.mark.parametrize("kind", ["bert", "llama", "vit"])
 def test_each_client_of_a_pack_has_its_own(kind: str) -> None:
-    bench = tiny.bench(kind)
     parts: list[dict[str, Part]] = [{"x": Bottleneck(r, 0.02, "sublayers"), "head": Head()} for r in (4, 8, 4)]
-    values = [values_for(bench, p, seed=i) for i, p in enumerate(parts)]
-    together = leaves(pack_of(bench, parts, values), "*")
-    batch = batch_of(bench, INDEX)
-    out = together(batch)
-    mine = grads(together, together.loss(out, batch), "*")
-    for k, one in enumerate(alone(bench, parts, values)):
-        leaves(one, "*")
-        single = batch_of(bench, INDEX[k : k + 1])
-        own = one(single)
-        valid = INDEX[k] >= 0
-        torch.testing.assert_close(out.logits[k][valid], own.logits[0][valid], **CLOSE)
-        for name, slope in grads(one, one.loss(own, single), "*").items():
-            torch.testing.assert_close(mine[name][k][tuple(slice(0, n) for n in slope.shape[1:])], slope[0], **CLOSE)
+    assert_as_alone(tiny.bench(kind), parts)
 
 
 def test_a_decoder_that_looks_at_an_encoder_has_one_in_that_sublayer_too() -> None:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import tiny
-from weaving import CLOSE, INDEX, alone, batch_of, grads, leaves, own_model, pack_of, set_head, values_for
+from weaving import CLOSE, INDEX, alone, assert_as_alone, batch_of, grads, leaves, own_model, pack_of, set_head, values_for
 from weft.adaptation.bottleneck import Bottleneck
 from weft.adaptation.head import Head
 from weft.adaptation.lora import Delta, LoRA
@@ -86,25 +86,7 @@ RANKS = (1, 4, 2)
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "llama", "deberta-v2", "albert", "modernbert", "t5"])
 def test_a_pack_of_mixed_ranks_equals_its_clients_alone(kind: str) -> None:
-    bench = tiny.bench(kind)
-    parts = [{"lora": LoRA(r, 2.0 * r, "all"), "head": Head()} for r in RANKS]
-    values = [values_for(bench, p, seed=i) for i, p in enumerate(parts)]
-    pack = leaves(pack_of(bench, parts, values), "*")
-    batch = batch_of(bench, INDEX)
-    out = pack(batch)
-    loss = pack.loss(out, batch)
-    got = grads(pack, loss, "*")
-    for i, single in enumerate(alone(bench, parts, values)):
-        leaves(single, "*")
-        mine = batch_of(bench, INDEX[i : i + 1])
-        one = single(mine)
-        valid = INDEX[i] >= 0
-        torch.testing.assert_close(out.logits[i][valid], one.logits[0][valid], **CLOSE)
-        own = single.loss(one, mine)
-        torch.testing.assert_close(loss[i], own[0], **CLOSE)
-        for name, grad in grads(single, own, "*").items():
-            where = tuple(slice(0, n) for n in grad.shape[1:])
-            torch.testing.assert_close(got[name][i][where], grad[0], **CLOSE)
+    assert_as_alone(tiny.bench(kind), [{"lora": LoRA(r, 2.0 * r, "all"), "head": Head()} for r in RANKS])
 
 
 @pytest.mark.parametrize("kind", ["adamw", "sgd"])

@@ -18,7 +18,7 @@ from weft.adaptation.lora import LoRA
 from weft.adaptation.part import Part
 from weft.adaptation.weights import Weights
 from weft.backbones.backbone import Backbone, frozen_fingerprint
-from weft.backbones.load import describe_model
+from weft.backbones.freeze import describe_model
 from weft.errors import UserError, WeftError
 from weft.federation.bench import Bench
 from weft.federation.pack import Pack

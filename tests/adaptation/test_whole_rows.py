@@ -20,7 +20,8 @@ from weft.adaptation.part import Additive, Part
 from weft.adaptation.row_tokens import row_tokens, spread
 from weft.adaptation.soft_words import SoftWords
 from weft.adaptation.tokens import ImageTokens
-from weft.backbones.backbone import Backbone, Site
+from weft.backbones.backbone import Backbone
+from weft.backbones.model_site import Site
 from weft.errors import UserError, WeftError
 from weft.federation import generating
 from weft.federation.bench import Bench

@@ -210,7 +210,7 @@ def test_a_model_whose_library_is_not_installed_is_refused_in_a_sentence(tmp_pat
 def test_an_mlp_mixer_is_a_stack_of_blocks_too() -> None:
     """No attention, blocks in an ``nn.Sequential``, and linear layers that mix tokens instead of features."""
     from mixer import Mixer
-    from weaving import CLOSE, INDEX, alone, batch_of, grads, leaves, pack_of, values_for
+    from weaving import assert_as_alone
     from weft.adaptation.bottleneck import Bottleneck
     from weft.adaptation.head import Head
     from weft.adaptation.lora import LoRA
@@ -227,22 +227,8 @@ def test_an_mlp_mixer_is_a_stack_of_blocks_too() -> None:
         "features.fc1": ("ffn.in", 24, 48),
         "features.fc2": ("ffn.out", 48, 24),
     }
-    bench = tiny.bench(b)
     parts = [{"lora": LoRA(r, 4.0, "ffn"), "x": Bottleneck(8), "head": Head()} for r in (1, 3, 2)]
-    values = [values_for(bench, p, seed=i) for i, p in enumerate(parts)]
-    pack = leaves(pack_of(bench, parts, values), "*")
-    batch = batch_of(bench, INDEX)
-    out = pack(batch)
-    got = grads(pack, pack.loss(out, batch), "*")
-    for i, single in enumerate(alone(bench, parts, values)):
-        leaves(single, "*")
-        mine = batch_of(bench, INDEX[i : i + 1])
-        one = single(mine)
-        valid = INDEX[i] >= 0
-        torch.testing.assert_close(out.logits[i][valid], one.logits[0][valid], **CLOSE)
-        for name, grad in grads(single, single.loss(one, mine), "*").items():
-            some = got[name][i][tuple(slice(0, n) for n in grad.shape[1:])]
-            torch.testing.assert_close(some, grad[0], **CLOSE)
+    assert_as_alone(tiny.bench(b), parts)
     with pytest.raises(UserError, match=r'has no site "o"; try --set method\.sites=all'):
         tiny.federation(METHODS["fedra"], b, sizes=SIZES, rounds=1)
     run = tiny.federation(FedRA(rank=2, alpha=4.0, sites="ffn", batch=4, optim=FAST), b, sizes=SIZES, rounds=1)
@@ -290,7 +276,7 @@ def test_what_blocks_hand_on_beside_hidden_states_is_noticed_and_never_lost() ->
     from weaving import CLOSE, INDEX, pack_of, values_for
     from weft.adaptation.head import Head
     from weft.adaptation.lora import LoRA
-    from weft.backbones.load import describe_model
+    from weft.backbones.freeze import describe_model
     from weft.backbones.prefix import PrefixCache
     from weft.federation.batch import make_batch
 

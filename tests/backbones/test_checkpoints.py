@@ -13,8 +13,9 @@ from torch import Tensor
 
 import tiny
 from model_folders import VIT, copy, images, loaded, refused
+from weft.backbones.freeze import describe_model
 from weft.backbones.inventory import inventory
-from weft.backbones.load import describe_model, load
+from weft.backbones.load import load
 from weft.backbones.reading import model_class
 from weft.checks import checkpoints
 from weft.errors import UserError

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 import tiny
-from weft.backbones.backbone import GROUPS
 from weft.backbones.load import load
+from weft.backbones.site_choice import GROUPS
 from weft.errors import UserError
 
 # Endings of a block's linear layers by role, as the model cards and papers name them, and whether they have a bias.

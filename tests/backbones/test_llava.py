@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
 import tiny
 from command_line import refused
 from command_line import weft as weft_says
+from picture_folders import asked_about, two_questions_each
 from weft.backbones import pictured_replies
 from weft.backbones.backbone import Backbone
 from weft.backbones.llava import CONNECTOR
@@ -295,12 +295,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     where = tmp_path_factory.mktemp("pictured")
     folder = where / "questions"
-    folder.mkdir()
-    lines = []
-    for i in range(30):
-        Image.new("RGB", (8, 8), (8 * i, 40, 90)).save(folder / f"{i}.png")
-        lines += [json.dumps({"image": f"{i}.png", "question": f"w{i + j}", "answer": f"w{i % 3}"}) for j in range(2)]
-    (folder / "train.jsonl").write_text("\n".join(lines))
+    asked_about(folder, two_questions_each(30))
     return weft.run(
         data=str(folder), method="fedit", model=llava().path, task="generation", template="plain", clients=2, partition="iid",
         rounds=1, max_length=40, samples=20, new_tokens=2, precision="float32", baselines=[], quiet=True, runs=where / "runs",

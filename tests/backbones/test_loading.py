@@ -19,11 +19,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tiny
-from weft.backbones import finding
-from weft.backbones import load as loading
+from weft.backbones import finding, hardware
 from weft.backbones.backbone import Backbone, frozen_fingerprint
 from weft.backbones.finding import find, hash_weights, packaged_weights
-from weft.backbones.load import load, pick_device, pick_precision
+from weft.backbones.hardware import pick_device, pick_precision
+from weft.backbones.load import load
 from weft.backbones.short_names import KNOWN
 from weft.backbones.token_table import tokenize
 from weft.backbones.vocabulary import Vocabulary, vocabulary
@@ -166,7 +166,7 @@ def test_devices_and_precisions_that_are_not_there_are_refused(monkeypatch: pyte
 def test_automatic_precision_is_bfloat16_where_the_processor_computes_in_it(
     has: bool, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loading, "cpu_has_bfloat16", lambda: has)
+    monkeypatch.setattr(hardware, "cpu_has_bfloat16", lambda: has)
     assert pick_precision("auto", torch.device("cpu")) == expected
     assert pick_precision("float32", torch.device("cpu")) == torch.float32
 

@@ -16,10 +16,10 @@ import tiny
 from command_line import small, weft
 from exporting import FAST, FEDIT, RUN_CLOSE, exported, trained
 from weft.adaptation.lora import LoRA
-from weft.backbones.backbone import LINEAR_ROLES, Backbone
+from weft.backbones.backbone import Backbone
 from weft.backbones.inventory import inventory
 from weft.backbones.load import load
-from weft.backbones.options import Options
+from weft.backbones.options import LINEAR_ROLES, Options
 from weft.errors import UserError
 from weft.export import load as load_export
 from weft.methods.selective.fedbf import FedBF

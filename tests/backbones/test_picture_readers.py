@@ -19,6 +19,7 @@ from transformers import DynamicCache
 
 import tiny
 from command_line import weft as weft_says
+from picture_folders import asked_about, two_questions_each
 from weaving import batch_of, pack_of, values_for
 from weft.adaptation.connector import ConnectorAdapter, copied
 from weft.adaptation.part import Part
@@ -486,19 +487,13 @@ def test_a_run_on_files_writes_and_predicts_what_it_wrote(kind: str, tmp_path: P
     import weft
 
     folder = tmp_path / "questions"
-    folder.mkdir()
-    lines = []
-    for i in range(16):
-        Image.new("RGB", (12, 9), (15 * i, 40, 90)).save(folder / f"{i}.png")
-        lines += [json.dumps({"image": f"{i}.png", "question": f"w{i + j}", "answer": f"w{i % 3}"}) for j in range(2)]
-    (folder / "train.jsonl").write_text("\n".join(lines))
+    question = asked_about(folder, two_questions_each(16), (12, 9))
     run = weft.run(
         data=str(folder), method="fedit", model=str(saved_as_its_makers_do(kind, tmp_path / "model")), task="generation",
         clients=2, partition="iid", rounds=1, max_length=50, samples=8, new_tokens=2, precision="float32", baselines=[],
         quiet=True, runs=tmp_path / "runs", template="" if kind == "paligemma" else "plain",
     )  # fmt: skip
     assert run.adapter is not None
-    question = [json.loads(line)["question"] for line in lines]
     wrote = [json.loads(line) for line in (run.folder / "samples.jsonl").read_text().splitlines()]
     asked = [(question[o["row"]], str(folder / f"{o['row'] // 2}.png"), o["text"]) for o in wrote if o["client"] is None]
     assert asked

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import tiny
 from exporting import FAST, RUN_CLOSE, exported
-from weaving import CLOSE, INDEX, alone, batch_of, grads, leaves, own_model, pack_of, set_head, values_for
+from weaving import CLOSE, INDEX, assert_as_alone, batch_of, grads, leaves, own_model, pack_of, set_head, values_for
 from weft.adaptation.bias import Bias
 from weft.adaptation.bottleneck import Bottleneck
 from weft.adaptation.head import Head
@@ -32,7 +32,7 @@ from weft.adaptation.tokens import ImageTokens
 from weft.adaptation.weights import Weights
 from weft.backbones import maps
 from weft.backbones.backbone import Backbone, frozen_fingerprint
-from weft.backbones.load import describe_model
+from weft.backbones.freeze import describe_model
 from weft.backbones.prefix import PrefixCache
 from weft.contract import Tune
 from weft.engines.packing import estimate
@@ -141,21 +141,7 @@ def test_parts_are_what_they_are_by_hand_on_maps(name: str, which: str) -> None:
 @pytest.mark.parametrize("which", PARTS)
 @pytest.mark.parametrize("name", ["basic", "bottleneck"])
 def test_a_pack_is_its_clients_one_by_one(name: str, which: str) -> None:
-    bench = tiny.bench(backbone(name))
-    parts = {**PARTS[which], "head": Head()}
-    values = [values_for(bench, parts, seed=i) for i in range(3)]
-    together = leaves(pack_of(bench, [parts] * 3, values), "*")
-    batch = batch_of(bench, INDEX)
-    out = together(batch)
-    slopes = grads(together, together.loss(out, batch), "x")
-    for i, one in enumerate(alone(bench, [parts] * 3, values)):
-        own = batch_of(bench, INDEX[i : i + 1])
-        single = leaves(one, "*")
-        mine = single(own)
-        valid = INDEX[i] >= 0
-        torch.testing.assert_close(out.logits[i][valid], mine.logits[0][valid], **CLOSE)
-        for n, slope in grads(single, single.loss(mine, own), "x").items():
-            torch.testing.assert_close(slopes[n][i], slope[0], **CLOSE)
+    assert_as_alone(tiny.bench(backbone(name)), [{**PARTS[which], "head": Head()}] * 3)
 
 
 @pytest.mark.parametrize("precision", ["float64", "bfloat16"])

@@ -17,7 +17,8 @@ from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, ViltFo
 import tiny
 import weft
 from command_line import weft as shell
-from exporting import FAST, FEDIT, RUN_CLOSE, exported
+from exporting import FAST, FEDIT, assert_answers_about_pictures_as, exported
+from picture_folders import asked_about
 from weft.adaptation.tune import Tune
 from weft.backbones.backbone import Backbone
 from weft.backbones.finding import find
@@ -341,15 +342,7 @@ def test_an_exported_model_answers_as_its_run_did_in_our_own_form(kind: str, tmp
     run = tiny.federation(METHODS[kind], vault(precision="float32"), sizes=(6, 5), rounds=1).run()
     report = exported(run, tmp_path)
     assert report.difference <= report.tolerance
-    rows = tiny.states((6, 5), reads=BOTH)[0]
-    assert rows.texts is not None
-    assert rows.images is not None
-    predictor = here(tmp_path)
-    expected = predictor.logits_of(rows)
-    if kind != "feddat":  # of feddat it is a new client's
-        torch.testing.assert_close(expected, run.global_logits(), **RUN_CLOSE)
-    items = [(text, rows.images[i]) for i, text in enumerate(rows.texts)]
-    torch.testing.assert_close(predictor.logits(items), expected, rtol=0.0, atol=0.0)
+    assert_answers_about_pictures_as(run, here(tmp_path), of_everybody=kind != "feddat")  # feddat's are a new client's
     about = json.loads((tmp_path / "weft.json").read_text())
     assert (about["kind"], about["task"]) == ("weft", "vqa")
     assert (about["base"]["path"], about["base"]["hub_id"]) == (joined(), None)
@@ -383,15 +376,8 @@ def test_a_run_on_questions_about_letters_learns_and_a_pack_gives_what_its_clien
 
 
 def test_the_command_line_runs_predicts_and_describes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from PIL import Image
-
     folder = tmp_path / "asked"
-    folder.mkdir()
-    lines = []
-    for i in range(24):
-        Image.new("RGB", (8, 8), (10 * i, 40, 90)).save(folder / f"{i}.png")
-        lines.append(json.dumps({"question": f"w{i % 7} w{i % 3}", "image": f"{i}.png", "answer": "ab"[i % 2]}))
-    (folder / "train.jsonl").write_text("\n".join(lines))
+    asked_about(folder, [[{"question": f"w{i % 7} w{i % 3}", "answer": "ab"[i % 2]}] for i in range(24)])
     where = ["--model", joined(), "--runs", tmp_path / "runs", "--device", "cpu", "--name", "asked"]
     typed = ["run", "--method", "fedit", "--task", "vqa", "--data", folder, "--rounds", "1", "--clients", "2"]
     done = shell(capsys, *typed, "--baselines", "none", "--partition", "iid", *where)

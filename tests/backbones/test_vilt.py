@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, ViltForQuestionAnswering, ViltImageProce
 
 import tiny
 from command_line import weft
-from exporting import FAST, FEDIT, RUN_CLOSE, by_readme, exported
+from exporting import FAST, FEDIT, RUN_CLOSE, assert_answers_about_pictures_as, by_readme, exported
 from weft.backbones.backbone import Backbone
 from weft.backbones.flops import flops, powers
 from weft.backbones.load import load
@@ -244,16 +244,7 @@ def here(folder: Path) -> Predictor:
 
 def test_an_exported_model_answers_as_its_run_did(model: tuple[Path, Any, str]) -> None:
     folder, run, kind = model
-    rows = tiny.states((6, 5), reads=BOTH)[0]
-    assert rows.texts is not None
-    assert rows.images is not None
-    predictor = here(folder)
-    expected = predictor.logits_of(rows)
-    if kind != "weft":  # of feddat it is a new client's
-        torch.testing.assert_close(expected, run.global_logits(), **RUN_CLOSE)
-    items = [(text, rows.images[i]) for i, text in enumerate(rows.texts)]
-    torch.testing.assert_close(predictor.logits(items), expected, rtol=0.0, atol=0.0)
-    assert predictor.predict(items[:2]) == [predictor.classes[i] for i in expected[:2].argmax(-1).tolist()]
+    assert_answers_about_pictures_as(run, here(folder), of_everybody=kind != "weft")  # feddat's are a new client's
     about = json.loads((folder / "weft.json").read_text())
     assert (about["kind"], about["base"]["reads"], about["task"]) == ("peft" if kind == "peft" else "weft", BOTH, "vqa")
 

@@ -17,7 +17,8 @@ from weft.adaptation.head import Head
 from weft.adaptation.lora import LoRA
 from weft.adaptation.optim import Optim
 from weft.adaptation.tokens import ClassContext
-from weft.backbones.backbone import Backbone, Site
+from weft.backbones.backbone import Backbone
+from weft.backbones.model_site import Site
 from weft.errors import UserError
 from weft.federation.info import MethodInfo
 from weft.federation.layout import Adaptation

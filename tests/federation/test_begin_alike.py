@@ -15,7 +15,8 @@ from weft.adaptation.bottleneck import Bottleneck
 from weft.adaptation.head import ChosenHead
 from weft.adaptation.lora import LoRA
 from weft.adaptation.optim import Optim
-from weft.backbones.backbone import Backbone, Site
+from weft.backbones.backbone import Backbone
+from weft.backbones.model_site import Site
 from weft.federation.info import MethodInfo
 from weft.federation.layout import Adaptation
 from weft.federation.message import ClientInfo

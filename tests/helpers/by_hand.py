@@ -22,7 +22,8 @@ from transformers import TrainingArguments
 import tiny
 from weft.adaptation.optim import Optim
 from weft.backbones import attending, describe
-from weft.backbones.backbone import Backbone, Site
+from weft.backbones.backbone import Backbone
+from weft.backbones.model_site import Site
 from weft.federation.client import ClientState
 from weft.federation.layout import named
 from weft.federation.message import ClientInfo, Update, Value

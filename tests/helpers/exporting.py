@@ -13,8 +13,8 @@ from torch import Tensor
 import tiny
 from weft.adaptation.optim import Optim
 from weft.backbones.backbone import Backbone
-from weft.data.rows import Rows
-from weft.export import ExportReport, export
+from weft.data.rows import BOTH, Rows
+from weft.export import ExportReport, Predictor, export
 from weft.federation.method import Method
 from weft.methods.reparameterized.fedit import FedIT
 from weft.methods.reparameterized.flora import FLoRA
@@ -32,6 +32,23 @@ def trained(method: Method, model: Backbone | str = "bert", **more: Any) -> tiny
 
 def exported(run: tiny.Federation, folder: Path, **more: Any) -> ExportReport:
     return export(run.method, run.server, folder, INFO, **more)
+
+
+def assert_answers_about_pictures_as(run: tiny.Federation, predictor: Predictor, *, of_everybody: bool) -> None:
+    """What an exported model makes of questions about pictures is what the run makes of them, and pairs give what rows give.
+
+    Args:
+        run: of clients with 6 and 5 rows. of_everybody: its global logits are the predictor's; else these are a new client's.
+    """
+    rows = tiny.states((6, 5), reads=BOTH)[0]
+    assert rows.texts is not None
+    assert rows.images is not None
+    expected = predictor.logits_of(rows)
+    if of_everybody:
+        torch.testing.assert_close(expected, run.global_logits(), **RUN_CLOSE)
+    items = [(text, rows.images[i]) for i, text in enumerate(rows.texts)]
+    torch.testing.assert_close(predictor.logits(items), expected, rtol=0.0, atol=0.0)
+    assert predictor.predict(items[:2]) == [predictor.classes[i] for i in expected[:2].argmax(-1).tolist()]
 
 
 def tensors_in(path: Path) -> dict[str, Tensor]:

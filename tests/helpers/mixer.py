@@ -11,7 +11,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 import tiny
 from weft.backbones.backbone import Backbone
-from weft.backbones.load import describe_model
+from weft.backbones.freeze import describe_model
 
 D, TOKENS = 24, 4  # pictures of 8×8 in patches of 4×4
 

@@ -75,6 +75,48 @@ def pack_of(of: Bench, parts: Sequence[Mapping[str, Part]], values: Sequence[Map
     return Pack(of, [Turn(*one) for one in zip(clients, adaptations, values, strict=True)], Round(0))
 
 
+def assert_as_alone(
+    bench: Bench, parts: Sequence[Mapping[str, Part]], clients: list[int] | None = None
+) -> dict[int, dict[str, Tensor]]:
+    """Logits, losses and gradients of each client of a pack, with values of its own, are those that it has alone.
+
+    What pads the tensors of a smaller client, and what belongs to a client that is not in the batch, has no gradient.
+
+    Args:
+        parts: of each client, whose rows are those of :data:`INDEX`. clients: who is in the batch, in this order; None = all.
+
+    Returns:
+        the gradients of each client of the batch alone, by its place in ``parts``.
+    """
+    values = [values_for(bench, own, seed=i) for i, own in enumerate(parts)]
+    who = list(range(len(parts))) if clients is None else clients
+    together, batch = leaves(pack_of(bench, parts, values), "*"), batch_of(bench, INDEX[who], clients)
+    out = together(batch)
+    losses = together.loss(out, batch)
+    slopes = grads(together, losses, "*")
+    found: dict[int, dict[str, Tensor]] = {}
+    for row, k in enumerate(who):
+        (single,) = alone(bench, [parts[k]], [values[k]])
+        leaves(single, "*")
+        mine = batch_of(bench, INDEX[k : k + 1])
+        one = single(mine)
+        valid = INDEX[k] >= 0
+        torch.testing.assert_close(out.logits[row][valid], one.logits[0][valid], **CLOSE)
+        loss = single.loss(one, mine)
+        torch.testing.assert_close(losses[row], loss[0], **CLOSE)
+        found[k] = {n: g[0] for n, g in grads(single, loss, "*").items()}
+        assert found[k].keys() <= slopes.keys()
+    for name, whole in slopes.items():
+        for k, slope in enumerate(whole):
+            own, rest = found.get(k, {}).get(name), slope.clone()
+            if own is not None:
+                cut = tuple(slice(0, n) for n in own.shape)
+                torch.testing.assert_close(slope[cut], own, **CLOSE)
+                rest[cut] = 0
+            assert not rest.any(), f"{name} has a gradient beside client {k}'s own"
+    return found
+
+
 def grads(of: Pack, loss: Tensor, *names: str) -> dict[str, Tensor]:
     """Gradients [K, …] of Σ loss with respect to the pack's tensors that match; call :func:`leaves` before the forward."""
     chosen = of.params(*names)

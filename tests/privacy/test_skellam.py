@@ -51,6 +51,7 @@ def test_noise_that_is_found_keeps_its_epsilon() -> None:
 def test_nothing_costs_nothing_and_no_noise_everything() -> None:
     assert skellam.epsilon(1.0, LEVELS, 0, 1e-5) == 0
     assert skellam.epsilon(0.0, LEVELS, 1, 1e-5) == math.inf
+    assert skellam.epsilon(0.0, LEVELS, 0, 1e-5) == 0.0
 
 
 def test_whoever_knows_the_cohort_is_not_fooled_by_lots() -> None:

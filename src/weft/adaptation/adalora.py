@@ -17,7 +17,8 @@ from weft.tensors.init import Init
 from weft.typed import Count
 
 if TYPE_CHECKING:
-    from weft.backbones.backbone import Backbone, Site
+    from weft.backbones.backbone import Backbone
+    from weft.backbones.model_site import Site
 
 START = 0.02
 ORTHOGONAL = 0.1

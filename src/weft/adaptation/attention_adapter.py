@@ -18,7 +18,8 @@ from weft.adaptation.part import Additive
 from weft.tensors.init import Init
 
 if TYPE_CHECKING:
-    from weft.backbones.backbone import Backbone, Site
+    from weft.backbones.backbone import Backbone
+    from weft.backbones.model_site import Site
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from weft.tensors.init import Init
 from weft.typed import Called
 
 if TYPE_CHECKING:
-    from weft.backbones.backbone import Backbone, Site
+    from weft.backbones.backbone import Backbone
+    from weft.backbones.model_site import Site
 
 BiasScope = Annotated[Literal["all", "blocks", "linear", "norm"], Called("bias scope")]
 

@@ -20,7 +20,8 @@ from weft.tensors.init import Init, drawn_like
 from weft.typed import Called, Count, NonNegative, Positive
 
 if TYPE_CHECKING:
-    from weft.backbones.backbone import Backbone, Site
+    from weft.backbones.backbone import Backbone
+    from weft.backbones.model_site import Site
 
 Placement = Annotated[Literal["block", "ffn", "sublayers", "parallel"], Called("placement")]
 Activation = Annotated[Literal["relu", "gelu_new"], Called("activation")]

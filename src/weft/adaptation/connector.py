@@ -15,7 +15,8 @@ from weft.tensors.init import Init
 from weft.typed import Positive
 
 if TYPE_CHECKING:
-    from weft.backbones.backbone import Backbone, Site
+    from weft.backbones.backbone import Backbone
+    from weft.backbones.model_site import Site
 
 _COPIES: weakref.WeakKeyDictionary[nn.Module, dict[str, Tensor]] = weakref.WeakKeyDictionary()
 """Of frozen connectors, which all clients and rounds ask for."""

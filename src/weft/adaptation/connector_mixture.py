@@ -15,7 +15,8 @@ from weft.tensors.init import Init
 from weft.typed import Count
 
 if TYPE_CHECKING:
-    from weft.backbones.backbone import Backbone, Site
+    from weft.backbones.backbone import Backbone
+    from weft.backbones.model_site import Site
 
 ROUTER = "router"
 

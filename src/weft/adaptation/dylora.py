@@ -15,7 +15,7 @@ from weft.adaptation.dropout import BITS, mixed
 from weft.adaptation.lora import LoRA
 
 if TYPE_CHECKING:
-    from weft.backbones.backbone import Site
+    from weft.backbones.model_site import Site
 
 _RANKS = 0x7A6E_9D3B_51C2_08F5
 """Sets what is drawn here apart from other uses of a step's keys."""

@@ -23,7 +23,8 @@ from weft.tensors.keyed import generator
 from weft.tensors.principal import principal
 
 if TYPE_CHECKING:
-    from weft.backbones.backbone import Backbone, Site
+    from weft.backbones.backbone import Backbone
+    from weft.backbones.model_site import Site
 
 Begins = Literal["pissa", "olora"]
 

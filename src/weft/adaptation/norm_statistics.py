@@ -15,7 +15,8 @@ from weft.errors import UserError
 from weft.tensors.init import Init
 
 if TYPE_CHECKING:
-    from weft.backbones.backbone import Backbone, Site
+    from weft.backbones.backbone import Backbone
+    from weft.backbones.model_site import Site
 
 Kind = Literal["averaged", "static"]
 

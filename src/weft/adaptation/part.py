@@ -12,7 +12,8 @@ from weft.tensors.init import Init
 from weft.typed import check
 
 if TYPE_CHECKING:
-    from weft.backbones.backbone import Backbone, Site
+    from weft.backbones.backbone import Backbone
+    from weft.backbones.model_site import Site
 
 
 Mode = Literal["adds", "replaces", "reads", "embeds", "enters", "prefixes", "parameters", "normalises"]

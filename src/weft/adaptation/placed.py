@@ -15,7 +15,8 @@ from weft.tensors.init import leading
 from weft.tensors.lowrank import LowRank
 
 if TYPE_CHECKING:
-    from weft.backbones.backbone import Backbone, Site
+    from weft.backbones.backbone import Backbone
+    from weft.backbones.model_site import Site
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from weft.adaptation.lora import LoRA, low_rank_product
 from weft.tensors.init import Init
 
 if TYPE_CHECKING:
-    from weft.backbones.backbone import Backbone, Site
+    from weft.backbones.backbone import Backbone
+    from weft.backbones.model_site import Site
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from weft.tensors.keyed import numpy_generator
 from weft.typed import Called, Count
 
 if TYPE_CHECKING:
-    from weft.backbones.backbone import Backbone, Site
+    from weft.backbones.backbone import Backbone
+    from weft.backbones.model_site import Site
 
 WordPlace = Annotated[Literal["auto", "front", "behind"], Called("place")]
 WordEncoder = Annotated[Literal["none", "mlp"], Called("encoder")]

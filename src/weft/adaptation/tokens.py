@@ -17,7 +17,8 @@ from weft.tensors.init import Init
 from weft.typed import Called, Count, NonNegative
 
 if TYPE_CHECKING:
-    from weft.backbones.backbone import Backbone, Site
+    from weft.backbones.backbone import Backbone
+    from weft.backbones.model_site import Site
 
 Place = Annotated[Literal["end", "middle", "front"], Called("place")]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from weft.adaptation.part import Additive
-from weft.backbones.backbone import Site
+from weft.backbones.model_site import Site
 from weft.tensors.init import Init
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ from weft.tensors.init import Init
 from weft.typed import Whole
 
 if TYPE_CHECKING:
-    from weft.backbones.backbone import Backbone, Site
+    from weft.backbones.backbone import Backbone
+    from weft.backbones.model_site import Site
 
 D_START = 0.1
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, ClassVar
 from torch import Tensor, nn
 
 from weft.adaptation.part import Additive, Mode
-from weft.backbones.backbone import TEXT_TOWER, Site
+from weft.backbones.backbone import TEXT_TOWER
 from weft.backbones.describe import block_index
+from weft.backbones.model_site import Site
 from weft.backbones.quantised import is_quantised
 from weft.errors import UserError
 from weft.tensors.init import Init

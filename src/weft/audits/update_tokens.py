@@ -25,7 +25,7 @@ from weft.tensors.keyed import numpy_generator
 
 if TYPE_CHECKING:
     from weft.audits.audited import Audited
-    from weft.backbones.backbone import Site
+    from weft.backbones.model_site import Site
     from weft.federation.bench import Bench
     from weft.federation.pack import Pack
     from weft.storage.updates import KeptUpdate

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from weft.backbones.backbone import Site
+from weft.backbones.model_site import Site
 
 if TYPE_CHECKING:
     from weft.backbones.backbone import Backbone

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,79 +10,23 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from weft.backbones.options import LINEAR_ROLES, Options
+from weft.backbones import site_choice
+from weft.backbones.model_site import Site
+from weft.backbones.options import Options
 from weft.backbones.vocabulary import Vocabulary
-from weft.errors import UserError, nearest
+from weft.errors import UserError
 
 if TYPE_CHECKING:
     from weft.backbones.clip import ClassNames
     from weft.backbones.cut import Cut
     from weft.backbones.flops import Flops
 
-GROUPS = {
-    "attention": ("q", "k", "v", "o"),
-    "ffn": ("ffn.in", "ffn.gate", "ffn.out"),
-    "all": LINEAR_ROLES,
-}
-
 
 Embedding = Literal["image", "patches"]
 """What a tower makes of a picture: one vector, or one of each patch."""
 
-PARTS = ("text", "encoder", "decoder", "cross")
-"""What a role may be narrowed to: ``cross.q``."""
-
 TEXT_TOWER = ("text_model", "text_projection")
 """Modules of a backbone with two towers that read class names."""
-
-
-@dataclass(frozen=True)
-class Site:
-    """One place of the backbone where a part can sit.
-
-    Attributes:
-        name: the module's path inside the Hugging Face model.
-        role: what it is: one of ``LINEAR_ROLES`` (several joined by ``+`` when fused, as GPT-2's ``c_attn``),
-            ``block`` or ``ffn.norm`` (the two places of a bottleneck), ``head``, ``norm``, ``entry`` (what goes into a block),
-            ``attention`` (where queries meet keys, d_in = width of a token's keys over all heads, d_out = that of its values),
-            ``words`` (the token embedding), ``patches`` (the convolution over them), ``convolution`` (any other), ``embedding``
-            (of a whole image), ``connector`` (between a tower of pictures and a language model), ``values`` (tensors that sit
-            nowhere) …
-        d_in, d_out: feature sizes of input and output.
-        block: index of the transformer block that holds it; None outside the stack.
-        bias: whether the module owns a bias vector.
-        per_row: it is called with the rows of the batch and nothing else (DeBERTa's query and key also see a table of positions).
-        tower: ``text`` for the text tower of a backbone with two; "" everywhere else.
-        stack: of an encoder-decoder ``encoder``, ``decoder``, or ``cross``, for a decoder's look at what the encoder has read.
-        key: what a part's tensors here are called by in place of the path, if it is to be one name on any backbone.
-        reads: path of a module of the same block that runs before it, and whose input a part that adds reads here in place of its
-            own; d_in is then of that.
-    """
-
-    name: str
-    role: str
-    d_in: int
-    d_out: int
-    block: int | None
-    bias: bool = False
-    per_row: bool = True
-    tower: str = ""
-    stack: str = ""
-    key: str = ""
-    reads: str = ""
-
-    @property
-    def called(self) -> str:
-        """The middle of the names of tensors here, "part/site/role"."""
-        return self.key or self.name
-
-    @property
-    def roles(self) -> tuple[str, ...]:
-        return tuple(self.role.split("+"))
-
-    def parameter(self, role: str) -> str:
-        """The name in the model of the module's own parameter."""
-        return f"{self.name}.{role}" if self.name else role
 
 
 @dataclass(frozen=True)
@@ -430,60 +373,8 @@ class Backbone:
         }
 
     def sites(self, spec: str, blocks: Iterable[int] | None = None) -> list[Site]:
-        """Linear sites named by ``spec``: roles and groups joined by commas (``q,v``, ``attention``, ``all``), or module-name
-        endings as PEFT takes them (``names:query,value``; those outside of the blocks, the head's too, go by their whole names),
-        or a regular expression that is all of a module's name (``re:.*layer.[0-3].*query``). ``blocks`` keeps only those blocks.
-        ``text.`` before a role or group means the text tower of a backbone with two; ``encoder.``, ``decoder.`` or ``cross.``
-        that part of an encoder-decoder, which is meant as a whole otherwise.
-
-        Raises:
-            UserError: an unknown role, or no layer that is meant by one of them.
-        """
-        keep = None if blocks is None else set(blocks)
-        inside = [s for s in self.linears + self.text_linears if keep is None or s.block in keep or s.tower]
-        if spec.startswith("names:"):
-            ends = [e.strip() for e in spec[6:].split(",") if e.strip()]
-            exact = set(ends)
-            named = [s for s in inside if s.name in exact or any(s.name.endswith("." + e) for e in ends)]
-            if keep is None:
-                named += [s for s in (*self.outer, *self.heads) if s.name in exact and s.role != "head.norm"]
-            if not named:
-                self.check_linears()
-                have = sorted({s.name.rsplit(".", 1)[-1] for s in self.linears + self.text_linears})
-                raise UserError(f'no linear layer of "{self.name}" ends in {", ".join(ends)}; it has {", ".join(have)}.')
-            return named
-        self.check_linears()
-        if spec.startswith("re:"):
-            return self._matching(spec.removeprefix("re:"), inside)
-        found: set[str] = set()
-        for word in (w.strip() for w in spec.split(",")):
-            part, _, rest = word.partition(".")
-            where, plain = (part, rest) if part in PARTS else ("", word)
-            if plain not in GROUPS and plain not in LINEAR_ROLES:
-                choices = [*GROUPS, *LINEAR_ROLES]
-                known, near = ", ".join(choices), nearest(plain, choices)
-                raise UserError(f'unknown site "{word}": use {known}, names:ENDING or re:PATTERN.{near}')
-            roles = set(GROUPS.get(plain, (plain,)))
-            own = {s.name for s in inside if roles & set(s.roles) and where in ((s.tower,) if s.tower else ("", s.stack))}
-            if not own:
-                self.check_blocks()
-                raise UserError(f'backbone "{self.name}" has no site "{word}"; try --set method.sites=all.')
-            found |= own
-        return [s for s in inside if s.name in found]
-
-    def _matching(self, pattern: str, inside: list[Site]) -> list[Site]:
-        try:
-            found = [s for s in inside if re.fullmatch(pattern, s.name)]
-        except re.error as e:
-            raise UserError(f'"{pattern}" is no regular expression ({e}): give one, as in re:.*query.') from None
-        if not found:
-            first = next(iter(inside), None)
-            example = "" if first is None else f", such as {first.name}"
-            raise UserError(
-                f'the regular expression "{pattern}" is the whole name of no linear layer of "{self.name}"{example}: begin it '
-                "with .* if it is an ending."
-            )
-        return found
+        """Linear sites that ``spec`` names, see :func:`weft.backbones.site_choice.chosen`."""
+        return site_choice.chosen(self, spec, blocks)
 
 
 def frozen_fingerprint(backbone: Backbone) -> str:

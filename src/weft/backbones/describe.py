@@ -16,7 +16,8 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from weft.backbones.backbone import Backbone, Site
+from weft.backbones.backbone import Backbone
+from weft.backbones.model_site import Site
 from weft.backbones.options import NO_SITE
 from weft.errors import UserError, nearest
 

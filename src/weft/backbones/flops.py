@@ -17,8 +17,9 @@ from weft.backbones.pixels import picture_shape
 from weft.data.rows import BOTH
 
 if TYPE_CHECKING:
-    from weft.backbones.backbone import Backbone, Site
+    from weft.backbones.backbone import Backbone
     from weft.backbones.clip import ClassNames
+    from weft.backbones.model_site import Site
 
 POWERS = ((0, 0), (1, 0), (2, 0), (0, 1), (0, 2), (1, 1))
 """Of the tokens that a row has for an encoder or a decoder alone (s), and for the decoder behind an encoder (t): s^i t^j."""

@@ -9,8 +9,9 @@ from typing import Any
 
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from weft.backbones.backbone import Backbone, Site
+from weft.backbones.backbone import Backbone
 from weft.backbones.describe import find_blocks, stack
+from weft.backbones.model_site import Site
 from weft.backbones.pixels import picture_shape
 
 

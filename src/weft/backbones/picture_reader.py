@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from weft.backbones.backbone import Site
+from weft.backbones.model_site import Site
 
 READERS = {
     "llava": ("llava", "LlavaReader"),

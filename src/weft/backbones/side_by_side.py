@@ -16,7 +16,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from weft.backbones import trace as tracing
-from weft.backbones.backbone import TEXT_TOWER, Backbone, Site
+from weft.backbones.backbone import TEXT_TOWER, Backbone
+from weft.backbones.model_site import Site
 from weft.backbones.options import Options
 from weft.backbones.pixels import picture_shape, values_of
 from weft.errors import UserError

@@ -13,9 +13,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from weft.backbones import maps as maps_of
-from weft.backbones.backbone import Site
 from weft.backbones.describe import features, is_norm
 from weft.backbones.maps import shape_of
+from weft.backbones.model_site import Site
 from weft.errors import UserError
 
 

@@ -264,7 +264,7 @@ def models(
 
 def env(as_json: Json = False) -> None:
     """Versions, threads and device, for bug reports."""
-    from weft.backbones.load import pick_device, pick_precision
+    from weft.backbones.hardware import pick_device, pick_precision
     from weft.cli.grids import facts
     from weft.runs.provenance import environment
 

@@ -113,7 +113,7 @@ def made(x: Experiment, say: Callable[[str], None], jobs: int = 1, of: str = "")
     grams = carbon.grams(x.carbon)
     meter: Meter
     if isinstance(x.energy, str):
-        from weft.backbones.load import pick_device
+        from weft.backbones.hardware import pick_device
 
         meter = Measured(counters.of(pick_device(x.device).type), x.idle_watts)
     else:

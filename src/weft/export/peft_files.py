@@ -37,7 +37,8 @@ from weft.tensors.forms import Value
 from weft.tensors.lowrank import LowRank
 
 if TYPE_CHECKING:
-    from weft.backbones.backbone import Backbone, Site
+    from weft.backbones.backbone import Backbone
+    from weft.backbones.model_site import Site
     from weft.export.about import About, Base
 
 CONFIG, TENSORS = FILES = peft_adapter.FILES

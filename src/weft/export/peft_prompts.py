@@ -28,7 +28,8 @@ from weft.tasks.kinds import MASKED
 from weft.tensors.forms import Value
 
 if TYPE_CHECKING:
-    from weft.backbones.backbone import Backbone, Site
+    from weft.backbones.backbone import Backbone
+    from weft.backbones.model_site import Site
     from weft.export.about import Base
 
 CONFIG, TENSORS = FILES = peft_adapter.FILES

@@ -14,7 +14,8 @@ from weft.tensors.forms import Value
 from weft.tensors.lowrank import LowRank
 
 if TYPE_CHECKING:
-    from weft.backbones.backbone import Backbone, Site
+    from weft.backbones.backbone import Backbone
+    from weft.backbones.model_site import Site
 
 APPENDED = "+"
 """A low-rank tensor name that ends in this carries terms to be added to the receiver's copy instead of a whole value."""

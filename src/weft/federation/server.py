@@ -37,7 +37,8 @@ from weft.tensors.lowrank import LowRank
 from weft.tensors.masked import Masked
 
 if TYPE_CHECKING:
-    from weft.backbones.backbone import Backbone, Site
+    from weft.backbones.backbone import Backbone
+    from weft.backbones.model_site import Site
     from weft.tasks.task import Task
 
 

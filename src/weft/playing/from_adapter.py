@@ -12,7 +12,8 @@ from torch import Tensor
 from weft.adaptation.head import Head
 from weft.adaptation.lora import LoRA
 from weft.adaptation.part import Part
-from weft.backbones.backbone import Backbone, Site
+from weft.backbones.backbone import Backbone
+from weft.backbones.model_site import Site
 from weft.devices import sized
 from weft.engines.observer import Observer
 from weft.errors import UserError

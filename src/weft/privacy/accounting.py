@@ -40,11 +40,15 @@ def epsilon(noise: float, share: float, times: int, delta: float, accountant: Ac
     Returns:
         infinity without noise, 0 of nothing.
     """
+    known = plain(noise, times)
+    return _epsilon(float(noise), up(share), int(times), float(delta), accountant) if known is None else known
+
+
+def plain(noise: float, times: int) -> float | None:
+    """ε of sums that nobody has to reckon: 0 of none, infinity of those without noise; None of all others."""
     if times <= 0:
         return 0.0
-    if noise <= 0:
-        return math.inf
-    return _epsilon(float(noise), up(share), int(times), float(delta), accountant)
+    return math.inf if noise <= 0 else None
 
 
 def noise_for(epsilon: float, share: float, times: int, delta: float, accountant: Accountant = "pld") -> float:

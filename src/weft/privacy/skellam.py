@@ -13,7 +13,6 @@ lots hide nobody, and neighbours differ by one client whose vector is zero.
 from __future__ import annotations
 
 import functools
-import math
 
 import numpy as np
 
@@ -42,11 +41,8 @@ def epsilon(noise: float, levels: int, times: int, delta: float) -> float:
     Returns:
         infinity without noise, 0 of nothing.
     """
-    if times <= 0:
-        return 0.0
-    if noise <= 0:
-        return math.inf
-    return _epsilon(float(noise), int(levels), int(times), float(delta))
+    known = accounting.plain(noise, times)
+    return _epsilon(float(noise), int(levels), int(times), float(delta)) if known is None else known
 
 
 @functools.lru_cache(maxsize=1024)

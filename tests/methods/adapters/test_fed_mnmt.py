@@ -21,8 +21,9 @@ import tiny
 from bytes_of import HEAD, LAYERS, Case, D, Sizes, Turn
 from weft.adaptation.bottleneck import Bottleneck
 from weft.adaptation.optim import Optim
-from weft.backbones.backbone import Site, frozen_fingerprint
+from weft.backbones.backbone import frozen_fingerprint
 from weft.backbones.describe import linear_sites, stacks
+from weft.backbones.model_site import Site
 from weft.errors import UserError
 from weft.methods import FedMNMT
 from weft.methods.adapters.fed_mnmt import encodes

@@ -20,7 +20,7 @@ import tiny
 from bytes_of import HEAD, LAYERS, Case, D, Sizes, Turn
 from exporting import RUN_CLOSE, exported
 from weft.aggregation.side_trials import Group
-from weft.backbones.backbone import Site
+from weft.backbones.model_site import Site
 from weft.contract import ClientInfo, Optim, Tune
 from weft.errors import UserError
 from weft.experiment import resolve

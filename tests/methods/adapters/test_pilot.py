@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -21,6 +20,7 @@ import by_hand
 import tiny
 import weft
 from bytes_of import Case, Sizes, Turn, lora
+from picture_folders import asked_about
 from run_laws import LAWS, Law, keep
 from weft.adaptation.optim import Optim
 from weft.cli.sizes import made_up, measure
@@ -612,13 +612,11 @@ def test_a_client_without_a_task_of_its_own_among_others_that_have_one() -> None
 
 def test_a_run_on_files_whose_clients_are_kinds_of_questions(tmp_path: Path) -> None:
     folder = tmp_path / "questions"
-    folder.mkdir()
-    lines = []
-    for i in range(24):
-        Image.new("RGB", (8, 8), (8 * i, 40, 90)).save(folder / f"{i}.png")
-        for j, kind in enumerate(("colour", "count", "place")):
-            lines.append(json.dumps({"image": f"{i}.png", "question": f"w{i + j}", "answer": f"w{i % 3}", "domain": kind}))
-    (folder / "train.jsonl").write_text("\n".join(lines))
+    kinds = ("colour", "count", "place")
+    asked = [
+        [{"question": f"w{i + j}", "answer": f"w{i % 3}", "domain": kind} for j, kind in enumerate(kinds)] for i in range(24)
+    ]
+    asked_about(folder, asked)
     path = tiny.backbone("llava", checkpoint="lm", task="generation", classes=1).path
     run = weft.run(
         data=str(folder), method="pilot", model=path, task="generation", template="plain", clients=3, rounds=2, max_length=40,
