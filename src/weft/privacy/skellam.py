@@ -1,7 +1,7 @@
 """What noise in whole numbers costs, of which each client adds a part: the Rényi divergences of Skellam's distribution.
 
 N. Agarwal, P. Kairouz, Z. Liu, "The Skellam mechanism for differentially private federated learning", NeurIPS 2021, arXiv
-2110.04995, theorem 3.5, of all coordinates together: with μ the variance of the noise in each, and two vectors of whole numbers
+2110.04995, corollary 3.6 of theorem 3.5: with μ the variance of the noise in each, and two vectors of whole numbers
 that are Δ₂ apart in norm and Δ₁ in the sum of absolute values, for whole numbers α > 1
 
     ε(α) ≤ α Δ₂²/(2μ) + min( ((2α - 1) Δ₂² + 6 Δ₁)/(4μ²), 3 Δ₁/(2μ) )
@@ -23,7 +23,7 @@ ORDERS = (*range(2, 65), *(2**k for k in range(7, 13)))
 
 
 def divergence(order: int, variance: float, squared: float, absolute: float) -> float:
-    """The bound of theorem 3.5.
+    """The bound of corollary 3.6.
 
     Args:
         order: α, a whole number from 2. variance: μ. squared, absolute: Δ₂² and Δ₁.
