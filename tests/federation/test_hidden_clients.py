@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from weft.federation.rounds import adapted
 from weft.federation.soundness import unsound
 from weft.methods import FedBF, FedIT, registry
 from weft.privacy import accounting
+from weft.privacy.factorization import NOISE
 from weft.privacy.hiding import Privacy, mechanisms
 from weft.privacy.mechanism import DPFedAvg, LocalDP
 from weft.tensors.init import leading
@@ -211,19 +212,41 @@ def test_counting_is_paid_for_out_of_the_same_noise() -> None:
         _ = HiddenClients(run.method, run.server, run.bench.privacy).sum_noise
 
 
-def test_the_noise_of_a_tree_is_that_of_its_nodes() -> None:
-    """After t rounds as many nodes as t has ones in binary; with each its own noise, and never more than of log t."""
+def nodes(t: int) -> float:
+    """Of a tree that are left after t rounds: as many as t has ones in binary."""
+    return float(t.bit_count())
+
+
+def squares(t: int) -> float:
+    """Of the whole square root's first t coefficients, which the root of A has again as B; exact, summed up."""
+    return sum((math.comb(2 * k, k) / 4**k) ** 2 for k in range(t))
+
+
+@pytest.mark.parametrize(("factorization", "variance"), [("tree", nodes), ("banded", squares)])
+def test_the_noise_of_a_pass_is_that_of_its_factorization(factorization: str, variance: Callable[[int], float]) -> None:
+    """In the model after t rounds of a pass."""
     z, rounds = 1.0, 8
-    run = tiny.federation(
-        FedBF(), sizes=SIZES, privacy=plan(f"dp-ftrl:noise={z},clip=1", participation=0.1, rounds=rounds), rounds=rounds
-    )
+    text = f"dp-ftrl:noise={z},clip=1,factorization={factorization}"
+    run = tiny.federation(FedBF(), sizes=SIZES, privacy=plan(text, participation=0.1, rounds=rounds), rounds=rounds)
     before = {n: v.clone() for n, v in run.server.shared.items() if isinstance(v, Tensor)}
     for t in range(rounds):
         run.server.round = replace(run.server.round, index=t)
         after = closed(run, list(moved_by(run, [0.0] * 4)), fresh=t == 0)
         noise = torch.cat([(after[n] - before[n]).flatten() for n in before])
-        ones = (t + 1).bit_count()
-        assert float(noise.std()) == pytest.approx(z * math.sqrt(ones) / (0.1 * 4), rel=0.08)
+        assert float(noise.std()) == pytest.approx(z * math.sqrt(variance(t + 1)) / (0.1 * 4), rel=0.08)
+
+
+@pytest.mark.parametrize("factorization", ["tree", "banded"])
+def test_a_new_pass_takes_nothing_back_of_the_last_one(factorization: str) -> None:
+    """Whether its first round sends something, sends nothing, or is undone."""
+    privacy = plan(f"dp-ftrl:noise=1,clip=1,factorization={factorization}", participation=0.25, rounds=8)
+    run = tiny.federation(FedBF(), sizes=SIZES, privacy=privacy)
+    closed(run, list(moved_by(run, [0.0] * 4)), fresh=True)
+    assert run.server.hiding
+    HiddenClients(run.method, run.server, privacy)
+    assert run.server.hiding
+    HiddenClients(run.method, run.server, privacy, fresh=True)
+    assert not run.server.hiding
 
 
 def leaf_cohorts(privacy: Privacy, names: list[str], rounds: int) -> list[set[str]]:
@@ -231,28 +254,33 @@ def leaf_cohorts(privacy: Privacy, names: list[str], rounds: int) -> list[set[st
     return [{c.id for c in secretly(privacy, Round(t), clients)} for t in range(rounds)]
 
 
-def test_each_client_takes_part_once_in_a_tree_whoever_comes_or_goes() -> None:
+def test_each_client_takes_part_once_in_a_pass_whoever_comes_or_goes() -> None:
     privacy = plan("dp-ftrl:noise=1", participation=0.25, rounds=12)
     names = [f"client-{i}" for i in range(40)]
     cohorts = leaf_cohorts(privacy, names, 12)
-    for tree in (cohorts[:4], cohorts[4:8], cohorts[8:]):
-        assert sorted(c for cohort in tree for c in cohort) == sorted(names)
-        assert all(3 <= len(cohort) <= 18 for cohort in tree)
+    for once in (cohorts[:4], cohorts[4:8], cohorts[8:]):
+        assert sorted(c for cohort in once for c in cohort) == sorted(names)
+        assert all(3 <= len(cohort) <= 18 for cohort in once)
     assert cohorts[:4] != cohorts[4:8]
     fewer = leaf_cohorts(privacy, names[::3], 12)
     assert fewer == [cohort & set(names[::3]) for cohort in cohorts]
 
 
-def test_a_tree_begins_anew_once_everybody_has_taken_part() -> None:
+def test_a_pass_begins_anew_once_everybody_has_taken_part() -> None:
     privacy = plan("dp-ftrl:noise=1", participation=0.25, rounds=8)
-    run = tiny.federation(FedIT(rank=2), sizes=(3,) * 8, rounds=8, privacy=privacy, participation=0.25).run()
+    run = tiny.federation(FedIT(rank=2), sizes=(3,) * 8, rounds=8, privacy=privacy, participation=0.25)
+    kept = []
+    for t in range(8):
+        run.simulation.round(t)
+        kept.append({len(v) for n, v in run.server.hiding.items() if n.startswith(NOISE)})
+    assert kept == [{1}, {2}, {3}, {3}] * 2
     assert run.simulation.setup.spending is not None
-    assert run.simulation.setup.spending.trees == 2
+    assert run.simulation.setup.spending.passes == 2
 
 
 @pytest.mark.parametrize(("text", "chance"), [("dp-ftrl:noise=0,clip=10", 0.25), ("dp-fedavg:noise=0,clip=10", 0.3)])
 def test_a_sum_is_divided_by_how_many_take_part_on_average(text: str, chance: float) -> None:
-    """Of trees that is one of their rounds, also where participation is no fraction of one over a whole number."""
+    """Of passes that is one of their rounds, also where participation is no fraction of one over a whole number."""
     run = tiny.federation(FedIT(rank=2), sizes=SIZES, privacy=plan(text, participation=0.3))
     before = {n: v.clone() for n, v in run.server.shared.items() if isinstance(v, Tensor)}
     after = closed(run, list(moved_by(run, [2.0]))[:1], fresh=True)
@@ -362,20 +390,23 @@ def test_a_round_counts_from_the_moment_at_which_it_begins(tmp_path: Path) -> No
     assert Spending(tmp_path / "privacy.json", privacy).rounds == 3
 
 
-def test_a_tree_of_a_round_that_was_begun_twice_is_over(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("factorization", "norm"), [("tree", math.sqrt(3)), ("banded", math.sqrt(1 + 1 / 4 + 9 / 64 + 25 / 256))]
+)
+def test_a_pass_of_a_round_that_was_begun_twice_is_over(tmp_path: Path, factorization: str, norm: float) -> None:
     """Its noise would else be told twice around two different sums."""
-    privacy = plan("dp-ftrl:noise=1", participation=0.25, rounds=8)
+    privacy = plan(f"dp-ftrl:noise=1,factorization={factorization}", participation=0.25, rounds=8)
     spending = Spending(tmp_path / "privacy.json", privacy)
     assert [spending.begin(t) for t in range(3)] == [True, False, False]
     again = Spending(tmp_path / "privacy.json", privacy)
     assert [again.begin(t) for t in range(2, 6)] == [True, False, True, False]
-    assert again.trees == 3
-    assert again.epsilon == pytest.approx(accounting.epsilon(1 / math.sqrt(3), 1.0, 3, 1e-5, "rdp"))
+    assert again.passes == 3
+    assert again.epsilon == pytest.approx(accounting.epsilon(1 / norm, 1.0, 3, 1e-5, "rdp"))
 
 
-def test_a_tree_that_would_go_beyond_the_budget_does_not_begin(tmp_path: Path) -> None:
+def test_a_pass_that_would_go_beyond_the_budget_does_not_begin(tmp_path: Path) -> None:
     privacy = plan("dp-ftrl:noise=1", participation=0.5, rounds=8)
-    privacy = replace(privacy, epsilon=privacy.spent_on_clients(rounds=4, trees=2))
+    privacy = replace(privacy, epsilon=privacy.spent_on_clients(rounds=4, passes=2))
     spending = Spending(tmp_path / "privacy.json", privacy)
     assert [spending.begin(t) for t in range(4)] == [True, False, True, False]
     assert spending.over(4) is not None

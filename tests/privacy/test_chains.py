@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from dp_accounting import NeighboringRelation
+from dp_accounting.dp_event import GaussianDpEvent, SingleEpochTreeAggregationDpEvent
+from dp_accounting.rdp import RdpAccountant
+from scipy.linalg import sqrtm
 
 from weft.errors import UserError
 from weft.privacy import accounting
@@ -40,6 +45,9 @@ def test_a_chain_is_its_text() -> None:
         ("dp-ftrl:noise=1+ckks", "which ckks hides updates from: use dp-fedavg+ckks"),
         ("ckks+dp-fedavg:noise=1", "write dp-fedavg+ckks"),
         ("dp-ftrl+secagg", "use dp-fedavg+secagg"),
+        ("dp-ftrl:factorization=tree,bands=4", "dp-ftrl:bands is of factorization=banded, and a tree has none"),
+        ("dp-ftrl:factorization=band", 'unknown factorization "band": use banded, tree'),
+        ("dp-ftrl:bands=0", "it needs bands ≥ 1, not 0"),
         ("dp-fedavg:quantile=0.5+secagg", "leave quantile out"),
         ("secagg:degree=3", "give an even number"),
         ("secagg:share=0.5", "share"),
@@ -85,10 +93,38 @@ def test_the_noise_of_an_update_hides_one_behind_any_other() -> None:
 def test_the_noise_of_the_server_is_for_its_rounds() -> None:
     plan = Privacy(mechanisms("dp-fedavg"), epsilon=4.0, rounds=20, participation=0.25)
     assert plan.spent_on_clients(20) <= 4.0 < plan.spent_on_clients(22)
-    tree = replace(plan, links=mechanisms("dp-ftrl"))
-    assert tree.leaves == 4
-    assert tree.spent_on_clients(20, trees=5) <= 4.0 < tree.spent_on_clients(21, trees=6)
-    assert tree.spent_on_clients(3, trees=1) == tree.spent_on_clients(4, trees=1), "a tree costs once"
+
+
+@pytest.mark.parametrize("factorization", ["tree", "banded", "banded,bands=2", "banded,accountant=pld"])
+def test_the_noise_of_passes_is_for_the_planned_ones(factorization: str) -> None:
+    plan = Privacy(mechanisms(f"dp-ftrl:factorization={factorization}"), epsilon=4.0, rounds=20, participation=0.25)
+    assert plan.pass_rounds == 4
+    assert plan.spent_on_clients(20, passes=5) <= 4.0 < plan.spent_on_clients(21, passes=6)
+    assert plan.spent_on_clients(3, passes=1) == plan.spent_on_clients(4, passes=1), "a pass costs once"
+    cut = replace(plan, rounds=18)
+    assert cut.central_noise == plan.central_noise, "the last pass counts whole, also where it is cut short"
+
+
+@pytest.mark.parametrize("bands", [1, 3, 8, 30, None])
+def test_a_pass_costs_one_gaussian_of_what_a_client_moves(bands: int | None) -> None:
+    """By dp-accounting alone, with the norm of the first column of the square root of the matrix that adds up rounds."""
+    column = np.real(sqrtm(np.triu(np.ones((8, 8)))))[0][:bands]
+    text = "dp-ftrl:noise=3" if bands is None else f"dp-ftrl:noise=3,bands={bands}"
+    plan = Privacy(mechanisms(text), delta=1e-5, rounds=24, participation=0.125)
+    wanted = RdpAccountant().compose(GaussianDpEvent(3.0 / np.linalg.norm(column)), 3).get_epsilon(1e-5)
+    assert plan.spent_on_clients(17, passes=3) == pytest.approx(wanted, rel=1e-9)
+
+
+def test_a_tree_costs_what_the_library_says() -> None:
+    plan = Privacy(mechanisms("dp-ftrl:noise=3,factorization=tree"), delta=1e-5, rounds=24, participation=0.125)
+    wanted = RdpAccountant(neighboring_relation=NeighboringRelation.REPLACE_SPECIAL)
+    wanted.compose(SingleEpochTreeAggregationDpEvent(3.0, [8]), 3)
+    assert plan.spent_on_clients(24, passes=3) == pytest.approx(wanted.get_epsilon(1e-5), rel=1e-6)
+
+
+def test_bands_are_no_more_than_rounds_of_a_pass() -> None:
+    many, few = (Privacy(mechanisms(f"dp-ftrl:noise=1,bands={b}"), participation=0.25) for b in (100, 4))
+    assert many.sensitivity == few.sensitivity
 
 
 def test_streams_are_secret_unless_somebody_asks() -> None:

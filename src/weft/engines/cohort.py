@@ -67,7 +67,7 @@ def secretly(privacy: Privacy, plan: Round, clients: list[ClientState]) -> list[
     """Who takes part where the server hides clients.
 
     With ``dp-fedavg`` that is who draws so, each by a lot of its own that nobody else knows. With ``dp-ftrl``, where lots are no
-    secret, each is in one round of a tree: it is drawn for that client alone, and stays whoever else comes or goes.
+    secret, each is in one round of a pass: it is drawn for that client alone, and stays whoever else comes or goes.
 
     Raises:
         UserError: the plan says itself who does.
@@ -80,9 +80,9 @@ def secretly(privacy: Privacy, plan: Round, clients: list[ClientState]) -> list[
             "give --participation 1."
         )
     if isinstance(privacy.central, DPFTRL):
-        tree, leaf = divmod(plan.index, privacy.leaves)
-        turns = [numpy_generator(privacy.seed, "leaf", tree, c.id).integers(privacy.leaves) for c in clients]
-        return [client for client, own in zip(clients, turns, strict=True) if own == leaf]
+        number, now = divmod(plan.index, privacy.pass_rounds)
+        turns = [numpy_generator(privacy.seed, "leaf", number, c.id).integers(privacy.pass_rounds) for c in clients]
+        return [client for client, own in zip(clients, turns, strict=True) if own == now]
     drawn = privacy.secret("cohort", plan.index).bernoulli(privacy.participation, len(clients))
     return [client for client, taken in zip(clients, drawn, strict=True) if taken]
 

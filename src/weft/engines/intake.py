@@ -41,7 +41,7 @@ class Intake:
         """Aggregate at every server.
 
         Args:
-            fresh: a tree of noise begins, where there are such.
+            fresh: a pass with noise of its own begins, where there are such.
             found: the sum of the round's updates, where sites have told nothing else; None = they are in the spool.
 
         Returns:

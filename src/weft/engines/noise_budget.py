@@ -19,22 +19,22 @@ class Spending:
     """Of one server.
 
     Attributes:
-        rounds: that have begun. trees: of noise that have, where it is that of trees. last: the round that began last, -1 = none.
+        rounds: that have begun. passes: of ``dp-ftrl`` that have. last: the round that began last, -1 = none.
     """
 
     def __init__(self, path: Path, privacy: Privacy):
         self.path, self.privacy = path, privacy
         saved: dict[str, Any] = files.read_sealed(path) if path.exists() else {}
-        self.rounds, self.trees = int(saved.get("rounds", 0)), int(saved.get("trees", 0))
+        self.rounds, self.passes = int(saved.get("rounds", 0)), int(saved.get("passes", 0))
         self.last = int(saved.get("last", -1))
 
     @property
     def epsilon(self) -> float:
         """ε of all rounds so far."""
-        return self.privacy.spent_on_clients(self.rounds, self.trees)
+        return self.privacy.spent_on_clients(self.rounds, self.passes)
 
     def begin(self, t: int) -> bool:
-        """A round begins; whether a tree of noise does, too.
+        """A round begins; whether a pass of ``dp-ftrl`` does, too.
 
         Raises:
             UserError: it would take ε beyond the budget.
@@ -42,19 +42,19 @@ class Spending:
         if (why := self.over(t)) is not None:
             raise UserError(f"round {t + 1} is not played: {why}.")
         fresh = self._fresh(t)
-        self.rounds, self.trees, self.last = self.rounds + 1, self.trees + fresh, t
-        files.write_sealed(self.path, {"rounds": self.rounds, "trees": self.trees, "last": t})
+        self.rounds, self.passes, self.last = self.rounds + 1, self.passes + fresh, t
+        files.write_sealed(self.path, {"rounds": self.rounds, "passes": self.passes, "last": t})
         return fresh
 
     def over(self, t: int) -> str | None:
         """Why a round can't be played, in words; None if it can."""
         if self.privacy.epsilon is None:
             return None
-        then = self.privacy.spent_on_clients(self.rounds + 1, self.trees + self._fresh(t))
+        then = self.privacy.spent_on_clients(self.rounds + 1, self.passes + self._fresh(t))
         if self.privacy.within(then):
             return None
         return f"it would take epsilon to {then:.3g}, beyond the budget of {self.privacy.epsilon:g}"
 
     def _fresh(self, t: int) -> bool:
-        """A tree is of rounds in which each client takes part once at most, and of none that was begun twice."""
-        return isinstance(self.privacy.central, DPFTRL) and (t % self.privacy.leaves == 0 or t <= self.last)
+        """A pass is of rounds in which each client takes part once at most, and of none that was begun twice."""
+        return isinstance(self.privacy.central, DPFTRL) and (t % self.privacy.pass_rounds == 0 or t <= self.last)

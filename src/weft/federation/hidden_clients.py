@@ -6,7 +6,7 @@ the estimator of a fixed denominator: with Δ_k what client k changed, over all 
     Δ = 1/(q N) ( Σ_k Δ_k min(1, C/||Δ_k||) + noise )
 
 The cohort is drawn by secret lots, each of the N clients by itself with chance q (``dp-fedavg``: noise N(0, z²C²)), or is a part
-of a division of all clients (``dp-ftrl``: the noise of a tree over rounds, P. Kairouz et al., ICML 2021, arXiv 2103.00039). All
+of a division of all clients (``dp-ftrl``: noise correlated over rounds, :mod:`weft.privacy.factorization`). All
 clients count alike, for a count is a client's own word. A tensor that a client did not send is unmoved, and of tensors that some
 clients have in part each entry is divided by how many of all clients have it: that follows from what is known of them beforehand.
 """
@@ -24,6 +24,7 @@ from weft.errors import UserError
 from weft.federation.message import Update
 from weft.federation.one_mean import OneMean, changed, clipped
 from weft.federation.server import ServerState
+from weft.privacy.factorization import begin_pass
 from weft.privacy.hiding import Privacy
 from weft.privacy.mechanism import DPFTRL, DPFedAvg
 from weft.tensors.forms import Value
@@ -31,8 +32,8 @@ from weft.tensors.forms import Value
 if TYPE_CHECKING:
     from weft.federation.method import Method
 
-CLIP, TREE = "clip", "tree"
-"""Names in what the server holds: the norm that updates are clipped to, nodes of the tree."""
+CLIP = "clip"
+"""Name in what the server holds: the norm that updates are clipped to."""
 
 
 class HiddenClients:
@@ -42,18 +43,21 @@ class HiddenClients:
         remarks: of the round, for its record: the norm C that it had. Nothing else of the updates may be told.
 
     Args:
-        fresh: this round begins a tree, where the noise is one.
+        fresh: this round begins a pass with noise of its own, so that of the last one's nothing is kept any more: not even if the
+            round sends nothing, or is undone.
     """
 
     def __init__(self, method: Method, server: ServerState, privacy: Privacy, fresh: bool = False):
         link = privacy.central
         assert link is not None
-        self.method, self.server, self.privacy, self.link, self.fresh = method, server, privacy, link, fresh
+        self.method, self.server, self.privacy, self.link = method, server, privacy, link
         self.norm = float(server.hiding.get(CLIP, link.clip))
         self.expected = privacy.chance * len(server.clients)
         self.secret = privacy.secret("clients", server.round.index)
         self.remarks = {"clip": self.norm}
         self.one = OneMean(method, server)
+        if fresh:
+            begin_pass(server.hiding)
 
     def passing(self, updates: Iterable[Update], held: Mapping[str, Mapping[str, Value]]) -> Iterator[Update]:
         """Updates that are all made of the noisy mean, in the place of those that came.
@@ -87,8 +91,9 @@ class HiddenClients:
 
     def _noisy(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
         """Δ by name."""
-        z = self.sum_noise
-        noise = self._of_tree(sums, z) if isinstance(self.link, DPFTRL) else self._drawn(sums, z)
+        noise = self._drawn(sums, self.sum_noise)
+        if isinstance(self.link, DPFTRL):
+            noise = self.link.factors(self.privacy.pass_rounds).noise(self.server.hiding, noise)
         return {n: (s + noise[n]) / (self.privacy.chance * self.one.holders(n)) for n, s in sums.items()}
 
     @property
@@ -111,25 +116,6 @@ class HiddenClients:
 
     def _drawn(self, like: Mapping[str, Tensor], z: float) -> dict[str, Tensor]:
         return {n: z * self.norm * self.secret.normal(v.shape) if z else torch.zeros_like(v) for n, v in like.items()}
-
-    def _of_tree(self, sums: Mapping[str, Tensor], z: float) -> dict[str, Tensor]:
-        """How the noise of the sum over rounds changes: N_t - N_(t-1), with N_t the sum of the nodes that make up 1…t."""
-        memo = self.server.hiding
-        if self.fresh:
-            for name in [n for n in memo if n.startswith(TREE)]:
-                del memo[name]
-        t = int(memo.get(f"{TREE}/t", 0)) + 1
-        memo[f"{TREE}/t"] = t
-        drawn, found = self._drawn(sums, z), {}
-        gone: list[int] = []
-        level = 0
-        while t % 2 == 0:  # nodes that are parts of the one which ends here
-            gone, t, level = [*gone, level], t // 2, level + 1
-        for name, node in drawn.items():
-            before = [memo.pop(key) for i in gone if (key := f"{TREE}/{i}/{name}") in memo]
-            memo[f"{TREE}/{level}/{name}"] = node
-            found[name] = node - sum(before, torch.zeros_like(node))
-        return found
 
     def _adapt(self, within: int) -> None:
         """C ← C exp(-η (b - γ)), with b the share of updates within C, told with noise."""

@@ -57,9 +57,7 @@ def _check_sums(links: tuple[Mechanism, ...]) -> None:
     if not sums:
         return
     if any(isinstance(m, DPFTRL) for m in links):
-        raise UserError(
-            f"dp-ftrl adds the noise of its tree at the server, which {sums[0]} hides updates from: use dp-fedavg+{sums[0]}."
-        )
+        raise UserError(f"dp-ftrl adds its noise at the server, which {sums[0]} hides updates from: use dp-fedavg+{sums[0]}.")
     if any(isinstance(m, DPFedAvg) and m.quantile is not None for m in links):
         raise UserError(f"dp-fedavg:quantile looks at the norm of single updates, which {sums[0]} hides: leave quantile out.")
 
@@ -183,22 +181,26 @@ class Privacy:
             return skellam.noise_for(self._target, self.sum_levels, self.rounds, self.delta)
         if isinstance(link, DPFedAvg):
             return accounting.noise_for(self._target, self.participation, self.rounds, self.delta, link.accountant)
-        trees, depth = -(-self.rounds // self.leaves), accounting.levels(self.leaves)
-        return math.sqrt(depth) * accounting.noise_for(self._target, 1.0, trees, self.delta, link.accountant)
+        passes = -(-self.rounds // self.pass_rounds)
+        return self.sensitivity * accounting.noise_for(self._target, 1.0, passes, self.delta, link.accountant)
 
-    def spent_on_clients(self, rounds: int, trees: int = 0) -> float:
+    def spent_on_clients(self, rounds: int, passes: int = 0) -> float:
         """ε of the server's noise after so many rounds.
 
         Args:
-            trees: of ``dp-ftrl``, that were begun.
+            passes: of ``dp-ftrl``, that were begun.
         """
         link = self._of(self.central)
         if self.summed is not None:  # the server knows whom it asks: no lot hides anybody from it
             return skellam.epsilon(self.central_noise, self.sum_levels, rounds, self.delta)
         if isinstance(link, DPFedAvg):
             return accounting.epsilon(self.central_noise, self.participation, rounds, self.delta, link.accountant)
-        noise = self.central_noise / math.sqrt(accounting.levels(self.leaves))
-        return accounting.epsilon(noise, 1.0, trees, self.delta, link.accountant)
+        return accounting.epsilon(self.central_noise / self.sensitivity, 1.0, passes, self.delta, link.accountant)
+
+    @property
+    def sensitivity(self) -> float:
+        """How far a client moves what the noise of a pass of ``dp-ftrl`` is put on, over C."""
+        return self._of(self.link(DPFTRL)).factors(self.pass_rounds).sensitivity
 
     @property
     def sum_norm(self) -> float:
@@ -229,11 +231,11 @@ class Privacy:
     @property
     def chance(self) -> float:
         """Of a client to take part in a round of the server's noise."""
-        return 1 / self.leaves if isinstance(self.central, DPFTRL) else self.participation
+        return 1 / self.pass_rounds if isinstance(self.central, DPFTRL) else self.participation
 
     @property
-    def leaves(self) -> int:
-        """Rounds in which all clients take part once, of ``dp-ftrl``."""
+    def pass_rounds(self) -> int:
+        """Rounds of a pass of ``dp-ftrl``, in one of which each client takes part."""
         return max(math.ceil(1 / self.participation - 1e-9), 1)
 
     @property

@@ -13,6 +13,7 @@ from annotated_types import Ge, Gt, Le, Lt
 
 from weft.communication.codecs.configured import Configured
 from weft.errors import UserError
+from weft.privacy.factorization import Banded, Factorization, Tree
 from weft.typed import Count, NonNegative, Positive
 
 Seat = Literal["step", "leave", "combine"]
@@ -20,6 +21,9 @@ SEATS: tuple[Seat, ...] = ("step", "leave", "combine")
 
 Accountant = Literal["pld", "rdp"]
 """How ε is found: privacy loss distributions, or Rényi differential privacy, which is quicker and says a little more."""
+
+BANDS = 64
+"""Usual bands of a matrix: noises of the size of an update, one fewer, are kept and saved in each round."""
 
 
 @dataclass(frozen=True)
@@ -126,19 +130,38 @@ class DPFedAvg(Noisy):
 class DPFTRL(Noisy):
     """P. Kairouz et al., "Practical and Private (Deep) Learning Without Sampling or Shuffling", ICML 2021, arXiv 2103.00039.
 
-    As ``dp-fedavg``, but that the noise of the sum over rounds is that of the nodes of a binary tree: nobody needs to be drawn
-    by secret lots. Each client takes part in one of the rounds of a tree, and trees are as long as all of them take.
+    As ``dp-fedavg``, but that each round takes back a part of the noise of earlier ones, so that less is left in the sum over
+    rounds: nobody needs to be drawn by secret lots. Each client takes part in one of the rounds of a pass, which is as long as
+    all of them take, and has noise of its own.
+
+    Attributes:
+        noise: z, the standard deviation of the independent numbers of which the noise is made, over C.
+        factorization: of the matrix that adds up rounds, ``banded`` (the square root, its first diagonals; N. P. Kalinin and
+            C. Lampert, NeurIPS 2024, arXiv 2405.13763) or ``tree``, that of the paper.
+        bands: diagonals of the square root, of which all but one are kept as noises of the size of an update; a pass of fewer
+            rounds has as many as these. None = 64.
     """
 
     name: ClassVar[str] = "dp-ftrl"
     seat: ClassVar[Seat] = "combine"
     unit: ClassVar[Literal["row", "client", ""]] = "client"
-    title: ClassVar[str] = "noise of a tree on the sums over rounds of clipped updates, for cohorts that are no secret"
+    title: ClassVar[str] = "correlated noise over rounds on the sums of clipped updates, for cohorts that are no secret"
     gives: ClassVar[str] = DPFedAvg.gives
     not_given: ClassVar[str] = DPFedAvg.not_given
 
     clip: Positive = 0.1
     accountant: Accountant = "rdp"
+    factorization: Literal["banded", "tree"] = "banded"
+    bands: Count | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.bands is not None and self.factorization != "banded":
+            raise UserError("dp-ftrl:bands is of factorization=banded, and a tree has none: leave one of the two out.")
+
+    def factors(self, rounds: int) -> Factorization:
+        """Of a pass of so many rounds."""
+        return Banded(rounds, self.bands or BANDS) if self.factorization == "banded" else Tree(rounds)
 
 
 @dataclass(frozen=True)
