@@ -75,6 +75,23 @@ def test_more_rounds_go_on_and_are_said_and_written_down(tmp_path: Path) -> None
     assert "\nrounds = 5" in (folder / "experiment.toml").read_text()
 
 
+@pytest.mark.parametrize("privacy", ["dp-fedavg", "dp-ftrl", "ldp", "dp-sgd"])
+def test_noise_that_was_found_for_some_rounds_is_not_for_others(privacy: str, tmp_path: Path) -> None:
+    """What was sent under more noise would else be counted as if it were under less, or the other way round."""
+    about: dict[str, Any] = {"privacy": privacy, "epsilon": 8.0, "delta": 1e-2, "baselines": []}
+    folder = stopped(tmp_path, **about)
+    edit(folder, "\nrounds = 3", "\nrounds = 5")
+    with pytest.raises(
+        UserError, match=r"rounds is 5 and was 3\), and its noise was found for as many rounds as it was begun with"
+    ):
+        resume(folder)
+    edit(folder, "\nrounds = 5", "\nrounds = 3")
+    assert resume(folder).finished
+    told = stopped(tmp_path / "given", **about | {"privacy": f"{privacy}:noise=3", "epsilon": None})
+    edit(told, "\nrounds = 3", "\nrounds = 5")
+    assert len(resume(told).rounds) == 5
+
+
 def test_an_edit_is_said_once_and_an_untouched_file_is_none(tmp_path: Path) -> None:
     folder = stopped(tmp_path)
     edit(folder, "eval_every = 1", "eval_every = 2")

@@ -59,6 +59,13 @@ def of_site(x: Experiment, key: Path | None) -> Privacy:
     return replace(privacy, key=read_key(key))
 
 
+def noise_is_for_rounds(x: Experiment) -> bool:
+    """Whether noise is found for the planned rounds, so that with others it would be other noise."""
+    from weft.privacy.mechanism import Noisy
+
+    return x.epsilon is not None and any(isinstance(m, Noisy) and m.noise is None for m in chain_of(x).links)
+
+
 def check(x: Experiment, method: Method) -> list[str]:
     """Refuse what makes no sense, before anything is loaded.
 

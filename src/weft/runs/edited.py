@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from weft.errors import UserError
-from weft.experiment import OUTPUT, Experiment
+from weft.experiment import OUTPUT, Experiment, hidden
 from weft.runs import baselines
 from weft.runs.checkpoint import Checkpoint
 from weft.runs.directory import RunDirectory
@@ -46,6 +46,11 @@ def check(directory: RunDirectory, about: dict[str, Any], x: Experiment) -> str:
     if bad := sorted(set(odd) - set(FREE)):
         named = "; ".join(f"{n} is {_shown(odd[n][1])} and was {_shown(odd[n][0])}" for n in bad[:5])
         raise UserError(f"{file} was edited since its run began ({named}), which can't go on with that: {instead}.")
+    if "rounds" in odd and hidden.noise_is_for_rounds(x):
+        raise UserError(
+            f"{file} was edited since its run began (rounds is {x.rounds} and was {odd['rounds'][0]}), and its noise was found "
+            f"for as many rounds as it was begun with: {instead}."
+        )
     at = 1 if saved is None else saved.next + 1
     for name, (_, new) in odd.items():
         about["settings"][name] = {"value": new, "origin": "user"}
