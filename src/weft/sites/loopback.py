@@ -18,7 +18,7 @@ from weft.engines.observer import Observer
 from weft.engines.remote import Remote
 from weft.engines.setup import Setup
 from weft.errors import UserError
-from weft.experiment import Experiment
+from weft.experiment import Experiment, hidden
 from weft.federation.client import ClientState
 from weft.privacy.mechanism import CKKS
 from weft.runs.directory import RunDirectory
@@ -55,7 +55,7 @@ def federation(
     files.make_folder(root, private=True)  # logs and memories of the sites
     port, names = free_port(), [c.id for c in material.clients]
     made = keys.find(root / "keys") if (root / "keys").exists() else keys.coordinator(root / "keys", [LOOPBACK])
-    if isinstance(material.bench.privacy.summed, CKKS) and not (root / "keys" / SUM_KEY).exists():
+    if isinstance(hidden.chain_of(x).summed, CKKS) and not (root / "keys" / SUM_KEY).exists():
         sum_key.new(root / "keys")
     public = {}
     for name in names:
