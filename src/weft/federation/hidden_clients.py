@@ -13,7 +13,6 @@ clients have in part each entry is divided by how many of all clients have it: t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
@@ -26,7 +25,7 @@ from weft.federation.one_mean import OneMean, changed, clipped
 from weft.federation.server import ServerState
 from weft.privacy.factorization import begin_pass
 from weft.privacy.hiding import Privacy
-from weft.privacy.mechanism import DPFTRL, DPFedAvg
+from weft.privacy.mechanism import DPFTRL, Adaptive
 from weft.tensors.forms import Value
 
 if TYPE_CHECKING:
@@ -91,36 +90,22 @@ class HiddenClients:
 
     def _noisy(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
         """Δ by name."""
-        noise = self._drawn(sums, self.sum_noise)
+        noise = self._drawn(sums, self._divided[0])
         if isinstance(self.link, DPFTRL):
             noise = self.link.factors(self.privacy.pass_rounds).noise(self.server.hiding, noise)
         return {n: (s + noise[n]) / (self.privacy.chance * self.one.holders(n)) for n, s in sums.items()}
 
     @property
-    def sum_noise(self) -> float:
-        """z of the sum, where a part of the noise goes into the count of updates within C (Andrew et al., theorem 1)."""
+    def _divided(self) -> tuple[float, float]:
+        """z of the sum, and the noise on the count of updates within C."""
         z = self.privacy.central_noise
-        if not isinstance(self.link, DPFedAvg) or self.link.quantile is None or z == 0:
-            return z
-        if 2 * self.counting <= z:
-            raise UserError(
-                f"a count of updates with noise {self.counting:g} takes more than all of the noise {z:.3g}: give "
-                f"dp-fedavg:counting more than {z / 2:.3g}."
-            )
-        return float((z**-2 - (2 * self.counting) ** -2) ** -0.5)
-
-    @property
-    def counting(self) -> float:
-        assert isinstance(self.link, DPFedAvg)
-        return self.link.counting or max(self.expected / 20, self.privacy.central_noise)
+        return self.link.divided(z, self.expected) if isinstance(self.link, Adaptive) else (z, 0.0)
 
     def _drawn(self, like: Mapping[str, Tensor], z: float) -> dict[str, Tensor]:
         return {n: z * self.norm * self.secret.normal(v.shape) if z else torch.zeros_like(v) for n, v in like.items()}
 
     def _adapt(self, within: int) -> None:
-        """C ← C exp(-η (b - γ)), with b the share of updates within C, told with noise."""
-        link = self.link
-        if isinstance(link, DPFedAvg) and link.quantile is not None:
-            noise = self.counting * float(self.secret.normal((1,))) if self.privacy.central_noise else 0.0
-            share = (within + noise) / self.expected
-            self.server.hiding[CLIP] = self.norm * math.exp(-link.rate * (share - link.quantile))
+        """Let C follow its quantile."""
+        if isinstance(self.link, Adaptive) and self.link.quantile is not None:
+            noise = self._divided[1] * float(self.secret.normal((1,)))
+            self.server.hiding[CLIP] = self.link.moved(self.norm, (within + noise) / self.expected)

@@ -6,6 +6,7 @@ before it goes. **combine**: what the server makes of all updates of a round tog
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -59,6 +60,46 @@ class Noisy(Mechanism):
 
 
 @dataclass(frozen=True)
+class Adaptive(Noisy):
+    """A noisy sum whose bound may follow a quantile of the norms, told with noise that is a part of z.
+
+    G. Andrew et al., "Differentially Private Learning with Adaptive Clipping", NeurIPS 2021, arXiv 1905.03871.
+
+    Attributes:
+        quantile: γ, that C follows; None = it stays. rate: η, of its steps.
+        counting: standard deviation of the noise on the count of contributions within C; None = a twentieth of as many as are
+            expected.
+    """
+
+    quantile: Annotated[float, Gt(0), Lt(1)] | None = None
+    rate: Positive = 0.2
+    counting: Positive | None = None
+
+    def divided(self, z: float, expected: float) -> tuple[float, float]:
+        """z of the sum, and the standard deviation of the noise on the count, which together cost what z does (theorem 1).
+
+        Args:
+            expected: contributions to a sum.
+
+        Raises:
+            UserError: the count alone costs more.
+        """
+        if self.quantile is None or z == 0:
+            return z, 0.0
+        counting = self.counting or max(expected / 20, z)
+        if 2 * counting <= z:
+            raise UserError(
+                f"a count with noise {counting:g} takes more than all of the noise {z:.3g}: give {self.name}:counting more than "
+                f"{z / 2:.3g}."
+            )
+        return float((z**-2 - (2 * counting) ** -2) ** -0.5), counting
+
+    def moved(self, clip: float, share: float) -> float:
+        """C ← C exp(-η (b - γ)), with b the noisy share of contributions within C."""
+        return clip if self.quantile is None else clip * math.exp(-self.rate * (share - self.quantile))
+
+
+@dataclass(frozen=True)
 class DPSGD(Noisy):
     """M. Abadi et al., "Deep Learning with Differential Privacy", CCS 2016, arXiv 1607.00133, algorithm 1.
 
@@ -101,16 +142,11 @@ class LocalDP(Noisy):
 
 
 @dataclass(frozen=True)
-class DPFedAvg(Noisy):
+class DPFedAvg(Adaptive):
     """H. B. McMahan et al., "Learning Differentially Private Recurrent Language Models", ICLR 2018, arXiv 1710.06963.
 
     Each update is scaled down to norm C, all count alike, N(0, z²C²) is added to the sum at the server, and the sum is divided by
     the expected cohort. Every client is drawn with the same chance, by lots that nobody else knows.
-
-    Attributes:
-        quantile: C follows this quantile of the norms, told with noise that is a part of z (G. Andrew et al., "Differentially
-            Private Learning with Adaptive Clipping", NeurIPS 2021, arXiv 1905.03871); None = it stays. rate: of its steps.
-        counting: standard deviation of the noise on the count of updates within C; None = a twentieth of the expected cohort.
     """
 
     name: ClassVar[str] = "dp-fedavg"
@@ -121,9 +157,6 @@ class DPFedAvg(Noisy):
     not_given: ClassVar[str] = "the server sees every update, and is trusted to add the noise"
 
     clip: Positive = 0.1
-    quantile: Annotated[float, Gt(0), Lt(1)] | None = None
-    rate: Positive = 0.2
-    counting: Positive | None = None
 
 
 @dataclass(frozen=True)
