@@ -1,14 +1,14 @@
 """What attacks learn of runs, by method and mechanism, and what the mechanisms cost in accuracy.
 
-    python benchmarks/leak.py [--methods fedit,ffa-lora,fedbf] [--model glyph-vit] [--data digits] [--clients 10] [--limit 300]
-                              [--rounds 5] [--epochs 4] [--seeds 2] [--runs leak-runs] [--tables] [--quick]
+    python benchmarks/leak.py [--methods fedit,ffa-lora,fedbf] [--model glyph-vit] [--data digits] [--clients 10] [--limit 400]
+                              [--alpha 0.3] [--rounds 5] [--epochs 4] [--seeds 2] [--runs leak-runs] [--tables] [--quick]
 
-Every cell is a run that keeps its updates, where its mechanism lets it, and is attacked by all that it allows: updates of round 1,
-and the finished model. Where a mechanism sums up updates before anybody sees one, none is kept, and the table says so instead of a
-number. Optimizer, rate and batch are the same for all, tuned for none.
+Every cell is a run that keeps its updates, where its mechanism lets it, and is attacked by all that it allows: updates of the
+first round, and the finished model. Where updates are summed up before anybody sees one, none is kept, and the table says so
+instead of a number. Optimizer, rate and batch are the same for all, and tuned for none; noise is found for ε over the rounds.
 
-A cell that is finished is never played again, and an audit that is kept in its folder is not made again. ``--tables`` prints what
-there is. The tables are those of ``weft report --runs/…``.
+A cell that is finished is never played again, and one that was attacked is not attacked again. ``--tables`` prints what there is.
+The tables of attacks are those of ``weft report``, given the folders of the cells.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from _cells import Cells, spread
 from weft.audits import attacks
+from weft.methods import registry
 from weft.playing.run import Run, load_run
 from weft.report.page.learnt import learnt
 from weft.report.page.shown import shown
@@ -40,14 +41,10 @@ MECHANISMS: dict[str, dict[str, Any]] = {
     "dp-fedavg-e8": {"privacy": "dp-fedavg:accountant=rdp", "epsilon": 8.0},
     "secagg": {"privacy": "secagg"},
 }
-ATTACKS = ("labels", "property", "membership", "epsilon")
-"""That are made of each run, as far as it allows them."""
 
 
 def parameters(slug: str, epochs: float) -> dict[str, Any]:
     """The same for all, as far as a method has it."""
-    from weft.methods import registry
-
     fields = set(registry.load(slug).__dataclass_fields__)
     return {n: v for n, v in SAME.items() if n in fields} | STEPS | {"epochs": epochs}
 
@@ -57,8 +54,8 @@ def play(cells: Cells, args: argparse.Namespace, slug: str, mechanism: str, seed
     chain = MECHANISMS[mechanism]
     settings: dict[str, Any] = {
         "model": args.model, "data": args.data, "clients": args.clients, "limit": args.limit, "partition": "dirichlet",
-        "alpha": args.alpha, "min_rows": 12, "rounds": args.rounds, "eval_every": 0, "seed": seed, "recipes": False, "device": "cpu",
-        "precision": "float32", "start_head": "random", "keep_updates": mechanism != "secagg",
+        "alpha": args.alpha, "min_rows": 12, "rounds": args.rounds, "eval_every": 0, "seed": seed, "recipes": False,
+        "device": "cpu", "precision": "float32", "start_head": "random", "keep_updates": mechanism != "secagg",
     }  # fmt: skip
     sizes = f"{args.model}-{Path(args.data).stem}-{args.clients}x{args.rounds}-n{args.limit}-a{args.alpha:g}-e{args.epochs:g}"
     place = Path(args.runs) / sizes / f"{slug}-{mechanism}-s{seed}"
@@ -71,6 +68,21 @@ def play(cells: Cells, args: argparse.Namespace, slug: str, mechanism: str, seed
     return run
 
 
+def tell(runs: dict[tuple[str, str, int], Run]) -> None:
+    """A table in Markdown of each attack, and one of accuracies.
+
+    Args:
+        runs: by method, mechanism and seed.
+    """
+    for table in learnt(shown(list(runs.values()))).tables if runs else ():
+        print(f"\n{table.title}\n\n{table.markdown()}")
+    heads = list(dict.fromkeys(mechanism for _, mechanism, _ in runs))
+    print(f"\nAccuracy, %\n\n| method | {' | '.join(heads)} |\n|---|{'---:|' * len(heads)}")
+    for slug in dict.fromkeys(method for method, _, _ in runs):
+        row = [[r.metrics["accuracy"] for at, r in runs.items() if at[:2] == (slug, head)] for head in heads]
+        print(f"| {slug} | " + " | ".join(spread(some) if some else "" for some in row) + " |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", type=lambda text: text.split(","), default=list(METHODS))
@@ -78,8 +90,8 @@ def main() -> None:
     parser.add_argument("--model", default="glyph-vit")
     parser.add_argument("--data", default="digits")
     parser.add_argument("--clients", type=int, default=10)
-    parser.add_argument("--limit", type=int, default=300)
-    parser.add_argument("--alpha", type=float, default=0.1)
+    parser.add_argument("--limit", type=int, default=400)
+    parser.add_argument("--alpha", type=float, default=0.3)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--epochs", type=float, default=4.0)
     parser.add_argument("--seeds", type=int, default=2)
@@ -91,8 +103,8 @@ def main() -> None:
         args.rounds, args.seeds, args.methods = 1, 1, args.methods[:1]
     cells = Cells(run=not args.tables)
     order = [(slug, mechanism) for slug in args.methods for mechanism in args.mechanisms]
-    played = {(seed, *one): play(cells, args, *one, seed) for seed in range(args.seeds) for one in order}
-    print(played.keys())
+    played = {(*one, seed): play(cells, args, *one, seed) for seed in range(args.seeds) for one in order}
+    tell({at: run for at, run in played.items() if run is not None})
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ from weft.runs.audit_file import Impossible, Result
 def result(attack: str = "labels", score: float | None = 0.8, **more: Any) -> Result:
     """One of update attacks on round 1, far above chance, unless told otherwise."""
     usual: dict[str, Any] = {
-        "target": "3 clients, round 1", "measure": "labels guessed", "chance": 0.4, "most": 1.0, "n": 40, "low": None, "found": True,
-        "sentence": f"What {attack} has found.", "about": {}, "settings": {}, "round": 1, "rounds": 3, "weft": "0.1",
+        "target": "3 clients, round 1", "measure": "labels guessed", "chance": 0.4, "most": 1.0, "n": 40, "low": None,
+        "found": True, "sentence": f"What {attack} has found.", "about": {}, "settings": {}, "round": 1, "weft": "0.1",
     }  # fmt: skip
     return Result(attack=attack, score=score, **usual | more)
 

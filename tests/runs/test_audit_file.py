@@ -15,7 +15,7 @@ from weft.runs import audit_file
 from weft.runs.audit_file import Impossible, Kept, Result
 
 ONE = Result(
-    "labels", "3 clients, round 1", "labels guessed", 0.75, 0.5, 1.0, 40, 0.6, True, "A sentence.", {"a": 1}, {}, 1, 2, "0.1"
+    "labels", "3 clients, round 1", "labels guessed", 0.75, 0.5, 1.0, 40, 0.6, True, "A sentence.", {"a": 1}, {}, 1, "0.1"
 )
 MODEL = replace(ONE, attack="membership", measure="AUC", round=None, settings={"x": 2}, weft=None, low=None, most=None)
 WHY = Impossible("it needs more", True)
@@ -46,7 +46,7 @@ def test_an_attack_replaces_its_own_results_alone(tmp_path: Path) -> None:
 
 
 def test_what_was_found_once_stays_where_it_is_not_possible_any_more(tmp_path: Path) -> None:
-    """Whoever removes the updates after an audit does not lose it; and what becomes possible is no longer said to be impossible."""
+    """Whoever removes the updates after an audit does not lose it; what becomes possible is no longer called impossible."""
     audit_file.keep(tmp_path, "labels", [ONE])
     audit_file.keep_impossible(tmp_path, "labels", WHY)
     audit_file.keep_impossible(tmp_path, "property", WHY)
@@ -95,7 +95,6 @@ def written(folder: Path, **changes: Any) -> None:
         ("attack", None, "attack is not what it has to be"),
         ("settings", [1], "settings is not what it has to be"),
         ("round", "1", "round is not what it has to be"),
-        ("rounds", None, "rounds is not what it has to be"),
     ],
 )
 def test_a_result_of_another_shape_is_damage(tmp_path: Path, name: str, value: Any, said: str) -> None:

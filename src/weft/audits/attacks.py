@@ -117,7 +117,7 @@ def _result(run: Audited, one: Outcome) -> Result:
     about = one.record()["about"]
     settings = {name: about[name] if name in about else getattr(run.asked, name) for name in attack.settings}
     at = run.updates[0].round + 1 if attack.updates else None
-    return Result(**one.record(), settings=settings, round=at, rounds=len(run.lines), weft=version())
+    return Result(**one.record(), settings=settings, round=at, weft=version())
 
 
 def _try(found: Audit, keep: Callable[..., None], *what: object) -> None:

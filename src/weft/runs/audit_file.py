@@ -24,8 +24,8 @@ class Result:
         attack, target, measure, score, chance, most, n, low, found, sentence, about: of :class:`weft.audits.outcome.Outcome`;
             what is no number is None.
         settings: of the attack, by name: results of other settings are of another question.
-        round: whose updates were attacked, from 1; None = the run as it stood then. rounds: that the run had then.
-        weft: the version that attacked; None = a checkout that is not installed.
+        round: whose updates were attacked, from 1; None = the finished run. weft: the version that attacked; None = a checkout
+            that is not installed.
     """
 
     attack: str
@@ -41,7 +41,6 @@ class Result:
     about: Mapping[str, Any]
     settings: Mapping[str, Any]
     round: int | None
-    rounds: int
     weft: str | None
 
 
@@ -123,7 +122,7 @@ def _result(one: Any) -> Result:
     values: dict[str, Any] = {name: _of(one, name, str) for name in ("attack", "target", "measure", "sentence")}
     values |= {name: _number(one, name) for name in ("score", "chance", "most", "low")}
     values |= {name: _of(one, name, dict) for name in ("about", "settings")}
-    values |= {"found": _of(one, "found", bool), "n": _of(one, "n", int), "rounds": _of(one, "rounds", int)}
+    values |= {"found": _of(one, "found", bool), "n": _of(one, "n", int)}
     return Result(**values, round=_of(one, "round", int, type(None)), weft=_of(one, "weft", str, type(None)))
 
 

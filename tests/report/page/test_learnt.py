@@ -76,24 +76,11 @@ def test_a_run_has_a_table_with_sentences(run: weft.Run, tmp_path: Path) -> None
     assert table.title in [e.text for e in root.all("caption")]
 
 
-def test_a_run_that_went_on_does_not_have_the_results_of_its_former_model(run: weft.Run, tmp_path: Path) -> None:
-    one = hidden(run, tmp_path, "fedit", 0, "none")
-    old = {"rounds": 2, "measure": "AUC", "round": None}
-    kept(one, result("labels", rounds=2), result("membership", **old), result("epsilon", **old | {"rounds": 3}))
-    found = learnt(shown([one]))
-    assert [row[0] for row in found.tables[0].rows] == ["labels", "epsilon"]
-    (sentence,) = found.troubles
-    assert "membership" in sentence
-    assert "labels" not in sentence
-    assert sentence.endswith(f"weft audit {one.folder}.")
-    assert sentence in written(tmp_path / "page.html", [one]).text
-
-
 # several ------------------------------------------------------------------------------------------------------------------
 
 
 def test_several_runs_have_a_matrix_of_methods_and_mechanisms(run: weft.Run, tmp_path: Path) -> None:
-    """None first, then chains as they come, the largest budget first; means over seeds with their number; empty = not attacked."""
+    """None first, then chains as they come, the largest budget first; means over seeds with their number; empty: not attacked."""
     strict, loose = (hidden(run, tmp_path, "fedit", 0, "dp-sgd", epsilon=e) for e in (1.0, 8.0))
     sums = hidden(run, tmp_path, "fedit", 0, "secagg")
     plain = [hidden(run, tmp_path, "fedit", seed, "none") for seed in (0, 1, 2)]

@@ -6,7 +6,7 @@ import json
 import math
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from weft.errors import UserError
@@ -42,35 +42,19 @@ class Learnt:
 
 def learnt(runs: Sequence[Shown]) -> Learnt:
     """All that is kept of attacks on these runs."""
-    kept, troubles = [], []
+    kept, troubles = list[Kept](), []
     for one in runs:
         whose = f"{one.label}: " if len(runs) > 1 else ""
         try:
-            found, outdated = _of_now(one, audit_file.read(one.run.folder))
+            kept.append(audit_file.read(one.run.folder))
         except UserError as e:
-            found, outdated = Kept(), []
+            kept.append(Kept())
             troubles.append(f"{whose}{e}")
-        if outdated:
-            troubles.append(
-                f"{whose}what {', '.join(outdated)} found was learnt of the run after fewer rounds, and is left out: attack it "
-                f"once more with weft audit {one.run.folder}."
-            )
-        kept.append(found)
     if not any(one.results or one.impossible for one in kept):
         return Learnt(troubles=troubles)
     if len(runs) == 1:
         return Learnt([_table(runs[0], kept[0])], troubles=troubles)
     return Learnt(*_matrices(runs, kept), troubles)
-
-
-def _of_now(one: Shown, kept: Kept) -> tuple[Kept, list[str]]:
-    """What still holds of a run, and attacks whose results are of a model that it had before it went on."""
-
-    def holds(result: Result) -> bool:
-        return result.round is not None or result.rounds == len(one.rounds)
-
-    outdated = [name for name, some in kept.results.items() if not all(map(holds, some))]
-    return replace(kept, results={n: some for n, some in kept.results.items() if n not in outdated}), outdated
 
 
 # one run ------------------------------------------------------------------------------------------------------------------
