@@ -74,7 +74,9 @@ def tell(runs: dict[tuple[str, str, int], Run]) -> None:
     Args:
         runs: by method, mechanism and seed.
     """
-    for table in learnt(shown(list(runs.values()))).tables if runs else ():
+    found = learnt(shown(list(runs.values())))
+    print("", *found.key, sep="\n")
+    for table in found.tables:
         print(f"\n{table.title}\n\n{table.markdown()}")
     heads = list(dict.fromkeys(mechanism for _, mechanism, _ in runs))
     print(f"\nAccuracy, %\n\n| method | {' | '.join(heads)} |\n|---|{'---:|' * len(heads)}")
@@ -104,7 +106,8 @@ def main() -> None:
     cells = Cells(run=not args.tables)
     order = [(slug, mechanism) for slug in args.methods for mechanism in args.mechanisms]
     played = {(*one, seed): play(cells, args, *one, seed) for seed in range(args.seeds) for one in order}
-    tell({at: run for at, run in played.items() if run is not None})
+    if found := {at: run for at, run in played.items() if run is not None}:
+        tell(found)
 
 
 if __name__ == "__main__":

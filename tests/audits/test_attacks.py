@@ -87,6 +87,12 @@ def test_what_was_not_kept_is_told_from_what_is_not_possible(tmp_path: Path) -> 
     assert {n for n, why in kept.impossible.items() if why.unkept} == {n for n, one in ATTACKS.items() if one.updates}
     assert {"tokens", "canary"} <= kept.impossible.keys(), "somebody has asked for a canary"
     assert kept.results.keys() == {"membership", "epsilon"}
+    sums = toy_runs.run(
+        tmp_path, data=str(table(tmp_path / "rows.csv")), recipes=False, name="sums", privacy="secagg", start_head="random"
+    )
+    attacks.audit(sums.folder)
+    (why,) = {why.why for why in audit_file.read(sums.folder).impossible.values() if why.unkept}
+    assert why == attacks.SUMMED, "no --keep-updates would help"
 
 
 def test_a_damaged_file_is_said_before_anything_is_attacked(

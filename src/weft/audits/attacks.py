@@ -55,6 +55,7 @@ ATTACKS: dict[str, Attack] = {
     canary.NAME: Attack(canary.missing, canary.attack, settings=("row",), request="canary"),
 }
 
+SUMMED = "it needs updates of single clients, of which this run's server has seen the sum alone"
 NOT_KEPT = "it needs updates of single clients, which this run has not kept: play it anew with weft run --keep-updates"
 
 
@@ -96,14 +97,14 @@ def audit(folder: str | Path, names: Sequence[str] = (), asked: Asked = NOTHING,
             else:
                 found.skipped[name] = why
                 if _asked_for(run, ATTACKS[name]):
-                    _try(found, audit_file.keep_impossible, place, name, Impossible(why, why == NOT_KEPT))
+                    _try(found, audit_file.keep_impossible, place, name, Impossible(why, why in (SUMMED, NOT_KEPT)))
     return found
 
 
 def lacks(run: Audited, attack: Attack) -> str | None:
     """Why an attack is not possible, in a clause; None if it is."""
     if attack.updates and not any(len(run.rows(u)) for u in run.updates):
-        return NOT_KEPT
+        return SUMMED if run.summed else NOT_KEPT
     return attack.missing(run)
 
 

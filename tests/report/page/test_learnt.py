@@ -15,7 +15,7 @@ from audited_runs import hidden, kept, result
 from command_line import weft as typed
 from html_tree import Element, parsed
 from weft.report import page
-from weft.report.page.learnt import learnt
+from weft.report.page.learnt import KEY, learnt
 from weft.report.page.shown import shown
 from weft.report.table import Table
 from weft.runs.audit_file import Impossible
@@ -135,7 +135,7 @@ def test_where_there_is_no_end_the_highest_of_the_table_is_darkest(run: weft.Run
         kept(one, result("inversion", score, chance=10.0, most=None))
     (table,) = tables(*some)
     assert table.shades == ((0, 1, 3), (1, 1, 2), (2, 1, 1))
-    assert "the highest of this table" in " ".join(table.notes)
+    assert table.notes == ("There is no score of who has learnt everything: the highest of this table is darkest.",)
     root = written(tmp_path / "page.html", some)
     (shown_one,) = [t for t in root.all("table") if t.all("caption")[0].text.startswith("inversion")]
     assert [td.attributes["class"] for td in shown_one.all("td")] == ["n dark-3", "n dark-2", "n dark-1"]
@@ -192,11 +192,11 @@ def test_attacks_that_no_run_allows_are_a_sentence_and_versions_are_told(run: we
     kept(one, result(), tokens=HEADLESS)
     kept(other, result(weft=None, score=None), tokens=HEADLESS)
     found = learnt(shown([one, other]))
-    assert list(found.untold) == ["Not possible in any of these runs that were attacked: tokens."]
+    assert list(found.key) == [KEY, "Not possible in any of these runs that were attacked: tokens."]
     (table,) = found.tables
     assert table.rows[0][1] == "0.800 (0.400) ×1"
     assert table.notes[-1] == "Attacked by 2 versions of Weft: 0.1, a checkout."
-    assert found.untold[0] in written(tmp_path / "page.html", [one, other]).text
+    assert " ".join(found.key) in written(tmp_path / "page.html", [one, other]).text
 
 
 # what is broken, and what is written ----------------------------------------------------------------------------------------

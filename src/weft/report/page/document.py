@@ -108,7 +108,7 @@ def html(
         energy=numbers.energy(runs),
         chapters=drawn,
         learnt=attacked.tables,
-        untold=attacked.untold,
+        key_of_learnt=attacked.key,
         groups=groups,
         stages=STAGES,
         cards=about_runs.cards(runs),

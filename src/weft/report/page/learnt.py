@@ -20,6 +20,12 @@ from weft.words import count, shown
 
 NONE = "none"
 """The chain of a run whose clients nothing hides."""
+KEY = (
+    "A score is the mean over runs, ± their standard deviation, × how many; in brackets stands what is scored by chance. Bold: "
+    "in most of them it is above chance by more than luck. The darker, the further it is on the way to all that there is to "
+    "learn. Empty: not attacked."
+)
+"""How to read the tables of several runs."""
 UNKEPT, IMPOSSIBLE = "nothing kept", "not possible"
 """In the place of a score: no update of a single client was kept, or the attack lacks something else."""
 
@@ -32,11 +38,11 @@ class Learnt:
     """What a page says of attacks.
 
     Attributes:
-        tables: of results. untold: sentences on what is in none of them. troubles: what could not be read, in a sentence each.
+        tables: of results. key: sentences above them. troubles: what could not be read, in a sentence each.
     """
 
     tables: Sequence[Table] = ()
-    untold: Sequence[str] = ()
+    key: Sequence[str] = ()
     troubles: Sequence[str] = ()
 
 
@@ -142,8 +148,8 @@ def _matrices(runs: Sequence[Shown], kept: Sequence[Kept]) -> tuple[list[Table],
                 cells.setdefault((row, chain), []).extend(same)
             tables.append(_matrix(question, list(dict.fromkeys(rows)), heads, cells, lacking, len(questions) > 1))
     never = [name for name in dict.fromkeys(n for one in kept for n in one.impossible) if name not in by_attack]
-    untold = [f"Not possible in any of these runs that were attacked: {', '.join(never)}."] if never else []
-    return tables, untold
+    more = [f"Not possible in any of these runs that were attacked: {', '.join(never)}."] if never else []
+    return tables, [*([KEY] if tables else []), *more]
 
 
 def _matrix(
@@ -173,11 +179,10 @@ def _matrix(
         texts.append(tuple(line))
     attack, measure, at, settings = question
     title = [f"{attack}: {measure}", *([] if at is None else [f"round {at}"]), *filter(None, [_settings(json.loads(settings))])]
+    endless = any(cell.whole is None for cell in cells.values())
     notes = [
-        "The mean score over runs, ± its standard deviation, in brackets what is scored by chance, × how many runs.",
-        "Bold: above chance by more than luck in most of them; the darker, the further on the way "
-        + ("to everything." if all(cell.whole is not None for cell in cells.values()) else "to the highest of this table."),
-        "Empty: not attacked" + (" in this way; other settings of this attack have tables of their own." if several else "."),
+        *(["There is no score of who has learnt everything: the highest of this table is darkest."] if endless and bold else []),
+        *(["Other settings, rounds or measures of this attack have tables of their own."] if several else []),
         *_reasons(rows, heads, cells, lacking),
         *_versions([r for cell in cells.values() for r in cell.results]),
     ]
