@@ -24,13 +24,14 @@ from command_line import table
 from html_tree import parsed
 from weft import start
 from weft.comparison import cell_identity as identity
-from weft.comparison import cells, play
+from weft.comparison import cells, compared_page, play
 from weft.comparison.cell_grid import Grid
 from weft.comparison.compared import Comparison
 from weft.engines.observer import Observer
 from weft.errors import Interrupted, UserError
 from weft.experiment import resolve
 from weft.methods import FedIT
+from weft.report.table import Table
 from weft.runs import audit_file, directory
 from weft.runs.checkpoint import digest
 from weft.runs.directory import RunDirectory
@@ -326,6 +327,14 @@ def test_another_process_at_it_is_said(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with directory.locked(RunDirectory(tmp_path / "out")), pytest.raises(UserError, match="another process is working on"):
         play.compare(made(tmp_path), tmp_path / "out")
+
+
+def test_a_table_is_read_as_it_was_written() -> None:
+    one = Table("t", ("a", "b"), (("x", "1"), ("y", "2")), frozenset({(0, 1)}), ("A note.",), ((1, 1, 3),))
+    said = json.loads(json.dumps(compared_page.written(one)))
+    assert compared_page._read(said) == one
+    del said["shades"]
+    assert compared_page._read(said).shades == (), "of a comparison from before there were any"
 
 
 def test_a_page_shows_all_cells_and_the_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

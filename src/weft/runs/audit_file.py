@@ -81,7 +81,6 @@ def read(folder: Path) -> Kept:
         impossible = {
             name: Impossible(_of(one, "why", str), _of(one, "unkept", bool))
             for name, one in _of(content, "impossible", dict).items()
-            if name not in results
         }
     except ValueError as e:
         raise UserError(f"{path} is damaged ({e}): remove it, and attack the run once more with weft audit {folder}.") from None
