@@ -39,6 +39,8 @@ def test_a_secret_learnt_by_heart_is_exposed_and_not_behind_noise(run: Audited) 
     (plain,) = canary.attack(run)
     assert plain.found
     assert plain.score > 8
+    assert plain.most == pytest.approx(math.log2(plain.n))
+    assert secret(run) not in str(plain.record()), "which is kept in the folder of a run and shown on its page"
     before = dict(run.server.shared)
     attacked.noisy(run, 0.5)
     (private,) = canary.attack(run)

@@ -16,20 +16,23 @@ from typing import Any
 import pytest
 import torch
 
+import audited_runs
 import tiny
 import toy_runs
 import weft
 from command_line import table
+from html_tree import parsed
 from weft import start
 from weft.comparison import cell_identity as identity
-from weft.comparison import cells, play
+from weft.comparison import cells, compared_page, play
 from weft.comparison.cell_grid import Grid
 from weft.comparison.compared import Comparison
 from weft.engines.observer import Observer
 from weft.errors import Interrupted, UserError
 from weft.experiment import resolve
 from weft.methods import FedIT
-from weft.runs import directory
+from weft.report.table import Table
+from weft.runs import audit_file, directory
 from weft.runs.checkpoint import digest
 from weft.runs.directory import RunDirectory
 from weft.runs.shelf import Shelf
@@ -102,6 +105,22 @@ def test_a_grid_is_played_once_and_its_cells_have_the_numbers_of_single_runs(
     assert all(c["version"] and c["data"] and c["weights"] and c["device"] == "cpu" for c in content["cells"])
     assert (tmp_path / "out" / "table.md").read_text().count("| fedbf |") == 3
     assert "fedbf has no method.rank, method.sites." in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_what_attacks_found_of_cells_stays_there_and_is_on_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, grid = counting(monkeypatch), made(tmp_path, ("fedit", "ffa-lora"), dimensions={}, common={"alpha": 0.3})
+    found = play.compare(grid, tmp_path / "out", report=False)
+    for done in found.cells[:3]:
+        audit_file.keep(done.place, "labels", [audited_runs.result(score=0.6 + 0.2 * done.cell.seed)])
+    again = play.compare(grid, tmp_path / "out", report=False)
+    assert len(begun) == 4
+    again.report()
+    root = parsed((tmp_path / "out" / "report.html").read_text())
+    (matrix,) = [t for t in root.all("table") if t.all("caption")[0].text == "labels: labels guessed, round 1"]
+    rows = [[c.text for c in row.all("th", "td")] for row in matrix.all("tr")]
+    assert rows == [
+        ["method", "none"], ["fedit", "0.700 ± 0.141 (0.400) ×2"], ["ffa-lora", "0.600 (0.400) ×1"],
+    ]  # fmt: skip
 
 
 def test_two_rows_that_are_the_same_cell_are_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,6 +327,14 @@ def test_another_process_at_it_is_said(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with directory.locked(RunDirectory(tmp_path / "out")), pytest.raises(UserError, match="another process is working on"):
         play.compare(made(tmp_path), tmp_path / "out")
+
+
+def test_a_table_is_read_as_it_was_written() -> None:
+    one = Table("t", ("a", "b"), (("x", "1"), ("y", "2")), frozenset({(0, 1)}), ("A note.",), ((1, 1, 3),))
+    said = json.loads(json.dumps(compared_page.written(one)))
+    assert compared_page._read(said) == one
+    del said["shades"]
+    assert compared_page._read(said).shades == (), "of a comparison from before there were any"
 
 
 def test_a_page_shows_all_cells_and_the_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from weft.federation.layout import named
 from weft.federation.round import Round
 from weft.federation.rounds import adapted, enter
 from weft.federation.turn import Turn
+from weft.privacy.hiding import Privacy, mechanisms
 from weft.runs.directory import RunDirectory, read_rounds
 from weft.storage.updates import FOLDER, KeptUpdate, kept
 from weft.tensors.forms import Value
@@ -63,6 +64,7 @@ class Audited:
         strangers: rows of the table that nobody trains on, of which an attacker has some like them.
         updates: those of one round. lines: of ``rounds.jsonl``.
         asked: of attacks. participation: share of the clients that is drawn for a round.
+        summed: updates are summed up before the server sees any of them.
     """
 
     method: Method
@@ -73,6 +75,7 @@ class Audited:
     lines: Sequence[Mapping[str, Any]] = ()
     asked: Asked = NOTHING
     participation: float = 1.0
+    summed: bool = False
 
     @cached_property
     def by_id(self) -> dict[str, ClientState]:
@@ -185,5 +188,6 @@ def opened(folder: Path, at: int | None = None, asked: Asked = NOTHING) -> Itera
             raise UserError(f"no update of round {at} is kept in {directory.root / FOLDER}: leave --round out.")
         own = [c.data.test for c in held.clients]
         strangers = np.unique(np.concatenate([held.tests.test, *own])).astype(np.int64)
-        share = float(held.info["settings"]["participation"])
-        yield Audited(held.method, held.server, held.clients, strangers, updates, lines, asked, share)
+        settings = held.info["settings"]
+        share, summed = float(settings["participation"]), Privacy(mechanisms(settings["privacy"])).summed is not None
+        yield Audited(held.method, held.server, held.clients, strangers, updates, lines, asked, share, summed)

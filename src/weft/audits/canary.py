@@ -50,15 +50,16 @@ def attack(run: Audited) -> list[Outcome]:
     candidates = drawn(run, table, row, at)
     loss = losses_of(run, row, _copies(table, row, at, candidates))
     rank = 1 + int((loss[1:] <= loss[0]).sum())
-    exposure = math.log2(len(loss)) - math.log2(rank)
+    most = math.log2(len(loss))
+    exposure = most - math.log2(rank)
     low = exposure - LUCK
     whether = "remembers" if low > BLIND else "is not seen to remember"
     sentence = (
-        f'The model {whether} "{text}": it ranks {rank:,} of {len(loss):,} that might stand there (exposure {exposure:.1f} of at '
-        f"most {math.log2(len(loss)):.1f} bits)."
+        f"The model {whether} the secret: it ranks {rank:,} of {len(loss):,} that might stand there (exposure {exposure:.1f} of "
+        f"at most {most:.1f} bits)."
     )
     about = {"rank": rank, "row": int(table.row_ids[row])}
-    return [Outcome(NAME, "the finished model", "exposure in bits", exposure, BLIND, len(loss), low, sentence, about)]
+    return [Outcome(NAME, "the finished model", "exposure in bits", exposure, BLIND, len(loss), low, sentence, about, most)]
 
 
 def missing(run: Audited) -> str | None:

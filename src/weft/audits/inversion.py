@@ -66,7 +66,8 @@ def attack(run: Audited) -> list[Outcome]:
         f"Pictures made of updates alone are {nearer} clients' own (PSNR {mean:.1f} dB) than the mean of others' pictures is "
         f"({usual:.1f} dB); by eye they are recognised from about 15 dB on."
     )
-    return [Outcome(NAME, f"{len(owners)} clients, round {owners[0].round + 1}", "PSNR in dB", mean, usual, n, low, sentence)]
+    target = f"{len(owners)} clients, round {owners[0].round + 1}"
+    return [Outcome(NAME, target, "PSNR in dB", mean, usual, n, low, sentence, most=None)]
 
 
 def missing(run: Audited) -> str | None:

@@ -50,7 +50,7 @@ def attack(run: Audited) -> list[Outcome]:
         beside += ", and the two contradict each other: the promise does not hold, or not for single rows"
     sentence = f"Whoever looks at the losses of the finished model {what} (δ = {delta:g}); {beside}."
     about = {"delta": delta, "accounted": promised, "confidence": CONFIDENCE, "by": MEMBERSHIP}
-    return [Outcome(NAME, "the finished model", "ε, lower bound", bound, 0.0, n, bound, sentence, about)]
+    return [Outcome(NAME, "the finished model", "ε, lower bound", bound, 0.0, n, bound, sentence, about, None)]
 
 
 def privacy(lines: Sequence[Mapping[str, object]]) -> Mapping[str, float]:

@@ -21,6 +21,7 @@ class Outcome:
         n: of how many rows, tokens, clients or pictures.
         low: what the score is at least, for all that luck may have done: a 95 % lower bound; None = the score itself.
         sentence: what that means. about: further numbers by name.
+        most: what somebody scores who has learnt everything; None = there is no such end.
     """
 
     attack: str
@@ -32,6 +33,7 @@ class Outcome:
     low: float | None
     sentence: str
     about: Mapping[str, Any] = field(default_factory=dict)
+    most: float | None = 1.0
 
     @property
     def found(self) -> bool:
@@ -40,9 +42,12 @@ class Outcome:
 
     def record(self) -> dict[str, Any]:
         """As JSON, in which a score that is no number is null."""
-        whole = {name: getattr(self, name) for name in ("attack", "target", "measure", "score", "chance", "n", "low")}
-        numbers = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in whole.items()}
-        return numbers | {"found": self.found, "sentence": self.sentence, "about": dict(self.about)}
+        whole = {name: getattr(self, name) for name in ("attack", "target", "measure", "score", "chance", "most", "n", "low")}
+        return _finite(whole) | {"found": self.found, "sentence": self.sentence, "about": _finite(self.about)}
+
+
+def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in values.items()}
 
 
 def lowest_share(hits: int, n: int) -> float:

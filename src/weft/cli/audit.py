@@ -11,6 +11,7 @@ from weft.cli.listings import Json, show_json
 from weft.errors import UserError
 from weft.report.console import out
 from weft.report.progress import starting
+from weft.runs.audit_file import NAME
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -56,6 +57,8 @@ def audit(
 ) -> None:
     """Attack a finished run: its clients, as one who sees what they send, and its model, as one who has got it.
 
+    What each attack finds is kept in the run's folder (audit.json), and shown by weft report.
+
     [bold]Examples[/bold]
 
       weft audit runs/fedit-digits-glyph-vit-s0
@@ -73,7 +76,7 @@ def audit(
         asked = Asked(noise=() if noise is None else _numbers(noise), rows=rows, steps=steps, canary=canary, shadows=shadows)
         found = attacks.audit(run, names, asked, at)
     if as_json:
-        show_json({"results": [one.record() for one in found.outcomes], "skipped": found.skipped})
+        show_json({"results": [one.record() for one in found.outcomes], "skipped": found.skipped, "trouble": found.trouble})
         return
     if found.outcomes:
         screen.print(_table(found))
@@ -81,6 +84,10 @@ def audit(
         screen.print(Text(f"{one.attack}: {one.sentence}"), soft_wrap=True)
     for name, why in found.skipped.items():
         screen.print(Text(f"{name}: not tried, since {why}.", style="dim"), soft_wrap=True)
+    if found.trouble is not None:
+        screen.print(Text(f"Not kept in the folder: {found.trouble}", style="yellow"), soft_wrap=True)
+    elif found.outcomes:
+        screen.print(Text(f"Kept in {run.expanduser() / NAME}; weft report {run} shows it.", style="dim"), soft_wrap=True)
 
 
 def _table(found: Audit) -> Table:

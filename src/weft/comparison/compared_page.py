@@ -54,4 +54,5 @@ def write(folder: Path, to: Path | None = None) -> Path:
 def _read(table: Mapping[str, Any]) -> Table:
     rows = tuple(tuple(row) for row in table["rows"])
     bold = frozenset((row, column) for row, column in table["bold"])
-    return Table(table["title"], tuple(table["columns"]), rows, bold, tuple(table["notes"]))
+    shades = tuple((row, column, dark) for row, column, dark in table.get("shades", ()))
+    return Table(table["title"], tuple(table["columns"]), rows, bold, tuple(table["notes"]), shades)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from weft.errors import UserError
+from weft.runs import audit_file
 from weft.runs import directory as directories
 from weft.runs.checkpoint import Checkpoint
 from weft.runs.directory import RunDirectory
@@ -60,6 +61,14 @@ class Run:
             UserError: pandas is not installed.
         """
         return framed(self.records(), "run.table()", "run.records()")
+
+    def attacks(self) -> list[dict[str, Any]]:
+        """What ``weft audit`` has found of the run, a row for each target of each attack, see :mod:`weft.runs.audit_file`.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        return [dict(vars(one)) for some in audit_file.read(self.folder).results.values() for one in some]
 
     @property
     def adapter(self) -> Path | None:

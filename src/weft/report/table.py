@@ -12,8 +12,11 @@ from weft.errors import WeftError
 _LATEX = str.maketrans(
     {c: "\\" + c for c in "&%$#_{}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    | {"±": r"$\pm$", "₂": "$_2$", "−": "-", "α": r"$\alpha$", "×": r"$\times$"}
+    | {"±": r"$\pm$", "₂": "$_2$", "−": "-", "α": r"$\alpha$", "δ": r"$\delta$", "ε": r"$\varepsilon$", "×": r"$\times$"}
 )
+
+DARKEST = 3
+"""Shades that a page has for cells."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Table:
 
     Attributes:
         title: what it shows, in a few words. columns: heads. rows: cells, as many as columns. bold: (row, column) of cells that
-            stand out. notes: sentences below it.
+            stand out. notes: sentences below it. shades: (row, column, how dark from 1 to :data:`DARKEST`) of cells on a page.
     """
 
     title: str
@@ -30,6 +33,7 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     bold: frozenset[tuple[int, int]] = frozenset()
     notes: tuple[str, ...] = ()
+    shades: tuple[tuple[int, int, int], ...] = ()
 
     def __post_init__(self) -> None:
         for row in self.rows:
@@ -39,6 +43,10 @@ class Table:
     def numeric(self, column: int) -> bool:
         """Whether a column is of numbers, or is empty."""
         return column > 0 and all(not row[column] or row[column][0] in "+-−0123456789<" for row in self.rows)
+
+    def shade(self, row: int, column: int) -> int:
+        """How dark a cell is; 0 where it is as others are."""
+        return next((dark for r, c, dark in self.shades if (r, c) == (row, column)), 0)
 
     def markdown(self) -> str:
         """A table of GitHub's Markdown, and its notes as a list."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from weft.runs import audit_file
 from weft.runs import directory as directories
 from weft.runs.directory import RunDirectory
 from weft.storage import files
@@ -70,10 +71,10 @@ def glance(folder: Path) -> Glance:
 
 
 def stamp(folder: Path) -> str:
-    """Another one whenever :func:`glance` may see something else, at the cost of looking at no contents."""
+    """Another one whenever :func:`glance`, or a reader of audits, may see something else; no contents are looked at."""
     directory = RunDirectory(folder)
     found: list[tuple[int, int, int] | None] = []
-    for path in (directory.summary, _state(folder), _state(directory.setup)):
+    for path in (directory.summary, _state(folder), _state(directory.setup), folder / audit_file.NAME):
         try:
             about = path.stat()
         except OSError:

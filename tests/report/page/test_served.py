@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import toy_runs
+from audited_runs import result
 from html_tree import parsed
 from served_pages import Answered, asked, contents, grow, served
 from weft.errors import UserError
@@ -19,6 +20,7 @@ from weft.report import page
 from weft.report.page import document, followed
 from weft.report.page.followed import Followed
 from weft.report.page.local_server import LocalServer
+from weft.runs import audit_file
 from weft.runs.directory import RunDirectory, locked
 from weft.runs.glance import Glance, glance
 from weft.storage import files
@@ -41,6 +43,14 @@ def run(whole: Path, tmp_path: Path) -> Path:
 
 def captions(got: Answered) -> list[str]:
     return [e.text for e in got.page.all("caption")]
+
+
+def test_a_run_that_was_attacked_since_has_another_page(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    following = Followed(tmp_path / "run")
+    assert b'id="learnt"' not in following.page().html
+    audit_file.keep(tmp_path / "run", "labels", [result()])
+    assert b'id="learnt"' in following.page().html
 
 
 # while a run goes on ------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from weft.distribution import version
 from weft.report.page import about_runs, numbers
 from weft.report.page.curves import columnar
 from weft.report.page.figures import chapters
+from weft.report.page.learnt import learnt
 from weft.report.page.palette import styles
 from weft.report.page.plots import STAGES
 from weft.report.page.shown import Recorded, Shown, shown
@@ -76,6 +77,7 @@ def html(
     """The whole page; with ``live``, one that is served."""
     groups = styles(runs)
     drawn, data = chapters(runs, groups)
+    attacked = learnt(runs)
     plots = {
         "specs": {f.id: f.spec | {"description": f"{f.heading}. {f.sentence}"} for chapter in drawn for f in chapter.figures},
         "data": {name: columnar(rows) for name, rows in data.items()},
@@ -99,11 +101,14 @@ def html(
         title=title or _title(runs),
         subtitle=_subtitle(runs),
         notes=notes,
-        findings=[] if live and not live.finished else _findings(runs),  # which would say that the run is unfinished
+        # which would say that the run is unfinished
+        findings=[] if live and not live.finished else [*_findings(runs), *attacked.troubles],
         most=MOST,
         tables=[*tables, *top, *(t for t in (numbers.baselines(runs),) if t is not None)],
         energy=numbers.energy(runs),
         chapters=drawn,
+        learnt=attacked.tables,
+        key_of_learnt=attacked.key,
         groups=groups,
         stages=STAGES,
         cards=about_runs.cards(runs),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -74,6 +74,11 @@ def shown(runs: Sequence[Recorded], labels: Sequence[str] | None = None) -> list
     return [Shown(run, label, _group(label), method) for run, label, method in zip(runs, found, methods, strict=True)]
 
 
+def groups_but_for(runs: Sequence[Shown], names: Collection[str]) -> list[str]:
+    """Of each run its method and what differs, as in a label, but for settings of these names and the seed."""
+    return [_group(label) for label in _labels([one.run for one in runs], [one.method for one in runs], (*OWN, *names))]
+
+
 def method_of(summary: Mapping[str, Any]) -> str:
     """``fedit``, ``fedit + scaffold``, ``fedit local``, ``probe``."""
     about = summary["method"]
@@ -84,9 +89,9 @@ def method_of(summary: Mapping[str, Any]) -> str:
     return " ".join([" + ".join([str(about["slug"]), *rules]), *([baseline] if baseline else [])])
 
 
-def _labels(runs: Sequence[Recorded], methods: Sequence[str]) -> list[str]:
+def _labels(runs: Sequence[Recorded], methods: Sequence[str], untold: Collection[str] = OWN) -> list[str]:
     """Method, what differs, and the seed."""
-    settings = [{n: s["value"] for n, s in run.summary["settings"].items() if n not in OWN} for run in runs]
+    settings = [{n: s["value"] for n, s in run.summary["settings"].items() if n not in untold} for run in runs]
     names = dict.fromkeys(n for one in settings for n in one)
     differ = [
         n
