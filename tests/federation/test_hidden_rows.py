@@ -309,6 +309,17 @@ def test_clients_tell_what_it_costs_them_and_the_round_says_the_largest() -> Non
     assert said[0]["epsilon"] < said[1]["epsilon"] < said[2]["epsilon"]
 
 
+@pytest.mark.parametrize("slug", ["fedit", "fedsa-lora"])
+def test_a_client_without_rows_spends_nothing_and_no_noise_is_found_for_it(slug: str) -> None:
+    """It may get some: noise that was found for none would hide them from nobody."""
+    method = replace(registry.build(slug), batch=4)
+    run = tiny.federation(method, sizes=(6, 0, 4), rounds=2, privacy=plan("dp-sgd", epsilon=4.0, rounds=2)).run()
+    for client in run.clients:
+        run.simulation.setup.store.load(client)
+    assert [MEMO in c.memo for c in run.clients] == [True, False, True]
+    assert all(c.memo[MEMO]["noise"] > 0 for c in run.clients if MEMO in c.memo)
+
+
 def test_each_step_on_a_batch_counts() -> None:
     """FedDAT moves two adapters in turn on every batch."""
     method = replace(registry.build("feddat"), batch=4)

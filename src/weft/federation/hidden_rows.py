@@ -190,6 +190,8 @@ class HiddenRows:
         assert self.noise is not None
         before = remembered(memo)
         share = max(float(before.get("share", 0.0)), self.shares[k])
+        if share == 0:  # it has no rows, so that no noise was found for it: it may get some
+            return told(0.0, 0.0)
         steps = int(before.get("steps", 0)) + self.steps[k] - self.noted[k]
         self.noted[k] = self.steps[k]
         memo[MEMO] = {"noise": self.noise[k], "share": share, "steps": steps}

@@ -34,13 +34,13 @@ def epsilon(noise: float, share: float, times: int, delta: float, accountant: Ac
     """ε of ``times`` sums of clipped contributions with Gaussian noise, each contribution drawn by itself.
 
     Args:
-        noise: z, the standard deviation over the clipping norm. share: q in (0, 1], the chance of being drawn.
+        noise: z, the standard deviation over the clipping norm. share: q in [0, 1], the chance of being drawn.
         delta: δ of (ε, δ)-differential privacy.
 
     Returns:
         infinity without noise, 0 of nothing.
     """
-    known = plain(noise, times)
+    known = plain(noise, times if share > 0 else 0)
     return _epsilon(float(noise), up(share), int(times), float(delta), accountant) if known is None else known
 
 
@@ -52,11 +52,13 @@ def plain(noise: float, times: int) -> float | None:
 
 
 def noise_for(epsilon: float, share: float, times: int, delta: float, accountant: Accountant = "pld") -> float:
-    """The least noise z, to a thousandth, of which :func:`epsilon` is at most ``epsilon``.
+    """The least noise z, to a thousandth, of which :func:`epsilon` is at most ``epsilon``; 0 where nothing is ever drawn.
 
     Raises:
         UserError: no noise is enough.
     """
+    if share <= 0:
+        return 0.0
     return _noise_for(float(epsilon), up(share), max(int(times), 1), float(delta), accountant)
 
 
