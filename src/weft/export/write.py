@@ -19,7 +19,7 @@ from weft.backbones.load import load as load_backbone
 from weft.backbones.reply_table import Replies
 from weft.data.rows import BOTH
 from weft.errors import UserError, WeftError
-from weft.export import hub_files, language_card, peft_files, peft_ia3, peft_prompts, weft_files
+from weft.export import adapterhub_files, language_card, peft_files, peft_ia3, peft_prompts, weft_files
 from weft.export.about import About, Base, brings_code, hashes, settings_of
 from weft.export.card import card, ours, plain
 from weft.export.trained import Trained, capture, not_finite, untrained
@@ -112,11 +112,11 @@ def export(
         about = replace(about, kind="peft", files=hashes(folder, peft_files.FILES))
     elif kind := next((kind for kind in OTHER_KINDS if kind.alone(trained) is not None), None):
         about, compared = as_peft(kind, trained, about, bench, folder)
-    elif hub_files.concerns(trained):
-        if why := hub_files.against(trained, bench.backbone):
+    elif adapterhub_files.concerns(trained):
+        if why := adapterhub_files.against(trained, bench.backbone):
             about = replace(about, why=why)
         else:
-            names = hub_files.write(trained, bench.backbone, about, folder)
+            names = adapterhub_files.write(trained, bench.backbone, about, folder)
             about = replace(about, kind="adapters", files=hashes(folder, names))
     if not about.kind:
         weft_files.write(trained, method, view, facts, bench.backbone, folder)
@@ -316,7 +316,7 @@ def read(folder: Path, about: About, backbone: Backbone) -> Trained:
         found: Trained = kind.read(folder, backbone)
         return found
     if about.kind == "adapters":
-        return hub_files.read(folder, backbone)
+        return adapterhub_files.read(folder, backbone)
     return weft_files.read(folder, backbone, about.predicts)
 
 

@@ -441,8 +441,10 @@ def test_both_views_are_exported_and_read_back_with_the_head_that_goes_with_each
         folder.mkdir()
         more = {"view": "global"} if what == "global" else {"client": client} if what == "personal" else {}
         report = exported(run, folder, **more)
-        assert report.kind == "weft"
-        assert [n.split(": ")[1] for n in report.notes] == ["this is the one that a new client starts from."] * (what == "new")
+        assert report.kind == "adapters"
+        loads, *more_notes = report.notes
+        assert loads.startswith("It loads with AdapterHub's library")
+        assert [n.split(": ")[1] for n in more_notes] == ["this is the one that a new client starts from."] * (what == "new")
         got = load(folder, device="cpu", precision="float32").logits(texts)
         torch.testing.assert_close(got, expected, **RUN_CLOSE)
     assert (wanted["personal"] - wanted["global"]).abs().max() > 1e-2

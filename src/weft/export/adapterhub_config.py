@@ -1,6 +1,6 @@
 """The configuration of a bottleneck adapter as AdapterHub's library ``adapters`` (1.3) has it, and the part that it stands for.
 
-See :mod:`weft.export.hub_places` for what its settings make of a layer.
+See :mod:`weft.export.adapterhub_places` for what its settings make of a layer.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from weft.adaptation.values import NOWHERE
 
 if TYPE_CHECKING:
     from weft.backbones.backbone import Backbone, Site
-    from weft.export.hub_places import Layout
+    from weft.export.adapterhub_places import Layout
 
 Adapter: TypeAlias = Bottleneck | Compacter
 FLAGS: Mapping[Placement, Mapping[str, bool]] = {

@@ -116,7 +116,7 @@ def bottleneck(config: dict[str, Any], own: dict[str, Tensor], rule: Tensor | No
     down, up = linear(own, "adapter_down.0", rule), linear(own, "adapter_up", rule)
     scale = own["scaling"] if config["scaling"] == "learned" else config["scaling"]
     assert config["non_linearity"] in ACTIVATIONS
-    assert not (config["ln_before"] or config["ln_after"] or config["use_gating"] or config["inv_adapter"])
+    assert not any(config[more] for more in ("ln_before", "ln_after", "use_gating", "inv_adapter", "dropout"))
 
     def made(x: Tensor) -> Tensor:
         return scale * up(ACTIVATIONS[config["non_linearity"]](down(x)))

@@ -25,10 +25,10 @@ from weft.adaptation.head import Head
 from weft.adaptation.hyper_adapter import HyperAdapter
 from weft.adaptation.stacked_bottleneck import StackedBottleneck
 from weft.adaptation.values import NOWHERE
-from weft.export import hub_config, peft_files
+from weft.export import adapterhub_config, peft_files
 from weft.export.about import brings_code, damaged
-from weft.export.hub_config import Adapter
-from weft.export.hub_places import Layout, architecture, layout
+from weft.export.adapterhub_config import Adapter
+from weft.export.adapterhub_places import Layout, architecture, layout
 from weft.export.trained import Trained
 from weft.storage import files
 from weft.tensors.forms import Value
@@ -92,7 +92,9 @@ def _against_place(part: Adapter, backbone: Backbone) -> str | None:
         return "AdapterHub's parallel adapters read what a norm in front of a feed-forward is given, and these what it gives"
     if part.placement in known.apart:
         return f"AdapterHub's library makes something else of the placement {part.placement} in a {config.model_type}"
-    if layout(backbone, hub_config.sites(part, backbone)) is None:
+    there = layout(backbone, adapterhub_config.sites(part, backbone))
+    kinds = set() if there is None else {place.location for place in there.found.values()}
+    if kinds - {"cross_adapter"} != ({"mh_adapter", "output_adapter"} if part.placement == "sublayers" else {"output_adapter"}):
         return "its adapters are at layers where AdapterHub's library has none"
     towers = [tower for tower in ("text_config", "vision_config") if hasattr(config, tower)]
     if isinstance(part, Compacter) and len({getattr(config, tower).hidden_size for tower in towers}) > 1:
@@ -109,7 +111,7 @@ def write(trained: Trained, backbone: Backbone, about: About, folder: Path) -> l
     name = next(n for n, part in trained.parts.items() if type(part) is not Head)
     part, config, called = trained.parts[name], backbone.model.config, about.method["slug"]
     assert isinstance(part, Bottleneck | Compacter)
-    sites = hub_config.sites(part, backbone)
+    sites = adapterhub_config.sites(part, backbone)
     there = layout(backbone, sites)
     assert there is not None
     common = {
@@ -119,7 +121,7 @@ def write(trained: Trained, backbone: Backbone, about: About, folder: Path) -> l
         "model_class": "CLIPModel" if backbone.names is not None else type(backbone.model).__name__,
         "version": VERSION,
     }
-    _write(folder / CONFIG, common | {"name": called, "config": hub_config.of(part, there, sites[0].d_out)})
+    _write(folder / CONFIG, common | {"name": called, "config": adapterhub_config.of(part, there, sites[0].d_out)})
     names = _names(part, there, called)
     adapter = {theirs: _turned(trained.values[f"{name}/{ours}"], part) for ours, theirs in names.items()}
     files.write(folder / TENSORS, st.save(adapter, {"format": "pt"}))
@@ -170,8 +172,8 @@ def read(folder: Path, backbone: Backbone) -> Trained:
     try:
         content = files.parsed(files.read(folder / CONFIG))
         tensors = st.load(files.read(folder / TENSORS))
-        part = hub_config.part_of(content["config"], backbone)
-        there = layout(backbone, hub_config.sites(part, backbone))
+        part = adapterhub_config.part_of(content["config"], backbone)
+        there = layout(backbone, adapterhub_config.sites(part, backbone))
         if there is None:
             raise ValueError(f"its adapters have no place in a model of type {backbone.model.config.model_type}")
         names = {theirs: ours for ours, theirs in _names(part, there, content["name"]).items()}
