@@ -113,7 +113,7 @@ class Bottleneck(Inserted):
 
     def tensors(self, backbone: Backbone, site: Site) -> Mapping[str, Init]:
         d = site.d_out
-        m = max(d // self.reduction, 1)
+        m = self.width(d)
         usual = 0.0 if self.placement == "parallel" else self.std
         tensors = {
             "down": Init((m, site.d_in if self.placement == "parallel" else d), "normal", self.std),
@@ -122,6 +122,10 @@ class Bottleneck(Inserted):
             "up_bias": Init((d,)),
         }
         return drawn_like(self.like, tensors | self.learned())
+
+    def width(self, d: int) -> int:
+        """Of the bottleneck, of d features."""
+        return max(d // self.reduction, 1)
 
     def apply(self, module: nn.Module, w: Mapping[str, Tensor], x: Tensor, out: Tensor) -> Tensor:
         return self.scaled(w, x, out, w["down"], w["up"])

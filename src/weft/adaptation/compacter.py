@@ -65,13 +65,14 @@ class Compacter(Inserted):
         n, r = self.n, self.rank
         if site == NOWHERE:
             return {RULE: Init((n, n, n), "normal", self.std)}
-        d, m = site.d_out, self._width(site)
+        d, m = site.d_out, self.width(site.d_out)
         sizes = {"down_left": (m // n, r), "down_right": (r, d // n), "up_left": (d // n, r), "up_right": (r, m // n)}
         factors = {role: Init((n, *size), "normal", math.sqrt(2 / sum(size))) for role, size in sizes.items()}
         return factors | {"down_bias": Init((m,)), "up_bias": Init((d,))} | self.learned()
 
-    def _width(self, site: Site) -> int:
-        m = max(site.d_out // self.reduction, 1)
+    def width(self, d: int) -> int:
+        """Of the bottleneck, of d features."""
+        m = max(d // self.reduction, 1)
         return -(-m // self.n) * self.n
 
     def elsewhere(self, backbone: Backbone, site: Site) -> Mapping[str, str]:
@@ -81,7 +82,7 @@ class Compacter(Inserted):
         """Of D and U, behind which their factors stand."""
         if site == NOWHERE:
             return {}
-        size = self._width(site) * site.d_out
+        size = self.width(site.d_out) * site.d_out
         return {"down_left": size, "up_left": size}
 
     def apply(self, module: nn.Module, w: Mapping[str, Tensor], x: Tensor, out: Tensor) -> Tensor:

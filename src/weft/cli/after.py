@@ -333,8 +333,9 @@ def export(
 ) -> None:
     """Write the adapter alone, for use elsewhere. It is loaded again and its logits compared before this says it is done.
 
-    Low-rank parts and a head load with plain PEFT (PeftModel.from_pretrained), anything
-    else with weft.export.load; README.md in the folder shows how.
+    Low-rank parts and a head load with plain PEFT (PeftModel.from_pretrained), bottleneck
+    adapters with AdapterHub's library where it has the same, anything else with
+    weft.export.load; README.md in the folder shows how.
 
     [bold]Examples[/bold]
 
@@ -353,7 +354,12 @@ def export(
     if as_json:
         show_json(asdict(report))
         return
-    how = {"peft": "PeftModel.from_pretrained", "weft": "weft.export.load", "merged": "transformers alone"}[report.kind]
+    how = {
+        "peft": "PeftModel.from_pretrained",
+        "adapters": "load_adapter of AdapterHub's adapters",
+        "weft": "weft.export.load",
+        "merged": "transformers alone",
+    }[report.kind]
     whose = "the federation's model" if report.client is None else f"client {report.client}'s own model"
     screen.print(Text(f"{to}: {whose}, view {report.view}, on {report.base}; loads with {how}."), soft_wrap=True)
     screen.print(

@@ -86,7 +86,7 @@ class About:
     """The contents of ``weft.json``.
 
     Attributes:
-        kind: ``peft`` or ``weft``. classes: in index order. max_length: tokens that a text is cut to.
+        kind: ``peft``, ``adapters`` or ``weft``. classes: in index order. max_length: tokens that a text is cut to.
         method: slug, title, paper, settings. view: the way to predict. client: whose model, None = the server's.
         run: name of the run. weft: version that wrote it. checked: how far the re-loaded logits were off.
         pairs: it was trained on pairs of texts; None = nobody knows. files: name -> sha256 of what else makes the model.
@@ -97,7 +97,7 @@ class About:
         start: the adapter that its run began from, see :class:`weft.runs.beginning.Beginning`; None = from none.
         untrained: ``model`` or ``head``, where nothing was learnt of it, see :func:`weft.export.trained.untrained`.
         lifetime: what its run and those before it have cost, see :func:`weft.runs.lifetime.of`; None = nobody knows.
-        why: it is in Weft's own files though PEFT has parts of its kind; None = it is not, or PEFT has none.
+        why: it is in Weft's own files though PEFT or AdapterHub has parts of its kind; None = it is not, or they have none.
     """
 
     kind: str

@@ -6,9 +6,18 @@ from collections.abc import Sequence
 
 from weft.backbones.options import sentence
 from weft.data.rows import BOTH
-from weft.export.about import About, Base
+from weft.export.about import About
 from weft.export.peft_files import loading
 from weft.tasks.kinds import MASKED, NUMBERS, TOKENS
+
+IMPORTS = {"peft": "from peft import PeftModel\n", "adapters": "import adapters\n"}
+ONTO_BASE = {
+    "peft": "model = PeftModel.from_pretrained(base, FOLDER).eval()\n",
+    "adapters": (
+        "adapters.init(base)\nbase.load_adapter(str(FOLDER), set_active=True, use_safetensors=True)\nmodel = base.eval()\n"
+    ),
+}
+"""Kind of an export -> lines that put it onto its ``base``, and what they import."""
 
 
 def card(about: About, notes: Sequence[str], code: str, library: str) -> str:
@@ -48,12 +57,12 @@ def ours(about: About) -> str:
 
 def of_masks(about: About) -> str:
     """Without Weft: TEXTS are the reader's, with the mask token where a token is to be found."""
-    where, imports = place(about.base)
+    where, imports = place(about)
     trust = ", trust_remote_code=True" if about.base.code else ""
     return (
-        f"import torch\nfrom peft import PeftModel\n{imports}from transformers import AutoModelForMaskedLM, AutoTokenizer\n\n"
+        f"import torch\n{IMPORTS[about.kind]}{imports}from transformers import AutoModelForMaskedLM, AutoTokenizer\n\n"
         f"where = {where}\n"
-        f"model = PeftModel.from_pretrained(AutoModelForMaskedLM.from_pretrained(where{trust}), FOLDER).eval()\n"
+        f"base = AutoModelForMaskedLM.from_pretrained(where{trust})\n{ONTO_BASE[about.kind]}"
         f"reader = AutoTokenizer.from_pretrained(where{trust})\n"
         f'inputs = reader(TEXTS, truncation=True, max_length={about.max_length}, padding=True, return_tensors="pt", '
         "return_token_type_ids=False)\n"
@@ -73,14 +82,14 @@ def plain(about: About, plain_class: str, room: int = 0, longest: int = 0) -> st
     if about.task == MASKED:
         return of_masks(about)
     base, labels = about.base, list(about.classes)
-    where, found = place(base)
-    imports = f"import torch\nfrom peft import PeftModel\n{found}"
+    where, found = place(about)
+    imports = f"import torch\n{IMPORTS[about.kind]}{found}"
     if plain_class == "CLIPModel":
         texts = [sentence(base.options.sentence, name) for name in labels]
         return (
             f"{imports}from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel\n\n"
             f"labels = {labels!r}\ntexts = {texts!r}\nwhere = {where}\n"
-            "model = PeftModel.from_pretrained(CLIPModel.from_pretrained(where), FOLDER).eval()\n"
+            f"base = CLIPModel.from_pretrained(where)\n{ONTO_BASE[about.kind]}"
             'inputs = AutoTokenizer.from_pretrained(where)(texts, padding=True, return_tensors="pt")\n'
             'inputs |= AutoImageProcessor.from_pretrained(where)(IMAGES, return_tensors="pt")\n'
             "with torch.no_grad():\n    logits = model(**inputs).logits_per_image\n"
@@ -97,8 +106,7 @@ def plain(about: About, plain_class: str, room: int = 0, longest: int = 0) -> st
     return (
         f"{imports}from transformers import {', '.join(sorted(needed))}\n\n"
         f"labels = {labels!r}\nwhere = {where}\n"
-        f"base = {plain_class}.from_pretrained(where, {arguments})\n{padding}"
-        "model = PeftModel.from_pretrained(base, FOLDER).eval()\n"
+        f"base = {plain_class}.from_pretrained(where, {arguments})\n{padding}{ONTO_BASE[about.kind]}"
         f"reader = {reader}.from_pretrained(where{trust})\n"
         f"{_read(about, min(about.max_length, longest - room) if room else about.max_length)}"
         f"with torch.no_grad():\n    logits = model(**inputs).logits{own}\n"
@@ -106,9 +114,13 @@ def plain(about: About, plain_class: str, room: int = 0, longest: int = 0) -> st
     )
 
 
-def place(base: Base) -> tuple[str, str]:
-    """Where a base is, as an expression, and the import that it needs."""
+def place(about: About) -> tuple[str, str]:
+    """Where the base is, as an expression, and the import that it needs. BASE is the reader's, where Weft can't be installed."""
+    base = about.base
     if base.hub_id is None and base.path is None:
+        if about.kind == "adapters":
+            show = f"from weft.backbones.finding import find; print(find('{base.reference}')[0])"
+            return f'BASE  # where Weft is installed, python -c "{show}" prints it', ""
         return f"find({base.reference!r})[0]", "from weft.backbones.finding import find\n"
     return repr(base.reference), ""
 

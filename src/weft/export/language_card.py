@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import GenerationConfig
 
 from weft.backbones.prompts import Chat, Written, template
-from weft.export.card import place
+from weft.export.card import IMPORTS, ONTO_BASE, place
 from weft.export.peft_files import loading
 from weft.federation import generating
 
@@ -18,16 +18,15 @@ if TYPE_CHECKING:
 
 def plain(about: About, backbone: Backbone, plain_class: str) -> str:
     """What loads an adapter and asks it. FOLDER and PROMPT are the reader's, and INPUT of rows that have one."""
-    where, imports = place(about.base)
+    where, imports = place(about)
     more = "".join(f", {n}={v!r}" for n, v in loading(about.base, about.classes).items())
     trust = ", trust_remote_code=True" if about.base.code else ""
     told = ", ".join(f"{n}={v!r}" for n, v in settings(about, backbone).items())
     return (
-        f"{imports}from peft import PeftModel\nfrom transformers import {plain_class}, AutoTokenizer, GenerationConfig\n\n"
+        f"{imports}{IMPORTS[about.kind]}from transformers import {plain_class}, AutoTokenizer, GenerationConfig\n\n"
         f"where = {where}\n"
         f"base = {plain_class}.from_pretrained(where{more})\n"
-        f"base.generation_config = GenerationConfig({told})\n"
-        "model = PeftModel.from_pretrained(base, FOLDER).eval()\n"
+        f"base.generation_config = GenerationConfig({told})\n{ONTO_BASE[about.kind]}"
         f"reader = AutoTokenizer.from_pretrained(where{trust})\n"
         f"{asked(about, backbone)}"
     )

@@ -87,9 +87,7 @@ def load(folder: str | os.PathLike[str]) -> Adapter:
     place = model_folder(place)
     about = About.read(place) if (place / NAME).is_file() else None
     if about is not None and about.kind != "peft":
-        raise UserError(
-            f"{place} holds a model in Weft's own files, with parts that are no LoRA: give the folder of a PEFT LoRA adapter."
-        )
+        raise UserError(f"{place} holds a model with parts that are no LoRA: give the folder of a PEFT LoRA adapter.")
     for name in FILES:
         if not (place / name).is_file():
             raise UserError(f"{place} has no {name}: give a folder that save_pretrained of PEFT or weft export wrote.")

@@ -19,7 +19,7 @@ from weft.backbones.load import load as load_backbone
 from weft.backbones.reply_table import Replies
 from weft.data.rows import BOTH
 from weft.errors import UserError, WeftError
-from weft.export import language_card, peft_files, peft_ia3, peft_prompts, weft_files
+from weft.export import adapterhub_files, language_card, peft_files, peft_ia3, peft_prompts, weft_files
 from weft.export.about import About, Base, brings_code, hashes, settings_of
 from weft.export.card import card, ours, plain
 from weft.export.trained import Trained, capture, not_finite, untrained
@@ -49,8 +49,8 @@ class ExportReport:
     """What an export is, and how well it came back.
 
     Attributes:
-        kind: ``peft`` (loads with ``PeftModel.from_pretrained``), ``weft`` (loads with :func:`weft.export.load`) or ``merged``
-            (a whole model, loads with transformers alone).
+        kind: ``peft`` (loads with ``PeftModel.from_pretrained``), ``adapters`` (loads with AdapterHub's library of this name),
+            ``weft`` (loads with :func:`weft.export.load`) or ``merged`` (a whole model, loads with transformers alone).
         view: the way to predict. client: whose model; None = the server's.
         base: hub id or folder of the base. sha256: of its weights.
         rows: compared. difference: largest of their logits, re-loaded against the run's. tolerance: that was allowed.
@@ -81,8 +81,8 @@ def export(
     """Write the model of a run into ``folder``, load it anew in float32 and compare its logits.
 
     Parts that are low-rank, and a head, make a PEFT LoRA adapter; soft words, a prefix or scales make one of their kind, where
-    PEFT predicts the same; anything else goes to ``weft_adapter.*``. ``weft.json`` lies beside each, with base, classes and
-    method.
+    PEFT predicts the same; bottleneck adapters make one of AdapterHub's, where its library has them at the same place; anything
+    else goes to ``weft_adapter.*``. ``weft.json`` lies beside each, with base, classes and method.
 
     Args:
         folder: an existing, empty folder.
@@ -112,6 +112,12 @@ def export(
         about = replace(about, kind="peft", files=hashes(folder, peft_files.FILES))
     elif kind := next((kind for kind in OTHER_KINDS if kind.alone(trained) is not None), None):
         about, compared = as_peft(kind, trained, about, bench, folder)
+    elif adapterhub_files.concerns(trained):
+        if why := adapterhub_files.against(trained, bench.backbone):
+            about = replace(about, why=why)
+        else:
+            names = adapterhub_files.write(trained, bench.backbone, about, folder)
+            about = replace(about, kind="adapters", files=hashes(folder, names))
     if not about.kind:
         weft_files.write(trained, method, view, facts, bench.backbone, folder)
         about = replace(about, kind="weft", files=hashes(folder, weft_files.FILES))
@@ -201,7 +207,7 @@ def code(about: About, backbone: Backbone, room: int = 0) -> str:
         room: tokens of its own in each row.
     """
     plain_class = peft_files.plain_class(backbone)
-    if about.kind != "peft" or plain_class is None:
+    if about.kind not in ("peft", "adapters") or plain_class is None:
         return ours(about)
     return (
         language_card.plain(about, backbone, plain_class)
@@ -226,6 +232,11 @@ def notes(about: About) -> list[str]:
     if about.start is not None:
         whole = "LoRA and head" if about.start["head"] else "LoRA"
         found.append(f"Its run began from the {whole} of an adapter (sha256 `{about.start['sha256']}` of its files).")
+    if about.kind == "adapters":
+        found.append(
+            "It loads with AdapterHub's library adapters (1.3), which rests on an older transformers than Weft: install it in an "
+            "environment of its own. weft.export.load reads it here."
+        )
     if about.why is not None:
         found.append(f"It is in Weft's own files, as {about.why}.")
     if about.unlearnt is not None:
@@ -304,6 +315,8 @@ def read(folder: Path, about: About, backbone: Backbone) -> Trained:
         kind: ModuleType = next((kind for kind in OTHER_KINDS if kind.wrote(folder)), peft_files)
         found: Trained = kind.read(folder, backbone)
         return found
+    if about.kind == "adapters":
+        return adapterhub_files.read(folder, backbone)
     return weft_files.read(folder, backbone, about.predicts)
 
 
