@@ -196,8 +196,6 @@ class InFlight:
         At a weight other than 1 it lies on the line through the frozen value and the client's.
         """
         assert self._pass is not None
-        if self._pass.k > 1:
-            raise WeftError(f'"{p.part_name}" holds whole weights, and a pass takes those of one client alone: make packs of one')
         weight = self._weight(p.part_name)
         assert weight is not None  # a part that is off has nothing to put there
         if isinstance(weight, Tensor):
@@ -208,7 +206,12 @@ class InFlight:
             names = [n.rpartition(".") for n in self.backbone.own[p.site.parameter(role)]]
             places = [(self.backbone.module(module), own) for module, _, own in names]
             frozen = getattr(*places[0])
-            value = self._pick(self._pass.tensors[name]).squeeze(0)
+            value = self._pick(self._pass.tensors[name])
+            if len(value) > 1:
+                raise WeftError(
+                    f'"{p.part_name}" holds whole weights, and a pass takes those of one client alone: make packs of one'
+                )
+            value = value.squeeze(0)
             if isinstance(weight, Tensor) or weight != 1.0:
                 start = frozen.to(value)
                 value = start + weight * (value - start)

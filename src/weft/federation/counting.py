@@ -10,6 +10,7 @@ states that are kept below the parts are computed once for each row: a device ke
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -87,6 +88,17 @@ class Counting:
         self.exits = {p.part_name for p in pack.weave.placed if p.part.mode == "reads"}
         self.open: list[_Passed] = []
         self.starts: dict[str, int] | None = None
+
+    def apart(self) -> Counting:
+        """Counts passes that may yet turn out to have been in vain, see :meth:`take`."""
+        other = copy.copy(self)
+        other.work, other.open = {}, []
+        return other
+
+    def take(self, other: Counting) -> None:
+        """What :meth:`apart` has counted belongs to this too."""
+        for client, work in other.work.items():
+            self._add(client, work.forward or 0, work.backward or 0)
 
     # passes -------------------------------------------------------------------------------------------------------------
 

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from weft.errors import UserError
 from weft.federation.batch import Batch, make_batch
+from weft.federation.ghost_rows import GhostRows
 from weft.privacy.hiding import Privacy
 from weft.privacy.secret import Secret
 
@@ -49,6 +50,7 @@ class HiddenRows:
     Attributes:
         steps: [K] that each client has taken in this turn. shares: [K] chances of its rows to be drawn, the largest of the turn.
         noted: [K] steps that clients have taken note of. counting: steps are counted, and nothing else is done.
+        ghosts: how steps are taken whose gradients of single rows do not fit together.
 
     Args:
         noise: z of each client.
@@ -63,6 +65,7 @@ class HiddenRows:
         self.secrets = [] if self.counting else [privacy.secret("rows", pack.round.index, c.id) for c in pack.clients]
         self.noted = [0] * len(self.rows)
         self.generation = 0
+        self.ghosts = GhostRows()
 
     def over(self, pack: Pack) -> Pack:
         """The same pack, the same tensors, for a method that is not to see rows."""
@@ -167,16 +170,20 @@ class HiddenRows:
 
     def _clipped(self, pack: Pack, objective: Objective, real: Batch, names: Sequence[str], who: Tensor) -> dict[str, Tensor]:
         """[K, …] sums of the clipped gradients of each client's rows, by name."""
-        found = {n: torch.zeros_like(pack.tensors[n]).detach() for n in names}
         at, where = np.nonzero(real.index >= 0)
         chosen, index = who[torch.from_numpy(at).to(who.device)], real.index[at, where][:, None]
         keys = None if real.keys is None else real.keys[torch.from_numpy(at), torch.from_numpy(where)][:, None]
-        own = sum(v[0].numel() for v in found.values())
+        own = sum(pack.tensors[n][0].numel() for n in names)
         size = max(min(NUMBERS // max(own, 1), len(index)), 1)
+        if size < len(index):
+            most = max(NUMBERS, own) // 2  # the pass itself keeps about as many
+            if (sums := self.ghosts.sums(pack, objective, chosen, index, keys, names, self.clip, most)) is not None:
+                return sums
+        found = {n: torch.zeros_like(pack.tensors[n]).detach() for n in names}
         for i in range(0, len(index), size):
             part = slice(i, i + size)
             grads = pack.gradients_of_rows(objective, chosen[part], index[part], None if keys is None else keys[part], names)
-            square = torch.stack([g.double().square().flatten(1).sum(1) for g in grads.values()]).sum(0)
+            square = torch.stack([g.double().square().reshape(len(g), -1).sum(1) for g in grads.values()]).sum(0)
             factor = (self.clip / square.sqrt().clamp(min=1e-30)).clamp(max=1.0)
             for name, grad in grads.items():
                 scaled = grad * factor.view(-1, *[1] * (grad.dim() - 1)).to(grad)

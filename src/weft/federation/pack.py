@@ -416,20 +416,29 @@ class Pack(Passes):
         self, objective: Callable[[Pack, Batch], Tensor], each: Tensor, rows: Batch, names: Sequence[str]
     ) -> dict[str, Tensor]:
         """Of rows that share a pass."""
-        view = copy.copy(self)
-        place = each.tolist()
-        view.clients, view.turns = [self.clients[i] for i in place], [self.turns[i] for i in place]
-        view.adaptations, view.facts = [self.adaptations[i] for i in place], [self.facts[i] for i in place]
-        view.received, view._scopes = [self.received[i] for i in place], [self._scopes[i] for i in place]
-        view.tensors = {n: t.detach().index_select(0, each) for n, t in self.tensors.items()}
-        view.has = {n: h.index_select(0, each) for n, h in self.has.items()}
-        view._lacks = {n: h.index_select(0, each) for n, h in self._lacks.items()}
-        view.masks = {n: m.index_select(0, each) for n, m in self.masks.items()}
-        view._weave, view.hidden, view.places = self._weave.of(each, view.tensors), None, each
+        view = self.of_rows(each)
         leaves = {n: view.tensors[n].requires_grad_(True) for n in self.params(*names)}
         whole = in_steps.losses(view, view._weave.placed, objective, rows)[1].sum()
         slopes = view.slopes(whole, leaves) if whole.requires_grad else dict.fromkeys(leaves)
         return {n: torch.zeros_like(leaves[n]) if g is None else g for n, g in slopes.items()}
+
+    def of_rows(self, each: Tensor, shared: Mapping[str, Tensor] | None = None) -> Pack:
+        """A pack in which every row is a client of its own.
+
+        Args:
+            each: [n] the client of each in this pack. shared: what all rows have in the place of a tensor, [1, …] by name.
+        """
+        view, shared = copy.copy(self), shared or {}
+        place = each.tolist()
+        view.clients, view.turns = [self.clients[i] for i in place], [self.turns[i] for i in place]
+        view.adaptations, view.facts = [self.adaptations[i] for i in place], [self.facts[i] for i in place]
+        view.received, view._scopes = [self.received[i] for i in place], [self._scopes[i] for i in place]
+        view.tensors = {n: shared[n] if n in shared else t.detach().index_select(0, each) for n, t in self.tensors.items()}
+        view.has = {n: h.index_select(0, each) for n, h in self.has.items()}
+        view._lacks = {n: h.index_select(0, each) for n, h in self._lacks.items()}
+        view.masks = {n: m.index_select(0, each) for n, m in self.masks.items() if n not in shared}
+        view._weave, view.hidden, view.places = self._weave.of(each, view.tensors), None, each
+        return view
 
     def rows(self, name: str) -> Tensor:
         """[K] bool: the clients that have the tensor, and the block it sits in."""
