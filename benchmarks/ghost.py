@@ -97,7 +97,7 @@ def steps(args: argparse.Namespace, length: int) -> dict[str, Callable[[], dict[
         (batch,) = hidden.over(pack).batches(1.0, None, args.rows)
         if way != "ghost":
             hidden.ghosts.shares = False
-        found[way] = lambda h=hidden, b=batch.behind: h._clipped(pack, method.objective, b, names, torch.arange(1))
+        found[way] = lambda h=hidden, b=batch.behind: h._clipped(pack, method.objective, b, names, torch.arange(1))[0]
     return found
 
 

@@ -74,11 +74,13 @@ def both(
     (batch,) = list(hidden.over(pack).batches(size=rows))
     assert batch.behind is not None
     args = (pack, run.method.objective, batch.behind, names, torch.arange(len(pack.clients)))
-    made = hidden._clipped(*args)
+    made, short = hidden._clipped(*args)
     assert hidden.ghosts.numbers == 0, "nothing is asked for where gradients fit"
     count = int((batch.behind.index >= 0).sum())
     monkeypatch.setattr(hidden_rows, "NUMBERS", (count - 1) * own_numbers(pack, names))
-    return made, hidden._clipped(*args), hidden
+    unmade, short_too = hidden._clipped(*args)
+    assert short_too == short
+    return made, unmade, hidden
 
 
 def assert_same(made: dict[str, Tensor], unmade: dict[str, Tensor]) -> None:
@@ -183,12 +185,14 @@ def test_a_step_of_some_clients_and_without_rows(passes: list[int]) -> None:
     who = torch.tensor([0, 2])
     for taken in ([np.arange(5), None, np.arange(2)], [np.arange(0), None, np.arange(3)], [np.arange(0), None, np.arange(0)]):
         batch, count = pack.assembled(taken, rows, "main", 0), sum(0 if t is None else len(t) for t in taken)
-        made = hidden._clipped(pack, run.method.objective, batch, names, who)
+        made, short = hidden._clipped(pack, run.method.objective, batch, names, who)
         passes.clear()
         at, where = np.nonzero(batch.index >= 0)
         each, index = who[torch.from_numpy(at)], batch.index[at, where][:, None]
-        unmade = hidden.ghosts.sums(pack, run.method.objective, each, index, None, names, 0.05, 1 << 20)
-        assert unmade is not None
+        told = hidden.ghosts.sums(pack, run.method.objective, each, index, None, names, [0.05] * 3, 1 << 20)
+        assert told is not None
+        unmade = told[0]
+        assert told[1] == short
         assert sum(passes) == count
         for name in names:
             torch.testing.assert_close(unmade[name], made[name], rtol=1e-10, atol=1e-12)
@@ -274,14 +278,14 @@ def test_no_more_is_held_than_fits_and_a_pass_with_no_room_for_two_rows_is_none(
         passes.clear()
         index = batch.behind.index.reshape(-1, 1)  # type: ignore[union-attr]
         each = torch.zeros(len(index), dtype=torch.long)
-        sums = hidden.ghosts.sums(pack, run.method.objective, each, index, None, names, 0.05, held * rows)
+        sums = hidden.ghosts.sums(pack, run.method.objective, each, index, None, names, [0.05] * len(run.clients), held * rows)
         if rows == 1:
             assert sums is None
             assert not hidden.ghosts.shares
         else:
             assert sums is not None
             assert passes == [rows] * (9 // rows) + [9 % rows] * bool(9 % rows)
-            assert_same(made, sums)
+            assert_same(made, sums[0])
 
 
 @pytest.mark.parametrize("method", [FedAvg, Near])

@@ -12,6 +12,7 @@ import numpy as np
 import opacus
 import pytest
 import torch
+from opacus.optimizers.adaclipoptimizer import AdaClipDPOptimizer
 from torch import Tensor, nn
 
 import tiny
@@ -28,6 +29,7 @@ from weft.federation.turn import Turn
 from weft.methods import FedBF, FedIT, HetLoRA, registry
 from weft.privacy import accounting
 from weft.privacy.hiding import Privacy, mechanisms
+from weft.privacy.mechanism import DPSGD
 from weft.runs.baselines import Probe
 from weft.testing.compare import dense, equal, state
 from weft.testing.sites import remote
@@ -86,6 +88,72 @@ def test_a_step_is_that_of_opacus() -> None:
         torch.testing.assert_close(run.server.shared[names[role]], wanted.detach(), rtol=1e-5, atol=1e-7)
 
 
+def test_a_norm_follows_its_quantile_as_that_of_opacus() -> None:
+    """Four steps on all rows, no noise: each has the norm that opacus has, and moves the head as far."""
+    clip, n = 0.01, 9
+    text = f"dp-sgd:noise=0,clip={clip},quantile=0.4,rate=0.7"
+    method = Probe(rounds=4, optim=SGD, batch=n)
+    run = tiny.federation(method, sizes=(n,), rounds=4, privacy=plan(text, rounds=4))
+    pack = packed(run)
+    batch = tiny_batch(pack, run.clients[0].data.train)
+    features = pack.features(batch)[0].detach()
+    names = {name.rpartition("/")[2]: name for name in pack.tensors if name.startswith("head/")}
+    head = nn.Linear(features.shape[1], len(run.bench.task.classes), dtype=torch.float64)
+    with torch.no_grad():
+        head.weight.copy_(pack.tensors[names["weight"]][0])
+        head.bias.copy_(pack.tensors[names["bias"]][0])
+    model = opacus.GradSampleModule(head, loss_reduction="mean")
+    optimizer = AdaClipDPOptimizer(
+        torch.optim.SGD(model.parameters(), lr=0.5), noise_multiplier=0.0, max_grad_norm=clip, expected_batch_size=n,
+        target_unclipped_quantile=0.4, clipbound_learning_rate=0.7, max_clipbound=1e9, min_clipbound=1e-9, unclipped_num_std=1e-9,
+    )  # fmt: skip
+    norms = []
+    for t in range(4):
+        optimizer.param_groups[0]["lr"] = 0.5 * (1 - t / 4)  # a probe's falls over its rounds
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(features), batch.labels[0]).backward()
+        optimizer.step()
+        optimizer.max_grad_norm = float(optimizer.max_grad_norm)
+        norms.append(optimizer.max_grad_norm)
+        run.simulation.round(len(norms) - 1)
+        run.simulation.setup.store.load(run.clients[0])
+        assert run.clients[0].memo[MEMO]["clip"] == pytest.approx(norms[-1], rel=1e-4)
+    assert norms[0] > clip
+    for role, wanted in (("weight", head.weight), ("bias", head.bias)):
+        torch.testing.assert_close(run.server.shared[names[role]], wanted.detach(), rtol=1e-4, atol=1e-6)
+
+
+def test_each_client_has_a_norm_of_its_own_and_noise_of_its_size() -> None:
+    """One has rows under the norm alone, the other beyond it: the noise of each is its norm times z."""
+    run = tiny.federation(FedBF(optim=SGD), "bert", sizes=(4, 4), privacy=plan("dp-sgd:noise=2,clip=1,quantile=0.5,counting=4"))
+    pack = packed(run)
+    names = list(pack.params("*"))
+    hidden = HiddenRows(pack, run.bench.privacy, [2.0, 2.0])
+    hidden.clips = [1e-9, 1e3]
+    (batch,) = list(hidden.over(pack).batches(size=4))
+    assert batch.behind is not None
+    grads = hidden._noisy(pack, run.method.objective, batch.behind, names)
+    z = (2.0**-2 - 8.0**-2) ** -0.5
+    for k, clip in ((0, 1e-9), (1, 1e3)):
+        values = torch.cat([grads[n][k].flatten() for n in names])
+        assert float(values.std()) == pytest.approx(z * clip / 4, rel=0.1)
+    assert hidden.clips[0] != 1e-9
+    assert hidden.clips[1] != 1e3
+
+
+@pytest.mark.parametrize("z", [0.5, 2.0])
+@pytest.mark.parametrize("counting", [None, 3.0])
+def test_a_sum_and_a_count_together_cost_what_the_noise_says(z: float, counting: float | None) -> None:
+    """One contribution more or less moves the one by C and the other by a half, as far as its noise is concerned."""
+    link = DPSGD(quantile=0.5, rate=0.3, counting=counting)
+    of_sum, of_count = link.divided(z, 8.0)
+    assert of_sum**-2 + (0.5 / of_count) ** 2 == pytest.approx(z**-2)
+    for within, came in ((3, 7), (0, 4)):
+        for short in (0, 1):
+            before, after = (link.moved(1.0, within + short * more, came + more, 0.0, 8.0) for more in (0, 1))
+            assert abs(math.log(after / before)) == pytest.approx(0.3 * 0.5 / 8)
+
+
 def tiny_batch(pack: Pack, rows: np.ndarray) -> Batch:
     from weft.federation.batch import make_batch
 
@@ -103,7 +171,7 @@ def test_clipped_sums_are_those_of_one_row_after_the_other(model: str) -> None:
     names = list(pack.params("lora", "head"))
     (batch,) = list(hidden.over(pack).batches(size=9))
     assert batch.behind is not None
-    found = hidden._clipped(pack, run.method.objective, batch.behind, names, torch.arange(3))
+    found, _ = hidden._clipped(pack, run.method.objective, batch.behind, names, torch.arange(3))
     for k, client in enumerate(run.clients):
         total = {n: torch.zeros_like(pack.tensors[n][k]) for n in names}
         for row in client.data.train:
@@ -140,7 +208,7 @@ def test_one_row_more_or_less_moves_the_sum_by_the_norm_at_most() -> None:
             hidden = HiddenRows(pack, run.bench.privacy, [0.0] * 3)
             (batch,) = list(hidden.over(pack).batches(size=9))
             assert batch.behind is not None
-            moved.append(hidden._clipped(pack, run.method.objective, batch.behind, list(pack.params("*")), torch.arange(3)))
+            moved.append(hidden._clipped(pack, run.method.objective, batch.behind, list(pack.params("*")), torch.arange(3))[0])
         gap = math.sqrt(sum(float((moved[0][n][without] - moved[1][n][without]).square().sum()) for n in moved[0]))
         assert 0 < gap <= clip * (1 + 1e-9)
 

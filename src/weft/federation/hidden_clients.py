@@ -70,8 +70,9 @@ class HiddenClients:
             UserError: an update holds something that has no norm, or that could not be known beforehand.
         """
         sums = {n: torch.zeros(self.one.whole(n), dtype=torch.float64) for own, _ in self.one.each() for n in own}
-        within = 0
+        within = came = 0
         for update in updates:
+            came += 1
             change, short = clipped(changed(update.tensors, held[update.client.id], self.link.name), self.norm)
             within += short
             for name, value in change.items():
@@ -83,7 +84,7 @@ class HiddenClients:
         if not sums:
             return  # nothing is sent in such a round
         mean = self._noisy(sums)
-        self._adapt(within)
+        self._adapt(within, came)
         yield from self.one.given(self.one.expected(self.privacy.chance), mean)
 
     # all of them ------------------------------------------------------------------------------------------------------------
@@ -104,8 +105,8 @@ class HiddenClients:
     def _drawn(self, like: Mapping[str, Tensor], z: float) -> dict[str, Tensor]:
         return {n: z * self.norm * self.secret.normal(v.shape) if z else torch.zeros_like(v) for n, v in like.items()}
 
-    def _adapt(self, within: int) -> None:
+    def _adapt(self, within: int, came: int) -> None:
         """Let C follow its quantile."""
         if isinstance(self.link, Adaptive) and self.link.quantile is not None:
             noise = self._divided[1] * float(self.secret.normal((1,)))
-            self.server.hiding[CLIP] = self.link.moved(self.norm, (within + noise) / self.expected)
+            self.server.hiding[CLIP] = self.link.moved(self.norm, within, came, noise, self.expected)

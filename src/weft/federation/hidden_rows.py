@@ -54,11 +54,15 @@ class HiddenRows:
 
     Args:
         noise: z of each client.
+
+    Attributes:
+        clips: [K] C of each client, which may follow a quantile of the norms of its rows' gradients.
     """
 
     def __init__(self, pack: Pack, privacy: Privacy, noise: Sequence[float] | None = None):
         assert privacy.rows is not None
-        self.privacy, self.clip, self.noise = privacy, privacy.rows.clip, noise
+        self.privacy, self.link, self.noise = privacy, privacy.rows, noise
+        self.clips = [float(remembered(c.memo).get("clip", self.link.clip)) for c in pack.clients]
         self.counting = noise is None
         self.rows = [c.data.train for c in pack.clients]
         self.steps, self.shares = [0] * len(self.rows), [0.0] * len(self.rows)
@@ -158,18 +162,24 @@ class HiddenRows:
         expected = torch.ones(len(self.rows), device=pack.device, dtype=pack.dtype)
         assert real.expected is not None and self.noise is not None
         expected[who] = real.expected.to(expected).clamp(min=1e-12)
-        found = self._clipped(pack, objective, real, names, who)
+        found, within = self._clipped(pack, objective, real, names, who)
         noise = {n: torch.zeros_like(v) for n, v in found.items()}
-        for k in who.tolist():
+        for k, came in zip(who.tolist(), (real.index >= 0).sum(1).tolist(), strict=True):
+            z, counting = self.link.divided(self.noise[k], float(expected[k]))
             for name in sorted(found):
                 shape = pack.shapes[name][k]
-                if shape is not None and self.noise[k] > 0:  # of a client's own size: padding stays 0
+                if shape is not None and z > 0:  # of a client's own size: padding stays 0
                     own = noise[name][k][tuple(slice(0, s) for s in shape)]
-                    own += (self.noise[k] * self.clip * self.secrets[k].normal(shape)).to(own)
+                    own += (z * self.clips[k] * self.secrets[k].normal(shape)).to(own)
+            if self.link.quantile is not None and len(self.rows[k]):
+                more = counting * float(self.secrets[k].normal((1,)))
+                self.clips[k] = self.link.moved(self.clips[k], within[k], came, more, float(expected[k]))
         return {n: (v + noise[n]) / expected.view(-1, *[1] * (v.dim() - 1)) for n, v in found.items()}
 
-    def _clipped(self, pack: Pack, objective: Objective, real: Batch, names: Sequence[str], who: Tensor) -> dict[str, Tensor]:
-        """[K, …] sums of the clipped gradients of each client's rows, by name."""
+    def _clipped(
+        self, pack: Pack, objective: Objective, real: Batch, names: Sequence[str], who: Tensor
+    ) -> tuple[dict[str, Tensor], list[int]]:
+        """[K, …] sums of the clipped gradients of each client's rows, by name, and how many of them were within C."""
         at, where = np.nonzero(real.index >= 0)
         chosen, index = who[torch.from_numpy(at).to(who.device)], real.index[at, where][:, None]
         keys = None if real.keys is None else real.keys[torch.from_numpy(at), torch.from_numpy(where)][:, None]
@@ -177,18 +187,21 @@ class HiddenRows:
         size = max(min(NUMBERS // max(own, 1), len(index)), 1)
         if size < len(index):
             most = max(NUMBERS, own) // 2  # the pass itself keeps about as many
-            if (sums := self.ghosts.sums(pack, objective, chosen, index, keys, names, self.clip, most)) is not None:
+            if (sums := self.ghosts.sums(pack, objective, chosen, index, keys, names, self.clips, most)) is not None:
                 return sums
         found = {n: torch.zeros_like(pack.tensors[n]).detach() for n in names}
+        clips = torch.tensor(self.clips, dtype=torch.float64, device=chosen.device)
+        within = torch.zeros(len(self.clips), dtype=torch.int64, device=chosen.device)
         for i in range(0, len(index), size):
             part = slice(i, i + size)
             grads = pack.gradients_of_rows(objective, chosen[part], index[part], None if keys is None else keys[part], names)
             square = torch.stack([g.double().square().reshape(len(g), -1).sum(1) for g in grads.values()]).sum(0)
-            factor = (self.clip / square.sqrt().clamp(min=1e-30)).clamp(max=1.0)
+            factor = (clips[chosen[part]] / square.sqrt().clamp(min=1e-30)).clamp(max=1.0)
+            within.index_add_(0, chosen[part], (factor >= 1).long())
             for name, grad in grads.items():
                 scaled = grad * factor.view(-1, *[1] * (grad.dim() - 1)).to(grad)
                 found[name].index_add_(0, chosen[part], scaled)
-        return found
+        return found, within.tolist()
 
     # what it has cost -----------------------------------------------------------------------------------------------------
 
@@ -201,7 +214,7 @@ class HiddenRows:
             return told(0.0, 0.0)
         steps = int(before.get("steps", 0)) + self.steps[k] - self.noted[k]
         self.noted[k] = self.steps[k]
-        memo[MEMO] = {"noise": self.noise[k], "share": share, "steps": steps}
+        memo[MEMO] = {"noise": self.noise[k], "share": share, "steps": steps, "clip": self.clips[k]}
         spent = self.privacy.spent_on_rows
         return told(spent(self.noise[k], share, steps), spent(self.noise[k], share, steps + self.steps[k]))
 

@@ -94,17 +94,28 @@ class Adaptive(Noisy):
             )
         return float((z**-2 - (2 * counting) ** -2) ** -0.5), counting
 
-    def moved(self, clip: float, share: float) -> float:
-        """C ← C exp(-η (b - γ)), with b the noisy share of contributions within C."""
-        return clip if self.quantile is None else clip * math.exp(-self.rate * (share - self.quantile))
+    def moved(self, clip: float, within: float, came: float, noise: float, expected: float) -> float:
+        """C ← C exp(-η (b - γ)), with b = 1/2 + (Σ_i (b_i - 1/2) + noise) / expected the noisy share of contributions within C.
+
+        One contribution more or less moves the sum by 1/2, which is what :meth:`divided` reckons with; it would move Σ_i b_i by
+        1, and how many have come is no more to be told than which.
+
+        Args:
+            within, came: contributions within C, and all of them. noise: on their count. expected: of them.
+        """
+        if self.quantile is None:
+            return clip
+        share = 0.5 + (within - came / 2 + noise) / expected
+        return clip * math.exp(-self.rate * (share - self.quantile))
 
 
 @dataclass(frozen=True)
-class DPSGD(Noisy):
+class DPSGD(Adaptive):
     """M. Abadi et al., "Deep Learning with Differential Privacy", CCS 2016, arXiv 1607.00133, algorithm 1.
 
     In each step of a client every row is drawn with the same chance q, its gradient over all tensors that the step moves is
-    scaled down to norm C, and N(0, z²C²) is added to the sum, which is divided by the expected number of rows.
+    scaled down to norm C, and N(0, z²C²) is added to the sum, which is divided by the expected number of rows. With ``quantile``
+    each client has a C of its own, which nobody else gets to know.
 
     Attributes:
         turns: turns that a client is planned to take; None = ``rounds`` times ``participation``, rounded up.
