@@ -79,6 +79,12 @@ def test_insecure_noise_says_what_it_costs() -> None:
     assert hidden.INSECURE not in resolve(SMALL).notes
 
 
+def test_no_noise_says_that_it_hides_nothing() -> None:
+    wanted = "dp-sgd has noise 0: it clips, and hides nothing."
+    assert wanted in resolve(SMALL | {"privacy": "dp-sgd:noise=0", "epsilon": None}).notes
+    assert wanted not in resolve(SMALL | {"privacy": "dp-sgd:noise=1"}).notes
+
+
 @pytest.mark.parametrize(
     ("settings", "told"),
     [

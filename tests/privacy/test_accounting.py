@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import opacus
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weft.errors import UserError
-from weft.privacy import accounting
+from weft.privacy import accounting, skellam
 
 DELTA = 1e-5
 
@@ -77,3 +78,24 @@ def test_shares_are_rounded_up(share: float) -> None:
 def test_no_noise_is_enough() -> None:
     with pytest.raises(UserError, match="no noise gives epsilon 1e-09"):
         accounting.noise_for(1e-9, 1.0, 1000, 1e-12)
+
+
+@pytest.mark.parametrize("accountant", ["pld", "rdp"])
+@pytest.mark.parametrize("reckon", ["plain", "skellam"])
+def test_noise_of_any_size_has_an_epsilon(reckon: str, accountant: Literal["pld", "rdp"]) -> None:
+    """Of squares that are no numbers, too, and of little noise, whose losses are too many to be listed one by one."""
+
+    def epsilon(z: float) -> float:
+        return accounting.epsilon(z, 0.1, 60, DELTA, accountant) if reckon == "plain" else skellam.epsilon(z, 8191, 2, DELTA)
+
+    found = [epsilon(z) for z in (1e-300, 1e-4, 1e-2, 1.0, 1e5, 1e300)]
+    assert found == sorted(found, reverse=True), "more noise never costs more"
+    assert found[0] == math.inf
+    assert 1e3 < found[2] < found[1] < math.inf
+    assert found[-1] < 1e-3
+
+
+def test_little_noise_is_found_for_a_large_epsilon() -> None:
+    for target in (1e3, 1e6, 1e9):
+        z = accounting.noise_for(target, 1.0, 2, DELTA)
+        assert 0.9 * target < accounting.epsilon(z, 1.0, 2, DELTA) <= target

@@ -12,7 +12,7 @@ from dp_accounting.rdp import RdpAccountant
 from scipy.linalg import sqrtm
 
 from weft.errors import UserError
-from weft.privacy import accounting
+from weft.privacy import accounting, parties
 from weft.privacy.hiding import MECHANISMS, Privacy, mechanisms
 from weft.privacy.mechanism import DPSGD, SEATS, DPFedAvg, Noisy
 
@@ -134,3 +134,19 @@ def test_streams_are_secret_unless_somebody_asks() -> None:
     assert known.secret("a", 1).bytes(16) == known.secret("a", 1).bytes(16)
     assert known.secret("a", 1).bytes(16) != known.secret("a", 2).bytes(16)
     assert known.secret("a").bytes(16) != replace(known, seed=4).secret("a").bytes(16)
+
+
+@pytest.mark.parametrize("name", [name for name, kind in MECHANISMS.items() if issubclass(kind, Noisy)])
+def test_a_link_without_noise_promises_nothing(name: str) -> None:
+    for text, hides in ((f"{name}:noise=1", True), (f"{name}:noise=0", False)):
+        links = mechanisms(text)
+        told = parties.told(links)[0]
+        assert ("hides nothing" in told) is not hides
+        assert (links[0].gives[1:] in told) is hides
+        assert any("hide" in what for what in parties.seen(links, "all").values()) is hides
+
+
+def test_a_link_without_noise_leaves_the_promise_of_a_sum() -> None:
+    links = mechanisms("dp-fedavg:noise=0+secagg")
+    assert "hides nothing" in parties.told(links)[0]
+    assert parties.seen(links, "all") == parties.seen(links[1:], "all")

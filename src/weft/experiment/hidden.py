@@ -100,6 +100,11 @@ def check(x: Experiment, method: Method) -> list[str]:
         )
     _check_others(x, privacy)
     found = [] if privacy.tells else _without_noise(x, method)
+    found += [
+        f"{link.name} has noise 0: it clips, and hides nothing."
+        for link in privacy.links
+        if isinstance(link, Noisy) and link.noise == 0
+    ]
     return [*found, INSECURE] if x.insecure_noise else found
 
 

@@ -23,11 +23,14 @@ if TYPE_CHECKING:
 DIGITS = 3
 """Chances of being drawn are rounded up to so many digits, so that clients of about one size are reckoned once."""
 MOST = 14.0
-"""Noise over the norm of a contribution beyond which nobody looks for a smaller ε, as a logarithm."""
+"""Noise over the norm of a contribution beyond which nobody looks for a smaller ε, as a logarithm; more counts as so much, and
+less than its inverse as none, for squares of either are no numbers any more."""
 TOLERANCE = 1e-3
 """Of noise that is found for an ε, from above, over the noise."""
 GRID = 1e-5, 1e-3
 """Least and most of what privacy losses are rounded up to multiples of: a tenth of a usual loss, which costs ε little."""
+LITTLE = 0.2
+"""Noise over the norm of a contribution below which ε is by Rényi divergences: losses of 1/z² make distributions too long."""
 
 
 def epsilon(noise: float, share: float, times: int, delta: float, accountant: Accountant = "pld") -> float:
@@ -41,14 +44,21 @@ def epsilon(noise: float, share: float, times: int, delta: float, accountant: Ac
         infinity without noise, 0 of nothing.
     """
     known = plain(noise, times if share > 0 else 0)
-    return _epsilon(float(noise), up(share), int(times), float(delta), accountant) if known is None else known
+    if known is not None:
+        return known
+    return _epsilon(bounded(noise), up(share), int(times), float(delta), "rdp" if noise < LITTLE else accountant)
 
 
 def plain(noise: float, times: int) -> float | None:
     """ε of sums that nobody has to reckon: 0 of none, infinity of those without noise; None of all others."""
     if times <= 0:
         return 0.0
-    return math.inf if noise <= 0 else None
+    return math.inf if noise < math.exp(-MOST) else None
+
+
+def bounded(noise: float) -> float:
+    """A noise that costs no less than ``noise`` and whose square is a number."""
+    return min(float(noise), math.exp(MOST))
 
 
 def noise_for(epsilon: float, share: float, times: int, delta: float, accountant: Accountant = "pld") -> float:
@@ -86,7 +96,7 @@ def _epsilon(noise: float, share: float, times: int, delta: float, accountant: A
 
 @functools.lru_cache(maxsize=1024)
 def _noise_for(target: float, share: float, times: int, delta: float, accountant: Accountant) -> float:
-    found = least(lambda noise: _epsilon(noise, share, times, delta, accountant), target)
+    found = least(lambda noise: epsilon(noise, share, times, delta, accountant), target)
     if found is None:
         raise UserError(f"no noise gives epsilon {target:g} at delta {delta:g} over {times:,} sums: ask for a larger one.")
     return found

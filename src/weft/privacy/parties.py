@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from weft.privacy.mechanism import DPFedAvg, Mechanism, Summed
+from weft.privacy.mechanism import DPFedAvg, Mechanism, Noisy, Summed
 
 
 def seen(links: Sequence[Mechanism], sends: str) -> dict[str, str]:
     """Party -> what it sees.
 
     Args:
-        sends: what a method sends of each client, in words.
+        links: of which those whose noise is 0 hide nothing. sends: what a method sends of each client, in words.
     """
+    links = [link for link in links if not _silent(link)]
     named = {link.name for link in links}
     step = "under noise in each step that hides single rows" if "dp-sgd" in named else ""
     leave = "clipped, under noise that hides the client" if "ldp" in named else ""
@@ -35,7 +36,7 @@ def seen(links: Sequence[Mechanism], sends: str) -> dict[str, str]:
 def told(links: Sequence[Mechanism]) -> list[str]:
     """What each link gives and does not give, a line each."""
     summed = any(isinstance(link, Summed) for link in links)
-    return [_line(IN_PARTS if summed and isinstance(link, DPFedAvg) else link) for link in links]
+    return [_line(IN_PARTS if summed and isinstance(link, DPFedAvg) and not _silent(link) else link) for link in links]
 
 
 @dataclass(frozen=True)
@@ -53,5 +54,12 @@ class _InParts:
 IN_PARTS = _InParts()
 
 
+def _silent(link: Mechanism | _InParts) -> bool:
+    """Whether it is for noise, and its noise is 0."""
+    return isinstance(link, Noisy) and link.noise == 0
+
+
 def _line(link: Mechanism | _InParts) -> str:
+    if _silent(link):
+        return f"{link.name}: its noise is 0, so that it clips and hides nothing: leave noise=0 out and give --epsilon."
     return f"{link.name}: {link.title}. {link.gives[0].upper()}{link.gives[1:]}; but {link.not_given}."

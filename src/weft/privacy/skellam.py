@@ -42,7 +42,7 @@ def epsilon(noise: float, levels: int, times: int, delta: float) -> float:
         infinity without noise, 0 of nothing.
     """
     known = accounting.plain(noise, times)
-    return _epsilon(float(noise), int(levels), int(times), float(delta)) if known is None else known
+    return _epsilon(accounting.bounded(noise), int(levels), int(times), float(delta)) if known is None else known
 
 
 @functools.lru_cache(maxsize=1024)

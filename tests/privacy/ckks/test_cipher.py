@@ -104,7 +104,7 @@ def test_what_is_changed_is_refused_or_another_ciphertext() -> None:
 @pytest.mark.parametrize("bad", [b"", b"no key", bytes(1000), key()[:-40], key()[:200] + bytes(50)])
 def test_what_is_no_key_is_one_sentence(bad: bytes, tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(bad)
-    with pytest.raises(UserError, match=r"a: this is no key of encrypted sums: make one with weft keys sums"):
+    with pytest.raises(UserError, match=r"a: this is no key of encrypted sums: copy it once more from a site"):
         read_key(tmp_path / "a")
 
 

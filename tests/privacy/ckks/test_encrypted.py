@@ -96,6 +96,13 @@ def test_who_has_another_key_is_left_out_by_name(strange: tuple[str, ...]) -> No
     assert sum_.server.total().tolist() == plain_sum(sum_.values, there)
 
 
+def test_a_sum_that_fails_for_another_key_says_whose_it_is() -> None:
+    with pytest.raises(Refused, match=r'Only 2 clients .* The key of "site 0" is another: copy the same sums.ckks'):
+        Encrypted(strange=("site 0",)).played({"sealed": ["site 3", "site 4"]})
+    with pytest.raises(Refused, match=r"or more\.$"):
+        Encrypted().played({"sealed": names(N)[:3]})
+
+
 def test_a_question_that_comes_again_has_the_same_answer_and_another_none() -> None:
     sum_ = Encrypted()
     question = sum_.server.question("site 1")

@@ -147,7 +147,9 @@ def _new_context() -> tenseal.Context:
 
 
 def _opened(key: bytes) -> tenseal.Context:
-    wrong = UserError("this is no key of encrypted sums: make one with weft keys sums, once, for all sites.")
+    wrong = UserError(
+        "this is no key of encrypted sums: copy it once more from a site that has it; if none has, weft keys sums makes one."
+    )
     try:
         context = tenseal.context_from(key, n_threads=1)
         if not context.is_private() or context.global_scale != SCALE:

@@ -89,8 +89,10 @@ class CipherServer(ServerEnd):
         if kind == "sealed":
             left = tuple(sorted(c for c, (_, key) in self._told.items() if key == self._key))
             if len(left) < self.terms.least:
+                others = ", ".join(quoted(c) for c in sorted(self._told) if c not in left)
+                copied = f" The key of {others} is another: copy the same sums.ckks to every site." if others else ""
                 raise Refused(
-                    f"Only {len(left)} clients have sealed vectors for one sum, which is of {self.terms.least} or more."
+                    f"Only {len(left)} clients have sealed vectors for one sum, which is of {self.terms.least} or more.{copied}"
                 )
             self.closed[kind] = left
             first = self.terms.round % len(left)
