@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -430,9 +431,11 @@ def test_an_exported_adapter_predicts_what_the_servers_model_does(tmp_path: Path
 def test_an_adapter_of_another_kind_is_exported_without_what_belongs_to_the_seeds(tmp_path: Path) -> None:
     run = exporting.trained(replace(SMALL, optim=SGD.but(lr=2e-2), tune=Tune("bottleneck")))
     report = exporting.exported(run, tmp_path)
-    assert report.kind == "weft"
-    parts = {n.split("/")[0] for n in exporting.tensors_in(tmp_path / "weft_adapter.safetensors")}
-    assert parts == {"bottleneck", "head"}
+    assert report.kind == "adapters"
+    names = exporting.tensors_in(tmp_path / "adapter.safetensors")
+    assert {re.sub(r".*\.adapters\.fedkseed\.", "", n) for n in names} == {
+        f"{where}.{role}" for where in ("adapter_down.0", "adapter_up") for role in ("weight", "bias")
+    }
 
 
 # settings -----------------------------------------------------------------------------------------------------------------
