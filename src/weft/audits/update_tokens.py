@@ -39,7 +39,7 @@ PLACES = 64
 """Of a row, at which tokens are tried: the first ones."""
 INSIDE = 0.01
 """What lies no farther off a span than this, over its length, is taken to lie in it."""
-SOUGHT = 1 << 19
+SOUGHT = 1 << 21
 """Tokens that are looked for in turns, times rows of the span: those that are nearest to it, which with many rows are few."""
 AT_MOST = 256
 """Tokens that are found in turns."""
