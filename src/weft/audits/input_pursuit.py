@@ -6,7 +6,7 @@ of the rows, and other candidates do not (DAGER: I. Petrov, D. I. Dimitrov, M. B
 arXiv 2405.15586). If there are more, as behind a factor of LoRA with r rows, none does. Yet the candidate that is nearest to the
 span is likely one of them, and what it explains can be taken off the rows before the next is looked for: rank-aware order
 recursive matching pursuit (M. E. Davies, Y. C. Eldar, "Rank Awareness in Joint Sparse Recovery", IEEE Transactions on Information
-Theory 2012, arXiv 1004.4529), whose first step is the test of the span.
+Theory 2012), whose first step is the test of the span.
 """
 
 from __future__ import annotations
