@@ -156,3 +156,13 @@ def test_the_bound_of_a_share_is_exact() -> None:
     """Of n hits in n it is level^(1/n); of none it is 0."""
     assert lowest_share(20, 20) == pytest.approx(0.05 ** (1 / 20))
     assert lowest_share(0, 20) == lowest_share(0, 0) == 0.0
+
+
+def test_sums_leave_no_update_to_attack(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = {"data": str(table(tmp_path / "rows.csv")), "recipes": False, "privacy": "secagg", "codec": "identity"}
+    with pytest.raises(UserError, match="keep_updates keeps the updates of single clients, which privacy = secagg hides"):
+        toy_runs.run(tmp_path, **settings, name="kept", keep_updates=True)
+    toy_runs.run(tmp_path, **settings, name="summed")
+    capsys.readouterr()
+    for name in [name for name, one in ATTACKS.items() if one.updates]:
+        refused(weft(capsys, "audit", tmp_path / "summed", "--attack", name), f"attack {name} is not possible", "single clients")

@@ -11,13 +11,14 @@ import pytest
 import attacked
 from weft.adaptation.optim import Optim
 from weft.adaptation.tune import Tune
-from weft.audits import label_leakage, majority_class, membership, one_run_bound
+from weft.audits import label_leakage, majority_class, membership, one_run_bound, update_tokens
 from weft.audits.audited import Audited
 from weft.audits.outcome import Outcome
 from weft.methods import FedAvg
 from weft.privacy.hiding import Privacy, mechanisms
 
 PLAIN = FedAvg(tune=Tune("lora", rank=2), epochs=1.0, batch=4, optim=Optim("sgd", lr=0.1, schedule="constant"))
+TOKENS = replace(PLAIN, tune=Tune("lora", rank=4, at="q,v"), epochs=3.0)
 BY_HEART = FedAvg(tune=Tune("lora", rank=8), epochs=30.0, batch=8, optim=Optim("adamw", lr=1e-2))
 
 
@@ -43,6 +44,18 @@ def test_what_updates_tell(tmp_path: Path, attack: Callable[[Audited], list[Outc
         run = attacked.attacked(tmp_path / str(seed), PLAIN, privacy=hidden(text, seed), classes=classes, sizes=sizes)
         found.append(attack(run)[0])
     assert plain.score > max(plain.chance, sum(one.score for one in found) / 6) + 0.1
+    assert sum(one.found for one in found) <= 1, "of six that are nothing, one may be found by luck"
+
+
+@pytest.mark.parametrize("text", ["dp-sgd:noise=4,clip=0.1", "ldp:noise=4,clip=0.1"])
+def test_tokens_that_loras_factor_spans(tmp_path: Path, text: str) -> None:
+    (plain,) = update_tokens.attack(attacked.attacked(tmp_path / "plain", TOKENS, sizes=(1,) * 8))
+    assert plain.found
+    found = []
+    for seed in range(6):
+        run = attacked.attacked(tmp_path / str(seed), TOKENS, privacy=hidden(text, seed), sizes=(1,) * 8)
+        found += update_tokens.attack(run)
+    assert plain.score > sum(one.score for one in found) / 6 + 0.2
     assert sum(one.found for one in found) <= 1, "of six that are nothing, one may be found by luck"
 
 

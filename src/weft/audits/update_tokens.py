@@ -1,22 +1,26 @@
 """Which tokens a client's texts have, out of one update of it.
 
 Where the table of embeddings is trained, the rows of the tokens that occur have moved. Where it is not, what enters the first
-block's attention is a function of a token and its place, and the gradient of a layer W there is a sum of outer products δ xᵀ with
-just these x: they lie in the span of its rows, and others do not, as long as the rows' rank is below d (DAGER: I. Petrov,
-D. I. Dimitrov, M. Baader, M. N. Müller, M. Vechev, NeurIPS 2024, arXiv 2405.15586). Of LoRA it is A [r, d] whose rows span what
-its inputs do, at most r of them. Plain SGD keeps that span over all its steps; Adam divides entry by entry, and destroys it.
+block's attention is a function of a token and its place, and how a layer changes there, or LoRA's factor A [r, d] beside it, is a
+sum of outer products with just these inputs (:mod:`weft.audits.input_pursuit`). Plain SGD keeps that over all its steps; Adam
+divides entry by entry, and destroys it.
+
+Tokens at places are too many candidates, and too like each other, to be told apart by few rows. So what places have in common,
+whatever the token, is taken off the change and off all candidates, and a token is looked for by the mean of its inputs over all
+places.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from weft.audits.input_pursuit import apart, pursue, row_space, without
 from weft.audits.outcome import Outcome, lowest_share
 from weft.backbones.cut import up_to_layer
 from weft.backbones.token_table import Tokens
@@ -31,10 +35,14 @@ if TYPE_CHECKING:
     from weft.storage.updates import KeptUpdate
 
 NAME = "update-tokens"
-PLACES = 32
+PLACES = 64
 """Of a row, at which tokens are tried: the first ones."""
-ALIKE = 1e-9
-"""Distances up to this are rounding: in a subspace that is all of the space, nothing lies nearer than anything else."""
+INSIDE = 0.01
+"""What lies no farther off a span than this, over its length, is taken to lie in it."""
+SOUGHT = 1 << 21
+"""Tokens that are looked for in turns, times rows of the span: those that are nearest to it, which with many rows are few."""
+AT_MOST = 256
+"""Tokens that are found in turns."""
 CHUNK = 1 << 22
 """Numbers of candidates that are held at once."""
 
@@ -90,9 +98,11 @@ def scores(run: Audited, update: KeptUpdate) -> tuple[str, np.ndarray]:
         name, change = found
         return "rows of the embedding table", distances(change, pack.value(0, name).double()).numpy()
     (site, changes), *_ = spanning(bench, moved).items()
-    basis = row_space(changes, rounding(update, bench, site, moved))
+    size = bench.backbone.reader.d_in  # type: ignore[union-attr]
     width = min(int(bench.table.lengths[run.rows(update)].max()), PLACES)
-    return "the span of the first block's inputs", -apart(pack, site, basis, width).numpy()
+    change = torch.cat(changes)
+    least = max(rounding(update, bench, site, moved), 1e-12 * float(torch.linalg.matrix_norm(change, 2)))
+    return "what the first block's inputs span", likelihoods(change, least, size, inputs(pack, site, width)).numpy()
 
 
 def rows_of_table(bench: Bench, moved: Mapping[str, Tensor]) -> tuple[str, Tensor] | None:
@@ -141,33 +151,48 @@ def rounding(update: KeptUpdate, bench: Bench, site: Site, moved: Mapping[str, T
     return largest
 
 
-def row_space(changes: list[Tensor], least: float) -> Tensor:
-    """[R, d] an orthonormal basis of the rows of changes [m, d] together.
+def likelihoods(change: Tensor, least: float, size: int, candidates: Iterable[Tensor]) -> Tensor:
+    """[V] of each token: first those that lie in the span of a change [m, d], then those that explain it, then the nearest.
+
+    All are alike, and none is looked at, if the change spans all of the space, in which every token lies.
 
     Args:
-        least: singular values up to this are rounding.
+        least: singular values of the change up to this are rounding. size: of the vocabulary, V.
+        candidates: what would enter the layer, [c, width, d], of some tokens after others at each of some places.
     """
-    whole = torch.cat(changes)
-    _, values, rows = torch.linalg.svd(whole, full_matrices=False)
-    return rows[values > max(least, 1e-12 * float(values[0]))]
+    span, d = row_space(change, least), change.shape[1]
+    if len(span) == d:
+        return torch.zeros(size, dtype=torch.float64)
+    far, means = list[Tensor](), list[Tensor]()
+    of_place: Tensor | float = 0.0
+    for x in candidates:
+        far.append(apart(x.flatten(0, 1), span).view(x.shape[:2]).min(1).values)
+        means.append(x.mean(1))
+        of_place = of_place + x.sum(0)
+    distance, tokens, of_place = torch.cat(far), torch.cat(means), torch.as_tensor(of_place)
+    score = torch.where(distance > INSIDE, -distance, d + 1 - distance)
+    if int((distance <= INSIDE).sum()) >= len(span):
+        return score  # as many tokens as the span has directions: they explain it
+    places = row_space(of_place, 1e-6 * float(of_place.norm()))[: d // 4]
+    change, tokens = without(change, places), without(tokens, places)
+    near = apart(tokens, row_space(change, least)).argsort()[: SOUGHT // max(len(span), 1)]
+    found = near[pursue(change, tokens[near], least, min(d - len(places) - 1, AT_MOST))]
+    found = found[distance[found] > INSIDE]
+    score[found] = torch.arange(len(found), 0, -1, dtype=torch.float64)
+    return score
 
 
 @torch.no_grad()
-def apart(pack: Pack, site: Site, basis: Tensor, width: int) -> Tensor:
-    """[V] of each token, how far off a subspace what enters a layer lies, over its length, at the nearest of ``width`` places."""
+def inputs(pack: Pack, site: Site, width: int) -> Iterator[Tensor]:
+    """What enters a layer, [c, width, d], of some tokens of the vocabulary after others, at each of the first places."""
     reader = pack.backbone.reader
     assert reader is not None
-    found: list[Tensor] = []
     for tokens in torch.arange(reader.d_in, device=pack.device).split(max(CHUNK // (width * site.d_in), 1)):
         ids = tokens[:, None].expand(-1, width).contiguous()
         pack.weave.prefix = None
         with pack.weave.attached(None, 1, None), up_to_layer(pack.backbone, site.name) as entered:
             pack.backbone.model(input_ids=ids, attention_mask=torch.ones_like(ids))
-        x = entered[0].double().cpu().view(len(tokens), -1, site.d_in)
-        off = x - (x @ basis.mT) @ basis
-        found.append((off.norm(dim=-1) / x.norm(dim=-1).clamp(min=1e-30)).min(1).values)
-    far = torch.cat(found)
-    return far.where(far > ALIKE, 0.0)
+        yield entered[0].double().cpu().view(len(tokens), width, site.d_in)
 
 
 def ids_of(bench: Bench, rows: np.ndarray) -> np.ndarray:
