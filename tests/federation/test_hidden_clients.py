@@ -390,6 +390,22 @@ def test_a_round_counts_from_the_moment_at_which_it_begins(tmp_path: Path) -> No
     assert Spending(tmp_path / "privacy.json", privacy).rounds == 3
 
 
+def test_a_budget_whose_file_is_gone_or_older_is_not_begun_anew(tmp_path: Path) -> None:
+    privacy, path = plan("dp-fedavg:noise=1", rounds=5), tmp_path / "privacy.json"
+    spending = Spending(path, privacy)
+    spending.begin(0)
+    older = path.read_bytes()
+    spending.begin(1)
+    path.write_bytes(older)
+    with pytest.raises(UserError, match="an older one and does not count round 2"):
+        Spending(path, privacy).begin(2)
+    path.unlink()
+    with pytest.raises(UserError, match="gone and does not count round 2"):
+        Spending(path, privacy).begin(2)
+    assert not path.exists()
+    Spending(path, privacy).begin(0)
+
+
 @pytest.mark.parametrize(
     ("factorization", "norm"), [("tree", math.sqrt(3)), ("banded", math.sqrt(1 + 1 / 4 + 9 / 64 + 25 / 256))]
 )

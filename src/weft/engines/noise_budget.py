@@ -37,8 +37,13 @@ class Spending:
         """A round begins; whether a pass of ``dp-ftrl`` does, too.
 
         Raises:
-            UserError: it would take ε beyond the budget.
+            UserError: it would take ε beyond the budget; or the file does not know of rounds that were played.
         """
+        if t > self.last + 1:
+            raise UserError(
+                f"{self.path} is {'an older one' if self.rounds else 'gone'} and does not count round {t}, which was played, so "
+                "that the budget would be told too small: put the newest one back, or begin a new run with another --name."
+            )
         if (why := self.over(t)) is not None:
             raise UserError(f"round {t + 1} is not played: {why}.")
         fresh = self._fresh(t)
