@@ -38,7 +38,7 @@ class Played:
         self.bytes: Counter[str] = Counter()
         protocol = protocol_of(replace(Privacy(mechanisms(text)), key=key if text == "ckks" else b""))
         terms = protocol.terms("a run", 0, len(next(iter(vectors.values()))))
-        server = protocol.server(terms, vectors)
+        server = protocol.server.begun(terms, vectors)
         clients: dict[str, ClientEnd] = {}
         while (kind := server.kind) is not None:
             for client in server.waiting:

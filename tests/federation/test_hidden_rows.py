@@ -162,6 +162,31 @@ def tiny_batch(pack: Pack, rows: np.ndarray) -> Batch:
     return make_batch(pack.task, pack.bench.table, rows[None], None, pack.device)
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_row_whose_gradient_has_no_norm_adds_nothing(bad: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would else undo the turn, by which it could be told."""
+    run = tiny.federation(FedIT(rank=2, optim=SGD), sizes=SIZES, privacy=plan("dp-sgd:noise=0,clip=0.05"))
+    pack = packed(run)
+    hidden = HiddenRows(pack, run.bench.privacy, [0.0] * 3)
+    names = list(pack.params("lora", "head"))
+    (batch,) = list(hidden.over(pack).batches(size=9))
+    assert batch.behind is not None
+    gradients = Pack.gradients_of_rows
+
+    def spoilt(self: Pack, objective: Any, each: Tensor, index: Any, keys: Any, only: Any) -> dict[str, Tensor]:
+        found = gradients(self, objective, each, index, keys, only)
+        found[names[0]][each == 1] = bad
+        return found
+
+    whole, _ = hidden._clipped(pack, run.method.objective, batch.behind, names, torch.arange(3))
+    monkeypatch.setattr(Pack, "gradients_of_rows", spoilt)
+    found, within = hidden._clipped(pack, run.method.objective, batch.behind, names, torch.arange(3))
+    for name in names:
+        assert not found[name][1].any()
+        torch.testing.assert_close(found[name][[0, 2]], whole[name][[0, 2]], rtol=0, atol=0)
+    assert within[1] == 0
+
+
 @pytest.mark.parametrize("model", ["bert", "llama", "vit"])
 def test_clipped_sums_are_those_of_one_row_after_the_other(model: str) -> None:
     clip = 0.05

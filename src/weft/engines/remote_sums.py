@@ -80,10 +80,10 @@ class RemoteSums:
         """A sum that was under way when the coordinator stopped, or a new one."""
         with suppress(Refused):  # a torn one is of no use, and sites take care of themselves
             if self.path.exists():
-                state = self.protocol.server_from(files.read(self.path))
+                state = self.protocol.server.loaded(files.read(self.path))
                 if state.terms == terms and set(state.asked) <= set(cohort):
                     return state
-        state = self.protocol.server(terms, ready)
+        state = self.protocol.server.begun(terms, ready)
         files.write(self.path, state.saved())
         return state
 

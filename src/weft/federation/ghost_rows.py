@@ -114,6 +114,8 @@ class GhostRows:
         square = book.squares()
         for grad in grads.values():
             square += grad.double().square().reshape(n, -1).sum(1)
+        if not bool(square.isfinite().all()):
+            raise Unknown
         factor = (clip / square.sqrt().clamp(min=1e-30)).clamp(max=1.0)
         self.numbers = max(self.numbers, -(-(book.numbers + sum(v.numel() for v in leaves.values())) // n))
         sums = {name: torch.tensordot(factor.to(g), g, 1) for name, g in grads.items()} | book.sums(factor)

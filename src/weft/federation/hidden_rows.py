@@ -50,13 +50,11 @@ class HiddenRows:
     Attributes:
         steps: [K] that each client has taken in this turn. shares: [K] chances of its rows to be drawn, the largest of the turn.
         noted: [K] steps that clients have taken note of. counting: steps are counted, and nothing else is done.
+        clips: [K] C of each client, which may follow a quantile of the norms of its rows' gradients.
         ghosts: how steps are taken whose gradients of single rows do not fit together.
 
     Args:
         noise: z of each client.
-
-    Attributes:
-        clips: [K] C of each client, which may follow a quantile of the norms of its rows' gradients.
     """
 
     def __init__(self, pack: Pack, privacy: Privacy, noise: Sequence[float] | None = None):
@@ -164,7 +162,7 @@ class HiddenRows:
         expected[who] = real.expected.to(expected).clamp(min=1e-12)
         found, within = self._clipped(pack, objective, real, names, who)
         noise = {n: torch.zeros_like(v) for n, v in found.items()}
-        for k, came in zip(who.tolist(), (real.index >= 0).sum(1).tolist(), strict=True):
+        for k, came in zip(who.tolist(), real.sizes.tolist(), strict=True):
             z, counting = self.link.divided(self.noise[k], float(expected[k]))
             for name in sorted(found):
                 shape = pack.shapes[name][k]
@@ -197,6 +195,9 @@ class HiddenRows:
             grads = pack.gradients_of_rows(objective, chosen[part], index[part], None if keys is None else keys[part], names)
             square = torch.stack([g.double().square().reshape(len(g), -1).sum(1) for g in grads.values()]).sum(0)
             factor = (clips[chosen[part]] / square.sqrt().clamp(min=1e-30)).clamp(max=1.0)
+            if not bool(square.isfinite().all()):  # a row without a norm adds nothing, and spoils nobody's sum
+                factor = factor.where(square.isfinite(), 0.0)
+                grads = {n: g.where(factor.view(-1, *[1] * (g.dim() - 1)) > 0, 0.0) for n, g in grads.items()}
             within.index_add_(0, chosen[part], (factor >= 1).long())
             for name, grad in grads.items():
                 scaled = grad * factor.view(-1, *[1] * (grad.dim() - 1)).to(grad)

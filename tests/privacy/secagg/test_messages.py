@@ -315,3 +315,11 @@ def test_torn_states_are_refused(data: bytes) -> None:
     for torn in (data, whole[:-1], whole + data + b"0", whole[:9]):
         with pytest.raises(Refused):
             packets.load(torn)
+
+
+@pytest.mark.parametrize("told", [1, 4])
+def test_a_question_of_another_protocol_is_refused_at_any_time(told: int) -> None:
+    sum_ = begun(N).until("shares") if told == 1 else begun(N).played()
+    asked = Packet("opened", "down", sum_.terms.run, sum_.terms.round, sum_.server.nonce, ME).written()
+    with pytest.raises(Refused, match=r"is opened down where|The sum is over"):
+        sum_.clients[ME].answer(asked)

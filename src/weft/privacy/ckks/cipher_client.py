@@ -20,7 +20,7 @@ import numpy as np
 from weft.communication.strict import Refused, plain, quoted
 from weft.privacy.ckks.cipher import Cipher
 from weft.privacy.sums import packets
-from weft.privacy.sums.packets import CKKS, Kind, Packet
+from weft.privacy.sums.packets import CKKS, Packet
 from weft.privacy.sums.protocol import ClientEnd
 from weft.privacy.sums.sum_terms import SumTerms
 
@@ -28,17 +28,15 @@ from weft.privacy.sums.sum_terms import SumTerms
 class CipherClient(ClientEnd):
     """A client in the only attempt at one sum.
 
-    Attributes:
-        terms: what the client has agreed to. me: its id. nonce: of the attempt.
-        told: its answers so far, each with the digest of its question.
-
     Args:
         cipher: with the key of all sites.
     """
 
+    kinds = CKKS
+
     def __init__(self, terms: SumTerms, me: str, nonce: str, cipher: Cipher) -> None:
-        self.terms, self.me, self.nonce, self.cipher = terms, me, nonce, cipher
-        self.told: dict[Kind, tuple[str, bytes]] = {}
+        super().__init__(terms, me, nonce)
+        self.cipher = cipher
 
     @classmethod
     def begun(cls, terms: SumTerms, me: str, question: bytes, cipher: Cipher, before: CipherClient | None = None) -> Self:
@@ -57,28 +55,12 @@ class CipherClient(ClientEnd):
             raise Refused(f"Round {plain(terms.round)} is over: this client has sealed its vector in {before.terms.round}.")
         return cls(terms, me, packet.nonce, cipher)
 
-    def has_told(self, question: bytes) -> bool:
-        return packets.digest(question) in {asked for asked, _ in self.told.values()}
-
     @property
     def over(self) -> bool:
         return True
 
-    def answer(self, question: bytes, vector: np.ndarray | None = None) -> bytes:
-        packet = Packet.read(question)
-        if packet.kind in self.told:
-            asked, answer = self.told[packet.kind]
-            if asked != packets.digest(question):
-                raise Refused(f"The question {packet.kind} has been answered, and this is another one.")
-            return answer
-        if len(self.told) == len(CKKS):
-            raise Refused("The sum is over: all of its questions have been answered.")
-        kind = CKKS[len(self.told)]
-        packet.expect(kind, "down", self.terms, self.nonce, self.me)
-        body = self._sealed(vector) if kind == "sealed" else self._opened(packet)
-        answer = Packet(kind, "up", self.terms.run, self.terms.round, self.nonce, self.me, body=body).written()
-        self.told[kind] = packets.digest(question), answer
-        return answer
+    def _body(self, packet: Packet, vector: np.ndarray | None) -> bytes:
+        return self._sealed(vector) if packet.kind == "sealed" else self._opened(packet)
 
     def _sealed(self, vector: np.ndarray | None) -> bytes:
         if vector is None or vector.dtype != np.uint32 or vector.shape != (self.terms.length,):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from typing import Self
 
@@ -11,35 +10,23 @@ import numpy as np
 from weft.communication.strict import Refused, quoted
 from weft.privacy.ckks.cipher import FINGERPRINT, SIZE, Cipher, ciphertexts
 from weft.privacy.sums import packets
-from weft.privacy.sums.packets import CKKS, NONCE, Kind, Packet
+from weft.privacy.sums.packets import CKKS, Packet
 from weft.privacy.sums.protocol import ServerEnd
 from weft.privacy.sums.sum_terms import SumTerms
 
 
 class CipherServer(ServerEnd):
-    """One attempt at one sum. Ciphertexts are added up for each key by itself, and the sum is of the key that most clients have.
+    """One attempt at one sum. Ciphertexts of each key are added up by themselves, and the sum is of the key that most have."""
 
-    Attributes:
-        nonce: of the attempt.
-    """
+    kinds = CKKS
 
     def __init__(self, terms: SumTerms, clients: Iterable[str], nonce: str) -> None:
-        self.terms, self.nonce = terms, nonce
-        self.asked = tuple(sorted(set(clients)))
-        self.closed = {}
+        super().__init__(terms, clients, nonce)
         self._cipher = Cipher()
         self._told: dict[str, tuple[str, str]] = {}  # client -> digest of its sealed answer, its key's fingerprint
         self._sums: dict[str, bytes] = {}  # by fingerprint
         self._openers: list[str] = []  # in their order; the first is asked
         self._total: bytes | None = None
-
-    @classmethod
-    def begun(cls, terms: SumTerms, clients: Iterable[str]) -> Self:
-        return cls(terms, clients, os.urandom(NONCE).hex())
-
-    @property
-    def kind(self) -> Kind | None:
-        return CKKS[len(self.closed)] if len(self.closed) < len(CKKS) else None
 
     @property
     def waiting(self) -> tuple[str, ...]:
@@ -135,7 +122,6 @@ class CipherServer(ServerEnd):
 
     @classmethod
     def loaded(cls, data: bytes) -> Self:
-        """Undo :meth:`saved`. Raises: Refused: the bytes are torn."""
         head, blobs = packets.load(data)
         made = cls(SumTerms.loaded(head["terms"]), head["asked"], head["nonce"])
         made.closed = {kind: tuple(head["closed"][kind]) for kind in CKKS if kind in head["closed"]}

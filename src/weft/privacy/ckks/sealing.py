@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
@@ -12,7 +12,6 @@ from weft.privacy.ckks.cipher import FINGERPRINT, SIZE, SLOTS, Cipher, ciphertex
 from weft.privacy.ckks.cipher_client import CipherClient
 from weft.privacy.ckks.cipher_server import CipherServer
 from weft.privacy.mechanism import CKKS
-from weft.privacy.sums import packets
 from weft.privacy.sums.packets import Kind
 from weft.privacy.sums.protocol import ClientEnd, SumProtocol
 from weft.privacy.sums.sum_terms import SumTerms
@@ -30,18 +29,12 @@ class Sealing(SumProtocol):
     key: bytes = b""
 
     name: ClassVar[str] = CKKS.name
-    kinds: ClassVar[tuple[Kind, ...]] = packets.CKKS
+    server: ClassVar[type[CipherServer]] = CipherServer
     vector: ClassVar[Kind] = "sealed"
     width: ClassVar[int] = SIZE // SLOTS
 
     def terms(self, run: str, round: int, length: int) -> SumTerms:
         return SumTerms(run, round, length, least=self.link.least)
-
-    def server(self, terms: SumTerms, clients: Iterable[str]) -> CipherServer:
-        return CipherServer.begun(terms, clients)
-
-    def server_from(self, saved: bytes) -> CipherServer:
-        return CipherServer.loaded(saved)
 
     def client(self, terms: SumTerms, me: str, question: bytes, before: ClientEnd | None) -> CipherClient:
         assert before is None or isinstance(before, CipherClient)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,7 +11,7 @@ from weft.privacy.secagg.pairwise import PUBLIC, SEALED
 from weft.privacy.secagg.secret_shares import SECRET
 from weft.privacy.secagg.sum_client import SumClient
 from weft.privacy.secagg.sum_server import SumServer
-from weft.privacy.sums.packets import SECAGG, Kind
+from weft.privacy.sums.packets import Kind
 from weft.privacy.sums.protocol import ClientEnd, SumProtocol
 from weft.privacy.sums.sum_terms import SumTerms
 
@@ -23,19 +23,13 @@ class Masking(SumProtocol):
     link: SecAgg
 
     name: ClassVar[str] = SecAgg.name
-    kinds: ClassVar[tuple[Kind, ...]] = SECAGG
+    server: ClassVar[type[SumServer]] = SumServer
     vector: ClassVar[Kind] = "masked"
     width: ClassVar[int] = 4
 
     def terms(self, run: str, round: int, length: int) -> SumTerms:
         link = self.link
         return SumTerms(run, round, length, self.width, least=link.least, degree=link.degree, share=link.share)
-
-    def server(self, terms: SumTerms, clients: Iterable[str]) -> SumServer:
-        return SumServer.begun(terms, clients)
-
-    def server_from(self, saved: bytes) -> SumServer:
-        return SumServer.loaded(saved)
 
     def client(self, terms: SumTerms, me: str, question: bytes, before: ClientEnd | None) -> SumClient:
         assert before is None or isinstance(before, SumClient)

@@ -30,19 +30,12 @@ from weft.privacy.sums.sum_terms import SumTerms
 
 
 class SumClient(ClientEnd):
-    """A client in one attempt at one sum. Save it after each answer and before the answer is sent.
+    """A client in one attempt at one sum. Another answer could tell both shares of a neighbour, or two vectors under one mask."""
 
-    A question that comes again gets the same answer. Another question in its place is refused: two answers could tell both shares
-    of a neighbour, or two vectors under the same masks.
-
-    Attributes:
-        terms: what the client has agreed to. me: its id. nonce: of the attempt.
-        told: its answers so far, each with the digest of its question.
-    """
+    kinds = SECAGG
 
     def __init__(self, terms: SumTerms, me: str, nonce: str) -> None:
-        self.terms, self.me, self.nonce = terms, me, nonce
-        self.told: dict[Kind, tuple[str, bytes]] = {}
+        super().__init__(terms, me, nonce)
         self._ids: dict[Kind, tuple[str, ...]] = {}  # whom questions have told of
         self._private: dict[str, bytes] = {}  # mask, seal, seed
         self._public: dict[str, bytes] = {}  # own keys and those of neighbours
@@ -71,30 +64,15 @@ class SumClient(ClientEnd):
         made._tell(packet, question, made._public[me])
         return made
 
-    def has_told(self, question: bytes) -> bool:
-        return packets.digest(question) in {asked for asked, _ in self.told.values()}
-
     @property
     def over(self) -> bool:
         """It has told its shares: two sums over different clients would give away those who are in one of them alone."""
         return "unmask" in self.told
 
-    def answer(self, question: bytes, vector: np.ndarray | None = None) -> bytes:
-        packet = Packet.read(question)
-        if packet.kind in self.told:
-            asked, answer = self.told[packet.kind]
-            if asked != packets.digest(question):
-                raise Refused(f"The question {packet.kind} has been answered, and this is another one.")
-            return answer
-        kind = SECAGG[len(self.told)]
-        packet.expect(kind, "down", self.terms, self.nonce, self.me)
-        if kind == "shares":
-            body = self._shares(packet)
-        elif kind == "masked":
-            body = self._masked(packet, vector)
-        else:
-            body = self._unmask(packet)
-        return self._tell(packet, question, body)
+    def _body(self, packet: Packet, vector: np.ndarray | None) -> bytes:
+        if packet.kind == "shares":
+            return self._shares(packet)
+        return self._masked(packet, vector) if packet.kind == "masked" else self._unmask(packet)
 
     def saved(self) -> bytes:
         groups: dict[str, dict[str, bytes]] = {
@@ -127,10 +105,8 @@ class SumClient(ClientEnd):
         return Attempt(self.terms.run, self.terms.round, self.nonce, ids)
 
     def _tell(self, packet: Packet, question: bytes, body: bytes) -> bytes:
-        answer = Packet(packet.kind, "up", self.terms.run, self.terms.round, self.nonce, self.me, body=body).written()
         self._ids[packet.kind] = packet.ids
-        self.told[packet.kind] = packets.digest(question), answer
-        return answer
+        return super()._tell(packet, question, body)
 
     def _graph(self, ids: tuple[str, ...]) -> Neighbourhood:
         return Neighbourhood(self.terms, ids)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from typing import Self
 
@@ -15,32 +14,20 @@ from weft.privacy.secagg.pairwise import KEY, PUBLIC, SEALED, Attempt, check_pub
 from weft.privacy.secagg.secret_shares import SECRET
 from weft.privacy.secagg.sum_client import committed
 from weft.privacy.sums import packets
-from weft.privacy.sums.packets import NONCE, SECAGG, Kind, Packet
+from weft.privacy.sums.packets import SECAGG, Kind, Packet
 from weft.privacy.sums.protocol import ServerEnd
 from weft.privacy.sums.sum_terms import SumTerms
 
 
 class SumServer(ServerEnd):
-    """One attempt at one sum.
+    """One attempt at one sum."""
 
-    Attributes:
-        nonce: of the attempt.
-    """
+    kinds = SECAGG
 
     def __init__(self, terms: SumTerms, clients: Iterable[str], nonce: str) -> None:
-        self.terms, self.nonce = terms, nonce
-        self.asked: tuple[str, ...] = tuple(sorted(set(clients)))
-        self.closed: dict[Kind, tuple[str, ...]] = {}
+        super().__init__(terms, clients, nonce)
         self._told: dict[Kind, dict[str, bytes]] = {kind: {} for kind in SECAGG}  # of masked vectors, digests
         self._sum = np.zeros(terms.length, np.uint32)
-
-    @classmethod
-    def begun(cls, terms: SumTerms, clients: Iterable[str]) -> Self:
-        return cls(terms, clients, os.urandom(NONCE).hex())
-
-    @property
-    def kind(self) -> Kind | None:
-        return SECAGG[len(self.closed)] if len(self.closed) < len(SECAGG) else None
 
     @property
     def waiting(self) -> tuple[str, ...]:
@@ -131,7 +118,6 @@ class SumServer(ServerEnd):
 
     @classmethod
     def loaded(cls, data: bytes) -> Self:
-        """Undo :meth:`saved`. Raises: Refused: the bytes are torn."""
         head, blobs = packets.load(data)
         made = cls(SumTerms.loaded(head["terms"]), head["asked"], head["nonce"])
         made.closed = {kind: tuple(head["closed"][kind]) for kind in SECAGG if kind in head["closed"]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import ClassVar, Self
@@ -9,15 +10,18 @@ from typing import ClassVar, Self
 import numpy as np
 
 from weft.communication import Direction
+from weft.communication.strict import Refused
 from weft.privacy.hiding import Privacy
 from weft.privacy.mechanism import CKKS, SecAgg
-from weft.privacy.sums.packets import Kind, Packet
+from weft.privacy.sums import packets
+from weft.privacy.sums.packets import NONCE, Kind, Packet
 from weft.privacy.sums.sum_terms import SumTerms
 
 Sizes = Mapping[tuple[Kind, Direction], tuple[int, int]]
 """By message of one client the bytes of its body, and all of its bytes."""
 
-NONCE = "0" * 32
+NAMELESS = "0" * 2 * NONCE
+"""An attempt that nobody has begun."""
 
 
 class ServerEnd(ABC):
@@ -27,23 +31,32 @@ class ServerEnd(ABC):
     have not answered. A client that fails once is out, and so is one whose answer is refused. After the last, :meth:`total`.
 
     Attributes:
-        terms: of the sum. asked: whom the question in turn goes to, sorted.
+        kinds: of the questions, in order.
+        terms: of the sum. nonce: of the attempt. asked: whom the question in turn goes to, sorted.
         closed: who has answered each question that has ended, sorted.
     """
 
-    terms: SumTerms
-    asked: tuple[str, ...]
-    closed: dict[Kind, tuple[str, ...]]
+    kinds: ClassVar[tuple[Kind, ...]]
+
+    def __init__(self, terms: SumTerms, clients: Iterable[str], nonce: str) -> None:
+        self.terms, self.nonce = terms, nonce
+        self.asked: tuple[str, ...] = tuple(sorted(set(clients)))
+        self.closed: dict[Kind, tuple[str, ...]] = {}
+
+    @classmethod
+    def begun(cls, terms: SumTerms, clients: Iterable[str]) -> Self:
+        """With a new name for the attempt, so that nothing of one that came to nothing is taken for its own."""
+        return cls(terms, clients, os.urandom(NONCE).hex())
 
     @classmethod
     @abstractmethod
-    def begun(cls, terms: SumTerms, clients: Iterable[str]) -> Self:
-        """With a new name for the attempt, so that nothing of one that came to nothing is taken for its own."""
+    def loaded(cls, data: bytes) -> Self:
+        """Undo :meth:`saved`. Raises: Refused: the bytes are torn."""
 
     @property
-    @abstractmethod
     def kind(self) -> Kind | None:
         """Of the question in turn; None when all have ended."""
+        return self.kinds[len(self.closed)] if len(self.closed) < len(self.kinds) else None
 
     @property
     @abstractmethod
@@ -94,24 +107,30 @@ class ServerEnd(ABC):
 class ClientEnd(ABC):
     """A client in one attempt at one sum. Save it after each answer and before the answer is sent.
 
-    A question that comes again gets the same answer; another question in its place is refused.
+    A question that comes again gets the same answer; another question in its place is refused: two answers could tell what one
+    does not.
 
     Attributes:
-        terms: what the client has agreed to.
+        kinds: of the questions, in order.
+        terms: what the client has agreed to. me: its id. nonce: of the attempt.
+        told: its answers so far, each with the digest of its question.
     """
 
-    terms: SumTerms
+    kinds: ClassVar[tuple[Kind, ...]]
 
-    @abstractmethod
+    def __init__(self, terms: SumTerms, me: str, nonce: str) -> None:
+        self.terms, self.me, self.nonce = terms, me, nonce
+        self.told: dict[Kind, tuple[str, bytes]] = {}
+
     def has_told(self, question: bytes) -> bool:
         """Whether this very question has been answered."""
+        return packets.digest(question) in {asked for asked, _ in self.told.values()}
 
     @property
     @abstractmethod
     def over(self) -> bool:
         """Whether the client takes part in no other attempt at the sum of this round."""
 
-    @abstractmethod
     def answer(self, question: bytes, vector: np.ndarray | None = None) -> bytes:
         """The answer to the next question, or to one that has been answered.
 
@@ -122,6 +141,25 @@ class ClientEnd(ABC):
             Refused: the question is not in turn, not for this client, not well-formed, or one that the protocol forbids to
             answer. ValueError: there is no such vector.
         """
+        packet = Packet.read(question)
+        if packet.kind in self.told:
+            asked, answer = self.told[packet.kind]
+            if asked != packets.digest(question):
+                raise Refused(f"The question {packet.kind} has been answered, and this is another one.")
+            return answer
+        if len(self.told) == len(self.kinds):
+            raise Refused("The sum is over: all of its questions have been answered.")
+        packet.expect(self.kinds[len(self.told)], "down", self.terms, self.nonce, self.me)
+        return self._tell(packet, question, self._body(packet, vector))
+
+    @abstractmethod
+    def _body(self, packet: Packet, vector: np.ndarray | None) -> bytes:
+        """Of the answer to a question that is in turn; see :meth:`answer`."""
+
+    def _tell(self, packet: Packet, question: bytes, body: bytes) -> bytes:
+        answer = Packet(packet.kind, "up", self.terms.run, self.terms.round, self.nonce, self.me, body=body).written()
+        self.told[packet.kind] = packets.digest(question), answer
+        return answer
 
     @abstractmethod
     def saved(self) -> bytes:
@@ -132,12 +170,12 @@ class SumProtocol(ABC):
     """How an engine begins both ends.
 
     Attributes:
-        name: of the mechanism, and of its part in bills. kinds: its questions, in order. vector: the one that vectors answer.
-        width: bytes of a number of a vector on the wire.
+        name: of the mechanism, and of its part in bills. server: what its end is.
+        vector: the question that vectors answer. width: bytes of a number of a vector on the wire.
     """
 
     name: ClassVar[str]
-    kinds: ClassVar[tuple[Kind, ...]]
+    server: ClassVar[type[ServerEnd]]
     vector: ClassVar[Kind]
     width: ClassVar[int]
 
@@ -145,13 +183,10 @@ class SumProtocol(ABC):
     def terms(self, run: str, round: int, length: int) -> SumTerms:
         """See :class:`~weft.privacy.sums.sum_terms.SumTerms`."""
 
-    @abstractmethod
-    def server(self, terms: SumTerms, clients: Iterable[str]) -> ServerEnd:
-        """A new attempt over these clients."""
-
-    @abstractmethod
-    def server_from(self, saved: bytes) -> ServerEnd:
-        """Undo :meth:`ServerEnd.saved`. Raises: Refused: the bytes are torn."""
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """The questions, in order."""
+        return self.server.kinds
 
     @abstractmethod
     def client(self, terms: SumTerms, me: str, question: bytes, before: ClientEnd | None) -> ClientEnd:
@@ -184,7 +219,7 @@ class SumProtocol(ABC):
                 continue
             told = ids if kind != self.kinds[0] else ()
             for direction, named, body in (("down", told, down), ("up", (), up)):
-                head = Packet(kind, direction, terms.run, terms.round, NONCE, client, named)  # type: ignore[arg-type]
+                head = Packet(kind, direction, terms.run, terms.round, NAMELESS, client, named)  # type: ignore[arg-type]
                 found[kind, direction] = body, len(head.written()) + body  # type: ignore[index]
         return found
 
