@@ -189,5 +189,5 @@ def opened(folder: Path, at: int | None = None, asked: Asked = NOTHING) -> Itera
         own = [c.data.test for c in held.clients]
         strangers = np.unique(np.concatenate([held.tests.test, *own])).astype(np.int64)
         settings = held.info["settings"]
-        share, summed = float(settings["participation"]), Privacy(mechanisms(settings["privacy"])).summed is not None
+        share, summed = float(settings["participation"]), Privacy(mechanisms(settings.get("privacy", "none"))).summed is not None
         yield Audited(held.method, held.server, held.clients, strangers, updates, lines, asked, share, summed)
