@@ -25,6 +25,7 @@ from weft.federation.rounds import enter
 from weft.federation.turn import Turn
 from weft.methods import FedAvg
 from weft.privacy.hiding import Privacy, mechanisms
+from weft.tensors.ghost_book import Book
 from weft.testing.compare import equal, state
 
 SGD = Optim("sgd", lr=0.5, schedule="constant")
@@ -306,3 +307,15 @@ def test_runs_are_the_same_but_for_rounding_and_so_is_what_they_count(
     assert work[0] == work[1]
     assert all(w.backward for w in work[0].values())
     assert equal(state(runs[0]), state(runs[1]), 1e-9)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_rows_with_one_of_no_norm_are_taken_one_by_one(bad: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tiny.federation(FedAvg(optim=SGD), "bert", sizes=(4,), privacy=PRIVACY)
+    pack = packed(run)
+    squares = Book.squares
+    monkeypatch.setattr(Book, "squares", lambda self: squares(self).index_fill(0, torch.tensor([0]), bad))
+    hidden, index = HiddenRows(pack, run.bench.privacy, [0.0]), run.clients[0].data.train[:, None]
+    each, names = torch.zeros(4, dtype=torch.long), list(pack.params("*"))
+    assert hidden.ghosts.sums(pack, run.method.objective, each, index, None, names, [0.05], 1 << 30) is None
+    assert not hidden.ghosts.shares

@@ -137,6 +137,14 @@ def gap(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
     return math.sqrt(sum(float((a[n] - b[n]).square().sum()) for n in a))
 
 
+def test_as_many_carry_the_mean_as_take_part_on_average_and_one_of_each_kind() -> None:
+    run = tiny.federation(small("heterofl"), shallow(small("heterofl")), sizes=(3,) * 10, rounds=1)
+    kinds = [c.facts["rate"] for c in run.server.clients]
+    for chance in (1.0, 0.5, 0.01):
+        found = [c.facts["rate"] for c in OneMean(run.method, run.server).expected(chance)]
+        assert {k: found.count(k) for k in kinds} == {k: max(1, round(chance * kinds.count(k))) for k in kinds}
+
+
 @pytest.mark.parametrize("size", [0.01, 3.0, 1e12])
 def test_one_client_more_or_less_moves_the_model_by_the_norm_over_the_expected_cohort(size: float) -> None:
     """Whatever it sends, and whatever count of rows it claims."""

@@ -413,6 +413,13 @@ def test_a_client_without_rows_spends_nothing_and_no_noise_is_found_for_it(slug:
     assert all(c.memo[MEMO]["noise"] > 0 for c in run.clients if MEMO in c.memo)
 
 
+def test_an_update_of_a_client_without_rows_finds_it_no_noise_either() -> None:
+    run = tiny.federation(FedIT(rank=2, batch=4), sizes=(6, 0), privacy=plan("dp-sgd:noise=2"))
+    hidden, memo = HiddenRows(packed(run), run.bench.privacy, [2.0, 0.0]), dict[str, object]()
+    assert hidden.spent(1, memo) == {"epsilon": 0.0, "next": 0.0}
+    assert memo == {}
+
+
 def test_each_step_on_a_batch_counts() -> None:
     """FedDAT moves two adapters in turn on every batch."""
     method = replace(registry.build("feddat"), batch=4)
