@@ -197,7 +197,7 @@ def join(
         "experiment": None if file is None else str(file),
         "deal": None if play is None else (str(_needed(file, "--as")), play),
         "folder": str(folder or Path("sites") / called),
-        "sum_key": str(sum_key) if sum_key.is_file() else None,
+        "sum_key": str(sum_key) if sum_key.exists() else None,
     }
     if write is not None:
         from weft.sites import joining

@@ -84,6 +84,6 @@ def hidden_update(update: Update, turn: Turn, privacy: Privacy, pack: Pack) -> d
 def _check(privacy: Privacy, client: str, epsilon: float) -> None:
     if not privacy.within(epsilon):
         raise UserError(
-            f"{client} has spent its budget of epsilon {privacy.epsilon:g}, and another turn would take it to {epsilon:.3g}: "
-            "its work is not sent."
+            f"a turn of {client} takes it to epsilon {epsilon:.3g}, beyond its budget of {privacy.epsilon:g}, and is not sent: "
+            "ask for more noise, or give a larger --epsilon."
         )

@@ -126,7 +126,9 @@ def read_key(path: Path) -> bytes:
         with path.open("rb") as file:
             key = file.read(LARGEST)
     except OSError as e:
-        raise UserError(f"can't read the key of encrypted sums, {path} ({e.strerror}): make it with weft keys sums.") from None
+        raise UserError(
+            f"can't read the key of encrypted sums, {path} ({e.strerror}): copy it from a site that has it."
+        ) from None
     try:
         Cipher(key)
     except UserError as e:
